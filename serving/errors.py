@@ -1,0 +1,70 @@
+"""What can go wrong in the service, said without naming a transport.
+
+    LatentdError
+    ├── InvalidInput       the caller's request cannot be right; names the field
+    ├── ModelNotFound      no such model or version is served
+    ├── Overloaded         refused at the door; says when to come back
+    ├── DeadlineExpired    the caller's deadline passed before the answer was ready
+    ├── NotReady           starting, draining or stopped; another server may answer
+    ├── BundleError        a bundle on disk is not what its manifest says
+    └── ConfigError        the operator's settings cannot be served
+
+`serving.wire` holds the one table that turns these into gRPC statuses.
+"""
+
+from __future__ import annotations
+
+
+class LatentdError(Exception):
+    """Base of every error whose message is a sentence written for the person who reads it."""
+
+
+class InvalidInput(LatentdError):
+    """A request that cannot be right.
+
+    field: path of the request's field, as in the .proto file ("x.data", "count").
+    what:  what is wrong with it, with the offending value where it is small.
+    hint:  what to do instead.
+    """
+
+    def __init__(self, field: str, what: str, hint: str = "") -> None:
+        self.field, self.what, self.hint = field, what, hint
+        super().__init__(f"{field}: {what}." + (f" {hint}." if hint else ""))
+
+
+class ModelNotFound(LatentdError):
+    """The named model or version is not served here; the message lists what is."""
+
+
+class Overloaded(LatentdError):
+    """The queue is full, or its wait would outlast the caller's deadline.
+
+    retry_after: seconds after which a retry is likely to be admitted.
+    """
+
+    def __init__(self, reason: str, what: str, retry_after: float) -> None:
+        self.reason, self.retry_after = reason, retry_after
+        super().__init__(f"{what}. Retry in {retry_after:.3f} s.")
+
+
+class DeadlineExpired(LatentdError):
+    """The caller's deadline passed while its rows waited; they were never run."""
+
+
+class NotReady(LatentdError):
+    """This server cannot take the call now: it is starting or draining."""
+
+
+class BundleError(LatentdError):
+    """A bundle is missing a file, altered, or not of a format this code reads.
+
+    reason: one word for the metric label (missing, checksum, format, signature, golden, engine).
+    """
+
+    def __init__(self, reason: str, what: str) -> None:
+        self.reason = reason
+        super().__init__(what)
+
+
+class ConfigError(LatentdError):
+    """The settings ask for what this machine cannot give; the server refuses to start."""
