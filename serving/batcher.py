@@ -1,0 +1,257 @@
+"""The batching engine: rows of many requests in, batches to one graph, rows back to each request.
+
+A `Lane` is one graph's queue and one thread. The thread pulls: whenever it is free and rows wait,
+it takes the next batch and runs it, so nothing is delayed for the sake of a fuller batch, and
+batches fill up by themselves exactly when the engine is the bottleneck. What came back is handed
+to the event loop in one call for the whole batch.
+
+Knows neither gRPC nor ONNX: `run` turns shares of payloads into arrays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import DeadlineExpired, LatentdError, NotReady, Overloaded
+from serving.metrics import Metrics
+from serving.rowqueue import Entry, RowQueue, Share
+
+log = logging.getLogger(__name__)
+
+Outputs = tuple[NDArray[Any] | None, ...]
+"""What a run gives: arrays whose first axis is the batch's rows; None for what nobody wanted."""
+
+Run = Callable[[Sequence[Share]], Outputs]
+
+Outcome = tuple[Share, Outputs | Exception]
+Answer = tuple[Entry, Outputs | Exception]
+
+MOST_ATTEMPTS: Final = 16
+"""Failing runs spent on finding whom to blame for one failed batch."""
+
+
+class EngineError(LatentdError):
+    """The engine raised on these rows, or gave back another number of rows than it was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """When a caller needs its answer."""
+
+    deadline: float = math.inf  # time.monotonic() seconds
+    background: bool = False
+
+
+class Lane:
+    """One graph's queue and the thread that empties it.
+
+    name:  "encoder" or "decoder"
+    model: name and version, for the gauges
+    run:   called in the lane's thread with the shares of one batch
+    """
+
+    def __init__(
+        self, name: str, model: tuple[str, int], queue: RowQueue, run: Run, metrics: Metrics
+    ) -> None:
+        self.name = name
+        self._queue = queue
+        self._run = run
+        self._changed = threading.Condition()  # guards the queue and the two flags
+        self._idle = False
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name=f"{name}-lane", daemon=True)
+        self._metrics = metrics
+        self._queue_seconds = metrics.stage_seconds.labels("queue", name)
+        self._run_seconds = metrics.stage_seconds.labels("run", name)
+        self._batch_rows = metrics.batch_rows.labels(name)
+        self._batch_fill = metrics.batch_fill.labels(name)
+        self._busy = metrics.engine_busy.labels(name)
+        metrics.queue_rows.labels(name, *model).set_function(lambda: queue.rows)
+        metrics.queue_oldest.labels(name, *model).set_function(self._oldest_age)
+        self._thread.start()
+
+    @property
+    def batch_rows(self) -> int:
+        """The most rows one batch takes."""
+        return self._queue.batch_rows
+
+    async def submit(self, payload: Any, rows: int, nbytes: int, urgency: Urgency) -> Outputs:
+        """Run `rows` rows of `payload`, however they are batched; their outputs, in order.
+
+        Raises Overloaded at once when there is no room or no time, DeadlineExpired when the
+        deadline passes before the last row ran, EngineError when the engine fails on these rows.
+        Cancelling the caller drops what has not been run.
+        """
+        reply: asyncio.Future[Outputs] = self._loop.create_future()
+        entry = Entry(payload, rows, nbytes, urgency.deadline, urgency.background, reply)
+        now = time.monotonic()
+        if urgency.deadline <= now:
+            self._metrics.dropped.labels(self.name, "expired").inc()
+            raise DeadlineExpired("The deadline had passed when the rows reached the queue.")
+        with self._changed:
+            if self._closing:
+                raise NotReady("The server is stopping. Another one may answer.")
+            try:
+                self._queue.admit(entry, now)
+            except Overloaded as refusal:
+                self._metrics.shed.labels(self.name, refusal.reason).inc()
+                raise
+            if self._idle:
+                self._changed.notify()
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            with self._changed:
+                if self._queue.discard(entry):
+                    self._metrics.dropped.labels(self.name, "cancelled").inc()
+            raise
+
+    async def close(self) -> None:
+        """Run what waits, then end the thread. New rows are refused from now on."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    # In the lane's thread.
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                batch, expired = self._queue.take(time.monotonic())
+                while not batch and not expired:
+                    if self._closing:
+                        return
+                    self._idle = True
+                    self._changed.wait()
+                    self._idle = False
+                    batch, expired = self._queue.take(time.monotonic())
+            answers: list[Answer] = [(entry, self._expired()) for entry in expired]
+            answers += self._run_batch(batch)
+            if answers:
+                # One call into the loop for the whole batch: a wake-up costs more than an answer.
+                self._loop.call_soon_threadsafe(_deliver, answers)
+
+    def _run_batch(self, batch: list[Share]) -> list[Answer]:
+        """Run one batch; the answers that it completes."""
+        now = time.monotonic()
+        for share in batch:
+            if share.start == 0:
+                self._queue_seconds.observe(now - share.entry.enqueued_at)
+        answers: list[Answer] = []
+        for share, outcome in self._isolate(batch, [MOST_ATTEMPTS]):
+            entry = share.entry
+            if not isinstance(outcome, Exception):
+                entry.parts.append(outcome)
+                if share.stop < entry.rows:
+                    continue
+                outcome = _rejoin(entry.parts)
+            if self._finish(entry):
+                answers.append((entry, outcome))
+        return answers
+
+    def _isolate(self, batch: list[Share], attempts: list[int]) -> list[Outcome]:
+        """Run a batch; if that fails, run its halves, down to the request that is to blame.
+
+        attempts: runs that may still fail before the rest is given up as the engine's own fault.
+        """
+        batch, outcomes = self._still_wanted(batch)
+        if not batch:
+            return outcomes
+        try:
+            outputs = self._run_timed(batch)
+        except Exception as error:
+            attempts[0] -= 1
+            self._metrics.failed_batches.labels(self.name).inc()
+            log.exception("The %s failed on a batch of %d requests.", self.name, len(batch))
+            if len(batch) > 1 and attempts[0] > 0:
+                middle = len(batch) // 2
+                outcomes += self._isolate(batch[:middle], attempts)
+                outcomes += self._isolate(batch[middle:], attempts)
+            else:
+                failure = EngineError(f"The {self.name} failed on these rows.")
+                failure.__cause__ = error
+                outcomes += [(share, failure) for share in batch]
+            return outcomes
+        start = 0
+        for share in batch:
+            stop = start + share.rows
+            outcomes.append((share, tuple(o if o is None else o[start:stop] for o in outputs)))
+            start = stop
+        return outcomes
+
+    def _still_wanted(self, batch: list[Share]) -> tuple[list[Share], list[Outcome]]:
+        """The last check before the run: without the cancelled, and the expired as outcomes."""
+        now = time.monotonic()
+        alive = [share for share in batch if not share.entry.dead]
+        late = [share for share in alive if share.entry.deadline <= now]
+        if late:
+            alive = [share for share in alive if share.entry.deadline > now]
+        return alive, [(share, self._expired()) for share in late]
+
+    def _run_timed(self, batch: list[Share]) -> Outputs:
+        rows = sum(share.rows for share in batch)
+        began = time.perf_counter()
+        outputs = self._run(batch)
+        seconds = time.perf_counter() - began
+        for output in outputs:
+            if output is not None and len(output) != rows:
+                raise EngineError(f"{rows} rows went in and {len(output)} came out.")
+        with self._changed:
+            self._queue.observe(rows, seconds)
+        self._run_seconds.observe(seconds)
+        self._busy.inc(seconds)
+        self._batch_rows.observe(rows)
+        self._batch_fill.observe(rows / self.batch_rows)
+        return outputs
+
+    def _finish(self, entry: Entry) -> bool:
+        """Mark the entry answered; False: somebody did before, or its caller has gone."""
+        with self._changed:
+            return self._queue.discard(entry)
+
+    def _expired(self) -> DeadlineExpired:
+        self._metrics.dropped.labels(self.name, "expired").inc()
+        return DeadlineExpired("The deadline passed while the rows waited. They were not run.")
+
+    def _oldest_age(self) -> float:
+        with self._changed:
+            oldest = self._queue.oldest()
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+
+def _deliver(answers: list[Answer]) -> None:
+    """In the event loop: each answer to its caller, once."""
+    for entry, answer in answers:
+        reply: asyncio.Future[Outputs] = entry.reply
+        if reply.done():
+            continue
+        if isinstance(answer, Exception):
+            reply.set_exception(answer)
+        else:
+            reply.set_result(answer)
+
+
+def _rejoin(parts: list[Outputs]) -> Outputs:
+    """The outputs of one request's shares, one below the other.
+
+    An output that only some of its batches had was wanted by their other requests.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*parts, strict=True)
+    return tuple(
+        None if any(part is None for part in column) else np.concatenate(column)
+        for column in columns
+    )

@@ -1,0 +1,174 @@
+"""Protocol messages to arrays and back, for the service and the client alike.
+
+Reading checks everything the array would not: dtype, shape, byte count, finiteness and range, each
+refused with an InvalidInput that names the field. Nothing is allocated before it has been checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import images
+from serving.bundle import XSpec
+from serving.errors import InvalidInput
+from serving.pb import vae_pb2 as pb
+
+Array = NDArray[Any]
+
+DATA_TYPES: Final[dict[str, pb.DataType]] = {
+    "uint8": pb.DATA_TYPE_UINT8,
+    "float32": pb.DATA_TYPE_FLOAT32,
+}
+_DTYPES: Final[dict[int, np.dtype[Any]]] = {
+    pb.DATA_TYPE_UINT8: np.dtype("u1"),
+    pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+}
+
+
+def to_tensor(array: Array) -> pb.Tensor:
+    """A uint8 or float32 array as a message."""
+    data_type = DATA_TYPES[array.dtype.name]
+    if array.dtype.byteorder == ">":  # the wire is little-endian
+        array = array.astype("<f4")
+    return pb.Tensor(dtype=data_type, shape=array.shape, data=array.tobytes())
+
+
+def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
+    """The message's array, a read-only view of its bytes. Raises InvalidInput naming `field`."""
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidInput(
+            f"{field}.dtype",
+            f"data type {tensor.dtype} is not one of this contract",
+            "Send DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
+        )
+    shape = tuple(tensor.shape)
+    if any(n < 0 for n in shape):
+        raise InvalidInput(f"{field}.shape", f"{list(shape)} has a negative length")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(tensor.data) != expected:
+        raise InvalidInput(
+            f"{field}.data",
+            f"{len(tensor.data)} bytes, where shape {list(shape)} of {dtype.name} takes {expected}",
+            "Send the array in row-major order without padding",
+        )
+    array: Array = np.frombuffer(tensor.data, dtype).reshape(shape)
+    return array
+
+
+def read_latents(tensor: pb.Tensor, latent_size: int, max_rows: int, field: str) -> Array:
+    """z: float32 of shape (rows, latent_size), finite, 1 to max_rows rows."""
+    if not tensor.shape and not tensor.data:
+        raise InvalidInput(field, "missing", f"Send float32 of shape rows, {latent_size}")
+    _check_form(tensor, "float32", (latent_size,), max_rows, field)
+    z = from_tensor(tensor, field)
+    _check_finite(z, f"{field}.data")
+    return z
+
+
+def read_rows(rows: pb.Rows, x: XSpec, max_rows: int, field: str) -> Array:
+    """x: the model's own dtype and shape, in its range, 1 to max_rows rows."""
+    content = rows.WhichOneof("content")
+    if content is None:
+        raise InvalidInput(
+            field,
+            "missing",
+            f"Send a tensor of {x.dtype} with shape rows, {_listed(x.shape)}"
+            + (", or PNG files" if images.fits(x) else ""),
+        )
+    if content == "png":
+        _check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
+        return images.read_pngs(rows.png.files, x, f"{field}.png.files")
+    field = f"{field}.tensor"
+    _check_form(rows.tensor, x.dtype, x.shape, max_rows, field)
+    values = from_tensor(rows.tensor, field)
+    low, high = x.range
+    if x.dtype == "float32":
+        _check_finite(values, f"{field}.data")
+    if (x.dtype == "float32" or (low, high) != (0, 255)) and values.size:
+        _check_range(values, low, high, f"{field}.data")
+    return values
+
+
+def write_rows(values: Array, png: bool) -> pb.Rows:
+    """x as a tensor, or as one PNG a row."""
+    if png:
+        return pb.Rows(png=pb.PngImages(files=images.write_pngs(values)))
+    return pb.Rows(tensor=to_tensor(values))
+
+
+def from_rows(rows: pb.Rows) -> Array | list[bytes]:
+    """What a response holds: an array, or the PNG files as they came."""
+    if rows.WhichOneof("content") == "png":
+        return list(rows.png.files)
+    return from_tensor(rows.tensor)
+
+
+def read_format(value: pb.Format, x: XSpec, field: str = "format") -> bool:
+    """Whether PNG was asked for."""
+    if value in (pb.FORMAT_UNSPECIFIED, pb.FORMAT_RAW):
+        return False
+    if value != pb.FORMAT_PNG:
+        raise InvalidInput(field, f"{value} is not one of this contract", "Send FORMAT_RAW or _PNG")
+    if not images.fits(x):
+        raise InvalidInput(
+            field,
+            f"PNG holds 8-bit grey or RGB images; this model's rows are {x.dtype} {x.kind}s of "
+            f"shape {_listed(x.shape)}",
+            "Ask for FORMAT_RAW",
+        )
+    return True
+
+
+def _check_form(
+    tensor: pb.Tensor, dtype: str, row_shape: Sequence[int], max_rows: int, field: str
+) -> None:
+    """Dtype, row shape and number of rows, before the bytes are looked at."""
+    if tensor.dtype != DATA_TYPES[dtype]:
+        sent = _DTYPES.get(tensor.dtype)
+        raise InvalidInput(
+            f"{field}.dtype",
+            f"{sent.name if sent else 'none'} was sent, the model takes {dtype}",
+            "Send the data as the model was trained on it; GetModel says how",
+        )
+    if len(tensor.shape) != len(row_shape) + 1 or tuple(tensor.shape[1:]) != tuple(row_shape):
+        raise InvalidInput(
+            f"{field}.shape",
+            f"{list(tensor.shape)} was sent, the model takes [rows, {_listed(row_shape)}]",
+        )
+    _check_rows(tensor.shape[0], max_rows, f"{field}.shape")
+
+
+def _check_rows(rows: int, max_rows: int, field: str) -> None:
+    if not 1 <= rows <= max_rows:
+        raise InvalidInput(
+            field,
+            f"{rows} rows, where 1 to {max_rows} are served in one request",
+            "Send the rows in several requests" if rows > max_rows else "",
+        )
+
+
+def _check_finite(values: Array, field: str) -> None:
+    if not np.isfinite(values).all():
+        row = int(np.nonzero(~np.isfinite(values))[0][0])
+        raise InvalidInput(field, f"row {row} holds NaN or infinity", "Send finite numbers")
+
+
+def _check_range(values: Array, low: float, high: float, field: str) -> None:
+    bad = (values < low) | (values > high)
+    if bad.any():
+        row = int(np.nonzero(bad)[0][0])
+        raise InvalidInput(
+            field,
+            f"row {row} holds {values[bad][0]:g}, outside the model's range {low:g} to {high:g}",
+            "Send values scaled as the training data was",
+        )
+
+
+def _listed(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,70 @@
+"""Golden vectors: inputs in the bundle with the outputs that training computed for them.
+
+A checksum says that the bytes are the published ones; only running them says that this machine's
+runtime computes what the training did.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import GOLDEN, Bundle
+from serving.engine import Graph
+from serving.errors import BundleError
+
+ATOL: Final = 1e-4
+RTOL: Final = 1e-3
+"""Ten times the export's own tolerance: other CPUs and a GPU add up in another order."""
+PIXEL_LEVELS: Final = 1
+"""uint8 outputs may differ by rounding."""
+
+_ARRAYS: Final = ("x", "mean", "log_var", "z", "decoded_x", "params")
+
+
+def check(bundle: Bundle, encoder: Graph, decoder: Graph) -> float:
+    """Run both graphs on the golden inputs; returns the largest absolute difference of floats.
+
+    Raises BundleError(golden) when the file cannot be used or a difference is beyond tolerance.
+    """
+    golden = _read(bundle.files[GOLDEN])
+    worst = 0.0
+    try:
+        mean, log_var = encoder.run(golden["x"], ["mean", "log_var"])
+        decoded_x, params = decoder.run(golden["z"], ["x", "params"])
+    except Exception as error:
+        raise BundleError("golden", f"A graph fails on its golden inputs: {error}") from error
+    found = {"mean": mean, "log_var": log_var, "decoded_x": decoded_x, "params": params}
+    for name, array in found.items():
+        worst = max(worst, _compare(name, array, golden[name]))
+    return worst
+
+
+def _read(data: bytes) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {name: file[name] for name in _ARRAYS}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError("golden", f"{GOLDEN} cannot be read: {error}") from None
+
+
+def _compare(name: str, found: NDArray[Any], expected: NDArray[Any]) -> float:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise BundleError(
+            "golden",
+            f"{name} came out as {found.dtype} {found.shape}, not {expected.dtype} "
+            f"{expected.shape}.",
+        )
+    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    allowed = PIXEL_LEVELS if found.dtype == np.uint8 else ATOL + RTOL * np.abs(expected)
+    if not (difference <= allowed).all():  # NaN compares false: it is refused too
+        raise BundleError(
+            "golden",
+            f"{name} differs from the golden output by up to {np.max(difference):.3g}. "
+            "The graph was damaged before it was published, or this runtime computes it wrongly.",
+        )
+    return 0.0 if found.dtype == np.uint8 else float(difference.max(initial=0.0))

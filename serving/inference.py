@@ -1,0 +1,205 @@
+"""One version of a model in service: encode, decode, sample, reconstruct, interpolate, score.
+
+Each operation is composed over two lanes. The decoder lane is fed by Sample, Decode, Interpolate,
+Score and the second half of Reconstruct together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import golden, likelihood, sources, tuning
+from serving.batcher import Lane, Outputs, Run, Urgency
+from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
+from serving.engine import Engine, Graph, Signature
+from serving.errors import InvalidInput
+from serving.latents import POSTERIOR, Draw, Latents
+from serving.metrics import Metrics
+from serving.rowqueue import RowQueue, Share
+from serving.settings import Settings
+from serving.sources import Decoding, Points, Posterior, Source
+
+Array = NDArray[Any]
+
+ENCODED: Final = ("mean", "log_var")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """x: (rows, *shape) in the data's dtype; z: (rows, latent size); params when asked for."""
+
+    x: Array
+    z: Latents
+    params: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Each in nats, float64, shape (rows,)."""
+
+    kl: likelihood.Nats
+    elbo: likelihood.Nats
+    reconstruction_error: likelihood.Nats | None = None
+    log_likelihood: likelihood.Nats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A bundle's graphs: loaded, checked against the golden vectors, warm, their cost measured."""
+
+    bundle: Bundle
+    encoder: Graph
+    decoder: Graph
+    encoder_costs: list[tuning.Cost]
+    decoder_costs: list[tuning.Cost]
+
+
+def prepare(bundle: Bundle, engine: Engine, settings: Settings) -> Prepared:
+    """The slow part of opening a model; blocks, for a worker thread. Raises BundleError."""
+    m = bundle.manifest
+    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
+    encoder = engine.load(
+        bundle.files[ENCODER],
+        Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent))),
+    )
+    decoder = engine.load(
+        bundle.files[DECODER],
+        Signature(
+            ("z", "float32", latent),
+            {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)},
+        ),
+    )
+    golden.check(bundle, encoder, decoder)
+    budget, row_bytes = settings.batch_budget_ms / 1000, m.x.nbytes + m.latent_size * 4
+    return Prepared(
+        bundle,
+        encoder,
+        decoder,
+        tuning.measure(encoder, ENCODED, row_bytes, budget),
+        tuning.measure(decoder, ["x"], row_bytes, budget),
+    )
+
+
+class Model:
+    """One version of a model in service. Construct it in the event loop that will call it."""
+
+    def __init__(self, prepared: Prepared, settings: Settings, metrics: Metrics) -> None:
+        self.manifest: Manifest = prepared.bundle.manifest
+        self.digest = prepared.bundle.digest
+        self.costs = {"encoder": prepared.encoder_costs, "decoder": prepared.decoder_costs}
+        self.params_per_element = LIKELIHOODS[self.manifest.likelihood]
+        # Any answer to a request of this many rows fits into one message.
+        largest = 4 * (self.params_per_element * self.manifest.x.size + self.manifest.latent_size)
+        self.max_rows = max(1, min(settings.max_rows, settings.max_message_bytes // (largest + 64)))
+        decode, latent_size = prepared.decoder.run, self.manifest.latent_size
+
+        def run_encoder(batch: Sequence[Share]) -> Outputs:
+            rows = [share.payload[share.start : share.stop] for share in batch]
+            return tuple(prepared.encoder.run(np.concatenate(rows), ENCODED))
+
+        def run_decoder(batch: Sequence[Share]) -> Outputs:
+            z = sources.gather(batch, latent_size)
+            if any(share.payload.params for share in batch):
+                return *decode(z, ["x", "params"]), z
+            return *decode(z, ["x"]), None, z
+
+        def lane(name: str, costs: list[tuning.Cost], run: Run) -> Lane:
+            batch_rows = settings.max_batch_rows or tuning.knee(
+                costs, settings.batch_budget_ms / 1000
+            )
+            queue = RowQueue(batch_rows, settings.queue_rows, settings.queue_mib << 20)
+            version = (self.manifest.model, self.manifest.version)
+            return Lane(name, version, queue, run, metrics)
+
+        self.encoder = lane("encoder", prepared.encoder_costs, run_encoder)
+        self.decoder = lane("decoder", prepared.decoder_costs, run_decoder)
+
+    async def close(self) -> None:
+        """Finish what waits in both lanes, first the one that feeds the other."""
+        await self.encoder.close()
+        await self.decoder.close()
+
+    async def encode(self, x: Array, urgency: Urgency) -> tuple[Latents, Latents]:
+        """mean and log_var of each row, (rows, latent size)."""
+        mean, log_var = await self.encoder.submit(x, len(x), x.nbytes, urgency)
+        assert mean is not None
+        assert log_var is not None
+        return mean, log_var
+
+    async def decode(self, source: Source, urgency: Urgency, *, params: bool = False) -> Decoded:
+        """x for each latent of the source; with `params` also the parameters of p(x | z)."""
+        nbytes = source.rows * self.manifest.latent_size * 4
+        decoding = Decoding(source, params)
+        x, parameters, z = await self.decoder.submit(decoding, source.rows, nbytes, urgency)
+        assert x is not None
+        assert z is not None
+        return Decoded(x, z, parameters if params else None)
+
+    async def reconstruct(
+        self, x: Array, draw: Draw | None, scores: bool, urgency: Urgency
+    ) -> tuple[Array, Scores | None]:
+        """x -> x' through each row's mean, or through `draw` around it; scores on request."""
+        if scores:
+            self._check_scores("scores")
+        mean, log_var = await self.encode(x, urgency)
+        source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
+        decoded = await self.decode(source, urgency, params=scores)
+        if decoded.params is None:
+            return decoded.x, None
+        distortion = await self._distortion(x, decoded.params)
+        kl = likelihood.kl_to_prior(mean, log_var)
+        return decoded.x, Scores(kl, -distortion - kl, reconstruction_error=distortion)
+
+    async def score(self, x: Array, draws: int, seed: int, offset: int, urgency: Urgency) -> Scores:
+        """ELBO and importance-weighted bound of each row with `draws` draws, K.
+
+        Memory does not grow with K: draws are made by the request's worth of rows, and the log of
+        the mean weight is summed as they come in.
+        """
+        self._check_scores("model")
+        rows = len(x)
+        if self.manifest.likelihood == "bernoulli":
+            x = likelihood.binarised(x, self.manifest.x)
+        mean, log_var = await self.encode(x, urgency)
+
+        async def weigh(k: int) -> tuple[likelihood.Nats, likelihood.Nats]:
+            draw = Draw(seed, offset, rows, POSTERIOR + k)
+            decoded = await self.decode(Posterior(mean, log_var, draw), urgency, params=True)
+            assert decoded.params is not None
+            distortion = await self._distortion(x, decoded.params)
+            return distortion, likelihood.log_prior_ratio(decoded.z, mean, log_var) - distortion
+
+        log_sum, distortion = np.full(rows, -np.inf), np.zeros(rows)
+        together = max(1, self.max_rows // rows)
+        for first in range(0, draws, together):
+            ks = range(first, min(first + together, draws))
+            for distortion_k, log_weight in await asyncio.gather(*map(weigh, ks)):
+                distortion += distortion_k / draws
+                log_sum = np.logaddexp(log_sum, log_weight)
+        kl = likelihood.kl_to_prior(mean, log_var)
+        return Scores(kl, -distortion - kl, log_likelihood=log_sum - np.log(draws))
+
+    async def _distortion(self, x: Array, params: Array) -> likelihood.Nats:
+        """-log p(x | z) of each row."""
+
+        def compute() -> likelihood.Nats:
+            scaled = likelihood.scaled(x, self.manifest.x)
+            return -likelihood.log_likelihood(scaled, params, self.manifest.likelihood)
+
+        # Milliseconds for a full request: not in the event loop.
+        return await asyncio.to_thread(compute)
+
+    def _check_scores(self, field: str) -> None:
+        if self.manifest.family != "vae":
+            raise InvalidInput(
+                field,
+                f"{self.manifest.model} is a plain autoencoder, which defines no likelihood to "
+                "score with",
+                "Score with a VAE",
+            )

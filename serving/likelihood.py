@@ -1,0 +1,71 @@
+"""Log-densities of rows in nats, from what the graphs give: p(x | z), KL to the prior, weights.
+
+Kingma and Welling (2014), "Auto-encoding variational Bayes"; Burda, Grosse and Salakhutdinov
+(2016), "Importance weighted autoencoders".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import XSpec
+from serving.latents import Latents
+
+Nats = NDArray[np.float64]
+"""float64, shape (rows,)."""
+
+_LOG_2PI: Final = math.log(2 * math.pi)
+
+
+def scaled(x: NDArray[Any], spec: XSpec) -> NDArray[np.float32]:
+    """x brought from its value range to [0, 1], float32, as the likelihoods see it."""
+    low, high = spec.range
+    values: NDArray[np.float32] = x.astype(np.float32)
+    values -= np.float32(low)
+    values /= np.float32(high - low)
+    return values
+
+
+def binarised(x: NDArray[Any], spec: XSpec) -> NDArray[Any]:
+    """x with every element at the end of its range that is nearer; the middle goes up."""
+    low, high = spec.range
+    values: NDArray[Any] = np.where(x >= (low + high) / 2, high, low).astype(x.dtype)
+    return values
+
+
+def log_likelihood(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: str) -> Nats:
+    """log p(x | z) of each row.
+
+    x:      shape (rows, *shape), scaled to [0, 1]
+    params: shape (rows, parameters, *shape), from the decoder
+    """
+    rows = len(x)
+    if likelihood == "bernoulli":
+        logits = params[:, 0]
+        terms = x * logits - np.logaddexp(np.float32(0), logits)
+    else:
+        mean, log_std = params[:, 0], params[:, 1]
+        terms = -0.5 * (np.square((x - mean) * np.exp(-log_std)) + _LOG_2PI) - log_std
+    return _sum(terms.reshape(rows, -1))
+
+
+def kl_to_prior(mean: Latents, log_var: Latents) -> Nats:
+    """KL(N(mean, exp(log_var)) || N(0, I)) of each row (Kingma and Welling, appendix B)."""
+    terms = np.square(mean) + np.exp(log_var) - 1 - log_var
+    return 0.5 * _sum(terms)
+
+
+def log_prior_ratio(z: Latents, mean: Latents, log_var: Latents) -> Nats:
+    """log p(z) - log q(z | x) of each row: the latent part of an importance weight."""
+    deviation = np.square(z - mean) * np.exp(-log_var)
+    return 0.5 * _sum(deviation + log_var - np.square(z))
+
+
+def _sum(terms: NDArray[Any]) -> Nats:
+    """Over a row's elements, in float64: hundreds of terms that nearly cancel."""
+    sums: Nats = terms.sum(axis=1, dtype=np.float64)
+    return sums

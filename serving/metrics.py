@@ -1,0 +1,83 @@
+"""Every metric, its labels and its buckets.
+
+The registry is passed in, so that each test and each worker process counts for itself.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS: Final = (
+    *(50e-6, 100e-6, 200e-6, 500e-6),
+    *(1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+)
+ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+RATIO: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+class Metrics:
+    """The metrics of one process, registered in `registry`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"latentd_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"latentd_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"latentd_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self.registry = registry
+        self.requests = counter(
+            "requests_total", "Calls answered, by gRPC status code.", "method", "model", "code"
+        )
+        self.request_seconds = histogram(
+            "request_seconds", "From the call's arrival to its answer.", SECONDS, "method"
+        )
+        self.stage_seconds = histogram(
+            "stage_seconds",
+            "Where time goes: queue (of a request, until its first row leaves the queue) and run "
+            "(of a batch: gathering its rows and running the graph).",
+            SECONDS,
+            "stage",
+            "lane",
+        )
+        self.batch_rows = histogram("batch_rows", "Rows in each batch run.", ROWS, "lane")
+        self.batch_fill = histogram(
+            "batch_fill_ratio", "Rows in each batch over the most it may hold.", RATIO, "lane"
+        )
+        self.queue_rows = gauge("queue_rows", "Rows waiting now.", "lane", "model", "version")
+        self.queue_oldest = gauge(
+            "queue_oldest_seconds",
+            "How long the oldest waiting row has waited.",
+            "lane",
+            "model",
+            "version",
+        )
+        self.dropped = counter(
+            "dropped_total", "Requests given up before they were run.", "lane", "reason"
+        )
+        self.shed = counter("shed_total", "Requests refused at the door.", "lane", "reason")
+        self.failed_batches = counter(
+            "failed_batches_total", "Runs that raised inside the engine.", "lane"
+        )
+        self.engine_busy = counter(
+            "engine_busy_seconds_total", "Time spent gathering and running batches.", "lane"
+        )
+        self.models = gauge(
+            "model_info",
+            "1 for each version served, with where it runs.",
+            "model",
+            "version",
+            "digest",
+            "provider",
+        )
+        self.reloads = counter(
+            "reloads_total", "Bundles loaded or refused, with the reason.", "result", "reason"
+        )
+        self.loop_lag = gauge(
+            "event_loop_lag_seconds", "How late the event loop last woke a timer: its backlog."
+        )

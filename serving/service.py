@@ -1,0 +1,298 @@
+"""The RPCs: convert, call, convert. Each method is one line of the contract in protos/."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+from serving import codec, latents
+from serving.batcher import Urgency
+from serving.engine import Engine
+from serving.errors import InvalidInput
+from serving.inference import Model
+from serving.latents import POSTERIOR, Draw, Latents
+from serving.pb import vae_pb2 as pb
+from serving.repository import Repository
+from serving.settings import Settings
+from serving.sources import Points, Posterior, Prior
+
+_DEFAULT_DRAWS = 16
+_DEFAULT_CHUNK = 256
+_END = 2**63  # rows are numbered below this
+_HOTTEST = 10.0  # temperature
+
+
+class VaeService:
+    """The methods of vae.v1.VaeService, on messages; `wire` gives them bytes, codes and metrics."""
+
+    def __init__(self, repository: Repository, engine: Engine, settings: Settings) -> None:
+        self._repository, self._engine, self._settings = repository, engine, settings
+
+    async def get_model(self, request: pb.GetModelRequest, urgency: Urgency) -> pb.GetModelResponse:
+        model = self._repository.find(request.model, request.version)
+        manifest = model.manifest
+        return pb.GetModelResponse(
+            served_by=_served_by(model),
+            family=manifest.family,
+            kind=manifest.x.kind,
+            x_shape=manifest.x.shape,
+            x_dtype=codec.DATA_TYPES[manifest.x.dtype],
+            x_min=manifest.x.range[0],
+            x_max=manifest.x.range[1],
+            latent_size=manifest.latent_size,
+            likelihood=manifest.likelihood,
+            params_per_element=model.params_per_element,
+            limits=pb.Limits(
+                max_rows=model.max_rows,
+                max_message_bytes=self._settings.max_message_bytes,
+                max_draws=self._settings.max_draws,
+            ),
+            provider=self._engine.provider,
+            versions=self._repository.versions(manifest.model),
+            lanes=[
+                pb.LaneCost(
+                    lane=lane.name,
+                    max_batch_rows=lane.batch_rows,
+                    costs=[
+                        pb.BatchCost(rows=cost.rows, seconds=cost.seconds)
+                        for cost in model.costs[lane.name]
+                    ],
+                )
+                for lane in (model.encoder, model.decoder)
+            ],
+            preprocessing=manifest.preprocessing,
+            created=manifest.created,
+        )
+
+    async def list_models(
+        self, request: pb.ListModelsRequest, urgency: Urgency
+    ) -> pb.ListModelsResponse:
+        repository = self._repository
+        ready = [
+            pb.ListedModel(
+                version=_served_by(model),
+                state=pb.MODEL_STATE_READY,
+                newest=model.manifest.version == repository.versions(model.manifest.model)[-1],
+                default=model.manifest.model == repository.default,
+            )
+            for model in repository.models()
+        ]
+        refused = [
+            pb.ListedModel(
+                version=pb.ModelVersion(model=entry.model, version=entry.version),
+                state=pb.MODEL_STATE_FAILED,
+                reason=entry.reason,
+            )
+            for entry in repository.refused
+        ]
+        return pb.ListModelsResponse(models=ready + refused)
+
+    async def encode(self, request: pb.EncodeRequest, urgency: Urgency) -> pb.EncodeResponse:
+        model = self._repository.find(request.model, request.version)
+        x = codec.read_rows(request.x, model.manifest.x, model.max_rows, "x")
+        draw = _posterior_draw(request, len(x)) if request.draw else None
+        mean, log_var = await model.encode(x, urgency)
+        response = pb.EncodeResponse(
+            served_by=_served_by(model),
+            mean=codec.to_tensor(mean),
+            log_var=codec.to_tensor(log_var),
+        )
+        if draw is not None:
+            z = Posterior(mean, log_var, draw).latents()
+            response.z.CopyFrom(codec.to_tensor(z))
+            response.seed = draw.seed
+        return response
+
+    async def decode(self, request: pb.DecodeRequest, urgency: Urgency) -> pb.DecodeResponse:
+        model = self._repository.find(request.model, request.version)
+        png = codec.read_format(request.format, model.manifest.x)
+        z = codec.read_latents(request.z, model.manifest.latent_size, model.max_rows, "z")
+        wants_params = request.output == pb.DECODE_OUTPUT_PARAMS
+        if request.output not in pb.DecodeOutput.values():
+            raise InvalidInput("output", f"{request.output} is not one of this contract")
+        if wants_params and png:
+            raise InvalidInput("format", "parameters are no image", "Ask for FORMAT_RAW")
+        decoded = await model.decode(Points(z), urgency, params=wants_params)
+        response = pb.DecodeResponse(served_by=_served_by(model))
+        if decoded.params is not None:
+            response.params.CopyFrom(codec.to_tensor(decoded.params))
+        else:
+            response.x.CopyFrom(await _write_rows(decoded.x, png))
+        return response
+
+    async def sample(self, request: pb.SampleRequest, urgency: Urgency) -> pb.SampleResponse:
+        model = self._repository.find(request.model, request.version)
+        if not 1 <= request.count <= model.max_rows:
+            raise InvalidInput(
+                "count",
+                f"{request.count} was asked for, 1 to {model.max_rows} are served in one request",
+                "StreamSamples gives any number",
+            )
+        png = codec.read_format(request.format, model.manifest.x)
+        source = _prior(request, request.count)
+        decoded = await model.decode(source, urgency)
+        return pb.SampleResponse(
+            served_by=_served_by(model),
+            x=await _write_rows(decoded.x, png),
+            z=codec.to_tensor(decoded.z) if request.return_z else None,
+            seed=source.draw.seed,
+            offset=request.offset,
+        )
+
+    async def stream_samples(
+        self, request: pb.StreamSamplesRequest, urgency: Urgency
+    ) -> AsyncIterator[pb.StreamSamplesResponse]:
+        model = self._repository.find(request.model, request.version)
+        chunk = request.chunk_rows or min(_DEFAULT_CHUNK, model.max_rows)
+        if chunk > model.max_rows:
+            raise InvalidInput("chunk_rows", f"{chunk} is more than {model.max_rows}")
+        if request.count < 1:
+            raise InvalidInput("count", "0 rows were asked for", "Ask for 1 or more")
+        png = codec.read_format(request.format, model.manifest.x)
+        source = _prior(request, request.count)
+
+        async def make(start: int) -> pb.StreamSamplesResponse:
+            part = source.draw.part(start, min(start + chunk, request.count))
+            decoded = await model.decode(Prior(part, source.temperature), urgency)
+            return pb.StreamSamplesResponse(
+                served_by=served_by,
+                x=await _write_rows(decoded.x, png),
+                z=codec.to_tensor(decoded.z) if request.return_z else None,
+                seed=part.seed,
+                offset=part.offset,
+            )
+
+        # One chunk is made while the one before is being sent, and no more: the writer waits for
+        # the reader, so a slow one costs two chunks of memory however many rows it asked for.
+        served_by = _served_by(model)
+        ahead = asyncio.ensure_future(make(0))
+        try:
+            for start in range(chunk, request.count + chunk, chunk):
+                response = await ahead
+                if start < request.count:
+                    ahead = asyncio.ensure_future(make(start))
+                yield response
+        finally:
+            ahead.cancel()
+
+    async def reconstruct(
+        self, request: pb.ReconstructRequest, urgency: Urgency
+    ) -> pb.ReconstructResponse:
+        model = self._repository.find(request.model, request.version)
+        png = codec.read_format(request.format, model.manifest.x)
+        x = codec.read_rows(request.x, model.manifest.x, model.max_rows, "x")
+        draw = _posterior_draw(request, len(x)) if request.draw else None
+        reconstruction, scores = await model.reconstruct(x, draw, request.scores, urgency)
+        response = pb.ReconstructResponse(
+            served_by=_served_by(model),
+            x=await _write_rows(reconstruction, png),
+            seed=draw.seed if draw else 0,
+        )
+        if scores is not None:
+            response.reconstruction_error.extend(scores.reconstruction_error)
+            response.kl.extend(scores.kl)
+            response.elbo.extend(scores.elbo)
+        return response
+
+    async def interpolate(
+        self, request: pb.InterpolateRequest, urgency: Urgency
+    ) -> pb.InterpolateResponse:
+        model = self._repository.find(request.model, request.version)
+        if not 2 <= request.steps <= model.max_rows:
+            raise InvalidInput(
+                "steps",
+                f"{request.steps} was asked for, 2 to {model.max_rows} are served in one request",
+                "Both end points count",
+            )
+        if request.path not in pb.InterpolationPath.values():
+            raise InvalidInput("path", f"{request.path} is not one of this contract")
+        png = codec.read_format(request.format, model.manifest.x)
+        start, end = await asyncio.gather(
+            _end_point(model, request.start, "start", urgency),
+            _end_point(model, request.end, "end", urgency),
+        )
+        straight = request.path == pb.INTERPOLATION_PATH_LERP
+        way = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
+        decoded = await model.decode(Points(way), urgency)
+        return pb.InterpolateResponse(
+            served_by=_served_by(model),
+            x=await _write_rows(decoded.x, png),
+            z=codec.to_tensor(way) if request.return_z else None,
+        )
+
+    async def score(self, request: pb.ScoreRequest, urgency: Urgency) -> pb.ScoreResponse:
+        model = self._repository.find(request.model, request.version)
+        x = codec.read_rows(request.x, model.manifest.x, model.max_rows, "x")
+        draws = request.draws or _DEFAULT_DRAWS
+        most = min(self._settings.max_draws, model.max_rows * 64 // len(x))
+        if draws > most:
+            raise InvalidInput("draws", f"{draws} is more than {most} for {len(x)} rows")
+        draw = _posterior_draw(request, len(x))
+        scores = await model.score(x, draws, draw.seed, draw.offset, urgency)
+        return pb.ScoreResponse(
+            served_by=_served_by(model),
+            elbo=scores.elbo,
+            log_likelihood=scores.log_likelihood,
+            kl=scores.kl,
+            seed=draw.seed,
+            draws=draws,
+        )
+
+
+async def _end_point(model: Model, point: pb.EndPoint, field: str, urgency: Urgency) -> Latents:
+    """The latent of one end of an interpolation, shape (latent size,)."""
+    kind = point.WhichOneof("point")
+    if kind == "x":
+        x = codec.read_rows(point.x, model.manifest.x, 1, f"{field}.x")
+        z, _ = await model.encode(x, urgency)
+    elif kind == "z":
+        z = codec.read_latents(point.z, model.manifest.latent_size, 1, f"{field}.z")
+    elif kind == "sample":
+        draw = _draw(point.sample.seed, point.sample.index, 1, f"{field}.sample.index")
+        z = latents.normals([draw], model.manifest.latent_size)
+    else:
+        raise InvalidInput(field, "missing", "Send one row x, one latent z, or a sample's seed")
+    return z.reshape(-1)
+
+
+def _prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> Prior:
+    temperature = request.temperature if request.HasField("temperature") else 1.0
+    if not 0.0 <= temperature <= _HOTTEST:
+        raise InvalidInput("temperature", f"{temperature:g} is not from 0 to {_HOTTEST:g}")
+    return Prior(_draw(_seed(request), request.offset, rows, "offset"), temperature)
+
+
+def _posterior_draw(
+    request: pb.EncodeRequest | pb.ReconstructRequest | pb.ScoreRequest, rows: int
+) -> Draw:
+    return _draw(_seed(request), request.offset, rows, "offset", POSTERIOR)
+
+
+def _draw(seed: int, offset: int, rows: int, field: str, stream: int = latents.PRIOR) -> Draw:
+    if offset + rows > _END:
+        raise InvalidInput(field, f"{offset} and {rows} rows more go beyond 2^63")
+    return Draw(seed, offset, rows, stream)
+
+
+def _seed(
+    request: pb.SampleRequest
+    | pb.StreamSamplesRequest
+    | pb.EncodeRequest
+    | pb.ReconstructRequest
+    | pb.ScoreRequest,
+) -> int:
+    """The caller's seed, or one of our choice, which the response will name."""
+    return request.seed if request.HasField("seed") else secrets.randbits(64)
+
+
+def _served_by(model: Model) -> pb.ModelVersion:
+    return pb.ModelVersion(
+        model=model.manifest.model, version=model.manifest.version, digest=model.digest
+    )
+
+
+async def _write_rows(values: codec.Array, png: bool) -> pb.Rows:
+    if not png:
+        return codec.write_rows(values, png)
+    return await asyncio.to_thread(codec.write_rows, values, png)  # compressing takes its time

@@ -1,0 +1,125 @@
+"""The server's settings: flag > LATENTD_* environment > default, each spelled once, here.
+
+The flag of `max_rows` is --max-rows and its environment variable LATENTD_MAX_ROWS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from serving.errors import ConfigError
+
+
+def _setting(default: Any, text: str, *, choices: tuple[str, ...] = (), least: float = 0) -> Any:
+    metadata = {"help": text, "choices": choices, "least": least}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator may set. Numbers are checked against their least value by `read`."""
+
+    bundles: str = _setting("models", "Folder of bundles: <root>/<model>/<version>/.")
+    default_model: str = _setting("", "Model for requests that name none. Empty: the only one.")
+    keep_versions: int = _setting(2, "Versions of each model to serve, the newest.", least=1)
+
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every interface.")
+    port: int = _setting(50051, "Port for gRPC. 0: any free one, named in the log.")
+    metrics_port: int = _setting(9464, "Port for Prometheus metrics over HTTP. 0: any free one.")
+    reflection: bool = _setting(True, "Let tools such as grpcurl list the services.")
+
+    provider: str = _setting(
+        "auto",
+        "Where graphs run. cuda refuses to start without a GPU; auto says what it chose.",
+        choices=("auto", "cuda", "cpu"),
+    )
+    threads: int = _setting(0, "CPU threads of one graph's run. 0: the CPUs this process may use.")
+    max_batch_rows: int = _setting(0, "Most rows in one batch. 0: measured at start-up.")
+    batch_budget_ms: float = _setting(
+        50.0, "Longest run, in milliseconds, that the measured batch may take.", least=0.1
+    )
+
+    max_rows: int = _setting(4096, "Rows in one request.", least=1)
+    max_draws: int = _setting(1024, "Draws for each row in one Score request.", least=1)
+    max_message_mib: int = _setting(64, "Size of one message, either way, in MiB.", least=1)
+    queue_rows: int = _setting(16384, "Rows that may wait in one lane; more are shed.", least=1)
+    queue_mib: int = _setting(256, "MiB of rows that may wait in one lane.", least=1)
+
+    lame_duck_seconds: float = _setting(
+        1.0, "After SIGTERM: time for clients to see NOT_SERVING and go elsewhere."
+    )
+    drain_seconds: float = _setting(20.0, "After that: time for calls under way to finish.")
+    log_level: str = _setting(
+        "info", "Least severe message to log.", choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = _setting(
+        "text", "Log lines for people or for machines.", choices=("text", "json")
+    )
+
+    @property
+    def max_message_bytes(self) -> int:
+        return self.max_message_mib << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field, unset when not given, so that `read` can look further."""
+    for field in dataclasses.fields(Settings):
+        choices = "|".join(field.metadata["choices"])
+        default = f" Default: {field.default}." if field.default != "" else ""
+        parser.add_argument(
+            _flag(field.name),
+            metavar=choices or field.name.rpartition("_")[2].upper(),
+            help=field.metadata["help"] + default,
+        )
+
+
+def read(flags: Mapping[str, str | None], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from parsed flags and the environment. Raises ConfigError naming what is wrong."""
+    types = get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        given = {_flag(field.name): flags.get(field.name)}
+        given[_variable(field.name)] = environment.get(_variable(field.name))
+        for source, text in given.items():  # the flag first
+            if text is not None:
+                values[field.name] = _parse(source, text, types[field.name], field.metadata)
+                break
+    return Settings(**values)
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """LATENTD_* variables that set nothing: a typing error, or another program's."""
+    known = {_variable(field.name) for field in dataclasses.fields(Settings)}
+    return sorted(n for n in environment if n.startswith("LATENTD_") and n not in known)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return "LATENTD_" + name.upper()
+
+
+def _parse(source: str, text: str, kind: type, metadata: Mapping[str, Any]) -> Any:
+    """The text as the field's type, checked; `source` is the flag or variable it came from."""
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in words:
+            raise ConfigError(f"{source}={text}: say true or false.")
+        return words[text.lower()]
+    try:
+        value = kind(text)
+    except ValueError:
+        noun = {int: "a whole number", float: "a number"}[kind]
+        raise ConfigError(f"{source}={text}: this must be {noun}.") from None
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ConfigError(f"{source}={text}: choose from {', '.join(metadata['choices'])}.")
+    if kind in (int, float) and not metadata["least"] <= value < float("inf"):
+        raise ConfigError(f"{source}={text}: this must be at least {metadata['least']:g}.")
+    return value

@@ -1,0 +1,208 @@
+"""A toy bundle whose answers prove whose rows they are, and real servers to serve it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
+
+from serving import bundle, settings
+from serving.bundle import Manifest, XSpec
+from serving.server import Server
+
+TOY_SHAPE = (4, 4)
+TOY_LATENT = 16
+
+
+def _graph(name: str, nodes: list, x: tuple, outputs: list[tuple]) -> bytes:
+    def value(name: str, kind: int, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, ["batch", *shape])
+
+    constants = {
+        "levels": np.float32(255),
+        "zero": np.float32(0),
+        "one": np.float32(1),
+        "two": np.float32(-2),
+        "flat": np.array([-1, TOY_LATENT], np.int64),
+        "image": np.array([-1, *TOY_SHAPE], np.int64),
+        "parameters": np.array([-1, 1, *TOY_SHAPE], np.int64),
+    }
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [value(*x)],
+        [value(*output) for output in outputs],
+        [from_array(np.asarray(v), k) for k, v in constants.items() if k in used],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def toy_files() -> dict[str, bytes]:
+    """An encoder and a decoder that are each other's inverse: Reconstruct gives x back exactly.
+
+    mean = x / 255, log_var = -2; x = round(255 z), logits = z.
+    """
+    encoder = _graph(
+        "toy_encoder",
+        [
+            helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["floats", "levels"], ["unit"]),
+            helper.make_node("Reshape", ["unit", "flat"], ["mean"]),
+            helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+            helper.make_node("Add", ["nothing", "two"], ["log_var"]),
+        ],
+        ("x", TensorProto.UINT8, TOY_SHAPE),
+        [
+            ("mean", TensorProto.FLOAT, (TOY_LATENT,)),
+            ("log_var", TensorProto.FLOAT, (TOY_LATENT,)),
+        ],
+    )
+    decoder = _graph(
+        "toy_decoder",
+        [
+            helper.make_node("Reshape", ["z", "parameters"], ["params"]),
+            helper.make_node("Clip", ["z", "zero", "one"], ["unit"]),
+            helper.make_node("Mul", ["unit", "levels"], ["scaled"]),
+            helper.make_node("Round", ["scaled"], ["whole"]),
+            helper.make_node("Cast", ["whole"], ["bytes"], to=TensorProto.UINT8),
+            helper.make_node("Reshape", ["bytes", "image"], ["x"]),
+        ],
+        ("z", TensorProto.FLOAT, (TOY_LATENT,)),
+        [("x", TensorProto.UINT8, TOY_SHAPE), ("params", TensorProto.FLOAT, (1, *TOY_SHAPE))],
+    )
+    x = np.arange(2 * TOY_LATENT, dtype=np.uint8).reshape(2, *TOY_SHAPE)
+    mean = (x.astype(np.float32) / 255).reshape(2, TOY_LATENT)
+    golden = io.BytesIO()
+    np.savez(
+        golden,
+        x=x,
+        mean=mean,
+        log_var=np.full_like(mean, -2),
+        z=mean,
+        decoded_x=x,
+        params=mean.reshape(2, 1, *TOY_SHAPE),
+    )
+    return {
+        bundle.ENCODER: encoder,
+        bundle.DECODER: decoder,
+        bundle.GOLDEN: golden.getvalue(),
+    }
+
+
+def toy_manifest(model: str = "toy", family: str = "vae") -> Manifest:
+    return Manifest(
+        model=model,
+        x=XSpec("image", TOY_SHAPE, "uint8", (0.0, 255.0)),
+        latent_size=TOY_LATENT,
+        likelihood="bernoulli",
+        family=family,
+        opset=18,
+        preprocessing="x / 255 inside the graph",
+        parity={},
+    )
+
+
+class PublishToy:
+    """Publish the toy bundle, whole or with some files replaced."""
+
+    def __call__(
+        self, root: Path, model: str = "toy", family: str = "vae", **replaced: bytes
+    ) -> Path:
+        files = toy_files() | {name.replace("_", "."): data for name, data in replaced.items()}
+        return bundle.publish(root, toy_manifest(model, family), files)
+
+
+@pytest.fixture(scope="session")
+def publish_toy() -> PublishToy:
+    return PublishToy()
+
+
+class RunningServer:
+    """A server in this process, in an event loop and thread of its own, for callers as anywhere."""
+
+    def __init__(self, chosen: settings.Settings) -> None:
+        self._settings = chosen
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._live, name="test-server")
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        self.target = f"127.0.0.1:{self.server.port}"
+
+    def _live(self) -> None:
+        async def life() -> None:
+            self.loop = asyncio.get_running_loop()
+            self.server = Server(self._settings)
+            try:
+                await self.server.start()
+            except BaseException as error:
+                self._failure = error
+                await self.server.stop()
+                return
+            finally:
+                self._ready.set()
+            await self.server.stopping()
+            await self.server.stop()
+
+        asyncio.run(life())
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.server.request_stop, False)
+        self._thread.join()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample's value as a scrape would give it now; 0 where there is none yet."""
+        return self.server.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+StartServer = Callable[..., RunningServer]
+
+
+@contextmanager
+def server_starter() -> Iterator[StartServer]:
+    with ExitStack() as running:
+
+        def start(bundles: Path, **chosen: object) -> RunningServer:
+            flags = {"bundles": bundles, "port": 0, "metrics_port": 0, "provider": "cpu"} | chosen
+            texts = {name: str(value) for name, value in flags.items()}
+            server = RunningServer(settings.read(texts, environment={}))
+            running.callback(server.stop)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Start servers with settings of the test's own; they stop when it ends."""
+    with server_starter() as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def toy_bundles(tmp_path_factory: pytest.TempPathFactory, publish_toy: PublishToy) -> Path:
+    root = tmp_path_factory.mktemp("bundles")
+    publish_toy(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(toy_bundles: Path) -> Iterator[RunningServer]:
+    """A server of the toy bundle with default settings, shared by a module's tests."""
+    with server_starter() as start:
+        yield start(toy_bundles)
