@@ -48,7 +48,7 @@ class EngineError(LatentdError):
 class Urgency:
     """When a caller needs its answer."""
 
-    deadline: float = math.inf  # time.monotonic() seconds
+    deadline: float = math.inf  # seconds on time.monotonic's clock
     background: bool = False
 
 
@@ -58,14 +58,22 @@ class Lane:
     name:  "encoder" or "decoder"
     model: name and version, for the gauges
     run:   called in the lane's thread with the shares of one batch
+    clock: the one deadlines are told by
     """
 
     def __init__(
-        self, name: str, model: tuple[str, int], queue: RowQueue, run: Run, metrics: Metrics
+        self,
+        name: str,
+        model: tuple[str, int],
+        queue: RowQueue,
+        run: Run,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self._queue = queue
         self._run = run
+        self._clock = clock
         self._changed = threading.Condition()  # guards the queue and the two flags
         self._idle = False
         self._closing = False
@@ -95,7 +103,7 @@ class Lane:
         """
         reply: asyncio.Future[Outputs] = self._loop.create_future()
         entry = Entry(payload, rows, nbytes, urgency.deadline, urgency.background, reply)
-        now = time.monotonic()
+        now = self._clock()
         if urgency.deadline <= now:
             self._metrics.dropped.labels(self.name, "expired").inc()
             raise DeadlineExpired("The deadline had passed when the rows reached the queue.")
@@ -129,14 +137,14 @@ class Lane:
     def _work(self) -> None:
         while True:
             with self._changed:
-                batch, expired = self._queue.take(time.monotonic())
+                batch, expired = self._queue.take(self._clock())
                 while not batch and not expired:
                     if self._closing:
                         return
                     self._idle = True
                     self._changed.wait()
                     self._idle = False
-                    batch, expired = self._queue.take(time.monotonic())
+                    batch, expired = self._queue.take(self._clock())
             answers: list[Answer] = [(entry, self._expired()) for entry in expired]
             answers += self._run_batch(batch)
             if answers:
@@ -145,7 +153,7 @@ class Lane:
 
     def _run_batch(self, batch: list[Share]) -> list[Answer]:
         """Run one batch; the answers that it completes."""
-        now = time.monotonic()
+        now = self._clock()
         for share in batch:
             if share.start == 0:
                 self._queue_seconds.observe(now - share.entry.enqueued_at)
@@ -193,7 +201,7 @@ class Lane:
 
     def _still_wanted(self, batch: list[Share]) -> tuple[list[Share], list[Outcome]]:
         """The last check before the run: without the cancelled, and the expired as outcomes."""
-        now = time.monotonic()
+        now = self._clock()
         alive = [share for share in batch if not share.entry.dead]
         late = [share for share in alive if share.entry.deadline <= now]
         if late:
@@ -228,7 +236,7 @@ class Lane:
     def _oldest_age(self) -> float:
         with self._changed:
             oldest = self._queue.oldest()
-        return 0.0 if oldest is None else time.monotonic() - oldest
+        return 0.0 if oldest is None else self._clock() - oldest
 
 
 def _deliver(answers: list[Answer]) -> None:

@@ -1,0 +1,80 @@
+# Every target works on a machine with Python 3.11 or newer and make. `make help` lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+RUN    := $(VENV)/bin/
+PYTEST := $(RUN)python -m pytest
+PROTOC := $(RUN)python -m grpc_tools.protoc -Iserving/pb=protos/vae/v1 --python_out=. --pyi_out=. --grpc_python_out=. protos/vae/v1/vae.proto
+BUF    ?= buf
+
+# What `make train export serve` work on; e.g. make train DATA=images:photos NAME=photos
+DATA   ?= digits
+NAME   ?= digits
+OUT    ?= runs/$(NAME)
+MODELS ?= models
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-data test-gpu lint format typecheck protos protos-check protos-lint train export serve bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed  ## create .venv and install everything into it, in the tested versions
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "latentd needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## train on the digits, export, serve, call every RPC, leave pictures in demo/
+	PATH="$(abspath $(RUN)):$$PATH" deploy/demo.sh demo
+
+test: install  ## the tests that need nothing but this repository
+	$(PYTEST)
+
+test-slow: install  ## the tests that take longer
+	$(PYTEST) -m slow --timeout 1200
+
+test-data: install  ## the tests on MNIST and Fashion-MNIST (LATENTD_DATA, default ../shared/data)
+	$(PYTEST) -m data --timeout 1200
+
+test-gpu: install  ## the tests that need an NVIDIA GPU
+	$(PYTEST) -m gpu --timeout 1200
+
+lint: install  ## style, without changing anything
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+
+format: install  ## mend what lint complains of, where that can be done safely
+	$(RUN)ruff check --fix .
+	$(RUN)ruff format .
+
+typecheck: install  ## mypy, strict
+	$(RUN)mypy
+
+protos: install  ## generate serving/pb from protos/
+	$(PROTOC)
+
+protos-check: protos  ## fail when serving/pb is not what protos/ generates
+	git diff --exit-code -- serving/pb
+
+protos-lint:  ## buf's STANDARD rules (get it with: npm install @bufbuild/buf)
+	@command -v $(BUF) >/dev/null || { echo "buf is not here: npm install @bufbuild/buf, then make protos-lint BUF=node_modules/.bin/buf"; exit 1; }
+	$(BUF) lint protos
+
+train: install  ## train a VAE on DATA into OUT
+	$(RUN)python -m training train --data $(DATA) --out $(OUT)
+
+export: install  ## publish OUT's best checkpoint as the next version of NAME in MODELS
+	$(RUN)python -m training export --checkpoint $(OUT)/best.pt --bundles $(MODELS) --name $(NAME)
+
+serve: install  ## serve MODELS until Ctrl-C
+	$(RUN)python -m serving serve --bundles $(MODELS)
+
+bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, as a table
+	$(RUN)python tests/bench/serving.py
+
+clean:  ## remove the environment and everything made by these targets
+	rm -rf $(VENV) demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

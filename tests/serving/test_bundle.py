@@ -1,0 +1,189 @@
+"""A bundle appears whole or not at all, and nothing altered is ever served."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from serving import bundle
+from serving.errors import BundleError, ConfigError
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+
+def test_versions_are_numbered_and_load_checks_them(publish_toy, tmp_path):
+    assert [publish_toy(tmp_path).name for _ in range(3)] == ["1", "2", "3"]
+    assert bundle.versions(tmp_path / "toy") == [1, 2, 3]
+    loaded = bundle.load(tmp_path / "toy" / "2")
+    assert loaded.manifest.version == 2
+    assert set(loaded.files) == set(bundle.FILES)
+
+
+def test_publishers_at_once_each_get_a_version_of_their_own(publish_toy, tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: publish_toy(tmp_path), range(16)))
+    assert sorted(int(path.name) for path in paths) == list(range(1, 17))
+    for path in paths:
+        bundle.load(path)
+    assert not list((tmp_path / "toy").glob(".*"))
+
+
+def test_a_failing_publish_leaves_nothing_behind(publish_toy, tmp_path, monkeypatch):
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle, "_write", no_space)
+    with pytest.raises(OSError, match="No space"):
+        publish_toy(tmp_path)
+    assert list((tmp_path / "toy").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "../up", "Über", "a/b", "-a", "a" * 65])
+def test_a_name_that_is_no_folder_of_its_own_is_refused(publish_toy, tmp_path, name):
+    with pytest.raises(BundleError, match="cannot name a model"):
+        publish_toy(tmp_path, model=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(path, how: str) -> None:
+    manifest = path / bundle.MANIFEST
+    encoder = path / bundle.ENCODER
+    match how:
+        case "a flipped bit":
+            data = bytearray(encoder.read_bytes())
+            data[len(data) // 2] ^= 1
+            encoder.write_bytes(data)
+        case "a truncated graph":
+            encoder.write_bytes(encoder.read_bytes()[:-1])
+        case "a missing graph":
+            encoder.unlink()
+        case "a link instead of a graph":
+            encoder.rename(path.parent / "elsewhere")
+            encoder.symlink_to(path.parent / "elsewhere")
+        case "an extra file":
+            (path / "weights.data").write_bytes(b"")
+        case "no manifest":
+            manifest.unlink()
+        case "a manifest that is HTML":
+            manifest.write_text("<html>404</html>")
+        case "a format of the future":
+            manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+        case "an unknown key":
+            manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"extra": 1}))
+        case "a renamed version":
+            manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 7'))
+
+
+DAMAGE = {
+    "a flipped bit": "checksum",
+    "a truncated graph": "checksum",
+    "a missing graph": "missing",
+    "a link instead of a graph": "missing",
+    "an extra file": "format",
+    "no manifest": "missing",
+    "a manifest that is HTML": "format",
+    "a format of the future": "format",
+    "an unknown key": "format",
+    "a renamed version": "format",
+}
+
+
+@pytest.mark.parametrize(("how", "reason"), DAMAGE.items(), ids=DAMAGE.keys())
+def test_a_damaged_bundle_is_refused_and_the_version_before_it_is_served(
+    publish_toy, start_server, tmp_path, how, reason
+):
+    publish_toy(tmp_path)
+    damage(publish_toy(tmp_path), how)
+    server = start_server(tmp_path)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = VaeServiceStub(channel)
+        assert stub.Sample(pb.SampleRequest(count=1)).served_by.version == 1
+        ready, failed = stub.ListModels(pb.ListModelsRequest()).models
+    assert (ready.version.version, ready.state) == (1, pb.MODEL_STATE_READY)
+    assert (failed.version.version, failed.state) == (2, pb.MODEL_STATE_FAILED)
+    assert failed.reason.endswith(".")
+    assert server.metric("latentd_reloads_total", result="refused", reason=reason) == 1
+
+
+@pytest.mark.parametrize(
+    ("replaced", "reason"),
+    [
+        ({"encoder_onnx": b"no graph"}, "engine"),
+        ({"golden_npz": b"no archive"}, "golden"),
+        ("decoder as encoder", "signature"),
+        ("encoder of another scale", "golden"),
+    ],
+    ids=["no graph", "no golden vectors", "decoder as encoder", "encoder of another scale"],
+)
+def test_a_wrong_graph_with_right_checksums_is_refused(
+    publish_toy, start_server, tmp_path, replaced, reason
+):
+    good = bundle.load(publish_toy(tmp_path))
+    if replaced == "decoder as encoder":
+        replaced = {"encoder_onnx": good.files[bundle.DECODER]}
+    elif replaced == "encoder of another scale":
+        # 255 in the graph becomes 254: the shapes are right and every value is wrong.
+        encoder = good.files[bundle.ENCODER].replace(b"\x00\x00\x7f\x43", b"\x00\x00\x7e\x43")
+        assert encoder != good.files[bundle.ENCODER]
+        replaced = {"encoder_onnx": encoder}
+    publish_toy(tmp_path, **replaced)
+    server = start_server(tmp_path)
+    assert server.metric("latentd_reloads_total", result="refused", reason=reason) == 1
+    assert server.metric("latentd_reloads_total", result="loaded", reason="") == 1
+
+
+def test_the_newest_versions_are_served_and_the_older_are_not(publish_toy, start_server, tmp_path):
+    for _ in range(4):
+        publish_toy(tmp_path)
+    server = start_server(tmp_path, keep_versions=2)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = VaeServiceStub(channel)
+        assert list(stub.GetModel(pb.GetModelRequest()).versions) == [3, 4]
+        assert stub.Sample(pb.SampleRequest(count=1)).served_by.version == 4
+        assert stub.Sample(pb.SampleRequest(count=1, version=3)).served_by.version == 3
+        with pytest.raises(grpc.RpcError, match="no version 2"):
+            stub.Sample(pb.SampleRequest(count=1, version=2))
+
+
+def test_with_several_models_the_default_is_named_or_there_is_none(
+    publish_toy, start_server, tmp_path
+):
+    publish_toy(tmp_path, model="one")
+    publish_toy(tmp_path, model="two")
+    with grpc.insecure_channel(start_server(tmp_path).target) as channel:
+        with pytest.raises(grpc.RpcError, match="one, two"):
+            VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
+    named = start_server(tmp_path, default_model="two")
+    with grpc.insecure_channel(named.target) as channel:
+        answer = VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
+        assert answer.served_by.model == "two"
+
+
+def test_a_server_with_nothing_to_serve_refuses_to_start(publish_toy, start_server, tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        start_server(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="No bundle"):
+        start_server(tmp_path)
+    damage(publish_toy(tmp_path), "a flipped bit")
+    with pytest.raises(ConfigError, match="sha256 differs"):
+        start_server(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_an_ordinary_error(publish_toy, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        publish_toy(tmp_path)
+
+
+def test_a_manifest_survives_its_file(publish_toy, tmp_path):
+    manifest = bundle.load(publish_toy(tmp_path)).manifest
+    assert bundle.Manifest.from_json(manifest.to_json()) == manifest
+    with pytest.raises(BundleError, match="latent_size cannot be 0"):
+        bundle.Manifest.from_json(dataclasses.replace(manifest, latent_size=0).to_json())

@@ -1,0 +1,144 @@
+"""Fairness and refusal, on a virtual clock."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from serving.errors import Overloaded
+from serving.rowqueue import Entry, RowQueue
+
+
+def entry(rows: int, *, deadline: float = math.inf, background: bool = False) -> Entry:
+    return Entry(f"{rows} rows", rows, 8 * rows, deadline, background)
+
+
+def queue(batch_rows: int = 8, max_rows: int = 1000, max_bytes: int = 1 << 20) -> RowQueue:
+    return RowQueue(batch_rows, max_rows, max_bytes)
+
+
+def taken(q: RowQueue, now: float = 0.0) -> list[tuple[Entry, int, int]]:
+    batch, _ = q.take(now)
+    return [(share.entry, share.start, share.stop) for share in batch]
+
+
+def test_small_requests_are_served_in_order_and_split_at_the_end_of_a_batch():
+    q = queue()
+    a, b, c = entry(5), entry(6), entry(2)
+    for e in (a, b, c):
+        q.admit(e, 0.0)
+    assert taken(q) == [(a, 0, 5), (b, 0, 3)]
+    assert taken(q) == [(b, 3, 6), (c, 0, 2)]
+    assert taken(q) == []
+    assert (q.rows, q.bytes) == (0, 0)
+
+
+def test_large_requests_take_turns():
+    q = queue()
+    a, b = entry(20), entry(20)
+    q.admit(a, 0.0)
+    q.admit(b, 0.0)
+    order = [e for _ in range(5) for e, _, _ in taken(q)]
+    assert order[:4] == [a, b, a, b]
+
+
+def test_fifty_single_rows_beside_100_000_wait_at_most_two_batches():
+    q = queue(batch_rows=64, max_rows=1 << 20)
+    q.admit(entry(100_000), 0.0)
+    taken(q)  # the large one has the engine to itself
+    singles = [entry(1) for _ in range(50)]
+    for e in singles:
+        q.admit(e, 0.0)
+    served = {e for _ in range(2) for e, _, _ in taken(q)}
+    assert served >= set(singles)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 8, 64])
+def test_no_class_starves_another(batch_rows):
+    q = queue(batch_rows, max_rows=1 << 30, max_bytes=1 << 40)
+    large, patient = entry(10**6), entry(10**6, background=True)
+    q.admit(large, 0.0)
+    q.admit(patient, 0.0)
+    rows = {"small": 0, large: 0, patient: 0}
+    for _ in range(640):
+        while q.rows < 2 * 10**6 - rows[large] - rows[patient] + 2 * batch_rows:
+            q.admit(entry(1), 0.0)  # never a lack of small ones
+        for e, start, stop in taken(q):
+            rows[e if e in rows else "small"] += stop - start
+    total = 640 * batch_rows
+    assert sum(rows.values()) == total
+    assert rows[large] == pytest.approx(total / 4, rel=0.02)
+    assert rows[patient] == pytest.approx(total / 16, rel=0.05)
+
+
+def test_background_alone_has_every_batch_to_itself():
+    q = queue()
+    e = entry(20, background=True)
+    q.admit(e, 0.0)
+    assert [taken(q) for _ in range(3)] == [[(e, 0, 8)], [(e, 8, 16)], [(e, 16, 20)]]
+
+
+def test_the_discarded_are_never_taken_and_count_no_longer():
+    q = queue()
+    a, b = entry(3), entry(4)
+    q.admit(a, 0.0)
+    q.admit(b, 0.0)
+    assert q.discard(a)
+    assert not q.discard(a), "an entry dies once"
+    assert (q.rows, q.bytes) == (4, 32)
+    assert taken(q) == [(b, 0, 4)]
+    assert (q.rows, q.bytes) == (0, 0)
+
+
+def test_an_entry_discarded_between_two_batches_frees_what_waits():
+    q = queue()
+    a = entry(20)
+    q.admit(a, 0.0)
+    taken(q)
+    q.discard(a)
+    assert (q.rows, q.bytes) == (0, 0)
+    assert taken(q) == []
+
+
+def test_the_expired_are_returned_and_not_run():
+    q = queue()
+    late, good = entry(3, deadline=1.0), entry(3)
+    q.admit(late, 0.0)
+    q.admit(good, 0.0)
+    batch, expired = q.take(2.0)
+    assert expired == [late]
+    assert [share.entry for share in batch] == [good]
+    assert q.rows == 0
+
+
+def test_a_full_queue_refuses_one_row_as_it_does_many():
+    q = queue(max_rows=10)
+    q.admit(entry(10), 0.0)
+    for rows in (1, 5):
+        with pytest.raises(Overloaded, match="queue is full") as refusal:
+            q.admit(entry(rows), 0.0)
+        assert refusal.value.reason == "queue_full"
+        assert refusal.value.retry_after > 0
+
+
+def test_bytes_are_bounded_as_rows_are():
+    q = queue(max_bytes=100)
+    q.admit(entry(10), 0.0)
+    with pytest.raises(Overloaded):
+        q.admit(entry(3), 0.0)
+
+
+def test_an_empty_queue_admits_what_is_larger_than_itself():
+    queue(max_rows=10).admit(entry(50), 0.0)
+
+
+def test_a_wait_beyond_the_deadline_is_refused_at_once_and_says_when_to_return():
+    q = queue(max_rows=10**6)
+    q.observe(8, 1.0)  # a full batch takes a second
+    q.admit(entry(8 * 10), 0.0)
+    q.admit(entry(8, deadline=5.0), 0.0)  # goes before the large one
+    with pytest.raises(Overloaded) as refusal:
+        q.admit(entry(80, deadline=5.0), 0.0)
+    assert refusal.value.reason == "deadline"
+    assert 5.0 <= refusal.value.retry_after <= 20.0
