@@ -1,0 +1,125 @@
+"""Checkpoints appear whole or not at all, and anything else is refused in a sentence."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training import checkpoint
+from training.checkpoint import Checkpoint
+from training.config import Config
+from training.data import RowSpec
+from training.model import build
+from training.networks import fitted
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def example(seed: int = 0) -> Checkpoint:
+    spec = RowSpec((4, 5), "uint8")
+    config = fitted(Config(hidden=8, latent_size=2, seed=seed), spec.shape)
+    return Checkpoint(
+        config=config,
+        spec=spec,
+        weights=build(config, spec).state_dict(),
+        optimiser={},
+        generators={"order": torch.Generator().get_state()},
+        history=[{"epoch": 1, "validation_elbo": -1.5}],
+        split={"train": 3},
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    saved = example()
+    checkpoint.save(tmp_path / "last.pt", saved)
+    loaded = checkpoint.load(tmp_path / "last.pt")
+    assert (loaded.config, loaded.spec) == (saved.config, saved.spec)
+    assert (loaded.history, loaded.split) == (saved.history, saved.split)
+    for name, value in loaded.model().state_dict().items():
+        assert torch.equal(value, saved.weights[name])
+    assert not loaded.model().training
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, example(seed=1))
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            checkpoint.save(path, example(seed=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def saved_bytes(value: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def altered(**changes: Any) -> bytes:
+    """A good checkpoint's file with some of its entries replaced."""
+    file = io.BytesIO()
+    checkpoint.write(file, example())
+    file.seek(0)
+    return saved_bytes({**torch.load(file, weights_only=True), **changes})
+
+
+class Malice:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("a checkpoint ran code",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        (lambda: b"", "is damaged or was not written by latentd"),
+        (lambda: b"not a checkpoint", "is damaged or was not written by latentd"),
+        (lambda: altered()[:-2000], "is damaged or was not written by latentd"),
+        (lambda: pickle.dumps(Malice()), "is damaged or was not written by latentd"),
+        (lambda: saved_bytes({"code": Malice()}), "is damaged or was not written by latentd"),
+        (lambda: saved_bytes({"weight": torch.zeros(3)}), "was not written by this release"),
+        (lambda: saved_bytes([1, 2]), "was not written by this release"),
+        (lambda: altered(format="latentd checkpoint 99"), "was not written by this release"),
+        (lambda: altered(config={"latent": 3}), "unknown settings: latent"),
+        (lambda: altered(config={"epochs": "9"}), "--epochs takes a value of"),
+        (lambda: altered(weights={}), "does not fit together"),
+        (lambda: altered(spec={"shape": [4, 5]}), "does not fit together"),
+        (lambda: altered(extra=1), "does not fit together"),
+    ],
+)
+@pytest.mark.parametrize("command", ["resume", "export"])
+def test_anything_else_is_refused_in_a_sentence(
+    cli: Cli, tmp_path: Path, content: Callable[[], bytes] | None, words: str, command: str
+) -> None:
+    path = tmp_path / "run" / "last.pt"
+    path.parent.mkdir()
+    if content:
+        path.write_bytes(content())
+    before = sorted(tmp_path.rglob("*"))
+    if command == "resume":
+        status, _, err = cli("train", "--out", path.parent, "--resume")
+    else:
+        bundles = tmp_path / "bundles"
+        status, _, err = cli("export", "--checkpoint", path, "--bundles", bundles, "--name", "m")
+    assert status == 2
+    assert err.startswith("latentd-train: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before

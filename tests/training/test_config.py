@@ -1,0 +1,102 @@
+"""The settings: bounds, round trip, and the command line derived from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.config import Config, flag
+from training.errors import TrainingError
+from training.likelihoods import LIKELIHOODS
+from training.model import MODELS
+from training.networks import NETWORKS
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1, not 0."),
+        (["--latent-size", "0"], "--latent-size must be at least 1, not 0."),
+        (["--latent-size", "65536"], "--latent-size must be below 65536, not 65536."),
+        (["--learning-rate", "-0.1"], "--learning-rate must be above 0, not -0.1."),
+        (["--learning-rate", "nan"], "--learning-rate must be a finite number, not nan."),
+        (["--validation", "1"], "--validation must be below 1, not 1.0."),
+        (["--batch-size", "-3"], "--batch-size must be at least 1, not -3."),
+        (["--image-size", "32"], "--image-size is HEIGHTxWIDTH"),
+        (["--image-size", "32x32"], "--image-size resizes images:DIR only"),
+        (["--binarisation", "dynamic", "--likelihood", "gaussian"], "--binarisation dynamic"),
+        (["--net", "conv", "--data", "npz:{vectors}"], "--net conv needs images"),
+        (["--net", "conv", "--depth", "4"], "--depth 4 halves images"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["--net", "transformer"], "argument --net: invalid choice"),
+        (["--epoch-count", "3"], "unrecognized arguments: --epoch-count"),
+    ],
+)
+def test_bad_flags_are_refused_by_name(
+    cli: Cli, tmp_path: Path, flags: list[str], words: str
+) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "vectors.npy", np.zeros((50, 5), np.uint8))
+    flags = [text.format(vectors=tmp_path / "vectors.npy") for text in flags]
+    status, out, err = cli("train", "--out", tmp_path / "run", *flags)
+    assert status == 2
+    assert words in err
+    assert out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_survives_a_round_trip() -> None:
+    config = Config(latent_size=3, hidden=None, learning_rate=1)
+    assert Config.from_dict(dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"latent_sise": 3}, "unknown settings: latent_sise"),
+        ({"latent_size": "3"}, "--latent-size takes a value of type int, not '3'"),
+        ({"latent_size": True}, "--latent-size takes a value of type int, not True"),
+        ({"latent_size": None}, "--latent-size takes a value of type int, not None"),
+        ({"model": "gan"}, "--model is one of vae, ae, not 'gan'"),
+    ],
+)
+def test_typos_and_wrong_types_are_errors(raw: dict[str, object], words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        Config.from_dict(raw)
+
+
+def test_help_teaches_every_setting_without_torch() -> None:
+    code = (
+        "import sys; from training.__main__ import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    for field in dataclasses.fields(Config):
+        assert flag(field.name) in shown
+    assert "examples:" in shown
+    assert shown.endswith("False\n")
+
+
+def test_no_arguments_show_help(cli: Cli) -> None:
+    status, out, err = cli()
+    assert (status, err) == (0, "")
+    assert "train" in out
+    assert "export" in out
+
+
+def test_choices_are_what_is_registered() -> None:
+    choices = {field.name: field.metadata.get("choices") for field in dataclasses.fields(Config)}
+    assert set(choices["net"]) == {"auto", *NETWORKS}
+    assert set(choices["model"]) == set(MODELS)
+    assert set(choices["likelihood"]) == set(LIKELIHOODS)

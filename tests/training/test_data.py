@@ -1,0 +1,119 @@
+"""What is read, and how it is split."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from training.config import Config
+from training.data import Dataset, RowSpec, load
+
+BYTES = np.arange(40 * 6, dtype=np.uint8).reshape(40, 2, 3)
+FLOATS = np.linspace(0, 1, 40 * 5, dtype=np.float32).reshape(40, 5)
+
+
+def everything(dataset: Dataset) -> list[bytes]:
+    parts = (dataset.train.x, dataset.validation.x, dataset.test.x)
+    return sorted(row.numpy().tobytes() for x in parts for row in x)
+
+
+def test_digits_become_bytes_over_the_whole_range() -> None:
+    dataset = load(Config())
+    assert dataset.spec == RowSpec((8, 8), "uint8")
+    assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 1797
+    levels = torch.unique(dataset.train.x)
+    assert levels.tolist() == [round(v * 255 / 16) for v in range(17)]
+    assert dataset.train.y is not None
+    assert set(dataset.train.y.tolist()) == set(range(10))
+
+
+def test_labels_stay_with_their_rows() -> None:
+    digits = load_digits()
+    images = np.round(digits.images * 255 / 16).astype(np.uint8)
+    label = {image.tobytes(): int(y) for image, y in zip(images, digits.target, strict=True)}
+    dataset = load(Config())
+    for part in (dataset.train, dataset.validation, dataset.test):
+        assert part.y is not None
+        assert [label[row.numpy().tobytes()] for row in part.x] == part.y.tolist()
+
+
+def test_split_uses_each_row_once_and_follows_the_seed(tmp_path: Path) -> None:
+    rows = np.arange(100, dtype=np.uint8).reshape(100, 1)
+    np.save(tmp_path / "rows.npy", rows)
+    config = Config(data=f"npz:{tmp_path / 'rows.npy'}", validation=0.2, test=0.3, seed=1)
+    dataset = load(config)
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [56, 14, 30]
+    assert everything(dataset) == sorted(row.tobytes() for row in rows)
+    assert load(config).digest == dataset.digest
+    other = load(Config(data=config.data, validation=0.2, test=0.3, seed=2))
+    assert other.digest != dataset.digest
+    assert not torch.equal(other.test.x, dataset.test.x)
+
+
+def test_own_test_rows_are_never_trained_on(idx_folder: Path) -> None:
+    dataset = load(Config(data=f"idx:{idx_folder}"))
+    assert dataset.own_test
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [54, 6, 10]
+    assert dataset.spec == RowSpec((9, 10), "uint8")
+    assert dataset.test.y is not None
+    assert dataset.test.y.tolist() == list(range(10))
+    learned = {row.numpy().tobytes() for row in torch.cat((dataset.train.x, dataset.validation.x))}
+    assert not learned & {row.numpy().tobytes() for row in dataset.test.x}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "spec", "rows"),
+    [
+        ({"anything": BYTES}, RowSpec((2, 3), "uint8"), [32, 4, 4]),
+        ({"x": FLOATS, "y": np.arange(40)}, RowSpec((5,), "float32"), [32, 4, 4]),
+        ({"x": FLOATS.astype(np.float64), "z": BYTES}, RowSpec((5,), "float32"), [32, 4, 4]),
+        ({"x_train": BYTES, "x_test": BYTES[:7]}, RowSpec((2, 3), "uint8"), [36, 4, 7]),
+        ({"x_train": BYTES, "y_train": np.arange(40)}, RowSpec((2, 3), "uint8"), [32, 4, 4]),
+    ],
+)
+def test_npz(tmp_path: Path, arrays: dict[str, np.ndarray], spec: RowSpec, rows: list[int]) -> None:
+    np.savez(tmp_path / "rows.npz", **arrays)
+    dataset = load(Config(data=f"npz:{tmp_path / 'rows.npz'}"))
+    assert dataset.spec == spec
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == rows
+
+
+def test_pictures_keep_their_size_and_colours(picture_folder: Path) -> None:
+    dataset = load(Config(data=f"images:{picture_folder}"))
+    assert dataset.spec == RowSpec((11, 18, 3), "uint8")
+    files = [np.asarray(Image.open(path)) for path in picture_folder.rglob("*.png")]
+    assert everything(dataset) == sorted(picture.tobytes() for picture in files)
+
+
+def test_pictures_are_resized_on_request(picture_folder: Path) -> None:
+    Image.new("RGB", (30, 20)).save(picture_folder / "larger.jpg")
+    config = Config(data=f"images:{picture_folder}", image_size="10x16")
+    assert load(config).spec == RowSpec((10, 16, 3), "uint8")
+
+
+def test_many_pictures_show_a_bar(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(300):
+        Image.fromarray(rng.integers(0, 256, (8, 9), np.uint8)).save(tmp_path / f"{i:03}.png")
+    assert load(Config(data=f"images:{tmp_path}")).spec == RowSpec((8, 9), "uint8")
+    assert "300/300" in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_mnist_by_its_own_names() -> None:
+    default = Path(__file__).parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("LATENTD_DATA", default)) / "mnist"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there; set LATENTD_DATA to the folder that holds mnist/")
+    dataset = load(Config(data=f"idx:{folder}"))
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [54000, 6000, 10000]
+    assert dataset.spec == RowSpec((28, 28), "uint8")
+    assert dataset.test.y is not None
+    assert dataset.test.y[:5].tolist() == [7, 2, 1, 0, 4]

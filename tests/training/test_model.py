@@ -1,0 +1,171 @@
+"""The objective against torch.distributions, and the shapes of every net."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+
+from training.config import Config
+from training.data import RowSpec
+from training.errors import TrainingError
+from training.model import LOG_VAR_RANGE, POINT_LOG_VAR, build, gaussian_kl, render, unit
+from training.networks import fitted
+
+SPEC = RowSpec((8, 9), "uint8")
+
+
+def seeded(seed: int = 3) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rows(spec: RowSpec, count: int = 5) -> torch.Tensor:
+    x = torch.randint(0, 256, (count, *spec.shape), dtype=torch.uint8, generator=seeded())
+    return x if spec.dtype == "uint8" else x / 255
+
+
+def model(spec: RowSpec = SPEC, **settings: Any) -> Any:
+    tiny = {"latent_size": 3, "hidden": 8, **settings}
+    return build(fitted(Config(**tiny), spec.shape), spec).eval()
+
+
+def test_kl_is_torch_distributions() -> None:
+    mean, log_var = torch.randn(2, 7, 4, generator=seeded())
+    q = Independent(Normal(mean, (0.5 * log_var).exp()), 1)
+    p = Independent(Normal(torch.zeros(7, 4), torch.ones(7, 4)), 1)
+    torch.testing.assert_close(gaussian_kl(mean, log_var), kl_divergence(q, p))
+
+
+@pytest.mark.parametrize("binarisation", ["none", "dynamic"])
+def test_bernoulli_elbo_is_torch_distributions(binarisation: str) -> None:
+    vae, x = model(likelihood="bernoulli", binarisation=binarisation), rows(SPEC)
+    terms = vae(x, seeded())
+
+    draws = seeded()
+    target = unit(x)
+    if binarisation == "dynamic":
+        target = torch.bernoulli(target, generator=draws)
+        assert set(target.unique().tolist()) == {0.0, 1.0}
+    mean, log_var = vae.encode(target)
+    z = Normal(mean, (0.5 * log_var).exp())
+    sample = mean + z.stddev * torch.randn(mean.shape, generator=draws)
+    px = Bernoulli(logits=vae.decode(sample)[:, 0], validate_args=False)
+    distortion = -px.log_prob(target).sum((1, 2))
+    rate = kl_divergence(z, Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(terms.distortion, distortion)
+    torch.testing.assert_close(terms.rate, rate)
+    torch.testing.assert_close(terms.elbo, -distortion - rate)
+    assert terms.elbo.shape == (5,)
+
+
+def test_gaussian_elbo_is_torch_distributions() -> None:
+    vae, x = model(likelihood="gaussian", least_std=0.1), rows(SPEC)
+    terms = vae(x, seeded())
+    mean, log_var = vae.encode(x)
+    std = (0.5 * log_var).exp()
+    params = vae.decode(mean + std * torch.randn(mean.shape, generator=seeded()))
+    px = Normal(params[:, 0], params[:, 1].exp())
+    assert (px.stddev >= 0.1).all()
+    torch.testing.assert_close(terms.distortion, -px.log_prob(unit(x)).sum((1, 2)))
+    torch.testing.assert_close(terms.elbo, -terms.distortion - terms.rate)
+
+
+def test_gaussian_std_has_its_floor() -> None:
+    vae = model(likelihood="gaussian", least_std=0.1)
+    raw = torch.full((1, 2, 8, 9), -1e4)
+    torch.testing.assert_close(vae.likelihood.params(raw)[:, 1].exp(), torch.full((1, 8, 9), 0.1))
+
+
+def test_log_var_is_clamped() -> None:
+    vae = model()
+    with torch.no_grad():
+        vae.encoder[-1].weight.mul_(1e6)
+    _, log_var = vae.encode(rows(SPEC))
+    assert (log_var.min().item(), log_var.max().item()) == LOG_VAR_RANGE
+
+
+def test_ae_is_the_vae_without_noise_and_kl() -> None:
+    vae, ae, x = model(), model(model="ae"), rows(SPEC)
+    assert sum(p.numel() for p in ae.parameters()) == sum(p.numel() for p in vae.parameters())
+    mean, log_var = ae.encode(x)
+    torch.testing.assert_close(mean, vae.encode(x)[0])  # the same seed, the same weights
+    assert (log_var == POINT_LOG_VAR).all()
+    first, second = ae(x, seeded(1)), ae(x, seeded(2))
+    assert torch.equal(first.elbo, second.elbo)
+    assert torch.equal(first.elbo, -ae.likelihood.nll(unit(x), ae.decode(mean)))
+    assert not first.rate.any()
+    # A server that draws z from the exported log_var gets the mean itself.
+    drawn = mean + (0.5 * log_var).exp() * torch.randn(mean.shape, generator=seeded())
+    assert torch.equal(drawn, mean)
+    assert not torch.equal(vae(x, seeded(1)).elbo, vae(x, seeded(2)).elbo)
+
+
+def test_bytes_come_back_as_they_went_in() -> None:
+    every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    net = model(RowSpec((16, 16), "uint8"), likelihood="gaussian")
+    params = torch.stack((unit(every), torch.zeros(1, 16, 16)), dim=1)
+    assert torch.equal(render(net, params), every)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize(
+    ("net", "shape", "depth"),
+    [
+        ("mlp", (7,), 1),
+        ("mlp", (5, 6), 3),
+        ("mlp", (5, 6, 3), 2),
+        ("conv", (8, 8), 2),
+        ("conv", (28, 28, 1), 2),
+        ("conv", (9, 31, 3), 2),
+        ("conv", (33, 17, 3), 3),
+    ],
+)
+def test_every_net_gives_the_shapes_it_promises(
+    net: str, shape: tuple[int, ...], depth: int, likelihood: str, dtype: str
+) -> None:
+    spec = RowSpec(shape, dtype)
+    vae, x = model(spec, net=net, depth=depth, likelihood=likelihood), rows(spec)
+    mean, log_var = vae.encode(x)
+    assert mean.shape == log_var.shape == (5, 3)
+    params = vae.decode(mean)
+    assert params.shape == (5, vae.likelihood.parameters, *shape)
+    again = render(vae, params)
+    assert (again.shape, again.dtype) == (x.shape, x.dtype)
+    terms = vae(x, seeded())
+    (-terms.elbo.mean()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
+
+
+def test_conv_keeps_colours_apart() -> None:
+    """Channels last, in and out: a pixel's three colours come back beside one another."""
+    spec = RowSpec((8, 12, 3), "float32")
+    vae = model(spec, net="conv", likelihood="gaussian")
+    with torch.no_grad():
+        last = vae.decoder.features[-1]
+        last.weight.zero_()
+        # Outputs: (parameter, colour) major, the 2x2 pixels of each minor.
+        last.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0, 0, 0]).repeat_interleave(4))
+    picture = render(vae, vae.decode(torch.zeros(1, 3)))
+    torch.testing.assert_close(picture, torch.tensor([0.1, 0.2, 0.3]).expand(1, 8, 12, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "net"),
+    [
+        ((8, 8), "mlp"),
+        ((27, 40, 3), "mlp"),
+        ((28, 28), "conv"),
+        ((64, 30, 3), "conv"),
+        ((9,), "mlp"),
+    ],
+)
+def test_auto_net_follows_the_shape(shape: tuple[int, ...], net: str) -> None:
+    assert fitted(Config(), shape).net == net
+
+
+def test_conv_refuses_vectors() -> None:
+    with pytest.raises(TrainingError, match="use --net mlp"):
+        fitted(Config(net="conv"), (784,))

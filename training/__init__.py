@@ -1,0 +1,1 @@
+"""Train a variational autoencoder, look at it, export it as a bundle. See `python -m training`."""

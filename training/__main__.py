@@ -1,0 +1,158 @@
+"""`python -m training`: train a model, then export it as a bundle for `python -m serving`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from training.config import Config, add_flags, flag
+from training.errors import TrainingError
+
+PROGRAM: Final = "latentd-train"
+
+_TRAIN: Final = """\
+Train a variational autoencoder and write a folder:
+  last.pt, best.pt      where --resume goes on; the best validation ELBO, for export
+  log.jsonl             one JSON line for each epoch, in nats per example
+  reconstructions.png, samples.png, interpolation.png, curves.png
+"""
+_TRAIN_EXAMPLES: Final = """\
+examples:
+  python -m training train --data digits --out runs/digits
+  python -m training train --data idx:mnist --likelihood bernoulli --binarisation dynamic \\
+      --latent-size 50 --epochs 20 --out runs/mnist
+  python -m training train --data images:photos --image-size 48x64 --out runs/photos
+  python -m training train --data npz:spectra.npz --net mlp --out runs/spectra
+  python -m training train --out runs/digits --resume --epochs 300
+
+data:
+  digits      scikit-learn's 1,797 digits, 8x8, bundled
+  idx:DIR     MNIST's four files by their own names, .gz or not; its t10k files are the test rows
+  npz:FILE    a .npy of rows; or an .npz with one array, or x (and y), or x_train, x_test
+              (and y_train, y_test)
+  images:DIR  every picture under a folder: grey or RGB, all of one size, or --image-size
+Rows are uint8 in 0..255 or float32 in [0, 1], of shape (values,), (height, width) or
+(height, width, channels).
+"""
+_EXPORT: Final = """\
+Export a checkpoint as two ONNX graphs, check on real rows that ONNX Runtime computes what
+PyTorch computes, and publish them as the next version of a model: BUNDLES/NAME/VERSION.
+Graphs that fail the check are not published, and the exit status is 1.
+"""
+_EXPORT_EXAMPLES: Final = """\
+example:
+  python -m training export --checkpoint runs/digits/best.pt --bundles models --name digits
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand. Returns the exit status: 0 done, 1 the run failed, 2 wrong input,
+    130 interrupted."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not hasattr(arguments, "run"):
+        parser.print_help()
+        return 0
+    try:
+        arguments.run(arguments)
+    except TrainingError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:  # the disk is full, the pipe is closed
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: interrupted. {arguments.after(arguments)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    # Imported here: torch takes seconds, and --help should not.
+    from training import checkpoint
+    from training.train import LAST, train
+
+    out: Path = arguments.out
+    given = {
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(Config)
+        if hasattr(arguments, field.name)
+    }
+    config, saved = Config(**given), None
+    if arguments.resume:
+        saved = checkpoint.load(out / LAST)
+        config = _resumed(saved.config, given, out)
+    elif (out / LAST).exists():
+        raise TrainingError(
+            f"{out} already holds a run; continue it with --resume, or choose another --out."
+        )
+    train(config, out, saved)
+
+
+def _resumed(config: Config, given: dict[str, Any], out: Path) -> Config:
+    """The saved config; of the flags given, only --epochs may differ from it."""
+    for name, value in given.items():
+        if name != "epochs" and value != getattr(config, name):
+            raise TrainingError(
+                f"{flag(name)} is {getattr(config, name)} in {out} and cannot change when the run "
+                "is resumed; leave it out. (--epochs can.)"
+            )
+    return dataclasses.replace(config, epochs=given.get("epochs", config.epochs))
+
+
+def _after_train(arguments: argparse.Namespace) -> str:
+    if (arguments.out / "last.pt").exists():
+        return f"Continue with: python -m training train --out {arguments.out} --resume"
+    return "No epoch was finished, so there is nothing to resume."
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from training.export import export, report
+
+    folder = export(arguments.checkpoint, arguments.bundles, arguments.name, arguments.data)
+    print(json.dumps(report(folder), indent=2))
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    command = commands.add_parser(
+        "train",
+        help="data -> checkpoints, pictures, log",
+        description=_TRAIN,
+        epilog=_TRAIN_EXAMPLES,
+        formatter_class=raw,
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder of this run")
+    command.add_argument(
+        "--resume", action="store_true", help="continue from OUT/last.pt with its own settings"
+    )
+    add_flags(command)
+    command.set_defaults(run=_train, after=_after_train)
+
+    command = commands.add_parser(
+        "export",
+        help="checkpoint -> bundle",
+        description=_EXPORT,
+        epilog=_EXPORT_EXAMPLES,
+        formatter_class=raw,
+    )
+    command.add_argument("--checkpoint", type=Path, required=True, help="best.pt or last.pt")
+    command.add_argument("--bundles", type=Path, required=True, help="folder of all models")
+    command.add_argument("--name", required=True, help="the model's name in requests")
+    command.add_argument(
+        "--data", help="rows for the check, as in train; default: what the model was trained on"
+    )
+    command.set_defaults(run=_export, after=lambda _: "Nothing was published.")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The data set: rows checked once, split by seed, whole tensors in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import Config
+from training.errors import TrainingError
+from training.sources import Array, read
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """One row of data: what the model is built for, and what a bundle's clients send."""
+
+    shape: tuple[int, ...]  # (height, width[, channels]) or (values,)
+    dtype: str  # uint8 (0..255) | float32 (0..1)
+
+    @property
+    def kind(self) -> str:
+        """image | vector"""
+        return "vector" if len(self.shape) == 1 else "image"
+
+    @property
+    def highest(self) -> float:
+        """The largest value allowed; the smallest is 0."""
+        return 255.0 if self.dtype == "uint8" else 1.0
+
+    @property
+    def size(self) -> int:
+        """Values in one row."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One part of a data set. x: uint8 or float32 (rows, *shape); y: int64 (rows,) or None."""
+
+    x: Tensor
+    y: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Disjoint parts: learn from train, choose on validation, report on test."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+    own_test: bool  # the source came with its test rows; otherwise they were drawn by seed
+    digest: str  # sha256 of x and of the split: a resumed run must find the same
+
+    @property
+    def spec(self) -> RowSpec:
+        return RowSpec(
+            tuple(self.train.x.shape[1:]), str(self.train.x.dtype).removeprefix("torch.")
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What the log, the checkpoint and the manifest record about the split."""
+        return {
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+            "test_rows": "the source's own" if self.own_test else "drawn by seed",
+            "digest": self.digest,
+        }
+
+
+def load(config: Config) -> Dataset:
+    """Read, check and split `config.data`; the same config always gives the same split.
+
+    Raises TrainingError that says what is wrong, in which row, and what to do.
+    """
+    source = read(config)
+    x, y = _checked(config.data, source.x, source.y)
+    rows = np.random.default_rng(config.seed).permutation(len(x))
+    if source.x_test is not None:
+        test = Rows(*_checked(f"{config.data} (test rows)", source.x_test, source.y_test))
+        if test.x.shape[1:] != x.shape[1:] or test.x.dtype != x.dtype:
+            raise TrainingError(
+                f"{config.data}: test rows are {_words(test.x)} and training rows {_words(x)}; "
+                "make them the same."
+            )
+        held_out = 0
+    else:
+        held_out = round(config.test * len(x))
+        test = _take(x, y, rows[:held_out])
+    validating = round(config.validation * (len(x) - held_out))
+    validation = _take(x, y, rows[held_out : held_out + validating])
+    train = _take(x, y, rows[held_out + validating :])
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        if not len(part):
+            raise TrainingError(
+                f"{config.data} has {len(x)} rows, too few to split: none is left for {name}. "
+                "Add rows, or change --validation or --test."
+            )
+    digest = hashlib.sha256()
+    for part in (train, validation, test):
+        digest.update(part.x.numpy().tobytes())
+    return Dataset(train, validation, test, source.x_test is not None, digest.hexdigest())
+
+
+def to(dataset: Dataset, device: torch.device) -> Dataset:
+    """The same data set with its tensors on `device`."""
+
+    def move(rows: Rows) -> Rows:
+        return Rows(rows.x.to(device), None if rows.y is None else rows.y.to(device))
+
+    return dataclasses.replace(
+        dataset,
+        train=move(dataset.train),
+        validation=move(dataset.validation),
+        test=move(dataset.test),
+    )
+
+
+def _take(x: Tensor, y: Tensor | None, rows: np.ndarray[Any, Any]) -> Rows:
+    index = torch.from_numpy(rows)
+    return Rows(x[index], None if y is None else y[index])
+
+
+def _checked(name: str, x: Array, y: Array | None) -> tuple[Tensor, Tensor | None]:
+    """Rows and labels as tensors. The one gate every source passes."""
+    if (
+        x.dtype.kind not in "uf"
+        or x.dtype.itemsize == 2
+        or (x.dtype.kind == "u" and x.itemsize > 1)
+    ):
+        raise TrainingError(
+            f"{name}: values are {x.dtype}; make them uint8 in 0..255 or float32 in [0, 1]."
+        )
+    if not 2 <= x.ndim <= 4 or x.size == 0:
+        raise TrainingError(
+            f"{name}: the array has shape {x.shape}; it must be (rows, values), "
+            "(rows, height, width) or (rows, height, width, channels), none of them 0."
+        )
+    if x.ndim == 4 and x.shape[3] not in (1, 3):
+        raise TrainingError(
+            f"{name}: images have {x.shape[3]} channels (shape {x.shape}); make it 1 or 3, "
+            "and the last axis."
+        )
+    if x.dtype.kind == "f":
+        _check_range(name, x)
+        x = x.astype(np.float32, copy=False)
+    if y is not None:
+        if y.shape != (len(x),):
+            raise TrainingError(
+                f"{name}: {len(x)} rows have labels of shape {y.shape}; give one label for each."
+            )
+        if y.dtype.kind not in "iu":
+            raise TrainingError(f"{name}: labels are {y.dtype}; make them integers.")
+    # A copy: frombuffer's arrays are read-only, and a tensor over one warns.
+    return torch.from_numpy(x.copy()), None if y is None else torch.from_numpy(y.astype(np.int64))
+
+
+def _check_range(name: str, x: Array) -> None:
+    good = (x >= 0) & (x <= 1)  # False for NaN
+    if not good.all():
+        row, *_ = place = tuple(int(n) for n in np.unravel_index(np.argmin(good), x.shape))
+        raise TrainingError(
+            f"{name}: row {row} holds {x[place]} at {place[1:]}, outside [0, 1]. Scale and clean "
+            "the values, or save bytes 0..255 as uint8."
+        )
+
+
+def _words(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape[1:])}".removeprefix("torch.")

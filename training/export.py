@@ -1,0 +1,143 @@
+"""Checkpoint -> encoder.onnx, decoder.onnx -> parity -> a bundle, published.
+
+The one bridge between the halves: nothing else in training imports from serving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from serving import bundle
+from serving.bundle import Manifest, XSpec
+from serving.errors import BundleError
+from training import checkpoint, data, graphs, parity
+from training.checkpoint import Checkpoint
+from training.config import Config
+from training.data import RowSpec
+from training.errors import TrainingError
+from training.likelihoods import LIKELIHOODS
+from training.model import Model, render
+from training.train import best, objective
+
+assert {name: make(Config()).parameters for name, make in LIKELIHOODS.items()} == bundle.LIKELIHOODS
+
+_GOLDEN_ROWS: Final = 16  # of each kind: encoded rows, their means, draws from N(0, I)
+
+
+def export(path: Path, bundles: Path, name: str, source: str | None = None) -> Path:
+    """Publish the checkpoint `path` as the next version of model `name` under `bundles`.
+
+    source: where parity's rows come from, in --data's notation; default: the checkpoint's own.
+    Returns the version's folder. Raises TrainingError, and RunFailed if a graph does not compute
+    what PyTorch computes; then nothing is published.
+    """
+    if not bundle.MODEL_NAME.fullmatch(name):
+        raise TrainingError(
+            f"--name {name!r}: use 1 to 64 lower-case letters, digits, '.', '_' or '-', beginning "
+            "and ending with a letter or a digit."
+        )
+    saved = checkpoint.load(path)
+    dataset = _dataset(saved, source)
+    model = saved.model()
+    encoder = graphs.encoder(model, name)
+    decoder = graphs.decoder(model, name, saved.config.latent_size)
+    rows, counts = parity.rows(dataset)
+    measured = counts | parity.measure(model, encoder, decoder, rows)
+    manifest = Manifest(
+        model=name,
+        x=_xspec(saved.spec),
+        latent_size=saved.config.latent_size,
+        likelihood=saved.config.likelihood,
+        family=saved.config.model,
+        opset=graphs.opset(encoder),
+        preprocessing=_preprocessing(saved.spec),
+        parity=measured,
+        training={
+            "config": dataclasses.asdict(saved.config),
+            "objective": objective(saved.config),
+            "split": saved.split,
+            "metrics": best(saved.history),
+        },
+    )
+    files = {
+        bundle.ENCODER: encoder,
+        bundle.DECODER: decoder,
+        bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS]),
+    }
+    try:
+        return bundle.publish(bundles, manifest, files)
+    except BundleError as error:
+        raise TrainingError(str(error)) from None
+    except OSError as error:
+        raise TrainingError(f"--bundles {bundles} cannot be written: {error.strerror}.") from None
+
+
+@torch.no_grad()
+def golden(model: Model, x: Tensor) -> bytes:
+    """golden.npz: x (n, *shape), mean, log_var (n, latent); z (2n, latent), decoded_x, params.
+
+    z is the means and as many draws from N(0, I). All outputs are PyTorch's.
+    """
+    mean, log_var = model.encode(x)
+    prior = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    z = torch.cat((mean, prior))
+    params = model.decode(z)
+    tensors = {
+        "x": x,
+        "mean": mean,
+        "log_var": log_var,
+        "z": z,
+        "decoded_x": render(model, params),
+        "params": params,
+    }
+    arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """What was published, for the person who published it."""
+    manifest = bundle.load(folder).manifest
+    return {
+        "published": str(folder),
+        "version": manifest.version,
+        "bytes": {name: entry["bytes"] for name, entry in manifest.files.items()},
+        "opset": manifest.opset,
+        "parity": manifest.parity,
+    }
+
+
+def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:
+    config = saved.config
+    if source is not None:
+        config = dataclasses.replace(config, data=source)
+    try:
+        dataset = data.load(config)
+    except TrainingError as error:
+        raise TrainingError(
+            f"{error} Parity is measured on real rows: name some with --data."
+        ) from None
+    if dataset.spec != saved.spec:
+        raise TrainingError(
+            f"--data {config.data} has rows {dataset.spec.dtype} {dataset.spec.shape}; this "
+            f"checkpoint was trained on {saved.spec.dtype} {saved.spec.shape}."
+        )
+    return dataset
+
+
+def _xspec(spec: RowSpec) -> XSpec:
+    return XSpec(spec.kind, spec.shape, spec.dtype, (0.0, spec.highest))
+
+
+def _preprocessing(spec: RowSpec) -> str:
+    if spec.dtype == "uint8":
+        return "x / 255 as float32 goes in, round(255 x) as uint8 comes out, inside the graphs"
+    return "none: x is float32 in [0, 1]"

@@ -1,0 +1,81 @@
+"""What a run looks like, as PNG: reconstructions, samples, interpolation, curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from training.model import Model, render
+
+_COLUMNS: Final = 12
+_WIDE: Final = 900  # pixels, about: small images are enlarged to fill it
+_GAP: Final = 2  # pixels between images, before enlarging
+
+
+@torch.no_grad()
+def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], seed: int) -> None:
+    """Write the four PNGs. model: on the CPU; x: test rows (rows, *shape), a few are used."""
+    x = x[:_COLUMNS]
+    mean, _ = model.encode(x)
+    decoded = render(model, model.decode(mean))
+    _grid(folder / "reconstructions.png", [x, decoded])
+
+    noise = torch.Generator().manual_seed(seed)
+    z = torch.randn((8 * _COLUMNS, mean.shape[1]), generator=noise)
+    _grid(folder / "samples.png", torch.split(render(model, model.decode(z)), _COLUMNS))
+
+    steps = torch.linspace(0, 1, _COLUMNS)[:, None]
+    pairs = zip(mean[0::2], mean[1::2], strict=False)
+    _grid(
+        folder / "interpolation.png",
+        [render(model, model.decode(torch.lerp(a, b, steps))) for a, b in pairs],
+    )
+    _curves(folder / "curves.png", history)
+
+
+def _grid(path: Path, lines: list[Tensor] | tuple[Tensor, ...]) -> None:
+    """One line of images for each tensor (images, *shape)."""
+    tiles = [np.stack([_tile(row) for row in line.numpy()]) for line in lines]
+    height, width, channels = tiles[0].shape[1:]
+    columns = max(len(line) for line in tiles)
+    sheet = np.full(
+        (len(tiles) * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, channels),
+        128,
+        np.uint8,
+    )
+    for i, line in enumerate(tiles):
+        for j, tile in enumerate(line):
+            top, left = _GAP + i * (height + _GAP), _GAP + j * (width + _GAP)
+            sheet[top : top + height, left : left + width] = tile
+    larger = max(1, round(_WIDE / sheet.shape[1]))
+    # Nearest neighbour by repetition: pixels stay pixels.
+    sheet = sheet.repeat(larger, 0).repeat(larger, 1)
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path)
+
+
+def _tile(row: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """One row of data as (height, width, channels) bytes; a vector becomes a strip."""
+    pixels = row if row.dtype == np.uint8 else np.round(row * 255).astype(np.uint8)
+    if pixels.ndim == 1:
+        pixels = np.tile(pixels, (8, 1))
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _curves(path: Path, history: list[dict[str, Any]]) -> None:
+    # The object interface draws without a display and without pyplot's global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    epochs = [line["epoch"] for line in history]
+    for axes, term in zip(figure.subplots(1, 3), ("elbo", "distortion", "rate"), strict=True):
+        for part in ("train", "validation"):
+            axes.plot(epochs, [line[f"{part}_{term}"] for line in history], label=part)
+        axes.set(title=term, xlabel="epoch", ylabel="nats per example")
+        axes.legend()
+    figure.savefig(path, dpi=100)

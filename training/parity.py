@@ -1,0 +1,99 @@
+"""Do the graphs compute what PyTorch computes? Measured on real rows at several batch sizes."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from training.data import Dataset
+from training.errors import RunFailed
+from training.model import POINT_LOG_VAR, Model, gaussian_kl, render, unit
+
+ATOL: Final = 1e-5
+RTOL: Final = 1e-4
+DELTA_ELBO: Final = 1e-3  # nats per example, mean over rows
+LEVELS: Final = 1  # of 255, by which a rounded byte may differ
+ROWS: Final = 1000
+BATCHES: Final = (1, 2, 3, ROWS)
+
+Array = npt.NDArray[Any]
+
+
+def rows(dataset: Dataset) -> tuple[Tensor, dict[str, int]]:
+    """Up to ROWS real rows, test rows first, then others; and how many of each."""
+    test = dataset.test.x[:ROWS]
+    more = torch.cat((dataset.validation.x, dataset.train.x))[: ROWS - len(test)]
+    return torch.cat((test, more)), {"rows": len(test) + len(more), "test_rows": len(test)}
+
+
+@torch.no_grad()
+def measure(model: Model, encoder: bytes, decoder: bytes, x: Tensor) -> dict[str, Any]:
+    """The largest differences between ONNX Runtime and PyTorch eager, over x (rows, *shape), at
+    each of BATCHES. Raises RunFailed at the first tensor beyond its tolerance.
+
+    z is drawn once and given to both, so that the decoder is judged on its own.
+    """
+    mean, log_var = model.encode(x)
+    z = mean + (0.5 * log_var).exp() * torch.randn(
+        mean.shape, generator=torch.Generator().manual_seed(0)
+    )
+    params = model.decode(z)
+    eager = {"mean": mean, "log_var": log_var, "params": params, "x": render(model, params)}
+    elbo = _elbo(model, x, mean, log_var, params)
+    worst = dict.fromkeys(eager, 0.0)
+    worst_elbo = 0.0
+    encode, decode = _session(encoder), _session(decoder)
+    for batch in BATCHES:
+        onnx = _run(encode, x, batch) | _run(decode, z, batch)
+        for name, expected in eager.items():
+            worst[name] = max(worst[name], _compare(name, onnx[name], expected.numpy(), batch))
+        tensors = (torch.from_numpy(onnx[name]) for name in ("mean", "log_var", "params"))
+        delta = abs(float((_elbo(model, x, *tensors) - elbo).mean()))
+        if not delta <= DELTA_ELBO:
+            raise RunFailed(
+                f"Parity failed: at batch {batch} the ELBO moved by {delta:.2e} nats; "
+                f"{DELTA_ELBO} is allowed. Nothing was published."
+            )
+        worst_elbo = max(worst_elbo, delta)
+    return {
+        "batches": list(BATCHES),
+        "atol": ATOL,
+        "rtol": RTOL,
+        "max_abs_difference": worst,
+        "delta_elbo_nats": worst_elbo,
+    }
+
+
+def _elbo(model: Model, x: Tensor, mean: Tensor, log_var: Tensor, params: Tensor) -> Tensor:
+    """(rows,) in nats, float64 so that the comparison adds no rounding of its own."""
+    distortion = model.likelihood.nll(unit(x).double(), params.double())
+    if (log_var == POINT_LOG_VAR).all():  # an autoencoder has no KL
+        return -distortion
+    return -(distortion + gaussian_kl(mean.double(), log_var.double()))
+
+
+def _session(graph: bytes) -> ort.InferenceSession:
+    return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+def _run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Array]:
+    takes = session.get_inputs()[0].name
+    gives = [output.name for output in session.get_outputs()]
+    parts = [session.run(gives, {takes: part.numpy()}) for part in torch.split(rows, batch)]
+    return dict(zip(gives, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
+
+def _compare(name: str, actual: Array, expected: Array, batch: int) -> float:
+    difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    allowed = LEVELS if expected.dtype == np.uint8 else ATOL + RTOL * np.abs(expected)
+    if actual.dtype != expected.dtype or not (difference <= allowed).all():
+        raise RunFailed(
+            f"Parity failed: at batch {batch}, {name} from ONNX Runtime differs from PyTorch's by "
+            f"up to {difference.max():.2e}. Nothing was published."
+        )
+    return float(difference.max())
