@@ -155,9 +155,11 @@ def test_with_several_models_the_default_is_named_or_there_is_none(
 ):
     publish_toy(tmp_path, model="one")
     publish_toy(tmp_path, model="two")
-    with grpc.insecure_channel(start_server(tmp_path).target) as channel:
-        with pytest.raises(grpc.RpcError, match="one, two"):
-            VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
+    with (
+        grpc.insecure_channel(start_server(tmp_path).target) as channel,
+        pytest.raises(grpc.RpcError, match="one, two"),
+    ):
+        VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
     named = start_server(tmp_path, default_model="two")
     with grpc.insecure_channel(named.target) as channel:
         answer = VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))

@@ -16,7 +16,7 @@ from serving.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ORDER = [
+SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs"),
     *("latents", "likelihood", "images", "codec"),
     *("rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
@@ -24,11 +24,21 @@ ORDER = [
 ]
 """serving/ from low to high: a module imports only from those before it."""
 
-CLIENT = [
-    *("errors", "bundle", "latents", "images", "codec"),
-    *("results", "failures", "connection", "calls", "resume", "client", "arguments", "console"),
+SHARED = ["errors", "bundle", "latents", "images", "codec"]
+"""The rooms that the client shares with the server."""
+
+CLIENT = ["results", "failures", "connection", "arguments", "calls", "resume", "clients"]
+CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
+
+ORDERS = [
+    SERVER,
+    [
+        *SHARED,
+        *(f"client.{name}" for name in CLIENT),
+        "client",
+        *(f"console.{name}" for name in CONSOLE),
+    ],
 ]
-"""The client's own way up; it shares the lowest rooms with the server."""
 
 
 def imports(path: Path) -> set[str]:
@@ -43,23 +53,34 @@ def imports(path: Path) -> set[str]:
 
 
 def modules(folder: str) -> list[Path]:
-    return [p for p in (ROOT / folder).glob("*.py") if not p.name.startswith("__")]
+    return [p for p in (ROOT / folder).rglob("*.py") if "pb" not in p.parts]
 
 
-def test_serving_imports_run_one_way():
-    for order in (ORDER, CLIENT):
-        for position, name in enumerate(order):
-            used = {
-                m.split(".")[1]
-                for m in imports(ROOT / "serving" / f"{name}.py")
-                if m.startswith("serving.") and not m.startswith("serving.pb")
-            }
-            above = used - set(order[:position])
-            assert not above, f"{name} imports {above} from above"
+def file_of(name: str) -> Path:
+    path = ROOT / "serving" / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def test_every_serving_module_has_its_place_in_the_order():
-    assert {path.stem for path in modules("serving")} == set(ORDER) | set(CLIENT)
+@pytest.mark.parametrize("order", ORDERS, ids=["server", "client"])
+def test_serving_imports_run_one_way(order):
+    names = {f"serving.{name}": position for position, name in enumerate(order)}
+    for name, position in names.items():
+        for used in imports(file_of(name.removeprefix("serving."))) & every_module():
+            if name.startswith(f"{used}."):
+                continue  # `from serving.client import calls` names the package on the way
+            assert used in names, f"{name} imports {used}, which is not of its side"
+            assert names[used] < position, f"{name} imports {used} from above"
+
+
+def every_module() -> set[str]:
+    files = [p for p in (ROOT / "serving").rglob("*.py") if "pb" not in p.parts]
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files}
+    return {name.removesuffix(".__init__") for name in names} - {"serving", "serving.__main__"}
+
+
+def test_every_serving_module_has_its_place_in_an_order():
+    placed = {f"serving.{name}" for order in ORDERS for name in order}
+    assert every_module() - {"serving.console"} == placed
 
 
 def test_the_bundle_is_the_only_bridge_between_the_halves():
@@ -72,7 +93,7 @@ def test_the_bundle_is_the_only_bridge_between_the_halves():
 
 
 def test_no_serving_module_brings_in_torch():
-    names = [f"serving.{path.stem}" for path in modules("serving")] + ["serving.__main__"]
+    names = [*sorted(every_module()), "serving.__main__"]
     code = (
         "import importlib, json, sys\n"
         f"for name in {names!r}: importlib.import_module(name)\n"
@@ -132,5 +153,5 @@ def test_every_setting_explains_itself():
 
 
 def test_variables_that_set_nothing_are_found():
-    environment = {"LATENTD_PRT": "1", "LATENTD_PORT": "2", "PATH": ""}
+    environment = {"LATENTD_PRT": "1", "LATENTD_PORT": "2", "LATENTD_SERVER": "", "PATH": ""}
     assert settings.unknown_variables(environment) == ["LATENTD_PRT"]

@@ -1,0 +1,228 @@
+"""The calls a client can make, before any transport: arguments in, a request and its reader out.
+
+Both clients in `serving.client` take their methods, with signatures and docstrings, from here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+from google.protobuf import wrappers_pb2
+from google.protobuf.message import Message
+
+from serving.client import arguments, results
+from serving.client.arguments import Data, EndPoint
+from serving.codec import Array
+from serving.errors import InvalidInput
+from serving.pb import vae_pb2 as pb
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Default(enum.Enum):
+    """The type of CLIENT_TIMEOUT, which None, meaning no deadline, could not be."""
+
+    CLIENT_TIMEOUT = "the client's own timeout"
+
+
+CLIENT_TIMEOUT: Final = Default.CLIENT_TIMEOUT
+Timeout: TypeAlias = float | Default | None
+"""Seconds until the call's deadline; None: no deadline."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[T_co]):
+    """One RPC: `method` as in the .proto file; `read` turns its response into the result."""
+
+    method: str
+    request: Any  # the method's own request message
+    read: Callable[[Any], T_co]
+    timeout: Timeout
+
+
+def get_model(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[results.ModelInfo]:
+    """Shapes, ranges, limits, versions and measured cost of the model."""
+    return Call("GetModel", pb.GetModelRequest(), results.model_info, timeout)
+
+
+def list_models(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[list[results.ListedModel]]:
+    """Every model and version the server found, also those it refused."""
+    return Call("ListModels", pb.ListModelsRequest(), results.listed_models, timeout)
+
+
+def encode(
+    x: Data,
+    *,
+    draw: bool = False,
+    seed: int | None = None,
+    offset: int = 0,
+    timeout: Timeout = CLIENT_TIMEOUT,
+) -> Call[results.Encoding]:
+    """x -> mean and log_var of its latent distribution; with `draw` also z drawn from it.
+
+    Row j draws the noise of row offset + j of `seed` (None: a new seed, returned).
+    """
+    request = pb.EncodeRequest(
+        x=arguments.rows(x), draw=draw, offset=arguments.whole("offset", offset, 63)
+    )
+    if draw:
+        request.seed = arguments.seed(seed)
+    return Call("Encode", request, results.encoding, timeout)
+
+
+def decode(
+    z: Array,
+    *,
+    params: bool = False,
+    as_png: bool = False,
+    timeout: Timeout = CLIENT_TIMEOUT,
+) -> Call[results.Decoding]:
+    """z, floats of shape (rows, latent size) -> x; with `params` the parameters of p(x | z)."""
+    output = pb.DECODE_OUTPUT_PARAMS if params else pb.DECODE_OUTPUT_X
+    request = pb.DecodeRequest(
+        z=arguments.latents(z), output=output, format=arguments.image_format(as_png)
+    )
+    return Call("Decode", request, results.decoding, timeout)
+
+
+def sample(
+    count: int,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    temperature: float = 1.0,
+    as_png: bool = False,
+    return_z: bool = False,
+    timeout: Timeout = CLIENT_TIMEOUT,
+) -> Call[results.Samples]:
+    """`count` new rows: row i is always the same for the same bundle, seed and offset + i.
+
+    seed: 0 .. 2^64 - 1; None: a new one, returned. temperature: standard deviation of the latents.
+    """
+    request = pb.SampleRequest(
+        count=arguments.whole("count", count, 32),
+        seed=arguments.seed(seed),
+        offset=arguments.whole("offset", offset, 63),
+        temperature=temperature,
+        format=arguments.image_format(as_png),
+        return_z=return_z,
+    )
+    return Call("Sample", request, results.samples, timeout)
+
+
+def stream_samples(
+    count: int,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    temperature: float = 1.0,
+    as_png: bool = False,
+    return_z: bool = False,
+    chunk_rows: int = 0,
+    timeout: float | None = None,
+) -> Call[results.Samples]:
+    """As sample, for any count, in chunks of up to `chunk_rows` rows (0: the server's choice).
+
+    Survives the loss of a server: the stream goes on from the first row that is missing, with the
+    same seed and the same version, so that no row comes twice and none is lost. Stop iterating and
+    the server stops too. `timeout` is for the whole stream; None, the default: no deadline.
+    """
+    if count == 0:  # the stream would be complete before the server could say so
+        raise InvalidInput("count", "0 rows", "Ask for at least 1")
+    request = pb.StreamSamplesRequest(
+        count=arguments.whole("count", count, 63),
+        seed=arguments.seed(seed),
+        offset=arguments.whole("offset", offset, 63),
+        temperature=temperature,
+        format=arguments.image_format(as_png),
+        return_z=return_z,
+        chunk_rows=arguments.whole("chunk_rows", chunk_rows, 32),
+    )
+    return Call("StreamSamples", request, results.samples, timeout)
+
+
+def reconstruct(
+    x: Data,
+    *,
+    draw: bool = False,
+    seed: int | None = None,
+    offset: int = 0,
+    scores: bool = False,
+    as_png: bool = False,
+    timeout: Timeout = CLIENT_TIMEOUT,
+) -> Call[results.Reconstruction]:
+    """x -> latent -> x': through the latent's mean, or with `draw` through a draw (see encode)."""
+    request = pb.ReconstructRequest(
+        x=arguments.rows(x),
+        draw=draw,
+        offset=arguments.whole("offset", offset, 63),
+        format=arguments.image_format(as_png),
+        scores=scores,
+    )
+    if draw:
+        request.seed = arguments.seed(seed)
+    return Call("Reconstruct", request, results.reconstruction, timeout)
+
+
+def interpolate(
+    start: EndPoint,
+    end: EndPoint,
+    *,
+    steps: int = 9,
+    path: str = "slerp",
+    as_png: bool = False,
+    return_z: bool = False,
+    timeout: Timeout = CLIENT_TIMEOUT,
+) -> Call[results.Interpolation]:
+    """`steps` rows from `start` to `end`, both included; path: "slerp" or "lerp"."""
+    paths = {"slerp": pb.INTERPOLATION_PATH_SLERP, "lerp": pb.INTERPOLATION_PATH_LERP}
+    if path not in paths:
+        raise InvalidInput("path", f"{path!r} is no way between latents", 'Say "slerp" or "lerp"')
+    request = pb.InterpolateRequest(
+        start=arguments.end_point(start, "start"),
+        end=arguments.end_point(end, "end"),
+        steps=arguments.whole("steps", steps, 32),
+        path=paths[path],
+        format=arguments.image_format(as_png),
+        return_z=return_z,
+    )
+    return Call("Interpolate", request, results.interpolation, timeout)
+
+
+def score(
+    x: Data,
+    *,
+    draws: int = 0,
+    seed: int | None = None,
+    offset: int = 0,
+    timeout: Timeout = CLIENT_TIMEOUT,
+) -> Call[results.Scores]:
+    """ELBO and importance-weighted log-likelihood of each row, in nats.
+
+    draws: for each row; 0: the server's default. More give a tighter bound.
+    """
+    request = pb.ScoreRequest(
+        x=arguments.rows(x),
+        draws=arguments.whole("draws", draws, 32),
+        seed=arguments.seed(seed),
+        offset=arguments.whole("offset", offset, 63),
+    )
+    return Call("Score", request, results.scores, timeout)
+
+
+def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:
+    """The server's health: "SERVING", "NOT_SERVING", ... A client that is `healthy_only` gets
+    NotReady from a server that is not SERVING; give it healthy_only=False to hear the state.
+    """
+    states = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+    request = wrappers_pb2.StringValue(value=service)
+    return Call("Health", request, lambda response: states[response.value], timeout)
+
+
+def address(request: Message, model: str, version: int) -> None:
+    """Say in `request` which model shall answer. ListModels asks about all of them."""
+    if "model" in request.DESCRIPTOR.fields_by_name:
+        request.model, request.version = model, version  # type: ignore[attr-defined]

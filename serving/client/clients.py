@@ -1,0 +1,255 @@
+"""The two clients, blocking and asyncio: one set of methods, all made from `calls`."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from serving.client import calls
+from serving.client.calls import CLIENT_TIMEOUT, Call, Timeout
+from serving.client.connection import MIB, Connection, methods
+from serving.client.failures import from_rpc
+from serving.client.results import ModelVersion, Samples
+from serving.client.resume import SampleStream
+from serving.errors import LatentdError
+
+Chunks: TypeAlias = Generator[Samples, None, None]
+AsyncChunks: TypeAlias = AsyncGenerator[Samples, None]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Caller:
+    """What both clients are told, and what they make of it."""
+
+    _transport: Any  # grpc, or grpc.aio: the same functions for two kinds of channel
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = 30.0,
+        model: str = "",
+        version: int = 0,
+        background: bool = False,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str = "",
+        attempts: int = 4,
+        healthy_only: bool = True,
+        max_message_bytes: int = 64 * MIB,
+    ) -> None:
+        """Connects with the first call.
+
+        target:       host:port, or dns:///name:port to spread calls over all addresses of a name.
+        timeout:      seconds for each call that names none itself; None: no deadline.
+        model:        empty: the server's default. version: 0: the newest.
+        background:   let other clients' calls go first.
+        credentials:  grpc.ssl_channel_credentials(...) for TLS; None: no TLS.
+        token:        bearer token; without TLS only to this machine.
+        attempts:     at each call while servers are unavailable or overloaded, 1 to 5 in all.
+        healthy_only: pass over servers whose health check does not say SERVING.
+        max_message_bytes: of a request or a response.
+
+        Raises ConfigError where these contradict each other.
+        """
+        self._connection = Connection(
+            target, credentials, token, background, attempts, healthy_only, max_message_bytes
+        )
+        self._timeout, self._model, self._version = timeout, model, version
+        self._metadata = self._connection.metadata
+        self._channel = self._connection.open(self._transport)
+        self._methods = methods(self._channel)
+
+    def pinned(self, served_by: ModelVersion) -> Self:
+        """This client for one version only. It shares the connection: close just the original."""
+        view = copy.copy(self)
+        view._model, view._version = served_by.model, served_by.version
+        return view
+
+    def _send(self, call: Call[Any], timeout: Timeout) -> Any:
+        """Start the call: a response of grpc's, a call of grpc.aio's, an iterator for a stream."""
+        seconds = self._timeout if timeout is CLIENT_TIMEOUT else timeout
+        return self._methods[call.method](call.request, timeout=seconds, metadata=self._metadata)
+
+    def _failure(self, error: grpc.RpcError) -> LatentdError:
+        failure = from_rpc(error, self._connection.target)
+        failure.__cause__ = error
+        return failure
+
+    def _missing(self, call: Call[Samples]) -> SampleStream:
+        timeout = self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout
+        return SampleStream(call.request, timeout, self._connection.attempts)
+
+
+def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._call(build(*args, **kwargs))
+
+    return _documented(method, build)
+
+
+def _iterating(
+    build: Callable[P, Call[Samples]],
+) -> Callable[Concatenate[Client, P], Chunks]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Chunks:
+        return self._stream(build(*args, **kwargs))
+
+    return _documented(method, build)
+
+
+def _awaiting(
+    build: Callable[P, Call[T]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        return self._call(build(*args, **kwargs))
+
+    return _documented(method, build)
+
+
+def _async_iterating(
+    build: Callable[P, Call[Samples]],
+) -> Callable[Concatenate[AsyncClient, P], AsyncChunks]:
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncChunks:
+        return self._stream(build(*args, **kwargs))
+
+    return _documented(method, build)
+
+
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def _documented(method: M, build: Callable[..., Any]) -> M:
+    """`method` with the name, docstring and arguments of `build`, for help()."""
+    functools.update_wrapper(method, build)
+    signature = inspect.signature(build)
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    vars(method)["__signature__"] = signature.replace(
+        parameters=[itself, *signature.parameters.values()],
+        return_annotation=inspect.Signature.empty,
+    )
+    return method
+
+
+class Client(_Caller):
+    """Calls that block. Safe to share between threads; not to be used across a fork."""
+
+    _transport = grpc
+
+    get_model = _blocking(calls.get_model)
+    list_models = _blocking(calls.list_models)
+    encode = _blocking(calls.encode)
+    decode = _blocking(calls.decode)
+    sample = _blocking(calls.sample)
+    stream_samples = _iterating(calls.stream_samples)
+    reconstruct = _blocking(calls.reconstruct)
+    interpolate = _blocking(calls.interpolate)
+    score = _blocking(calls.score)
+    health = _blocking(calls.health)
+
+    def close(self) -> None:
+        """Cancel what is under way and disconnect."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _call(self, call: Call[T]) -> T:
+        calls.address(call.request, self._model, self._version)
+        try:
+            response = self._send(call, call.timeout)
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        return call.read(response)
+
+    def _stream(self, call: Call[Samples]) -> Chunks:
+        calls.address(call.request, self._model, self._version)
+        missing = self._missing(call)
+        while not missing.done:
+            responses = self._send(call, missing.remaining())
+            try:
+                for response in responses:
+                    yield missing.accept(call.read(response))
+                failure = missing.ended()
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+            finally:
+                responses.cancel()  # also when the caller stops iterating: the server stops too
+            if failure is not None and not missing.done:
+                time.sleep(missing.wait_after(failure))
+
+
+class AsyncClient(_Caller):
+    """The same calls, awaited. Make it inside the event loop that will use it."""
+
+    _transport = grpc.aio
+
+    get_model = _awaiting(calls.get_model)
+    list_models = _awaiting(calls.list_models)
+    encode = _awaiting(calls.encode)
+    decode = _awaiting(calls.decode)
+    sample = _awaiting(calls.sample)
+    stream_samples = _async_iterating(calls.stream_samples)
+    reconstruct = _awaiting(calls.reconstruct)
+    interpolate = _awaiting(calls.interpolate)
+    score = _awaiting(calls.score)
+    health = _awaiting(calls.health)
+
+    async def close(self) -> None:
+        """Cancel what is under way and disconnect."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _call(self, call: Call[T]) -> T:
+        calls.address(call.request, self._model, self._version)
+        pending = self._send(call, call.timeout)
+        try:
+            response = await pending
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        finally:
+            pending.cancel()  # where our own task was cancelled, so that the server stops too
+        return call.read(response)
+
+    async def _stream(self, call: Call[Samples]) -> AsyncChunks:
+        calls.address(call.request, self._model, self._version)
+        missing = self._missing(call)
+        while not missing.done:
+            responses = self._send(call, missing.remaining())
+            try:
+                async for response in responses:
+                    yield missing.accept(call.read(response))
+                failure = missing.ended()
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+            finally:
+                responses.cancel()  # also when the caller stops iterating: the server stops too
+            if failure is not None and not missing.done:
+                await asyncio.sleep(missing.wait_after(failure))

@@ -1,0 +1,260 @@
+"""What the client gives back: one frozen dataclass an RPC, arrays in the model's own dtype.
+
+Arrays are read-only views of the message that brought them; copy one before writing into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from serving import codec
+from serving.bundle import XSpec
+from serving.codec import Array
+from serving.pb import vae_pb2 as pb
+
+_DTYPE_NAMES: Final = {value: name for name, value in codec.DATA_TYPES.items()}
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """Which model and version answered."""
+
+    model: str
+    version: int
+    digest: str  # "sha256:<hex>" of the bundle's manifest
+
+    def __str__(self) -> str:
+        return f"{self.model} version {self.version} ({self.digest[:15]})"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server refuses beyond."""
+
+    max_rows: int  # in one request or response
+    max_message_bytes: int
+    max_draws: int  # for each row in score
+
+
+@dataclass(frozen=True)
+class LaneCost:
+    """The measured cost of running one graph."""
+
+    lane: str  # encoder | decoder
+    max_batch_rows: int
+    seconds: dict[int, float]  # rows in a batch -> median time
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What one model is, where it runs and what it costs."""
+
+    served_by: ModelVersion
+    family: str  # vae | ae
+    x: XSpec  # one row of data
+    latent_size: int
+    likelihood: str  # bernoulli | gaussian
+    params_per_element: int
+    limits: Limits
+    provider: str
+    versions: list[int]  # every one being served, ascending
+    lanes: list[LaneCost]
+    preprocessing: str
+    created: str  # UTC, ISO 8601
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """One version the server found; state "ready", or "failed" for the reason given."""
+
+    version: ModelVersion
+    state: str
+    reason: str
+    newest: bool
+    default: bool
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The latent distribution of each row."""
+
+    mean: Array  # float32, rows x latent size
+    log_var: Array  # float32, rows x latent size
+    z: Array | None  # float32, rows x latent size; only with draw=True
+    seed: int  # what the draw used; 0 without one
+    served_by: ModelVersion
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Data for each latent: x, or png with as_png=True, or params with params=True."""
+
+    x: Array  # rows x x_shape in the model's dtype; empty where png or params was asked for
+    png: list[bytes]  # one file a row
+    params: Array | None  # float32, rows x params per element x x_shape
+    served_by: ModelVersion
+
+
+@dataclass(frozen=True)
+class Samples:
+    """New data. served_by, seed and offset replay it."""
+
+    x: Array  # rows x x_shape in the model's dtype; empty with as_png=True
+    png: list[bytes]  # one file a row; only with as_png=True
+    z: Array | None  # float32, rows x latent size; only with return_z=True
+    seed: int
+    offset: int  # index of the first row
+    served_by: ModelVersion
+
+    def __len__(self) -> int:
+        return len(self.png) or len(self.x)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What the model makes of each row; the scores, in nats, only with scores=True."""
+
+    x: Array  # rows x x_shape in the model's dtype; empty with as_png=True
+    png: list[bytes]  # one file a row; only with as_png=True
+    reconstruction_error: Array | None  # float32, rows
+    kl: Array | None  # float32, rows
+    elbo: Array | None  # float32, rows
+    seed: int  # what the draw used; 0 without one
+    served_by: ModelVersion
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """The way from one end point to the other, both included."""
+
+    x: Array  # steps x x_shape in the model's dtype; empty with as_png=True
+    png: list[bytes]  # one file a step; only with as_png=True
+    z: Array | None  # float32, steps x latent size; only with return_z=True
+    served_by: ModelVersion
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How likely each row is under the model, in nats."""
+
+    elbo: Array  # float32, rows
+    log_likelihood: Array  # float32, rows: the importance-weighted bound
+    kl: Array  # float32, rows
+    seed: int
+    draws: int  # for each row
+    served_by: ModelVersion
+
+
+def version(message: pb.ModelVersion) -> ModelVersion:
+    return ModelVersion(message.model, message.version, message.digest)
+
+
+def model_info(message: pb.GetModelResponse) -> ModelInfo:
+    return ModelInfo(
+        served_by=version(message.served_by),
+        family=message.family,
+        x=XSpec(
+            message.kind,
+            tuple(message.x_shape),
+            _DTYPE_NAMES.get(message.x_dtype, "unknown"),
+            (message.x_min, message.x_max),
+        ),
+        latent_size=message.latent_size,
+        likelihood=message.likelihood,
+        params_per_element=message.params_per_element,
+        limits=Limits(
+            message.limits.max_rows, message.limits.max_message_bytes, message.limits.max_draws
+        ),
+        provider=message.provider,
+        versions=list(message.versions),
+        lanes=[
+            LaneCost(lane.lane, lane.max_batch_rows, {c.rows: c.seconds for c in lane.costs})
+            for lane in message.lanes
+        ],
+        preprocessing=message.preprocessing,
+        created=message.created,
+    )
+
+
+def listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:
+    return [
+        ListedModel(
+            version(model.version),
+            pb.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower(),
+            model.reason,
+            model.newest,
+            model.default,
+        )
+        for model in message.models
+    ]
+
+
+def encoding(message: pb.EncodeResponse) -> Encoding:
+    return Encoding(
+        codec.from_tensor(message.mean, "mean"),
+        codec.from_tensor(message.log_var, "log_var"),
+        _given(message.HasField("z"), message.z, "z"),
+        message.seed,
+        version(message.served_by),
+    )
+
+
+def decoding(message: pb.DecodeResponse) -> Decoding:
+    params = _given(message.HasField("params"), message.params, "params")
+    return Decoding(*_rows(message.x), params, version(message.served_by))
+
+
+def samples(message: pb.SampleResponse | pb.StreamSamplesResponse) -> Samples:
+    return Samples(
+        *_rows(message.x),
+        _given(message.HasField("z"), message.z, "z"),
+        message.seed,
+        message.offset,
+        version(message.served_by),
+    )
+
+
+def reconstruction(message: pb.ReconstructResponse) -> Reconstruction:
+    return Reconstruction(
+        *_rows(message.x),
+        _floats(message.reconstruction_error) if message.reconstruction_error else None,
+        _floats(message.kl) if message.kl else None,
+        _floats(message.elbo) if message.elbo else None,
+        message.seed,
+        version(message.served_by),
+    )
+
+
+def interpolation(message: pb.InterpolateResponse) -> Interpolation:
+    z = _given(message.HasField("z"), message.z, "z")
+    return Interpolation(*_rows(message.x), z, version(message.served_by))
+
+
+def scores(message: pb.ScoreResponse) -> Scores:
+    return Scores(
+        _floats(message.elbo),
+        _floats(message.log_likelihood),
+        _floats(message.kl),
+        message.seed,
+        message.draws,
+        version(message.served_by),
+    )
+
+
+def _rows(rows: pb.Rows) -> tuple[Array, list[bytes]]:
+    """x and png: of the two, the one that was asked for."""
+    if rows.WhichOneof("content") == "tensor":
+        return codec.from_tensor(rows.tensor, "x.tensor"), []
+    return np.empty(0, np.uint8), list(rows.png.files)
+
+
+def _given(present: bool, tensor: pb.Tensor, field: str) -> Array | None:
+    return codec.from_tensor(tensor, field) if present else None
+
+
+def _floats(values: Iterable[float]) -> Array:
+    return np.fromiter(values, np.float32)

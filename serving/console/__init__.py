@@ -1,0 +1,1 @@
+"""`latentd client ...`: a server called by people, from the shell."""

@@ -1,0 +1,126 @@
+"""Files that the command line writes: whole or not at all, beside their name and then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from serving import images
+from serving.bundle import XSpec
+from serving.codec import Array
+from serving.errors import InvalidInput
+
+Write = Callable[[Array], None]
+
+
+class Destination:
+    """Where --out points, checked before any work is done for it.
+
+    kind: "png", "npy", "npz" or "folder" (no ending). Raises InvalidInput naming --out.
+    """
+
+    def __init__(self, out: str, kinds: tuple[str, ...]) -> None:
+        self.path = Path(out)
+        self.kind = self.path.suffix.lower().removeprefix(".") or "folder"
+        if self.path.is_dir() or out.endswith("/"):
+            self.kind = "folder"
+        if self.kind not in kinds:
+            endings = [f".{kind}" for kind in kinds if kind != "folder"]
+            raise InvalidInput(
+                "--out",
+                f"{out} is none of what this call writes",
+                f"End it in {' or '.join(endings)}"
+                + (", or name a folder" if "folder" in kinds else ""),
+            )
+        if not self.path.absolute().parent.is_dir():
+            raise InvalidInput("--out", f"the folder {self.path.parent} does not exist")
+        if self.kind == "folder" and self.path.exists() and any(self.path.iterdir()):
+            raise InvalidInput("--out", f"{out} already holds files", "Name a new folder")
+
+    def check(self, x: XSpec) -> None:
+        """Refuse pictures of what is none."""
+        if self.kind in ("png", "folder") and not images.fits(x):
+            raise InvalidInput(
+                "--out",
+                f"PNG shows 8-bit images; this model's rows are {x.dtype} {x.kind}s",
+                "End it in .npz or .npy",
+            )
+
+    def write(self, content: bytes) -> None:
+        """A whole file."""
+        with self._beside() as beside:
+            beside.write_bytes(content)
+
+    def write_arrays(self, arrays: Mapping[str, Any]) -> None:
+        """An .npz; a None among `arrays` is left out."""
+        given = {name: array for name, array in arrays.items() if array is not None}
+        with self._beside() as beside, beside.open("wb") as file:
+            np.savez(file, **given)
+
+    @contextmanager
+    def rows(self, count: int, x: XSpec, first: int, facts: Mapping[str, Any]) -> Iterator[Write]:
+        """Take `count` rows of x, from row `first` on, piece by piece, holding one at a time.
+
+        facts: what else an .npz shall say; read when all rows have come.
+        """
+        with self._beside() as beside:
+            if self.kind == "folder":
+                beside.mkdir()
+                yield _folder(beside, first, count)
+            elif self.kind == "npy":
+                with beside.open("wb") as file:
+                    yield _array(file, count, x)
+            else:
+                with zipfile.ZipFile(beside, "w") as archive:
+                    with archive.open("x.npy", "w", force_zip64=True) as entry:
+                        yield _array(entry, count, x)
+                    for name, fact in facts.items():
+                        with archive.open(f"{name}.npy", "w") as entry:
+                            np.lib.format.write_array(entry, np.asarray(fact))
+
+    @contextmanager
+    def _beside(self) -> Iterator[Path]:
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            yield beside
+            os.replace(beside, self.path)  # an empty folder may be replaced too
+        finally:
+            if beside.is_dir():
+                shutil.rmtree(beside)
+            else:
+                beside.unlink(missing_ok=True)
+
+
+def _array(file: IO[bytes], count: int, x: XSpec) -> Write:
+    """Rows into a .npy written front to back: on a full disk a memory map would die of SIGBUS."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(x.dtype)),
+        "fortran_order": False,
+        "shape": (count, *x.shape),
+    }
+    np.lib.format.write_array_header_2_0(file, header)
+
+    def write(rows: Array) -> None:
+        file.write(rows.tobytes())
+
+    return write
+
+
+def _folder(folder: Path, first: int, count: int) -> Write:
+    digits = len(str(first + count - 1))  # as many for each, so that names sort by row
+    row = first
+
+    def write(rows: Array) -> None:
+        nonlocal row
+        for png in images.write_pngs(rows):
+            (folder / f"{row:0{digits}d}.png").write_bytes(png)
+            row += 1
+
+    return write

@@ -1,0 +1,207 @@
+"""`latentd client ...`: the arguments a person types, and errors as one sentence and a status.
+
+Exit status: 0 done; 1 the server failed or cannot be reached; 2 the input cannot be right;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Final
+
+from serving.errors import ConfigError, InvalidInput, LatentdError, ModelNotFound, NotReady
+
+SERVER: Final = "localhost:50051"
+
+_FILES: Final = "PNG images, or .npy or .npz arrays (key x; another one: FILE.npz:key)"
+_OUT: Final = ".png: one grid; .npz or .npy: arrays; anything else: a folder of PNG files"
+
+Subparsers = argparse._SubParsersAction  # argparse's own name for what add_subparsers returns
+
+
+def add_client_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add `client` and its calls; each sets `run`, which takes the arguments, gives the status."""
+    parser = subparsers.add_parser(
+        "client",
+        help="call a server",
+        description="Call a latentd server.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  latentd client sample --count 16 --seed 7 --out grid.png
+  latentd client encode digits.npz --rows 0:100 --out latents.npz
+  latentd client interpolate --start seed:7 --end photo.png --steps 9 --out way.png
+  latentd client CALL --help""",
+    )
+    calls = parser.add_subparsers(metavar="CALL", required=True)
+    model = _add(calls, "model", "what a model is, its limits and what it costs")
+    model.add_argument("--json", action="store_true", help="for programs")
+    models = _add(calls, "models", "every model and version the server found")
+    models.add_argument("--json", action="store_true", help="for programs")
+    _add_with_files(calls)
+    _add_with_latents(calls)
+    health = _add(calls, "health", "whether the server serves; status 0 if so, else 1")
+    health.add_argument("--service", default="", help="what to ask about (the server as a whole)")
+
+
+def _add_with_files(calls: Subparsers[argparse.ArgumentParser]) -> None:
+    encode = _add(
+        calls,
+        "encode",
+        "data to mean and log_var of its latents",
+        "encode digits.npz --rows 0:100 --out latents.npz",
+    )
+    _add_files(encode)
+    encode.add_argument("--out", required=True, help=".npz with mean, log_var and, drawn, z")
+    _add_draw(encode)
+
+    reconstruct = _add(
+        calls,
+        "reconstruct",
+        "what the model makes of each row, below the row itself",
+        "reconstruct one.png two.png --out side_by_side.png --scores",
+    )
+    _add_files(reconstruct)
+    reconstruct.add_argument("--out", help=".png: both in one picture; .npz: x, reconstruction")
+    reconstruct.add_argument("--scores", action="store_true", help="also print the ELBO's parts")
+    _add_draw(reconstruct)
+
+    score = _add(
+        calls,
+        "score",
+        "how likely each row is, in nats",
+        "score digits.npz --rows 0:8 --draws 64",
+    )
+    _add_files(score)
+    score.add_argument("--draws", type=int, default=0, help="for each row (0: the server's choice)")
+    score.add_argument("--seed", type=int, help="of the draws (a new one, printed)")
+
+
+def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
+    decode = _add(calls, "decode", "latents to data", "decode latents.npz --out grid.png")
+    decode.add_argument(
+        "latents", help=".npy, or .npz (key z, else mean; another one: FILE.npz:key)"
+    )
+    decode.add_argument("--out", help=_OUT)
+
+    for name, text, example in (
+        ("sample", "new data, in one answer", "sample --count 16 --seed 7 --out grid.png"),
+        ("stream", "new data, as much as you want", "stream --count 100000 --out samples.npy"),
+    ):
+        sample = _add(calls, name, text, example)
+        sample.add_argument("--count", type=int, default=16, help="rows (16)")
+        sample.add_argument("--seed", type=int, help="0 to 2^64 - 1 (a new one, printed)")
+        sample.add_argument("--offset", type=int, default=0, help="index of the first row (0)")
+        sample.add_argument(
+            "--temperature", type=float, default=1.0, help="below 1: safer, less varied (1)"
+        )
+        if name == "sample":
+            sample.add_argument("--out", help=_OUT)
+        else:
+            sample.add_argument("--out", required=True, help=".npy, .npz or a folder of PNG files")
+            sample.add_argument(
+                "--chunk-rows", type=int, default=0, help="in each message (0: the server's choice)"
+            )
+
+    interpolate = _add(
+        calls,
+        "interpolate",
+        "the way from one point to another",
+        "interpolate --start seed:7 --end seed:7@1 --steps 9 --out way.png",
+    )
+    for end in ("--start", "--end"):
+        interpolate.add_argument(
+            end,
+            required=True,
+            metavar="POINT",
+            help="a PNG or .npy file of one row; seed:7 or seed:7@3 (row 3 of that seed); "
+            "z:FILE.npy (one latent)",
+        )
+    interpolate.add_argument("--steps", type=int, default=9, help="both end points included (9)")
+    interpolate.add_argument("--path", choices=("slerp", "lerp"), default="slerp")
+    interpolate.add_argument("--out", help=_OUT)
+
+
+def _add(
+    calls: Subparsers[argparse.ArgumentParser], name: str, text: str, example: str = ""
+) -> argparse.ArgumentParser:
+    parser = calls.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example: latentd client {example or name}",
+    )
+    common = parser.add_argument_group("server")
+    common.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        default=os.environ.get("LATENTD_SERVER", SERVER),
+        help=f"environment LATENTD_SERVER ({SERVER})",
+    )
+    common.add_argument("--model", default="", help="(the server's default)")
+    common.add_argument("--version", type=int, default=0, help="of the model (the newest)")
+    common.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds for each call, 0: no limit (30)"
+    )
+    common.add_argument("--background", action="store_true", help="let other callers go first")
+    common.add_argument("--tls-ca", metavar="FILE", help="use TLS, trusting these certificates")
+    common.add_argument("--token-file", metavar="FILE", help="send the bearer token in this file")
+    parser.set_defaults(run=_run, call=name)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help=_FILES)
+    parser.add_argument(
+        "--rows", type=_rows, default=slice(None), metavar="FROM:TO", help="only these rows"
+    )
+
+
+def _add_draw(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--draw", action="store_true", help="draw from each latent distribution")
+    parser.add_argument("--seed", type=int, help="of the draw (a new one, printed)")
+
+
+def _rows(text: str) -> slice:
+    start, colon, stop = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return slice(int(start) if start else None, int(stop) if stop else None)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of rows; say e.g. 0:8") from None
+
+
+def _run(args: argparse.Namespace) -> int:
+    # gRPC's own log lines would stand between ours, and it reads this when it is imported:
+    # therefore also the import in here.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from serving.console import commands
+
+    try:
+        status = commands.CALLS[args.call](args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return _fail("Interrupted; nothing was written.", 130)
+    except BrokenPipeError:  # the reader, `head` perhaps, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except NotReady as error:
+        return _fail(
+            f"{error} Is a server running there? Start one with "
+            "`latentd serve --bundles FOLDER`, or name another with --server.",
+            1,
+        )
+    except (InvalidInput, ModelNotFound, ConfigError) as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        return _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 2)
+    except LatentdError as error:
+        return _fail(str(error), 1)
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(f"latentd: {sentence}", file=sys.stderr)
+    return status

@@ -1,0 +1,84 @@
+"""What the command line says: to people, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from serving.client.results import ModelInfo, ModelVersion
+from serving.codec import Array
+
+
+def show_model(info: ModelInfo) -> None:
+    """All that GetModel says, a line each."""
+    low, high = info.x.range
+    print(f"{info.served_by}, served: {', '.join(map(str, info.versions))}")
+    print(f"  {info.family} of {info.x.kind}s, created {info.created}")
+    print(f"  x           {info.x.dtype} {shape_of(info.x.shape)}, {low:g} to {high:g}")
+    print(f"  z           float32 {info.latent_size}")
+    print(f"  p(x | z)    {info.likelihood}, {info.params_per_element} parameter(s) an element")
+    print(f"  inside      {info.preprocessing}")
+    limits = info.limits
+    print(
+        f"  limits      {limits.max_rows} rows, {limits.max_message_bytes >> 20} MiB a message, "
+        f"{limits.max_draws} draws a row"
+    )
+    print(f"  runs on     {info.provider}")
+    for lane in info.lanes:
+        known = [rows for rows in (1, lane.max_batch_rows) if rows in lane.seconds]
+        costs = "".join(f", {rows} in {lane.seconds[rows] * 1e3:.3g} ms" for rows in known)
+        print(f"  {lane.lane:11} batches of up to {lane.max_batch_rows} rows{costs}")
+
+
+def say(what: str, path: Path | None, served_by: ModelVersion, **replay: int | None) -> None:
+    """One line: what came back, where it is, and what replays it."""
+    where = f" in {path}" if path else ""
+    numbers = "".join(f", {name} {value}" for name, value in replay.items() if value is not None)
+    print(f"{what}{where}, by {served_by}{numbers}.")
+
+
+def described(x: Array) -> str:
+    """Number, dtype and shape of rows."""
+    return f"{len(x)} rows of {x.dtype} {shape_of(x.shape[1:])}"
+
+
+def shape_of(shape: tuple[int, ...]) -> str:
+    """28 x 28."""
+    return " x ".join(map(str, shape))
+
+
+def show_table(columns: Mapping[str, Array]) -> None:
+    """One line a row, and below them the mean of each column."""
+    if not columns:
+        return
+    print(f"{'row':>6}" + "".join(f"{name:>22}" for name in columns))
+    for row, values in enumerate(zip(*columns.values(), strict=True)):
+        print(f"{row:6}" + "".join(f"{value:22.3f}" for value in values))
+    print(f"{'mean':>6}" + "".join(f"{values.mean():22.3f}" for values in columns.values()))
+
+
+class Progress:
+    """Rows so far, in one line on a terminal's stderr, at most ten times a second."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._rows = count, 0
+        self._began = self._shown = time.monotonic()
+        self._shows = sys.stderr.isatty()
+
+    def __call__(self, rows: int) -> None:
+        self._rows += rows
+        now = time.monotonic()
+        if self._shows and now - self._shown > 0.1:
+            self._shown = now
+            speed = self._rows / (now - self._began)
+            line = f"\r{self._rows:,} of {self._count:,} rows, {speed:,.0f} a second "
+            print(line, end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shows:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,200 @@
+"""The server as its operators meet it: a process that starts, says what it does, and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 60
+
+
+class Process:
+    """`python -m serving serve` on free ports; its log is read as it comes."""
+
+    def __init__(self, *flags: str, **environment: str) -> None:
+        command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0"]
+        self._process = subprocess.Popen(
+            [*command, *flags],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        self.log: list[str] = []
+        self._grown = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._grown:
+                self.log.append(line)
+                self._grown.notify_all()
+        with self._grown:
+            self.log.append("")  # the end
+            self._grown.notify_all()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The first log line, past or to come, that matches."""
+
+        def find() -> re.Match[str] | None:
+            return next((m for line in self.log if (m := re.search(pattern, line))), None)
+
+        with self._grown:
+            done = self._grown.wait_for(
+                lambda: find() is not None or self.log[-1:] == [""], timeout=SECONDS
+            )
+            found = find()
+        assert done, f"no {pattern!r} in time"
+        assert found, "".join(self.log)
+        return found
+
+    def ready(self) -> tuple[str, str]:
+        """Targets for gRPC and for metrics, once it serves."""
+        match = self.wait_for(r"Listening on (\S+), metrics on (\S+)\.")
+        return match[1], match[2]
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def exit_status(self) -> int:
+        status = self._process.wait(SECONDS)
+        self._reader.join()
+        return status
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.exit_status()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[type[Process]]:
+    started: list[Process] = []
+
+    def start(*flags: str, **environment: str) -> Process:
+        started.append(Process(*flags, **environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def health_of(channel: grpc.Channel, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    return stub.Check(health_pb2.HealthCheckRequest(service=service)).status
+
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_a_server_is_healthy_reflects_itself_and_shows_metrics(serve, toy_bundles):
+    process = serve("--bundles", str(toy_bundles), "--provider", "auto")
+    target, metrics = process.ready()
+    process.wait_for("Provider: CPUExecutionProvider with .* because|Provider: CUDA")
+    with grpc.insecure_channel(target) as channel:
+        for service in ("", "vae.v1.VaeService", "readiness", "liveness"):
+            assert health_of(channel, service) == SERVING
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert "vae.v1.VaeService" in database.get_services()
+        described = database.FindFileContainingSymbol("vae.v1.SampleRequest")
+        assert "StreamSamplesRequest" in [message.name for message in described.message_type]
+        VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
+    with urllib.request.urlopen(metrics) as page:
+        text = page.read().decode()
+    assert 'latentd_requests_total{code="OK",method="Sample",model="toy"} 1.0' in text
+    assert 'latentd_queue_rows{lane="decoder",model="toy",version="1"} 0.0' in text
+
+
+def test_sigterm_finishes_calls_under_way_and_exits_0(serve, toy_bundles):
+    process = serve("--bundles", str(toy_bundles), "--lame-duck-seconds", "0.2")
+    target, _ = process.ready()
+    with grpc.insecure_channel(target) as channel:
+        request = pb.StreamSamplesRequest(count=20_000, seed=1, chunk_rows=100)
+        stream = VaeServiceStub(channel).StreamSamples(request)
+        next(stream)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == SERVING
+        process.signal(signal.SIGTERM)
+        process.signal(signal.SIGTERM)  # twice changes nothing
+        assert next(watch).status == NOT_SERVING
+        watch.cancel()
+        assert sum(1 for _ in stream) == 199, "the stream was cut"
+    assert process.exit_status() == 0
+    assert "Stopped." in process.log[-2]
+
+
+def test_sigterm_while_loading_ends_in_order(serve, toy_bundles):
+    process = serve("--bundles", str(toy_bundles))
+    process.wait_for("Provider")
+    process.signal(signal.SIGTERM)
+    assert process.exit_status() == 0
+
+
+def test_asked_for_cuda_and_not_getting_it_is_a_refusal_that_says_why(serve, toy_bundles):
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("this machine has a GPU: CUDA would be had")
+    process = serve("--bundles", str(toy_bundles), "--provider", "cuda")
+    assert process.exit_status() == 78
+    said = "".join(process.log)
+    assert "CUDA was asked for and cannot be had: " in said
+    assert "Traceback" not in said
+
+
+def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        cases = {
+            "does not exist": ["--bundles", str(tmp_path / "nowhere")],
+            "cannot be opened": ["--bundles", str(toy_bundles), "--port", port],
+            "--metrics-port": ["--bundles", str(toy_bundles), "--metrics-port", port],
+            "choose from": ["--bundles", str(toy_bundles), "--provider", "tpu"],
+        }
+        running = {said: serve(*flags) for said, flags in cases.items()}
+        for said, process in running.items():
+            assert process.exit_status() == 78
+            assert said in "".join(process.log)
+            assert "Traceback" not in "".join(process.log)
+
+
+def test_settings_come_from_the_environment_and_logs_can_be_json(serve, toy_bundles):
+    process = serve(LATENTD_BUNDLES=str(toy_bundles), LATENTD_LOG_FORMAT="json")
+    message = process.wait_for(r"\{.*Listening on.*\}")[0]
+    assert json.loads(message)["level"] == "info"
+
+
+def test_reflection_can_be_turned_off(serve, toy_bundles):
+    target, _ = serve("--bundles", str(toy_bundles), "--reflection", "false").ready()
+    with grpc.insecure_channel(target) as channel:
+        call = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        )
+        with pytest.raises(grpc.RpcError) as refusal:
+            next(call(iter([b""])))
+        assert refusal.value.code() == grpc.StatusCode.UNIMPLEMENTED

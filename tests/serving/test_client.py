@@ -1,0 +1,248 @@
+"""The client and a real server of the toy model, whose encoder and decoder undo each other."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import images
+from serving.client import (
+    AsyncClient,
+    Client,
+    DataPoint,
+    LatentPoint,
+    SampledPoint,
+    ServiceError,
+)
+from serving.errors import ConfigError, InvalidInput, ModelNotFound
+from serving.latents import Draw, normals
+
+
+@pytest.fixture(scope="module")
+def client(server: Any) -> Iterator[Client]:
+    with Client(server.target) as client:
+        yield client
+
+
+def pixels(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 4, 4), np.uint8)
+
+
+def decoded(z: np.ndarray) -> np.ndarray:
+    """What the toy model's decoder makes of latents."""
+    return np.round(255 * np.clip(z, 0, 1)).astype(np.uint8).reshape(-1, 4, 4)
+
+
+def test_get_model_says_what_the_model_is(client: Client) -> None:
+    info = client.get_model()
+    assert (info.x.kind, info.x.shape, info.x.dtype, info.x.range) == (
+        *("image", (4, 4), "uint8"),
+        (0, 255),
+    )
+    assert (info.family, info.likelihood, info.latent_size) == ("vae", "bernoulli", 16)
+    assert info.limits.max_rows == 4096
+    assert info.versions == [info.served_by.version] == [1]
+    assert all(lane.seconds[1] > 0 for lane in info.lanes)
+    assert str(info.served_by) == f"toy version 1 ({info.served_by.digest[:15]})"
+
+
+def test_list_models_says_which_answers_when_none_is_named(client: Client) -> None:
+    (listed,) = client.list_models()
+    assert (listed.state, listed.newest, listed.default) == ("ready", True, True)
+    assert listed.version == client.get_model().served_by
+
+
+def test_encode_gives_the_distribution_and_a_draw_only_on_request(client: Client) -> None:
+    x = pixels(5)
+    encoding = client.encode(x)
+    np.testing.assert_array_equal(encoding.mean, x.reshape(5, 16).astype(np.float32) / 255)
+    assert (encoding.log_var == -2).all()
+    assert encoding.z is None
+    whole = client.encode(x, draw=True, seed=2**64 - 1)
+    parts = [client.encode(x[i : i + 1], draw=True, seed=2**64 - 1, offset=i).z for i in range(5)]
+    assert whole.seed == 2**64 - 1
+    np.testing.assert_array_equal(whole.z, np.concatenate(parts))  # type: ignore[arg-type]
+
+
+def test_decode_gives_data_or_its_parameters(client: Client) -> None:
+    z = np.random.default_rng(1).normal(size=(3, 16))  # float64 travels as float32
+    np.testing.assert_array_equal(client.decode(z).x, decoded(z.astype(np.float32)))
+    decoding = client.decode(z, params=True)
+    assert decoding.params is not None
+    np.testing.assert_array_equal(decoding.params, z.astype(np.float32).reshape(3, 1, 4, 4))
+    assert decoding.x.size == 0
+
+
+def test_sample_is_replayed_by_its_own_seed(client: Client) -> None:
+    samples = client.sample(8, return_z=True)
+    assert samples.z is not None
+    np.testing.assert_array_equal(samples.z, normals([Draw(samples.seed, 0, 8)], 16))
+    np.testing.assert_array_equal(samples.x, decoded(samples.z))
+    again = client.sample(3, seed=samples.seed, offset=5)
+    np.testing.assert_array_equal(again.x, samples.x[5:])
+    assert again.offset == 5
+    assert client.sample(8).seed != samples.seed
+    mode = client.sample(1, temperature=0, return_z=True)
+    assert mode.z is not None
+    assert not mode.z.any()
+
+
+def test_stream_samples_gives_the_rows_of_sample(client: Client) -> None:
+    chunks = list(client.stream_samples(50, seed=7, offset=3, chunk_rows=16, return_z=True))
+    assert [(chunk.offset, len(chunk)) for chunk in chunks] == [
+        (3, 16),
+        (19, 16),
+        (35, 16),
+        (51, 2),
+    ]
+    whole = client.sample(50, seed=7, offset=3, return_z=True)
+    np.testing.assert_array_equal(np.concatenate([chunk.x for chunk in chunks]), whole.x)
+    np.testing.assert_array_equal(np.concatenate([chunk.z for chunk in chunks]), whole.z)
+
+
+def test_reconstruct_scores_only_on_request(client: Client) -> None:
+    x = pixels(6)
+    plain = client.reconstruct(x)
+    np.testing.assert_array_equal(plain.x, x)
+    assert plain.kl is None
+    scored = client.reconstruct(x, scores=True)
+    assert scored.elbo is not None
+    assert scored.kl is not None
+    assert scored.reconstruction_error is not None
+    assert (scored.elbo.shape, scored.elbo.dtype) == ((6,), np.float32)
+    np.testing.assert_allclose(scored.elbo, -scored.reconstruction_error - scored.kl, rtol=1e-5)
+
+
+def test_interpolate_ends_where_its_end_points_say(client: Client) -> None:
+    x, z = pixels(1)[0], np.linspace(0, 1, 16)
+    way = client.interpolate(DataPoint(x), LatentPoint(z), steps=5, path="lerp")
+    assert way.x.shape == (5, 4, 4)
+    np.testing.assert_array_equal(way.x[0], x)
+    np.testing.assert_array_equal(way.x[4:], decoded(z.astype(np.float32)))
+    way = client.interpolate(SampledPoint(7, 3), SampledPoint(8), steps=2, return_z=True)
+    assert way.z is not None
+    np.testing.assert_array_equal(way.z[:1], normals([Draw(7, 3, 1)], 16))
+    (png,) = images.write_pngs(x[None])
+    way = client.interpolate(DataPoint(png), DataPoint(x), steps=2)
+    np.testing.assert_array_equal(way.x[0], x)
+
+
+def test_score_is_repeated_by_its_seed(client: Client) -> None:
+    x = pixels(4)
+    scores = client.score(x, draws=8)
+    assert (scores.log_likelihood.shape, scores.draws) == ((4,), 8)
+    part = client.score(x[2:], draws=8, seed=scores.seed, offset=2)
+    np.testing.assert_allclose(part.elbo, scores.elbo[2:], rtol=1e-5)
+
+
+def test_png_goes_as_bytes_or_paths_and_comes_as_files(client: Client, tmp_path: Path) -> None:
+    x = pixels(3)
+    files = images.write_pngs(x)
+    path = tmp_path / "one.png"
+    path.write_bytes(files[1])
+    encoding = client.encode([files[0], path, str(path)])
+    np.testing.assert_array_equal(encoding.mean, client.encode(x[[0, 1, 1]]).mean)
+    back = client.reconstruct(files, as_png=True)
+    np.testing.assert_array_equal(images.read_pngs(back.png, client.get_model().x, "x"), x)
+    assert back.x.size == 0
+    assert len(client.sample(3, as_png=True)) == 3
+
+
+def test_the_async_client_gives_the_same(server: Any, client: Client) -> None:
+    async def calls() -> None:
+        async with AsyncClient(server.target) as other:
+            x = pixels(5)
+            info, samples, encoding = await asyncio.gather(
+                other.get_model(), other.sample(5, seed=9), other.encode(x)
+            )
+            assert info == client.get_model()
+            np.testing.assert_array_equal(samples.x, client.sample(5, seed=9).x)
+            np.testing.assert_array_equal(encoding.mean, client.encode(x).mean)
+            chunks = [chunk.x async for chunk in other.stream_samples(5, seed=9, chunk_rows=2)]
+            np.testing.assert_array_equal(np.concatenate(chunks), samples.x)
+            assert await other.pinned(info.served_by).health() == "SERVING"
+            with pytest.raises(InvalidInput, match=r"^count: 5000 "):
+                await other.sample(5000)
+
+    asyncio.run(calls())
+
+
+def test_the_servers_refusals_name_the_field(client: Client) -> None:
+    with pytest.raises(InvalidInput, match=r"^x\.tensor\.shape: \[2, 9\] was sent[^.]*\.$") as bad:
+        client.score(np.zeros((2, 9), np.uint8))
+    assert bad.value.field == "x.tensor.shape"
+    with pytest.raises(InvalidInput, match=r"^count: 5000 "):
+        client.sample(5000)
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("count", lambda client: client.sample(-1)),
+        ("count", lambda client: client.stream_samples(0)),
+        ("seed", lambda client: client.sample(1, seed=2**64)),
+        ("offset", lambda client: client.encode(pixels(1), offset=-3)),
+        ("path", lambda client: client.interpolate(SampledPoint(1), SampledPoint(2), path="arc")),
+        ("start", lambda client: client.interpolate(pixels(1), SampledPoint(2))),
+        ("start.sample.index", lambda client: client.interpolate(SampledPoint(1, -1), None)),
+        ("x", lambda client: client.encode("one.png")),
+        ("x.tensor.dtype", lambda client: client.encode(pixels(1).astype(np.int64))),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_before_it_is(client: Client, field: str, call: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        call(client)
+    assert caught.value.field == field
+    assert caught.value.__cause__ is None  # no server was asked
+
+
+def test_a_model_or_version_that_is_not_served_is_not_found(server: Any) -> None:
+    for named in ({"model": "other"}, {"version": 9}):
+        with Client(server.target, **named) as client, pytest.raises(ModelNotFound):  # type: ignore[arg-type]
+            client.sample(1)
+
+
+def test_a_message_past_the_clients_own_limit_says_to_send_less(server: Any) -> None:
+    with (
+        Client(server.target, max_message_bytes=1 << 10) as client,
+        pytest.raises(ServiceError, match="fewer rows") as caught,
+    ):
+        client.encode(pixels(100))
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
+
+
+def test_one_client_serves_many_threads(client: Client) -> None:
+    def draw(seed: int) -> np.ndarray:
+        return client.sample(3, seed=seed).x
+
+    with ThreadPoolExecutor(8) as pool:
+        for seed, x in enumerate(pool.map(draw, range(64))):
+            np.testing.assert_array_equal(x, decoded(normals([Draw(seed, 0, 3)], 16)))
+
+
+def test_a_token_stays_off_a_plain_connection_to_elsewhere() -> None:
+    with pytest.raises(ConfigError, match=r"readable to models\.example:443"):
+        Client("models.example:443", token="s3cret")
+    Client("models.example:443", token="s3cret", credentials=grpc.ssl_channel_credentials()).close()
+    for here in ("127.0.0.1:1", "[::1]:1", "dns:///localhost:1", "unix:/tmp/socket"):
+        Client(here, token="s3cret").close()
+    for elsewhere in ("localhost.example:1", "dns:///127.0.0.1.example:1", "127.evil.example:1"):
+        with pytest.raises(ConfigError):
+            Client(elsewhere, token="s3cret")
+
+
+def test_both_clients_show_the_same_documented_methods() -> None:
+    for name in ("sample", "stream_samples", "encode", "score"):
+        blocking, awaited = getattr(Client, name), getattr(AsyncClient, name)
+        assert blocking.__doc__
+        assert blocking.__doc__ == awaited.__doc__
+        assert next(iter(inspect.signature(blocking).parameters)) == "self"
+        assert inspect.signature(blocking) == inspect.signature(awaited)
