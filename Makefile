@@ -73,7 +73,7 @@ serve: install  ## serve MODELS until Ctrl-C
 	$(RUN)python -m serving serve --bundles $(MODELS)
 
 bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, as a table
-	$(RUN)python tests/bench/serving.py
+	$(RUN)python tests/bench/bench_serving.py
 
 clean:  ## remove the environment and everything made by these targets
 	rm -rf $(VENV) demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

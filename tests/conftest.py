@@ -194,6 +194,13 @@ def start_server() -> Iterator[StartServer]:
         yield start
 
 
+@pytest.fixture(scope="module")
+def module_servers() -> Iterator[StartServer]:
+    """As start_server, for servers that a module's tests share."""
+    with server_starter() as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
 def toy_bundles(tmp_path_factory: pytest.TempPathFactory, publish_toy: PublishToy) -> Path:
     root = tmp_path_factory.mktemp("bundles")
@@ -202,7 +209,6 @@ def toy_bundles(tmp_path_factory: pytest.TempPathFactory, publish_toy: PublishTo
 
 
 @pytest.fixture(scope="module")
-def server(toy_bundles: Path) -> Iterator[RunningServer]:
+def server(toy_bundles: Path, module_servers: StartServer) -> RunningServer:
     """A server of the toy bundle with default settings, shared by a module's tests."""
-    with server_starter() as start:
-        yield start(toy_bundles)
+    return module_servers(toy_bundles)

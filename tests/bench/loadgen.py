@@ -1,0 +1,243 @@
+"""A load generator that costs little: gRPC calls as raw HTTP/2 frames over one connection.
+
+A Python gRPC client spends more on a call than the server under test does, so on two cores it would
+measure itself. This one sends frames built beforehand and reads frame headers only. It counts a
+call as answered when data and then trailers came; a stream that ends without data was refused.
+
+HTTP/2: RFC 9113. Header compression: RFC 7541. gRPC over HTTP/2: the protocol document of grpc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+WINDOW = 1 << 30
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return (
+        struct.pack(">I", len(payload))[1:]
+        + bytes((kind, flags))
+        + struct.pack(">I", stream)
+        + payload
+    )
+
+
+def _literal(name: bytes, value: bytes) -> bytes:
+    """A header that joins the dynamic table; `name` is an index byte or a whole name."""
+    key = name if len(name) == 1 else b"\x40" + bytes((len(name),)) + name
+    return key + bytes((len(value),)) + value
+
+
+@dataclass
+class Result:
+    """What one run of load saw."""
+
+    seconds: float = 0.0
+    answered: int = 0
+    refused: int = 0
+    latencies: list[float] = field(default_factory=list)  # seconds, of the answered
+
+    @property
+    def rate(self) -> float:
+        return self.answered / self.seconds
+
+    def percentile(self, share: float) -> float:
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+class Connection(asyncio.Protocol):
+    """One HTTP/2 connection on which one method is called again and again."""
+
+    def __init__(self, path: str, messages: list[bytes], deadline: str = "30S") -> None:
+        """messages: serialised requests, sent in turn; deadline: the calls' grpc-timeout."""
+        self._bodies = [struct.pack(">BI", 0, len(m)) + m for m in messages]
+        self._first = b"\x83\x86" + b"".join(
+            (
+                _literal(b"\x44", path.encode()),
+                _literal(b"\x41", b"localhost"),
+                _literal(b"te", b"trailers"),
+                _literal(b"\x5f", b"application/grpc"),
+                _literal(b"grpc-timeout", deadline.encode()),
+            )
+        )
+        self._again = b"\x83\x86\xc2\xc1\xc0\xbf\xbe"  # the same headers, from the dynamic table
+        self._buffer = b""
+        self._next = 1
+        self._window = 65535  # what the server lets us send on the connection
+        self._stream_window = 65535
+        self._begun: dict[int, float] = {}
+        self._got_data: set[int] = set()
+        self._unacknowledged = 0
+        self._waiting: deque[tuple[int, bytes]] = deque()  # bodies the window has no room for
+        self.ready = asyncio.get_running_loop().create_future()
+        self.result = Result()
+        self.on_end = lambda: None
+
+    # What the runs below use.
+
+    def call(self) -> None:
+        """Begin one call."""
+        stream, self._next = self._next, self._next + 2
+        headers = self._first if stream == 1 else self._again
+        body = self._bodies[(stream >> 1) % len(self._bodies)]
+        self._begun[stream] = time.perf_counter()
+        self._out.append(frame(HEADERS, END_HEADERS, stream, headers))
+        self._waiting.append((stream, body))
+        self._send_bodies()
+
+    def flush(self) -> None:
+        if self._out:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._begun)
+
+    # asyncio.Protocol.
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._out: list[bytes] = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+        # INITIAL_WINDOW_SIZE 4, MAX_FRAME_SIZE 5
+        settings = struct.pack(">HIHI", 4, WINDOW, 5, 1 << 20)
+        self._out.append(frame(SETTINGS, 0, 0, settings))
+        self._out.append(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW - 65535)))
+        self.flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(error or ConnectionError("closed"))
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer + data if self._buffer else data
+        at, end = 0, len(buffer)
+        while end - at >= 9:
+            length = int.from_bytes(buffer[at : at + 3], "big")
+            if end - at < 9 + length:
+                break
+            kind, flags = buffer[at + 3], buffer[at + 4]
+            stream = int.from_bytes(buffer[at + 5 : at + 9], "big")
+            if kind == DATA:
+                self._got_data.add(stream)
+                self._unacknowledged += length
+                if flags & END_STREAM:
+                    self._ended(stream)
+            elif kind == HEADERS:
+                if flags & END_STREAM:
+                    self._ended(stream)
+            else:
+                self._control(kind, flags, stream, buffer[at + 9 : at + 9 + length])
+            at += 9 + length
+        self._buffer = buffer[at:]
+        if self._unacknowledged > 1 << 20:
+            self._out.append(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._unacknowledged)))
+            self._unacknowledged = 0
+        self.flush()
+
+    def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == SETTINGS and not flags & ACK:
+            for key, value in struct.iter_unpack(">HI", payload):
+                if key == 4:
+                    self._stream_window = value
+            self._out.append(frame(SETTINGS, ACK, 0))
+            if not self.ready.done():
+                self.ready.set_result(None)
+        elif kind == PING and not flags & ACK:
+            self._out.append(frame(PING, ACK, 0, payload))
+        elif kind == WINDOW_UPDATE and stream == 0:
+            self._window += int.from_bytes(payload, "big")
+            self._send_bodies()
+        elif kind == RST_STREAM:
+            self._ended(stream)
+        elif kind == GOAWAY:
+            raise ConnectionError(f"the server said GOAWAY: {payload!r}")
+
+    def _send_bodies(self) -> None:
+        while self._waiting and len(self._waiting[0][1]) <= self._window:
+            stream, body = self._waiting.popleft()
+            assert len(body) <= self._stream_window, "a message larger than the stream's window"
+            self._window -= len(body)
+            for start in range(0, len(body), 16384):
+                piece = body[start : start + 16384]
+                last = END_STREAM if start + 16384 >= len(body) else 0
+                self._out.append(frame(DATA, last, stream, piece))
+
+    def _ended(self, stream: int) -> None:
+        begun = self._begun.pop(stream, None)
+        if begun is None:
+            return
+        if stream in self._got_data:
+            self._got_data.discard(stream)
+            self.result.answered += 1
+            self.result.latencies.append(time.perf_counter() - begun)
+        else:
+            self.result.refused += 1
+        self.on_end()
+
+
+async def connect(port: int, path: str, messages: list[bytes], deadline: str = "30S") -> Connection:
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(
+        lambda: Connection(path, messages, deadline), "127.0.0.1", port
+    )
+    await connection.ready
+    return connection
+
+
+async def closed_loop(connection: Connection, in_flight: int, seconds: float) -> Result:
+    """Keep `in_flight` calls under way for `seconds`, each answer followed by the next call."""
+    done = asyncio.get_running_loop().create_future()
+    end = time.perf_counter() + seconds
+    connection.result = Result()
+
+    def again() -> None:
+        if time.perf_counter() < end:
+            connection.call()
+        elif not connection.in_flight and not done.done():
+            done.set_result(None)
+
+    connection.on_end = again
+    begun = time.perf_counter()
+    for _ in range(in_flight):
+        connection.call()
+    connection.flush()
+    await done
+    connection.result.seconds = time.perf_counter() - begun
+    return connection.result
+
+
+async def open_loop(connection: Connection, rate: float, seconds: float) -> Result:
+    """Begin `rate` calls a second, whatever becomes of them."""
+    connection.result, connection.on_end = Result(), lambda: None
+    begun, sent = time.perf_counter(), 0
+    while (now := time.perf_counter()) < begun + seconds:
+        while sent < (now - begun) * rate:
+            connection.call()
+            sent += 1
+        connection.flush()
+        await asyncio.sleep(0.002)
+    connection.result.seconds = time.perf_counter() - begun
+    await _drained(connection)
+    return connection.result
+
+
+async def _drained(connection: Connection) -> None:
+    empty = asyncio.get_running_loop().create_future()
+
+    def look() -> None:
+        if not connection.in_flight and not empty.done():
+            empty.set_result(None)
+
+    connection.on_end = look
+    look()
+    await empty

@@ -1,0 +1,84 @@
+"""The processes under measurement: a server, a bare echo, and what each of them costs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Process:
+    """A child process with a gRPC port; `with` ends it. CPU and memory include its children."""
+
+    def __init__(self, command: list[str]) -> None:
+        # To a file: a pipe that nobody reads would stop the process when it is full.
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT
+        )
+        self.port = self._find_port()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self._log.close()
+
+    def _find_port(self) -> int:
+        while self._process.poll() is None:
+            self._log.seek(0)
+            found = re.search(r"[Ll]istening on [\d.]+:(\d+)", self._log.read())
+            if found:
+                return int(found[1])
+            time.sleep(0.05)
+        self._log.seek(0)
+        raise RuntimeError(self._log.read())
+
+    def cpu_seconds(self) -> float:
+        """User and system time so far."""
+        return sum(sum(map(int, _stat(pid)[11:13])) for pid in self._family()) / _TICKS
+
+    def resident_bytes(self) -> int:
+        return sum(int(_stat(pid)[21]) for pid in self._family()) * _PAGE
+
+    def _family(self) -> list[int]:
+        """The process and all below it."""
+        pids = [self._process.pid]
+        for pid in pids:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+            pids += map(int, children.split())
+        return pids
+
+
+def _stat(pid: int) -> list[str]:
+    """/proc/PID/stat from its third field on; the second is a name that may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def server(bundles: Path, *flags: str) -> Process:
+    """`latentd serve` on free ports."""
+    ports = ("--port", "0", "--metrics-port", "0", "--lame-duck-seconds", "0")
+    return Process(["-m", "serving", "serve", "--bundles", str(bundles), *ports, *flags])
+
+
+def echo(answer_bytes: int) -> Process:
+    """A bare grpc.aio server that answers every call with so many bytes."""
+    return Process([str(HERE / "echo.py"), str(answer_bytes)])
