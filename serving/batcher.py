@@ -1,34 +1,31 @@
 """The batching engine: rows of many requests in, batches to one graph, rows back to each request.
 
-A `Lane` is one graph's queue and one thread. The thread pulls: whenever it is free and rows wait,
-it takes the next batch and runs it, so nothing is delayed for the sake of a fuller batch, and
-batches fill up by themselves exactly when the engine is the bottleneck. What came back is handed
-to the event loop in one call for the whole batch.
+A `Lane` is one graph's queue and whoever empties it: its own thread, or, for batches so short that
+handing them over would cost more, the thread that received the rows. Either pulls: whenever it is
+free and rows wait, it takes the next batch and runs it. So nothing is delayed for the sake of a
+fuller batch, and batches fill up by themselves exactly when the engine is the bottleneck.
 
 Knows neither gRPC nor ONNX: `run` turns shares of payloads into arrays.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.errors import DeadlineExpired, LatentdError, NotReady, Overloaded
 from serving.metrics import Metrics
 from serving.rowqueue import Entry, RowQueue, Share
+from serving.tasks import Caller, Reply
 
 log = logging.getLogger(__name__)
 
-Outputs = tuple[NDArray[Any] | None, ...]
+Outputs = tuple[Any, ...]
 """What a run gives: arrays whose first axis is the batch's rows; None for what nobody wanted."""
 
 Run = Callable[[Sequence[Share]], Outputs]
@@ -40,16 +37,26 @@ MOST_ATTEMPTS: Final = 16
 """Failing runs spent on finding whom to blame for one failed batch."""
 
 
+QUICK_SECONDS: Final = 0.002
+"""A batch that takes no longer is run by the thread that received its rows, if that one helps."""
+
+_helper: Final = threading.local()
+
+
+def help_lanes() -> list[Lane]:
+    """Let this thread help: short batches of rows that it submits are left for it to run.
+
+    Two threads that take turns at Python's lock for every request spend more on the turns than on
+    the requests. Returns the list of lanes that wait for it: while there are any, it must not
+    block, and when it has nothing else to do, it must take one out and `run_next` it.
+    """
+    _helper.lanes = []
+    lanes: list[Lane] = _helper.lanes
+    return lanes
+
+
 class EngineError(LatentdError):
     """The engine raised on these rows, or gave back another number of rows than it was given."""
-
-
-@dataclass(frozen=True, slots=True)
-class Urgency:
-    """When a caller needs its answer."""
-
-    deadline: float = math.inf  # seconds on time.monotonic's clock
-    background: bool = False
 
 
 class Lane:
@@ -74,10 +81,11 @@ class Lane:
         self._queue = queue
         self._run = run
         self._clock = clock
-        self._changed = threading.Condition()  # guards the queue and the two flags
-        self._idle = False
+        self._changed = threading.Condition()  # guards the queue and the flags
+        self._idle = False  # the lane's own thread waits to be called
+        self._running = False  # a batch is being run, by whichever thread
+        self._promised = False  # a helping thread will run the next batch
         self._closing = False
-        self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name=f"{name}-lane", daemon=True)
         self._metrics = metrics
         self._queue_seconds = metrics.stage_seconds.labels("queue", name)
@@ -94,19 +102,20 @@ class Lane:
         """The most rows one batch takes."""
         return self._queue.batch_rows
 
-    async def submit(self, payload: Any, rows: int, nbytes: int, urgency: Urgency) -> Outputs:
-        """Run `rows` rows of `payload`, however they are batched; their outputs, in order.
+    def submit(self, payload: Any, rows: int, nbytes: int, caller: Caller) -> Reply[Outputs]:
+        """Queue `rows` rows of `payload`; the reply is their outputs, in order, however batched.
 
-        Raises Overloaded at once when there is no room or no time, DeadlineExpired when the
-        deadline passes before the last row ran, EngineError when the engine fails on these rows.
-        Cancelling the caller drops what has not been run.
+        Raises Overloaded at once when there is no room or no time, DeadlineExpired when it is too
+        late already, NotReady when the lane is closing. The reply fails with DeadlineExpired when
+        the deadline passes before the last row ran, with EngineError when the engine fails on
+        these rows. When the caller goes, what has not been run is dropped.
         """
-        reply: asyncio.Future[Outputs] = self._loop.create_future()
-        entry = Entry(payload, rows, nbytes, urgency.deadline, urgency.background, reply)
+        entry = Entry(payload, rows, nbytes, caller.deadline, caller.background)
+        reply: Reply[Outputs] = Reply(lambda: self._withdraw(entry))
+        entry.reply = reply
         now = self._clock()
-        if urgency.deadline <= now:
-            self._metrics.dropped.labels(self.name, "expired").inc()
-            raise DeadlineExpired("The deadline had passed when the rows reached the queue.")
+        if caller.deadline <= now:
+            raise self._expired("when the rows reached the queue")
         with self._changed:
             if self._closing:
                 raise NotReady("The server is stopping. Another one may answer.")
@@ -115,41 +124,69 @@ class Lane:
             except Overloaded as refusal:
                 self._metrics.shed.labels(self.name, refusal.reason).inc()
                 raise
-            if self._idle:
-                self._changed.notify()
-        try:
-            return await reply
-        except asyncio.CancelledError:
-            with self._changed:
-                if self._queue.discard(entry):
-                    self._metrics.dropped.labels(self.name, "cancelled").inc()
-            raise
+            self._call_for_a_run()
+        caller.on_cancel(reply)
+        return reply
 
-    async def close(self) -> None:
-        """Run what waits, then end the thread. New rows are refused from now on."""
+    def close(self) -> None:
+        """Run what waits, then end the thread; blocks. New rows are refused from now on."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+        self._thread.join()
 
-    # In the lane's thread.
+    def _withdraw(self, entry: Entry) -> None:
+        if self._finish(entry):
+            self._metrics.dropped.labels(self.name, "cancelled").inc()
+
+    def run_next(self) -> bool:
+        """Run the next batch in this thread, unless another runs one; False: nothing waits."""
+        with self._changed:
+            self._promised = False
+            if self._running:
+                return False
+            batch, expired = self._queue.take(self._clock())
+            self._running = True
+        for entry in expired:
+            _take_reply(entry).fail(self._expired())
+        answers = self._run_batch(batch)
+        with self._changed:
+            self._running = False
+            waiting = self._queue.rows > 0
+            if waiting:
+                self._call_for_a_run()
+            elif self._closing:
+                self._changed.notify()
+        for entry, answer in answers:
+            if isinstance(answer, Exception):
+                _take_reply(entry).fail(answer)
+            else:
+                _take_reply(entry).resolve(answer)
+        return waiting
+
+    def _call_for_a_run(self) -> None:
+        """See that somebody runs what waits: this thread if it helps, else the lane's own."""
+        if self._running or self._promised:
+            return
+        helped: list[Lane] | None = getattr(_helper, "lanes", None)
+        if helped is not None and self._queue.next_seconds <= QUICK_SECONDS:
+            self._promised = True
+            helped.append(self)
+        elif self._idle:
+            self._idle = False
+            self._changed.notify()
 
     def _work(self) -> None:
+        """The lane's own thread."""
         while True:
             with self._changed:
-                batch, expired = self._queue.take(self._clock())
-                while not batch and not expired:
-                    if self._closing:
+                while self._running or self._promised or not self._queue.rows:
+                    if self._closing and not self._queue.rows and not self._running:
                         return
                     self._idle = True
                     self._changed.wait()
                     self._idle = False
-                    batch, expired = self._queue.take(self._clock())
-            answers: list[Answer] = [(entry, self._expired()) for entry in expired]
-            answers += self._run_batch(batch)
-            if answers:
-                # One call into the loop for the whole batch: a wake-up costs more than an answer.
-                self._loop.call_soon_threadsafe(_deliver, answers)
+            self.run_next()
 
     def _run_batch(self, batch: list[Share]) -> list[Answer]:
         """Run one batch; the answers that it completes."""
@@ -229,9 +266,9 @@ class Lane:
         with self._changed:
             return self._queue.discard(entry)
 
-    def _expired(self) -> DeadlineExpired:
+    def _expired(self, when: str = "while the rows waited") -> DeadlineExpired:
         self._metrics.dropped.labels(self.name, "expired").inc()
-        return DeadlineExpired("The deadline passed while the rows waited. They were not run.")
+        return DeadlineExpired(f"The deadline passed {when}. They were not run.")
 
     def _oldest_age(self) -> float:
         with self._changed:
@@ -239,16 +276,12 @@ class Lane:
         return 0.0 if oldest is None else self._clock() - oldest
 
 
-def _deliver(answers: list[Answer]) -> None:
-    """In the event loop: each answer to its caller, once."""
-    for entry, answer in answers:
-        reply: asyncio.Future[Outputs] = entry.reply
-        if reply.done():
-            continue
-        if isinstance(answer, Exception):
-            reply.set_exception(answer)
-        else:
-            reply.set_result(answer)
+def _take_reply(entry: Entry) -> Reply[Outputs]:
+    """The entry's reply, which the entry lets go of: together they are a cycle that only the
+    garbage collector would free, with all the arrays it holds."""
+    reply: Reply[Outputs] = entry.reply
+    entry.reply, entry.parts = None, []
+    return reply
 
 
 def _rejoin(parts: list[Outputs]) -> Outputs:

@@ -7,6 +7,7 @@ refused with an InvalidInput that names the field. Nothing is allocated before i
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ DATA_TYPES: Final[dict[str, pb.DataType]] = {
     "uint8": pb.DATA_TYPE_UINT8,
     "float32": pb.DATA_TYPE_FLOAT32,
 }
+_KINDS: Final = {"B": pb.DATA_TYPE_UINT8, "f": pb.DATA_TYPE_FLOAT32}  # by numpy's type code
 _DTYPES: Final[dict[int, np.dtype[Any]]] = {
     pb.DATA_TYPE_UINT8: np.dtype("u1"),
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -32,9 +34,9 @@ _DTYPES: Final[dict[int, np.dtype[Any]]] = {
 
 def to_tensor(array: Array) -> pb.Tensor:
     """A uint8 or float32 array as a message."""
-    data_type = DATA_TYPES[array.dtype.name]
-    if array.dtype.byteorder == ">":  # the wire is little-endian
-        array = array.astype("<f4")
+    data_type = _KINDS[array.dtype.char]
+    if sys.byteorder == "big":  # the wire is little-endian
+        array = array.byteswap()
     return pb.Tensor(dtype=data_type, shape=array.shape, data=array.tobytes())
 
 

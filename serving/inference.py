@@ -6,7 +6,6 @@ Score and the second half of Reconstruct together.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,28 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import golden, likelihood, sources, tuning
-from serving.batcher import Lane, Outputs, Run, Urgency
+from serving.batcher import Lane, Outputs, Run
 from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
 from serving.engine import Engine, Graph, Signature
 from serving.errors import InvalidInput
-from serving.latents import POSTERIOR, Draw, Latents
+from serving.latents import POSTERIOR, Draw
 from serving.metrics import Metrics
 from serving.rowqueue import RowQueue, Share
 from serving.settings import Settings
 from serving.sources import Decoding, Points, Posterior, Source
+from serving.tasks import Caller, Reply, offload
 
 Array = NDArray[Any]
 
 ENCODED: Final = ("mean", "log_var")
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """x: (rows, *shape) in the data's dtype; z: (rows, latent size); params when asked for."""
-
-    x: Array
-    z: Latents
-    params: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +78,7 @@ def prepare(bundle: Bundle, engine: Engine, settings: Settings) -> Prepared:
 
 
 class Model:
-    """One version of a model in service. Construct it in the event loop that will call it."""
+    """One version of a model in service."""
 
     def __init__(self, prepared: Prepared, settings: Settings, metrics: Metrics) -> None:
         self.manifest: Manifest = prepared.bundle.manifest
@@ -120,43 +111,36 @@ class Model:
         self.encoder = lane("encoder", prepared.encoder_costs, run_encoder)
         self.decoder = lane("decoder", prepared.decoder_costs, run_decoder)
 
-    async def close(self) -> None:
-        """Finish what waits in both lanes, first the one that feeds the other."""
-        await self.encoder.close()
-        await self.decoder.close()
+    def close(self) -> None:
+        """Finish what waits in both lanes, first the one that feeds the other; blocks."""
+        self.encoder.close()
+        self.decoder.close()
 
-    async def encode(self, x: Array, urgency: Urgency) -> tuple[Latents, Latents]:
-        """mean and log_var of each row, (rows, latent size)."""
-        mean, log_var = await self.encoder.submit(x, len(x), x.nbytes, urgency)
-        assert mean is not None
-        assert log_var is not None
-        return mean, log_var
+    def encode(self, x: Array, caller: Caller) -> Reply[Outputs]:
+        """mean and log_var of each row, float32 (rows, latent size)."""
+        return self.encoder.submit(x, len(x), x.nbytes, caller)
 
-    async def decode(self, source: Source, urgency: Urgency, *, params: bool = False) -> Decoded:
-        """x for each latent of the source; with `params` also the parameters of p(x | z)."""
+    def decode(self, source: Source, caller: Caller, *, params: bool = False) -> Reply[Outputs]:
+        """For each latent of the source: x (rows, *shape), params if asked for, and z itself."""
         nbytes = source.rows * self.manifest.latent_size * 4
-        decoding = Decoding(source, params)
-        x, parameters, z = await self.decoder.submit(decoding, source.rows, nbytes, urgency)
-        assert x is not None
-        assert z is not None
-        return Decoded(x, z, parameters if params else None)
+        return self.decoder.submit(Decoding(source, params), source.rows, nbytes, caller)
 
     async def reconstruct(
-        self, x: Array, draw: Draw | None, scores: bool, urgency: Urgency
+        self, x: Array, draw: Draw | None, scores: bool, caller: Caller
     ) -> tuple[Array, Scores | None]:
         """x -> x' through each row's mean, or through `draw` around it; scores on request."""
         if scores:
             self._check_scores("scores")
-        mean, log_var = await self.encode(x, urgency)
+        mean, log_var = await self.encode(x, caller)
         source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
-        decoded = await self.decode(source, urgency, params=scores)
-        if decoded.params is None:
-            return decoded.x, None
-        distortion = await self._distortion(x, decoded.params)
+        decoded, params, _ = await self.decode(source, caller, params=scores)
+        if not scores:
+            return decoded, None
+        distortion = await self._distortion(x, params)
         kl = likelihood.kl_to_prior(mean, log_var)
-        return decoded.x, Scores(kl, -distortion - kl, reconstruction_error=distortion)
+        return decoded, Scores(kl, -distortion - kl, reconstruction_error=distortion)
 
-    async def score(self, x: Array, draws: int, seed: int, offset: int, urgency: Urgency) -> Scores:
+    async def score(self, x: Array, draws: int, seed: int, offset: int, caller: Caller) -> Scores:
         """ELBO and importance-weighted bound of each row with `draws` draws, K.
 
         Memory does not grow with K: draws are made by the request's worth of rows, and the log of
@@ -166,34 +150,35 @@ class Model:
         rows = len(x)
         if self.manifest.likelihood == "bernoulli":
             x = likelihood.binarised(x, self.manifest.x)
-        mean, log_var = await self.encode(x, urgency)
-
-        async def weigh(k: int) -> tuple[likelihood.Nats, likelihood.Nats]:
-            draw = Draw(seed, offset, rows, POSTERIOR + k)
-            decoded = await self.decode(Posterior(mean, log_var, draw), urgency, params=True)
-            assert decoded.params is not None
-            distortion = await self._distortion(x, decoded.params)
-            return distortion, likelihood.log_prior_ratio(decoded.z, mean, log_var) - distortion
-
+        mean, log_var = await self.encode(x, caller)
         log_sum, distortion = np.full(rows, -np.inf), np.zeros(rows)
         together = max(1, self.max_rows // rows)
         for first in range(0, draws, together):
-            ks = range(first, min(first + together, draws))
-            for distortion_k, log_weight in await asyncio.gather(*map(weigh, ks)):
+            replies = [
+                self.decode(
+                    Posterior(mean, log_var, Draw(seed, offset, rows, POSTERIOR + k)),
+                    caller,
+                    params=True,
+                )
+                for k in range(first, min(first + together, draws))
+            ]
+            for reply in replies:
+                _, params, z = await reply
+                distortion_k = await self._distortion(x, params)
                 distortion += distortion_k / draws
+                log_weight = likelihood.log_prior_ratio(z, mean, log_var) - distortion_k
                 log_sum = np.logaddexp(log_sum, log_weight)
         kl = likelihood.kl_to_prior(mean, log_var)
         return Scores(kl, -distortion - kl, log_likelihood=log_sum - np.log(draws))
 
-    async def _distortion(self, x: Array, params: Array) -> likelihood.Nats:
+    def _distortion(self, x: Array, params: Array) -> Reply[likelihood.Nats]:
         """-log p(x | z) of each row."""
 
         def compute() -> likelihood.Nats:
             scaled = likelihood.scaled(x, self.manifest.x)
             return -likelihood.log_likelihood(scaled, params, self.manifest.likelihood)
 
-        # Milliseconds for a full request: not in the event loop.
-        return await asyncio.to_thread(compute)
+        return offload(compute)
 
     def _check_scores(self, field: str) -> None:
         if self.manifest.family != "vae":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ class Draw:
 
     def part(self, start: int, stop: int) -> Draw:
         """Rows start..stop of this draw, as a draw of its own."""
+        if stop - start == self.rows:
+            return self
         return Draw(self.seed, self.offset + start, stop - start, self.stream)
 
 
@@ -61,26 +63,28 @@ class _Generator(threading.local):
 
     def __init__(self) -> None:
         self.philox = np.random.Philox(key=0)
+        self.counter = np.zeros(4, np.uint64)
+        self.key = np.zeros(2, np.uint64)
+        self.state: Any = {
+            "bit_generator": "Philox",
+            "state": {"counter": self.counter, "key": self.key},
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,  # the buffer is spent: begin with a fresh block
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
 
 
 _generator: Final = _Generator()
 
 
 def _words(draw: Draw, blocks: int) -> NDArray[np.uint64]:
-    counter = draw.offset * blocks
-    philox = _generator.philox
-    philox.state = {
-        "bit_generator": "Philox",
-        "state": {
-            "counter": np.array([counter & (2**64 - 1), counter >> 64, 0, 0], np.uint64),
-            "key": np.array([draw.seed, draw.stream], np.uint64),
-        },
-        "buffer": np.zeros(4, np.uint64),
-        "buffer_pos": 4,  # the buffer is spent: begin with a fresh block
-        "has_uint32": 0,
-        "uinteger": 0,
-    }
-    words: NDArray[np.uint64] = philox.random_raw(draw.rows * blocks * 4)
+    generator = _generator
+    first = draw.offset * blocks
+    generator.counter[0], generator.counter[1] = first & 0xFFFF_FFFF_FFFF_FFFF, first >> 64
+    generator.key[0], generator.key[1] = draw.seed, draw.stream
+    generator.philox.state = generator.state
+    words: NDArray[np.uint64] = generator.philox.random_raw(draw.rows * blocks * 4)
     return words.astype("<u8", copy=False)
 
 

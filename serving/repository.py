@@ -114,7 +114,7 @@ class Repository:
 
     async def close(self) -> None:
         """Finish what waits everywhere."""
-        await asyncio.gather(*(model.close() for model in self.models()))
+        await asyncio.gather(*(asyncio.to_thread(model.close) for model in self.models()))
 
     def _names(self) -> str:
         return ", ".join(sorted(self._models))

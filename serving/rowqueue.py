@@ -29,6 +29,7 @@ class Class(enum.IntEnum):
     BACKGROUND = 2
 
 
+CLASSES: Final = tuple(Class)
 FLOOR: Final = {Class.SMALL: 0.0, Class.LARGE: 1 / 4, Class.BACKGROUND: 1 / 16}
 """The share of the rows run that a class keeps while it has rows waiting."""
 
@@ -84,9 +85,9 @@ class RowQueue:
         self.rows = 0
         self.bytes = 0
         self.batch_seconds = 0.0  # smoothed time of a full batch; 0: not measured yet
-        self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in Class}
-        self._rows = dict.fromkeys(Class, 0)
-        self._credit = dict.fromkeys(Class, 0.0)  # rows of its floor a class has not used yet
+        self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in CLASSES}
+        self._rows = dict.fromkeys(CLASSES, 0)
+        self._credit = dict.fromkeys(CLASSES, 0.0)  # rows of its floor a class has not used yet
 
     def oldest(self) -> float | None:
         """When the entry that has waited longest came in; None: nothing waits."""
@@ -125,8 +126,13 @@ class RowQueue:
         """Seconds until the entry's last row leaves the engine, from what is served before it."""
         if not self.rows:
             return 0.0  # a lone request is never refused for the time it takes itself
-        ahead = sum(self._rows[kind] for kind in Class if kind <= entry.kind)
+        ahead = sum(self._rows[kind] for kind in CLASSES if kind <= entry.kind)
         return (ahead + entry.rows) / self.batch_rows * self.batch_seconds
+
+    @property
+    def next_seconds(self) -> float:
+        """How long a batch of what waits now would take."""
+        return min(self.rows / self.batch_rows, 1.0) * self.batch_seconds
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a finished run how long a full batch takes."""
@@ -159,8 +165,8 @@ class RowQueue:
             self._credit[kind] = min(held, self._rows[kind])
         batch: list[Share] = []
         room = self.batch_rows
-        for kind in Class:
-            kept = sum(int(self._credit[later]) for later in Class if later > kind)
+        for kind in CLASSES:
+            kept = sum(int(self._credit[later]) for later in CLASSES if later > kind)
             taken = self._take(kind, max(room - kept, 0), now, batch, expired)
             self._credit[kind] = max(self._credit[kind] - taken, 0.0)
             room -= taken

@@ -11,16 +11,14 @@ import logging
 import signal
 import time
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Final
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
-from serving import wire
+from serving import listener, reflection, wire
 from serving.engine import Engine
 from serving.errors import ConfigError
+from serving.health import Health
 from serving.metrics import Metrics
 from serving.repository import Repository
 from serving.service import VaeService
@@ -28,8 +26,6 @@ from serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
-SERVING: Final = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 HEALTH_NAMES: Final = ("", wire.SERVICE, "readiness")
 """What turns NOT_SERVING while no work is taken. `liveness` only says that the loop answers."""
 
@@ -115,46 +111,43 @@ class Server:
         # The port opens before the models load, for health alone: probes must tell loading from
         # dead. All else is answered UNAVAILABLE until `_load_models` is done.
         settings = self.settings
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                ("grpc.max_send_message_length", settings.max_message_bytes),
-                ("grpc.max_concurrent_streams", 4096),
-                # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                ("grpc.so_reuseport", 0),  # two servers on one port are a mistake, not a pool
-            ]
-        )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        await self._set_health(NOT_SERVING)
-        await self._health.set("liveness", SERVING)
-        self._gate = _Gate()
-        server.add_generic_rpc_handlers((self._gate,))
+        options = [
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_concurrent_streams", 4096),
+            # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.so_reuseport", 0),  # two servers on one port are a mistake, not a pool
+        ]
+        self._listener = await asyncio.to_thread(listener.choose, settings.listener, options)
+        self._health = Health()
+        self._health.set("liveness", True)
+        self._own = self._health.handlers()
         if settings.reflection:
-            names = (wire.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            self._own |= reflection.handlers([wire.SERVICE])
+        self._listener.handlers = self._own | wire.not_ready()
+        self._set_health(False)
         address = f"{settings.host}:{settings.port}"
-        try:
-            self.port = server.add_insecure_port(address)
-        except RuntimeError:
+        self.port = self._listener.bind(address)
+        if not self.port:
             raise ConfigError(
                 f"{address} cannot be opened: it is in use or not an address of this machine. "
                 "Choose another with --port (0: any free one) or --host."
-            ) from None
-        await server.start()
-        self._undo.push_async_callback(server.stop, settings.drain_seconds)
+            )
+        await self._listener.start()
+        self._undo.push_async_callback(self._listener.stop, settings.drain_seconds)
 
     async def _load_models(self) -> None:
         await self._repository.load()
         service = VaeService(self._repository, self._engine, self.settings)
-        self._gate.open(wire.handlers(service, self.metrics))
+        self._listener.handlers = self._own | wire.handlers(service, self.metrics)
 
     async def _open_doors(self) -> None:
         # What start-up left behind lives as long as the process: keep the collector off it.
         gc.collect()
         gc.freeze()
-        await self._set_health(SERVING)
+        gc.set_threshold(10_000, 20, 20)  # calls leave no cycles behind: look seldom
+        self._set_health(True)
         self._undo.push_async_callback(self._close_doors)
         log.info(
             "Listening on %s:%d, metrics on http://%s:%d/metrics.",
@@ -167,13 +160,14 @@ class Server:
     async def _close_doors(self) -> None:
         # Clients that watch health leave by themselves; calls they still send are answered.
         log.info("Stopping: NOT_SERVING for clients to go elsewhere, then the calls under way.")
-        await self._set_health(NOT_SERVING)
+        self._set_health(False)
         if self._patient:
             await asyncio.sleep(self.settings.lame_duck_seconds)
+        self._health.close()
 
-    async def _set_health(self, status: int) -> None:
+    def _set_health(self, serving: bool) -> None:
         for name in HEALTH_NAMES:
-            await self._health.set(name, status)
+            self._health.set(name, serving)
 
     async def _watch_loop(self) -> None:
         """Measure how late the event loop wakes a timer."""
@@ -181,24 +175,3 @@ class Server:
             due = time.perf_counter() + _LAG_SECONDS
             await asyncio.sleep(_LAG_SECONDS)
             self.metrics.loop_lag.set(max(0.0, time.perf_counter() - due))
-
-
-class _Gate(grpc.GenericRpcHandler):
-    """Stands for the service until the models are loaded: answers UNAVAILABLE."""
-
-    def __init__(self) -> None:
-        self._behind: grpc.GenericRpcHandler | None = None
-
-    def open(self, behind: grpc.GenericRpcHandler) -> None:
-        self._behind = behind
-
-    def service(self, details: grpc.HandlerCallDetails) -> Any:
-        if self._behind is not None:
-            return self._behind.service(details)
-        if not details.method.startswith(f"/{wire.SERVICE}/"):
-            return None
-        return grpc.unary_unary_rpc_method_handler(_not_ready)
-
-
-async def _not_ready(request: bytes, context: wire.Context) -> bytes:
-    await context.abort(grpc.StatusCode.UNAVAILABLE, "The server is loading its models.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import secrets
 from collections.abc import AsyncIterator
 
 from serving import codec, latents
-from serving.batcher import Urgency
+from serving.batcher import Outputs
 from serving.engine import Engine
 from serving.errors import InvalidInput
 from serving.inference import Model
@@ -16,6 +16,7 @@ from serving.pb import vae_pb2 as pb
 from serving.repository import Repository
 from serving.settings import Settings
 from serving.sources import Points, Posterior, Prior
+from serving.tasks import Caller, Reply, offload
 
 _DEFAULT_DRAWS = 16
 _DEFAULT_CHUNK = 256
@@ -29,7 +30,7 @@ class VaeService:
     def __init__(self, repository: Repository, engine: Engine, settings: Settings) -> None:
         self._repository, self._engine, self._settings = repository, engine, settings
 
-    async def get_model(self, request: pb.GetModelRequest, urgency: Urgency) -> pb.GetModelResponse:
+    async def get_model(self, request: pb.GetModelRequest, caller: Caller) -> pb.GetModelResponse:
         model = self._repository.find(request.model, request.version)
         manifest = model.manifest
         return pb.GetModelResponse(
@@ -66,7 +67,7 @@ class VaeService:
         )
 
     async def list_models(
-        self, request: pb.ListModelsRequest, urgency: Urgency
+        self, request: pb.ListModelsRequest, caller: Caller
     ) -> pb.ListModelsResponse:
         repository = self._repository
         ready = [
@@ -88,11 +89,11 @@ class VaeService:
         ]
         return pb.ListModelsResponse(models=ready + refused)
 
-    async def encode(self, request: pb.EncodeRequest, urgency: Urgency) -> pb.EncodeResponse:
+    async def encode(self, request: pb.EncodeRequest, caller: Caller) -> pb.EncodeResponse:
         model = self._repository.find(request.model, request.version)
-        x = codec.read_rows(request.x, model.manifest.x, model.max_rows, "x")
+        x = await _read_rows(request.x, model, "x")
         draw = _posterior_draw(request, len(x)) if request.draw else None
-        mean, log_var = await model.encode(x, urgency)
+        mean, log_var = await model.encode(x, caller)
         response = pb.EncodeResponse(
             served_by=_served_by(model),
             mean=codec.to_tensor(mean),
@@ -104,7 +105,7 @@ class VaeService:
             response.seed = draw.seed
         return response
 
-    async def decode(self, request: pb.DecodeRequest, urgency: Urgency) -> pb.DecodeResponse:
+    async def decode(self, request: pb.DecodeRequest, caller: Caller) -> pb.DecodeResponse:
         model = self._repository.find(request.model, request.version)
         png = codec.read_format(request.format, model.manifest.x)
         z = codec.read_latents(request.z, model.manifest.latent_size, model.max_rows, "z")
@@ -113,15 +114,12 @@ class VaeService:
             raise InvalidInput("output", f"{request.output} is not one of this contract")
         if wants_params and png:
             raise InvalidInput("format", "parameters are no image", "Ask for FORMAT_RAW")
-        decoded = await model.decode(Points(z), urgency, params=wants_params)
-        response = pb.DecodeResponse(served_by=_served_by(model))
-        if decoded.params is not None:
-            response.params.CopyFrom(codec.to_tensor(decoded.params))
-        else:
-            response.x.CopyFrom(await _write_rows(decoded.x, png))
-        return response
+        x, params, _ = await model.decode(Points(z), caller, params=wants_params)
+        if wants_params:
+            return pb.DecodeResponse(served_by=_served_by(model), params=codec.to_tensor(params))
+        return pb.DecodeResponse(served_by=_served_by(model), x=await _write_rows(x, png))
 
-    async def sample(self, request: pb.SampleRequest, urgency: Urgency) -> pb.SampleResponse:
+    async def sample(self, request: pb.SampleRequest, caller: Caller) -> pb.SampleResponse:
         model = self._repository.find(request.model, request.version)
         if not 1 <= request.count <= model.max_rows:
             raise InvalidInput(
@@ -131,17 +129,17 @@ class VaeService:
             )
         png = codec.read_format(request.format, model.manifest.x)
         source = _prior(request, request.count)
-        decoded = await model.decode(source, urgency)
+        x, _, z = await model.decode(source, caller)
         return pb.SampleResponse(
             served_by=_served_by(model),
-            x=await _write_rows(decoded.x, png),
-            z=codec.to_tensor(decoded.z) if request.return_z else None,
+            x=await _write_rows(x, png),
+            z=codec.to_tensor(z) if request.return_z else None,
             seed=source.draw.seed,
             offset=request.offset,
         )
 
     async def stream_samples(
-        self, request: pb.StreamSamplesRequest, urgency: Urgency
+        self, request: pb.StreamSamplesRequest, caller: Caller
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
         model = self._repository.find(request.model, request.version)
         chunk = request.chunk_rows or min(_DEFAULT_CHUNK, model.max_rows)
@@ -152,38 +150,34 @@ class VaeService:
         png = codec.read_format(request.format, model.manifest.x)
         source = _prior(request, request.count)
 
-        async def make(start: int) -> pb.StreamSamplesResponse:
+        def begin(start: int) -> tuple[Draw, Reply[Outputs]]:
             part = source.draw.part(start, min(start + chunk, request.count))
-            decoded = await model.decode(Prior(part, source.temperature), urgency)
-            return pb.StreamSamplesResponse(
-                served_by=served_by,
-                x=await _write_rows(decoded.x, png),
-                z=codec.to_tensor(decoded.z) if request.return_z else None,
+            return part, model.decode(Prior(part, source.temperature), caller)
+
+        # One chunk is made while the one before is being sent, and no more: the writer waits for
+        # the reader, so a slow one costs two chunks of memory however many rows it asked for.
+        ahead = begin(0)
+        for start in range(chunk, request.count + chunk, chunk):
+            part, reply = ahead
+            x, _, z = await reply
+            if start < request.count:
+                ahead = begin(start)
+            yield pb.StreamSamplesResponse(
+                served_by=_served_by(model),
+                x=await _write_rows(x, png),
+                z=codec.to_tensor(z) if request.return_z else None,
                 seed=part.seed,
                 offset=part.offset,
             )
 
-        # One chunk is made while the one before is being sent, and no more: the writer waits for
-        # the reader, so a slow one costs two chunks of memory however many rows it asked for.
-        served_by = _served_by(model)
-        ahead = asyncio.ensure_future(make(0))
-        try:
-            for start in range(chunk, request.count + chunk, chunk):
-                response = await ahead
-                if start < request.count:
-                    ahead = asyncio.ensure_future(make(start))
-                yield response
-        finally:
-            ahead.cancel()
-
     async def reconstruct(
-        self, request: pb.ReconstructRequest, urgency: Urgency
+        self, request: pb.ReconstructRequest, caller: Caller
     ) -> pb.ReconstructResponse:
         model = self._repository.find(request.model, request.version)
         png = codec.read_format(request.format, model.manifest.x)
-        x = codec.read_rows(request.x, model.manifest.x, model.max_rows, "x")
+        x = await _read_rows(request.x, model, "x")
         draw = _posterior_draw(request, len(x)) if request.draw else None
-        reconstruction, scores = await model.reconstruct(x, draw, request.scores, urgency)
+        reconstruction, scores = await model.reconstruct(x, draw, request.scores, caller)
         response = pb.ReconstructResponse(
             served_by=_served_by(model),
             x=await _write_rows(reconstruction, png),
@@ -196,7 +190,7 @@ class VaeService:
         return response
 
     async def interpolate(
-        self, request: pb.InterpolateRequest, urgency: Urgency
+        self, request: pb.InterpolateRequest, caller: Caller
     ) -> pb.InterpolateResponse:
         model = self._repository.find(request.model, request.version)
         if not 2 <= request.steps <= model.max_rows:
@@ -208,28 +202,26 @@ class VaeService:
         if request.path not in pb.InterpolationPath.values():
             raise InvalidInput("path", f"{request.path} is not one of this contract")
         png = codec.read_format(request.format, model.manifest.x)
-        start, end = await asyncio.gather(
-            _end_point(model, request.start, "start", urgency),
-            _end_point(model, request.end, "end", urgency),
-        )
+        start = await _end_point(model, request.start, "start", caller)
+        end = await _end_point(model, request.end, "end", caller)
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         way = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
-        decoded = await model.decode(Points(way), urgency)
+        x, _, _ = await model.decode(Points(way), caller)
         return pb.InterpolateResponse(
             served_by=_served_by(model),
-            x=await _write_rows(decoded.x, png),
+            x=await _write_rows(x, png),
             z=codec.to_tensor(way) if request.return_z else None,
         )
 
-    async def score(self, request: pb.ScoreRequest, urgency: Urgency) -> pb.ScoreResponse:
+    async def score(self, request: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
         model = self._repository.find(request.model, request.version)
-        x = codec.read_rows(request.x, model.manifest.x, model.max_rows, "x")
+        x = await _read_rows(request.x, model, "x")
         draws = request.draws or _DEFAULT_DRAWS
         most = min(self._settings.max_draws, model.max_rows * 64 // len(x))
         if draws > most:
             raise InvalidInput("draws", f"{draws} is more than {most} for {len(x)} rows")
         draw = _posterior_draw(request, len(x))
-        scores = await model.score(x, draws, draw.seed, draw.offset, urgency)
+        scores = await model.score(x, draws, draw.seed, draw.offset, caller)
         return pb.ScoreResponse(
             served_by=_served_by(model),
             elbo=scores.elbo,
@@ -240,12 +232,12 @@ class VaeService:
         )
 
 
-async def _end_point(model: Model, point: pb.EndPoint, field: str, urgency: Urgency) -> Latents:
+async def _end_point(model: Model, point: pb.EndPoint, field: str, caller: Caller) -> Latents:
     """The latent of one end of an interpolation, shape (latent size,)."""
     kind = point.WhichOneof("point")
     if kind == "x":
-        x = codec.read_rows(point.x, model.manifest.x, 1, f"{field}.x")
-        z, _ = await model.encode(x, urgency)
+        x = await _read_rows(point.x, model, f"{field}.x", most=1)
+        z, _ = await model.encode(x, caller)
     elif kind == "z":
         z = codec.read_latents(point.z, model.manifest.latent_size, 1, f"{field}.z")
     elif kind == "sample":
@@ -253,7 +245,8 @@ async def _end_point(model: Model, point: pb.EndPoint, field: str, urgency: Urge
         z = latents.normals([draw], model.manifest.latent_size)
     else:
         raise InvalidInput(field, "missing", "Send one row x, one latent z, or a sample's seed")
-    return z.reshape(-1)
+    point_z: Latents = z.reshape(-1)
+    return point_z
 
 
 def _prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> Prior:
@@ -292,7 +285,13 @@ def _served_by(model: Model) -> pb.ModelVersion:
     )
 
 
+async def _read_rows(rows: pb.Rows, model: Model, field: str, most: int = 0) -> codec.Array:
+    """x, checked; PNG files are decoded off the thread that receives calls."""
+    read = functools.partial(codec.read_rows, rows, model.manifest.x, most or model.max_rows, field)
+    return await offload(read) if rows.WhichOneof("content") == "png" else read()
+
+
 async def _write_rows(values: codec.Array, png: bool) -> pb.Rows:
     if not png:
         return codec.write_rows(values, png)
-    return await asyncio.to_thread(codec.write_rows, values, png)  # compressing takes its time
+    return await offload(codec.write_rows, values, png)  # compressing takes its time

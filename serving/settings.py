@@ -33,6 +33,12 @@ class Settings:
     metrics_port: int = _setting(9464, "Port for Prometheus metrics over HTTP. 0: any free one.")
     reflection: bool = _setting(True, "Let tools such as grpcurl list the services.")
 
+    listener: str = _setting(
+        "auto",
+        "How calls are taken. core drives gRPC's core directly, aio is grpc.aio at several times "
+        "the cost; auto takes core where a rehearsal of it works.",
+        choices=("auto", "core", "aio"),
+    )
     provider: str = _setting(
         "auto",
         "Where graphs run. cuda refuses to start without a GPU; auto says what it chose.",

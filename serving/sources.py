@@ -81,6 +81,8 @@ def gather(batch: Sequence[Share], latent_size: int) -> Latents:
         if not isinstance(share.payload.source, Points)
     ]
     normal = normals(draws, latent_size) if draws else np.empty((0, latent_size), np.float32)
+    if all(type(share.payload.source) is Prior for share in batch):
+        return _scale(normal, batch)  # Sample's own batches: nothing to be done row by row
     z = np.empty((sum(share.rows for share in batch), latent_size), np.float32)
     at = drawn = 0
     for share in batch:
@@ -97,3 +99,12 @@ def gather(batch: Sequence[Share], latent_size: int) -> Latents:
         else:
             into[:] = reparameterise(source.mean[rows], source.log_var[rows], eps)
     return z
+
+
+def _scale(normal: Latents, batch: Sequence[Share]) -> Latents:
+    """Each row times its request's temperature."""
+    temperatures = [share.payload.source.temperature for share in batch]
+    if all(temperature == 1.0 for temperature in temperatures):
+        return normal
+    rows = [share.rows for share in batch]
+    return normal * np.repeat(np.array(temperatures, np.float32), rows)[:, None]

@@ -1,18 +1,18 @@
 """From bytes to the service's methods and back: parsing, statuses, metrics, the log of failures.
 
-The one place where errors become gRPC statuses. Handlers take and give bytes: grpc's own
-deserialiser would answer a malformed message with UNKNOWN and the parser's text.
+The one place where errors become gRPC statuses. A `Handler` takes a Stream of bytes and returns the
+Status to end it with; how streams come off the network is the business of `listener`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf import any_pb2
@@ -20,11 +20,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from serving.batcher import Urgency
 from serving.errors import (
     DeadlineExpired,
     InvalidInput,
-    LatentdError,
     ModelNotFound,
     NotReady,
     Overloaded,
@@ -32,6 +30,7 @@ from serving.errors import (
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
 from serving.service import VaeService
+from serving.tasks import Caller, Cancelled, Reply
 
 log = logging.getLogger(__name__)
 
@@ -39,85 +38,120 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
 PRIORITY: Final = "latentd-priority"
 BACKGROUND: Final = "background"
 
-STATUSES: Final[dict[type[LatentdError], grpc.StatusCode]] = {
+STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExpired: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotReady: grpc.StatusCode.UNAVAILABLE,
+    Cancelled: grpc.StatusCode.CANCELLED,
 }
 """Everything else is INTERNAL: one fixed sentence for the caller, the whole story in the log."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Method = Callable[[Any, Urgency], Awaitable[Message]]
-StreamMethod = Callable[[Any, Urgency], AsyncIterator[Message]]
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
-def handlers(service: VaeService, metrics: Metrics) -> grpc.GenericRpcHandler:
-    """All methods of the contract, ready for `server.add_generic_rpc_handlers`."""
-    descriptor = pb.DESCRIPTOR.services_by_name["VaeService"]
-    table: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
-    for method in descriptor.methods:
-        request: type[Message] = getattr(pb, method.input_type.name)
-        call = _Call(method.name, request, metrics)
+class Stream(Protocol):
+    """One call as a handler sees it."""
+
+    @property
+    def caller(self) -> Caller: ...
+
+    def read(self) -> Reply[bytes | None]:
+        """The next message; None: the caller has sent its last."""
+
+    def write(self, message: bytes) -> Reply[None]:
+        """Send a message; answered when the caller's flow control has room for the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a call ends; with OK perhaps the last message, which then travels in the same write."""
+
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    text: str = ""
+    trailers: Metadata = ()
+    message: bytes | None = None
+
+
+Handler = Callable[[Stream], Coroutine[Any, Any, Status]]
+Unary = Callable[[Any, Caller], Coroutine[Any, Any, Message]]
+Streaming = Callable[[Any, Caller], AsyncIterator[Message]]
+
+
+def handlers(service: VaeService, metrics: Metrics) -> dict[str, Handler]:
+    """The handler of each method of the contract, by its path."""
+    table: dict[str, Handler] = {}
+    for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
+        call = _Method(method.name, getattr(pb, method.input_type.name), metrics)
         implementation = getattr(service, _snake_case(method.name))
-        if method.server_streaming:
-            table[method.name] = grpc.unary_stream_rpc_method_handler(call.stream(implementation))
-        else:
-            table[method.name] = grpc.unary_unary_rpc_method_handler(call.unary(implementation))
-    return grpc.method_handlers_generic_handler(SERVICE, table)
+        handler = call.streaming if method.server_streaming else call.unary
+        table[f"/{SERVICE}/{method.name}"] = handler(implementation)
+    return table
 
 
-class _Call:
-    """One RPC's way from bytes to its method and back."""
+async def finish(handler: Handler, stream: Stream) -> Status:
+    """Run a handler to its end, whatever that is."""
+    try:
+        return await handler(stream)
+    except (Exception, Cancelled) as error:
+        return status(error, "A call")
+    finally:
+        stream.caller.done()
+
+
+def not_ready() -> dict[str, Handler]:
+    """What stands for `handlers` until the models are loaded."""
+
+    async def handle(stream: Stream) -> Status:
+        return Status(grpc.StatusCode.UNAVAILABLE, "The server is loading its models.")
+
+    methods = pb.DESCRIPTOR.services_by_name["VaeService"].methods
+    return {f"/{SERVICE}/{method.name}": handle for method in methods}
+
+
+class _Method:
+    """One method's way from bytes to the service and back."""
 
     def __init__(self, name: str, request: type[Message], metrics: Metrics) -> None:
         self._name, self._request, self._metrics = name, request, metrics
         self._seconds = metrics.request_seconds.labels(name)
+        self._answered: dict[tuple[str, grpc.StatusCode], Any] = {}
 
-    def unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        async def handle(data: bytes, context: Context) -> bytes:
+    def unary(self, method: Unary) -> Handler:
+        async def handle(stream: Stream) -> Status:
             began, model = time.perf_counter(), ""
-            code = grpc.StatusCode.OK
             try:
-                request = self._parse(data)
-                response = await method(request, _urgency(context))
+                request = self._parse(await stream.read())
+                began = time.perf_counter()  # the call is complete only with its message
+                response = await method(request, stream.caller)
                 model = _model(response)
-                return response.SerializeToString()
-            except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
-                raise
-            except Exception as error:
-                code, text, trailers = status(error, self._name)
-                await context.abort(code, text, trailers)
-            finally:
-                self._count(began, model, code)
+                ended = Status(message=response.SerializeToString())
+            except (Exception, Cancelled) as error:
+                ended = status(error, self._name)
+            self._count(began, model, ended.code)
+            return ended
 
         return handle
 
-    def stream(self, method: StreamMethod) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
-        async def handle(data: bytes, context: Context) -> AsyncIterator[bytes]:
-            began, model = time.perf_counter(), ""
-            code = grpc.StatusCode.OK
+    def streaming(self, method: Streaming) -> Handler:
+        async def handle(stream: Stream) -> Status:
+            began, model, ended = time.perf_counter(), "", Status()
             try:
-                request = self._parse(data)
-                async for response in method(request, _urgency(context)):
+                request = self._parse(await stream.read())
+                async for response in method(request, stream.caller):
                     model = model or _model(response)
-                    yield response.SerializeToString()
-            except (asyncio.CancelledError, GeneratorExit):
-                code = grpc.StatusCode.CANCELLED
-                raise
-            except Exception as error:
-                code, text, trailers = status(error, self._name)
-                await context.abort(code, text, trailers)
-            finally:
-                self._count(began, model, code)
+                    await stream.write(response.SerializeToString())
+            except (Exception, Cancelled) as error:
+                ended = status(error, self._name)
+            self._count(began, model, ended.code)
+            return ended
 
         return handle
 
-    def _parse(self, data: bytes) -> Message:
+    def _parse(self, data: bytes | None) -> Message:
         try:
-            return self._request.FromString(data)
+            return self._request.FromString(data or b"")
         except DecodeError:
             raise InvalidInput(
                 "request",
@@ -126,52 +160,63 @@ class _Call:
             ) from None
 
     def _count(self, began: float, model: str, code: grpc.StatusCode) -> None:
-        self._metrics.requests.labels(self._name, model, code.name).inc()
+        counter = self._answered.get((model, code))
+        if counter is None:
+            counter = self._metrics.requests.labels(self._name, model, code.name)
+            self._answered[model, code] = counter
+        counter.inc()
         self._seconds.observe(time.perf_counter() - began)
 
 
-def status(error: Exception, method: str) -> tuple[grpc.StatusCode, str, tuple[Any, ...]]:
-    """The code, the sentence and the trailing metadata that an error becomes."""
-    code = STATUSES.get(type(error))  # type: ignore[arg-type]
-    if code is None:
-        request_id = secrets.token_hex(6)
-        log.error("%s failed, request id %s.", method, request_id, exc_info=error)
-        text = f"The server failed on this request. Its log has more under request id {request_id}."
-        return grpc.StatusCode.INTERNAL, text, ()
-    text = str(error)
-    details: list[Message] = []
-    pushback: tuple[Any, ...] = ()
+def status(error: BaseException, method: str) -> Status:
+    """What an error becomes for the caller."""
+    code = STATUSES.get(type(error))
+    if code is not None:
+        return Status(code, str(error), _details(error, code))
+    if isinstance(error, DecodeError):
+        return Status(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are no message of this method.")
+    request_id = secrets.token_hex(6)
+    log.error("%s failed, request id %s.", method, request_id, exc_info=error)
+    return Status(
+        grpc.StatusCode.INTERNAL,
+        f"The server failed on this request. Its log has more under request id {request_id}.",
+    )
+
+
+def urgency(metadata: Metadata, seconds_left: float) -> Caller:
+    """The caller that a call's deadline and metadata describe."""
+    background = any(key == PRIORITY and value == BACKGROUND for key, value in metadata)
+    return Caller(time.monotonic() + seconds_left, background)
+
+
+def _details(error: BaseException, code: grpc.StatusCode) -> Metadata:
+    """The trailing metadata that says what a program can act on."""
+    detail: Message
     if isinstance(error, InvalidInput):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=text.removeprefix(f"{error.field}: ")
+            field=error.field, description=str(error).removeprefix(f"{error.field}: ")
         )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+        detail = error_details_pb2.BadRequest(field_violations=[violation])
+        pushback: Metadata = ()
     elif isinstance(error, Overloaded):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        detail = error_details_pb2.RetryInfo(retry_delay=delay)
         # What grpc clients with a retry policy obey by themselves.
         pushback = (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000))),)
-    if not details:
-        return code, text, pushback
-    rich = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=text)
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        rich.details.append(packed)
-    return code, text, (("grpc-status-details-bin", rich.SerializeToString()), *pushback)
-
-
-def _urgency(context: Context) -> Urgency:
-    remaining = context.time_remaining()
-    deadline = math.inf if remaining is None else time.monotonic() + remaining
-    metadata = context.invocation_metadata() or ()
-    return Urgency(deadline, any(k == PRIORITY and v == BACKGROUND for k, v in metadata))
+    else:
+        return ()
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    number = code_pb2.Code.Value(code.name)
+    rich = status_pb2.Status(code=number, message=str(error), details=[packed])
+    return (("grpc-status-details-bin", rich.SerializeToString()), *pushback)
 
 
 def _model(response: Any) -> str:
     """The model that answered, for the metric: never the caller's words, which are unbounded."""
-    return response.served_by.model if "served_by" in response.DESCRIPTOR.fields_by_name else ""
+    served_by = getattr(response, "served_by", None)
+    return served_by.model if served_by is not None else ""
 
 
 def _snake_case(name: str) -> str:

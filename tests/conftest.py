@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,9 @@ from onnx.numpy_helper import from_array
 from serving import bundle, settings
 from serving.bundle import Manifest, XSpec
 from serving.server import Server
+
+# Whoever runs the tests in the background ignores SIGINT, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOY_SHAPE = (4, 4)
 TOY_LATENT = 16

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.batcher import EngineError, Lane, Urgency
+from serving.batcher import EngineError, Lane
 from serving.errors import DeadlineExpired, NotReady, Overloaded
 from serving.metrics import Metrics
 from serving.rowqueue import RowQueue, Share
+from serving.tasks import Caller, Cancelled, Reply, start
 
 LONG = 20.0  # seconds; nothing here waits so long unless it is broken
 

@@ -1,0 +1,231 @@
+"""Where calls come off the network. Two ways to the same handlers, chosen at start-up:
+
+    core   gRPC's core driven directly: one thread takes its events and runs the handlers' first
+           steps. It rests on names that grpcio does not publish (grpc._cython.cygrpc, what its own
+           blocking server is made of), so it is used only where a rehearsal of it works.
+    aio    grpc.aio, published and stable, at several times the cost of a call: `listener_aio`.
+
+Nothing but this file knows the unpublished names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+import grpc
+
+from serving import batcher, tasks, wire
+from serving.errors import ConfigError
+from serving.listener_aio import AioListener
+from serving.tasks import Caller, Cancelled, Reply
+from serving.wire import Handler, Status
+
+log = logging.getLogger(__name__)
+
+try:
+    from grpc._cython import cygrpc  # type: ignore[attr-defined]
+except ImportError:  # a grpcio that is built otherwise
+    cygrpc = None
+
+Option = tuple[str, int]
+
+_ACCEPTS: Final = 64
+"""Calls that gRPC may hand over before we have looked at the first: with one, each would wait for
+the one before it."""
+_NO_FLAGS: Final = 0
+_UNIMPLEMENTED: Final = Status(grpc.StatusCode.UNIMPLEMENTED, "This server has no such method.")
+
+
+class Listener(Protocol):
+    """What the server needs of either way.
+
+    handlers: by path; may be replaced at any time, for calls that come after.
+    """
+
+    handlers: Mapping[str, Handler]
+
+    def bind(self, address: str) -> int:
+        """Open a port; returns its number, 0 when it cannot be had."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more, let calls finish for `grace` seconds, then cancel the rest."""
+
+
+def choose(kind: str, options: list[Option]) -> Listener:
+    """The listener for `kind`, auto | core | aio. Raises ConfigError where core cannot be had."""
+    problem = "" if kind == "aio" else _rehearse()
+    if kind == "core" and problem:
+        raise ConfigError(f"--listener core cannot be had: {problem}. Use auto or aio.")
+    if kind == "aio" or problem:
+        log.warning("Listener: grpc.aio, %s.", problem or "as asked")
+        return AioListener({}, options)
+    return CoreListener({}, options)
+
+
+def _rehearse() -> str:
+    """Make one call through a listener of our own; returns what went wrong, empty if nothing."""
+    if cygrpc is None:
+        return "this grpcio has no core to drive"
+
+    async def echo(stream: wire.Stream) -> Status:
+        return Status(message=await stream.read())
+
+    async def attempt() -> None:
+        listener = CoreListener({"/rehearsal": echo}, [])
+        port = listener.bind("127.0.0.1:0")
+        await listener.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call: Any = channel.unary_unary("/rehearsal")
+                answer = await call(b"once", timeout=5)
+            if answer != b"once":
+                raise ValueError(f"the answer was {answer!r}")
+        finally:
+            await listener.stop(0)
+
+    try:
+        asyncio.run(attempt())
+    except Exception as error:
+        return f"a rehearsal with grpcio {grpc.__version__} failed ({error!r})"
+    return ""
+
+
+class CoreListener:
+    """gRPC's core, its events taken by one thread."""
+
+    def __init__(self, handlers: Mapping[str, Handler], options: list[Option]) -> None:
+        self.handlers = handlers
+        self._server = cygrpc.Server([(k.encode(), v) for k, v in options], False)
+        self._queue = cygrpc.CompletionQueue()
+        self._server.register_completion_queue(self._queue)
+        self._thread = threading.Thread(target=self._work, name="listener", daemon=True)
+        self._stopping = False
+        self._stopped = threading.Event()
+
+    def bind(self, address: str) -> int:
+        try:
+            return int(self._server.add_http2_port(address.encode()))
+        except RuntimeError:
+            return 0
+
+    async def start(self) -> None:
+        self._server.start()
+        for _ in range(_ACCEPTS):
+            self._accept()
+        self._thread.start()
+
+    async def stop(self, grace: float) -> None:
+        self._stopping = True
+        self._server.shutdown(self._queue, self._on_shutdown)
+        if not await asyncio.to_thread(self._stopped.wait, grace):
+            self._server.cancel_all_calls()
+            await asyncio.to_thread(self._stopped.wait)
+        self._queue.shutdown()
+        await asyncio.to_thread(self._thread.join)
+
+    # In the listener's thread. Every event carries the function that takes it.
+
+    def _work(self) -> None:
+        lanes = batcher.help_lanes()
+        while True:
+            event = self._queue.poll(0 if lanes else None)
+            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                return
+            if event.completion_type == cygrpc.CompletionType.queue_timeout:
+                # No call has anything new: the rows that came in meanwhile are the next batch.
+                lanes.pop(0).run_next()
+                continue
+            try:
+                event.tag(event)
+            except Exception:  # of our own making: no call may end the others'
+                log.exception("The listener failed on an event.")
+
+    def _accept(self) -> None:
+        self._server.request_call(self._queue, self._queue, self._on_call)
+
+    def _on_call(self, event: Any) -> None:
+        if not self._stopping:
+            self._accept()
+        if not event.success or event.call is None:
+            return
+        details = event.call_details
+        seconds_left = details.deadline - time.time()
+        stream = _CoreStream(event.call, wire.urgency(event.invocation_metadata, seconds_left))
+        handler = self.handlers.get(details.method.decode())
+        tasks.start(stream.run(handler))
+
+    def _on_shutdown(self, event: Any) -> None:
+        self._stopped.set()
+
+
+class _CoreStream:
+    """One call; its methods may be used from any thread."""
+
+    __slots__ = ("_begun", "_call", "caller")
+
+    def __init__(self, call: Any, caller: Caller) -> None:
+        self._call, self.caller = call, caller
+        self._begun = False
+        self._do([cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)], self._on_close)
+
+    async def run(self, handler: Handler | None) -> None:
+        status = _UNIMPLEMENTED if handler is None else await wire.finish(handler, self)
+        operations = self._begin()
+        if status.message is not None:
+            operations.append(cygrpc.SendMessageOperation(status.message, _NO_FLAGS))
+        operations.append(
+            cygrpc.SendStatusFromServerOperation(
+                status.trailers, status.code.value[0], status.text.encode(), _NO_FLAGS
+            )
+        )
+        self._do(operations, _ignore)
+
+    def read(self) -> Reply[bytes | None]:
+        reply: Reply[bytes | None] = Reply()
+
+        def on_message(event: Any) -> None:
+            reply.resolve(event.batch_operations[0].message())
+
+        self._do([cygrpc.ReceiveMessageOperation(_NO_FLAGS)], on_message)
+        return reply
+
+    def write(self, message: bytes) -> Reply[None]:
+        reply: Reply[None] = Reply()
+
+        def on_sent(event: Any) -> None:
+            if event.success:
+                reply.resolve(None)
+            else:
+                reply.fail(Cancelled())
+
+        operations = self._begin()
+        operations.append(cygrpc.SendMessageOperation(message, _NO_FLAGS))
+        if not self._do(operations, on_sent):
+            reply.fail(Cancelled())
+        return reply
+
+    def _begin(self) -> list[Any]:
+        if self._begun:
+            return []
+        self._begun = True
+        return [cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)]
+
+    def _do(self, operations: list[Any], tag: Callable[[Any], None]) -> bool:
+        """Start a batch of operations; `tag` gets its event. False: the call is over."""
+        started: int = self._call.start_server_batch(tuple(operations), tag)
+        return started == 0
+
+    def _on_close(self, event: Any) -> None:
+        if event.batch_operations[0].cancelled():
+            self.caller.cancel()
+
+
+def _ignore(event: Any) -> None:
+    """The status is on its way: nothing is left to do."""

@@ -1,0 +1,106 @@
+"""The listener on grpc.aio's published interface: every method as a stream of bytes both ways.
+
+On the wire a unary call is a stream of one message, so one kind of handler serves all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import grpc
+
+from serving import tasks, wire
+from serving.tasks import Caller, Cancelled, Reply
+from serving.wire import Handler, Status
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class AioListener(grpc.GenericRpcHandler):
+    """See listener.Listener."""
+
+    def __init__(self, handlers: Mapping[str, Handler], options: list[tuple[str, int]]) -> None:
+        self.handlers = handlers
+        self._options = options
+
+    def bind(self, address: str) -> int:
+        self._server = grpc.aio.server(options=self._options)
+        self._server.add_generic_rpc_handlers((self,))
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError:
+            return 0
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self, grace: float) -> None:
+        await self._server.stop(grace)
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """The method handler for a call, as grpc.aio asks for it."""
+        handler = self.handlers.get(details.method)
+        return None if handler is None else grpc.stream_stream_rpc_method_handler(_run(handler))
+
+
+def _run(handler: Handler) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+    async def run(requests: Any, context: Context) -> None:
+        stream = _AioStream(context)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Status] = loop.create_future()
+
+        def end(status: Status) -> None:
+            if not ended.done():
+                ended.set_result(status)
+
+        async def life() -> None:
+            loop.call_soon_threadsafe(end, await wire.finish(handler, stream))
+
+        tasks.start(life())
+        try:
+            status = await ended
+        except asyncio.CancelledError:
+            stream.caller.cancel()
+            raise
+        if status.message is not None:
+            await context.write(status.message)
+        if status.code is not grpc.StatusCode.OK:
+            await context.abort(status.code, status.text, status.trailers)
+
+    return run
+
+
+class _AioStream:
+    """One call, for handlers that run in any thread."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        remaining = context.time_remaining()
+        metadata: Any = context.invocation_metadata() or ()
+        self.caller: Caller = wire.urgency(metadata, math.inf if remaining is None else remaining)
+
+    def read(self) -> Reply[bytes | None]:
+        async def read() -> bytes | None:
+            message = await self._context.read()
+            return message if isinstance(message, bytes) else None  # grpc.aio.EOF
+
+        return self._in_loop(read())
+
+    def write(self, message: bytes) -> Reply[None]:
+        return self._in_loop(self._context.write(message))
+
+    def _in_loop(self, work: Any) -> Reply[Any]:
+        reply: Reply[Any] = Reply()
+
+        async def run() -> None:
+            try:
+                reply.resolve(await work)
+            except (Exception, asyncio.CancelledError):  # the call is over
+                reply.fail(Cancelled())
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return reply
