@@ -32,12 +32,19 @@ _DTYPES: Final[dict[int, np.dtype[Any]]] = {
 }
 
 
+def write_tensor(array: Array, into: pb.Tensor) -> None:
+    """Fill a message with a uint8 or float32 array."""
+    into.dtype = _KINDS[array.dtype.char]
+    into.shape.extend(array.shape)
+    # The wire is little-endian.
+    into.data = (array if sys.byteorder == "little" else array.byteswap()).tobytes()
+
+
 def to_tensor(array: Array) -> pb.Tensor:
-    """A uint8 or float32 array as a message."""
-    data_type = _KINDS[array.dtype.char]
-    if sys.byteorder == "big":  # the wire is little-endian
-        array = array.byteswap()
-    return pb.Tensor(dtype=data_type, shape=array.shape, data=array.tobytes())
+    """A uint8 or float32 array as a message of its own."""
+    tensor = pb.Tensor()
+    write_tensor(array, tensor)
+    return tensor
 
 
 def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
@@ -97,11 +104,20 @@ def read_rows(rows: pb.Rows, x: XSpec, max_rows: int, field: str) -> Array:
     return values
 
 
-def write_rows(values: Array, png: bool) -> pb.Rows:
-    """x as a tensor, or as one PNG a row."""
+def write_rows(values: Array, png: bool, into: pb.Rows) -> None:
+    """x as a tensor, or as one PNG a row. Fills the message in place: nesting one made before
+    would copy its pixels once more at every level."""
     if png:
-        return pb.Rows(png=pb.PngImages(files=images.write_pngs(values)))
-    return pb.Rows(tensor=to_tensor(values))
+        into.png.files.extend(images.write_pngs(values))
+    else:
+        write_tensor(values, into.tensor)
+
+
+def to_rows(values: Array, png: bool = False) -> pb.Rows:
+    """x as a message of its own."""
+    rows = pb.Rows()
+    write_rows(values, png, rows)
+    return rows
 
 
 def from_rows(rows: pb.Rows) -> Array | list[bytes]:

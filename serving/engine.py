@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -61,22 +60,20 @@ class Graph:
 class Engine:
     """Loads graphs onto the provider that was chosen when the process started."""
 
-    def __init__(self, provider: str = "auto", threads: int = 0) -> None:
-        """Choose the provider.
-
-        provider: auto | cuda | cpu.
-        threads:  of one graph's run on the CPU; 0: the CPUs this process may use.
-        Raises ConfigError when CUDA was asked for and cannot be had.
-        """
+    def __init__(self, provider: str = "auto") -> None:
+        """Choose the provider: auto | cuda | cpu. Raises ConfigError when CUDA was asked for and
+        cannot be had."""
         self._asked = provider
-        self.threads = threads or available_cpus()
         self.provider = CPU if provider == "cpu" else self._find_cuda()
 
-    def load(self, model: bytes, signature: Signature) -> Graph:
-        """Make a session of a graph's bytes. Raises BundleError(engine | signature)."""
+    def load(self, model: bytes, signature: Signature, threads: int) -> Graph:
+        """Make a session of a graph's bytes, with so many threads for a run if it is on the CPU.
+
+        Raises BundleError(engine | signature).
+        """
         options = ort.SessionOptions()
         on_cpu = self.provider == CPU
-        options.intra_op_num_threads = self.threads if on_cpu else 1
+        options.intra_op_num_threads = threads if on_cpu else 1
         options.inter_op_num_threads = 1
         # Spinning workers would take the event loop's CPU while they wait.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -112,7 +109,7 @@ class Engine:
                 f"CUDA was asked for and cannot be had: {reason}. "
                 "Mend that, or start with --provider cpu or auto."
             )
-        log.warning("Provider: %s with %d threads, because %s.", CPU, self.threads, reason)
+        log.warning("Provider: %s, because %s.", CPU, reason)
         self.provider = CPU
         return CPU
 
@@ -176,9 +173,3 @@ def _check_value(value: Any, dtype: str, shape: tuple[int, ...]) -> None:
         )
     if isinstance(value.shape[0], int):
         raise BundleError("signature", f"{value.name} has a fixed batch of {value.shape[0]} rows.")
-
-
-def warm_up_input(signature: Signature, rows: int) -> NDArray[Any]:
-    """An input of zeros, to run a graph without data."""
-    _, dtype, shape = signature.input
-    return np.zeros((rows, *shape), dtype)

@@ -6,7 +6,8 @@ Score and the second half of Reconstruct together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 from serving import golden, likelihood, sources, tuning
 from serving.batcher import Lane, Outputs, Run
 from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
-from serving.engine import Engine, Graph, Signature
+from serving.engine import Engine, Graph, Signature, available_cpus
 from serving.errors import InvalidInput
 from serving.latents import POSTERIOR, Draw
 from serving.metrics import Metrics
-from serving.rowqueue import RowQueue, Share
+from serving.rowqueue import RowQueue, Share, whole
 from serving.settings import Settings
-from serving.sources import Decoding, Points, Posterior, Source
+from serving.sources import Decoding, Points, Posterior, Prior, Source
 from serving.tasks import Caller, Reply, offload
 
 Array = NDArray[Any]
@@ -55,26 +56,47 @@ def prepare(bundle: Bundle, engine: Engine, settings: Settings) -> Prepared:
     """The slow part of opening a model; blocks, for a worker thread. Raises BundleError."""
     m = bundle.manifest
     latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
-    encoder = engine.load(
-        bundle.files[ENCODER],
-        Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent))),
+    takes_x = Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent)))
+    takes_z = Signature(
+        ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
     )
-    decoder = engine.load(
-        bundle.files[DECODER],
-        Signature(
-            ("z", "float32", latent),
-            {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)},
-        ),
-    )
-    golden.check(bundle, encoder, decoder)
     budget, row_bytes = settings.batch_budget_ms / 1000, m.x.nbytes + m.latent_size * 4
-    return Prepared(
-        bundle,
-        encoder,
-        decoder,
-        tuning.measure(encoder, ENCODED, row_bytes, budget),
-        tuning.measure(decoder, ["x"], row_bytes, budget),
-    )
+
+    def encoder_batch(graph: Graph, rows: int) -> Outputs:
+        return encode_batch(graph, whole(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
+
+    def decoder_batch(graph: Graph, rows: int) -> Outputs:
+        decoding = Decoding(Prior(Draw(seed=0, offset=0, rows=rows)), params=False)
+        return decode_batch(graph, m.latent_size, whole(decoding, rows))
+
+    def load(
+        file: str, signature: Signature, run: Callable[[Graph, int], Outputs]
+    ) -> tuple[Graph, list[tuning.Cost]]:
+        graph = engine.load(bundle.files[file], signature, settings.threads or 1)
+        costs = tuning.measure(functools.partial(run, graph), row_bytes, budget)
+        if not settings.threads and costs[0].seconds > tuning.ONE_THREAD_SECONDS:
+            graph = engine.load(bundle.files[file], signature, available_cpus())
+            costs = tuning.measure(functools.partial(run, graph), row_bytes, budget)
+        return graph, costs
+
+    encoder, encoder_costs = load(ENCODER, takes_x, encoder_batch)
+    decoder, decoder_costs = load(DECODER, takes_z, decoder_batch)
+    golden.check(bundle, encoder, decoder)
+    return Prepared(bundle, encoder, decoder, encoder_costs, decoder_costs)
+
+
+def encode_batch(graph: Graph, batch: Sequence[Share]) -> Outputs:
+    """mean and log_var for the rows of a batch whose payloads are x."""
+    rows = [share.payload[share.start : share.stop] for share in batch]
+    return tuple(graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), ENCODED))
+
+
+def decode_batch(graph: Graph, latent_size: int, batch: Sequence[Share]) -> Outputs:
+    """x, params (None if nobody wants them) and z for a batch whose payloads are decodings."""
+    z = sources.gather(batch, latent_size)
+    if any(share.payload.params for share in batch):
+        return *graph.run(z, ["x", "params"]), z
+    return *graph.run(z, ["x"]), None, z
 
 
 class Model:
@@ -88,17 +110,6 @@ class Model:
         # Any answer to a request of this many rows fits into one message.
         largest = 4 * (self.params_per_element * self.manifest.x.size + self.manifest.latent_size)
         self.max_rows = max(1, min(settings.max_rows, settings.max_message_bytes // (largest + 64)))
-        decode, latent_size = prepared.decoder.run, self.manifest.latent_size
-
-        def run_encoder(batch: Sequence[Share]) -> Outputs:
-            rows = [share.payload[share.start : share.stop] for share in batch]
-            return tuple(prepared.encoder.run(np.concatenate(rows), ENCODED))
-
-        def run_decoder(batch: Sequence[Share]) -> Outputs:
-            z = sources.gather(batch, latent_size)
-            if any(share.payload.params for share in batch):
-                return *decode(z, ["x", "params"]), z
-            return *decode(z, ["x"]), None, z
 
         def lane(name: str, costs: list[tuning.Cost], run: Run) -> Lane:
             batch_rows = settings.max_batch_rows or tuning.knee(
@@ -108,8 +119,10 @@ class Model:
             version = (self.manifest.model, self.manifest.version)
             return Lane(name, version, queue, run, metrics)
 
-        self.encoder = lane("encoder", prepared.encoder_costs, run_encoder)
-        self.decoder = lane("decoder", prepared.decoder_costs, run_decoder)
+        encode = functools.partial(encode_batch, prepared.encoder)
+        decode = functools.partial(decode_batch, prepared.decoder, self.manifest.latent_size)
+        self.encoder = lane("encoder", prepared.encoder_costs, encode)
+        self.decoder = lane("decoder", prepared.decoder_costs, decode)
 
     def close(self) -> None:
         """Finish what waits in both lanes, first the one that feeds the other; blocks."""

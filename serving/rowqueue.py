@@ -14,6 +14,7 @@ Rows wait in three classes, served in this order, each leaving the later ones th
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -56,7 +57,7 @@ class Entry:
         return self.rows - self.taken
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every row served alone, and that is slow
 class Share:
     """Rows start..stop of an entry, taken into one batch."""
 
@@ -68,6 +69,12 @@ class Share:
     @property
     def rows(self) -> int:
         return self.stop - self.start
+
+
+def whole(payload: Any, rows: int) -> list[Share]:
+    """A batch of one payload, which nobody waits for: to run a graph without a queue."""
+    entry = Entry(payload, rows, 0, math.inf, background=True)
+    return [Share(entry, payload, 0, rows)]
 
 
 class RowQueue:

@@ -103,7 +103,7 @@ class Server:
 
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
-        self._engine = Engine(self.settings.provider, self.settings.threads)
+        self._engine = Engine(self.settings.provider)
         self._repository = Repository(self.settings, self._engine, self.metrics)
         self._undo.push_async_callback(self._repository.close)
 

@@ -18,6 +18,14 @@ from serving.settings import Settings
 from serving.sources import Points, Posterior, Prior
 from serving.tasks import Caller, Reply, offload
 
+_WithRows = (
+    pb.SampleResponse
+    | pb.StreamSamplesResponse
+    | pb.DecodeResponse
+    | pb.ReconstructResponse
+    | pb.InterpolateResponse
+)
+
 _DEFAULT_DRAWS = 16
 _DEFAULT_CHUNK = 256
 _END = 2**63  # rows are numbered below this
@@ -94,14 +102,11 @@ class VaeService:
         x = await _read_rows(request.x, model, "x")
         draw = _posterior_draw(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, caller)
-        response = pb.EncodeResponse(
-            served_by=_served_by(model),
-            mean=codec.to_tensor(mean),
-            log_var=codec.to_tensor(log_var),
-        )
+        response = pb.EncodeResponse(served_by=_served_by(model))
+        codec.write_tensor(mean, response.mean)
+        codec.write_tensor(log_var, response.log_var)
         if draw is not None:
-            z = Posterior(mean, log_var, draw).latents()
-            response.z.CopyFrom(codec.to_tensor(z))
+            codec.write_tensor(Posterior(mean, log_var, draw).latents(), response.z)
             response.seed = draw.seed
         return response
 
@@ -115,9 +120,12 @@ class VaeService:
         if wants_params and png:
             raise InvalidInput("format", "parameters are no image", "Ask for FORMAT_RAW")
         x, params, _ = await model.decode(Points(z), caller, params=wants_params)
+        response = pb.DecodeResponse(served_by=_served_by(model))
         if wants_params:
-            return pb.DecodeResponse(served_by=_served_by(model), params=codec.to_tensor(params))
-        return pb.DecodeResponse(served_by=_served_by(model), x=await _write_rows(x, png))
+            codec.write_tensor(params, response.params)
+        else:
+            await _write_rows(x, png, response)
+        return response
 
     async def sample(self, request: pb.SampleRequest, caller: Caller) -> pb.SampleResponse:
         model = self._repository.find(request.model, request.version)
@@ -130,13 +138,13 @@ class VaeService:
         png = codec.read_format(request.format, model.manifest.x)
         source = _prior(request, request.count)
         x, _, z = await model.decode(source, caller)
-        return pb.SampleResponse(
-            served_by=_served_by(model),
-            x=await _write_rows(x, png),
-            z=codec.to_tensor(z) if request.return_z else None,
-            seed=source.draw.seed,
-            offset=request.offset,
+        response = pb.SampleResponse(
+            served_by=_served_by(model), seed=source.draw.seed, offset=request.offset
         )
+        await _write_rows(x, png, response)
+        if request.return_z:
+            codec.write_tensor(z, response.z)
+        return response
 
     async def stream_samples(
         self, request: pb.StreamSamplesRequest, caller: Caller
@@ -162,13 +170,13 @@ class VaeService:
             x, _, z = await reply
             if start < request.count:
                 ahead = begin(start)
-            yield pb.StreamSamplesResponse(
-                served_by=_served_by(model),
-                x=await _write_rows(x, png),
-                z=codec.to_tensor(z) if request.return_z else None,
-                seed=part.seed,
-                offset=part.offset,
+            response = pb.StreamSamplesResponse(
+                served_by=_served_by(model), seed=part.seed, offset=part.offset
             )
+            await _write_rows(x, png, response)
+            if request.return_z:
+                codec.write_tensor(z, response.z)
+            yield response
 
     async def reconstruct(
         self, request: pb.ReconstructRequest, caller: Caller
@@ -179,10 +187,9 @@ class VaeService:
         draw = _posterior_draw(request, len(x)) if request.draw else None
         reconstruction, scores = await model.reconstruct(x, draw, request.scores, caller)
         response = pb.ReconstructResponse(
-            served_by=_served_by(model),
-            x=await _write_rows(reconstruction, png),
-            seed=draw.seed if draw else 0,
+            served_by=_served_by(model), seed=draw.seed if draw else 0
         )
+        await _write_rows(reconstruction, png, response)
         if scores is not None:
             response.reconstruction_error.extend(scores.reconstruction_error)
             response.kl.extend(scores.kl)
@@ -207,11 +214,11 @@ class VaeService:
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         way = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
         x, _, _ = await model.decode(Points(way), caller)
-        return pb.InterpolateResponse(
-            served_by=_served_by(model),
-            x=await _write_rows(x, png),
-            z=codec.to_tensor(way) if request.return_z else None,
-        )
+        response = pb.InterpolateResponse(served_by=_served_by(model))
+        await _write_rows(x, png, response)
+        if request.return_z:
+            codec.write_tensor(way, response.z)
+        return response
 
     async def score(self, request: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
         model = self._repository.find(request.model, request.version)
@@ -291,7 +298,9 @@ async def _read_rows(rows: pb.Rows, model: Model, field: str, most: int = 0) -> 
     return await offload(read) if rows.WhichOneof("content") == "png" else read()
 
 
-async def _write_rows(values: codec.Array, png: bool) -> pb.Rows:
-    if not png:
-        return codec.write_rows(values, png)
-    return await offload(codec.write_rows, values, png)  # compressing takes its time
+async def _write_rows(values: codec.Array, png: bool, response: _WithRows) -> None:
+    """Fill the response's x; PNG files are compressed off the thread that receives calls."""
+    if png:
+        await offload(codec.write_rows, values, png, response.x)
+    else:
+        codec.write_rows(values, png, response.x)

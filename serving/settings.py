@@ -44,7 +44,9 @@ class Settings:
         "Where graphs run. cuda refuses to start without a GPU; auto says what it chose.",
         choices=("auto", "cuda", "cpu"),
     )
-    threads: int = _setting(0, "CPU threads of one graph's run. 0: the CPUs this process may use.")
+    threads: int = _setting(
+        0, "CPU threads of one graph's run. 0: one, or for a slow graph all CPUs."
+    )
     max_batch_rows: int = _setting(0, "Most rows in one batch. 0: measured at start-up.")
     batch_budget_ms: float = _setting(
         50.0, "Longest run, in milliseconds, that the measured batch may take.", least=0.1

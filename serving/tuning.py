@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from serving.engine import Graph, warm_up_input
-
 ENOUGH: Final = 0.95
 """Share of the best throughput that is as good as the best: the smaller batch waits less."""
+ONE_THREAD_SECONDS: Final = 0.002
+"""A graph that takes no longer for one row gets one thread: waking a second one for it costs more
+than it saves, and the CPUs are wanted for receiving and answering."""
 _RUNS: Final = 5
 _BYTES: Final = 256 << 20  # of input and output in one batch, at the most
 
@@ -26,22 +27,20 @@ class Cost:
     seconds: float
 
 
-def measure(
-    graph: Graph, outputs: Sequence[str], row_bytes: int, most_seconds: float
-) -> list[Cost]:
-    """Time batches of 1, 2, 4, ... rows until one takes longer than `most_seconds`.
+def measure(run: Callable[[int], object], row_bytes: int, most_seconds: float) -> list[Cost]:
+    """Time `run`, which runs a batch of so many rows, for 1, 2, 4, ... rows, until one batch takes
+    longer than `most_seconds`.
 
     Also warms the graph: its arenas have their final size afterwards.
     """
     costs: list[Cost] = []
     rows = 1
     while rows <= 4096 and (rows == 1 or rows * row_bytes <= _BYTES):
-        batch = warm_up_input(graph.signature, rows)
-        graph.run(batch, outputs)  # the first run of a shape allocates
+        run(rows)  # the first run of a shape allocates
         times = []
         for _ in range(_RUNS):
             began = time.perf_counter()
-            graph.run(batch, outputs)
+            run(rows)
             times.append(time.perf_counter() - began)
         costs.append(Cost(rows, min(times)))
         if costs[-1].seconds > most_seconds:

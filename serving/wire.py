@@ -185,8 +185,11 @@ def status(error: BaseException, method: str) -> Status:
 
 def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     """The caller that a call's deadline and metadata describe."""
-    background = any(key == PRIORITY and value == BACKGROUND for key, value in metadata)
-    return Caller(time.monotonic() + seconds_left, background)
+    caller = Caller(time.monotonic() + seconds_left)
+    for key, value in metadata:
+        if key == PRIORITY:
+            caller.background = value == BACKGROUND
+    return caller
 
 
 def _details(error: BaseException, code: grpc.StatusCode) -> Metadata:

@@ -212,7 +212,9 @@ def toy_bundles(tmp_path_factory: pytest.TempPathFactory, publish_toy: PublishTo
     return root
 
 
-@pytest.fixture(scope="module")
-def server(toy_bundles: Path, module_servers: StartServer) -> RunningServer:
-    """A server of the toy bundle with default settings, shared by a module's tests."""
-    return module_servers(toy_bundles)
+@pytest.fixture(scope="module", params=["core", "aio"])
+def server(
+    request: pytest.FixtureRequest, toy_bundles: Path, module_servers: StartServer
+) -> RunningServer:
+    """A server of the toy bundle, shared by a module's tests; all hold for either listener."""
+    return module_servers(toy_bundles, listener=request.param)

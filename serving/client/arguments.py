@@ -67,7 +67,7 @@ def image_format(as_png: bool) -> pb.Format:
 def rows(x: Data, field: str = "x") -> pb.Rows:
     """x as it is, or its PNG files; an OSError says which file cannot be read."""
     if isinstance(x, np.ndarray):
-        return codec.write_rows(_wire_dtype(x, f"{field}.tensor.dtype"), png=False)
+        return codec.to_rows(_wire_dtype(x, f"{field}.tensor.dtype"))
     if isinstance(x, bytes | str | os.PathLike):
         raise InvalidInput(field, "one file, where a list of files is due", "Wrap it in [ ]")
     return pb.Rows(png=pb.PngImages(files=[_png(file) for file in x]))

@@ -192,11 +192,14 @@ def engine_costs(path: Path, rounds: int) -> tuple[float, float]:
     """CPU seconds for an image at the best batch, and seconds for a batch of one."""
     loaded = bundle.load(path)
     spec = {"x": ("uint8", models.SHAPE), "params": ("float32", (1, *models.SHAPE))}
-    engine = Engine("cpu", threads=1)  # a thread more costs CPU and gives none back
-    graph = engine.load(
-        loaded.files[bundle.DECODER], Signature(("z", "float32", (models.LATENT,)), spec)
-    )
-    curve = tuning.measure(graph, ["x"], PIXELS, 0.05)
+    signature = Signature(("z", "float32", (models.LATENT,)), spec)
+    # A thread more costs CPU and gives none back.
+    graph = Engine("cpu").load(loaded.files[bundle.DECODER], signature, threads=1)
+
+    def run(rows: int) -> object:
+        return graph.run(np.zeros((rows, models.LATENT), np.float32), ["x"])
+
+    curve = tuning.measure(run, PIXELS, 0.05)
     rows = tuning.knee(curve, 0.05)
     z = np.random.default_rng(0).normal(size=(rows, models.LATENT)).astype(np.float32)
     costs = []

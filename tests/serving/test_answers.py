@@ -108,7 +108,7 @@ def test_reconstruct_through_a_draw_is_repeatable_by_its_seed(stub):
 
 def test_a_grey_png_goes_in_and_comes_out(stub):
     x = images(3)
-    png = codec.write_rows(x, png=True)
+    png = codec.to_rows(x, png=True)
     response = stub.Reconstruct(pb.ReconstructRequest(x=png, format=pb.FORMAT_PNG))
     assert list(response.x.png.files) == list(png.png.files)
 

@@ -84,14 +84,15 @@ class Scripted(vae_pb2_grpc.VaeServiceServicer):
             served_by=pb.ModelVersion(
                 model="toy", version=self.version, digest=f"sha256:{self.version:064x}"
             ),
-            x=codec.write_rows(sampled(request.seed, start, start + count), png=False),
+            x=codec.to_rows(sampled(request.seed, start, start + count)),
             seed=request.seed,
             offset=start,
         )
 
 
 def _abort(context: Any, error: Exception) -> None:
-    code, text, trailers = wire.status(error, "Sample")
+    ended = wire.status(error, "Sample")
+    code, text, trailers = ended.code, ended.text, ended.trailers
     context.set_trailing_metadata(trailers)
     context.abort(code, text)
 

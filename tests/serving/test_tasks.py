@@ -1,0 +1,120 @@
+"""Replies are answered once, calls run on where their answer is, and nothing outlives its caller."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from serving.tasks import Caller, Cancelled, Reply, offload, start
+
+LONG = 20.0
+
+
+def test_the_first_answer_counts_and_is_told_once():
+    reply: Reply[int] = Reply()
+    told: list[str] = []
+    assert reply.then(lambda: told.append("told"))
+    reply.resolve(1)
+    reply.resolve(2)
+    reply.fail(ValueError("too late"))
+    assert told == ["told"]
+    got: list[int] = []
+
+    async def read() -> None:
+        got.append(await reply)
+
+    start(read())
+    assert got == [1]
+
+
+def test_whoever_waits_for_an_answered_reply_goes_on_by_itself():
+    reply: Reply[int] = Reply()
+    reply.resolve(1)
+    assert not reply.then(lambda: None)
+
+
+def test_a_call_runs_on_in_the_thread_that_answers():
+    reply: Reply[str] = Reply()
+    threads: list[int | None] = []
+
+    async def call() -> None:
+        threads.append(threading.get_ident())
+        await reply
+        threads.append(threading.get_ident())
+
+    start(call())
+    other = threading.Thread(target=reply.resolve, args=("now",))
+    other.start()
+    other.join()
+    assert threads == [threading.get_ident(), other.ident]
+
+
+def test_errors_are_raised_where_the_reply_is_awaited():
+    reply: Reply[int] = Reply()
+    caught: list[str] = []
+
+    async def call() -> None:
+        try:
+            await reply
+        except ValueError as error:
+            caught.append(str(error))
+
+    start(call())
+    reply.fail(ValueError("no"))
+    assert caught == ["no"]
+
+
+def test_an_error_that_nothing_caught_is_logged_and_spares_the_thread(caplog):
+    async def call() -> None:
+        raise RuntimeError("a bug")
+
+    start(call())
+    assert "a bug" in caplog.text
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_caller_that_goes_cancels_what_waits_for_it(when):
+    caller, withdrawn = Caller(), []
+    reply: Reply[int] = Reply(on_cancel=lambda: withdrawn.append("withdrawn"))
+    if when == "before":
+        caller.cancel()
+    caller.on_cancel(reply)
+    caller.cancel()
+    ended: list[str] = []
+
+    async def call() -> None:
+        try:
+            await reply
+        except Cancelled:
+            ended.append("cancelled")
+
+    start(call())
+    assert (withdrawn, ended) == (["withdrawn"], ["cancelled"])
+
+
+def test_an_answered_call_has_nothing_left_to_cancel():
+    caller = Caller()
+    reply: Reply[int] = Reply()
+    caller.on_cancel(reply)
+    caller.done()
+    caller.cancel()
+    assert reply.then(lambda: None), "the reply still waits"
+
+
+def test_work_is_done_off_the_callers_thread_and_its_error_comes_back():
+    answered = threading.Event()
+    results: list[object] = []
+
+    async def call() -> None:
+        results.append(await offload(threading.get_ident))
+        try:
+            await offload(int, "no number")
+        except ValueError:
+            results.append("an error")
+        answered.set()
+
+    start(call())
+    assert answered.wait(LONG)
+    assert results[0] != threading.get_ident()
+    assert results[1] == "an error"
