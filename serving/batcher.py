@@ -37,7 +37,7 @@ MOST_ATTEMPTS: Final = 16
 """Failing runs spent on finding whom to blame for one failed batch."""
 
 
-QUICK_SECONDS: Final = 0.002
+QUICK_SECONDS: Final = 0.006
 """A batch that takes no longer is run by the thread that received its rows, if that one helps."""
 
 _helper: Final = threading.local()

@@ -112,10 +112,14 @@ class Model:
         self.max_rows = max(1, min(settings.max_rows, settings.max_message_bytes // (largest + 64)))
 
         def lane(name: str, costs: list[tuning.Cost], run: Run) -> Lane:
-            batch_rows = settings.max_batch_rows or tuning.knee(
-                costs, settings.batch_budget_ms / 1000
+            budget = settings.batch_budget_ms / 1000
+            batch_rows = settings.max_batch_rows or tuning.best_rows(costs, budget)
+            queue = RowQueue(
+                batch_rows,
+                settings.queue_rows,
+                settings.queue_mib << 20,
+                tuning.seconds_of(batch_rows, costs),
             )
-            queue = RowQueue(batch_rows, settings.queue_rows, settings.queue_mib << 20)
             version = (self.manifest.model, self.manifest.version)
             return Lane(name, version, queue, run, metrics)
 

@@ -37,6 +37,8 @@ Option = tuple[str, int]
 _ACCEPTS: Final = 64
 """Calls that gRPC may hand over before we have looked at the first: with one, each would wait for
 the one before it."""
+_PATIENCE: Final = 256
+"""Events that are taken at the most before a batch that waits for this thread is run."""
 _NO_FLAGS: Final = 0
 _UNIMPLEMENTED: Final = Status(grpc.StatusCode.UNIMPLEMENTED, "This server has no such method.")
 
@@ -134,14 +136,19 @@ class CoreListener:
 
     def _work(self) -> None:
         lanes = batcher.help_lanes()
+        patience = _PATIENCE
         while True:
             event = self._queue.poll(0 if lanes else None)
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
-            if event.completion_type == cygrpc.CompletionType.queue_timeout:
-                # No call has anything new: the rows that came in meanwhile are the next batch.
+            timed_out = event.completion_type == cygrpc.CompletionType.queue_timeout
+            if timed_out or (lanes and patience == 0):
+                # Nothing new, or enough of it: what came in meanwhile is the next batch.
                 lanes.pop(0).run_next()
+                patience = _PATIENCE
+            if timed_out:
                 continue
+            patience = max(patience - 1, 0)
             try:
                 event.tag(event)
             except Exception:  # of our own making: no call may end the others'

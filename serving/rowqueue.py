@@ -7,8 +7,8 @@ Rows wait in three classes, served in this order, each leaving the later ones th
 
     SMALL       interactive, fits into one batch: first come, first served, never overtaken by
                 anything that does not
-    LARGE       interactive, more than one batch: takes what room is left, then goes to the back
-    BACKGROUND  said to be patient: fills what the others leave, round and round
+    LARGE       interactive, more than one batch: takes what room is left, in turns
+    BACKGROUND  said to be patient: fills what the others leave, in turns
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ class Class(enum.IntEnum):
 CLASSES: Final = tuple(Class)
 FLOOR: Final = {Class.SMALL: 0.0, Class.LARGE: 1 / 4, Class.BACKGROUND: 1 / 16}
 """The share of the rows run that a class keeps while it has rows waiting."""
+
+
+MARGIN: Final = 1.25
+"""Of the predicted wait: predictions err, and the answer must still travel."""
+
+TURNS: Final = 4
+"""How many large requests take turns; the others wait for one of them to end. If all took turns,
+each new one would delay all before it, and under load all would end together and too late."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,15 +91,18 @@ class RowQueue:
     batch_rows: the most rows one batch takes.
     max_rows, max_bytes: what may wait; more is refused with Overloaded(queue_full). A request that
     finds the queue empty is always admitted.
+    batch_seconds: how long a full batch takes, to begin with; then learned from the runs.
     """
 
-    def __init__(self, batch_rows: int, max_rows: int, max_bytes: int) -> None:
+    def __init__(
+        self, batch_rows: int, max_rows: int, max_bytes: int, batch_seconds: float = 0.0
+    ) -> None:
         self.batch_rows = batch_rows
         self.max_rows = max_rows
         self.max_bytes = max_bytes
         self.rows = 0
         self.bytes = 0
-        self.batch_seconds = 0.0  # smoothed time of a full batch; 0: not measured yet
+        self.batch_seconds = batch_seconds
         self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in CLASSES}
         self._rows = dict.fromkeys(CLASSES, 0)
         self._credit = dict.fromkeys(CLASSES, 0.0)  # rows of its floor a class has not used yet
@@ -116,7 +127,7 @@ class RowQueue:
                 f"The queue is full: {self.rows} rows wait and {entry.rows} more do not fit",
                 max(wait / 2, 0.01),
             )
-        if now + wait > entry.deadline:
+        if now + wait * MARGIN > entry.deadline:
             left = entry.deadline - now
             raise Overloaded(
                 "deadline",
@@ -130,11 +141,15 @@ class RowQueue:
         self.bytes += entry.bytes
 
     def predicted_wait(self, entry: Entry) -> float:
-        """Seconds until the entry's last row leaves the engine, from what is served before it."""
+        """Seconds until the entry's last row leaves the engine, from what is served before it.
+
+        Counts one batch more, the one that runs now: an answer just too late costs as much to make
+        as one in time, and a queue that admits to the edge of patience makes only such.
+        """
         if not self.rows:
             return 0.0  # a lone request is never refused for the time it takes itself
         ahead = sum(self._rows[kind] for kind in CLASSES if kind <= entry.kind)
-        return (ahead + entry.rows) / self.batch_rows * self.batch_seconds
+        return ((ahead + entry.rows) / self.batch_rows + 1) * self.batch_seconds
 
     @property
     def next_seconds(self) -> float:
@@ -201,7 +216,8 @@ class RowQueue:
             if not entry.waiting:
                 entries.popleft()
             elif kind is not Class.SMALL:  # a small one stays first: its next batch ends it
-                entries.rotate(-1)
+                entries.popleft()
+                entries.insert(TURNS - 1, entry)
         return taken
 
     def _leave(self, entry: Entry, rows: int) -> None:

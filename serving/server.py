@@ -114,7 +114,7 @@ class Server:
         options = [
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_concurrent_streams", 4096),
+            ("grpc.max_concurrent_streams", 1024),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.so_reuseport", 0),  # two servers on one port are a mistake, not a pool

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 ENOUGH: Final = 0.95
-"""Share of the best throughput that is as good as the best: the smaller batch waits less."""
+"""Share of the best throughput that is as good as the best."""
+SHORT: Final = 0.1
+"""Share of the longest run allowed that nobody minds waiting for."""
 ONE_THREAD_SECONDS: Final = 0.002
 """A graph that takes no longer for one row gets one thread: waking a second one for it costs more
 than it saves, and the CPUs are wanted for receiving and answering."""
@@ -49,8 +51,20 @@ def measure(run: Callable[[int], object], row_bytes: int, most_seconds: float) -
     return costs
 
 
-def knee(costs: Sequence[Cost], most_seconds: float) -> int:
-    """The smallest batch whose throughput is nearly the best among those within `most_seconds`."""
+def best_rows(costs: Sequence[Cost], most_seconds: float) -> int:
+    """How many rows a batch should hold at the most.
+
+    Of those with nearly the best throughput among the batches within `most_seconds`: the largest
+    that is short, for a batch must also hold whole requests; else the smallest, for it waits least.
+    """
     within = [cost for cost in costs if cost.seconds <= most_seconds] or list(costs[:1])
     best = max(cost.rows / cost.seconds for cost in within)
-    return min(cost.rows for cost in within if cost.rows / cost.seconds >= ENOUGH * best)
+    good = [cost for cost in within if cost.rows / cost.seconds >= ENOUGH * best]
+    short = [cost.rows for cost in good if cost.seconds <= most_seconds * SHORT]
+    return max(short, default=good[0].rows)
+
+
+def seconds_of(rows: int, costs: Sequence[Cost]) -> float:
+    """What a batch of `rows` takes, by the measured batch nearest to it."""
+    nearest = min(costs, key=lambda cost: abs(cost.rows - rows))
+    return nearest.seconds * rows / nearest.rows

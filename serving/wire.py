@@ -122,7 +122,7 @@ class _Method:
         async def handle(stream: Stream) -> Status:
             began, model = time.perf_counter(), ""
             try:
-                request = self._parse(await stream.read())
+                request = self._parse(await stream.read(), stream.caller)
                 began = time.perf_counter()  # the call is complete only with its message
                 response = await method(request, stream.caller)
                 model = _model(response)
@@ -138,7 +138,7 @@ class _Method:
         async def handle(stream: Stream) -> Status:
             began, model, ended = time.perf_counter(), "", Status()
             try:
-                request = self._parse(await stream.read())
+                request = self._parse(await stream.read(), stream.caller)
                 async for response in method(request, stream.caller):
                     model = model or _model(response)
                     await stream.write(response.SerializeToString())
@@ -149,7 +149,9 @@ class _Method:
 
         return handle
 
-    def _parse(self, data: bytes | None) -> Message:
+    def _parse(self, data: bytes | None, caller: Caller) -> Message:
+        if data is None and caller.cancelled:
+            raise Cancelled  # it went before its message came
         try:
             return self._request.FromString(data or b"")
         except DecodeError:

@@ -200,7 +200,7 @@ def engine_costs(path: Path, rounds: int) -> tuple[float, float]:
         return graph.run(np.zeros((rows, models.LATENT), np.float32), ["x"])
 
     curve = tuning.measure(run, PIXELS, 0.05)
-    rows = tuning.knee(curve, 0.05)
+    rows = tuning.best_rows(curve, 0.05)
     z = np.random.default_rng(0).normal(size=(rows, models.LATENT)).astype(np.float32)
     costs = []
     for _ in range(rounds):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from serving.errors import Overloaded
-from serving.rowqueue import Entry, RowQueue
+from serving.rowqueue import TURNS, Entry, RowQueue
 
 
 def entry(rows: int, *, deadline: float = math.inf, background: bool = False) -> Entry:
@@ -41,6 +41,17 @@ def test_large_requests_take_turns():
     q.admit(b, 0.0)
     order = [e for _ in range(5) for e, _, _ in taken(q)]
     assert order[:4] == [a, b, a, b]
+
+
+def test_only_a_few_large_requests_take_turns_so_that_some_end_early():
+    q = queue()
+    large = [entry(16) for _ in range(TURNS + 2)]
+    for e in large:
+        q.admit(e, 0.0)
+    order = [e for _ in range(2 * len(large)) for e, _, _ in taken(q)]
+    assert order[:TURNS] == large[:TURNS]
+    assert order[TURNS : 2 * TURNS] == large[:TURNS]
+    assert q.rows == 0
 
 
 def test_fifty_single_rows_beside_100_000_wait_at_most_two_batches():

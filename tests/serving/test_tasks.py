@@ -1,4 +1,4 @@
-"""Replies are answered once, calls run on where their answer is, and nothing outlives its caller."""
+"""Replies are answered once, calls run on where their answer is, and end with their caller."""
 
 from __future__ import annotations
 

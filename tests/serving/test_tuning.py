@@ -1,0 +1,38 @@
+"""The batch that is chosen from a measured curve."""
+
+from __future__ import annotations
+
+from serving.tuning import Cost, best_rows, measure, seconds_of
+
+
+def curve(*seconds: float) -> list[Cost]:
+    return [Cost(1 << n, s) for n, s in enumerate(seconds)]
+
+
+def test_throughput_that_grows_takes_the_largest_batch_within_the_budget():
+    costs = curve(0.010, 0.011, 0.012, 0.014, 0.060)
+    assert best_rows(costs, most_seconds=0.05) == 8
+
+
+def test_throughput_that_is_flat_takes_the_largest_short_batch():
+    costs = curve(0.001, 0.002, 0.004, 0.008, 0.016)
+    assert best_rows(costs, most_seconds=0.05) == 4
+
+
+def test_throughput_that_is_flat_and_slow_takes_the_smallest():
+    assert best_rows(curve(0.02, 0.04, 0.08), most_seconds=0.05) == 1
+
+
+def test_a_graph_slower_than_the_budget_runs_row_by_row():
+    assert best_rows(curve(0.2), most_seconds=0.05) == 1
+
+
+def test_a_batch_that_was_not_measured_is_judged_by_its_neighbour():
+    assert seconds_of(12, curve(0.001, 0.002, 0.004, 0.008)) == 0.012
+
+
+def test_measuring_stops_at_the_budget_and_doubles_on_the_way():
+    ran: list[int] = []
+    costs = measure(ran.append, row_bytes=64 << 20, most_seconds=10)
+    assert [cost.rows for cost in costs] == [1, 2, 4]
+    assert set(ran) == {1, 2, 4}
