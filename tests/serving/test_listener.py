@@ -1,0 +1,65 @@
+"""Two ways to take calls off the network, and the choice between them."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from serving import listener
+from serving.errors import ConfigError
+from serving.listener import CoreListener, choose
+from serving.listener_aio import AioListener
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+
+def test_the_core_is_driven_directly_where_a_rehearsal_works():
+    assert isinstance(choose("auto", []), CoreListener)
+
+
+def test_grpc_aio_can_be_asked_for():
+    assert isinstance(choose("aio", []), AioListener)
+
+
+@pytest.fixture(params=["no core", "another core"])
+def _unknown_grpcio(request, monkeypatch):
+    """A grpcio whose unpublished part is missing, or not what we know."""
+    if request.param == "no core":
+        monkeypatch.setattr(listener, "cygrpc", None)
+    else:
+        monkeypatch.delattr(listener.cygrpc, "SendStatusFromServerOperation")
+
+
+@pytest.mark.usefixtures("_unknown_grpcio")
+def test_an_unknown_grpcio_is_served_by_grpc_aio(start_server, toy_bundles):
+    server = start_server(toy_bundles)
+    assert isinstance(server.server._listener, AioListener)
+    with grpc.insecure_channel(server.target) as channel:
+        assert VaeServiceStub(channel).Sample(pb.SampleRequest(count=1)).x.tensor.data
+
+
+@pytest.mark.usefixtures("_unknown_grpcio")
+def test_asked_for_the_core_and_not_getting_it_is_a_refusal():
+    with pytest.raises(ConfigError, match="--listener core cannot be had"):
+        choose("core", [])
+
+
+def test_a_method_that_does_not_exist_is_unimplemented(server):
+    with grpc.insecure_channel(server.target) as channel:
+        call = channel.unary_unary("/vae.v1.VaeService/Nothing")
+        with pytest.raises(grpc.RpcError) as refusal:
+            call(b"")
+    assert refusal.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_call_that_is_cancelled_is_not_counted_as_answered(server):
+    stub_count = {"method": "StreamSamples", "model": "toy"}
+    with grpc.insecure_channel(server.target) as channel:
+        stream = VaeServiceStub(channel).StreamSamples(
+            pb.StreamSamplesRequest(count=10**12, chunk_rows=16)
+        )
+        next(stream)
+        stream.cancel()
+        # The next call is answered by the same thread, after it has heard of the cancellation.
+        VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
+    assert server.metric("latentd_requests_total", code="OK", **stub_count) == 0
