@@ -137,22 +137,22 @@ class CoreListener:
     def _work(self) -> None:
         lanes = batcher.help_lanes()
         patience = _PATIENCE
+        kind = cygrpc.CompletionType
         while True:
             event = self._queue.poll(0 if lanes else None)
-            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
-                return
-            timed_out = event.completion_type == cygrpc.CompletionType.queue_timeout
-            if timed_out or (lanes and patience == 0):
-                # Nothing new, or enough of it: what came in meanwhile is the next batch.
-                lanes.pop(0).run_next()
-                patience = _PATIENCE
-            if timed_out:
-                continue
-            patience = max(patience - 1, 0)
+            nothing_new = event.completion_type in (kind.queue_timeout, kind.queue_shutdown)
             try:
-                event.tag(event)
+                if lanes and (nothing_new or patience == 0):
+                    # What came in meanwhile is the next batch.
+                    patience = _PATIENCE
+                    lanes.pop(0).run_next()
+                if not nothing_new:
+                    patience = max(patience - 1, 0)
+                    event.tag(event)
             except Exception:  # of our own making: no call may end the others'
                 log.exception("The listener failed on an event.")
+            if event.completion_type == kind.queue_shutdown and not lanes:
+                return
 
     def _accept(self) -> None:
         self._server.request_call(self._queue, self._queue, self._on_call)
