@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,23 +25,23 @@ def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], s
     x = x[:_COLUMNS]
     mean, _ = model.encode(x)
     decoded = render(model, model.decode(mean))
-    _grid(folder / "reconstructions.png", [x, decoded])
+    grid(folder / "reconstructions.png", [x, decoded])
 
     noise = torch.Generator().manual_seed(seed)
     z = torch.randn((8 * _COLUMNS, mean.shape[1]), generator=noise)
-    _grid(folder / "samples.png", torch.split(render(model, model.decode(z)), _COLUMNS))
+    grid(folder / "samples.png", torch.split(render(model, model.decode(z)), _COLUMNS))
 
     steps = torch.linspace(0, 1, _COLUMNS)[:, None]
     pairs = zip(mean[0::2], mean[1::2], strict=False)
-    _grid(
+    grid(
         folder / "interpolation.png",
         [render(model, model.decode(torch.lerp(a, b, steps))) for a, b in pairs],
     )
     _curves(folder / "curves.png", history)
 
 
-def _grid(path: Path, lines: list[Tensor] | tuple[Tensor, ...]) -> None:
-    """One line of images for each tensor (images, *shape)."""
+def grid(path: Path, lines: Sequence[Tensor]) -> None:
+    """Write a sheet: one line of images for each tensor (images, *shape), uint8 or in [0, 1]."""
     tiles = [np.stack([_tile(row) for row in line.numpy()]) for line in lines]
     height, width, channels = tiles[0].shape[1:]
     columns = max(len(line) for line in tiles)
