@@ -6,6 +6,7 @@ What a graph costs does not depend on what its weights say, so nothing is traine
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,27 @@ class Graph:
             strides=[stride, stride],
         )
 
+    def conv_transpose(self, x: str, inputs: int, outputs: int) -> str:
+        """4x4 with stride 2: doubles height and width."""
+        weight = self._random.normal(size=(inputs, outputs, 4, 4)) / np.sqrt(4 * inputs)
+        return self.node(
+            *("ConvTranspose", x, self.constant(weight), self.constant(np.zeros(outputs))),
+            pads=[1, 1, 1, 1],
+            strides=[2, 2],
+        )
+
     def reshape(self, x: str, *shape: int, to: str = "") -> str:
         return self.node("Reshape", x, self.constant([-1, *shape], "int64"), to=to)
 
     def double(self, x: str) -> str:
         scales = self.constant([1, 1, 2, 2])
         return self.node("Resize", x, "", scales, mode="nearest")
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in its float constants."""
+        weights = (w for w in self._weights if w.data_type == FLOAT)
+        return sum(math.prod(w.dims) for w in weights)
 
     def unit(self, x: str) -> str:
         """Bytes to 0..1."""
