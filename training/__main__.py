@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from training.config import Config, add_flags, flag
 from training.errors import TrainingError
+from training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd-train"
 
@@ -136,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_flags(command)
     command.set_defaults(run=_train, after=_after_train)
+
+    evaluation.add(commands)
 
     command = commands.add_parser(
         "export",

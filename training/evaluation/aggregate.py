@@ -1,0 +1,97 @@
+"""Is the aggregate posterior, q(z) = E_x q(z|x), the prior N(0, I) that samples are drawn from?
+
+Distance: the squared maximum mean discrepancy, unbiased (Gretton et al., 2012, JMLR 13, eq. 3),
+with the kernel exp(-|a - b|^2 / (2 latent_size)), whose width is the prior's own. A number alone
+says nothing, so it stands beside those of as many draws from N(0, I) itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+ROWS: Final = 2000  # at most: the distance takes time and memory by their square
+NULLS: Final = 50  # sets of draws from N(0, I) that the distance is compared with
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Of one z for each row."""
+
+    rows: int
+    norm_of_mean: float  # |E z|; 0 for N(0, I)
+    mean_norm: float  # E |z|, as a multiple of N(0, I)'s
+    active_variance: float  # mean over active units of Var z; 1 for N(0, I)
+    mmd: float  # squared, unbiased: may fall below 0
+    null_mean: float  # the same of N(0, I) against itself
+    null_high: float  # and its 95th percentile
+    mutual_information: float  # I(x; z) in nats
+    mutual_information_limit: float  # log(rows): the estimate cannot exceed it
+
+    @property
+    def words(self) -> str:
+        """The distance, judged."""
+        if self.mmd <= self.null_high:
+            return "not told apart from N(0, I)"
+        return f"not N(0, I): {self.mmd / self.null_high:,.1f} times what chance allows"
+
+
+@torch.inference_mode()
+def aggregate(mean: Tensor, log_var: Tensor, active: Tensor, seed: int) -> Aggregate:
+    """mean, log_var: float32 (rows, latent_size) of q(z|x), of which ROWS are used, two or more;
+    active: bool (latent_size,)."""
+    mean, log_var = mean[:ROWS], log_var[:ROWS]
+    noise = torch.Generator().manual_seed(seed)
+    rows, latent_size = mean.shape
+    z = mean + (0.5 * log_var).exp() * torch.randn(mean.shape, generator=noise)
+    prior = torch.randn(z.shape, generator=noise)
+    null = torch.tensor(
+        [mmd(torch.randn(z.shape, generator=noise), prior) for _ in range(NULLS)],
+        dtype=torch.float64,
+    )
+    # E |z| of N(0, I): the mean of a chi distribution.
+    chi = math.sqrt(2) * math.exp(math.lgamma((latent_size + 1) / 2) - math.lgamma(latent_size / 2))
+    return Aggregate(
+        rows=rows,
+        norm_of_mean=float(z.mean(0).norm()),
+        mean_norm=float(z.norm(dim=1).mean()) / chi,
+        active_variance=float(z[:, active].var(0).mean()) if active.any() else math.nan,
+        mmd=mmd(z, prior),
+        null_mean=float(null.mean()),
+        null_high=float(null.quantile(0.95)),
+        mutual_information=mutual_information(z, mean, log_var),
+        mutual_information_limit=math.log(rows),
+    )
+
+
+def mmd(a: Tensor, b: Tensor) -> float:
+    """The squared MMD between two sets of rows, as above; 0 in expectation for one distribution."""
+    return float(_similar(a, a, True) + _similar(b, b, True) - 2 * _similar(a, b, False))
+
+
+def _similar(a: Tensor, b: Tensor, same: bool) -> Tensor:
+    """The kernel's mean over pairs; for a set with itself, without each row's with itself."""
+    squares = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").double().square()
+    kernel = squares.div_(-2 * a.shape[1]).exp_()
+    if not same:
+        return kernel.mean()
+    return (kernel.sum() - kernel.trace()) / (len(a) * (len(a) - 1))
+
+
+def mutual_information(z: Tensor, mean: Tensor, log_var: Tensor) -> float:
+    """I(x; z) = E log q(z|x) - log q(z), q(z) being the mean over these very rows; in nats.
+
+    Hoffman & Johnson, 2016, "ELBO surgery". It cannot exceed the logarithm of the rows.
+    """
+    precision = (-log_var).exp()
+    # log q(z_i|x_j) for all pairs, the square multiplied out so that two matrix products do it.
+    z, mean, log_var, precision = (t.double() for t in (z, mean, log_var, precision))
+    squares = (
+        z.square() @ precision.T - 2 * z @ (mean * precision).T + (mean.square() * precision).sum(1)
+    )
+    log_q = -0.5 * (squares + log_var.sum(1))  # without the constant, which cancels
+    return float((log_q.diagonal() - log_q.logsumexp(1)).mean() + math.log(len(z)))

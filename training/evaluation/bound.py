@@ -1,0 +1,131 @@
+"""-ELBO and the importance-weighted NLL of rows.
+
+    log p(x) >= E log 1/S sum_s w_s,   w_s = p(x|z_s) p(z_s) / q(z_s|x),   z_s ~ q(z|x)
+
+Burda, Grosse & Salakhutdinov, 2016, arXiv:1509.00519: S = 1 is the ELBO, and the bound tightens as
+S grows; papers report S = 5000. A row's draws depend on the seed and the row's number only, so
+neither the batch nor the number of rows changes its estimate beyond rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.errors import RunFailed
+from training.evaluation.units import kl
+from training.model import Model
+
+AT_ONCE: Final = 1 << 12
+"""Latents decoded at once, at most: so many that matrix products, not Python, take the time."""
+VALUES: Final = 1 << 22  # and so many values of x, at most: bounds memory for large rows
+
+
+@dataclass(frozen=True)
+class Bound:
+    """For each row, in nats: float64 (rows,) on the CPU."""
+
+    samples: int
+    distortion: Tensor  # -log p(x|z), averaged over the draws
+    rate: Tensor  # KL(q(z|x) || p(z)), exact
+    nll: Tensor  # -log of the mean importance weight
+    effective: Tensor  # draws that carry the estimate, of `samples`: (sum w)^2 / sum w^2
+
+    @property
+    def negative_elbo(self) -> Tensor:
+        """distortion + rate."""
+        return self.distortion + self.rate
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+
+class _Weights:
+    """The running sums of weights given by their logarithms, as multiples of the largest so far."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.largest = torch.full((rows,), -math.inf, dtype=torch.float64, device=device)
+        self.sum = torch.zeros_like(self.largest)
+        self.squares = torch.zeros_like(self.largest)
+
+    def add(self, log_w: Tensor) -> None:
+        """log_w: (rows, draws)."""
+        log_w = log_w.double()
+        largest = torch.maximum(self.largest, log_w.amax(1))
+        shrunk = (self.largest - largest).exp()
+        w = (log_w - largest[:, None]).exp()
+        self.sum = self.sum * shrunk + w.sum(1)
+        self.squares = self.squares * shrunk.square() + w.square().sum(1)
+        self.largest = largest
+
+
+@torch.inference_mode()
+def bound(
+    model: Model,
+    x: Tensor,
+    samples: int,
+    seed: int,
+    at_once: int = AT_ONCE,
+    label: str | None = None,
+) -> Bound:
+    """The bound of each observed row: float32 (rows, *shape), on the model's device.
+
+    at_once: latents decoded together; bounds memory whatever `samples` is. label: of the progress
+    bar; None shows none. Raises RunFailed where the model is not finite.
+    """
+    at_once = max(1, min(at_once, VALUES // math.prod(x.shape[1:])))
+    block = max(1, at_once // samples)
+    with tqdm(total=len(x), desc=label, unit="row", disable=label is None, mininterval=0.5) as bar:
+        parts = []
+        for first in range(0, len(x), block):
+            parts.append(_block(model, x[first : first + block], first, samples, seed, at_once))
+            bar.update(len(parts[-1][0]))
+    distortion, rate, nll, effective = (torch.cat(column) for column in zip(*parts, strict=True))
+    finite = torch.isfinite(nll) & torch.isfinite(distortion)
+    if not finite.all():
+        raise RunFailed(
+            f"The model's likelihood is not finite on row {int(finite.logical_not().nonzero()[0])}"
+            " of those evaluated; train again, with a smaller --learning-rate."
+        )
+    return Bound(samples, distortion, rate, nll, effective)
+
+
+def _block(
+    model: Model, x: Tensor, first: int, samples: int, seed: int, at_once: int
+) -> tuple[Tensor, ...]:
+    """distortion, rate, nll, effective of rows that are decoded together; each encoded once."""
+    mean, log_var = model.encode(x)
+    std, log_std = (0.5 * log_var).exp(), 0.5 * log_var.sum(1)
+    rows, latent_size = mean.shape
+    draws = [_draws(seed, first + row) for row in range(rows)]
+    weights = _Weights(rows, x.device)
+    distortion = torch.zeros(rows, dtype=torch.float64, device=x.device)
+    for taken in range(0, samples, at_once):
+        count = min(at_once, samples - taken)
+        size = (count, latent_size)
+        normal = np.stack([draw.standard_normal(size, np.float32) for draw in draws])
+        noise = torch.from_numpy(normal).to(x.device)
+        z = torch.addcmul(mean[:, None], std[:, None], noise)
+        # One row with all its draws is a view of the row, not a copy for each draw.
+        repeated = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
+        nll = model.likelihood.nll(repeated, model.decode(z.flatten(0, 1))).view(rows, count)
+        # log p(z) - log q(z|x): the constants cancel.
+        log_ratio = 0.5 * (noise.square_() - z.square_()).sum(2) + log_std[:, None]
+        weights.add(log_ratio - nll)
+        distortion += nll.double().sum(1)
+    nll = math.log(samples) - weights.largest - weights.sum.log()
+    effective = weights.sum.square() / weights.squares
+    rate = kl(mean, log_var).double().sum(1)
+    return (distortion / samples).cpu(), rate.cpu(), nll.cpu(), effective.cpu()
+
+
+def _draws(seed: int, row: int) -> np.random.Generator:
+    """A row's own stream, so that its draws do not depend on what else is evaluated."""
+    key: Any = np.array([seed, row], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))

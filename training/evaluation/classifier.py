@@ -1,0 +1,152 @@
+"""A small classifier, trained here on the data set's own training rows and then frozen.
+
+Its last hidden layer is where the Frechet distance is measured, and its confidence says whether a
+decoded row looks like one of the classes. It is trained once for a data set and split, and cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.data import Dataset, RowSpec
+from training.model import unit
+
+FEATURES: Final = 64
+_STEPS: Final = 1500
+_BATCH: Final = 128
+_AT_ONCE: Final = 1024  # rows judged at once: bounds memory, changes no result
+_FORMAT: Final = "latentd classifier 1"
+
+
+class Classifier(nn.Module):
+    """Rows as the data has them -> features -> one logit for each class."""
+
+    labels: Tensor  # of each class, ascending
+
+    def __init__(self, spec: RowSpec, labels: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("labels", labels)
+        pictures = spec.kind == "image" and min(spec.shape[:2]) >= 8
+        self.body = _convolutions(spec) if pictures else _layers(spec)
+        self.head = nn.Linear(FEATURES, len(labels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits: float32 (rows, classes)."""
+        logits: Tensor = self.head(self.body(unit(x)))
+        return logits
+
+    @torch.inference_mode()
+    def features(self, x: Tensor) -> Tensor:
+        """float32 (rows, FEATURES)."""
+        return torch.cat([self.body(unit(part)) for part in torch.split(x, _AT_ONCE)])
+
+    @torch.inference_mode()
+    def probabilities(self, x: Tensor) -> Tensor:
+        """float32 (rows, classes); their largest is the confidence."""
+        return torch.cat([self(part).softmax(1) for part in torch.split(x, _AT_ONCE)])
+
+    def accuracy(self, x: Tensor, y: Tensor) -> float:
+        """The fraction of rows given their own label."""
+        return float((self.labels[self.probabilities(x).argmax(1)] == y).double().mean())
+
+
+def classifier(dataset: Dataset, cache: Path) -> Classifier:
+    """The data set's classifier, out of `cache` or trained now; in evaluation mode, on the CPU.
+
+    The data set has labels.
+    """
+    assert dataset.train.y is not None, "no labels to learn"
+    known = hashlib.sha256(dataset.digest.encode() + dataset.train.y.numpy().tobytes())
+    path = cache / f"classifier-{known.hexdigest()[:16]}.pt"
+    judge = _fresh(dataset)
+    try:
+        judge.load_state_dict(_read(path) or {})
+    except RuntimeError:  # there is none, or it is another release's
+        _train(judge, dataset.train.x, dataset.train.y)
+        _write(path, judge.state_dict())
+    return judge.eval().requires_grad_(False)
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/latentd, by default ~/.cache/latentd."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "latentd"
+
+
+def _fresh(dataset: Dataset) -> Classifier:
+    assert dataset.train.y is not None, "no labels to learn"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Classifier(dataset.spec, torch.unique(dataset.train.y))
+
+
+def _train(judge: Classifier, x: Tensor, y: Tensor) -> None:
+    target = torch.searchsorted(judge.labels, y)
+    order = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(judge.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=_STEPS)
+    for _ in tqdm(range(_STEPS), desc="training the classifier", unit="step", mininterval=0.5):
+        rows = torch.randint(len(x), (_BATCH,), generator=order)
+        optimiser.zero_grad()
+        F.cross_entropy(judge(x[rows]), target[rows]).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # missing or damaged: a cache is made again
+        return None
+    return raw["weights"] if isinstance(raw, dict) and raw.get("format") == _FORMAT else None
+
+
+def _write(path: Path, weights: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save({"format": _FORMAT, "weights": weights}, beside)
+    beside.replace(path)  # two runs at once write the same, each whole
+
+
+class _ChannelsFirst(nn.Module):
+    """(rows, height, width[, channels]) -> (rows, channels, height, width)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, None] if x.ndim == 3 else x.movedim(3, 1)
+
+
+def _convolutions(spec: RowSpec) -> nn.Sequential:
+    height, width, channels = (*spec.shape, 1)[:3]
+    return nn.Sequential(
+        _ChannelsFirst(),
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), FEATURES),
+        nn.ReLU(),
+    )
+
+
+def _layers(spec: RowSpec) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(spec.size, 256),
+        nn.ReLU(),
+        nn.Linear(256, FEATURES),
+        nn.ReLU(),
+    )

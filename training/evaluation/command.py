@@ -1,0 +1,84 @@
+"""`python -m training evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+_TEACHES: Final = """\
+Measure a trained model on rows it has not learnt from, and print a table:
+  -ELBO, NLL          in nats; the NLL importance-weighted with --samples draws (Burda et al., 2016)
+  test - train        the same on training rows: how much it has overfitted
+  active units, KL    which latent dimensions are used; collapse is named, with what to try
+  aggregate           is the aggregate posterior N(0, I)? norms, variance, MMD beside its null
+  linear probe        what logistic regression reads off the means, where there are labels
+  Frechet distance    of samples from test rows, on the features of a classifier trained here
+and write into the run's folder, or --out:
+  evaluation.json     all of it; `export` puts it into the bundle's manifest
+  kl.png, latent.png, samples.png
+"""
+_EXAMPLES: Final = """\
+examples:
+  python -m training evaluate runs/mnist
+  python -m training evaluate runs/mnist --rows 500 --samples 100     # a quick look
+  python -m training evaluate runs/mnist/last.pt --out runs/mnist-last
+
+A plain autoencoder has no ELBO and no NLL; the cross-entropy of grey pixels is none either. Both
+are said, not shown. The NLL of --likelihood gaussian is of a density. Compare numbers only where
+data, split, pixels and S are the same: all four are printed.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand to argparse's `commands`."""
+    command = commands.add_parser(
+        "evaluate",
+        help="checkpoint -> likelihood, latent space, samples: numbers and pictures",
+        description=_TEACHES,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "checkpoint", type=Path, metavar="RUN", help="a run's folder (its best.pt) or a checkpoint"
+    )
+    command.add_argument("--data", help="rows, as in train; default: what the model was trained on")
+    command.add_argument(
+        "--samples", type=whole, default=5000, help="draws a row, S of the NLL [5000]"
+    )
+    command.add_argument("--rows", type=whole, help="test rows, the first ones [all]")
+    command.add_argument("--seed", type=int, default=0, help="decides every draw [0]")
+    command.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
+    )
+    command.add_argument("--out", type=Path, help="folder to write into [the run's]")
+    command.add_argument("--cache", type=Path, help="where classifiers are kept [~/.cache/latentd]")
+    command.set_defaults(run=_evaluate, after=lambda _: "Nothing was written.")
+
+
+def whole(text: str) -> int:
+    """argparse's type of a number that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return number
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    # Imported here: torch takes seconds, and --help should not.
+    from training.errors import TrainingError
+    from training.evaluation import figures, report
+    from training.evaluation.subject import open_run
+    from training.evaluation.table import table
+
+    subject = open_run(arguments.checkpoint, arguments.data, arguments.device)
+    out = arguments.out or subject.path.parent
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--out {out} cannot be made: {error.strerror}.") from None
+    options = report.Options(arguments.samples, arguments.rows, arguments.seed, arguments.cache)
+    result = report.evaluate(subject, options)
+    pictures = figures.draw(out, subject, result)
+    print(table(result))
+    print(f"{'written':<22}{', '.join(map(str, (report.write(out, result), *pictures)))}")

@@ -1,0 +1,86 @@
+"""An evaluation as PNG: the KL of each dimension, the latent space, samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from training import figures
+from training.evaluation import samples
+from training.evaluation.subject import Subject
+
+_POINTS: Final = 2000  # rows in the latent map
+_BARS: Final = 100  # dimensions shown, the largest KL first
+_COLUMNS: Final = 12
+
+
+def draw(folder: Path, subject: Subject, result: dict[str, Any]) -> list[Path]:
+    """Write kl.png (not for an autoencoder), latent.png and samples.png into `folder`."""
+    z = samples.prior(8 * _COLUMNS, subject.saved.config.latent_size, result["seed"])
+    sheet = folder / "samples.png"
+    figures.grid(sheet, torch.split(samples.decode(subject.model, z), _COLUMNS))
+    latent = folder / "latent.png"
+    _latent(latent, subject, result)
+    if "kl" not in result["latent"]:
+        return [latent, sheet]
+    kl = folder / "kl.png"
+    _kl(kl, result["latent"])
+    return [kl, latent, sheet]
+
+
+def _kl(path: Path, latent: dict[str, Any]) -> None:
+    # The object interface draws without a display and without pyplot's global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    kl, variance = np.array(latent["kl"]), np.array(latent["variance_of_mean"])
+    order = np.argsort(-kl)[:_BARS]
+    places = np.arange(len(order))
+    active = variance[order] > latent["threshold"]
+    for chosen, colour, name in ((active, "C0", "active"), (~active, "C3", "not active")):
+        axes.bar(places[chosen], kl[order][chosen], color=colour, label=name)
+    axes.set(
+        title=f"{latent['active_units']} of {latent['size']} units active",
+        xlabel="latent dimension, by KL",
+        ylabel="KL, nats a row",
+    )
+    axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+@torch.inference_mode()
+def _latent(path: Path, subject: Subject, result: dict[str, Any]) -> None:
+    """One z for each row: every coordinate against N(0, 1), |z| against N(0, I)'s, and a map."""
+    from matplotlib.figure import Figure
+
+    test = subject.dataset.test
+    x = test.x[: min(result["rows"], _POINTS)]
+    mean, log_var = subject.encode(subject.observed(x, result["seed"]))
+    noise = samples.prior(2 * len(mean), mean.shape[1], result["seed"])
+    z, normal = mean + (0.5 * log_var).exp() * noise[: len(mean)], noise[len(mean) :]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    values, norms, plane = figure.subplots(1, 3)
+    for title, axes, ours, theirs in (
+        ("all coordinates of z", values, z.flatten(), normal.flatten()),
+        ("|z|", norms, z.norm(dim=1), normal.norm(dim=1)),
+    ):
+        edges = np.histogram_bin_edges(torch.cat((ours, theirs)).numpy(), 60).tolist()
+        axes.hist(ours.numpy(), edges, density=True, label="q(z)")
+        axes.hist(theirs.numpy(), edges, density=True, histtype="step", label="N(0, I)")
+        axes.set(title=title)
+        axes.legend()
+    # The two directions in which the codes differ most.
+    _, _, directions = torch.linalg.svd(mean - mean.mean(0), full_matrices=False)
+    flat = (mean - mean.mean(0)) @ directions[:2].T
+    colours = None if test.y is None else test.y[: len(x)].numpy()
+    shown = plane.scatter(
+        flat[:, 0], flat[:, -1], s=6, c=colours, cmap=None if test.y is None else "tab10"
+    )
+    if test.y is not None:
+        figure.colorbar(shown, ax=plane)
+    plane.set(title="E[z|x], its two widest directions", aspect="equal")
+    figure.savefig(path, dpi=100)

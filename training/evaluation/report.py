@@ -1,0 +1,186 @@
+"""Everything that is known of a checkpoint, as one plain dictionary: evaluation.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from training.data import Rows
+from training.evaluation import samples
+from training.evaluation.aggregate import aggregate
+from training.evaluation.bound import Bound, bound
+from training.evaluation.classifier import cache_folder, classifier
+from training.evaluation.frechet import frechet
+from training.evaluation.probe import ROWS as PROBE_ROWS
+from training.evaluation.probe import probe
+from training.evaluation.subject import Subject
+from training.evaluation.units import ACTIVE, units, verdict
+from training.model import unit
+
+FILE: Final = "evaluation.json"
+GAP_SAMPLES: Final = 100
+"""Draws a row in the comparison of training with test rows: -ELBO does not depend on how many, and
+the NLL's gap hardly does."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for."""
+
+    samples: int = 5000  # importance-weighted draws a row
+    rows: int | None = None  # test rows; None: all
+    seed: int = 0  # decides every draw
+    cache: Path | None = None  # where the classifier is kept; None: cache_folder()
+
+
+def evaluate(subject: Subject, options: Options) -> dict[str, Any]:
+    """Plain data, ready for JSON. What cannot be measured says why under its own key."""
+    seed, test, train = options.seed, subject.dataset.test, subject.dataset.train
+    count = min(options.rows or len(test), len(test))
+    meaning = subject.meaning()
+    observed = subject.observed(test.x[:count], seed)
+    mean, log_var = subject.encode(observed)
+    result: dict[str, Any] = {
+        "checkpoint": subject.path.name,
+        "weights": subject.weights,
+        "epoch": len(subject.saved.history),
+        "data": subject.source,
+        "own_data": subject.own_data,
+        "split": subject.dataset.summary(),
+        "part": "test",
+        "rows": count,
+        "pixels": subject.pixels,
+        "likelihood": meaning.words,
+        "unit": "nats per example",
+        "seed": seed,
+    }
+    if meaning.of != "nothing":
+        judged = bound(subject.model, observed, options.samples, seed, label="NLL of test rows")
+        learnt = subject.observed(train.x[: min(count, len(train))], seed)
+        result |= {"bound": _bound(judged), "gap": _gap(subject, observed, learnt, seed)}
+    result["reconstruction"] = _reconstruction(subject, observed, mean)
+    if subject.saved.config.model == "ae":
+        result["latent"] = {"size": mean.shape[1], "verdict": "a point for a code: no KL"}
+        active = torch.ones(mean.shape[1], dtype=torch.bool)
+    else:
+        found = units(mean, log_var)
+        active = found.active
+        result["latent"] = {
+            "size": mean.shape[1],
+            "active_units": found.count,
+            "threshold": ACTIVE,
+            "collapsed": found.collapsed,
+            "verdict": verdict(found),
+            "kl": found.kl.tolist(),
+            "variance_of_mean": found.variance.tolist(),
+        }
+    spread = aggregate(mean, log_var, active, seed)
+    result["aggregate"] = dataclasses.asdict(spread) | {"verdict": spread.words}
+    result |= _judged_by_labels(subject, mean, test, train, options)
+    plain: dict[str, Any] = _finite(result)
+    return plain
+
+
+def write(folder: Path, result: dict[str, Any]) -> Path:
+    """evaluation.json, in the run's folder, where export finds it."""
+    path = folder / FILE
+    path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def recorded(checkpoint: Path, weights: str) -> dict[str, Any]:
+    """What evaluation.json beside `checkpoint` says of these very weights; {} if it says nothing
+    of them."""
+    try:
+        result = json.loads((checkpoint.parent / FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(result, dict) and result.get("weights") == weights
+    return result if ours and result.get("own_data") else {}
+
+
+def _bound(judged: Bound) -> dict[str, Any]:
+    return {
+        "samples": judged.samples,
+        "rows": len(judged),
+        **_mean("negative_elbo", judged.negative_elbo),
+        "distortion": float(judged.distortion.mean()),
+        "rate": float(judged.rate.mean()),
+        **_mean("nll", judged.nll),
+        "effective_samples": float(judged.effective.median()),
+    }
+
+
+def _gap(subject: Subject, observed: Tensor, learnt: Tensor, seed: int) -> dict[str, Any]:
+    """Test minus train, both with GAP_SAMPLES draws."""
+    test, train = (
+        bound(subject.model, x, GAP_SAMPLES, seed, label=f"{name} rows for the gap")
+        for name, x in (("test", observed), ("training", learnt))
+    )
+    gaps: dict[str, Any] = {
+        "samples": GAP_SAMPLES,
+        "test_rows": len(test),
+        "train_rows": len(train),
+    }
+    for name in ("negative_elbo", "nll"):
+        a, b = getattr(test, name), getattr(train, name)
+        gaps[name] = float(a.mean() - b.mean())
+        gaps[f"{name}_standard_error"] = math.sqrt(a.var() / len(a) + b.var() / len(b))
+    return gaps
+
+
+def _mean(name: str, rows: Tensor) -> dict[str, float]:
+    error = math.sqrt(rows.var() / len(rows))
+    return {name: float(rows.mean()), f"{name}_standard_error": error}
+
+
+def _reconstruction(subject: Subject, observed: Tensor, mean: Tensor) -> dict[str, Any]:
+    """Through the mean: squared error of a pixel in [0, 1], which any two models share."""
+    again = unit(samples.decode(subject.model, mean))
+    return {"mean_squared_error": float((again - observed.cpu()).square().mean())}
+
+
+def _judged_by_labels(
+    subject: Subject, mean: Tensor, test: Rows, train: Rows, options: Options
+) -> dict[str, Any]:
+    if test.y is None or train.y is None or len(torch.unique(train.y)) < 2:
+        why = "the data have no labels" if train.y is None else "the labels name one class only"
+        return {"probe": {"missing": why}, "frechet": {"missing": f"{why}, so no classifier"}}
+    codes, _ = subject.encode(subject.observed(train.x[:PROBE_ROWS], options.seed))
+    found = probe(codes, train.y[:PROBE_ROWS], mean, test.y[: len(mean)])
+    judge = classifier(subject.dataset, options.cache or cache_folder())
+    real = judge.features(test.x)
+    drawn = {
+        "prior": samples.prior(samples.COUNT, mean.shape[1], options.seed),
+        "fitted": samples.fitted(codes, samples.COUNT, options.seed),
+    }
+    distances = {
+        name: frechet(judge.features(samples.decode(subject.model, z)), real)
+        for name, z in drawn.items()
+    }
+    return {
+        "probe": dataclasses.asdict(found),
+        "frechet": {
+            **distances,
+            "training_rows": frechet(judge.features(train.x[: samples.COUNT]), real),
+            "samples": samples.COUNT,
+            "test_rows": len(real),
+            "classifier_accuracy": judge.accuracy(test.x, test.y),
+        },
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,36 @@
+"""New rows: latents drawn from a normal distribution, decoded."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from training.evaluation.bound import AT_ONCE, VALUES
+from training.model import Model, render
+
+COUNT: Final = 10_000  # what a Frechet distance is measured on
+
+
+def prior(count: int, latent_size: int, seed: int) -> Tensor:
+    """z ~ N(0, I): float32 (count, latent_size)."""
+    return torch.randn((count, latent_size), generator=torch.Generator().manual_seed(seed))
+
+
+def fitted(mean: Tensor, count: int, seed: int) -> Tensor:
+    """z from the normal distribution fitted to the codes `mean` (rows, latent_size): what an
+    autoencoder, which knows no prior, can be sampled with."""
+    centred = mean.double() - mean.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(mean) - 1))
+    scaled = vectors * values.clamp_min(0).sqrt()
+    z: Tensor = prior(count, mean.shape[1], seed).double() @ scaled.T + mean.double().mean(0)
+    return z.float()
+
+
+@torch.inference_mode()
+def decode(model: Model, z: Tensor) -> Tensor:
+    """E[x|z] as the data has its rows: (rows, *shape) on the CPU; model: on any device."""
+    device = next(model.parameters()).device
+    parts = torch.split(z, max(1, min(AT_ONCE, VALUES // model.spec.size)))
+    return torch.cat([render(model, model.decode(part.to(device))).cpu() for part in parts])

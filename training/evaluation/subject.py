@@ -1,0 +1,142 @@
+"""What is evaluated: one checkpoint's weights, on rows as its objective sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from training import checkpoint, data
+from training.checkpoint import Checkpoint
+from training.config import Config
+from training.data import Dataset
+from training.errors import TrainingError
+from training.model import Model, observe
+from training.train import BEST
+
+_ENCODED: Final = 1024  # rows encoded at once: bounds memory, changes no result
+
+
+class Meaning(NamedTuple):
+    """What -log p(x|z) is a logarithm of."""
+
+    of: str  # probability | density | nothing
+    words: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint, its model in evaluation mode on `device`, and the rows to judge it by."""
+
+    path: Path
+    saved: Checkpoint
+    source: str  # where the rows come from, in --data's notation
+    model: Model
+    dataset: Dataset  # on the CPU
+    device: torch.device
+    weights: str  # sha256: which weights were judged
+
+    @property
+    def own_data(self) -> bool:
+        """Are these the very rows, split the very way, that the model was trained on?"""
+        return bool(self.dataset.digest == self.saved.split["digest"])
+
+    @property
+    def pixels(self) -> str:
+        """What a row's values are by the time they are judged."""
+        if self.saved.config.binarisation == "dynamic":
+            return "black or white, drawn once with probability x"
+        return "as the data has them, scaled to [0, 1]"
+
+    def observed(self, x: Tensor, seed: int) -> Tensor:
+        """Rows (rows, *shape) as the objective sees them: float32 in [0, 1], or, where the model
+        was trained on black and white, drawn once with probability x. On `device`."""
+        noise = torch.Generator().manual_seed(seed)
+        dynamic = self.saved.config.binarisation == "dynamic"
+        return observe(x, noise, dynamic).to(self.device)
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """mean, log_var: float32 (rows, latent_size) on the CPU, for observed rows."""
+        parts = [self.model.encode(part.to(self.device)) for part in torch.split(x, _ENCODED)]
+        mean, log_var = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+        return mean, log_var
+
+    def meaning(self) -> Meaning:
+        """What this model's numbers may be called."""
+        return meaning(self.saved.config, self.dataset.test.x)
+
+
+def open_run(path: Path, source: str | None = None, device: str = "auto") -> Subject:
+    """A run's folder (its best.pt) or a checkpoint, with the rows it was trained on.
+
+    source: other rows, in --data's notation. Raises TrainingError where there is no checkpoint,
+    where the rows do not fit it, or where its own data have changed since.
+    """
+    if path.is_dir():
+        path = path / BEST
+    saved = checkpoint.load(path)
+    dataset = _dataset(saved, source)
+    chosen = _device(device)
+    model = saved.model().to(chosen)
+    name = source or saved.config.data
+    return Subject(path, saved, name, model, dataset, chosen, digest(model))
+
+
+def digest(model: Model) -> str:
+    """sha256 over the names and the bytes of a model's weights."""
+    seen = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        seen.update(name.encode())
+        seen.update(weight.cpu().contiguous().numpy().tobytes())
+    return seen.hexdigest()
+
+
+def meaning(config: Config, x: Tensor) -> Meaning:
+    """What -log p(x|z) of this config means for rows x."""
+    if config.model == "ae":
+        return Meaning("nothing", "an autoencoder has no ELBO and no likelihood")
+    if config.likelihood == "gaussian":
+        return Meaning("density", "density of pixels scaled to [0, 1]; below 0 where it exceeds 1")
+    if config.likelihood == "bernoulli" and config.binarisation == "none" and not _two_valued(x):
+        return Meaning(
+            "nothing",
+            "cross-entropy of grey pixels is no likelihood, so there is no ELBO and no NLL; "
+            "train with --binarisation dynamic to have them",
+        )
+    return Meaning("probability", "probability of the pixels")
+
+
+def _two_valued(x: Tensor) -> bool:
+    highest = 255 if x.dtype == torch.uint8 else 1
+    return bool(((x == 0) | (x == highest)).all())
+
+
+def _dataset(saved: Checkpoint, source: str | None) -> Dataset:
+    config = saved.config if source is None else dataclasses.replace(saved.config, data=source)
+    try:
+        dataset = data.load(config)
+    except TrainingError as error:
+        raise TrainingError(f"{error} Rows to evaluate on can be named with --data.") from None
+    if dataset.spec != saved.spec:
+        raise TrainingError(
+            f"--data {config.data} has rows {dataset.spec.dtype} {dataset.spec.shape}; this "
+            f"checkpoint was trained on {saved.spec.dtype} {saved.spec.shape}."
+        )
+    if source is None and dataset.digest != saved.split["digest"]:
+        raise TrainingError(
+            f"{config.data} has changed since this checkpoint was trained: its test rows may have "
+            "been trained on. Restore it, or name rows with --data and say so when you report."
+        )
+    return dataset
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: there is no CUDA device here; use --device cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

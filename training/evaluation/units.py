@@ -1,0 +1,70 @@
+"""What each latent dimension carries, and whether the posterior has collapsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from torch import Tensor
+
+ACTIVE: Final = 0.01
+"""A unit is active if Var_x E[z|x] exceeds this. Burda et al., 2016, arXiv:1509.00519, sec. 5."""
+
+REMEDY: Final = (
+    "train longer, with a smaller --batch-size or another --learning-rate, and look at the rate "
+    "in log.jsonl from the first epoch on"
+)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Each (latent_size,)."""
+
+    kl: Tensor  # nats, averaged over rows
+    variance: Tensor  # of E[z|x], over rows
+
+    @property
+    def active(self) -> Tensor:
+        """Which units are active: bool (latent_size,)."""
+        return self.variance > ACTIVE
+
+    @property
+    def count(self) -> int:
+        """How many are."""
+        return int(self.active.sum())
+
+    @property
+    def collapsed(self) -> bool:
+        """No unit is active: the decoder cannot but ignore z."""
+        return self.count == 0
+
+
+def units(mean: Tensor, log_var: Tensor) -> Units:
+    """mean, log_var: (rows, latent_size), two rows or more."""
+    return Units(kl(mean, log_var).double().mean(0), mean.double().var(0))
+
+
+def kl(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_var)) || N(0, 1)) of each dimension, in nats: as its arguments.
+
+    Kingma & Welling, 2014, arXiv:1312.6114, appendix B.
+    """
+    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
+
+
+def verdict(units: Units) -> str:
+    """In words: has the posterior collapsed, and what to try."""
+    size, rate = len(units.kl), float(units.kl.sum())
+    if units.collapsed:
+        return (
+            f"COLLAPSED: none of {size} units is active and the rate is {rate:.2f} nats; q(z|x) is "
+            f"the prior and samples do not depend on z. Try: {REMEDY}."
+        )
+    if units.count < size:
+        return (
+            f"not collapsed: {units.count} of {size} units are active. The others equal the prior: "
+            "the usual way of a VAE to leave what it does not need, and no harm by itself."
+        )
+    return (
+        f"not collapsed: all {size} units are active. A larger --latent-size might be used as well."
+    )
