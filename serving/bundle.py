@@ -40,10 +40,10 @@ MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 KINDS: Final = ("image", "sequence", "vector")
 DTYPES: Final = ("uint8", "float32")
 FAMILIES: Final = ("vae", "ae")
-LIKELIHOODS: Final = {"bernoulli": 1, "gaussian": 2}
+LIKELIHOODS: Final = {"bernoulli": 1, "gaussian": 2, "discretised-logistic": 2}
 """Each likelihood's name and its parameters per element of x: the decoder's `params` output has
-shape (rows, parameters, *x.shape). bernoulli: logits. gaussian: mean, log standard deviation, both
-of x scaled to [0, 1]."""
+shape (rows, parameters, *x.shape). bernoulli: logits. gaussian: mean, log standard deviation.
+discretised-logistic, of bytes: mean, log scale. All of x scaled to [0, 1]."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A run at the end of an epoch, in one file: everything that decides what comes after."""
+"""A run between two steps, in one file: everything that decides what comes after."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ class Checkpoint:
 
     config: Config  # fitted: net, hidden and depth decided
     spec: RowSpec
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]  # what is validated and exported
     optimiser: dict[str, Any]
-    generators: dict[str, Tensor]  # name -> torch.Generator state
+    generators: dict[str, Tensor]  # torch.Generator states: noise now, order as the epoch began
     history: list[dict[str, Any]]  # the log's line for each epoch so far
     split: dict[str, Any]  # Dataset.summary()
+    trained: dict[str, Tensor] | None = None  # what the optimiser moves, if `weights` average it
+    epoch: dict[str, Any] = dataclasses.field(default_factory=dict)  # the one begun: Run.checkpoint
 
     def model(self) -> Model:
         """The model with these weights, on the CPU and in evaluation mode."""

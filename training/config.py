@@ -38,33 +38,100 @@ class Config:
     )
     net: str = _setting(
         "auto",
-        "auto: conv for images whose shorter side has 28 pixels or more, else mlp",
-        choices=("auto", "mlp", "conv"),
+        "auto: conv for images whose shorter side has 28 pixels or more, else mlp; iwae: tanh "
+        "layers as in Burda et al. (2016); gated: A(x) * sigmoid(B(x)) layers as in Tomczak and "
+        "Welling (2018)",
+        choices=("auto", "mlp", "iwae", "gated", "conv"),
     )
     latent_size: int = _setting(16, "numbers in the latent vector z", least=1, below=1 << 16)
     hidden: int | None = _setting(
-        None, "mlp: units in a layer [256]; conv: channels at the coarsest level [64]", least=1
+        None,
+        "layer width [mlp 256, iwae 200, gated 300]; conv: channels at the coarsest level [64]",
+        least=1,
     )
     depth: int | None = _setting(
-        None, "mlp: hidden layers [2]; conv: halvings of the image [2]", least=1, below=65
+        None, "hidden layers each way [2]; conv: halvings of the image [2]", least=1, below=65
     )
     likelihood: str = _setting(
-        "gaussian", "p(x|z), independent for each pixel", choices=("gaussian", "bernoulli")
+        "gaussian",
+        "p(x|z), independent for each pixel; discretised-logistic: of the 256 levels of a byte",
+        choices=("gaussian", "bernoulli", "discretised-logistic"),
     )
     least_std: float = _setting(
         0.2, "gaussian: least standard deviation, of x scaled to [0, 1]", above=0
     )
+    fixed_std: float | None = _setting(
+        None,
+        "gaussian: this standard deviation for every pixel, instead of a learned one",
+        above=0,
+    )
     binarisation: str = _setting(
         "none",
         "bernoulli: none, grey pixels as they are (their cross-entropy is no likelihood); "
-        "dynamic, black or white drawn anew in each pass with probability x",
-        choices=("none", "dynamic"),
+        "dynamic, black or white drawn anew in each pass with probability x; fixed, drawn once",
+        choices=("none", "dynamic", "fixed"),
+    )
+    binarisation_seed: int = _setting(
+        777, "fixed: decides the black and white pixels", least=0, below=1 << 63
+    )
+    beta: float = _setting(1.0, "weight of the KL in what is trained; 1 is the ELBO", above=0)
+    kl_warm_up: float = _setting(
+        0.0, "epochs in which the KL's weight rises from 0 to beta, against collapse", least=0
+    )
+    kl_cycles: int = _setting(
+        0,
+        "0, or let the KL's weight rise from 0 to beta this many times over the epochs, each time "
+        "in the first half of the cycle (Fu et al., 2019)",
+        least=0,
+    )
+    free_bits: float = _setting(
+        0.0,
+        "nats that each latent may cost for nothing, in the batch's mean (Kingma et al., 2016)",
+        least=0,
+    )
+    k: int = _setting(
+        1,
+        "draws of z for each row; above 1 trains the importance-weighted bound (Burda et al., "
+        "2016) instead of the ELBO",
+        least=1,
     )
     epochs: int = _setting(200, "passes over the training rows", least=1)
-    batch_size: int = _setting(128, "rows in a step", least=1)
-    learning_rate: float = _setting(2e-3, "Adam's step size", above=0)
+    batch_size: int = _setting(128, "rows in a step, over all processes together", least=1)
+    learning_rate: float = _setting(2e-3, "Adam's step size, at its highest", above=0)
+    schedule: str = _setting(
+        "constant",
+        "of the learning rate over the epochs; cosine: falls to 0; one-cycle: rises for 30% of "
+        "them and falls to 0",
+        choices=("constant", "cosine", "one-cycle"),
+    )
+    learning_rate_warm_up: float = _setting(
+        0.0, "epochs in which the learning rate rises from 0, whatever the schedule", least=0
+    )
+    ema: float = _setting(
+        0.0,
+        "0, or the decay by step of an average of the weights, such as 0.999; then the average is "
+        "what is validated and exported",
+        least=0,
+        below=1,
+    )
     max_gradient_norm: float = _setting(
         200.0, "clip the L2 norm of the gradient, of nats per example, to this", above=0
+    )
+    validate_every: int = _setting(1, "epochs from one validation to the next", least=1)
+    patience: int = _setting(
+        0, "0, or stop after this many epochs without a better validation ELBO", least=0
+    )
+    checkpoint_seconds: float = _setting(
+        60.0, "write last.pt this often within an epoch, besides at the end of each", above=0
+    )
+    precision: str = _setting(
+        "auto",
+        "of the nets' arithmetic in training; auto: bfloat16 on cuda, else float32. Weights, "
+        "losses and validation are float32 always",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    compile: bool = _setting(
+        False, "compile the nets with torch.compile, where there is a compiler"
     )
     seed: int = _setting(
         0, "decides the split, the weights, the order and every draw", least=0, below=1 << 63
@@ -78,11 +145,40 @@ class Config:
             parse_size(self.image_size)
             if not self.data.startswith("images:"):
                 raise TrainingError("--image-size resizes images:DIR only; leave it out.")
-        if self.binarisation == "dynamic" and self.likelihood != "bernoulli":
-            raise TrainingError(
-                "--binarisation dynamic draws black or white pixels, which only "
-                "--likelihood bernoulli describes; use that, or --binarisation none."
-            )
+        for unwanted, sentence in (
+            (
+                self.binarisation != "none" and self.likelihood != "bernoulli",
+                f"--binarisation {self.binarisation} draws black or white pixels, which only "
+                "--likelihood bernoulli describes; use that, or --binarisation none.",
+            ),
+            (
+                self.fixed_std is not None and self.likelihood != "gaussian",
+                "--fixed-std is of --likelihood gaussian; leave it out.",
+            ),
+            (
+                self.model == "ae" and self._shapes_the_kl(),
+                "--model ae has no KL and draws no z; leave out --k, --beta, --kl-warm-up, "
+                "--kl-cycles and --free-bits.",
+            ),
+            (
+                self.k > 1 and self._shapes_the_kl(but="k"),
+                "--k above 1 trains the importance-weighted bound, which has no KL term to weigh; "
+                "leave out --beta, --kl-warm-up, --kl-cycles and --free-bits.",
+            ),
+            (
+                self.kl_warm_up > 0 and self.kl_cycles > 0,
+                "--kl-warm-up raises the KL's weight once and --kl-cycles several times; "
+                "choose one.",
+            ),
+        ):
+            if unwanted:
+                raise TrainingError(sentence)
+
+    def _shapes_the_kl(self, but: str = "") -> bool:
+        names = {"k", "beta", "kl_warm_up", "kl_cycles", "free_bits"} - {but}
+        return any(
+            getattr(self, f.name) != f.default for f in dataclasses.fields(self) if f.name in names
+        )
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Config:
@@ -102,18 +198,21 @@ def flag(name: str) -> str:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Derive one flag from each field of Config. A flag not given stays out of the namespace."""
     for field in dataclasses.fields(Config):
-        shown = "" if field.default is None else f" [{field.default}]"
+        shown = "" if field.default in (None, False) else f" [{field.default}]"
         choices = field.metadata.get("choices")
         kind = _type(field)
-        parser.add_argument(
-            flag(field.name),
-            dest=field.name,
-            type=kind,
-            choices=choices,
-            metavar=None if choices else kind.__name__.upper(),
-            default=argparse.SUPPRESS,
-            help=field.metadata["help"].replace("%", "%%") + shown,
-        )
+        common: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": field.metadata["help"].replace("%", "%%") + shown,
+        }
+        if kind is bool:
+            parser.add_argument(flag(field.name), action="store_true", **common)
+        else:
+            metavar = None if choices else kind.__name__.upper()
+            parser.add_argument(
+                flag(field.name), type=kind, choices=choices, metavar=metavar, **common
+            )
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -140,7 +239,7 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     kind, name = _type(field), flag(field.name)
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise TrainingError(f"{name} takes a value of type {kind.__name__}, not {value!r}.")
-    if isinstance(value, int | float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise TrainingError(f"{name} must be a finite number, not {value}.")
     rule = field.metadata
     if "least" in rule and value < rule["least"]:

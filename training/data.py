@@ -85,6 +85,11 @@ def load(config: Config) -> Dataset:
     """
     source = read(config)
     x, y = _checked(config.data, source.x, source.y)
+    if config.likelihood == "discretised-logistic" and x.dtype != torch.uint8:
+        raise TrainingError(
+            f"--likelihood discretised-logistic is of bytes and {config.data} holds {_words(x)}; "
+            "save its values as uint8, or use --likelihood gaussian."
+        )
     rows = np.random.default_rng(config.seed).permutation(len(x))
     if source.x_test is not None:
         test = Rows(*_checked(f"{config.data} (test rows)", source.x_test, source.y_test))
@@ -106,6 +111,9 @@ def load(config: Config) -> Dataset:
                 f"{config.data} has {len(x)} rows, too few to split: none is left for {name}. "
                 "Add rows, or change --validation or --test."
             )
+    if config.binarisation == "fixed":
+        draws = torch.Generator().manual_seed(config.binarisation_seed)
+        train, validation, test = (_black_or_white(p, draws) for p in (train, validation, test))
     digest = hashlib.sha256()
     for part in (train, validation, test):
         digest.update(part.x.numpy().tobytes())
@@ -124,6 +132,13 @@ def to(dataset: Dataset, device: torch.device) -> Dataset:
         validation=move(dataset.validation),
         test=move(dataset.test),
     )
+
+
+def _black_or_white(rows: Rows, draws: torch.Generator) -> Rows:
+    """Every value at the end of its range, the upper one with its own chance."""
+    highest = 255 if rows.x.dtype == torch.uint8 else 1
+    white = torch.rand(rows.x.shape, generator=draws) < rows.x / highest
+    return Rows(white.to(rows.x.dtype) * highest, rows.y)
 
 
 def _take(x: Tensor, y: Tensor | None, rows: np.ndarray[Any, Any]) -> Rows:

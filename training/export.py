@@ -24,7 +24,7 @@ from training.data import RowSpec
 from training.errors import TrainingError
 from training.likelihoods import LIKELIHOODS
 from training.model import Model, render
-from training.train import best, objective
+from training.objective import words
 
 assert {name: make(Config()).parameters for name, make in LIKELIHOODS.items()} == bundle.LIKELIHOODS
 
@@ -61,9 +61,9 @@ def export(path: Path, bundles: Path, name: str, source: str | None = None) -> P
         parity=measured,
         training={
             "config": dataclasses.asdict(saved.config),
-            "objective": objective(saved.config),
+            "objective": words(saved.config),
             "split": saved.split,
-            "metrics": best(saved.history),
+            "metrics": saved.history[-1],
         },
     )
     files = {

@@ -20,10 +20,11 @@ from training.config import Config
 class Likelihood(Protocol):
     """What a likelihood offers the model."""
 
-    parameters: int  # for each element of x
+    outputs: int  # of the network, for each element of x
+    parameters: int  # likewise
 
     def params(self, raw: Tensor) -> Tensor:
-        """The network's unbounded output as parameters, of the same shape."""
+        """The network's unbounded outputs (rows, outputs, *shape) as parameters."""
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         """-log p(x|z) in nats, summed over each row: (rows,)."""
@@ -35,7 +36,7 @@ class Likelihood(Protocol):
 class Bernoulli:
     """params: one logit for each pixel. For grey x, -log p is a cross-entropy, no likelihood."""
 
-    parameters = 1
+    outputs = parameters = 1
 
     def params(self, raw: Tensor) -> Tensor:
         return raw
@@ -53,17 +54,21 @@ class Gaussian:
     be negative.
 
     least_std: the floor of the standard deviation. Without one, pixels that never change (a black
-    border) earn unbounded density and drown the rest.
+    border) earn unbounded density and drown the rest. fixed_std: the standard deviation itself,
+    for every pixel; the network then gives means only.
     """
 
     parameters = 2
 
-    def __init__(self, least_std: float) -> None:
+    def __init__(self, least_std: float, fixed_std: float | None) -> None:
         self.least = math.log(least_std)
+        self.fixed = None if fixed_std is None else math.log(fixed_std)
+        self.outputs = 1 if fixed_std else 2
 
     def params(self, raw: Tensor) -> Tensor:
-        mean, log_std = raw.chunk(2, dim=1)
-        return torch.cat((mean, self.least + F.softplus(log_std - self.least)), dim=1)
+        if self.fixed is not None:
+            return torch.cat((raw, torch.full_like(raw, self.fixed)), dim=1)
+        return _with_least_log(raw, self.least)
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         mean, log_std = params[:, 0], params[:, 1]
@@ -74,7 +79,41 @@ class Gaussian:
         return params[:, 0].clamp(0, 1)
 
 
+class DiscretisedLogistic:
+    """params: mean and log scale of a logistic distribution for each pixel, whose mass between the
+    middles of neighbouring levels, 1/255 apart, is the byte's; 0 and 255 have the tails. -log p is
+    of a probability, so it is never negative. Kingma et al. (2016), arXiv:1606.04934; Salimans et
+    al. (2017), arXiv:1701.05517.
+    """
+
+    outputs = parameters = 2
+    least = -7.0  # log scale: a quarter of a level, where a byte is as good as certain
+
+    def params(self, raw: Tensor) -> Tensor:
+        return _with_least_log(raw, self.least)
+
+    def nll(self, x: Tensor, params: Tensor) -> Tensor:
+        mean, sharpness = params[:, 0], (-params[:, 1]).exp()
+        above = (x - mean + 1 / 510) * sharpness
+        below = (x - mean - 1 / 510) * sharpness
+        # sigmoid(above) - sigmoid(below), factored so that nothing cancels.
+        inside = F.softplus(-above) + F.softplus(below) - (-torch.expm1(-sharpness / 255)).log()
+        tails = torch.where(x == 0, F.softplus(-above), F.softplus(below))
+        return torch.where((x == 0) | (x == 1), tails, inside).flatten(1).sum(1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """The logistic's own mean: that of the bytes, but for what its tails are cut by."""
+        return params[:, 0].clamp(0, 1)
+
+
+def _with_least_log(raw: Tensor, least: float) -> Tensor:
+    """Means as they are, log widths bent so that none is below `least`."""
+    mean, log_width = raw.chunk(2, dim=1)
+    return torch.cat((mean, least + F.softplus(log_width - least)), dim=1)
+
+
 LIKELIHOODS: Final[dict[str, Callable[[Config], Likelihood]]] = {
     "bernoulli": lambda config: Bernoulli(),
-    "gaussian": lambda config: Gaussian(config.least_std),
+    "gaussian": lambda config: Gaussian(config.least_std, config.fixed_std),
+    "discretised-logistic": lambda config: DiscretisedLogistic(),
 }

@@ -60,23 +60,58 @@ def build(
 
 def mlp(config: Config, shape: Shape, outputs: int, parameters: int) -> tuple[nn.Module, nn.Module]:
     """Fully connected layers over flattened rows."""
+    return _dense(config, shape, outputs, parameters, _relu)
+
+
+def iwae(
+    config: Config, shape: Shape, outputs: int, parameters: int
+) -> tuple[nn.Module, nn.Module]:
+    """`mlp` with tanh: 784-200-200-50 in Burda, Grosse and Salakhutdinov (2016),
+    arXiv:1509.00519."""
+    return _dense(config, shape, outputs, parameters, _tanh)
+
+
+def gated(
+    config: Config, shape: Shape, outputs: int, parameters: int
+) -> tuple[nn.Module, nn.Module]:
+    """`mlp` with layers A(x) * sigmoid(B(x)): Tomczak and Welling (2018), arXiv:1705.07120."""
+    return _dense(config, shape, outputs, parameters, _gate)
+
+
+Layer = Callable[[int, int], list[nn.Module]]
+
+
+def _relu(before: int, after: int) -> list[nn.Module]:
+    return [nn.Linear(before, after), nn.ReLU()]
+
+
+def _tanh(before: int, after: int) -> list[nn.Module]:
+    return [nn.Linear(before, after), nn.Tanh()]
+
+
+def _gate(before: int, after: int) -> list[nn.Module]:
+    return [nn.Linear(before, 2 * after), nn.GLU(dim=1)]  # A and B in one product
+
+
+def _dense(
+    config: Config, shape: Shape, outputs: int, parameters: int, layer: Layer
+) -> tuple[nn.Module, nn.Module]:
     hidden, depth = _sizes(config)
     widths = [hidden] * depth
     size = math.prod(shape)
     return (
-        nn.Sequential(nn.Flatten(), *_layers([size, *widths, outputs])),
+        nn.Sequential(nn.Flatten(), *_layers([size, *widths, outputs], layer)),
         nn.Sequential(
-            *_layers([config.latent_size, *widths, parameters * size]),
+            *_layers([config.latent_size, *widths, parameters * size], layer),
             nn.Unflatten(1, (parameters, *shape)),
         ),
     )
 
 
-def _layers(widths: list[int]) -> list[nn.Module]:
-    modules: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        modules += [nn.Linear(before, after), nn.ReLU()]
-    return modules[:-1]  # none after the last: outputs are unbounded
+def _layers(widths: list[int], layer: Layer) -> list[nn.Module]:
+    *inner, last = pairwise(widths)
+    modules = [module for sizes in inner for module in layer(*sizes)]
+    return [*modules, nn.Linear(*last)]  # outputs are unbounded
 
 
 def conv(
@@ -161,5 +196,7 @@ def _sizes(config: Config) -> tuple[int, int]:
 
 NETWORKS: Final = {
     "mlp": Network(mlp, hidden=256, depth=2),
+    "iwae": Network(iwae, hidden=200, depth=2),
+    "gated": Network(gated, hidden=300, depth=2),
     "conv": Network(conv, hidden=64, depth=2),
 }

@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from training.config import Config
 from training.data import RowSpec
 from training.errors import TrainingError
-from training.model import LOG_VAR_RANGE, POINT_LOG_VAR, build, gaussian_kl, render, unit
+from training.model import LOG_VAR_RANGE, POINT_LOG_VAR, build, gaussian_kl, observe, render, unit
 from training.networks import fitted
 
 SPEC = RowSpec((8, 9), "uint8")
@@ -46,7 +46,7 @@ def test_bernoulli_elbo_is_torch_distributions(binarisation: str) -> None:
     draws = seeded()
     target = unit(x)
     if binarisation == "dynamic":
-        target = torch.bernoulli(target, generator=draws)
+        target = observe(x, draws, binarise=True)
         assert set(target.unique().tolist()) == {0.0, 1.0}
     mean, log_var = vae.encode(target)
     z = Normal(mean, (0.5 * log_var).exp())

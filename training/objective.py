@@ -1,0 +1,78 @@
+"""What a step raises, in nats per example: the ELBO, or a weighted or tighter relative of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from training import parallel
+from training.config import Config
+from training.model import AE, Draws, Model, latent_kl
+
+
+def objective(model: Model, draws: Draws, kl_weight: float, free_bits: float) -> Tensor:
+    """(rows,), to be raised: with several draws the importance-weighted bound, with one the ELBO
+    with its KL weighed. An autoencoder has minus its distortion."""
+    if isinstance(model, AE):
+        return model.terms(draws).elbo
+    if len(draws.z) > 1:
+        return importance_weighted(draws)
+    return -(draws.nll.mean(0) + kl_weight * paid_rate(draws, free_bits))
+
+
+def importance_weighted(draws: Draws) -> Tensor:
+    """log of the mean of p(x, z) / q(z|x) over the draws: (rows,). Burda et al. (2016), eq. 8."""
+    log_q = -0.5 * ((draws.z - draws.mean).square() * (-draws.log_var).exp() + draws.log_var)
+    log_p = -0.5 * draws.z.square()  # the 2 pi of both cancel
+    log_weight = (log_p - log_q).sum(2) - draws.nll
+    return torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
+
+
+def paid_rate(draws: Draws, free_bits: float) -> Tensor:
+    """The KL in which each latent costs at least `free_bits` nats, taken over the batch's mean, so
+    that one below has no reason to fall further: (rows,). Kingma et al. (2016), eq. 15."""
+    cost = latent_kl(draws.mean, draws.log_var)
+    if not free_bits:
+        return cost.sum(1)
+    total, rows = cost.detach().sum(0), cost.new_full((1,), len(cost))
+    parallel.add([total, rows])
+    return torch.where(total / rows > free_bits, cost, free_bits).sum(1)
+
+
+def words(config: Config) -> str:
+    """What the elbo of this config's log lines is."""
+    if config.model == "ae":
+        return "minus the reconstruction's distortion; an autoencoder has no ELBO"
+    if config.likelihood == "bernoulli" and config.binarisation == "none":
+        return "cross-entropy of grey pixels: good to train on, not a likelihood of the data"
+    if config.likelihood == "gaussian":
+        return "ELBO of a density over pixels scaled to [0, 1]"
+    if config.likelihood == "discretised-logistic":
+        return "ELBO of the bytes themselves"
+    drawn = (
+        "drawn anew in each pass"
+        if config.binarisation == "dynamic"
+        else f"drawn once with seed {config.binarisation_seed}"
+    )
+    return f"ELBO of binarised pixels, {drawn}"
+
+
+def trained(config: Config) -> str:
+    """What the objective of this config's log lines is."""
+    if config.model == "ae":
+        return "the elbo"
+    if config.k > 1:
+        return f"the importance-weighted bound of {config.k} draws"
+    changes = [
+        text
+        for wanted, text in (
+            (config.beta != 1, f"its KL times {config.beta:g}"),
+            (config.kl_warm_up, f"its KL rising in {config.kl_warm_up:g} epochs"),
+            (config.kl_cycles, f"its KL rising {config.kl_cycles} times"),
+            (config.free_bits, f"{config.free_bits:g} nats of each latent free"),
+        )
+        if wanted
+    ]
+    return ", ".join(["the elbo", *changes])

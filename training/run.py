@@ -1,0 +1,206 @@
+"""A model, its optimiser and its generators: all that changes from step to step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from training import data, parallel, schedules
+from training.average import Average
+from training.checkpoint import Checkpoint
+from training.config import Config
+from training.data import Dataset
+from training.errors import RunFailed, TrainingError
+from training.model import VAE, Model, Terms, build, normal, observe
+from training.objective import objective
+
+_EVALUATION_ROWS: Final = 1024  # in one batch: bounds memory, changes no result
+_SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far
+
+
+class Run:
+    """One run on one device; `save` and `restore` may fall between any two steps."""
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
+        self.config, self.device, self.split = config, device, dataset.summary()
+        self.dataset = data.to(dataset, device)
+        self.model = build(config, dataset.spec).to(device)
+        self.average = Average(self.model, config.ema) if config.ema else None
+        if config.compile:
+            vae = self.model if isinstance(self.model, VAE) else self.model.net
+            vae.encoder.compile()
+            vae.decoder.compile()
+        self.parameters = list(self.model.parameters())
+        self.optimiser = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
+        # Two streams, so that the rows' order does not depend on how much noise was drawn.
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.noise = torch.Generator(device).manual_seed(config.seed)
+        self.history: list[dict[str, Any]] = []
+        self.steps = math.ceil(len(dataset.train) / config.batch_size)  # in an epoch
+        self._begin()
+
+    def _begin(self) -> None:
+        """Stand before the first step of the next epoch."""
+        self.step_number = 0
+        self.began = self.order.get_state()  # gives this epoch's order again
+        self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.device)
+        self.seconds = self.cpu_seconds = 0.0
+
+    @property
+    def evaluated(self) -> Model:
+        """What is validated and exported: the weights' average, or the weights."""
+        return self.average.model if self.average else self.model
+
+    def epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """The rest of a pass over the training rows; returns its line for the log, averages over
+        rows. `after_step` is called between steps.
+
+        A step whose loss or gradient is not finite is skipped and counted. Raises RunFailed if
+        all were, or if the validation ELBO is not finite.
+        """
+        clock = _Clock(self)
+        x, size = self.dataset.train.x, self.config.batch_size
+        order = torch.randperm(len(x), generator=self.order).to(self.device)
+        for start in range(self.step_number * size, len(x), size):
+            self.step(x.index_select(0, order[start : start + size]))
+            clock.tick()
+            after_step()
+        line = self._line(len(self.history) + 1)
+        clock.tick()
+        line |= {"seconds": round(self.seconds, 3), "cpu_seconds": round(self.cpu_seconds, 3)}
+        self.history.append(line)
+        self._begin()
+        return line
+
+    def step(self, x: Tensor) -> None:
+        """Raise the objective of a batch (rows, *shape), or skip it if that cannot be done."""
+        done = len(self.history) + self.step_number / self.steps
+        rows, config = len(x), self.config
+        x = parallel.share(observe(x, self.noise, self.model.binarise))
+        noise = normal((config.k, rows, config.latent_size), self.noise)
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        ):
+            draws = self.model.draw(x, parallel.share(noise, axis=1))
+        raised = objective(
+            self.model, draws, schedules.kl_weight(config, done), config.free_bits
+        ).sum()
+        for parameter in self.parameters:
+            parameter.grad = None
+        (-raised / rows).backward()  # type: ignore[no-untyped-call]
+        terms = self.model.terms(draws)
+        one = raised.new_ones(())
+        sums = torch.stack([raised.detach(), *(t.detach().sum() for t in terms), one * len(x)])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        parallel.add([*gradients, sums])
+        norm = torch.nn.utils.get_total_norm(gradients)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, config.max_gradient_norm, norm)
+        finite = torch.isfinite(sums.sum() + norm)
+        # The fused step looks at this on the device: nothing waits for the answer.
+        self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.optimiser.param_groups[0]["lr"] = schedules.learning_rate(config, done)
+        self.optimiser.step()
+        if self.average:
+            self.average.follow(len(self.history) * self.steps + self.step_number)
+        self.sums += torch.where(finite, torch.cat((sums, one[None])), 0.0)
+        self.step_number += 1
+
+    def _line(self, number: int) -> dict[str, Any]:
+        sums = dict(zip(_SUMS, self.sums.tolist(), strict=True))
+        rows, skipped = sums.pop("rows"), self.steps - int(sums.pop("steps"))
+        due = number % self.config.validate_every == 0 or number == self.config.epochs
+        validation: dict[str, float] = {}
+        if due:
+            x, seed = self.dataset.validation.x, self.config.seed
+            validation = parallel.agreed(evaluate(self.evaluated, x, seed))
+        if not rows or not all(map(math.isfinite, validation.values())):
+            raise RunFailed(
+                f"Training diverged in epoch {number}: {skipped} of {self.steps} steps were not "
+                "finite. Try again with a smaller --learning-rate or --max-gradient-norm."
+            )
+        return {
+            "epoch": number,
+            "unit": "nats per example",
+            **{f"train_{term}": value / rows for term, value in sums.items()},
+            **{f"validation_{term}": value for term, value in validation.items()},
+            "learning_rate": schedules.learning_rate(self.config, number),
+            "kl_weight": schedules.kl_weight(self.config, number),
+            "steps": self.steps,
+            "skipped_steps": skipped,
+        }
+
+    def checkpoint(self) -> Checkpoint:
+        """This moment, to be saved."""
+        return Checkpoint(
+            config=self.config,
+            spec=self.dataset.spec,
+            weights=self.evaluated.state_dict(),
+            trained=self.model.state_dict() if self.average else None,
+            optimiser=self.optimiser.state_dict(),
+            generators={"order": self.began, "noise": self.noise.get_state()},
+            history=self.history,
+            split=self.split,
+            epoch={
+                "steps": self.step_number,
+                "sums": self.sums,
+                "seconds": self.seconds,
+                "cpu_seconds": self.cpu_seconds,
+            },
+        )
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go on from `saved` as if never stopped. Raises TrainingError if the data has changed
+        or fewer epochs are asked for than there were."""
+        if saved.split != self.split:
+            raise TrainingError(
+                f"--data {self.config.data} has changed since this run began: its rows or their "
+                "split are not the checkpoint's. Begin a new run with another --out."
+            )
+        if self.config.epochs < len(saved.history):
+            raise TrainingError(
+                f"--epochs {self.config.epochs}: this run already has {len(saved.history)}; "
+                "ask for more, or leave it out."
+            )
+        self.evaluated.load_state_dict(saved.weights)
+        self.model.load_state_dict(saved.trained or saved.weights)
+        self.optimiser.load_state_dict(saved.optimiser)
+        self.order.set_state(saved.generators["order"])
+        self.noise.set_state(saved.generators["noise"])
+        self.history = list(saved.history)
+        self._begin()
+        if saved.epoch:
+            self.step_number = saved.epoch["steps"]
+            self.sums.copy_(saved.epoch["sums"])
+            self.seconds = saved.epoch["seconds"]
+            self.cpu_seconds = saved.epoch["cpu_seconds"]
+
+
+class _Clock:
+    """Adds the time since the last tick to the run's."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def tick(self) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.run.seconds += wall - self.wall
+        self.run.cpu_seconds += cpu - self.cpu
+        self.wall, self.cpu = wall, cpu
+
+
+@torch.no_grad()
+def evaluate(model: Model, x: Tensor, seed: int) -> dict[str, float]:
+    """Averages over rows (rows, *shape) of elbo, distortion and rate, in nats per example.
+
+    The draws are the same for each call, so that epochs differ by their weights only.
+    """
+    noise = torch.Generator(x.device).manual_seed(seed)
+    batches = [torch.stack(model(batch, noise)) for batch in torch.split(x, _EVALUATION_ROWS)]
+    means = torch.cat(batches, dim=1).double().mean(1)
+    return dict(zip(Terms._fields, means.tolist(), strict=True))

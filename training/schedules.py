@@ -1,0 +1,48 @@
+"""How settings move over a run. Each schedule is a function of how far the run is, so that one
+that is resumed needs nothing but its place."""
+
+from __future__ import annotations
+
+import math
+
+from training.config import Config
+
+_RISE = 0.3  # one-cycle: this part of the run rises (Smith and Topin, 2018, arXiv:1708.07120)
+_START = 0.04  # one-cycle: this part of the highest learning rate to start from
+
+
+def learning_rate(config: Config, epoch: float) -> float:
+    """The step size after `epoch` epochs, a fraction, of `config.epochs`."""
+    done = min(1.0, epoch / config.epochs)
+    factor = 1.0
+    if config.schedule == "cosine":
+        factor = _cosine(1, 0, done)
+    elif config.schedule == "one-cycle":
+        rising = done < _RISE
+        factor = (
+            _cosine(_START, 1, done / _RISE)
+            if rising
+            else _cosine(1, 0, (done - _RISE) / (1 - _RISE))
+        )
+    return config.learning_rate * factor * _ramp(epoch, config.learning_rate_warm_up)
+
+
+def kl_weight(config: Config, epoch: float) -> float:
+    """The weight of the KL after `epoch` epochs: beta, or on the way to it.
+
+    Cycles as in Fu et al. (2019), arXiv:1903.10145: rising in the first half, beta in the second.
+    """
+    if config.kl_cycles:
+        cycle = config.epochs / config.kl_cycles
+        return config.beta * _ramp(epoch % cycle, cycle / 2)
+    return config.beta * _ramp(epoch, config.kl_warm_up)
+
+
+def _ramp(epoch: float, length: float) -> float:
+    """From 0 to 1 in `length` epochs; 1 where there is no ramp."""
+    return min(1.0, epoch / length) if length else 1.0
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    """Half a cosine from `start` to `end` as `done` goes from 0 to 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
