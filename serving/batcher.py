@@ -11,6 +11,7 @@ Knows neither gRPC nor ONNX: `run` turns shares of payloads into arrays.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -84,6 +85,7 @@ class Lane:
         self._changed = threading.Condition()  # guards the queue and the flags
         self._idle = False  # the lane's own thread waits to be called
         self._running = False  # a batch is being run, by whichever thread
+        self._ended = -math.inf  # when the last batch was done
         self._promised = False  # a helping thread will run the next batch
         self._closing = False
         self._thread = threading.Thread(target=self._work, name=f"{name}-lane", daemon=True)
@@ -101,6 +103,16 @@ class Lane:
     def batch_rows(self) -> int:
         """The most rows one batch takes."""
         return self._queue.batch_rows
+
+    @property
+    def least_wait(self) -> float:
+        """Seconds that rows submitted now would wait at least; without the lock: it is a guess."""
+        return self._queue.least_wait
+
+    @property
+    def ended(self) -> float:
+        """When the last batch was done, on the lane's clock; -inf: there was none yet."""
+        return self._ended
 
     def submit(self, payload: Any, rows: int, nbytes: int, caller: Caller) -> Reply[Outputs]:
         """Queue `rows` rows of `payload`; the reply is their outputs, in order, however batched.
@@ -145,13 +157,16 @@ class Lane:
             self._promised = False
             if self._running:
                 return False
-            batch, expired = self._queue.take(self._clock())
+            now = self._clock()
+            batch, expired = self._queue.take(now)
+            if batch:
+                self._queue.observe_pause(now - max(self._ended, batch[0].entry.enqueued_at))
             self._running = True
         for entry in expired:
             _take_reply(entry).fail(self._expired())
         answers = self._run_batch(batch)
         with self._changed:
-            self._running = False
+            self._running, self._ended = False, self._clock()
             waiting = self._queue.rows > 0
             if waiting:
                 self._call_for_a_run()

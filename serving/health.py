@@ -42,7 +42,10 @@ class Health:
     def handlers(self) -> dict[str, Handler]:
         """The service's methods by path."""
         service = "/grpc.health.v1.Health/"
-        return {f"{service}Check": self._check, f"{service}Watch": self._watch}
+        return {
+            f"{service}Check": Handler(self._check),
+            f"{service}Watch": Handler(self._watch),
+        }
 
     async def _check(self, stream: Stream) -> Status:
         name = health_pb2.HealthCheckRequest.FromString(await stream.read() or b"").service

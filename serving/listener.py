@@ -40,7 +40,13 @@ the one before it."""
 _PATIENCE: Final = 256
 """Events that are taken at the most before a batch that waits for this thread is run."""
 _NO_FLAGS: Final = 0
-_UNIMPLEMENTED: Final = Status(grpc.StatusCode.UNIMPLEMENTED, "This server has no such method.")
+
+
+async def _unknown(stream: wire.Stream) -> Status:
+    return Status(grpc.StatusCode.UNIMPLEMENTED, "This server has no such method.")
+
+
+_NOT_OURS: Final = Handler(_unknown)
 
 
 class Listener(Protocol):
@@ -80,7 +86,7 @@ def _rehearse() -> str:
         return Status(message=await stream.read())
 
     async def attempt() -> None:
-        listener = CoreListener({"/rehearsal": echo}, [])
+        listener = CoreListener({"/rehearsal": Handler(echo)}, [])
         port = listener.bind("127.0.0.1:0")
         await listener.start()
         try:
@@ -163,10 +169,19 @@ class CoreListener:
         if not event.success or event.call is None:
             return
         details = event.call_details
-        seconds_left = details.deadline - time.time()
-        stream = _CoreStream(event.call, wire.urgency(event.invocation_metadata, seconds_left))
-        handler = self.handlers.get(details.method.decode())
-        tasks.start(stream.run(handler))
+        handler = self.handlers.get(details.method.decode(), _NOT_OURS)
+        caller = wire.urgency(event.invocation_metadata, details.deadline - time.time())
+        refusal = handler.refusal(caller)
+        if refusal is None:
+            tasks.start(_CoreStream(event.call, caller).run(handler))
+        else:
+            # All of the call in one go: what is cheap to refuse leaves time to serve the others.
+            operations = (
+                cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+                cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),
+                _end(refusal),
+            )
+            event.call.start_server_batch(operations, _ignore)
 
     def _on_shutdown(self, event: Any) -> None:
         self._stopped.set()
@@ -182,16 +197,12 @@ class _CoreStream:
         self._begun = False
         self._do([cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)], self._on_close)
 
-    async def run(self, handler: Handler | None) -> None:
-        status = _UNIMPLEMENTED if handler is None else await wire.finish(handler, self)
+    async def run(self, handler: Handler) -> None:
+        status = await wire.finish(handler, self)
         operations = self._begin()
         if status.message is not None:
             operations.append(cygrpc.SendMessageOperation(status.message, _NO_FLAGS))
-        operations.append(
-            cygrpc.SendStatusFromServerOperation(
-                status.trailers, status.code.value[0], status.text.encode(), _NO_FLAGS
-            )
-        )
+        operations.append(_end(status))
         self._do(operations, _ignore)
 
     def read(self) -> Reply[bytes | None]:
@@ -232,6 +243,12 @@ class _CoreStream:
     def _on_close(self, event: Any) -> None:
         if event.batch_operations[0].cancelled():
             self.caller.cancel()
+
+
+def _end(status: Status) -> Any:
+    return cygrpc.SendStatusFromServerOperation(
+        status.trailers, status.code.value[0], status.text.encode(), _NO_FLAGS
+    )
 
 
 def _ignore(event: Any) -> None:

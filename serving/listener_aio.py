@@ -49,6 +49,9 @@ class AioListener(grpc.GenericRpcHandler):
 def _run(handler: Handler) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
     async def run(requests: Any, context: Context) -> None:
         stream = _AioStream(context)
+        refusal = handler.refusal(stream.caller)
+        if refusal is not None:
+            await context.abort(refusal.code, refusal.text, refusal.trailers)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Status] = loop.create_future()
 

@@ -22,4 +22,4 @@ def handlers(services: Sequence[str]) -> dict[str, Handler]:
                 await stream.write(response.SerializeToString())
         return Status()
 
-    return {f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": info}
+    return {f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": Handler(info)}

@@ -92,6 +92,8 @@ class RowQueue:
     max_rows, max_bytes: what may wait; more is refused with Overloaded(queue_full). A request that
     finds the queue empty is always admitted.
     batch_seconds: how long a full batch takes, to begin with; then learned from the runs.
+    pause_seconds: how long rows wait while no batch runs, learned: where calls are cheap to run and
+    dear to receive, this is most of the wait.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class RowQueue:
         self.rows = 0
         self.bytes = 0
         self.batch_seconds = batch_seconds
+        self.pause_seconds = 0.0
         self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in CLASSES}
         self._rows = dict.fromkeys(CLASSES, 0)
         self._credit = dict.fromkeys(CLASSES, 0.0)  # rows of its floor a class has not used yet
@@ -148,8 +151,15 @@ class RowQueue:
         """
         if not self.rows:
             return 0.0  # a lone request is never refused for the time it takes itself
-        ahead = sum(self._rows[kind] for kind in CLASSES if kind <= entry.kind)
-        return ((ahead + entry.rows) / self.batch_rows + 1) * self.batch_seconds
+        return self._wait(sum(self._rows[kind] for kind in CLASSES[: entry.kind + 1]) + entry.rows)
+
+    @property
+    def least_wait(self) -> float:
+        """Seconds that any request would wait at least: one small row's predicted wait."""
+        return self._wait(self._rows[Class.SMALL] + 1) if self.rows else 0.0
+
+    def _wait(self, rows: int) -> float:
+        return (rows / self.batch_rows + 1) * (self.batch_seconds + self.pause_seconds)
 
     @property
     def next_seconds(self) -> float:
@@ -162,6 +172,10 @@ class RowQueue:
             return  # mostly fixed cost: says little about a full batch
         full = seconds * self.batch_rows / rows
         self.batch_seconds += (full - self.batch_seconds) * (0.2 if self.batch_seconds else 1.0)
+
+    def observe_pause(self, seconds: float) -> None:
+        """Learn from the time that rows just taken had waited while no batch ran."""
+        self.pause_seconds += (seconds - self.pause_seconds) * 0.2
 
     def discard(self, entry: Entry) -> bool:
         """Never run what still waits of this entry. False: it was dead already.

@@ -16,6 +16,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, start_http_server
 
 from serving import listener, reflection, wire
+from serving.door import Door
 from serving.engine import Engine
 from serving.errors import ConfigError
 from serving.health import Health
@@ -140,7 +141,8 @@ class Server:
     async def _load_models(self) -> None:
         await self._repository.load()
         service = VaeService(self._repository, self._engine, self.settings)
-        self._listener.handlers = self._own | wire.handlers(service, self.metrics)
+        door = Door(self._repository, self.metrics)
+        self._listener.handlers = self._own | wire.handlers(service, door, self.metrics)
 
     async def _open_doors(self) -> None:
         # What start-up left behind lives as long as the process: keep the collector off it.

@@ -6,6 +6,7 @@ Status to end it with; how streams come off the network is the business of `list
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import secrets
@@ -20,6 +21,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from serving.door import Door, too_late
 from serving.errors import (
     DeadlineExpired,
     InvalidInput,
@@ -74,26 +76,57 @@ class Status:
     message: bytes | None = None
 
 
-Handler = Callable[[Stream], Coroutine[Any, Any, Status]]
+Run = Callable[[Stream], Coroutine[Any, Any, Status]]
+
+
+def _admit(caller: Caller) -> Status | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """What answers a method's calls.
+
+    run:     takes one call to its end
+    refusal: the status to refuse a call with before anything of it is read; None: run it
+    """
+
+    run: Run
+    refusal: Callable[[Caller], Status | None] = _admit
+
+
 Unary = Callable[[Any, Caller], Coroutine[Any, Any, Message]]
 Streaming = Callable[[Any, Caller], AsyncIterator[Message]]
 
 
-def handlers(service: VaeService, metrics: Metrics) -> dict[str, Handler]:
+_BOTH: Final = ("encoder", "decoder")
+LANES: Final[dict[str, tuple[str, ...]]] = {
+    "Encode": ("encoder",),
+    "Decode": ("decoder",),
+    "Sample": ("decoder",),
+    "StreamSamples": ("decoder",),
+    "Interpolate": ("decoder",),
+    "Reconstruct": _BOTH,
+    "Score": _BOTH,
+}
+"""The lanes that every call of a method has to pass."""
+
+
+def handlers(service: VaeService, door: Door, metrics: Metrics) -> dict[str, Handler]:
     """The handler of each method of the contract, by its path."""
     table: dict[str, Handler] = {}
     for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
-        call = _Method(method.name, getattr(pb, method.input_type.name), metrics)
+        call = _Method(method.name, getattr(pb, method.input_type.name), door, metrics)
         implementation = getattr(service, _snake_case(method.name))
-        handler = call.streaming if method.server_streaming else call.unary
-        table[f"/{SERVICE}/{method.name}"] = handler(implementation)
+        run = call.streaming if method.server_streaming else call.unary
+        table[f"/{SERVICE}/{method.name}"] = Handler(run(implementation), call.refusal)
     return table
 
 
 async def finish(handler: Handler, stream: Stream) -> Status:
     """Run a handler to its end, whatever that is."""
     try:
-        return await handler(stream)
+        return await handler.run(stream)
     except (Exception, Cancelled) as error:
         return status(error, "A call")
     finally:
@@ -107,18 +140,27 @@ def not_ready() -> dict[str, Handler]:
         return Status(grpc.StatusCode.UNAVAILABLE, "The server is loading its models.")
 
     methods = pb.DESCRIPTOR.services_by_name["VaeService"].methods
-    return {f"/{SERVICE}/{method.name}": handle for method in methods}
+    return {f"/{SERVICE}/{method.name}": Handler(handle) for method in methods}
 
 
 class _Method:
     """One method's way from bytes to the service and back."""
 
-    def __init__(self, name: str, request: type[Message], metrics: Metrics) -> None:
-        self._name, self._request, self._metrics = name, request, metrics
+    def __init__(self, name: str, request: type[Message], door: Door, metrics: Metrics) -> None:
+        self._name, self._request, self._door, self._metrics = name, request, door, metrics
+        self._lanes = LANES.get(name, ())
         self._seconds = metrics.request_seconds.labels(name)
         self._answered: dict[tuple[str, grpc.StatusCode], Any] = {}
 
-    def unary(self, method: Unary) -> Handler:
+    def refusal(self, caller: Caller) -> Status | None:
+        """See Handler."""
+        refused = self._door.refusal(self._lanes, caller.deadline)
+        if refused is None:
+            return None
+        self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
+        return _refused(refused.retry_after)
+
+    def unary(self, method: Unary) -> Run:
         async def handle(stream: Stream) -> Status:
             began, model = time.perf_counter(), ""
             try:
@@ -134,7 +176,7 @@ class _Method:
 
         return handle
 
-    def streaming(self, method: Streaming) -> Handler:
+    def streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
             began, model, ended = time.perf_counter(), "", Status()
             try:
@@ -183,6 +225,12 @@ def status(error: BaseException, method: str) -> Status:
         grpc.StatusCode.INTERNAL,
         f"The server failed on this request. Its log has more under request id {request_id}.",
     )
+
+
+@functools.lru_cache(maxsize=1000)
+def _refused(wait: float) -> Status:
+    # Kept: under overload the same few are needed thousands of times a second.
+    return status(too_late(wait), "")
 
 
 def urgency(metadata: Metadata, seconds_left: float) -> Caller:

@@ -20,7 +20,7 @@ SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs"),
     *("latents", "likelihood", "images", "codec"),
     *("tasks", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
-    *("inference", "repository", "service", "wire", "health", "reflection"),
+    *("inference", "repository", "service", "door", "wire", "health", "reflection"),
     *("listener_aio", "listener", "server"),
 ]
 """serving/ from low to high: a module imports only from those before it."""
