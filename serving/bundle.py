@@ -37,6 +37,7 @@ GOLDEN: Final = "golden.npz"
 FILES: Final = (ENCODER, DECODER, GOLDEN)
 
 MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
+VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 KINDS: Final = ("image", "sequence", "vector")
 DTYPES: Final = ("uint8", "float32")
 FAMILIES: Final = ("vae", "ae")
@@ -231,7 +232,7 @@ def versions(folder: Path) -> list[int]:
     return sorted(
         int(entry.name)
         for entry in folder.iterdir()
-        if entry.is_dir() and re.fullmatch(r"[1-9][0-9]{0,8}", entry.name)
+        if entry.is_dir() and VERSION.fullmatch(entry.name)
     )
 
 

@@ -56,6 +56,10 @@ class Graph:
         arrays: list[NDArray[Any]] = self._session.run(outputs, {self._input: array})
         return arrays
 
+    def close(self) -> None:
+        """Give the session's memory back now, whoever still holds the graph; no run may follow."""
+        del self._session
+
 
 class Engine:
     """Loads graphs onto the provider that was chosen when the process started."""

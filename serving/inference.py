@@ -7,28 +7,26 @@ Score and the second half of Reconstruct together.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import golden, likelihood, sources, tuning
+from serving import likelihood, tuning
 from serving.batcher import Lane, Outputs, Run
-from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
-from serving.engine import Engine, Graph, Signature, available_cpus
+from serving.bundle import LIKELIHOODS, Manifest
 from serving.errors import InvalidInput
+from serving.holds import Holds
 from serving.latents import POSTERIOR, Draw
+from serving.loading import Prepared, Tuned, decode_batch, encode_batch
 from serving.metrics import Metrics
-from serving.rowqueue import RowQueue, Share, whole
+from serving.rowqueue import RowQueue
 from serving.settings import Settings
-from serving.sources import Decoding, Points, Posterior, Prior, Source
+from serving.sources import Decoding, Points, Posterior, Source
 from serving.tasks import Caller, Reply, offload
 
 Array = NDArray[Any]
-
-ENCODED: Final = ("mean", "log_var")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,97 +39,44 @@ class Scores:
     log_likelihood: likelihood.Nats | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A bundle's graphs: loaded, checked against the golden vectors, warm, their cost measured."""
-
-    bundle: Bundle
-    encoder: Graph
-    decoder: Graph
-    encoder_costs: list[tuning.Cost]
-    decoder_costs: list[tuning.Cost]
-
-
-def prepare(bundle: Bundle, engine: Engine, settings: Settings) -> Prepared:
-    """The slow part of opening a model; blocks, for a worker thread. Raises BundleError."""
-    m = bundle.manifest
-    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
-    takes_x = Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent)))
-    takes_z = Signature(
-        ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
-    )
-    budget, row_bytes = settings.batch_budget_ms / 1000, m.x.nbytes + m.latent_size * 4
-
-    def encoder_batch(graph: Graph, rows: int) -> Outputs:
-        return encode_batch(graph, whole(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
-
-    def decoder_batch(graph: Graph, rows: int) -> Outputs:
-        decoding = Decoding(Prior(Draw(seed=0, offset=0, rows=rows)), params=False)
-        return decode_batch(graph, m.latent_size, whole(decoding, rows))
-
-    def load(
-        file: str, signature: Signature, run: Callable[[Graph, int], Outputs]
-    ) -> tuple[Graph, list[tuning.Cost]]:
-        graph = engine.load(bundle.files[file], signature, settings.threads or 1)
-        costs = tuning.measure(functools.partial(run, graph), row_bytes, budget)
-        if not settings.threads and costs[0].seconds > tuning.ONE_THREAD_SECONDS:
-            graph = engine.load(bundle.files[file], signature, available_cpus())
-            costs = tuning.measure(functools.partial(run, graph), row_bytes, budget)
-        return graph, costs
-
-    encoder, encoder_costs = load(ENCODER, takes_x, encoder_batch)
-    decoder, decoder_costs = load(DECODER, takes_z, decoder_batch)
-    golden.check(bundle, encoder, decoder)
-    return Prepared(bundle, encoder, decoder, encoder_costs, decoder_costs)
-
-
-def encode_batch(graph: Graph, batch: Sequence[Share]) -> Outputs:
-    """mean and log_var for the rows of a batch whose payloads are x."""
-    rows = [share.payload[share.start : share.stop] for share in batch]
-    return tuple(graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), ENCODED))
-
-
-def decode_batch(graph: Graph, latent_size: int, batch: Sequence[Share]) -> Outputs:
-    """x, params (None if nobody wants them) and z for a batch whose payloads are decodings."""
-    z = sources.gather(batch, latent_size)
-    if any(share.payload.params for share in batch):
-        return *graph.run(z, ["x", "params"]), z
-    return *graph.run(z, ["x"]), None, z
-
-
 class Model:
     """One version of a model in service."""
 
     def __init__(self, prepared: Prepared, settings: Settings, metrics: Metrics) -> None:
-        self.manifest: Manifest = prepared.bundle.manifest
-        self.digest = prepared.bundle.digest
-        self.costs = {"encoder": prepared.encoder_costs, "decoder": prepared.decoder_costs}
+        self.prepared = prepared
+        self.manifest: Manifest = prepared.manifest
+        self.digest = prepared.digest
+        self.holds = Holds()
         self.params_per_element = LIKELIHOODS[self.manifest.likelihood]
         # Any answer to a request of this many rows fits into one message.
         largest = 4 * (self.params_per_element * self.manifest.x.size + self.manifest.latent_size)
         self.max_rows = max(1, min(settings.max_rows, settings.max_message_bytes // (largest + 64)))
 
-        def lane(name: str, costs: list[tuning.Cost], run: Run) -> Lane:
-            budget = settings.batch_budget_ms / 1000
-            batch_rows = settings.max_batch_rows or tuning.best_rows(costs, budget)
+        def lane(name: str, tuned: Tuned, run: Run) -> Lane:
             queue = RowQueue(
-                batch_rows,
+                tuned.batch_rows,
                 settings.queue_rows,
                 settings.queue_mib << 20,
-                tuning.seconds_of(batch_rows, costs),
+                tuning.seconds_of(tuned.batch_rows, tuned.costs),
             )
             version = (self.manifest.model, self.manifest.version)
             return Lane(name, version, queue, run, metrics)
 
-        encode = functools.partial(encode_batch, prepared.encoder)
-        decode = functools.partial(decode_batch, prepared.decoder, self.manifest.latent_size)
-        self.encoder = lane("encoder", prepared.encoder_costs, encode)
-        self.decoder = lane("decoder", prepared.decoder_costs, decode)
+        encode = functools.partial(encode_batch, prepared.encoder.graph)
+        decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)
+        self.encoder = lane("encoder", prepared.encoder, encode)
+        self.decoder = lane("decoder", prepared.decoder, decode)
 
     def close(self) -> None:
-        """Finish what waits in both lanes, first the one that feeds the other; blocks."""
-        self.encoder.close()
-        self.decoder.close()
+        """Finish what waits in both lanes, first the one that feeds the other, and give back the
+        memory of the graphs; blocks."""
+        for lane, tuned in self.lanes():
+            lane.close()
+            tuned.graph.close()
+
+    def lanes(self) -> list[tuple[Lane, Tuned]]:
+        """Both lanes, each with what its graph was found to cost."""
+        return [(self.encoder, self.prepared.encoder), (self.decoder, self.prepared.decoder)]
 
     def encode(self, x: Array, caller: Caller) -> Reply[Outputs]:
         """mean and log_var of each row, float32 (rows, latent size)."""

@@ -76,8 +76,31 @@ class Metrics:
             "provider",
         )
         self.reloads = counter(
-            "reloads_total", "Bundles loaded or refused, with the reason.", "result", "reason"
+            "reloads_total",
+            "Versions loaded, refused (with the reason) or retired.",
+            "result",
+            "reason",
+        )
+        self.loaded_at = gauge(
+            "model_loaded_timestamp_seconds", "When the version was loaded.", "model", "version"
+        )
+        self.looked_at = gauge(
+            "last_look_timestamp_seconds", "When the bundles' folder was last read to its end."
+        )
+        self.batch_most = gauge(
+            "batch_rows_most", "The most rows one batch takes.", "lane", "model", "version"
+        )
+        self.batch_cost = gauge(
+            "batch_cost_seconds",
+            "What a batch of so many rows took when the version was loaded.",
+            *("lane", "model", "version", "rows"),
         )
         self.loop_lag = gauge(
             "event_loop_lag_seconds", "How late the event loop last woke a timer: its backlog."
         )
+
+    def forget(self, model: str, version: int) -> None:
+        """Drop what was said of a version that is served no more."""
+        of_versions = (self.queue_rows, self.queue_oldest, self.models, self.loaded_at)
+        for metric in (*of_versions, self.batch_most, self.batch_cost):
+            metric.remove_by_labels({"model": model, "version": str(version)})

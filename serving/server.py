@@ -24,6 +24,7 @@ from serving.metrics import Metrics
 from serving.repository import Repository
 from serving.service import VaeService
 from serving.settings import Settings
+from serving.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class Server:
         self._engine = Engine(self.settings.provider)
         self._repository = Repository(self.settings, self._engine, self.metrics)
         self._undo.push_async_callback(self._repository.close)
+        self._watcher = Watcher(self._repository.look, self.settings.reload_seconds)
+        self._undo.callback(self._watcher.stop)
 
     async def _bind(self) -> None:
         # The port opens before the models load, for health alone: probes must tell loading from
@@ -150,6 +153,7 @@ class Server:
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)  # calls leave no cycles behind: look seldom
         self._set_health(True)
+        self._watcher.start()
         self._undo.push_async_callback(self._close_doors)
         log.info(
             "Listening on %s:%d, metrics on http://%s:%d/metrics.",
@@ -161,6 +165,7 @@ class Server:
 
     async def _close_doors(self) -> None:
         # Clients that watch health leave by themselves; calls they still send are answered.
+        self._watcher.stop()
         log.info("Stopping: NOT_SERVING for clients to go elsewhere, then the calls under way.")
         self._set_health(False)
         if self._patient:

@@ -39,7 +39,7 @@ class VaeService:
         self._repository, self._engine, self._settings = repository, engine, settings
 
     async def get_model(self, request: pb.GetModelRequest, caller: Caller) -> pb.GetModelResponse:
-        model = self._repository.find(request.model, request.version)
+        model = self._repository.find(request.model, request.version, caller)
         manifest = model.manifest
         return pb.GetModelResponse(
             served_by=_served_by(model),
@@ -63,12 +63,9 @@ class VaeService:
                 pb.LaneCost(
                     lane=lane.name,
                     max_batch_rows=lane.batch_rows,
-                    costs=[
-                        pb.BatchCost(rows=cost.rows, seconds=cost.seconds)
-                        for cost in model.costs[lane.name]
-                    ],
+                    costs=[pb.BatchCost(rows=c.rows, seconds=c.seconds) for c in tuned.costs],
                 )
-                for lane in (model.encoder, model.decoder)
+                for lane, tuned in model.lanes()
             ],
             preprocessing=manifest.preprocessing,
             created=manifest.created,
@@ -78,14 +75,16 @@ class VaeService:
         self, request: pb.ListModelsRequest, caller: Caller
     ) -> pb.ListModelsResponse:
         repository = self._repository
+        models = repository.models()
+        newest = {model.manifest.model: model for model in models}  # the last of each
         ready = [
             pb.ListedModel(
                 version=_served_by(model),
                 state=pb.MODEL_STATE_READY,
-                newest=model.manifest.version == repository.versions(model.manifest.model)[-1],
+                newest=model is newest[model.manifest.model],
                 default=model.manifest.model == repository.default,
             )
-            for model in repository.models()
+            for model in models
         ]
         refused = [
             pb.ListedModel(
@@ -93,12 +92,12 @@ class VaeService:
                 state=pb.MODEL_STATE_FAILED,
                 reason=entry.reason,
             )
-            for entry in repository.refused
+            for entry in repository.refused()
         ]
         return pb.ListModelsResponse(models=ready + refused)
 
     async def encode(self, request: pb.EncodeRequest, caller: Caller) -> pb.EncodeResponse:
-        model = self._repository.find(request.model, request.version)
+        model = self._repository.find(request.model, request.version, caller)
         x = await _read_rows(request.x, model, "x")
         draw = _posterior_draw(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, caller)
@@ -111,7 +110,7 @@ class VaeService:
         return response
 
     async def decode(self, request: pb.DecodeRequest, caller: Caller) -> pb.DecodeResponse:
-        model = self._repository.find(request.model, request.version)
+        model = self._repository.find(request.model, request.version, caller)
         png = codec.read_format(request.format, model.manifest.x)
         z = codec.read_latents(request.z, model.manifest.latent_size, model.max_rows, "z")
         wants_params = request.output == pb.DECODE_OUTPUT_PARAMS
@@ -128,7 +127,7 @@ class VaeService:
         return response
 
     async def sample(self, request: pb.SampleRequest, caller: Caller) -> pb.SampleResponse:
-        model = self._repository.find(request.model, request.version)
+        model = self._repository.find(request.model, request.version, caller)
         if not 1 <= request.count <= model.max_rows:
             raise InvalidInput(
                 "count",
@@ -149,7 +148,7 @@ class VaeService:
     async def stream_samples(
         self, request: pb.StreamSamplesRequest, caller: Caller
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
-        model = self._repository.find(request.model, request.version)
+        model = self._repository.find(request.model, request.version, caller)
         chunk = request.chunk_rows or min(_DEFAULT_CHUNK, model.max_rows)
         if chunk > model.max_rows:
             raise InvalidInput("chunk_rows", f"{chunk} is more than {model.max_rows}")
@@ -181,7 +180,7 @@ class VaeService:
     async def reconstruct(
         self, request: pb.ReconstructRequest, caller: Caller
     ) -> pb.ReconstructResponse:
-        model = self._repository.find(request.model, request.version)
+        model = self._repository.find(request.model, request.version, caller)
         png = codec.read_format(request.format, model.manifest.x)
         x = await _read_rows(request.x, model, "x")
         draw = _posterior_draw(request, len(x)) if request.draw else None
@@ -199,7 +198,7 @@ class VaeService:
     async def interpolate(
         self, request: pb.InterpolateRequest, caller: Caller
     ) -> pb.InterpolateResponse:
-        model = self._repository.find(request.model, request.version)
+        model = self._repository.find(request.model, request.version, caller)
         if not 2 <= request.steps <= model.max_rows:
             raise InvalidInput(
                 "steps",
@@ -221,7 +220,7 @@ class VaeService:
         return response
 
     async def score(self, request: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
-        model = self._repository.find(request.model, request.version)
+        model = self._repository.find(request.model, request.version, caller)
         x = await _read_rows(request.x, model, "x")
         draws = request.draws or _DEFAULT_DRAWS
         most = min(self._settings.max_draws, model.max_rows * 64 // len(x))

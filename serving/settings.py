@@ -27,6 +27,12 @@ class Settings:
     bundles: str = _setting("models", "Folder of bundles: <root>/<model>/<version>/.")
     default_model: str = _setting("", "Model for requests that name none. Empty: the only one.")
     keep_versions: int = _setting(2, "Versions of each model to serve, the newest.", least=1)
+    reload_seconds: float = _setting(
+        5.0, "Seconds between looks for new versions under --bundles. 0: only at start-up."
+    )
+    pin: str = _setting(
+        "", "Versions to serve as the newest: model=version, with commas between several."
+    )
 
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every interface.")
     port: int = _setting(50051, "Port for gRPC. 0: any free one, named in the log.")

@@ -80,12 +80,13 @@ class Caller:
     background: lets others go first
     """
 
-    __slots__ = ("_pending", "background", "cancelled", "deadline")
+    __slots__ = ("_on_done", "_pending", "background", "cancelled", "deadline")
 
     def __init__(self, deadline: float = math.inf, background: bool = False) -> None:
         self.deadline, self.background = deadline, background
         self.cancelled = False
         self._pending: list[Reply[Any]] = []
+        self._on_done: Callable[[], None] | None = None
 
     def on_cancel(self, reply: Reply[Any]) -> None:
         """Fail `reply` with Cancelled when the caller goes; at once if that has happened."""
@@ -99,9 +100,16 @@ class Caller:
         for reply in list(self._pending):
             reply.fail(Cancelled())
 
+    def on_done(self, act: Callable[[], None]) -> None:
+        """Call `act` when the call has ended, however. There is room for one."""
+        self._on_done = act
+
     def done(self) -> None:
-        """The call has been answered."""
+        """The call has ended."""
         self._pending = []
+        act, self._on_done = self._on_done, None
+        if act is not None:
+            act()
 
 
 def start(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -14,6 +14,9 @@ SHORT: Final = 0.1
 ONE_THREAD_SECONDS: Final = 0.002
 """A graph that takes no longer for one row gets one thread: waking a second one for it costs more
 than it saves, and the CPUs are wanted for receiving and answering."""
+ALIKE: Final = 2.0
+"""A batch that takes as many times what a curve says, at the most, is as the curve says: a machine
+that serves meanwhile is not quiet."""
 _RUNS: Final = 5
 _BYTES: Final = 256 << 20  # of input and output in one batch, at the most
 
@@ -29,26 +32,47 @@ class Cost:
     seconds: float
 
 
-def measure(run: Callable[[int], object], row_bytes: int, most_seconds: float) -> list[Cost]:
+def measure(
+    run: Callable[[int], object], row_bytes: int, most_seconds: float, rest: float = 0.0
+) -> list[Cost]:
     """Time `run`, which runs a batch of so many rows, for 1, 2, 4, ... rows, until one batch takes
     longer than `most_seconds`.
 
+    rest: how long to rest after a run, in times its own; leaves the CPUs to those who serve.
     Also warms the graph: its arenas have their final size afterwards.
     """
     costs: list[Cost] = []
     rows = 1
     while rows <= 4096 and (rows == 1 or rows * row_bytes <= _BYTES):
-        run(rows)  # the first run of a shape allocates
-        times = []
-        for _ in range(_RUNS):
-            began = time.perf_counter()
-            run(rows)
-            times.append(time.perf_counter() - began)
-        costs.append(Cost(rows, min(times)))
+        costs.append(_time(run, rows, rest))
         if costs[-1].seconds > most_seconds:
             break
         rows *= 2
     return costs
+
+
+def still_holds(
+    run: Callable[[int], object], costs: Sequence[Cost], rows: int, rest: float
+) -> bool:
+    """Whether a curve that another graph gave tells what `run` costs, at 1 row and at `rows`.
+
+    Also warms the graph. One that is faster than the curve says is as good: the curve errs to the
+    safe side.
+    """
+    return all(
+        _time(run, batch, rest).seconds <= ALIKE * seconds_of(batch, costs) for batch in (1, rows)
+    )
+
+
+def _time(run: Callable[[int], object], rows: int, rest: float) -> Cost:
+    run(rows)  # the first run of a shape allocates
+    times = []
+    for _ in range(_RUNS):
+        began = time.perf_counter()
+        run(rows)
+        times.append(time.perf_counter() - began)
+        time.sleep(rest * times[-1])
+    return Cost(rows, min(times))
 
 
 def best_rows(costs: Sequence[Cost], most_seconds: float) -> int:

@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs"),
     *("latents", "likelihood", "images", "codec"),
-    *("tasks", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
-    *("inference", "repository", "service", "door", "wire", "health", "reflection"),
+    *("tasks", "holds", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
+    *("loading", "inference", "shelf", "refusals", "repository", "watcher"),
+    *("service", "door", "wire", "health", "reflection"),
     *("listener_aio", "listener", "server"),
 ]
 """serving/ from low to high: a module imports only from those before it."""
