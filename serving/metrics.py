@@ -87,6 +87,9 @@ class Metrics:
         self.looked_at = gauge(
             "last_look_timestamp_seconds", "When the bundles' folder was last read to its end."
         )
+        self.retiring = gauge(
+            "retiring_versions", "Versions that calls still hold and nobody finds any more."
+        )
         self.batch_most = gauge(
             "batch_rows_most", "The most rows one batch takes.", "lane", "model", "version"
         )

@@ -39,8 +39,9 @@ class Repository:
         self._settings, self._engine, self._metrics = settings, engine, metrics
         self._root = Path(settings.bundles)
         self._pins = shelf.read_pins(settings.pin)
-        # Replaced and never changed, so that those who look up need no lock.
+        # Both are replaced and never changed, so that those who look up need no lock.
         self._models: dict[str, dict[int, Model]] = {}
+        self._listed: list[Model] = []
         self._refusals = Refusals(metrics)
         self._contents: dict[tuple[str, int], Fingerprint] = {}  # of what is served
         self._looking = threading.Lock()
@@ -75,13 +76,14 @@ class Repository:
             if self._closing:
                 return
             try:
-                folders = [f for f in shelf.models(self._root) if bundle.versions(f)]
+                folders = shelf.models(self._root)
+                found = [folder for folder in folders if bundle.versions(folder)]
             except OSError as error:
                 self._refusals.add("", 0, error)
                 return
-            for folder in folders:
+            for folder in found:
                 self._look_at(folder)
-            if folders:  # nothing at all is what a lost volume looks like
+            if found:  # nothing at all is what a lost volume looks like
                 for name in set(self._models) - {folder.name for folder in folders}:
                     self._retire(name, list(self._models[name]))
             self._refusals.sweep()
@@ -101,10 +103,7 @@ class Repository:
 
     def models(self) -> list[Model]:
         """Every model served, by name and version."""
-        models = self._models
-        return [
-            models[name][version] for name in sorted(models) for version in sorted(models[name])
-        ]
+        return self._listed
 
     def refused(self) -> list[Refused]:
         """What was found and is not served, by name and version."""
@@ -113,7 +112,8 @@ class Repository:
     async def close(self) -> None:
         """Finish what waits everywhere."""
         self._closing = True
-        await asyncio.to_thread(self._looking.acquire)  # the look under way, if any
+        await asyncio.to_thread(self._looking.acquire)  # once the look under way has ended
+        self._looking.release()
         for thread in self._draining:
             await asyncio.to_thread(thread.join, _LAST_CALLS_SECONDS)
         await asyncio.gather(*(asyncio.to_thread(model.close) for model in self.models()))
@@ -203,10 +203,15 @@ class Repository:
         before = others[max(others)].prepared if others else None
         prepared = prepare(checked, self._engine, self._settings, before)
         model = Model(prepared, self._settings, self._metrics)
-        self._metrics.models.labels(name, version, model.digest, self._engine.provider).set(1)
-        self._metrics.loaded_at.labels(name, version).set_to_current_time()
-        self._models = {**self._models, name: {**others, version: model}}
-        self._metrics.reloads.labels("loaded", "").inc()
+        self._set(name, {**others, version: model})
+        self._tell(model)
+
+    def _tell(self, model: Model) -> None:
+        """Say in the log and the metrics what is served now and what it costs."""
+        name, version, metrics = model.manifest.model, model.manifest.version, self._metrics
+        metrics.reloads.labels("loaded", "").inc()
+        metrics.models.labels(name, version, model.digest, self._engine.provider).set(1)
+        metrics.loaded_at.labels(name, version).set_to_current_time()
         log.info("Serving %s version %d (%s).", name, version, model.digest[:19])
         for lane, tuned in model.lanes():
             log.info(
@@ -215,16 +220,15 @@ class Repository:
                 *(lane.name, name, version, tuned.batch_rows, tuned.threads),
                 ", ".join(f"{cost.rows} {cost.seconds * 1e3:.3g}" for cost in tuned.costs),
             )
-            self._metrics.batch_most.labels(lane.name, name, version).set(tuned.batch_rows)
+            metrics.batch_most.labels(lane.name, name, version).set(tuned.batch_rows)
             for cost in tuned.costs:
-                labels = lane.name, name, version, cost.rows
-                self._metrics.batch_cost.labels(*labels).set(cost.seconds)
+                metrics.batch_cost.labels(lane.name, name, version, cost.rows).set(cost.seconds)
 
     def _retire(self, name: str, versions: list[int]) -> None:
         """Look these up no more; close each when the calls that hold it have ended."""
         left = dict(self._models[name])
         retired = [left.pop(version) for version in versions]
-        self._models = {n: v for n, v in {**self._models, name: left}.items() if v}
+        self._set(name, left)
         self._draining = [thread for thread in self._draining if thread.is_alive()]
         for model in retired:
             del self._contents[name, model.manifest.version]
@@ -235,9 +239,16 @@ class Repository:
     def _let_go(self, model: Model) -> None:
         name, version = model.manifest.model, model.manifest.version
         log.info("Retiring %s version %d: its last calls finish.", name, version)
-        model.holds.drain()
-        model.close()
+        with self._metrics.retiring.track_inprogress():
+            model.holds.drain()
+            model.close()
         if version not in self._models.get(name, {}):  # it may have come back meanwhile
             self._metrics.forget(name, version)
         self._metrics.reloads.labels("retired", "").inc()
         log.info("Retired %s version %d.", name, version)
+
+    def _set(self, name: str, versions: dict[int, Model]) -> None:
+        """From here on these answer, and no others."""
+        models = {**self._models, name: versions}
+        self._models = {name: models[name] for name in sorted(models) if models[name]}
+        self._listed = [of[v] for of in self._models.values() for v in sorted(of)]

@@ -106,9 +106,9 @@ class Server:
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
         self._engine = Engine(self.settings.provider)
-        self._repository = Repository(self.settings, self._engine, self.metrics)
-        self._undo.push_async_callback(self._repository.close)
-        self._watcher = Watcher(self._repository.look, self.settings.reload_seconds)
+        self.repository = Repository(self.settings, self._engine, self.metrics)
+        self._undo.push_async_callback(self.repository.close)
+        self._watcher = Watcher(self.repository.look, self.settings.reload_seconds)
         self._undo.callback(self._watcher.stop)
 
     async def _bind(self) -> None:
@@ -142,9 +142,9 @@ class Server:
         self._undo.push_async_callback(self._listener.stop, settings.drain_seconds)
 
     async def _load_models(self) -> None:
-        await self._repository.load()
-        service = VaeService(self._repository, self._engine, self.settings)
-        door = Door(self._repository, self.metrics)
+        await self.repository.load()
+        service = VaeService(self.repository, self._engine, self.settings)
+        door = Door(self.repository, self.metrics)
         self._listener.handlers = self._own | wire.handlers(service, door, self.metrics)
 
     async def _open_doors(self) -> None:

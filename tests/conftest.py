@@ -27,12 +27,12 @@ TOY_SHAPE = (4, 4)
 TOY_LATENT = 16
 
 
-def _graph(name: str, nodes: list, x: tuple, outputs: list[tuple]) -> bytes:
+def _graph(name: str, levels: int, nodes: list, x: tuple, outputs: list[tuple]) -> bytes:
     def value(name: str, kind: int, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, ["batch", *shape])
 
     constants = {
-        "levels": np.float32(255),
+        "levels": np.float32(levels),
         "zero": np.float32(0),
         "one": np.float32(1),
         "two": np.float32(-2),
@@ -53,13 +53,15 @@ def _graph(name: str, nodes: list, x: tuple, outputs: list[tuple]) -> bytes:
     return model.SerializeToString()
 
 
-def toy_files() -> dict[str, bytes]:
+def toy_files(levels: int = 255) -> dict[str, bytes]:
     """An encoder and a decoder that are each other's inverse: Reconstruct gives x back exactly.
 
-    mean = x / 255, log_var = -2; x = round(255 z), logits = z.
+    mean = x / levels, log_var = -2; x = round(levels z), logits = z. Graphs of other levels give
+    themselves away: no answer can be from the one and the other.
     """
     encoder = _graph(
         "toy_encoder",
+        levels,
         [
             helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
             helper.make_node("Div", ["floats", "levels"], ["unit"]),
@@ -75,6 +77,7 @@ def toy_files() -> dict[str, bytes]:
     )
     decoder = _graph(
         "toy_decoder",
+        levels,
         [
             helper.make_node("Reshape", ["z", "parameters"], ["params"]),
             helper.make_node("Clip", ["z", "zero", "one"], ["unit"]),
@@ -87,7 +90,7 @@ def toy_files() -> dict[str, bytes]:
         [("x", TensorProto.UINT8, TOY_SHAPE), ("params", TensorProto.FLOAT, (1, *TOY_SHAPE))],
     )
     x = np.arange(2 * TOY_LATENT, dtype=np.uint8).reshape(2, *TOY_SHAPE)
-    mean = (x.astype(np.float32) / 255).reshape(2, TOY_LATENT)
+    mean = (x.astype(np.float32) / levels).reshape(2, TOY_LATENT)
     golden = io.BytesIO()
     np.savez(
         golden,
@@ -122,9 +125,15 @@ class PublishToy:
     """Publish the toy bundle, whole or with some files replaced."""
 
     def __call__(
-        self, root: Path, model: str = "toy", family: str = "vae", **replaced: bytes
+        self,
+        root: Path,
+        model: str = "toy",
+        family: str = "vae",
+        levels: int = 255,
+        **replaced: bytes,
     ) -> Path:
-        files = toy_files() | {name.replace("_", "."): data for name, data in replaced.items()}
+        files = {name.replace("_", "."): data for name, data in replaced.items()}
+        files = toy_files(levels) | files
         return bundle.publish(root, toy_manifest(model, family), files)
 
 
@@ -168,6 +177,10 @@ class RunningServer:
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.server.request_stop, False)
         self._thread.join()
+
+    def look(self) -> None:
+        """Have it look for new versions now, as its watcher would after a while."""
+        self.server.repository.look()
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample's value as a scrape would give it now; 0 where there is none yet."""
