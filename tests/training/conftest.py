@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from training.__main__ import main
 
-torch.set_num_threads(2)
+# OMP_NUM_THREADS=1 for machines with other work to do: threads that wait for one another crawl.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 Cli = Callable[..., tuple[int, str, str]]
 
