@@ -141,7 +141,7 @@ class Server:
     async def _load_models(self) -> None:
         await self._repository.load()
         service = VaeService(self._repository, self._engine, self.settings)
-        door = Door(self._repository, self.metrics)
+        door = Door(self._repository)
         self._listener.handlers = self._own | wire.handlers(service, door, self.metrics)
 
     async def _open_doors(self) -> None:
