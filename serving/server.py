@@ -144,7 +144,7 @@ class Server:
     async def _load_models(self) -> None:
         await self.repository.load()
         service = VaeService(self.repository, self._engine, self.settings)
-        door = Door(self.repository, self.metrics)
+        door = Door(self.repository)
         self._listener.handlers = self._own | wire.handlers(service, door, self.metrics)
 
     async def _open_doors(self) -> None:

@@ -21,7 +21,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from serving.door import Door, too_late
+from serving.door import Door
 from serving.errors import (
     DeadlineExpired,
     InvalidInput,
@@ -99,17 +99,11 @@ Unary = Callable[[Any, Caller], Coroutine[Any, Any, Message]]
 Streaming = Callable[[Any, Caller], AsyncIterator[Message]]
 
 
-_BOTH: Final = ("encoder", "decoder")
-LANES: Final[dict[str, tuple[str, ...]]] = {
-    "Encode": ("encoder",),
-    "Decode": ("decoder",),
-    "Sample": ("decoder",),
-    "StreamSamples": ("decoder",),
-    "Interpolate": ("decoder",),
-    "Reconstruct": _BOTH,
-    "Score": _BOTH,
+FIRST_LANE: Final = {
+    **dict.fromkeys(("Encode", "Reconstruct", "Score"), "encoder"),
+    **dict.fromkeys(("Sample", "StreamSamples", "Decode", "Interpolate"), "decoder"),
 }
-"""The lanes that every call of a method has to pass."""
+"""The lane that every call of a method has to pass first."""
 
 
 def handlers(service: VaeService, door: Door, metrics: Metrics) -> dict[str, Handler]:
@@ -148,29 +142,38 @@ class _Method:
 
     def __init__(self, name: str, request: type[Message], door: Door, metrics: Metrics) -> None:
         self._name, self._request, self._door, self._metrics = name, request, door, metrics
-        self._lanes = LANES.get(name, ())
+        self._lane = FIRST_LANE.get(name)
         self._seconds = metrics.request_seconds.labels(name)
+        self._shed = metrics.shed.labels(self._lane or "", "door")
+        self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
         self._answered: dict[tuple[str, grpc.StatusCode], Any] = {}
 
     def refusal(self, caller: Caller) -> Status | None:
         """See Handler."""
-        refused = self._door.refusal(self._lanes, caller.deadline)
-        if refused is None:
+        if self._lane is None or caller.deadline == math.inf:
             return None
-        self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
-        return _refused(refused.retry_after)
+        wait = self._door.wait(self._lane, caller.deadline)
+        if not wait:
+            return None
+        self._shed.inc()
+        self._exhausted.inc()
+        return _refused(math.ceil(wait * 100) / 100)
 
     def unary(self, method: Unary) -> Run:
         async def handle(stream: Stream) -> Status:
             began, model = time.perf_counter(), ""
             try:
-                request = self._parse(await stream.read(), stream.caller)
+                message = await stream.read()
                 began = time.perf_counter()  # the call is complete only with its message
+                request = self._parse(message, stream.caller)
                 response = await method(request, stream.caller)
                 model = _model(response)
                 ended = Status(message=response.SerializeToString())
+                self._door.was_right()
             except (Exception, Cancelled) as error:
                 ended = status(error, self._name)
+                if isinstance(error, Overloaded) and self._lane:
+                    self._door.was_wrong(self._lane, stream.caller.deadline)
             self._count(began, model, ended.code)
             return ended
 
@@ -230,7 +233,8 @@ def status(error: BaseException, method: str) -> Status:
 @functools.lru_cache(maxsize=1000)
 def _refused(wait: float) -> Status:
     # Kept: under overload the same few are needed thousands of times a second.
-    return status(too_late(wait), "")
+    what = f"The wait would be about {wait:.2f} s and this call has less left"
+    return status(Overloaded("door", what, wait), "")
 
 
 def urgency(metadata: Metadata, seconds_left: float) -> Caller:

@@ -1,0 +1,111 @@
+"""Refusal before a call is read: only of what no lane would admit, and never for long."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.door import Door
+from serving.errors import Overloaded
+from serving.wire import Handler, Status, status
+
+
+class House:
+    """A door before decoder lanes that are said to be as busy as a test wants them."""
+
+    def __init__(self, *waits: float) -> None:
+        self.now = 100.0
+        self.lanes = [SimpleNamespace(least_wait=wait, ended=self.now) for wait in waits]
+        models = [SimpleNamespace(decoder=lane) for lane in self.lanes]
+        self.door = Door(SimpleNamespace(models=lambda: models), lambda: self.now)
+
+    def refuses(self, seconds_left: float) -> bool:
+        return self.door.wait("decoder", self.now + seconds_left) > 0
+
+
+def test_who_has_less_time_than_the_lane_needs_is_refused():
+    house = House(0.1)
+    assert house.refuses(0.1)
+    assert not house.refuses(0.2)
+
+
+def test_the_shortest_lane_in_use_decides():
+    house = House(0.1, 0.01)
+    assert not house.refuses(0.05)
+    house.lanes[1].ended -= 60  # nobody has asked for that one of late
+    assert house.refuses(0.05)
+
+
+def test_some_are_read_all_the_same_for_they_may_want_a_lane_that_is_free():
+    house = House(0.1)
+    assert [house.refuses(0.05) for _ in range(32)].count(False) == 2
+
+
+def test_an_empty_lane_lets_everybody_in_whatever_was_learned():
+    house = House(0.1)
+    for _ in range(1000):
+        house.door.was_wrong("decoder", house.now)
+    house.lanes[0].least_wait = 0.0
+    assert not house.refuses(0.0001)
+
+
+def test_calls_read_in_vain_make_the_door_stricter_and_calls_admitted_milder():
+    house = House(0.1)
+    assert not house.refuses(0.15)
+    for _ in range(100):
+        house.door.was_wrong("decoder", house.now)
+    assert house.refuses(0.15)
+    for _ in range(1000):
+        house.door.was_right()
+    assert not house.refuses(0.15)
+
+
+def test_a_large_request_that_a_lane_refuses_teaches_the_door_nothing():
+    house = House(0.1)
+    for _ in range(100):
+        house.door.was_wrong("decoder", house.now + 10)  # a small one would have been admitted
+    assert house.door.lead == 0
+
+
+@pytest.fixture
+def refusing(server):
+    """The server, its Sample refusing at the door."""
+    before = server.server._listener.handlers
+    refusal = status(Overloaded("door", "Too much to do", 0.25), "Sample")
+
+    async def never(stream) -> Status:
+        raise AssertionError("the call was read")
+
+    path = "/vae.v1.VaeService/Sample"
+    handlers = {**before, path: Handler(never, lambda caller: refusal)}
+    server.server._listener.handlers = handlers
+    yield server
+    server.server._listener.handlers = before
+
+
+def test_a_call_is_refused_without_its_message_and_told_when_to_come_back(refusing):
+    with grpc.insecure_channel(refusing.target) as channel:
+        call = channel.stream_unary("/vae.v1.VaeService/Sample")
+        held: Future[None] = Future()
+        silent = iter(held.result, None)  # a caller that does not send its message
+        try:
+            with pytest.raises(grpc.RpcError) as refused:
+                call(silent, timeout=20)
+        finally:
+            held.set_result(None)
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        trailers = dict(refused.value.trailing_metadata())
+        rich = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+        info = error_details_pb2.RetryInfo()
+        assert rich.details[0].Unpack(info)
+        assert info.retry_delay.ToMilliseconds() == 250
+        assert trailers["grpc-retry-pushback-ms"] == "250"
+
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        assert answer.status == answer.SERVING
