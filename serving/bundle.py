@@ -108,11 +108,11 @@ class Manifest:
             x = raw["x"]
             raw["x"] = XSpec(x["kind"], tuple(x["shape"]), x["dtype"], tuple(x["range"]))
             manifest = cls(**raw)
+            manifest._check()
         except (KeyError, TypeError) as error:
             raise BundleError(
-                "format", f"{MANIFEST} lacks a key or has an unknown one: {error}."
+                "format", f"{MANIFEST} lacks a key, or one is unknown or of a wrong type: {error}."
             ) from None
-        manifest._check()
         return manifest
 
     def _check(self) -> None:
@@ -129,7 +129,9 @@ class Manifest:
             and all(type(n) is int and n >= 1 for n in shape)
             and math.prod(shape) <= 1 << 28,
             "x.range": len(self.x.range) == 2 and self.x.range[0] < self.x.range[1],
-            "files": isinstance(self.files, dict) and set(self.files) == set(FILES),
+            "files": isinstance(self.files, dict)
+            and set(self.files) == set(FILES)
+            and all(isinstance(entry, dict) for entry in self.files.values()),
         }.items():
             if not good:
                 value: Any = self

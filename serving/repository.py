@@ -182,14 +182,8 @@ class Repository:
             return
         try:
             checked = bundle.load(path)
-            if served is None:
+            if served is None or served.digest != checked.digest:
                 self._serve(checked)
-            elif served.digest != checked.digest:
-                raise BundleError(
-                    "changed",
-                    f"{path} is not what was served from it, and that is served on. A version "
-                    "never changes: publish another.",
-                )
         except ConfigError:
             raise  # of the server, not of the bundle
         except Exception as error:  # whatever a bundle makes of us, it refuses that bundle only
@@ -202,9 +196,16 @@ class Repository:
         others = self._models.get(name, {})
         before = others[max(others)].prepared if others else None
         prepared = prepare(checked, self._engine, self._settings, before)
+        # Deleted and published anew between two looks. The digest in the answers tells them apart.
+        replaced = others.get(version)
+        if replaced is not None:
+            log.warning("%s version %d has other content than it had.", name, version)
+            self._metrics.forget(name, version)  # now: its successor's series have the same labels
         model = Model(prepared, self._settings, self._metrics)
         self._set(name, {**others, version: model})
         self._tell(model)
+        if replaced is not None:
+            self._release(replaced)
 
     def _tell(self, model: Model) -> None:
         """Say in the log and the metrics what is served now and what it costs."""
@@ -229,23 +230,24 @@ class Repository:
         left = dict(self._models[name])
         retired = [left.pop(version) for version in versions]
         self._set(name, left)
-        self._draining = [thread for thread in self._draining if thread.is_alive()]
         for model in retired:
             del self._contents[name, model.manifest.version]
-            thread = threading.Thread(target=self._let_go, args=(model,), name="drain", daemon=True)
-            thread.start()
-            self._draining.append(thread)
+            self._metrics.forget(name, model.manifest.version)
+            self._release(model)
 
-    def _let_go(self, model: Model) -> None:
-        name, version = model.manifest.model, model.manifest.version
-        log.info("Retiring %s version %d: its last calls finish.", name, version)
-        with self._metrics.retiring.track_inprogress():
-            model.holds.drain()
-            model.close()
-        if version not in self._models.get(name, {}):  # it may have come back meanwhile
-            self._metrics.forget(name, version)
-        self._metrics.reloads.labels("retired", "").inc()
-        log.info("Retired %s version %d.", name, version)
+    def _release(self, model: Model) -> None:
+        """Close a model that is found no more, in a thread that waits for its last calls."""
+
+        def release() -> None:
+            with self._metrics.retiring.track_inprogress():
+                model.holds.drain()
+                model.close()
+            self._metrics.reloads.labels("retired", "").inc()
+            log.info("Retired %s version %d.", model.manifest.model, model.manifest.version)
+
+        self._draining = [thread for thread in self._draining if thread.is_alive()]
+        self._draining.append(threading.Thread(target=release, name="release", daemon=True))
+        self._draining[-1].start()
 
     def _set(self, name: str, versions: dict[int, Model]) -> None:
         """From here on these answer, and no others."""

@@ -155,6 +155,19 @@ def test_sigterm_while_loading_ends_in_order(serve, toy_bundles):
     assert process.exit_status() == 0
 
 
+def test_sigterm_while_a_new_version_loads_ends_in_order(serve, publish_toy, tmp_path):
+    publish_toy(tmp_path)
+    process = serve("--bundles", str(tmp_path), "--reload-seconds", "0.01")
+    process.ready()
+    for _ in range(10):
+        publish_toy(tmp_path)
+    process.wait_for("Serving toy version [2-9]")
+    process.signal(signal.SIGTERM)
+    assert process.exit_status() == 0
+    assert "Stopped." in process.log[-2]
+    assert "Traceback" not in "".join(process.log)
+
+
 def test_asked_for_cuda_and_not_getting_it_is_a_refusal_that_says_why(serve, toy_bundles):
     if Path("/dev/nvidia0").exists():
         pytest.skip("this machine has a GPU: CUDA would be had")
