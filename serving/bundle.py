@@ -80,6 +80,7 @@ class Manifest:
     preprocessing: str  # what the graphs do to x first, in words: clients need not do it
     parity: dict[str, Any]  # measured at export: batches, rows, largest differences, tolerance
     training: dict[str, Any] = field(default_factory=dict)  # configuration and metrics
+    evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, where there was one
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {sha256, bytes}
     version: int = 0  # given by publish
     created: str = ""  # UTC, ISO 8601; given by publish
@@ -129,6 +130,7 @@ class Manifest:
             and all(type(n) is int and n >= 1 for n in shape)
             and math.prod(shape) <= 1 << 28,
             "x.range": len(self.x.range) == 2 and self.x.range[0] < self.x.range[1],
+            "evaluation": isinstance(self.evaluation, dict),
             "files": isinstance(self.files, dict)
             and set(self.files) == set(FILES)
             and all(isinstance(entry, dict) for entry in self.files.values()),

@@ -22,6 +22,7 @@ from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import RowSpec
 from training.errors import TrainingError
+from training.evaluation.record import digest, recorded
 from training.likelihoods import LIKELIHOODS
 from training.model import Model, render
 from training.objective import words
@@ -65,6 +66,7 @@ def export(path: Path, bundles: Path, name: str, source: str | None = None) -> P
             "split": saved.split,
             "metrics": saved.history[-1],
         },
+        evaluation=recorded(path, digest(model)),
     )
     files = {
         bundle.ENCODER: encoder,
@@ -112,6 +114,9 @@ def report(folder: Path) -> dict[str, Any]:
         "bytes": {name: entry["bytes"] for name, entry in manifest.files.items()},
         "opset": manifest.opset,
         "parity": manifest.parity,
+        "evaluation": "of these weights, in the manifest"
+        if manifest.evaluation
+        else "none of these weights; `evaluate` before `export` records one",
     }
 
 

@@ -189,3 +189,14 @@ def test_a_manifest_survives_its_file(publish_toy, tmp_path):
     assert bundle.Manifest.from_json(manifest.to_json()) == manifest
     with pytest.raises(BundleError, match="latent_size cannot be 0"):
         bundle.Manifest.from_json(dataclasses.replace(manifest, latent_size=0).to_json())
+
+
+def test_an_evaluation_is_optional_and_an_object(publish_toy, tmp_path):
+    manifest = bundle.load(publish_toy(tmp_path)).manifest
+    found = dataclasses.replace(manifest, evaluation={"nll": 86.5})
+    assert bundle.Manifest.from_json(found.to_json()) == found
+    raw = json.loads(manifest.to_json())
+    del raw["evaluation"]  # as bundles were before there was one
+    assert bundle.Manifest.from_json(json.dumps(raw).encode()).evaluation == {}
+    with pytest.raises(bundle.BundleError, match="evaluation cannot be"):
+        bundle.Manifest.from_json(json.dumps(raw | {"evaluation": [1]}).encode())

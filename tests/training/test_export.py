@@ -177,6 +177,19 @@ def test_the_next_export_is_the_next_version(
     assert again.files["golden.npz"] == exported.files["golden.npz"]
 
 
+def test_an_evaluation_of_the_same_weights_goes_into_the_manifest(cli: Cli, tmp_path: Path) -> None:
+    path = train(cli, tmp_path / "run", "--likelihood", "bernoulli", "--binarisation", "dynamic")
+    assert export(cli, path, tmp_path / "bundles").manifest.evaluation == {}
+    flags = ("--samples", 5, "--rows", 20, "--cache", tmp_path / "cache")
+    assert cli("evaluate", path, *flags)[0] == 0
+    found = export(cli, path, tmp_path / "bundles").manifest.evaluation
+    assert found == json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (found["rows"], found["bound"]["samples"]) == (20, 5)
+    other = train(cli, tmp_path / "other", "--seed", 1)
+    (tmp_path / "run" / "evaluation.json").rename(tmp_path / "other" / "evaluation.json")
+    assert export(cli, other, tmp_path / "bundles").manifest.evaluation == {}
+
+
 def test_pictures_go_all_the_way(cli: Cli, picture_folder: Path, tmp_path: Path) -> None:
     """Not square, in colour, from files to a served graph."""
     data = f"images:{picture_folder}"

@@ -7,5 +7,5 @@ aggregate    is the aggregate posterior N(0, I)?
 probe        what a linear classifier reads off the means
 classifier   the frozen features the Frechet distance is measured in
 frechet      between two sets of features
-report       all of it: JSON, a table, pictures
+report       all of it; `table` and `figures` show it
 """

@@ -19,8 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.errors import RunFailed
-from training.evaluation.units import kl
-from training.model import Model
+from training.model import Model, gaussian_kl
 
 AT_ONCE: Final = 1 << 12
 """Latents decoded at once, at most: so many that matrix products, not Python, take the time."""
@@ -121,7 +120,7 @@ def _block(
         distortion += nll.double().sum(1)
     nll = math.log(samples) - weights.largest - weights.sum.log()
     effective = weights.sum.square() / weights.squares
-    rate = kl(mean, log_var).double().sum(1)
+    rate = gaussian_kl(mean, log_var).double()
     return (distortion / samples).cpu(), rate.cpu(), nll.cpu(), effective.cpu()
 
 

@@ -21,7 +21,7 @@ from training.data import Dataset, RowSpec
 from training.model import unit
 
 FEATURES: Final = 64
-_STEPS: Final = 1500
+_STEPS: Final = 800
 _BATCH: Final = 128
 _AT_ONCE: Final = 1024  # rows judged at once: bounds memory, changes no result
 _FORMAT: Final = "latentd classifier 1"

@@ -67,7 +67,7 @@ def whole(text: str) -> int:
 def _evaluate(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help should not.
     from training.errors import TrainingError
-    from training.evaluation import figures, report
+    from training.evaluation import figures, record, report
     from training.evaluation.subject import open_run
     from training.evaluation.table import table
 
@@ -81,4 +81,4 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     result = report.evaluate(subject, options)
     pictures = figures.draw(out, subject, result)
     print(table(result))
-    print(f"{'written':<22}{', '.join(map(str, (report.write(out, result), *pictures)))}")
+    print(f"{'written':<22}{', '.join(map(str, (record.write(out, result), *pictures)))}")

@@ -42,6 +42,8 @@ def _kl(path: Path, latent: dict[str, Any]) -> None:
     places = np.arange(len(order))
     active = variance[order] > latent["threshold"]
     for chosen, colour, name in ((active, "C0", "active"), (~active, "C3", "not active")):
+        if not chosen.any():
+            continue
         axes.bar(places[chosen], kl[order][chosen], color=colour, label=name)
     axes.set(
         title=f"{latent['active_units']} of {latent['size']} units active",
@@ -60,17 +62,17 @@ def _latent(path: Path, subject: Subject, result: dict[str, Any]) -> None:
     test = subject.dataset.test
     x = test.x[: min(result["rows"], _POINTS)]
     mean, log_var = subject.encode(subject.observed(x, result["seed"]))
-    noise = samples.prior(2 * len(mean), mean.shape[1], result["seed"])
-    z, normal = mean + (0.5 * log_var).exp() * noise[: len(mean)], noise[len(mean) :]
+    z = mean + (0.5 * log_var).exp() * samples.prior(len(mean), mean.shape[1], result["seed"])
+    normal = samples.prior(10 * _POINTS, mean.shape[1], result["seed"] + 1)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     values, norms, plane = figure.subplots(1, 3)
     for title, axes, ours, theirs in (
         ("all coordinates of z", values, z.flatten(), normal.flatten()),
         ("|z|", norms, z.norm(dim=1), normal.norm(dim=1)),
     ):
-        edges = np.histogram_bin_edges(torch.cat((ours, theirs)).numpy(), 60).tolist()
+        edges = np.histogram_bin_edges(torch.cat((ours, theirs)).numpy(), 40).tolist()
         axes.hist(ours.numpy(), edges, density=True, label="q(z)")
-        axes.hist(theirs.numpy(), edges, density=True, histtype="step", label="N(0, I)")
+        axes.hist(theirs.numpy(), edges, density=True, histtype="step", lw=2, label="N(0, I)")
         axes.set(title=title)
         axes.legend()
     # The two directions in which the codes differ most.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from training.evaluation.subject import Subject
 from training.evaluation.units import ACTIVE, units, verdict
 from training.model import unit
 
-FILE: Final = "evaluation.json"
 GAP_SAMPLES: Final = 100
 """Draws a row in the comparison of training with test rows: -ELBO does not depend on how many, and
 the NLL's gap hardly does."""
@@ -88,24 +86,6 @@ def evaluate(subject: Subject, options: Options) -> dict[str, Any]:
     return plain
 
 
-def write(folder: Path, result: dict[str, Any]) -> Path:
-    """evaluation.json, in the run's folder, where export finds it."""
-    path = folder / FILE
-    path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    return path
-
-
-def recorded(checkpoint: Path, weights: str) -> dict[str, Any]:
-    """What evaluation.json beside `checkpoint` says of these very weights; {} if it says nothing
-    of them."""
-    try:
-        result = json.loads((checkpoint.parent / FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    ours = isinstance(result, dict) and result.get("weights") == weights
-    return result if ours and result.get("own_data") else {}
-
-
 def _bound(judged: Bound) -> dict[str, Any]:
     return {
         "samples": judged.samples,
@@ -155,8 +135,9 @@ def _judged_by_labels(
         return {"probe": {"missing": why}, "frechet": {"missing": f"{why}, so no classifier"}}
     codes, _ = subject.encode(subject.observed(train.x[:PROBE_ROWS], options.seed))
     found = probe(codes, train.y[:PROBE_ROWS], mean, test.y[: len(mean)])
-    judge = classifier(subject.dataset, options.cache or cache_folder())
-    real = judge.features(test.x)
+    grey = subject.grey()
+    judge = classifier(grey, options.cache or cache_folder())
+    real = judge.features(grey.test.x)
     drawn = {
         "prior": samples.prior(samples.COUNT, mean.shape[1], options.seed),
         "fitted": samples.fitted(codes, samples.COUNT, options.seed),
@@ -169,10 +150,10 @@ def _judged_by_labels(
         "probe": dataclasses.asdict(found),
         "frechet": {
             **distances,
-            "training_rows": frechet(judge.features(train.x[: samples.COUNT]), real),
+            "training_rows": frechet(judge.features(grey.train.x[: samples.COUNT]), real),
             "samples": samples.COUNT,
             "test_rows": len(real),
-            "classifier_accuracy": judge.accuracy(test.x, test.y),
+            "classifier_accuracy": judge.accuracy(grey.test.x, test.y),
         },
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,6 +15,7 @@ from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import Dataset
 from training.errors import TrainingError
+from training.evaluation.record import digest
 from training.model import Model, observe
 from training.train import BEST
 
@@ -49,8 +49,11 @@ class Subject:
     @property
     def pixels(self) -> str:
         """What a row's values are by the time they are judged."""
-        if self.saved.config.binarisation == "dynamic":
-            return "black or white, drawn once with probability x"
+        config = self.saved.config
+        if config.binarisation == "dynamic":
+            return "black or white, drawn once here with probability x; in training, in each pass"
+        if config.binarisation == "fixed":
+            return f"black or white, drawn once for all with seed {config.binarisation_seed}"
         return "as the data has them, scaled to [0, 1]"
 
     def observed(self, x: Tensor, seed: int) -> Tensor:
@@ -59,6 +62,14 @@ class Subject:
         noise = torch.Generator().manual_seed(seed)
         dynamic = self.saved.config.binarisation == "dynamic"
         return observe(x, noise, dynamic).to(self.device)
+
+    def grey(self) -> Dataset:
+        """The same rows and split before they were made black or white for good: what a
+        classifier is trained on, and what E[x|z] looks like."""
+        if self.saved.config.binarisation != "fixed":
+            return self.dataset
+        config = dataclasses.replace(self.saved.config, data=self.source, binarisation="none")
+        return data.load(config)
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,21 +99,14 @@ def open_run(path: Path, source: str | None = None, device: str = "auto") -> Sub
     return Subject(path, saved, name, model, dataset, chosen, digest(model))
 
 
-def digest(model: Model) -> str:
-    """sha256 over the names and the bytes of a model's weights."""
-    seen = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        seen.update(name.encode())
-        seen.update(weight.cpu().contiguous().numpy().tobytes())
-    return seen.hexdigest()
-
-
 def meaning(config: Config, x: Tensor) -> Meaning:
     """What -log p(x|z) of this config means for rows x."""
     if config.model == "ae":
         return Meaning("nothing", "an autoencoder has no ELBO and no likelihood")
     if config.likelihood == "gaussian":
-        return Meaning("density", "density of pixels scaled to [0, 1]; below 0 where it exceeds 1")
+        return Meaning(
+            "density", "density of pixels scaled to [0, 1]: no probability, so it may be below 0"
+        )
     if config.likelihood == "bernoulli" and config.binarisation == "none" and not _two_valued(x):
         return Meaning(
             "nothing",

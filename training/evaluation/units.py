@@ -7,12 +7,14 @@ from typing import Final
 
 from torch import Tensor
 
+from training.model import latent_kl
+
 ACTIVE: Final = 0.01
 """A unit is active if Var_x E[z|x] exceeds this. Burda et al., 2016, arXiv:1509.00519, sec. 5."""
 
 REMEDY: Final = (
-    "train longer, with a smaller --batch-size or another --learning-rate, and look at the rate "
-    "in log.jsonl from the first epoch on"
+    "--beta 1 or less if it is above, --kl-warm-up over a third of the epochs, --free-bits 0.1; "
+    "then look at the rate in log.jsonl from the first epoch on"
 )
 
 
@@ -41,15 +43,7 @@ class Units:
 
 def units(mean: Tensor, log_var: Tensor) -> Units:
     """mean, log_var: (rows, latent_size), two rows or more."""
-    return Units(kl(mean, log_var).double().mean(0), mean.double().var(0))
-
-
-def kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) || N(0, 1)) of each dimension, in nats: as its arguments.
-
-    Kingma & Welling, 2014, arXiv:1312.6114, appendix B.
-    """
-    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
+    return Units(latent_kl(mean, log_var).double().mean(0), mean.double().var(0))
 
 
 def verdict(units: Units) -> str:

@@ -1,0 +1,267 @@
+"""`python -m training evaluate` on real runs, and what it says of each kind of model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training import checkpoint, data
+from training.config import Config
+from training.evaluation.classifier import Classifier, classifier
+from training.evaluation.record import digest, recorded
+from training.evaluation.subject import open_run
+from training.run import evaluate as elbo_of
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classifiers, shared by a module's tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def train(cli: Cli, tmp_path: Path) -> Callable[..., Path]:
+    def run(*flags: object, epochs: int = 1) -> Path:
+        out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        tiny = ("--epochs", epochs, "--hidden", 16, "--latent-size", 3)
+        status, _, err = cli("train", "--out", out, *tiny, *flags)
+        assert status == 0, err
+        return out
+
+    return run
+
+
+@pytest.fixture
+def evaluate(cli: Cli, cache: Path) -> Callable[..., tuple[dict[str, Any], str]]:
+    """evaluation.json and what was printed."""
+
+    def run(path: Path, *flags: object) -> tuple[dict[str, Any], str]:
+        arguments = ("evaluate", path, "--samples", 40, "--cache", cache, *flags)
+        status, printed, err = cli(*arguments)
+        assert status == 0, err
+        out = Path(str(flags[flags.index("--out") + 1])) if "--out" in flags else path
+        return json.loads((out / "evaluation.json").read_text()), printed
+
+    return run
+
+
+BINARY = ("--likelihood", "bernoulli", "--binarisation", "dynamic")
+
+
+def test_a_run_is_evaluated(train: Any, evaluate: Any) -> None:
+    run = train(*BINARY, epochs=8)
+    result, printed = evaluate(run)
+    saved = checkpoint.load(run / "best.pt")
+    assert result["weights"] == digest(saved.model())
+    assert (result["checkpoint"], result["data"]) == ("best.pt", "digits")
+    assert result["split"] == saved.split
+    assert (result["rows"], result["part"], result["own_data"]) == (180, "test", True)
+    found = result["bound"]
+    assert (found["samples"], found["rows"]) == (40, 180)
+    assert found["nll"] < found["negative_elbo"]
+    assert found["negative_elbo"] == pytest.approx(found["distortion"] + found["rate"])
+    assert 1 <= found["effective_samples"] <= 40
+    own = elbo_of(saved.model(), data.load(saved.config).test.x, 0)
+    assert found["negative_elbo"] == pytest.approx(-own["elbo"], abs=2)
+    assert found["rate"] == pytest.approx(own["rate"], abs=0.5)
+    latent = result["latent"]
+    assert sum(latent["kl"]) == pytest.approx(found["rate"], rel=1e-5)
+    assert latent["active_units"] == sum(v > 0.01 for v in latent["variance_of_mean"])
+    assert result["probe"]["accuracy"] > 0.3
+    assert result["frechet"]["training_rows"] < result["frechet"]["prior"]
+    assert result["frechet"]["classifier_accuracy"] > 0.95
+    for words in (
+        "best.pt, epoch 8",
+        "digits, test rows (drawn by seed)",
+        "all 180 of 180",
+        "black or white, drawn once here",
+        "S = 40",
+        f"{found['nll']:.2f}",
+        "of 3: Var E[z|x] > 0.01",
+        f"{result['frechet']['prior']:.2f}",
+    ):
+        assert words in printed
+    for name in ("kl", "latent", "samples"):
+        with Image.open(run / f"{name}.png") as picture:
+            assert np.asarray(picture).std() > 10, name
+
+
+def test_the_seed_decides_everything(train: Any, evaluate: Any) -> None:
+    run = train(*BINARY)
+    first, _ = evaluate(run, "--rows", 20)
+    assert evaluate(run, "--rows", 20)[0] == first
+    other, _ = evaluate(run, "--rows", 20, "--seed", 1)
+    assert other["bound"]["nll"] != first["bound"]["nll"]
+
+
+def test_the_last_checkpoint_elsewhere(train: Any, evaluate: Any, tmp_path: Path) -> None:
+    run = train(*BINARY)
+    out = tmp_path / "deep" / "elsewhere"
+    result, _ = evaluate(run / "last.pt", "--out", out)
+    assert result["checkpoint"] == "last.pt"
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("evaluation.json", "kl.png", "latent.png", "samples.png")
+    ]
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_quick_look_says_so(train: Any, evaluate: Any) -> None:
+    run = train(*BINARY)
+    result, printed = evaluate(run, "--rows", 50)
+    assert result["rows"] == result["bound"]["rows"] == 50
+    assert "A QUICK LOOK: only the first 50 of 180" in printed
+    assert "all 50 of" not in printed
+
+
+def test_an_autoencoder_has_no_likelihood(train: Any, evaluate: Any) -> None:
+    run = train("--model", "ae", *BINARY)
+    result, printed = evaluate(run)
+    assert "bound" not in result
+    assert "NLL" not in printed
+    assert "an autoencoder has no ELBO and no likelihood" in printed
+    assert "a point for a code" in printed
+    assert result["reconstruction"]["mean_squared_error"] > 0
+    assert result["frechet"]["fitted"] > 0
+    assert not (run / "kl.png").exists()
+
+
+def test_grey_cross_entropy_is_refused_as_a_likelihood(train: Any, evaluate: Any) -> None:
+    result, printed = evaluate(train("--likelihood", "bernoulli"))
+    assert "bound" not in result
+    assert "cross-entropy of grey pixels is no likelihood" in printed
+    assert "--binarisation dynamic" in printed
+    assert "-ELBO " not in printed
+    assert "NLL " not in printed
+    assert result["latent"]["kl"]  # the posterior is a posterior all the same
+
+
+def test_pixels_that_are_black_or_white_have_a_likelihood(
+    train: Any, evaluate: Any, tmp_path: Path
+) -> None:
+    rows = 255 * np.random.default_rng(0).integers(0, 2, (90, 5), np.uint8)
+    np.save(tmp_path / "rows.npy", rows)
+    flags = ("--data", f"npz:{tmp_path / 'rows.npy'}", "--likelihood", "bernoulli")
+    result, printed = evaluate(train(*flags))
+    assert result["bound"]["nll"] > 0
+    assert "not measured: the data have no labels" in printed
+    assert result["probe"] == {"missing": "the data have no labels"}
+    assert result["frechet"] == {"missing": "the data have no labels, so no classifier"}
+
+
+def test_binarised_for_good(train: Any, evaluate: Any) -> None:
+    run = train("--likelihood", "bernoulli", "--binarisation", "fixed")
+    result, printed = evaluate(run)
+    assert "drawn once for all with seed 777" in printed
+    assert result["bound"]["nll"] > 0
+    assert result["frechet"]["classifier_accuracy"] > 0.95  # on grey rows, as samples are grey
+
+
+def test_a_density_is_called_one(train: Any, evaluate: Any) -> None:
+    result, printed = evaluate(train("--likelihood", "gaussian"))
+    assert "density of pixels scaled to [0, 1]" in printed
+    assert "density" in result["likelihood"]
+    assert "bound" in result
+
+
+def test_other_rows_are_named_as_such(train: Any, evaluate: Any, tmp_path: Path) -> None:
+    run = train(*BINARY, epochs=8)
+    rows = np.random.default_rng(0).integers(0, 256, (90, 8, 8), np.uint8)
+    np.savez(tmp_path / "others.npz", x=rows, y=np.zeros(90, np.int64))
+    own, _ = evaluate(run)
+    result, printed = evaluate(run, "--data", f"npz:{tmp_path / 'others.npz'}")
+    assert "NOT the rows or the split this model was trained on" in printed
+    assert not result["own_data"]
+    assert result["bound"]["nll"] > own["bound"]["nll"] + 10
+    assert "the labels name one class only" in printed
+
+
+def test_only_an_evaluation_of_the_same_weights_counts(
+    train: Any, evaluate: Any, tmp_path: Path
+) -> None:
+    run = train(*BINARY)
+    weights = open_run(run).weights
+    assert recorded(run / "best.pt", weights) == {}
+    result, _ = evaluate(run)
+    assert recorded(run / "best.pt", weights) == result
+    assert recorded(run / "best.pt", open_run(train(*BINARY, "--seed", 1)).weights) == {}
+    (run / "evaluation.json").write_text("{")
+    assert recorded(run / "best.pt", weights) == {}
+
+
+def test_the_classifier_is_trained_once_and_made_again_when_damaged(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = data.load(Config())
+    first = classifier(dataset, cache)
+    assert first.accuracy(dataset.test.x, dataset.test.y) > 0.95
+    assert first.features(dataset.test.x).shape == (180, 64)
+    capsys.readouterr()
+    again = classifier(dataset, cache)
+    assert "training" not in capsys.readouterr().err
+    assert torch.equal(first.features(dataset.test.x), again.features(dataset.test.x))
+    for path in cache.iterdir():
+        path.write_bytes(b"damaged")
+    again = classifier(dataset, cache)
+    assert "training" in capsys.readouterr().err
+    torch.testing.assert_close(first.features(dataset.test.x), again.features(dataset.test.x))
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (12, 10, 3), (30,), (4, 20)])
+def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
+    judge = Classifier(data.RowSpec(shape, "uint8"), torch.tensor([3, 7, 9]))
+    x = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
+    assert judge.features(x).shape == (5, 64)
+    torch.testing.assert_close(judge.probabilities(x).sum(1), torch.ones(5))
+    assert set(judge.labels[judge.probabilities(x).argmax(1)].tolist()) <= {3, 7, 9}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["{nowhere}"], "best.pt does not exist; `train --out"),
+        (["{nowhere}/last.pt"], "last.pt does not exist"),
+        (["{run}", "--data", "npz:{vectors}"], "this checkpoint was trained on uint8 (8, 8)"),
+        (["{run}", "--data", "npz:nowhere.npy"], "nowhere.npy does not exist"),
+        (["{run}", "--samples", "0"], "0: must be at least 1"),
+        (["{run}", "--rows", "some"], "invalid whole value: 'some'"),
+        (["{run}", "--out", "{file}"], "cannot be made"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+    cli: Cli, train: Any, tmp_path: Path, flags: list[str], words: str
+) -> None:
+    np.save(tmp_path / "vectors.npy", np.zeros((50, 5), np.uint8))
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").mkdir()
+    places = {
+        "run": train(*BINARY),
+        "nowhere": tmp_path / "nowhere",
+        "vectors": tmp_path / "vectors.npy",
+        "file": tmp_path / "file",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    status, printed, err = cli("evaluate", *(flag.format(**places) for flag in flags))
+    assert (status, printed) == (2, "")
+    assert words in err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_data_that_changed_since_are_not_test_rows(cli: Cli, train: Any, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (60, 4), np.uint8)
+    np.save(tmp_path / "rows.npy", rows)
+    run = train("--data", f"npz:{tmp_path / 'rows.npy'}")
+    rows[0, 0] ^= 1
+    np.save(tmp_path / "rows.npy", rows)
+    status, _, err = cli("evaluate", run)
+    assert status == 2
+    assert "has changed since this checkpoint was trained" in err
