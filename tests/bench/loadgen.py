@@ -44,6 +44,7 @@ class Result:
     answered: int = 0
     refused: int = 0
     latencies: list[float] = field(default_factory=list)  # seconds, of the answered
+    ends: list[float] = field(default_factory=list)  # when each of these was answered
 
     @property
     def rate(self) -> float:
@@ -179,7 +180,9 @@ class Connection(asyncio.Protocol):
         if stream in self._got_data:
             self._got_data.discard(stream)
             self.result.answered += 1
-            self.result.latencies.append(time.perf_counter() - begun)
+            now = time.perf_counter()
+            self.result.latencies.append(now - begun)
+            self.result.ends.append(now)
         else:
             self.result.refused += 1
         self.on_end()

@@ -52,6 +52,11 @@ class Process:
         self._log.seek(0)
         raise RuntimeError(self._log.read())
 
+    def log_lines(self, text: str) -> int:
+        """How many lines of its log hold `text`."""
+        self._log.seek(0)
+        return sum(text in line for line in self._log)
+
     def cpu_seconds(self) -> float:
         """User and system time so far."""
         return sum(sum(map(int, _stat(pid)[11:13])) for pid in self._family()) / _TICKS

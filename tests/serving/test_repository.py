@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -372,3 +374,47 @@ def test_a_call_ends_on_the_version_it_began_on_which_then_is_released(
     wait_until(stub, lambda: server.metric("latentd_reloads_total", **RETIRED) == 1)
     assert server.metric("latentd_retiring_versions") == 0
     assert server.metric("latentd_model_loaded_timestamp_seconds", model="toy", version="1") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listener", ["core", "aio"])
+def test_50_swaps_under_load_are_noticed_by_nobody(
+    root, publish, start_server, open_stub, listener
+):
+    """Every answer is of one version wholly, none fails, and memory stays as it was."""
+    server = start_server(root, reload_seconds=0.02, keep_versions=1, listener=listener)
+    stub = open_stub(server)
+    done = threading.Event()
+
+    def call() -> set[int]:
+        x = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
+        mine, seen = open_stub(server), set()
+        while not done.is_set():
+            seen.add(answering(mine))
+            # Encoder and decoder of two versions would not give x back.
+            whole = mine.Reconstruct(pb.ReconstructRequest(x=codec.to_rows(x)))
+            np.testing.assert_array_equal(codec.from_rows(whole.x), x)
+            chunks = list(mine.StreamSamples(pb.StreamSamplesRequest(count=50, chunk_rows=10)))
+            assert len({chunk.served_by.version for chunk in chunks}) == 1
+        return seen
+
+    def swap(times: int) -> int:
+        for _ in range(times):
+            version = int(publish(root).name)
+            wait_until(stub, lambda version=version: answering(stub) == version)
+        wait_until(stub, lambda: server.metric("latentd_retiring_versions") == 0)
+        return resident_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        callers = [pool.submit(call) for _ in range(8)]
+        before = swap(20)
+        after = swap(50)
+        done.set()
+        seen = [caller.result() for caller in callers]
+    assert set.union(*seen) == set(range(1, 72))
+    assert after - before < 10 << 20, f"{before >> 20} MiB became {after >> 20}"
+    assert server.metric("latentd_reloads_total", **RETIRED) == 70
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

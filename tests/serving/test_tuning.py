@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.tuning import Cost, best_rows, measure, seconds_of
+from serving.tuning import Cost, best_rows, measure, seconds_of, still_holds
 
 
 def curve(*seconds: float) -> list[Cost]:
@@ -36,3 +36,15 @@ def test_measuring_stops_at_the_budget_and_doubles_on_the_way():
     costs = measure(ran.append, row_bytes=64 << 20, most_seconds=10)
     assert [cost.rows for cost in costs] == [1, 2, 4]
     assert set(ran) == {1, 2, 4}
+
+
+def test_a_curve_taken_over_is_tried_on_short_batches_and_the_largest_is_warmed():
+    ran: list[int] = []
+    costs = curve(0.0002, 0.0005, 0.0009, 0.002, 0.004)
+    assert still_holds(ran.append, costs, rows=8, rest=0)
+    assert ran[0] == 8
+    assert set(ran) == {8, 1, 4}
+
+
+def test_a_curve_that_promises_too_much_is_not_taken_over():
+    assert not still_holds(lambda rows: sum(range(10_000)), curve(1e-9, 1e-9), rows=2, rest=0)
