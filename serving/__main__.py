@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from serving import __version__
-from serving.errors import ConfigError
+from serving.errors import EXIT_CONFIG, ConfigError
 
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: trying again without a change will not help
+if TYPE_CHECKING:
+    from serving.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,32 +56,32 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: `latentd client` needs neither onnxruntime nor prometheus-client.
     from serving import logs, settings
-    from serving.server import Server
 
     try:
         chosen = settings.read(vars(args))
         logs.configure(chosen.log_level, chosen.log_format)
         for name in settings.unknown_variables():
             logging.getLogger(__name__).warning("%s is set and is no setting of serve.", name)
-
-        async def life() -> None:
-            await Server(chosen).serve()
-
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(life())
+        return _serve_many(chosen) if chosen.workers > 1 else _serve_alone(chosen)
     except ConfigError as error:
         print(f"latentd: {error}", file=sys.stderr)
         return EXIT_CONFIG
+
+
+def _serve_alone(chosen: Settings) -> int:
+    from serving import server
+
+    server.run(server.Server(chosen))
     return 0
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # it is not made for every platform; asyncio's own loop serves as well
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
+def _serve_many(chosen: Settings) -> int:
+    with tempfile.TemporaryDirectory(prefix="latentd-") as folder:
+        # Before anything imports prometheus-client, which looks at it once.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from serving.supervisor import Supervisor
+
+        return Supervisor(chosen).run()
 
 
 if __name__ == "__main__":

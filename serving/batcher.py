@@ -95,8 +95,9 @@ class Lane:
         self._batch_rows = metrics.batch_rows.labels(name)
         self._batch_fill = metrics.batch_fill.labels(name)
         self._busy = metrics.engine_busy.labels(name)
-        metrics.queue_rows.labels(name, *model).set_function(lambda: queue.rows)
-        metrics.queue_oldest.labels(name, *model).set_function(self._oldest_age)
+        labels = (name, model[0], str(model[1]))
+        metrics.probe(metrics.queue_rows, lambda: queue.rows, *labels)
+        metrics.probe(metrics.queue_oldest, self._oldest_age, *labels)
         self._thread.start()
 
     @property

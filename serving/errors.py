@@ -14,6 +14,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+EXIT_CONFIG: Final = 78
+"""Exit status after a ConfigError, EX_CONFIG of sysexits.h: no use to try again unchanged."""
+
 
 class LatentdError(Exception):
     """Base of every error whose message is a sentence written for the person who reads it."""

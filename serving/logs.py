@@ -8,23 +8,28 @@ import sys
 from datetime import UTC, datetime
 
 
-def configure(level: str, form: str) -> None:
-    """Set up the root logger. level: debug | info | warning | error; form: text | json."""
+def configure(level: str, form: str, worker: int | None = None) -> None:
+    """Set up the root logger. level: debug | info | warning | error; form: text | json; worker:
+    the number of this process among several, said in each line."""
+    who = "" if worker is None else f"worker {worker}: "
+    text = logging.Formatter(f"%(asctime)s %(levelname)-7s {who}%(message)s")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        _Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    )
+    handler.setFormatter(_Json(worker) if form == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 class _Json(logging.Formatter):
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._who: dict[str, object] = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-        }
+        } | self._who
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)

@@ -1,13 +1,23 @@
 """Every metric, its labels and its buckets.
 
-The registry is passed in, so that each test and each worker process counts for itself.
+The registry is passed in, so that each test counts for itself. Worker processes count together:
+prometheus-client then keeps every value in files that all of them, and the process that is scraped,
+have in memory (its multiprocess mode, which the variable below turns on).
 """
 
 from __future__ import annotations
 
-from typing import Final
+import os
+from collections.abc import Callable
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Set before this module is imported: the folder of the values that several processes share."""
+
+Together = Literal["livesum", "livemax", "livemin"]
+"""What one gauge of several processes says; the dead are left out."""
 
 SECONDS: Final = (
     *(50e-6, 100e-6, 200e-6, 500e-6),
@@ -24,8 +34,10 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"latentd_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"latentd_{name}", text, labels, registry=registry)
+        def gauge(name: str, text: str, *labels: str, together: Together = "livemax") -> Gauge:
+            return Gauge(
+                f"latentd_{name}", text, labels, registry=registry, multiprocess_mode=together
+            )
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"latentd_{name}", text, labels, buckets=buckets, registry=registry)
@@ -49,7 +61,9 @@ class Metrics:
         self.batch_fill = histogram(
             "batch_fill_ratio", "Rows in each batch over the most it may hold.", RATIO, "lane"
         )
-        self.queue_rows = gauge("queue_rows", "Rows waiting now.", "lane", "model", "version")
+        self.queue_rows = gauge(
+            "queue_rows", "Rows waiting now.", "lane", "model", "version", together="livesum"
+        )
         self.queue_oldest = gauge(
             "queue_oldest_seconds",
             "How long the oldest waiting row has waited.",
@@ -85,10 +99,14 @@ class Metrics:
             "model_loaded_timestamp_seconds", "When the version was loaded.", "model", "version"
         )
         self.looked_at = gauge(
-            "last_look_timestamp_seconds", "When the bundles' folder was last read to its end."
+            "last_look_timestamp_seconds",
+            "When the bundles' folder was last read to its end.",
+            together="livemin",
         )
         self.retiring = gauge(
-            "retiring_versions", "Versions that calls still hold and nobody finds any more."
+            "retiring_versions",
+            "Versions that calls still hold and nobody finds any more.",
+            together="livesum",
         )
         self.batch_most = gauge(
             "batch_rows_most", "The most rows one batch takes.", "lane", "model", "version"
@@ -102,8 +120,43 @@ class Metrics:
             "event_loop_lag_seconds", "How late the event loop last woke a timer: its backlog."
         )
 
+        self.workers = gauge("workers", "Processes that serve.", together="livesum")
+        self._probes: list[tuple[Gauge, tuple[str, ...], Callable[[], float]]] = []
+
+    def probe(self, metric: Gauge, read: Callable[[], float], *labels: str) -> None:
+        """Let a gauge say what `read` gives whenever it is asked."""
+        gauge = metric.labels(*labels)
+        if shared():
+            # Who is scraped is another process and cannot call: `refresh` writes it down.
+            self._probes.append((gauge, labels, read))
+        else:
+            gauge.set_function(read)
+
+    def refresh(self) -> None:
+        """Write down what the probes give, for the process that is scraped."""
+        for gauge, _, read in self._probes:
+            gauge.set(read())
+
     def forget(self, model: str, version: int) -> None:
-        """Drop what was said of a version that is served no more."""
+        """Drop what was said of a version that is served no more; shared values become 0."""
+        gone = {"model": model, "version": str(version)}
+        self._probes = [one for one in self._probes if one[1][1:] != (model, str(version))]
         of_versions = (self.queue_rows, self.queue_oldest, self.models, self.loaded_at)
         for metric in (*of_versions, self.batch_most, self.batch_cost):
-            metric.remove_by_labels({"model": model, "version": str(version)})
+            if not shared():
+                metric.remove_by_labels(gone)
+                continue
+            for sample in [s for family in metric.collect() for s in family.samples]:
+                if gone.items() <= sample.labels.items():
+                    metric.labels(**sample.labels).set(0)
+
+
+def restarts(registry: CollectorRegistry) -> Counter:
+    """What the supervisor of several workers counts."""
+    text = "Workers that died and were replaced."
+    return Counter("latentd_worker_restarts_total", text, registry=registry)
+
+
+def shared() -> bool:
+    """Whether several processes count together."""
+    return SHARED in os.environ

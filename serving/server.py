@@ -10,15 +10,17 @@ import gc
 import logging
 import signal
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from serving import listener, reflection, wire
 from serving.door import Door
 from serving.engine import Engine
 from serving.errors import ConfigError
+from serving.exposition import expose
 from serving.health import Health
 from serving.metrics import Metrics
 from serving.repository import Repository
@@ -39,6 +41,8 @@ class Server:
 
     Every step of `start` leaves behind how it is undone; `stop` undoes them last to first.
     """
+
+    shares_port = False  # with other processes that were started together with this one
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -69,10 +73,13 @@ class Server:
     async def start(self) -> None:
         """Every step up to SERVING."""
         self._start_metrics()
+        self._watch_loop()
         self._choose_engine()
-        await self._bind()
+        await self._make_listener()
+        await self._open_port()
         await self._load_models()
-        await self._open_doors()
+        self._open_doors()
+        self._announce()
 
     async def stop(self) -> None:
         """Every step back: no call that was accepted is lost inside the drain time."""
@@ -90,18 +97,9 @@ class Server:
 
     def _start_metrics(self) -> None:
         # First, so that a server that is still loading, or fails to, can be watched doing so.
-        port, host = self.settings.metrics_port, self.settings.host
-        try:
-            http, _ = start_http_server(port, host, registry=self.metrics.registry)
-        except OSError as error:
-            raise ConfigError(
-                f"The metrics port {port} cannot be opened: {error.strerror}. "
-                "Choose another with --metrics-port (0: any free one)."
-            ) from None
-        self.metrics_port = http.server_port
-        self._undo.callback(http.server_close)
-        self._undo.push_async_callback(asyncio.to_thread, http.shutdown)
-        self._undo.callback(asyncio.create_task(self._watch_loop()).cancel)
+        page = expose(self.metrics.registry, self.settings.host, self.settings.metrics_port)
+        self.metrics_port, close = page
+        self._undo.push_async_callback(asyncio.to_thread, close)
 
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
@@ -111,9 +109,7 @@ class Server:
         self._watcher = Watcher(self.repository.look, self.settings.reload_seconds)
         self._undo.callback(self._watcher.stop)
 
-    async def _bind(self) -> None:
-        # The port opens before the models load, for health alone: probes must tell loading from
-        # dead. All else is answered UNAVAILABLE until `_load_models` is done.
+    async def _make_listener(self) -> None:
         settings = self.settings
         options = [
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -121,7 +117,8 @@ class Server:
             ("grpc.max_concurrent_streams", 1024),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.so_reuseport", 0),  # two servers on one port are a mistake, not a pool
+            # Two servers on one port are a mistake, unless they were started as one.
+            ("grpc.so_reuseport", int(self.shares_port)),
         ]
         self._listener = await asyncio.to_thread(listener.choose, settings.listener, options)
         self._health = Health()
@@ -131,6 +128,11 @@ class Server:
             self._own |= reflection.handlers([wire.SERVICE])
         self._listener.handlers = self._own | wire.not_ready()
         self._set_health(False)
+
+    async def _open_port(self) -> None:
+        # Before the models load, for health alone: probes must tell loading from dead. All else is
+        # answered UNAVAILABLE until `_load_models` is done.
+        settings = self.settings
         address = f"{settings.host}:{settings.port}"
         self.port = self._listener.bind(address)
         if not self.port:
@@ -147,14 +149,18 @@ class Server:
         door = Door(self.repository)
         self._listener.handlers = self._own | wire.handlers(service, door, self.metrics)
 
-    async def _open_doors(self) -> None:
+    def _open_doors(self) -> None:
         # What start-up left behind lives as long as the process: keep the collector off it.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)  # calls leave no cycles behind: look seldom
-        self._set_health(True)
         self._watcher.start()
+        self.metrics.workers.set(1)
         self._undo.push_async_callback(self._close_doors)
+
+    def _announce(self) -> None:
+        # Last: from now on clients come.
+        self._set_health(True)
         log.info(
             "Listening on %s:%d, metrics on http://%s:%d/metrics.",
             self.settings.host,
@@ -176,9 +182,24 @@ class Server:
         for name in HEALTH_NAMES:
             self._health.set(name, serving)
 
-    async def _watch_loop(self) -> None:
-        """Measure how late the event loop wakes a timer."""
-        while True:
-            due = time.perf_counter() + _LAG_SECONDS
-            await asyncio.sleep(_LAG_SECONDS)
-            self.metrics.loop_lag.set(max(0.0, time.perf_counter() - due))
+    def _watch_loop(self) -> None:
+        async def watch() -> None:
+            while True:
+                due = time.perf_counter() + _LAG_SECONDS
+                await asyncio.sleep(_LAG_SECONDS)
+                self.metrics.loop_lag.set(max(0.0, time.perf_counter() - due))
+                self.metrics.refresh()
+
+        self._undo.callback(asyncio.create_task(watch()).cancel)
+
+
+def run(server: Server) -> None:
+    """A server's whole life, in an event loop of its own. Raises ConfigError."""
+    try:
+        import uvloop
+
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:  # it is not made for every platform; asyncio's own loop serves as well
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(server.serve())

@@ -45,13 +45,19 @@ class Settings:
         "the cost; auto takes core where a rehearsal of it works.",
         choices=("auto", "core", "aio"),
     )
+    workers: int = _setting(
+        1,
+        "Processes that share the port, each with its models, queues and limits. More than one "
+        "pays where calls, not graphs, keep a CPU busy and others are free.",
+        least=1,
+    )
     provider: str = _setting(
         "auto",
         "Where graphs run. cuda refuses to start without a GPU; auto says what it chose.",
         choices=("auto", "cuda", "cpu"),
     )
     threads: int = _setting(
-        0, "CPU threads of one graph's run. 0: one, or for a slow graph all CPUs."
+        0, "CPU threads of one graph's run. 0: one, or for a slow graph the worker's share of CPUs."
     )
     max_batch_rows: int = _setting(0, "Most rows in one batch. 0: measured at start-up.")
     batch_budget_ms: float = _setting(

@@ -144,8 +144,9 @@ class _Method:
         self._name, self._request, self._door, self._metrics = name, request, door, metrics
         self._lane = FIRST_LANE.get(name)
         self._seconds = metrics.request_seconds.labels(name)
-        self._shed = metrics.shed.labels(self._lane or "", "door")
-        self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
+        if self._lane:
+            self._shed = metrics.shed.labels(self._lane, "door")
+            self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
         self._answered: dict[tuple[str, grpc.StatusCode], Any] = {}
 
     def refusal(self, caller: Caller) -> Status | None:

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -24,89 +18,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60
-
-
-class Process:
-    """`python -m serving serve` on free ports; its log is read as it comes."""
-
-    def __init__(self, *flags: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0"]
-        self._process = subprocess.Popen(
-            [*command, *flags],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
-        )
-        self.log: list[str] = []
-        self._grown = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            with self._grown:
-                self.log.append(line)
-                self._grown.notify_all()
-        with self._grown:
-            self.log.append("")  # the end
-            self._grown.notify_all()
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """The first log line, past or to come, that matches."""
-
-        def find() -> re.Match[str] | None:
-            return next((m for line in self.log if (m := re.search(pattern, line))), None)
-
-        with self._grown:
-            done = self._grown.wait_for(
-                lambda: find() is not None or self.log[-1:] == [""], timeout=SECONDS
-            )
-            found = find()
-        assert done, f"no {pattern!r} in time"
-        assert found, "".join(self.log)
-        return found
-
-    def ready(self) -> tuple[str, str]:
-        """Targets for gRPC and for metrics, once it serves."""
-        match = self.wait_for(r"Listening on (\S+), metrics on (\S+)\.")
-        return match[1], match[2]
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
-
-    def exit_status(self) -> int:
-        status = self._process.wait(SECONDS)
-        self._reader.join()
-        return status
-
-    def kill(self) -> None:
-        self._process.kill()
-        self.exit_status()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[type[Process]]:
-    started: list[Process] = []
-
-    def start(*flags: str, **environment: str) -> Process:
-        started.append(Process(*flags, **environment))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-
 
 def health_of(channel: grpc.Channel, service: str) -> int:
     stub = health_pb2_grpc.HealthStub(channel)
     return stub.Check(health_pb2.HealthCheckRequest(service=service)).status
 
+
+WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -130,8 +48,10 @@ def test_a_server_is_healthy_reflects_itself_and_shows_metrics(serve, toy_bundle
     assert 'latentd_queue_rows{lane="decoder",model="toy",version="1"} 0.0' in text
 
 
-def test_sigterm_finishes_calls_under_way_and_exits_0(serve, toy_bundles):
-    process = serve("--bundles", str(toy_bundles), "--lame-duck-seconds", "0.2")
+@WORKERS
+def test_sigterm_finishes_calls_under_way_and_exits_0(serve, toy_bundles, workers):
+    flags = ("--workers", workers, "--lame-duck-seconds", "0.2")
+    process = serve("--bundles", str(toy_bundles), *flags)
     target, _ = process.ready()
     with grpc.insecure_channel(target) as channel:
         request = pb.StreamSamplesRequest(count=20_000, seed=1, chunk_rows=100)
@@ -148,8 +68,9 @@ def test_sigterm_finishes_calls_under_way_and_exits_0(serve, toy_bundles):
     assert "Stopped." in process.log[-2]
 
 
-def test_sigterm_while_loading_ends_in_order(serve, toy_bundles):
-    process = serve("--bundles", str(toy_bundles))
+@WORKERS
+def test_sigterm_while_loading_ends_in_order(serve, toy_bundles, workers):
+    process = serve("--bundles", str(toy_bundles), "--workers", workers)
     process.wait_for("Provider")
     process.signal(signal.SIGTERM)
     assert process.exit_status() == 0
@@ -178,7 +99,8 @@ def test_asked_for_cuda_and_not_getting_it_is_a_refusal_that_says_why(serve, toy
     assert "Traceback" not in said
 
 
-def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path):
+@WORKERS
+def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, workers):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -189,7 +111,7 @@ def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path):
             "--metrics-port": ["--bundles", str(toy_bundles), "--metrics-port", port],
             "choose from": ["--bundles", str(toy_bundles), "--provider", "tpu"],
         }
-        running = {said: serve(*flags) for said, flags in cases.items()}
+        running = {said: serve(*flags, "--workers", workers) for said, flags in cases.items()}
         for said, process in running.items():
             assert process.exit_status() == 78
             assert said in "".join(process.log)

@@ -22,7 +22,7 @@ SERVER = [
     *("tasks", "holds", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
     *("loading", "inference", "shelf", "refusals", "repository", "watcher"),
     *("service", "door", "wire", "health", "reflection"),
-    *("listener_aio", "listener", "server"),
+    *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
 ]
 """serving/ from low to high: a module imports only from those before it."""
 

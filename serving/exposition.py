@@ -1,0 +1,31 @@
+"""The page of metrics, over HTTP for Prometheus: of this process or of all that share a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from serving.errors import ConfigError
+from serving.metrics import shared
+
+
+def expose(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Callable[[], None]]:
+    """Open the page; returns its port and what closes it. Raises ConfigError if it cannot."""
+    if shared():
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    try:
+        http, _ = start_http_server(port, host, registry=registry)
+    except OSError as error:
+        raise ConfigError(
+            f"The metrics port {port} cannot be opened: {error.strerror}. "
+            "Choose another with --metrics-port (0: any free one)."
+        ) from None
+
+    def close() -> None:
+        http.shutdown()
+        http.server_close()
+
+    return http.server_port, close

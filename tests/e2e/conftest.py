@@ -1,0 +1,96 @@
+"""A server as its operators meet it: a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 60
+
+
+class Process:
+    """`python -m serving serve` on free ports; its log is read as it comes."""
+
+    def __init__(self, *flags: str, **environment: str) -> None:
+        command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0"]
+        self._process = subprocess.Popen(
+            [*command, *flags],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        self.log: list[str] = []
+        self._grown = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._grown:
+                self.log.append(line)
+                self._grown.notify_all()
+        with self._grown:
+            self.log.append("")  # the end
+            self._grown.notify_all()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The first log line, past or to come, that matches."""
+
+        def find() -> re.Match[str] | None:
+            return next((m for line in self.log if (m := re.search(pattern, line))), None)
+
+        with self._grown:
+            done = self._grown.wait_for(
+                lambda: find() is not None or self.log[-1:] == [""], timeout=SECONDS
+            )
+            found = find()
+        assert done, f"no {pattern!r} in time"
+        assert found, "".join(self.log)
+        return found
+
+    def ready(self) -> tuple[str, str]:
+        """Targets for gRPC and for metrics, once it serves."""
+        match = self.wait_for(r"Listening on (\S+), metrics on (\S+)\.")
+        return match[1], match[2]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def exit_status(self) -> int:
+        status = self._process.wait(SECONDS)
+        self._reader.join()
+        return status
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.exit_status()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[type[Process]]:
+    """Start servers: flags and environment variables in, a Process out; all end with the test."""
+    started: list[Process] = []
+
+    def start(*flags: str, **environment: str) -> Process:
+        started.append(Process(*flags, **environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()

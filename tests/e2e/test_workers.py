@@ -1,0 +1,116 @@
+"""Several workers behind one port: they share the calls, count together, and are replaced."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+SECONDS = 60
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.fixture
+def pair(serve, toy_bundles):
+    """A server of two workers."""
+    return serve("--bundles", str(toy_bundles), "--workers", "2", "--lame-duck-seconds", "0")
+
+
+def value(page: str, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels."""
+    with urllib.request.urlopen(page) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    samples = [sample for family in families for sample in family.samples]
+    wanted = labels.items()
+    return sum(s.value for s in samples if s.name == name and wanted <= s.labels.items())
+
+
+def connect(target: str) -> grpc.Channel:
+    """A channel with a connection of its own, which the kernel gives to one of the workers."""
+    return grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)])
+
+
+def worker_pids(process) -> list[int]:
+    """The workers that have said they are ready, the dead ones too."""
+    found = (re.search(r"Worker \d+ is ready \(process (\d+)\)", line) for line in process.log)
+    return [int(match[1]) for match in found if match]
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_calls_are_shared_out_and_counted_together(pair):
+    target, page = pair.ready()
+    pids = worker_pids(pair)
+    idle = [open_files(pid) for pid in pids]
+    answers = set()
+    with ExitStack() as channels:
+        for _ in range(32):
+            stub = VaeServiceStub(channels.enter_context(connect(target)))
+            answers.add(stub.Sample(pb.SampleRequest(count=1, seed=7)).x.tensor.data)
+        shares = [open_files(pid) - before for pid, before in zip(pids, idle, strict=True)]
+    assert all(share > 0 for share in shares), f"connections to each worker: {shares}"
+    assert len(answers) == 1, "every worker draws the same"
+    assert value(page, "latentd_requests_total", method="Sample", code="OK") == 32
+    assert value(page, "latentd_workers") == 2
+    assert value(page, "latentd_queue_rows", lane="decoder") == 0
+
+
+def test_a_worker_that_dies_is_replaced_while_the_other_serves(pair):
+    target, page = pair.ready()
+    killed, left = worker_pids(pair)
+    os.kill(killed, signal.SIGKILL)
+    pair.wait_for("Worker . died: SIGKILL")
+    replaced = False
+    while not replaced:  # the replacement joins when it is ready, and not before
+        with connect(target) as channel:
+            assert VaeServiceStub(channel).Sample(pb.SampleRequest(count=1)).x.tensor.data
+            health = health_pb2_grpc.HealthStub(channel)
+            assert health.Check(health_pb2.HealthCheckRequest()).status == SERVING
+        replaced = len(worker_pids(pair)) == 3
+    assert value(page, "latentd_worker_restarts_total") == 1
+    assert value(page, "latentd_workers") == 2
+    assert Path(f"/proc/{left}").exists()
+
+
+def test_without_their_supervisor_the_workers_end_by_themselves(pair):
+    pair.ready()
+    handles = [os.pidfd_open(pid) for pid in worker_pids(pair)]
+    pair.signal(signal.SIGKILL)
+    for handle in handles:
+        ended, _, _ = select.select([handle], [], [], SECONDS)
+        os.close(handle)
+        assert ended
+
+
+def test_workers_that_die_again_and_again_end_the_server(pair):
+    pair.ready()
+    for pid in worker_pids(pair):
+        os.kill(pid, signal.SIGKILL)
+    for number in range(1, 6):
+        started = pair.wait_for(rf"process (\d+) takes its place \(replacement {number}\)")
+        os.kill(int(started[1]), signal.SIGKILL)
+    assert pair.exit_status() == 70
+    assert "giving up" in "".join(pair.log)
+
+
+def test_two_servers_do_not_share_a_port(pair, serve, toy_bundles):
+    target, _ = pair.ready()
+    port = target.rpartition(":")[2]
+    for workers in ("1", "2"):
+        second = serve("--bundles", str(toy_bundles), "--port", port, "--workers", workers)
+        assert second.exit_status() == 78
+        assert "it is in use" in "".join(second.log)
