@@ -73,10 +73,11 @@ def _curves(path: Path, history: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    epochs = [line["epoch"] for line in history]
     for axes, term in zip(figure.subplots(1, 3), ("elbo", "distortion", "rate"), strict=True):
         for part in ("train", "validation"):
-            axes.plot(epochs, [line[f"{part}_{term}"] for line in history], label=part)
+            key = f"{part}_{term}"
+            lines = [line for line in history if key in line]  # not every epoch is validated
+            axes.plot([line["epoch"] for line in lines], [line[key] for line in lines], label=part)
         axes.set(title=term, xlabel="epoch", ylabel="nats per example")
         axes.legend()
     figure.savefig(path, dpi=100)
