@@ -58,10 +58,10 @@ async def swap(server: Process, root: Path, ready: list[Path]) -> list[Span]:
     spans = []
     for path in ready:
         await asyncio.sleep(PAUSE)
-        before = server.log_lines("Retired ")
+        server.new_log()
         began = time.perf_counter()
         path.rename(root / path.parent.name / path.name)
-        while server.log_lines("Retired ") == before:  # noqa: ASYNC110 - another process's log
+        while "Retired " not in server.new_log():  # noqa: ASYNC110 - another process's log
             await asyncio.sleep(0.005)
         spans.append((began, time.perf_counter()))
     await asyncio.sleep(PAUSE)
