@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -55,14 +56,16 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: `latentd client` needs neither onnxruntime nor prometheus-client.
-    from serving import logs, settings
+    from serving import engine, logs, settings
 
     try:
         chosen = settings.read(vars(args))
         logs.configure(chosen.log_level, chosen.log_format)
         for name in settings.unknown_variables():
             logging.getLogger(__name__).warning("%s is set and is no setting of serve.", name)
-        return _serve_many(chosen) if chosen.workers > 1 else _serve_alone(chosen)
+        workers = chosen.workers or engine.best_workers(chosen.provider)
+        chosen = dataclasses.replace(chosen, workers=workers)
+        return _serve_many(chosen) if workers > 1 else _serve_alone(chosen)
     except ConfigError as error:
         print(f"latentd: {error}", file=sys.stderr)
         return EXIT_CONFIG

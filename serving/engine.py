@@ -35,6 +35,9 @@ _CUDA_LIBRARIES: Final = (
 """What ONNX Runtime's CUDA provider loads, and the package that brings each."""
 
 
+_MOST_WORKERS: Final = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """A graph's input and outputs: name -> (dtype, shape of one row)."""
@@ -96,11 +99,7 @@ class Engine:
         return Graph(session, signature)
 
     def _find_cuda(self) -> str:
-        if CUDA not in ort.get_available_providers():
-            return self._fall_back(
-                "this build of ONNX Runtime has no CUDA provider; install onnxruntime-gpu"
-            )
-        problem = _driver_problem()
+        problem = _cuda_problem()
         if problem:
             return self._fall_back(problem)
         ort.preload_dlls()  # finds the CUDA libraries in the nvidia-* packages
@@ -130,8 +129,18 @@ def available_cpus() -> int:
     return max(1, math.floor(cpus))
 
 
-def _driver_problem() -> str:
-    """Why the NVIDIA driver gives no device; empty when it does."""
+def best_workers(provider: str) -> int:
+    """How many processes should serve: one with CUDA, which one process keeps busy; else one for
+    each CPU, up to as many as a machine's memory may be expected to hold the models of."""
+    if provider == "cuda" or (provider == "auto" and not _cuda_problem()):
+        return 1
+    return min(available_cpus(), _MOST_WORKERS)
+
+
+def _cuda_problem() -> str:
+    """Why there is no CUDA here; empty when there is."""
+    if CUDA not in ort.get_available_providers():
+        return "this build of ONNX Runtime has no CUDA provider; install onnxruntime-gpu"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -117,7 +117,7 @@ def _measured(
     graph = load(threads)
     costs = tuning.measure(functools.partial(run, graph), row_bytes, budget, rest)
     if not settings.threads and costs[0].seconds > tuning.ONE_THREAD_SECONDS:
-        threads = max(1, available_cpus() // settings.workers)
+        threads = max(1, available_cpus() // max(1, settings.workers))
         graph = load(threads)
         costs = tuning.measure(functools.partial(run, graph), row_bytes, budget, rest)
     batch_rows = settings.max_batch_rows or tuning.best_rows(costs, budget)

@@ -46,10 +46,9 @@ class Settings:
         choices=("auto", "core", "aio"),
     )
     workers: int = _setting(
-        1,
-        "Processes that share the port, each with its models, queues and limits. More than one "
-        "pays where calls, not graphs, keep a CPU busy and others are free.",
-        least=1,
+        0,
+        "Processes that share the port, each with its models, queues and limits. 0: one with "
+        "CUDA, else one for each CPU, eight at most.",
     )
     provider: str = _setting(
         "auto",

@@ -100,6 +100,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(self._out))
             self._out.clear()
 
+    def close(self) -> None:
+        self._transport.close()
+
     @property
     def in_flight(self) -> int:
         return len(self._begun)

@@ -82,9 +82,10 @@ def _stat(pid: int) -> list[str]:
 
 
 def server(bundles: Path, *flags: str) -> Process:
-    """`latentd serve` on free ports."""
+    """`latentd serve` on free ports; one worker, unless the flags say otherwise."""
     ports = ("--port", "0", "--metrics-port", "0", "--lame-duck-seconds", "0")
-    return Process(["-m", "serving", "serve", "--bundles", str(bundles), *ports, *flags])
+    command = ["-m", "serving", "serve", "--bundles", str(bundles), "--workers", "1"]
+    return Process([*command, *ports, *flags])
 
 
 def echo(answer_bytes: int) -> Process:
