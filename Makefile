@@ -14,7 +14,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu lint format typecheck protos protos-check protos-lint train export serve bench bench-decoders clean
+.PHONY: help install demo test test-slow test-data test-gpu lint format typecheck protos protos-check protos-lint train export serve bench bench-decoders bench-swaps clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, 
 
 bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed row by row
 	$(RUN)python tests/bench/bench_decoders.py
+
+bench-swaps: install  ## latency while new versions are swapped in under load
+	$(RUN)python tests/bench/bench_swaps.py
 
 clean:  ## remove the environment and everything made by these targets
 	rm -rf $(VENV) demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

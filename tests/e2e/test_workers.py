@@ -69,6 +69,22 @@ def test_calls_are_shared_out_and_counted_together(pair):
     assert value(page, "latentd_queue_rows", lane="decoder") == 0
 
 
+def test_every_worker_takes_up_a_new_version(serve, publish_toy, tmp_path):
+    publish_toy(tmp_path)
+    flags = ("--reload-seconds", "0.05", "--keep-versions", "1", "--lame-duck-seconds", "0")
+    process = serve("--bundles", str(tmp_path), "--workers", "2", *flags)
+    target, page = process.ready()
+    publish_toy(tmp_path)
+    versions = set()
+    while value(page, "latentd_reloads_total", result="retired") < 2:
+        with connect(target) as channel:
+            answer = VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
+        versions.add(answer.served_by.version)
+    assert versions <= {1, 2}
+    assert value(page, "latentd_model_info", version="1") == 0
+    assert value(page, "latentd_model_info", version="2") == 1
+
+
 def test_a_worker_that_dies_is_replaced_while_the_other_serves(pair):
     target, page = pair.ready()
     killed, left = worker_pids(pair)
