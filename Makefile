@@ -14,7 +14,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu lint format typecheck protos protos-check protos-lint train export serve bench bench-decoders bench-swaps clean
+.PHONY: help install demo test test-slow test-data test-gpu lint format typecheck protos protos-check protos-lint train export serve bench bench-decoders bench-swaps bench-workers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ serve: install  ## serve MODELS until Ctrl-C
 
 bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, as a table
 	$(RUN)python tests/bench/bench_serving.py
+
+bench-workers: install  ## the same load on servers of one and of two workers
+	$(RUN)python tests/bench/bench_workers.py
 
 bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed row by row
 	$(RUN)python tests/bench/bench_decoders.py
