@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from training.comparison import command as comparison
 from training.config import Config, add_flags, flag
 from training.errors import TrainingError
 from training.evaluation import command as evaluation
@@ -139,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_train, after=_after_train)
 
     evaluation.add(commands)
+    comparison.add(commands)
 
     command = commands.add_parser(
         "export",
