@@ -41,7 +41,6 @@ def measure(
     longer than `most_seconds`.
 
     rest: how long to rest after a run, in times its own; leaves the CPUs to those who serve.
-    Also warms the graph: its arenas have their final size afterwards.
     """
     costs: list[Cost] = []
     rows = 1
