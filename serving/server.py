@@ -12,21 +12,27 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
+import grpc
 from prometheus_client import CollectorRegistry
 
 from serving import listener, reflection, wire
+from serving.access import Access
+from serving.certificates import Certificates
 from serving.door import Door
 from serving.engine import Engine
 from serving.errors import ConfigError
 from serving.exposition import expose
+from serving.guard import guarded
 from serving.health import Health
 from serving.metrics import Metrics
 from serving.repository import Repository
 from serving.service import VaeService
 from serving.settings import Settings
 from serving.watcher import Watcher
+from serving.wire import Handler
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +80,7 @@ class Server:
         """Every step up to SERVING."""
         self._start_metrics()
         self._watch_loop()
+        self._read_secrets()
         self._choose_engine()
         await self._make_listener()
         await self._open_port()
@@ -101,6 +108,18 @@ class Server:
         self.metrics_port, close = page
         self._undo.push_async_callback(asyncio.to_thread, close)
 
+    def _read_secrets(self) -> None:
+        # Before anything that takes long: a wrong file is said at once.
+        settings = self.settings
+        self._access = Access(Path(settings.tokens)) if settings.tokens else None
+        self._credentials: grpc.ServerCredentials | None = None
+        if settings.tls_cert:
+            client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+            files = Certificates(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
+            self._credentials = files.credentials()
+        elif self._access and settings.host not in ("127.0.0.1", "::1", "localhost"):
+            log.warning("Tokens without TLS can be read on the way: give --tls-cert, --tls-key.")
+
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
         self._engine = Engine(self.settings.provider)
@@ -115,6 +134,8 @@ class Server:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", 1024),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            *_age(settings),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             # Two servers on one port are a mistake, unless they were started as one.
@@ -125,7 +146,7 @@ class Server:
         self._health.set("liveness", True)
         self._own = self._health.handlers()
         if settings.reflection:
-            self._own |= reflection.handlers([wire.SERVICE])
+            self._own |= self._guarded(reflection.handlers([wire.SERVICE]))
         self._listener.handlers = self._own | wire.not_ready()
         self._set_health(False)
 
@@ -134,7 +155,7 @@ class Server:
         # answered UNAVAILABLE until `_load_models` is done.
         settings = self.settings
         address = f"{settings.host}:{settings.port}"
-        self.port = self._listener.bind(address)
+        self.port = self._listener.bind(address, self._credentials)
         if not self.port:
             raise ConfigError(
                 f"{address} cannot be opened: it is in use or not an address of this machine. "
@@ -147,7 +168,13 @@ class Server:
         await self.repository.load()
         service = VaeService(self.repository, self._engine, self.settings)
         door = Door(self.repository)
-        self._listener.handlers = self._own | wire.handlers(service, door, self.metrics)
+        handlers = wire.handlers(service, door, self.metrics)
+        self._listener.handlers = self._own | self._guarded(handlers)
+
+    def _guarded(self, handlers: dict[str, Handler]) -> dict[str, Handler]:
+        if self._access is None:
+            return handlers
+        return guarded(handlers, self._access, self.metrics)
 
     def _open_doors(self) -> None:
         # What start-up left behind lives as long as the process: keep the collector off it.
@@ -191,6 +218,16 @@ class Server:
                 self.metrics.refresh()
 
         self._undo.callback(asyncio.create_task(watch()).cancel)
+
+
+def _age(settings: Settings) -> list[tuple[str, int]]:
+    if not settings.max_connection_age_seconds:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)),
+        # Calls under way have as long as they would have in a drain.
+        ("grpc.max_connection_age_grace_ms", int(settings.drain_seconds * 1000)),
+    ]
 
 
 def run(server: Server) -> None:

@@ -41,6 +41,7 @@ class Worker(Server):
     async def start(self) -> None:
         self._follow()
         self._watch_loop()
+        self._read_secrets()
         self._choose_engine()
         await self._make_listener()
         if not self._replaces:
