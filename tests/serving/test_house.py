@@ -20,7 +20,7 @@ SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs", "access", "certificates"),
     *("latents", "likelihood", "images", "codec"),
     *("tasks", "holds", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
-    *("loading", "inference", "shelf", "refusals", "repository", "watcher"),
+    *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
     *("service", "door", "wire", "guard", "health", "reflection"),
     *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
 ]
