@@ -30,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_serve(commands)
     from serving.console.parser import add_client_parser
+    from serving.jobs.parser import add_reconstruct_parser
 
     add_client_parser(commands)
+    add_reconstruct_parser(commands)
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
         parser.print_help()
