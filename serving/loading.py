@@ -120,13 +120,13 @@ def _measured(
     """Load a graph with as many threads as it is worth, and choose its batches."""
     budget = settings.batch_budget_ms / 1000
     threads = settings.threads or 1
-    graph = load(threads)
-    costs = tuning.measure(functools.partial(run, graph), row_bytes, budget, rest)
+    costs = tuning.measure(functools.partial(run, load(threads)), row_bytes, budget, rest)
     if not settings.threads and costs[0].seconds > tuning.ONE_THREAD_SECONDS:
         threads = max(1, available_cpus() // max(1, settings.workers))
-        graph = load(threads)
-        costs = tuning.measure(functools.partial(run, graph), row_bytes, budget, rest)
+        costs = tuning.measure(functools.partial(run, load(threads)), row_bytes, budget, rest)
     batch_rows = settings.max_batch_rows or tuning.best_rows(costs, budget)
+    graph = load(threads)  # anew: a session keeps the memory of the largest batch it ever ran
+    run(graph, batch_rows)
     return Tuned(graph, file_bytes, threads, costs, batch_rows)
 
 

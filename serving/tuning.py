@@ -17,8 +17,6 @@ than it saves, and the CPUs are wanted for receiving and answering."""
 ALIKE: Final = 4.0
 """A batch that takes as many times what a curve says, at the most, is as the curve says: a machine
 that serves meanwhile is not quiet, and to measure anew would disturb it more."""
-BRIEF_SECONDS: Final = 0.001
-"""A batch that takes no longer disturbs nobody."""
 _RUNS: Final = 5
 _BYTES: Final = 256 << 20  # of input and output in one batch, at the most
 
@@ -41,7 +39,6 @@ def measure(
     longer than `most_seconds`.
 
     rest: how long to rest after a run, in times its own; leaves the CPUs to those who serve.
-    Also warms the graph: its arenas have their final size afterwards.
     """
     costs: list[Cost] = []
     rows = 1
@@ -56,17 +53,13 @@ def measure(
 def still_holds(
     run: Callable[[int], object], costs: Sequence[Cost], rows: int, rest: float
 ) -> bool:
-    """Whether a curve that another graph gave tells what `run` costs, as far as short batches show.
+    """Whether a curve that another graph gave tells what `run` costs, as far as one row shows.
 
     Also warms the graph, up to `rows`. One that is faster than the curve says is as good: the curve
     errs to the safe side.
     """
     run(rows)
-    brief = [cost.rows for cost in costs if cost.rows <= rows and cost.seconds <= BRIEF_SECONDS]
-    return all(
-        _time(run, batch, rest).seconds <= ALIKE * seconds_of(batch, costs)
-        for batch in {1, max(brief, default=1)}
-    )
+    return _time(run, 1, rest).seconds <= ALIKE * costs[0].seconds
 
 
 def _time(run: Callable[[int], object], rows: int, rest: float) -> Cost:
