@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -24,9 +25,10 @@ def build() -> Callable[..., Documents]:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl, which has kustomize in it, is not here")
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make test-deploy installs it")
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make install brings it")
 
-    def run(overlay: str, components: Iterable[str] = ()) -> Documents:
+    @functools.cache
+    def built(overlay: str, components: tuple[str, ...]) -> str:
         with tempfile.TemporaryDirectory() as folder:
             up = os.path.relpath(K8S, folder)  # kustomize takes no absolute paths
             kustomization = {
@@ -36,13 +38,14 @@ def build() -> Callable[..., Documents]:
                 "components": [f"{up}/components/{name}" for name in components],
             }
             Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-            built = subprocess.run(
-                [kubectl, "kustomize", folder], capture_output=True, text=True, check=False
-            )
-        assert built.returncode == 0, built.stderr
-        return list(yaml.safe_load_all(built.stdout))
+            ran = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
 
-    return run
+    def documents(overlay: str, components: Iterable[str] = ()) -> Documents:
+        return list(yaml.safe_load_all(built(overlay, tuple(components))))
+
+    return documents
 
 
 @pytest.fixture(scope="session", params=["cpu", "gpu"])
@@ -54,7 +57,7 @@ def overlay(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def rules() -> dict[str, Any]:
     """The PrometheusRule's own content: what promtool calls a rule file."""
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make test-deploy installs it")
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make install brings it")
     document = yaml.safe_load((K8S / "components/monitoring/rules.yaml").read_text())
     assert document["kind"] == "PrometheusRule"
     spec: dict[str, Any] = document["spec"]

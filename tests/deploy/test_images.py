@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,8 @@ def test_the_context_holds_what_the_build_copies_and_no_more(stage):
 
 
 def test_hadolint_and_shellcheck_find_nothing():
-    hadolint, shellcheck = shutil.which("hadolint"), shutil.which("shellcheck")
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    hadolint, shellcheck = (shutil.which(name, path=places) for name in ("hadolint", "shellcheck"))
     if not (hadolint and shellcheck):
         pytest.skip("hadolint and shellcheck are not here: make test-operate installs them")
     subprocess.run([hadolint, DOCKER / "Dockerfile"], check=True)
