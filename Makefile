@@ -14,7 +14,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu lint format typecheck protos protos-check protos-lint train export serve bench bench-decoders bench-swaps bench-workers clean
+.PHONY: help install demo test test-slow test-data test-gpu lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,12 @@ protos-lint:  ## buf's STANDARD rules (get it with: npm install @bufbuild/buf)
 train: install  ## train a VAE on DATA into OUT
 	$(RUN)python -m training train --data $(DATA) --out $(OUT)
 
+evaluate: install  ## measure OUT's best checkpoint on its test rows: likelihood, latent space, samples
+	$(RUN)python -m training evaluate $(OUT)
+
+compare: install  ## measure on DATA what a VAE is for, beside an autoencoder; report in runs/compared-NAME
+	$(RUN)python -m training compare --data $(DATA) --out runs/compared-$(NAME)
+
 export: install  ## publish OUT's best checkpoint as the next version of NAME in MODELS
 	$(RUN)python -m training export --checkpoint $(OUT)/best.pt --bundles $(MODELS) --name $(NAME)
 
@@ -83,6 +89,9 @@ bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed 
 
 bench-swaps: install  ## latency while new versions are swapped in under load
 	$(RUN)python tests/bench/bench_swaps.py
+
+bench-training: install  ## a pass of the training loop beside the textbook's, as a table
+	$(RUN)python tests/bench/bench_training.py
 
 clean:  ## remove the environment and everything made by these targets
 	rm -rf $(VENV) demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving import __version__
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"latentd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_serve(commands)
+    _add_token(commands)
     from serving.console.parser import add_client_parser
 
     add_client_parser(commands)
@@ -52,6 +54,41 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     settings.add_arguments(parser)
     parser.set_defaults(run=_serve)
+
+
+def _add_token(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from serving.access import SCOPES
+
+    parser = commands.add_parser(
+        "token",
+        help="make a bearer token for a caller",
+        description="Print a fresh token to standard output, and to standard error the line that "
+        "grants it, for the file that serve --tokens reads. The token is kept nowhere else.",
+        epilog="Example: python -m serving token batch-jobs --scopes infer,models "
+        "> token 2>> tokens.txt",
+    )
+    parser.add_argument("name", help="whose token it is, for log and error messages")
+    parser.add_argument(
+        "--scopes",
+        default=",".join(SCOPES),
+        help="what it is for: models (GetModel, ListModels), generate (Sample, StreamSamples, "
+        "Decode, Interpolate), infer (Encode, Reconstruct, Score). Default: all",
+    )
+    parser.set_defaults(run=_token)
+
+
+def _token(args: argparse.Namespace) -> int:
+    from serving import access
+
+    token, line = access.new_token(args.name, args.scopes.split(","))
+    try:
+        access.read(line, Path(args.name))
+    except ConfigError as error:
+        print(f"latentd: {str(error).partition(': ')[2]}", file=sys.stderr)
+        return 2
+    print(line, file=sys.stderr)
+    print(token)
+    return 0
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -3,6 +3,8 @@
     LatentdError
     ├── InvalidInput       the caller's request cannot be right; names the field
     ├── ModelNotFound      no such model or version is served
+    ├── NotAuthenticated   the caller sent no token that is known
+    ├── NotAllowed         the caller's token is not for this
     ├── Overloaded         refused at the door; says when to come back
     ├── DeadlineExpired    the caller's deadline passed before the answer was ready
     ├── NotReady           starting, draining or stopped; another server may answer
@@ -39,6 +41,14 @@ class InvalidInput(LatentdError):
 
 class ModelNotFound(LatentdError):
     """The named model or version is not served here; the message lists what is."""
+
+
+class NotAuthenticated(LatentdError):
+    """The call carries no token, or one that is not known here."""
+
+
+class NotAllowed(LatentdError):
+    """The token is known and its scopes do not include this."""
 
 
 class Overloaded(LatentdError):

@@ -57,8 +57,9 @@ class Listener(Protocol):
 
     handlers: Mapping[str, Handler]
 
-    def bind(self, address: str) -> int:
-        """Open a port; returns its number, 0 when it cannot be had."""
+    def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Open a port, with TLS if credentials are given; returns its number, 0 when it cannot be
+        had."""
 
     async def start(self) -> None: ...
 
@@ -117,9 +118,12 @@ class CoreListener:
         self._stopping = False
         self._stopped = threading.Event()
 
-    def bind(self, address: str) -> int:
+    def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        tls: tuple[Any, ...] = ()
+        if credentials is not None:
+            tls = (credentials._credentials,)  # type: ignore[attr-defined]
         try:
-            return int(self._server.add_http2_port(address.encode()))
+            return int(self._server.add_http2_port(address.encode(), *tls))
         except RuntimeError:
             return 0
 

@@ -26,11 +26,13 @@ class AioListener(grpc.GenericRpcHandler):
         self.handlers = handlers
         self._options = options
 
-    def bind(self, address: str) -> int:
+    def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers((self,))
         try:
-            return self._server.add_insecure_port(address)
+            if credentials is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, credentials)
         except RuntimeError:
             return 0
 

@@ -12,21 +12,28 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
+import grpc
 from prometheus_client import CollectorRegistry
 
 from serving import listener, reflection, wire
+from serving.access import Access
+from serving.certificates import Certificates
 from serving.door import Door
 from serving.engine import Engine
 from serving.errors import ConfigError
 from serving.exposition import expose
+from serving.guard import guarded
 from serving.health import Health
 from serving.metrics import Metrics
 from serving.repository import Repository
 from serving.service import VaeService
 from serving.settings import Settings
+from serving.vitals import Vitals
 from serving.watcher import Watcher
+from serving.wire import Handler
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +41,7 @@ HEALTH_NAMES: Final = ("", wire.SERVICE, "readiness")
 """What turns NOT_SERVING while no work is taken. `liveness` only says that the loop answers."""
 
 _LAG_SECONDS: Final = 0.25
+_VITALS_SECONDS: Final = 0.5
 
 
 class Server:
@@ -51,6 +59,8 @@ class Server:
         self.metrics_port = 0
         self._stop = asyncio.Event()
         self._patient = True  # SIGTERM leaves clients time to notice; Ctrl-C does not
+        self._takes_work = False
+        self._well = True
         self._undo = AsyncExitStack()
 
     async def serve(self) -> None:
@@ -74,6 +84,7 @@ class Server:
         """Every step up to SERVING."""
         self._start_metrics()
         self._watch_loop()
+        self._read_secrets()
         self._choose_engine()
         await self._make_listener()
         await self._open_port()
@@ -101,6 +112,18 @@ class Server:
         self.metrics_port, close = page
         self._undo.push_async_callback(asyncio.to_thread, close)
 
+    def _read_secrets(self) -> None:
+        # Before anything that takes long: a wrong file is said at once.
+        settings = self.settings
+        self._access = Access(Path(settings.tokens)) if settings.tokens else None
+        self._credentials: grpc.ServerCredentials | None = None
+        if settings.tls_cert:
+            client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+            files = Certificates(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
+            self._credentials = files.credentials()
+        elif self._access and settings.host not in ("127.0.0.1", "::1", "localhost"):
+            log.warning("Tokens without TLS can be read on the way: give --tls-cert, --tls-key.")
+
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
         self._engine = Engine(self.settings.provider)
@@ -115,6 +138,8 @@ class Server:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", 1024),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            *_age(settings),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             # Two servers on one port are a mistake, unless they were started as one.
@@ -125,7 +150,7 @@ class Server:
         self._health.set("liveness", True)
         self._own = self._health.handlers()
         if settings.reflection:
-            self._own |= reflection.handlers([wire.SERVICE])
+            self._own |= self._guarded(reflection.handlers([wire.SERVICE]))
         self._listener.handlers = self._own | wire.not_ready()
         self._set_health(False)
 
@@ -134,7 +159,7 @@ class Server:
         # answered UNAVAILABLE until `_load_models` is done.
         settings = self.settings
         address = f"{settings.host}:{settings.port}"
-        self.port = self._listener.bind(address)
+        self.port = self._listener.bind(address, self._credentials)
         if not self.port:
             raise ConfigError(
                 f"{address} cannot be opened: it is in use or not an address of this machine. "
@@ -147,7 +172,13 @@ class Server:
         await self.repository.load()
         service = VaeService(self.repository, self._engine, self.settings)
         door = Door(self.repository)
-        self._listener.handlers = self._own | wire.handlers(service, door, self.metrics)
+        handlers = wire.handlers(service, door, self.metrics)
+        self._listener.handlers = self._own | self._guarded(handlers)
+
+    def _guarded(self, handlers: dict[str, Handler]) -> dict[str, Handler]:
+        if self._access is None:
+            return handlers
+        return guarded(handlers, self._access, self.metrics)
 
     def _open_doors(self) -> None:
         # What start-up left behind lives as long as the process: keep the collector off it.
@@ -157,6 +188,37 @@ class Server:
         self._watcher.start()
         self.metrics.workers.set(1)
         self._undo.push_async_callback(self._close_doors)
+        self._watch_engine()
+
+    def _watch_engine(self) -> None:
+        vitals = Vitals(self.repository, self.settings.watchdog_seconds)
+
+        async def watch() -> None:
+            while not (hung := vitals.hung()):
+                suspicious = vitals.suspicious()
+                if suspicious or not self._well:
+                    broken = await asyncio.to_thread(vitals.try_out, suspicious)
+                    self.metrics.faults.labels("broken").set(bool(broken))
+                    if self._well != (not broken):
+                        self._well = not broken
+                        self._set_health(self._takes_work)
+                await asyncio.sleep(_VITALS_SECONDS)
+            log.critical(
+                "A run of %s has taken more than %g s: it has hung, and nothing but a new process "
+                "helps.",
+                hung,
+                self.settings.watchdog_seconds,
+            )
+            self.metrics.faults.labels("hung").set(1)
+            self._on_hung()
+
+        self._undo.callback(asyncio.create_task(watch()).cancel)
+
+    def _on_hung(self) -> None:
+        # Whoever looks at liveness restarts the process.
+        self._well = False
+        self._set_health(self._takes_work)
+        self._health.set("liveness", False)
 
     def _announce(self) -> None:
         # Last: from now on clients come.
@@ -179,8 +241,10 @@ class Server:
         self._health.close()
 
     def _set_health(self, serving: bool) -> None:
+        """Say that work is taken, which stays unsaid while the engine is broken."""
+        self._takes_work = serving
         for name in HEALTH_NAMES:
-            self._health.set(name, serving)
+            self._health.set(name, serving and self._well)
 
     def _watch_loop(self) -> None:
         async def watch() -> None:
@@ -191,6 +255,16 @@ class Server:
                 self.metrics.refresh()
 
         self._undo.callback(asyncio.create_task(watch()).cancel)
+
+
+def _age(settings: Settings) -> list[tuple[str, int]]:
+    if not settings.max_connection_age_seconds:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)),
+        # Calls under way have as long as they would have in a drain.
+        ("grpc.max_connection_age_grace_ms", int(settings.drain_seconds * 1000)),
+    ]
 
 
 def run(server: Server) -> None:

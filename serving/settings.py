@@ -39,6 +39,22 @@ class Settings:
     metrics_port: int = _setting(9464, "Port for Prometheus metrics over HTTP. 0: any free one.")
     reflection: bool = _setting(True, "Let tools such as grpcurl list the services.")
 
+    tls_cert: str = _setting("", "PEM file of the server's certificate chain; with it, TLS.")
+    tls_key: str = _setting("", "PEM file of its private key.")
+    tls_client_ca: str = _setting(
+        "", "PEM file of authorities: callers must show a certificate of theirs (mutual TLS)."
+    )
+    tokens: str = _setting(
+        "",
+        "File of bearer tokens' digests and scopes (latentd token makes its lines): callers must "
+        "send one of them. Health is exempt.",
+    )
+    max_connections: int = _setting(4096, "Connections at a time; more are not accepted.", least=1)
+    max_connection_age_seconds: float = _setting(
+        0.0,
+        "Ask callers to connect anew after so long, so that new servers get their share. 0: never.",
+    )
+
     listener: str = _setting(
         "auto",
         "How calls are taken. core drives gRPC's core directly, aio is grpc.aio at several times "
@@ -69,6 +85,10 @@ class Settings:
     queue_rows: int = _setting(16384, "Rows that may wait in one lane; more are shed.", least=1)
     queue_mib: int = _setting(256, "MiB of rows that may wait in one lane.", least=1)
 
+    watchdog_seconds: float = _setting(
+        60.0,
+        "A batch that runs longer has hung: liveness says so, and a worker is replaced. 0: never.",
+    )
     lame_duck_seconds: float = _setting(
         1.0, "After SIGTERM: time for clients to see NOT_SERVING and go elsewhere."
     )
@@ -108,7 +128,12 @@ def read(flags: Mapping[str, str | None], environment: Mapping[str, str] = os.en
             if text is not None:
                 values[field.name] = _parse(source, text, types[field.name], field.metadata)
                 break
-    return Settings(**values)
+    settings = Settings(**values)
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise ConfigError("--tls-cert and --tls-key go together: give both or none.")
+    if settings.tls_client_ca and not settings.tls_cert:
+        raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key.")
+    return settings
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -78,12 +78,21 @@ class Caller:
 
     deadline:   seconds on time.monotonic's clock; math.inf: none
     background: lets others go first
+    authorization: the header of that name, "" where there is none
     """
 
-    __slots__ = ("_on_done", "_pending", "background", "cancelled", "deadline")
+    __slots__ = (
+        "_on_done",
+        "_pending",
+        "authorization",
+        "background",
+        "cancelled",
+        "deadline",
+    )
 
     def __init__(self, deadline: float = math.inf, background: bool = False) -> None:
         self.deadline, self.background = deadline, background
+        self.authorization = ""
         self.cancelled = False
         self._pending: list[Reply[Any]] = []
         self._on_done: Callable[[], None] | None = None

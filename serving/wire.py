@@ -26,6 +26,8 @@ from serving.errors import (
     DeadlineExpired,
     InvalidInput,
     ModelNotFound,
+    NotAllowed,
+    NotAuthenticated,
     NotReady,
     Overloaded,
 )
@@ -42,6 +44,8 @@ BACKGROUND: Final = "background"
 
 STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExpired: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -244,6 +248,8 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     for key, value in metadata:
         if key == PRIORITY:
             caller.background = value == BACKGROUND
+        elif key == "authorization":
+            caller.authorization = str(value)
     return caller
 
 

@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from training.comparison import command as comparison
 from training.config import Config, add_flags, flag
 from training.errors import TrainingError
 from training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd-train"
+_CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds")  # when a run is resumed
 
 _TRAIN: Final = """\
 Train a variational autoencoder and write a folder:
   last.pt, best.pt      where --resume goes on; the best validation ELBO, for export
   log.jsonl             one JSON line for each epoch, in nats per example
+  tensorboard/          the same for `tensorboard --logdir OUT` (pip install tensorboard)
   reconstructions.png, samples.png, interpolation.png, curves.png
 """
 _TRAIN_EXAMPLES: Final = """\
@@ -29,6 +32,9 @@ examples:
       --latent-size 50 --epochs 20 --out runs/mnist
   python -m training train --data images:photos --image-size 48x64 --out runs/photos
   python -m training train --data npz:spectra.npz --net mlp --out runs/spectra
+  python -m training train --data idx:mnist --net iwae --latent-size 50 --k 50 \\
+      --likelihood bernoulli --binarisation dynamic --schedule cosine --ema 0.999 --out runs/iwae
+  torchrun --nproc-per-node 8 -m training train --data images:photos --out runs/photos
   python -m training train --out runs/digits --resume --epochs 300
 
 data:
@@ -96,20 +102,22 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _resumed(config: Config, given: dict[str, Any], out: Path) -> Config:
-    """The saved config; of the flags given, only --epochs may differ from it."""
+    """The saved config; of the flags given, only those of _CHANGEABLE may differ from it."""
     for name, value in given.items():
-        if name != "epochs" and value != getattr(config, name):
+        if name not in _CHANGEABLE and value != getattr(config, name):
             raise TrainingError(
                 f"{flag(name)} is {getattr(config, name)} in {out} and cannot change when the run "
-                "is resumed; leave it out. (--epochs can.)"
+                f"is resumed; leave it out. ({', '.join(map(flag, _CHANGEABLE))} can.)"
             )
-    return dataclasses.replace(config, epochs=given.get("epochs", config.epochs))
+    return dataclasses.replace(
+        config, **{name: given[name] for name in _CHANGEABLE if name in given}
+    )
 
 
 def _after_train(arguments: argparse.Namespace) -> str:
     if (arguments.out / "last.pt").exists():
         return f"Continue with: python -m training train --out {arguments.out} --resume"
-    return "No epoch was finished, so there is nothing to resume."
+    return "Nothing was saved yet, so there is nothing to resume."
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -139,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_train, after=_after_train)
 
     evaluation.add(commands)
+    comparison.add(commands)
 
     command = commands.add_parser(
         "export",

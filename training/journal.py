@@ -1,50 +1,44 @@
 """What a run says while it goes on: a bar, a line for each epoch on standard output and in
-log.jsonl. Under torchrun only the first process speaks."""
+log.jsonl, and the same numbers for TensorBoard. Under torchrun only the first process speaks."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
+from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from training import parallel
 
 LOG: Final = "log.jsonl"
+EVENTS: Final = "tensorboard"  # tensorboard --logdir OUT
+_PARTS: Final = ("train", "validation")
 
 
 class Journal:
-    """The log of the run in a folder, written anew from `history`: what was saved knows better
-    than a log cut short."""
+    """The log of the run in a folder. Log and events are written anew from `history`: what was
+    saved knows better than what was cut short."""
 
     def __init__(
-        self,
-        out: Path,
-        header: dict[str, Any],
-        history: list[dict[str, Any]],
-        steps: int,
-        done: int,
+        self, out: Path, header: dict[str, Any], history: list[dict[str, Any]], steps: int
     ) -> None:
-        self.out, self.header, self.history, self.steps, self.done = (
-            out,
-            header,
-            history,
-            steps,
-            done,
-        )
+        """steps: those that have been done, of all epochs."""
+        self.out, self.header, self.history, self.steps = out, header, history, steps
 
     def __enter__(self) -> Journal:
         self.speaks = parallel.first()
         self.stack = ExitStack()
-        epochs = self.header["run"]["epochs"]
         self.bar = self.stack.enter_context(
             tqdm(
                 desc="training",
-                initial=len(self.history) * self.steps + self.done,
-                total=epochs * self.steps,
+                initial=self.steps,
+                total=self.header["run"]["epochs"] * self.header["steps"],
                 unit="step",
                 mininterval=0.5,
                 disable=not self.speaks,
@@ -52,13 +46,21 @@ class Journal:
         )
         if self.speaks:
             self.log = self.stack.enter_context((self.out / LOG).open("w"))
+            shutil.rmtree(self.out / EVENTS, ignore_errors=True)
+            self.events = self.stack.enter_context(SummaryWriter(str(self.out / EVENTS)))
             self.say(self.header)
             for line in self.history:
                 print(json.dumps(line), file=self.log)
+                self._plot(line)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stack.__exit__(kind, error, trace)
 
     def step(self) -> None:
         """One more step is done."""
@@ -67,6 +69,8 @@ class Journal:
     def epoch(self, line: dict[str, Any]) -> None:
         """One more epoch is done."""
         self.say(line)
+        if self.speaks:
+            self._plot(line)
         if "validation_elbo" in line:
             self.bar.set_postfix(validation_elbo=round(line["validation_elbo"], 2), refresh=False)
 
@@ -77,3 +81,12 @@ class Journal:
         text = json.dumps(line, allow_nan=False)
         tqdm.write(text, file=sys.stdout)
         print(text, file=self.log, flush=True)
+
+    def _plot(self, line: dict[str, Any]) -> None:
+        """train_elbo and validation_elbo become one TensorBoard plot, elbo; and so the others."""
+        for name, value in line.items():
+            part, _, term = name.partition("_")
+            if part in _PARTS:
+                self.events.add_scalar(f"{term}/{part}", value, line["epoch"])
+            elif isinstance(value, int | float) and name != "epoch":
+                self.events.add_scalar(name, value, line["epoch"])

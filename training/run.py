@@ -52,6 +52,11 @@ class Run:
         self.seconds = self.cpu_seconds = 0.0
 
     @property
+    def done(self) -> int:
+        """Steps so far, skipped ones included."""
+        return len(self.history) * self.steps + self.step_number
+
+    @property
     def evaluated(self) -> Model:
         """What is validated and exported: the weights' average, or the weights."""
         return self.average.model if self.average else self.model
@@ -79,17 +84,15 @@ class Run:
 
     def step(self, x: Tensor) -> None:
         """Raise the objective of a batch (rows, *shape), or skip it if that cannot be done."""
-        done = len(self.history) + self.step_number / self.steps
-        rows, config = len(x), self.config
+        rows, config, epoch = len(x), self.config, self.done / self.steps
         x = parallel.share(observe(x, self.noise, self.model.binarise))
         noise = normal((config.k, rows, config.latent_size), self.noise)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         ):
             draws = self.model.draw(x, parallel.share(noise, axis=1))
-        raised = objective(
-            self.model, draws, schedules.kl_weight(config, done), config.free_bits
-        ).sum()
+        weight = schedules.kl_weight(config, epoch)
+        raised = objective(self.model, draws, weight, config.free_bits).sum()
         for parameter in self.parameters:
             parameter.grad = None
         (-raised / rows).backward()  # type: ignore[no-untyped-call]
@@ -103,10 +106,10 @@ class Run:
         finite = torch.isfinite(sums.sum() + norm)
         # The fused step looks at this on the device: nothing waits for the answer.
         self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self.optimiser.param_groups[0]["lr"] = schedules.learning_rate(config, done)
+        self.optimiser.param_groups[0]["lr"] = schedules.learning_rate(config, epoch)
         self.optimiser.step()
         if self.average:
-            self.average.follow(len(self.history) * self.steps + self.step_number)
+            self.average.follow(self.done)
         self.sums += torch.where(finite, torch.cat((sums, one[None])), 0.0)
         self.step_number += 1
 

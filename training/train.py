@@ -40,7 +40,7 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"--out {out} cannot be made: {error.strerror}.") from None
-        with Journal(out, _header(run), run.history, run.steps, run.step_number) as journal:
+        with Journal(out, _header(run), run.history, run.done) as journal:
             _epochs(run, out, journal)
             if parallel.first():
                 _finish(run, out, journal)
@@ -103,6 +103,7 @@ def _header(run: Run) -> dict[str, Any]:
         "objective": trained(run.config),
         "unit": "nats per example",
         "split": run.split,
+        "steps": run.steps,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "device": str(run.device),
         "processes": parallel.count(),

@@ -19,7 +19,7 @@ from serving.client.results import ModelInfo, ModelVersion
 from serving.codec import Array
 from serving.console import inputs, terminal
 from serving.console.outputs import Destination
-from serving.errors import ModelNotFound
+from serving.errors import ConfigError, ModelNotFound
 
 PICTURES: Final = ("png", "npz", "npy", "folder")
 COLUMNS: Final = 16  # of a picture of rows above their reconstructions
@@ -213,12 +213,22 @@ def _connect(args: argparse.Namespace, healthy_only: bool = True) -> Client:
         model=args.model,
         version=args.version,
         background=args.background,
-        credentials=grpc.ssl_channel_credentials(Path(args.tls_ca).read_bytes())
-        if args.tls_ca
-        else None,
+        credentials=_credentials(args),
         token=Path(args.token_file).read_text().strip() if args.token_file else "",
         healthy_only=healthy_only,
     )
+
+
+def _credentials(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
+    if bool(args.tls_cert) != bool(args.tls_key):
+        raise ConfigError("--tls-cert and --tls-key go together: give both or none.")
+    if not args.tls_ca:
+        if args.tls_cert:
+            raise ConfigError("--tls-cert needs --tls-ca, the authority that the server is from.")
+        return None
+    files = (args.tls_ca, args.tls_key, args.tls_cert)
+    authority, key, certificate = (Path(file).read_bytes() if file else None for file in files)
+    return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
 def _pin(client: Client, out: Destination | None = None) -> tuple[ModelInfo, Client]:

@@ -146,6 +146,8 @@ def _add(
     )
     common.add_argument("--background", action="store_true", help="let other callers go first")
     common.add_argument("--tls-ca", metavar="FILE", help="use TLS, trusting these certificates")
+    common.add_argument("--tls-cert", metavar="FILE", help="show this certificate (mutual TLS)")
+    common.add_argument("--tls-key", metavar="FILE", help="its private key")
     common.add_argument("--token-file", metavar="FILE", help="send the bearer token in this file")
     parser.set_defaults(run=_run, call=name)
     return parser

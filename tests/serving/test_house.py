@@ -17,11 +17,11 @@ from serving.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 
 SERVER = [
-    *("errors", "bundle", "settings", "metrics", "logs"),
+    *("errors", "bundle", "settings", "metrics", "logs", "access", "certificates"),
     *("latents", "likelihood", "images", "codec"),
     *("tasks", "holds", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
-    *("loading", "inference", "shelf", "refusals", "repository", "watcher"),
-    *("service", "door", "wire", "health", "reflection"),
+    *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
+    *("service", "door", "wire", "guard", "health", "reflection"),
     *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
 ]
 """serving/ from low to high: a module imports only from those before it."""

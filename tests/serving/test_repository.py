@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 
 from serving import bundle, codec
@@ -127,6 +128,38 @@ def test_the_metrics_tell_what_is_served(root, publish, server, stub):
         labels = {"lane": lane, "model": "toy", "version": "2"}
         costs = stub.GetModel(pb.GetModelRequest()).lanes[lane == "decoder"]
         assert server.metric("latentd_batch_rows_most", **labels) == costs.max_batch_rows
+
+
+def test_batches_and_threads_can_be_fixed_and_the_log_tells_the_costs(
+    root, start_server, open_stub, caplog
+):
+    caplog.set_level("INFO")
+    server = start_server(root, max_batch_rows=7, threads=2, batch_budget_ms=1)
+    for lane in open_stub(server).GetModel(pb.GetModelRequest()).lanes:
+        assert lane.max_batch_rows == 7
+        said = f"{lane.lane}, toy version 1: batches of up to 7 rows, 2 thread(s); "
+        (line,) = (r.getMessage() for r in caplog.records if said in r.getMessage())
+        assert line.partition("batch: ")[2].count(",") == len(lane.costs) - 1
+
+
+def test_a_version_of_the_same_size_takes_over_the_costs_and_another_is_measured(
+    root, publish, server, stub
+):
+    def costs() -> list[float]:
+        return [cost.seconds for cost in stub.GetModel(pb.GetModelRequest()).lanes[0].costs]
+
+    first = costs()
+    publish(root)
+    server.look()
+    assert (answering(stub), costs()) == (2, first)
+    path = publish(root)
+    encoder = onnx.load_model_from_string(bundle.load(path).files[bundle.ENCODER])
+    encoder.doc_string = "a larger file"
+    shutil.rmtree(path)
+    publish(root, encoder_onnx=encoder.SerializeToString())
+    server.look()
+    assert answering(stub) == 3
+    assert costs() != first
 
 
 def damage(path: Path, how: str) -> None:

@@ -14,6 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from training.model import POINT_LOG_VAR
+
 ROWS: Final = 1000  # at most: the distance takes time and memory by their square
 NULLS: Final = 40  # sets of draws from N(0, I) that the distance is compared with
 
@@ -29,7 +31,7 @@ class Aggregate:
     mmd: float  # squared, unbiased: may fall below 0
     null_mean: float  # the same of N(0, I) against itself
     null_high: float  # and its 95th percentile
-    mutual_information: float  # I(x; z) in nats
+    mutual_information: float  # I(x; z) in nats; infinite where z is a point
     mutual_information_limit: float  # log(rows): the estimate cannot exceed it
 
     @property
@@ -46,6 +48,7 @@ def aggregate(mean: Tensor, log_var: Tensor, active: Tensor, seed: int) -> Aggre
     active: bool (latent_size,)."""
     mean, log_var = mean[:ROWS], log_var[:ROWS]
     noise = torch.Generator().manual_seed(seed)
+    points = bool((log_var <= POINT_LOG_VAR).all())
     rows, latent_size = mean.shape
     z = mean + (0.5 * log_var).exp() * torch.randn(mean.shape, generator=noise)
     prior = torch.randn(z.shape, generator=noise)
@@ -63,7 +66,7 @@ def aggregate(mean: Tensor, log_var: Tensor, active: Tensor, seed: int) -> Aggre
         mmd=mmd(z, prior),
         null_mean=float(null.mean()),
         null_high=float(null.quantile(0.95)),
-        mutual_information=mutual_information(z, mean, log_var),
+        mutual_information=math.inf if points else mutual_information(z, mean, log_var),
         mutual_information_limit=math.log(rows),
     )
 

@@ -1,0 +1,169 @@
+"""TLS: who is let in, and certificates that are replaced while the server runs."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+
+from serving.__main__ import main
+from serving.certificates import Certificates
+from serving.client import Client
+from serving.errors import ConfigError
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+
+class Files:
+    """A server's certificate and key on disk, replaced as a mounted secret is: each by a rename."""
+
+    def __init__(self, folder: Path, authority: trustme.CA) -> None:
+        self._authority = authority
+        self.certificate, self.key = folder / "tls.crt", folder / "tls.key"
+        self.renew()
+
+    def renew(self) -> bytes:
+        """Issue a new certificate; returns it as PEM."""
+        issued = self._authority.issue_cert("127.0.0.1", "localhost")
+        self.replace(self.key, issued.private_key_pem.bytes())
+        chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+        self.replace(self.certificate, chain)
+        return issued.cert_chain_pems[0].bytes()
+
+    def replace(self, file: Path, content: bytes) -> None:
+        new = file.with_suffix(".new")
+        new.write_bytes(content)
+        os.replace(new, file)
+
+    @property
+    def settings(self) -> dict[str, Path]:
+        return {"tls_cert": self.certificate, "tls_key": self.key}
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def files(tmp_path, authority):
+    return Files(tmp_path, authority)
+
+
+@pytest.fixture(params=["core", "aio"])
+def start(start_server, toy_bundles, files, request):
+    def start(**chosen):
+        return start_server(toy_bundles, listener=request.param, **files.settings, **chosen)
+
+    return start
+
+
+def trusting(authority: trustme.CA, **client: bytes) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(authority.cert_pem.bytes(), **client)
+
+
+def sample(target: str, credentials: grpc.ChannelCredentials) -> bytes:
+    with grpc.secure_channel(target, credentials) as channel:
+        request = pb.SampleRequest(count=1, seed=7)
+        return VaeServiceStub(channel).Sample(request, timeout=30).x.tensor.data
+
+
+def shown(target: str) -> bytes:
+    """The certificate that a new connection is shown, as DER."""
+    host, _, port = target.rpartition(":")
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, int(port))))
+
+
+def test_the_shipped_client_calls_over_tls_and_plain_text_is_not_answered(start, authority):
+    server = start()
+    with Client(server.target, credentials=trusting(authority)) as client:
+        assert client.sample(2, seed=7).x.shape[0] == 2
+    with (
+        grpc.insecure_channel(server.target) as channel,
+        pytest.raises(grpc.RpcError) as refused,
+    ):
+        VaeServiceStub(channel).Sample(pb.SampleRequest(count=1), timeout=30)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(grpc.RpcError):  # a caller that trusts another authority
+        sample(server.target, trusting(trustme.CA()))
+    assert sample(server.target, trusting(authority))
+
+
+def test_mutual_tls_lets_in_only_those_of_its_authority(start, authority, tmp_path):
+    ours = trustme.CA()
+    client_ca = tmp_path / "clients.pem"
+    ours.cert_pem.write_to_path(str(client_ca))
+    server = start(tls_client_ca=client_ca)
+
+    def as_client_of(who: trustme.CA) -> grpc.ChannelCredentials:
+        issued = who.issue_cert("job@example.org")
+        return trusting(
+            authority,
+            private_key=issued.private_key_pem.bytes(),
+            certificate_chain=issued.cert_chain_pems[0].bytes(),
+        )
+
+    assert sample(server.target, as_client_of(ours))
+    # The shell's client, with the same from files.
+    words = ["client", "model", "--server", server.target, "--tls-ca", tmp_path / "ca.pem"]
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    mine = ours.issue_cert("job@example.org")
+    mine.private_key_pem.write_to_path(str(tmp_path / "mine.key"))
+    mine.cert_chain_pems[0].write_to_path(str(tmp_path / "mine.crt"))
+    words += ["--tls-cert", tmp_path / "mine.crt", "--tls-key", tmp_path / "mine.key"]
+    assert main(list(map(str, words))) == 0
+
+    for other in (trusting(authority), as_client_of(trustme.CA())):
+        with pytest.raises(grpc.RpcError) as refused:
+            sample(server.target, other)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_new_certificate_is_taken_up_and_a_wrong_one_is_not(start, files, authority, caplog):
+    server = start()
+    first = shown(server.target)
+    with grpc.secure_channel(server.target, trusting(authority)) as channel:
+        stub, request = VaeServiceStub(channel), pb.SampleRequest(count=1)
+        stub.Sample(request)
+
+        second = ssl.PEM_cert_to_DER_cert(files.renew().decode())
+        assert second != first
+        assert shown(server.target) == second
+
+        files.replace(files.certificate, b"no certificate at all")
+        assert shown(server.target) == second
+        files.replace(files.key, trustme.CA().issue_cert("elsewhere").private_key_pem.bytes())
+        assert shown(server.target) == second
+        assert "The new certificate is not used" in caplog.text
+        files.certificate.unlink()
+        assert shown(server.target) == second
+
+        third = ssl.PEM_cert_to_DER_cert(files.renew().decode())
+        assert shown(server.target) == third
+        stub.Sample(request)  # the connection from before went on all the while
+    assert sample(server.target, trusting(authority))
+
+
+def test_files_that_do_not_go_together_are_a_refusal_to_start(files, tmp_path):
+    Certificates(files.certificate, files.key)
+    with pytest.raises(ConfigError, match="does not exist"):
+        Certificates(files.certificate, tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="do not hold PEM that goes together"):
+        Certificates(files.key, files.certificate)
+    files.replace(files.key, trustme.CA().issue_cert("elsewhere").private_key_pem.bytes())
+    with pytest.raises(ConfigError, match="do not hold PEM that goes together"):
+        Certificates(files.certificate, files.key)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"tls_cert": "a"}, {"tls_key": "a"}, {"tls_client_ca": "a"}],
+    ids=lambda f: next(iter(f)),
+)
+def test_half_of_the_settings_is_a_refusal_too(start_server, toy_bundles, flags):
+    with pytest.raises(ConfigError, match="--tls-cert and --tls-key"):
+        start_server(toy_bundles, **flags)

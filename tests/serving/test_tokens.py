@@ -1,0 +1,153 @@
+"""Bearer tokens: who may call what, and how that changes while the server runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.__main__ import main
+from serving.access import Access, new_token
+from serving.errors import ConfigError, NotAllowed, NotAuthenticated
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+Codes = grpc.StatusCode
+
+
+class Tokens:
+    """A file of tokens, which is replaced whole as an operator would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "tokens.txt"
+        self.file.touch()
+        self.lines: dict[str, str] = {}
+
+    def add(self, name: str, *scopes: str) -> str:
+        token, self.lines[name] = new_token(name, list(scopes))
+        self.write("\n".join(self.lines.values()))
+        return token
+
+    def write(self, content: str) -> None:
+        new = self.file.with_suffix(".new")
+        new.write_text(content)
+        os.replace(new, self.file)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    return Tokens(tmp_path)
+
+
+def code_of(call, request, token: str = "") -> grpc.StatusCode:
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    try:
+        call(request, metadata=metadata)
+    except grpc.RpcError as error:
+        return error.code()
+    return Codes.OK
+
+
+@pytest.mark.parametrize("kind", ["core", "aio"])
+def test_a_call_needs_a_token_whose_scopes_include_it(start_server, toy_bundles, tokens, kind):
+    maker = tokens.add("maker", "generate")
+    reader = tokens.add("reader", "models", "infer")
+    server = start_server(toy_bundles, tokens=tokens.file, listener=kind)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = VaeServiceStub(channel)
+        sample = pb.SampleRequest(count=1)
+        assert code_of(stub.Sample, sample) is Codes.UNAUTHENTICATED
+        assert code_of(stub.Sample, sample, "guessed") is Codes.UNAUTHENTICATED
+        assert code_of(stub.Sample, sample, maker) is Codes.OK
+        assert code_of(stub.Sample, sample, reader) is Codes.PERMISSION_DENIED
+        assert code_of(stub.GetModel, pb.GetModelRequest(), reader) is Codes.OK
+        assert code_of(stub.GetModel, pb.GetModelRequest(), maker) is Codes.PERMISSION_DENIED
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest()).status == 1, "probes send no token"
+        reflect = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        )
+        with pytest.raises(grpc.RpcError) as refused:
+            next(reflect(iter([b""])))
+        assert refused.value.code() is Codes.UNAUTHENTICATED
+    counted = server.metric(
+        "latentd_requests_total", method="Sample", model="", code="UNAUTHENTICATED"
+    )
+    assert counted == 2
+
+
+def test_tokens_come_and_go_while_the_server_runs(start_server, toy_bundles, tokens):
+    old = tokens.add("old", "generate")
+    server = start_server(toy_bundles, tokens=tokens.file)
+    with grpc.insecure_channel(server.target) as channel:
+        sample, request = VaeServiceStub(channel).Sample, pb.SampleRequest(count=1)
+        assert code_of(sample, request, old) is Codes.OK
+        new = tokens.add("new", "generate")
+        while code_of(sample, request, new) is not Codes.OK:
+            pass  # the test's time limit says how long this may take
+        assert code_of(sample, request, old) is Codes.OK, "both, until the old one is taken out"
+        del tokens.lines["old"]
+        tokens.write("\n".join(tokens.lines.values()))
+        while code_of(sample, request, old) is not Codes.UNAUTHENTICATED:
+            pass
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 2.0  # seconds: each check looks at the file
+        return self.now
+
+
+def test_a_file_that_cannot_be_read_leaves_the_tokens_as_they_were(tokens, caplog):
+    token = tokens.add("one", "infer")
+    access = Access(tokens.file, Clock())
+    for wrong in ("nonsense", "one infer,admin sha256:" + "0" * 64, "# nobody", "a b c d"):
+        tokens.write(wrong)
+        access.check(f"Bearer {token}", "infer")
+        access.check(f"Bearer {token}", "infer")
+    tokens.file.unlink()
+    access.check(f"Bearer {token}", "infer")
+    said = [record.getMessage() for record in caplog.records]
+    assert len([line for line in said if "stay as they were" in line]) >= 5
+    assert len([line for line in said if "line 1" in line]) == 3, "each mistake is said once"
+    assert token not in caplog.text
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic {}", "{}", "Bearer {}x"])
+def test_nothing_but_a_known_bearer_token_is_one(tokens, header):
+    token = tokens.add("one", "infer")
+    with pytest.raises(NotAuthenticated):
+        Access(tokens.file).check(header.format(token))
+
+
+def test_refusals_say_what_the_token_is_for(tokens):
+    token = tokens.add("one", "infer", "models")
+    with pytest.raises(NotAllowed, match="needs the scope generate; the token of one has infer, m"):
+        Access(tokens.file).check(f"Bearer {token}", "generate")
+
+
+def test_a_server_does_not_start_with_a_file_it_cannot_use(tokens, tmp_path):
+    for content, said in {
+        "": "grants nothing",
+        "one infer": "line 1: this must be NAME",
+        "# who\none admin sha256:" + "0" * 64: "line 2: no scope admin",
+    }.items():
+        tokens.write(content)
+        with pytest.raises(ConfigError, match=said):
+            Access(tokens.file)
+    with pytest.raises(ConfigError, match="No such file"):
+        Access(tmp_path / "nowhere")
+
+
+def test_the_shell_makes_tokens(capsys, tokens):
+    assert main(["token", "jobs", "--scopes", "infer,models"]) == 0
+    said = capsys.readouterr()
+    tokens.write(said.err)
+    Access(tokens.file).check(f"Bearer {said.out.strip()}", "infer")
+    assert main(["token", "jobs", "--scopes", "admin"]) == 2
+    assert "no scope admin; there are models, generate, infer" in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""Posterior collapse is a danger, and it can be seen and mended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from training.comparison.claim import Claim, Key, Numbers, Spread
+from training.comparison.stage import Stage
+from training.evaluation.units import units
+
+_AVERAGED: Final = "reconstruction averaged over pixels"
+_SUMMED: Final = "summed, as it should be"
+_ACTIVE: Final = "active units"
+_RATE: Final = "rate, nats"
+_NAMED: Final = "named COLLAPSED by `evaluate`"
+
+
+def _measure(stage: Stage, seed: int) -> Numbers:
+    numbers: Numbers = {}
+    for name, run in ((_AVERAGED, "collapsing"), (_SUMMED, "vae")):
+        subject = stage.open(run, seed)
+        found = units(*subject.encode(subject.observed(stage.dataset.test.x, seed)))
+        numbers[_ACTIVE, name] = found.count
+        numbers[_RATE, name] = float(found.kl.sum())
+        numbers[_NAMED, name] = float(found.collapsed)
+    return numbers
+
+
+def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
+    broken, mended = found[_NAMED, _AVERAGED].mean, found[_NAMED, _SUMMED].mean
+    return broken == 1 and mended == 0, (
+        f"{broken:.0%} of the runs that weigh the KL too heavily are named collapsed, and "
+        f"{mended:.0%} of those that do not."
+    )
+
+
+CLAIM: Final = Claim(
+    title="Collapse, and its remedy",
+    says="A VAE may ignore its code: q(z|x) becomes the prior. Training has to watch for it.",
+    expects="Averaging the reconstruction over the pixels instead of summing it (a KL as many "
+    "times too heavy) collapses every run, and it is named; summing collapses none.",
+    measure=_measure,
+    verdict=_verdict,
+)

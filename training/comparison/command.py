@@ -1,0 +1,85 @@
+"""`python -m training compare`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any, Final
+
+from training.config import Config, add_flags
+from training.evaluation.command import whole
+
+_OURS: Final = ("model", "seed", "patience", "validate_every")  # the comparison's own to choose
+
+_TEACHES: Final = """\
+What is a VAE for? Train it and the plain autoencoder on the same net, rows and number of steps,
+with several seeds, and measure each claim of the lecture:
+  a point or a distribution, overfitting, a latent space near N(0, I), new samples,
+  interpolation, collapse and its remedy, density estimation, features
+What we expect of each stands in the code beside its measure, and in the report before the result;
+where the autoencoder wins, the report says so. Written into --out:
+  COMPARISON.md        the report, with its pictures in results/
+  comparison.json      every number
+  runs/, data/         the runs, each as `train` leaves it; interrupted ones go on
+"""
+_EXAMPLES: Final = """\
+examples:
+  python -m training compare --out runs/compared                       # the digits: minutes
+  python -m training compare --data idx:mnist --other idx:fashion-mnist --net mlp --epochs 10 \\
+      --likelihood bernoulli --binarisation dynamic --out runs/compared-mnist
+
+Every other flag is one of `train`'s, for both models: see `train --help`. --epochs are those of
+the runs on the most rows; the others have as many steps.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand to argparse's `commands`."""
+    command = commands.add_parser(
+        "compare",
+        help="VAE beside autoencoder: the lecture's claims, measured",
+        description=_TEACHES,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder of the comparison")
+    command.add_argument("--seeds", type=whole, default=3, help="runs of each kind [3]")
+    command.add_argument(
+        "--other", help="a second data set with rows of the same shape, for density estimation"
+    )
+    command.add_argument("--cache", type=Path, help="where classifiers are kept [~/.cache/latentd]")
+    add_flags(command)
+    command.set_defaults(run=_compare, after=_after)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    # Imported here: torch takes seconds, and --help should not.
+    from training.comparison import figures, report
+    from training.comparison.plan import Plan
+    from training.comparison.stage import prepare
+    from training.errors import TrainingError
+
+    given = {
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(Config)
+        if hasattr(arguments, field.name)
+    }
+    for name in _OURS:
+        if name in given:
+            raise TrainingError(
+                f"--{name.replace('_', '-')} is compare's own to choose; leave it out. (--seeds "
+                "says how many.)"
+            )
+    config = Config(**given)
+    plan = Plan(config, arguments.seeds, arguments.out, arguments.other, arguments.cache)
+    stage = prepare(plan)
+    results = report.judge(stage)
+    figures.draw(stage, plan.out / report.PICTURES)
+    for result in results:
+        print(f"{result.verdict:<15}{result.claim.title}: {result.words}")
+    print(f"{'written':<15}{report.write(stage, results)}")
+
+
+def _after(arguments: argparse.Namespace) -> str:
+    return f"Run the same command again to go on: {arguments.out} keeps what is finished."

@@ -1,0 +1,52 @@
+"""An autoencoder encodes a point, a VAE a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
+from training.comparison.stage import Stage
+from training.evaluation import samples
+from training.model import unit
+
+_ROWS: Final = 300
+_DRAWS: Final = 20
+_VARIES: Final = "standard deviation of a decoded pixel over draws of z"
+_AGREES: Final = "draws decoded to the class of the mean's decode"
+
+
+def _measure(stage: Stage, seed: int) -> Numbers:
+    judge, numbers = judge_of(stage), {}
+    for model, run in MODELS.items():
+        subject = stage.open(run, seed)
+        mean, log_var = subject.encode(subject.observed(stage.dataset.test.x[:_ROWS], seed))
+        noise = samples.prior(_DRAWS * len(mean), mean.shape[1], seed).view(_DRAWS, *mean.shape)
+        z = mean + (0.5 * log_var).exp() * noise
+        drawn = samples.decode(subject.model, z.flatten(0, 1))
+        central = judge.probabilities(samples.decode(subject.model, mean)).argmax(1)
+        seen = judge.probabilities(drawn).argmax(1).view(_DRAWS, -1)
+        pixels = unit(drawn).view(_DRAWS, *drawn[: len(mean)].shape)
+        numbers[_VARIES, model] = float(pixels.std(0).mean())
+        numbers[_AGREES, model] = float((seen == central).double().mean())
+    return numbers
+
+
+def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
+    varies, agrees = found[_VARIES, VAE].mean, found[_AGREES, VAE].mean
+    still = found[_VARIES, AE].mean
+    holds = varies > 10 * still and agrees >= 0.95
+    return holds, (
+        f"Draws for one x differ by {varies:.3f} of the range in a pixel (AE {still:.3f}) and "
+        f"{agrees:.1%} of them keep the class."
+    )
+
+
+CLAIM: Final = Claim(
+    title="A point or a distribution",
+    says="An AE encodes x as a point, a VAE as a distribution: one x, many z, all of them x-like.",
+    expects="The VAE's decodes of one x vary, the AE's cannot; at least 95% of the VAE's keep the "
+    "class of the mean's decode.",
+    measure=_measure,
+    verdict=_verdict,
+)

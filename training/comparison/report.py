@@ -1,0 +1,199 @@
+"""COMPARISON.md: every claim, what we expected of it, what was measured, and whether it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from training.comparison import (
+    collapse,
+    density,
+    distribution,
+    features,
+    interpolation,
+    latent,
+    overfitting,
+    sampling,
+)
+from training.comparison.claim import Claim, Key, Skipped, Spread, spread
+from training.comparison.stage import Stage
+from training.config import Config, flag
+
+CLAIMS: Final = tuple(
+    module.CLAIM
+    for module in (
+        distribution,
+        overfitting,
+        latent,
+        sampling,
+        interpolation,
+        collapse,
+        density,
+        features,
+    )
+)
+MARKDOWN: Final = "COMPARISON.md"
+JSON: Final = "comparison.json"
+PICTURES: Final = "results"
+_PICTURED: Final = {
+    distribution.CLAIM.title: "one_x_many_z.png",
+    latent.CLAIM.title: "latent.png",
+    sampling.CLAIM.title: "samples.png",
+    interpolation.CLAIM.title: "interpolation.png",
+}
+
+
+class Result(NamedTuple):
+    """What came out of a claim. holds: None where it was skipped."""
+
+    claim: Claim
+    numbers: Mapping[Key, Spread]
+    holds: bool | None
+    words: str
+
+    @property
+    def verdict(self) -> str:
+        """holds | does not hold | skipped"""
+        return {True: "holds", False: "does not hold", None: "skipped"}[self.holds]
+
+
+def judge(stage: Stage) -> list[Result]:
+    """Every claim, measured for every seed."""
+    results = []
+    total = len(CLAIMS) * stage.plan.seeds
+    with tqdm(total=total, desc="measuring", unit="claim", mininterval=0.5) as bar:
+        for claim in CLAIMS:
+            results.append(_judge(claim, stage))
+            bar.update(stage.plan.seeds)
+    return results
+
+
+def _judge(claim: Claim, stage: Stage) -> Result:
+    try:
+        numbers = spread([claim.measure(stage, seed) for seed in range(stage.plan.seeds)])
+    except Skipped as why:
+        return Result(claim, {}, None, str(why))
+    return Result(claim, numbers, *claim.verdict(numbers))
+
+
+def write(stage: Stage, results: list[Result]) -> Path:
+    """COMPARISON.md and comparison.json, in the plan's folder. Returns the first."""
+    raw = {
+        "settings": dataclasses.asdict(stage.plan.config),
+        "other": stage.plan.other,
+        "seeds": stage.plan.seeds,
+        "training_rows": stage.sizes,
+        "claims": [
+            {
+                "title": result.claim.title,
+                "says": result.claim.says,
+                "expected": result.claim.expects,
+                "verdict": result.verdict,
+                "words": result.words,
+                "measured": [
+                    {"what": what, "of": model} | _plain(found)
+                    for (what, model), found in result.numbers.items()
+                ],
+            }
+            for result in results
+        ],
+    }
+    (stage.plan.out / JSON).write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n")
+    path = stage.plan.out / MARKDOWN
+    path.write_text("\n".join((*_head(stage), *_summary(results), *_details(results))) + "\n")
+    return path
+
+
+def _head(stage: Stage) -> Iterator[str]:
+    plan = stage.plan
+    rows = ", ".join(f"{rows:,}" for rows in stage.sizes)
+    labels = "" if stage.judge is None else _accuracy(stage)
+    yield "# The lecture, measured"
+    yield ""
+    yield (
+        "A variational autoencoder (VAE) beside the plain autoencoder (AE): same net, same rows, "
+        f"same number of steps, {plan.seeds} seeds each; numbers are means ± standard deviations "
+        "over the seeds. What we expected of each claim stood in the code before anything was "
+        "measured."
+    )
+    yield ""
+    yield f"- Data: {plan.config.data}, {len(stage.dataset.test):,} test rows; training rows {rows}"
+    yield f"- Settings beside the defaults: {_settings(plan.config)}"
+    yield (
+        "- Best epoch by validation; overfitting is measured at the end of the budget, with as "
+        f"many steps on fewer rows.{labels}"
+    )
+    yield f"- PyTorch {torch.__version__}, Python {platform.python_version()}"
+    yield ""
+
+
+def _plain(found: Spread) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    missing = math.isnan(found.mean)
+    return {"mean": None, "sd": None} if missing else {"mean": found.mean, "sd": found.sd}
+
+
+def _accuracy(stage: Stage) -> str:
+    assert stage.judge is not None, "no classifier"
+    assert stage.dataset.test.y is not None, "judged by labels"
+    right = stage.judge.accuracy(stage.dataset.test.x, stage.dataset.test.y)
+    return (
+        f" Pictures are judged by a classifier trained here, right on {right:.1%} of the test rows."
+    )
+
+
+def _settings(config: Config) -> str:
+    given: Iterator[tuple[str, Any, Any]] = (
+        (field.name, getattr(config, field.name), field.default)
+        for field in dataclasses.fields(config)
+    )
+    shown = [
+        f"`{flag(name)} {value}`"
+        for name, value, default in given
+        if value != default and name not in ("data", "device", "checkpoint_seconds")
+    ]
+    return ", ".join(shown) or "none"
+
+
+def _summary(results: list[Result]) -> Iterator[str]:
+    yield "| claim | expected | measured | verdict |"
+    yield "|---|---|---|---|"
+    for result in results:
+        cells = (result.claim.title, result.claim.expects, result.words, f"**{result.verdict}**")
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _details(results: list[Result]) -> Iterator[str]:
+    for result in results:
+        yield f"## {result.claim.title}: {result.verdict}"
+        yield ""
+        yield f"*{result.claim.says}*"
+        yield ""
+        if not result.numbers:
+            yield result.words
+            yield ""
+        else:
+            yield from _table(result.numbers)
+        picture = _PICTURED.get(result.claim.title)
+        if picture and result.numbers:
+            yield f"![{result.claim.title}]({PICTURES}/{picture})"
+            yield ""
+
+
+def _table(numbers: Mapping[Key, Spread]) -> Iterator[str]:
+    models = list(dict.fromkeys(model for _, model in numbers))
+    yield f"| | {' | '.join(models)} |"
+    yield "|---" * (len(models) + 1) + "|"
+    for what in dict.fromkeys(what for what, _ in numbers):
+        cells = (str(numbers.get((what, model), "")) for model in models)
+        yield f"| {what} | {' | '.join(cells)} |"
+    yield ""

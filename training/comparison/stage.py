@@ -1,0 +1,115 @@
+"""What the claims are measured on: rows, finished runs, and a classifier that judges pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training import checkpoint, data, networks
+from training.comparison.plan import Plan, sizes
+from training.config import Config
+from training.data import Dataset
+from training.errors import TrainingError
+from training.evaluation.classifier import Classifier, cache_folder, classifier
+from training.evaluation.subject import Subject, open_run
+from training.train import BEST, LAST, finished, train
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Every run of the plan, finished."""
+
+    plan: Plan
+    sizes: tuple[int, ...]  # training rows, ascending
+    dataset: Dataset  # grey, of the largest size; its test rows are all runs' test rows
+    judge: Classifier | None  # None: the data have no labels
+    other: Dataset | None  # grey: the second data set, if one was given
+
+    def open(self, run: str, seed: int, rows: int | None = None, last: bool = False) -> Subject:
+        """run: vae, ae, collapsing or other. Its best weights, or its last."""
+        folder = self.plan.folder(run, rows or self.sizes[-1], seed)
+        return open_run(folder / (LAST if last else BEST), device=self.plan.config.device)
+
+
+def prepare(plan: Plan) -> Stage:
+    """Write the rows, then train what is not trained yet: runs that were interrupted go on.
+
+    Raises TrainingError for data that cannot be compared on, and where `plan.out` holds runs of
+    other settings.
+    """
+    source = data.load(_grey(plan.config))
+    other = None
+    if plan.other is not None:
+        other = data.load(_grey(dataclasses.replace(plan.config, data=plan.other)))
+        if other.spec != source.spec:
+            raise TrainingError(
+                f"--other {plan.other} has rows {other.spec.dtype} {other.spec.shape} and --data "
+                f"{plan.config.data} {source.spec.dtype} {source.spec.shape}; make them the same."
+            )
+    amounts = sizes(len(source.train))
+    for amount in amounts:
+        _write_rows(plan, amount, source, amount)
+    if other is not None:
+        _write_rows(plan, "other", other, amounts[-1])
+    runs = plan.runs(amounts, source.spec.size)
+    for number, (folder, config) in enumerate(runs.items(), 1):
+        print(f"run {number} of {len(runs)}: {folder.name}", file=sys.stderr)
+        _finish(folder, config)
+    largest = dataclasses.replace(plan.config, data=f"npz:{plan.rows(amounts[-1])}")
+    dataset = data.load(_grey(largest))
+    judge, y = None, dataset.train.y
+    if y is not None and len(torch.unique(y)) > 1:
+        judge = classifier(dataset, plan.cache or cache_folder())
+    return Stage(plan, amounts, dataset, judge, other)
+
+
+def _grey(config: Config) -> Config:
+    """The same rows before they are made black or white, split by the first seed."""
+    resized = config.image_size if config.data.startswith("images:") else None
+    return dataclasses.replace(config, binarisation="none", seed=0, image_size=resized)
+
+
+def _write_rows(plan: Plan, name: object, source: Dataset, rows: int) -> None:
+    """An .npz whose split leaves `rows` rows to learn from, or all there are."""
+    path = plan.rows(name)
+    most = round(rows / (1 - plan.config.validation))
+    arrays: dict[str, Any] = {
+        "x_train": torch.cat((source.train.x, source.validation.x))[:most].numpy(),
+        "x_test": source.test.x.numpy(),
+    }
+    train, validation, test = source.train.y, source.validation.y, source.test.y
+    if train is not None and validation is not None and test is not None:
+        arrays |= {"y_train": torch.cat((train, validation))[:most].numpy(), "y_test": test.numpy()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--out {plan.out} cannot be made: {error.strerror}.") from None
+    beside = path.with_name(f".{path.name}")
+    np.savez(beside, **arrays)
+    beside.replace(path)
+
+
+def _finish(folder: Path, config: Config) -> None:
+    """Train what is left to train. The runs' own lines go into their logs only."""
+    saved = None
+    if (folder / LAST).exists():
+        saved = checkpoint.load(folder / LAST)
+        decided = dataclasses.replace(
+            config, device=saved.config.device, precision=saved.config.precision
+        )
+        if networks.fitted(decided, saved.spec.shape) != saved.config:
+            raise TrainingError(
+                f"{folder} holds a run of other settings; repeat those, or choose another --out."
+            )
+        if finished(saved.config, saved.history):
+            return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        train(config, folder, saved)
