@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from serving import settings
+from serving.console.parser import add_client_parser
 from serving.errors import EXIT_CONFIG
 from serving.health import Health
 from serving.metrics import Metrics, restarts
@@ -130,15 +132,13 @@ def test_the_ports_are_the_servers(build, overlay):
 def test_the_selectors_find_the_pods(build, overlay):
     documents = build(overlay, ["network-policy", "monitoring"])
     labels = one(documents, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    spread = pod_of(documents)["topologySpreadConstraints"]
     selectors = [
         one(documents, "Deployment")["spec"]["selector"]["matchLabels"],
         one(documents, "Service")["spec"]["selector"],
         one(documents, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
         one(documents, "NetworkPolicy", "server")["spec"]["podSelector"]["matchLabels"],
-        *(
-            s["labelSelector"]["matchLabels"]
-            for s in pod_of(documents)["topologySpreadConstraints"]
-        ),
+        *(s["labelSelector"]["matchLabels"] for s in spread),
     ]
     assert all(selector.items() <= labels.items() for selector in selectors)
     monitor = one(documents, "ServiceMonitor")["spec"]
@@ -233,6 +233,28 @@ def test_bundles_lie_where_the_server_looks(build, overlay, source):
     mount = next(m for m in container(documents)["volumeMounts"] if m["name"] == "models")
     assert mount == {"name": "models", "mountPath": chosen(documents).bundles, "readOnly": True}
     assert bool(pod.get("initContainers")) == (source == ())
+
+
+def test_with_tls_every_file_that_is_named_is_mounted_and_probes_use_it(build, overlay):
+    documents = build(overlay, ["tls"])
+    server = chosen(documents)
+    mounts = {m["mountPath"]: m["name"] for m in container(documents)["volumeMounts"]}
+    volumes = {v["name"]: v for v in pod_of(documents)["volumes"]}
+    files = [server.tls_cert, server.tls_key, server.tls_client_ca, server.tokens]
+    for file in map(Path, files):
+        assert "secret" in volumes[mounts[str(file.parent)]], file
+    parser = argparse.ArgumentParser()
+    add_client_parser(parser.add_subparsers())
+    services = []
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        program, *command = container(documents)[name]["exec"]["command"]
+        args = parser.parse_args(command)
+        assert (program, args.call) == ("latentd", "health")
+        assert args.server == f"localhost:{server.port}"
+        given = [args.tls_cert, args.tls_key, args.tls_ca]
+        assert given == [server.tls_cert, server.tls_key, server.tls_client_ca]
+        services.append(args.service)
+    assert services == ["readiness", "readiness", "liveness"]
 
 
 @pytest.mark.parametrize("component", ["autoscaling", "autoscaling-keda"])
