@@ -15,10 +15,8 @@ from typing import Final, Self
 
 from google.rpc import status_pb2
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
-    *(0, 1, 3, 4, 6, 7, 8),
-    9,
-)
+DATA, HEADERS, RST_STREAM, SETTINGS, PING = 0, 1, 3, 4, 6
+GOAWAY, WINDOW_UPDATE, CONTINUATION = 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PIECE: Final = 16384  # the most that a frame holds, unless the peer allows more
