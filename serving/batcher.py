@@ -85,6 +85,8 @@ class Lane:
         self._changed = threading.Condition()  # guards the queue and the flags
         self._idle = False  # the lane's own thread waits to be called
         self._running = False  # a batch is being run, by whichever thread
+        self.running_since: float | None = None  # on time.monotonic's clock; None: nothing runs
+        self.failures = 0  # runs that raised since one did not
         self._ended = -math.inf  # when the last batch was done
         self._promised = False  # a helping thread will run the next batch
         self._closing = False
@@ -234,6 +236,7 @@ class Lane:
             outputs = self._run_timed(batch)
         except Exception as error:
             attempts[0] -= 1
+            self.failures += 1
             self._metrics.failed_batches.labels(self.name).inc()
             log.exception("The %s failed on a batch of %d requests.", self.name, len(batch))
             if len(batch) > 1 and attempts[0] > 0:
@@ -264,11 +267,16 @@ class Lane:
     def _run_timed(self, batch: list[Share]) -> Outputs:
         rows = sum(share.rows for share in batch)
         began = time.perf_counter()
-        outputs = self._run(batch)
+        self.running_since = time.monotonic()
+        try:
+            outputs = self._run(batch)
+        finally:
+            self.running_since = None
         seconds = time.perf_counter() - began
         for output in outputs:
             if output is not None and len(output) != rows:
                 raise EngineError(f"{rows} rows went in and {len(output)} came out.")
+        self.failures = 0
         with self._changed:
             self._queue.observe(rows, seconds)
         self._run_seconds.observe(seconds)

@@ -74,6 +74,12 @@ class Model:
             lane.close()
             tuned.graph.close()
 
+    def try_out(self) -> None:
+        """Run both graphs on a row of zeros, past the lanes; blocks. Raises what they raise."""
+        m = self.manifest
+        self.prepared.encoder.graph.run(np.zeros((1, *m.x.shape), m.x.dtype), ["mean", "log_var"])
+        self.prepared.decoder.graph.run(np.zeros((1, m.latent_size), np.float32), ["x"])
+
     def lanes(self) -> list[tuple[Lane, Tuned]]:
         """Both lanes, each with what its graph was found to cost."""
         return [(self.encoder, self.prepared.encoder), (self.decoder, self.prepared.decoder)]

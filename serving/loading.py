@@ -30,8 +30,8 @@ RunRows = Callable[[Graph, int], Outputs]
 ENCODED: Final = ("mean", "log_var")
 
 REST: Final = 4.0
-"""While others are being served: rest between measuring runs, in times the run before. A fifth of
-one CPU is what a new version may cost them."""
+"""While others are being served: how long to rest after each step, in times its own. A fifth of one
+CPU is what a new version may cost them."""
 _SAME_SIZE: Final = 0.01
 """Two graph files whose sizes differ by less hold the same net with other weights."""
 
@@ -65,12 +65,9 @@ def prepare(
     before: another version of the model that serves now. Its costs are taken over where they hold,
     and where they do not, measuring goes gently. Raises BundleError.
     """
+    rest = REST if before else 0.0
     m = bundle.manifest
-    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
-    takes_x = Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent)))
-    takes_z = Signature(
-        ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
-    )
+    takes_x, takes_z = signatures(m)
 
     def encode(graph: Graph, rows: int) -> Outputs:
         return encode_batch(graph, whole(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
@@ -81,7 +78,8 @@ def prepare(
 
     def tuned(file: str, signature: Signature, run: RunRows, known: Tuned | None) -> Tuned:
         def load(threads: int) -> Graph:
-            return engine.load(bundle.files[file], signature, threads)
+            with tuning.resting(rest):
+                return engine.load(bundle.files[file], signature, threads)
 
         file_bytes = len(bundle.files[file])
         if known and abs(known.file_bytes - file_bytes) <= _SAME_SIZE * file_bytes:
@@ -90,7 +88,7 @@ def prepare(
             if tuning.still_holds(again, known.costs, known.batch_rows, REST):
                 return dataclasses.replace(known, graph=graph, file_bytes=file_bytes)
         row_bytes = m.x.nbytes + m.latent_size * 4
-        return _measured(load, file_bytes, run, row_bytes, settings, rest=REST if before else 0.0)
+        return _measured(load, file_bytes, run, row_bytes, settings, rest)
 
     try:
         encoder = tuned(ENCODER, takes_x, encode, before.encoder if before else None)
@@ -101,6 +99,16 @@ def prepare(
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
     golden.check(bundle, encoder.graph, decoder.graph)
     return Prepared(m, bundle.digest, encoder, decoder)
+
+
+def signatures(m: Manifest) -> tuple[Signature, Signature]:
+    """What the encoder and the decoder of such a bundle take and give."""
+    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
+    takes_x = Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent)))
+    takes_z = Signature(
+        ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
+    )
+    return takes_x, takes_z
 
 
 def _measured(

@@ -120,6 +120,11 @@ class Metrics:
             "event_loop_lag_seconds", "How late the event loop last woke a timer: its backlog."
         )
 
+        self.faults = gauge(
+            "engine_faults",
+            "1 while a run hangs, or a graph fails on whatever it is given.",
+            "kind",
+        )
         self.workers = gauge("workers", "Processes that serve.", together="livesum")
         self._probes: list[tuple[Gauge, tuple[str, ...], Callable[[], float]]] = []
 

@@ -31,6 +31,7 @@ from serving.metrics import Metrics
 from serving.repository import Repository
 from serving.service import VaeService
 from serving.settings import Settings
+from serving.vitals import Vitals
 from serving.watcher import Watcher
 from serving.wire import Handler
 
@@ -40,6 +41,7 @@ HEALTH_NAMES: Final = ("", wire.SERVICE, "readiness")
 """What turns NOT_SERVING while no work is taken. `liveness` only says that the loop answers."""
 
 _LAG_SECONDS: Final = 0.25
+_VITALS_SECONDS: Final = 0.5
 
 
 class Server:
@@ -57,6 +59,8 @@ class Server:
         self.metrics_port = 0
         self._stop = asyncio.Event()
         self._patient = True  # SIGTERM leaves clients time to notice; Ctrl-C does not
+        self._takes_work = False
+        self._well = True
         self._undo = AsyncExitStack()
 
     async def serve(self) -> None:
@@ -184,6 +188,37 @@ class Server:
         self._watcher.start()
         self.metrics.workers.set(1)
         self._undo.push_async_callback(self._close_doors)
+        self._watch_engine()
+
+    def _watch_engine(self) -> None:
+        vitals = Vitals(self.repository, self.settings.watchdog_seconds)
+
+        async def watch() -> None:
+            while not (hung := vitals.hung()):
+                suspicious = vitals.suspicious()
+                if suspicious or not self._well:
+                    broken = await asyncio.to_thread(vitals.try_out, suspicious)
+                    self.metrics.faults.labels("broken").set(bool(broken))
+                    if self._well != (not broken):
+                        self._well = not broken
+                        self._set_health(self._takes_work)
+                await asyncio.sleep(_VITALS_SECONDS)
+            log.critical(
+                "A run of %s has taken more than %g s: it has hung, and nothing but a new process "
+                "helps.",
+                hung,
+                self.settings.watchdog_seconds,
+            )
+            self.metrics.faults.labels("hung").set(1)
+            self._on_hung()
+
+        self._undo.callback(asyncio.create_task(watch()).cancel)
+
+    def _on_hung(self) -> None:
+        # Whoever looks at liveness restarts the process.
+        self._well = False
+        self._set_health(self._takes_work)
+        self._health.set("liveness", False)
 
     def _announce(self) -> None:
         # Last: from now on clients come.
@@ -206,8 +241,10 @@ class Server:
         self._health.close()
 
     def _set_health(self, serving: bool) -> None:
+        """Say that work is taken, which stays unsaid while the engine is broken."""
+        self._takes_work = serving
         for name in HEALTH_NAMES:
-            self._health.set(name, serving)
+            self._health.set(name, serving and self._well)
 
     def _watch_loop(self) -> None:
         async def watch() -> None:

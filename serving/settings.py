@@ -85,6 +85,10 @@ class Settings:
     queue_rows: int = _setting(16384, "Rows that may wait in one lane; more are shed.", least=1)
     queue_mib: int = _setting(256, "MiB of rows that may wait in one lane.", least=1)
 
+    watchdog_seconds: float = _setting(
+        60.0,
+        "A batch that runs longer has hung: liveness says so, and a worker is replaced. 0: never.",
+    )
     lame_duck_seconds: float = _setting(
         1.0, "After SIGTERM: time for clients to see NOT_SERVING and go elsewhere."
     )

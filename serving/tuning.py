@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,8 +18,6 @@ than it saves, and the CPUs are wanted for receiving and answering."""
 ALIKE: Final = 4.0
 """A batch that takes as many times what a curve says, at the most, is as the curve says: a machine
 that serves meanwhile is not quiet, and to measure anew would disturb it more."""
-BRIEF_SECONDS: Final = 0.001
-"""A batch that takes no longer disturbs nobody."""
 _RUNS: Final = 5
 _BYTES: Final = 256 << 20  # of input and output in one batch, at the most
 
@@ -34,13 +33,22 @@ class Cost:
     seconds: float
 
 
+@contextmanager
+def resting(rest: float) -> Iterator[None]:
+    """Do what is inside, then rest `rest` times as long: those who serve get the CPUs back, and
+    their queues empty before the next step."""
+    began = time.perf_counter()
+    yield
+    time.sleep(rest * (time.perf_counter() - began))
+
+
 def measure(
     run: Callable[[int], object], row_bytes: int, most_seconds: float, rest: float = 0.0
 ) -> list[Cost]:
     """Time `run`, which runs a batch of so many rows, for 1, 2, 4, ... rows, until one batch takes
     longer than `most_seconds`.
 
-    rest: how long to rest after a run, in times its own; leaves the CPUs to those who serve.
+    rest: after each run, as in `resting`.
     """
     costs: list[Cost] = []
     rows = 1
@@ -55,27 +63,24 @@ def measure(
 def still_holds(
     run: Callable[[int], object], costs: Sequence[Cost], rows: int, rest: float
 ) -> bool:
-    """Whether a curve that another graph gave tells what `run` costs, as far as short batches show.
+    """Whether a curve that another graph gave tells what `run` costs, as far as one row shows.
 
     Also warms the graph, up to `rows`. One that is faster than the curve says is as good: the curve
     errs to the safe side.
     """
-    run(rows)
-    brief = [cost.rows for cost in costs if cost.rows <= rows and cost.seconds <= BRIEF_SECONDS]
-    return all(
-        _time(run, batch, rest).seconds <= ALIKE * seconds_of(batch, costs)
-        for batch in {1, max(brief, default=1)}
-    )
+    with resting(rest):
+        run(rows)
+    return _time(run, 1, rest).seconds <= ALIKE * costs[0].seconds
 
 
 def _time(run: Callable[[int], object], rows: int, rest: float) -> Cost:
     run(rows)  # the first run of a shape allocates
     times = []
     for _ in range(_RUNS):
-        began = time.perf_counter()
-        run(rows)
-        times.append(time.perf_counter() - began)
-        time.sleep(rest * times[-1])
+        with resting(rest):
+            began = time.perf_counter()
+            run(rows)
+            times.append(time.perf_counter() - began)
     return Cost(rows, min(times))
 
 

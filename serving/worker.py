@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 ASKS: Final = "asks"
 READY: Final = "ready"
 LOAD: Final = "load"
+
+EXIT_HUNG: Final = 70  # EX_SOFTWARE
 
 
 class Worker(Server):
@@ -59,6 +62,10 @@ class Worker(Server):
     def _announce(self) -> None:
         self.metrics.refresh()
         self._pipe.send(READY)
+
+    def _on_hung(self) -> None:
+        # Its supervisor replaces it. Not by an orderly exit, which would wait for the run.
+        os._exit(EXIT_HUNG)
 
     def _follow(self) -> None:
         loop = asyncio.get_running_loop()

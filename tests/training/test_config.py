@@ -32,6 +32,20 @@ Cli = Callable[..., tuple[int, str, str]]
         (["--image-size", "32"], "--image-size is HEIGHTxWIDTH"),
         (["--image-size", "32x32"], "--image-size resizes images:DIR only"),
         (["--binarisation", "dynamic", "--likelihood", "gaussian"], "--binarisation dynamic"),
+        (["--binarisation", "fixed"], "--binarisation fixed"),
+        (["--fixed-std", "0.1", "--likelihood", "bernoulli"], "--fixed-std is of"),
+        (["--model", "ae", "--k", "5"], "--model ae has no KL"),
+        (["--model", "ae", "--free-bits", "0.1"], "--model ae has no KL"),
+        (["--k", "5", "--beta", "2"], "--k above 1 trains the importance-weighted bound"),
+        (["--k", "5", "--kl-warm-up", "2"], "--k above 1 trains the importance-weighted bound"),
+        (["--kl-warm-up", "2", "--kl-cycles", "3"], "choose one"),
+        (["--k", "0"], "--k must be at least 1, not 0."),
+        (["--ema", "1"], "--ema must be below 1, not 1.0."),
+        (["--schedule", "step"], "argument --schedule: invalid choice"),
+        (
+            ["--likelihood", "discretised-logistic", "--data", "npz:{floats}"],
+            "is of bytes and npz:",
+        ),
         (["--net", "conv", "--data", "npz:{vectors}"], "--net conv needs images"),
         (["--net", "conv", "--depth", "4"], "--depth 4 halves images"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
@@ -45,7 +59,9 @@ def test_bad_flags_are_refused_by_name(
     import numpy as np
 
     np.save(tmp_path / "vectors.npy", np.zeros((50, 5), np.uint8))
-    flags = [text.format(vectors=tmp_path / "vectors.npy") for text in flags]
+    np.save(tmp_path / "floats.npy", np.zeros((50, 5), np.float32))
+    files = {name: tmp_path / f"{name}.npy" for name in ("vectors", "floats")}
+    flags = [text.format(**files) for text in flags]
     status, out, err = cli("train", "--out", tmp_path / "run", *flags)
     assert status == 2
     assert words in err
@@ -64,6 +80,7 @@ def test_config_survives_a_round_trip() -> None:
         ({"latent_sise": 3}, "unknown settings: latent_sise"),
         ({"latent_size": "3"}, "--latent-size takes a value of type int, not '3'"),
         ({"latent_size": True}, "--latent-size takes a value of type int, not True"),
+        ({"compile": 1}, "--compile takes a value of type bool, not 1"),
         ({"latent_size": None}, "--latent-size takes a value of type int, not None"),
         ({"model": "gan"}, "--model is one of vae, ae, not 'gan'"),
     ],

@@ -106,6 +106,26 @@ def test_many_pictures_show_a_bar(
     assert "300/300" in capsys.readouterr().err
 
 
+def test_fixed_binarisation_is_drawn_once_by_its_own_seed() -> None:
+    grey = load(Config())
+    settings = {"likelihood": "bernoulli", "binarisation": "fixed"}
+    fixed, again, other = (
+        load(Config(**settings)),  # type: ignore[arg-type]
+        load(Config(**settings)),  # type: ignore[arg-type]
+        load(Config(**settings, binarisation_seed=1)),  # type: ignore[arg-type]
+    )
+    assert torch.equal(fixed.train.x, again.train.x)
+    assert fixed.digest == again.digest
+    assert not torch.equal(fixed.train.x, other.train.x)
+    for part in ("train", "validation", "test"):
+        x, was = getattr(fixed, part).x, getattr(grey, part).x
+        assert x.dtype == was.dtype
+        assert set(x.unique().tolist()) == {0, 255}
+        assert not x[was == 0].any()  # the same rows in the same order
+        assert (x[was == 255] == 255).all()
+    assert abs(fixed.train.x.double().mean() - grey.train.x.double().mean()) < 0.5
+
+
 @pytest.mark.data
 def test_mnist_by_its_own_names() -> None:
     default = Path(__file__).parents[3] / "shared" / "data"

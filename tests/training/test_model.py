@@ -11,6 +11,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from training.config import Config
 from training.data import RowSpec
 from training.errors import TrainingError
+from training.likelihoods import LIKELIHOODS
 from training.model import LOG_VAR_RANGE, POINT_LOG_VAR, build, gaussian_kl, observe, render, unit
 from training.networks import fitted
 
@@ -110,17 +111,21 @@ def test_bytes_come_back_as_they_went_in() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize(
     ("net", "shape", "depth"),
     [
         ("mlp", (7,), 1),
         ("mlp", (5, 6), 3),
         ("mlp", (5, 6, 3), 2),
+        ("iwae", (5, 6), 2),
+        ("gated", (7,), 1),
+        ("gated", (5, 6, 3), 2),
         ("conv", (8, 8), 2),
         ("conv", (28, 28, 1), 2),
         ("conv", (9, 31, 3), 2),
         ("conv", (33, 17, 3), 3),
+        ("conv", (128, 128, 3), 4),
     ],
 )
 def test_every_net_gives_the_shapes_it_promises(
@@ -137,6 +142,45 @@ def test_every_net_gives_the_shapes_it_promises(
     terms = vae(x, seeded())
     (-terms.elbo.mean()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("net", "parameters"),
+    [
+        # Weights and biases of 784-200-200-(2 x 50) and back, as Burda et al. count layers.
+        ("iwae", 157_000 + 40_200 + 20_100 + 10_200 + 40_200 + 157_584),
+        # Each hidden layer has two: A and B.
+        ("gated", 471_000 + 180_600 + 30_100 + 30_600 + 180_600 + 235_984),
+    ],
+)
+def test_the_papers_nets_have_the_papers_sizes(net: str, parameters: int) -> None:
+    config = fitted(Config(net=net, latent_size=50, likelihood="bernoulli"), (28, 28))
+    built = build(config, RowSpec((28, 28), "uint8"))
+    assert sum(p.numel() for p in built.parameters()) == parameters
+
+
+def test_a_gated_layer_is_a_line_times_a_gate() -> None:
+    vae = model(RowSpec((7,), "float32"), net="gated", depth=1)
+    x = rows(RowSpec((7,), "float32"))
+    _, layer, _, head = vae.encoder
+    a, b = layer(x).chunk(2, dim=1)
+    mean, _ = head(a * b.sigmoid()).chunk(2, dim=1)
+    torch.testing.assert_close(vae.encode(x)[0], mean)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_binarised_pixels_are_white_as_often_as_they_are_bright(dtype: str) -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    x = levels.repeat(20_000, 1)
+    drawn = observe(x if dtype == "uint8" else x / 255, seeded(), binarise=True)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    often, chance = drawn.double().mean(0), levels.double() / 255
+    assert often[0] == 0  # black stays black, and white white
+    assert often[255] == 1
+    deviation = (often - chance) / (chance * (1 - chance) / 20_000).sqrt().clamp(min=1e-9)
+    assert deviation[1:255].abs().max() < 4.5
+    assert deviation[1:255].square().mean() < 1.4  # they vary as independent draws do
+    torch.testing.assert_close(torch.corrcoef(drawn[:, 100:103].T), torch.eye(3), atol=0.03, rtol=0)
 
 
 def test_conv_keeps_colours_apart() -> None:

@@ -90,7 +90,7 @@ def test_a_real_run(tmp_path: Path) -> None:
     assert epochs[-1]["validation_rate"] > 1  # the code is used
     assert test["best_epoch"] == max(epochs, key=lambda line: line["validation_elbo"])["epoch"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["best.pt", "last.pt", "log.jsonl"]
+        ["best.pt", "last.pt", "log.jsonl", "tensorboard"]
         + [f"{name}.png" for name in ("curves", "interpolation", "reconstructions", "samples")]
     )
     best = checkpoint.load(out / "best.pt")
@@ -140,7 +140,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_loses_nothing(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     assert process.stdout
     while '"epoch": 2' not in process.stdout.readline():
@@ -198,6 +198,80 @@ def test_out_cannot_be_a_file(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("train", "--out", tmp_path / "file", *TINY)
     assert status == 2
     assert "cannot be made" in err
+
+
+def test_tensorboard_has_the_numbers_of_the_log(whole: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (whole / "tensorboard").iterdir()
+    # Records of length, its checksum, an event, its checksum (TensorFlow's record format).
+    data, plotted = path.read_bytes(), {}
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        for value in event.summary.value:
+            plotted[value.tag, event.step] = value.simple_value
+        data = data[16 + length :]
+    for line in lines(whole)[1:-1]:
+        for tag, name in (("elbo/train", "train_elbo"), ("rate/validation", "validation_rate")):
+            assert math.isclose(plotted[tag, line["epoch"]], line[name], rel_tol=1e-6)
+    assert ("learning_rate", 4) in plotted
+
+
+def test_a_run_out_of_patience_stops_and_stays_stopped(cli: Cli, tmp_path: Path) -> None:
+    """With so large a step that it soon gets worse."""
+    out = tmp_path / "run"
+    flags = (*TINY, "--learning-rate", 0.3, "--epochs", 60, "--patience", 3)
+    assert cli("train", "--out", out, *flags)[0] == 0
+    _, *epochs, test = lines(out)
+    assert len(epochs) < 60
+    assert len(epochs) == test["best_epoch"] + 3
+    before = untimed(out)
+    assert cli("train", "--out", out, "--resume")[0] == 0
+    assert untimed(out) == before
+    assert cli("train", "--out", out, "--resume", "--patience", 5)[0] == 0
+    assert len(lines(out)) > len(before)
+
+
+def test_validation_comes_when_it_is_due(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", "--out", tmp_path / "run", *TINY, "--validate-every", 3)[0] == 0
+    _, *epochs, test = lines(tmp_path / "run")
+    assert [line["epoch"] for line in epochs if "validation_elbo" in line] == [3, 4]  # and the last
+    assert test["best_epoch"] in (3, 4)
+
+
+def test_the_average_is_what_is_validated_and_saved(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", "--out", tmp_path / "run", *TINY, "--ema", 0.5, "--batch-size", 500)[0] == 0
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert saved.trained is not None
+    run = tiny_run(ema=0.5, batch_size=500, epochs=4)
+    follows = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    for step in range(12):
+        if not run.step_number:
+            order = torch.randperm(len(run.dataset.train), generator=run.order)
+        run.step(run.dataset.train.x[order[500 * run.step_number :][:500]])
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, weight in run.model.state_dict().items():
+            follows[name] = decay * follows[name] + (1 - decay) * weight
+        if run.step_number == run.steps:
+            run.history.append({})
+            run._begin()
+    torch.testing.assert_close(saved.trained, dict(run.model.state_dict()))
+    torch.testing.assert_close(saved.weights, follows)
+    assert not torch.equal(saved.weights["encoder.1.weight"], saved.trained["encoder.1.weight"])
+    expected = evaluate(saved.model(), run.dataset.validation.x, 0)["elbo"]
+    assert lines(tmp_path / "run")[4]["validation_elbo"] == expected
+
+
+def test_bfloat16_learns_what_float32_does() -> None:
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        run = tiny_run(precision=precision, hidden=64, learning_rate=5e-3)
+        ends[precision] = [run.epoch() for _ in range(8)][-1]
+        assert all(weight.dtype == torch.float32 for weight in run.model.parameters())
+    elbos = [line["validation_elbo"] for line in ends.values()]
+    assert elbos[0] != elbos[1]
+    assert abs(elbos[0] - elbos[1]) < 2
 
 
 def test_a_non_finite_step_is_skipped_and_counted() -> None:

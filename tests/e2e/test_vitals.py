@@ -1,0 +1,160 @@
+"""An engine that hangs or fails on everything: seen, said, and where possible mended."""
+
+from __future__ import annotations
+
+import threading
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx import TensorProto, helper
+
+from serving import bundle, codec
+from serving.engine import Graph
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def hanging(decoder: bytes) -> bytes:
+    """The graph, preceded by a loop of a thousand million million rounds where a latent is > 5."""
+    model = onnx.load_from_string(decoder)
+    graph = model.graph
+    for node in graph.node:
+        for at, name in enumerate(node.input):
+            if name == "z":
+                node.input[at] = "z_at_last"
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["going_on"]),
+            helper.make_node("Identity", ["held"], ["held_on"]),
+        ],
+        "round",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("held", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("held_on", TensorProto.FLOAT, None),
+        ],
+    )
+    first = [
+        helper.make_node("ReduceMax", ["z"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "five"], ["beyond"]),
+        helper.make_node("Cast", ["beyond"], ["one_or_none"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["one_or_none", "very_many"], ["rounds"]),
+        helper.make_node("Loop", ["rounds", "", "z"], ["z_at_last"], body=body),
+    ]
+    graph.initializer.extend(
+        [
+            helper.make_tensor("five", TensorProto.FLOAT, [], [5.0]),
+            helper.make_tensor("very_many", TensorProto.INT64, [], [10**15]),
+        ]
+    )
+    nodes = [*first, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def hanging_bundles(tmp_path, toy_bundles, publish_toy):
+    (version,) = (toy_bundles / "toy").iterdir()
+    decoder = bundle.load(version).files[bundle.DECODER]
+    publish_toy(tmp_path, decoder_onnx=hanging(decoder))
+    return tmp_path
+
+
+def ask_for_what_hangs(target: str) -> None:
+    z = np.full((1, 16), 9, np.float32)
+    with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError):
+        VaeServiceStub(channel).Decode(pb.DecodeRequest(z=codec.to_tensor(z)), timeout=2)
+
+
+def liveness(target: str) -> int:
+    with grpc.insecure_channel(target) as channel:
+        request = health_pb2.HealthCheckRequest(service="liveness")
+        try:
+            return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+        except grpc.RpcError:  # a probe that gets no answer fails as well
+            return NOT_SERVING
+
+
+@pytest.mark.parametrize("listener", ["core", "aio"])
+def test_a_run_that_hangs_turns_liveness_red(serve, hanging_bundles, listener):
+    flags = ("--workers", "1", "--watchdog-seconds", "1", "--listener", listener)
+    process = serve("--bundles", str(hanging_bundles), *flags)
+    target, _ = process.ready()
+    assert liveness(target) == SERVING
+    ask_for_what_hangs(target)
+    process.wait_for("A run of the decoder of toy version 1 has taken more than 1 s")
+    assert liveness(target) == NOT_SERVING
+
+
+def test_a_worker_whose_run_hangs_is_replaced(serve, hanging_bundles):
+    flags = ("--workers", "2", "--watchdog-seconds", "1")
+    process = serve("--bundles", str(hanging_bundles), *flags)
+    target, _ = process.ready()
+    ask_for_what_hangs(target)
+    replaced = process.wait_for(r"Worker (\d) died: exit status 70")
+    process.wait_for(rf"Worker {replaced[1]}: process \d+ takes its place")
+    assert liveness(target) == SERVING
+
+
+def test_an_engine_that_stays_broken_stops_readiness_until_it_works(server, monkeypatch):
+    work = Graph.run
+    broken = threading.Event()
+
+    def run(self: Graph, *args):
+        if broken.is_set():
+            raise RuntimeError("CUDA failure 719: unspecified launch failure")
+        return work(self, *args)
+
+    monkeypatch.setattr(Graph, "run", run)
+    with grpc.insecure_channel(server.target) as channel:
+        stub, health = VaeServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="readiness"), timeout=60)
+        assert next(watch).status == SERVING
+        broken.set()
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as failed:
+                stub.Sample(pb.SampleRequest(count=1))
+            assert failed.value.code() is grpc.StatusCode.INTERNAL
+        assert next(watch).status == NOT_SERVING
+        assert server.metric("latentd_engine_faults", kind="broken") == 1
+        broken.clear()
+        assert next(watch).status == SERVING
+        watch.cancel()
+        assert stub.Sample(pb.SampleRequest(count=1)).x.tensor.data
+        assert server.metric("latentd_engine_faults", kind="broken") == 0
+
+
+def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monkeypatch):
+    work = Graph.run
+
+    def run(self: Graph, array, outputs):
+        if array.dtype == np.float32 and (array == 7).any():
+            raise RuntimeError("not these rows")
+        return work(self, array, outputs)
+
+    monkeypatch.setattr(Graph, "run", run)
+    tried = threading.Event()
+    model = server.server.repository.models()[0]
+    probe = model.try_out
+    monkeypatch.setattr(model, "try_out", lambda: (probe(), tried.set()))
+    with grpc.insecure_channel(server.target) as channel:
+        stub = VaeServiceStub(channel)
+        poison = pb.DecodeRequest(z=codec.to_tensor(np.full((1, 16), 7, np.float32)))
+        for _ in range(5):
+            with pytest.raises(grpc.RpcError):
+                stub.Decode(poison)
+        assert tried.wait(60), "nobody looked whether it is the engine"
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(service="readiness")).status == SERVING

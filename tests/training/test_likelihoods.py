@@ -1,0 +1,73 @@
+"""p(x|z) against what it is defined as, and against the server's own formulae."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from serving import likelihood as served
+from training.config import Config
+from training.likelihoods import LIKELIHOODS, DiscretisedLogistic, Gaussian
+
+EVERY = torch.arange(256) / 255
+
+
+def logistic(mean: float, log_scale: float) -> torch.Tensor:
+    """-log p of every byte, (256,)."""
+    params = torch.tensor([mean, log_scale]).expand(256, 2)[..., None]
+    return DiscretisedLogistic().nll(EVERY[:, None], params)
+
+
+@pytest.mark.parametrize("mean", [-3.0, 0.0, 0.5, 1.0, 1.3])
+@pytest.mark.parametrize("log_scale", [-7.0, -4.0, -1.0, 2.0])
+def test_the_bytes_probabilities_sum_to_one(mean: float, log_scale: float) -> None:
+    nll = logistic(mean, log_scale)
+    assert (nll >= 0).all()
+    assert math.isclose(float((-nll).double().exp().sum()), 1, rel_tol=1e-4)
+
+
+def test_a_byte_has_the_mass_between_the_middles_of_its_neighbours() -> None:
+    mean, scale = 0.3, 0.05
+    edges = (torch.arange(257).double() - 0.5) / 255
+    cdf = ((edges - mean) / scale).sigmoid()
+    cdf[0], cdf[-1] = 0, 1
+    expected = -cdf.diff().log()
+    got = logistic(mean, math.log(scale)).double()
+    near = expected < 20  # further out it is the double-precision difference that cancels
+    torch.testing.assert_close(got[near], expected[near], rtol=1e-3, atol=1e-4)
+
+
+def test_a_byte_far_from_a_narrow_logistic_has_finite_nll_and_gradient() -> None:
+    raw = torch.full((2, 2, 1), -50.0, requires_grad=True)
+    likelihood = DiscretisedLogistic()
+    nll = likelihood.nll(torch.tensor([[0.5], [1.0]]), likelihood.params(raw))
+    nll.sum().backward()
+    assert nll.isfinite().all()
+    assert raw.grad is not None
+    assert raw.grad.isfinite().all()
+
+
+def test_a_fixed_std_needs_means_only() -> None:
+    likelihood = Gaussian(0.2, fixed_std=0.5)
+    assert (likelihood.outputs, likelihood.parameters) == (1, 2)
+    params = likelihood.params(torch.zeros(3, 1, 4))
+    torch.testing.assert_close(params[:, 1].exp(), torch.full((3, 4), 0.5))
+    nll = likelihood.nll(torch.ones(3, 4), params)
+    torch.testing.assert_close(nll, torch.full((3,), 4 * (2 + math.log(0.5 * math.tau**0.5))))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_server_scores_as_training_does(name: str) -> None:
+    """Over all bytes, both ends included, and parameters from narrow to wide."""
+    likelihood = LIKELIHOODS[name](Config(likelihood=name))
+    generator = torch.Generator().manual_seed(0)
+    raw = 4 * torch.randn(64, likelihood.outputs, 16, 16, generator=generator)
+    raw = torch.cat((raw, torch.zeros_like(raw[:1])))
+    params = likelihood.params(raw)
+    x = EVERY.reshape(16, 16).expand(65, 16, 16)
+    ours = likelihood.nll(x, params)
+    theirs = -served.log_likelihood(np.ascontiguousarray(x), params.numpy(), name)
+    np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-5)
