@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_token(commands)
     _add_plan(commands)
     from serving.console.parser import add_client_parser
+    from serving.jobs.parser import add_reconstruct_parser
 
     add_client_parser(commands)
+    add_reconstruct_parser(commands)
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
         parser.print_help()

@@ -34,33 +34,41 @@ def read_pngs(files: Sequence[bytes], x: XSpec, field: str) -> Pixels:
     """
     if not fits(x):
         raise InvalidInput(field, "this model's rows are no 8-bit images", "Send a tensor")
-    mode = "RGB" if x.shape[2:] == (3,) else "L"
     rows = np.empty((len(files), *x.shape), np.uint8)
     for index, data in enumerate(files):
-        where = f"{field}[{index}]"
-        try:
-            image = Image.open(io.BytesIO(data), formats=["PNG"])
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            raise InvalidInput(where, "not a readable PNG file") from None
-        if image.size != (x.shape[1], x.shape[0]):
-            raise InvalidInput(
-                where,
-                f"{image.size[0]} x {image.size[1]} pixels, where the model takes "
-                f"{x.shape[1]} x {x.shape[0]} (width x height)",
-                "Resize it as the training images were",
-            )
-        if image.mode not in _READABLE[mode]:
-            raise InvalidInput(
-                where,
-                f"PNG of mode {image.mode}, where the model takes {mode}",
-                f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'grey'} without alpha",
-            )
-        try:
-            pixels = np.asarray(image.convert(mode))
-        except (OSError, ValueError, SyntaxError):
-            raise InvalidInput(where, "a damaged PNG file: its pixels cannot be read") from None
-        rows[index] = pixels.reshape(x.shape)
+        rows[index] = read_picture(data, x, f"{field}[{index}]")
     return rows
+
+
+def read_picture(
+    data: bytes, x: XSpec, field: str, formats: tuple[str, ...] | None = ("PNG",)
+) -> Pixels:
+    """uint8 of x.shape from one file of a model that `fits`. formats: pillow's names of those that
+    are read; None: every one that pillow knows. Raises InvalidInput naming `field`."""
+    kind = formats[0] if formats and len(formats) == 1 else "image"
+    mode = "RGB" if x.shape[2:] == (3,) else "L"
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise InvalidInput(field, f"not a readable {kind} file") from None
+    if image.size != (x.shape[1], x.shape[0]):
+        raise InvalidInput(
+            field,
+            f"{image.size[0]} x {image.size[1]} pixels, where the model takes "
+            f"{x.shape[1]} x {x.shape[0]} (width x height)",
+            "Resize it as the training images were",
+        )
+    if image.mode not in _READABLE[mode]:
+        raise InvalidInput(
+            field,
+            f"{kind} of mode {image.mode}, where the model takes {mode}",
+            f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'grey'} without alpha",
+        )
+    try:
+        pixels: Pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    except (OSError, ValueError, SyntaxError):
+        raise InvalidInput(field, f"a damaged {kind} file: its pixels cannot be read") from None
+    return pixels.reshape(x.shape)
 
 
 def write_pngs(rows: Pixels) -> list[bytes]:

@@ -46,13 +46,28 @@ def log_likelihood(x: NDArray[np.float32], params: NDArray[np.float32], likeliho
     rows = len(x)
     if likelihood == "bernoulli":
         logits = params[:, 0]
-        terms = x * logits - np.logaddexp(np.float32(0), logits)
+        terms = x * logits - _softplus(logits)
     elif likelihood == "discretised-logistic":
         terms = _log_discretised_logistic(x, params[:, 0], params[:, 1])
     else:
         mean, log_std = params[:, 0], params[:, 1]
         terms = -0.5 * (np.square((x - mean) * np.exp(-log_std)) + _LOG_2PI) - log_std
     return _sum(terms.reshape(rows, -1))
+
+
+def _softplus(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log(1 + exp(logits)) of each, as max(logits, 0) + log(1 + exp(-|logits|)).
+
+    Within float32's step at 1, 1.2e-7. numpy has vector code for all of this and none for
+    logaddexp, which takes seven times as long: as long as a small decoder itself.
+    """
+    terms = np.abs(logits)
+    np.negative(terms, out=terms)
+    np.exp(terms, out=terms)
+    terms += np.float32(1)
+    np.log(terms, out=terms)
+    terms += np.maximum(logits, np.float32(0))
+    return terms
 
 
 def _log_discretised_logistic(

@@ -67,11 +67,7 @@ def prepare(
     """
     rest = REST if before else 0.0
     m = bundle.manifest
-    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
-    takes_x = Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent)))
-    takes_z = Signature(
-        ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
-    )
+    takes_x, takes_z = signatures(m)
 
     def encode(graph: Graph, rows: int) -> Outputs:
         return encode_batch(graph, whole(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
@@ -103,6 +99,16 @@ def prepare(
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
     golden.check(bundle, encoder.graph, decoder.graph)
     return Prepared(m, bundle.digest, encoder, decoder)
+
+
+def signatures(m: Manifest) -> tuple[Signature, Signature]:
+    """What the encoder and the decoder of such a bundle take and give."""
+    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
+    takes_x = Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent)))
+    takes_z = Signature(
+        ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
+    )
+    return takes_x, takes_z
 
 
 def _measured(

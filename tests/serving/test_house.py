@@ -33,6 +33,12 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 CLIENT = ["results", "failures", "connection", "arguments", "calls", "resume", "clients"]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
+JOBS = [
+    *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
+    *("reconstruct", "outputs", "store", "shard", "worker", "progress", "sheet", "job"),
+    *("command", "parser"),
+]
+
 ORDERS = [
     SERVER,
     [
@@ -41,6 +47,7 @@ ORDERS = [
         "client",
         *(f"console.{name}" for name in CONSOLE),
     ],
+    [*SERVER[: SERVER.index("loading") + 1], *(f"jobs.{name}" for name in JOBS)],
 ]
 
 
@@ -64,7 +71,7 @@ def file_of(name: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=["server", "client"])
+@pytest.mark.parametrize("order", ORDERS, ids=["server", "client", "jobs"])
 def test_serving_imports_run_one_way(order):
     names = {f"serving.{name}": position for position, name in enumerate(order)}
     for name, position in names.items():
@@ -83,7 +90,7 @@ def every_module() -> set[str]:
 
 def test_every_serving_module_has_its_place_in_an_order():
     placed = {f"serving.{name}" for order in ORDERS for name in order}
-    assert every_module() - {"serving.console"} == placed
+    assert every_module() - {"serving.console", "serving.jobs"} == placed
 
 
 def test_the_bundle_is_the_only_bridge_between_the_halves():

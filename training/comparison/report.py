@@ -131,6 +131,8 @@ def _head(stage: Stage) -> Iterator[str]:
         "- Best epoch by validation; overfitting is measured at the end of the budget, with as "
         f"many steps on fewer rows.{labels}"
     )
+    if plan.config.binarisation == "dynamic":
+        yield "- Pixels are drawn anew in each pass, which keeps the AE from overfitting as well."
     yield f"- PyTorch {torch.__version__}, Python {platform.python_version()}"
     yield ""
 

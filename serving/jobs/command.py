@@ -1,0 +1,178 @@
+"""What `latentd reconstruct` does, and what it says on the way."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from serving import engine, images
+from serving.bundle import XSpec
+from serving.errors import ConfigError, LatentdError
+from serving.jobs import exits, inputs, job, outputs, worker
+from serving.jobs.inputs import NAMES, Rows
+from serving.jobs.job import Failed, Share
+from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
+from serving.jobs.progress import Progress
+from serving.jobs.reconstruct import check_wanted, load_bundle
+from serving.jobs.store import ShardManifest, Store
+from serving.jobs.worker import Setting, explain
+
+_TRIED_ROWS = 2048  # run by --dry-run to estimate the time
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a job; returns the exit status."""
+    before = signal.getsignal(signal.SIGTERM)
+    worker.terminate_as_exit()
+    try:
+        return _dry_run(args) if args.dry_run else _run(args)
+    except Failed as error:
+        _say(error.failure.what)
+        return error.failure.status
+    except (LatentdError, OSError, KeyboardInterrupt, SystemExit) as error:
+        _say(explain(error))
+        return exits.status(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(args: argparse.Namespace) -> int:
+    folder, share = Path(args.output), _share(args)
+    target = _target(args)
+    folder.mkdir(parents=True, exist_ok=True)
+    # One plans, the others wait and find the plan there.
+    with contextlib.closing(Store(folder)) as store, store.locked(None, wait=True):
+        plan, names = _plan(args, target, job.known_plan(folder))
+        job.settle(plan, names, store)
+    setting = Setting(folder, plan, target.bundle, args.provider, args.server or "")
+    ours = sum(len(plan.shard(i)) for i in range(plan.shards)[share.index :: share.count])
+    began = time.monotonic()
+    metrics = Path(args.metrics_file) if args.metrics_file else None
+    with Progress(ours, metrics) as progress:
+        manifests = job.run(setting, share, _processes(args), progress)
+    seconds = time.monotonic() - began
+    print(f"{ours:,} rows in {seconds:,.1f} s, {ours / max(seconds, 1e-9):,.0f} a second.")
+    if manifests is None:
+        print(f"This share of {folder} is done; other machines are still at theirs.")
+        return 0
+    _summarise(plan, manifests, folder)
+    return 0
+
+
+def _summarise(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None:
+    bad = sum(len(m.quarantined) for m in manifests)
+    print(
+        f"{plan.rows - bad:,} of {plan.rows:,} rows in {plan.shards} shards under {folder}/shards."
+    )
+    if bad:
+        print(f"{bad:,} rows are quarantined: see {folder}/quarantine.jsonl for the reasons.")
+    if (folder / "sheet.html").exists():
+        print(f"Look at {folder}/sheet.html.")
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    target, share = _target(args), _share(args)
+    folder = Path(args.output)
+    plan, names = _plan(args, target, job.known_plan(folder))
+    for entry in plan.inputs:
+        print(f"{entry.rows:>12,} rows, {entry.bytes:>14,} bytes  {entry.path or 'images'}")
+    print(f"{plan.rows:>12,} rows in all, {plan.shards} shards of up to {plan.shard_rows:,}")
+    b = plan.bundle
+    print(f"Through {b.model} version {b.version} ({b.digest[:15]}), {plan.batch_rows} at once.")
+    size = plan.rows * outputs.bytes_per_row(plan, target.latent_size)
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(nearest).free
+    print(f"About {size / 1e9:,.3f} GB into {folder}, where {free / 1e9:,.1f} GB are free.")
+    rows, seconds = _try(args, target, plan, names)
+    processes = min(_processes(args), plan.shards)
+    whole = seconds / rows * plan.rows / (processes * share.count)
+    print(
+        f"{rows / seconds:,.0f} rows a second in one process, tried on {rows:,}; about "
+        f"{whole:,.0f} s with {processes} on each of {share.count} machine(s)."
+    )
+    if size > free:
+        print("It will not fit.")
+    return 0
+
+
+def _try(args: argparse.Namespace, target: _Target, plan: Plan, names: bytes) -> tuple[int, float]:
+    """Run the first rows and throw them away: how many, and in how many seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / NAMES).write_bytes(names)
+        setting = Setting(Path(folder), plan, target.bundle, args.provider, args.server or "")
+        reconstruct = worker.reconstruction(setting)
+        rows = Rows(plan, Path(folder))
+        count = min(plan.rows, _TRIED_ROWS)
+        with contextlib.closing(rows):
+            list(reconstruct(rows.read(0, min(count, plan.batch_rows), plan.batch_rows)))  # warm
+            began = time.monotonic()
+            list(reconstruct(rows.read(0, count, plan.batch_rows)))
+            return count, time.monotonic() - began
+
+
+class _Target:
+    """The model that the job goes through, and what is known of it beforehand."""
+
+    def __init__(
+        self, bundle: Path | None, who: BundleId, x: XSpec, latent_size: int, family: str
+    ) -> None:
+        self.bundle, self.who, self.x = bundle, who, x
+        self.latent_size, self.family = latent_size, family
+
+
+def _target(args: argparse.Namespace) -> _Target:
+    if args.server:
+        raise ConfigError("--server is not built yet: use --bundle.")
+    loaded = load_bundle(Path(args.bundle))
+    m = loaded.manifest
+    who = BundleId(m.model, m.version, loaded.digest)
+    # The version's own folder: "the newest" may be another when a worker looks.
+    return _Target(loaded.path, who, m.x, m.latent_size, m.family)
+
+
+def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tuple[Plan, bytes]:
+    wanted = Wanted(
+        format=args.format,
+        scores=not args.no_scores,
+        latents=not args.no_latents,
+        reconstruction=args.reconstruction,
+        draw=args.draw,
+        seed=args.seed,
+    )
+    check_wanted(wanted, target.family, images.fits(target.x))
+    found, names = inputs.look(args.input, target.x, args.column, args.id_column, known)
+    plan = Plan(
+        bundle=target.who,
+        x=target.x,
+        inputs=tuple(found),
+        wanted=wanted,
+        shard_rows=args.shard_rows or default_shard_rows(target.x, target.latent_size, wanted),
+        batch_rows=max(1, args.batch_rows),
+    )
+    outputs.check(plan)
+    return plan, names
+
+
+def _share(args: argparse.Namespace) -> Share:
+    if not 0 <= args.shard_index < args.shard_count:
+        raise ConfigError(
+            f"--shard-index {args.shard_index} (or JOB_COMPLETION_INDEX) is not below "
+            f"--shard-count {args.shard_count}: indexes go from 0 to one less than the count."
+        )
+    return Share(args.shard_index, args.shard_count)
+
+
+def _processes(args: argparse.Namespace) -> int:
+    if args.processes:
+        return int(args.processes)
+    return engine.best_workers(args.provider)
+
+
+def _say(what: str) -> None:
+    print(f"latentd: {what}", file=sys.stderr)

@@ -1,0 +1,114 @@
+"""The command line of `latentd reconstruct`. Imports nothing that takes time to import."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from serving.jobs.plan import BATCH_ROWS, FORMATS, RECONSTRUCTIONS, SHARD_ROWS
+
+_EPILOG = """\
+examples:
+  python -m serving reconstruct --input digits.npy --bundle models/digits --output scored
+  python -m serving reconstruct --input photos/ --bundle models/photos/3 --output out \\
+      --reconstruction png --dry-run
+
+It writes OUTPUT/shards/*.parquet with a manifest each, quarantine.jsonl (rows that could not be
+reconstructed, with the reason), sheet.html (the worst scored beside their reconstructions) and, at
+the very end, _SUCCESS. To read it: pyarrow.parquet.read_table("scored/shards").
+
+Killed, or the disk was full? Repeat the command: committed shards are kept, none is done twice.
+The same command in a second shell shares the work.
+
+exit status:
+  0 done; 65 an input is damaged or changed; 69 no server; 70 a worker died; 74 disk; 78 flags,
+  bundle or plan contradict each other; 143 SIGTERM. After 69, 70, 74 and 143: repeat the command.
+"""
+
+
+def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "reconstruct",
+        help="reconstruct, encode and score whole data sets",
+        description="Send every row of a data set through a model: scores, latents and, on "
+        "request, reconstructions. Resumable; every row is written once or quarantined.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="folder of images, .npy, .npz (or FILE.npz:key), .parquet, IDX (.gz or not), a glob "
+        "of these, or an fsspec URL (s3://bucket/*.npy)",
+    )
+    add("--output", required=True, metavar="DIR", help="folder for the results, on this machine")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--bundle", metavar="DIR", help="models/digits/3, or models/digits for the newest version"
+    )
+    model.add_argument(
+        "--server", metavar="HOST:PORT", help="go through a server, as background traffic"
+    )
+    add("--model", default="", help="of the server (its default)")
+    add("--dry-run", action="store_true", help="print the plan and an estimate, write nothing")
+
+    what = parser.add_argument_group("what is written of each row")
+    what.add_argument(
+        "--format", choices=FORMATS, default="parquet", help="of the shards (parquet)"
+    )
+    what.add_argument(
+        "--reconstruction", choices=RECONSTRUCTIONS, default="none", help="x' itself (none)"
+    )
+    what.add_argument("--no-scores", action="store_true", help="no reconstruction_error, kl, elbo")
+    what.add_argument("--no-latents", action="store_true", help="no mean and log_var")
+    what.add_argument(
+        "--draw", action="store_true", help="decode a draw around the mean, not the mean"
+    )
+    what.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+
+    tables = parser.add_argument_group("Parquet inputs")
+    tables.add_argument("--column", default="", help="of the data (x, or the only one it can be)")
+    tables.add_argument("--id-column", default="", help="to name the rows by (their number)")
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--processes", type=_whole, default=0, help="0: one a CPU, with CUDA one (0)")
+    how.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="auto", help="(auto)")
+    how.add_argument(
+        "--shard-rows", type=_whole, default=0, help=f"rows committed at once (up to {SHARD_ROWS})"
+    )
+    how.add_argument(
+        "--batch-rows", type=_whole, default=BATCH_ROWS, help=f"rows run at once ({BATCH_ROWS})"
+    )
+    how.add_argument(
+        "--shard-index",
+        type=_whole,
+        default=int(os.environ.get("JOB_COMPLETION_INDEX", "0")),
+        help="this machine's number among --shard-count ($JOB_COMPLETION_INDEX, as Kubernetes "
+        "sets it, or 0)",
+    )
+    how.add_argument(
+        "--shard-count", type=_whole, default=1, help="machines that share the job (1)"
+    )
+    how.add_argument(
+        "--metrics-file", metavar="FILE", help="keep Prometheus metrics there (FILE.prom)"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from serving.jobs import command
+
+    return command.run(args)
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+_whole.__name__ = "whole number"  # argparse names it in its complaints

@@ -1,0 +1,95 @@
+"""Folders of images, a row a file, in the order of their names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from serving import images
+from serving.bundle import XSpec
+from serving.errors import InvalidInput
+from serving.jobs import files
+from serving.jobs.exits import BadData
+from serving.jobs.rows import BadRow, Chunk
+
+SUFFIXES: Final = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".pgm",
+    ".ppm",
+)
+
+
+def is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+class Names:
+    """A list of file names on disk, a JSON string a line: of a million only their offsets, eight
+    bytes each, are in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        lengths = np.fromiter((len(line) for line in self._file), np.int64)
+        self._ends = np.cumsum(lengths)
+
+    @staticmethod
+    def to_bytes(names: Iterable[str]) -> bytes:
+        return b"".join(json.dumps(name).encode() + b"\n" for name in names)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def read(self, start: int, stop: int) -> list[str]:
+        """Names start..stop."""
+        begin = int(self._ends[start - 1]) if start else 0
+        self._file.seek(begin)
+        lines = self._file.read(int(self._ends[stop - 1]) - begin if stop > start else 0)
+        return [json.loads(line) for line in lines.splitlines()]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class PictureReader:
+    """See rows.Reader. A file that is no image of the model's size is a bad row.
+
+    first: where this folder's names begin in `names`
+    """
+
+    def __init__(self, folder: str, names: Names, first: int, x: XSpec) -> None:
+        self._folder, self._names, self._first, self._x = folder, names, first, x
+
+    def read(self, start: int, stop: int) -> Chunk:
+        names = self._names.read(self._first + start, self._first + stop)
+        x = np.empty((len(names), *self._x.shape), np.uint8)
+        good: list[int] = []
+        bad: list[BadRow] = []
+        for row, name in enumerate(names, start):
+            try:
+                with files.open_file(
+                    files.join(self._folder, name) if self._folder else name
+                ) as file:
+                    data = file.read()
+                x[len(good)] = images.read_picture(data, self._x, name, formats=None)
+            except InvalidInput as error:
+                bad.append(BadRow(row, name, f"{error.what}. {error.hint}".rstrip(". ")))
+            except (BadData, OSError) as error:
+                bad.append(BadRow(row, name, f"cannot be read: {error}"))
+            else:
+                good.append(row)
+        ids = [names[row - start] for row in good]
+        return Chunk(np.array(good, np.int64), ids, x[: len(good)], bad)
+
+    def close(self) -> None:
+        """The names are shared, and others' to close."""

@@ -1,0 +1,185 @@
+"""The pure function under every job: rows in, what was wanted of each row out.
+
+In process, on ONNX Runtime. A row's results depend on the bundle, the row, its number and the rows
+of its batch, which the plan fixes; so who computes them, when, or how often changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import bundle, golden, likelihood, loading
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.errors import ConfigError
+from serving.jobs.plan import Wanted
+from serving.jobs.rows import Array, BadRow, Chunk
+from serving.latents import POSTERIOR, Draw, Latents, normals
+from serving.sources import reparameterise
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What was wanted of some rows, in their order; None: it was not wanted.
+
+    rows: their numbers; ids: their names; bad: rows left out.
+    """
+
+    rows: NDArray[np.int64]
+    ids: Sequence[str]
+    bad: list[BadRow]
+    reconstruction_error: Floats | None = None  # nats, (rows,)
+    kl: Floats | None = None
+    elbo: Floats | None = None
+    mean: Floats | None = None  # (rows, latent size)
+    log_var: Floats | None = None
+    x: Array | None = None  # the reconstruction, (rows, *shape)
+
+
+Reconstruct = Callable[[Iterator[Chunk]], Iterator[Results]]
+"""One result for each chunk, in order."""
+
+
+class Graphs:
+    """A bundle's graphs, loaded and checked on its golden vectors."""
+
+    def __init__(self, loaded: Bundle, wanted: Wanted, provider: str = "auto") -> None:
+        """One thread each on a CPU: processes share the CPUs, and results then never depend on how
+        many there are. Raises BundleError, ConfigError."""
+        engine = Engine(provider)
+        takes_x, takes_z = loading.signatures(loaded.manifest)
+        self._encoder = engine.load(loaded.files[bundle.ENCODER], takes_x, threads=1)
+        self._decoder = engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)
+        golden.check(loaded, self._encoder, self._decoder)
+        self._manifest, self._wanted = loaded.manifest, wanted
+        self._outputs = (["x"] if wanted.reconstruction != "none" else []) + (
+            ["params"] if wanted.scores else []
+        )
+
+    def __call__(self, chunks: Iterator[Chunk]) -> Iterator[Results]:
+        return map(self.run, chunks)
+
+    def run(self, chunk: Chunk) -> Results:
+        """One batch. Rows that make a graph fail, or for which it gives no finite numbers, are
+        found by halving the batch, and left out."""
+        if not len(chunk.rows):
+            return Results(chunk.rows, [], chunk.bad, **self._nothing())
+        try:
+            columns = self._columns(chunk)
+        except Exception as error:  # the runtime has no common base for what it raises
+            if len(chunk.rows) == 1:
+                reason = f"the model fails on it: {str(error).splitlines()[0]}"
+                return self._without(chunk, np.ones(1, bool), reason)
+            middle = len(chunk.rows) // 2
+            return joined([self.run(_part(chunk, 0, middle)), self.run(_part(chunk, middle))])
+        numbers = [v for name, v in columns.items() if name != "x"]
+        finite = [np.isfinite(v.reshape(len(v), -1)).all(axis=1) for v in numbers]
+        bad = ~np.logical_and.reduce(finite) if finite else np.zeros(len(chunk.rows), bool)
+        if bad.any():
+            return self._without(chunk, bad, "the model gives no finite numbers for it")
+        return Results(chunk.rows, chunk.ids, chunk.bad, **columns)
+
+    def _columns(self, chunk: Chunk) -> dict[str, Array]:
+        mean, log_var = self._encoder.run(chunk.x, loading.ENCODED)
+        columns: dict[str, Array] = {}
+        if self._wanted.latents:
+            columns |= {"mean": mean, "log_var": log_var}
+        if not self._outputs:
+            return columns
+        z = self._drawn(chunk.rows, mean, log_var) if self._wanted.draw else mean
+        decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
+        if self._wanted.scores:
+            m = self._manifest
+            scaled = likelihood.scaled(chunk.x, m.x)
+            error = -likelihood.log_likelihood(scaled, decoded["params"], m.likelihood)
+            kl = likelihood.kl_to_prior(mean, log_var)
+            scores = {"reconstruction_error": error, "kl": kl, "elbo": -error - kl}
+            columns |= {name: values.astype(np.float32) for name, values in scores.items()}
+        if "x" in decoded:
+            columns["x"] = decoded["x"]
+        return columns
+
+    def _drawn(self, rows: NDArray[np.int64], mean: Latents, log_var: Latents) -> Latents:
+        ends = np.flatnonzero(np.diff(rows, append=-1) != 1)
+        begins = np.concatenate([[0], ends[:-1] + 1])
+        draws = [
+            Draw(self._wanted.seed, int(rows[a]), int(b - a + 1), POSTERIOR)
+            for a, b in zip(begins, ends, strict=True)
+        ]
+        return reparameterise(mean, log_var, normals(draws, self._manifest.latent_size))
+
+    def _without(self, chunk: Chunk, bad: NDArray[np.bool_], reason: str) -> Results:
+        """The chunk's results once the rows at fault are left out; the others run again."""
+        found = [
+            BadRow(int(chunk.rows[i]), chunk.ids[i], reason) for i in np.flatnonzero(bad).tolist()
+        ]
+        keep = np.flatnonzero(~bad).tolist()
+        rest = Chunk(
+            chunk.rows[keep], [chunk.ids[i] for i in keep], chunk.x[keep], [*chunk.bad, *found]
+        )
+        return self.run(rest)
+
+    def _nothing(self) -> dict[str, Array]:
+        """Columns without rows."""
+        m, w = self._manifest, self._wanted
+        latent = dict.fromkeys(("mean", "log_var"), np.empty((0, m.latent_size), np.float32))
+        score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
+        x = {"x": np.empty((0, *m.x.shape), m.x.dtype)}
+        return {
+            **(latent if w.latents else {}),
+            **(score if w.scores else {}),
+            **(x if w.reconstruction != "none" else {}),
+        }
+
+
+def load_bundle(path: Path) -> Bundle:
+    """The bundle in <root>/<model>/<version>, or the newest one in <root>/<model>."""
+    numbers = bundle.versions(path)
+    if not numbers and not (path / bundle.MANIFEST).exists():
+        raise ConfigError(
+            f"--bundle {path}: no bundle there. Name a folder <root>/<model>/<version>, or "
+            "<root>/<model> for its newest version."
+        )
+    return bundle.load(path / str(max(numbers)) if numbers else path)
+
+
+def check_wanted(wanted: Wanted, family: str, png: bool) -> None:
+    """Raise ConfigError where this model cannot give what is wanted; png: its rows fit into PNG."""
+    if wanted.scores and family != "vae":
+        raise ConfigError(
+            "A plain autoencoder defines no likelihood to score with: say --no-scores."
+        )
+    if wanted.reconstruction == "png" and not png:
+        raise ConfigError("This model's rows fit into no PNG: say --reconstruction raw.")
+    if wanted.reconstruction == "png" and wanted.format == "npy":
+        raise ConfigError("PNG files have no place in .npy: say --reconstruction raw.")
+
+
+def _part(chunk: Chunk, start: int, stop: int | None = None) -> Chunk:
+    piece = slice(start, stop)
+    return Chunk(
+        chunk.rows[piece], chunk.ids[piece], chunk.x[piece], chunk.bad if start == 0 else []
+    )
+
+
+def joined(parts: Sequence[Results]) -> Results:
+    """Results one below the other, bad rows in their order."""
+    columns: dict[str, Any] = {}
+    for field in dataclasses.fields(Results):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name == "ids":
+            columns["ids"] = [name for value in values for name in value]
+        elif field.name == "bad":
+            columns["bad"] = sorted((b for value in values for b in value), key=lambda b: b.row)
+        elif values[0] is not None:
+            columns[field.name] = np.concatenate(values)
+    return Results(**columns)

@@ -1,0 +1,60 @@
+"""One shard, from its rows to its commit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Final
+
+from serving.jobs import outputs
+from serving.jobs.exits import BadData
+from serving.jobs.inputs import Rows
+from serving.jobs.plan import Plan
+from serving.jobs.reconstruct import Reconstruct, Results, joined
+from serving.jobs.store import ShardManifest, Store
+
+WORST: Final = 32
+"""Rows of a shard that are remembered for the contact sheet."""
+
+Report = Callable[[int, int], None]
+"""Told of rows done and how many of them were quarantined, again and again."""
+
+
+def run(
+    plan: Plan, shard: int, rows: Rows, reconstruct: Reconstruct, store: Store, report: Report
+) -> ShardManifest:
+    """Make and commit one shard; its lock is held. Raises BadData, OSError."""
+    wanted = plan.shard(shard)
+    parts = []
+    chunks = rows.read(wanted.start, wanted.stop, plan.batch_rows)
+    for part in reconstruct(chunks):
+        parts.append(part)
+        report(len(part.rows) + len(part.bad), len(part.bad))
+    results = joined(parts)
+    if len(results.rows) + len(results.bad) != len(wanted):
+        raise BadData(
+            f"Shard {shard}: {len(wanted)} rows went in, {len(results.rows)} came out and "
+            f"{len(results.bad)} were quarantined."
+        )
+    manifest = ShardManifest(
+        plan=plan.digest,
+        shard=shard,
+        start=wanted.start,
+        stop=wanted.stop,
+        rows=len(results.rows),
+        quarantined=results.bad,
+        worst=_worst(results),
+        bytes=0,
+        sha256="",
+    )
+    write = functools.partial(outputs.write, results, plan)
+    return store.commit(shard, write, outputs.count, manifest)
+
+
+def _worst(results: Results) -> list[tuple[int, float]]:
+    """The rows with the largest reconstruction errors."""
+    error = results.reconstruction_error
+    if error is None:
+        return []
+    order = (-error).argsort(kind="stable")[:WORST]
+    return [(int(results.rows[i]), float(error[i])) for i in order]

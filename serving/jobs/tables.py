@@ -1,0 +1,204 @@
+"""Parquet columns of rows: numbers in lists, bytes, or whole image files.
+
+Read forward in small batches; what lies between two ranges is skipped by row groups where it can
+be, so that a worker that takes every other shard decodes a file once and never twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+
+from serving import images
+from serving.bundle import XSpec
+from serving.errors import ConfigError, InvalidInput
+from serving.jobs import files
+from serving.jobs.exits import BadData
+from serving.jobs.rows import Array, BadRow, Chunk, checked
+
+_BATCH: Final = 1024  # rows decoded at once
+
+
+class TableReader:
+    """See rows.Reader.
+
+    column:    of the data; "": x, or the only one that can hold it
+    id_column: whose values name the rows; "": they are numbered
+    """
+
+    def __init__(self, path: str, x: XSpec, column: str = "", id_column: str = "") -> None:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise ConfigError(f"{path} needs pyarrow: pip install 'latentd[jobs]'.") from None
+        self._path, self._x = path, x
+        self._file = files.open_file(path)
+        try:
+            # Unbuffered, a whole row group would be read at once.
+            self._parquet = pq.ParquetFile(self._file, buffer_size=1 << 20, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            self._file.close()
+            raise BadData(f"{path} cannot be read as Parquet: {error}.") from None
+        metadata = self._parquet.metadata
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._ends = np.cumsum(groups, dtype=np.int64)
+        self.rows: int = metadata.num_rows
+        self.column = _choose(self._parquet.schema_arrow, column, path)
+        self._columns = [self.column] + ([id_column] if id_column else [])
+        if id_column and id_column not in self._parquet.schema_arrow.names:
+            raise ConfigError(f"{path} has no column {id_column} to name the rows by.")
+        self._batches: Iterator[Any] = iter(())
+        self._at = self.rows  # first row of the batch that comes next
+        self._batch: Any = None  # read and not used up
+        self._failures: tuple[type[Exception], ...] = (pa.ArrowException, OSError)
+
+    def read(self, start: int, stop: int) -> Chunk:
+        chunks, at = [], start
+        while at < stop:
+            begin, batch = self._containing(at)
+            taken = batch.slice(at - begin, min(stop, begin + batch.num_rows) - at)
+            chunks.append(self._rows(taken, at))
+            at += taken.num_rows
+        if len(chunks) == 1:
+            return chunks[0]
+        return Chunk(
+            np.concatenate([c.rows for c in chunks] or [np.empty(0, np.int64)]),
+            [name for c in chunks for name in c.ids],
+            np.concatenate([c.x for c in chunks] or [np.empty((0, *self._x.shape), self._x.dtype)]),
+            [row for c in chunks for row in c.bad],
+        )
+
+    def close(self) -> None:
+        self._batches = iter(())
+        self._parquet.close()
+        self._file.close()
+
+    def _containing(self, row: int) -> tuple[int, Any]:
+        """The decoded batch that holds `row`, and the number of its first."""
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        begin = self._at - (self._batch.num_rows if self._batch is not None else 0)
+        reached = int(np.searchsorted(self._ends, self._at, side="right"))
+        if row < begin or group > reached:
+            self._batches = self._parquet.iter_batches(
+                _BATCH, range(group, len(self._ends)), columns=self._columns
+            )
+            self._at, self._batch = int(self._ends[group - 1]) if group else 0, None
+        while self._batch is None or row >= self._at:
+            try:
+                self._batch = next(self._batches)
+            except StopIteration:
+                raise BadData(f"{self._path} ends before row {row:,}.") from None
+            except self._failures as error:
+                raise BadData(f"{self._path} is damaged ({error}). Copy it again.") from None
+            self._at += self._batch.num_rows
+        return self._at - self._batch.num_rows, self._batch
+
+    def _rows(self, batch: Any, start: int) -> Chunk:
+        import pyarrow as pa
+
+        column = batch.column(0)
+        if len(self._columns) > 1:
+            ids = [str(value) for value in batch.column(1).to_pylist()]
+        else:
+            ids = list(map(str, range(start, start + len(column))))
+        if pa.types.is_struct(column.type):
+            column = column.field("bytes")
+        whole = _as_array(column, self._x)
+        if whole is not None:
+            return checked(whole, ids, start, self._x)
+        good, bad = [], []
+        for index, value in enumerate(column):
+            try:
+                good.append((index, _row(value.as_py(), self._x)))
+            except InvalidInput as error:
+                bad.append(BadRow(start + index, ids[index], f"{error.what}. {error.hint}".strip()))
+        x = np.array([row for _, row in good], self._x.dtype).reshape(-1, *self._x.shape)
+        chunk = checked(x, [ids[i] for i, _ in good], 0, self._x)
+        numbers = np.array([start + i for i, _ in good], np.int64)
+        bad += [BadRow(int(numbers[b.row]), b.id, b.reason) for b in chunk.bad]
+        return Chunk(numbers[chunk.rows], chunk.ids, chunk.x, sorted(bad, key=lambda b: b.row))
+
+
+def _choose(schema: Any, column: str, path: str) -> str:
+    import pyarrow as pa
+
+    def fits(kind: Any) -> bool:
+        if pa.types.is_struct(kind):  # as Hugging Face's datasets store images
+            return bool(kind.get_field_index("bytes") >= 0)
+        return bool(
+            pa.types.is_binary(kind)
+            or pa.types.is_large_binary(kind)
+            or pa.types.is_fixed_size_binary(kind)
+            or pa.types.is_list(kind)
+            or pa.types.is_large_list(kind)
+            or pa.types.is_fixed_size_list(kind)
+        )
+
+    able = [field.name for field in schema if fits(field.type)]
+    chosen = column or ("x" if "x" in able else able[0] if len(able) == 1 else "")
+    if chosen not in able:
+        raise ConfigError(
+            f"{path}: name the column of the data with --column; lists or bytes are in "
+            f"{', '.join(able) or 'none'}."
+        )
+    return chosen
+
+
+def _as_array(column: Any, x: XSpec) -> Array | None:
+    """The column without a copy, where every row has exactly x's numbers; else None."""
+    import pyarrow as pa
+
+    rows, kind = len(column), column.type
+    if column.null_count or not rows:
+        return None
+    if pa.types.is_binary(kind):
+        offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: rows + 1]
+        if (np.diff(offsets) != x.nbytes).any():
+            return None
+        data = column.buffers()[2]
+        values: Array = np.frombuffer(data, x.dtype, rows * x.size, int(offsets[0]))
+    elif pa.types.is_fixed_size_binary(kind) and kind.byte_width == x.nbytes:
+        values = np.frombuffer(
+            column.buffers()[1], x.dtype, rows * x.size, column.offset * x.nbytes
+        )
+    elif (
+        pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    ):
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        flat = column.flatten()
+        if (lengths != x.size).any() or flat.null_count or not _same_numbers(flat.type, x):
+            return None
+        values = flat.to_numpy(zero_copy_only=False)
+    else:
+        return None
+    return values.reshape(rows, -1)
+
+
+def _same_numbers(kind: Any, x: XSpec) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_uint8(kind) if x.dtype == "uint8" else pa.types.is_floating(kind))
+
+
+def _row(value: Any, x: XSpec) -> Array:
+    """One value of a column, of whatever kind. Raises InvalidInput saying what is wrong with it."""
+    if value is None:
+        raise InvalidInput("x", "no value")
+    if isinstance(value, bytes):
+        if len(value) == x.nbytes:
+            return np.frombuffer(value, x.dtype)
+        if images.fits(x):
+            return images.read_picture(value, x, "x", formats=None).reshape(-1)
+        raise InvalidInput("x", f"{len(value)} bytes, where {x.nbytes} make a row")
+    try:
+        numbers = np.array(value, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise InvalidInput("x", "not a list of numbers, or one with gaps") from None
+    if len(numbers) != x.size:
+        raise InvalidInput("x", f"{len(numbers)} numbers, where {x.size} make a row")
+    if x.dtype == "uint8" and not ((numbers % 1 == 0) & (numbers >= 0) & (numbers <= 255)).all():
+        raise InvalidInput("x", "numbers that are no bytes")
+    return numbers.astype(x.dtype)

@@ -1,0 +1,158 @@
+"""What one process does: its share of the shards, each under its lock, each at most once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from serving.errors import LatentdError
+from serving.jobs import exits, outputs, shard
+from serving.jobs.inputs import Rows
+from serving.jobs.plan import Plan
+from serving.jobs.reconstruct import Graphs, Reconstruct, load_bundle
+from serving.jobs.shard import Report
+from serving.jobs.store import Store
+
+_REPORT_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a worker ended: the exit status it leads to, and the sentence."""
+
+    status: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a worker process needs to know to begin.
+
+    bundle: folder of the bundle; provider: as in engine.Engine
+    server: host:port, to go there instead
+    """
+
+    output: Path
+    plan: Plan
+    bundle: Path | None
+    provider: str
+    server: str = ""
+
+
+def work(
+    plan: Plan, shards: Iterable[int], store: Store, reconstruct: Reconstruct, report: Report
+) -> None:
+    """Commit every one of these shards that is not, whoever else works on them.
+
+    Those that another process holds are waited for at the end. Raises BadData, OSError, and what
+    `reconstruct` does.
+    """
+    rows = Rows(plan, store.folder)
+    try:
+        held = [i for i in shards if not _attempt(plan, i, rows, store, reconstruct, report, False)]
+        for i in held:
+            _attempt(plan, i, rows, store, reconstruct, report, True)
+    finally:
+        rows.close()
+
+
+def _attempt(
+    plan: Plan,
+    index: int,
+    rows: Rows,
+    store: Store,
+    reconstruct: Reconstruct,
+    report: Report,
+    wait: bool,
+) -> bool:
+    """Commit a shard, unless it is; False: another process is at it."""
+    with store.locked(index, wait) as ours:
+        if not ours:
+            return False
+        done = store.committed(index, thorough=True)
+        if done is not None:
+            report(len(plan.shard(index)), len(done.quarantined))
+        else:
+            shard.run(plan, index, rows, reconstruct, store, report)
+        return True
+
+
+def reconstruction(setting: Setting) -> Reconstruct:
+    """What `setting` says shall run the model."""
+    if setting.bundle is None:
+        raise NotImplementedError(setting.server)
+    loaded = load_bundle(setting.bundle)
+    return Graphs(loaded, setting.plan.wanted, setting.provider)
+
+
+def terminate_as_exit() -> None:
+    """SIGTERM unwinds the stack, so that what is half-written is removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(exits.TERMINATED)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def process(setting: Setting, shards: list[int], parent: Connection) -> None:
+    """A worker process's whole life. Sends (rows, quarantined) now and then, a Failure at the end
+    if there was one; dies with its parent, whom it then has nobody to tell."""
+    terminate_as_exit()
+    logging.getLogger("serving").setLevel(logging.ERROR)  # what there is to say, the parent says
+    failure: Failure | None = None
+    store = Store(setting.output, setting.plan.digest, outputs.suffix(setting.plan))
+    report = Throttled(lambda rows, bad: parent.send((rows, bad)))
+    try:
+        work(setting.plan, shards, store, reconstruction(setting), report)
+        report.flush()
+    except BrokenPipeError:
+        failure = Failure(exits.SOFTWARE, "")
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        failure = Failure(exits.status(error), explain(error))
+    finally:
+        store.close()
+    if failure is not None:
+        with contextlib.suppress(OSError):
+            parent.send(failure)
+        raise SystemExit(failure.status)
+
+
+def explain(error: BaseException) -> str:
+    """A sentence for the person at the terminal."""
+    if isinstance(error, LatentdError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "Interrupted. Repeat the command to go on."
+    if isinstance(error, OSError):
+        return (
+            f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}. "
+            "What is committed stays; mend that and repeat the command to go on."
+        )
+    return f"{type(error).__name__}: {error}"
+
+
+class Throttled:
+    """A Report that passes sums on, a few times a second."""
+
+    def __init__(self, send: Callable[[int, int], None]) -> None:
+        self._send, self._rows, self._bad = send, 0, 0
+        self._sent = time.monotonic()
+
+    def __call__(self, rows: int, bad: int) -> None:
+        self._rows += rows
+        self._bad += bad
+        if time.monotonic() - self._sent > _REPORT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._send(self._rows, self._bad)
+        self._rows = self._bad = 0
+        self._sent = time.monotonic()
