@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry
 
 from serving import settings
 from serving.console.parser import add_client_parser
-from serving.errors import EXIT_CONFIG
 from serving.health import Health
+from serving.jobs import exits
 from serving.metrics import Metrics, restarts
 from serving.server import HEALTH_NAMES
 
@@ -274,14 +274,14 @@ def test_a_job_ends_as_its_exit_status_says(build):
         by_action = {rule["action"]: rule for rule in rules}
         condition = by_action["Ignore"]["onPodConditions"][0]
         assert condition == {"type": "DisruptionTarget", "status": "True"}
-        assert by_action["FailJob"]["onExitCodes"]["values"] == [EXIT_CONFIG]
+        assert by_action["FailJob"]["onExitCodes"]["values"] == [exits.CONFIG]
         assert all(r["onExitCodes"]["containerName"] in names for r in rules if "onExitCodes" in r)
         assert job["completionMode"] == "Indexed"
         assert job["ttlSecondsAfterFinished"] > 0
     batch = one(documents, "Job", "latentd-reconstruct")["spec"]
     assert batch["backoffLimitPerIndex"] >= 1
     action = {r["action"]: r for r in batch["podFailurePolicy"]["rules"]}["FailIndex"]
-    assert action["onExitCodes"]["values"] == [65]
+    assert action["onExitCodes"]["values"] == [exits.DATA]
     training = one(documents, "Job", "latentd-training")["spec"]
     assert training["completions"] == training["parallelism"]
     script = training["template"]["spec"]["containers"][0]["args"][0]
@@ -310,10 +310,10 @@ def test_the_jobs_flags_are_the_commands(build):
     assert used == {"--out", "--data", "--resume"} <= flags("training", "train")
     batch = one(documents, "Job", "latentd-reconstruct")["spec"]["template"]["spec"]
     command, *given = batch["containers"][0]["args"]
-    known = flags("serving", command)
-    if not known:
-        pytest.skip(f"latentd has no {command} yet")
-    assert {argument.partition("=")[0] for argument in given} <= known
+    told = dict(argument.split("=") for argument in given)
+    assert told.keys() <= flags("serving", command)
+    assert int(told["--shard-count"]) == one(documents, "Job", "latentd-rec")["spec"]["completions"]
+    assert told["--processes"] == batch["containers"][0]["resources"]["requests"]["cpu"]
 
 
 # What is asked of Prometheus, and what the server counts.
