@@ -14,7 +14,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers clean
+.PHONY: help install demo test test-slow test-data test-gpu test-operate lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ test-data: install  ## the tests on MNIST and Fashion-MNIST (LATENTD_DATA, defau
 
 test-gpu: install  ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu --timeout 1200
+
+test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl and Debian's prometheus, nginx)
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[operate]'
+	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
 
 lint: install  ## style, without changing anything
 	$(RUN)ruff check .

@@ -79,6 +79,7 @@ class Caller:
     deadline:   seconds on time.monotonic's clock; math.inf: none
     background: lets others go first
     authorization: the header of that name, "" where there is none
+    header_bytes: all headers of the call together
     """
 
     __slots__ = (
@@ -88,11 +89,13 @@ class Caller:
         "background",
         "cancelled",
         "deadline",
+        "header_bytes",
     )
 
     def __init__(self, deadline: float = math.inf, background: bool = False) -> None:
         self.deadline, self.background = deadline, background
         self.authorization = ""
+        self.header_bytes = 0
         self.cancelled = False
         self._pending: list[Reply[Any]] = []
         self._on_done: Callable[[], None] | None = None

@@ -54,6 +54,11 @@ STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
 }
 """Everything else is INTERNAL: one fixed sentence for the caller, the whole story in the log."""
 
+_MOST_HEADER_BYTES: Final = 16_384
+"""Of one call. gRPC announces this limit to its clients and (1.85) holds nobody to it."""
+_MOST_TEXT: Final = 1000
+"""Characters of a status: errors may quote what a caller sent, at any length."""
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -79,6 +84,12 @@ class Status:
     trailers: Metadata = ()
     message: bytes | None = None
 
+
+_TOO_MANY_HEADERS: Final = Status(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    f"The call's metadata is larger than {_MOST_HEADER_BYTES} bytes.",
+    (("grpc-retry-pushback-ms", "-1"),),  # the next attempt would be as large
+)
 
 Run = Callable[[Stream], Coroutine[Any, Any, Status]]
 
@@ -155,6 +166,9 @@ class _Method:
 
     def refusal(self, caller: Caller) -> Status | None:
         """See Handler."""
+        if caller.header_bytes > _MOST_HEADER_BYTES:
+            self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
+            return _TOO_MANY_HEADERS
         if self._lane is None or caller.deadline == math.inf:
             return None
         wait = self._door.wait(self._lane, caller.deadline)
@@ -232,10 +246,12 @@ class _Method:
         return ended
 
     def _parse(self, data: bytes | None, caller: Caller) -> Message:
-        if data is None and caller.cancelled:
-            raise Cancelled  # it went before its message came
+        if data is None:
+            if caller.cancelled:
+                raise Cancelled  # it went before its message came
+            raise InvalidInput("request", "the call ended before its message had come whole")
         try:
-            return self._request.FromString(data or b"")
+            return self._request.FromString(data)
         except DecodeError:
             raise InvalidInput(
                 "request",
@@ -256,7 +272,8 @@ def status(error: BaseException, method: str) -> Status:
     """What an error becomes for the caller."""
     code = STATUSES.get(type(error))
     if code is not None:
-        return Status(code, str(error), _details(error, code))
+        text = str(error)[:_MOST_TEXT]
+        return Status(code, text, _details(error, code, text))
     if isinstance(error, DecodeError):
         return Status(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are no message of this method.")
     request_id = secrets.token_hex(6)
@@ -278,6 +295,7 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     """The caller that a call's deadline and metadata describe."""
     caller = Caller(time.monotonic() + seconds_left)
     for key, value in metadata:
+        caller.header_bytes += len(key) + len(value)
         if key == PRIORITY:
             caller.background = value == BACKGROUND
         elif key == "authorization":
@@ -285,12 +303,12 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     return caller
 
 
-def _details(error: BaseException, code: grpc.StatusCode) -> Metadata:
+def _details(error: BaseException, code: grpc.StatusCode, text: str) -> Metadata:
     """The trailing metadata that says what a program can act on."""
     detail: Message
     if isinstance(error, InvalidInput):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=str(error).removeprefix(f"{error.field}: ")
+            field=error.field, description=text.removeprefix(f"{error.field}: ")
         )
         detail = error_details_pb2.BadRequest(field_violations=[violation])
         pushback: Metadata = ()
@@ -305,7 +323,7 @@ def _details(error: BaseException, code: grpc.StatusCode) -> Metadata:
     packed = any_pb2.Any()
     packed.Pack(detail)
     number = code_pb2.Code.Value(code.name)
-    rich = status_pb2.Status(code=number, message=str(error), details=[packed])
+    rich = status_pb2.Status(code=number, message=text, details=[packed])
     return (("grpc-status-details-bin", rich.SerializeToString()), *pushback)
 
 
