@@ -50,7 +50,7 @@ class Health:
     async def _check(self, stream: Stream) -> Status:
         name = health_pb2.HealthCheckRequest.FromString(await stream.read() or b"").service
         if name not in self._serving:
-            return Status(grpc.StatusCode.NOT_FOUND, f"No service {name!r} has a health status.")
+            return Status(grpc.StatusCode.NOT_FOUND, "No service of this name has a health status.")
         return Status(message=self._response(name))
 
     async def _watch(self, stream: Stream) -> Status:
@@ -62,10 +62,14 @@ class Health:
                 self._watchers.add(changed)
             stream.caller.on_cancel(changed)
             response = self._response(name)
-            if response != said:
-                await stream.write(response)
-                said = response
-            await changed
+            try:
+                if response != said:
+                    await stream.write(response)
+                    said = response
+                await changed
+            finally:  # a watcher that has left is not to be remembered until the next change
+                with self._lock:
+                    self._watchers.discard(changed)
         raise NotReady("The server is stopping. Another one may answer.")
 
     def _response(self, name: str) -> bytes:

@@ -173,7 +173,8 @@ class CoreListener:
         if not event.success or event.call is None:
             return
         details = event.call_details
-        handler = self.handlers.get(details.method.decode(), _NOT_OURS)
+        path = details.method.decode(errors="replace")  # it need not be text at all
+        handler = self.handlers.get(path, _NOT_OURS)
         caller = wire.urgency(event.invocation_metadata, details.deadline - time.time())
         refusal = handler.refusal(caller)
         if refusal is None:

@@ -6,6 +6,8 @@ On the wire a unary call is a stream of one message, so one kind of handler serv
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -16,6 +18,8 @@ from serving import tasks, wire
 from serving.tasks import Caller, Cancelled, Reply
 from serving.wire import Handler, Status
 
+log = logging.getLogger(__name__)
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -25,22 +29,43 @@ class AioListener(grpc.GenericRpcHandler):
     def __init__(self, handlers: Mapping[str, Handler], options: list[tuple[str, int]]) -> None:
         self.handlers = handlers
         self._options = options
+        self._stopping = False
 
     def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers((self,))
         try:
             if credentials is None:
-                return self._server.add_insecure_port(address)
-            return self._server.add_secure_port(address, credentials)
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
         except RuntimeError:
             return 0
+        self._address = f"{address.rpartition(':')[0]}:{port}"
+        self._credentials = credentials
+        return port
 
     async def start(self) -> None:
         await self._server.start()
+        self._revival = asyncio.create_task(self._revive())
 
     async def stop(self, grace: float) -> None:
+        self._stopping = True
         await self._server.stop(grace)
+        await self._revival
+
+    async def _revive(self) -> None:
+        # grpc.aio (1.85) gives up its server, port and all, on a call whose path is no UTF-8.
+        while True:
+            with contextlib.suppress(Exception):  # the log has it from grpc.aio
+                await self._server.wait_for_termination()
+            if self._stopping:
+                return
+            log.error("grpc.aio gave up its server. Another takes over the port.")
+            if not self.bind(self._address, self._credentials):
+                log.error("%s cannot be opened again.", self._address)
+                return
+            await self._server.start()
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """The method handler for a call, as grpc.aio asks for it."""

@@ -16,6 +16,12 @@ def configure(level: str, form: str, worker: int | None = None) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(worker) if form == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_says_no_header)
+
+
+def _says_no_header(record: logging.LogRecord) -> bool:
+    # gRPC logs, with a traceback, each header that is no text: a token with a typing error, say.
+    return not str(record.msg).startswith("Invalid encoding")
 
 
 class _Json(logging.Formatter):

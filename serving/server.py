@@ -141,7 +141,7 @@ class Server:
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
             *_age(settings),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
             # Two servers on one port are a mistake, unless they were started as one.
             ("grpc.so_reuseport", int(self.shares_port)),
         ]

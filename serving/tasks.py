@@ -79,6 +79,7 @@ class Caller:
     deadline:   seconds on time.monotonic's clock; math.inf: none
     background: lets others go first
     authorization: the header of that name, "" where there is none
+    header_bytes: all headers of the call together
     """
 
     __slots__ = (
@@ -88,11 +89,13 @@ class Caller:
         "background",
         "cancelled",
         "deadline",
+        "header_bytes",
     )
 
     def __init__(self, deadline: float = math.inf, background: bool = False) -> None:
         self.deadline, self.background = deadline, background
         self.authorization = ""
+        self.header_bytes = 0
         self.cancelled = False
         self._pending: list[Reply[Any]] = []
         self._on_done: Callable[[], None] | None = None
@@ -124,6 +127,22 @@ class Caller:
 def start(coroutine: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine as far as it goes now; what it waits for runs it on."""
     _Run(coroutine).step()
+
+
+def spawn(coroutine: Coroutine[Any, Any, T]) -> Reply[T]:
+    """Start a coroutine beside this one; the reply is what it returns or raises."""
+    reply: Reply[T] = Reply()
+
+    async def run() -> None:
+        try:
+            result = await coroutine
+        except BaseException as error:  # Cancelled, too, is for who waits
+            reply.fail(error)
+        else:
+            reply.resolve(result)
+
+    start(run())
+    return reply
 
 
 class _Run:

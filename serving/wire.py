@@ -54,6 +54,11 @@ STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
 }
 """Everything else is INTERNAL: one fixed sentence for the caller, the whole story in the log."""
 
+_MOST_HEADER_BYTES: Final = 16_384
+"""Of one call. gRPC announces this limit to its clients and (1.85) holds nobody to it."""
+_MOST_TEXT: Final = 1000
+"""Characters of a status: errors may quote what a caller sent, at any length."""
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -80,6 +85,12 @@ class Status:
     message: bytes | None = None
 
 
+_TOO_MANY_HEADERS: Final = Status(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    f"The call's metadata is larger than {_MOST_HEADER_BYTES} bytes.",
+    (("grpc-retry-pushback-ms", "-1"),),  # the next attempt would be as large
+)
+
 Run = Callable[[Stream], Coroutine[Any, Any, Status]]
 
 
@@ -101,6 +112,7 @@ class Handler:
 
 Unary = Callable[[Any, Caller], Coroutine[Any, Any, Message]]
 Streaming = Callable[[Any, Caller], AsyncIterator[Message]]
+"""The first argument is the request; or, where requests are a stream, an iterator over them."""
 
 
 FIRST_LANE: Final = {
@@ -116,8 +128,7 @@ def handlers(service: VaeService, door: Door, metrics: Metrics) -> dict[str, Han
     for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
         call = _Method(method.name, getattr(pb, method.input_type.name), door, metrics)
         implementation = getattr(service, _snake_case(method.name))
-        run = call.streaming if method.server_streaming else call.unary
-        table[f"/{SERVICE}/{method.name}"] = Handler(run(implementation), call.refusal)
+        table[f"/{SERVICE}/{method.name}"] = Handler(call.run(method, implementation), call.refusal)
     return table
 
 
@@ -155,6 +166,9 @@ class _Method:
 
     def refusal(self, caller: Caller) -> Status | None:
         """See Handler."""
+        if caller.header_bytes > _MOST_HEADER_BYTES:
+            self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
+            return _TOO_MANY_HEADERS
         if self._lane is None or caller.deadline == math.inf:
             return None
         wait = self._door.wait(self._lane, caller.deadline)
@@ -163,6 +177,12 @@ class _Method:
         self._shed.inc()
         self._exhausted.inc()
         return _refused(math.ceil(wait * 100) / 100)
+
+    def run(self, method: Any, implementation: Any) -> Run:
+        """How the service's `implementation` of a method is called, by what of it is a stream."""
+        if not method.server_streaming:
+            return self.unary(implementation)
+        return (self.both_ways if method.client_streaming else self.streaming)(implementation)
 
     def unary(self, method: Unary) -> Run:
         async def handle(stream: Stream) -> Status:
@@ -186,24 +206,52 @@ class _Method:
 
     def streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            began, model, ended = time.perf_counter(), "", Status()
+            began = time.perf_counter()
             try:
                 request = self._parse(await stream.read(), stream.caller)
-                async for response in method(request, stream.caller):
-                    model = model or _model(response)
-                    await stream.write(response.SerializeToString())
             except (Exception, Cancelled) as error:
                 ended = status(error, self._name)
-            self._count(began, model, ended.code)
-            return ended
+                self._count(began, "", ended.code)
+                return ended
+            return await self._send(began, method(request, stream.caller), stream)
 
         return handle
 
-    def _parse(self, data: bytes | None, caller: Caller) -> Message:
-        if data is None and caller.cancelled:
-            raise Cancelled  # it went before its message came
+    def both_ways(self, method: Streaming) -> Run:
+        async def handle(stream: Stream) -> Status:
+            began = time.perf_counter()
+            return await self._send(began, method(self._requests(stream), stream.caller), stream)
+
+        return handle
+
+    async def _requests(self, stream: Stream) -> AsyncIterator[Message]:
+        while (message := await stream.read()) is not None:
+            yield self._parse(message, stream.caller)
+        if stream.caller.cancelled:
+            raise Cancelled  # nobody said that this was all
+
+    async def _send(
+        self, began: float, responses: AsyncIterator[Message], stream: Stream
+    ) -> Status:
+        model, ended = "", Status()
         try:
-            return self._request.FromString(data or b"")
+            async for response in responses:
+                model = model or _model(response)
+                await stream.write(response.SerializeToString())
+        except (Exception, Cancelled) as error:
+            ended = status(error, self._name)
+        finally:
+            del responses  # an error's traceback holds this frame, and so would all of the stream
+        self._count(began, model, ended.code)
+        return ended
+
+    def _parse(self, data: bytes | None, caller: Caller) -> Message:
+        if data is None:
+            if caller.cancelled:
+                raise Cancelled  # it went before its message came
+            raise InvalidInput("request", "the call ended before its message had come whole")
+        try:
+            return self._request.FromString(data)
         except DecodeError:
             raise InvalidInput(
                 "request",
@@ -224,7 +272,8 @@ def status(error: BaseException, method: str) -> Status:
     """What an error becomes for the caller."""
     code = STATUSES.get(type(error))
     if code is not None:
-        return Status(code, str(error), _details(error, code))
+        text = str(error)[:_MOST_TEXT]
+        return Status(code, text, _details(error, code, text))
     if isinstance(error, DecodeError):
         return Status(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are no message of this method.")
     request_id = secrets.token_hex(6)
@@ -246,6 +295,7 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     """The caller that a call's deadline and metadata describe."""
     caller = Caller(time.monotonic() + seconds_left)
     for key, value in metadata:
+        caller.header_bytes += len(key) + len(value)
         if key == PRIORITY:
             caller.background = value == BACKGROUND
         elif key == "authorization":
@@ -253,12 +303,12 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     return caller
 
 
-def _details(error: BaseException, code: grpc.StatusCode) -> Metadata:
+def _details(error: BaseException, code: grpc.StatusCode, text: str) -> Metadata:
     """The trailing metadata that says what a program can act on."""
     detail: Message
     if isinstance(error, InvalidInput):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=str(error).removeprefix(f"{error.field}: ")
+            field=error.field, description=text.removeprefix(f"{error.field}: ")
         )
         detail = error_details_pb2.BadRequest(field_violations=[violation])
         pushback: Metadata = ()
@@ -273,7 +323,7 @@ def _details(error: BaseException, code: grpc.StatusCode) -> Metadata:
     packed = any_pb2.Any()
     packed.Pack(detail)
     number = code_pb2.Code.Value(code.name)
-    rich = status_pb2.Status(code=number, message=str(error), details=[packed])
+    rich = status_pb2.Status(code=number, message=text, details=[packed])
     return (("grpc-status-details-bin", rich.SerializeToString()), *pushback)
 
 

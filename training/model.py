@@ -68,7 +68,8 @@ class VAE(nn.Module):
         mean, log_var = self.encode(x)
         z = mean + (0.5 * log_var).exp() * noise
         params = self.decode(z.flatten(0, 1))
-        nll = self.likelihood.nll(x.repeat(len(z), *[1] * (x.ndim - 1)), params)
+        repeated = x if len(z) == 1 else x.repeat(len(z), *[1] * (x.ndim - 1))
+        nll = self.likelihood.nll(repeated, params)
         return Draws(mean, log_var, z, nll.view(z.shape[:2]))
 
     def terms(self, draws: Draws) -> Terms:

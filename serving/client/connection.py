@@ -57,11 +57,11 @@ class Connection:
             ("grpc.max_receive_message_length", self.max_message_bytes),
             # A request that does not fit here is not retried; the default is 256 KiB.
             ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),
-            # A server that is stopped or cut off sends no reset. Without the ping timeout gRPC
-            # waits for its own, a minute.
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.http2.ping_timeout_ms", 5_000),
+            # A server that is stopped or cut off sends no reset; calls to it are tried elsewhere
+            # after these 5 s. Without the ping timeout gRPC waits for its own, a minute.
+            ("grpc.keepalive_time_ms", 2_000),
+            ("grpc.keepalive_timeout_ms", 3_000),
+            ("grpc.http2.ping_timeout_ms", 3_000),
             ("grpc.http2.max_pings_without_data", 0),
             # A restarted server is found again within seconds.
             ("grpc.initial_reconnect_backoff_ms", 200),
@@ -98,8 +98,9 @@ class Connection:
             "loadBalancingConfig": [{"round_robin": {}}],
             "methodConfig": [calls, {"name": streams}],
             # Each failure costs a token, each success earns a fifth; under half: no retries, which
-            # would only add to the load of servers that are all failing.
-            "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.2},
+            # would only add to the load of servers that are all failing. The half is as many calls
+            # as may be under way at one server when it goes, and still be tried elsewhere.
+            "retryThrottling": {"maxTokens": 200, "tokenRatio": 0.2},
         }
         if self.healthy_only:
             config["healthCheckConfig"] = {"serviceName": ""}

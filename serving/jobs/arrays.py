@@ -11,6 +11,7 @@ import math
 import re
 import zipfile
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
@@ -28,8 +29,10 @@ _DAMAGED: Final = (EOFError, OSError, zlib.error, zipfile.BadZipFile)
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A file whose header has been read. shape: rows first; begin: where the data does."""
+    """A file whose header has been read. shape: rows first; begin: where the data does; file: the
+    array's own bytes, in what `held` closes."""
 
+    held: ExitStack
     file: BinaryIO
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -42,7 +45,11 @@ class ArrayReader:
     def __init__(self, path: str, x: XSpec) -> None:
         self._path, self._x = path, x
         self._opened = _open(path)
-        check_form(self._opened.dtype, self._opened.shape[1:], x, path)
+        try:
+            check_form(self._opened.dtype, self._opened.shape[1:], x, path)
+        except ConfigError:
+            self.close()
+            raise
 
     @property
     def rows(self) -> int:
@@ -65,26 +72,35 @@ class ArrayReader:
         return checked(values, list(map(str, range(start, stop))), start, self._x)
 
     def close(self) -> None:
-        self._opened.file.close()
+        self._opened.held.close()
 
 
 def _open(path: str) -> _Opened:
-    archive = _NPZ.fullmatch(path)
+    held = ExitStack()
     try:
-        if archive:
-            file = _member(archive[1], archive[2])
-        else:
-            file = files.open_file(path)
-            if path.endswith(".gz"):
-                file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
-        try:
-            name = path.removesuffix(".gz")
-            return _read_npy(file) if archive or name.endswith(".npy") else _read_idx(file, path)
-        except BaseException:
-            file.close()
-            raise
+        file, is_npy = _unpacked(path, held)
+        dtype, shape, begin = _read_npy(file) if is_npy else _read_idx(file)
+        return _Opened(held, file, dtype, shape, begin)
     except (ValueError, *_DAMAGED) as error:
+        held.close()
         raise BadData(f"{path} cannot be read as an array: {error}.") from None
+    except BaseException:
+        held.close()
+        raise
+
+
+def _unpacked(path: str, held: ExitStack) -> tuple[BinaryIO, bool]:
+    """The bytes of one array, whatever it is packed in; and whether they are numpy's."""
+    archive = _NPZ.fullmatch(path)
+    file = held.enter_context(files.open_file(archive[1] if archive else path))
+    if archive:
+        packed = held.enter_context(zipfile.ZipFile(file))
+        member: Any = held.enter_context(packed.open(_member(packed, archive[1], archive[2])))
+        return member, True
+    if path.endswith(".gz"):
+        stream: Any = held.enter_context(gzip.GzipFile(fileobj=file))
+        return stream, path.endswith(".npy.gz")
+    return file, path.endswith(".npy")
 
 
 def file_of(path: str) -> str:
@@ -93,20 +109,22 @@ def file_of(path: str) -> str:
     return archive[1] if archive else path
 
 
-def _member(path: str, key: str | None) -> BinaryIO:
-    archive = zipfile.ZipFile(files.open_file(path))
-    keys = [name.removesuffix(".npy") for name in archive.namelist()]
+def _member(packed: zipfile.ZipFile, path: str, key: str | None) -> str:
+    """The name of the array that is meant: `key`, x, or the only one."""
+    keys = [name.removesuffix(".npy") for name in packed.namelist()]
     chosen = key or ("x" if "x" in keys else keys[0] if len(keys) == 1 else "")
     if chosen not in keys:
         raise ConfigError(
             f"{path} has no array named {chosen or 'x'}. Name one of its own: "
             f"{path}:{' or '.join(keys) or '(none)'}."
         )
-    member: Any = archive.open(f"{chosen}.npy")
-    return member  # type: ignore[no-any-return]
+    return f"{chosen}.npy"
 
 
-def _read_npy(file: BinaryIO) -> _Opened:
+_Header = tuple[np.dtype[Any], tuple[int, ...], int]
+
+
+def _read_npy(file: BinaryIO) -> _Header:
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
@@ -118,10 +136,10 @@ def _read_npy(file: BinaryIO) -> _Opened:
         raise ValueError("in Fortran order; save it with numpy.ascontiguousarray")
     if dtype.hasobject or not shape:
         raise ValueError("no array of rows of numbers")
-    return _Opened(file, dtype, shape, file.tell())
+    return dtype, shape, file.tell()
 
 
-def _read_idx(file: BinaryIO, path: str) -> _Opened:
+def _read_idx(file: BinaryIO) -> _Header:
     """Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, type, dimensions, sizes, data)."""
     head = file.read(4)
     if len(head) < 4 or head[:3] != bytes((0, 0, 8)) or head[3] < 2:
@@ -129,4 +147,4 @@ def _read_idx(file: BinaryIO, path: str) -> _Opened:
     sizes = np.frombuffer(file.read(4 * head[3]), ">u4")
     if len(sizes) != head[3]:
         raise ValueError("it ends within its header")
-    return _Opened(file, np.dtype(np.uint8), tuple(map(int, sizes)), 4 + 4 * head[3])
+    return np.dtype(np.uint8), tuple(map(int, sizes)), 4 + 4 * head[3]

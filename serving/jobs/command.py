@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from serving import engine, images, logs
+from serving import engine, images
 from serving.bundle import XSpec
 from serving.errors import ConfigError, LatentdError
 from serving.jobs import exits, inputs, job, outputs, worker
@@ -28,7 +28,6 @@ _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
 
 def run(args: argparse.Namespace) -> int:
     """Run a job; returns the exit status."""
-    logs.configure("warning", "text")
     before = signal.getsignal(signal.SIGTERM)
     worker.terminate_as_exit()
     try:

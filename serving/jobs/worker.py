@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -105,6 +106,7 @@ def process(setting: Setting, shards: list[int], parent: Connection) -> None:
     """A worker process's whole life. Sends (rows, quarantined) now and then, a Failure at the end
     if there was one; dies with its parent, whom it then has nobody to tell."""
     terminate_as_exit()
+    logging.getLogger("serving").setLevel(logging.ERROR)  # what there is to say, the parent says
     failure: Failure | None = None
     store = Store(setting.output, setting.plan.digest, outputs.suffix(setting.plan))
     report = Throttled(lambda rows, bad: parent.send((rows, bad)))

@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
+    def memory(self, of: str) -> int:
+        """Bytes of the process without its children; of: VmRSS, now, or VmHWM, at the most."""
+        found = re.search(rf"{of}:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found
+        return int(found[1]) * 1024
+
+    def forget_peak(self) -> None:
+        """Let VmHWM begin anew."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
@@ -82,9 +93,11 @@ class Process:
         self._process.stderr.close()
 
 
-@pytest.fixture
-def serve() -> Iterator[type[Process]]:
-    """Start servers: flags and environment variables in, a Process out; all end with the test."""
+Serve = Callable[..., Process]
+
+
+@contextmanager
+def process_starter() -> Iterator[Serve]:
     started: list[Process] = []
 
     def start(*flags: str, **environment: str) -> Process:
@@ -94,3 +107,17 @@ def serve() -> Iterator[type[Process]]:
     yield start
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start servers: flags and environment variables in, a Process out; all end with the test."""
+    with process_starter() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def module_serve() -> Iterator[Serve]:
+    """As serve, for servers that a module's tests share."""
+    with process_starter() as start:
+        yield start

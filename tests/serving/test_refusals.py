@@ -238,3 +238,10 @@ def test_png_is_refused_where_rows_are_no_8_bit_images(start_server, publish_toy
             with pytest.raises(grpc.RpcError) as refusal:
                 call(request)
             assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_what_a_caller_sent_is_quoted_in_part_only(stub):
+    with pytest.raises(grpc.RpcError) as refusal:
+        stub.Sample(pb.SampleRequest(model="x" * 1_000_000, count=1))
+    assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
+    assert 500 < len(refusal.value.details()) <= 1000

@@ -1,0 +1,250 @@
+"""HTTP/2 spoken by hand, frame by frame: for what no well-behaved client would ever send.
+
+HTTP/2: RFC 9113. Header compression: RFC 7541, of which the settings below leave literals and the
+static table. gRPC over HTTP/2: the protocol document of grpc.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
+
+from google.rpc import status_pb2
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING = 0, 1, 3, 4, 6
+GOAWAY, WINDOW_UPDATE, CONTINUATION = 7, 8, 9
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PIECE: Final = 16384  # the most that a frame holds, unless the peer allows more
+SECONDS: Final = 30  # until a silent server counts as dead
+
+_HEADER_TABLE_SIZE, _INITIAL_WINDOW, _TRUE_BINARY = 1, 4, 0xFE03
+_OURS: Final = {
+    _HEADER_TABLE_SIZE: 0,  # so that headers need no memory to be read
+    _INITIAL_WINDOW: (1 << 31) - 1,
+    _TRUE_BINARY: 1,  # grpc's own: "-bin" headers come as they are, not in base64
+}
+_STATIC: Final = {
+    **{8 + i: (b":status", code) for i, code in enumerate((b"200", b"204", b"206", b"304"))},
+    **{12 + i: (b":status", code) for i, code in enumerate((b"400", b"404", b"500"))},
+    31: (b"content-type", b""),
+}
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    head = struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream)
+    return head + payload
+
+
+def settings(values: dict[int, int]) -> bytes:
+    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *item) for item in values.items()))
+
+
+def block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Headers as literals that nobody need remember."""
+    return b"".join(b"\0" + _string(name) + _string(value) for name, value in headers)
+
+
+def call(
+    stream: int,
+    path: str,
+    *more: tuple[bytes, bytes],
+    without: bytes = b"",
+    end: bool = False,
+    **changed: bytes,
+) -> bytes:
+    """The HEADERS frame that begins a gRPC call; `changed` replaces pseudo-headers by name."""
+    pseudo = {"method": b"POST", "scheme": b"http", "path": path.encode("latin-1")} | changed
+    headers = [(b":" + name.encode(), value) for name, value in pseudo.items()]
+    headers += [
+        (b":authority", b"test"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        *more,
+    ]
+    headers = list({name: (name, value) for name, value in headers}.values())
+    packed = block(header for header in headers if header[0] != without)
+    flags = END_HEADERS | (END_STREAM if end else 0)
+    if len(packed) <= PIECE:
+        return frame(HEADERS, flags, stream, packed)
+    pieces = [packed[i : i + PIECE] for i in range(0, len(packed), PIECE)]
+    return (
+        frame(HEADERS, flags & END_STREAM, stream, pieces[0])
+        + b"".join(frame(CONTINUATION, 0, stream, piece) for piece in pieces[1:-1])
+        + frame(CONTINUATION, END_HEADERS, stream, pieces[-1])
+    )
+
+
+def message(payload: bytes, *, compressed: bool = False, length: int | None = None) -> bytes:
+    """A gRPC message with its prefix; `length` is what the prefix claims."""
+    claimed = len(payload) if length is None else length
+    return struct.pack(">BI", compressed, claimed) + payload
+
+
+def body(stream: int, data: bytes, *, end: bool = True) -> bytes:
+    """DATA frames. Only the first 64 KiB of a connection need no leave of the server."""
+    pieces = [data[i : i + PIECE] for i in range(0, len(data), PIECE)] or [b""]
+    last = [0] * (len(pieces) - 1) + [END_STREAM if end else 0]
+    return b"".join(frame(DATA, flag, stream, p) for p, flag in zip(pieces, last, strict=True))
+
+
+@dataclass
+class Answer:
+    """What came back on one stream."""
+
+    headers: dict[bytes, bytes] = field(default_factory=dict)  # the trailers too
+    data: bytes = b""
+    reset: int | None = None  # the error code, where the stream was reset
+    ended: bool = False
+
+    @property
+    def status(self) -> int | None:
+        """The gRPC status code; None: there was none."""
+        code = self.headers.get(b"grpc-status")
+        return None if code is None else int(code)
+
+    @property
+    def rich(self) -> status_pb2.Status:
+        return status_pb2.Status.FromString(self.headers[b"grpc-status-details-bin"][1:])
+
+
+class Connection:
+    """A TCP connection to a server. `answers` grows while `read` or `wait_for` take frames in."""
+
+    def __init__(self, port: int, *, preface: bool = True) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.answers: dict[int, Answer] = {}
+        self.heard = b""  # every byte that came, while a test may want to look at it
+        self.goaway: int | None = None  # the error code
+        self.pongs = 0
+        self._rest = b""
+        if preface:
+            self.socket.sendall(PREFACE + settings(_OURS) + window(0, 1 << 30))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.socket.close()
+
+    def send(self, *frames: bytes) -> bool:
+        """Whether the server still took it all."""
+        try:
+            self.socket.sendall(b"".join(frames))
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def wait_for(self, *streams: int) -> list[Answer]:
+        """Their answers, once all have ended; fails where the server closes before that."""
+        while not all(s in self.answers and self.answers[s].ended for s in streams):
+            assert self.read(), f"closed after {self.answers}, GOAWAY {self.goaway}"
+        return [self.answers[stream] for stream in streams]
+
+    def drain(self) -> bytes:
+        """Read until the server closes; everything that ever came."""
+        while self.read():
+            pass
+        return self.heard
+
+    def read(self) -> bool:
+        """Take in what comes next; False: the server has closed."""
+        try:
+            data = self.socket.recv(1 << 16)
+        except ConnectionResetError:
+            return False
+        self.heard = (self.heard + data)[-1_000_000:]
+        self._rest += data
+        while len(self._rest) >= 9:
+            length = int.from_bytes(self._rest[:3], "big")
+            if len(self._rest) < 9 + length:
+                break
+            kind, flags = self._rest[3], self._rest[4]
+            stream = int.from_bytes(self._rest[5:9], "big") & 0x7FFFFFFF
+            payload, self._rest = self._rest[9 : 9 + length], self._rest[9 + length :]
+            self._take(kind, flags, stream, payload)
+        return bool(data)
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == SETTINGS and not flags & ACK:
+            self.send(frame(SETTINGS, ACK, 0))
+        elif kind == PING and flags & ACK:
+            self.pongs += 1
+        elif kind == PING:
+            self.send(frame(PING, ACK, 0, payload))
+        elif kind == GOAWAY:
+            self.goaway = int.from_bytes(payload[4:8], "big")
+        elif kind in (DATA, HEADERS, RST_STREAM):
+            answer = self.answers.setdefault(stream, Answer())
+            if kind == DATA:
+                answer.data += payload
+            elif kind == HEADERS:
+                assert flags & END_HEADERS
+                answer.headers.update(_unpack(payload))
+            else:
+                answer.reset = int.from_bytes(payload, "big")
+            answer.ended |= kind == RST_STREAM or bool(flags & END_STREAM)
+
+
+def window(stream: int, more: int) -> bytes:
+    return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", more))
+
+
+def _string(text: bytes) -> bytes:
+    return _number(len(text), 7) + text
+
+
+def _number(value: int, bits: int) -> bytes:
+    """An integer of RFC 7541, 5.1, whose first byte has nothing else in it."""
+    most = (1 << bits) - 1
+    if value < most:
+        return bytes((value,))
+    value, out = value - most, bytes((most,))
+    while value >= 128:
+        value, out = value >> 7, out + bytes((value & 127 | 128,))
+    return out + bytes((value,))
+
+
+def _unpack(packed: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The headers of a block that uses neither the dynamic table nor Huffman's code."""
+    at = 0
+
+    def number(bits: int) -> int:
+        nonlocal at
+        value, at = packed[at] & ((1 << bits) - 1), at + 1
+        if value < (1 << bits) - 1:
+            return value
+        shift = 0
+        while True:
+            byte, at = packed[at], at + 1
+            value += (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def string() -> bytes:
+        nonlocal at
+        assert packed[at] < 128, "Huffman's code"
+        length = number(7)
+        at += length
+        return packed[at - length : at]
+
+    while at < len(packed):
+        first = packed[at]
+        if first & 0x80:
+            yield _STATIC[number(7)]
+        elif first & 0xE0 == 0x20:  # the size of the dynamic table
+            number(5)
+        else:
+            index = number(6 if first & 0x40 else 4)
+            yield (_STATIC[index][0] if index else string()), string()

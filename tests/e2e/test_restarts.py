@@ -1,0 +1,117 @@
+"""Two servers and the shipped client: whatever becomes of one of them, no call is lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from serving.client import Client
+from serving.errors import NotReady
+
+CALLERS = 12
+SECONDS = 60  # until something that should happen counts as missing
+TIMEOUT = 6.0  # of each call, seconds: by then the loss of a server has to be made good
+
+
+class Load:
+    """Callers that ask again and again until the block ends; what became of their calls."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self.answered = 0
+        self.failures: list[Exception] = []
+
+    def reach(self, more: int) -> None:
+        """Wait until so many more calls have been answered."""
+        with self._changed:
+            wanted = self.answered + more
+            done = self._changed.wait_for(lambda: self.answered >= wanted, SECONDS)
+            assert done, f"{self.answered} of {wanted}, {self.failures[:3]}"
+
+    @contextmanager
+    def running(self) -> Iterator[Load]:
+        threads = [threading.Thread(target=self._ask) for _ in range(CALLERS)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            try:
+                assert len(self._client.sample(1, seed=7)) == 1
+            except Exception as error:
+                self.failures.append(error)
+            with self._changed:
+                self.answered += 1
+                self._changed.notify_all()
+
+
+class Pair:
+    """Two servers, each of which can be restarted on its port."""
+
+    def __init__(self, serve, bundles) -> None:
+        self._serve, self._bundles = serve, bundles
+        self.processes = [self._start("0"), self._start("0")]
+        self.ports = [p.ready()[0].rpartition(":")[2] for p in self.processes]
+        self.target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
+
+    def restart(self, number: int) -> None:
+        self.processes[number] = self._start(self.ports[number])
+        self.processes[number].ready()
+
+    def _start(self, port: str):
+        flags = ("--workers", "1", "--port", port)
+        return self._serve("--bundles", str(self._bundles), *flags)
+
+
+@pytest.fixture
+def pair(serve, toy_bundles) -> Pair:
+    return Pair(serve, toy_bundles)
+
+
+@pytest.fixture
+def client(pair) -> Iterator[Client]:
+    with Client(pair.target, timeout=TIMEOUT) as client:
+        yield client
+
+
+@pytest.mark.slow
+def test_a_rolling_restart_loses_no_call(pair, client):
+    with Load(client).running() as load:
+        while load.answered < 5000:
+            for number in (0, 1):
+                load.reach(1000)  # by both
+                pair.processes[number].signal(signal.SIGTERM)
+                assert pair.processes[number].exit_status() == 0
+                pair.restart(number)
+    assert load.failures == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_the_loss_of_one_of_two_is_hidden_from_the_callers(pair, client, number):
+    with Load(client).running() as load:
+        load.reach(200)
+        pair.processes[0].signal(number)
+        load.reach(1000)
+    assert load.failures == []
+
+
+def test_without_retries_the_loss_is_seen(pair):
+    # What the tests above would see of a client that hides nothing.
+    with Client(pair.target, attempts=1) as client, Load(client).running() as load:
+        load.reach(200)
+        pair.processes[0].signal(signal.SIGKILL)
+        load.reach(1000)
+    assert load.failures
+    assert {type(failure) for failure in load.failures} == {NotReady}

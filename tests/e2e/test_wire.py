@@ -1,0 +1,349 @@
+"""What no client would send: the server answers or hangs up, serves on, and keeps its memory."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import re
+import socket
+import struct
+from collections.abc import Callable
+
+import grpc
+import http2
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from http2 import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    Connection,
+    block,
+    body,
+    call,
+    frame,
+    message,
+)
+
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+OK, CANCELLED, INVALID, LATE, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 1, 3, 4, 8, 12, 13
+MIB = 1 << 20
+MOST_MESSAGE = 4 * MIB
+ROOM = 96 * MIB  # that the server may take beyond what it had, whatever is sent
+INSIDE = re.compile(rb'Traceback|File "|\.py\b|\.cc:|/tmp/|/root|site-packages|0x[0-9a-f]{6}')
+SAMPLE = "/vae.v1.VaeService/Sample"
+GOOD = message(pb.SampleRequest(count=1, seed=7).SerializeToString())
+GZIP = (b"grpc-encoding", b"gzip")
+BOMB = message(gzip.compress(bytes(40 * MIB)), compressed=True)
+
+
+@pytest.fixture(scope="module", params=["core", "aio"])
+def process(request, module_serve, toy_bundles):
+    flags = ("--workers", "1", "--listener", request.param, "--max-message-mib", "4")
+    started = module_serve("--bundles", str(toy_bundles), *flags)
+    started.ready()
+    return started
+
+
+@pytest.fixture
+def port(process):
+    """Its port; afterwards the server has to be as it was."""
+    target, _ = process.ready()
+    answer(target)
+    process.forget_peak()
+    before = process.memory("VmHWM")
+    said = len(process.log)
+    yield int(target.rpartition(":")[2])
+    answer(target)
+    assert process.memory("VmHWM") - before < ROOM
+    ours = [line for line in process.log[said:] if "Traceback" in line]
+    assert not ours, "".join(process.log[said:])
+
+
+def answer(target: str) -> None:
+    """A good call over a connection of its own, and health, each in time."""
+    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        request = pb.SampleRequest(count=1, seed=7)
+        assert (
+            len(
+                VaeServiceStub(channel)
+                .Sample(request, timeout=20, wait_for_ready=True)
+                .x.tensor.data
+            )
+            == 16
+        )
+        health = health_pb2_grpc.HealthStub(channel)
+        status = health.Check(health_pb2.HealthCheckRequest(), timeout=20).status
+        assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+CALLS = {
+    "a good call": (call(1, SAMPLE), body(1, GOOD), {OK}),
+    "no message": (call(1, SAMPLE, end=True), b"", {INVALID}),
+    "a message cut off": (call(1, SAMPLE), body(1, GOOD[:-1]), {INVALID}),
+    "a prefix cut off": (call(1, SAMPLE), body(1, GOOD[:3]), {INVALID}),
+    "a prefix that claims more than comes": (
+        call(1, "/vae.v1.VaeService/GetModel"),
+        body(1, message(b"", length=100)),
+        {INVALID},
+    ),
+    "a prefix that claims 2 GB": (
+        call(1, SAMPLE),
+        body(1, message(b"x", length=2**31 - 1), end=False),
+        {EXHAUSTED},
+    ),
+    "a prefix that claims 4 GB": (
+        call(1, SAMPLE),
+        body(1, message(b"x", length=2**32 - 1), end=False),
+        {EXHAUSTED},
+    ),
+    "a flag that is none": (call(1, SAMPLE), body(1, b"\7" + GOOD[1:]), {INVALID, INTERNAL}),
+    "compressed without an encoding": (
+        call(1, SAMPLE),
+        body(1, message(b"x", compressed=True)),
+        {INTERNAL},
+    ),
+    "compressed with an unknown encoding": (
+        call(1, SAMPLE, (b"grpc-encoding", b"zip9")),
+        body(1, message(b"x", compressed=True)),
+        {INTERNAL, UNIMPLEMENTED},
+    ),
+    "a gzip stream cut off": (
+        call(1, SAMPLE, GZIP),
+        body(1, message(gzip.compress(bytes(99))[:-9], compressed=True)),
+        {INTERNAL},
+    ),
+    "40 MiB of zeros in 40 KiB of gzip": (call(1, SAMPLE, GZIP), body(1, BOMB), {EXHAUSTED}),
+    "20 KB of metadata": (
+        call(1, SAMPLE, (b"x-more", b"x" * 20_000)),
+        body(1, GOOD),
+        {EXHAUSTED},
+    ),
+    "1 MB of metadata": (
+        call(1, SAMPLE, (b"x-more", b"x" * 1_000_000)),
+        body(1, GOOD),
+        {EXHAUSTED},
+    ),
+    "1,000 pieces of metadata": (
+        call(1, SAMPLE, *((b"x-%d" % i, b"x" * 10) for i in range(1000))),
+        body(1, GOOD),
+        {OK, EXHAUSTED},
+    ),
+    "metadata that is no text": (call(1, SAMPLE, (b"x-more", b"\xff\xfe")), body(1, GOOD), {OK}),
+    "metadata that is no base64": (call(1, SAMPLE, (b"x-bin", b"!")), body(1, GOOD), {INTERNAL}),
+    "a timeout that is no time": (
+        call(1, SAMPLE, (b"grpc-timeout", b"soon")),
+        body(1, GOOD),
+        {INTERNAL},
+    ),
+    "a timeout of nothing": (call(1, SAMPLE, (b"grpc-timeout", b"0n")), body(1, GOOD), {LATE}),
+    "a timeout of 11,000 years": (
+        call(1, SAMPLE, (b"grpc-timeout", b"99999999H")),
+        body(1, GOOD),
+        {OK},
+    ),
+    "another content type": (
+        call(1, SAMPLE, (b"content-type", b"text/html")),
+        body(1, GOOD),
+        {None, OK, UNIMPLEMENTED},  # gRPC's core lets it pass
+    ),
+    "GET": (call(1, SAMPLE, method=b"GET"), body(1, GOOD), {None}),
+    "no path": (call(1, SAMPLE, without=b":path"), body(1, GOOD), {None}),
+    "an empty path": (call(1, ""), body(1, GOOD), {UNIMPLEMENTED}),
+    "an unknown method": (call(1, SAMPLE + "s"), body(1, GOOD), {UNIMPLEMENTED}),
+    "an unknown service": (call(1, "/etc/passwd"), body(1, GOOD), {UNIMPLEMENTED}),
+    "a long path": (call(1, "/" + "x" * 10_000), body(1, GOOD), {UNIMPLEMENTED}),
+}
+
+
+@pytest.mark.parametrize(("head", "rest", "statuses"), CALLS.values(), ids=CALLS.keys())
+def test_a_call_that_is_none_is_refused_without_a_look_inside(port, head, rest, statuses):
+    with Connection(port) as connection:
+        connection.send(head, rest)
+        (got,) = connection.wait_for(1)
+        assert got.status in statuses, got
+        assert not INSIDE.search(connection.heard)
+        assert len(connection.heard) < 4096
+
+
+def test_a_path_that_is_no_text_ends_no_server(process):
+    # grpc.aio gives up its server on one, with every connection: another has to take its place.
+    target, _ = process.ready()
+    with Connection(int(target.rpartition(":")[2])) as connection:
+        connection.send(call(1, "/\xff\xfe"), body(1, GOOD))
+        (got,) = connection.wait_for(1)
+        assert got.status in (UNIMPLEMENTED, CANCELLED)
+    if got.status == CANCELLED:
+        process.wait_for("Another takes over the port")
+    answer(target)
+
+
+def test_a_token_is_not_logged_however_odd(process, port):
+    with Connection(port) as connection:
+        head = call(1, SAMPLE, (b"authorization", b"Bearer s3cret\xff"))
+        connection.send(head, body(1, GOOD))
+        assert connection.wait_for(1)[0].status == OK
+    assert "s3cret" not in "".join(process.log)
+
+
+def ignore(connection: Connection) -> None:
+    """The server has nothing to say to it, and keeps the connection."""
+
+
+def tls(connection: Connection) -> None:
+    connection.send(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + os.urandom(512))
+
+
+def garbage(connection: Connection) -> None:
+    connection.send(random.Random(7).randbytes(100_000))
+
+
+def http1(connection: Connection) -> None:
+    connection.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+
+
+def garbage_after_preface(connection: Connection) -> None:
+    connection.send(http2.PREFACE, http2.settings({}), random.Random(8).randbytes(100_000))
+
+
+STRANGERS = {f.__name__: f for f in (tls, garbage, http1, garbage_after_preface)}
+
+
+@pytest.mark.parametrize("speak", STRANGERS.values(), ids=STRANGERS.keys())
+def test_who_speaks_another_language_is_hung_up_on(port, speak):
+    with Connection(port, preface=False) as connection:
+        speak(connection)
+        assert not INSIDE.search(connection.drain())
+
+
+BREACHES = {
+    "a window past 2^31": http2.window(0, 2**31 - 1) * 2,
+    "a window update of nothing": http2.window(0, 0),
+    "a frame larger than allowed": frame(DATA, 0, 1, bytes(1 << 20)),
+    "data on no stream": frame(DATA, 0, 0, b"x"),
+    "headers on no stream": frame(HEADERS, END_HEADERS, 0, block([(b":method", b"GET")])),
+    "an even stream": call(2, SAMPLE),
+    "a stream that is older than the last": call(9, SAMPLE) + call(3, SAMPLE),
+    "a header index that is none": frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\x7f"),
+    "a header table of 2 GB": frame(HEADERS, END_HEADERS, 1, b"\x3f\xe1\xff\xff\xff\x07"),
+    "a continuation of nothing": frame(CONTINUATION, END_HEADERS, 1, b""),
+    "headers broken by another frame": frame(HEADERS, 0, 1, b"") + frame(PING, 0, 0, bytes(8)),
+    "a ping of 7 bytes": frame(PING, 0, 0, bytes(7)),
+    "settings of 5 bytes": frame(SETTINGS, 0, 0, bytes(5)),
+    "an initial window past 2^31": http2.settings({4: 2**31}),
+    "a reset of a stream that never was": frame(RST_STREAM, 0, 99, bytes(4)),
+}
+
+
+@pytest.mark.parametrize("sent", BREACHES.values(), ids=BREACHES.keys())
+def test_a_breach_of_the_protocol_costs_its_own_connection_at_the_most(port, sent):
+    with Connection(port) as connection, Connection(port) as other:
+        connection.send(sent, frame(PING, 0, 0, b"still up"))
+        while not connection.pongs and connection.read():
+            pass
+        assert not INSIDE.search(connection.heard)
+        other.send(call(1, SAMPLE), body(1, GOOD))
+        assert other.wait_for(1)[0].status == OK
+
+
+def rapid_reset(connection: Connection) -> None:
+    """20,000 calls, each taken back at once."""
+    for first in range(1, 40_001, 200):
+        streams = range(first, first + 200, 2)
+        cancel = struct.pack(">I", 8)
+        if not connection.send(
+            *(call(s, SAMPLE) + body(s, GOOD) + frame(RST_STREAM, 0, s, cancel) for s in streams)
+        ):
+            return
+
+
+def watches(connection: Connection) -> None:
+    """20,000 watches of health, each left at once."""
+    for first in range(1, 40_001, 200):
+        streams = range(first, first + 200, 2)
+        empty, cancel = message(b""), struct.pack(">I", 8)
+        path = "/grpc.health.v1.Health/Watch"
+        if not connection.send(
+            *(call(s, path) + body(s, empty) + frame(RST_STREAM, 0, s, cancel) for s in streams)
+        ):
+            return
+
+
+def many(flood: bytes, times: int) -> Callable[[Connection], None]:
+    def send(connection: Connection) -> None:
+        for _ in range(times):
+            if not connection.send(flood * 1000):
+                return
+
+    return send
+
+
+def endless_headers(connection: Connection) -> None:
+    """64 MiB of one call's headers, and no end of them."""
+    piece = block([(b"x-more", b"x" * 8000)]) * 2
+    connection.send(frame(HEADERS, 0, 1, piece))
+    for _ in range(64 * MIB // len(piece)):
+        if not connection.send(frame(CONTINUATION, 0, 1, piece)):
+            return
+
+
+def header_bomb(connection: Connection) -> None:
+    """A header of 4 KB remembered, and recalled 16,000 times a frame: 64 MiB each."""
+    remembered = b"\x40" + b"\x01x" + b"\x7f\xa1\x1e" + b"x" * 4000
+    connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, remembered + b"\xbe" * 12_000))
+    for stream in range(3, 21, 2):
+        connection.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, b"\xbe" * 16_000))
+
+
+FLOODS = {
+    "rapid reset": rapid_reset,
+    "watches of health": watches,
+    "settings": many(http2.settings({4: 65535}), 20),
+    "pings": many(frame(PING, 0, 0, bytes(8)), 20),
+    "empty data": many(frame(DATA, 0, 1, b""), 20),
+    "window updates": many(http2.window(0, 1), 20),
+    "headers without end": endless_headers,
+    "a bomb of headers": header_bomb,
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+def test_a_flood_is_survived_while_others_are_answered(port, flood):
+    with Connection(port) as connection, Connection(port) as other:
+        connection.socket.settimeout(60)
+        other.send(call(1, SAMPLE), body(1, GOOD))
+        flood(connection)
+        other.send(call(3, SAMPLE), body(3, GOOD))
+        assert [got.status for got in other.wait_for(1, 3)] == [OK, OK]
+
+
+def test_500_idle_connections_keep_nobody_out(process, port):
+    before = process.memory("VmRSS")
+    idle = [Connection(port) for _ in range(400)]
+    mute = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    with Connection(port) as other:
+        other.send(call(1, SAMPLE), body(1, GOOD))
+        assert other.wait_for(1)[0].status == OK
+    assert process.memory("VmRSS") - before < ROOM
+    for connection in idle:
+        connection.socket.close()
+    for one in mute:
+        one.close()
+
+
+def test_streams_of_one_connection_are_limited(port):
+    # Calls that never send their message: without a limit each would be kept for ever.
+    with Connection(port) as connection:
+        connection.send(call(1, SAMPLE), body(1, GOOD))
+        connection.wait_for(1)
+        connection.send(*(call(3 + 2 * i, SAMPLE) for i in range(1024 + 50)))
+        late = [3 + 2 * i for i in range(1024, 1024 + 50)]
+        assert {got.reset for got in connection.wait_for(*late)} == {7}  # REFUSED_STREAM

@@ -1,0 +1,253 @@
+"""Killed, crowded, out of space, fed with other data: nothing is lost and nothing is doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.jobs.store import Store
+
+HERE = Path(__file__).parent
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Until the process has made the file."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+
+
+@pytest.mark.slow
+def test_killed_at_every_step_of_every_commit_it_ends_as_if_nothing_had_been(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "whole", "--shard-rows", 50) == 0
+    wanted = jobs.content(tmp_path / "whole")
+    command = jobs.command(npy, "unused", "--shard-rows", 50)
+    at = command.index("--output")
+    killer = [sys.executable, str(HERE / "killer.py"), str(tmp_path)]
+    done = subprocess.run(
+        [*killer, *command[:at], *command[at + 2 :]], **jobs.surroundings(), check=True
+    )
+    kills = [json.loads(line[7:]) for line in done.stdout.splitlines() if "KILLED" in line]
+    # Two shards and their manifests, each with a file and its folder to sync, and what a job has
+    # of its own: all with a moment before and one after.
+    assert len(kills) > 60, done.stderr
+    assert {kill["where"].split()[1] for kill in kills} >= {"fsync", "rename"}
+    for kill in kills:
+        assert (kill["status"], kill["again"]) == (-signal.SIGKILL, 0), kill
+        assert jobs.content(Path(kill["output"])) == wanted, kill
+
+
+def test_a_killed_worker_is_told_of_and_its_shards_are_done_the_next_time(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "whole") == 0
+    output = tmp_path / "out"
+    # One shard is held, so that both workers live until it is let go.
+    store = Store(output)
+    with store.locked(1, wait=False):
+        job = jobs.start(npy, output, "--processes", 2)
+        wait_for(output / "shards" / "00003.json", job)
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        workers = [pid for pid in map(int, children) if b"--multiprocessing-fork" in cmdline(pid)]
+        for pid in workers:
+            if b"resource_tracker" not in cmdline(pid):
+                os.kill(pid, signal.SIGKILL)
+        _, said = job.communicate()
+    store.close()
+    assert job.returncode == 70, said
+    assert "ended by signal 9" in said
+    assert not (output / "_SUCCESS").exists()
+    assert jobs.run(npy, output) == 0
+    assert jobs.content(output) == jobs.content(tmp_path / "whole")
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_sigterm_leaves_nothing_half_written(jobs, npy, tmp_path):
+    output = tmp_path / "out"
+    store = Store(output)
+    with store.locked(2, wait=False):
+        job = jobs.start(npy, output)
+        wait_for(output / "shards" / "00004.json", job)
+        job.send_signal(signal.SIGTERM)
+        _, said = job.communicate()
+    store.close()
+    assert job.returncode == 143, said
+    assert "Repeat the command" in said
+    assert not list((output / "shards").glob(".*"))
+    assert len(list((output / "shards").glob("*.json"))) == 4
+
+
+def test_two_workers_never_work_on_one_shard(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "whole") == 0
+    output = tmp_path / "out"
+    store = Store(output)
+    with store.locked(0, wait=False):
+        job = jobs.start(npy, output)
+        wait_for(output / "shards" / "00004.json", job)  # it has gone past the one that is held
+        assert not (output / "shards" / "00000.json").exists()
+    _, said = job.communicate()
+    store.close()
+    assert job.returncode == 0, said
+    assert jobs.content(output) == jobs.content(tmp_path / "whole")
+
+
+def test_the_same_command_twice_at_once_shares_the_work(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "whole") == 0
+    both = [jobs.start(npy, tmp_path / "out") for _ in range(2)]
+    for job in both:
+        _, said = job.communicate()
+        assert job.returncode == 0, said
+    assert jobs.content(tmp_path / "out") == jobs.content(tmp_path / "whole")
+
+
+def test_a_full_disk_is_said_and_costs_nothing(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "whole") == 0
+    output = tmp_path / "out"
+
+    def short_of_space() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # the plan fits, no shard does
+
+    job = jobs.start(npy, output, prepare=short_of_space)
+    _, said = job.communicate()
+    assert job.returncode == 74, said
+    assert "repeat the command" in said
+    assert list((output / "shards").iterdir()) == []
+    assert jobs.run(npy, output) == 0
+    assert jobs.content(output) == jobs.content(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_committed(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "whole") == 0
+    output = tmp_path / "out"
+    output.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(output)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        (output / "ballast").write_bytes(bytes(24 << 10))
+        job = jobs.start(npy, output)
+        _, said = job.communicate()
+        assert job.returncode == 74, said
+        assert "No space left" in said
+        committed = len(list((output / "shards").glob("*.json")))
+        assert 0 < committed < 5
+        (output / "ballast").unlink()
+        subprocess.run(["mount", "-o", "remount,size=1m", str(output)], check=True)
+        assert jobs.run(npy, output) == 0
+        assert jobs.content(output) == jobs.content(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(output)], check=True)
+
+
+def test_what_is_committed_is_not_done_again(jobs, npy, tmp_path):
+    output = tmp_path / "out"
+    assert jobs.run(npy, output, "--shard-index", 0, "--shard-count", 2) == 0
+    before = {p.name: p.stat().st_ino for p in (output / "shards").iterdir()}
+    assert len(before) == 6
+    assert jobs.run(npy, output) == 0
+    after = {p.name: p.stat().st_ino for p in (output / "shards").iterdir()}
+    assert before.items() <= after.items()
+    assert jobs.run(npy, output) == 0  # nothing is left to do
+    assert after == {p.name: p.stat().st_ino for p in (output / "shards").iterdir()}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest"])
+def test_a_damaged_shard_is_made_anew(jobs, npy, tmp_path, damage):
+    output = tmp_path / "out"
+    assert jobs.run(npy, output) == 0
+    wanted = jobs.content(output)
+    shard = output / "shards" / "00002.parquet"
+    data = shard.read_bytes()
+    if damage == "flip":
+        shard.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif damage == "cut":
+        shard.write_bytes(data[:-1])
+    elif damage == "gone":
+        shard.unlink()
+    else:
+        shard.with_suffix(".json").write_text("{}")
+    assert jobs.run(npy, output) == 0
+    assert jobs.content(output) == wanted
+
+
+def test_another_input_is_refused(jobs, npy, x, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert jobs.run(npy, output, "--shard-index", 0, "--shard-count", 2) == 0
+    before = jobs.content(output)
+    np.save(npy, x[::-1])
+    assert jobs.run(npy, output) == 78
+    assert f"changed since: {npy}" in capsys.readouterr().err
+    assert jobs.content(output) == before
+    np.save(npy, x)  # another time, the same bytes
+    assert jobs.run(npy, output) == 0
+
+
+def test_an_input_that_changes_while_the_job_runs_gives_no_success(jobs, npy, x, tmp_path):
+    output = tmp_path / "out"
+    store = Store(output)
+    with store.locked(0, wait=False):
+        job = jobs.start(npy, output)
+        wait_for(output / "shards" / "00004.json", job)
+        np.save(npy, x[::-1])
+    _, said = job.communicate()
+    store.close()
+    assert job.returncode == 65, said
+    assert "changed while the job ran" in said
+    assert not (output / "_SUCCESS").exists()
+
+
+def test_another_bundle_is_refused(jobs, npy, tmp_path, publish_toy, capsys):
+    root = tmp_path / "bundles"
+    publish_toy(root)
+    newest = type(jobs)(root / "toy")
+    assert newest.run(npy, tmp_path / "out", "--shard-index", 0, "--shard-count", 2) == 0
+    publish_toy(root, levels=100)
+    assert newest.run(npy, tmp_path / "out") == 78
+    assert "begun with toy version 1" in capsys.readouterr().err
+    assert type(jobs)(root / "toy" / "1").run(npy, tmp_path / "out") == 0
+
+
+def test_other_wishes_are_refused(jobs, npy, tmp_path, capsys):
+    assert jobs.run(npy, tmp_path / "out") == 0
+    assert jobs.run(npy, tmp_path / "out", "--draw") == 78
+    assert "with draw False and not True" in capsys.readouterr().err
+    assert jobs.run(npy, tmp_path / "out", "--shard-rows", 25) == 78
+    assert "shard rows 24 and not 25" in capsys.readouterr().err
+
+
+def test_a_damaged_bundle_is_refused_before_anything_is_written(
+    jobs, npy, tmp_path, publish_toy, capsys
+):
+    folder = publish_toy(tmp_path / "bundles")
+    with (folder / "encoder.onnx").open("ab") as file:
+        file.write(b"more")
+    assert type(jobs)(folder).run(npy, tmp_path / "out") == 78
+    assert "sha256" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_does_not_grow_with_the_input(jobs, tmp_path):
+    peaks = {}
+    for rows in (20_000, 200_000):
+        np.save(tmp_path / f"{rows}.npy", np.zeros((rows, 4, 4), np.uint8))
+        code = (
+            "import resource, sys; from serving.__main__ import main; "
+            "status = main(sys.argv[1:]); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
+        )
+        flags = ("--shard-rows", 5000, "--batch-rows", 500, "--reconstruction", "raw")
+        command = jobs.command(tmp_path / f"{rows}.npy", tmp_path / f"out{rows}", *flags)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], **jobs.surroundings(), check=True
+        )
+        peaks[rows] = int(done.stdout.split()[-1])
+    assert peaks[200_000] < peaks[20_000] * 1.1, peaks

@@ -1,0 +1,221 @@
+"""Every kind of input gives the same rows; what is wrong with one row stays with that row."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
+
+from serving.bundle import XSpec
+from serving.errors import ConfigError
+from serving.jobs.exits import BadData
+from serving.jobs.rows import check_form, checked
+from serving.jobs.tables import TableReader
+
+BYTES = XSpec("image", (4, 4), "uint8", (0, 255))
+FLOATS = XSpec("vector", (3,), "float32", (-1, 1))
+
+
+def png(row: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(row).save(file, "PNG")
+    return file.getvalue()
+
+
+def idx(x: np.ndarray) -> bytes:
+    return bytes((0, 0, 8, 3)) + struct.pack(">3I", *x.shape) + x.tobytes()
+
+
+def write_table(path, x, kind):
+    values = {
+        "binary": lambda: pa.array([row.tobytes() for row in x], pa.binary()),
+        "fixed": lambda: pa.array([row.tobytes() for row in x], pa.binary(16)),
+        "png": lambda: pa.array([png(row) for row in x], pa.binary()),
+        "struct": lambda: pa.array([{"bytes": png(row), "path": None} for row in x]),
+        "list": lambda: pa.array(x.reshape(-1, 16).tolist(), pa.list_(pa.uint8())),
+        "wide": lambda: pa.array(x.reshape(-1, 16).tolist(), pa.list_(pa.int64())),
+        "fixed_list": lambda: pa.array(x.reshape(-1, 16).tolist(), pa.list_(pa.uint8(), 16)),
+    }[kind]()
+    table = pa.table({"label": pa.array(range(len(x))), "image": values})
+    pq.write_table(table, path, row_group_size=30)
+
+
+def write(folder, x, kind):
+    """An input of that kind, as --input names it."""
+    folder.mkdir()
+    if kind == "npy":
+        np.save(folder / "x.npy", x)
+    elif kind == "npy with channels":
+        np.save(folder / "x.npy", x[..., None])
+        return folder / "x.npy"
+    elif kind == "npz":
+        np.savez(folder / "x.npz", x=x, y=np.arange(3))
+    elif kind == "compressed npz":
+        np.savez_compressed(folder / "x.npz", y=np.arange(3), rows=x)
+        return f"{folder / 'x.npz'}:rows"
+    elif kind == "idx":
+        (folder / "train-images-idx3-ubyte").write_bytes(idx(x))
+    elif kind == "idx.gz":
+        (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(x)))
+    elif kind == "glob":
+        for i in range(0, len(x), 30):
+            np.save(folder / f"{i:03d}.npy", x[i : i + 30])
+        return folder / "*.npy"
+    elif kind in ("images", "glob of images"):
+        for i, row in enumerate(x):
+            (folder / f"sub{i // 50}").mkdir(exist_ok=True)
+            (folder / f"sub{i // 50}" / f"{i:03d}.png").write_bytes(png(row))
+        return folder if kind == "images" else folder / "*" / "*.png"
+    elif kind == "url":
+        np.save(folder / "x.npy", x)
+        return f"file://{folder}/x.npy"
+    else:
+        write_table(folder / "x.parquet", x, kind)
+    return next(folder.iterdir())
+
+
+KINDS = [
+    *("npy with channels", "npz", "compressed npz", "idx", "idx.gz", "glob", "url"),
+    *("images", "glob of images"),
+    *("binary", "fixed", "png", "struct", "list", "wide", "fixed_list"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_input_gives_the_same_rows(jobs, x, tmp_path, kind):
+    source = write(tmp_path / "in", x, kind)
+    flags = ("--reconstruction", "raw", "--no-latents", "--no-scores")
+    assert jobs.run(source, tmp_path / "out", *flags) == 0
+    table = jobs.table(tmp_path / "out")
+    pixels = np.frombuffer(b"".join(table["reconstruction"].to_pylist()), np.uint8)
+    np.testing.assert_array_equal(pixels.reshape(-1, 4, 4), x)
+    assert table["row"].to_pylist() == list(range(len(x)))
+
+
+def test_inputs_of_several_kinds_are_one_job(jobs, x, tmp_path):
+    sources = [write(tmp_path / kind.replace(" ", ""), x, kind) for kind in KINDS]
+    assert jobs.run(sources, tmp_path / "out", "--processes", 2) == 0
+    table = jobs.table(tmp_path / "out")
+    assert table["row"].to_pylist() == list(range(len(x) * len(KINDS)))
+    elbo = table["elbo"].to_numpy().reshape(len(KINDS), len(x))
+    np.testing.assert_allclose(elbo, np.broadcast_to(elbo[0], elbo.shape), rtol=1e-6)
+
+
+def test_a_remote_store_is_as_good_as_a_disk(jobs, x, tmp_path):
+    memory = MemoryFileSystem()
+    file = io.BytesIO()
+    np.save(file, x)
+    memory.pipe("/set/a.npy", file.getvalue())
+    memory.pipe("/set/b.npy", file.getvalue())
+    memory.pipe("/pictures/1/a.png", png(x[0]))
+    memory.pipe("/pictures/2/b.png", png(x[1]))
+    sources = ["memory://set/*.npy", "memory://pictures"]
+    assert jobs.run(sources, tmp_path / "out") == 0
+    assert jobs.table(tmp_path / "out")["id"].to_pylist()[-2:] == ["1/a.png", "2/b.png"]
+    assert len(jobs.table(tmp_path / "out")) == 2 * len(x) + 2
+
+
+def test_bad_images_are_quarantined_and_stop_nobody(jobs, x, tmp_path):
+    folder = write(tmp_path / "in", x[:10], "images")
+    (folder / "cut.png").write_bytes(png(x[0])[:-30])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "large.png").write_bytes(png(np.zeros((5, 4), np.uint8)))
+    (folder / "colour.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+    (folder / "notes.txt").write_text("no image at all, and not asked to be")
+    assert jobs.run(folder, tmp_path / "out") == 0
+    reasons = jobs.quarantine(tmp_path / "out")
+    assert set(reasons) == {"cut.png", "empty.png", "large.png", "colour.png"}
+    assert "damaged" in reasons["cut.png"]
+    assert "not a readable image" in reasons["empty.png"]
+    assert "4 x 5 pixels, where the model takes 4 x 4" in reasons["large.png"]
+    assert "mode RGB" in reasons["colour.png"]
+    assert len(jobs.table(tmp_path / "out")) == 10
+
+
+def test_bad_table_values_are_quarantined_by_the_callers_own_ids(jobs, x, tmp_path):
+    good = png(x[0])
+    values = [good, None, b"short", good[:-30], x[1].tobytes()]
+    table = pa.table({"image": values, "name": ["a", "b", "c", "d", "e"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    flags = ("--id-column", "name", "--column", "image")
+    assert jobs.run(tmp_path / "x.parquet", tmp_path / "out", *flags) == 0
+    assert set(jobs.quarantine(tmp_path / "out")) == {"b", "c", "d"}
+    assert jobs.table(tmp_path / "out")["id"].to_pylist() == ["a", "e"]
+    assert jobs.table(tmp_path / "out")["row"].to_pylist() == [0, 4]
+
+
+def test_numbers_that_the_model_cannot_have_are_bad_rows():
+    values = np.array([[0, 1, -1], [0, np.nan, 0], [0, 0, 1.5], [np.inf, 0, 0]], np.float64)
+    chunk = checked(values, ["a", "b", "c", "d"], 7, FLOATS)
+    assert chunk.rows.tolist() == [7]
+    assert chunk.x.dtype == np.float32
+    assert [(row.row, row.id, row.reason) for row in chunk.bad] == [
+        (8, "b", "holds NaN or infinity, outside -1 to 1"),
+        (9, "c", "holds 1.5, outside -1 to 1"),
+        (10, "d", "holds NaN or infinity, outside -1 to 1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "x"),
+    [("float32", (4, 4), BYTES), ("uint8", (4, 5), BYTES), ("uint8", (3,), FLOATS)],
+)
+def test_arrays_of_another_form_are_refused(dtype, shape, x):
+    with pytest.raises(ConfigError, match=r"a\.npy holds rows of"):
+        check_form(np.dtype(dtype), shape, x, "a.npy")
+
+
+def test_a_table_is_read_forward_and_back(x, tmp_path):
+    write_table(tmp_path / "x.parquet", x, "fixed_list")
+    reader = TableReader(str(tmp_path / "x.parquet"), BYTES)
+    for start, stop in [(0, 5), (5, 40), (80, 100), (33, 34), (0, 100), (99, 100)]:
+        chunk = reader.read(start, stop)
+        np.testing.assert_array_equal(chunk.x, x[start:stop])
+        assert chunk.rows.tolist() == list(range(start, stop))
+    reader.close()
+
+
+@pytest.mark.parametrize("kind", ["npy", "idx", "idx.gz", "compressed npz", "binary"])
+def test_an_input_that_ends_early_is_bad_data(jobs, x, tmp_path, capsys, kind):
+    source = write(tmp_path / "in", x, kind)
+    path = next((tmp_path / "in").iterdir())
+    path.write_bytes(path.read_bytes()[:-40])
+    assert jobs.run(source, tmp_path / "out") == 65
+    assert str(path) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_table_that_is_damaged_inside_is_bad_data(x, tmp_path):
+    write_table(tmp_path / "x.parquet", x, "binary")
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    data[200:500] = bytes(300)
+    (tmp_path / "x.parquet").write_bytes(data)
+    reader = TableReader(str(tmp_path / "x.parquet"), BYTES)
+    with pytest.raises(BadData, match="damaged"):
+        reader.read(0, 100)
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing.npy", "there is no such file"),
+        ("empty", "the folder is empty"),
+        ("notes", "no image below this folder"),
+        ("gone://x/y.npy", "cannot be reached"),
+    ],
+)
+def test_an_input_that_names_nothing_is_refused(jobs, tmp_path, capsys, name, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a")
+    source = name if "://" in name else tmp_path / name
+    assert jobs.run(source, tmp_path / "out") == 78
+    assert said in capsys.readouterr().err

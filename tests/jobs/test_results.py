@@ -1,0 +1,205 @@
+"""What a job writes: the right numbers for every row, whoever computes them and in what shares."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
+from PIL import Image
+
+from serving.client import Client
+from serving.jobs.plan import Wanted
+from serving.jobs.reconstruct import Graphs, load_bundle
+from serving.jobs.rows import Chunk
+
+COLUMNS = ["row", "id", "reconstruction_error", "kl", "elbo", "mean", "log_var"]
+
+
+def test_every_row_has_what_the_server_gives_for_it(
+    jobs, npy, x, tmp_path, toy_bundles, start_server
+):
+    assert jobs.run(npy, tmp_path / "out", "--reconstruction", "raw") == 0
+    table = jobs.table(tmp_path / "out")
+    with Client(start_server(toy_bundles).target) as client:
+        wanted, encoding = client.reconstruct(x, scores=True), client.encode(x)
+    assert table.column_names == [*COLUMNS, "reconstruction"]
+    assert table["row"].to_pylist() == list(range(len(x)))
+    assert table["id"].to_pylist() == [str(i) for i in range(len(x))]
+    for name in ("reconstruction_error", "kl", "elbo"):
+        np.testing.assert_allclose(table[name].to_numpy(), getattr(wanted, name), rtol=1e-6)
+    np.testing.assert_array_equal(np.stack(table["mean"].to_numpy()), encoding.mean)
+    np.testing.assert_array_equal(np.stack(table["log_var"].to_numpy()), encoding.log_var)
+    pixels = np.frombuffer(b"".join(table["reconstruction"].to_pylist()), np.uint8)
+    np.testing.assert_array_equal(pixels.reshape(x.shape), x)  # the toy gives x back
+
+
+def test_png_reconstructions_are_images(jobs, npy, x, tmp_path):
+    flags = ("--reconstruction", "png", "--no-latents", "--no-scores")
+    assert jobs.run(npy, tmp_path / "out", *flags) == 0
+    table = jobs.table(tmp_path / "out")
+    assert table.column_names == ["row", "id", "reconstruction"]
+    images = [np.asarray(Image.open(io.BytesIO(b))) for b in table["reconstruction"].to_pylist()]
+    np.testing.assert_array_equal(images, x)
+
+
+def test_npy_shards_are_structured_arrays_of_the_same_numbers(jobs, npy, x, tmp_path):
+    assert jobs.run(npy, tmp_path / "a", "--reconstruction", "raw") == 0
+    assert jobs.run(npy, tmp_path / "b", "--reconstruction", "raw", "--format", "npy") == 0
+    shards = sorted((tmp_path / "b" / "shards").glob("*.npy"))
+    rows = np.concatenate([np.load(shard, mmap_mode="r") for shard in shards])
+    table = jobs.table(tmp_path / "a")
+    np.testing.assert_array_equal(rows["reconstruction"], x)
+    np.testing.assert_array_equal(rows["row"], table["row"].to_numpy())
+    np.testing.assert_array_equal(rows["elbo"], table["elbo"].to_numpy())
+    np.testing.assert_array_equal(rows["mean"], np.stack(table["mean"].to_numpy()))
+
+
+def test_draws_belong_to_rows_and_not_to_shards(jobs, npy, x, tmp_path):
+    for name, flags in {"a": (), "b": ("--shard-rows", 7, "--batch-rows", 3)}.items():
+        assert jobs.run(npy, tmp_path / name, "--draw", "--seed", 3, *flags) == 0
+    a, b = (jobs.table(tmp_path / name)["elbo"].to_numpy() for name in "ab")
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert jobs.run(npy, tmp_path / "c") == 0
+    assert not np.allclose(a, jobs.table(tmp_path / "c")["elbo"].to_numpy())
+
+
+def test_processes_and_machines_write_the_same_bytes(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "one") == 0
+    assert jobs.run(npy, tmp_path / "two", "--processes", 2) == 0
+    for index in (1, 0):
+        flags = ("--shard-index", index, "--shard-count", 2)
+        assert not (tmp_path / "shared" / "_SUCCESS").exists()
+        assert jobs.run(npy, tmp_path / "shared", *flags) == 0
+    wanted = jobs.content(tmp_path / "one")
+    assert "_SUCCESS" in wanted
+    assert jobs.content(tmp_path / "two") == wanted
+    assert jobs.content(tmp_path / "shared") == wanted
+
+
+def test_kubernetes_says_which_share_this_is(jobs, npy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    assert jobs.run(npy, tmp_path / "out", "--shard-count", 2) == 0
+    assert sorted(p.name for p in (tmp_path / "out" / "shards").glob("*.json")) == [
+        "00001.json",
+        "00003.json",
+    ]
+    assert "other machines are still at theirs" in capsys.readouterr().out
+
+
+def test_the_sheet_begins_with_the_row_that_scores_worst(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "out") == 0
+    errors = jobs.table(tmp_path / "out")["reconstruction_error"].to_numpy()
+    page = (tmp_path / "out" / "sheet.html").read_text()
+    shown = re.findall(r"<figcaption>(\d+): ([\d.-]+)<", page)
+    assert shown[0] == (str(errors.argmax()), f"{errors.max():.1f}")
+    assert [int(row) for row, _ in shown[:32]] == (-errors).argsort(kind="stable")[:32].tolist()
+    with Image.open(tmp_path / "out" / "sheet.png") as image:
+        assert image.width > image.height > 100
+
+
+def poisoned(levels: int = 200) -> bytes:
+    """The toy's encoder, which fails where a row's first byte is `levels` or more."""
+    value = helper.make_tensor_value_info
+    constants = {
+        "table": np.zeros(levels, np.float32),
+        "255": np.float32(255),
+        "two": np.float32(-2),
+        "zero": np.float32(0),
+        "flat": np.array([-1, 16], np.int64),
+        "first": np.array(0, np.int64),
+        "column": np.array([-1, 1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["floats", "255"], ["unit"]),
+        helper.make_node("Reshape", ["unit", "flat"], ["rows"]),
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["whole", "flat"], ["numbers"]),
+        helper.make_node("Gather", ["numbers", "first"], ["index"], axis=1),
+        helper.make_node("Gather", ["table", "index"], ["nothing"]),
+        helper.make_node("Reshape", ["nothing", "column"], ["nothings"]),
+        helper.make_node("Add", ["rows", "nothings"], ["mean"]),
+        helper.make_node("Mul", ["mean", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "two"], ["log_var"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "poisoned",
+        [value("x", TensorProto.UINT8, ["batch", 4, 4])],
+        [value(name, TensorProto.FLOAT, ["batch", 16]) for name in ("mean", "log_var")],
+        [from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()
+
+
+def test_rows_that_the_model_fails_on_are_found_and_the_others_are_not_harmed(
+    jobs, npy, x, tmp_path, publish_toy
+):
+    folder = publish_toy(tmp_path / "bundles", encoder_onnx=poisoned())
+    poison = {str(i) for i in np.flatnonzero(x[:, 0, 0] >= 200)}
+    assert 3 < len(poison) < 50
+    assert jobs.run(npy, tmp_path / "good") == 0
+    assert type(jobs)(folder).run(npy, tmp_path / "out") == 0
+    reasons = jobs.quarantine(tmp_path / "out")
+    assert set(reasons) == poison
+    assert all(reason.startswith("the model fails on it") for reason in reasons.values())
+    rows, good = jobs.table(tmp_path / "out"), jobs.table(tmp_path / "good")
+    kept = [i for i in range(len(x)) if str(i) not in poison]
+    assert rows["row"].to_pylist() == kept
+    np.testing.assert_array_equal(rows["elbo"].to_numpy(), good["elbo"].to_numpy()[kept])
+    success = json.loads((tmp_path / "out" / "_SUCCESS").read_text())
+    assert success["written"] + success["quarantined"] == success["rows"] == len(x)
+
+
+def test_a_batch_that_holds_only_poison_gives_no_rows(tmp_path, publish_toy):
+    folder = publish_toy(tmp_path / "bundles", encoder_onnx=poisoned())
+    run = Graphs(load_bundle(folder), Wanted(), "cpu").run
+    x = np.full((3, 4, 4), 255, np.uint8)
+    results = run(Chunk(np.array([5, 6, 9]), ["a", "b", "c"], x, []))
+    assert [row.row for row in results.bad] == [5, 6, 9]
+    assert results.mean.shape == (0, 16)
+    assert results.elbo.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--reconstruction", "png", "--format", "npy"), "say --reconstruction raw"),
+        (("--shard-index", 2, "--shard-count", 2), "is not below --shard-count 2"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused(jobs, npy, tmp_path, capsys, flags, said):
+    assert jobs.run(npy, tmp_path / "out", *flags) == 78
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_a_plain_autoencoder_has_no_scores(jobs, npy, tmp_path, publish_toy, capsys):
+    ae = type(jobs)(publish_toy(tmp_path / "bundles", family="ae"))
+    assert ae.run(npy, tmp_path / "out") == 78
+    assert "--no-scores" in capsys.readouterr().err
+    assert ae.run(npy, tmp_path / "out", "--no-scores") == 0
+    assert jobs.table(tmp_path / "out").column_names == ["row", "id", "mean", "log_var"]
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(jobs, npy, tmp_path, capsys):
+    assert jobs.run(npy, tmp_path / "out", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "100 rows in all, 5 shards of up to 24" in said
+    assert "rows a second in one process" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_metrics_are_left_in_a_file(jobs, npy, tmp_path):
+    metrics = tmp_path / "job.prom"
+    assert jobs.run(npy, tmp_path / "out", "--metrics-file", metrics) == 0
+    lines = metrics.read_text().splitlines()
+    assert "latentd_job_rows 100.0" in lines
+    assert "latentd_job_rows_done 100.0" in lines
+    assert "latentd_job_rows_quarantined 0.0" in lines
