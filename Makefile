@@ -15,7 +15,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu fuzz lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers clean
+.PHONY: help install demo test test-slow test-data test-gpu test-operate test-faults fuzz lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +43,15 @@ test-data: install  ## the tests on MNIST and Fashion-MNIST (LATENTD_DATA, defau
 test-gpu: install  ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu --timeout 1200
 
+test-faults: install  ## servers lost, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
+	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not data' --timeout 1200
+
 fuzz: install  ## arbitrary bytes for every method and for the port, FUZZ_SECONDS for each test
 	LATENTD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0
+
+test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl and Debian's prometheus, nginx)
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[operate]'
+	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
 
 lint: install  ## style, without changing anything
 	$(RUN)ruff check .

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_serve(commands)
     _add_token(commands)
+    _add_plan(commands)
     from serving.console.parser import add_client_parser
     from serving.jobs.parser import add_reconstruct_parser
 
@@ -91,6 +92,34 @@ def _token(args: argparse.Namespace) -> int:
     print(line, file=sys.stderr)
     print(token)
     return 0
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from serving import settings
+
+    parser = commands.add_parser(
+        "plan",
+        help="say how many servers a rate of calls needs",
+        description="Load a model as serve would, measure what it costs on this machine, and print "
+        "how many servers a rate of calls needs, and how large.",
+        epilog="Example: python -m serving plan --bundles models --rate 500 --rows 16 --workers 2",
+    )
+    asked = parser.add_argument_group("load")
+    asked.add_argument("--rate", type=float, required=True, help="calls a second, of all callers")
+    asked.add_argument("--rows", type=int, default=1, help="in each call (1)")
+    calls = ("encode", "decode", "sample", "interpolate", "reconstruct")
+    asked.add_argument("--call", choices=calls, default="sample", help="(sample)")
+    asked.add_argument(
+        "--busy", type=float, default=0.6, help="share of the servers' time it may take (0.6)"
+    )
+    settings.add_arguments(parser)
+    parser.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from serving import plan
+
+    return plan.run(args)
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -64,6 +64,12 @@ class Metrics:
         self.queue_rows = gauge(
             "queue_rows", "Rows waiting now.", "lane", "model", "version", together="livesum"
         )
+        self.queue_most = gauge(
+            "queue_rows_most",
+            "Rows that may wait before more are shed.",
+            *("lane", "model", "version"),
+            together="livesum",
+        )
         self.queue_oldest = gauge(
             "queue_oldest_seconds",
             "How long the oldest waiting row has waited.",
@@ -146,8 +152,9 @@ class Metrics:
         """Drop what was said of a version that is served no more; shared values become 0."""
         gone = {"model": model, "version": str(version)}
         self._probes = [one for one in self._probes if one[1][1:] != (model, str(version))]
-        of_versions = (self.queue_rows, self.queue_oldest, self.models, self.loaded_at)
-        for metric in (*of_versions, self.batch_most, self.batch_cost):
+        of_queues = (self.queue_rows, self.queue_most, self.queue_oldest)
+        of_versions = (self.models, self.loaded_at, self.batch_most, self.batch_cost)
+        for metric in (*of_queues, *of_versions):
             if not shared():
                 metric.remove_by_labels(gone)
                 continue

@@ -221,6 +221,7 @@ class Repository:
                 *(lane.name, name, version, tuned.batch_rows, tuned.threads),
                 ", ".join(f"{cost.rows} {cost.seconds * 1e3:.3g}" for cost in tuned.costs),
             )
+            metrics.queue_most.labels(lane.name, name, version).set(self._settings.queue_rows)
             metrics.batch_most.labels(lane.name, name, version).set(tuned.batch_rows)
             for cost in tuned.costs:
                 metrics.batch_cost.labels(lane.name, name, version, cost.rows).set(cost.seconds)

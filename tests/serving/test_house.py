@@ -23,6 +23,7 @@ SERVER = [
     *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
     *("service", "door", "wire", "guard", "health", "reflection"),
     *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
+    *("sizing", "plan"),
 ]
 """serving/ from low to high: a module imports only from those before it."""
 

@@ -232,6 +232,8 @@ def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
         (["{run}", "--data", "npz:{vectors}"], "this checkpoint was trained on uint8 (8, 8)"),
         (["{run}", "--data", "npz:nowhere.npy"], "nowhere.npy does not exist"),
         (["{run}", "--samples", "0"], "0: must be at least 1"),
+        (["{run}", "--rows", "1"], "1 test row has no spread to measure"),
+        (["{run}", "--seed", "-1"], "-1: must be from 0"),
         (["{run}", "--rows", "some"], "invalid whole value: 'some'"),
         (["{run}", "--out", "{file}"], "cannot be made"),
     ],

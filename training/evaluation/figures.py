@@ -50,7 +50,7 @@ def _kl(path: Path, latent: dict[str, Any]) -> None:
         xlabel="latent dimension, by KL",
         ylabel="KL, nats a row",
     )
-    axes.legend()
+    axes.legend(loc="upper right")
     figure.savefig(path, dpi=100)
 
 
@@ -74,7 +74,7 @@ def _latent(path: Path, subject: Subject, result: dict[str, Any]) -> None:
         axes.hist(ours.numpy(), edges, density=True, label="q(z)")
         axes.hist(theirs.numpy(), edges, density=True, histtype="step", lw=2, label="N(0, I)")
         axes.set(title=title)
-        axes.legend()
+        axes.legend(loc="upper right")
     # The two directions in which the codes differ most.
     _, _, directions = torch.linalg.svd(mean - mean.mean(0), full_matrices=False)
     flat = (mean - mean.mean(0)) @ directions[:2].T

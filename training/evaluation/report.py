@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from training.data import Rows
+from training.errors import TrainingError
 from training.evaluation import samples
 from training.evaluation.aggregate import aggregate
 from training.evaluation.bound import Bound, bound
@@ -39,9 +40,14 @@ class Options:
 
 
 def evaluate(subject: Subject, options: Options) -> dict[str, Any]:
-    """Plain data, ready for JSON. What cannot be measured says why under its own key."""
+    """Plain data, ready for JSON. What cannot be measured says why under its own key.
+
+    Raises TrainingError for a single row, and RunFailed where the model is not finite.
+    """
     seed, test, train = options.seed, subject.dataset.test, subject.dataset.train
     count = min(options.rows or len(test), len(test))
+    if count < 2:
+        raise TrainingError("1 test row has no spread to measure; evaluate two rows or more.")
     meaning = subject.meaning()
     observed = subject.observed(test.x[:count], seed)
     mean, log_var = subject.encode(observed)

@@ -1,0 +1,96 @@
+"""Sizing a deployment: the arithmetic on made-up curves, and the command on a real bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from serving import __main__, sizing
+from serving.loading import Prepared, Tuned
+from serving.settings import Settings
+from serving.sizing import CALL_SECONDS, CALLS, Demand
+from serving.tuning import Cost
+
+TWO = Settings(workers=2)
+MIB = 1 << 20
+
+
+def prepared(encoder_seconds: float, decoder_seconds: float) -> Prepared:
+    """Graphs that run 10 rows at once, in so many seconds."""
+    encoder, decoder = (
+        Tuned(None, 0, 1, [Cost(1, seconds), Cost(10, seconds)], 10)  # type: ignore[arg-type]
+        for seconds in (encoder_seconds, decoder_seconds)
+    )
+    return Prepared(None, "", encoder, decoder)  # type: ignore[arg-type]
+
+
+def test_a_call_costs_its_rows_in_full_batches_on_every_lane_it_passes():
+    graphs = prepared(0.1, 0.3)
+    for call, rows_seconds in {"encode": 0.01, "sample": 0.03, "reconstruct": 0.04}.items():
+        found = sizing.need(Demand(call, 1, 5, 0.5), graphs, TWO, 0)
+        assert found.seconds == pytest.approx(CALL_SECONDS + 5 * rows_seconds), call
+
+
+def test_replicas_carry_the_rate_when_one_is_gone():
+    graphs = prepared(0.0, 0.1)
+    for rate in (1, 10, 99, 1000):
+        found = sizing.need(Demand("sample", rate, 10, 0.6), graphs, TWO, 0)
+        each = found.rate / found.replicas
+        assert each == pytest.approx(2 / found.seconds)
+        assert (found.replicas - 1) * each * 0.6 >= rate
+        assert (found.replicas - 2) * each * 0.6 < rate, "one more than needed"
+
+
+def test_memory_holds_every_worker_and_its_queues():
+    small = dataclasses.replace(TWO, queue_mib=16)
+    found = sizing.need(Demand("sample", 1, 1, 0.6), prepared(0.1, 0.1), small, 100 * MIB)
+    assert found.memory_bytes == 200 * MIB
+    assert found.memory_limit_bytes == 200 * MIB + 2 * 2 * 16 * MIB
+
+
+def test_the_autoscaler_is_told_the_rows_that_a_replica_runs_in_a_tenth_of_a_second():
+    found = sizing.need(Demand("sample", 1, 10, 0.6), prepared(0.0, 0.1), TWO, 0)
+    assert found.queue_rows == round(10 * 0.1 * 2 / found.seconds)
+
+
+def test_the_command_knows_the_calls_that_can_be_planned(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["plan", "--call", "nonsense", "--rate", "1"])
+    assert set(re.findall(r"'(\w+)'", capsys.readouterr().err)) - {"nonsense"} <= set(CALLS)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_command_plans_a_real_bundle(toy_bundles, capsys, call):
+    flags = ["--bundles", str(toy_bundles), "--provider", "cpu", "--workers", "3"]
+    status = __main__.main(["plan", *flags, "--rate", "200", "--rows", "4", "--call", call])
+    said = capsys.readouterr().out
+    assert status == 0
+    assert f"200 {call} calls a second, 4 row(s) each, of toy version 1" in said
+    assert re.search(r"^replicas +\d+ ", said, re.M)
+    assert re.search(r"^workers +3 ", said, re.M)
+    request, limit = map(int, re.findall(r"^memory, \w+ +(\d+)Mi", said, re.M))
+    assert limit - request == pytest.approx(3 * 2 * 256, abs=64)
+    assert request > 3 * 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rate", "0"], "--rate and --rows must be above 0"),
+        (["--rate", "1", "--busy", "2"], "--busy above 0 and at most 1"),
+        (["--rate", "1", "--workers", "many"], "--workers=many"),
+        (["--rate", "1", "--default-model", "nobody"], "There is no version of a model in"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_sentence(toy_bundles, capsys, flags, said):
+    assert __main__.main(["plan", "--bundles", str(toy_bundles), *flags]) == 78
+    assert said in capsys.readouterr().err
+
+
+def test_of_several_models_one_must_be_named(publish_toy, tmp_path, capsys):
+    publish_toy(tmp_path, "one")
+    publish_toy(tmp_path, "two")
+    assert __main__.main(["plan", "--bundles", str(tmp_path), "--rate", "1"]) == 78
+    assert "one of the models in" in capsys.readouterr().err
