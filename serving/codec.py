@@ -82,15 +82,7 @@ def read_latents(tensor: pb.Tensor, latent_size: int, max_rows: int, field: str)
 
 def read_rows(rows: pb.Rows, x: XSpec, max_rows: int, field: str) -> Array:
     """x: the model's own dtype and shape, in its range, 1 to max_rows rows."""
-    content = rows.WhichOneof("content")
-    if content is None:
-        raise InvalidInput(
-            field,
-            "missing",
-            f"Send a tensor of {x.dtype} with shape rows, {_listed(x.shape)}"
-            + (", or PNG files" if images.fits(x) else ""),
-        )
-    if content == "png":
+    if _is_png(rows, x, field):
         _check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
         return images.read_pngs(rows.png.files, x, f"{field}.png.files")
     field = f"{field}.tensor"
@@ -102,6 +94,50 @@ def read_rows(rows: pb.Rows, x: XSpec, max_rows: int, field: str) -> Array:
     if (x.dtype == "float32" or (low, high) != (0, 255)) and values.size:
         _check_range(values, low, high, f"{field}.data")
     return values
+
+
+def read_rows_singly(
+    rows: pb.Rows, x: XSpec, max_rows: int, field: str
+) -> tuple[Array, dict[int, str]]:
+    """As read_rows; but a row that cannot be used, and would not keep the others from being read,
+    is the lowest value throughout, and is told of by its number with the reason."""
+    errors: dict[int, str] = {}
+    if _is_png(rows, x, field):
+        files = rows.png.files
+        _check_rows(len(files), max_rows, f"{field}.png.files")
+        if not images.fits(x):
+            raise InvalidInput(field, "this model's rows are no 8-bit images", "Send a tensor")
+        pixels = np.zeros((len(files), *x.shape), np.uint8)
+        for row, file in enumerate(files):
+            try:
+                pixels[row] = images.read_picture(file, x, field)
+            except InvalidInput as error:
+                errors[row] = f"{error.what}. {error.hint}".rstrip(". ")
+        return pixels, errors
+    _check_form(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
+    values = from_tensor(rows.tensor, f"{field}.tensor")
+    low, high = x.range
+    if x.dtype == "uint8" and (low, high) == (0, 255):
+        return values, errors
+    good = ((values >= low) & (values <= high)).reshape(len(values), -1).all(axis=1)  # no NaN is
+    if not good.all():
+        values = values.copy()
+        values[~good] = low
+        reason = f"holds NaN, infinity or numbers outside {low:g} to {high:g}"
+        errors = dict.fromkeys(np.flatnonzero(~good).tolist(), reason)
+    return values, errors
+
+
+def _is_png(rows: pb.Rows, x: XSpec, field: str) -> bool:
+    content = rows.WhichOneof("content")
+    if content is None:
+        raise InvalidInput(
+            field,
+            "missing",
+            f"Send a tensor of {x.dtype} with shape rows, {_listed(x.shape)}"
+            + (", or PNG files" if images.fits(x) else ""),
+        )
+    return bool(content == "png")
 
 
 def write_rows(values: Array, png: bool, into: pb.Rows) -> None:

@@ -14,7 +14,7 @@ from serving.wire import Handler, Status, status
 SCOPE: Final = {
     **dict.fromkeys(("GetModel", "ListModels"), "models"),
     **dict.fromkeys(("Sample", "StreamSamples", "Decode", "Interpolate"), "generate"),
-    **dict.fromkeys(("Encode", "Reconstruct", "Score"), "infer"),
+    **dict.fromkeys(("Encode", "Reconstruct", "StreamReconstruct", "Score"), "infer"),
 }
 """What a method's callers need; others, as reflection, any token."""
 

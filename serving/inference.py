@@ -39,6 +39,16 @@ class Scores:
     log_likelihood: likelihood.Nats | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """x' of some rows, the encoding it was made from, and what it is worth."""
+
+    x: Array  # (rows, *shape)
+    mean: Array  # float32, (rows, latent size)
+    log_var: Array
+    scores: Scores | None  # where they were asked for
+
+
 class Model:
     """One version of a model in service."""
 
@@ -95,7 +105,7 @@ class Model:
 
     async def reconstruct(
         self, x: Array, draw: Draw | None, scores: bool, caller: Caller
-    ) -> tuple[Array, Scores | None]:
+    ) -> Reconstruction:
         """x -> x' through each row's mean, or through `draw` around it; scores on request."""
         if scores:
             self._check_scores("scores")
@@ -103,10 +113,11 @@ class Model:
         source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
         decoded, params, _ = await self.decode(source, caller, params=scores)
         if not scores:
-            return decoded, None
+            return Reconstruction(decoded, mean, log_var, None)
         distortion = await self._distortion(x, params)
         kl = likelihood.kl_to_prior(mean, log_var)
-        return decoded, Scores(kl, -distortion - kl, reconstruction_error=distortion)
+        known = Scores(kl, -distortion - kl, reconstruction_error=distortion)
+        return Reconstruction(decoded, mean, log_var, known)
 
     async def score(self, x: Array, draws: int, seed: int, offset: int, caller: Caller) -> Scores:
         """ELBO and importance-weighted bound of each row with `draws` draws, K.

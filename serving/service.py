@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import secrets
 from collections.abc import AsyncIterator
 
-from serving import codec, latents
+from serving import codec, fields, latents, tasks
 from serving.batcher import Outputs
 from serving.engine import Engine
 from serving.errors import InvalidInput
 from serving.inference import Model
-from serving.latents import POSTERIOR, Draw, Latents
+from serving.latents import Draw, Latents
 from serving.pb import vae_pb2 as pb
+from serving.reconstructing import ReconstructStream
 from serving.repository import Repository
 from serving.settings import Settings
 from serving.sources import Points, Posterior, Prior
-from serving.tasks import Caller, Reply, offload
-
-_WithRows = (
-    pb.SampleResponse
-    | pb.StreamSamplesResponse
-    | pb.DecodeResponse
-    | pb.ReconstructResponse
-    | pb.InterpolateResponse
-)
+from serving.tasks import Caller, Reply
 
 _DEFAULT_DRAWS = 16
 _DEFAULT_CHUNK = 256
-_END = 2**63  # rows are numbered below this
-_HOTTEST = 10.0  # temperature
 
 
 class VaeService:
@@ -42,7 +31,7 @@ class VaeService:
         model = self._repository.find(request.model, request.version, caller)
         manifest = model.manifest
         return pb.GetModelResponse(
-            served_by=_served_by(model),
+            served_by=fields.served_by(model),
             family=manifest.family,
             kind=manifest.x.kind,
             x_shape=manifest.x.shape,
@@ -79,7 +68,7 @@ class VaeService:
         newest = {model.manifest.model: model for model in models}  # the last of each
         ready = [
             pb.ListedModel(
-                version=_served_by(model),
+                version=fields.served_by(model),
                 state=pb.MODEL_STATE_READY,
                 newest=model is newest[model.manifest.model],
                 default=model.manifest.model == repository.default,
@@ -98,10 +87,10 @@ class VaeService:
 
     async def encode(self, request: pb.EncodeRequest, caller: Caller) -> pb.EncodeResponse:
         model = self._repository.find(request.model, request.version, caller)
-        x = await _read_rows(request.x, model, "x")
-        draw = _posterior_draw(request, len(x)) if request.draw else None
+        x = await fields.read_rows(request.x, model, "x")
+        draw = fields.posterior_draw(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, caller)
-        response = pb.EncodeResponse(served_by=_served_by(model))
+        response = pb.EncodeResponse(served_by=fields.served_by(model))
         codec.write_tensor(mean, response.mean)
         codec.write_tensor(log_var, response.log_var)
         if draw is not None:
@@ -119,11 +108,11 @@ class VaeService:
         if wants_params and png:
             raise InvalidInput("format", "parameters are no image", "Ask for FORMAT_RAW")
         x, params, _ = await model.decode(Points(z), caller, params=wants_params)
-        response = pb.DecodeResponse(served_by=_served_by(model))
+        response = pb.DecodeResponse(served_by=fields.served_by(model))
         if wants_params:
             codec.write_tensor(params, response.params)
         else:
-            await _write_rows(x, png, response)
+            await fields.write_rows(x, png, response)
         return response
 
     async def sample(self, request: pb.SampleRequest, caller: Caller) -> pb.SampleResponse:
@@ -135,12 +124,12 @@ class VaeService:
                 "StreamSamples gives any number",
             )
         png = codec.read_format(request.format, model.manifest.x)
-        source = _prior(request, request.count)
+        source = fields.prior(request, request.count)
         x, _, z = await model.decode(source, caller)
         response = pb.SampleResponse(
-            served_by=_served_by(model), seed=source.draw.seed, offset=request.offset
+            served_by=fields.served_by(model), seed=source.draw.seed, offset=request.offset
         )
-        await _write_rows(x, png, response)
+        await fields.write_rows(x, png, response)
         if request.return_z:
             codec.write_tensor(z, response.z)
         return response
@@ -155,7 +144,7 @@ class VaeService:
         if request.count < 1:
             raise InvalidInput("count", "0 rows were asked for", "Ask for 1 or more")
         png = codec.read_format(request.format, model.manifest.x)
-        source = _prior(request, request.count)
+        source = fields.prior(request, request.count)
 
         def begin(start: int) -> tuple[Draw, Reply[Outputs]]:
             part = source.draw.part(start, min(start + chunk, request.count))
@@ -170,9 +159,9 @@ class VaeService:
             if start < request.count:
                 ahead = begin(start)
             response = pb.StreamSamplesResponse(
-                served_by=_served_by(model), seed=part.seed, offset=part.offset
+                served_by=fields.served_by(model), seed=part.seed, offset=part.offset
             )
-            await _write_rows(x, png, response)
+            await fields.write_rows(x, png, response)
             if request.return_z:
                 codec.write_tensor(z, response.z)
             yield response
@@ -182,18 +171,40 @@ class VaeService:
     ) -> pb.ReconstructResponse:
         model = self._repository.find(request.model, request.version, caller)
         png = codec.read_format(request.format, model.manifest.x)
-        x = await _read_rows(request.x, model, "x")
-        draw = _posterior_draw(request, len(x)) if request.draw else None
-        reconstruction, scores = await model.reconstruct(x, draw, request.scores, caller)
+        x = await fields.read_rows(request.x, model, "x")
+        draw = fields.posterior_draw(request, len(x)) if request.draw else None
+        made = await model.reconstruct(x, draw, request.scores, caller)
         response = pb.ReconstructResponse(
-            served_by=_served_by(model), seed=draw.seed if draw else 0
+            served_by=fields.served_by(model), seed=draw.seed if draw else 0
         )
-        await _write_rows(reconstruction, png, response)
-        if scores is not None:
-            response.reconstruction_error.extend(scores.reconstruction_error)
-            response.kl.extend(scores.kl)
-            response.elbo.extend(scores.elbo)
+        await fields.write_rows(made.x, png, response)
+        if made.scores is not None:
+            response.reconstruction_error.extend(made.scores.reconstruction_error)
+            response.kl.extend(made.scores.kl)
+            response.elbo.extend(made.scores.elbo)
         return response
+
+    async def stream_reconstruct(
+        self, requests: AsyncIterator[pb.StreamReconstructRequest], caller: Caller
+    ) -> AsyncIterator[pb.StreamReconstructResponse]:
+        first = await anext(requests, None)
+        if first is None:
+            return
+        model = self._repository.find(first.model, first.version, caller)
+        stream = ReconstructStream(model, first, caller)
+
+        async def following(
+            request: pb.StreamReconstructRequest | None = None,
+        ) -> pb.StreamReconstructResponse | None:
+            request = request or await anext(requests, None)
+            return None if request is None else await stream.answer(request)
+
+        # The next message is read and run while this answer is being sent, and no other: a caller
+        # that does not read is not read either.
+        ahead = tasks.spawn(following(first))
+        while (response := await ahead) is not None:
+            ahead = tasks.spawn(following())
+            yield response
 
     async def interpolate(
         self, request: pb.InterpolateRequest, caller: Caller
@@ -213,23 +224,23 @@ class VaeService:
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         way = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
         x, _, _ = await model.decode(Points(way), caller)
-        response = pb.InterpolateResponse(served_by=_served_by(model))
-        await _write_rows(x, png, response)
+        response = pb.InterpolateResponse(served_by=fields.served_by(model))
+        await fields.write_rows(x, png, response)
         if request.return_z:
             codec.write_tensor(way, response.z)
         return response
 
     async def score(self, request: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
         model = self._repository.find(request.model, request.version, caller)
-        x = await _read_rows(request.x, model, "x")
+        x = await fields.read_rows(request.x, model, "x")
         draws = request.draws or _DEFAULT_DRAWS
         most = min(self._settings.max_draws, model.max_rows * 64 // len(x))
         if draws > most:
             raise InvalidInput("draws", f"{draws} is more than {most} for {len(x)} rows")
-        draw = _posterior_draw(request, len(x))
+        draw = fields.posterior_draw(request, len(x))
         scores = await model.score(x, draws, draw.seed, draw.offset, caller)
         return pb.ScoreResponse(
-            served_by=_served_by(model),
+            served_by=fields.served_by(model),
             elbo=scores.elbo,
             log_likelihood=scores.log_likelihood,
             kl=scores.kl,
@@ -242,64 +253,14 @@ async def _end_point(model: Model, point: pb.EndPoint, field: str, caller: Calle
     """The latent of one end of an interpolation, shape (latent size,)."""
     kind = point.WhichOneof("point")
     if kind == "x":
-        x = await _read_rows(point.x, model, f"{field}.x", most=1)
+        x = await fields.read_rows(point.x, model, f"{field}.x", most=1)
         z, _ = await model.encode(x, caller)
     elif kind == "z":
         z = codec.read_latents(point.z, model.manifest.latent_size, 1, f"{field}.z")
     elif kind == "sample":
-        draw = _draw(point.sample.seed, point.sample.index, 1, f"{field}.sample.index")
+        draw = fields.draw(point.sample.seed, point.sample.index, 1, f"{field}.sample.index")
         z = latents.normals([draw], model.manifest.latent_size)
     else:
         raise InvalidInput(field, "missing", "Send one row x, one latent z, or a sample's seed")
     point_z: Latents = z.reshape(-1)
     return point_z
-
-
-def _prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> Prior:
-    temperature = request.temperature if request.HasField("temperature") else 1.0
-    if not 0.0 <= temperature <= _HOTTEST:
-        raise InvalidInput("temperature", f"{temperature:g} is not from 0 to {_HOTTEST:g}")
-    return Prior(_draw(_seed(request), request.offset, rows, "offset"), temperature)
-
-
-def _posterior_draw(
-    request: pb.EncodeRequest | pb.ReconstructRequest | pb.ScoreRequest, rows: int
-) -> Draw:
-    return _draw(_seed(request), request.offset, rows, "offset", POSTERIOR)
-
-
-def _draw(seed: int, offset: int, rows: int, field: str, stream: int = latents.PRIOR) -> Draw:
-    if offset + rows > _END:
-        raise InvalidInput(field, f"{offset} and {rows} rows more go beyond 2^63")
-    return Draw(seed, offset, rows, stream)
-
-
-def _seed(
-    request: pb.SampleRequest
-    | pb.StreamSamplesRequest
-    | pb.EncodeRequest
-    | pb.ReconstructRequest
-    | pb.ScoreRequest,
-) -> int:
-    """The caller's seed, or one of our choice, which the response will name."""
-    return request.seed if request.HasField("seed") else secrets.randbits(64)
-
-
-def _served_by(model: Model) -> pb.ModelVersion:
-    return pb.ModelVersion(
-        model=model.manifest.model, version=model.manifest.version, digest=model.digest
-    )
-
-
-async def _read_rows(rows: pb.Rows, model: Model, field: str, most: int = 0) -> codec.Array:
-    """x, checked; PNG files are decoded off the thread that receives calls."""
-    read = functools.partial(codec.read_rows, rows, model.manifest.x, most or model.max_rows, field)
-    return await offload(read) if rows.WhichOneof("content") == "png" else read()
-
-
-async def _write_rows(values: codec.Array, png: bool, response: _WithRows) -> None:
-    """Fill the response's x; PNG files are compressed off the thread that receives calls."""
-    if png:
-        await offload(codec.write_rows, values, png, response.x)
-    else:
-        codec.write_rows(values, png, response.x)

@@ -129,6 +129,22 @@ def start(coroutine: Coroutine[Any, Any, None]) -> None:
     _Run(coroutine).step()
 
 
+def spawn(coroutine: Coroutine[Any, Any, T]) -> Reply[T]:
+    """Start a coroutine beside this one; the reply is what it returns or raises."""
+    reply: Reply[T] = Reply()
+
+    async def run() -> None:
+        try:
+            result = await coroutine
+        except BaseException as error:  # Cancelled, too, is for who waits
+            reply.fail(error)
+        else:
+            reply.resolve(result)
+
+    start(run())
+    return reply
+
+
 class _Run:
     __slots__ = ("_coroutine",)
 

@@ -112,6 +112,7 @@ class Handler:
 
 Unary = Callable[[Any, Caller], Coroutine[Any, Any, Message]]
 Streaming = Callable[[Any, Caller], AsyncIterator[Message]]
+"""The first argument is the request; or, where requests are a stream, an iterator over them."""
 
 
 FIRST_LANE: Final = {
@@ -127,8 +128,7 @@ def handlers(service: VaeService, door: Door, metrics: Metrics) -> dict[str, Han
     for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
         call = _Method(method.name, getattr(pb, method.input_type.name), door, metrics)
         implementation = getattr(service, _snake_case(method.name))
-        run = call.streaming if method.server_streaming else call.unary
-        table[f"/{SERVICE}/{method.name}"] = Handler(run(implementation), call.refusal)
+        table[f"/{SERVICE}/{method.name}"] = Handler(call.run(method, implementation), call.refusal)
     return table
 
 
@@ -178,6 +178,12 @@ class _Method:
         self._exhausted.inc()
         return _refused(math.ceil(wait * 100) / 100)
 
+    def run(self, method: Any, implementation: Any) -> Run:
+        """How the service's `implementation` of a method is called, by what of it is a stream."""
+        if not method.server_streaming:
+            return self.unary(implementation)
+        return (self.both_ways if method.client_streaming else self.streaming)(implementation)
+
     def unary(self, method: Unary) -> Run:
         async def handle(stream: Stream) -> Status:
             began, model = time.perf_counter(), ""
@@ -200,18 +206,44 @@ class _Method:
 
     def streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            began, model, ended = time.perf_counter(), "", Status()
+            began = time.perf_counter()
             try:
                 request = self._parse(await stream.read(), stream.caller)
-                async for response in method(request, stream.caller):
-                    model = model or _model(response)
-                    await stream.write(response.SerializeToString())
             except (Exception, Cancelled) as error:
                 ended = status(error, self._name)
-            self._count(began, model, ended.code)
-            return ended
+                self._count(began, "", ended.code)
+                return ended
+            return await self._send(began, method(request, stream.caller), stream)
 
         return handle
+
+    def both_ways(self, method: Streaming) -> Run:
+        async def handle(stream: Stream) -> Status:
+            began = time.perf_counter()
+            return await self._send(began, method(self._requests(stream), stream.caller), stream)
+
+        return handle
+
+    async def _requests(self, stream: Stream) -> AsyncIterator[Message]:
+        while (message := await stream.read()) is not None:
+            yield self._parse(message, stream.caller)
+        if stream.caller.cancelled:
+            raise Cancelled  # nobody said that this was all
+
+    async def _send(
+        self, began: float, responses: AsyncIterator[Message], stream: Stream
+    ) -> Status:
+        model, ended = "", Status()
+        try:
+            async for response in responses:
+                model = model or _model(response)
+                await stream.write(response.SerializeToString())
+        except (Exception, Cancelled) as error:
+            ended = status(error, self._name)
+        finally:
+            del responses  # an error's traceback holds this frame, and so would all of the stream
+        self._count(began, model, ended.code)
+        return ended
 
     def _parse(self, data: bytes | None, caller: Caller) -> Message:
         if data is None:

@@ -342,6 +342,62 @@ class ReconstructResponse(_message.Message):
     elbo: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class StreamReconstructRequest(_message.Message):
+    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "scores", "latents", "omit_x")
+    X_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DRAW_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    OMIT_X_FIELD_NUMBER: _ClassVar[int]
+    x: Rows
+    offset: int
+    model: str
+    version: int
+    draw: bool
+    seed: int
+    format: Format
+    scores: bool
+    latents: bool
+    omit_x: bool
+    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., scores: _Optional[bool] = ..., latents: _Optional[bool] = ..., omit_x: _Optional[bool] = ...) -> None: ...
+
+class StreamReconstructResponse(_message.Message):
+    __slots__ = ("served_by", "offset", "x", "reconstruction_error", "kl", "elbo", "mean", "log_var", "seed", "errors")
+    SERVED_BY_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    X_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    ELBO_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    LOG_VAR_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    served_by: ModelVersion
+    offset: int
+    x: Rows
+    reconstruction_error: _containers.RepeatedScalarFieldContainer[float]
+    kl: _containers.RepeatedScalarFieldContainer[float]
+    elbo: _containers.RepeatedScalarFieldContainer[float]
+    mean: Tensor
+    log_var: Tensor
+    seed: int
+    errors: _containers.RepeatedCompositeFieldContainer[RowError]
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., offset: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
+
+class RowError(_message.Message):
+    __slots__ = ("row", "description")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    description: str
+    def __init__(self, row: _Optional[int] = ..., description: _Optional[str] = ...) -> None: ...
+
 class SampledPoint(_message.Message):
     __slots__ = ("seed", "index")
     SEED_FIELD_NUMBER: _ClassVar[int]

@@ -69,6 +69,11 @@ class VaeServiceStub:
                 request_serializer=serving_dot_pb_dot_vae__pb2.ReconstructRequest.SerializeToString,
                 response_deserializer=serving_dot_pb_dot_vae__pb2.ReconstructResponse.FromString,
                 _registered_method=True)
+        self.StreamReconstruct = channel.stream_stream(
+                '/vae.v1.VaeService/StreamReconstruct',
+                request_serializer=serving_dot_pb_dot_vae__pb2.StreamReconstructRequest.SerializeToString,
+                response_deserializer=serving_dot_pb_dot_vae__pb2.StreamReconstructResponse.FromString,
+                _registered_method=True)
         self.Interpolate = channel.unary_unary(
                 '/vae.v1.VaeService/Interpolate',
                 request_serializer=serving_dot_pb_dot_vae__pb2.InterpolateRequest.SerializeToString,
@@ -135,6 +140,16 @@ class VaeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamReconstruct(self, request_iterator, context):
+        """Reconstruct for any number of rows: messages of rows go in and an answer to each comes out, in
+        the same order, as fast as the server computes and the caller reads. A row that cannot be
+        taken is told of in its answer and does not end the stream. The server holds two messages at
+        most. To resume after a failure, send what is not answered yet in a new stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Interpolate(self, request, context):
         """The way through latent space from one end point to the other, both ends included exactly.
         """
@@ -186,6 +201,11 @@ def add_VaeServiceServicer_to_server(servicer, server):
                     servicer.Reconstruct,
                     request_deserializer=serving_dot_pb_dot_vae__pb2.ReconstructRequest.FromString,
                     response_serializer=serving_dot_pb_dot_vae__pb2.ReconstructResponse.SerializeToString,
+            ),
+            'StreamReconstruct': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamReconstruct,
+                    request_deserializer=serving_dot_pb_dot_vae__pb2.StreamReconstructRequest.FromString,
+                    response_serializer=serving_dot_pb_dot_vae__pb2.StreamReconstructResponse.SerializeToString,
             ),
             'Interpolate': grpc.unary_unary_rpc_method_handler(
                     servicer.Interpolate,
@@ -387,6 +407,33 @@ class VaeService:
             '/vae.v1.VaeService/Reconstruct',
             serving_dot_pb_dot_vae__pb2.ReconstructRequest.SerializeToString,
             serving_dot_pb_dot_vae__pb2.ReconstructResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamReconstruct(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/vae.v1.VaeService/StreamReconstruct',
+            serving_dot_pb_dot_vae__pb2.StreamReconstructRequest.SerializeToString,
+            serving_dot_pb_dot_vae__pb2.StreamReconstructResponse.FromString,
             options,
             channel_credentials,
             insecure,

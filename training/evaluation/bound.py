@@ -80,12 +80,16 @@ def bound(
     """
     at_once = max(1, min(at_once, VALUES // math.prod(x.shape[1:])))
     block = max(1, at_once // samples)
+    # Made before the loop: small tensors kept from between large ones would leave the allocator
+    # holes that fit none of the large ones, some MB for each row.
+    estimates = torch.empty(4, len(x), dtype=torch.float64)
     with tqdm(total=len(x), desc=label, unit="row", disable=label is None, mininterval=0.5) as bar:
-        parts = []
         for first in range(0, len(x), block):
-            parts.append(_block(model, x[first : first + block], first, samples, seed, at_once))
-            bar.update(len(parts[-1][0]))
-    distortion, rate, nll, effective = (torch.cat(column) for column in zip(*parts, strict=True))
+            rows = slice(first, min(first + block, len(x)))
+            for row, part in enumerate(_block(model, x[rows], first, samples, seed, at_once)):
+                estimates[row, rows] = part
+            bar.update(rows.stop - rows.start)
+    distortion, rate, nll, effective = estimates
     finite = torch.isfinite(nll) & torch.isfinite(distortion)
     if not finite.all():
         raise RunFailed(

@@ -1,0 +1,131 @@
+"""StreamReconstruct: an answer to each message, in order, whatever one of its rows holds."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import codec, images
+from serving.client import Client
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+
+@pytest.fixture(scope="module")
+def stub(server) -> Iterator[VaeServiceStub]:
+    with grpc.insecure_channel(server.target) as channel:
+        yield VaeServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (50, 4, 4), np.uint8)
+
+
+def messages(x: np.ndarray, rows: int, **first: object) -> list[pb.StreamReconstructRequest]:
+    """x in messages of so many rows; what holds for the stream in the first."""
+    return [
+        pb.StreamReconstructRequest(
+            x=codec.to_rows(x[at : at + rows]), offset=at, **({} if at else first)
+        )
+        for at in range(0, len(x), rows)
+    ]
+
+
+def test_each_message_is_answered_in_order_as_reconstruct_would(stub, server, x):
+    asked = messages(x, 7, scores=True, latents=True)
+    answers = list(stub.StreamReconstruct(iter(asked)))
+    assert [answer.offset for answer in answers] == [message.offset for message in asked]
+    with Client(server.target) as client:
+        wanted, encoding = client.reconstruct(x, scores=True), client.encode(x)
+    for name, column in (("x", wanted.x), ("mean", encoding.mean), ("log_var", encoding.log_var)):
+        parts = [getattr(answer, name) for answer in answers]
+        arrays = [codec.from_tensor(part.tensor if name == "x" else part) for part in parts]
+        np.testing.assert_array_equal(np.concatenate(arrays), column)
+    elbo = [value for answer in answers for value in answer.elbo]
+    np.testing.assert_allclose(elbo, wanted.elbo, rtol=1e-6)
+
+
+def test_one_caller_may_wait_for_each_answer_before_it_sends_more(stub, x):
+    answered = threading.Semaphore(1)
+
+    def one_by_one() -> Iterator[pb.StreamReconstructRequest]:
+        for message in messages(x, 10):
+            assert answered.acquire(timeout=60)
+            yield message
+
+    offsets = []
+    for answer in stub.StreamReconstruct(one_by_one()):
+        offsets.append(answer.offset)
+        answered.release()
+    assert offsets == [0, 10, 20, 30, 40]
+
+
+def test_draws_belong_to_rows_whatever_the_message(stub, x):
+    def elbo(rows: int) -> list[float]:
+        asked = messages(x, rows, scores=True, draw=True, seed=5, omit_x=True)
+        answers = list(stub.StreamReconstruct(iter(asked)))
+        assert not any(answer.HasField("x") for answer in answers)
+        return [value for answer in answers for value in answer.elbo]
+
+    np.testing.assert_allclose(elbo(50), elbo(3), rtol=1e-6)
+
+
+def test_a_bad_row_is_told_of_and_ends_nothing(stub, x):
+    files = images.write_pngs(x[:6])
+    files[1], files[4] = b"no image", images.write_pngs(np.zeros((1, 5, 4), np.uint8))[0]
+    spoiled = pb.StreamReconstructRequest(x=pb.Rows(png=pb.PngImages(files=files)), scores=True)
+    after = pb.StreamReconstructRequest(x=codec.to_rows(x[6:9]), offset=6)
+    first, second = stub.StreamReconstruct(iter([spoiled, after]))
+    assert [error.row for error in first.errors] == [1, 4]
+    assert "not a readable PNG" in first.errors[0].description
+    assert "4 x 5 pixels" in first.errors[1].description
+    np.testing.assert_array_equal(codec.from_tensor(first.x.tensor), x[[0, 2, 3, 5]])
+    assert len(first.elbo) == 4
+    assert not second.errors
+    np.testing.assert_array_equal(codec.from_tensor(second.x.tensor), x[6:9])
+
+
+def test_a_message_of_another_form_ends_the_stream_by_its_name(stub, x):
+    wrong = pb.StreamReconstructRequest(x=codec.to_rows(x[:2, :3]))
+    stream = stub.StreamReconstruct(iter([*messages(x[:5], 5), wrong]))
+    assert next(stream).offset == 0
+    with pytest.raises(grpc.RpcError) as caught:
+        next(stream)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "x.tensor.shape" in caught.value.details()
+
+
+def test_a_stream_of_nothing_ends_well(stub):
+    assert list(stub.StreamReconstruct(iter([]))) == []
+
+
+def test_a_caller_that_does_not_read_is_not_read(stub, x):
+    """The server takes what gRPC's windows and its two messages hold, and no more."""
+    sent = 0
+    stopped = threading.Event()
+
+    def endless() -> Iterator[pb.StreamReconstructRequest]:
+        nonlocal sent
+        rows = np.repeat(x, 80, axis=0)
+        for at in itertools.count():
+            if stopped.is_set():
+                return
+            sent = at
+            yield pb.StreamReconstructRequest(x=codec.to_rows(rows), offset=at)
+
+    stream = stub.StreamReconstruct(endless())
+    assert next(stream).offset == 0
+    # While this one is read by nobody another stream goes on; and this one comes to rest.
+    others, reached = messages(np.repeat(x, 80, axis=0)[:1000], 10), [-1, 0]
+    while reached[-1] != reached[-2]:
+        assert len(list(stub.StreamReconstruct(iter(others)))) == 100
+        reached.append(sent)
+        assert sent < 1000, reached  # 64 MB
+    stopped.set()
+    stream.cancel()
