@@ -51,12 +51,13 @@ class Call:
 
     def __init__(self, data: bytes) -> None:
         self.caller = Caller()
-        self._data = data
+        self._data: bytes | None = data
         self.written: list[bytes] = []
 
     def read(self) -> Reply[bytes | None]:
         reply: Reply[bytes | None] = Reply()
         reply.resolve(self._data)
+        self._data = None  # it was the last
         return reply
 
     def write(self, message: bytes) -> Reply[None]:
@@ -178,6 +179,8 @@ fields = {
     "draw": st.booleans(),
     "scores": st.booleans(),
     "return_z": st.booleans(),
+    "latents": st.booleans(),
+    "omit_x": st.booleans(),
 }
 
 
