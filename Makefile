@@ -14,7 +14,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu test-operate lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-jobs bench-swaps bench-workers clean
+.PHONY: help install demo test test-slow test-data test-gpu test-operate audit-manifests lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers bench-jobs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,15 @@ test-gpu: install  ## the tests that need an NVIDIA GPU
 test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl and Debian's prometheus, nginx)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[operate]'
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
+
+audit-manifests:  ## checkov over the manifests as kustomize builds them
+	$(PYTHON) -m venv build/checkov
+	build/checkov/bin/python -m pip install --quiet checkov
+	{ echo 'resources: [../deploy/k8s/overlays/cpu]'; echo 'components:'; \
+	  for name in monitoring network-policy autoscaling batch-job training-job; do \
+	    echo "- ../deploy/k8s/components/$$name"; done; } > build/kustomization.yaml
+	kubectl kustomize build > build/manifests.yaml
+	build/checkov/bin/checkov --file build/manifests.yaml --framework kubernetes --skip-download --compact --quiet
 
 lint: install  ## style, without changing anything
 	$(RUN)ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,14 @@ def test_the_log_says_what_its_numbers_are(
     flags = [text for name, value in settings.items() for text in (f"--{name}", value)]
     assert cli("train", "--out", tmp_path / "run", *TINY, *flags, "--epochs", 1)[0] == 0
     assert words in lines(tmp_path / "run")[0]["elbo"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_nets_learn_the_same(cli: Cli, whole: Path, tmp_path: Path) -> None:
+    assert cli("train", "--out", tmp_path / "run", *TINY, "--compile")[0] == 0
+    eager, compiled = (checkpoint.load(out / "last.pt") for out in (whole, tmp_path / "run"))
+    torch.testing.assert_close(compiled.weights, eager.weights, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""The server as the manifests start it: their variables in its environment, their probes asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving import access, settings
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+def deployment(documents):
+    return next(d for d in documents if d["kind"] == "Deployment")["spec"]["template"]["spec"]
+
+
+def variables(documents):
+    """What the manifests tell the server, but for what only this machine can say."""
+    name = deployment(documents)["containers"][0]["envFrom"][0]["configMapRef"]["name"]
+    (found,) = [d["data"] for d in documents if d["metadata"]["name"] == name]
+    here = {"LATENTD_HOST": "127.0.0.1", "LATENTD_PORT": "0", "LATENTD_METRICS_PORT": "0"}
+    return found | here
+
+
+def probes(documents):
+    container = deployment(documents)["containers"][0]
+    return {name: probe for name, probe in container.items() if name.endswith("Probe")}
+
+
+def test_probes_find_the_server_that_the_manifests_start(build, toy_bundles, start_server):
+    documents = build("cpu")
+    told = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
+    chosen = settings.read({}, told)
+    server = start_server(**{name: getattr(chosen, name) for name in vars(chosen)})
+    with grpc.insecure_channel(server.target) as channel:
+        for name, probe in probes(documents).items():
+            request = health_pb2.HealthCheckRequest(service=probe["grpc"]["service"])
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+            assert answer.status == SERVING, name
+
+
+def certify(folder: Path) -> None:
+    """Put into a folder what the tls component's Secret holds."""
+    authority = trustme.CA()
+    pair = authority.issue_cert("latentd.latentd.svc", "localhost")
+    authority.cert_pem.write_to_path(folder / "ca.crt")
+    pair.private_key_pem.write_to_path(folder / "tls.key")
+    (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
+
+
+def test_with_tls_and_tokens_the_probes_commands_still_succeed(
+    build, toy_bundles, start_server, tmp_path
+):
+    documents = build("cpu", ["tls"])
+    secret = tmp_path
+    certify(secret)
+    _, line = access.new_token("caller", ["models"])
+    (secret / "tokens.txt").write_text(line + "\n")
+    told = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
+    for mount in ("/tls/", "/tokens/"):
+        told = {k: v.replace(mount, f"{secret}/") for k, v in told.items()}
+    chosen = settings.read({}, told)
+    server = start_server(**{name: getattr(chosen, name) for name in vars(chosen)})
+    port = server.target.rpartition(":")[2]
+    for name, probe in probes(documents).items():
+        _, *command = probe["exec"]["command"]
+        here = [w.replace("/tls/", f"{secret}/").replace(":50051", f":{port}") for w in command]
+        asked = [sys.executable, "-m", "serving", *here]
+        ran = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT)
+        assert ran.returncode == 0, f"{name}: {ran.stdout}{ran.stderr}"
+        # Without the certificate it fails: the server does ask for one.
+        bare = [word for word in asked if not word.startswith(("--tls-cert", "--tls-key"))]
+        assert subprocess.run(bare, capture_output=True, cwd=ROOT).returncode == 1
