@@ -6,6 +6,7 @@ RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
 PROTOC := $(RUN)python -m grpc_tools.protoc -Iserving/pb=protos/vae/v1 --python_out=. --pyi_out=. --grpc_python_out=. protos/vae/v1/vae.proto
 BUF    ?= buf
+FUZZ_SECONDS ?= 60
 
 # What `make train export serve` work on; e.g. make train DATA=images:photos NAME=photos
 DATA   ?= digits
@@ -14,7 +15,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu test-operate audit-manifests lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers bench-jobs clean
+.PHONY: help install demo test test-slow test-data test-gpu test-operate test-faults fuzz audit-manifests lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers bench-jobs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,12 @@ test-data: install  ## the tests on MNIST and Fashion-MNIST (LATENTD_DATA, defau
 
 test-gpu: install  ## the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu --timeout 1200
+
+test-faults: install  ## servers lost, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
+	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not data' --timeout 1200
+
+fuzz: install  ## arbitrary bytes for every method and for the port, FUZZ_SECONDS for each test
+	LATENTD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0
 
 test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl and Debian's prometheus, nginx)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[operate]'

@@ -139,7 +139,11 @@ def read(flags: Mapping[str, str | None], environment: Mapping[str, str] = os.en
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """LATENTD_* variables that set nothing: a typing error, or another program's."""
     known = {_variable(field.name) for field in dataclasses.fields(Settings)}
-    known |= {"LATENTD_SERVER", "LATENTD_DATA"}  # the client's and the tests'
+    known |= {
+        "LATENTD_SERVER",
+        "LATENTD_DATA",
+        "LATENTD_FUZZ_SECONDS",
+    }  # the client's and the tests'
     return sorted(n for n in environment if n.startswith("LATENTD_") and n not in known)
 
 

@@ -6,21 +6,25 @@ import asyncio
 import copy
 import functools
 import inspect
+import queue
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
-from serving.client import calls
+from serving.client import arguments, calls
 from serving.client.calls import CLIENT_TIMEOUT, Call, Timeout
 from serving.client.connection import MIB, Connection, methods
 from serving.client.failures import from_rpc
-from serving.client.results import ModelVersion, Samples
-from serving.client.resume import SampleStream
-from serving.errors import LatentdError
+from serving.client.results import ModelVersion, Samples, StreamedReconstruction
+from serving.client.resume import Backoff, SampleStream
+from serving.client.unanswered import Unanswered
+from serving.codec import Array
+from serving.errors import LatentdError, NotReady
+from serving.pb import vae_pb2 as pb
 
 Chunks: TypeAlias = Generator[Samples, None, None]
 AsyncChunks: TypeAlias = AsyncGenerator[Samples, None]
@@ -194,6 +198,58 @@ class Client(_Caller):
                 responses.cancel()  # also when the caller stops iterating: the server stops too
             if failure is not None and not missing.done:
                 time.sleep(missing.wait_after(failure))
+
+    def stream_reconstruct(
+        self,
+        chunks: Iterable[Array],
+        *,
+        draw: bool = False,
+        seed: int | None = None,
+        offset: int = 0,
+        scores: bool = False,
+        latents: bool = False,
+        omit_x: bool = False,
+        in_flight: int = 4,
+        timeout: float | None = None,
+    ) -> Generator[StreamedReconstruction, None, None]:
+        """As reconstruct, for any number of chunks of rows: an answer to each, in order.
+
+        At most `in_flight` chunks are sent and not yet answered; `chunks` is not read further.
+        Survives the loss or the overload of a server: what is not answered is sent again, after
+        the time that the server names. `timeout` is for the whole stream; None: no deadline.
+        """
+        options = pb.StreamReconstructRequest(
+            draw=draw, scores=scores, latents=latents, omit_x=omit_x
+        )
+        options.model, options.version = self._model, self._version
+        if draw:
+            options.seed = arguments.seed(seed)
+        unanswered = Unanswered(chunks, options, offset, in_flight)
+        backoff = Backoff(timeout, self._connection.attempts)
+        while unanswered.left:
+            requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for request in unanswered.again():
+                requests.put(request)
+            responses = self._methods["StreamReconstruct"](
+                iter(requests.get, None), timeout=backoff.remaining(), metadata=self._metadata
+            )
+            try:
+                while unanswered.left:
+                    for request in unanswered.more():
+                        requests.put(request)
+                    if not unanswered.left:
+                        return
+                    yield unanswered.accept(next(responses))
+                    backoff.progress()
+            except StopIteration:
+                failure: LatentdError = NotReady("The stream ended before its last answer.")
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+            finally:
+                requests.put(None)  # ends the thread of grpc's that reads them
+                responses.cancel()
+            if unanswered.left:
+                time.sleep(backoff.wait_after(failure))
 
 
 class AsyncClient(_Caller):

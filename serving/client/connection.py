@@ -112,6 +112,8 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
     methods = {}
     for method in SERVICE.methods:
         kind = channel.unary_stream if method.server_streaming else channel.unary_unary
+        if method.client_streaming:
+            kind = channel.stream_stream
         methods[method.name] = kind(
             f"/{SERVICE.full_name}/{method.name}",
             request_serializer=message_factory.GetMessageClass(method.input_type).SerializeToString,

@@ -128,6 +128,22 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
+class StreamedReconstruction:
+    """What the model makes of the rows of one chunk. All but `errors` leaves out the rows there."""
+
+    offset: int  # index of the chunk's first row
+    errors: dict[int, str]  # place in the chunk -> why this row could not be taken
+    x: Array  # rows x x_shape in the model's dtype; empty with omit_x=True
+    reconstruction_error: Array  # float32, rows; nats, as the next two; empty without scores=True
+    kl: Array
+    elbo: Array
+    mean: Array | None  # float32, rows x latent size; only with latents=True
+    log_var: Array | None
+    seed: int  # what the draws use; 0 without
+    served_by: ModelVersion
+
+
+@dataclass(frozen=True)
 class Interpolation:
     """The way from one end point to the other, both included."""
 
@@ -224,6 +240,21 @@ def reconstruction(message: pb.ReconstructResponse) -> Reconstruction:
         _floats(message.reconstruction_error) if message.reconstruction_error else None,
         _floats(message.kl) if message.kl else None,
         _floats(message.elbo) if message.elbo else None,
+        message.seed,
+        version(message.served_by),
+    )
+
+
+def streamed_reconstruction(message: pb.StreamReconstructResponse) -> StreamedReconstruction:
+    return StreamedReconstruction(
+        message.offset,
+        {error.row: error.description for error in message.errors},
+        _rows(message.x)[0],
+        _floats(message.reconstruction_error),
+        _floats(message.kl),
+        _floats(message.elbo),
+        _given(message.HasField("mean"), message.mean, "mean"),
+        _given(message.HasField("log_var"), message.log_var, "log_var"),
         message.seed,
         version(message.served_by),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from serving import engine, images
 from serving.bundle import XSpec
 from serving.errors import ConfigError, LatentdError
-from serving.jobs import exits, inputs, job, outputs, worker
+from serving.jobs import exits, inputs, job, outputs, remote, worker
 from serving.jobs.inputs import NAMES, Rows
 from serving.jobs.job import Failed, Share
 from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
@@ -128,7 +128,15 @@ class _Target:
 
 def _target(args: argparse.Namespace) -> _Target:
     if args.server:
-        raise ConfigError("--server is not built yet: use --bundle.")
+        info = remote.look(args.server, args.model)
+        if args.batch_rows > info.limits.max_rows:
+            raise ConfigError(
+                f"--batch-rows {args.batch_rows}: {args.server} takes {info.limits.max_rows} rows "
+                "in one message."
+            )
+        by = info.served_by
+        who = BundleId(by.model, by.version, by.digest)
+        return _Target(None, who, info.x, info.latent_size, info.family)
     loaded = load_bundle(Path(args.bundle))
     m = loaded.manifest
     who = BundleId(m.model, m.version, loaded.digest)
@@ -169,8 +177,8 @@ def _share(args: argparse.Namespace) -> Share:
 
 
 def _processes(args: argparse.Namespace) -> int:
-    if args.processes:
-        return int(args.processes)
+    if args.processes or args.server:
+        return int(args.processes) or 1
     return engine.best_workers(args.provider)
 
 

@@ -50,7 +50,9 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
         "--bundle", metavar="DIR", help="models/digits/3, or models/digits for the newest version"
     )
     model.add_argument(
-        "--server", metavar="HOST:PORT", help="go through a server, as background traffic"
+        "--server",
+        metavar="HOST:PORT",
+        help="go through a server, as background traffic, without --draw, TLS and tokens",
     )
     add("--model", default="", help="of the server (its default)")
     add("--dry-run", action="store_true", help="print the plan and an estimate, write nothing")

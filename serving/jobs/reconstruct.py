@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import bundle, golden, likelihood, loading
-from serving.bundle import Bundle
+from serving.bundle import Bundle, XSpec
 from serving.engine import Engine
 from serving.errors import ConfigError
 from serving.jobs.plan import Wanted
@@ -72,7 +72,9 @@ class Graphs:
         """One batch. Rows that make a graph fail, or for which it gives no finite numbers, are
         found by halving the batch, and left out."""
         if not len(chunk.rows):
-            return Results(chunk.rows, [], chunk.bad, **self._nothing())
+            m = self._manifest
+            empty = nothing(self._wanted, m.x, m.latent_size)
+            return Results(chunk.rows, [], chunk.bad, **empty)
         try:
             columns = self._columns(chunk)
         except Exception as error:  # the runtime has no common base for what it raises
@@ -128,17 +130,16 @@ class Graphs:
         )
         return self.run(rest)
 
-    def _nothing(self) -> dict[str, Array]:
-        """Columns without rows."""
-        m, w = self._manifest, self._wanted
-        latent = dict.fromkeys(("mean", "log_var"), np.empty((0, m.latent_size), np.float32))
-        score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
-        x = {"x": np.empty((0, *m.x.shape), m.x.dtype)}
-        return {
-            **(latent if w.latents else {}),
-            **(score if w.scores else {}),
-            **(x if w.reconstruction != "none" else {}),
-        }
+
+def nothing(wanted: Wanted, x: XSpec, latent_size: int) -> dict[str, Array]:
+    """Columns without rows."""
+    latent = dict.fromkeys(("mean", "log_var"), np.empty((0, latent_size), np.float32))
+    score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
+    return {
+        **(latent if wanted.latents else {}),
+        **(score if wanted.scores else {}),
+        **({"x": np.empty((0, *x.shape), x.dtype)} if wanted.reconstruction != "none" else {}),
+    }
 
 
 def load_bundle(path: Path) -> Bundle:

@@ -18,6 +18,7 @@ from serving.jobs import exits, outputs, shard
 from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Graphs, Reconstruct, load_bundle
+from serving.jobs.remote import Remote
 from serving.jobs.shard import Report
 from serving.jobs.store import Store
 
@@ -88,7 +89,7 @@ def _attempt(
 def reconstruction(setting: Setting) -> Reconstruct:
     """What `setting` says shall run the model."""
     if setting.bundle is None:
-        raise NotImplementedError(setting.server)
+        return Remote(setting.server, setting.plan.bundle, setting.plan.wanted)
     loaded = load_bundle(setting.bundle)
     return Graphs(loaded, setting.plan.wanted, setting.provider)
 

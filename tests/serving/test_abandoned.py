@@ -91,7 +91,7 @@ def are_as_alone(stub: VaeServiceStub, requests, answers) -> bool:
 def test_late_and_cancelled_calls_never_reach_the_engine(server, stub, gate):
     running = stub.Encode.future(encode(0))
     gate.wait_for_a_run()
-    late = [stub.Encode.future(encode(n), timeout=2) for n in range(1, 6)]
+    late = [stub.Encode.future(encode(n), timeout=4) for n in range(1, 6)]
     gone = [stub.Encode.future(encode(n)) for n in range(6, 11)]
     patient = [stub.Encode.future(encode(n)) for n in range(11, 14)]
     wait_for_rows(server, stub, 13 * ROWS)

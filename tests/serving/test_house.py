@@ -30,12 +30,14 @@ SERVER = [
 SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
-CLIENT = ["results", "failures", "connection", "arguments", "calls", "resume", "clients"]
+CLIENT = [
+    *("results", "failures", "connection", "arguments", "calls", "resume", "unanswered", "clients"),
+]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
 JOBS = [
     *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
-    *("reconstruct", "outputs", "store", "shard", "worker", "progress", "sheet", "job"),
+    *("reconstruct", "outputs", "remote", "store", "shard", "worker", "progress", "sheet", "job"),
     *("command", "parser"),
 ]
 
@@ -47,7 +49,12 @@ ORDERS = [
         "client",
         *(f"console.{name}" for name in CONSOLE),
     ],
-    [*SERVER[: SERVER.index("loading") + 1], *(f"jobs.{name}" for name in JOBS)],
+    [
+        *SERVER[: SERVER.index("loading") + 1],
+        *(f"client.{name}" for name in CLIENT),
+        "client",
+        *(f"jobs.{name}" for name in JOBS),
+    ],
 ]
 
 

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec, images
+from serving import codec, images, settings
 from serving.client import Client
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
@@ -129,3 +129,44 @@ def test_a_caller_that_does_not_read_is_not_read(stub, x):
         assert sent < 1000, reached  # 64 MB
     stopped.set()
     stream.cancel()
+
+
+def test_the_client_streams_chunks_and_gets_an_answer_to_each(server, x):
+    with Client(server.target, background=True) as client:
+        chunks = [x[at : at + 8] for at in range(0, len(x), 8)]
+        answers = list(client.stream_reconstruct(iter(chunks), scores=True, in_flight=2))
+        wanted = client.reconstruct(x, scores=True)
+    assert [answer.offset for answer in answers] == list(range(0, len(x), 8))
+    np.testing.assert_array_equal(np.concatenate([answer.x for answer in answers]), x)
+    elbo = np.concatenate([answer.elbo for answer in answers])
+    np.testing.assert_allclose(elbo, wanted.elbo, rtol=1e-6)
+
+
+def test_the_client_reads_no_further_than_may_be_in_flight(server, x):
+    read = 0
+
+    def chunks() -> Iterator[np.ndarray]:
+        nonlocal read
+        for at in range(0, len(x), 5):
+            read += 1
+            yield x[at : at + 5]
+
+    with Client(server.target) as client:
+        for number, _ in enumerate(client.stream_reconstruct(chunks(), in_flight=3), 1):
+            assert read <= number + 2
+        assert list(client.stream_reconstruct(iter([]))) == []
+
+
+def test_the_client_goes_on_where_another_server_takes_over(server, x, toy_bundles, start_server):
+    chosen = {"bundles": str(toy_bundles), "provider": "cpu", "port": "0", "metrics_port": "0"}
+    first = type(server)(settings.read(chosen, environment={}))
+    port = first.server.port
+    answers = []
+    with Client(first.target, timeout=None) as client:
+        for answer in client.stream_reconstruct(iter(x[:, None]), in_flight=3):
+            answers.append(answer)
+            if len(answers) == 20:
+                first.stop()
+                start_server(toy_bundles, port=port)
+    assert [answer.offset for answer in answers] == list(range(len(x)))
+    np.testing.assert_array_equal(np.concatenate([answer.x for answer in answers]), x)

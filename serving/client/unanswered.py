@@ -1,0 +1,84 @@
+"""The chunks of a reconstruction stream that were sent and not yet answered: what to send again.
+
+Knows no transport: the client makes the calls, this keeps count.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from serving.client import arguments, results
+from serving.client.failures import ServiceError
+from serving.client.results import StreamedReconstruction
+from serving.codec import Array
+from serving.pb import vae_pb2 as pb
+
+
+class Unanswered:
+    """What is left of a stream's chunks.
+
+    options:   what the stream's first message says beside its rows
+    offset:    index of the first chunk's first row
+    in_flight: chunks that may wait for their answers
+    """
+
+    def __init__(
+        self,
+        chunks: Iterable[Array],
+        options: pb.StreamReconstructRequest,
+        offset: int,
+        in_flight: int,
+    ) -> None:
+        self._chunks, self._options = iter(chunks), options
+        self._offset, self._in_flight = offset, in_flight
+        self._waiting: deque[pb.StreamReconstructRequest] = deque()
+        self._exhausted = self._begun = False
+
+    @property
+    def left(self) -> bool:
+        """Whether answers are still to come, as far as is known."""
+        return bool(self._waiting) or not self._exhausted
+
+    def again(self) -> Iterator[pb.StreamReconstructRequest]:
+        """What a new stream must begin with."""
+        self._begun = False
+        for request in self._waiting:
+            yield self._first(request)
+
+    def more(self) -> Iterator[pb.StreamReconstructRequest]:
+        """The chunks that may be sent now."""
+        while len(self._waiting) < self._in_flight and not self._exhausted:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                self._exhausted = True
+                return
+            request = pb.StreamReconstructRequest(x=arguments.rows(chunk), offset=self._offset)
+            self._offset += len(chunk)
+            self._waiting.append(request)
+            yield self._first(request)
+
+    def accept(self, response: pb.StreamReconstructResponse) -> StreamedReconstruction:
+        """The answer to the oldest chunk. Raises ServiceError where it is another's, or where
+        another version answers than before."""
+        answer = results.streamed_reconstruction(response)
+        due = self._waiting.popleft().offset if self._waiting else -1
+        if answer.offset != due:
+            raise ServiceError(
+                "DATA_LOSS", f"The answer for row {answer.offset} came where row {due} was due."
+            )
+        # A newer version would give other numbers.
+        by = answer.served_by
+        self._options.model, self._options.version = by.model, by.version
+        return answer
+
+    def _first(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructRequest:
+        """The request; with the options, if it is the stream's first."""
+        if self._begun:
+            return request
+        self._begun = True
+        first = pb.StreamReconstructRequest()
+        first.CopyFrom(self._options)
+        first.x.CopyFrom(request.x)
+        first.offset = request.offset
+        return first

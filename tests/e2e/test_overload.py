@@ -1,0 +1,153 @@
+"""Ten times what the server can do, over the wire: refused in order, and over when it is over."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.request
+from collections import Counter
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from http2 import Connection, body, call, message
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.client import Client
+from serving.pb import vae_pb2 as pb
+
+ROWS = 2048  # of a call: so few calls are too much that one connection brings ten times as many
+PATIENCE = b"200m"  # grpc-timeout, milliseconds
+OK, EXPIRED, EXHAUSTED = 0, 4, 8
+TIMES = 10
+HEALTH_SECONDS = 1.0  # in which health has to answer
+
+
+class Flood:
+    """Calls over one connection at a steady rate, whatever becomes of them."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = Connection(port)
+        self._next = 1
+
+    def send(self, calls: int) -> list[int]:
+        """Begin some calls; their streams."""
+        streams = [self._next + 2 * i for i in range(calls)]
+        self._next += 2 * calls
+        path, timeout = "/vae.v1.VaeService/Sample", (b"grpc-timeout", PATIENCE)
+        request = pb.SampleRequest(count=ROWS, seed=7).SerializeToString()
+        self.connection.send(*(call(s, path, timeout) + body(s, message(request)) for s in streams))
+        return streams
+
+    def capacity(self) -> float:
+        """Calls a second that are answered when two are always under way."""
+        began, calls = time.perf_counter(), 100
+        for _ in range(calls // 2):
+            self.connection.wait_for(*self.send(2))
+        return calls / (time.perf_counter() - began)
+
+    def pour(self, rate: float, seconds: float) -> Counter[int | None]:
+        """Send `rate` calls a second and wait for the ends of all; how many had which status."""
+        reader_sees_end = threading.Event()
+        sent: list[int] = []
+
+        def read() -> None:
+            while not reader_sees_end.is_set() or not self._ended(sent):
+                if not self.connection.read():
+                    return
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        began = time.perf_counter()
+        while (passed := time.perf_counter() - began) < seconds:
+            sent += self.send(int(passed * rate) - len(sent))
+            time.sleep(0.005)
+        reader_sees_end.set()
+        sent += self.send(1)  # whose end lets the reader look again
+        reader.join()
+        return Counter(self.connection.answers[stream].status for stream in sent)
+
+    def _ended(self, streams: list[int]) -> bool:
+        answers = self.connection.answers
+        return all(stream in answers and answers[stream].ended for stream in streams)
+
+
+class Others:
+    """Meanwhile: the prober, and a client with patience and the usual policy of retries."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._over = threading.Event()
+        self.probes = self.samples = 0
+        self.failures: list[Exception] = []
+        self._threads = [threading.Thread(target=t) for t in (self._probe, self._sample)]
+
+    def __enter__(self) -> Others:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _probe(self) -> None:
+        with grpc.insecure_channel(self._target) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while not self._over.wait(0.1):
+                try:
+                    answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS)
+                    assert answer.status == answer.SERVING
+                except Exception as error:
+                    self.failures.append(error)
+                self.probes += 1
+
+    def _sample(self) -> None:
+        with Client(self._target) as client:
+            while not self._over.wait(0.01):
+                try:
+                    assert len(client.sample(1)) == 1
+                except Exception as error:
+                    self.failures.append(error)
+                self.samples += 1
+
+
+def waiting(page: str) -> float:
+    with urllib.request.urlopen(page) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    return sum(s.value for f in families for s in f.samples if s.name == "latentd_queue_rows")
+
+
+@pytest.fixture
+def process(serve, toy_bundles):
+    # grpc.aio takes calls so slowly that most of them expire before anybody could refuse them.
+    flags = ("--workers", "1", "--listener", "core", "--max-batch-rows", "64")
+    return serve("--bundles", str(toy_bundles), *flags)
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.slow)])
+def test_ten_times_the_capacity_is_refused_in_order_and_leaves_nothing(process, seconds):
+    target, page = process.ready()
+    flood = Flood(int(target.rpartition(":")[2]))
+    capacity = flood.capacity()
+    with Others(target) as others:
+        ends = flood.pour(TIMES * capacity, seconds)
+    print(f"{capacity:.0f} calls/s, {ends}, {others.probes} probes, {others.samples} samples")
+    assert others.failures == []
+    assert others.probes > 0
+    assert others.samples > 0
+    assert set(ends) <= {OK, EXHAUSTED, EXPIRED}
+    assert ends[OK] > 0
+    assert ends[EXHAUSTED] > sum(ends.values()) / 2
+    for answer in flood.connection.answers.values():
+        if answer.status == EXHAUSTED:
+            info = error_details_pb2.RetryInfo()
+            assert answer.rich.details[0].Unpack(info)
+            assert info.retry_delay.ToMilliseconds() > 0
+            assert int(answer.headers[b"grpc-retry-pushback-ms"]) > 0
+    assert waiting(page) == 0
+    for _ in range(20):  # each in its 200 ms again
+        assert flood.connection.wait_for(*flood.send(1))[0].status == OK
+    flood.connection.socket.close()
