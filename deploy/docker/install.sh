@@ -8,9 +8,9 @@ prefix=$2
 
 case $variant in
     cpu) set -- '.[serve-core]' onnxruntime ;; # a tenth of onnxruntime-gpu's size
-    cuda) set -- '.[serve,cuda]' ;;
+    cuda) set -- '.[serve,cuda]' --constraint cuda.txt ;;
     jobs-cpu) set -- '.[serve-core,jobs-core]' onnxruntime ;;
-    jobs-cuda) set -- '.[serve,cuda,jobs-core]' ;;
+    jobs-cuda) set -- '.[serve,cuda,jobs-core]' --constraint cuda.txt ;;
     training) set -- '.[train]' ;;
     *) echo "install.sh: no variant $variant; choose cpu, cuda, jobs-cpu, jobs-cuda or training." >&2; exit 64 ;;
 esac
