@@ -3,8 +3,10 @@ interruption."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,9 +31,7 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
     Standard output and log.jsonl get one JSON line for the run, one for each epoch and one for
     the test rows. Everything that can be wrong with the input is found before `out` is made.
     """
-    # Adam's averages of gradients that have stopped decay into numbers too small to be quick.
-    torch.set_flush_denormal(True)
-    with parallel.processes(_device(config.device)) as device:
+    with _no_denormals(), parallel.processes(_device(config.device)) as device:
         dataset = data.load(config)
         run = Run(_decided(config, dataset.spec.shape, device), dataset, device)
         if saved:
@@ -44,6 +44,17 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
             _epochs(run, out, journal)
             if parallel.first():
                 _finish(run, out, journal)
+
+
+@contextlib.contextmanager
+def _no_denormals() -> Iterator[None]:
+    """Adam's averages of gradients that have stopped decay into numbers too small to be quick: for
+    a while such are zero. Not for longer, for this is the processor's, and others count on it."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _epochs(run: Run, out: Path, journal: Journal) -> None:

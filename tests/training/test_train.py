@@ -65,6 +65,11 @@ def whole(cli: Cli, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
+def test_training_leaves_the_processor_as_it_was(whole: Path) -> None:
+    smallest = np.array([5e-324])
+    assert (smallest * 1.0 > 0).all(), "numbers this small are still flushed to zero"
+
+
 def test_a_real_run(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     done = subprocess.run(
