@@ -12,6 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.door import Door
 from serving.errors import Overloaded
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
 from serving.wire import Handler, Status, status
 
 
@@ -109,3 +111,18 @@ def test_a_call_is_refused_without_its_message_and_told_when_to_come_back(refusi
         health = health_pb2_grpc.HealthStub(channel)
         answer = health.Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert answer.status == answer.SERVING
+
+
+def test_what_the_door_refuses_is_counted_and_told_when_to_come_back(server, monkeypatch):
+    monkeypatch.setattr(Door, "wait", lambda self, lane, deadline: 0.25)
+    shed = {"lane": "decoder", "reason": "door"}
+    before = server.metric("latentd_shed_total", **shed)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = VaeServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Sample(pb.SampleRequest(count=1), timeout=20)
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        trailers = dict(refused.value.trailing_metadata())
+        assert trailers["grpc-retry-pushback-ms"] == "250"
+        assert "grpc-status-details-bin" in trailers
+        assert server.metric("latentd_shed_total", **shed) == before + 1
