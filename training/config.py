@@ -97,7 +97,13 @@ class Config:
     )
     epochs: int = _setting(200, "passes over the training rows", least=1)
     batch_size: int = _setting(128, "rows in a step, over all processes together", least=1)
-    learning_rate: float = _setting(2e-3, "Adam's step size, at its highest", above=0)
+    optimiser: str = _setting(
+        "adam",
+        "adam; muon: matrices are moved by their gradients made orthogonal (Jordan et al., 2024), "
+        "the rest by adam: dearer steps, and fewer",
+        choices=("adam", "muon"),
+    )
+    learning_rate: float = _setting(2e-3, "the step size, at its highest", above=0)
     schedule: str = _setting(
         "constant",
         "of the learning rate over the epochs; cosine: falls to 0; one-cycle: rises for 30% of "

@@ -18,6 +18,7 @@ from training.data import Dataset
 from training.errors import RunFailed, TrainingError
 from training.model import VAE, Model, Terms, build, normal, observe
 from training.objective import objective
+from training.optimiser import Optimiser
 
 _EVALUATION_ROWS: Final = 1024  # in one batch: bounds memory, changes no result
 _SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far
@@ -36,7 +37,7 @@ class Run:
             vae.encoder.compile()
             vae.decoder.compile()
         self.parameters = list(self.model.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, config.learning_rate, fused=True)
+        self.optimiser = Optimiser(config.optimiser, self.model)
         # Two streams, so that the rows' order does not depend on how much noise was drawn.
         self.order = torch.Generator().manual_seed(config.seed)
         self.noise = torch.Generator(device).manual_seed(config.seed)
@@ -104,10 +105,7 @@ class Run:
         norm = torch.nn.utils.get_total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, config.max_gradient_norm, norm)
         finite = torch.isfinite(sums.sum() + norm)
-        # The fused step looks at this on the device: nothing waits for the answer.
-        self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self.optimiser.param_groups[0]["lr"] = schedules.learning_rate(config, epoch)
-        self.optimiser.step()
+        self.optimiser.step(schedules.learning_rate(config, epoch), finite)
         if self.average:
             self.average.follow(self.done)
         self.sums += torch.where(finite, torch.cat((sums, one[None])), 0.0)

@@ -82,10 +82,13 @@ class PowerCut(Exception):
     pass
 
 
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
 @pytest.mark.parametrize("steps", [1, 2, 5, 6, 7, 11])
-def test_between_any_two_steps(steps: int) -> None:
+def test_between_any_two_steps(steps: int, optimiser: str) -> None:
     """One step may not pass on to the next anything that the checkpoint does not hold."""
-    config = Config(hidden=8, latent_size=2, batch_size=250, ema=0.9, k=2, epochs=2, seed=5)
+    config = Config(
+        hidden=8, latent_size=2, batch_size=250, ema=0.9, k=2, epochs=2, seed=5, optimiser=optimiser
+    )
     dataset = data.load(config)
     config = networks.fitted(config, dataset.spec.shape)
     whole = Run(config, dataset, torch.device("cpu"))

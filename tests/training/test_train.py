@@ -280,8 +280,9 @@ def test_bfloat16_learns_what_float32_does() -> None:
     assert abs(elbos[0] - elbos[1]) < 2
 
 
-def test_a_non_finite_step_is_skipped_and_counted() -> None:
-    run = tiny_run()
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_a_non_finite_step_is_skipped_and_counted(optimiser: str) -> None:
+    run = tiny_run(optimiser=optimiser)
     parameter = next(run.model.parameters())
     gradients = iter(range(1000))
     parameter.register_hook(lambda grad: grad * math.nan if next(gradients) == 1 else grad)

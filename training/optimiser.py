@@ -1,0 +1,57 @@
+"""What turns gradients into steps: Adam, or Muon for the matrices and Adam for the rest."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM: Final = 0.95  # Muon's
+
+
+class Optimiser:
+    """Moves a model's parameters by their gradients.
+
+    name: `adam` (Kingma and Ba, 2015, arXiv:1412.6980), or `muon`: the step of a matrix is its
+    gradient's moving average made orthogonal, so that no direction is left behind (Jordan et al.,
+    2024, https://kellerjordan.github.io/posts/muon), scaled to be as long as one of Adam's (Liu et
+    al., 2025, arXiv:2502.16982, eq. 4). Biases and convolutions are Adam's in either case.
+    """
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        parameters = list(model.parameters())
+        matrices = [p for p in parameters if p.ndim == 2] if name == "muon" else []
+        rest = [p for p in parameters if p.ndim != 2] if name == "muon" else parameters
+        self.adam = torch.optim.Adam(rest, fused=True)
+        self.muon = (
+            torch.optim.Muon(
+                matrices, weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
+            )
+            if matrices
+            else None
+        )
+
+    def step(self, learning_rate: float, finite: Tensor) -> None:
+        """Move by one step, or by none where `finite`, a bool (), is False."""
+        # Adam's fused step looks at this on the device: nothing waits for the answer.
+        self.adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.adam.param_groups[0]["lr"] = learning_rate
+        self.adam.step()
+        # Muon's cannot, so with it the host waits.
+        if self.muon and finite:
+            self.muon.param_groups[0]["lr"] = learning_rate
+            self.muon.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data, for `load_state_dict`."""
+        adam = self.adam.state_dict()
+        return {"adam": adam, "muon": self.muon.state_dict()} if self.muon else adam
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another of the same name and model was."""
+        if self.muon:
+            self.adam.load_state_dict(state["adam"])
+            self.muon.load_state_dict(state["muon"])
+        else:
+            self.adam.load_state_dict(state)
