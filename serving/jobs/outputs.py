@@ -92,7 +92,11 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     compression = {name: "none" for name in columns} | {"id": "snappy"}
     if plan.wanted.reconstruction == "raw":
         compression["reconstruction"] = "snappy"
-    pq.write_table(table, file, compression=compression, use_dictionary=False)
+    # Nor does anybody look up ranges of latents or of pixels.
+    statistics = [name for name in columns if name not in (*_LATENTS, "reconstruction")]
+    pq.write_table(
+        table, file, compression=compression, use_dictionary=False, write_statistics=statistics
+    )
 
 
 def _write_npy(results: Results, plan: Plan, file: BinaryIO) -> None:
