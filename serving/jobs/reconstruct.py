@@ -132,10 +132,12 @@ class Graphs:
 def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
     """Which rows have finite numbers only."""
     if "elbo" in columns:  # the sum of all that can be infinite: mean, log_var and p(x | z)
-        return np.isfinite(columns["elbo"])
+        elbo: NDArray[np.bool_] = np.isfinite(columns["elbo"])
+        return elbo
     if "mean" in columns:
-        finite: NDArray[np.bool_] = np.isfinite(columns["mean"]) & np.isfinite(columns["log_var"])
-        return finite.all(axis=1)
+        latents = np.isfinite(np.stack((columns["mean"], columns["log_var"])))
+        finite: NDArray[np.bool_] = latents.all(axis=(0, 2))
+        return finite
     return np.ones(len(columns["x"]), bool)
 
 
