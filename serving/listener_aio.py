@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 
 from serving import tasks, wire
+from serving.statuses import Status
 from serving.tasks import Caller, Cancelled, Reply
-from serving.wire import Handler, Status
+from serving.wire import Handler
 
 log = logging.getLogger(__name__)
 
