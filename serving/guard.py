@@ -8,8 +8,9 @@ from typing import Final
 from serving.access import Access
 from serving.errors import NotAllowed, NotAuthenticated
 from serving.metrics import Metrics
+from serving.statuses import Status, status
 from serving.tasks import Caller
-from serving.wire import Handler, Status, status
+from serving.wire import Handler
 
 SCOPE: Final = {
     **dict.fromkeys(("GetModel", "ListModels"), "models"),
@@ -34,7 +35,7 @@ def _guarded(path: str, inner: Handler, access: Access, metrics: Metrics) -> Han
         try:
             access.check(caller.authorization, scope)
         except (NotAuthenticated, NotAllowed) as error:
-            refused = status(error, method)
+            refused = status(error, method, caller.account.request_id)
             metrics.requests.labels(method, "", refused.code.name).inc()
             return refused
         return inner.refusal(caller)

@@ -22,8 +22,9 @@ import grpc
 from serving import batcher, tasks, wire
 from serving.errors import ConfigError
 from serving.listener_aio import AioListener
+from serving.statuses import Status
 from serving.tasks import Caller, Cancelled, Reply
-from serving.wire import Handler, Status
+from serving.wire import Handler
 
 log = logging.getLogger(__name__)
 

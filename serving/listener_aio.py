@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 
 from serving import tasks, wire
+from serving.statuses import Status
 from serving.tasks import Caller, Cancelled, Reply
-from serving.wire import Handler, Status
+from serving.wire import Handler
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,9 @@ def _run(handler: Handler) -> Callable[[Any, Context], Coroutine[Any, Any, None]
             raise
         if status.message is not None:
             await context.write(status.message)
-        if status.code is not grpc.StatusCode.OK:
+        if status.code is grpc.StatusCode.OK:
+            context.set_trailing_metadata(status.trailers)
+        else:
             await context.abort(status.code, status.text, status.trailers)
 
     return run

@@ -1,65 +1,36 @@
-"""From bytes to the service's methods and back: parsing, statuses, metrics, the log of failures.
+"""From bytes to the service's methods and back: parsing, serving, refusing.
 
-The one place where errors become gRPC statuses. A `Handler` takes a Stream of bytes and returns the
+A `Handler` takes a Stream of bytes and returns the
 Status to end it with; how streams come off the network is the business of `listener`.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import grpc
-from google.protobuf import any_pb2
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from serving.account import HEADERS
 from serving.door import Door
-from serving.errors import (
-    DeadlineExpired,
-    InvalidInput,
-    ModelNotFound,
-    NotAllowed,
-    NotAuthenticated,
-    NotReady,
-    Overloaded,
-)
+from serving.errors import InvalidInput, Overloaded
+from serving.ledger import Ledger
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
 from serving.service import VaeService
+from serving.statuses import Metadata, Status, refused, status
 from serving.tasks import Caller, Cancelled, Reply
-
-log = logging.getLogger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
 PRIORITY: Final = "latentd-priority"
 BACKGROUND: Final = "background"
 
-STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
-    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
-    NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
-    ModelNotFound: grpc.StatusCode.NOT_FOUND,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExpired: grpc.StatusCode.DEADLINE_EXCEEDED,
-    NotReady: grpc.StatusCode.UNAVAILABLE,
-    Cancelled: grpc.StatusCode.CANCELLED,
-}
-"""Everything else is INTERNAL: one fixed sentence for the caller, the whole story in the log."""
-
 _MOST_HEADER_BYTES: Final = 16_384
 """Of one call. gRPC announces this limit to its clients and (1.85) holds nobody to it."""
-_MOST_TEXT: Final = 1000
-"""Characters of a status: errors may quote what a caller sent, at any length."""
-
-Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class Stream(Protocol):
@@ -73,16 +44,6 @@ class Stream(Protocol):
 
     def write(self, message: bytes) -> Reply[None]:
         """Send a message; answered when the caller's flow control has room for the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How a call ends; with OK perhaps the last message, which then travels in the same write."""
-
-    code: grpc.StatusCode = grpc.StatusCode.OK
-    text: str = ""
-    trailers: Metadata = ()
-    message: bytes | None = None
 
 
 _TOO_MANY_HEADERS: Final = Status(
@@ -122,11 +83,14 @@ FIRST_LANE: Final = {
 """The lane that every call of a method has to pass first."""
 
 
-def handlers(service: VaeService, door: Door, metrics: Metrics) -> dict[str, Handler]:
-    """The handler of each method of the contract, by its path."""
+def handlers(
+    service: VaeService, door: Door, metrics: Metrics, ledger: Callable[[str], Ledger]
+) -> dict[str, Handler]:
+    """The handler of each method of the contract, by its path; `ledger` makes a method's."""
     table: dict[str, Handler] = {}
     for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
-        call = _Method(method.name, getattr(pb, method.input_type.name), door, metrics)
+        request = getattr(pb, method.input_type.name)
+        call = _Method(method.name, request, door, metrics, ledger(method.name))
         implementation = getattr(service, _snake_case(method.name))
         table[f"/{SERVICE}/{method.name}"] = Handler(call.run(method, implementation), call.refusal)
     return table
@@ -137,7 +101,7 @@ async def finish(handler: Handler, stream: Stream) -> Status:
     try:
         return await handler.run(stream)
     except (Exception, Cancelled) as error:
-        return status(error, "A call")
+        return status(error, "A call", stream.caller.account.request_id)
     finally:
         stream.caller.done()
 
@@ -155,14 +119,15 @@ def not_ready() -> dict[str, Handler]:
 class _Method:
     """One method's way from bytes to the service and back."""
 
-    def __init__(self, name: str, request: type[Message], door: Door, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, request: type[Message], door: Door, metrics: Metrics, ledger: Ledger
+    ) -> None:
         self._name, self._request, self._door, self._metrics = name, request, door, metrics
+        self._ledger = ledger
         self._lane = FIRST_LANE.get(name)
-        self._seconds = metrics.request_seconds.labels(name)
         if self._lane:
             self._shed = metrics.shed.labels(self._lane, "door")
             self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
-        self._answered: dict[tuple[str, grpc.StatusCode], Any] = {}
 
     def refusal(self, caller: Caller) -> Status | None:
         """See Handler."""
@@ -176,7 +141,7 @@ class _Method:
             return None
         self._shed.inc()
         self._exhausted.inc()
-        return _refused(math.ceil(wait * 100) / 100)
+        return refused(math.ceil(wait * 100) / 100)
 
     def run(self, method: Any, implementation: Any) -> Run:
         """How the service's `implementation` of a method is called, by what of it is a stream."""
@@ -186,40 +151,41 @@ class _Method:
 
     def unary(self, method: Unary) -> Run:
         async def handle(stream: Stream) -> Status:
-            began, model = time.perf_counter(), ""
+            caller, began, served_by = stream.caller, time.monotonic(), None
+            self._ledger.open(caller.account)
             try:
                 message = await stream.read()
-                began = time.perf_counter()  # the call is complete only with its message
-                request = self._parse(message, stream.caller)
-                response = await method(request, stream.caller)
-                model = _model(response)
+                began = time.monotonic()  # the call is complete only with its message
+                request = self._parse(message, caller)
+                response = await method(request, caller)
+                served_by = _served_by(response)
                 ended = Status(message=response.SerializeToString())
                 self._door.was_right()
             except (Exception, Cancelled) as error:
-                ended = status(error, self._name)
+                ended = status(error, self._name, caller.account.request_id)
                 if isinstance(error, Overloaded) and self._lane:
-                    self._door.was_wrong(self._lane, stream.caller.deadline)
-            self._count(began, model, ended.code)
-            return ended
+                    self._door.was_wrong(self._lane, caller.deadline)
+            return self._ledger.enter(caller.account, began, served_by, ended)
 
         return handle
 
     def streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            began = time.perf_counter()
+            account, began = stream.caller.account, time.monotonic()
+            self._ledger.open(account)
             try:
                 request = self._parse(await stream.read(), stream.caller)
             except (Exception, Cancelled) as error:
-                ended = status(error, self._name)
-                self._count(began, "", ended.code)
-                return ended
+                ended = status(error, self._name, account.request_id)
+                return self._ledger.enter(account, began, None, ended)
             return await self._send(began, method(request, stream.caller), stream)
 
         return handle
 
     def both_ways(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            began = time.perf_counter()
+            began = time.monotonic()
+            self._ledger.open(stream.caller.account)
             return await self._send(began, method(self._requests(stream), stream.caller), stream)
 
         return handle
@@ -233,17 +199,16 @@ class _Method:
     async def _send(
         self, began: float, responses: AsyncIterator[Message], stream: Stream
     ) -> Status:
-        model, ended = "", Status()
+        account, served_by, ended = stream.caller.account, None, Status()
         try:
             async for response in responses:
-                model = model or _model(response)
+                served_by = served_by or _served_by(response)
                 await stream.write(response.SerializeToString())
         except (Exception, Cancelled) as error:
-            ended = status(error, self._name)
+            ended = status(error, self._name, account.request_id)
         finally:
             del responses  # an error's traceback holds this frame, and so would all of the stream
-        self._count(began, model, ended.code)
-        return ended
+        return self._ledger.enter(account, began, served_by, ended)
 
     def _parse(self, data: bytes | None, caller: Caller) -> Message:
         if data is None:
@@ -259,37 +224,6 @@ class _Method:
                 "Generate the client from this server's vae.proto",
             ) from None
 
-    def _count(self, began: float, model: str, code: grpc.StatusCode) -> None:
-        counter = self._answered.get((model, code))
-        if counter is None:
-            counter = self._metrics.requests.labels(self._name, model, code.name)
-            self._answered[model, code] = counter
-        counter.inc()
-        self._seconds.observe(time.perf_counter() - began)
-
-
-def status(error: BaseException, method: str) -> Status:
-    """What an error becomes for the caller."""
-    code = STATUSES.get(type(error))
-    if code is not None:
-        text = str(error)[:_MOST_TEXT]
-        return Status(code, text, _details(error, code, text))
-    if isinstance(error, DecodeError):
-        return Status(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are no message of this method.")
-    request_id = secrets.token_hex(6)
-    log.error("%s failed, request id %s.", method, request_id, exc_info=error)
-    return Status(
-        grpc.StatusCode.INTERNAL,
-        f"The server failed on this request. Its log has more under request id {request_id}.",
-    )
-
-
-@functools.lru_cache(maxsize=1000)
-def _refused(wait: float) -> Status:
-    # Kept: under overload the same few are needed thousands of times a second.
-    what = f"The wait would be about {wait:.2f} s and this call has less left"
-    return status(Overloaded("door", what, wait), "")
-
 
 def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     """The caller that a call's deadline and metadata describe."""
@@ -300,37 +234,14 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
             caller.background = value == BACKGROUND
         elif key == "authorization":
             caller.authorization = str(value)
+        elif key in HEADERS:
+            caller.account.hear(key, value)
     return caller
 
 
-def _details(error: BaseException, code: grpc.StatusCode, text: str) -> Metadata:
-    """The trailing metadata that says what a program can act on."""
-    detail: Message
-    if isinstance(error, InvalidInput):
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=text.removeprefix(f"{error.field}: ")
-        )
-        detail = error_details_pb2.BadRequest(field_violations=[violation])
-        pushback: Metadata = ()
-    elif isinstance(error, Overloaded):
-        delay = Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
-        detail = error_details_pb2.RetryInfo(retry_delay=delay)
-        # What grpc clients with a retry policy obey by themselves.
-        pushback = (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000))),)
-    else:
-        return ()
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    number = code_pb2.Code.Value(code.name)
-    rich = status_pb2.Status(code=number, message=text, details=[packed])
-    return (("grpc-status-details-bin", rich.SerializeToString()), *pushback)
-
-
-def _model(response: Any) -> str:
+def _served_by(response: Any) -> pb.ModelVersion | None:
     """The model that answered, for the metric: never the caller's words, which are unbounded."""
-    served_by = getattr(response, "served_by", None)
-    return served_by.model if served_by is not None else ""
+    return getattr(response, "served_by", None)
 
 
 def _snake_case(name: str) -> str:

@@ -14,7 +14,8 @@ from serving.door import Door
 from serving.errors import Overloaded
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.wire import Handler, Status, status
+from serving.statuses import Status, status
+from serving.wire import Handler
 
 
 class House:
@@ -78,7 +79,7 @@ def test_a_large_request_that_a_lane_refuses_teaches_the_door_nothing():
 def refusing(server):
     """The server, its Sample refusing at the door."""
     before = server.server._listener.handlers
-    refusal = status(Overloaded("door", "Too much to do", 0.25), "Sample")
+    refusal = status(Overloaded("door", "Too much to do", 0.25), "Sample", "")
 
     async def never(stream) -> Status:
         raise AssertionError("the call was read")

@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs", "access", "certificates"),
     *("latents", "likelihood", "images", "codec"),
-    *("tasks", "holds", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
+    *("account", "tasks", "holds", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
     *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
-    *("fields", "reconstructing", "service", "door", "wire", "guard", "health", "reflection"),
+    *("fields", "reconstructing", "service", "statuses", "tracing", "ledger", "door", "wire"),
+    *("guard", "health", "reflection"),
     *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
     *("sizing", "plan"),
 ]
