@@ -18,12 +18,12 @@ from serving.bundle import XSpec
 from serving.errors import ConfigError, LatentdError
 from serving.jobs import exits, inputs, job, outputs, remote, worker
 from serving.jobs.inputs import NAMES, Rows
-from serving.jobs.job import Failed, Share
+from serving.jobs.job import Share
 from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
 from serving.jobs.progress import Progress
 from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.store import ShardManifest, Store
-from serving.jobs.worker import Setting, explain
+from serving.jobs.worker import Failed, Setting, explain
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
 
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     metrics = Path(args.metrics_file) if args.metrics_file else None
     with Progress(ours, metrics) as progress:
-        manifests = job.run(setting, share, _processes(args), progress)
+        manifests = job.run(setting, share, _processes(args), progress, args.engine)
     seconds = time.monotonic() - began
     print(f"{ours:,} rows in {seconds:,.1f} s, {ours / max(seconds, 1e-9):,.0f} a second.")
     if manifests is None:
@@ -92,7 +92,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     free = shutil.disk_usage(nearest).free
     print(f"About {size / 1e9:,.3f} GB into {folder}, where {free / 1e9:,.1f} GB are free.")
     rows, seconds = _try(args, target, plan, names)
-    processes = min(_processes(args), plan.shards)
+    processes = min(_processes(args) or 1, plan.shards)
     whole = seconds / rows * plan.rows / (processes * share.count)
     print(
         f"{rows / seconds:,.0f} rows a second in one process, tried on {rows:,}; about "
@@ -183,6 +183,8 @@ def _share(args: argparse.Namespace) -> Share:
 
 
 def _processes(args: argparse.Namespace) -> int:
+    if args.engine == "ray":
+        return int(args.processes)  # 0: what the cluster has
     if args.processes or args.server:
         return int(args.processes) or 1
     return engine.best_workers(args.provider)

@@ -77,6 +77,13 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
 
     how = parser.add_argument_group("how")
     how.add_argument("--processes", type=_whole, default=0, help="0: one a CPU, with CUDA one (0)")
+    how.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="ray: so many actors of Ray Data instead, on the cluster of $RAY_ADDRESS or on this "
+        "machine; every node must see --input and --output (processes)",
+    )
     how.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="auto", help="(auto)")
     how.add_argument(
         "--shard-rows", type=_whole, default=0, help=f"rows committed at once (up to {SHARD_ROWS})"

@@ -33,6 +33,14 @@ class Failure:
     what: str
 
 
+class Failed(Exception):
+    """A worker failed; its words and exit status."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        super().__init__(failure.what)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a worker process needs to know to begin.
@@ -58,14 +66,14 @@ def work(
     """
     rows = Rows(plan, store.folder)
     try:
-        held = [i for i in shards if not _attempt(plan, i, rows, store, reconstruct, report, False)]
+        held = [i for i in shards if not attempt(plan, i, rows, store, reconstruct, report, False)]
         for i in held:
-            _attempt(plan, i, rows, store, reconstruct, report, True)
+            attempt(plan, i, rows, store, reconstruct, report, True)
     finally:
         rows.close()
 
 
-def _attempt(
+def attempt(
     plan: Plan,
     index: int,
     rows: Rows,
@@ -74,7 +82,7 @@ def _attempt(
     report: Report,
     wait: bool,
 ) -> bool:
-    """Commit a shard, unless it is; False: another process is at it."""
+    """Commit a shard, unless it is; False: another process is at it, and `wait` was not wanted."""
     with store.locked(index, wait) as ours:
         if not ours:
             return False

@@ -39,6 +39,7 @@ CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 JOBS = [
     *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
     *("reconstruct", "percentiles", "outputs", "remote", "store", "shard", "worker"),
+    "ray_data",
     *("progress", "sheet", "job", "command", "parser"),
 ]
 
