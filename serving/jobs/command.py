@@ -15,6 +15,7 @@ from typing import Any
 
 from serving import engine, images
 from serving.bundle import XSpec
+from serving.client.credentials import Files
 from serving.errors import ConfigError, LatentdError
 from serving.jobs import exits, inputs, job, outputs, remote, worker
 from serving.jobs.inputs import NAMES, Rows
@@ -22,6 +23,7 @@ from serving.jobs.job import Share
 from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
 from serving.jobs.progress import Progress
 from serving.jobs.reconstruct import check_wanted, load_bundle
+from serving.jobs.remote import Server
 from serving.jobs.store import ShardManifest, Store
 from serving.jobs.worker import Failed, Setting, explain
 
@@ -52,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     with contextlib.closing(Store(folder)) as store, store.locked(None, wait=True):
         plan, names = _plan(args, target, job.known_plan(folder))
         job.settle(plan, names, store)
-    setting = Setting(folder, plan, target.bundle, args.provider, args.server or "")
+    setting = Setting(folder, plan, target.bundle, args.provider, _server(args))
     ours = sum(len(plan.shard(i)) for i in range(plan.shards)[share.index :: share.count])
     began = time.monotonic()
     metrics = Path(args.metrics_file) if args.metrics_file else None
@@ -107,7 +109,7 @@ def _try(args: argparse.Namespace, target: _Target, plan: Plan, names: bytes) ->
     """Run the first rows and throw them away: how many, and in how many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / NAMES).write_bytes(names)
-        setting = Setting(Path(folder), plan, target.bundle, args.provider, args.server or "")
+        setting = Setting(Path(folder), plan, target.bundle, args.provider, _server(args))
         reconstruct = worker.reconstruction(setting)
         rows = Rows(plan, Path(folder))
         count = min(plan.rows, _TRIED_ROWS)
@@ -131,8 +133,9 @@ class _Target:
 
 
 def _target(args: argparse.Namespace) -> _Target:
-    if args.server:
-        info = remote.look(args.server, args.model)
+    server = _server(args)
+    if server is not None:
+        info = remote.look(server, args.model)
         if args.batch_rows > info.limits.max_rows:
             raise ConfigError(
                 f"--batch-rows {args.batch_rows}: {args.server} takes {info.limits.max_rows} rows "
@@ -147,6 +150,12 @@ def _target(args: argparse.Namespace) -> _Target:
     who = BundleId(m.model, m.version, loaded.digest)
     # The version's own folder: "the newest" may be another when a worker looks.
     return _Target(loaded.path, who, m.x, m.latent_size, m.family, m.training_scores)
+
+
+def _server(args: argparse.Namespace) -> Server | None:
+    if not args.server:
+        return None
+    return Server(args.server, Files(args.tls_ca, args.tls_cert, args.tls_key, args.token_file))
 
 
 def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tuple[Plan, bytes]:

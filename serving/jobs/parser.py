@@ -52,10 +52,17 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     model.add_argument(
         "--server",
         metavar="HOST:PORT",
-        help="go through a server, as background traffic, without --draw, TLS and tokens",
+        help="go through a server, as background traffic",
     )
-    add("--model", default="", help="of the server (its default)")
     add("--dry-run", action="store_true", help="print the plan and an estimate, write nothing")
+
+    server = parser.add_argument_group("server")
+    add = server.add_argument
+    add("--model", default="", help="(the server's default)")
+    add("--tls-ca", metavar="FILE", help="use TLS, trusting these certificates")
+    add("--tls-cert", metavar="FILE", help="show this certificate (mutual TLS)")
+    add("--tls-key", metavar="FILE", help="its private key")
+    add("--token-file", metavar="FILE", help="send the bearer token in this file")
 
     what = parser.add_argument_group("what is written of each row")
     what.add_argument(

@@ -18,7 +18,7 @@ from serving.jobs import exits, outputs, shard
 from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Graphs, Reconstruct, load_bundle
-from serving.jobs.remote import Remote
+from serving.jobs.remote import Remote, Server
 from serving.jobs.shard import Report
 from serving.jobs.store import Store
 
@@ -46,14 +46,14 @@ class Setting:
     """What a worker process needs to know to begin.
 
     bundle: folder of the bundle; provider: as in engine.Engine
-    server: host:port, to go there instead
+    server: to go there instead
     """
 
     output: Path
     plan: Plan
     bundle: Path | None
     provider: str
-    server: str = ""
+    server: Server | None = None
 
 
 def work(
@@ -97,6 +97,7 @@ def attempt(
 def reconstruction(setting: Setting) -> Reconstruct:
     """What `setting` says shall run the model."""
     if setting.bundle is None:
+        assert setting.server is not None
         return Remote(setting.server, setting.plan.bundle, setting.plan.wanted)
     loaded = load_bundle(setting.bundle)
     return Graphs(loaded, setting.plan.wanted, setting.provider)

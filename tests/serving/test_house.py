@@ -32,7 +32,8 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
-    *("results", "failures", "connection", "arguments", "calls", "resume", "unanswered", "clients"),
+    *("results", "failures", "connection", "credentials", "arguments", "calls", "resume"),
+    *("unanswered", "streaming", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
