@@ -38,8 +38,8 @@ CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
 JOBS = [
     *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
-    *("reconstruct", "outputs", "remote", "store", "shard", "worker", "progress", "sheet", "job"),
-    *("command", "parser"),
+    *("reconstruct", "percentiles", "outputs", "remote", "store", "shard", "worker"),
+    *("progress", "sheet", "job", "command", "parser"),
 ]
 
 ORDERS = [
