@@ -23,28 +23,44 @@ RTOL: Final = 1e-3
 PIXEL_LEVELS: Final = 1
 """uint8 outputs may differ by rounding."""
 
+Array = NDArray[Any]
 _ARRAYS: Final = ("x", "mean", "log_var", "z", "decoded_x", "params")
 
 
-def check(bundle: Bundle, encoder: Graph, decoder: Graph) -> float:
+def check(bundle: Bundle, encoder: Graph, decoder: Graph, batch_rows: int = 0) -> float:
     """Run both graphs on the golden inputs; returns the largest absolute difference of floats.
 
-    Raises BundleError(golden) when the file cannot be used or a difference is beyond tolerance.
+    A graph that pads its batches does so once in each size up to `batch_rows`. Raises
+    BundleError(golden) when the file cannot be used or a difference is beyond tolerance.
     """
     golden = _read(bundle.files[GOLDEN])
+    return max(
+        _run(encoder, golden, "x", {"mean": "mean", "log_var": "log_var"}, batch_rows),
+        _run(decoder, golden, "z", {"x": "decoded_x", "params": "params"}, batch_rows),
+    )
+
+
+def _run(
+    graph: Graph, golden: dict[str, Array], takes: str, gives: dict[str, str], batch_rows: int
+) -> float:
+    """gives: output -> its name in the file."""
     worst = 0.0
-    try:
-        mean, log_var = encoder.run(golden["x"], ["mean", "log_var"])
-        decoded_x, params = decoder.run(golden["z"], ["x", "params"])
-    except Exception as error:
-        raise BundleError("golden", f"A graph fails on its golden inputs: {error}") from error
-    found = {"mean": mean, "log_var": log_var, "decoded_x": decoded_x, "params": params}
-    for name, array in found.items():
-        worst = max(worst, _compare(name, array, golden[name]))
+    for rows in graph.sizes(batch_rows) or [len(golden[takes])]:
+        try:
+            found = graph.run(_sized(golden[takes], rows), list(gives))
+        except Exception as error:
+            raise BundleError("golden", f"A graph fails on its golden inputs: {error}") from error
+        for name, array in zip(gives.values(), found, strict=True):
+            worst = max(worst, _compare(name, array, _sized(golden[name], rows)))
     return worst
 
 
-def _read(data: bytes) -> dict[str, NDArray[Any]]:
+def _sized(array: Array, rows: int) -> Array:
+    """The first rows, or all of them again and again."""
+    return np.resize(array, (rows, *array.shape[1:]))
+
+
+def _read(data: bytes) -> dict[str, Array]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in _ARRAYS}
@@ -52,7 +68,7 @@ def _read(data: bytes) -> dict[str, NDArray[Any]]:
         raise BundleError("golden", f"{GOLDEN} cannot be read: {error}") from None
 
 
-def _compare(name: str, found: NDArray[Any], expected: NDArray[Any]) -> float:
+def _compare(name: str, found: Array, expected: Array) -> float:
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise BundleError(
             "golden",
