@@ -41,6 +41,7 @@ VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 KINDS: Final = ("image", "sequence", "vector")
 DTYPES: Final = ("uint8", "float32")
 FAMILIES: Final = ("vae", "ae")
+PRECISIONS: Final = ("float32", "float16")
 LIKELIHOODS: Final = {"bernoulli": 1, "gaussian": 2, "discretised-logistic": 2}
 """Each likelihood's name and its parameters per element of x: the decoder's `params` output has
 shape (rows, parameters, *x.shape). bernoulli: logits. gaussian: mean, log standard deviation.
@@ -81,6 +82,7 @@ class Manifest:
     parity: dict[str, Any]  # measured at export: batches, rows, largest differences, tolerance
     training: dict[str, Any] = field(default_factory=dict)  # configuration and metrics
     evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, where there was one
+    precision: str = "float32"  # of the graphs' nets; inputs and outputs are float32 or bytes
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {sha256, bytes}
     version: int = 0  # given by publish
     created: str = ""  # UTC, ISO 8601; given by publish
@@ -131,6 +133,7 @@ class Manifest:
             and math.prod(shape) <= 1 << 28,
             "x.range": len(self.x.range) == 2 and self.x.range[0] < self.x.range[1],
             "evaluation": isinstance(self.evaluation, dict),
+            "precision": self.precision in PRECISIONS,
             "files": isinstance(self.files, dict)
             and set(self.files) == set(FILES)
             and all(isinstance(entry, dict) for entry in self.files.values()),
