@@ -28,15 +28,12 @@ log = logging.getLogger(__name__)
 
 Outputs = tuple[Any, ...]
 """What a run gives: arrays whose first axis is the batch's rows; None for what nobody wanted."""
-
 Run = Callable[[Sequence[Share]], Outputs]
-
 Outcome = tuple[Share, Outputs | Exception]
 Answer = tuple[Entry, Outputs | Exception]
 
 MOST_ATTEMPTS: Final = 16
 """Failing runs spent on finding whom to blame for one failed batch."""
-
 
 QUICK_SECONDS: Final = 0.006
 """A batch that takes no longer is run by the thread that received its rows, if that one helps."""
@@ -129,7 +126,7 @@ class Lane:
         """
         entry = Entry(payload, rows, nbytes, caller.deadline, caller.background)
         reply: Reply[Outputs] = Reply(lambda: self._withdraw(entry))
-        entry.reply = reply
+        entry.reply, entry.account = reply, caller.account
         now = self._clock()
         if caller.deadline <= now:
             raise self._expired("when the rows reached the queue")
@@ -218,9 +215,11 @@ class Lane:
         now = self._clock()
         for share in batch:
             if share.start == 0:
+                share.entry.began = now
                 self._queue_seconds.observe(now - share.entry.enqueued_at)
         answers: list[Answer] = []
-        for share, outcome in self._isolate(batch, [MOST_ATTEMPTS]):
+        outcomes, ended = self._isolate(batch, [MOST_ATTEMPTS]), self._clock()
+        for share, outcome in outcomes:
             entry = share.entry
             if not isinstance(outcome, Exception):
                 entry.parts.append(outcome)
@@ -228,6 +227,7 @@ class Lane:
                     continue
                 outcome = _rejoin(entry.parts)
             if self._finish(entry):
+                entry.account.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
                 answers.append((entry, outcome))
         return answers
 

@@ -98,7 +98,9 @@ def _run(handler: Handler) -> Callable[[Any, Context], Coroutine[Any, Any, None]
             raise
         if status.message is not None:
             await context.write(status.message)
-        if status.code is not grpc.StatusCode.OK:
+        if status.code is grpc.StatusCode.OK:
+            context.set_trailing_metadata(status.trailers)
+        else:
             await context.abort(status.code, status.text, status.trailers)
 
     return run

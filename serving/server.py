@@ -18,7 +18,7 @@ from typing import Final
 import grpc
 from prometheus_client import CollectorRegistry
 
-from serving import listener, reflection, wire
+from serving import listener, reflection, tracing, wire
 from serving.access import Access
 from serving.certificates import Certificates
 from serving.door import Door
@@ -27,6 +27,7 @@ from serving.errors import ConfigError
 from serving.exposition import expose
 from serving.guard import guarded
 from serving.health import Health
+from serving.ledger import Ledger
 from serving.metrics import Metrics
 from serving.repository import Repository
 from serving.service import VaeService
@@ -172,7 +173,14 @@ class Server:
         await self.repository.load()
         service = VaeService(self.repository, self._engine, self.settings)
         door = Door(self.repository)
-        handlers = wire.handlers(service, door, self.metrics)
+        tracer = await asyncio.to_thread(tracing.choose, self.settings.tracing)
+        if tracer is not None:
+            self._undo.push_async_callback(asyncio.to_thread, tracer.close)
+
+        def ledger(method: str) -> Ledger:
+            return Ledger(method, self.metrics, self.settings.log_calls, tracer)
+
+        handlers = wire.handlers(service, door, self.metrics, ledger)
         self._listener.handlers = self._own | self._guarded(handlers)
 
     def _guarded(self, handlers: dict[str, Handler]) -> dict[str, Handler]:

@@ -109,6 +109,17 @@ class Settings:
     log_format: str = _setting(
         "text", "Log lines for people or for machines.", choices=("text", "json")
     )
+    log_calls: str = _setting(
+        "none",
+        "Calls to log a line about, with what each cost. What fails inside the server always is.",
+        choices=("none", "failed", "all"),
+    )
+    tracing: str = _setting(
+        "auto",
+        "OpenTelemetry spans of calls. auto sends them where OTEL_EXPORTER_OTLP_ENDPOINT says "
+        "where to; on refuses to start without the tracing extra.",
+        choices=("auto", "on", "off"),
+    )
 
     @property
     def max_message_bytes(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from serving import bundle
 from serving.bundle import Manifest, XSpec
 from serving.errors import BundleError
-from training import checkpoint, data, graphs, parity
+from training import checkpoint, data, graphs, parity, scores
 from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import RowSpec
@@ -77,6 +77,7 @@ def export(
         },
         evaluation=recorded(path, digest(model)),
         precision=precision,
+        training_scores=scores.distribution(model, encoder, decoder, dataset),
     )
     files = {
         bundle.ENCODER: encoder,
@@ -124,6 +125,9 @@ def report(folder: Path) -> dict[str, Any]:
         "bytes": {name: entry["bytes"] for name, entry in manifest.files.items()},
         "opset": manifest.opset,
         "parity": manifest.parity,
+        "training_scores": f"of {manifest.training_scores['rows']} rows"
+        if manifest.training_scores
+        else "none: an autoencoder's rows have no likelihood",
         "evaluation": "of these weights, in the manifest"
         if manifest.evaluation
         else "none of these weights; `evaluate` before `export` records one",

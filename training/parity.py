@@ -60,9 +60,9 @@ def measure(
     elbo = _elbo(model, x, mean, log_var, params)
     tolerance, worst = TOLERANCES[precision], dict.fromkeys(eager, 0.0)
     worst_elbo = 0.0
-    encode, decode = _session(encoder), _session(decoder)
+    encode, decode = session(encoder), session(decoder)
     for batch in BATCHES:
-        onnx = _run(encode, x, batch) | _run(decode, z, batch)
+        onnx = run(encode, x, batch) | run(decode, z, batch)
         for name, expected in eager.items():
             worst[name] = max(
                 worst[name], _compare(name, onnx[name], expected.numpy(), batch, tolerance)
@@ -92,11 +92,13 @@ def _elbo(model: Model, x: Tensor, mean: Tensor, log_var: Tensor, params: Tensor
     return -(distortion + gaussian_kl(mean.double(), log_var.double()))
 
 
-def _session(graph: bytes) -> ort.InferenceSession:
+def session(graph: bytes) -> ort.InferenceSession:
+    """A graph on the CPU, as it is served where there is no GPU."""
     return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
-def _run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Array]:
+def run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Array]:
+    """Every output for `rows`, so many at once."""
     takes = session.get_inputs()[0].name
     gives = [output.name for output in session.get_outputs()]
     parts = [session.run(gives, {takes: part.numpy()}) for part in torch.split(rows, batch)]

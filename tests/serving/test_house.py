@@ -19,20 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs", "access", "certificates"),
     *("latents", "likelihood", "images", "codec"),
-    *("tasks", "holds", "rowqueue", "sources", "batcher", "provider", "bound"),
+    *("account", "tasks", "holds", "rowqueue", "sources", "batcher", "provider", "bound"),
     *("engine", "golden", "tuning"),
     *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
-    *(
-        "fields",
-        "reconstructing",
-        "service",
-        "statuses",
-        "door",
-        "wire",
-        "guard",
-        "health",
-        "reflection",
-    ),
+    *("fields", "reconstructing", "service", "statuses", "tracing", "ledger", "door", "wire"),
+    *("guard", "health", "reflection"),
     *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
     *("sizing", "plan"),
 ]
@@ -48,8 +39,8 @@ CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
 JOBS = [
     *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
-    *("reconstruct", "outputs", "remote", "store", "shard", "worker", "progress", "sheet", "job"),
-    *("command", "parser"),
+    *("reconstruct", "percentiles", "outputs", "remote", "store", "shard", "worker"),
+    *("progress", "sheet", "job", "command", "parser"),
 ]
 
 ORDERS = [
