@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving import engine, images
+from serving import images
 from serving.bundle import XSpec
 from serving.client.credentials import Files
 from serving.errors import ConfigError, LatentdError
@@ -26,6 +26,7 @@ from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.remote import Server
 from serving.jobs.store import ShardManifest, Store
 from serving.jobs.worker import Failed, Setting, explain
+from serving.provider import best_workers
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
 
@@ -196,7 +197,7 @@ def _processes(args: argparse.Namespace) -> int:
         return int(args.processes)  # 0: what the cluster has
     if args.processes or args.server:
         return int(args.processes) or 1
-    return engine.best_workers(args.provider)
+    return best_workers(args.provider)
 
 
 def _say(what: str) -> None:
