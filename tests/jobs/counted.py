@@ -86,7 +86,8 @@ def killed(words: list[str], kills: int, seconds: float, seed: int) -> int:
 
 def count(output: Path) -> np.ndarray:
     """How often each row is in the shards that manifests vouch for."""
-    shards = sorted(m.with_suffix(".parquet") for m in (output / "shards").glob("*.json"))
+    manifests = sorted((output / "shards").glob("_*.json"))
+    shards = [m.with_name(f"{m.stem[1:]}.parquet") for m in manifests]
     rows = [pq.read_table(shard, columns=["row"])["row"].to_numpy() for shard in shards]
     return np.bincount(np.concatenate(rows))
 
