@@ -127,7 +127,7 @@ def main() -> None:
         print(f"{args.rows:,} rows in {seconds:.0f} s; peak {peak >> 10} MiB, of a tenth ", end="")
         print(f"of the rows {tenth >> 10} MiB: {peak / tenth:.2f}x", flush=True)
         words = command(sources, bundle, folder / "killed", "--processes", 2)
-        met = killed(words, args.kills, seconds / 3, seed=0)
+        met = killed(words, args.kills, seconds / args.kills, seed=0)
         times = count(folder / "killed")
         print(
             f"killed {met} times: {(times == 0).sum() + args.rows - len(times)} rows lost, ", end=""
