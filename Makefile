@@ -15,7 +15,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling audit-manifests lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers bench-jobs clean
+.PHONY: help install demo test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard audit-manifests lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers bench-jobs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl an
 
 simulate-scaling: install  ## the manifests' autoscalers on made traffic, as a table and a picture
 	PYTHONPATH=. $(RUN)python tests/deploy/draw_scaling.py deploy/pictures/scaling.png
+
+draw-dashboard: install  ## the dashboard's panels from a real Prometheus under load, as a picture
+	PYTHONPATH=. $(RUN)python tests/deploy/draw_dashboard.py deploy/pictures/dashboard.png
 
 audit-manifests:  ## checkov over the manifests as kustomize builds them
 	$(PYTHON) -m venv build/checkov
