@@ -15,7 +15,11 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard audit-manifests lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers bench-jobs clean
+.PHONY: help install demo clean \
+	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard \
+	audit-manifests lint format typecheck protos protos-check protos-lint \
+	train export serve evaluate compare \
+	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +122,9 @@ bench-swaps: install  ## latency while new versions are swapped in under load
 
 bench-jobs: install  ## batch jobs beside ONNX Runtime in a loop over rows in memory
 	$(RUN)python tests/bench/bench_jobs.py
+
+bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there: tests/bench/GPU.md
+	$(RUN)python tests/bench/bench_gpu.py
 
 bench-training: install  ## a pass of the training loop beside the textbook's, as a table
 	$(RUN)python tests/bench/bench_training.py

@@ -64,6 +64,7 @@ class Lane:
     model: name and version, for the gauges
     run:   called in the lane's thread with the shares of one batch
     clock: the one deadlines are told by
+    begin: called in the lane's own thread before anything else, which then runs every batch
     """
 
     def __init__(
@@ -74,11 +75,12 @@ class Lane:
         run: Run,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        begin: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self._queue = queue
         self._run = run
-        self._clock = clock
+        self._clock, self._begin = clock, begin
         self._changed = threading.Condition()  # guards the queue and the flags
         self._idle = False  # the lane's own thread waits to be called
         self._running = False  # a batch is being run, by whichever thread
@@ -184,7 +186,7 @@ class Lane:
         if self._running or self._promised:
             return
         helped: list[Lane] | None = getattr(_helper, "lanes", None)
-        if helped is not None and self._queue.next_seconds <= QUICK_SECONDS:
+        if helped is not None and not self._begin and self._queue.next_seconds <= QUICK_SECONDS:
             self._promised = True
             helped.append(self)
         elif self._idle:
@@ -193,6 +195,11 @@ class Lane:
 
     def _work(self) -> None:
         """The lane's own thread."""
+        if self._begin:
+            try:
+                self._begin()
+            except Exception:  # whoever sends rows will hear of it, and so will readiness
+                log.exception("The %s failed on its first runs.", self.name)
         while True:
             with self._changed:
                 while self._running or self._promised or not self._queue.rows:

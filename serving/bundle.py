@@ -41,6 +41,7 @@ VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 KINDS: Final = ("image", "sequence", "vector")
 DTYPES: Final = ("uint8", "float32")
 FAMILIES: Final = ("vae", "ae")
+PRECISIONS: Final = ("float32", "float16")
 LIKELIHOODS: Final = {"bernoulli": 1, "gaussian": 2, "discretised-logistic": 2}
 """Each likelihood's name and its parameters per element of x: the decoder's `params` output has
 shape (rows, parameters, *x.shape). bernoulli: logits. gaussian: mean, log standard deviation.
@@ -83,6 +84,7 @@ class Manifest:
     parity: dict[str, Any]  # measured at export: batches, rows, largest differences, tolerance
     training: dict[str, Any] = field(default_factory=dict)  # configuration and metrics
     evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, where there was one
+    precision: str = "float32"  # of the graphs' nets; inputs and outputs are float32 or bytes
     # How training rows score: rows, and for each of `levels` (percent, ascending) the quantile of
     # each of SCORES, in nats. {}: unknown, as in bundles of before, or an autoencoder's.
     training_scores: dict[str, Any] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class Manifest:
             and math.prod(shape) <= 1 << 28,
             "x.range": len(self.x.range) == 2 and self.x.range[0] < self.x.range[1],
             "evaluation": isinstance(self.evaluation, dict),
+            "precision": self.precision in PRECISIONS,
             "training_scores": _are_quantiles(self.training_scores),
             "files": isinstance(self.files, dict)
             and set(self.files) == set(FILES)

@@ -127,7 +127,7 @@ class Server:
 
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
-        self._engine = Engine(self.settings.provider)
+        self._engine = Engine.from_settings(self.settings)
         self.repository = Repository(self.settings, self._engine, self.metrics)
         self._undo.push_async_callback(self.repository.close)
         self._watcher = Watcher(self.repository.look, self.settings.reload_seconds)
@@ -199,10 +199,10 @@ class Server:
         self._watch_engine()
 
     def _watch_engine(self) -> None:
-        vitals = Vitals(self.repository, self.settings.watchdog_seconds)
+        vitals = Vitals(self.repository, self.settings.watchdog_seconds, on_cpu=self._engine.on_cpu)
 
         async def watch() -> None:
-            while not (hung := vitals.hung()):
+            while not (fault := vitals.beyond_help()):
                 suspicious = vitals.suspicious()
                 if suspicious or not self._well:
                     broken = await asyncio.to_thread(vitals.try_out, suspicious)
@@ -211,12 +211,7 @@ class Server:
                         self._well = not broken
                         self._set_health(self._takes_work)
                 await asyncio.sleep(_VITALS_SECONDS)
-            log.critical(
-                "A run of %s has taken more than %g s: it has hung, and nothing but a new process "
-                "helps.",
-                hung,
-                self.settings.watchdog_seconds,
-            )
+            log.critical("%s Nothing but a new process helps.", fault)
             self.metrics.faults.labels("hung").set(1)
             self._on_hung()
 

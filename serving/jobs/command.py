@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving import engine, images
+from serving import images
 from serving.bundle import XSpec
 from serving.errors import ConfigError, LatentdError
 from serving.jobs import exits, inputs, job, outputs, remote, worker
@@ -24,6 +24,7 @@ from serving.jobs.progress import Progress
 from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.store import ShardManifest, Store
 from serving.jobs.worker import Setting, explain
+from serving.provider import best_workers
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
 
@@ -185,7 +186,7 @@ def _share(args: argparse.Namespace) -> Share:
 def _processes(args: argparse.Namespace) -> int:
     if args.processes or args.server:
         return int(args.processes) or 1
-    return engine.best_workers(args.provider)
+    return best_workers(args.provider)
 
 
 def _say(what: str) -> None:

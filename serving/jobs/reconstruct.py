@@ -22,6 +22,7 @@ from serving.errors import ConfigError
 from serving.jobs.plan import Wanted
 from serving.jobs.rows import Array, BadRow, Chunk
 from serving.latents import POSTERIOR, Draw, Latents, normals
+from serving.provider import Provider
 from serving.sources import reparameterise
 
 Floats = NDArray[np.float32]
@@ -55,7 +56,7 @@ class Graphs:
     def __init__(self, loaded: Bundle, wanted: Wanted, provider: str = "auto") -> None:
         """One thread each on a CPU: processes share the CPUs, and results then never depend on how
         many there are. Raises BundleError, ConfigError."""
-        engine = Engine(provider)
+        engine = Engine(Provider(provider))
         takes_x, takes_z = loading.signatures(loaded.manifest)
         self._encoder = engine.load(loaded.files[bundle.ENCODER], takes_x, threads=1)
         self._decoder = engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs", "access", "certificates"),
     *("latents", "likelihood", "images", "codec"),
-    *("account", "tasks", "holds", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
+    *("account", "tasks", "holds", "rowqueue", "sources", "batcher", "provider", "bound"),
+    *("engine", "golden", "tuning"),
     *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
     *("fields", "reconstructing", "service", "statuses", "tracing", "ledger", "door", "wire"),
     *("guard", "health", "reflection"),
@@ -151,7 +152,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         ("port", "fifty", "--port=fifty: this must be a whole number"),
         ("port", "-1", "--port=-1: this must be at least 0"),
         ("max_rows", "0", "--max-rows=0: this must be at least 1"),
-        ("provider", "tpu", "--provider=tpu: choose from auto, cuda, cpu"),
+        ("provider", "tpu", "--provider=tpu: choose from auto, cuda, tensorrt, cpu"),
         ("reflection", "maybe", "--reflection=maybe: say true or false"),
         ("drain_seconds", "inf", "--drain-seconds=inf"),
         ("drain_seconds", "nan", "--drain-seconds=nan"),
