@@ -22,7 +22,7 @@ MODELS ?= models
 	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs bench-gpu
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## create .venv and install everything into it, in the tested versions
 

@@ -33,6 +33,7 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
+    "spans",
     *("results", "failures", "connection", "arguments", "calls", "resume", "unanswered", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
