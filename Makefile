@@ -19,7 +19,7 @@ MODELS ?= models
 	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard \
 	audit-manifests lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
-	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs bench-gpu
+	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs count-jobs bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -125,6 +125,9 @@ bench-jobs: install  ## batch jobs beside ONNX Runtime in a loop over rows in me
 
 bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there: tests/bench/GPU.md
 	$(RUN)python tests/bench/bench_gpu.py
+
+count-jobs: install  ## a million rows, the job killed again and again: none lost, none doubled
+	$(RUN)python tests/jobs/counted.py
 
 bench-training: install  ## a pass of the training loop beside the textbook's, as a table
 	$(RUN)python tests/bench/bench_training.py

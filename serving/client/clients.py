@@ -6,16 +6,22 @@ import asyncio
 import copy
 import functools
 import inspect
-import queue
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+)
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
-from serving.client import arguments, calls
+from serving.client import arguments, calls, streaming
 from serving.client.calls import CLIENT_TIMEOUT, Call, Timeout
 from serving.client.connection import MIB, Connection, methods
 from serving.client.failures import from_rpc
@@ -23,7 +29,7 @@ from serving.client.results import ModelVersion, Samples, StreamedReconstruction
 from serving.client.resume import Backoff, SampleStream
 from serving.client.unanswered import Unanswered
 from serving.codec import Array
-from serving.errors import LatentdError, NotReady
+from serving.errors import LatentdError
 from serving.pb import vae_pb2 as pb
 
 Chunks: TypeAlias = Generator[Samples, None, None]
@@ -89,6 +95,18 @@ class _Caller:
         failure = from_rpc(error, self._connection.target)
         failure.__cause__ = error
         return failure
+
+    def _unanswered(
+        self,
+        options: pb.StreamReconstructRequest,
+        seed: int | None,
+        offset: int,
+        in_flight: int,
+    ) -> Unanswered:
+        options.model, options.version = self._model, self._version
+        if options.draw:
+            options.seed = arguments.seed(seed)
+        return Unanswered(options, offset, in_flight)
 
     def _missing(self, call: Call[Samples]) -> SampleStream:
         timeout = self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout
@@ -221,35 +239,15 @@ class Client(_Caller):
         options = pb.StreamReconstructRequest(
             draw=draw, scores=scores, latents=latents, omit_x=omit_x
         )
-        options.model, options.version = self._model, self._version
-        if draw:
-            options.seed = arguments.seed(seed)
-        unanswered = Unanswered(chunks, options, offset, in_flight)
-        backoff = Backoff(timeout, self._connection.attempts)
-        while unanswered.left:
-            requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            for request in unanswered.again():
-                requests.put(request)
-            responses = self._methods["StreamReconstruct"](
-                iter(requests.get, None), timeout=backoff.remaining(), metadata=self._metadata
-            )
-            try:
-                while unanswered.left:
-                    for request in unanswered.more():
-                        requests.put(request)
-                    if not unanswered.left:
-                        return
-                    yield unanswered.accept(next(responses))
-                    backoff.progress()
-            except StopIteration:
-                failure: LatentdError = NotReady("The stream ended before its last answer.")
-            except grpc.RpcError as error:
-                failure = self._failure(error)
-            finally:
-                requests.put(None)  # ends the thread of grpc's that reads them
-                responses.cancel()
-            if unanswered.left:
-                time.sleep(backoff.wait_after(failure))
+        return streaming.blocking(
+            chunks,
+            self._unanswered(options, seed, offset, in_flight),
+            Backoff(timeout, self._connection.attempts),
+            lambda requests, seconds: self._methods["StreamReconstruct"](
+                requests, timeout=seconds, metadata=self._metadata
+            ),
+            self._failure,
+        )
 
 
 class AsyncClient(_Caller):
@@ -309,3 +307,30 @@ class AsyncClient(_Caller):
                 responses.cancel()  # also when the caller stops iterating: the server stops too
             if failure is not None and not missing.done:
                 await asyncio.sleep(missing.wait_after(failure))
+
+    def stream_reconstruct(
+        self,
+        chunks: Iterable[Array] | AsyncIterable[Array],
+        *,
+        draw: bool = False,
+        seed: int | None = None,
+        offset: int = 0,
+        scores: bool = False,
+        latents: bool = False,
+        omit_x: bool = False,
+        in_flight: int = 4,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[StreamedReconstruction, None]:
+        """As Client.stream_reconstruct; `chunks` may also be an asynchronous iterable."""
+        options = pb.StreamReconstructRequest(
+            draw=draw, scores=scores, latents=latents, omit_x=omit_x
+        )
+        return streaming.awaited(
+            chunks,
+            self._unanswered(options, seed, offset, in_flight),
+            Backoff(timeout, self._connection.attempts),
+            lambda seconds: self._methods["StreamReconstruct"](
+                timeout=seconds, metadata=self._metadata
+            ),
+            self._failure,
+        )
