@@ -19,7 +19,7 @@ MODELS ?= models
 	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard \
 	audit-manifests lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
-	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs count-jobs bench-gpu
+	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,9 @@ bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, 
 
 bench-workers: install  ## the same load on servers of one and of two workers
 	$(RUN)python tests/bench/bench_workers.py
+
+bench-watching: install  ## what an account, a log line and a span add to a call
+	PYTHONPATH=. $(RUN)python tests/bench/bench_watching.py
 
 bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed row by row
 	$(RUN)python tests/bench/bench_decoders.py
