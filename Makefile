@@ -16,13 +16,13 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo clean \
-	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling audit-manifests \
-	lint format typecheck protos protos-check protos-lint \
+	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard \
+	audit-manifests lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
-	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs count-jobs bench-gpu
+	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## create .venv and install everything into it, in the tested versions
 
@@ -59,6 +59,9 @@ test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl an
 
 simulate-scaling: install  ## the manifests' autoscalers on made traffic, as a table and a picture
 	PYTHONPATH=. $(RUN)python tests/deploy/draw_scaling.py deploy/pictures/scaling.png
+
+draw-dashboard: install  ## the dashboard's panels from a real Prometheus under load, as a picture
+	PYTHONPATH=. $(RUN)python tests/deploy/draw_dashboard.py deploy/pictures/dashboard.png
 
 audit-manifests:  ## checkov over the manifests as kustomize builds them
 	$(PYTHON) -m venv build/checkov
@@ -110,6 +113,9 @@ bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, 
 
 bench-workers: install  ## the same load on servers of one and of two workers
 	$(RUN)python tests/bench/bench_workers.py
+
+bench-watching: install  ## what an account, a log line and a span add to a call
+	PYTHONPATH=. $(RUN)python tests/bench/bench_watching.py
 
 bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed row by row
 	$(RUN)python tests/bench/bench_decoders.py

@@ -33,7 +33,7 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
-    *("results", "failures", "connection", "credentials", "arguments", "calls", "resume"),
+    *("spans", "results", "failures", "connection", "credentials", "arguments", "calls", "resume"),
     *("unanswered", "streaming", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
