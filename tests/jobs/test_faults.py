@@ -41,6 +41,7 @@ def test_killed_at_every_step_of_every_commit_it_ends_as_if_nothing_had_been(job
     assert {kill["where"].split()[1] for kill in kills} >= {"fsync", "rename"}
     for kill in kills:
         assert (kill["status"], kill["again"]) == (-signal.SIGKILL, 0), kill
+        assert kill["torn"] == [], kill
         assert jobs.content(Path(kill["output"])) == wanted, kill
 
 
