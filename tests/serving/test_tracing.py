@@ -7,12 +7,14 @@ import json
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import codec, tracing
 from serving.client import AsyncClient, Client
@@ -181,6 +183,28 @@ def test_the_shipped_clients_calls_are_below_the_span_that_is_current(
     for method, span in parents.items():
         assert found[method] == f"{span.get_span_context().span_id:016x}", method
     assert found["Decode"] == ""
+
+
+def test_a_call_that_ends_while_the_server_stops_is_told_of(collector, start_server, toy_bundles):
+    server = start_server(toy_bundles)
+    stopping, held = threading.Thread(target=server.stop), threading.Event()
+
+    def requests():
+        yield pb.StreamReconstructRequest(x=codec.to_rows(np.zeros((1, 4, 4), np.uint8)))
+        assert held.wait(60)
+
+    with grpc.insecure_channel(server.target) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        answers = VaeServiceStub(channel).StreamReconstruct(requests())
+        next(answers)
+        stopping.start()
+        with pytest.raises(grpc.RpcError):
+            list(health)  # it ends when the doors close
+        held.set()
+        assert list(answers) == []
+        stopping.join()
+    assert "StreamReconstruct" in {s.name.rpartition("/")[2] for s in collector.spans()}
 
 
 def test_a_collector_that_is_not_there_costs_no_call(
