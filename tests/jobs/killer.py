@@ -3,11 +3,13 @@
 Usage: killer.py FOLDER RECONSTRUCT_ARGUMENTS...  The job's --output is added here. Each attempt is
 a forked process in which the calls that touch the disk are counted and, before or after the n-th,
 SIGKILL comes; then the command is repeated, unharmed. Prints KILLED and a JSON object for each n:
-where it was killed, and the exit status and output folder of the repetition.
+where it was killed, the manifests that were wrong then, and the exit status and output folder of
+the repetition.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -47,6 +49,18 @@ def kill_at(step: int, told: Path) -> None:
         setattr(os, name, watched)
 
 
+def torn(output: Path) -> list[str]:
+    """Manifests that vouch for a file which is not there, or is another: a reader, who trusts
+    manifests, would be misled."""
+    found = []
+    for path in (output / "shards").glob("_*.json"):
+        shard = path.with_name(f"{path.stem[1:]}.parquet")
+        data = shard.read_bytes() if shard.exists() else b""
+        if hashlib.sha256(data).hexdigest() != json.loads(path.read_bytes())["sha256"]:
+            found.append(path.name)
+    return found
+
+
 def forked(work) -> int:
     """Run `work` in a child; gives its exit status, negative for a signal."""
     child = os.fork()
@@ -71,9 +85,10 @@ def run() -> None:
         status = forked(harmed)
         if status == 0:
             return  # it came through: there are no more steps
+        misled = torn(output)
         again = forked(lambda command=command: main(command))
         where = told.read_text() if told.exists() else ""
-        line = {"step": step, "where": where, "status": status, "again": again}
+        line = {"step": step, "where": where, "status": status, "again": again, "torn": misled}
         print("KILLED", json.dumps(line | {"output": str(output)}), flush=True)
 
 
