@@ -31,7 +31,8 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
-    *("results", "failures", "connection", "arguments", "calls", "resume", "unanswered", "clients"),
+    *("results", "failures", "retries", "connection", "arguments", "calls", "resume"),
+    *("unanswered", "sender", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
