@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 
 from serving import tasks, wire
+from serving.answers import STREAMED, UNARY, Answers
+from serving.errors import Overloaded
 from serving.tasks import Caller, Cancelled, Reply
 from serving.wire import Handler, Status
 
@@ -26,8 +28,10 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class AioListener(grpc.GenericRpcHandler):
     """See listener.Listener."""
 
-    def __init__(self, handlers: Mapping[str, Handler], options: list[tuple[str, int]]) -> None:
-        self.handlers = handlers
+    def __init__(
+        self, handlers: Mapping[str, Handler], options: list[tuple[str, int]], answers: Answers
+    ) -> None:
+        self.handlers, self._answers = handlers, answers
         self._options = options
         self._stopping = False
 
@@ -70,15 +74,17 @@ class AioListener(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """The method handler for a call, as grpc.aio asks for it."""
         handler = self.handlers.get(details.method)
-        return None if handler is None else grpc.stream_stream_rpc_method_handler(_run(handler))
+        if handler is None:
+            return None
+        return grpc.stream_stream_rpc_method_handler(_run(handler, self._answers))
 
 
-def _run(handler: Handler) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+def _run(handler: Handler, answers: Answers) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
     async def run(requests: Any, context: Context) -> None:
-        stream = _AioStream(context)
+        stream = _AioStream(context, answers)
         refusal = handler.refusal(stream.caller)
         if refusal is not None:
-            await context.abort(refusal.code, refusal.text, refusal.trailers)
+            return _end(context, refusal)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Status] = loop.create_future()
 
@@ -96,18 +102,28 @@ def _run(handler: Handler) -> Callable[[Any, Context], Coroutine[Any, Any, None]
             stream.caller.cancel()
             raise
         if status.message is not None:
-            await context.write(status.message)
-        if status.code is not grpc.StatusCode.OK:
-            await context.abort(status.code, status.text, status.trailers)
+            try:
+                await stream.send(status.message, UNARY)
+            except Overloaded as error:
+                status = wire.status(error, "A call")
+        _end(context, status)
 
     return run
+
+
+def _end(context: Context, status: Status) -> None:
+    """Say how the call ends. Abort would do it with an exception, which costs more than the refusal
+    of a call and leaves a cycle of all that the call held."""
+    context.set_trailing_metadata(status.trailers)
+    context.set_code(status.code)
+    context.set_details(status.text)
 
 
 class _AioStream:
     """One call, for handlers that run in any thread."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, answers: Answers) -> None:
+        self._context, self._answers = context, answers
         self._loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
         metadata: Any = context.invocation_metadata() or ()
@@ -121,7 +137,17 @@ class _AioStream:
         return self._in_loop(read())
 
     def write(self, message: bytes) -> Reply[None]:
-        return self._in_loop(self._context.write(message))
+        return self._in_loop(self.send(message, STREAMED))
+
+    async def send(self, message: bytes, copies: int) -> None:
+        """Wait until the message is taken or no longer wanted. Raises Overloaded where too many
+        are not: grpc.aio ends no call before its time, whatever becomes of its handler."""
+        number = self._answers.hold(copies * len(message), None)
+        try:
+            await self._context.write(message)
+        finally:
+            self._answers.release(number)
+            del message  # an error's traceback, which grpc.aio keeps for a while, holds this frame
 
     def _in_loop(self, work: Any) -> Reply[Any]:
         reply: Reply[Any] = Reply()
@@ -129,6 +155,8 @@ class _AioStream:
         async def run() -> None:
             try:
                 reply.resolve(await work)
+            except Overloaded as error:
+                reply.fail(error)
             except (Exception, asyncio.CancelledError):  # the call is over
                 reply.fail(Cancelled())
 

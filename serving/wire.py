@@ -234,14 +234,18 @@ class _Method:
         self, began: float, responses: AsyncIterator[Message], stream: Stream
     ) -> Status:
         model, ended = "", Status()
+        response: Message | None
         try:
             async for response in responses:
                 model = model or _model(response)
                 await stream.write(response.SerializeToString())
+                response = None  # the next may be long in coming
         except (Exception, Cancelled) as error:
             ended = status(error, self._name)
         finally:
-            del responses  # an error's traceback holds this frame, and so would all of the stream
+            # An error's traceback holds this frame, and so would all of the stream.
+            del responses
+            response = None
         self._count(began, model, ended.code)
         return ended
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs", "access", "certificates"),
     *("latents", "likelihood", "images", "codec"),
-    *("tasks", "holds", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
+    *("tasks", "holds", "answers", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
     *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
     *("fields", "reconstructing", "service", "door", "wire", "guard", "health", "reflection"),
     *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
