@@ -11,7 +11,7 @@
     ├── BundleError        a bundle on disk is not what its manifest says
     └── ConfigError        the operator's settings cannot be served
 
-`serving.wire` holds the one table that turns these into gRPC statuses.
+`serving.statuses` holds the one table that turns these into gRPC statuses.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from typing import Final
 from serving.access import Access
 from serving.errors import NotAllowed, NotAuthenticated
 from serving.metrics import Metrics
+from serving.statuses import Status, status
 from serving.tasks import Caller
-from serving.wire import Handler, Status, status
+from serving.wire import Handler
 
 SCOPE: Final = {
     **dict.fromkeys(("GetModel", "ListModels"), "models"),

@@ -8,8 +8,9 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from serving.errors import NotReady
+from serving.statuses import Status
 from serving.tasks import Reply
-from serving.wire import Handler, Status, Stream
+from serving.wire import Handler, Stream
 
 Response = health_pb2.HealthCheckResponse
 

@@ -23,8 +23,9 @@ from serving import batcher, tasks, wire
 from serving.answers import GIVEN_UP, STREAMED, UNARY, Answers
 from serving.errors import ConfigError
 from serving.listener_aio import AioListener
+from serving.statuses import Status
 from serving.tasks import Caller, Cancelled, Reply
-from serving.wire import Handler, Status
+from serving.wire import Handler
 
 log = logging.getLogger(__name__)
 

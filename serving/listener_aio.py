@@ -17,8 +17,9 @@ import grpc
 from serving import tasks, wire
 from serving.answers import STREAMED, UNARY, Answers
 from serving.errors import Overloaded
+from serving.statuses import Status, status
 from serving.tasks import Caller, Cancelled, Reply
-from serving.wire import Handler, Status
+from serving.wire import Handler
 
 log = logging.getLogger(__name__)
 
@@ -88,35 +89,35 @@ def _run(handler: Handler, answers: Answers) -> Callable[[Any, Context], Corouti
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Status] = loop.create_future()
 
-        def end(status: Status) -> None:
+        def end(how: Status) -> None:
             if not ended.done():
-                ended.set_result(status)
+                ended.set_result(how)
 
         async def life() -> None:
             loop.call_soon_threadsafe(end, await wire.finish(handler, stream))
 
         tasks.start(life())
         try:
-            status = await ended
+            how = await ended
         except asyncio.CancelledError:
             stream.caller.cancel()
             raise
-        if status.message is not None:
+        if how.message is not None:
             try:
-                await stream.send(status.message, UNARY)
+                await stream.send(how.message, UNARY)
             except Overloaded as error:
-                status = wire.status(error, "A call")
-        _end(context, status)
+                how = status(error, "A call")
+        _end(context, how)
 
     return run
 
 
-def _end(context: Context, status: Status) -> None:
+def _end(context: Context, how: Status) -> None:
     """Say how the call ends. Abort would do it with an exception, which costs more than the refusal
     of a call and leaves a cycle of all that the call held."""
-    context.set_trailing_metadata(status.trailers)
-    context.set_code(status.code)
-    context.set_details(status.text)
+    context.set_trailing_metadata(how.trailers)
+    context.set_code(how.code)
+    context.set_details(how.text)
 
 
 class _AioStream:
@@ -142,12 +143,14 @@ class _AioStream:
     async def send(self, message: bytes, copies: int) -> None:
         """Wait until the message is taken or no longer wanted. Raises Overloaded where too many
         are not: grpc.aio ends no call before its time, whatever becomes of its handler."""
-        number = self._answers.hold(copies * len(message), None)
         try:
-            await self._context.write(message)
+            number = self._answers.hold(copies * len(message), None)
+            try:
+                await self._context.write(message)
+            finally:
+                self._answers.release(number)
         finally:
-            self._answers.release(number)
-            del message  # an error's traceback, which grpc.aio keeps for a while, holds this frame
+            del message  # the traceback of an error, which may live for a while, holds this frame
 
     def _in_loop(self, work: Any) -> Reply[Any]:
         reply: Reply[Any] = Reply()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving.wire import Handler, Status, Stream
+from serving.statuses import Status
+from serving.wire import Handler, Stream
 
 
 def handlers(services: Sequence[str]) -> dict[str, Handler]:

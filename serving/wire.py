@@ -1,65 +1,34 @@
-"""From bytes to the service's methods and back: parsing, statuses, metrics, the log of failures.
+"""From bytes to the service's methods and back: parsing, statuses, metrics.
 
-The one place where errors become gRPC statuses. A `Handler` takes a Stream of bytes and returns the
+A `Handler` takes a Stream of bytes and returns the
 Status to end it with; how streams come off the network is the business of `listener`.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import grpc
-from google.protobuf import any_pb2
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.door import Door
-from serving.errors import (
-    DeadlineExpired,
-    InvalidInput,
-    ModelNotFound,
-    NotAllowed,
-    NotAuthenticated,
-    NotReady,
-    Overloaded,
-)
+from serving.errors import InvalidInput, Overloaded
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
 from serving.service import VaeService
+from serving.statuses import Metadata, Status, refused, status
 from serving.tasks import Caller, Cancelled, Reply
-
-log = logging.getLogger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
 PRIORITY: Final = "latentd-priority"
 BACKGROUND: Final = "background"
 
-STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
-    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
-    NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
-    ModelNotFound: grpc.StatusCode.NOT_FOUND,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExpired: grpc.StatusCode.DEADLINE_EXCEEDED,
-    NotReady: grpc.StatusCode.UNAVAILABLE,
-    Cancelled: grpc.StatusCode.CANCELLED,
-}
-"""Everything else is INTERNAL: one fixed sentence for the caller, the whole story in the log."""
-
 _MOST_HEADER_BYTES: Final = 16_384
 """Of one call. gRPC announces this limit to its clients and (1.85) holds nobody to it."""
-_MOST_TEXT: Final = 1000
-"""Characters of a status: errors may quote what a caller sent, at any length."""
-
-Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class Stream(Protocol):
@@ -73,16 +42,6 @@ class Stream(Protocol):
 
     def write(self, message: bytes) -> Reply[None]:
         """Send a message; answered when the caller's flow control has room for the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How a call ends; with OK perhaps the last message, which then travels in the same write."""
-
-    code: grpc.StatusCode = grpc.StatusCode.OK
-    text: str = ""
-    trailers: Metadata = ()
-    message: bytes | None = None
 
 
 _TOO_MANY_HEADERS: Final = Status(
@@ -176,7 +135,7 @@ class _Method:
             return None
         self._shed.inc()
         self._exhausted.inc()
-        return _refused(math.ceil(wait * 100) / 100)
+        return refused(math.ceil(wait * 100) / 100)
 
     def run(self, method: Any, implementation: Any) -> Run:
         """How the service's `implementation` of a method is called, by what of it is a stream."""
@@ -272,29 +231,6 @@ class _Method:
         self._seconds.observe(time.perf_counter() - began)
 
 
-def status(error: BaseException, method: str) -> Status:
-    """What an error becomes for the caller."""
-    code = STATUSES.get(type(error))
-    if code is not None:
-        text = str(error)[:_MOST_TEXT]
-        return Status(code, text, _details(error, code, text))
-    if isinstance(error, DecodeError):
-        return Status(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are no message of this method.")
-    request_id = secrets.token_hex(6)
-    log.error("%s failed, request id %s.", method, request_id, exc_info=error)
-    return Status(
-        grpc.StatusCode.INTERNAL,
-        f"The server failed on this request. Its log has more under request id {request_id}.",
-    )
-
-
-@functools.lru_cache(maxsize=1000)
-def _refused(wait: float) -> Status:
-    # Kept: under overload the same few are needed thousands of times a second.
-    what = f"The wait would be about {wait:.2f} s and this call has less left"
-    return status(Overloaded("door", what, wait), "")
-
-
 def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     """The caller that a call's deadline and metadata describe."""
     caller = Caller(time.monotonic() + seconds_left)
@@ -305,30 +241,6 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
         elif key == "authorization":
             caller.authorization = str(value)
     return caller
-
-
-def _details(error: BaseException, code: grpc.StatusCode, text: str) -> Metadata:
-    """The trailing metadata that says what a program can act on."""
-    detail: Message
-    if isinstance(error, InvalidInput):
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=text.removeprefix(f"{error.field}: ")
-        )
-        detail = error_details_pb2.BadRequest(field_violations=[violation])
-        pushback: Metadata = ()
-    elif isinstance(error, Overloaded):
-        delay = Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
-        detail = error_details_pb2.RetryInfo(retry_delay=delay)
-        # What grpc clients with a retry policy obey by themselves.
-        pushback = (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000))),)
-    else:
-        return ()
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    number = code_pb2.Code.Value(code.name)
-    rich = status_pb2.Status(code=number, message=text, details=[packed])
-    return (("grpc-status-details-bin", rich.SerializeToString()), *pushback)
 
 
 def _model(response: Any) -> str:

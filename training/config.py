@@ -137,7 +137,9 @@ class Config:
         choices=("auto", "float32", "bfloat16"),
     )
     compile: bool = _setting(
-        False, "compile the nets with torch.compile, where there is a compiler"
+        False,
+        "compile the nets and the bound with torch.compile, where there is a compiler: a minute "
+        "at first, then shorter steps",
     )
     seed: int = _setting(
         0, "decides the split, the weights, the order and every draw", least=0, below=1 << 63

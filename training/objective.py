@@ -12,7 +12,7 @@ from training.config import Config
 from training.model import AE, Draws, Model, latent_kl
 
 
-def objective(model: Model, draws: Draws, kl_weight: float, free_bits: float) -> Tensor:
+def objective(model: Model, draws: Draws, kl_weight: float | Tensor, free_bits: float) -> Tensor:
     """(rows,), to be raised: with several draws the importance-weighted bound, with one the ELBO
     with its KL weighed. An autoencoder has minus its distortion."""
     if isinstance(model, AE):

@@ -41,7 +41,7 @@ class Optimiser:
         # Muon's cannot, so with it the host waits.
         if self.muon and finite:
             self.muon.param_groups[0]["lr"] = learning_rate
-            self.muon.step()
+            self.muon.step()  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data, for `load_state_dict`."""

@@ -16,7 +16,7 @@ from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import Dataset
 from training.errors import RunFailed, TrainingError
-from training.model import VAE, Model, Terms, build, normal, observe
+from training.model import Model, Terms, build, normal, observe
 from training.objective import objective
 from training.optimiser import Optimiser
 
@@ -32,10 +32,7 @@ class Run:
         self.dataset = data.to(dataset, device)
         self.model = build(config, dataset.spec).to(device)
         self.average = Average(self.model, config.ema) if config.ema else None
-        if config.compile:
-            vae = self.model if isinstance(self.model, VAE) else self.model.net
-            vae.encoder.compile()
-            vae.decoder.compile()
+        self.bound = torch.compile(self._bound) if config.compile else self._bound
         self.parameters = list(self.model.parameters())
         self.optimiser = Optimiser(config.optimiser, self.model)
         # Two streams, so that the rows' order does not depend on how much noise was drawn.
@@ -88,18 +85,14 @@ class Run:
         rows, config, epoch = len(x), self.config, self.done / self.steps
         x = parallel.share(observe(x, self.noise, self.model.binarise))
         noise = normal((config.k, rows, config.latent_size), self.noise)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-        ):
-            draws = self.model.draw(x, parallel.share(noise, axis=1))
-        weight = schedules.kl_weight(config, epoch)
-        raised = objective(self.model, draws, weight, config.free_bits).sum()
+        # A tensor: compiled code holds for one value of a number.
+        weight = torch.tensor(schedules.kl_weight(config, epoch), device=self.device)
+        raised, terms = self.bound(x, parallel.share(noise, axis=1), weight)
         for parameter in self.parameters:
             parameter.grad = None
         (-raised / rows).backward()  # type: ignore[no-untyped-call]
-        terms = self.model.terms(draws)
         one = raised.new_ones(())
-        sums = torch.stack([raised.detach(), *(t.detach().sum() for t in terms), one * len(x)])
+        sums = torch.cat([raised.detach()[None], terms, one[None] * len(x)])
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         parallel.add([*gradients, sums])
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -110,6 +103,16 @@ class Run:
             self.average.follow(self.done)
         self.sums += torch.where(finite, torch.cat((sums, one[None])), 0.0)
         self.step_number += 1
+
+    def _bound(self, x: Tensor, noise: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the rows: of the objective, (), and of each of its Terms, (terms,)."""
+        config = self.config
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        ):
+            draws = self.model.draw(x, noise)
+        raised = objective(self.model, draws, kl_weight, config.free_bits).sum()
+        return raised, torch.stack([term.detach().sum() for term in self.model.terms(draws)])
 
     def _line(self, number: int) -> dict[str, Any]:
         sums = dict(zip(_SUMS, self.sums.tolist(), strict=True))

@@ -103,6 +103,7 @@ def measure(net: str, dataset: Dataset, rounds: int) -> list[dict[str, Any]]:
     ways = {
         "the same batch": settings(net),
         "--precision bfloat16": settings(net, precision="bfloat16"),
+        "--precision bfloat16 --compile": settings(net, precision="bfloat16", compile=True),
         "--precision bfloat16 --batch-size 512": settings(
             net, precision="bfloat16", batch_size=512
         ),

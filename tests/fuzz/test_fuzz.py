@@ -1,11 +1,12 @@
 """Arbitrary and mutated bytes for every method, through the real handlers, service and engine.
 
 A few hundred inputs each by default; `make fuzz FUZZ_SECONDS=300` goes on for that long with new
-ones, and says how many there were.
+ones, and says how many there were. A server that dies fails its test.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import socket
@@ -35,6 +36,7 @@ EXAMPLES = 300  # in one go
 PATIENCE = 30  # seconds for an answer
 MOST_CHUNKS = 3  # of a stream, before its caller leaves
 TOY = XSpec("image", (4, 4), "uint8", (0.0, 255.0))
+TRIED = {"inputs": 0}  # so far, by all the tests
 
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -84,14 +86,22 @@ def ask(handler: wire.Handler, data: bytes) -> tuple[wire.Status, Call]:
 
 def again_and_again(test: Callable[[], None], request: pytest.FixtureRequest) -> None:
     """Run a property once, or with new inputs each time until its seconds are over."""
-    until, number, rounds = time.monotonic() + SECONDS, 0, 0
+    until, rounds = time.monotonic() + SECONDS, 0
+    inner = test.hypothesis.inner_test  # type: ignore[attr-defined]
+    before = TRIED["inputs"]
+
+    @functools.wraps(inner)
+    def counted(*args: object, **kwargs: object) -> None:
+        TRIED["inputs"] += 1
+        inner(*args, **kwargs)
+
+    test.hypothesis.inner_test = counted  # type: ignore[attr-defined]
     while rounds == 0 or time.monotonic() < until:
         seed(rounds)(test)()
         rounds += 1
-        number += EXAMPLES
     if SECONDS:
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f" {number} inputs")
+            print(f" {TRIED['inputs'] - before:,} inputs, {TRIED['inputs']:,} in all")
 
 
 once = settings(

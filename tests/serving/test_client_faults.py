@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from serving import codec, wire
+from serving import codec, statuses
 from serving.client import AsyncClient, Client, ServiceError
 from serving.errors import (
     DeadlineExpired,
@@ -91,7 +91,7 @@ class Scripted(vae_pb2_grpc.VaeServiceServicer):
 
 
 def _abort(context: Any, error: Exception) -> None:
-    ended = wire.status(error, "Sample")
+    ended = statuses.status(error, "Sample")
     code, text, trailers = ended.code, ended.text, ended.trailers
     context.set_trailing_metadata(trailers)
     context.abort(code, text)

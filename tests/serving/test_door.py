@@ -14,7 +14,8 @@ from serving.door import Door
 from serving.errors import Overloaded
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.wire import Handler, Status, status
+from serving.statuses import Status, status
+from serving.wire import Handler
 
 
 class House:

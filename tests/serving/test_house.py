@@ -21,7 +21,17 @@ SERVER = [
     *("latents", "likelihood", "images", "codec"),
     *("tasks", "holds", "answers", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
     *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
-    *("fields", "reconstructing", "service", "door", "wire", "guard", "health", "reflection"),
+    *(
+        "fields",
+        "reconstructing",
+        "service",
+        "statuses",
+        "door",
+        "wire",
+        "guard",
+        "health",
+        "reflection",
+    ),
     *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
     *("sizing", "plan"),
 ]
