@@ -19,6 +19,7 @@ from typing import Any, Final
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from serving import outside
 from serving.errors import BundleError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,9 @@ class Engine:
     def load(self, model: bytes, signature: Signature, threads: int) -> Graph:
         """Make a session of a graph's bytes, with so many threads for a run if it is on the CPU.
 
-        Raises BundleError(engine | signature).
+        Raises BundleError(external | engine | signature).
         """
+        outside.refuse(model)
         options = ort.SessionOptions()
         on_cpu = self.provider == CPU
         options.intra_op_num_threads = threads if on_cpu else 1
