@@ -15,7 +15,11 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-data test-gpu test-operate test-faults fuzz audit-manifests lint format typecheck protos protos-check protos-lint train export serve evaluate compare bench bench-training bench-decoders bench-swaps bench-workers bench-jobs clean
+.PHONY: help install demo clean \
+	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling audit-manifests \
+	lint format typecheck protos protos-check protos-lint \
+	train export serve evaluate compare \
+	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,9 +53,12 @@ test-faults: install  ## servers lost, flooded, fed with nonsense: tests/FAULTS.
 fuzz: install  ## arbitrary bytes for every method and for the port, FUZZ_SECONDS for each test
 	LATENTD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0
 
-test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl and Debian's prometheus, nginx)
+test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl and Debian's prometheus, nginx, haproxy)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[operate]'
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
+
+simulate-scaling: install  ## the manifests' autoscalers on made traffic, as a table and a picture
+	PYTHONPATH=. $(RUN)python tests/deploy/draw_scaling.py deploy/pictures/scaling.png
 
 audit-manifests:  ## checkov over the manifests as kustomize builds them
 	$(PYTHON) -m venv build/checkov
@@ -112,6 +119,9 @@ bench-swaps: install  ## latency while new versions are swapped in under load
 
 bench-jobs: install  ## batch jobs beside ONNX Runtime in a loop over rows in memory
 	$(RUN)python tests/bench/bench_jobs.py
+
+bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there: tests/bench/GPU.md
+	$(RUN)python tests/bench/bench_gpu.py
 
 bench-training: install  ## a pass of the training loop beside the textbook's, as a table
 	$(RUN)python tests/bench/bench_training.py

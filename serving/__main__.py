@@ -124,14 +124,14 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: `latentd client` needs neither onnxruntime nor prometheus-client.
-    from serving import engine, logs, settings
+    from serving import logs, provider, settings
 
     try:
         chosen = settings.read(vars(args))
         logs.configure(chosen.log_level, chosen.log_format)
         for name in settings.unknown_variables():
             logging.getLogger(__name__).warning("%s is set and is no setting of serve.", name)
-        workers = chosen.workers or engine.best_workers(chosen.provider)
+        workers = chosen.workers or provider.best_workers(chosen.provider)
         chosen = dataclasses.replace(chosen, workers=workers)
         return _serve_many(chosen) if workers > 1 else _serve_alone(chosen)
     except ConfigError as error:

@@ -28,15 +28,12 @@ log = logging.getLogger(__name__)
 
 Outputs = tuple[Any, ...]
 """What a run gives: arrays whose first axis is the batch's rows; None for what nobody wanted."""
-
 Run = Callable[[Sequence[Share]], Outputs]
-
 Outcome = tuple[Share, Outputs | Exception]
 Answer = tuple[Entry, Outputs | Exception]
 
 MOST_ATTEMPTS: Final = 16
 """Failing runs spent on finding whom to blame for one failed batch."""
-
 
 QUICK_SECONDS: Final = 0.006
 """A batch that takes no longer is run by the thread that received its rows, if that one helps."""
@@ -67,6 +64,7 @@ class Lane:
     model: name and version, for the gauges
     run:   called in the lane's thread with the shares of one batch
     clock: the one deadlines are told by
+    begin: called in the lane's own thread before anything else, which then runs every batch
     """
 
     def __init__(
@@ -77,11 +75,12 @@ class Lane:
         run: Run,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        begin: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self._queue = queue
         self._run = run
-        self._clock = clock
+        self._clock, self._begin = clock, begin
         self._changed = threading.Condition()  # guards the queue and the flags
         self._idle = False  # the lane's own thread waits to be called
         self._running = False  # a batch is being run, by whichever thread
@@ -127,7 +126,7 @@ class Lane:
         """
         entry = Entry(payload, rows, nbytes, caller.deadline, caller.background)
         reply: Reply[Outputs] = Reply(lambda: self._withdraw(entry))
-        entry.reply = reply
+        entry.reply, entry.account = reply, caller.account
         now = self._clock()
         if caller.deadline <= now:
             raise self._expired("when the rows reached the queue")
@@ -188,7 +187,7 @@ class Lane:
         if self._running or self._promised:
             return
         helped: list[Lane] | None = getattr(_helper, "lanes", None)
-        if helped is not None and self._queue.next_seconds <= QUICK_SECONDS:
+        if helped is not None and not self._begin and self._queue.next_seconds <= QUICK_SECONDS:
             self._promised = True
             helped.append(self)
         elif self._idle:
@@ -197,6 +196,11 @@ class Lane:
 
     def _work(self) -> None:
         """The lane's own thread."""
+        if self._begin:
+            try:
+                self._begin()
+            except Exception:  # whoever sends rows will hear of it, and so will readiness
+                log.exception("The %s failed on its first runs.", self.name)
         while True:
             with self._changed:
                 while self._running or self._promised or not self._queue.rows:
@@ -212,9 +216,11 @@ class Lane:
         now = self._clock()
         for share in batch:
             if share.start == 0:
+                share.entry.began = now
                 self._queue_seconds.observe(now - share.entry.enqueued_at)
         answers: list[Answer] = []
-        for share, outcome in self._isolate(batch, [MOST_ATTEMPTS]):
+        outcomes, ended = self._isolate(batch, [MOST_ATTEMPTS]), self._clock()
+        for share, outcome in outcomes:
             entry = share.entry
             if not isinstance(outcome, Exception):
                 entry.parts.append(outcome)
@@ -222,6 +228,7 @@ class Lane:
                     continue
                 outcome = _rejoin(entry.parts)
             if self._finish(entry):
+                entry.account.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
                 answers.append((entry, outcome))
         return answers
 

@@ -41,10 +41,13 @@ VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 KINDS: Final = ("image", "sequence", "vector")
 DTYPES: Final = ("uint8", "float32")
 FAMILIES: Final = ("vae", "ae")
+PRECISIONS: Final = ("float32", "float16")
 LIKELIHOODS: Final = {"bernoulli": 1, "gaussian": 2, "discretised-logistic": 2}
 """Each likelihood's name and its parameters per element of x: the decoder's `params` output has
 shape (rows, parameters, *x.shape). bernoulli: logits. gaussian: mean, log standard deviation.
 discretised-logistic, of bytes: mean, log scale. All of x scaled to [0, 1]."""
+
+SCORES: Final = ("reconstruction_error", "kl", "elbo")
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ class Manifest:
     parity: dict[str, Any]  # measured at export: batches, rows, largest differences, tolerance
     training: dict[str, Any] = field(default_factory=dict)  # configuration and metrics
     evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, where there was one
+    precision: str = "float32"  # of the graphs' nets; inputs and outputs are float32 or bytes
+    # How training rows score: rows, and for each of `levels` (percent, ascending) the quantile of
+    # each of SCORES, in nats. {}: unknown, as in bundles of before, or an autoencoder's.
+    training_scores: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {sha256, bytes}
     version: int = 0  # given by publish
     created: str = ""  # UTC, ISO 8601; given by publish
@@ -131,6 +138,8 @@ class Manifest:
             and math.prod(shape) <= 1 << 28,
             "x.range": len(self.x.range) == 2 and self.x.range[0] < self.x.range[1],
             "evaluation": isinstance(self.evaluation, dict),
+            "precision": self.precision in PRECISIONS,
+            "training_scores": _are_quantiles(self.training_scores),
             "files": isinstance(self.files, dict)
             and set(self.files) == set(FILES)
             and all(isinstance(entry, dict) for entry in self.files.values()),
@@ -237,6 +246,22 @@ def versions(folder: Path) -> list[int]:
         int(entry.name)
         for entry in folder.iterdir()
         if entry.is_dir() and VERSION.fullmatch(entry.name)
+    )
+
+
+def _are_quantiles(scores: Any) -> bool:
+    """Whether Manifest.training_scores may be this."""
+    if scores == {}:
+        return True
+    if not isinstance(scores, dict) or set(scores) != {"rows", "levels", *SCORES}:
+        return False
+    lists = [scores[name] for name in ("levels", *SCORES)]
+    return all(
+        isinstance(values, list)
+        and len(values) == len(lists[0]) >= 2
+        and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+        and values == sorted(values)
+        for values in lists
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,34 +17,67 @@ from serving.bundle import GOLDEN, Bundle
 from serving.engine import Graph
 from serving.errors import BundleError
 
-ATOL: Final = 1e-4
-RTOL: Final = 1e-3
-"""Ten times the export's own tolerance: other CPUs and a GPU add up in another order."""
-PIXEL_LEVELS: Final = 1
-"""uint8 outputs may differ by rounding."""
 
+class Tolerance(NamedTuple):
+    """What this machine may differ by from the golden outputs."""
+
+    atol: float
+    rtol: float
+    levels: int  # of uint8 outputs: they are rounded
+
+
+TOLERANCES: Final = {
+    # Ten times the export's own: other CPUs and a GPU add up in another order.
+    "float32": Tolerance(atol=1e-4, rtol=1e-3, levels=1),
+    # Two or three times: the spacing of float16 is most of it, and is the same everywhere.
+    "float16": Tolerance(atol=5e-2, rtol=2e-2, levels=4),
+}
+
+Array = NDArray[Any]
 _ARRAYS: Final = ("x", "mean", "log_var", "z", "decoded_x", "params")
 
 
-def check(bundle: Bundle, encoder: Graph, decoder: Graph) -> float:
+def check(bundle: Bundle, encoder: Graph, decoder: Graph, batch_rows: int = 0) -> float:
     """Run both graphs on the golden inputs; returns the largest absolute difference of floats.
 
-    Raises BundleError(golden) when the file cannot be used or a difference is beyond tolerance.
+    A graph that pads its batches does so once in each size up to `batch_rows`. Raises
+    BundleError(golden) when the file cannot be used or a difference is beyond tolerance.
     """
-    golden = _read(bundle.files[GOLDEN])
+    golden, allowed = _read(bundle.files[GOLDEN]), TOLERANCES[bundle.manifest.precision]
+    encoded = {"mean": "mean", "log_var": "log_var"}
+    decoded = {"x": "decoded_x", "params": "params"}
+    return max(
+        _run(encoder, golden, "x", encoded, batch_rows, allowed),
+        _run(decoder, golden, "z", decoded, batch_rows, allowed),
+    )
+
+
+def _run(
+    graph: Graph,
+    golden: dict[str, Array],
+    takes: str,
+    gives: dict[str, str],
+    batch_rows: int,
+    allowed: Tolerance,
+) -> float:
+    """gives: output -> its name in the file."""
     worst = 0.0
-    try:
-        mean, log_var = encoder.run(golden["x"], ["mean", "log_var"])
-        decoded_x, params = decoder.run(golden["z"], ["x", "params"])
-    except Exception as error:
-        raise BundleError("golden", f"A graph fails on its golden inputs: {error}") from error
-    found = {"mean": mean, "log_var": log_var, "decoded_x": decoded_x, "params": params}
-    for name, array in found.items():
-        worst = max(worst, _compare(name, array, golden[name]))
+    for rows in graph.sizes(batch_rows) or [len(golden[takes])]:
+        try:
+            found = graph.run(_sized(golden[takes], rows), list(gives))
+        except Exception as error:
+            raise BundleError("golden", f"A graph fails on its golden inputs: {error}") from error
+        for name, array in zip(gives.values(), found, strict=True):
+            worst = max(worst, _compare(name, array, _sized(golden[name], rows), allowed))
     return worst
 
 
-def _read(data: bytes) -> dict[str, NDArray[Any]]:
+def _sized(array: Array, rows: int) -> Array:
+    """The first rows, or all of them again and again."""
+    return np.resize(array, (rows, *array.shape[1:]))
+
+
+def _read(data: bytes) -> dict[str, Array]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return {name: file[name] for name in _ARRAYS}
@@ -52,7 +85,7 @@ def _read(data: bytes) -> dict[str, NDArray[Any]]:
         raise BundleError("golden", f"{GOLDEN} cannot be read: {error}") from None
 
 
-def _compare(name: str, found: NDArray[Any], expected: NDArray[Any]) -> float:
+def _compare(name: str, found: Array, expected: Array, allowed: Tolerance) -> float:
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise BundleError(
             "golden",
@@ -60,8 +93,12 @@ def _compare(name: str, found: NDArray[Any], expected: NDArray[Any]) -> float:
             f"{expected.shape}.",
         )
     difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
-    allowed = PIXEL_LEVELS if found.dtype == np.uint8 else ATOL + RTOL * np.abs(expected)
-    if not (difference <= allowed).all():  # NaN compares false: it is refused too
+    most = (
+        allowed.levels
+        if found.dtype == np.uint8
+        else allowed.atol + allowed.rtol * np.abs(expected)
+    )
+    if not (difference <= most).all():  # NaN compares false: it is refused too
         raise BundleError(
             "golden",
             f"{name} differs from the golden output by up to {np.max(difference):.3g}. "

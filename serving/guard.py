@@ -35,7 +35,7 @@ def _guarded(path: str, inner: Handler, access: Access, metrics: Metrics) -> Han
         try:
             access.check(caller.authorization, scope)
         except (NotAuthenticated, NotAllowed) as error:
-            refused = status(error, method)
+            refused = status(error, method, caller.account.request_id)
             metrics.requests.labels(method, "", refused.code.name).inc()
             return refused
         return inner.refusal(caller)

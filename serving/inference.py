@@ -19,7 +19,7 @@ from serving.bundle import LIKELIHOODS, Manifest
 from serving.errors import InvalidInput
 from serving.holds import Holds
 from serving.latents import POSTERIOR, Draw
-from serving.loading import Prepared, Tuned, decode_batch, encode_batch
+from serving.loading import Prepared, Tuned, decode_batch, encode_batch, warming
 from serving.metrics import Metrics
 from serving.rowqueue import RowQueue
 from serving.settings import Settings
@@ -70,7 +70,7 @@ class Model:
                 tuning.seconds_of(tuned.batch_rows, tuned.costs),
             )
             version = (self.manifest.model, self.manifest.version)
-            return Lane(name, version, queue, run, metrics)
+            return Lane(name, version, queue, run, metrics, begin=warming(tuned))
 
         encode = functools.partial(encode_batch, prepared.encoder.graph)
         decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)

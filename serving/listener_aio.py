@@ -106,7 +106,7 @@ def _run(handler: Handler, answers: Answers) -> Callable[[Any, Context], Corouti
             try:
                 await stream.send(how.message, UNARY)
             except Overloaded as error:
-                how = status(error, "A call")
+                how = status(error, "A call", stream.caller.account.request_id)
         _end(context, how)
 
     return run

@@ -15,10 +15,12 @@ import numpy as np
 
 from serving import golden, sources, tuning
 from serving.batcher import Outputs
+from serving.bound import BoundGraph
 from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
-from serving.engine import Engine, Graph, Signature, available_cpus
+from serving.engine import Engine, Graph, Signature
 from serving.errors import BundleError, ConfigError
 from serving.latents import Draw
+from serving.provider import available_cpus
 from serving.rowqueue import Share, whole
 from serving.settings import Settings
 from serving.sources import Decoding, Prior
@@ -55,6 +57,7 @@ class Prepared:
     digest: str
     encoder: Tuned
     decoder: Tuned
+    golden_difference: float  # the largest between the golden outputs and this machine's
 
 
 def prepare(
@@ -97,8 +100,18 @@ def prepare(
         raise
     except Exception as error:  # the runtime has no common base for what it raises
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
-    golden.check(bundle, encoder.graph, decoder.graph)
-    return Prepared(m, bundle.digest, encoder, decoder)
+    most = max(encoder.batch_rows, decoder.batch_rows)
+    difference = golden.check(bundle, encoder.graph, decoder.graph, most)
+    return Prepared(m, bundle.digest, encoder, decoder, difference)
+
+
+def warming(tuned: Tuned) -> Callable[[], None] | None:
+    """What the thread that is to run a graph should do first: run every size of batch. None: a
+    graph that takes batches as they come does not care which thread runs it."""
+    graph = tuned.graph
+    if not isinstance(graph, BoundGraph):
+        return None
+    return functools.partial(graph.warm_up, tuned.batch_rows)
 
 
 def signatures(m: Manifest) -> tuple[Signature, Signature]:

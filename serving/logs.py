@@ -36,6 +36,7 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         } | self._who
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)

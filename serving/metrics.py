@@ -103,6 +103,12 @@ class Metrics:
             "digest",
             "provider",
         )
+        self.golden_difference = gauge(
+            "golden_difference",
+            "The largest difference between the golden outputs and this machine's, of floats.",
+            "model",
+            "version",
+        )
         self.reloads = counter(
             "reloads_total",
             "Versions loaded, refused (with the reason) or retired.",
@@ -161,8 +167,9 @@ class Metrics:
         gone = {"model": model, "version": str(version)}
         self._probes = [one for one in self._probes if one[1][1:] != (model, str(version))]
         of_queues = (self.queue_rows, self.queue_most, self.queue_oldest)
-        of_versions = (self.models, self.loaded_at, self.batch_most, self.batch_cost)
-        for metric in (*of_queues, *of_versions):
+        of_versions = (self.models, self.loaded_at, self.golden_difference)
+        of_lanes = (self.batch_most, self.batch_cost)
+        for metric in (*of_queues, *of_versions, *of_lanes):
             if not shared():
                 metric.remove_by_labels(gone)
                 continue

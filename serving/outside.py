@@ -29,7 +29,8 @@ _INSIDE: Final[dict[str, dict[int, str]]] = {
 }
 """Kind of message -> number of a field -> kind of the messages it holds."""
 
-_EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL, _VALUE = 13, 14, 1, 2
+_EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
+_KEY, _VALUE = 1, 2  # of an entry of external data
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -55,17 +56,21 @@ def _tensors(message: memoryview, kind: str) -> Iterator[memoryview]:
 
 
 def _refuse(tensor: memoryview) -> None:
+    external, where = False, ""
     for number, value in _fields(tensor):
-        if number == _DATA_LOCATION and value == _EXTERNAL:
-            raise BundleError("external", "A tensor's data are said to be in another file.")
-        if number == _EXTERNAL_DATA and not isinstance(value, int):
-            said = [v for n, v in _fields(value) if n == _VALUE and isinstance(v, memoryview)]
-            where = bytes(said[0]).decode(errors="replace") if said else ""
-            raise BundleError(
-                "external",
-                f"A tensor's data would be read from {where!r}. Export the graph with its weights "
-                "inside: a bundle has no other files.",
-            )
+        if isinstance(value, int):
+            external |= (number, value) == (_DATA_LOCATION, _EXTERNAL)
+        elif number == _EXTERNAL_DATA:
+            external = True
+            said = {n: bytes(v) for n, v in _fields(value) if not isinstance(v, int)}
+            if said.get(_KEY) == b"location":
+                where = said.get(_VALUE, b"").decode(errors="replace")
+    if external:
+        raise BundleError(
+            "external",
+            f"A tensor's data would be read from {where!r}. Export the graph with its weights "
+            "inside: a bundle has no other files.",
+        )
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:

@@ -7,9 +7,10 @@ import dataclasses
 import math
 import sys
 
-from serving import engine, settings, sizing, tuning
+from serving import settings, sizing, tuning
 from serving.errors import EXIT_CONFIG, BundleError, ConfigError
 from serving.loading import Prepared
+from serving.provider import best_workers
 from serving.sizing import Demand, Need
 
 
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
         if not (demand.rate > 0 and demand.rows > 0 and 0 < demand.busy <= 1):
             raise ConfigError("--rate and --rows must be above 0, --busy above 0 and at most 1.")
         chosen = settings.read(vars(args))
-        workers = chosen.workers or engine.best_workers(chosen.provider)
+        workers = chosen.workers or best_workers(chosen.provider)
         chosen = dataclasses.replace(chosen, workers=workers)
         prepared, resident = sizing.measure(chosen)
     except (ConfigError, BundleError) as error:

@@ -213,6 +213,7 @@ class Repository:
         metrics.reloads.labels("loaded", "").inc()
         metrics.models.labels(name, version, model.digest, self._engine.provider).set(1)
         metrics.loaded_at.labels(name, version).set_to_current_time()
+        metrics.golden_difference.labels(name, version).set(model.prepared.golden_difference)
         log.info("Serving %s version %d (%s).", name, version, model.digest[:19])
         for lane, tuned in model.lanes():
             log.info(

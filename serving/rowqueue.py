@@ -53,7 +53,9 @@ class Entry:
     deadline: float  # seconds on the queue's clock; math.inf: none
     background: bool
     reply: Any = None  # where the answer goes; opaque here
+    account: Any = None  # where its way is entered; opaque here
     enqueued_at: float = 0.0
+    began: float = 0.0  # when the first batch that took rows of it was begun
     taken: int = 0  # rows given to batches so far
     parts: list[Any] = field(default_factory=list)  # outputs so far, in order of rows
     dead: bool = False  # answered, cancelled or expired: nothing of it is to be run any more

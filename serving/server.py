@@ -18,7 +18,7 @@ from typing import Final
 import grpc
 from prometheus_client import CollectorRegistry
 
-from serving import listener, reflection, wire
+from serving import listener, reflection, tracing, wire
 from serving.access import Access
 from serving.answers import Answers
 from serving.certificates import Certificates
@@ -28,6 +28,7 @@ from serving.errors import ConfigError
 from serving.exposition import expose
 from serving.guard import guarded
 from serving.health import Health
+from serving.ledger import Ledger
 from serving.metrics import Metrics
 from serving.repository import Repository
 from serving.service import VaeService
@@ -127,7 +128,7 @@ class Server:
 
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
-        self._engine = Engine(self.settings.provider)
+        self._engine = Engine.from_settings(self.settings)
         self.repository = Repository(self.settings, self._engine, self.metrics)
         self._undo.push_async_callback(self.repository.close)
         self._watcher = Watcher(self.repository.look, self.settings.reload_seconds)
@@ -176,7 +177,14 @@ class Server:
         await self.repository.load()
         service = VaeService(self.repository, self._engine, self.settings)
         door = Door(self.repository)
-        handlers = wire.handlers(service, door, self.metrics)
+        tracer = await asyncio.to_thread(tracing.choose, self.settings.tracing)
+        if tracer is not None:
+            self._undo.push_async_callback(asyncio.to_thread, tracer.close)
+
+        def ledger(method: str) -> Ledger:
+            return Ledger(method, self.metrics, self.settings.log_calls, tracer)
+
+        handlers = wire.handlers(service, door, self.metrics, ledger)
         self._listener.handlers = self._own | self._guarded(handlers)
 
     def _guarded(self, handlers: dict[str, Handler]) -> dict[str, Handler]:
@@ -195,10 +203,10 @@ class Server:
         self._watch_engine()
 
     def _watch_engine(self) -> None:
-        vitals = Vitals(self.repository, self.settings.watchdog_seconds)
+        vitals = Vitals(self.repository, self.settings.watchdog_seconds, on_cpu=self._engine.on_cpu)
 
         async def watch() -> None:
-            while not (hung := vitals.hung()):
+            while not (fault := vitals.beyond_help()):
                 suspicious = vitals.suspicious()
                 if suspicious or not self._well:
                     broken = await asyncio.to_thread(vitals.try_out, suspicious)
@@ -207,12 +215,7 @@ class Server:
                         self._well = not broken
                         self._set_health(self._takes_work)
                 await asyncio.sleep(_VITALS_SECONDS)
-            log.critical(
-                "A run of %s has taken more than %g s: it has hung, and nothing but a new process "
-                "helps.",
-                hung,
-                self.settings.watchdog_seconds,
-            )
+            log.critical("%s Nothing but a new process helps.", fault)
             self.metrics.faults.labels("hung").set(1)
             self._on_hung()
 

@@ -58,6 +58,7 @@ class VaeService:
             ],
             preprocessing=manifest.preprocessing,
             created=manifest.created,
+            training_scores=pb.TrainingScores(**manifest.training_scores),
         )
 
     async def list_models(

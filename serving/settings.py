@@ -68,8 +68,18 @@ class Settings:
     )
     provider: str = _setting(
         "auto",
-        "Where graphs run. cuda refuses to start without a GPU; auto says what it chose.",
-        choices=("auto", "cuda", "cpu"),
+        "Where graphs run. cuda and tensorrt refuse to start without them; auto says what it "
+        "chose, cuda or cpu.",
+        choices=("auto", "cuda", "tensorrt", "cpu"),
+    )
+    gpu_memory_mib: int = _setting(
+        0, "Most of a GPU's memory, in MiB, that one graph may take. 0: no limit."
+    )
+    cuda_graphs: bool = _setting(
+        True, "On a GPU: record what a graph does for each size of batch, and replay it."
+    )
+    tensorrt_cache: str = _setting(
+        "", "Folder where TensorRT keeps the engines it built. Empty: built at each start."
     )
     threads: int = _setting(
         0, "CPU threads of one graph's run. 0: one, or for a slow graph the worker's share of CPUs."
@@ -104,6 +114,17 @@ class Settings:
     )
     log_format: str = _setting(
         "text", "Log lines for people or for machines.", choices=("text", "json")
+    )
+    log_calls: str = _setting(
+        "none",
+        "Calls to log a line about, with what each cost. What fails inside the server always is.",
+        choices=("none", "failed", "all"),
+    )
+    tracing: str = _setting(
+        "auto",
+        "OpenTelemetry spans of calls. auto sends them where OTEL_EXPORTER_OTLP_ENDPOINT says "
+        "where to; on refuses to start without the tracing extra.",
+        choices=("auto", "on", "off"),
     )
 
     @property

@@ -96,7 +96,7 @@ def measure(settings: Settings) -> tuple[Prepared, int]:
         raise ConfigError(f"There is no version of a model in {folder}.")
     # Where there are fewer as yet, the oldest stands in for those to come.
     paths = paths[:1] * (settings.keep_versions - len(paths)) + paths
-    engine = Engine(settings.provider)
+    engine = Engine.from_settings(settings)
     kept = [prepare(bundle.load(path), engine, settings) for path in paths]
     status = Path("/proc/self/status").read_text()
     return kept[-1], int(status.partition("VmHWM:")[2].split()[0]) << 10

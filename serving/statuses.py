@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import secrets
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,7 +45,7 @@ _MOST_TEXT: Final = 1000
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every call, and that is slow
 class Status:
     """How a call ends; with OK perhaps the last message, which then travels in the same write."""
 
@@ -56,7 +55,7 @@ class Status:
     message: bytes | None = None
 
 
-def status(error: BaseException, method: str) -> Status:
+def status(error: BaseException, method: str, request_id: str) -> Status:
     """What an error becomes for the caller."""
     code = STATUSES.get(type(error))
     if code is not None:
@@ -64,8 +63,9 @@ def status(error: BaseException, method: str) -> Status:
         return Status(code, text, _details(error, code, text))
     if isinstance(error, DecodeError):
         return Status(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are no message of this method.")
-    request_id = secrets.token_hex(6)
-    log.error("%s failed, request id %s.", method, request_id, exc_info=error)
+    fields = {"request_id": request_id, "method": method}
+    said = "%s failed, request id %s."
+    log.error(said, method, request_id, exc_info=error, extra={"fields": fields})
     return Status(
         grpc.StatusCode.INTERNAL,
         f"The server failed on this request. Its log has more under request id {request_id}.",
@@ -77,7 +77,7 @@ def refused(wait: float) -> Status:
     """The end of a call that is not read, for it would wait so many seconds."""
     # Kept: under overload the same few are needed thousands of times a second.
     what = f"The wait would be about {wait:.2f} s and this call has less left"
-    return status(Overloaded("door", what, wait), "")
+    return status(Overloaded("door", what, wait), "", "")
 
 
 def _details(error: BaseException, code: grpc.StatusCode, text: str) -> Metadata:

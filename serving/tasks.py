@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, TypeVar
 
+from serving.account import Account
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -90,11 +92,13 @@ class Caller:
     background: lets others go first
     authorization: the header of that name, "" where there is none
     header_bytes: all headers of the call together
+    account:    what the call costs
     """
 
     __slots__ = (
         "_on_done",
         "_pending",
+        "account",
         "authorization",
         "background",
         "cancelled",
@@ -105,6 +109,7 @@ class Caller:
     def __init__(self, deadline: float = math.inf, background: bool = False) -> None:
         self.deadline, self.background = deadline, background
         self.authorization = ""
+        self.account = Account()
         self.header_bytes = 0
         self.cancelled = False
         self._pending: set[Reply[Any]] = set()

@@ -1,4 +1,4 @@
-"""From bytes to the service's methods and back: parsing, statuses, metrics.
+"""From bytes to the service's methods and back: parsing, serving, refusing.
 
 A `Handler` takes a Stream of bytes and returns the
 Status to end it with; how streams come off the network is the business of `listener`.
@@ -15,8 +15,10 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from serving.account import HEADERS
 from serving.door import Door
 from serving.errors import InvalidInput, Overloaded
+from serving.ledger import Ledger
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
 from serving.service import VaeService
@@ -81,11 +83,14 @@ FIRST_LANE: Final = {
 """The lane that every call of a method has to pass first."""
 
 
-def handlers(service: VaeService, door: Door, metrics: Metrics) -> dict[str, Handler]:
-    """The handler of each method of the contract, by its path."""
+def handlers(
+    service: VaeService, door: Door, metrics: Metrics, ledger: Callable[[str], Ledger]
+) -> dict[str, Handler]:
+    """The handler of each method of the contract, by its path; `ledger` makes a method's."""
     table: dict[str, Handler] = {}
     for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
-        call = _Method(method.name, getattr(pb, method.input_type.name), door, metrics)
+        request = getattr(pb, method.input_type.name)
+        call = _Method(method.name, request, door, metrics, ledger(method.name))
         implementation = getattr(service, _snake_case(method.name))
         table[f"/{SERVICE}/{method.name}"] = Handler(call.run(method, implementation), call.refusal)
     return table
@@ -96,7 +101,7 @@ async def finish(handler: Handler, stream: Stream) -> Status:
     try:
         return await handler.run(stream)
     except (Exception, Cancelled) as error:
-        return status(error, "A call")
+        return status(error, "A call", stream.caller.account.request_id)
     finally:
         stream.caller.done()
 
@@ -114,14 +119,15 @@ def not_ready() -> dict[str, Handler]:
 class _Method:
     """One method's way from bytes to the service and back."""
 
-    def __init__(self, name: str, request: type[Message], door: Door, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, request: type[Message], door: Door, metrics: Metrics, ledger: Ledger
+    ) -> None:
         self._name, self._request, self._door, self._metrics = name, request, door, metrics
+        self._ledger = ledger
         self._lane = FIRST_LANE.get(name)
-        self._seconds = metrics.request_seconds.labels(name)
         if self._lane:
             self._shed = metrics.shed.labels(self._lane, "door")
             self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
-        self._answered: dict[tuple[str, grpc.StatusCode], Any] = {}
 
     def refusal(self, caller: Caller) -> Status | None:
         """See Handler."""
@@ -145,40 +151,41 @@ class _Method:
 
     def unary(self, method: Unary) -> Run:
         async def handle(stream: Stream) -> Status:
-            began, model = time.perf_counter(), ""
+            caller, began, served_by = stream.caller, time.monotonic(), None
+            self._ledger.open(caller.account)
             try:
                 message = await stream.read()
-                began = time.perf_counter()  # the call is complete only with its message
-                request = self._parse(message, stream.caller)
-                response = await method(request, stream.caller)
-                model = _model(response)
+                began = time.monotonic()  # the call is complete only with its message
+                request = self._parse(message, caller)
+                response = await method(request, caller)
+                served_by = _served_by(response)
                 ended = Status(message=response.SerializeToString())
                 self._door.was_right()
             except (Exception, Cancelled) as error:
-                ended = status(error, self._name)
+                ended = status(error, self._name, caller.account.request_id)
                 if isinstance(error, Overloaded) and self._lane:
-                    self._door.was_wrong(self._lane, stream.caller.deadline)
-            self._count(began, model, ended.code)
-            return ended
+                    self._door.was_wrong(self._lane, caller.deadline)
+            return self._ledger.enter(caller.account, began, served_by, ended)
 
         return handle
 
     def streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            began = time.perf_counter()
+            account, began = stream.caller.account, time.monotonic()
+            self._ledger.open(account)
             try:
                 request = self._parse(await stream.read(), stream.caller)
             except (Exception, Cancelled) as error:
-                ended = status(error, self._name)
-                self._count(began, "", ended.code)
-                return ended
+                ended = status(error, self._name, account.request_id)
+                return self._ledger.enter(account, began, None, ended)
             return await self._send(began, method(request, stream.caller), stream)
 
         return handle
 
     def both_ways(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            began = time.perf_counter()
+            began = time.monotonic()
+            self._ledger.open(stream.caller.account)
             return await self._send(began, method(self._requests(stream), stream.caller), stream)
 
         return handle
@@ -192,21 +199,20 @@ class _Method:
     async def _send(
         self, began: float, responses: AsyncIterator[Message], stream: Stream
     ) -> Status:
-        model, ended = "", Status()
+        account, served_by, ended = stream.caller.account, None, Status()
         response: Message | None
         try:
             async for response in responses:
-                model = model or _model(response)
+                served_by = served_by or _served_by(response)
                 await stream.write(response.SerializeToString())
                 response = None  # the next may be long in coming
         except (Exception, Cancelled) as error:
-            ended = status(error, self._name)
+            ended = status(error, self._name, account.request_id)
         finally:
             # An error's traceback holds this frame, and so would all of the stream.
             del responses
             response = None
-        self._count(began, model, ended.code)
-        return ended
+        return self._ledger.enter(account, began, served_by, ended)
 
     def _parse(self, data: bytes | None, caller: Caller) -> Message:
         if data is None:
@@ -222,14 +228,6 @@ class _Method:
                 "Generate the client from this server's vae.proto",
             ) from None
 
-    def _count(self, began: float, model: str, code: grpc.StatusCode) -> None:
-        counter = self._answered.get((model, code))
-        if counter is None:
-            counter = self._metrics.requests.labels(self._name, model, code.name)
-            self._answered[model, code] = counter
-        counter.inc()
-        self._seconds.observe(time.perf_counter() - began)
-
 
 def urgency(metadata: Metadata, seconds_left: float) -> Caller:
     """The caller that a call's deadline and metadata describe."""
@@ -240,13 +238,14 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
             caller.background = value == BACKGROUND
         elif key == "authorization":
             caller.authorization = str(value)
+        elif key in HEADERS:
+            caller.account.hear(key, value)
     return caller
 
 
-def _model(response: Any) -> str:
+def _served_by(response: Any) -> pb.ModelVersion | None:
     """The model that answered, for the metric: never the caller's words, which are unbounded."""
-    served_by = getattr(response, "served_by", None)
-    return served_by.model if served_by is not None else ""
+    return getattr(response, "served_by", None)
 
 
 def _snake_case(name: str) -> str:

@@ -175,8 +175,10 @@ class RunningServer:
         asyncio.run(life())
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.server.request_stop, False)
-        self._thread.join()
+        """Stop and wait for it; again is nothing."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.server.request_stop, False)
+            self._thread.join()
 
     def look(self) -> None:
         """Have it look for new versions now, as its watcher would after a while."""

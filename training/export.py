@@ -17,12 +17,13 @@ from torch import Tensor
 from serving import bundle
 from serving.bundle import Manifest, XSpec
 from serving.errors import BundleError
-from training import checkpoint, data, graphs, parity
+from training import checkpoint, data, graphs, parity, scores
 from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import RowSpec
 from training.errors import TrainingError
 from training.evaluation.record import digest, recorded
+from training.half import halved
 from training.likelihoods import LIKELIHOODS
 from training.model import Model, render
 from training.objective import words
@@ -32,12 +33,19 @@ assert {name: make(Config()).parameters for name, make in LIKELIHOODS.items()} =
 _GOLDEN_ROWS: Final = 16  # of each kind: encoded rows, their means, draws from N(0, I)
 
 
-def export(path: Path, bundles: Path, name: str, source: str | None = None) -> Path:
+def export(
+    path: Path,
+    bundles: Path,
+    name: str,
+    source: str | None = None,
+    precision: str = "float32",
+) -> Path:
     """Publish the checkpoint `path` as the next version of model `name` under `bundles`.
 
     source: where parity's rows come from, in --data's notation; default: the checkpoint's own.
-    Returns the version's folder. Raises TrainingError, and RunFailed if a graph does not compute
-    what PyTorch computes; then nothing is published.
+    precision: of the graphs' nets, float32 or float16. Returns the version's folder. Raises
+    TrainingError, and RunFailed if a graph does not compute what PyTorch computes; then nothing
+    is published.
     """
     if not bundle.MODEL_NAME.fullmatch(name):
         raise TrainingError(
@@ -47,10 +55,11 @@ def export(path: Path, bundles: Path, name: str, source: str | None = None) -> P
     saved = checkpoint.load(path)
     dataset = _dataset(saved, source)
     model = saved.model()
-    encoder = graphs.encoder(model, name)
-    decoder = graphs.decoder(model, name, saved.config.latent_size)
+    exported = halved(model) if precision == "float16" else model
+    encoder = graphs.encoder(exported, name)
+    decoder = graphs.decoder(exported, name, saved.config.latent_size)
     rows, counts = parity.rows(dataset)
-    measured = counts | parity.measure(model, encoder, decoder, rows)
+    measured = counts | parity.measure(model, encoder, decoder, rows, precision)
     manifest = Manifest(
         model=name,
         x=_xspec(saved.spec),
@@ -67,6 +76,8 @@ def export(path: Path, bundles: Path, name: str, source: str | None = None) -> P
             "metrics": saved.history[-1],
         },
         evaluation=recorded(path, digest(model)),
+        precision=precision,
+        training_scores=scores.distribution(model, encoder, decoder, dataset),
     )
     files = {
         bundle.ENCODER: encoder,
@@ -114,6 +125,9 @@ def report(folder: Path) -> dict[str, Any]:
         "bytes": {name: entry["bytes"] for name, entry in manifest.files.items()},
         "opset": manifest.opset,
         "parity": manifest.parity,
+        "training_scores": f"of {manifest.training_scores['rows']} rows"
+        if manifest.training_scores
+        else "none: an autoencoder's rows have no likelihood",
         "evaluation": "of these weights, in the manifest"
         if manifest.evaluation
         else "none of these weights; `evaluate` before `export` records one",

@@ -7,8 +7,8 @@ variant=$1
 prefix=$2
 
 case $variant in
-    cpu) set -- '.[serve-core]' onnxruntime ;; # a tenth of onnxruntime-gpu's size
-    cuda) set -- '.[serve,cuda]' --constraint cuda.txt ;;
+    cpu) set -- '.[serve-core,tracing]' onnxruntime ;; # a tenth of onnxruntime-gpu's size
+    cuda) set -- '.[serve,cuda,tracing]' --constraint cuda.txt ;;
     jobs-cpu) set -- '.[serve-core,jobs-core]' onnxruntime ;;
     jobs-cuda) set -- '.[serve,cuda,jobs-core]' --constraint cuda.txt ;;
     training) set -- '.[train]' ;;

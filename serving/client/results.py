@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -65,6 +65,7 @@ class ModelInfo:
     lanes: list[LaneCost]
     preprocessing: str
     created: str  # UTC, ISO 8601
+    training_scores: dict[str, Any]  # as in a bundle's manifest; {}: the bundle does not say
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,15 @@ def model_info(message: pb.GetModelResponse) -> ModelInfo:
         ],
         preprocessing=message.preprocessing,
         created=message.created,
+        training_scores=_training_scores(message.training_scores),
     )
+
+
+def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:
+    if not message.rows:
+        return {}
+    lists = ("levels", "reconstruction_error", "kl", "elbo")
+    return {"rows": message.rows} | {name: list(getattr(message, name)) for name in lists}
 
 
 def listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:

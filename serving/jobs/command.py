@@ -9,9 +9,11 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from serving import engine, images
+from serving import images
 from serving.bundle import XSpec
 from serving.errors import ConfigError, LatentdError
 from serving.jobs import exits, inputs, job, outputs, remote, worker
@@ -22,6 +24,7 @@ from serving.jobs.progress import Progress
 from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.store import ShardManifest, Store
 from serving.jobs.worker import Setting, explain
+from serving.provider import best_workers
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
 
@@ -116,14 +119,16 @@ def _try(args: argparse.Namespace, target: _Target, plan: Plan, names: bytes) ->
             return count, time.monotonic() - began
 
 
+@dataclass(frozen=True)
 class _Target:
     """The model that the job goes through, and what is known of it beforehand."""
 
-    def __init__(
-        self, bundle: Path | None, who: BundleId, x: XSpec, latent_size: int, family: str
-    ) -> None:
-        self.bundle, self.who, self.x = bundle, who, x
-        self.latent_size, self.family = latent_size, family
+    bundle: Path | None
+    who: BundleId
+    x: XSpec
+    latent_size: int
+    family: str
+    training_scores: dict[str, Any]
 
 
 def _target(args: argparse.Namespace) -> _Target:
@@ -136,12 +141,13 @@ def _target(args: argparse.Namespace) -> _Target:
             )
         by = info.served_by
         who = BundleId(by.model, by.version, by.digest)
-        return _Target(None, who, info.x, info.latent_size, info.family)
+        scores = info.training_scores
+        return _Target(None, who, info.x, info.latent_size, info.family, scores)
     loaded = load_bundle(Path(args.bundle))
     m = loaded.manifest
     who = BundleId(m.model, m.version, loaded.digest)
     # The version's own folder: "the newest" may be another when a worker looks.
-    return _Target(loaded.path, who, m.x, m.latent_size, m.family)
+    return _Target(loaded.path, who, m.x, m.latent_size, m.family, m.training_scores)
 
 
 def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tuple[Plan, bytes]:
@@ -162,6 +168,7 @@ def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tupl
         wanted=wanted,
         shard_rows=args.shard_rows or default_shard_rows(target.x, target.latent_size, wanted),
         batch_rows=max(1, args.batch_rows),
+        training_scores=target.training_scores if wanted.scores else {},
     )
     outputs.check(plan)
     return plan, names
@@ -179,7 +186,7 @@ def _share(args: argparse.Namespace) -> Share:
 def _processes(args: argparse.Namespace) -> int:
     if args.processes or args.server:
         return int(args.processes) or 1
-    return engine.best_workers(args.provider)
+    return best_workers(args.provider)
 
 
 def _say(what: str) -> None:

@@ -1,6 +1,7 @@
 """One shard's results as one file, the same bytes for the same results.
 
-Parquet: a column each for row, id, reconstruction_error, kl, elbo (float32, nats), mean, log_var
+Parquet: a column each for row, id, reconstruction_error, kl, elbo (float32, nats), the percentile
+of each among the training rows (float32, where the bundle knows their scores), mean, log_var
 (fixed-size lists of float32) and reconstruction (PNG files, or the row's bytes in C order).
 .npy: one structured array with the same fields and no id, to be mapped with numpy.load(mmap_mode).
 """
@@ -14,11 +15,12 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from serving import images
+from serving.bundle import SCORES
 from serving.errors import ConfigError
+from serving.jobs import percentiles
 from serving.jobs.plan import Plan
-from serving.jobs.reconstruct import Results
+from serving.jobs.reconstruct import Floats, Results
 
-_SCORES: Final = ("reconstruction_error", "kl", "elbo")
 _LATENTS: Final = ("mean", "log_var")
 
 
@@ -55,7 +57,22 @@ def bytes_per_row(plan: Plan, latent_size: int) -> int:
     """About; PNG files counted as half of their pixels."""
     wanted = plan.wanted
     x = {"none": 0, "png": plan.x.nbytes // 2, "raw": plan.x.nbytes}[wanted.reconstruction]
-    return 16 + x + (12 if wanted.scores else 0) + (8 * latent_size if wanted.latents else 0)
+    scores = (24 if plan.training_scores else 12) if wanted.scores else 0
+    return 16 + x + scores + (8 * latent_size if wanted.latents else 0)
+
+
+def _numbers(results: Results, plan: Plan) -> dict[str, Floats]:
+    """The columns of scores, of their percentiles and of latents that are wanted and known."""
+    found = {name: getattr(results, name) for name in (*SCORES, *_LATENTS)}
+    scores = {name: found[name] for name in SCORES if found[name] is not None}
+    known = plan.training_scores
+    shares = {
+        column: percentiles.percentile(scores[name], name, known)
+        for column, name in percentiles.COLUMNS.items()
+        if known and name in scores
+    }
+    latents = {name: found[name] for name in _LATENTS if found[name] is not None}
+    return scores | shares | latents
 
 
 def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
@@ -63,15 +80,11 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"row": pa.array(results.rows), "id": pa.array(results.ids, "string")}
-    for name in _SCORES:
-        values = getattr(results, name)
-        if values is not None:
-            columns[name] = pa.array(values)
-    for name in _LATENTS:
-        values = getattr(results, name)
-        if values is not None:
-            flat = pa.array(values.reshape(-1))
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    for name, values in _numbers(results, plan).items():
+        flat = pa.array(values.reshape(-1))
+        columns[name] = (
+            flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        )
     if results.x is not None:
         rows = (
             images.write_pngs(results.x)
@@ -92,14 +105,15 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     compression = {name: "none" for name in columns} | {"id": "snappy"}
     if plan.wanted.reconstruction == "raw":
         compression["reconstruction"] = "snappy"
-    pq.write_table(table, file, compression=compression, use_dictionary=False)
+    # Nor does anybody look up ranges of latents or of pixels.
+    statistics = [name for name in columns if name not in (*_LATENTS, "reconstruction")]
+    pq.write_table(
+        table, file, compression=compression, use_dictionary=False, write_statistics=statistics
+    )
 
 
 def _write_npy(results: Results, plan: Plan, file: BinaryIO) -> None:
-    columns: dict[str, Any] = {"row": results.rows}
-    for name in (*_SCORES, *_LATENTS):
-        if getattr(results, name) is not None:
-            columns[name] = getattr(results, name)
+    columns: dict[str, Any] = {"row": results.rows, **_numbers(results, plan)}
     if results.x is not None:
         columns["reconstruction"] = results.x
     fields = [

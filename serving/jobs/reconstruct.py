@@ -22,6 +22,7 @@ from serving.errors import ConfigError
 from serving.jobs.plan import Wanted
 from serving.jobs.rows import Array, BadRow, Chunk
 from serving.latents import POSTERIOR, Draw, Latents, normals
+from serving.provider import Provider
 from serving.sources import reparameterise
 
 Floats = NDArray[np.float32]
@@ -55,7 +56,7 @@ class Graphs:
     def __init__(self, loaded: Bundle, wanted: Wanted, provider: str = "auto") -> None:
         """One thread each on a CPU: processes share the CPUs, and results then never depend on how
         many there are. Raises BundleError, ConfigError."""
-        engine = Engine(provider)
+        engine = Engine(Provider(provider))
         takes_x, takes_z = loading.signatures(loaded.manifest)
         self._encoder = engine.load(loaded.files[bundle.ENCODER], takes_x, threads=1)
         self._decoder = engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)
@@ -83,11 +84,9 @@ class Graphs:
                 return self._without(chunk, np.ones(1, bool), reason)
             middle = len(chunk.rows) // 2
             return joined([self.run(_part(chunk, 0, middle)), self.run(_part(chunk, middle))])
-        numbers = [v for name, v in columns.items() if name != "x"]
-        finite = [np.isfinite(v.reshape(len(v), -1)).all(axis=1) for v in numbers]
-        bad = ~np.logical_and.reduce(finite) if finite else np.zeros(len(chunk.rows), bool)
-        if bad.any():
-            return self._without(chunk, bad, "the model gives no finite numbers for it")
+        finite = _finite(columns)
+        if not finite.all():
+            return self._without(chunk, ~finite, "the model gives no finite numbers for it")
         return Results(chunk.rows, chunk.ids, chunk.bad, **columns)
 
     def _columns(self, chunk: Chunk) -> dict[str, Array]:
@@ -129,6 +128,18 @@ class Graphs:
             chunk.rows[keep], [chunk.ids[i] for i in keep], chunk.x[keep], [*chunk.bad, *found]
         )
         return self.run(rest)
+
+
+def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
+    """Which rows have finite numbers only."""
+    if "elbo" in columns:  # the sum of all that can be infinite: mean, log_var and p(x | z)
+        elbo: NDArray[np.bool_] = np.isfinite(columns["elbo"])
+        return elbo
+    if "mean" in columns:
+        latents = np.isfinite(np.stack((columns["mean"], columns["log_var"])))
+        finite: NDArray[np.bool_] = latents.all(axis=(0, 2))
+        return finite
+    return np.ones(len(columns["x"]), bool)
 
 
 def nothing(wanted: Wanted, x: XSpec, latent_size: int) -> dict[str, Array]:

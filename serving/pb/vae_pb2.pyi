@@ -95,7 +95,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("served_by", "family", "kind", "x_shape", "x_dtype", "x_min", "x_max", "latent_size", "likelihood", "params_per_element", "limits", "provider", "versions", "lanes", "preprocessing", "created")
+    __slots__ = ("served_by", "family", "kind", "x_shape", "x_dtype", "x_min", "x_max", "latent_size", "likelihood", "params_per_element", "limits", "provider", "versions", "lanes", "preprocessing", "created", "training_scores")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class GetModelResponse(_message.Message):
     LANES_FIELD_NUMBER: _ClassVar[int]
     PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_SCORES_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     family: str
     kind: str
@@ -128,7 +129,22 @@ class GetModelResponse(_message.Message):
     lanes: _containers.RepeatedCompositeFieldContainer[LaneCost]
     preprocessing: str
     created: str
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., family: _Optional[str] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[int]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., latent_size: _Optional[int] = ..., likelihood: _Optional[str] = ..., params_per_element: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., lanes: _Optional[_Iterable[_Union[LaneCost, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ...) -> None: ...
+    training_scores: TrainingScores
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., family: _Optional[str] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[int]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., latent_size: _Optional[int] = ..., likelihood: _Optional[str] = ..., params_per_element: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., lanes: _Optional[_Iterable[_Union[LaneCost, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ...) -> None: ...
+
+class TrainingScores(_message.Message):
+    __slots__ = ("rows", "levels", "reconstruction_error", "kl", "elbo")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    ELBO_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    levels: _containers.RepeatedScalarFieldContainer[float]
+    reconstruction_error: _containers.RepeatedScalarFieldContainer[float]
+    kl: _containers.RepeatedScalarFieldContainer[float]
+    elbo: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, rows: _Optional[int] = ..., levels: _Optional[_Iterable[float]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_rows", "max_message_bytes", "max_draws")

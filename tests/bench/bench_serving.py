@@ -31,6 +31,7 @@ from processes import Process
 from serving import bundle, codec, tuning
 from serving.engine import Engine, Signature
 from serving.pb import vae_pb2 as pb
+from serving.provider import Provider
 
 SERVICE = "/vae.v1.VaeService/"
 PIXELS = models.SHAPE[0] * models.SHAPE[1]
@@ -196,7 +197,7 @@ def engine_costs(path: Path, rounds: int) -> tuple[float, float]:
     spec = {"x": ("uint8", models.SHAPE), "params": ("float32", (1, *models.SHAPE))}
     signature = Signature(("z", "float32", (models.LATENT,)), spec)
     # A thread more costs CPU and gives none back.
-    graph = Engine("cpu").load(loaded.files[bundle.DECODER], signature, threads=1)
+    graph = Engine(Provider("cpu")).load(loaded.files[bundle.DECODER], signature, threads=1)
 
     def run(rows: int) -> object:
         return graph.run(np.zeros((rows, models.LATENT), np.float32), ["x"])

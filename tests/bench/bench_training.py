@@ -56,15 +56,18 @@ class Images(torch.utils.data.Dataset[Tensor]):
 class Textbook:
     """The loop of many a tutorial."""
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
-        self.model = build(config, dataset.spec)
+    def __init__(
+        self, config: Config, dataset: Dataset, device: torch.device | None = None
+    ) -> None:
+        self.device = device or torch.device("cpu")
+        self.model = build(config, dataset.spec).to(self.device)
         self.loader = DataLoader(Images(dataset.train.x.numpy()), BATCH, shuffle=True)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
     def epoch(self) -> float:
         total = 0.0
         for batch in self.loader:
-            x = torch.bernoulli(batch[:, 0])
+            x = torch.bernoulli(batch[:, 0].to(self.device))
             self.optimiser.zero_grad()
             mean, log_var = self.model.encode(x)
             z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_var)

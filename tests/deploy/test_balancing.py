@@ -1,5 +1,5 @@
-"""Many calls of one shipped client and two servers: balanced by the client over the addresses of a
-name, as a headless Service gives them, and by a proxy that speaks gRPC."""
+"""Many calls of one shipped client to several servers: balanced by the client over the addresses of
+a name, as a headless Service gives them, and by proxies that speak gRPC."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -18,13 +20,14 @@ import pytest
 from serving.client import Client
 
 CALLS = 400
-ADDRESSES = ("127.0.0.1", "127.0.0.2")
+ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 
 
 class Names:
-    """A DNS server that gives every name both addresses."""
+    """A DNS server that gives every name the same addresses, which may be changed."""
 
     def __init__(self) -> None:
+        self.addresses = ADDRESSES[:1]
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -41,7 +44,7 @@ class Names:
             records = [
                 # The name of offset 12, type A, class IN, no time to live, four bytes.
                 struct.pack(">HHHIH", 0xC00C, 1, 1, 0, 4) + socket.inet_aton(address)
-                for address in ADDRESSES
+                for address in self.addresses
                 if is_a
             ]
             header = query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(records), 0, 0)
@@ -61,11 +64,17 @@ def names() -> Iterator[Names]:
 
 
 @pytest.fixture
-def pair(start_server, toy_bundles):
-    """Two servers on one port of two addresses."""
-    first = start_server(toy_bundles, host=ADDRESSES[0])
-    port = first.server.port
-    return first, start_server(toy_bundles, host=ADDRESSES[1], port=port)
+def start_servers(start_server, toy_bundles) -> Callable[..., list]:
+    """Start servers on one port, each on the next of ADDRESSES."""
+
+    def start(count: int, **chosen: object) -> list:
+        servers = [start_server(toy_bundles, host=ADDRESSES[0], **chosen)]
+        port = servers[0].server.port
+        for address in ADDRESSES[1:count]:
+            servers.append(start_server(toy_bundles, host=address, port=port, **chosen))
+        return servers
+
+    return start
 
 
 def calls(target: str) -> None:
@@ -87,10 +96,71 @@ def shares(servers) -> list[float]:
     return [count / sum(answered) for count in answered]
 
 
-def test_the_client_balances_over_the_addresses_of_a_name(pair, names):
-    port = pair[0].server.port
-    calls(f"dns://127.0.0.1:{names.port}/latentd.latentd.svc:{port}")
-    assert min(shares(pair)) > 0.4
+def service(names: Names, servers) -> str:
+    return f"dns://127.0.0.1:{names.port}/latentd.latentd.svc:{servers[0].server.port}"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_client_balances_over_the_addresses_of_a_name(start_servers, names, count):
+    servers = start_servers(count)
+    names.addresses = ADDRESSES[:count]
+    calls(service(names, servers))
+    assert min(shares(servers)) > 0.8 / count
+
+
+AGE = 2.0  # seconds of a connection
+ANEW = 30.0  # between two looks of a gRPC client at the names, at the least
+PATIENCE = 2 * (AGE + ANEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("age", [AGE, 0.0], ids=["aged", "ageless"])
+def test_a_new_server_gets_its_share_once_connections_are_old(start_servers, names, age):
+    servers = start_servers(3, max_connection_age_seconds=age)
+    names.addresses = ADDRESSES[:2]
+
+    def answered() -> list[float]:
+        labels = {"method": "Sample", "model": "toy", "code": "OK"}
+        return [server.metric("latentd_requests_total", **labels) for server in servers]
+
+    with Client(service(names, servers)) as client:
+        # The connections are there before the third server has a name.
+        for _ in range(100):
+            client.sample(1)
+        names.addresses, began = ADDRESSES, time.monotonic()
+        with under_load(client) as made:
+            while answered()[2] < 100 and time.monotonic() < began + PATIENCE:
+                assert made.acquire(timeout=60)
+            found, before = time.monotonic() - began, answered()
+            while sum(answered()) < sum(before) + 2000:
+                assert made.acquire(timeout=60)
+            counts = [now - then for now, then in zip(answered(), before, strict=True)]
+    print(f"after {found:.1f} s, then of {sum(counts):.0f} calls {counts}")
+    if age:
+        assert found < AGE * 1.1 + ANEW + 5
+        assert min(counts) / sum(counts) > 0.8 / 3
+    else:
+        assert counts[2] == 0, "what the age of connections is for"
+
+
+@contextmanager
+def under_load(client: Client) -> Iterator[threading.Semaphore]:
+    """Calls without end from two threads, released once for each; all must be answered."""
+    made, done = threading.Semaphore(0), threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            client.sample(1)
+            made.release()
+
+    with ThreadPoolExecutor(2) as callers:
+        running = [callers.submit(load) for _ in range(2)]
+        try:
+            yield made
+        finally:
+            done.set()
+        for one in running:
+            one.result()
 
 
 NGINX = """
@@ -119,6 +189,24 @@ http {{
 """
 
 
+HAPROXY = """
+global
+    maxconn 256
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend callers
+    bind 127.0.0.1:{proxy} proto h2
+    default_backend latentd
+backend latentd
+    balance roundrobin
+    server a 127.0.0.1:{port} proto h2
+    server b 127.0.0.2:{port} proto h2
+"""
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -126,14 +214,24 @@ def free_port() -> int:
     return port
 
 
-def test_a_proxy_balances_the_calls_of_one_connection(pair, tmp_path):
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None:
-        pytest.skip("nginx is not here: apt-get install nginx")
-    proxy = free_port()
-    text = NGINX.format(folder=tmp_path, port=pair[0].server.port, proxy=proxy)
-    Path(tmp_path, "nginx.conf").write_text(text)
-    process = subprocess.Popen([nginx, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "error.log"])
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"),
+    [
+        ("nginx", NGINX, ["-c", "{folder}/configuration", "-e", "{folder}/error.log"]),
+        ("haproxy", HAPROXY, ["-db", "-f", "{folder}/configuration"]),
+    ],
+    ids=["nginx", "haproxy"],
+)
+def test_a_proxy_balances_the_calls_of_one_connection(
+    start_servers, tmp_path, name, text, arguments
+):
+    program = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    if program is None:
+        pytest.skip(f"{name} is not here: apt-get install {name}")
+    servers, proxy = start_servers(2), free_port()
+    text = text.format(folder=tmp_path, port=servers[0].server.port, proxy=proxy)
+    Path(tmp_path, "configuration").write_text(text)
+    process = subprocess.Popen([program, *(one.format(folder=tmp_path) for one in arguments)])
     try:
         with grpc.insecure_channel(f"127.0.0.1:{proxy}") as channel:
             grpc.channel_ready_future(channel).result(timeout=30)  # it says nothing when it listens
@@ -141,4 +239,4 @@ def test_a_proxy_balances_the_calls_of_one_connection(pair, tmp_path):
     finally:
         process.terminate()
         process.wait(30)
-    assert min(shares(pair)) > 0.4
+    assert min(shares(servers)) > 0.4

@@ -10,6 +10,7 @@ import pytest
 from serving.client import Client
 
 pytestmark = pytest.mark.gpu
+SIZES = (1, 2, 3, 7, 8, 33, 64, 100)
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +31,23 @@ def test_cuda_serves_what_the_cpu_serves(start_server, toy_bundles):
     assert answers["cuda"].z.tobytes() == answers["cpu"].z.tobytes()
     difference = answers["cuda"].x.astype(int) - answers["cpu"].x
     assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_every_size_of_batch_gives_what_the_cpu_gives(start_server, toy_bundles, cuda_graphs):
+    """Rows in buckets of every size, recorded and not, against the CPU: z to the bit."""
+    answers = {}
+    for provider in ("cuda", "cpu"):
+        server = start_server(toy_bundles, provider=provider, cuda_graphs=cuda_graphs)
+        with Client(server.target) as client:
+            answers[provider] = [client.sample(n, seed=n, return_z=True) for n in SIZES]
+            if provider == "cuda":
+                assert 0 < server.metric("latentd_golden_difference") < 1e-3
+    for on_gpu, on_cpu in zip(answers["cuda"], answers["cpu"], strict=True):
+        assert on_gpu.z.tobytes() == on_cpu.z.tobytes()
+        assert np.abs(on_gpu.x.astype(int) - on_cpu.x).max() <= 1
+
+
+def test_a_graph_keeps_within_its_memory(start_server, toy_bundles):
+    with Client(start_server(toy_bundles, provider="cuda", gpu_memory_mib=64).target) as client:
+        assert len(client.sample(8, seed=1).x) == 8

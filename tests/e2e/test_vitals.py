@@ -12,9 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper
 
 from serving import bundle, codec
-from serving.engine import Graph
+from serving.engine import PlainGraph
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.vitals import Vitals
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -109,15 +110,15 @@ def test_a_worker_whose_run_hangs_is_replaced(serve, hanging_bundles):
 
 
 def test_an_engine_that_stays_broken_stops_readiness_until_it_works(server, monkeypatch):
-    work = Graph.run
+    work = PlainGraph.run
     broken = threading.Event()
 
-    def run(self: Graph, *args):
+    def run(self: PlainGraph, *args):
         if broken.is_set():
             raise RuntimeError("CUDA failure 719: unspecified launch failure")
         return work(self, *args)
 
-    monkeypatch.setattr(Graph, "run", run)
+    monkeypatch.setattr(PlainGraph, "run", run)
     with grpc.insecure_channel(server.target) as channel:
         stub, health = VaeServiceStub(channel), health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="readiness"), timeout=60)
@@ -137,14 +138,14 @@ def test_an_engine_that_stays_broken_stops_readiness_until_it_works(server, monk
 
 
 def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monkeypatch):
-    work = Graph.run
+    work = PlainGraph.run
 
-    def run(self: Graph, array, outputs):
+    def run(self: PlainGraph, array, outputs):
         if array.dtype == np.float32 and (array == 7).any():
             raise RuntimeError("not these rows")
         return work(self, array, outputs)
 
-    monkeypatch.setattr(Graph, "run", run)
+    monkeypatch.setattr(PlainGraph, "run", run)
     tried = threading.Event()
     model = server.server.repository.models()[0]
     probe = model.try_out
@@ -158,3 +159,26 @@ def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monke
         assert tried.wait(60), "nobody looked whether it is the engine"
         health = health_pb2_grpc.HealthStub(channel)
         assert health.Check(health_pb2.HealthCheckRequest(service="readiness")).status == SERVING
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_what_is_broken_on_a_gpu_for_long_is_broken_for_good(server, monkeypatch, on_cpu):
+    now = 0.0
+    vitals = Vitals(server.server.repository, 60.0, on_cpu, clock=lambda: now)
+    models = server.server.repository.models()
+    assert not vitals.beyond_help()
+
+    def run(self: PlainGraph, *args):
+        raise RuntimeError("CUDA failure 719: unspecified launch failure")
+
+    monkeypatch.setattr(PlainGraph, "run", run)
+    assert vitals.try_out(models) == "toy version 1"
+    now = 20.0
+    assert vitals.try_out(models)
+    assert not vitals.beyond_help()
+    now = 31.0  # since the first time, not the last
+    assert vitals.try_out(models)
+    assert bool(vitals.beyond_help()) is not on_cpu
+    monkeypatch.undo()
+    assert not vitals.try_out(models)
+    assert not vitals.beyond_help()

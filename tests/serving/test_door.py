@@ -79,7 +79,7 @@ def test_a_large_request_that_a_lane_refuses_teaches_the_door_nothing():
 def refusing(server):
     """The server, its Sample refusing at the door."""
     before = server.server._listener.handlers
-    refusal = status(Overloaded("door", "Too much to do", 0.25), "Sample")
+    refusal = status(Overloaded("door", "Too much to do", 0.25), "Sample", "")
 
     async def never(stream) -> Status:
         raise AssertionError("the call was read")

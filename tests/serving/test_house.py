@@ -19,19 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs", "access", "certificates"),
     *("latents", "likelihood", "images", "codec"),
-    *("tasks", "holds", "answers", "rowqueue", "sources", "batcher", "engine", "golden", "tuning"),
+    *("account", "tasks", "holds", "answers", "rowqueue", "sources", "batcher", "provider"),
+    *("bound", "outside", "engine", "golden", "tuning"),
     *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
-    *(
-        "fields",
-        "reconstructing",
-        "service",
-        "statuses",
-        "door",
-        "wire",
-        "guard",
-        "health",
-        "reflection",
-    ),
+    *("fields", "reconstructing", "service", "statuses", "tracing", "ledger", "door", "wire"),
+    *("guard", "health", "reflection"),
     *("listener_aio", "listener", "exposition", "server", "worker", "supervisor"),
     *("sizing", "plan"),
 ]
@@ -48,8 +40,8 @@ CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
 JOBS = [
     *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
-    *("reconstruct", "outputs", "remote", "store", "shard", "worker", "progress", "sheet", "job"),
-    *("command", "parser"),
+    *("reconstruct", "percentiles", "outputs", "remote", "store", "shard", "worker"),
+    *("progress", "sheet", "job", "command", "parser"),
 ]
 
 ORDERS = [
@@ -161,7 +153,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         ("port", "fifty", "--port=fifty: this must be a whole number"),
         ("port", "-1", "--port=-1: this must be at least 0"),
         ("max_rows", "0", "--max-rows=0: this must be at least 1"),
-        ("provider", "tpu", "--provider=tpu: choose from auto, cuda, cpu"),
+        ("provider", "tpu", "--provider=tpu: choose from auto, cuda, tensorrt, cpu"),
         ("reflection", "maybe", "--reflection=maybe: say true or false"),
         ("drain_seconds", "inf", "--drain-seconds=inf"),
         ("drain_seconds", "nan", "--drain-seconds=nan"),

@@ -23,7 +23,7 @@ def prepared(encoder_seconds: float, decoder_seconds: float) -> Prepared:
         Tuned(None, 0, 1, [Cost(1, seconds), Cost(10, seconds)], 10)  # type: ignore[arg-type]
         for seconds in (encoder_seconds, decoder_seconds)
     )
-    return Prepared(None, "", encoder, decoder)  # type: ignore[arg-type]
+    return Prepared(None, "", encoder, decoder, 0.0)  # type: ignore[arg-type]
 
 
 def test_a_call_costs_its_rows_in_full_batches_on_every_lane_it_passes():

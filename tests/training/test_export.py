@@ -17,6 +17,10 @@ import pytest
 import torch
 
 from serving import bundle
+from serving.engine import Engine
+from serving.loading import prepare
+from serving.provider import Provider
+from serving.settings import Settings
 from training import checkpoint, graphs
 from training.__main__ import main
 from training.model import POINT_LOG_VAR, VAE, render
@@ -311,3 +315,50 @@ def test_data_that_moved_is_named_with_the_way_out(cli: Cli, tmp_path: Path) -> 
     assert "rows.npy does not exist" in err
     assert "name some with --data" in err
     assert cli(*arguments, "--data", f"npz:{tmp_path / 'moved.npy'}")[0] == 0
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelihood: str) -> None:
+    """Half the bytes; what goes in and comes out, and who may tell, are the same."""
+    data_flag = ("--data", source(tmp_path, (12, 12), "uint8"))
+    path = train(cli, tmp_path / "run", *data_flag, "--net", net, "--likelihood", likelihood)
+    whole = export(cli, path, tmp_path / "bundles")
+    half = export(cli, path, tmp_path / "bundles", "--precision", "float16")
+    assert (whole.manifest.precision, half.manifest.precision) == ("float32", "float16")
+    assert half.manifest.parity["delta_elbo_nats"] < 0.1
+    assert half.manifest.parity["atol"] > whole.manifest.parity["atol"]
+    rows = np.random.default_rng(1).integers(0, 256, (5, 12, 12), np.uint8)
+    for file, takes, array in (
+        (bundle.ENCODER, "x", rows),
+        (bundle.DECODER, "z", np.float32(rows[:, 0, :3]) / 100),
+    ):
+        weights = {w.data_type for w in onnx.load_from_string(half.files[file]).graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in weights
+        outputs = [session(b.files[file]).run(None, {takes: array}) for b in (whole, half)]
+        for one, other in zip(*outputs, strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            atol = 4 if one.dtype == np.uint8 else 0.05
+            np.testing.assert_allclose(np.float64(one), np.float64(other), rtol=0.02, atol=atol)
+    prepared = prepare(half, Engine(Provider("cpu")), Settings(max_batch_rows=8))
+    assert 0 < prepared.golden_difference < 0.05
+
+
+def test_half_precision_is_judged_too(
+    cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = graphs.decoder
+    monkeypatch.setattr(graphs, "decoder", lambda *a: break_half(sound(*a)))
+    flags = ("--bundles", tmp_path / "bundles", "--name", "m", "--precision", "float16")
+    status, _, err = cli("export", "--checkpoint", digits, *flags)
+    assert status == 1
+    assert err.startswith("latentd-train: Parity failed: at batch 1, ")
+
+
+def break_half(graph: bytes) -> bytes:
+    """The same graph with its largest weight matrix doubled."""
+    model = onnx.load_from_string(graph)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    doubled = onnx.numpy_helper.to_array(weight) * np.float16(2)
+    weight.CopyFrom(onnx.numpy_helper.from_array(doubled, weight.name))
+    return model.SerializeToString()

@@ -1,0 +1,163 @@
+"""A graph on a GPU: batches of few sizes, each with memory that stays where it is.
+
+A GPU is asked for the same thing again and again at its best: a new shape means new kernels to
+choose and new memory to find, and a recorded CUDA graph holds for one shape and one place only. So
+each batch is padded to the next power of two, its bucket, whose buffers are made once: one on the
+device for the input and one for each output, and one beside each in page-locked memory, from which
+the device copies by itself.
+
+On the CPU provider both buffers are one and the same and nothing is copied. That is how the tests
+without a GPU run this; serving does not, for there padding costs and gains nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Row = tuple[str, tuple[int, ...]]
+"""dtype and shape of one row."""
+
+WARM_UPS: Final = 3
+"""Runs after which a bucket is as quick as it gets: one finds memory, one records, one replays."""
+
+
+class Buffer:
+    """Rows on the device, and the same rows where this process can reach them."""
+
+    def __init__(self, rows: int, row: Row, device: str) -> None:
+        dtype, shape = row
+        whole, kind = (rows, *shape), np.dtype(dtype)
+        self.device = ort.OrtValue.ortvalue_from_shape_and_type(whole, kind, device)
+        self._host = self.device if device == "cpu" else _page_locked(whole, kind)
+        self._rows: Array = self._host.numpy()  # a view
+        self._rows[...] = 0
+        self._both_ways = self._host is not self.device and _copies(self.device, self._host)
+
+    def upload(self, array: Array) -> None:
+        """Put rows at the beginning; what follows is what was there before."""
+        self._rows[: len(array)] = array
+        if self._host is not self.device:
+            self.device.update_inplace(self._rows)
+
+    def download(self, rows: int) -> Array:
+        """The first rows; the caller's own."""
+        if self._host is self.device:
+            return self._rows[:rows].copy()
+        if self._both_ways:
+            self._host.update_inplace(self.device)
+            return self._rows[:rows].copy()
+        copied: Array = self.device.numpy()
+        return copied[:rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One size of batch for one set of outputs."""
+
+    input: Buffer
+    outputs: list[Buffer]
+    binding: ort.IOBinding
+    options: ort.RunOptions
+
+
+class BoundGraph:
+    """One ONNX graph whose batches are padded to powers of two.
+
+    input, outputs: name -> dtype and shape of a row. device: "cuda", or "cpu" for tests.
+    cuda_graph: the session records the runs of each bucket and replays them. It keeps what it
+    recorded for each thread, so that one thread should run the graph; several may, one at a time.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        takes: tuple[str, Row],
+        gives: dict[str, Row],
+        device: str,
+        cuda_graph: bool,
+    ) -> None:
+        self._session, self._takes, self._gives = session, takes, gives
+        self._device, self._cuda_graph = device, cuda_graph
+        self._buckets: dict[tuple[int, tuple[str, ...]], Bucket] = {}
+        self._one_at_a_time = threading.Lock()  # the buffers are shared
+
+    def sizes(self, most_rows: int) -> list[int]:
+        """The buckets of batches of up to so many rows: 1, 2, 4, ..."""
+        return [1 << power for power in range(bucket_rows(most_rows).bit_length())]
+
+    def run(self, array: Array, outputs: Sequence[str]) -> list[Array]:
+        """Run one batch; `array` has shape (rows, ...). The answers are the caller's own."""
+        rows = len(array)
+        with self._one_at_a_time:
+            bucket = self._bucket(bucket_rows(rows), tuple(outputs))
+            bucket.input.upload(array)
+            self._session.run_with_iobinding(bucket.binding, bucket.options)
+            return [buffer.download(rows) for buffer in bucket.outputs]
+
+    def warm_up(self, most_rows: int) -> None:
+        """Run zeros in every bucket that has been made, up to so many rows, and in one of each size
+        with all outputs, until it is recorded and replayed. Raises what the runtime raises."""
+        dtype, shape = self._takes[1]
+        wanted = {(rows, tuple(self._gives)) for rows in self.sizes(most_rows)}
+        wanted |= {key for key in self._buckets if key[0] <= bucket_rows(most_rows)}
+        for rows, outputs in sorted(wanted):
+            for _ in range(WARM_UPS):
+                self.run(np.zeros((rows, *shape), dtype), outputs)
+
+    def close(self) -> None:
+        """Give the memory back now, whoever still holds the graph; no run may follow."""
+        with self._one_at_a_time:
+            self._buckets.clear()
+            del self._session
+
+    def _bucket(self, rows: int, outputs: tuple[str, ...]) -> Bucket:
+        key = rows, outputs
+        if key not in self._buckets:
+            self._buckets[key] = self._made(rows, outputs)
+        return self._buckets[key]
+
+    def _made(self, rows: int, outputs: tuple[str, ...]) -> Bucket:
+        name, row = self._takes
+        takes = Buffer(rows, row, self._device)
+        gives = [Buffer(rows, self._gives[output], self._device) for output in outputs]
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(name, takes.device)
+        for output, buffer in zip(outputs, gives, strict=True):
+            binding.bind_ortvalue_output(output, buffer.device)
+        options = ort.RunOptions()
+        if self._cuda_graph:  # every bucket's recording has a number of its own
+            options.add_run_config_entry("gpu_graph_id", str(len(self._buckets) + 1))
+        return Bucket(takes, gives, binding, options)
+
+
+def bucket_rows(rows: int) -> int:
+    """The least power of two that holds so many rows."""
+    return 1 << max(0, rows - 1).bit_length()
+
+
+def _page_locked(shape: tuple[int, ...], kind: np.dtype[Any]) -> ort.OrtValue:
+    """Host memory that the device copies from and to by itself, or, where the runtime offers none,
+    ordinary memory, which it copies by way of its own."""
+    for device in ort.get_ep_devices():
+        if device.ep_name == "CUDAExecutionProvider":
+            memory = device.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
+            if memory is not None:
+                return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, memory_info=memory)
+    return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind)
+
+
+def _copies(source: ort.OrtValue, target: ort.OrtValue) -> bool:
+    """Whether the runtime copies from the device into memory that is there already."""
+    try:
+        target.update_inplace(source)
+    except Exception:  # the runtime has no common base for what it raises
+        return False
+    return True

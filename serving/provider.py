@@ -1,0 +1,150 @@
+"""Which of ONNX Runtime's providers runs the graphs.
+
+ONNX Runtime falls back to the CPU without failing when CUDA cannot be had. Here nothing falls back
+in silence: asked for CUDA and not getting it is a ConfigError that says why; `auto` says aloud
+what it chose.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import onnxruntime as ort
+
+from serving.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+TENSORRT: Final = "TensorrtExecutionProvider"
+CHOICES: Final = ("auto", "cuda", "tensorrt", "cpu")
+
+_LIBRARIES: Final = {
+    CUDA: (
+        ("libcudart.so.13", "nvidia-cuda-runtime"),
+        ("libcublasLt.so.13", "nvidia-cublas"),
+        ("libcufft.so.12", "nvidia-cufft"),
+        ("libcudnn.so.9", "nvidia-cudnn-cu13"),
+    ),
+    TENSORRT: (("libnvinfer.so.10", "tensorrt-cu13"),),
+}
+"""What each provider loads, and the package that brings it."""
+
+_MOST_WORKERS: Final = 8
+
+
+class Provider:
+    """The provider that was asked for, or the one that stands in for it.
+
+    asked: auto | cuda | tensorrt | cpu. gpu_memory_mib: the most of a device's memory that one
+    graph may take; 0: no limit. Raises ConfigError when a GPU was asked for and cannot be had.
+    """
+
+    def __init__(self, asked: str = "auto", gpu_memory_mib: int = 0, cache: str = "") -> None:
+        self._asked, self._gpu_memory_mib, self._cache = asked, gpu_memory_mib, cache
+        self.name = CPU if asked == "cpu" else self._find()
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.name == CPU
+
+    def options(self, cuda_graph: bool) -> list[Any]:
+        """What a session is told, the provider first; cuda_graph: record runs and replay them."""
+        if self.on_cpu:
+            return [CPU]
+        cuda = {
+            "device_id": "0",
+            # The default search runs every algorithm at each new shape, for seconds.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # Sums in TF32 would differ from training's in the third digit.
+            "use_tf32": "0",
+            # Batches come in few sizes: what they need is known, and doubling would waste.
+            "arena_extend_strategy": "kSameAsRequested",
+            "enable_cuda_graph": str(int(cuda_graph)),
+        }
+        if self._gpu_memory_mib:
+            cuda["gpu_mem_limit"] = str(self._gpu_memory_mib << 20)
+        if self.name == CUDA:
+            return [(CUDA, cuda), CPU]
+        tensorrt = {
+            "device_id": "0",
+            "trt_cuda_graph_enable": str(int(cuda_graph)),
+            # Building an engine takes minutes: it is kept for the next start.
+            "trt_engine_cache_enable": str(int(bool(self._cache))),
+            "trt_engine_cache_path": self._cache or ".",
+        }
+        return [(TENSORRT, tensorrt), (CUDA, cuda), CPU]
+
+    def confirm(self, session: ort.InferenceSession) -> None:
+        """See that a session runs where it should; raises ConfigError, or falls back aloud."""
+        if session.get_providers()[0] != self.name:
+            self.name = self._fall_back(_missing_library(self.name))
+
+    def _find(self) -> str:
+        wanted = TENSORRT if self._asked == "tensorrt" else CUDA
+        why = problem(wanted)
+        if why:
+            return self._fall_back(why)
+        ort.preload_dlls()  # finds the CUDA libraries in the nvidia-* packages
+        log.info("Provider: %s.", wanted)
+        return wanted
+
+    def _fall_back(self, reason: str) -> str:
+        if self._asked != "auto":
+            name = "TensorRT" if self._asked == "tensorrt" else "CUDA"
+            raise ConfigError(
+                f"{name} was asked for and cannot be had: {reason}. "
+                "Mend that, or start with --provider cpu or auto."
+            )
+        log.warning("Provider: %s, because %s.", CPU, reason)
+        return CPU
+
+
+def problem(wanted: str = CUDA) -> str:
+    """Why a GPU's provider cannot be had here; empty when nothing is known against it."""
+    if wanted not in ort.get_available_providers():
+        name = wanted.removesuffix("ExecutionProvider")
+        return f"this build of ONNX Runtime has no {name} provider; install onnxruntime-gpu"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "the NVIDIA driver is not installed (no libcuda.so.1)"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return "the NVIDIA driver does not start (cuInit failed)"
+    return "" if count.value else "the NVIDIA driver finds no GPU"
+
+
+def _missing_library(wanted: str) -> str:
+    for library, package in (*_LIBRARIES[CUDA], *_LIBRARIES[wanted]):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            return f"{library} cannot be loaded; install {package}"
+    return f"ONNX Runtime could not start its {wanted}; its own message stands above"
+
+
+def best_workers(asked: str) -> int:
+    """How many processes should serve: one with a GPU, which one process keeps busy; else one for
+    each CPU, up to as many as a machine's memory may be expected to hold the models of."""
+    if asked in ("cuda", "tensorrt") or (asked == "auto" and not problem()):
+        return 1
+    return min(available_cpus(), _MOST_WORKERS)
+
+
+def available_cpus() -> int:
+    """CPUs this process may really use: its affinity mask, cut by its cgroup's quota."""
+    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cpus = min(cpus, int(quota) / int(period))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 here: no quota
+    return max(1, math.floor(cpus))

@@ -1,0 +1,80 @@
+"""The nets that are measured on a GPU: as PyTorch modules, and as bundles of the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from serving import bundle
+from serving.bundle import Manifest, XSpec
+from training import export, graphs, networks
+from training.config import Config
+from training.data import RowSpec
+from training.half import halved
+from training.model import Model, build
+
+
+@dataclass(frozen=True)
+class Net:
+    """A convolutional VAE for images of one shape; random weights cost what trained ones do."""
+
+    name: str
+    shape: tuple[int, ...]
+    hidden: int  # channels at the coarsest level
+    depth: int
+    latent_size: int
+
+    @property
+    def config(self) -> Config:
+        config = Config(
+            net="conv",
+            likelihood="bernoulli",
+            hidden=self.hidden,
+            depth=self.depth,
+            latent_size=self.latent_size,
+        )
+        return networks.fitted(config, self.shape)
+
+
+SMALL = Net("small", (28, 28), hidden=64, depth=2, latent_size=20)
+LARGE = (
+    Net("large-64", (64, 64, 3), hidden=512, depth=4, latent_size=128),
+    Net("large-128", (128, 128, 3), hidden=512, depth=4, latent_size=128),
+)
+
+
+def model(net: Net) -> Model:
+    """In evaluation mode, on the CPU."""
+    return build(net.config, RowSpec(net.shape, "uint8")).eval()
+
+
+def publish(net: Net, root: Path, precision: str) -> Path:
+    """The same model as a bundle under `root`; the version's folder."""
+    whole = model(net)
+    exported = halved(whole) if precision == "float16" else whole
+    rows = torch.randint(0, 256, (8, *net.shape), dtype=torch.uint8)
+    encoder = graphs.encoder(exported, net.name)
+    manifest = Manifest(
+        model=net.name,
+        x=XSpec("image", net.shape, "uint8", (0.0, 255.0)),
+        latent_size=net.latent_size,
+        likelihood="bernoulli",
+        family="vae",
+        opset=graphs.opset(encoder),
+        preprocessing="inside the graphs",
+        parity={},
+        precision=precision,
+    )
+    files = {
+        bundle.ENCODER: encoder,
+        bundle.DECODER: graphs.decoder(exported, net.name, net.latent_size),
+        bundle.GOLDEN: export.golden(whole, rows),
+    }
+    return bundle.publish(root, manifest, files)
+
+
+def latents(rows: int, net: Net) -> Tensor:
+    return torch.randn(rows, net.latent_size, generator=torch.Generator().manual_seed(0))

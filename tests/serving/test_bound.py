@@ -1,0 +1,138 @@
+"""Bound graphs: buckets, padding, memory that stays. On the CPU provider, where buffers on the
+device and off it are the same; what needs a GPU is in tests/e2e/test_gpu.py."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from serving import bundle, golden, loading
+from serving.bound import BoundGraph, bucket_rows
+from serving.bundle import DECODER, ENCODER
+from serving.engine import Engine, Signature
+from serving.errors import BundleError
+from serving.provider import Provider
+
+
+@pytest.fixture(scope="module")
+def toy(toy_bundles: Path) -> bundle.Bundle:
+    return bundle.load(toy_bundles / "toy" / "1")
+
+
+def bound(toy: bundle.Bundle, file: str, signature: Signature) -> BoundGraph:
+    session = ort.InferenceSession(toy.files[file], providers=["CPUExecutionProvider"])
+    name, dtype, shape = signature.input
+    return BoundGraph(session, (name, (dtype, shape)), dict(signature.outputs), "cpu", False)
+
+
+@pytest.fixture
+def decoder(toy: bundle.Bundle) -> BoundGraph:
+    return bound(toy, DECODER, loading.signatures(toy.manifest)[1])
+
+
+@pytest.fixture
+def encoder(toy: bundle.Bundle) -> BoundGraph:
+    return bound(toy, ENCODER, loading.signatures(toy.manifest)[0])
+
+
+def latents(toy: bundle.Bundle, rows: int, seed: int = 0) -> np.ndarray:
+    shape = rows, toy.manifest.latent_size
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (64, 64), (65, 128)]
+)
+def test_the_bucket_is_the_next_power_of_two(rows: int, bucket: int) -> None:
+    assert bucket_rows(rows) == bucket
+
+
+def test_the_sizes_of_batches(decoder: BoundGraph) -> None:
+    assert decoder.sizes(1) == [1]
+    assert decoder.sizes(9) == [1, 2, 4, 8, 16]
+    assert decoder.sizes(16) == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 13, 31])
+def test_padding_changes_no_row(toy: bundle.Bundle, decoder: BoundGraph, rows: int) -> None:
+    plain = Engine(Provider("cpu")).load(
+        toy.files[DECODER], loading.signatures(toy.manifest)[1], threads=1
+    )
+    z = latents(toy, rows)
+    x, params = decoder.run(z, ["x", "params"])
+    expected_x, expected_params = plain.run(z, ["x", "params"])
+    assert (x.shape, x.dtype) == (expected_x.shape, expected_x.dtype)
+    np.testing.assert_allclose(params, expected_params, rtol=1e-5, atol=1e-5)
+    assert (decoder.run(z, ["x"])[0] == x).all()
+
+
+def test_answers_stay_when_the_buffers_are_used_again(
+    toy: bundle.Bundle, decoder: BoundGraph
+) -> None:
+    first = decoder.run(latents(toy, 3, seed=1), ["params"])[0]
+    kept = first.copy()
+    second = decoder.run(latents(toy, 3, seed=2), ["params"])[0]
+    assert (first == kept).all()
+    assert (first != second).any()
+
+
+def test_a_batch_never_sees_the_rows_of_the_one_before(
+    toy: bundle.Bundle, decoder: BoundGraph
+) -> None:
+    alone = decoder.run(latents(toy, 3, seed=1), ["params"])[0]
+    decoder.run(latents(toy, 4, seed=2), ["params"])  # the same bucket, filled to the brim
+    assert (decoder.run(latents(toy, 3, seed=1), ["params"])[0] == alone).all()
+
+
+def test_memory_stays_where_it_is(toy: bundle.Bundle, decoder: BoundGraph) -> None:
+    def places() -> set[int]:
+        made = decoder._buckets.values()
+        return {b.input.device.data_ptr() for b in made} | {
+            buffer.device.data_ptr() for b in made for buffer in b.outputs
+        }
+
+    decoder.warm_up(16)
+    before = places()
+    assert len(before) == 3 * 5  # input, x and params of 1, 2, 4, 8 and 16 rows
+    for rows in (*range(1, 17), *range(16, 0, -1)):
+        decoder.run(latents(toy, rows), ["x", "params"])
+    assert places() == before
+
+
+def test_threads_take_turns(toy: bundle.Bundle, decoder: BoundGraph) -> None:
+    expected = {seed: decoder.run(latents(toy, 4, seed), ["params"])[0] for seed in range(4)}
+    wrong: list[int] = []
+
+    def ask(seed: int) -> None:
+        for _ in range(200):
+            if (decoder.run(latents(toy, 4, seed), ["params"])[0] != expected[seed]).any():
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_golden_vectors_go_through_every_bucket(
+    toy: bundle.Bundle, encoder: BoundGraph, decoder: BoundGraph
+) -> None:
+    assert 0 <= golden.check(toy, encoder, decoder, 64) < 1e-4
+    assert {rows for rows, _ in decoder._buckets} == {1, 2, 4, 8, 16, 32, 64}
+
+    work = decoder.run
+
+    def wrong_in_one_bucket(array, outputs):
+        x, params = work(array, outputs)
+        return [x, params + (len(array) == 64)]
+
+    decoder.run = wrong_in_one_bucket  # type: ignore[method-assign]
+    with pytest.raises(BundleError, match="differs from the golden output"):
+        golden.check(toy, encoder, decoder, 64)
+    golden.check(toy, encoder, decoder, 32)

@@ -1,0 +1,82 @@
+"""Which provider runs the graphs, and what is said when it cannot be the one asked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+
+from serving import provider
+from serving.bundle import DECODER
+from serving.engine import Engine
+from serving.errors import ConfigError
+from serving.provider import CPU, CUDA, TENSORRT, Provider
+from serving.settings import Settings
+
+
+@pytest.fixture
+def as_if_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that finds a GPU. The sessions are real, and fall back as they do."""
+    monkeypatch.setattr(provider, "problem", lambda wanted=CUDA: "")
+
+
+def test_no_gpu_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    if not provider.problem():
+        pytest.skip("this machine has a GPU")
+    with caplog.at_level(logging.WARNING):
+        assert Provider("auto").name == CPU
+    assert f"Provider: {CPU}, because" in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "name"), [("cuda", "CUDA"), ("tensorrt", "TensorRT")])
+def test_a_gpu_that_was_asked_for_is_never_replaced_in_silence(asked: str, name: str) -> None:
+    if not provider.problem():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match=f"{name} was asked for and cannot be had: .*--provider"):
+        Provider(asked)
+
+
+def test_a_runtime_without_cuda_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU])
+    assert "install onnxruntime-gpu" in provider.problem()
+    assert "no Tensorrt provider" in provider.problem(TENSORRT)
+
+
+def test_a_session_that_fell_back_is_found_out(
+    as_if_with_a_gpu: None, toy_bundles: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = (toy_bundles / "toy" / "1" / DECODER).read_bytes()
+    session = ort.InferenceSession(graph, providers=[CPU])
+    with pytest.raises(ConfigError, match=r"CUDA was asked for and cannot be had: .*(install|own)"):
+        Provider("cuda").confirm(session)
+    chosen = Provider("auto")
+    assert not chosen.on_cpu
+    chosen.confirm(session)
+    assert chosen.on_cpu
+    assert f"Provider: {CPU}, because" in caplog.text
+
+
+def test_what_a_session_is_told(as_if_with_a_gpu: None) -> None:
+    assert Provider("cpu").options(cuda_graph=True) == [CPU]
+    (name, cuda), last = Provider("cuda", gpu_memory_mib=3).options(cuda_graph=True)
+    assert (name, last) == (CUDA, CPU)
+    assert cuda["gpu_mem_limit"] == str(3 << 20)
+    assert cuda["enable_cuda_graph"] == "1"
+    assert (cuda["cudnn_conv_algo_search"], cuda["use_tf32"]) == ("HEURISTIC", "0")
+    (_, cuda), _ = Provider("cuda").options(cuda_graph=False)
+    assert "gpu_mem_limit" not in cuda
+    assert cuda["enable_cuda_graph"] == "0"
+    (name, tensorrt), (second, _), last = Provider("tensorrt", cache="/engines").options(False)
+    assert (name, second, last) == (TENSORRT, CUDA, CPU)
+    assert (tensorrt["trt_engine_cache_enable"], tensorrt["trt_engine_cache_path"]) == (
+        "1",
+        "/engines",
+    )
+
+
+def test_an_engine_of_settings() -> None:
+    engine = Engine.from_settings(Settings(provider="cpu"))
+    assert engine.on_cpu
+    assert engine.provider == CPU

@@ -1,0 +1,85 @@
+"""The bundle knows how training rows score, as serving scores them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving import bundle
+from serving.errors import BundleError
+from serving.jobs.plan import Wanted
+from serving.jobs.reconstruct import Graphs
+from serving.jobs.rows import Chunk
+from training import data
+from training.config import Config
+
+Cli = Callable[..., tuple[int, str, str]]
+
+MANIFEST = bundle.Manifest(
+    model="m",
+    x=bundle.XSpec("vector", (3,), "float32", (0.0, 1.0)),
+    latent_size=2,
+    likelihood="gaussian",
+    family="vae",
+    opset=18,
+    preprocessing="none",
+    parity={},
+    files={name: {} for name in bundle.FILES},
+    version=1,
+)
+
+
+def exported(cli: Cli, folder: Path, *flags: object) -> bundle.Bundle:
+    tiny = ("--epochs", 1, "--hidden", 12, "--latent-size", 3)
+    assert cli("train", "--out", folder / "run", *tiny, *flags)[0] == 0
+    words = ("--checkpoint", folder / "run" / "best.pt", "--bundles", folder / "models")
+    status, out, err = cli("export", *words, "--name", "m")
+    assert status == 0, err
+    return bundle.load(Path(json.loads(out)["published"]))
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["gaussian", pytest.param("bernoulli", marks=pytest.mark.slow)]
+)
+def test_quantiles_are_those_of_what_serving_computes(
+    cli: Cli, tmp_path: Path, likelihood: str
+) -> None:
+    loaded = exported(cli, tmp_path, "--likelihood", likelihood)
+    scores = loaded.manifest.training_scores
+    x = data.load(Config(likelihood=likelihood)).train.x.numpy()
+    chunk = Chunk(np.arange(len(x)), [""] * len(x), x, [])
+    served = Graphs(loaded, Wanted(), "cpu").run(chunk)
+    assert scores["rows"] == len(x)
+    for name in bundle.SCORES:
+        wanted = np.percentile(getattr(served, name).astype(np.float64), scores["levels"])
+        np.testing.assert_allclose(scores[name], wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["order", "length", "name", "nan", "words"])
+def test_quantiles_that_make_no_sense_are_refused(damage: str) -> None:
+    rising = {name: [0.0, 1.0, 2.0] for name in ("levels", *bundle.SCORES)}
+    bad: object = {
+        "order": rising | {"rows": 3, "kl": [1.0, 0.0, 2.0]},
+        "length": rising | {"rows": 3, "elbo": [0.0, 1.0]},
+        "name": {"rows": 3, "levels": [0.0, 1.0, 2.0]},
+        "nan": rising | {"rows": 3, "kl": [0.0, 1.0, float("nan")]},
+        "words": "none",
+    }[damage]
+    manifest = json.loads(MANIFEST.to_json()) | {"training_scores": bad}
+    with pytest.raises(BundleError, match="training_scores"):
+        bundle.Manifest.from_json(json.dumps(manifest).encode())
+
+
+def test_a_bundle_of_before_loads() -> None:
+    manifest = json.loads(MANIFEST.to_json())
+    del manifest["training_scores"]
+    assert bundle.Manifest.from_json(json.dumps(manifest).encode()) == MANIFEST
+
+
+@pytest.mark.slow
+def test_an_autoencoder_has_none(cli: Cli, tmp_path: Path) -> None:
+    assert exported(cli, tmp_path, "--model", "ae").manifest.training_scores == {}

@@ -1,0 +1,41 @@
+"""How the training rows score: what a row's scores are compared with, to tell how unusual it is.
+
+Computed as serving computes them: by the exported graphs on ONNX Runtime, through the mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from training import parity
+from training.data import Dataset
+from training.model import AE, Model, gaussian_kl, unit
+
+ROWS: Final = 20_000  # scored at most, evenly picked: the 99.9th percentile rests on 20 of them
+LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
+_BATCH: Final = 256
+
+
+@torch.no_grad()
+def distribution(model: Model, encoder: bytes, decoder: bytes, dataset: Dataset) -> dict[str, Any]:
+    """Manifest.training_scores: quantiles of reconstruction error, KL and ELBO in nats, at LEVELS
+    percent; {} for an autoencoder, which has no likelihood."""
+    if isinstance(model, AE):
+        return {}
+    rows = dataset.train.x
+    picked = rows[torch.arange(min(ROWS, len(rows))) * len(rows) // min(ROWS, len(rows))]
+    encode, decode = parity.session(encoder), parity.session(decoder)
+    errors, rates = [], []
+    for x in torch.split(picked, _BATCH):
+        latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, x, _BATCH).items()}
+        mean, log_var = latent["mean"], latent["log_var"]
+        params = torch.from_numpy(parity.run(decode, mean, _BATCH)["params"])
+        errors.append(model.likelihood.nll(unit(x), params).double())
+        rates.append(gaussian_kl(mean, log_var).double())
+    error, rate = torch.cat(errors).numpy(), torch.cat(rates).numpy()
+    scores = {"reconstruction_error": error, "kl": rate, "elbo": -error - rate}
+    quantiles = {name: np.percentile(s, LEVELS).tolist() for name, s in scores.items()}
+    return {"rows": len(picked), "levels": list(LEVELS)} | quantiles
