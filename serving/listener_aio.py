@@ -90,23 +90,24 @@ def _run(handler: Handler, answers: Answers) -> Callable[[Any, Context], Corouti
         ended: asyncio.Future[Status] = loop.create_future()
 
         def end(how: Status) -> None:
-            if not ended.done():
+            if ended.done():
+                stream.let_go()
+            else:
                 ended.set_result(how)
 
         async def life() -> None:
-            loop.call_soon_threadsafe(end, await wire.finish(handler, stream))
+            loop.call_soon_threadsafe(end, stream.hold(await wire.finish(handler, stream)))
 
         tasks.start(life())
         try:
             how = await ended
+            if how.message is not None:
+                await context.write(how.message)
         except asyncio.CancelledError:
             stream.caller.cancel()
             raise
-        if how.message is not None:
-            try:
-                await stream.send(how.message, UNARY)
-            except Overloaded as error:
-                how = status(error, "A call", stream.caller.account.request_id)
+        finally:
+            stream.let_go()
         _end(context, how)
 
     return run
@@ -125,6 +126,7 @@ class _AioStream:
 
     def __init__(self, context: Context, answers: Answers) -> None:
         self._context, self._answers = context, answers
+        self._held: int | None = None
         self._loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
         metadata: Any = context.invocation_metadata() or ()
@@ -138,18 +140,36 @@ class _AioStream:
         return self._in_loop(read())
 
     def write(self, message: bytes) -> Reply[None]:
-        return self._in_loop(self.send(message, STREAMED))
-
-    async def send(self, message: bytes, copies: int) -> None:
-        """Wait until the message is taken or no longer wanted. Raises Overloaded where too many
-        are not: grpc.aio ends no call before its time, whatever becomes of its handler."""
+        # Counted here and not in the loop, for which answers may have to wait too.
         try:
-            number = self._answers.hold(copies * len(message), None)
-            try:
-                await self._context.write(message)
-            finally:
-                self._answers.release(number)
+            number = self._answers.hold(STREAMED * len(message), None)
+        except Overloaded as refusal:
+            reply: Reply[None] = Reply()
+            reply.fail(refusal.with_traceback(None))  # which would hold the message
+            return reply
+        return self._in_loop(self._send(message, number))
+
+    def hold(self, how: Status) -> Status:
+        """Count the last message in, if there is one; a refusal where it has no room, for grpc.aio
+        ends no call before its time, whatever becomes of its handler."""
+        if how.message is None:
+            return how
+        try:
+            self._held = self._answers.hold(UNARY * len(how.message), None)
+        except Overloaded as refusal:
+            return status(refusal, "A call", self.caller.account.request_id)
+        return how
+
+    def let_go(self) -> None:
+        """Count the last message out."""
+        if self._held is not None:
+            self._answers.release(self._held)
+
+    async def _send(self, message: bytes, number: int) -> None:
+        try:
+            await self._context.write(message)
         finally:
+            self._answers.release(number)
             del message  # the traceback of an error, which may live for a while, holds this frame
 
     def _in_loop(self, work: Any) -> Reply[Any]:
@@ -158,8 +178,6 @@ class _AioStream:
         async def run() -> None:
             try:
                 reply.resolve(await work)
-            except Overloaded as error:
-                reply.fail(error)
             except (Exception, asyncio.CancelledError):  # the call is over
                 reply.fail(Cancelled())
 
