@@ -17,13 +17,13 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo clean \
-	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling audit-manifests \
-	lint format typecheck protos protos-check protos-lint \
+	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard \
+	audit-manifests lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
-	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs bench-gpu
+	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs count-jobs bench-gpu
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## create .venv and install everything into it, in the tested versions
 
@@ -79,6 +79,9 @@ test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl an
 
 simulate-scaling: install  ## the manifests' autoscalers on made traffic, as a table and a picture
 	PYTHONPATH=. $(RUN)python tests/deploy/draw_scaling.py deploy/pictures/scaling.png
+
+draw-dashboard: install  ## the dashboard's panels from a real Prometheus under load, as a picture
+	PYTHONPATH=. $(RUN)python tests/deploy/draw_dashboard.py deploy/pictures/dashboard.png
 
 audit-manifests:  ## checkov over the manifests as kustomize builds them
 	$(PYTHON) -m venv build/checkov
@@ -142,6 +145,9 @@ bench-jobs: install  ## batch jobs beside ONNX Runtime in a loop over rows in me
 
 bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there: tests/bench/GPU.md
 	$(RUN)python tests/bench/bench_gpu.py
+
+count-jobs: install  ## a million rows, the job killed again and again: none lost, none doubled
+	$(RUN)python tests/jobs/counted.py
 
 bench-training: install  ## a pass of the training loop beside the textbook's, as a table
 	$(RUN)python tests/bench/bench_training.py

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import queue
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+)
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
-from serving.client import arguments, calls
+from serving.client import calls, streaming
 from serving.client.calls import Call
 from serving.client.results import Samples, StreamedReconstruction
 from serving.client.retries import Backoff
 from serving.client.sender import Sender
-from serving.client.unanswered import Unanswered
 from serving.codec import Array
-from serving.errors import LatentdError, NotReady
 from serving.pb import vae_pb2 as pb
 
 Chunks: TypeAlias = Generator[Samples, None, None]
@@ -161,35 +165,15 @@ class Client(Sender):
         options = pb.StreamReconstructRequest(
             draw=draw, scores=scores, latents=latents, omit_x=omit_x
         )
-        options.model, options.version = self._model, self._version
-        if draw:
-            options.seed = arguments.seed(seed)
-        unanswered = Unanswered(chunks, options, offset, in_flight)
-        backoff = Backoff(timeout, self._connection.attempts)
-        while unanswered.left:
-            requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            for request in unanswered.again():
-                requests.put(request)
-            responses = self._methods["StreamReconstruct"](
-                iter(requests.get, None), timeout=backoff.remaining(), metadata=self._metadata
-            )
-            try:
-                while unanswered.left:
-                    for request in unanswered.more():
-                        requests.put(request)
-                    if not unanswered.left:
-                        return
-                    yield unanswered.accept(next(responses))
-                    backoff.progress()
-            except StopIteration:
-                failure: LatentdError = NotReady("The stream ended before its last answer.")
-            except grpc.RpcError as error:
-                failure = self._failure(error)
-            finally:
-                requests.put(None)  # ends the thread of grpc's that reads them
-                responses.cancel()
-            if unanswered.left:
-                time.sleep(backoff.wait_after(failure))
+        return streaming.blocking(
+            chunks,
+            self._unanswered(options, seed, offset, in_flight),
+            Backoff(timeout, self._connection.attempts),
+            lambda requests, seconds: self._methods["StreamReconstruct"](
+                requests, timeout=seconds, metadata=self._metadata
+            ),
+            self._failure,
+        )
 
 
 class AsyncClient(Sender):
@@ -253,3 +237,30 @@ class AsyncClient(Sender):
                 responses.cancel()  # also when the caller stops iterating: the server stops too
             if failure is not None and not missing.done:
                 await asyncio.sleep(missing.wait_after(failure))
+
+    def stream_reconstruct(
+        self,
+        chunks: Iterable[Array] | AsyncIterable[Array],
+        *,
+        draw: bool = False,
+        seed: int | None = None,
+        offset: int = 0,
+        scores: bool = False,
+        latents: bool = False,
+        omit_x: bool = False,
+        in_flight: int = 4,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[StreamedReconstruction, None]:
+        """As Client.stream_reconstruct; `chunks` may also be an asynchronous iterable."""
+        options = pb.StreamReconstructRequest(
+            draw=draw, scores=scores, latents=latents, omit_x=omit_x
+        )
+        return streaming.awaited(
+            chunks,
+            self._unanswered(options, seed, offset, in_flight),
+            Backoff(timeout, self._connection.attempts),
+            lambda seconds: self._methods["StreamReconstruct"](
+                timeout=seconds, metadata=self._metadata
+            ),
+            self._failure,
+        )

@@ -11,7 +11,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf import message_factory, wrappers_pb2
 
-from serving.client import retries
+from serving.client import retries, spans
 from serving.errors import ConfigError
 from serving.pb import vae_pb2 as pb
 
@@ -116,11 +116,15 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
         kind = channel.unary_stream if method.server_streaming else channel.unary_unary
         if method.client_streaming:
             kind = channel.stream_stream
-        methods[method.name] = kind(
-            f"/{SERVICE.full_name}/{method.name}",
-            request_serializer=message_factory.GetMessageClass(method.input_type).SerializeToString,
-            response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
+        request, response = map(
+            message_factory.GetMessageClass, (method.input_type, method.output_type)
         )
+        call = kind(
+            f"/{SERVICE.full_name}/{method.name}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        methods[method.name] = _traced(call)
     # The health service's messages hold one string and one enum: on the wire, these two. Its own
     # come with grpcio-health-checking, which a client does not need.
     methods["Health"] = channel.unary_unary(
@@ -129,6 +133,15 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
         response_deserializer=wrappers_pb2.Int32Value.FromString,
     )
     return methods
+
+
+def _traced(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, below whatever span is current when it is made."""
+
+    def begin(request: Any, *, timeout: float | None, metadata: tuple[Any, ...] = ()) -> Any:
+        return call(request, timeout=timeout, metadata=(*metadata, *spans.current()))
+
+    return begin
 
 
 def _is_loopback(target: str) -> bool:

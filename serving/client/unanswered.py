@@ -6,7 +6,7 @@ Knows no transport: the client makes the calls, this keeps count.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from serving.client import arguments, results
 from serving.client.failures import ServiceError
@@ -23,15 +23,8 @@ class Unanswered:
     in_flight: chunks that may wait for their answers
     """
 
-    def __init__(
-        self,
-        chunks: Iterable[Array],
-        options: pb.StreamReconstructRequest,
-        offset: int,
-        in_flight: int,
-    ) -> None:
-        self._chunks, self._options = iter(chunks), options
-        self._offset, self._in_flight = offset, in_flight
+    def __init__(self, options: pb.StreamReconstructRequest, offset: int, in_flight: int) -> None:
+        self._options, self._offset, self._in_flight = options, offset, in_flight
         self._waiting: deque[pb.StreamReconstructRequest] = deque()
         self._exhausted = self._begun = False
 
@@ -46,17 +39,20 @@ class Unanswered:
         for request in self._waiting:
             yield self._first(request)
 
-    def more(self) -> Iterator[pb.StreamReconstructRequest]:
-        """The chunks that may be sent now."""
-        while len(self._waiting) < self._in_flight and not self._exhausted:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                self._exhausted = True
-                return
-            request = pb.StreamReconstructRequest(x=arguments.rows(chunk), offset=self._offset)
-            self._offset += len(chunk)
-            self._waiting.append(request)
-            yield self._first(request)
+    @property
+    def room(self) -> bool:
+        """Whether another chunk may be sent now."""
+        return len(self._waiting) < self._in_flight and not self._exhausted
+
+    def take(self, chunk: Array | None) -> pb.StreamReconstructRequest | None:
+        """What to send for the next chunk; None: there are no more."""
+        if chunk is None:
+            self._exhausted = True
+            return None
+        request = pb.StreamReconstructRequest(x=arguments.rows(chunk), offset=self._offset)
+        self._offset += len(chunk)
+        self._waiting.append(request)
+        return self._first(request)
 
     def accept(self, response: pb.StreamReconstructResponse) -> StreamedReconstruction:
         """The answer to the oldest chunk. Raises ServiceError where it is another's, or where

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 import numpy as np
 
 from serving import images
 from serving.client import Client
 from serving.client.arguments import seed as chosen_seed
+from serving.client.credentials import Files
 from serving.client.results import ModelInfo, ModelVersion
 from serving.codec import Array
 from serving.console import inputs, terminal
 from serving.console.outputs import Destination
-from serving.errors import ConfigError, ModelNotFound
+from serving.errors import ModelNotFound
 
 PICTURES: Final = ("png", "npz", "npy", "folder")
 COLUMNS: Final = 16  # of a picture of rows above their reconstructions
@@ -213,22 +213,9 @@ def _connect(args: argparse.Namespace, healthy_only: bool = True) -> Client:
         model=args.model,
         version=args.version,
         background=args.background,
-        credentials=_credentials(args),
-        token=Path(args.token_file).read_text().strip() if args.token_file else "",
         healthy_only=healthy_only,
+        **Files(args.tls_ca, args.tls_cert, args.tls_key, args.token_file).read(),
     )
-
-
-def _credentials(args: argparse.Namespace) -> grpc.ChannelCredentials | None:
-    if bool(args.tls_cert) != bool(args.tls_key):
-        raise ConfigError("--tls-cert and --tls-key go together: give both or none.")
-    if not args.tls_ca:
-        if args.tls_cert:
-            raise ConfigError("--tls-cert needs --tls-ca, the authority that the server is from.")
-        return None
-    files = (args.tls_ca, args.tls_key, args.tls_cert)
-    authority, key, certificate = (Path(file).read_bytes() if file else None for file in files)
-    return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
 def _pin(client: Client, out: Destination | None = None) -> tuple[ModelInfo, Client]:

@@ -15,15 +15,17 @@ from typing import Any
 
 from serving import images
 from serving.bundle import XSpec
+from serving.client.credentials import Files
 from serving.errors import ConfigError, LatentdError
 from serving.jobs import exits, inputs, job, outputs, remote, worker
 from serving.jobs.inputs import NAMES, Rows
-from serving.jobs.job import Failed, Share
+from serving.jobs.job import Share
 from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
 from serving.jobs.progress import Progress
 from serving.jobs.reconstruct import check_wanted, load_bundle
+from serving.jobs.remote import Server
 from serving.jobs.store import ShardManifest, Store
-from serving.jobs.worker import Setting, explain
+from serving.jobs.worker import Failed, Setting, explain
 from serving.provider import best_workers
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
@@ -53,12 +55,12 @@ def _run(args: argparse.Namespace) -> int:
     with contextlib.closing(Store(folder)) as store, store.locked(None, wait=True):
         plan, names = _plan(args, target, job.known_plan(folder))
         job.settle(plan, names, store)
-    setting = Setting(folder, plan, target.bundle, args.provider, args.server or "")
+    setting = Setting(folder, plan, target.bundle, args.provider, _server(args))
     ours = sum(len(plan.shard(i)) for i in range(plan.shards)[share.index :: share.count])
     began = time.monotonic()
     metrics = Path(args.metrics_file) if args.metrics_file else None
     with Progress(ours, metrics) as progress:
-        manifests = job.run(setting, share, _processes(args), progress)
+        manifests = job.run(setting, share, _processes(args), progress, args.engine)
     seconds = time.monotonic() - began
     print(f"{ours:,} rows in {seconds:,.1f} s, {ours / max(seconds, 1e-9):,.0f} a second.")
     if manifests is None:
@@ -93,7 +95,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     free = shutil.disk_usage(nearest).free
     print(f"About {size / 1e9:,.3f} GB into {folder}, where {free / 1e9:,.1f} GB are free.")
     rows, seconds = _try(args, target, plan, names)
-    processes = min(_processes(args), plan.shards)
+    processes = min(_processes(args) or 1, plan.shards)
     whole = seconds / rows * plan.rows / (processes * share.count)
     print(
         f"{rows / seconds:,.0f} rows a second in one process, tried on {rows:,}; about "
@@ -108,7 +110,7 @@ def _try(args: argparse.Namespace, target: _Target, plan: Plan, names: bytes) ->
     """Run the first rows and throw them away: how many, and in how many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / NAMES).write_bytes(names)
-        setting = Setting(Path(folder), plan, target.bundle, args.provider, args.server or "")
+        setting = Setting(Path(folder), plan, target.bundle, args.provider, _server(args))
         reconstruct = worker.reconstruction(setting)
         rows = Rows(plan, Path(folder))
         count = min(plan.rows, _TRIED_ROWS)
@@ -132,8 +134,9 @@ class _Target:
 
 
 def _target(args: argparse.Namespace) -> _Target:
-    if args.server:
-        info = remote.look(args.server, args.model)
+    server = _server(args)
+    if server is not None:
+        info = remote.look(server, args.model)
         if args.batch_rows > info.limits.max_rows:
             raise ConfigError(
                 f"--batch-rows {args.batch_rows}: {args.server} takes {info.limits.max_rows} rows "
@@ -148,6 +151,12 @@ def _target(args: argparse.Namespace) -> _Target:
     who = BundleId(m.model, m.version, loaded.digest)
     # The version's own folder: "the newest" may be another when a worker looks.
     return _Target(loaded.path, who, m.x, m.latent_size, m.family, m.training_scores)
+
+
+def _server(args: argparse.Namespace) -> Server | None:
+    if not args.server:
+        return None
+    return Server(args.server, Files(args.tls_ca, args.tls_cert, args.tls_key, args.token_file))
 
 
 def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tuple[Plan, bytes]:
@@ -184,6 +193,8 @@ def _share(args: argparse.Namespace) -> Share:
 
 
 def _processes(args: argparse.Namespace) -> int:
+    if args.engine == "ray":
+        return int(args.processes)  # 0: what the cluster has
     if args.processes or args.server:
         return int(args.processes) or 1
     return best_workers(args.provider)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ConfigError
-from serving.jobs import exits, inputs, outputs, sheet, worker
+from serving.jobs import exits, inputs, outputs, ray_data, sheet, worker
 from serving.jobs.exits import BadData, WorkerDied
 from serving.jobs.inputs import NAMES, PLAN, Rows
 from serving.jobs.plan import Plan, check_same
 from serving.jobs.progress import Progress
 from serving.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store, to_json
-from serving.jobs.worker import Failure, Setting
+from serving.jobs.worker import Failed, Failure, Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,6 @@ class Share:
 
     index: int = 0
     count: int = 1
-
-
-class Failed(Exception):
-    """A worker failed; its words and exit status."""
-
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
-        super().__init__(failure.what)
 
 
 def settle(asked: Plan, names: bytes, store: Store) -> None:
@@ -57,9 +49,9 @@ def known_plan(folder: Path) -> Plan | None:
 
 
 def run(
-    setting: Setting, share: Share, processes: int, progress: Progress
+    setting: Setting, share: Share, processes: int, progress: Progress, engine: str = "processes"
 ) -> list[ShardManifest] | None:
-    """Do a share of the job and, if that was the last of it, finish it.
+    """Do a share of the job and, if that was the last of it, finish it. engine: processes | ray.
 
     Returns every shard's manifest once the whole job is done; None: others are still at it. Raises
     Failed, BadData, OSError, LatentdError.
@@ -69,7 +61,9 @@ def run(
     store = Store(setting.output, plan.digest, outputs.suffix(plan))
     try:
         processes = min(processes, len(shards))
-        if processes > 1:
+        if engine == "ray" and shards:
+            ray_data.run(setting, shards, processes, progress)
+        elif processes > 1:
             _run_many(setting, shards, processes, progress)
         elif shards:
             worker.work(plan, shards, store, worker.reconstruction(setting), progress)

@@ -52,10 +52,17 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     model.add_argument(
         "--server",
         metavar="HOST:PORT",
-        help="go through a server, as background traffic, without --draw, TLS and tokens",
+        help="go through a server, as background traffic",
     )
-    add("--model", default="", help="of the server (its default)")
     add("--dry-run", action="store_true", help="print the plan and an estimate, write nothing")
+
+    server = parser.add_argument_group("server")
+    add = server.add_argument
+    add("--model", default="", help="(the server's default)")
+    add("--tls-ca", metavar="FILE", help="use TLS, trusting these certificates")
+    add("--tls-cert", metavar="FILE", help="show this certificate (mutual TLS)")
+    add("--tls-key", metavar="FILE", help="its private key")
+    add("--token-file", metavar="FILE", help="send the bearer token in this file")
 
     what = parser.add_argument_group("what is written of each row")
     what.add_argument(
@@ -77,6 +84,13 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
 
     how = parser.add_argument_group("how")
     how.add_argument("--processes", type=_whole, default=0, help="0: one a CPU, with CUDA one (0)")
+    how.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="ray: so many actors of Ray Data instead, on the cluster of $RAY_ADDRESS or on this "
+        "machine; every node must see --input and --output (processes)",
+    )
     how.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="auto", help="(auto)")
     how.add_argument(
         "--shard-rows", type=_whole, default=0, help=f"rows committed at once (up to {SHARD_ROWS})"

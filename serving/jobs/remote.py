@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from serving.client import Client
+from serving.client.credentials import Files
 from serving.client.results import ModelInfo, ModelVersion, StreamedReconstruction
 from serving.errors import ConfigError
 from serving.jobs.plan import BundleId, Wanted
@@ -18,9 +22,21 @@ _IN_FLIGHT: Final = 8  # chunks sent and not yet answered
 _SECONDS: Final = 3600.0  # deadline of one shard's stream
 
 
-def look(server: str, model: str) -> ModelInfo:
+@dataclass(frozen=True)
+class Server:
+    """Where a job goes, and as whom."""
+
+    target: str  # host:port
+    files: Files
+
+    def client(self, model: str = "") -> Client:
+        """Raises ConfigError."""
+        return Client(self.target, model=model, background=True, **self.files.read())
+
+
+def look(server: Server, model: str) -> ModelInfo:
     """What the server says of its model. Raises LatentdError."""
-    with Client(server, model=model, background=True) as client:
+    with server.client(model) as client:
         return client.get_model()
 
 
@@ -28,27 +44,33 @@ class Remote:
     """A server's model, one version of it: its rows are those of the bundle with that digest,
     within the last bits, for the server makes batches of its own."""
 
-    def __init__(self, server: str, bundle: BundleId, wanted: Wanted) -> None:
-        if wanted.draw:
-            raise ConfigError("--draw is not to be had through --server: use --bundle.")
+    def __init__(self, server: Server, bundle: BundleId, wanted: Wanted) -> None:
         self._wanted, self._digest = wanted, bundle.digest
         version = ModelVersion(bundle.model, bundle.version, bundle.digest)
-        self._client = Client(server, background=True).pinned(version)
+        self._client = server.client().pinned(version)
         self._info = self._client.get_model()
 
     def __call__(self, chunks: Iterator[Chunk]) -> Iterator[Results]:
-        """See reconstruct.Reconstruct. Raises LatentdError once the server is given up."""
+        """See reconstruct.Reconstruct; without a draw any chunks, with one those that follow on
+        each other. Raises LatentdError once the server is given up."""
+        first = next(chunks, None)
+        if first is None:
+            return
         sent: deque[Chunk] = deque()
 
         def rows() -> Iterator[Array]:
-            for chunk in chunks:
+            chunk: Chunk | None = first
+            while chunk is not None:
                 sent.append(chunk)
-                if len(chunk.rows):
-                    yield chunk.x
+                yield self._filled(chunk)
+                chunk = next(chunks, None)
 
         wanted = self._wanted
         answers = self._client.stream_reconstruct(
             rows(),
+            draw=wanted.draw,
+            seed=wanted.seed,
+            offset=int(_numbers(first)[0]),
             scores=wanted.scores,
             latents=wanted.latents,
             omit_x=wanted.reconstruction == "none",
@@ -56,14 +78,16 @@ class Remote:
             timeout=_SECONDS,
         )
         for answer in answers:
-            while not len(sent[0].rows):  # all of it was bad: nothing was sent
-                yield self._nothing(sent.popleft())
             yield self._results(sent.popleft(), answer)
-        yield from map(self._nothing, sent)
 
-    def _nothing(self, chunk: Chunk) -> Results:
-        empty = nothing(self._wanted, self._info.x, self._info.latent_size)
-        return Results(chunk.rows, [], chunk.bad, **empty)
+    def _filled(self, chunk: Chunk) -> Array:
+        """Its rows with blank ones where bad rows were, so that all keep their draws."""
+        if not chunk.bad:
+            return chunk.x
+        numbers, x = _numbers(chunk), self._info.x
+        rows = np.full((len(numbers), *x.shape), x.range[0], x.dtype)
+        rows[np.isin(numbers, chunk.rows)] = chunk.x
+        return rows
 
     def _results(self, chunk: Chunk, answer: StreamedReconstruction) -> Results:
         if answer.served_by.digest != self._digest:
@@ -71,21 +95,23 @@ class Remote:
                 f"{answer.served_by} answered, and the plan is of {self._digest[:15]}. Start again "
                 "with another --output."
             )
-        wanted, errors = self._wanted, answer.errors
-        bad = [BadRow(int(chunk.rows[i]), chunk.ids[i], errors[i]) for i in sorted(errors)]
-        keep = [i for i in range(len(chunk.rows)) if i not in errors]
-        if not keep:
-            return dataclasses.replace(
-                self._nothing(chunk), rows=chunk.rows[:0], bad=[*chunk.bad, *bad]
-            )
-        return Results(
-            chunk.rows[keep],
-            [chunk.ids[i] for i in keep],
-            [*chunk.bad, *bad],
-            reconstruction_error=answer.reconstruction_error if wanted.scores else None,
-            kl=answer.kl if wanted.scores else None,
-            elbo=answer.elbo if wanted.scores else None,
-            mean=answer.mean if wanted.latents else None,
-            log_var=answer.log_var if wanted.latents else None,
-            x=answer.x if wanted.reconstruction != "none" else None,
-        )
+        numbers, ids = _numbers(chunk), dict(zip(chunk.rows.tolist(), chunk.ids, strict=True))
+        taken = np.array([i for i in range(len(numbers)) if i not in answer.errors], np.int64)
+        failed = {int(numbers[i]): why for i, why in sorted(answer.errors.items())}
+        bad = [*chunk.bad, *(BadRow(n, ids[n], why) for n, why in failed.items() if n in ids)]
+        keep = np.isin(numbers[taken], chunk.rows)
+        rows = numbers[taken][keep]
+        if not len(rows):
+            empty = nothing(self._wanted, self._info.x, self._info.latent_size)
+            return Results(rows, [], bad, **empty)
+        columns = {}
+        for field in dataclasses.fields(Results)[3:]:
+            values = getattr(answer, field.name)
+            columns[field.name] = values[keep] if values is not None and len(values) else None
+        return Results(rows, [ids[n] for n in rows.tolist()], bad, **columns)
+
+
+def _numbers(chunk: Chunk) -> Array:
+    """Of all its rows, the bad ones too: a range without gaps."""
+    bad = np.array([row.row for row in chunk.bad], np.int64)
+    return np.sort(np.concatenate((chunk.rows, bad)))

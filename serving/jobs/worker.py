@@ -18,7 +18,7 @@ from serving.jobs import exits, outputs, shard
 from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Graphs, Reconstruct, load_bundle
-from serving.jobs.remote import Remote
+from serving.jobs.remote import Remote, Server
 from serving.jobs.shard import Report
 from serving.jobs.store import Store
 
@@ -33,19 +33,27 @@ class Failure:
     what: str
 
 
+class Failed(Exception):
+    """A worker failed; its words and exit status."""
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        super().__init__(failure.what)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a worker process needs to know to begin.
 
     bundle: folder of the bundle; provider: as in engine.Engine
-    server: host:port, to go there instead
+    server: to go there instead
     """
 
     output: Path
     plan: Plan
     bundle: Path | None
     provider: str
-    server: str = ""
+    server: Server | None = None
 
 
 def work(
@@ -58,14 +66,14 @@ def work(
     """
     rows = Rows(plan, store.folder)
     try:
-        held = [i for i in shards if not _attempt(plan, i, rows, store, reconstruct, report, False)]
+        held = [i for i in shards if not attempt(plan, i, rows, store, reconstruct, report, False)]
         for i in held:
-            _attempt(plan, i, rows, store, reconstruct, report, True)
+            attempt(plan, i, rows, store, reconstruct, report, True)
     finally:
         rows.close()
 
 
-def _attempt(
+def attempt(
     plan: Plan,
     index: int,
     rows: Rows,
@@ -74,7 +82,7 @@ def _attempt(
     report: Report,
     wait: bool,
 ) -> bool:
-    """Commit a shard, unless it is; False: another process is at it."""
+    """Commit a shard, unless it is; False: another process is at it, and `wait` was not wanted."""
     with store.locked(index, wait) as ours:
         if not ours:
             return False
@@ -89,6 +97,7 @@ def _attempt(
 def reconstruction(setting: Setting) -> Reconstruct:
     """What `setting` says shall run the model."""
     if setting.bundle is None:
+        assert setting.server is not None
         return Remote(setting.server, setting.plan.bundle, setting.plan.wanted)
     loaded = load_bundle(setting.bundle)
     return Graphs(loaded, setting.plan.wanted, setting.provider)

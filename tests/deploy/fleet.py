@@ -12,10 +12,10 @@ import itertools
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 from autoscaler import SYNC_SECONDS, Autoscaler, Rules
 
-from serving.loading import Prepared, Tuned
 from serving.rowqueue import MARGIN
 from serving.settings import Settings
 from serving.sizing import CALL_SECONDS, Demand, Need, need
@@ -38,8 +38,8 @@ BATCH_SECONDS = COSTS[0].seconds - ROW_SECONDS
 
 def planned() -> Need:
     """What `latentd plan` says of one row a call."""
-    tuned = Tuned(None, 0, 1, COSTS, COSTS[-1].rows)  # type: ignore[arg-type]
-    prepared = Prepared(None, "", tuned, tuned)  # type: ignore[arg-type]
+    tuned = SimpleNamespace(costs=COSTS, batch_rows=COSTS[-1].rows)
+    prepared = SimpleNamespace(encoder=tuned, decoder=tuned)  # all that is asked of it
     return need(Demand("sample", 1, 1, 0.6), prepared, Settings(workers=WORKERS), 0)
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import trustme
+from PIL import Image
+
+from serving.__main__ import main
 
 FLOATS = ("reconstruction_error", "kl", "elbo", "mean", "log_var")
 
@@ -49,6 +53,61 @@ def test_the_server_works_for_it_in_the_background(jobs, npy, tmp_path, toy_bund
     labels = {"method": "StreamReconstruct", "model": "toy", "code": "OK"}
     assert server.metric("latentd_requests_total", **labels) >= 5
     assert jobs.run(npy, tmp_path / "b", "--server", server.target, "--batch-rows", 9) == 78
+
+
+def test_draws_are_those_of_the_bundle(jobs, npy, tmp_path, target):
+    flags = ("--draw", "--seed", 7, "--reconstruction", "raw")
+    assert jobs.run(npy, tmp_path / "here", *flags) == 0
+    assert jobs.run(npy, tmp_path / "there", *flags, "--server", target) == 0
+    here, there = jobs.table(tmp_path / "here"), jobs.table(tmp_path / "there")
+    np.testing.assert_allclose(here["elbo"].to_numpy(), there["elbo"].to_numpy(), rtol=1e-5)
+    a, b = (
+        np.frombuffer(b"".join(table["reconstruction"].to_pylist()), np.uint8).astype(int)
+        for table in (here, there)
+    )
+    assert np.abs(a - b).max() <= 1
+
+
+def test_bad_rows_cost_the_others_nothing_not_even_their_draws(jobs, x, tmp_path, target):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, row in enumerate(x[:40]):
+        Image.fromarray(row).save(folder / f"{i:02d}.png")
+    for i in (0, 3, 17, 39):
+        (folder / f"{i:02d}.png").write_bytes(b"no image")
+    flags = ("--draw", "--seed", 7)
+    assert jobs.run(folder, tmp_path / "here", *flags) == 0
+    assert jobs.run(folder, tmp_path / "there", *flags, "--server", target) == 0
+    here, there = jobs.table(tmp_path / "here"), jobs.table(tmp_path / "there")
+    assert here["row"].to_pylist() == there["row"].to_pylist()
+    assert len(here) == 36
+    np.testing.assert_allclose(here["elbo"].to_numpy(), there["elbo"].to_numpy(), rtol=1e-5)
+    assert jobs.quarantine(tmp_path / "here") == jobs.quarantine(tmp_path / "there")
+
+
+def test_with_tls_and_a_token(jobs, npy, tmp_path, toy_bundles, start_server, capsys):
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.private_key_pem.write_to_path(tmp_path / "tls.key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    assert main(["token", "jobs"]) == 0
+    said = capsys.readouterr()
+    (tmp_path / "token").write_text(said.out)
+    (tmp_path / "tokens").write_text(said.err)
+    server = start_server(
+        toy_bundles,
+        tls_cert=tmp_path / "tls.crt",
+        tls_key=tmp_path / "tls.key",
+        tokens=tmp_path / "tokens",
+    )
+    tls = ("--server", server.target, "--tls-ca", tmp_path / "ca.crt")
+    flags = (*tls, "--token-file", tmp_path / "token")
+    assert jobs.run(npy, tmp_path / "out", *flags) == 0
+    assert jobs.table(tmp_path / "out")["row"].to_pylist() == list(range(100))
+    assert jobs.run(npy, tmp_path / "no", *tls) == 69
+    assert "token" in capsys.readouterr().err
+    assert jobs.run(npy, tmp_path / "no", "--server", server.target, *tls[2:3], "gone") == 78
 
 
 def test_no_server_is_said(jobs, npy, tmp_path, capsys):

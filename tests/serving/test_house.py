@@ -33,14 +33,15 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
-    *("results", "failures", "retries", "connection", "arguments", "calls", "resume"),
-    *("unanswered", "sender", "clients"),
+    *("spans", "results", "failures", "retries", "connection", "credentials", "arguments"),
+    *("calls", "resume", "unanswered", "streaming", "sender", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
 JOBS = [
     *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
     *("reconstruct", "percentiles", "outputs", "remote", "store", "shard", "worker"),
+    "ray_data",
     *("progress", "sheet", "job", "command", "parser"),
 ]
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import numpy as np
 import pytest
 
 from serving import codec, images, settings
-from serving.client import Client
+from serving.client import AsyncClient, Client
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
@@ -168,5 +169,61 @@ def test_the_client_goes_on_where_another_server_takes_over(server, x, toy_bundl
             if len(answers) == 20:
                 first.stop()
                 start_server(toy_bundles, port=port)
+    assert [answer.offset for answer in answers] == list(range(len(x)))
+    np.testing.assert_array_equal(np.concatenate([answer.x for answer in answers]), x)
+
+
+@pytest.mark.parametrize("kind", ["iterable", "asynchronous"])
+def test_the_asynchronous_client_streams_too(server, x, kind):
+    read = 0
+
+    def chunks() -> Iterator[np.ndarray]:
+        nonlocal read
+        for at in range(0, len(x), 5):
+            read += 1
+            yield x[at : at + 5]
+
+    async def later() -> AsyncIterator[np.ndarray]:
+        for chunk in chunks():
+            yield chunk
+
+    async def run() -> list:
+        answers = []
+        async with AsyncClient(server.target) as client:
+            source = chunks() if kind == "iterable" else later()
+            options = {"draw": True, "seed": 3, "scores": True}
+            async for answer in client.stream_reconstruct(source, in_flight=3, **options):
+                answers.append(answer)
+                assert read <= len(answers) + 2
+            assert [a async for a in client.stream_reconstruct([])] == []
+        return answers
+
+    answers = asyncio.run(run())
+    with Client(server.target) as client:
+        wanted = client.reconstruct(x, draw=True, seed=3, scores=True)
+    assert [answer.offset for answer in answers] == list(range(0, len(x), 5))
+    np.testing.assert_array_equal(np.concatenate([answer.x for answer in answers]), wanted.x)
+    elbo = np.concatenate([answer.elbo for answer in answers])
+    np.testing.assert_allclose(elbo, wanted.elbo, rtol=1e-6)
+
+
+def test_the_asynchronous_client_goes_on_where_another_server_takes_over(
+    server, x, toy_bundles, start_server
+):
+    chosen = {"bundles": str(toy_bundles), "provider": "cpu", "port": "0", "metrics_port": "0"}
+    first = type(server)(settings.read(chosen, environment={}))
+    port = first.server.port
+
+    async def run() -> list:
+        answers = []
+        async with AsyncClient(first.target, timeout=None) as client:
+            async for answer in client.stream_reconstruct(iter(x[:, None]), in_flight=3):
+                answers.append(answer)
+                if len(answers) == 20:
+                    await asyncio.to_thread(first.stop)
+                    await asyncio.to_thread(start_server, toy_bundles, port=port)
+        return answers
+
+    answers = asyncio.run(run())
     assert [answer.offset for answer in answers] == list(range(len(x)))
     np.testing.assert_array_equal(np.concatenate([answer.x for answer in answers]), x)

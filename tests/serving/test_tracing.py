@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import subprocess
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 
 from serving import codec, tracing
+from serving.client import AsyncClient, Client
 from serving.errors import ConfigError
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
 otlp = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 otlp_grpc = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc")
+
+TracerProvider = pytest.importorskip("opentelemetry.sdk.trace").TracerProvider
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{PARENT}-01"
@@ -150,6 +154,33 @@ def test_a_refusal_has_its_status_and_is_no_error_of_the_servers(ask):
     (span,) = ask(call, ("traceparent", SAMPLED))
     assert attributes(span)["rpc.grpc.status_code"] == 3
     assert span.status.code == span.status.STATUS_CODE_UNSET
+
+
+def test_the_shipped_clients_calls_are_below_the_span_that_is_current(
+    collector, start_server, toy_bundles
+):
+    server = start_server(toy_bundles)
+    tracer = TracerProvider().get_tracer("test")
+
+    async def ask() -> None:
+        async with AsyncClient(server.target) as client:
+            with tracer.start_as_current_span("awaited") as span:
+                parents["Encode"] = span
+                await client.encode(np.zeros((1, 4, 4), np.uint8))
+
+    parents = {}
+    with Client(server.target) as client:
+        with tracer.start_as_current_span("blocking") as span:
+            parents["Sample"] = parents["StreamSamples"] = span
+            client.sample(1)
+            list(client.stream_samples(2))
+        client.decode(np.zeros((1, 16), np.float32))  # no span is current any more
+    asyncio.run(ask())
+    server.stop()
+    found = {s.name.rpartition("/")[2]: s.parent_span_id.hex() for s in collector.spans()}
+    for method, span in parents.items():
+        assert found[method] == f"{span.get_span_context().span_id:016x}", method
+    assert found["Decode"] == ""
 
 
 def test_a_collector_that_is_not_there_costs_no_call(
