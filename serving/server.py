@@ -136,6 +136,10 @@ class Server:
 
     async def _make_listener(self) -> None:
         settings = self.settings
+        # The tracer before the port: it is closed after the last call has ended.
+        self._tracer = await asyncio.to_thread(tracing.choose, settings.tracing)
+        if self._tracer is not None:
+            self._undo.push_async_callback(asyncio.to_thread, self._tracer.close)
         options = [
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -177,12 +181,9 @@ class Server:
         await self.repository.load()
         service = VaeService(self.repository, self._engine, self.settings)
         door = Door(self.repository)
-        tracer = await asyncio.to_thread(tracing.choose, self.settings.tracing)
-        if tracer is not None:
-            self._undo.push_async_callback(asyncio.to_thread, tracer.close)
 
         def ledger(method: str) -> Ledger:
-            return Ledger(method, self.metrics, self.settings.log_calls, tracer)
+            return Ledger(method, self.metrics, self.settings.log_calls, self._tracer)
 
         handlers = wire.handlers(service, door, self.metrics, ledger)
         self._listener.handlers = self._own | self._guarded(handlers)

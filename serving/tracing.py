@@ -24,6 +24,7 @@ from serving.account import MOST_PASSES, Account
 from serving.errors import ConfigError
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class Tracer:
     """Sends spans to the collector that OpenTelemetry's own variables name, from a thread of its
     own; a collector that does not answer costs spans and never calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, exporter: SpanExporter | None = None) -> None:
+        """exporter: where spans go instead. Raises ImportError without the extra."""
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -65,7 +67,7 @@ class Tracer:
         name = {} if "OTEL_SERVICE_NAME" in os.environ else {SERVICE_NAME: "latentd"}
         # Not the process's own provider: whoever embeds a server keeps theirs.
         self._provider = TracerProvider(resource=Resource.create(name), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("latentd")
         self._context = TraceContextTextMapPropagator()
         self._trace = trace

@@ -110,7 +110,7 @@ def test_the_client_balances_over_the_addresses_of_a_name(start_servers, names, 
 
 AGE = 2.0  # seconds of a connection
 ANEW = 30.0  # between two looks of a gRPC client at the names, at the least
-PATIENCE = 2 * (AGE + ANEW)
+PATIENCE = 2 * (AGE + ANEW)  # with which a new server is waited for
 
 
 @pytest.mark.slow
@@ -137,7 +137,6 @@ def test_a_new_server_gets_its_share_once_connections_are_old(start_servers, nam
             counts = [now - then for now, then in zip(answered(), before, strict=True)]
     print(f"after {found:.1f} s, then of {sum(counts):.0f} calls {counts}")
     if age:
-        assert found < AGE * 1.1 + ANEW + 5
         assert min(counts) / sum(counts) > 0.8 / 3
     else:
         assert counts[2] == 0, "what the age of connections is for"

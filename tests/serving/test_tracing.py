@@ -7,6 +7,7 @@ import json
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +18,7 @@ import pytest
 from serving import codec, tracing
 from serving.client import AsyncClient, Client
 from serving.errors import ConfigError
+from serving.listener import CoreListener
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
@@ -181,6 +183,35 @@ def test_the_shipped_clients_calls_are_below_the_span_that_is_current(
     for method, span in parents.items():
         assert found[method] == f"{span.get_span_context().span_id:016x}", method
     assert found["Decode"] == ""
+
+
+def test_a_call_that_ends_while_the_server_stops_is_told_of(
+    collector, start_server, toy_bundles, monkeypatch
+):
+    draining, held, stop = threading.Event(), threading.Event(), CoreListener.stop
+
+    async def noticed(listener, grace) -> None:
+        draining.set()
+        await stop(listener, grace)
+
+    monkeypatch.setattr(CoreListener, "stop", noticed)
+    server = start_server(toy_bundles, listener="core")
+    draining.clear()  # the rehearsal's
+    stopping = threading.Thread(target=server.stop)
+
+    def requests():
+        yield pb.StreamReconstructRequest(x=codec.to_rows(np.zeros((1, 4, 4), np.uint8)))
+        assert held.wait(60)
+
+    with grpc.insecure_channel(server.target) as channel:
+        answers = VaeServiceStub(channel).StreamReconstruct(requests())
+        next(answers)
+        stopping.start()
+        assert draining.wait(60)
+        held.set()
+        assert list(answers) == []
+        stopping.join()
+    assert "StreamReconstruct" in {s.name.rpartition("/")[2] for s in collector.spans()}
 
 
 def test_a_collector_that_is_not_there_costs_no_call(

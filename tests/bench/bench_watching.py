@@ -1,0 +1,99 @@
+"""What it costs a call to be watched: its account and trailers, a log line, its spans.
+
+Times what happens at a call's end and beginning, without network and engine, and takes the fastest
+of many turns: differences of microseconds are lost in what a whole call takes from turn to turn.
+Spans are made and dropped, not sent: sending is another thread's work. Usage:
+python tests/bench/bench_watching.py
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import timeit
+from collections.abc import Callable
+
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from prometheus_client import CollectorRegistry
+
+from serving import ledger, logs, tracing, wire
+from serving.ledger import Ledger
+from serving.metrics import Metrics
+from serving.pb import vae_pb2 as pb
+from serving.statuses import Status
+
+CALLS, TURNS = 500, 400
+METADATA = (("user-agent", "grpc-python/1.85"), ("te", "trailers"))
+SERVED_BY = pb.ModelVersion(model="digits", version=3)
+
+
+class Nowhere(SpanExporter):
+    def export(self, spans: object) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None: ...
+
+
+def spent(work: Callable[[], object]) -> float:
+    """Microseconds, at the best."""
+    return min(timeit.repeat(work, number=CALLS, repeat=TURNS)) / CALLS * 1e6
+
+
+def tracer(sampler: str) -> tracing.Tracer:
+    os.environ |= {"OTEL_TRACES_SAMPLER": sampler, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    return tracing.Tracer(Nowhere())
+
+
+def call(book: Ledger) -> Callable[[], object]:
+    """A call's beginning and end, as wire and batcher do it for one row of Sample."""
+
+    def once() -> None:
+        account = wire.urgency(METADATA, 10.0).account
+        book.open(account)
+        now = time.monotonic()
+        account.note("decoder", 1, now, now, now)
+        book.enter(account, now, SERVED_BY, Status(message=b""))
+
+    return once
+
+
+def bare(metrics: Metrics) -> Callable[[], object]:
+    """The same without anything to tell: counted and timed."""
+    counter = metrics.requests.labels("Sample", "digits", "OK")
+    seconds = metrics.request_seconds.labels("Sample")
+
+    def once() -> None:
+        wire.urgency(METADATA, 10.0)
+        now = time.monotonic()
+        Status(message=b"")
+        counter.inc()
+        seconds.observe(time.monotonic() - now)
+
+    return once
+
+
+def main() -> None:
+    metrics = Metrics(CollectorRegistry())
+    handler = logging.StreamHandler(open(os.devnull, "w"))  # noqa: SIM115
+    handler.setFormatter(logs._Json(None))
+    ledger.log.addHandler(handler)
+    ledger.log.setLevel("INFO")
+    ledger.log.propagate = False
+
+    def book(says: str = "none", traced: tracing.Tracer | None = None) -> Ledger:
+        return Ledger("Sample", metrics, says, traced)
+
+    least = spent(bare(metrics))
+    print(f"counted and timed only                 {least:6.1f} us")
+    for name, one in {
+        "account and trailers (always)": book(),
+        "--log-calls all, as JSON": book("all"),
+        "--tracing on, not sampled": book(traced=tracer("always_off")),
+        "--tracing on, sampled": book(traced=tracer("always_on")),
+    }.items():
+        print(f"{name:38} {spent(call(one)):6.1f} us")
+
+
+if __name__ == "__main__":
+    main()
