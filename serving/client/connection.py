@@ -138,8 +138,8 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
 def _traced(call: Callable[..., Any]) -> Callable[..., Any]:
     """The call, below whatever span is current when it is made."""
 
-    def begin(request: Any, *, timeout: float | None, metadata: tuple[Any, ...] = ()) -> Any:
-        return call(request, timeout=timeout, metadata=(*metadata, *spans.current()))
+    def begin(*request: Any, timeout: float | None, metadata: tuple[Any, ...] = ()) -> Any:
+        return call(*request, timeout=timeout, metadata=(*metadata, *spans.current()))
 
     return begin
 
