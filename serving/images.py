@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from serving.bundle import XSpec
 from serving.errors import InvalidInput
@@ -41,16 +41,31 @@ def read_pngs(files: Sequence[bytes], x: XSpec, field: str) -> Pixels:
 
 
 def read_picture(
-    data: bytes, x: XSpec, field: str, formats: tuple[str, ...] | None = ("PNG",)
+    data: bytes,
+    x: XSpec,
+    field: str,
+    formats: tuple[str, ...] | None = ("PNG",),
+    resize: bool = False,
 ) -> Pixels:
-    """uint8 of x.shape from one file of a model that `fits`. formats: pillow's names of those that
-    are read; None: every one that pillow knows. Raises InvalidInput naming `field`."""
+    """uint8 of x.shape from one file of a model that `fits`.
+
+    formats: pillow's names of those that are read; None: every one that pillow knows, turned as
+    its camera was held. resize: to the model's size, as training does. Raises InvalidInput naming
+    `field`.
+    """
     kind = formats[0] if formats and len(formats) == 1 else "image"
     mode = "RGB" if x.shape[2:] == (3,) else "L"
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise InvalidInput(field, f"not a readable {kind} file") from None
+    try:
+        if formats is None:
+            image = ImageOps.exif_transpose(image)
+        if resize and image.mode in _READABLE[mode]:
+            image = image.convert(mode).resize((x.shape[1], x.shape[0]), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError):
+        raise InvalidInput(field, f"a damaged {kind} file: its pixels cannot be read") from None
     if image.size != (x.shape[1], x.shape[0]):
         raise InvalidInput(
             field,

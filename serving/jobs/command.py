@@ -177,6 +177,7 @@ def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tupl
         wanted=wanted,
         shard_rows=args.shard_rows or default_shard_rows(target.x, target.latent_size, wanted),
         batch_rows=max(1, args.batch_rows),
+        resize=args.resize,
         training_scores=target.training_scores if wanted.scores else {},
     )
     outputs.check(plan)

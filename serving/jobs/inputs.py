@@ -117,11 +117,11 @@ class Rows:
         if entry.kind == "array":
             return ArrayReader(entry.path, x)
         if entry.kind == "table":
-            return TableReader(entry.path, x, entry.column, entry.id_column)
+            return TableReader(entry.path, x, entry.column, entry.id_column, self._plan.resize)
         if self._names is None:
             self._names = Names(self._folder / NAMES)
         before = sum(i.rows for i in self._plan.inputs[:index] if i.kind == "pictures")
-        return PictureReader(entry.path, self._names, before, x)
+        return PictureReader(entry.path, self._names, before, x, self._plan.resize)
 
 
 def _look_at_file(

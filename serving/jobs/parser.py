@@ -78,6 +78,9 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     )
     what.add_argument("--seed", type=int, default=0, help="of the draws (0)")
 
+    add = parser.add_argument_group("image inputs").add_argument
+    add("--resize", action="store_true", help="to the model's size, as --image-size in training")
+
     tables = parser.add_argument_group("Parquet inputs")
     tables.add_argument("--column", default="", help="of the data (x, or the only one it can be)")
     tables.add_argument("--id-column", default="", help="to name the rows by (their number)")

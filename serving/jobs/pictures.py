@@ -67,8 +67,9 @@ class PictureReader:
     first: where this folder's names begin in `names`
     """
 
-    def __init__(self, folder: str, names: Names, first: int, x: XSpec) -> None:
+    def __init__(self, folder: str, names: Names, first: int, x: XSpec, resize: bool) -> None:
         self._folder, self._names, self._first, self._x = folder, names, first, x
+        self._resize = resize
 
     def read(self, start: int, stop: int) -> Chunk:
         names = self._names.read(self._first + start, self._first + stop)
@@ -81,7 +82,7 @@ class PictureReader:
                     files.join(self._folder, name) if self._folder else name
                 ) as file:
                     data = file.read()
-                x[len(good)] = images.read_picture(data, self._x, name, formats=None)
+                x[len(good)] = images.read_picture(data, self._x, name, None, self._resize)
             except InvalidInput as error:
                 bad.append(BadRow(row, name, f"{error.what}. {error.hint}".rstrip(". ")))
             except (BadData, OSError) as error:

@@ -69,6 +69,7 @@ class Plan:
     wanted: Wanted
     shard_rows: int
     batch_rows: int = BATCH_ROWS
+    resize: bool = False  # images to the model's size, as training does
     training_scores: dict[str, Any] = dataclasses.field(default_factory=dict)  # the manifest's
     format: int = FORMAT
 

@@ -3,7 +3,7 @@
     <output>/
         plan.json, plan.names     what the job is
         shards/00000.parquet      results of one shard
-        shards/00000.json         its manifest: rows, quarantined rows, the sha256 of the file
+        shards/_00000.json        its manifest: rows, quarantined rows, the sha256 of the file
         shards/.00000.<attempt>   being written, or left by a worker that was killed
         quarantine.jsonl          every quarantined row with its reason
         sheet.html, sheet.png     the worst reconstructions, for people
@@ -39,7 +39,7 @@ _WHOLE_JOB: Final = 1 << 40  # this byte of .locks; byte i is shard i's
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """shards/00000.json. Nothing in it differs between two runs."""
+    """shards/_00000.json. Nothing in it differs between two runs."""
 
     plan: str  # digest
     shard: int
@@ -136,7 +136,7 @@ class Store:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, at)
 
     def _manifest(self, shard: int) -> Path:
-        return self._shards / f"{shard:05d}.json"
+        return self._shards / f"_{shard:05d}.json"  # readers of Parquet folders skip "_"
 
     def _publish(self, path: Path, data: bytes) -> None:
         attempt = self._write_beside(path, data)

@@ -28,13 +28,15 @@ class TableReader:
     id_column: whose values name the rows; "": they are numbered
     """
 
-    def __init__(self, path: str, x: XSpec, column: str = "", id_column: str = "") -> None:
+    def __init__(
+        self, path: str, x: XSpec, column: str = "", id_column: str = "", resize: bool = False
+    ) -> None:
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
             raise ConfigError(f"{path} needs pyarrow: pip install 'latentd[jobs]'.") from None
-        self._path, self._x = path, x
+        self._path, self._x, self._resize = path, x, resize
         self._file = files.open_file(path)
         try:
             # Unbuffered, a whole row group would be read at once.
@@ -112,7 +114,7 @@ class TableReader:
         good, bad = [], []
         for index, value in enumerate(column):
             try:
-                good.append((index, _row(value.as_py(), self._x)))
+                good.append((index, _row(value.as_py(), self._x, self._resize)))
             except InvalidInput as error:
                 bad.append(BadRow(start + index, ids[index], f"{error.what}. {error.hint}".strip()))
         x = np.array([row for _, row in good], self._x.dtype).reshape(-1, *self._x.shape)
@@ -183,7 +185,7 @@ def _same_numbers(kind: Any, x: XSpec) -> bool:
     return bool(pa.types.is_uint8(kind) if x.dtype == "uint8" else pa.types.is_floating(kind))
 
 
-def _row(value: Any, x: XSpec) -> Array:
+def _row(value: Any, x: XSpec, resize: bool) -> Array:
     """One value of a column, of whatever kind. Raises InvalidInput saying what is wrong with it."""
     if value is None:
         raise InvalidInput("x", "no value")
@@ -191,7 +193,7 @@ def _row(value: Any, x: XSpec) -> Array:
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype)
         if images.fits(x):
-            return images.read_picture(value, x, "x", formats=None).reshape(-1)
+            return images.read_picture(value, x, "x", None, resize).reshape(-1)
         raise InvalidInput("x", f"{len(value)} bytes, where {x.nbytes} make a row")
     try:
         numbers = np.array(value, np.float64).reshape(-1)

@@ -73,8 +73,9 @@ class Jobs:
     @staticmethod
     def table(folder: Path) -> pa.Table:
         """The rows of all shards that have a manifest."""
-        manifests = sorted((folder / "shards").glob("*.json"))
-        return pa.concat_tables([pq.read_table(m.with_suffix(".parquet")) for m in manifests])
+        manifests = sorted((folder / "shards").glob("_*.json"))
+        files = [m.with_name(f"{m.stem[1:]}.parquet") for m in manifests]
+        return pa.concat_tables([pq.read_table(file) for file in files])
 
     @staticmethod
     def quarantine(folder: Path) -> dict[str, str]:

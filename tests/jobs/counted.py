@@ -86,7 +86,8 @@ def killed(words: list[str], kills: int, seconds: float, seed: int) -> int:
 
 def count(output: Path) -> np.ndarray:
     """How often each row is in the shards that manifests vouch for."""
-    shards = sorted(m.with_suffix(".parquet") for m in (output / "shards").glob("*.json"))
+    manifests = sorted((output / "shards").glob("_*.json"))
+    shards = [m.with_name(f"{m.stem[1:]}.parquet") for m in manifests]
     rows = [pq.read_table(shard, columns=["row"])["row"].to_numpy() for shard in shards]
     return np.bincount(np.concatenate(rows))
 
@@ -126,7 +127,7 @@ def main() -> None:
         print(f"{args.rows:,} rows in {seconds:.0f} s; peak {peak >> 10} MiB, of a tenth ", end="")
         print(f"of the rows {tenth >> 10} MiB: {peak / tenth:.2f}x", flush=True)
         words = command(sources, bundle, folder / "killed", "--processes", 2)
-        met = killed(words, args.kills, seconds / 3, seed=0)
+        met = killed(words, args.kills, seconds / args.kills, seed=0)
         times = count(folder / "killed")
         print(
             f"killed {met} times: {(times == 0).sum() + args.rows - len(times)} rows lost, ", end=""

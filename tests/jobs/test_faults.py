@@ -51,7 +51,7 @@ def test_a_killed_worker_is_told_of_and_its_shards_are_done_the_next_time(jobs, 
     store = Store(output)
     with store.locked(1, wait=False):
         job = jobs.start(npy, output, "--processes", 2)
-        wait_for(output / "shards" / "00003.json", job)
+        wait_for(output / "shards" / "_00003.json", job)
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         workers = [pid for pid in map(int, children) if b"--multiprocessing-fork" in cmdline(pid)]
         for pid in workers:
@@ -75,14 +75,14 @@ def test_sigterm_leaves_nothing_half_written(jobs, npy, tmp_path):
     store = Store(output)
     with store.locked(2, wait=False):
         job = jobs.start(npy, output)
-        wait_for(output / "shards" / "00004.json", job)
+        wait_for(output / "shards" / "_00004.json", job)
         job.send_signal(signal.SIGTERM)
         _, said = job.communicate()
     store.close()
     assert job.returncode == 143, said
     assert "Repeat the command" in said
     assert not list((output / "shards").glob(".*"))
-    assert len(list((output / "shards").glob("*.json"))) == 4
+    assert len(list((output / "shards").glob("_*.json"))) == 4
 
 
 def test_two_workers_never_work_on_one_shard(jobs, npy, tmp_path):
@@ -91,8 +91,8 @@ def test_two_workers_never_work_on_one_shard(jobs, npy, tmp_path):
     store = Store(output)
     with store.locked(0, wait=False):
         job = jobs.start(npy, output)
-        wait_for(output / "shards" / "00004.json", job)  # it has gone past the one that is held
-        assert not (output / "shards" / "00000.json").exists()
+        wait_for(output / "shards" / "_00004.json", job)  # it has gone past the one that is held
+        assert not (output / "shards" / "_00000.json").exists()
     _, said = job.communicate()
     store.close()
     assert job.returncode == 0, said
@@ -138,7 +138,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_committed(jobs, npy, t
         _, said = job.communicate()
         assert job.returncode == 74, said
         assert "No space left" in said
-        committed = len(list((output / "shards").glob("*.json")))
+        committed = len(list((output / "shards").glob("_*.json")))
         assert 0 < committed < 5
         (output / "ballast").unlink()
         subprocess.run(["mount", "-o", "remount,size=1m", str(output)], check=True)
@@ -174,7 +174,7 @@ def test_a_damaged_shard_is_made_anew(jobs, npy, tmp_path, damage):
     elif damage == "gone":
         shard.unlink()
     else:
-        shard.with_suffix(".json").write_text("{}")
+        shard.with_name("_00002.json").write_text("{}")
     assert jobs.run(npy, output) == 0
     assert jobs.content(output) == wanted
 
@@ -196,7 +196,7 @@ def test_an_input_that_changes_while_the_job_runs_gives_no_success(jobs, npy, x,
     store = Store(output)
     with store.locked(0, wait=False):
         job = jobs.start(npy, output)
-        wait_for(output / "shards" / "00004.json", job)
+        wait_for(output / "shards" / "_00004.json", job)
         np.save(npy, x[::-1])
     _, said = job.communicate()
     store.close()

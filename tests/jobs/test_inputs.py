@@ -18,6 +18,7 @@ from serving.errors import ConfigError
 from serving.jobs.exits import BadData
 from serving.jobs.rows import check_form, checked
 from serving.jobs.tables import TableReader
+from training.pictures import read_pictures
 
 BYTES = XSpec("image", (4, 4), "uint8", (0, 255))
 FLOATS = XSpec("vector", (3,), "float32", (-1, 1))
@@ -219,3 +220,33 @@ def test_an_input_that_names_nothing_is_refused(jobs, tmp_path, capsys, name, sa
     source = name if "://" in name else tmp_path / name
     assert jobs.run(source, tmp_path / "out") == 78
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_images_are_resized_and_turned_as_training_does(jobs, tmp_path, kind):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    large = np.random.default_rng(0).integers(0, 256, (3, 9, 7), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held on its side: to be turned by a quarter
+    for i, row in enumerate(large):
+        Image.fromarray(row).save(folder / f"{i}.png", exif=exif if i == 2 else None)
+    wanted = read_pictures(folder, "4x4")
+    source = folder
+    if kind == "table":
+        source = tmp_path / "x.parquet"
+        files = [(folder / f"{i}.png").read_bytes() for i in range(3)]
+        pq.write_table(pa.table({"x": pa.array(files, pa.binary())}), source)
+    flags = ("--resize", "--reconstruction", "raw")
+    assert jobs.run(source, tmp_path / "out", *flags) == 0
+    made = jobs.table(tmp_path / "out")["reconstruction"].to_pylist()
+    pixels = np.frombuffer(b"".join(made), np.uint8)
+    np.testing.assert_array_equal(pixels.reshape(wanted.shape), wanted)  # the toy gives x back
+    assert jobs.run(source, tmp_path / "out", "--reconstruction", "raw") == 78
+
+
+def test_images_of_another_size_are_quarantined_without_resize(jobs, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "in" / "a.png")
+    assert jobs.run(tmp_path / "in", tmp_path / "out") == 0
+    assert "7 x 9 pixels" in jobs.quarantine(tmp_path / "out")["a.png"]

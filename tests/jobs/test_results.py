@@ -7,6 +7,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
@@ -36,6 +37,13 @@ def test_every_row_has_what_the_server_gives_for_it(
     np.testing.assert_array_equal(np.stack(table["log_var"].to_numpy()), encoding.log_var)
     pixels = np.frombuffer(b"".join(table["reconstruction"].to_pylist()), np.uint8)
     np.testing.assert_array_equal(pixels.reshape(x.shape), x)  # the toy gives x back
+
+
+def test_the_folder_of_shards_reads_as_one_table(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "out") == 0
+    table = pq.read_table(tmp_path / "out" / "shards")
+    assert table.equals(jobs.table(tmp_path / "out"))
+    assert len(table) == 100
 
 
 def test_png_reconstructions_are_images(jobs, npy, x, tmp_path):
@@ -84,9 +92,9 @@ def test_processes_and_machines_write_the_same_bytes(jobs, npy, tmp_path):
 def test_kubernetes_says_which_share_this_is(jobs, npy, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     assert jobs.run(npy, tmp_path / "out", "--shard-count", 2) == 0
-    assert sorted(p.name for p in (tmp_path / "out" / "shards").glob("*.json")) == [
-        "00001.json",
-        "00003.json",
+    assert sorted(p.name for p in (tmp_path / "out" / "shards").glob("_*.json")) == [
+        "_00001.json",
+        "_00003.json",
     ]
     assert "other machines are still at theirs" in capsys.readouterr().out
 
