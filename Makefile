@@ -6,7 +6,8 @@ RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
 PROTOC := $(RUN)python -m grpc_tools.protoc -Iserving/pb=protos/vae/v1 --python_out=. --pyi_out=. --grpc_python_out=. protos/vae/v1/vae.proto
 BUF    ?= buf
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 30
+VARIANT ?= cpu
 
 # What `make train export serve` work on; e.g. make train DATA=images:photos NAME=photos
 DATA   ?= digits
@@ -15,7 +16,7 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo clean \
+.PHONY: help install lock lock-check sbom demo clean \
 	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard \
 	audit-manifests validate lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
@@ -31,6 +32,25 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+$(VENV)/released: $(VENV)/installed
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	@touch $@
+
+lock: $(VENV)/released  ## deploy/docker/locked: what the images install, every file by its hash
+	PATH="$(abspath $(RUN)):$$PATH" deploy/docker/lock.sh
+
+lock-check: $(VENV)/released  ## fail when locked/ is not what pyproject.toml and constraints.txt make
+	rm -rf build/locked && mkdir -p build && cp -r deploy/docker/locked build/locked
+	PATH="$(abspath $(RUN)):$$PATH" deploy/docker/lock.sh build/locked
+	diff -r deploy/docker/locked build/locked
+
+sbom: $(VENV)/released  ## build/sbom.json: what is in the serving image (VARIANT=cpu), CycloneDX
+	rm -rf build/sbom build/image && mkdir -p build/image
+	cp -r pyproject.toml README.md LICENSE serving training deploy/docker/install.sh deploy/docker/locked build/image
+	cd build/image && ./install.sh $(VARIANT) "$(abspath build/sbom)"
+	$(RUN)cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
+	    --output-file build/sbom.json build/sbom/bin/python
 
 demo: install  ## train on the digits, export, serve, call every RPC, leave pictures in demo/
 	PATH="$(abspath $(RUN)):$$PATH" deploy/demo.sh demo

@@ -151,6 +151,7 @@ class Lane:
 
     def _withdraw(self, entry: Entry) -> None:
         if self._finish(entry):
+            _take_reply(entry)
             self._metrics.dropped.labels(self.name, "cancelled").inc()
 
     def run_next(self) -> bool:

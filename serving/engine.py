@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from serving import outside
 from serving.bound import BoundGraph
 from serving.errors import BundleError
 from serving.provider import Provider
@@ -86,8 +87,9 @@ class Engine:
     def load(self, model: bytes, signature: Signature, threads: int) -> Graph:
         """Make a session of a graph's bytes, with so many threads for a run if it is on the CPU.
 
-        Raises BundleError(engine | signature).
+        Raises BundleError(external | engine | signature).
         """
+        outside.refuse(model)
         if self.on_cpu:
             session = self._session(model, threads, cuda_graph=False)
             _check_signature(session, signature)

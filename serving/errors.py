@@ -73,7 +73,8 @@ class NotReady(LatentdError):
 class BundleError(LatentdError):
     """A bundle is missing a file, altered, or not of a format this code reads.
 
-    reason: one word for the metric label (missing, checksum, format, signature, golden, engine).
+    reason: one word for the metric label (missing, checksum, format, external, signature,
+        golden, engine).
     """
 
     def __init__(self, reason: str, what: str) -> None:

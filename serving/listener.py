@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 import grpc
 
 from serving import batcher, tasks, wire
+from serving.answers import GIVEN_UP, STREAMED, UNARY, Answers
 from serving.errors import ConfigError
 from serving.listener_aio import AioListener
 from serving.statuses import Status
@@ -68,18 +69,18 @@ class Listener(Protocol):
         """Accept no more, let calls finish for `grace` seconds, then cancel the rest."""
 
 
-def choose(kind: str, options: list[Option]) -> Listener:
+def choose(kind: str, options: list[Option], answers: Answers) -> Listener:
     """The listener for `kind`, auto | core | aio. Raises ConfigError where core cannot be had."""
-    problem = "" if kind == "aio" else _rehearse()
+    problem = "" if kind == "aio" else _rehearse(answers)
     if kind == "core" and problem:
         raise ConfigError(f"--listener core cannot be had: {problem}. Use auto or aio.")
     if kind == "aio" or problem:
         log.warning("Listener: grpc.aio, %s.", problem or "as asked")
-        return AioListener({}, options)
-    return CoreListener({}, options)
+        return AioListener({}, options, answers)
+    return CoreListener({}, options, answers)
 
 
-def _rehearse() -> str:
+def _rehearse(answers: Answers) -> str:
     """Make one call through a listener of our own; returns what went wrong, empty if nothing."""
     if cygrpc is None:
         return "this grpcio has no core to drive"
@@ -88,7 +89,7 @@ def _rehearse() -> str:
         return Status(message=await stream.read())
 
     async def attempt() -> None:
-        listener = CoreListener({"/rehearsal": Handler(echo)}, [])
+        listener = CoreListener({"/rehearsal": Handler(echo)}, [], answers)
         port = listener.bind("127.0.0.1:0")
         await listener.start()
         try:
@@ -110,8 +111,10 @@ def _rehearse() -> str:
 class CoreListener:
     """gRPC's core, its events taken by one thread."""
 
-    def __init__(self, handlers: Mapping[str, Handler], options: list[Option]) -> None:
-        self.handlers = handlers
+    def __init__(
+        self, handlers: Mapping[str, Handler], options: list[Option], answers: Answers
+    ) -> None:
+        self.handlers, self._answers = handlers, answers
         self._server = cygrpc.Server([(k.encode(), v) for k, v in options], False)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
@@ -179,7 +182,7 @@ class CoreListener:
         caller = wire.urgency(event.invocation_metadata, details.deadline - time.time())
         refusal = handler.refusal(caller)
         if refusal is None:
-            tasks.start(_CoreStream(event.call, caller).run(handler))
+            tasks.start(_CoreStream(event.call, caller, self._answers).run(handler))
         else:
             # All of the call in one go: what is cheap to refuse leaves time to serve the others.
             operations = (
@@ -196,20 +199,23 @@ class CoreListener:
 class _CoreStream:
     """One call; its methods may be used from any thread."""
 
-    __slots__ = ("_begun", "_call", "caller")
+    __slots__ = ("_answers", "_begun", "_call", "caller")
 
-    def __init__(self, call: Any, caller: Caller) -> None:
-        self._call, self.caller = call, caller
+    def __init__(self, call: Any, caller: Caller, answers: Answers) -> None:
+        self._call, self.caller, self._answers = call, caller, answers
         self._begun = False
         self._do([cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)], self._on_close)
 
     async def run(self, handler: Handler) -> None:
         status = await wire.finish(handler, self)
         operations = self._begin()
+        taken: Callable[[Any], None] = _ignore
         if status.message is not None:
             operations.append(cygrpc.SendMessageOperation(status.message, _NO_FLAGS))
+            taken = self._hold(UNARY * len(status.message))
         operations.append(_end(status))
-        self._do(operations, _ignore)
+        if not self._do(operations, taken):
+            taken(None)
 
     def read(self) -> Reply[bytes | None]:
         reply: Reply[bytes | None] = Reply()
@@ -222,8 +228,10 @@ class _CoreStream:
 
     def write(self, message: bytes) -> Reply[None]:
         reply: Reply[None] = Reply()
+        taken = self._hold(STREAMED * len(message))
 
         def on_sent(event: Any) -> None:
+            taken(event)
             if event.success:
                 reply.resolve(None)
             else:
@@ -232,8 +240,17 @@ class _CoreStream:
         operations = self._begin()
         operations.append(cygrpc.SendMessageOperation(message, _NO_FLAGS))
         if not self._do(operations, on_sent):
+            taken(None)
             reply.fail(Cancelled())
         return reply
+
+    def _hold(self, nbytes: int) -> Callable[[Any], None]:
+        """Count an answer in, and give back what counts it out when its event comes."""
+        number = self._answers.hold(nbytes, self._give_up)
+        return lambda event: self._answers.release(number)
+
+    def _give_up(self) -> None:
+        self._call.cancel(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], GIVEN_UP)
 
     def _begin(self) -> list[Any]:
         if self._begun:

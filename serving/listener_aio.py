@@ -15,7 +15,9 @@ from typing import Any
 import grpc
 
 from serving import tasks, wire
-from serving.statuses import Status
+from serving.answers import STREAMED, UNARY, Answers
+from serving.errors import Overloaded
+from serving.statuses import Status, status
 from serving.tasks import Caller, Cancelled, Reply
 from serving.wire import Handler
 
@@ -27,8 +29,10 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class AioListener(grpc.GenericRpcHandler):
     """See listener.Listener."""
 
-    def __init__(self, handlers: Mapping[str, Handler], options: list[tuple[str, int]]) -> None:
-        self.handlers = handlers
+    def __init__(
+        self, handlers: Mapping[str, Handler], options: list[tuple[str, int]], answers: Answers
+    ) -> None:
+        self.handlers, self._answers = handlers, answers
         self._options = options
         self._stopping = False
 
@@ -71,46 +75,58 @@ class AioListener(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """The method handler for a call, as grpc.aio asks for it."""
         handler = self.handlers.get(details.method)
-        return None if handler is None else grpc.stream_stream_rpc_method_handler(_run(handler))
+        if handler is None:
+            return None
+        return grpc.stream_stream_rpc_method_handler(_run(handler, self._answers))
 
 
-def _run(handler: Handler) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+def _run(handler: Handler, answers: Answers) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
     async def run(requests: Any, context: Context) -> None:
-        stream = _AioStream(context)
+        stream = _AioStream(context, answers)
         refusal = handler.refusal(stream.caller)
         if refusal is not None:
-            await context.abort(refusal.code, refusal.text, refusal.trailers)
+            return _end(context, refusal)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Status] = loop.create_future()
 
-        def end(status: Status) -> None:
-            if not ended.done():
-                ended.set_result(status)
+        def end(how: Status) -> None:
+            if ended.done():
+                stream.let_go()
+            else:
+                ended.set_result(how)
 
         async def life() -> None:
-            loop.call_soon_threadsafe(end, await wire.finish(handler, stream))
+            loop.call_soon_threadsafe(end, stream.hold(await wire.finish(handler, stream)))
 
         tasks.start(life())
         try:
-            status = await ended
+            how = await ended
+            if how.message is not None:
+                await context.write(how.message)
         except asyncio.CancelledError:
             stream.caller.cancel()
             raise
-        if status.message is not None:
-            await context.write(status.message)
-        if status.code is grpc.StatusCode.OK:
-            context.set_trailing_metadata(status.trailers)
-        else:
-            await context.abort(status.code, status.text, status.trailers)
+        finally:
+            stream.let_go()
+        _end(context, how)
 
     return run
+
+
+def _end(context: Context, how: Status) -> None:
+    """Say how the call ends. Abort would do it with an exception, which costs more than the refusal
+    of a call and leaves a cycle of all that the call held."""
+    context.set_trailing_metadata(how.trailers)
+    context.set_code(how.code)
+    context.set_details(how.text)
 
 
 class _AioStream:
     """One call, for handlers that run in any thread."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, context: Context, answers: Answers) -> None:
+        self._context, self._answers = context, answers
+        self._held: int | None = None
         self._loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
         metadata: Any = context.invocation_metadata() or ()
@@ -124,7 +140,37 @@ class _AioStream:
         return self._in_loop(read())
 
     def write(self, message: bytes) -> Reply[None]:
-        return self._in_loop(self._context.write(message))
+        # Counted here and not in the loop, for which answers may have to wait too.
+        try:
+            number = self._answers.hold(STREAMED * len(message), None)
+        except Overloaded as refusal:
+            reply: Reply[None] = Reply()
+            reply.fail(refusal.with_traceback(None))  # which would hold the message
+            return reply
+        return self._in_loop(self._send(message, number))
+
+    def hold(self, how: Status) -> Status:
+        """Count the last message in, if there is one; a refusal where it has no room, for grpc.aio
+        ends no call before its time, whatever becomes of its handler."""
+        if how.message is None:
+            return how
+        try:
+            self._held = self._answers.hold(UNARY * len(how.message), None)
+        except Overloaded as refusal:
+            return status(refusal, "A call", self.caller.account.request_id)
+        return how
+
+    def let_go(self) -> None:
+        """Count the last message out."""
+        if self._held is not None:
+            self._answers.release(self._held)
+
+    async def _send(self, message: bytes, number: int) -> None:
+        try:
+            await self._context.write(message)
+        finally:
+            self._answers.release(number)
+            del message  # the traceback of an error, which may live for a while, holds this frame
 
     def _in_loop(self, work: Any) -> Reply[Any]:
         reply: Reply[Any] = Reply()

@@ -80,6 +80,14 @@ class Metrics:
         self.dropped = counter(
             "dropped_total", "Requests given up before they were run.", "lane", "reason"
         )
+        self.answer_bytes = gauge(
+            "answer_bytes",
+            "Memory of answers that callers have not taken yet.",
+            together="livesum",
+        )
+        self.given_up = counter(
+            "answers_given_up_total", "Calls ended because their callers let answers wait."
+        )
         self.shed = counter("shed_total", "Requests refused at the door.", "lane", "reason")
         self.failed_batches = counter(
             "failed_batches_total", "Runs that raised inside the engine.", "lane"
@@ -142,7 +150,7 @@ class Metrics:
 
     def probe(self, metric: Gauge, read: Callable[[], float], *labels: str) -> None:
         """Let a gauge say what `read` gives whenever it is asked."""
-        gauge = metric.labels(*labels)
+        gauge = metric.labels(*labels) if labels else metric
         if shared():
             # Who is scraped is another process and cannot call: `refresh` writes it down.
             self._probes.append((gauge, labels, read))

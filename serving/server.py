@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from serving import listener, reflection, tracing, wire
 from serving.access import Access
+from serving.answers import Answers
 from serving.certificates import Certificates
 from serving.door import Door
 from serving.engine import Engine
@@ -150,7 +151,10 @@ class Server:
             # Two servers on one port are a mistake, unless they were started as one.
             ("grpc.so_reuseport", int(self.shares_port)),
         ]
-        self._listener = await asyncio.to_thread(listener.choose, settings.listener, options)
+        answers = Answers(settings.answer_bytes, self.metrics)
+        self._listener = await asyncio.to_thread(
+            listener.choose, settings.listener, options, answers
+        )
         self._health = Health()
         self._health.set("liveness", True)
         self._own = self._health.handlers()

@@ -94,6 +94,12 @@ class Settings:
     max_message_mib: int = _setting(64, "Size of one message, either way, in MiB.", least=1)
     queue_rows: int = _setting(16384, "Rows that may wait in one lane; more are shed.", least=1)
     queue_mib: int = _setting(256, "MiB of rows that may wait in one lane.", least=1)
+    answers_mib: int = _setting(
+        512,
+        "MiB of answers that callers have not taken yet. Beyond it those that have waited longest "
+        "are given up.",
+        least=1,
+    )
 
     watchdog_seconds: float = _setting(
         60.0,
@@ -124,6 +130,10 @@ class Settings:
     @property
     def max_message_bytes(self) -> int:
         return self.max_message_mib << 20
+
+    @property
+    def answer_bytes(self) -> int:
+        return self.answers_mib << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -48,6 +48,7 @@ class _Worker:
     waits: bool = False  # for its turn to load
     loads: bool = False
     ready: bool = False
+    serves: bool = False  # and says so
 
 
 class Supervisor:
@@ -61,6 +62,7 @@ class Supervisor:
         self._deaths: deque[float] = deque()
         self._replaced = 0
         self._served = False  # all were ready once
+        self._announced = False
         self._stopping = 0  # the signal that asked for it
         self._exit = 0
 
@@ -159,11 +161,16 @@ class Supervisor:
                 self._tell(one, True)
             elif all(w.ready for w in self._workers) and not self._due:
                 self._served = True
+                for each in self._workers:
+                    self._tell(each, True)
+        elif said == worker.SAID:
+            one.serves = True
+            if not self._announced and all(w.serves for w in self._workers):
+                self._announced = True
                 self._announce()
 
     def _announce(self) -> None:
-        for one in self._workers:
-            self._tell(one, True)
+        # Last, once every worker says that it serves: from now on clients come.
         settings = self._settings
         log.info(
             "Listening on %s:%d, metrics on http://%s:%d/metrics.",

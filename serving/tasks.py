@@ -48,6 +48,11 @@ class Reply(Generic[T]):
         """Answer with an error, raised in whoever waits."""
         self._finish(None, error)
 
+    @property
+    def done(self) -> bool:
+        """Whether there is an answer."""
+        return self._done
+
     def then(self, resume: Callable[[], None]) -> bool:
         """Call `resume` once there is an answer; False: there is one already, go on yourself."""
         with self._lock:
@@ -60,7 +65,12 @@ class Reply(Generic[T]):
         if not self._done:
             yield self
         if self._error is not None:
-            raise self._error
+            try:
+                raise self._error
+            finally:
+                # The error's traceback holds this frame: with the reply in it they were a cycle,
+                # and all that the call held would wait for the garbage collector.
+                del self
         return self._value  # type: ignore[return-value]
 
     def _finish(self, value: T | None, error: BaseException | None) -> None:
@@ -102,12 +112,15 @@ class Caller:
         self.account = Account()
         self.header_bytes = 0
         self.cancelled = False
-        self._pending: list[Reply[Any]] = []
+        self._pending: set[Reply[Any]] = set()
         self._on_done: Callable[[], None] | None = None
 
     def on_cancel(self, reply: Reply[Any]) -> None:
         """Fail `reply` with Cancelled when the caller goes; at once if that has happened."""
-        self._pending.append(reply)
+        for earlier in list(self._pending):
+            if earlier.done:  # a stream makes no end of them, each with the rows it brought
+                self._pending.discard(earlier)
+        self._pending.add(reply)
         if self.cancelled:
             reply.fail(Cancelled())
 
@@ -122,8 +135,10 @@ class Caller:
         self._on_done = act
 
     def done(self) -> None:
-        """The call has ended."""
-        self._pending = []
+        """The call has ended: what it still waits for need not be done either."""
+        for reply in list(self._pending):
+            reply.fail(Cancelled())
+        self._pending = set()
         act, self._on_done = self._on_done, None
         if act is not None:
             act()

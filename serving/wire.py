@@ -200,14 +200,18 @@ class _Method:
         self, began: float, responses: AsyncIterator[Message], stream: Stream
     ) -> Status:
         account, served_by, ended = stream.caller.account, None, Status()
+        response: Message | None
         try:
             async for response in responses:
                 served_by = served_by or _served_by(response)
                 await stream.write(response.SerializeToString())
+                response = None  # the next may be long in coming
         except (Exception, Cancelled) as error:
             ended = status(error, self._name, account.request_id)
         finally:
-            del responses  # an error's traceback holds this frame, and so would all of the stream
+            # An error's traceback holds this frame, and so would all of the stream.
+            del responses
+            response = None
         return self._ledger.enter(account, began, served_by, ended)
 
     def _parse(self, data: bytes | None, caller: Caller) -> Message:

@@ -1,7 +1,8 @@
 """One of several processes that share a port. Its supervisor says when to load, and speaks for all.
 
 They talk over a pipe: the worker sends ASKS before it loads and READY when it could serve, the
-supervisor sends LOAD when it is its turn, and then True or False for what health is to say.
+supervisor sends LOAD when it is its turn, and then True or False for what health is to say, which
+the worker answers with SAID.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 ASKS: Final = "asks"
 READY: Final = "ready"
 LOAD: Final = "load"
+SAID: Final = "said"
 
 EXIT_HUNG: Final = 70  # EX_SOFTWARE
 
@@ -84,6 +86,7 @@ class Worker(Server):
             self._turn.set()
         elif not self._stop.is_set():
             self._set_health(said)
+            self._pipe.send(SAID)
 
 
 def main(settings: Settings, number: int, pipe: Connection[Any, Any], replaces: bool) -> None:

@@ -188,6 +188,12 @@ class RunningServer:
         """A sample's value as a scrape would give it now; 0 where there is none yet."""
         return self.server.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    def calls(self, method: str) -> int:
+        """How many calls of a method have ended, whatever their status."""
+        samples = [s for m in self.server.metrics.registry.collect() for s in m.samples]
+        ours = [s for s in samples if s.name == "latentd_requests_total"]
+        return int(sum(s.value for s in ours if s.labels["method"] == method))
+
 
 StartServer = Callable[..., RunningServer]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import inspect
 import time
@@ -21,15 +20,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
-from serving.client import arguments, calls, streaming
-from serving.client.calls import CLIENT_TIMEOUT, Call, Timeout
-from serving.client.connection import MIB, Connection, methods
-from serving.client.failures import from_rpc
-from serving.client.results import ModelVersion, Samples, StreamedReconstruction
-from serving.client.resume import Backoff, SampleStream
-from serving.client.unanswered import Unanswered
+from serving.client import calls, streaming
+from serving.client.calls import Call
+from serving.client.results import Samples, StreamedReconstruction
+from serving.client.retries import Backoff
+from serving.client.sender import Sender
 from serving.codec import Array
-from serving.errors import LatentdError
 from serving.pb import vae_pb2 as pb
 
 Chunks: TypeAlias = Generator[Samples, None, None]
@@ -37,80 +33,6 @@ AsyncChunks: TypeAlias = AsyncGenerator[Samples, None]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class _Caller:
-    """What both clients are told, and what they make of it."""
-
-    _transport: Any  # grpc, or grpc.aio: the same functions for two kinds of channel
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout: float | None = 30.0,
-        model: str = "",
-        version: int = 0,
-        background: bool = False,
-        credentials: grpc.ChannelCredentials | None = None,
-        token: str = "",
-        attempts: int = 4,
-        healthy_only: bool = True,
-        max_message_bytes: int = 64 * MIB,
-    ) -> None:
-        """Connects with the first call.
-
-        target:       host:port, or dns:///name:port to spread calls over all addresses of a name.
-        timeout:      seconds for each call that names none itself; None: no deadline.
-        model:        empty: the server's default. version: 0: the newest.
-        background:   let other clients' calls go first.
-        credentials:  grpc.ssl_channel_credentials(...) for TLS; None: no TLS.
-        token:        bearer token; without TLS only to this machine.
-        attempts:     at each call while servers are unavailable or overloaded, 1 to 5 in all.
-        healthy_only: pass over servers whose health check does not say SERVING.
-        max_message_bytes: of a request or a response.
-
-        Raises ConfigError where these contradict each other.
-        """
-        self._connection = Connection(
-            target, credentials, token, background, attempts, healthy_only, max_message_bytes
-        )
-        self._timeout, self._model, self._version = timeout, model, version
-        self._metadata = self._connection.metadata
-        self._channel = self._connection.open(self._transport)
-        self._methods = methods(self._channel)
-
-    def pinned(self, served_by: ModelVersion) -> Self:
-        """This client for one version only. It shares the connection: close just the original."""
-        view = copy.copy(self)
-        view._model, view._version = served_by.model, served_by.version
-        return view
-
-    def _send(self, call: Call[Any], timeout: Timeout) -> Any:
-        """Start the call: a response of grpc's, a call of grpc.aio's, an iterator for a stream."""
-        seconds = self._timeout if timeout is CLIENT_TIMEOUT else timeout
-        return self._methods[call.method](call.request, timeout=seconds, metadata=self._metadata)
-
-    def _failure(self, error: grpc.RpcError) -> LatentdError:
-        failure = from_rpc(error, self._connection.target)
-        failure.__cause__ = error
-        return failure
-
-    def _unanswered(
-        self,
-        options: pb.StreamReconstructRequest,
-        seed: int | None,
-        offset: int,
-        in_flight: int,
-    ) -> Unanswered:
-        options.model, options.version = self._model, self._version
-        if options.draw:
-            options.seed = arguments.seed(seed)
-        return Unanswered(options, offset, in_flight)
-
-    def _missing(self, call: Call[Samples]) -> SampleStream:
-        timeout = self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout
-        return SampleStream(call.request, timeout, self._connection.attempts)
 
 
 def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
@@ -162,7 +84,7 @@ def _documented(method: M, build: Callable[..., Any]) -> M:
     return method
 
 
-class Client(_Caller):
+class Client(Sender):
     """Calls that block. Safe to share between threads; not to be used across a fork."""
 
     _transport = grpc
@@ -195,11 +117,15 @@ class Client(_Caller):
 
     def _call(self, call: Call[T]) -> T:
         calls.address(call.request, self._model, self._version)
-        try:
-            response = self._send(call, call.timeout)
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
-        return call.read(response)
+        backoff = self._backoff(call)
+        while True:
+            try:
+                response = self._send(call, backoff.remaining())
+            except grpc.RpcError as error:
+                time.sleep(self._wait_after(error, backoff))
+            else:
+                self._throttle.succeeded()
+                return call.read(response)
 
     def _stream(self, call: Call[Samples]) -> Chunks:
         calls.address(call.request, self._model, self._version)
@@ -250,7 +176,7 @@ class Client(_Caller):
         )
 
 
-class AsyncClient(_Caller):
+class AsyncClient(Sender):
     """The same calls, awaited. Make it inside the event loop that will use it."""
 
     _transport = grpc.aio
@@ -283,14 +209,18 @@ class AsyncClient(_Caller):
 
     async def _call(self, call: Call[T]) -> T:
         calls.address(call.request, self._model, self._version)
-        pending = self._send(call, call.timeout)
-        try:
-            response = await pending
-        except grpc.RpcError as error:
-            raise self._failure(error) from error
-        finally:
-            pending.cancel()  # where our own task was cancelled, so that the server stops too
-        return call.read(response)
+        backoff = self._backoff(call)
+        while True:
+            pending = self._send(call, backoff.remaining())
+            try:
+                response = await pending
+            except grpc.RpcError as error:
+                await asyncio.sleep(self._wait_after(error, backoff))
+            else:
+                self._throttle.succeeded()
+                return call.read(response)
+            finally:
+                pending.cancel()  # where our own task was cancelled, so that the server stops too
 
     async def _stream(self, call: Call[Samples]) -> AsyncChunks:
         calls.address(call.request, self._model, self._version)

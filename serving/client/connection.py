@@ -11,7 +11,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf import message_factory, wrappers_pb2
 
-from serving.client import spans
+from serving.client import retries, spans
 from serving.errors import ConfigError
 from serving.pb import vae_pb2 as pb
 
@@ -30,7 +30,7 @@ class Connection:
     credentials: grpc.ChannelCredentials | None = None  # None: no TLS
     token: str = field(default="", repr=False)  # sent as a bearer token
     background: bool = False  # lets interactive calls go first
-    attempts: int = 4  # of one call, in all; 1: never retry
+    attempts: int = 4  # at a call that the server refuses or loses; 1: never retry
     healthy_only: bool = True  # pass over servers whose health check does not say SERVING
     max_message_bytes: int = 64 * MIB  # either way
 
@@ -79,14 +79,15 @@ class Connection:
     def _service_config(self) -> dict[str, Any]:
         calls: dict[str, Any] = {"name": [{"service": SERVICE.full_name}]}
         if self.attempts > 1:
-            # Safe: every RPC only computes. An overloaded server says in its trailers
-            # (grpc-retry-pushback-ms) how long to wait instead of the backoff, or not to retry.
+            # Safe: every RPC only computes. What is RESOURCE_EXHAUSTED the clients try again
+            # themselves, and only where the server says when: gRPC takes any for overload, also a
+            # message that is too large, and would send it in vain as often as it may.
             calls["retryPolicy"] = {
                 "maxAttempts": self.attempts,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                "retryableStatusCodes": ["UNAVAILABLE"],
             }
         # Streams resume by themselves (serving.resume), from any row; a retry would come on top.
         streams = [
@@ -98,10 +99,10 @@ class Connection:
             # Every address behind the name, and not only the first one that answers.
             "loadBalancingConfig": [{"round_robin": {}}],
             "methodConfig": [calls, {"name": streams}],
-            # Each failure costs a token, each success earns a fifth; under half: no retries, which
-            # would only add to the load of servers that are all failing. The half is as many calls
-            # as may be under way at one server when it goes, and still be tried elsewhere.
-            "retryThrottling": {"maxTokens": 200, "tokenRatio": 0.2},
+            "retryThrottling": {
+                "maxTokens": retries.MOST_TOKENS,
+                "tokenRatio": retries.TOKENS_PER_SUCCESS,
+            },
         }
         if self.healthy_only:
             config["healthCheckConfig"] = {"serviceName": ""}
@@ -137,8 +138,8 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
 def _traced(call: Callable[..., Any]) -> Callable[..., Any]:
     """The call, below whatever span is current when it is made."""
 
-    def begin(request: Any, *, timeout: float | None, metadata: tuple[Any, ...] = ()) -> Any:
-        return call(request, timeout=timeout, metadata=(*metadata, *spans.current()))
+    def begin(*requests: Any, timeout: float | None, metadata: tuple[Any, ...] = ()) -> Any:
+        return call(*requests, timeout=timeout, metadata=(*metadata, *spans.current()))
 
     return begin
 

@@ -5,56 +5,11 @@ Knows no transport: the clients make the calls, this keeps count.
 
 from __future__ import annotations
 
-import random
-import time
-from typing import Final
-
 from serving.client.failures import ServiceError
 from serving.client.results import Samples
-from serving.errors import LatentdError, NotReady, Overloaded
+from serving.client.retries import Backoff
+from serving.errors import LatentdError, NotReady
 from serving.pb import vae_pb2 as pb
-
-FIRST_WAIT: Final = 0.2  # seconds; doubled with each failure in a row
-LONGEST_WAIT: Final = 5.0  # seconds
-PATIENCE: Final = 8  # failures in a row, about 12 seconds, before rows already won are given up
-
-
-class Backoff:
-    """How long to wait after a stream's failures, and when to give up."""
-
-    def __init__(self, timeout: float | None, attempts: int) -> None:
-        """timeout: seconds for the whole stream; None: no deadline. attempts: at its beginning;
-        one that has begun is given PATIENCE, unless attempts is 1."""
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._attempts = attempts
-        self._begun = False
-        self._failures = 0  # in a row: any answer ends the row
-
-    def remaining(self) -> float | None:
-        """Seconds until the deadline of the whole stream; None: no deadline."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def progress(self) -> None:
-        """An answer has come."""
-        self._begun, self._failures = True, 0
-
-    def wait_after(self, error: LatentdError) -> float:
-        """Seconds until the next attempt; raises `error` where there shall be none."""
-        self._failures += 1
-        begun = self._begun and self._attempts > 1
-        if self._failures >= (PATIENCE if begun else self._attempts) or not isinstance(
-            error, NotReady | Overloaded
-        ):
-            raise error
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failures - 1))
-        # Spread out: the streams of a server that went down should not come back in one wave.
-        wait = random.uniform(longest / 2, longest)  # noqa: S311 (no secret)
-        if isinstance(error, Overloaded):
-            wait = max(wait, error.retry_after)
-        remaining = self.remaining()
-        if remaining is not None and wait >= remaining:
-            raise error
-        return wait
 
 
 class SampleStream:

@@ -24,7 +24,7 @@ import grpc
 import grpc.aio
 
 from serving.client.results import StreamedReconstruction
-from serving.client.resume import Backoff
+from serving.client.retries import Backoff
 from serving.client.unanswered import Unanswered
 from serving.codec import Array
 from serving.errors import LatentdError, NotReady

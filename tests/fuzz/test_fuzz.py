@@ -1,13 +1,15 @@
 """Arbitrary and mutated bytes for every method, through the real handlers, service and engine.
 
 A few hundred inputs each by default; `make fuzz FUZZ_SECONDS=300` goes on for that long with new
-ones, and says how many there were.
+ones, and says how many there were. A server that dies fails its test.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import random
 import socket
 import threading
 import time
@@ -32,9 +34,11 @@ from serving.tasks import Caller, Reply
 
 SECONDS = float(os.environ.get("LATENTD_FUZZ_SECONDS", "0"))  # of each test
 EXAMPLES = 300  # in one go
+MUTANTS = 20  # of each input, where the tests go on for their seconds
 PATIENCE = 30  # seconds for an answer
 MOST_CHUNKS = 3  # of a stream, before its caller leaves
 TOY = XSpec("image", (4, 4), "uint8", (0.0, 255.0))
+TRIED = {"inputs": 0}  # so far, by all the tests
 
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -82,16 +86,31 @@ def ask(handler: wire.Handler, data: bytes) -> tuple[wire.Status, Call]:
     return statuses[0], call
 
 
-def again_and_again(test: Callable[[], None], request: pytest.FixtureRequest) -> None:
-    """Run a property once, or with new inputs each time until its seconds are over."""
-    until, number, rounds = time.monotonic() + SECONDS, 0, 0
+def again_and_again(
+    test: Callable[[], None],
+    request: pytest.FixtureRequest,
+    mutants: Callable[[random.Random], None] = lambda chance: None,
+) -> None:
+    """Run a property once; or, with new inputs each time and `mutants` of them, until its seconds
+    are over."""
+    until, rounds = time.monotonic() + SECONDS, 0
+    inner = test.hypothesis.inner_test  # type: ignore[attr-defined]
+    before = TRIED["inputs"]
+
+    @functools.wraps(inner)
+    def counted(*args: object, **kwargs: object) -> None:
+        TRIED["inputs"] += 1
+        inner(*args, **kwargs)
+
+    test.hypothesis.inner_test = counted  # type: ignore[attr-defined]
     while rounds == 0 or time.monotonic() < until:
         seed(rounds)(test)()
         rounds += 1
-        number += EXAMPLES
+        if SECONDS:
+            mutants(random.Random(rounds))
     if SECONDS:
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f" {number} inputs")
+            print(f" {TRIED['inputs'] - before:,} inputs, {TRIED['inputs']:,} in all")
 
 
 once = settings(
@@ -129,6 +148,23 @@ def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
                 data[at:at] = data[at : at + draw(st.integers(1, 32))]
             case _:
                 del data[at:]
+    return bytes(data)
+
+
+def mutant(whole: bytes, chance: random.Random) -> bytes:
+    """The same for less: hypothesis takes longer over an input than the server."""
+    data = bytearray(whole)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(data) + 1)
+        match chance.randrange(4):
+            case 0 if at < len(data):
+                data[at] = chance.randrange(256)
+            case 1:
+                del data[at : at + chance.randint(1, 8)]
+            case 2:
+                data[at:at] = chance.randbytes(chance.randint(1, 8))
+            case _:
+                data[at:at] = data[at : at + chance.randint(1, 32)]
     return bytes(data)
 
 
@@ -214,12 +250,22 @@ def test_any_bytes_and_any_fields_are_answered_or_refused(running, request, name
     handler = running.server._listener.handlers[f"/{wire.SERVICE}/{name}"]
     kind = getattr(pb, METHODS[name].input_type.name)
 
+    inputs: list[bytes] = []
+
     @once
     @given(st.one_of(st.binary(max_size=200), requests(kind), requests(kind).flatmap(mutated)))
     def property_(data: bytes) -> None:
+        inputs.append(data)
         check(name, handler, data)
 
-    again_and_again(property_, request)
+    def mutants(chance: random.Random) -> None:
+        for data in inputs:
+            for _ in range(MUTANTS):
+                TRIED["inputs"] += 1
+                check(name, handler, mutant(data, chance))
+        inputs.clear()
+
+    again_and_again(property_, request, mutants)
     status, _ = ask(running.server._listener.handlers[f"/{wire.SERVICE}/Sample"], b"\x18\x01")
     assert status.code is grpc.StatusCode.OK
     for lane in ("encoder", "decoder"):

@@ -219,6 +219,25 @@ def test_a_message_past_the_clients_own_limit_says_to_send_less(server: Any) -> 
     assert caught.value.code == "RESOURCE_EXHAUSTED"
 
 
+@pytest.mark.parametrize("listener", ["core", "aio"])
+def test_a_message_past_the_servers_limit_is_sent_once(
+    start_server: Any, toy_bundles: Path, listener: str
+) -> None:
+    server = start_server(toy_bundles, listener=listener, max_message_mib=1)
+
+    async def send_another() -> None:
+        async with AsyncClient(server.target) as client:
+            with pytest.raises(ServiceError, match="A limit was passed that waiting does not lift"):
+                await client.encode(pixels(100_000))
+
+    with Client(server.target) as client:
+        with pytest.raises(ServiceError, match="A limit was passed that waiting does not lift"):
+            client.encode(pixels(100_000))
+        asyncio.run(send_another())
+        client.sample(1)
+    assert server.calls("Encode") == 2
+
+
 def test_one_client_serves_many_threads(client: Client) -> None:
     def draw(seed: int) -> np.ndarray:
         return client.sample(3, seed=seed).x

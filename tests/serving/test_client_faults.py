@@ -199,11 +199,8 @@ def test_a_server_that_is_not_there_is_not_ready() -> None:
         client.sample(1)
 
 
-def test_a_message_past_the_servers_limit_claims_no_time_to_come_back(scripted: Running) -> None:
-    with (
-        Client(scripted.target, attempts=1) as client,
-        pytest.raises(ServiceError, match="fewer rows") as caught,
-    ):
+def test_a_message_past_the_servers_limit_claims_no_time_to_come_back(client: Client) -> None:
+    with pytest.raises(ServiceError, match="fewer rows") as caught:
         client.score(np.zeros((2, 1 << 20), np.uint8))
     assert caught.value.code == "RESOURCE_EXHAUSTED"
 
@@ -238,6 +235,19 @@ def test_an_overloaded_server_says_when_to_come_back(
         once.sample(2)
     assert str(caught.value) == "The queue is full. Retry in 0.250 s."
     assert caught.value.retry_after == pytest.approx(0.25)
+
+
+def test_refusals_in_a_row_end_the_retries_of_a_client(scripted: Running, script: Scripted) -> None:
+    script.faults.extend([Overloaded("full", "The queue is full", 0.001)] * 150)
+
+    async def flood() -> None:
+        async with AsyncClient(scripted.target) as client:
+            calls = [client.sample(1) for _ in range(100)]
+            assert Overloaded in map(type, await asyncio.gather(*calls, return_exceptions=True))
+            await client.sample(1)  # one that is answered
+
+    asyncio.run(flood())
+    assert len(script.requests) == 200  # 99 of the 100 that failed were tried again, and no more
 
 
 def test_a_server_that_says_it_is_not_serving_is_passed_over(scripted: Running) -> None:

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = [
     *("errors", "bundle", "settings", "metrics", "logs", "access", "certificates"),
     *("latents", "likelihood", "images", "codec"),
-    *("account", "tasks", "holds", "rowqueue", "sources", "batcher", "provider", "bound"),
-    *("engine", "golden", "tuning"),
+    *("account", "tasks", "holds", "answers", "rowqueue", "sources", "batcher", "provider"),
+    *("bound", "outside", "engine", "golden", "tuning"),
     *("loading", "inference", "shelf", "refusals", "repository", "watcher", "vitals"),
     *("fields", "reconstructing", "service", "statuses", "tracing", "ledger", "door", "wire"),
     *("guard", "health", "reflection"),
@@ -33,8 +33,8 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
-    *("spans", "results", "failures", "connection", "credentials", "arguments", "calls", "resume"),
-    *("unanswered", "streaming", "clients"),
+    *("spans", "results", "failures", "retries", "connection", "credentials", "arguments"),
+    *("calls", "resume", "unanswered", "streaming", "sender", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 

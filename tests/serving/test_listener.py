@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from serving import listener
+from serving.answers import Answers
 from serving.errors import ConfigError
 from serving.listener import CoreListener, choose
 from serving.listener_aio import AioListener
+from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
 
-def test_the_core_is_driven_directly_where_a_rehearsal_works():
-    assert isinstance(choose("auto", []), CoreListener)
+@pytest.fixture
+def answers():
+    return Answers(1 << 20, Metrics(CollectorRegistry()))
 
 
-def test_grpc_aio_can_be_asked_for():
-    assert isinstance(choose("aio", []), AioListener)
+def test_the_core_is_driven_directly_where_a_rehearsal_works(answers):
+    assert isinstance(choose("auto", [], answers), CoreListener)
+
+
+def test_grpc_aio_can_be_asked_for(answers):
+    assert isinstance(choose("aio", [], answers), AioListener)
 
 
 @pytest.fixture(params=["no core", "another core"])
@@ -39,9 +47,9 @@ def test_an_unknown_grpcio_is_served_by_grpc_aio(start_server, toy_bundles):
 
 
 @pytest.mark.usefixtures("_unknown_grpcio")
-def test_asked_for_the_core_and_not_getting_it_is_a_refusal():
+def test_asked_for_the_core_and_not_getting_it_is_a_refusal(answers):
     with pytest.raises(ConfigError, match="--listener core cannot be had"):
-        choose("core", [])
+        choose("core", [], answers)
 
 
 def test_a_method_that_does_not_exist_is_unimplemented(server):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -93,13 +96,57 @@ def test_a_caller_that_goes_cancels_what_waits_for_it(when):
     assert (withdrawn, ended) == (["withdrawn"], ["cancelled"])
 
 
-def test_an_answered_call_has_nothing_left_to_cancel():
-    caller = Caller()
-    reply: Reply[int] = Reply()
-    caller.on_cancel(reply)
+def test_a_call_that_ends_withdraws_what_it_began_and_does_not_wait_for():
+    caller, withdrawn = Caller(), []
+    answered: Reply[int] = Reply(on_cancel=lambda: withdrawn.append("answered"))
+    ahead: Reply[int] = Reply(on_cancel=lambda: withdrawn.append("ahead"))
+    caller.on_cancel(answered)
+    answered.resolve(1)
+    caller.on_cancel(ahead)
     caller.done()
-    caller.cancel()
-    assert reply.then(lambda: None), "the reply still waits"
+    assert withdrawn == ["ahead"]
+
+
+def test_a_long_call_keeps_nothing_of_what_it_has_had():
+    class Rows:
+        pass
+
+    async def stream() -> None:
+        for reply in replies:
+            caller.on_cancel(reply)
+            await reply
+        caller.on_cancel(Reply())
+
+    caller, chunks = Caller(), [Rows() for _ in range(3)]
+    replies: list[Reply[Rows]] = [Reply() for _ in chunks]
+    kept = [weakref.ref(chunk) for chunk in chunks]
+    for reply, chunk in zip(replies, chunks, strict=True):
+        reply.resolve(chunk)
+    start(stream())
+    del reply, chunk, chunks[:], replies[:]
+    assert [chunk() for chunk in kept] == [None] * 3
+
+
+class Failure(Exception):
+    """One that can be asked whether it is still there."""
+
+
+def test_an_error_leaves_no_cycle_behind():
+    async def call() -> None:
+        with contextlib.suppress(Failure):
+            await waiting.pop()
+
+    reply: Reply[int] = Reply()
+    waiting, error = [reply], Failure("no")
+    gone = weakref.ref(error)
+    gc.disable()
+    try:
+        start(call())
+        reply.fail(error)
+        del reply, error
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_work_is_done_off_the_callers_thread_and_its_error_comes_back():

@@ -1,0 +1,106 @@
+"""What both clients are told when they are made, and what they make of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import grpc
+
+from serving.client import arguments
+from serving.client.calls import CLIENT_TIMEOUT, Call
+from serving.client.connection import MIB, Connection, methods
+from serving.client.failures import from_rpc
+from serving.client.results import ModelVersion, Samples
+from serving.client.resume import SampleStream
+from serving.client.retries import Backoff, Throttle
+from serving.client.unanswered import Unanswered
+from serving.errors import LatentdError, Overloaded
+from serving.pb import vae_pb2 as pb
+
+
+class Sender:
+    """A connection, and how calls are sent over it."""
+
+    _transport: Any  # grpc, or grpc.aio: the same functions for two kinds of channel
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = 30.0,
+        model: str = "",
+        version: int = 0,
+        background: bool = False,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str = "",
+        attempts: int = 4,
+        healthy_only: bool = True,
+        max_message_bytes: int = 64 * MIB,
+    ) -> None:
+        """Connects with the first call.
+
+        target:       host:port, or dns:///name:port to spread calls over all addresses of a name.
+        timeout:      seconds for each call that names none itself; None: no deadline.
+        model:        empty: the server's default. version: 0: the newest.
+        background:   let other clients' calls go first.
+        credentials:  grpc.ssl_channel_credentials(...) for TLS; None: no TLS.
+        token:        bearer token; without TLS only to this machine.
+        attempts:     at each call while servers are unavailable or overloaded, 1 to 5.
+        healthy_only: pass over servers whose health check does not say SERVING.
+        max_message_bytes: of a request or a response.
+
+        Raises ConfigError where these contradict each other.
+        """
+        self._connection = Connection(
+            target, credentials, token, background, attempts, healthy_only, max_message_bytes
+        )
+        self._timeout, self._model, self._version = timeout, model, version
+        self._metadata = self._connection.metadata
+        self._channel = self._connection.open(self._transport)
+        self._methods = methods(self._channel)
+        self._throttle = Throttle()
+
+    def pinned(self, served_by: ModelVersion) -> Self:
+        """This client for one version only. It shares the connection: close just the original."""
+        view = copy.copy(self)
+        view._model, view._version = served_by.model, served_by.version
+        return view
+
+    def _send(self, call: Call[Any], seconds: float | None) -> Any:
+        """Start the call: a response of grpc's, a call of grpc.aio's, an iterator for a stream."""
+        return self._methods[call.method](call.request, timeout=seconds, metadata=self._metadata)
+
+    def _failure(self, error: grpc.RpcError) -> LatentdError:
+        failure = from_rpc(error, self._connection.target)
+        failure.__cause__ = error
+        return failure
+
+    def _backoff(self, call: Call[Any]) -> Backoff:
+        return Backoff(self._seconds(call), self._connection.attempts)
+
+    def _wait_after(self, error: grpc.RpcError, backoff: Backoff) -> float:
+        """Seconds until a call that is no stream is tried again; raises what `error` says if it is
+        not: servers that were unavailable gRPC has tried already."""
+        failure = self._failure(error)
+        if not isinstance(failure, Overloaded) or not self._throttle.failed():
+            raise failure
+        return backoff.wait_after(failure)
+
+    def _unanswered(
+        self,
+        options: pb.StreamReconstructRequest,
+        seed: int | None,
+        offset: int,
+        in_flight: int,
+    ) -> Unanswered:
+        options.model, options.version = self._model, self._version
+        if options.draw:
+            options.seed = arguments.seed(seed)
+        return Unanswered(options, offset, in_flight)
+
+    def _missing(self, call: Call[Samples]) -> SampleStream:
+        return SampleStream(call.request, self._seconds(call), self._connection.attempts)
+
+    def _seconds(self, call: Call[Any]) -> float | None:
+        return self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout
