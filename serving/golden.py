@@ -92,11 +92,13 @@ def _compare(name: str, found: Array, expected: Array, allowed: Tolerance) -> fl
             f"{name} came out as {found.dtype} {found.shape}, not {expected.dtype} "
             f"{expected.shape}.",
         )
+    # The terms of a sum decide what rounding costs, also where they cancel to almost nothing.
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
     difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
     most = (
         allowed.levels
         if found.dtype == np.uint8
-        else allowed.atol + allowed.rtol * np.abs(expected)
+        else allowed.atol * scale + allowed.rtol * np.abs(expected)
     )
     if not (difference <= most).all():  # NaN compares false: it is refused too
         raise BundleError(

@@ -31,7 +31,7 @@ def run(setting: Setting, shards: Sequence[int], actors: int, report: Report) ->
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cluster: dict[str, float] = ray.cluster_resources()
         gpus = int(cluster.get("GPU", 0)) if setting.provider != "cpu" else 0
         most = min(actors or gpus or int(cluster.get("CPU", 1)), len(shards))
         numbers = [{"shard": shard} for shard in shards]
