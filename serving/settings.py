@@ -95,7 +95,7 @@ class Settings:
     queue_rows: int = _setting(16384, "Rows that may wait in one lane; more are shed.", least=1)
     queue_mib: int = _setting(256, "MiB of rows that may wait in one lane.", least=1)
     answers_mib: int = _setting(
-        512,
+        256,
         "MiB of answers that callers have not taken yet. Beyond it those that have waited longest "
         "are given up.",
         least=1,
