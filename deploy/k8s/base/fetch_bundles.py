@@ -32,7 +32,7 @@ _SECONDS = 60.0  # without a byte
 def main(folder: Path, environment: Mapping[str, str]) -> int:
     """Fill `folder`; returns the exit status."""
     if not hasattr(tarfile, "data_filter"):
-        return _fail("Python 3.11.4 or newer unpacks archives safely; this one cannot.", EXIT_CONFIG)
+        return _fail("Only Python 3.11.4 or newer unpacks archives safely.", EXIT_CONFIG)
     try:
         with tempfile.TemporaryFile() as archive:
             url, wanted = _settings(environment)
