@@ -160,6 +160,7 @@ def test_the_client_reads_no_further_than_may_be_in_flight(server, x):
 
 def test_the_client_goes_on_where_another_server_takes_over(server, x, toy_bundles, start_server):
     chosen = {"bundles": str(toy_bundles), "provider": "cpu", "port": "0", "metrics_port": "0"}
+    chosen |= {"lame_duck_seconds": "0", "drain_seconds": "0.5"}  # the stream outlasts them
     first = type(server)(settings.read(chosen, environment={}))
     port = first.server.port
     answers = []
@@ -211,6 +212,7 @@ def test_the_asynchronous_client_goes_on_where_another_server_takes_over(
     server, x, toy_bundles, start_server
 ):
     chosen = {"bundles": str(toy_bundles), "provider": "cpu", "port": "0", "metrics_port": "0"}
+    chosen |= {"lame_duck_seconds": "0", "drain_seconds": "0.5"}  # the stream outlasts them
     first = type(server)(settings.read(chosen, environment={}))
     port = first.server.port
 
