@@ -60,7 +60,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_token(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from serving.access import SCOPES
+    from serving.transport.access import SCOPES
 
     parser = commands.add_parser(
         "token",
@@ -81,7 +81,7 @@ def _add_token(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _token(args: argparse.Namespace) -> int:
-    from serving import access
+    from serving.transport import access
 
     token, line = access.new_token(args.name, args.scopes.split(","))
     try:
@@ -117,14 +117,15 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from serving import plan
+    from serving.process import plan
 
     return plan.run(args)
 
 
 def _serve(args: argparse.Namespace) -> int:
     # Here and not above: `latentd client` needs neither onnxruntime nor prometheus-client.
-    from serving import logs, provider, settings
+    from serving import logs, settings
+    from serving.runtime import provider
 
     try:
         chosen = settings.read(vars(args))
@@ -140,7 +141,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _serve_alone(chosen: Settings) -> int:
-    from serving import server
+    from serving.process import server
 
     server.run(server.Server(chosen))
     return 0
@@ -150,7 +151,7 @@ def _serve_many(chosen: Settings) -> int:
     with tempfile.TemporaryDirectory(prefix="latentd-") as folder:
         # Before anything imports prometheus-client, which looks at it once.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        from serving.supervisor import Supervisor
+        from serving.process.supervisor import Supervisor
 
         return Supervisor(chosen).run()
 

@@ -11,7 +11,7 @@
     ├── BundleError        a bundle on disk is not what its manifest says
     └── ConfigError        the operator's settings cannot be served
 
-`serving.statuses` holds the one table that turns these into gRPC statuses.
+`serving.transport.statuses` holds the one table that turns these into gRPC statuses.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from onnx.numpy_helper import from_array
 
 from serving import bundle, settings
 from serving.bundle import Manifest, XSpec
-from serving.server import Server
+from serving.process.server import Server
 
 # Whoever runs the tests in the background ignores SIGINT, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

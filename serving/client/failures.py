@@ -1,4 +1,4 @@
-"""A failed call as an error of `serving.errors`: `serving.statuses` read backwards."""
+"""A failed call as an error of `serving.errors`: `serving.transport.statuses` read backwards."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.remote import Server
 from serving.jobs.store import ShardManifest, Store
 from serving.jobs.worker import Failed, Setting, explain
-from serving.provider import best_workers
+from serving.runtime.provider import best_workers
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
 

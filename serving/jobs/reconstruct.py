@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import bundle, golden, likelihood, loading
+from serving import bundle, likelihood
 from serving.bundle import Bundle, XSpec
-from serving.engine import Engine
 from serving.errors import ConfigError
 from serving.jobs.plan import Wanted
 from serving.jobs.rows import Array, BadRow, Chunk
 from serving.latents import POSTERIOR, Draw, Latents, normals
-from serving.provider import Provider
-from serving.sources import reparameterise
+from serving.models import loading
+from serving.models.sources import reparameterise
+from serving.runtime import golden
+from serving.runtime.engine import Engine
+from serving.runtime.provider import Provider
 
 Floats = NDArray[np.float32]
 

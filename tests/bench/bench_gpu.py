@@ -30,10 +30,11 @@ from bench_training import Textbook, noise, settings
 from gpu_nets import LARGE, SMALL, Net, latents, model, publish
 from loadgen import closed_loop, connect
 
-from serving import bundle, loading
-from serving.engine import Engine, Graph
+from serving import bundle
+from serving.models import loading
 from serving.pb import vae_pb2 as pb
-from serving.provider import Provider
+from serving.runtime.engine import Engine, Graph
+from serving.runtime.provider import Provider
 from training.model import render
 from training.run import Run
 

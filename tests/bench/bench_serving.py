@@ -28,10 +28,11 @@ import uvloop
 from loadgen import Connection, Result, closed_loop, connect, open_loop
 from processes import Process
 
-from serving import bundle, codec, tuning
-from serving.engine import Engine, Signature
+from serving import bundle, codec
 from serving.pb import vae_pb2 as pb
-from serving.provider import Provider
+from serving.runtime import tuning
+from serving.runtime.engine import Engine, Signature
+from serving.runtime.provider import Provider
 
 SERVICE = "/vae.v1.VaeService/"
 PIXELS = models.SHAPE[0] * models.SHAPE[1]

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
-from serving import ledger, logs, tracing, wire
-from serving.ledger import Ledger
+from serving import logs
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
-from serving.statuses import Status
+from serving.transport import ledger, tracing, wire
+from serving.transport.ledger import Ledger
+from serving.transport.statuses import Status
 
 CALLS, TURNS = 500, 400
 METADATA = (("user-agent", "grpc-python/1.85"), ("te", "trailers"))
@@ -46,7 +47,7 @@ def tracer(sampler: str) -> tracing.Tracer:
 
 
 def call(book: Ledger) -> Callable[[], object]:
-    """A call's beginning and end, as wire and batcher do it for one row of Sample."""
+    """A call's beginning and end, as wire and lane do it for one row of Sample."""
 
     def once() -> None:
         account = wire.urgency(METADATA, 10.0).account

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 
 from autoscaler import SYNC_SECONDS, Autoscaler, Rules
 
-from serving.rowqueue import MARGIN
+from serving.batching.rowqueue import MARGIN
+from serving.process.sizing import CALL_SECONDS, Demand, Need, need
+from serving.runtime.tuning import Cost
 from serving.settings import Settings
-from serving.sizing import CALL_SECONDS, Demand, Need, need
-from serving.tuning import Cost
 
 TRAFFIC = Path(__file__).with_name("traffic.csv")
 

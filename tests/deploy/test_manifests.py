@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry
 
 from serving import settings
 from serving.console.parser import add_client_parser
-from serving.health import Health
 from serving.jobs import exits
 from serving.metrics import Metrics, restarts
-from serving.server import HEALTH_NAMES
+from serving.process.server import HEALTH_NAMES
+from serving.transport.health import Health
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = ROOT / "deploy/k8s/components"

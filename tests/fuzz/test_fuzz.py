@@ -25,12 +25,14 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving import codec, images, tasks, wire
+from serving import codec, images
+from serving.batching import tasks
+from serving.batching.tasks import Caller, Reply
 from serving.bundle import XSpec
 from serving.errors import InvalidInput
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.tasks import Caller, Reply
+from serving.transport import wire
 
 SECONDS = float(os.environ.get("LATENTD_FUZZ_SECONDS", "0"))  # of each test
 EXAMPLES = 300  # in one go

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from serving import codec
+from serving.batching.rowqueue import Share
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.rowqueue import Share
 
 ROWS = 4  # of a call, and of a full batch
 SECONDS = 30  # until what should happen counts as missing

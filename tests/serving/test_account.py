@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving import codec, logs
-from serving.account import Account
+from serving.batching.account import Account
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
@@ -106,7 +106,7 @@ def test_passes_are_remembered_for_who_asks_and_never_without_end():
 def lines_about_calls(caplog) -> list[dict[str, object]]:
     """As `--log-format json` writes them."""
     written = [json.loads(logs._Json(None).format(r)) for r in caplog.records]
-    return [line for line in written if line["logger"] == "serving.ledger"]
+    return [line for line in written if line["logger"] == "serving.transport.ledger"]
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from serving import bundle, golden, loading
-from serving.bound import BoundGraph, bucket_rows
+from serving import bundle
 from serving.bundle import DECODER, ENCODER
-from serving.engine import Engine, Signature
 from serving.errors import BundleError
-from serving.provider import Provider
+from serving.models import loading
+from serving.runtime import golden
+from serving.runtime.bound import BoundGraph, bucket_rows
+from serving.runtime.engine import Engine, Signature
+from serving.runtime.provider import Provider
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from serving import codec, statuses
+from serving import codec
 from serving.client import AsyncClient, Client, ServiceError
 from serving.errors import (
     DeadlineExpired,
@@ -27,6 +27,7 @@ from serving.errors import (
 )
 from serving.pb import vae_pb2 as pb
 from serving.pb import vae_pb2_grpc
+from serving.transport import statuses
 
 CHUNK = 4
 DRAINING = NotReady("The server is draining.")

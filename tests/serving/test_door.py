@@ -10,12 +10,12 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.door import Door
 from serving.errors import Overloaded
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.statuses import Status, status
-from serving.wire import Handler
+from serving.transport.door import Door
+from serving.transport.statuses import Status, status
+from serving.transport.wire import Handler
 
 
 class House:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from serving.holds import Holds
-from serving.tasks import Caller
+from serving.batching.holds import Holds
+from serving.batching.tasks import Caller
 
 LONG = 20.0
 

@@ -6,14 +6,14 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving import listener
-from serving.answers import Answers
 from serving.errors import ConfigError
-from serving.listener import CoreListener, choose
-from serving.listener_aio import AioListener
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.transport import listener
+from serving.transport.answers import Answers
+from serving.transport.listener import CoreListener, choose
+from serving.transport.listener_aio import AioListener
 
 
 @pytest.fixture

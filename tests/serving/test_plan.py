@@ -7,11 +7,12 @@ import re
 
 import pytest
 
-from serving import __main__, sizing
-from serving.loading import Prepared, Tuned
+from serving import __main__
+from serving.models.loading import Prepared, Tuned
+from serving.process import sizing
+from serving.process.sizing import CALL_SECONDS, CALLS, Demand
+from serving.runtime.tuning import Cost
 from serving.settings import Settings
-from serving.sizing import CALL_SECONDS, CALLS, Demand
-from serving.tuning import Cost
 
 TWO = Settings(workers=2)
 MIB = 1 << 20

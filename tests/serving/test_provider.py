@@ -8,11 +8,11 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from serving import provider
 from serving.bundle import DECODER
-from serving.engine import Engine
 from serving.errors import ConfigError
-from serving.provider import CPU, CUDA, TENSORRT, Provider
+from serving.runtime import provider
+from serving.runtime.engine import Engine
+from serving.runtime.provider import CPU, CUDA, TENSORRT, Provider
 from serving.settings import Settings
 
 

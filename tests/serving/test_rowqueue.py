@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from serving.batching.rowqueue import TURNS, Entry, RowQueue
 from serving.errors import Overloaded
-from serving.rowqueue import TURNS, Entry, RowQueue
 
 
 def entry(rows: int, *, deadline: float = math.inf, background: bool = False) -> Entry:

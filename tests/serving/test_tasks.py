@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from serving.tasks import Caller, Cancelled, Reply, offload, start
+from serving.batching.tasks import Caller, Cancelled, Reply, offload, start
 
 LONG = 20.0
 

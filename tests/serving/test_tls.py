@@ -11,11 +11,11 @@ import pytest
 import trustme
 
 from serving.__main__ import main
-from serving.certificates import Certificates
 from serving.client import Client
 from serving.errors import ConfigError
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.transport.certificates import Certificates
 
 
 class Files:

@@ -10,10 +10,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.__main__ import main
-from serving.access import Access, new_token
 from serving.errors import ConfigError, NotAllowed, NotAuthenticated
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.transport.access import Access, new_token
 
 Codes = grpc.StatusCode
 

@@ -15,12 +15,13 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec, tracing
+from serving import codec
 from serving.client import AsyncClient, Client
 from serving.errors import ConfigError
-from serving.listener import CoreListener
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.transport import tracing
+from serving.transport.listener import CoreListener
 
 otlp = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 otlp_grpc = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc")
@@ -226,7 +227,7 @@ def test_a_collector_that_is_not_there_costs_no_call(
 
 def test_off_brings_in_nothing_of_opentelemetry():
     code = (
-        "import json, sys\nimport serving.server\nfrom serving import tracing\n"
+        "import json, sys\nimport serving.process.server\nfrom serving import tracing\n"
         "assert tracing.choose('auto', {}) is None\n"
         "assert tracing.choose('off', {'OTEL_EXPORTER_OTLP_ENDPOINT': 'http://a:1'}) is None\n"
         "print(json.dumps([m for m in sys.modules if m.startswith('opentelemetry')]))"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.tuning import Cost, best_rows, measure, seconds_of, still_holds
+from serving.runtime.tuning import Cost, best_rows, measure, seconds_of, still_holds
 
 
 def curve(*seconds: float) -> list[Cost]:

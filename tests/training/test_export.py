@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from serving import bundle
-from serving.engine import Engine
-from serving.loading import prepare
-from serving.provider import Provider
+from serving.models.loading import prepare
+from serving.runtime.engine import Engine
+from serving.runtime.provider import Provider
 from serving.settings import Settings
 from training import checkpoint, graphs
 from training.__main__ import main

@@ -1,0 +1,330 @@
+"""The batching engine: rows of many requests in, batches to one graph, rows back to each request.
+
+A `Lane` is one graph's queue and whoever empties it: its own thread, or, for batches so short that
+handing them over would cost more, the thread that received the rows. Either pulls: whenever it is
+free and rows wait, it takes the next batch and runs it. So nothing is delayed for the sake of a
+fuller batch, and batches fill up by themselves exactly when the engine is the bottleneck.
+
+Knows neither gRPC nor ONNX: `run` turns shares of payloads into arrays.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from serving.batching.rowqueue import Entry, RowQueue, Share
+from serving.batching.tasks import Caller, Reply
+from serving.errors import DeadlineExpired, LatentdError, NotReady, Overloaded
+from serving.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Outputs = tuple[Any, ...]
+"""What a run gives: arrays whose first axis is the batch's rows; None for what nobody wanted."""
+Run = Callable[[Sequence[Share]], Outputs]
+Outcome = tuple[Share, Outputs | Exception]
+Answer = tuple[Entry, Outputs | Exception]
+
+MOST_ATTEMPTS: Final = 16
+"""Failing runs spent on finding whom to blame for one failed batch."""
+
+QUICK_SECONDS: Final = 0.006
+"""A batch that takes no longer is run by the thread that received its rows, if that one helps."""
+
+_helper: Final = threading.local()
+
+
+def help_lanes() -> list[Lane]:
+    """Let this thread help: short batches of rows that it submits are left for it to run.
+
+    Two threads that take turns at Python's lock for every request spend more on the turns than on
+    the requests. Returns the list of lanes that wait for it: while there are any, it must not
+    block, and when it has nothing else to do, it must take one out and `run_next` it.
+    """
+    _helper.lanes = []
+    lanes: list[Lane] = _helper.lanes
+    return lanes
+
+
+class EngineError(LatentdError):
+    """The engine raised on these rows, or gave back another number of rows than it was given."""
+
+
+class Lane:
+    """One graph's queue and the thread that empties it.
+
+    name:  "encoder" or "decoder"
+    model: name and version, for the gauges
+    run:   called in the lane's thread with the shares of one batch
+    clock: the one deadlines are told by
+    begin: called in the lane's own thread before anything else, which then runs every batch
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: tuple[str, int],
+        queue: RowQueue,
+        run: Run,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        begin: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self._queue = queue
+        self._run = run
+        self._clock, self._begin = clock, begin
+        self._changed = threading.Condition()  # guards the queue and the flags
+        self._idle = False  # the lane's own thread waits to be called
+        self._running = False  # a batch is being run, by whichever thread
+        self.running_since: float | None = None  # on time.monotonic's clock; None: nothing runs
+        self.failures = 0  # runs that raised since one did not
+        self._ended = -math.inf  # when the last batch was done
+        self._promised = False  # a helping thread will run the next batch
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name=f"{name}-lane", daemon=True)
+        self._metrics = metrics
+        self._queue_seconds = metrics.stage_seconds.labels("queue", name)
+        self._run_seconds = metrics.stage_seconds.labels("run", name)
+        self._batch_rows = metrics.batch_rows.labels(name)
+        self._batch_fill = metrics.batch_fill.labels(name)
+        self._busy = metrics.engine_busy.labels(name)
+        labels = (name, model[0], str(model[1]))
+        metrics.probe(metrics.queue_rows, lambda: queue.rows, *labels)
+        metrics.probe(metrics.queue_oldest, self._oldest_age, *labels)
+        self._thread.start()
+
+    @property
+    def batch_rows(self) -> int:
+        """The most rows one batch takes."""
+        return self._queue.batch_rows
+
+    @property
+    def least_wait(self) -> float:
+        """Seconds that rows submitted now would wait at least; without the lock: it is a guess."""
+        return self._queue.least_wait
+
+    @property
+    def ended(self) -> float:
+        """When the last batch was done, on the lane's clock; -inf: there was none yet."""
+        return self._ended
+
+    def submit(self, payload: Any, rows: int, nbytes: int, caller: Caller) -> Reply[Outputs]:
+        """Queue `rows` rows of `payload`; the reply is their outputs, in order, however batched.
+
+        Raises Overloaded at once when there is no room or no time, DeadlineExpired when it is too
+        late already, NotReady when the lane is closing. The reply fails with DeadlineExpired when
+        the deadline passes before the last row ran, with EngineError when the engine fails on
+        these rows. When the caller goes, what has not been run is dropped.
+        """
+        entry = Entry(payload, rows, nbytes, caller.deadline, caller.background)
+        reply: Reply[Outputs] = Reply(lambda: self._withdraw(entry))
+        entry.reply, entry.account = reply, caller.account
+        now = self._clock()
+        if caller.deadline <= now:
+            raise self._expired("when the rows reached the queue")
+        with self._changed:
+            if self._closing:
+                raise NotReady("The server is stopping. Another one may answer.")
+            try:
+                self._queue.admit(entry, now)
+            except Overloaded as refusal:
+                self._metrics.shed.labels(self.name, refusal.reason).inc()
+                raise
+            self._call_for_a_run()
+        caller.on_cancel(reply)
+        return reply
+
+    def close(self) -> None:
+        """Run what waits, then end the thread; blocks. New rows are refused from now on."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _withdraw(self, entry: Entry) -> None:
+        if self._finish(entry):
+            _take_reply(entry)
+            self._metrics.dropped.labels(self.name, "cancelled").inc()
+
+    def run_next(self) -> bool:
+        """Run the next batch in this thread, unless another runs one; False: nothing waits."""
+        with self._changed:
+            self._promised = False
+            if self._running:
+                return False
+            now = self._clock()
+            batch, expired = self._queue.take(now)
+            if batch:
+                self._queue.observe_pause(now - max(self._ended, batch[0].entry.enqueued_at))
+            self._running = True
+        for entry in expired:
+            _take_reply(entry).fail(self._expired())
+        answers = self._run_batch(batch)
+        with self._changed:
+            self._running, self._ended = False, self._clock()
+            waiting = self._queue.rows > 0
+            if waiting:
+                self._call_for_a_run()
+            elif self._closing:
+                self._changed.notify()
+        for entry, answer in answers:
+            if isinstance(answer, Exception):
+                _take_reply(entry).fail(answer)
+            else:
+                _take_reply(entry).resolve(answer)
+        return waiting
+
+    def _call_for_a_run(self) -> None:
+        """See that somebody runs what waits: this thread if it helps, else the lane's own."""
+        if self._running or self._promised:
+            return
+        helped: list[Lane] | None = getattr(_helper, "lanes", None)
+        if helped is not None and not self._begin and self._queue.next_seconds <= QUICK_SECONDS:
+            self._promised = True
+            helped.append(self)
+        elif self._idle:
+            self._idle = False
+            self._changed.notify()
+
+    def _work(self) -> None:
+        """The lane's own thread."""
+        if self._begin:
+            try:
+                self._begin()
+            except Exception:  # whoever sends rows will hear of it, and so will readiness
+                log.exception("The %s failed on its first runs.", self.name)
+        while True:
+            with self._changed:
+                while self._running or self._promised or not self._queue.rows:
+                    if self._closing and not self._queue.rows and not self._running:
+                        return
+                    self._idle = True
+                    self._changed.wait()
+                    self._idle = False
+            self.run_next()
+
+    def _run_batch(self, batch: list[Share]) -> list[Answer]:
+        """Run one batch; the answers that it completes."""
+        now = self._clock()
+        for share in batch:
+            if share.start == 0:
+                share.entry.began = now
+                self._queue_seconds.observe(now - share.entry.enqueued_at)
+        answers: list[Answer] = []
+        outcomes, ended = self._isolate(batch, [MOST_ATTEMPTS]), self._clock()
+        for share, outcome in outcomes:
+            entry = share.entry
+            if not isinstance(outcome, Exception):
+                entry.parts.append(outcome)
+                if share.stop < entry.rows:
+                    continue
+                outcome = _rejoin(entry.parts)
+            if self._finish(entry):
+                entry.account.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
+                answers.append((entry, outcome))
+        return answers
+
+    def _isolate(self, batch: list[Share], attempts: list[int]) -> list[Outcome]:
+        """Run a batch; if that fails, run its halves, down to the request that is to blame.
+
+        attempts: runs that may still fail before the rest is given up as the engine's own fault.
+        """
+        batch, outcomes = self._still_wanted(batch)
+        if not batch:
+            return outcomes
+        try:
+            outputs = self._run_timed(batch)
+        except Exception as error:
+            attempts[0] -= 1
+            self.failures += 1
+            self._metrics.failed_batches.labels(self.name).inc()
+            log.exception("The %s failed on a batch of %d requests.", self.name, len(batch))
+            if len(batch) > 1 and attempts[0] > 0:
+                middle = len(batch) // 2
+                outcomes += self._isolate(batch[:middle], attempts)
+                outcomes += self._isolate(batch[middle:], attempts)
+            else:
+                failure = EngineError(f"The {self.name} failed on these rows.")
+                failure.__cause__ = error
+                outcomes += [(share, failure) for share in batch]
+            return outcomes
+        start = 0
+        for share in batch:
+            stop = start + share.rows
+            outcomes.append((share, tuple(o if o is None else o[start:stop] for o in outputs)))
+            start = stop
+        return outcomes
+
+    def _still_wanted(self, batch: list[Share]) -> tuple[list[Share], list[Outcome]]:
+        """The last check before the run: without the cancelled, and the expired as outcomes."""
+        now = self._clock()
+        alive = [share for share in batch if not share.entry.dead]
+        late = [share for share in alive if share.entry.deadline <= now]
+        if late:
+            alive = [share for share in alive if share.entry.deadline > now]
+        return alive, [(share, self._expired()) for share in late]
+
+    def _run_timed(self, batch: list[Share]) -> Outputs:
+        rows = sum(share.rows for share in batch)
+        began = time.perf_counter()
+        self.running_since = time.monotonic()
+        try:
+            outputs = self._run(batch)
+        finally:
+            self.running_since = None
+        seconds = time.perf_counter() - began
+        for output in outputs:
+            if output is not None and len(output) != rows:
+                raise EngineError(f"{rows} rows went in and {len(output)} came out.")
+        self.failures = 0
+        with self._changed:
+            self._queue.observe(rows, seconds)
+        self._run_seconds.observe(seconds)
+        self._busy.inc(seconds)
+        self._batch_rows.observe(rows)
+        self._batch_fill.observe(rows / self.batch_rows)
+        return outputs
+
+    def _finish(self, entry: Entry) -> bool:
+        """Mark the entry answered; False: somebody did before, or its caller has gone."""
+        with self._changed:
+            return self._queue.discard(entry)
+
+    def _expired(self, when: str = "while the rows waited") -> DeadlineExpired:
+        self._metrics.dropped.labels(self.name, "expired").inc()
+        return DeadlineExpired(f"The deadline passed {when}. They were not run.")
+
+    def _oldest_age(self) -> float:
+        with self._changed:
+            oldest = self._queue.oldest()
+        return 0.0 if oldest is None else self._clock() - oldest
+
+
+def _take_reply(entry: Entry) -> Reply[Outputs]:
+    """The entry's reply, which the entry lets go of: together they are a cycle that only the
+    garbage collector would free, with all the arrays it holds."""
+    reply: Reply[Outputs] = entry.reply
+    entry.reply, entry.parts = None, []
+    return reply
+
+
+def _rejoin(parts: list[Outputs]) -> Outputs:
+    """The outputs of one request's shares, one below the other.
+
+    An output that only some of its batches had was wanted by their other requests.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*parts, strict=True)
+    return tuple(
+        None if any(part is None for part in column) else np.concatenate(column)
+        for column in columns
+    )

@@ -1,0 +1,243 @@
+"""Which rows run next: the waiting rows of one lane, and the rules of fairness and refusal.
+
+Pure bookkeeping on a clock that is passed in: no threads, no futures, no arrays. `lane.Lane`
+wraps it in a lock; the simulations in the tests drive it on a virtual clock.
+
+Rows wait in three classes, served in this order, each leaving the later ones their floor:
+
+    SMALL       interactive, fits into one batch: first come, first served, never overtaken by
+                anything that does not
+    LARGE       interactive, more than one batch: takes what room is left, in turns
+    BACKGROUND  said to be patient: fills what the others leave, in turns
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from serving.errors import Overloaded
+
+
+class Class(enum.IntEnum):
+    """Order of service; see the module's docstring."""
+
+    SMALL = 0
+    LARGE = 1
+    BACKGROUND = 2
+
+
+CLASSES: Final = tuple(Class)
+FLOOR: Final = {Class.SMALL: 0.0, Class.LARGE: 1 / 4, Class.BACKGROUND: 1 / 16}
+"""The share of the rows run that a class keeps while it has rows waiting."""
+
+
+MARGIN: Final = 1.25
+"""Of the predicted wait: predictions err, and the answer must still travel."""
+
+TURNS: Final = 4
+"""How many large requests take turns; the others wait for one of them to end. If all took turns,
+each new one would delay all before it, and under load all would end together and too late."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request's rows in one lane."""
+
+    payload: Any  # what the lane's run function makes rows of; opaque here
+    rows: int
+    bytes: int  # of memory its payload holds while it waits
+    deadline: float  # seconds on the queue's clock; math.inf: none
+    background: bool
+    reply: Any = None  # where the answer goes; opaque here
+    account: Any = None  # where its way is entered; opaque here
+    enqueued_at: float = 0.0
+    began: float = 0.0  # when the first batch that took rows of it was begun
+    taken: int = 0  # rows given to batches so far
+    parts: list[Any] = field(default_factory=list)  # outputs so far, in order of rows
+    dead: bool = False  # answered, cancelled or expired: nothing of it is to be run any more
+    kind: Class = Class.SMALL
+
+    @property
+    def waiting(self) -> int:
+        """Rows not yet given to a batch."""
+        return self.rows - self.taken
+
+
+@dataclass(slots=True)  # not frozen: one is made for every row served alone, and that is slow
+class Share:
+    """Rows start..stop of an entry, taken into one batch."""
+
+    entry: Entry
+    payload: Any  # the entry's, which lets go of it as soon as it is answered
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+def whole(payload: Any, rows: int) -> list[Share]:
+    """A batch of one payload, which nobody waits for: to run a graph without a queue."""
+    entry = Entry(payload, rows, 0, math.inf, background=True)
+    return [Share(entry, payload, 0, rows)]
+
+
+class RowQueue:
+    """The waiting entries of a lane.
+
+    batch_rows: the most rows one batch takes.
+    max_rows, max_bytes: what may wait; more is refused with Overloaded(queue_full). A request that
+    finds the queue empty is always admitted.
+    batch_seconds: how long a full batch takes, to begin with; then learned from the runs.
+    pause_seconds: how long rows wait while no batch runs, learned: where calls are cheap to run and
+    dear to receive, this is most of the wait.
+    """
+
+    def __init__(
+        self, batch_rows: int, max_rows: int, max_bytes: int, batch_seconds: float = 0.0
+    ) -> None:
+        self.batch_rows = batch_rows
+        self.max_rows = max_rows
+        self.max_bytes = max_bytes
+        self.rows = 0
+        self.bytes = 0
+        self.batch_seconds = batch_seconds
+        self.pause_seconds = 0.0
+        self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in CLASSES}
+        self._rows = dict.fromkeys(CLASSES, 0)
+        self._credit = dict.fromkeys(CLASSES, 0.0)  # rows of its floor a class has not used yet
+
+    def oldest(self) -> float | None:
+        """When the entry that has waited longest came in; None: nothing waits."""
+        waiting = (e.enqueued_at for es in self._classes.values() for e in es if not e.dead)
+        return min(waiting, default=None)
+
+    def admit(self, entry: Entry, now: float) -> None:
+        """Take the entry in, or raise Overloaded: the one rule for one row or many."""
+        if entry.background:
+            entry.kind = Class.BACKGROUND
+        else:
+            entry.kind = Class.SMALL if entry.rows <= self.batch_rows else Class.LARGE
+        wait = self.predicted_wait(entry)
+        if self.rows and (
+            self.rows + entry.rows > self.max_rows or self.bytes + entry.bytes > self.max_bytes
+        ):
+            raise Overloaded(
+                "queue_full",
+                f"The queue is full: {self.rows} rows wait and {entry.rows} more do not fit",
+                max(wait / 2, 0.01),
+            )
+        if now + wait * MARGIN > entry.deadline:
+            left = entry.deadline - now
+            raise Overloaded(
+                "deadline",
+                f"The wait would be about {wait:.3f} s and this call has {left:.3f} s left",
+                max(wait - left, 0.01),
+            )
+        entry.enqueued_at = now
+        self._classes[entry.kind].append(entry)
+        self._rows[entry.kind] += entry.rows
+        self.rows += entry.rows
+        self.bytes += entry.bytes
+
+    def predicted_wait(self, entry: Entry) -> float:
+        """Seconds until the entry's last row leaves the engine, from what is served before it.
+
+        Counts one batch more, the one that runs now: an answer just too late costs as much to make
+        as one in time, and a queue that admits to the edge of patience makes only such.
+        """
+        if not self.rows:
+            return 0.0  # a lone request is never refused for the time it takes itself
+        return self._wait(sum(self._rows[kind] for kind in CLASSES[: entry.kind + 1]) + entry.rows)
+
+    @property
+    def least_wait(self) -> float:
+        """Seconds that any request would wait at least: one small row's predicted wait."""
+        return self._wait(self._rows[Class.SMALL] + 1) if self.rows else 0.0
+
+    def _wait(self, rows: int) -> float:
+        return (rows / self.batch_rows + 1) * (self.batch_seconds + self.pause_seconds)
+
+    @property
+    def next_seconds(self) -> float:
+        """How long a batch of what waits now would take."""
+        return min(self.rows / self.batch_rows, 1.0) * self.batch_seconds
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learn from a finished run how long a full batch takes."""
+        if rows * 2 < self.batch_rows and self.batch_seconds:
+            return  # mostly fixed cost: says little about a full batch
+        full = seconds * self.batch_rows / rows
+        self.batch_seconds += (full - self.batch_seconds) * (0.2 if self.batch_seconds else 1.0)
+
+    def observe_pause(self, seconds: float) -> None:
+        """Learn from the time that rows just taken had waited while no batch ran."""
+        self.pause_seconds += (seconds - self.pause_seconds) * 0.2
+
+    def discard(self, entry: Entry) -> bool:
+        """Never run what still waits of this entry. False: it was dead already.
+
+        Costs no search: the entry stays in its line without rows and is skipped there.
+        """
+        if entry.dead:
+            return False
+        entry.dead = True
+        entry.payload = None
+        self._leave(entry, entry.waiting)
+        return True
+
+    def take(self, now: float) -> tuple[list[Share], list[Entry]]:
+        """The next batch, and the entries found expired on the way (now dead).
+
+        The batch has at most batch_rows rows and is empty only when nothing waits.
+        """
+        expired: list[Entry] = []
+        for kind, floor in FLOOR.items():
+            # Alone at 1/16 of a 4-row batch a class would never get a row: the claim adds up.
+            held = self._credit[kind] + floor * self.batch_rows
+            self._credit[kind] = min(held, self._rows[kind])
+        batch: list[Share] = []
+        room = self.batch_rows
+        for kind in CLASSES:
+            kept = sum(int(self._credit[later]) for later in CLASSES if later > kind)
+            taken = self._take(kind, max(room - kept, 0), now, batch, expired)
+            self._credit[kind] = max(self._credit[kind] - taken, 0.0)
+            room -= taken
+        return batch, expired
+
+    def _take(
+        self, kind: Class, room: int, now: float, batch: list[Share], expired: list[Entry]
+    ) -> int:
+        """Add up to `room` rows of one class to the batch; returns how many."""
+        entries, taken = self._classes[kind], 0
+        for _ in range(len(entries)):
+            if taken == room:
+                break
+            entry = entries[0]
+            if entry.deadline <= now and self.discard(entry):
+                expired.append(entry)
+            if entry.dead:
+                entries.popleft()
+                continue
+            rows = min(entry.waiting, room - taken)
+            batch.append(Share(entry, entry.payload, entry.taken, entry.taken + rows))
+            self._leave(entry, rows)
+            entry.taken += rows
+            taken += rows
+            if not entry.waiting:
+                entries.popleft()
+            elif kind is not Class.SMALL:  # a small one stays first: its next batch ends it
+                entries.popleft()
+                entries.insert(TURNS - 1, entry)
+        return taken
+
+    def _leave(self, entry: Entry, rows: int) -> None:
+        self._rows[entry.kind] -= rows
+        self.rows -= rows
+        if rows and rows == entry.waiting:
+            self.bytes -= entry.bytes

@@ -1,0 +1,1 @@
+"""Models in service: found on disk, verified, loaded, composed over their lanes, let go of."""

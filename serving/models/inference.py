@@ -1,0 +1,170 @@
+"""One version of a model in service: encode, decode, sample, reconstruct, interpolate, score.
+
+Each operation is composed over two lanes. The decoder lane is fed by Sample, Decode, Interpolate,
+Score and the second half of Reconstruct together.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import likelihood
+from serving.batching.holds import Holds
+from serving.batching.lane import Lane, Outputs, Run
+from serving.batching.rowqueue import RowQueue
+from serving.batching.tasks import Caller, Reply, offload
+from serving.bundle import LIKELIHOODS, Manifest
+from serving.errors import InvalidInput
+from serving.latents import POSTERIOR, Draw
+from serving.metrics import Metrics
+from serving.models.loading import Prepared, Tuned, decode_batch, encode_batch, warming
+from serving.models.sources import Decoding, Points, Posterior, Source
+from serving.runtime import tuning
+from serving.settings import Settings
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Each in nats, float64, shape (rows,)."""
+
+    kl: likelihood.Nats
+    elbo: likelihood.Nats
+    reconstruction_error: likelihood.Nats | None = None
+    log_likelihood: likelihood.Nats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """x' of some rows, the encoding it was made from, and what it is worth."""
+
+    x: Array  # (rows, *shape)
+    mean: Array  # float32, (rows, latent size)
+    log_var: Array
+    scores: Scores | None  # where they were asked for
+
+
+class Model:
+    """One version of a model in service."""
+
+    def __init__(self, prepared: Prepared, settings: Settings, metrics: Metrics) -> None:
+        self.prepared = prepared
+        self.manifest: Manifest = prepared.manifest
+        self.digest = prepared.digest
+        self.holds = Holds()
+        self.params_per_element = LIKELIHOODS[self.manifest.likelihood]
+        # Any answer to a request of this many rows fits into one message.
+        largest = 4 * (self.params_per_element * self.manifest.x.size + self.manifest.latent_size)
+        self.max_rows = max(1, min(settings.max_rows, settings.max_message_bytes // (largest + 64)))
+
+        def lane(name: str, tuned: Tuned, run: Run) -> Lane:
+            queue = RowQueue(
+                tuned.batch_rows,
+                settings.queue_rows,
+                settings.queue_mib << 20,
+                tuning.seconds_of(tuned.batch_rows, tuned.costs),
+            )
+            version = (self.manifest.model, self.manifest.version)
+            return Lane(name, version, queue, run, metrics, begin=warming(tuned))
+
+        encode = functools.partial(encode_batch, prepared.encoder.graph)
+        decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)
+        self.encoder = lane("encoder", prepared.encoder, encode)
+        self.decoder = lane("decoder", prepared.decoder, decode)
+
+    def close(self) -> None:
+        """Finish what waits in both lanes, first the one that feeds the other, and give back the
+        memory of the graphs; blocks."""
+        for lane, tuned in self.lanes():
+            lane.close()
+            tuned.graph.close()
+
+    def try_out(self) -> None:
+        """Run both graphs on a row of zeros, past the lanes; blocks. Raises what they raise."""
+        m = self.manifest
+        self.prepared.encoder.graph.run(np.zeros((1, *m.x.shape), m.x.dtype), ["mean", "log_var"])
+        self.prepared.decoder.graph.run(np.zeros((1, m.latent_size), np.float32), ["x"])
+
+    def lanes(self) -> list[tuple[Lane, Tuned]]:
+        """Both lanes, each with what its graph was found to cost."""
+        return [(self.encoder, self.prepared.encoder), (self.decoder, self.prepared.decoder)]
+
+    def encode(self, x: Array, caller: Caller) -> Reply[Outputs]:
+        """mean and log_var of each row, float32 (rows, latent size)."""
+        return self.encoder.submit(x, len(x), x.nbytes, caller)
+
+    def decode(self, source: Source, caller: Caller, *, params: bool = False) -> Reply[Outputs]:
+        """For each latent of the source: x (rows, *shape), params if asked for, and z itself."""
+        nbytes = source.rows * self.manifest.latent_size * 4
+        return self.decoder.submit(Decoding(source, params), source.rows, nbytes, caller)
+
+    async def reconstruct(
+        self, x: Array, draw: Draw | None, scores: bool, caller: Caller
+    ) -> Reconstruction:
+        """x -> x' through each row's mean, or through `draw` around it; scores on request."""
+        if scores:
+            self._check_scores("scores")
+        mean, log_var = await self.encode(x, caller)
+        source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
+        decoded, params, _ = await self.decode(source, caller, params=scores)
+        if not scores:
+            return Reconstruction(decoded, mean, log_var, None)
+        distortion = await self._distortion(x, params)
+        kl = likelihood.kl_to_prior(mean, log_var)
+        known = Scores(kl, -distortion - kl, reconstruction_error=distortion)
+        return Reconstruction(decoded, mean, log_var, known)
+
+    async def score(self, x: Array, draws: int, seed: int, offset: int, caller: Caller) -> Scores:
+        """ELBO and importance-weighted bound of each row with `draws` draws, K.
+
+        Memory does not grow with K: draws are made by the request's worth of rows, and the log of
+        the mean weight is summed as they come in.
+        """
+        self._check_scores("model")
+        rows = len(x)
+        if self.manifest.likelihood == "bernoulli":
+            x = likelihood.binarised(x, self.manifest.x)
+        mean, log_var = await self.encode(x, caller)
+        log_sum, distortion = np.full(rows, -np.inf), np.zeros(rows)
+        together = max(1, self.max_rows // rows)
+        for first in range(0, draws, together):
+            replies = [
+                self.decode(
+                    Posterior(mean, log_var, Draw(seed, offset, rows, POSTERIOR + k)),
+                    caller,
+                    params=True,
+                )
+                for k in range(first, min(first + together, draws))
+            ]
+            for reply in replies:
+                _, params, z = await reply
+                distortion_k = await self._distortion(x, params)
+                distortion += distortion_k / draws
+                log_weight = likelihood.log_prior_ratio(z, mean, log_var) - distortion_k
+                log_sum = np.logaddexp(log_sum, log_weight)
+        kl = likelihood.kl_to_prior(mean, log_var)
+        return Scores(kl, -distortion - kl, log_likelihood=log_sum - np.log(draws))
+
+    def _distortion(self, x: Array, params: Array) -> Reply[likelihood.Nats]:
+        """-log p(x | z) of each row."""
+
+        def compute() -> likelihood.Nats:
+            scaled = likelihood.scaled(x, self.manifest.x)
+            return -likelihood.log_likelihood(scaled, params, self.manifest.likelihood)
+
+        return offload(compute)
+
+    def _check_scores(self, field: str) -> None:
+        if self.manifest.family != "vae":
+            raise InvalidInput(
+                field,
+                f"{self.manifest.model} is a plain autoencoder, which defines no likelihood to "
+                "score with",
+                "Score with a VAE",
+            )

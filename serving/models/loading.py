@@ -1,0 +1,160 @@
+"""From a verified bundle to graphs that can serve: loaded, checked, warm, and their costs known.
+
+All of it happens before the first request meets the graphs, and away from those who serve others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from serving.batching.lane import Outputs
+from serving.batching.rowqueue import Share, whole
+from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
+from serving.errors import BundleError, ConfigError
+from serving.latents import Draw
+from serving.models import sources
+from serving.models.sources import Decoding, Prior
+from serving.runtime import golden, tuning
+from serving.runtime.bound import BoundGraph
+from serving.runtime.engine import Engine, Graph, Signature
+from serving.runtime.provider import available_cpus
+from serving.runtime.tuning import Cost
+from serving.settings import Settings
+
+RunRows = Callable[[Graph, int], Outputs]
+"""Runs a batch of so many rows of nothing in particular."""
+
+ENCODED: Final = ("mean", "log_var")
+
+REST: Final = 4.0
+"""While others are being served: how long to rest after each step, in times its own. A fifth of one
+CPU is what a new version may cost them."""
+_SAME_SIZE: Final = 0.01
+"""Two graph files whose sizes differ by less hold the same net with other weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A graph, how it is run and what that costs."""
+
+    graph: Graph
+    file_bytes: int
+    threads: int
+    costs: list[Cost]
+    batch_rows: int  # the most rows that one batch should hold
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A bundle's graphs, ready to serve."""
+
+    manifest: Manifest
+    digest: str
+    encoder: Tuned
+    decoder: Tuned
+    golden_difference: float  # the largest between the golden outputs and this machine's
+
+
+def prepare(
+    bundle: Bundle, engine: Engine, settings: Settings, before: Prepared | None = None
+) -> Prepared:
+    """Load both graphs, measure what they cost and run them on the golden vectors; blocks.
+
+    before: another version of the model that serves now. Its costs are taken over where they hold,
+    and where they do not, measuring goes gently. Raises BundleError.
+    """
+    rest = REST if before else 0.0
+    m = bundle.manifest
+    takes_x, takes_z = signatures(m)
+
+    def encode(graph: Graph, rows: int) -> Outputs:
+        return encode_batch(graph, whole(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
+
+    def decode(graph: Graph, rows: int) -> Outputs:
+        decoding = Decoding(Prior(Draw(seed=0, offset=0, rows=rows)), params=False)
+        return decode_batch(graph, m.latent_size, whole(decoding, rows))
+
+    def tuned(file: str, signature: Signature, run: RunRows, known: Tuned | None) -> Tuned:
+        def load(threads: int) -> Graph:
+            with tuning.resting(rest):
+                return engine.load(bundle.files[file], signature, threads)
+
+        file_bytes = len(bundle.files[file])
+        if known and abs(known.file_bytes - file_bytes) <= _SAME_SIZE * file_bytes:
+            graph = load(known.threads)
+            again = functools.partial(run, graph)
+            if tuning.still_holds(again, known.costs, known.batch_rows, REST):
+                return dataclasses.replace(known, graph=graph, file_bytes=file_bytes)
+        row_bytes = m.x.nbytes + m.latent_size * 4
+        return _measured(load, file_bytes, run, row_bytes, settings, rest)
+
+    try:
+        encoder = tuned(ENCODER, takes_x, encode, before.encoder if before else None)
+        decoder = tuned(DECODER, takes_z, decode, before.decoder if before else None)
+    except (BundleError, ConfigError):
+        raise
+    except Exception as error:  # the runtime has no common base for what it raises
+        raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
+    most = max(encoder.batch_rows, decoder.batch_rows)
+    difference = golden.check(bundle, encoder.graph, decoder.graph, most)
+    return Prepared(m, bundle.digest, encoder, decoder, difference)
+
+
+def warming(tuned: Tuned) -> Callable[[], None] | None:
+    """What the thread that is to run a graph should do first: run every size of batch. None: a
+    graph that takes batches as they come does not care which thread runs it."""
+    graph = tuned.graph
+    if not isinstance(graph, BoundGraph):
+        return None
+    return functools.partial(graph.warm_up, tuned.batch_rows)
+
+
+def signatures(m: Manifest) -> tuple[Signature, Signature]:
+    """What the encoder and the decoder of such a bundle take and give."""
+    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
+    takes_x = Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent)))
+    takes_z = Signature(
+        ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
+    )
+    return takes_x, takes_z
+
+
+def _measured(
+    load: Callable[[int], Graph],
+    file_bytes: int,
+    run: RunRows,
+    row_bytes: int,
+    settings: Settings,
+    rest: float,
+) -> Tuned:
+    """Load a graph with as many threads as it is worth, and choose its batches."""
+    budget = settings.batch_budget_ms / 1000
+    threads = settings.threads or 1
+    costs = tuning.measure(functools.partial(run, load(threads)), row_bytes, budget, rest)
+    if not settings.threads and costs[0].seconds > tuning.ONE_THREAD_SECONDS:
+        threads = max(1, available_cpus() // max(1, settings.workers))
+        costs = tuning.measure(functools.partial(run, load(threads)), row_bytes, budget, rest)
+    batch_rows = settings.max_batch_rows or tuning.best_rows(costs, budget)
+    graph = load(threads)  # anew: a session keeps the memory of the largest batch it ever ran
+    run(graph, batch_rows)
+    return Tuned(graph, file_bytes, threads, costs, batch_rows)
+
+
+def encode_batch(graph: Graph, batch: Sequence[Share]) -> Outputs:
+    """mean and log_var for the rows of a batch whose payloads are x."""
+    rows = [share.payload[share.start : share.stop] for share in batch]
+    return tuple(graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), ENCODED))
+
+
+def decode_batch(graph: Graph, latent_size: int, batch: Sequence[Share]) -> Outputs:
+    """x, params (None if nobody wants them) and z for a batch whose payloads are decodings."""
+    z = sources.gather(batch, latent_size)
+    if any(share.payload.params for share in batch):
+        return *graph.run(z, ["x", "params"]), z
+    return *graph.run(z, ["x"]), None, z

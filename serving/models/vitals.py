@@ -1,0 +1,93 @@
+"""Whether the engine still does its work: a run that never ends, a graph that fails on everything.
+
+Neither is seen by calls that are not made. So each lane is looked at, and a graph that has failed
+several times running is tried on a row that cannot be to blame. A graph that works again is taken
+back; but an error of CUDA's may last as long as the process, whatever caused it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from serving.batching.lane import Lane
+from serving.models.inference import Model
+from serving.models.repository import Repository
+
+log = logging.getLogger(__name__)
+
+SUSPICIOUS = 3
+"""Failed runs of a lane, none good in between, after which its graphs are tried."""
+
+
+PATIENCE_SECONDS = 30.0
+"""A graph on a GPU that is broken for so long will be so until the process is another."""
+
+
+class Vitals:
+    """What is wrong with the models in service.
+
+    watchdog_seconds: a run that takes longer is taken for one that never ends; 0: none is.
+    on_cpu: graphs do not run on a GPU, so nothing is broken for good.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        watchdog_seconds: float,
+        on_cpu: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._repository, self._watchdog_seconds = repository, watchdog_seconds
+        self._on_cpu, self._clock = on_cpu, clock
+        self._broken: dict[Model, float] = {}  # since when
+
+    def beyond_help(self) -> str:
+        """What nothing but a new process helps against, as a sentence; empty: nothing."""
+        if self._watchdog_seconds:
+            for model, lane in self._lanes():
+                since = lane.running_since
+                if since is not None and self._clock() - since > self._watchdog_seconds:
+                    return (
+                        f"A run of the {lane.name} of {_name(model)} has taken more than "
+                        f"{self._watchdog_seconds:g} s: it has hung."
+                    )
+        if not self._on_cpu:
+            for model, since in self._broken.items():
+                if self._clock() - since > PATIENCE_SECONDS:
+                    return (
+                        f"{_name(model)} has failed on the GPU for {PATIENCE_SECONDS:g} s: an "
+                        "error of CUDA's lasts as long as the process."
+                    )
+        return ""
+
+    def suspicious(self) -> list[Model]:
+        """Models to be tried: those that keep failing, and those found broken before."""
+        failing = {model for model, lane in self._lanes() if lane.failures >= SUSPICIOUS}
+        return [m for m in self._repository.models() if m in failing or m in self._broken]
+
+    def try_out(self, models: list[Model]) -> str:
+        """Run the graphs of each on a row of zeros; blocks. Which is broken; empty: none."""
+        broken: dict[Model, float] = {}
+        for model in models:
+            try:
+                model.try_out()
+            except Exception:
+                if model not in self._broken:
+                    log.exception("%s fails on whatever it is given.", _name(model))
+                broken[model] = self._broken.get(model, self._clock())
+            else:
+                if model in self._broken:
+                    log.info("%s works again.", _name(model))
+        self._broken = broken
+        return ", ".join(sorted(map(_name, broken)))
+
+    def _lanes(self) -> Iterator[tuple[Model, Lane]]:
+        for model in self._repository.models():
+            yield model, model.encoder
+            yield model, model.decoder
+
+
+def _name(model: Model) -> str:
+    return f"{model.manifest.model} version {model.manifest.version}"

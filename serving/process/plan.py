@@ -1,0 +1,61 @@
+"""`latentd plan`: replicas and memory for a rate of calls, for a person to read."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+
+from serving import settings
+from serving.errors import EXIT_CONFIG, BundleError, ConfigError
+from serving.models.loading import Prepared
+from serving.process import sizing
+from serving.process.sizing import Demand, Need
+from serving.runtime import tuning
+from serving.runtime.provider import best_workers
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, plan, print; returns the exit status."""
+    demand = Demand(args.call, args.rate, args.rows, args.busy)
+    try:
+        if not (demand.rate > 0 and demand.rows > 0 and 0 < demand.busy <= 1):
+            raise ConfigError("--rate and --rows must be above 0, --busy above 0 and at most 1.")
+        chosen = settings.read(vars(args))
+        workers = chosen.workers or best_workers(chosen.provider)
+        chosen = dataclasses.replace(chosen, workers=workers)
+        prepared, resident = sizing.measure(chosen)
+    except (ConfigError, BundleError) as error:
+        print(f"latentd: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    print(_told(demand, prepared, sizing.need(demand, prepared, chosen, resident), workers))
+    return 0
+
+
+def _told(demand: Demand, prepared: Prepared, need: Need, workers: int) -> str:
+    model = prepared.manifest
+    graphs = [
+        f"  {name}: {tuned.batch_rows} rows in "
+        f"{tuning.seconds_of(tuned.batch_rows, tuned.costs) * 1e3:.3g} ms "
+        f"with {tuned.threads} thread(s)"
+        for name, tuned in sizing.lanes(demand, prepared).items()
+    ]
+    return "\n".join(
+        [
+            f"{demand.rate:g} {demand.call} calls a second, {demand.rows} row(s) each, of "
+            f"{model.model} version {model.version}; servers {demand.busy:.0%} busy.",
+            *graphs,
+            f"  a call: {need.seconds * 1e3:.3g} ms of a worker",
+            f"replicas         {need.replicas} (one is spare; all carry {need.rate:,.0f} calls/s)",
+            f"workers          {workers} in each, a CPU for each",
+            f"memory, request  {_mebibytes(need.memory_bytes)}",
+            f"memory, limit    {_mebibytes(need.memory_limit_bytes)} (with every queue full)",
+            f"averageValue     {need.queue_rows} (rows waiting, for the autoscaler)",
+        ]
+    )
+
+
+def _mebibytes(count: int) -> str:
+    """As Kubernetes writes it, rounded up to 64 MiB."""
+    return f"{math.ceil(count / (64 << 20)) * 64}Mi"

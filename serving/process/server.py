@@ -1,0 +1,287 @@
+"""The server's life, in order: provider, health, models, port, SERVING; and on SIGTERM back again.
+
+Nothing runs from a constructor. Each step is a method with a sentence on why it stands there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from serving.errors import ConfigError
+from serving.metrics import Metrics
+from serving.models.repository import Repository
+from serving.models.vitals import Vitals
+from serving.models.watcher import Watcher
+from serving.process.exposition import expose
+from serving.rpc.service import VaeService
+from serving.runtime.engine import Engine
+from serving.settings import Settings
+from serving.transport import listener, reflection, tracing, wire
+from serving.transport.access import Access
+from serving.transport.answers import Answers
+from serving.transport.certificates import Certificates
+from serving.transport.door import Door
+from serving.transport.guard import guarded
+from serving.transport.health import Health
+from serving.transport.ledger import Ledger
+from serving.transport.wire import Handler
+
+log = logging.getLogger(__name__)
+
+HEALTH_NAMES: Final = ("", wire.SERVICE, "readiness")
+"""What turns NOT_SERVING while no work is taken. `liveness` only says that the loop answers."""
+
+_LAG_SECONDS: Final = 0.25
+_VITALS_SECONDS: Final = 0.5
+
+
+class Server:
+    """One process that serves bundles. `await serve()` is its whole life.
+
+    Every step of `start` leaves behind how it is undone; `stop` undoes them last to first.
+    """
+
+    shares_port = False  # with other processes that were started together with this one
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics(CollectorRegistry())
+        self.port = 0  # known once bound
+        self.metrics_port = 0
+        self._stop = asyncio.Event()
+        self._patient = True  # SIGTERM leaves clients time to notice; Ctrl-C does not
+        self._takes_work = False
+        self._well = True
+        self._undo = AsyncExitStack()
+
+    async def serve(self) -> None:
+        """Start, serve until SIGTERM or SIGINT, drain. Raises ConfigError when it cannot start."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.request_stop)
+        loop.add_signal_handler(signal.SIGINT, self.request_stop, False)
+        starting = asyncio.ensure_future(self.start())
+        stopping = asyncio.ensure_future(self.stopping())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if starting.done():
+                starting.result()  # raises what start raised
+                await stopping
+        finally:
+            starting.cancel()
+            stopping.cancel()
+            await self.stop()
+
+    async def start(self) -> None:
+        """Every step up to SERVING."""
+        self._start_metrics()
+        self._watch_loop()
+        self._read_secrets()
+        self._choose_engine()
+        await self._make_listener()
+        await self._open_port()
+        await self._load_models()
+        self._open_doors()
+        self._announce()
+
+    async def stop(self) -> None:
+        """Every step back: no call that was accepted is lost inside the drain time."""
+        await self._undo.aclose()
+        log.info("Stopped.")
+
+    async def stopping(self) -> None:
+        """Return once a stop has been asked for."""
+        await self._stop.wait()
+
+    def request_stop(self, patient: bool = True) -> None:
+        """Ask `serve` to stop; asking again changes nothing."""
+        self._patient = self._patient and patient
+        self._stop.set()
+
+    def _start_metrics(self) -> None:
+        # First, so that a server that is still loading, or fails to, can be watched doing so.
+        page = expose(self.metrics.registry, self.settings.host, self.settings.metrics_port)
+        self.metrics_port, close = page
+        self._undo.push_async_callback(asyncio.to_thread, close)
+
+    def _read_secrets(self) -> None:
+        # Before anything that takes long: a wrong file is said at once.
+        settings = self.settings
+        self._access = Access(Path(settings.tokens)) if settings.tokens else None
+        self._credentials: grpc.ServerCredentials | None = None
+        if settings.tls_cert:
+            client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+            files = Certificates(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
+            self._credentials = files.credentials()
+        elif self._access and settings.host not in ("127.0.0.1", "::1", "localhost"):
+            log.warning("Tokens without TLS can be read on the way: give --tls-cert, --tls-key.")
+
+    def _choose_engine(self) -> None:
+        # Before the port opens: asked for CUDA and not getting it ends here.
+        self._engine = Engine.from_settings(self.settings)
+        self.repository = Repository(self.settings, self._engine, self.metrics)
+        self._undo.push_async_callback(self.repository.close)
+        self._watcher = Watcher(self.repository.look, self.settings.reload_seconds)
+        self._undo.callback(self._watcher.stop)
+
+    async def _make_listener(self) -> None:
+        settings = self.settings
+        # The tracer before the port: it is closed after the last call has ended.
+        self._tracer = await asyncio.to_thread(tracing.choose, settings.tracing)
+        if self._tracer is not None:
+            self._undo.push_async_callback(asyncio.to_thread, self._tracer.close)
+        options = [
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_concurrent_streams", 1024),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            *_age(settings),
+            # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
+            ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+            # Two servers on one port are a mistake, unless they were started as one.
+            ("grpc.so_reuseport", int(self.shares_port)),
+        ]
+        answers = Answers(settings.answer_bytes, self.metrics)
+        self._listener = await asyncio.to_thread(
+            listener.choose, settings.listener, options, answers
+        )
+        self._health = Health()
+        self._health.set("liveness", True)
+        self._own = self._health.handlers()
+        if settings.reflection:
+            self._own |= self._guarded(reflection.handlers([wire.SERVICE]))
+        self._listener.handlers = self._own | wire.not_ready()
+        self._set_health(False)
+
+    async def _open_port(self) -> None:
+        # Before the models load, for health alone: probes must tell loading from dead. All else is
+        # answered UNAVAILABLE until `_load_models` is done.
+        settings = self.settings
+        address = f"{settings.host}:{settings.port}"
+        self.port = self._listener.bind(address, self._credentials)
+        if not self.port:
+            raise ConfigError(
+                f"{address} cannot be opened: it is in use or not an address of this machine. "
+                "Choose another with --port (0: any free one) or --host."
+            )
+        await self._listener.start()
+        self._undo.push_async_callback(self._listener.stop, settings.drain_seconds)
+
+    async def _load_models(self) -> None:
+        await self.repository.load()
+        service = VaeService(self.repository, self._engine, self.settings)
+        door = Door(self.repository)
+
+        def ledger(method: str) -> Ledger:
+            return Ledger(method, self.metrics, self.settings.log_calls, self._tracer)
+
+        handlers = wire.handlers(service, door, self.metrics, ledger)
+        self._listener.handlers = self._own | self._guarded(handlers)
+
+    def _guarded(self, handlers: dict[str, Handler]) -> dict[str, Handler]:
+        if self._access is None:
+            return handlers
+        return guarded(handlers, self._access, self.metrics)
+
+    def _open_doors(self) -> None:
+        # What start-up left behind lives as long as the process: keep the collector off it.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)  # calls leave no cycles behind: look seldom
+        self._watcher.start()
+        self.metrics.workers.set(1)
+        self._undo.push_async_callback(self._close_doors)
+        self._watch_engine()
+
+    def _watch_engine(self) -> None:
+        vitals = Vitals(self.repository, self.settings.watchdog_seconds, on_cpu=self._engine.on_cpu)
+
+        async def watch() -> None:
+            while not (fault := vitals.beyond_help()):
+                suspicious = vitals.suspicious()
+                if suspicious or not self._well:
+                    broken = await asyncio.to_thread(vitals.try_out, suspicious)
+                    self.metrics.faults.labels("broken").set(bool(broken))
+                    if self._well != (not broken):
+                        self._well = not broken
+                        self._set_health(self._takes_work)
+                await asyncio.sleep(_VITALS_SECONDS)
+            log.critical("%s Nothing but a new process helps.", fault)
+            self.metrics.faults.labels("hung").set(1)
+            self._on_hung()
+
+        self._undo.callback(asyncio.create_task(watch()).cancel)
+
+    def _on_hung(self) -> None:
+        # Whoever looks at liveness restarts the process.
+        self._well = False
+        self._set_health(self._takes_work)
+        self._health.set("liveness", False)
+
+    def _announce(self) -> None:
+        # Last: from now on clients come.
+        self._set_health(True)
+        log.info(
+            "Listening on %s:%d, metrics on http://%s:%d/metrics.",
+            self.settings.host,
+            self.port,
+            self.settings.host,
+            self.metrics_port,
+        )
+
+    async def _close_doors(self) -> None:
+        # Clients that watch health leave by themselves; calls they still send are answered.
+        self._watcher.stop()
+        log.info("Stopping: NOT_SERVING for clients to go elsewhere, then the calls under way.")
+        self._set_health(False)
+        if self._patient:
+            await asyncio.sleep(self.settings.lame_duck_seconds)
+        self._health.close()
+
+    def _set_health(self, serving: bool) -> None:
+        """Say that work is taken, which stays unsaid while the engine is broken."""
+        self._takes_work = serving
+        for name in HEALTH_NAMES:
+            self._health.set(name, serving and self._well)
+
+    def _watch_loop(self) -> None:
+        async def watch() -> None:
+            while True:
+                due = time.perf_counter() + _LAG_SECONDS
+                await asyncio.sleep(_LAG_SECONDS)
+                self.metrics.loop_lag.set(max(0.0, time.perf_counter() - due))
+                self.metrics.refresh()
+
+        self._undo.callback(asyncio.create_task(watch()).cancel)
+
+
+def _age(settings: Settings) -> list[tuple[str, int]]:
+    if not settings.max_connection_age_seconds:
+        return []
+    return [
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)),
+        # Calls under way have as long as they would have in a drain.
+        ("grpc.max_connection_age_grace_ms", int(settings.drain_seconds * 1000)),
+    ]
+
+
+def run(server: Server) -> None:
+    """A server's whole life, in an event loop of its own. Raises ConfigError."""
+    try:
+        import uvloop
+
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:  # it is not made for every platform; asyncio's own loop serves as well
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(server.serve())

@@ -1,0 +1,114 @@
+"""How many servers, and how large, a rate of calls needs: from what a bundle's graphs cost here.
+
+A call costs its worker some CPU for itself, and its rows cost what they cost in the batches that
+the server would make. Under load batches are full, so a full batch tells what a row costs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from serving import bundle
+from serving.errors import ConfigError
+from serving.models.loading import Prepared, Tuned, prepare
+from serving.runtime import tuning
+from serving.runtime.engine import Engine
+from serving.settings import Settings
+
+CALLS: Final = {
+    "encode": ("encoder",),
+    "decode": ("decoder",),
+    "sample": ("decoder",),
+    "interpolate": ("decoder",),
+    "reconstruct": ("encoder", "decoder"),
+}
+"""The lanes that each call passes, its rows once through each."""
+
+CALL_SECONDS: Final = 0.00012
+"""CPU of a call beside its graphs' runs: `make bench`, Sample of one row, on a Zen 4."""
+WAIT_SECONDS: Final = 0.1
+"""What autoscaling aims at: no more rows wait in a server than it runs in this time."""
+_SPARE: Final = 1  # of the servers may be gone: being replaced, or lost
+_LANES: Final = 2  # encoder and decoder, each with a queue of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What callers want."""
+
+    call: str  # a key of CALLS
+    rate: float  # calls a second, of all together
+    rows: int  # in each call
+    busy: float  # share of the servers' time that this may take, above 0 and up to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What that takes."""
+
+    seconds: float  # of one worker, for one call
+    replicas: int  # with the spare one
+    rate: float  # calls a second of all of them with nothing to spare
+    memory_bytes: int  # of one replica that is idle
+    memory_limit_bytes: int  # of one replica whose queues are full and whose answers nobody takes
+    queue_rows: int  # waiting in one replica: when there are more, autoscaling should add one
+
+
+def lanes(demand: Demand, prepared: Prepared) -> dict[str, Tuned]:
+    """The graphs that the calls pass, by lane."""
+    both = {"encoder": prepared.encoder, "decoder": prepared.decoder}
+    return {name: both[name] for name in CALLS[demand.call]}
+
+
+def need(demand: Demand, prepared: Prepared, settings: Settings, resident_bytes: int) -> Need:
+    """Size a deployment whose replicas have `settings.workers` workers.
+
+    resident_bytes: of one worker, with as many versions as it keeps.
+    """
+    row_seconds = sum(
+        tuning.seconds_of(lane.batch_rows, lane.costs) / lane.batch_rows
+        for lane in lanes(demand, prepared).values()
+    )
+    seconds = CALL_SECONDS + demand.rows * row_seconds
+    carried = settings.workers / seconds  # calls a second, by one replica
+    replicas = math.ceil(demand.rate / (carried * demand.busy)) + _SPARE
+    idle = settings.workers * resident_bytes
+    waiting = settings.workers * (_LANES * settings.queue_mib + settings.answers_mib) << 20
+    return Need(
+        seconds=seconds,
+        replicas=replicas,
+        rate=replicas * carried,
+        memory_bytes=idle,
+        memory_limit_bytes=idle + waiting,
+        queue_rows=max(1, round(carried * demand.rows * WAIT_SECONDS)),
+    )
+
+
+def measure(settings: Settings) -> tuple[Prepared, int]:
+    """Load the default model as a worker would, with as many versions as it keeps; gives the newest
+    and the most bytes this process has held. Raises ConfigError, BundleError."""
+    from serving.process import server  # noqa: F401  (a worker has it in memory)
+
+    folder = _folder(Path(settings.bundles), settings.default_model)
+    paths = [folder / str(v) for v in bundle.versions(folder)[-settings.keep_versions :]]
+    if not paths:
+        raise ConfigError(f"There is no version of a model in {folder}.")
+    # Where there are fewer as yet, the oldest stands in for those to come.
+    paths = paths[:1] * (settings.keep_versions - len(paths)) + paths
+    engine = Engine.from_settings(settings)
+    kept = [prepare(bundle.load(path), engine, settings) for path in paths]
+    status = Path("/proc/self/status").read_text()
+    return kept[-1], int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
+def _folder(root: Path, model: str) -> Path:
+    if model:
+        return root / model
+    found = [path for path in sorted(root.glob("*")) if bundle.versions(path)]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ConfigError(f"--default-model must name one of the models in {root}: {names}.")
+    return found[0]

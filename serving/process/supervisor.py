@@ -1,0 +1,240 @@
+"""Several workers that share a port: started, counted, replaced when they die, stopped together.
+
+This process serves nothing but the page of metrics, and starts no gRPC: what forks or spawns
+beside gRPC's threads is asking for trouble. The kernel shares connections out among the workers
+(SO_REUSEPORT); a connection stays with its worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections import deque
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import mark_process_dead
+
+from serving.errors import EXIT_CONFIG, ConfigError
+from serving.metrics import restarts
+from serving.process import worker
+from serving.process.exposition import expose
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+EXIT_CRASHES: Final = 70
+"""EX_SOFTWARE: workers die faster than they can be replaced."""
+_MOST_DEATHS: Final = 3  # for each worker, within
+_LATELY: Final = 60.0  # seconds
+_FIRST_PAUSE: Final = 0.1  # seconds before a replacement; doubled with each recent death
+_LONGEST_PAUSE: Final = 5.0
+_SLACK: Final = 5.0  # seconds that a worker may take beyond its own drain time
+
+
+@dataclass(eq=False)
+class _Worker:
+    number: int
+    process: SpawnProcess
+    pipe: Connection[Any, Any]
+    waits: bool = False  # for its turn to load
+    loads: bool = False
+    ready: bool = False
+    serves: bool = False  # and says so
+
+
+class Supervisor:
+    """`run` is its whole life."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._due: list[tuple[float, int]] = []  # when to start which replacement
+        self._deaths: deque[float] = deque()
+        self._replaced = 0
+        self._served = False  # all were ready once
+        self._announced = False
+        self._stopping = 0  # the signal that asked for it
+        self._exit = 0
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; returns the exit status. Raises ConfigError."""
+        with ExitStack() as undo:
+            self._listen_to_signals(undo)
+            registry = CollectorRegistry()
+            self._restarts = restarts(registry)
+            settings = self._settings
+            self._metrics_port, close = expose(registry, settings.host, settings.metrics_port)
+            undo.callback(close)
+            self._reserve_port(undo)
+            for number in range(1, settings.workers + 1):
+                self._start(number)
+            while not self._stopping:
+                self._wait()
+            self._stop()
+        return self._exit
+
+    def _listen_to_signals(self, undo: ExitStack) -> None:
+        ours, self._woken = socket.socketpair()
+        ours.setblocking(False)
+        self._woken.setblocking(False)
+        undo.callback(ours.close)
+        undo.callback(self._woken.close)
+        undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(ours.fileno()))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            undo.callback(signal.signal, number, signal.signal(number, self._on_signal))
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._stopping = self._stopping or number
+
+    def _reserve_port(self, undo: ExitStack) -> None:
+        """Hold the port for the workers, without listening: what is not ours must not share it."""
+        host, port = self._settings.host, self._settings.port
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind(address)
+                port = alone.getsockname()[1]
+            held = undo.enter_context(socket.socket(family))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind((address[0], port, *address[2:]))
+        except OSError:
+            raise ConfigError(
+                f"{host}:{port} cannot be opened: it is in use or not an address of this machine. "
+                "Choose another with --port (0: any free one) or --host."
+            ) from None
+        self._settings = replace(self._settings, port=port)
+
+    def _start(self, number: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=worker.main,
+            args=(self._settings, number, theirs, self._served),
+            name=f"latentd-worker-{number}",
+        )
+        process.start()
+        theirs.close()
+        self._workers.append(_Worker(number, process, ours))
+        return self._workers[-1]
+
+    def _wait(self) -> None:
+        """Until something happens, and what follows from it."""
+        now = time.monotonic()
+        next_start = min((due for due, _ in self._due), default=None)
+        timeout = None if next_start is None else max(0.0, next_start - now)
+        by_pipe = {one.pipe: one for one in self._workers}
+        by_end = {one.process.sentinel: one for one in self._workers}
+        happened = wait([*by_pipe, *by_end, self._woken], timeout)
+        for source in happened:
+            if isinstance(source, Connection):
+                self._hear(by_pipe[source])
+        for source in happened:
+            if isinstance(source, int):
+                self._bury(by_end[source])
+        for due, number in list(self._due):
+            if due <= time.monotonic() and not self._stopping:
+                self._due.remove((due, number))
+                self._replace(number)
+        self._give_turn()
+
+    def _hear(self, one: _Worker) -> None:
+        try:
+            said = one.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return  # it is dead, which its sentinel says as well
+        if said == worker.ASKS:
+            one.waits = True
+        elif said == worker.READY:
+            one.loads, one.ready = False, True
+            log.info("Worker %d is ready (process %d).", one.number, one.process.pid)
+            if self._served:
+                self._tell(one, True)
+            elif all(w.ready for w in self._workers) and not self._due:
+                self._served = True
+                for each in self._workers:
+                    self._tell(each, True)
+        elif said == worker.SAID:
+            one.serves = True
+            if not self._announced and all(w.serves for w in self._workers):
+                self._announced = True
+                self._announce()
+
+    def _announce(self) -> None:
+        # Last, once every worker says that it serves: from now on clients come.
+        settings = self._settings
+        log.info(
+            "Listening on %s:%d, metrics on http://%s:%d/metrics.",
+            settings.host,
+            settings.port,
+            settings.host,
+            self._metrics_port,
+        )
+
+    def _give_turn(self) -> None:
+        if not any(one.loads for one in self._workers):
+            for one in self._workers:
+                if one.waits:
+                    one.waits, one.loads = False, True
+                    self._tell(one, worker.LOAD)
+                    return
+
+    def _tell(self, one: _Worker, what: object) -> None:
+        # Where it is dead, its sentinel says so as well.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            one.pipe.send(what)
+
+    def _bury(self, one: _Worker) -> None:
+        """A worker has ended although nobody asked it to."""
+        one.process.join()
+        one.pipe.close()
+        self._workers.remove(one)
+        mark_process_dead(one.process.pid)  # type: ignore[no-untyped-call]
+        code = one.process.exitcode or 0
+        if self._stopping:
+            return
+        if code == EXIT_CONFIG and not self._served:
+            self._exit, self._stopping = EXIT_CONFIG, signal.SIGTERM  # it has said why
+            return
+        why = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        log.error("Worker %d died: %s.", one.number, why)
+        now = time.monotonic()
+        self._deaths.append(now)
+        while self._deaths[0] < now - _LATELY:
+            self._deaths.popleft()
+        if len(self._deaths) > _MOST_DEATHS * self._settings.workers:
+            log.error("%d workers died within %.0f s: giving up.", len(self._deaths), _LATELY)
+            self._exit, self._stopping = EXIT_CRASHES, signal.SIGTERM
+            return
+        pause = min(_FIRST_PAUSE * 2 ** (len(self._deaths) - 1), _LONGEST_PAUSE)
+        self._due.append((now + pause, one.number))
+
+    def _replace(self, number: int) -> None:
+        self._replaced += 1
+        self._restarts.inc()
+        pid = self._start(number).process.pid
+        text = "Worker %d: process %d takes its place (replacement %d)."
+        log.info(text, number, pid, self._replaced)
+
+    def _stop(self) -> None:
+        """Pass the signal on, and see that all end."""
+        settings = self._settings
+        for one in self._workers:
+            os.kill(one.process.pid or 0, self._stopping)
+        until = time.monotonic() + settings.lame_duck_seconds + settings.drain_seconds + _SLACK
+        for one in self._workers:
+            one.process.join(max(0.0, until - time.monotonic()))
+            if one.process.is_alive():
+                log.error("Worker %d does not stop; killing it.", one.number)
+                one.process.kill()
+                one.process.join()
+        log.info("Stopped.")

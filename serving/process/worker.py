@@ -1,0 +1,99 @@
+"""One of several processes that share a port. Its supervisor says when to load, and speaks for all.
+
+They talk over a pipe: the worker sends ASKS before it loads and READY when it could serve, the
+supervisor sends LOAD when it is its turn, and then True or False for what health is to say, which
+the worker answers with SAID.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from serving import logs
+from serving.errors import EXIT_CONFIG, ConfigError
+from serving.process.server import Server, run
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ASKS: Final = "asks"
+READY: Final = "ready"
+LOAD: Final = "load"
+SAID: Final = "said"
+
+EXIT_HUNG: Final = 70  # EX_SOFTWARE
+
+
+class Worker(Server):
+    """A server without a page of metrics, whose health is that of all workers.
+
+    replaces: this one stands in for another that died. It opens the port only when it can serve:
+    callers must not be sent to a process that loads while others are ready.
+    """
+
+    shares_port = True
+
+    def __init__(self, settings: Settings, pipe: Connection[Any, Any], replaces: bool) -> None:
+        super().__init__(settings)
+        self._pipe, self._replaces = pipe, replaces
+        self._turn = asyncio.Event()
+
+    async def start(self) -> None:
+        self._follow()
+        self._watch_loop()
+        self._read_secrets()
+        self._choose_engine()
+        await self._make_listener()
+        if not self._replaces:
+            await self._open_port()
+        # One worker at a time: what they measure of their graphs must not be each other.
+        self._pipe.send(ASKS)
+        await self._turn.wait()
+        await self._load_models()
+        if self._replaces:
+            self._set_health(True)
+            await self._open_port()
+        self._open_doors()
+        self._announce()
+
+    def _announce(self) -> None:
+        self.metrics.refresh()
+        self._pipe.send(READY)
+
+    def _on_hung(self) -> None:
+        # Its supervisor replaces it. Not by an orderly exit, which would wait for the run.
+        os._exit(EXIT_HUNG)
+
+    def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._pipe.fileno(), self._hear)
+        self._undo.callback(loop.remove_reader, self._pipe.fileno())
+
+    def _hear(self) -> None:
+        try:
+            said = self._pipe.recv()
+        except EOFError:  # the supervisor was killed: nobody would ever stop this process
+            log.error("The supervisor is gone; stopping.")
+            asyncio.get_running_loop().remove_reader(self._pipe.fileno())
+            self.request_stop()
+            return
+        if said == LOAD:
+            self._turn.set()
+        elif not self._stop.is_set():
+            self._set_health(said)
+            self._pipe.send(SAID)
+
+
+def main(settings: Settings, number: int, pipe: Connection[Any, Any], replaces: bool) -> None:
+    """The whole life of a worker process."""
+    logs.configure(settings.log_level, settings.log_format, number)
+    try:
+        run(Worker(settings, pipe, replaces))
+    except ConfigError as error:
+        print(f"latentd: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)

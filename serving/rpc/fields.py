@@ -1,0 +1,78 @@
+"""Fields that several methods share: who answered, rows in either form, seeds and their draws."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+
+from serving import codec, latents
+from serving.batching.tasks import offload
+from serving.errors import InvalidInput
+from serving.latents import POSTERIOR, Draw
+from serving.models.inference import Model
+from serving.models.sources import Prior
+from serving.pb import vae_pb2 as pb
+
+WithRows = (
+    pb.SampleResponse
+    | pb.StreamSamplesResponse
+    | pb.DecodeResponse
+    | pb.ReconstructResponse
+    | pb.StreamReconstructResponse
+    | pb.InterpolateResponse
+)
+"""The responses that hold rows x."""
+
+_END = 2**63  # rows are numbered below this
+_HOTTEST = 10.0  # temperature
+
+
+def prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> Prior:
+    temperature = request.temperature if request.HasField("temperature") else 1.0
+    if not 0.0 <= temperature <= _HOTTEST:
+        raise InvalidInput("temperature", f"{temperature:g} is not from 0 to {_HOTTEST:g}")
+    return Prior(draw(seed(request), request.offset, rows, "offset"), temperature)
+
+
+def posterior_draw(
+    request: pb.EncodeRequest | pb.ReconstructRequest | pb.ScoreRequest, rows: int
+) -> Draw:
+    return draw(seed(request), request.offset, rows, "offset", POSTERIOR)
+
+
+def draw(seed: int, offset: int, rows: int, field: str, stream: int = latents.PRIOR) -> Draw:
+    if offset + rows > _END:
+        raise InvalidInput(field, f"{offset} and {rows} rows more go beyond 2^63")
+    return Draw(seed, offset, rows, stream)
+
+
+def seed(
+    request: pb.SampleRequest
+    | pb.StreamSamplesRequest
+    | pb.EncodeRequest
+    | pb.ReconstructRequest
+    | pb.StreamReconstructRequest
+    | pb.ScoreRequest,
+) -> int:
+    """The caller's seed, or one of our choice, which the response will name."""
+    return request.seed if request.HasField("seed") else secrets.randbits(64)
+
+
+def served_by(model: Model) -> pb.ModelVersion:
+    return pb.ModelVersion(
+        model=model.manifest.model, version=model.manifest.version, digest=model.digest
+    )
+
+
+async def read_rows(rows: pb.Rows, model: Model, field: str, most: int = 0) -> codec.Array:
+    """x, checked; PNG files are decoded off the thread that receives calls."""
+    read = functools.partial(codec.read_rows, rows, model.manifest.x, most or model.max_rows, field)
+    return await offload(read) if rows.WhichOneof("content") == "png" else read()
+
+
+async def write_rows(values: codec.Array, png: bool, response: WithRows) -> None:
+    """Fill the response's x; PNG files are compressed off the thread that receives calls."""
+    if png:
+        await offload(codec.write_rows, values, png, response.x)
+    else:
+        codec.write_rows(values, png, response.x)

@@ -1,0 +1,269 @@
+"""The RPCs: convert, call, convert. Each method is one line of the contract in protos/."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from serving import codec, latents
+from serving.batching import tasks
+from serving.batching.lane import Outputs
+from serving.batching.tasks import Caller, Reply
+from serving.errors import InvalidInput
+from serving.latents import Draw, Latents
+from serving.models.inference import Model
+from serving.models.repository import Repository
+from serving.models.sources import Points, Posterior, Prior
+from serving.pb import vae_pb2 as pb
+from serving.rpc import fields
+from serving.rpc.reconstructing import ReconstructStream
+from serving.runtime.engine import Engine
+from serving.settings import Settings
+
+_DEFAULT_DRAWS = 16
+_DEFAULT_CHUNK = 256
+
+
+class VaeService:
+    """The methods of vae.v1.VaeService, on messages; `wire` gives them bytes, codes and metrics."""
+
+    def __init__(self, repository: Repository, engine: Engine, settings: Settings) -> None:
+        self._repository, self._engine, self._settings = repository, engine, settings
+
+    async def get_model(self, request: pb.GetModelRequest, caller: Caller) -> pb.GetModelResponse:
+        model = self._repository.find(request.model, request.version, caller)
+        manifest = model.manifest
+        return pb.GetModelResponse(
+            served_by=fields.served_by(model),
+            family=manifest.family,
+            kind=manifest.x.kind,
+            x_shape=manifest.x.shape,
+            x_dtype=codec.DATA_TYPES[manifest.x.dtype],
+            x_min=manifest.x.range[0],
+            x_max=manifest.x.range[1],
+            latent_size=manifest.latent_size,
+            likelihood=manifest.likelihood,
+            params_per_element=model.params_per_element,
+            limits=pb.Limits(
+                max_rows=model.max_rows,
+                max_message_bytes=self._settings.max_message_bytes,
+                max_draws=self._settings.max_draws,
+            ),
+            provider=self._engine.provider,
+            versions=self._repository.versions(manifest.model),
+            lanes=[
+                pb.LaneCost(
+                    lane=lane.name,
+                    max_batch_rows=lane.batch_rows,
+                    costs=[pb.BatchCost(rows=c.rows, seconds=c.seconds) for c in tuned.costs],
+                )
+                for lane, tuned in model.lanes()
+            ],
+            preprocessing=manifest.preprocessing,
+            created=manifest.created,
+            training_scores=pb.TrainingScores(**manifest.training_scores),
+        )
+
+    async def list_models(
+        self, request: pb.ListModelsRequest, caller: Caller
+    ) -> pb.ListModelsResponse:
+        repository = self._repository
+        models = repository.models()
+        newest = {model.manifest.model: model for model in models}  # the last of each
+        ready = [
+            pb.ListedModel(
+                version=fields.served_by(model),
+                state=pb.MODEL_STATE_READY,
+                newest=model is newest[model.manifest.model],
+                default=model.manifest.model == repository.default,
+            )
+            for model in models
+        ]
+        refused = [
+            pb.ListedModel(
+                version=pb.ModelVersion(model=entry.model, version=entry.version),
+                state=pb.MODEL_STATE_FAILED,
+                reason=entry.reason,
+            )
+            for entry in repository.refused()
+        ]
+        return pb.ListModelsResponse(models=ready + refused)
+
+    async def encode(self, request: pb.EncodeRequest, caller: Caller) -> pb.EncodeResponse:
+        model = self._repository.find(request.model, request.version, caller)
+        x = await fields.read_rows(request.x, model, "x")
+        draw = fields.posterior_draw(request, len(x)) if request.draw else None
+        mean, log_var = await model.encode(x, caller)
+        response = pb.EncodeResponse(served_by=fields.served_by(model))
+        codec.write_tensor(mean, response.mean)
+        codec.write_tensor(log_var, response.log_var)
+        if draw is not None:
+            codec.write_tensor(Posterior(mean, log_var, draw).latents(), response.z)
+            response.seed = draw.seed
+        return response
+
+    async def decode(self, request: pb.DecodeRequest, caller: Caller) -> pb.DecodeResponse:
+        model = self._repository.find(request.model, request.version, caller)
+        png = codec.read_format(request.format, model.manifest.x)
+        z = codec.read_latents(request.z, model.manifest.latent_size, model.max_rows, "z")
+        wants_params = request.output == pb.DECODE_OUTPUT_PARAMS
+        if request.output not in pb.DecodeOutput.values():
+            raise InvalidInput("output", f"{request.output} is not one of this contract")
+        if wants_params and png:
+            raise InvalidInput("format", "parameters are no image", "Ask for FORMAT_RAW")
+        x, params, _ = await model.decode(Points(z), caller, params=wants_params)
+        response = pb.DecodeResponse(served_by=fields.served_by(model))
+        if wants_params:
+            codec.write_tensor(params, response.params)
+        else:
+            await fields.write_rows(x, png, response)
+        return response
+
+    async def sample(self, request: pb.SampleRequest, caller: Caller) -> pb.SampleResponse:
+        model = self._repository.find(request.model, request.version, caller)
+        if not 1 <= request.count <= model.max_rows:
+            raise InvalidInput(
+                "count",
+                f"{request.count} was asked for, 1 to {model.max_rows} are served in one request",
+                "StreamSamples gives any number",
+            )
+        png = codec.read_format(request.format, model.manifest.x)
+        source = fields.prior(request, request.count)
+        x, _, z = await model.decode(source, caller)
+        response = pb.SampleResponse(
+            served_by=fields.served_by(model), seed=source.draw.seed, offset=request.offset
+        )
+        await fields.write_rows(x, png, response)
+        if request.return_z:
+            codec.write_tensor(z, response.z)
+        return response
+
+    async def stream_samples(
+        self, request: pb.StreamSamplesRequest, caller: Caller
+    ) -> AsyncIterator[pb.StreamSamplesResponse]:
+        model = self._repository.find(request.model, request.version, caller)
+        chunk = request.chunk_rows or min(_DEFAULT_CHUNK, model.max_rows)
+        if chunk > model.max_rows:
+            raise InvalidInput("chunk_rows", f"{chunk} is more than {model.max_rows}")
+        if request.count < 1:
+            raise InvalidInput("count", "0 rows were asked for", "Ask for 1 or more")
+        png = codec.read_format(request.format, model.manifest.x)
+        source = fields.prior(request, request.count)
+
+        def begin(start: int) -> tuple[Draw, Reply[Outputs]]:
+            part = source.draw.part(start, min(start + chunk, request.count))
+            return part, model.decode(Prior(part, source.temperature), caller)
+
+        # One chunk is made while the one before is being sent, and no more: the writer waits for
+        # the reader, so a slow one costs two chunks of memory however many rows it asked for.
+        ahead = begin(0)
+        for start in range(chunk, request.count + chunk, chunk):
+            part, reply = ahead
+            x, _, z = await reply
+            if start < request.count:
+                ahead = begin(start)
+            response = pb.StreamSamplesResponse(
+                served_by=fields.served_by(model), seed=part.seed, offset=part.offset
+            )
+            await fields.write_rows(x, png, response)
+            if request.return_z:
+                codec.write_tensor(z, response.z)
+            yield response
+
+    async def reconstruct(
+        self, request: pb.ReconstructRequest, caller: Caller
+    ) -> pb.ReconstructResponse:
+        model = self._repository.find(request.model, request.version, caller)
+        png = codec.read_format(request.format, model.manifest.x)
+        x = await fields.read_rows(request.x, model, "x")
+        draw = fields.posterior_draw(request, len(x)) if request.draw else None
+        made = await model.reconstruct(x, draw, request.scores, caller)
+        response = pb.ReconstructResponse(
+            served_by=fields.served_by(model), seed=draw.seed if draw else 0
+        )
+        await fields.write_rows(made.x, png, response)
+        if made.scores is not None:
+            response.reconstruction_error.extend(made.scores.reconstruction_error)
+            response.kl.extend(made.scores.kl)
+            response.elbo.extend(made.scores.elbo)
+        return response
+
+    async def stream_reconstruct(
+        self, requests: AsyncIterator[pb.StreamReconstructRequest], caller: Caller
+    ) -> AsyncIterator[pb.StreamReconstructResponse]:
+        first = await anext(requests, None)
+        if first is None:
+            return
+        model = self._repository.find(first.model, first.version, caller)
+        stream = ReconstructStream(model, first, caller)
+
+        async def following(
+            request: pb.StreamReconstructRequest | None = None,
+        ) -> pb.StreamReconstructResponse | None:
+            request = request or await anext(requests, None)
+            return None if request is None else await stream.answer(request)
+
+        # The next message is read and run while this answer is being sent, and no other: a caller
+        # that does not read is not read either.
+        ahead = tasks.spawn(following(first))
+        while (response := await ahead) is not None:
+            ahead = tasks.spawn(following())
+            yield response
+
+    async def interpolate(
+        self, request: pb.InterpolateRequest, caller: Caller
+    ) -> pb.InterpolateResponse:
+        model = self._repository.find(request.model, request.version, caller)
+        if not 2 <= request.steps <= model.max_rows:
+            raise InvalidInput(
+                "steps",
+                f"{request.steps} was asked for, 2 to {model.max_rows} are served in one request",
+                "Both end points count",
+            )
+        if request.path not in pb.InterpolationPath.values():
+            raise InvalidInput("path", f"{request.path} is not one of this contract")
+        png = codec.read_format(request.format, model.manifest.x)
+        start = await _end_point(model, request.start, "start", caller)
+        end = await _end_point(model, request.end, "end", caller)
+        straight = request.path == pb.INTERPOLATION_PATH_LERP
+        way = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
+        x, _, _ = await model.decode(Points(way), caller)
+        response = pb.InterpolateResponse(served_by=fields.served_by(model))
+        await fields.write_rows(x, png, response)
+        if request.return_z:
+            codec.write_tensor(way, response.z)
+        return response
+
+    async def score(self, request: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
+        model = self._repository.find(request.model, request.version, caller)
+        x = await fields.read_rows(request.x, model, "x")
+        draws = request.draws or _DEFAULT_DRAWS
+        most = min(self._settings.max_draws, model.max_rows * 64 // len(x))
+        if draws > most:
+            raise InvalidInput("draws", f"{draws} is more than {most} for {len(x)} rows")
+        draw = fields.posterior_draw(request, len(x))
+        scores = await model.score(x, draws, draw.seed, draw.offset, caller)
+        return pb.ScoreResponse(
+            served_by=fields.served_by(model),
+            elbo=scores.elbo,
+            log_likelihood=scores.log_likelihood,
+            kl=scores.kl,
+            seed=draw.seed,
+            draws=draws,
+        )
+
+
+async def _end_point(model: Model, point: pb.EndPoint, field: str, caller: Caller) -> Latents:
+    """The latent of one end of an interpolation, shape (latent size,)."""
+    kind = point.WhichOneof("point")
+    if kind == "x":
+        x = await fields.read_rows(point.x, model, f"{field}.x", most=1)
+        z, _ = await model.encode(x, caller)
+    elif kind == "z":
+        z = codec.read_latents(point.z, model.manifest.latent_size, 1, f"{field}.z")
+    elif kind == "sample":
+        draw = fields.draw(point.sample.seed, point.sample.index, 1, f"{field}.sample.index")
+        z = latents.normals([draw], model.manifest.latent_size)
+    else:
+        raise InvalidInput(field, "missing", "Send one row x, one latent z, or a sample's seed")
+    point_z: Latents = z.reshape(-1)
+    return point_z

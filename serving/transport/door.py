@@ -1,0 +1,69 @@
+"""Refusal before a call is read.
+
+Where rows are cheap to run, receiving a call is most of its cost. Under overload a server that
+reads each call in order to refuse it has little left for the calls it could answer. So calls that
+no lane would admit are refused by their deadline alone, by the lanes' own prediction.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
+from serving.batching.rowqueue import MARGIN
+from serving.models.repository import Repository
+
+_RECENT: Final = 1.0  # seconds since its last batch for which a lane counts as asked for
+_ONE_IN: Final = 16
+"""Of the calls to be refused, one in so many is read after all: it may name a model whose lane is
+free and was not asked for lately. Once that lane has run, it counts, and nobody is refused."""
+_LEAST_LEAD: Final = 0.0005  # seconds
+_MOST_LEAD: Final = 0.1
+_GROW: Final = 1.1
+_SHRINK: Final = 0.99
+"""So that of the calls read under overload about one in ten is read in vain."""
+
+
+class Door:
+    """Who need not be read.
+
+    lead: seconds by which the door refuses sooner than a lane would, for a call that is read has
+          less time left when it gets there. Learned from those that were read in vain.
+    """
+
+    def __init__(self, repository: Repository, clock: Callable[[], float] = time.monotonic) -> None:
+        self._repository, self._clock = repository, clock
+        self._refused = 0
+        self.lead = 0.0
+
+    def wait(self, lane: str, deadline: float) -> float:
+        """How long a call for this lane ("encoder" or "decoder") would wait at the least, seconds,
+        if that is beyond its deadline whatever it asks for; 0: read it."""
+        now = self._clock()
+        least = self._least_wait(lane, now)
+        wait = self.lead + least * MARGIN
+        if not least or now + wait <= deadline:
+            return 0.0
+        self._refused += 1
+        return wait if self._refused % _ONE_IN else 0.0
+
+    def was_right(self) -> None:
+        """A call that was read has been admitted."""
+        self.lead *= _SHRINK
+
+    def was_wrong(self, lane: str, deadline: float) -> None:
+        """A call that was read has been refused by a lane."""
+        now = self._clock()
+        if now + self._least_wait(lane, now) * MARGIN > deadline:  # and any other would have been
+            self.lead = min(self.lead * _GROW + _LEAST_LEAD, _MOST_LEAD)
+
+    def _least_wait(self, lane: str, now: float) -> float:
+        """The shortest wait in the lanes of that name which are in use."""
+        least = math.inf
+        for model in self._repository.models():
+            one = model.encoder if lane == "encoder" else model.decoder
+            if now - one.ended < _RECENT:
+                least = min(least, one.least_wait)
+        return 0.0 if least == math.inf else least

@@ -1,0 +1,186 @@
+"""The listener on grpc.aio's published interface: every method as a stream of bytes both ways.
+
+On the wire a unary call is a stream of one message, so one kind of handler serves all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import grpc
+
+from serving.batching import tasks
+from serving.batching.tasks import Caller, Cancelled, Reply
+from serving.errors import Overloaded
+from serving.transport import wire
+from serving.transport.answers import STREAMED, UNARY, Answers
+from serving.transport.statuses import Status, status
+from serving.transport.wire import Handler
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class AioListener(grpc.GenericRpcHandler):
+    """See listener.Listener."""
+
+    def __init__(
+        self, handlers: Mapping[str, Handler], options: list[tuple[str, int]], answers: Answers
+    ) -> None:
+        self.handlers, self._answers = handlers, answers
+        self._options = options
+        self._stopping = False
+
+    def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        self._server = grpc.aio.server(options=self._options)
+        self._server.add_generic_rpc_handlers((self,))
+        try:
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            return 0
+        self._address = f"{address.rpartition(':')[0]}:{port}"
+        self._credentials = credentials
+        return port
+
+    async def start(self) -> None:
+        await self._server.start()
+        self._revival = asyncio.create_task(self._revive())
+
+    async def stop(self, grace: float) -> None:
+        self._stopping = True
+        await self._server.stop(grace)
+        await self._revival
+
+    async def _revive(self) -> None:
+        # grpc.aio (1.85) gives up its server, port and all, on a call whose path is no UTF-8.
+        while True:
+            with contextlib.suppress(Exception):  # the log has it from grpc.aio
+                await self._server.wait_for_termination()
+            if self._stopping:
+                return
+            log.error("grpc.aio gave up its server. Another takes over the port.")
+            if not self.bind(self._address, self._credentials):
+                log.error("%s cannot be opened again.", self._address)
+                return
+            await self._server.start()
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """The method handler for a call, as grpc.aio asks for it."""
+        handler = self.handlers.get(details.method)
+        if handler is None:
+            return None
+        return grpc.stream_stream_rpc_method_handler(_run(handler, self._answers))
+
+
+def _run(handler: Handler, answers: Answers) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+    async def run(requests: Any, context: Context) -> None:
+        stream = _AioStream(context, answers)
+        refusal = handler.refusal(stream.caller)
+        if refusal is not None:
+            return _end(context, refusal)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Status] = loop.create_future()
+
+        def end(how: Status) -> None:
+            if ended.done():
+                stream.let_go()
+            else:
+                ended.set_result(how)
+
+        async def life() -> None:
+            loop.call_soon_threadsafe(end, stream.hold(await wire.finish(handler, stream)))
+
+        tasks.start(life())
+        try:
+            how = await ended
+            if how.message is not None:
+                await context.write(how.message)
+        except asyncio.CancelledError:
+            stream.caller.cancel()
+            raise
+        finally:
+            stream.let_go()
+        _end(context, how)
+
+    return run
+
+
+def _end(context: Context, how: Status) -> None:
+    """Say how the call ends. Abort would do it with an exception, which costs more than the refusal
+    of a call and leaves a cycle of all that the call held."""
+    context.set_trailing_metadata(how.trailers)
+    context.set_code(how.code)
+    context.set_details(how.text)
+
+
+class _AioStream:
+    """One call, for handlers that run in any thread."""
+
+    def __init__(self, context: Context, answers: Answers) -> None:
+        self._context, self._answers = context, answers
+        self._held: int | None = None
+        self._loop = asyncio.get_running_loop()
+        remaining = context.time_remaining()
+        metadata: Any = context.invocation_metadata() or ()
+        self.caller: Caller = wire.urgency(metadata, math.inf if remaining is None else remaining)
+
+    def read(self) -> Reply[bytes | None]:
+        async def read() -> bytes | None:
+            message = await self._context.read()
+            return message if isinstance(message, bytes) else None  # grpc.aio.EOF
+
+        return self._in_loop(read())
+
+    def write(self, message: bytes) -> Reply[None]:
+        # Counted here and not in the loop, for which answers may have to wait too.
+        try:
+            number = self._answers.hold(STREAMED * len(message), None)
+        except Overloaded as refusal:
+            reply: Reply[None] = Reply()
+            reply.fail(refusal.with_traceback(None))  # which would hold the message
+            return reply
+        return self._in_loop(self._send(message, number))
+
+    def hold(self, how: Status) -> Status:
+        """Count the last message in, if there is one; a refusal where it has no room, for grpc.aio
+        ends no call before its time, whatever becomes of its handler."""
+        if how.message is None:
+            return how
+        try:
+            self._held = self._answers.hold(UNARY * len(how.message), None)
+        except Overloaded as refusal:
+            return status(refusal, "A call", self.caller.account.request_id)
+        return how
+
+    def let_go(self) -> None:
+        """Count the last message out."""
+        if self._held is not None:
+            self._answers.release(self._held)
+
+    async def _send(self, message: bytes, number: int) -> None:
+        try:
+            await self._context.write(message)
+        finally:
+            self._answers.release(number)
+            del message  # the traceback of an error, which may live for a while, holds this frame
+
+    def _in_loop(self, work: Any) -> Reply[Any]:
+        reply: Reply[Any] = Reply()
+
+        async def run() -> None:
+            try:
+                reply.resolve(await work)
+            except (Exception, asyncio.CancelledError):  # the call is over
+                reply.fail(Cancelled())
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return reply

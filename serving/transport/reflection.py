@@ -1,0 +1,26 @@
+"""grpc.reflection.v1alpha: what this server's services are, for grpcurl, buf curl and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from serving.transport.statuses import Status
+from serving.transport.wire import Handler, Stream
+
+
+def handlers(services: Sequence[str]) -> dict[str, Handler]:
+    """The service's method by path; it lists `services`, health and itself."""
+    names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    servicer = reflection.ReflectionServicer(names)
+
+    async def info(stream: Stream) -> Status:
+        while (data := await stream.read()) is not None:
+            request = reflection_pb2.ServerReflectionRequest.FromString(data)
+            for response in servicer.ServerReflectionInfo(iter([request]), None):
+                await stream.write(response.SerializeToString())
+        return Status()
+
+    return {f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": Handler(info)}
