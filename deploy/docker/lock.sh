@@ -2,7 +2,7 @@
 # Write what each image installs, every file by its hash: locked/VARIANT.txt, which install.sh
 # installs. Run it in the source tree, with uv on the PATH:
 #     lock.sh [FOLDER]
-# The versions are those of constraints.txt and cuda.txt. For Python 3.11 on Linux, x86-64.
+# The versions are those of deploy/constraints.txt and cuda.txt. For Python 3.11 on Linux, x86-64.
 set -eu
 folder=${1:-deploy/docker/locked}
 
@@ -12,7 +12,7 @@ lock() {
     # --no-emit-package: latentd itself comes from the tree.
     uv pip compile --quiet --no-config --no-header --generate-hashes --annotation-style line \
         --only-binary :all: --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-        --no-emit-package latentd --constraint constraints.txt "$@" \
+        --no-emit-package latentd --constraint deploy/constraints.txt "$@" \
         --output-file "$folder/$variant.txt" pyproject.toml
 }
 
