@@ -29,7 +29,8 @@ ROOMS = {
     ],
     "rpc": ["fields", "reconstructing", "service"],
     "transport": [
-        *("access", "certificates", "answers", "statuses", "tracing", "ledger", "door", "wire"),
+        *("access", "certificates", "answers", "arrivals", "statuses", "tracing", "ledger"),
+        *("door", "wire"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": ["exposition", "server", "worker", "supervisor", "sizing", "plan"],
