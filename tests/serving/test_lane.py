@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from serving.batching import lane
-from serving.batching.lane import EngineError, Lane, help_lanes
+from serving.batching.lane import Lane, help_lanes
 from serving.batching.rowqueue import RowQueue, Share
+from serving.batching.runner import EngineError
 from serving.batching.tasks import Caller, Cancelled, Reply
 from serving.errors import DeadlineExpired, NotReady, Overloaded
 from serving.metrics import Metrics
