@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from doubler import LONG, Harness, answer
 
-from serving.batching.lane import EngineError, Lane, help_lanes
+from serving.batching.lane import Lane, help_lanes
+from serving.batching.runner import EngineError
 from serving.batching.tasks import Caller, Cancelled, Reply
 from serving.errors import DeadlineExpired, NotReady, Overloaded
 

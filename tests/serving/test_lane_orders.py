@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.batching import lane
-from serving.batching.lane import EngineError, help_lanes
+from serving.batching.lane import help_lanes
+from serving.batching.runner import EngineError
 from serving.batching.tasks import Caller, Cancelled, Reply
 from serving.errors import DeadlineExpired, Overloaded
 
