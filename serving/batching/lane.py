@@ -5,7 +5,7 @@ handing them over would cost more, the thread that received the rows. Either pul
 free and rows wait, it takes the next batch and runs it. So nothing is delayed for the sake of a
 fuller batch, and batches fill up by themselves exactly when the engine is the bottleneck.
 
-Knows neither gRPC nor ONNX: `run` turns shares of payloads into arrays.
+Which rows come next is `rowqueue`'s matter; what becomes of a batch that fails, `runner`'s.
 """
 
 from __future__ import annotations
@@ -14,26 +14,20 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
 from serving.batching.rowqueue import Entry, RowQueue, Share
+from serving.batching.runner import Outputs, Run, Runner
 from serving.batching.tasks import Caller, Reply
-from serving.errors import DeadlineExpired, LatentdError, NotReady, Overloaded
+from serving.errors import NotReady, Overloaded
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-Outputs = tuple[Any, ...]
-"""What a run gives: arrays whose first axis is the batch's rows; None for what nobody wanted."""
-Run = Callable[[Sequence[Share]], Outputs]
-Outcome = tuple[Share, Outputs | Exception]
 Answer = tuple[Entry, Outputs | Exception]
-
-MOST_ATTEMPTS: Final = 16
-"""Failing runs spent on finding whom to blame for one failed batch."""
 
 QUICK_SECONDS: Final = 0.006
 """A batch that takes no longer is run by the thread that received its rows, if that one helps."""
@@ -51,10 +45,6 @@ def help_lanes() -> list[Lane]:
     _helper.lanes = []
     lanes: list[Lane] = _helper.lanes
     return lanes
-
-
-class EngineError(LatentdError):
-    """The engine raised on these rows, or gave back another number of rows than it was given."""
 
 
 class Lane:
@@ -79,23 +69,17 @@ class Lane:
     ) -> None:
         self.name = name
         self._queue = queue
-        self._run = run
+        self._runner = Runner(name, run, metrics, clock, queue.batch_rows, self._learn)
         self._clock, self._begin = clock, begin
         self._changed = threading.Condition()  # guards the queue and the flags
         self._idle = False  # the lane's own thread waits to be called
         self._running = False  # a batch is being run, by whichever thread
-        self.running_since: float | None = None  # on time.monotonic's clock; None: nothing runs
-        self.failures = 0  # runs that raised since one did not
         self._ended = -math.inf  # when the last batch was done
         self._promised = False  # a helping thread will run the next batch
         self._closing = False
         self._thread = threading.Thread(target=self._work, name=f"{name}-lane", daemon=True)
         self._metrics = metrics
         self._queue_seconds = metrics.stage_seconds.labels("queue", name)
-        self._run_seconds = metrics.stage_seconds.labels("run", name)
-        self._batch_rows = metrics.batch_rows.labels(name)
-        self._batch_fill = metrics.batch_fill.labels(name)
-        self._busy = metrics.engine_busy.labels(name)
         labels = (name, model[0], str(model[1]))
         metrics.probe(metrics.queue_rows, lambda: queue.rows, *labels)
         metrics.probe(metrics.queue_oldest, self._oldest_age, *labels)
@@ -105,6 +89,16 @@ class Lane:
     def batch_rows(self) -> int:
         """The most rows one batch takes."""
         return self._queue.batch_rows
+
+    @property
+    def running_since(self) -> float | None:
+        """Since when a batch runs, on time.monotonic's clock; None: nothing runs."""
+        return self._runner.running_since
+
+    @property
+    def failures(self) -> int:
+        """How many runs have raised since one did not."""
+        return self._runner.failures
 
     @property
     def least_wait(self) -> float:
@@ -129,7 +123,7 @@ class Lane:
         entry.reply, entry.account = reply, caller.account
         now = self._clock()
         if caller.deadline <= now:
-            raise self._expired("when the rows reached the queue")
+            raise self._runner.expired("when the rows reached the queue")
         with self._changed:
             if self._closing:
                 raise NotReady("The server is stopping. Another one may answer.")
@@ -166,7 +160,7 @@ class Lane:
                 self._queue.observe_pause(now - max(self._ended, batch[0].entry.enqueued_at))
             self._running = True
         for entry in expired:
-            _take_reply(entry).fail(self._expired())
+            _take_reply(entry).fail(self._runner.expired())
         answers = self._run_batch(batch)
         with self._changed:
             self._running, self._ended = False, self._clock()
@@ -219,7 +213,7 @@ class Lane:
                 share.entry.began = now
                 self._queue_seconds.observe(now - share.entry.enqueued_at)
         answers: list[Answer] = []
-        outcomes, ended = self._isolate(batch, [MOST_ATTEMPTS]), self._clock()
+        outcomes, ended = self._runner.run(batch), self._clock()
         for share, outcome in outcomes:
             entry = share.entry
             if not isinstance(outcome, Exception):
@@ -232,75 +226,14 @@ class Lane:
                 answers.append((entry, outcome))
         return answers
 
-    def _isolate(self, batch: list[Share], attempts: list[int]) -> list[Outcome]:
-        """Run a batch; if that fails, run its halves, down to the request that is to blame.
-
-        attempts: runs that may still fail before the rest is given up as the engine's own fault.
-        """
-        batch, outcomes = self._still_wanted(batch)
-        if not batch:
-            return outcomes
-        try:
-            outputs = self._run_timed(batch)
-        except Exception as error:
-            attempts[0] -= 1
-            self.failures += 1
-            self._metrics.failed_batches.labels(self.name).inc()
-            log.exception("The %s failed on a batch of %d requests.", self.name, len(batch))
-            if len(batch) > 1 and attempts[0] > 0:
-                middle = len(batch) // 2
-                outcomes += self._isolate(batch[:middle], attempts)
-                outcomes += self._isolate(batch[middle:], attempts)
-            else:
-                failure = EngineError(f"The {self.name} failed on these rows.")
-                failure.__cause__ = error
-                outcomes += [(share, failure) for share in batch]
-            return outcomes
-        start = 0
-        for share in batch:
-            stop = start + share.rows
-            outcomes.append((share, tuple(o if o is None else o[start:stop] for o in outputs)))
-            start = stop
-        return outcomes
-
-    def _still_wanted(self, batch: list[Share]) -> tuple[list[Share], list[Outcome]]:
-        """The last check before the run: without the cancelled, and the expired as outcomes."""
-        now = self._clock()
-        alive = [share for share in batch if not share.entry.dead]
-        late = [share for share in alive if share.entry.deadline <= now]
-        if late:
-            alive = [share for share in alive if share.entry.deadline > now]
-        return alive, [(share, self._expired()) for share in late]
-
-    def _run_timed(self, batch: list[Share]) -> Outputs:
-        rows = sum(share.rows for share in batch)
-        began = time.perf_counter()
-        self.running_since = time.monotonic()
-        try:
-            outputs = self._run(batch)
-        finally:
-            self.running_since = None
-        seconds = time.perf_counter() - began
-        for output in outputs:
-            if output is not None and len(output) != rows:
-                raise EngineError(f"{rows} rows went in and {len(output)} came out.")
-        self.failures = 0
+    def _learn(self, rows: int, seconds: float) -> None:
         with self._changed:
             self._queue.observe(rows, seconds)
-        self._run_seconds.observe(seconds)
-        self._busy.inc(seconds)
-        self._batch_rows.observe(rows)
-        self._batch_fill.observe(rows / self.batch_rows)
-        return outputs
 
     def _finish(self, entry: Entry) -> bool:
         """Mark the entry answered; False: somebody did before, or its caller has gone."""
         with self._changed:
             return self._queue.discard(entry)
-
-    def _expired(self, when: str = "while the rows waited") -> DeadlineExpired:
-        self._metrics.dropped.labels(self.name, "expired").inc()
-        return DeadlineExpired(f"The deadline passed {when}. They were not run.")
 
     def _oldest_age(self) -> float:
         with self._changed:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from serving import likelihood
 from serving.batching.holds import Holds
-from serving.batching.lane import Lane, Outputs, Run
+from serving.batching.lane import Lane
 from serving.batching.rowqueue import RowQueue
+from serving.batching.runner import Outputs, Run
 from serving.batching.tasks import Caller, Reply, offload
 from serving.bundle import LIKELIHOODS, Manifest
 from serving.errors import InvalidInput

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from serving.batching.lane import Outputs
 from serving.batching.rowqueue import Share, whole
+from serving.batching.runner import Outputs
 from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
 from serving.errors import BundleError, ConfigError
 from serving.latents import Draw

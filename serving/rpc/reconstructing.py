@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import codec
-from serving.batching.lane import EngineError
+from serving.batching.runner import EngineError
 from serving.batching.tasks import Caller, offload
 from serving.codec import Array
 from serving.latents import POSTERIOR

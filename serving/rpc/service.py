@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from serving import codec, latents
 from serving.batching import tasks
-from serving.batching.lane import Outputs
+from serving.batching.runner import Outputs
 from serving.batching.tasks import Caller, Reply
 from serving.errors import InvalidInput
 from serving.latents import Draw, Latents

@@ -23,10 +23,10 @@ class Gate:
     """In front of a lane's graph: each run waits until it is let through. Counts their rows."""
 
     def __init__(self, lane) -> None:
-        self._run, self._lane = lane._run, lane
+        self._run, self._runner = lane._runner._run, lane._runner
         self._came, self._passes = threading.Semaphore(0), threading.Semaphore(0)
         self.rows = 0
-        lane._run = self._wait
+        self._runner._run = self._wait
         # A run that takes so long is none for the thread that receives calls.
         lane._queue.batch_seconds = 0.02
 
@@ -44,7 +44,7 @@ class Gate:
 
     def remove(self) -> None:
         self.let_through()
-        self._lane._run = self._run
+        self._runner._run = self._run
 
 
 @pytest.fixture(params=["core", "aio"])

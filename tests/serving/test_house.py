@@ -21,7 +21,7 @@ ROOMS = {
         *("errors", "bundle", "settings", "metrics", "logs"),
         *("latents", "likelihood", "images", "codec"),
     ],
-    "batching": ["account", "tasks", "holds", "rowqueue", "lane"],
+    "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
     "runtime": ["provider", "bound", "outside", "engine", "golden", "tuning"],
     "models": [
         *("sources", "loading", "inference", "shelf", "refusals", "repository"),

@@ -227,7 +227,7 @@ def test_a_collector_that_is_not_there_costs_no_call(
 
 def test_off_brings_in_nothing_of_opentelemetry():
     code = (
-        "import json, sys\nimport serving.process.server\nfrom serving import tracing\n"
+        "import json, sys\nimport serving.process.server\nfrom serving.transport import tracing\n"
         "assert tracing.choose('auto', {}) is None\n"
         "assert tracing.choose('off', {'OTEL_EXPORTER_OTLP_ENDPOINT': 'http://a:1'}) is None\n"
         "print(json.dumps([m for m in sys.modules if m.startswith('opentelemetry')]))"
