@@ -152,9 +152,10 @@ class Server:
             # Else the window of every stream grows with the rate of its connection, to 256 MiB, and
             # fills with messages that nobody has asked for yet.
             ("grpc.http2.bdp_probe", 0),
-            # Callers whose machine is gone say nothing.
+            # Callers whose machine is gone say nothing: their connections, idle or not, are closed.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             # Two servers on one port are a mistake, unless they were started as one.
             ("grpc.so_reuseport", int(self.shares_port)),
         ]

@@ -76,3 +76,16 @@ def test_requests_that_never_end_take_bounded_memory_and_nobodys_place(process, 
         info = error_details_pb2.RetryInfo()
         assert end.rich.details[0].Unpack(info)
         assert info.retry_delay.ToMilliseconds() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [0, 1], ids=["idle", "with a call"])
+def test_a_caller_whose_machine_is_gone_is_hung_up_on(serve, toy_bundles, calls):
+    target, _ = serve("--bundles", str(toy_bundles), "--workers", "1").ready()
+    with Connection(int(target.rpartition(":")[2])) as connection:
+        connection.send(call(1, METHODS[0], end=True))
+        connection.wait_for(1)
+        connection.send(*(call(3, METHODS[0]) for _ in range(calls)))
+        connection.socket.settimeout(100)  # it takes 50 s
+        while connection.socket.recv(1 << 16):  # and nothing is answered, pings neither
+            pass
