@@ -70,6 +70,7 @@ class Model:
                 settings.queue_rows,
                 settings.queue_mib << 20,
                 tuning.seconds_of(tuned.batch_rows, tuned.costs),
+                min(tuned.batch_rows, tuning.short_rows(tuned.costs)),
             )
             version = (self.manifest.model, self.manifest.version)
             return Lane(name, version, queue, run, metrics, begin=warming(tuned))
