@@ -61,7 +61,8 @@ class Entry:
     enqueued_at: float = 0.0
     began: float = 0.0  # when the first batch that took rows of it was begun
     taken: int = 0  # rows given to batches so far
-    parts: list[Any] = field(default_factory=list)  # outputs so far, in order of rows
+    run: int = 0  # rows whose batches are done
+    parts: list[tuple[int, Any]] = field(default_factory=list)  # first row of a batch, its outputs
     dead: bool = False  # answered, cancelled or expired: nothing of it is to be run any more
     kind: Class = Class.SMALL
 

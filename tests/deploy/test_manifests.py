@@ -1,105 +1,20 @@
-"""Every combination builds and is valid, and manifests, settings and code say the same."""
+"""The server's manifests say what its settings and its code say."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from documents import chosen, container, environment, one, pod_of
 
 from serving import settings
 from serving.console.parser import add_client_parser
-from serving.jobs import exits
-from serving.metrics import Metrics, restarts
 from serving.process.server import HEALTH_NAMES
 from serving.transport.health import Health
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPONENTS = ROOT / "deploy/k8s/components"
-NEWEST = ("1.36", "1.37")
-
-BUNDLES = [(), ("bundles-image",), ("bundles-volume",)]
-AUTOSCALING = [(), ("autoscaling",), ("autoscaling-keda",)]
-OTHERS = [
-    [(), (path.name,)]
-    for path in sorted(COMPONENTS.iterdir())
-    if not path.name.startswith(("bundles-", "autoscaling"))
-]
-COMBINATIONS = [sum(parts, ()) for parts in itertools.product(BUNDLES, AUTOSCALING, *OTHERS)]
-FEW = [one for one in COMBINATIONS if len(one) < 2] + [max(COMBINATIONS, key=len)]
-
-CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
-"""What no Kubernetes schema knows."""
-
-
-def one(documents, kind, name="latentd"):
-    """The one document of this kind whose name begins so."""
-    found = [d for d in documents if d["kind"] == kind and d["metadata"]["name"].startswith(name)]
-    assert len(found) == 1, f"{len(found)} {kind} named {name}"
-    return found[0]
-
-
-def pod_of(documents):
-    return one(documents, "Deployment")["spec"]["template"]["spec"]
-
-
-def container(documents):
-    return pod_of(documents)["containers"][0]
-
-
-def environment(documents):
-    """What the server's container is told: the ConfigMap it names."""
-    reference = container(documents)["envFrom"][0]["configMapRef"]["name"]
-    return one(documents, "ConfigMap", reference)["data"]
-
-
-def chosen(documents):
-    """The settings that the server makes of its environment and arguments."""
-    assert container(documents)["args"] == ["serve"]
-    return settings.read({}, environment(documents))
-
-
-_valid: set[str] = set()
-
-
-def validate(documents):
-    validator = pytest.importorskip(
-        "kubernetes_validate",
-        reason="kubernetes-validate is not here: make test-operate installs it",
-    )
-    new = {json.dumps(d, sort_keys=True): d for d in documents if d["kind"] not in CUSTOM}
-    new = {text: document for text, document in new.items() if text not in _valid}
-    for document, version in itertools.product(new.values(), NEWEST):
-        try:
-            validator.validate(document, version, strict=True)
-        except validator.ValidationError as error:
-            pytest.fail(f"{document['kind']} {document['metadata']['name']}, {version}: {error}")
-    _valid.update(new)
-
-
-@pytest.mark.parametrize("components", FEW, ids="+".join)
-def test_each_component_builds_and_is_valid(build, overlay, components):
-    validate(build(overlay, components))
-
-
-@pytest.mark.slow
-def test_every_combination_builds_and_is_valid(build, overlay):
-    validate([d for components in COMBINATIONS for d in build(overlay, components)])
-
-
-def test_every_folder_says_what_it_is_for():
-    for folder in (*COMPONENTS.iterdir(), *(ROOT / "deploy/k8s/overlays").iterdir()):
-        assert len((folder / "README.md").read_text().splitlines()) >= 3, folder
-        assert folder.name in (ROOT / "deploy/README.md").read_text(), folder
-
-
-# What the manifests say and what the code does.
 
 
 def test_every_variable_is_a_setting_that_can_be_read(build, overlay):
@@ -223,7 +138,7 @@ def test_rollouts_never_need_what_may_not_be_there(build, overlay):
     assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
-@pytest.mark.parametrize("source", BUNDLES, ids="+".join)
+@pytest.mark.parametrize("source", [(), ("bundles-image",), ("bundles-volume",)], ids="+".join)
 def test_bundles_lie_where_the_server_looks(build, overlay, source):
     documents = build(overlay, source)
     pod = pod_of(documents)
@@ -263,108 +178,3 @@ def test_an_autoscaler_has_the_number_of_replicas_to_itself(build, overlay, comp
     assert "replicas" not in one(documents, "Deployment")["spec"]
     kind = "ScaledObject" if component.endswith("keda") else "HorizontalPodAutoscaler"
     assert one(documents, kind)["spec"]["scaleTargetRef"]["name"] == "latentd"
-
-
-def test_a_job_ends_as_its_exit_status_says(build):
-    documents = build("cpu", ["batch-job", "training-job"])
-    for name in ("latentd-reconstruct", "latentd-training"):
-        job = one(documents, "Job", name)["spec"]
-        rules = job["podFailurePolicy"]["rules"]
-        names = {c["name"] for c in job["template"]["spec"]["containers"]}
-        by_action = {rule["action"]: rule for rule in rules}
-        condition = by_action["Ignore"]["onPodConditions"][0]
-        assert condition == {"type": "DisruptionTarget", "status": "True"}
-        assert by_action["FailJob"]["onExitCodes"]["values"] == [exits.CONFIG]
-        assert all(r["onExitCodes"]["containerName"] in names for r in rules if "onExitCodes" in r)
-        assert job["completionMode"] == "Indexed"
-        assert job["ttlSecondsAfterFinished"] > 0
-    batch = one(documents, "Job", "latentd-reconstruct")["spec"]
-    assert batch["backoffLimitPerIndex"] >= 1
-    action = {r["action"]: r for r in batch["podFailurePolicy"]["rules"]}["FailIndex"]
-    assert action["onExitCodes"]["values"] == [exits.DATA]
-    training = one(documents, "Job", "latentd-training")["spec"]
-    assert training["completions"] == training["parallelism"]
-    script = training["template"]["spec"]["containers"][0]["args"][0]
-    assert f"--nnodes={training['completions']} " in script
-    service = one(documents, "Service", "latentd-training")
-    port = service["spec"]["ports"][0]["port"]
-    assert f"--master-port={port} " in script
-    assert (
-        f"--master-addr=latentd-training-0.{training['template']['spec']['subdomain']} " in script
-    )
-    assert service["metadata"]["name"] == training["template"]["spec"]["subdomain"]
-
-
-def flags(*command):
-    said = subprocess.run(
-        [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, cwd=ROOT
-    )
-    return set(re.findall(r"--[a-z][a-z-]+", said.stdout)) if said.returncode == 0 else set()
-
-
-def test_the_jobs_flags_are_the_commands(build):
-    documents = build("cpu", ["batch-job", "training-job"])
-    training = one(documents, "Job", "latentd-training")["spec"]["template"]["spec"]
-    script = training["containers"][0]["args"][0]
-    used = set(re.findall(r"--(?:out|data|resume)\b", script))
-    assert used == {"--out", "--data", "--resume"} <= flags("training", "train")
-    batch = one(documents, "Job", "latentd-reconstruct")["spec"]["template"]["spec"]
-    command, *given = batch["containers"][0]["args"]
-    told = dict(argument.split("=") for argument in given)
-    assert told.keys() <= flags("serving", command)
-    assert int(told["--shard-count"]) == one(documents, "Job", "latentd-rec")["spec"]["completions"]
-    assert told["--processes"] == batch["containers"][0]["resources"]["requests"]["cpu"]
-
-
-# What is asked of Prometheus, and what the server counts.
-
-
-def counted():
-    """The names of every metric as they stand on the page."""
-    registry = CollectorRegistry()
-    Metrics(registry)
-    restarts(registry)
-    names = set()
-    for family in registry.collect():
-        endings = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
-        names |= {family.name + ending for ending in endings.get(family.type, [""])}
-    return names
-
-
-def test_every_metric_that_is_asked_for_is_counted():
-    sources = [
-        COMPONENTS / "monitoring/rules.yaml",
-        COMPONENTS / "monitoring/dashboard.json",
-        COMPONENTS / "autoscaling/autoscaler.yaml",
-        COMPONENTS / "autoscaling/adapter-rules.yaml",
-        COMPONENTS / "autoscaling-keda/scaledobject.yaml",
-        ROOT / "deploy/README.md",
-    ]
-    adapter = (COMPONENTS / "autoscaling/adapter-rules.yaml").read_text()
-    adapted = set(re.findall(r"as: (latentd_[a-z_]+)", adapter))
-    for path in sources:
-        asked = set(re.findall(r"\blatentd_[a-z_]+[a-z]\b", path.read_text()))
-        assert asked, path
-        assert asked <= counted() | adapted, path
-
-
-def test_every_record_that_is_asked_for_is_made(rules):
-    made = {
-        rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule
-    }
-    texts = [json.dumps(rules), (COMPONENTS / "monitoring/dashboard.json").read_text()]
-    asked = {name for text in texts for name in re.findall(r"\blatentd:[a-z0-9_:]+\b", text)}
-    assert asked == made
-
-
-def test_every_alarm_leads_to_its_page(rules):
-    readme = (ROOT / "deploy/README.md").read_text()
-    headings = {h.lower() for h in re.findall(r"^#+ (\w+)$", readme, re.M)}
-    alerts = [r for group in rules["groups"] for r in group["rules"] if "alert" in r]
-    assert len(alerts) >= 7
-    for alert in alerts:
-        page = alert["annotations"]["runbook"]
-        assert page == f"deploy/README.md#{alert['alert'].lower()}"
-        assert alert["alert"].lower() in headings, alert["alert"]
-        assert alert["annotations"]["summary"].endswith(".")
-        assert alert["labels"]["severity"] in ("warning", "critical")

@@ -1,104 +1,17 @@
-"""The lane: every surviving caller gets exactly its own rows, and nothing runs for the dead."""
+"""The lane: callers share batches, each gets its own rows, and nothing runs for the dead."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
+from doubler import LONG, Harness, answer
 
-from serving.batching import lane
 from serving.batching.lane import Lane, help_lanes
-from serving.batching.rowqueue import RowQueue, Share
 from serving.batching.runner import EngineError
 from serving.batching.tasks import Caller, Cancelled, Reply
 from serving.errors import DeadlineExpired, NotReady, Overloaded
-from serving.metrics import Metrics
-
-LONG = 20.0  # seconds; nothing here waits so long unless it is broken
-
-
-class Doubler:
-    """An engine that doubles, can be held, fails on 13 and 99 and remembers every row it ran."""
-
-    def __init__(self) -> None:
-        self.loses_rows = False
-        self.check: Callable[[list[int]], None] = lambda rows: None
-        self.on_failure: Callable[[], None] = lambda: None
-        self.threads: set[int] = set()
-        self.gate = threading.Event()
-        self.gate.set()
-        self.running = threading.Event()
-        self.batches: list[list[int]] = []
-
-    def __call__(self, batch: Sequence[Share]) -> tuple[np.ndarray]:
-        rows = np.concatenate([share.payload[share.start : share.stop] for share in batch])
-        self.batches.append(rows.tolist())
-        self.threads.add(threading.get_ident())
-        self.running.set()
-        assert self.gate.wait(LONG)
-        self.check(rows.tolist())
-        if 13 in rows or 99 in rows % 100:
-            self.on_failure()
-            raise RuntimeError("unlucky")
-        return (rows[1:] if self.loses_rows else rows * 2,)
-
-    @property
-    def ran(self) -> list[int]:
-        return [row for batch in self.batches for row in batch]
-
-
-class Harness:
-    """A lane on a clock that stands still, and its engine."""
-
-    def __init__(self, batch_rows: int = 4) -> None:
-        self.engine = Doubler()
-        self.metrics = Metrics(CollectorRegistry())
-        self.queue = RowQueue(batch_rows, 1000, 1 << 20)
-        self.now = 1000.0
-        self.lane = Lane(
-            "test", ("toy", 1), self.queue, self.engine, self.metrics, clock=lambda: self.now
-        )
-
-    def submit(self, *rows: int, caller: Caller | None = None) -> Reply:
-        array = np.array(rows)
-        return self.lane.submit(array, len(array), array.nbytes, caller or Caller())
-
-    def hold(self, caller: Caller | None = None) -> Reply:
-        """Occupy the engine with the row 0 until `release`."""
-        self.engine.gate.clear()
-        first = self.submit(0, caller=caller)
-        assert self.engine.running.wait(LONG)
-        return first
-
-    def release(self) -> None:
-        self.engine.gate.set()
-
-    def count(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(f"latentd_{name}", labels) or 0.0
-
-
-def answer(reply: Reply) -> list[int]:
-    """Wait for a reply's rows, or raise what it failed with."""
-    answered = threading.Event()
-    if reply.then(answered.set):
-        assert answered.wait(LONG)
-    try:
-        next(reply.__await__())
-    except StopIteration as result:
-        (rows,) = result.value
-        return rows.tolist()
-    raise AssertionError("an answered reply waited")
-
-
-def help_lanes_no_more() -> None:
-    lane._helper.lanes = None
 
 
 @pytest.fixture
@@ -259,94 +172,3 @@ def test_a_thread_that_helps_runs_the_short_batches_of_its_own_rows(h):
     assert runs == [False], "the lane's own thread did not take what was promised"
     assert [answer(reply) for reply in replies] == [[2], [4]]
     assert h.engine.threads == {helper.ident}
-
-
-# Any interleaving of arrivals, sizes, departures, deadlines and failures. Row k of request n is
-# 100 n + k, so that every row says whose it is; a poisoned request has a row 100 n + 99.
-
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), st.integers(1, 11)),
-        st.tuples(st.just("submit poison"), st.integers(1, 11)),
-        st.tuples(st.just("submit with deadline"), st.integers(0, 3)),
-        st.tuples(st.just("cancel"), st.integers(0, 30)),
-        st.tuples(st.just("pass time"), st.integers(0, 3)),
-        st.tuples(st.just("run"), st.just(0)),
-    ),
-    max_size=40,
-)
-
-
-@dataclass
-class Asked:
-    rows: list[int]
-    caller: Caller
-    reply: Reply
-    answers: int = 0
-
-    def count(self) -> None:
-        self.answers += 1
-
-
-REFUSED: Reply = Reply()
-REFUSED.resolve((np.empty((0, 1)),))
-
-
-@settings(max_examples=300, deadline=None)
-@given(STEPS, st.integers(1, 6))
-def test_every_surviving_caller_gets_exactly_its_own_rows(steps, batch_rows):
-    h = Harness(batch_rows)
-    promised = help_lanes()  # this thread runs every batch: the order is the steps' own
-    asked: list[Asked] = []
-
-    def dead(row: int) -> str:
-        caller = asked[row // 100].caller
-        return "gone" if caller.cancelled else "late" if caller.deadline <= h.now else ""
-
-    wrong: list[str] = []
-    h.engine.check = lambda rows: wrong.extend(map(dead, rows))
-    try:
-        for step, value in steps:
-            if step.startswith("submit"):
-                first = 100 * len(asked)
-                caller = Caller(h.now + value if step.endswith("deadline") else math.inf)
-                rows = [first + k for k in range(3 if step.endswith("deadline") else value)]
-                if step.endswith("poison"):
-                    rows[-1] = first + 99
-                if caller.deadline <= h.now:
-                    with pytest.raises(DeadlineExpired):
-                        h.submit(*rows, caller=caller)
-                    continue
-                try:
-                    reply = h.submit(*rows, caller=caller)
-                except Overloaded:
-                    assert caller.deadline < math.inf
-                    asked.append(Asked([], caller, REFUSED, answers=1))
-                    continue
-                asked.append(Asked(rows, caller, reply))
-                assert asked[-1].reply.then(asked[-1].count)
-            elif step == "cancel" and asked:
-                asked[value % len(asked)].caller.cancel()
-            elif step == "pass time":
-                h.now += value
-            elif step == "run" and promised:
-                promised.pop(0).run_next()
-    finally:
-        while promised:
-            promised.pop(0).run_next()
-        help_lanes_no_more()
-        h.lane.close()
-
-    assert not any(wrong), "rows were run for a caller that is gone or late"
-    assert (h.queue.rows, h.queue.bytes) == (0, 0)
-    assert all(1 <= len(batch) <= batch_rows for batch in h.engine.batches)
-    for request in asked:
-        assert request.answers == 1, "each is answered, and once"
-        try:
-            assert answer(request.reply) == [2 * row for row in request.rows]
-        except Cancelled:
-            assert request.caller.cancelled
-        except DeadlineExpired:
-            assert request.caller.deadline <= h.now
-        except EngineError:
-            assert request.rows[-1] % 100 == 99

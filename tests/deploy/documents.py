@@ -1,0 +1,32 @@
+"""What stands in built manifests: a document, the server's pod, what its container is told."""
+
+from __future__ import annotations
+
+from serving import settings
+
+
+def one(documents, kind, name="latentd"):
+    """The one document of this kind whose name begins so."""
+    found = [d for d in documents if d["kind"] == kind and d["metadata"]["name"].startswith(name)]
+    assert len(found) == 1, f"{len(found)} {kind} named {name}"
+    return found[0]
+
+
+def pod_of(documents):
+    return one(documents, "Deployment")["spec"]["template"]["spec"]
+
+
+def container(documents):
+    return pod_of(documents)["containers"][0]
+
+
+def environment(documents):
+    """What the server's container is told: the ConfigMap it names."""
+    reference = container(documents)["envFrom"][0]["configMapRef"]["name"]
+    return one(documents, "ConfigMap", reference)["data"]
+
+
+def chosen(documents):
+    """The settings that the server makes of its environment and arguments."""
+    assert container(documents)["args"] == ["serve"]
+    return settings.read({}, environment(documents))

@@ -1,0 +1,65 @@
+"""The manifests of the jobs say what their commands do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from documents import one
+
+from serving.jobs import exits
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_job_ends_as_its_exit_status_says(build):
+    documents = build("cpu", ["batch-job", "training-job"])
+    for name in ("latentd-reconstruct", "latentd-training"):
+        job = one(documents, "Job", name)["spec"]
+        rules = job["podFailurePolicy"]["rules"]
+        names = {c["name"] for c in job["template"]["spec"]["containers"]}
+        by_action = {rule["action"]: rule for rule in rules}
+        condition = by_action["Ignore"]["onPodConditions"][0]
+        assert condition == {"type": "DisruptionTarget", "status": "True"}
+        assert by_action["FailJob"]["onExitCodes"]["values"] == [exits.CONFIG]
+        assert all(r["onExitCodes"]["containerName"] in names for r in rules if "onExitCodes" in r)
+        assert job["completionMode"] == "Indexed"
+        assert job["ttlSecondsAfterFinished"] > 0
+    batch = one(documents, "Job", "latentd-reconstruct")["spec"]
+    assert batch["backoffLimitPerIndex"] >= 1
+    action = {r["action"]: r for r in batch["podFailurePolicy"]["rules"]}["FailIndex"]
+    assert action["onExitCodes"]["values"] == [exits.DATA]
+    training = one(documents, "Job", "latentd-training")["spec"]
+    assert training["completions"] == training["parallelism"]
+    script = training["template"]["spec"]["containers"][0]["args"][0]
+    assert f"--nnodes={training['completions']} " in script
+    service = one(documents, "Service", "latentd-training")
+    port = service["spec"]["ports"][0]["port"]
+    assert f"--master-port={port} " in script
+    assert (
+        f"--master-addr=latentd-training-0.{training['template']['spec']['subdomain']} " in script
+    )
+    assert service["metadata"]["name"] == training["template"]["spec"]["subdomain"]
+
+
+def flags(*command):
+    said = subprocess.run(
+        [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    return set(re.findall(r"--[a-z][a-z-]+", said.stdout)) if said.returncode == 0 else set()
+
+
+def test_the_jobs_flags_are_the_commands(build):
+    documents = build("cpu", ["batch-job", "training-job"])
+    training = one(documents, "Job", "latentd-training")["spec"]["template"]["spec"]
+    script = training["containers"][0]["args"][0]
+    used = set(re.findall(r"--(?:out|data|resume)\b", script))
+    assert used == {"--out", "--data", "--resume"} <= flags("training", "train")
+    batch = one(documents, "Job", "latentd-reconstruct")["spec"]["template"]["spec"]
+    command, *given = batch["containers"][0]["args"]
+    told = dict(argument.split("=") for argument in given)
+    assert told.keys() <= flags("serving", command)
+    assert int(told["--shard-count"]) == one(documents, "Job", "latentd-rec")["spec"]["completions"]
+    assert told["--processes"] == batch["containers"][0]["resources"]["requests"]["cpu"]

@@ -1,0 +1,65 @@
+"""What is asked of Prometheus is what the server counts, and every alarm leads to its page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from serving.metrics import Metrics, restarts
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPONENTS = ROOT / "deploy/k8s/components"
+
+
+def counted():
+    """The names of every metric as they stand on the page."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    restarts(registry)
+    names = set()
+    for family in registry.collect():
+        endings = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
+        names |= {family.name + ending for ending in endings.get(family.type, [""])}
+    return names
+
+
+def test_every_metric_that_is_asked_for_is_counted():
+    sources = [
+        COMPONENTS / "monitoring/rules.yaml",
+        COMPONENTS / "monitoring/dashboard.json",
+        COMPONENTS / "autoscaling/autoscaler.yaml",
+        COMPONENTS / "autoscaling/adapter-rules.yaml",
+        COMPONENTS / "autoscaling-keda/scaledobject.yaml",
+        ROOT / "deploy/README.md",
+    ]
+    adapter = (COMPONENTS / "autoscaling/adapter-rules.yaml").read_text()
+    adapted = set(re.findall(r"as: (latentd_[a-z_]+)", adapter))
+    for path in sources:
+        asked = set(re.findall(r"\blatentd_[a-z_]+[a-z]\b", path.read_text()))
+        assert asked, path
+        assert asked <= counted() | adapted, path
+
+
+def test_every_record_that_is_asked_for_is_made(rules):
+    made = {
+        rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule
+    }
+    texts = [json.dumps(rules), (COMPONENTS / "monitoring/dashboard.json").read_text()]
+    asked = {name for text in texts for name in re.findall(r"\blatentd:[a-z0-9_:]+\b", text)}
+    assert asked == made
+
+
+def test_every_alarm_leads_to_its_page(rules):
+    readme = (ROOT / "deploy/README.md").read_text()
+    headings = {h.lower() for h in re.findall(r"^#+ (\w+)$", readme, re.M)}
+    alerts = [r for group in rules["groups"] for r in group["rules"] if "alert" in r]
+    assert len(alerts) >= 7
+    for alert in alerts:
+        page = alert["annotations"]["runbook"]
+        assert page == f"deploy/README.md#{alert['alert'].lower()}"
+        assert alert["alert"].lower() in headings, alert["alert"]
+        assert alert["annotations"]["summary"].endswith(".")
+        assert alert["labels"]["severity"] in ("warning", "critical")

@@ -1,0 +1,127 @@
+"""Which versions are served: the newest, those that are pinned, and the last one whatever comes."""
+
+from __future__ import annotations
+
+import shutil
+
+import grpc
+import pytest
+
+from serving import bundle
+from serving.errors import ConfigError
+from serving.pb import vae_pb2 as pb
+
+
+def test_a_number_that_is_deleted_and_published_anew_is_served_anew(root, publish, server, stub):
+    before = stub.GetModel(pb.GetModelRequest()).served_by
+    shutil.rmtree(root / "toy" / "1")
+    (publish(root, family="ae") / bundle.ENCODER).write_bytes(b"damaged")
+    server.look()
+    assert stub.GetModel(pb.GetModelRequest()).served_by == before
+    shutil.rmtree(root / "toy" / "1")
+    publish(root, family="ae")
+    server.look()
+    assert stub.answering() == 1
+    assert stub.GetModel(pb.GetModelRequest()).family == "ae"
+    assert server.metric("latentd_queue_rows", lane="decoder", model="toy", version="1") == 0
+    stub.wait_until(
+        lambda: server.metric("latentd_reloads_total", result="retired", reason="") == 1
+    )
+
+
+def test_deleting_the_newest_version_rolls_back(root, publish, server, stub):
+    path = publish(root)
+    server.look()
+    assert stub.answering() == 2
+    shutil.rmtree(path)
+    server.look()
+    assert stub.answering() == 1
+
+
+@pytest.mark.parametrize("what", ["version", "versions", "root", "model for a bad one"])
+def test_what_disappears_altogether_is_served_on(root, publish, server, stub, what):
+    match what:
+        case "version":
+            shutil.rmtree(root / "toy" / "1")
+        case "versions":
+            shutil.rmtree(root / "toy")
+        case "root":
+            shutil.rmtree(root)
+        case "model for a bad one":
+            (publish(root) / bundle.ENCODER).write_bytes(b"damaged")
+            shutil.rmtree(root / "toy" / "1")
+    server.look()
+    server.look()
+    assert stub.answering() == 1
+    root.mkdir(exist_ok=True)
+    publish(root)
+    newest = publish(root)
+    server.look()
+    assert stub.answering() == int(newest.name)
+
+
+def test_a_model_that_was_removed_is_served_no_more_and_the_others_are(root, publish, server, stub):
+    publish(root, model="other")
+    server.look()
+    assert stub.answering(model="other") == 1
+    assert stub.answering() == 1, "who names no model goes on being answered by the first"
+    shutil.rmtree(root / "other")
+    server.look()
+    with pytest.raises(grpc.RpcError, match="No model 'other'"):
+        stub.answering(model="other")
+    assert stub.answering() == 1
+
+
+def test_a_pin_rolls_back_and_its_removal_rolls_forward(root, publish, server, stub):
+    publish(root)
+    publish(root)
+    pinned = root / "toy" / "pinned"
+    for text, version in (("2\n", 2), ("1", 1), (None, 3), ("3", 3)):
+        pinned.write_text(text) if text else pinned.unlink()
+        server.look()
+        assert stub.answering() == version
+    publish(root)
+    server.look()
+    assert stub.answering() == 3
+
+
+@pytest.mark.parametrize("text", ["", "newest", "-1", "1 2", "9"])
+def test_a_pin_to_nothing_changes_nothing_and_says_so(root, publish, server, stub, text):
+    (root / "toy" / "pinned").write_text(text)
+    server.look()
+    server.look()
+    assert stub.answering() == 1
+    assert server.metric("latentd_reloads_total", result="refused", reason="pin") == 1
+    (reason,) = stub.failed().values()
+    assert "pinned" in reason
+
+
+def test_a_server_can_be_pinned_by_a_setting(root, publish, start_server, open_stub):
+    publish(root)
+    publish(root)
+    (root / "toy" / "pinned").write_text("1")
+    server = start_server(root, reload_seconds=0, keep_versions=2, pin="toy=2")
+    stub = open_stub(server)
+    assert stub.answering() == 2
+    assert list(stub.GetModel(pb.GetModelRequest()).versions) == [1, 2]
+    for pin in ("toy", "toy=0", "toy=1;other=2", "../up=1"):
+        with pytest.raises(ConfigError, match="model=version"):
+            start_server(root, pin=pin)
+
+
+def test_a_volume_that_is_swapped_as_a_whole_by_its_link_is_followed(
+    tmp_path, publish, start_server, open_stub
+):
+    # As Kubernetes swaps the contents of a volume: root/toy -> ..data/toy, ..data -> a folder.
+    publish(tmp_path / "..one")
+    publish(tmp_path / "..two")
+    publish(tmp_path / "..two")
+    (tmp_path / "..data").symlink_to("..one")
+    (tmp_path / "toy").symlink_to("..data/toy")
+    server = start_server(tmp_path, reload_seconds=0, keep_versions=1, batch_budget_ms=1)
+    stub = open_stub(server)
+    assert stub.answering() == 1
+    (tmp_path / "..new").symlink_to("..two")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    server.look()
+    assert stub.answering() == 2

@@ -1,0 +1,158 @@
+"""A new version takes over while the server runs, and never disturbs a call."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+
+from serving import bundle, codec
+from serving.pb import vae_pb2 as pb
+
+RETIRED = {"result": "retired", "reason": ""}
+
+
+def test_a_new_version_is_found_and_served_without_a_restart(
+    root, publish, start_server, open_stub
+):
+    server = start_server(root, reload_seconds=0.02, keep_versions=1)
+    stub = open_stub(server)
+    assert stub.answering() == 1
+    publish(root)
+    stub.wait_until(lambda: stub.answering() == 2)
+    stub.wait_until(lambda: server.metric("latentd_reloads_total", **RETIRED) == 1)
+    with pytest.raises(grpc.RpcError, match="no version 1"):
+        stub.answering(version=1)
+
+
+def test_the_metrics_tell_what_is_served(root, publish, server, stub):
+    def info(version: int) -> float:
+        served = bundle.load(root / "toy" / str(version)).digest
+        labels = {"model": "toy", "version": str(version), "digest": served}
+        return server.metric("latentd_model_info", provider="CPUExecutionProvider", **labels)
+
+    def cost(version: int) -> float:
+        labels = {"lane": "decoder", "model": "toy", "version": str(version), "rows": "1"}
+        return server.metric("latentd_batch_cost_seconds", **labels)
+
+    def loaded_at(version: int) -> float:
+        labels = {"model": "toy", "version": str(version)}
+        return server.metric("latentd_model_loaded_timestamp_seconds", **labels)
+
+    publish(root)
+    assert (info(1), info(2)) == (1, 0)
+    assert cost(1) > 0
+    first = loaded_at(1)
+    server.look()
+    stub.wait_until(lambda: not info(1))
+    assert (info(2), cost(1), loaded_at(1)) == (1, 0, 0)
+    assert cost(2) > 0
+    assert first < loaded_at(2) <= server.metric("latentd_last_look_timestamp_seconds")
+    for lane in ("encoder", "decoder"):
+        labels = {"lane": lane, "model": "toy", "version": "2"}
+        costs = stub.GetModel(pb.GetModelRequest()).lanes[lane == "decoder"]
+        assert server.metric("latentd_batch_rows_most", **labels) == costs.max_batch_rows
+
+
+def test_batches_and_threads_can_be_fixed_and_the_log_tells_the_costs(
+    root, start_server, open_stub, caplog
+):
+    caplog.set_level("INFO")
+    server = start_server(root, max_batch_rows=7, threads=2, batch_budget_ms=1)
+    for lane in open_stub(server).GetModel(pb.GetModelRequest()).lanes:
+        assert lane.max_batch_rows == 7
+        said = f"{lane.lane}, toy version 1: batches of up to 7 rows, 2 thread(s); "
+        (line,) = (r.getMessage() for r in caplog.records if said in r.getMessage())
+        assert line.partition("batch: ")[2].count(",") == len(lane.costs) - 1
+
+
+def test_a_version_of_the_same_size_takes_over_the_costs_and_another_is_measured(
+    root, publish, server, stub
+):
+    def costs() -> list[float]:
+        return [cost.seconds for cost in stub.GetModel(pb.GetModelRequest()).lanes[0].costs]
+
+    first = costs()
+    publish(root)
+    server.look()
+    assert (stub.answering(), costs()) == (2, first)
+    path = publish(root)
+    encoder = onnx.load_model_from_string(bundle.load(path).files[bundle.ENCODER])
+    encoder.doc_string = "a larger file"
+    shutil.rmtree(path)
+    publish(root, encoder_onnx=encoder.SerializeToString())
+    server.look()
+    assert stub.answering() == 3
+    assert costs() != first
+
+
+@pytest.mark.parametrize("listener", ["core", "aio"])
+def test_a_call_ends_on_the_version_it_began_on_which_then_is_released(
+    root, publish, start_server, open_stub, listener
+):
+    server = start_server(root, reload_seconds=0, keep_versions=1, listener=listener)
+    stub = open_stub(server)
+    stream = stub.StreamSamples(pb.StreamSamplesRequest(count=200_000, seed=1, chunk_rows=100))
+    chunks = [next(stream)]
+    publish(root)
+    shutil.rmtree(root / "toy" / "1")
+    server.look()
+    assert stub.answering() == 2
+    assert server.metric("latentd_retiring_versions") == 1
+    chunks += stream
+    assert {chunk.served_by.version for chunk in chunks} == {1}
+    assert len(chunks) == 2000
+    stub.wait_until(lambda: server.metric("latentd_reloads_total", **RETIRED) == 1)
+    assert server.metric("latentd_retiring_versions") == 0
+    assert server.metric("latentd_model_loaded_timestamp_seconds", model="toy", version="1") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listener", ["core", "aio"])
+def test_50_swaps_under_load_are_noticed_by_nobody(
+    root, publish, start_server, open_stub, listener
+):
+    """Every answer is of one version wholly, none fails, and memory stays as it was."""
+    server = start_server(root, reload_seconds=0.02, keep_versions=1, listener=listener)
+    stub = open_stub(server)
+    done = threading.Event()
+
+    def call() -> set[int]:
+        x = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
+        mine, seen = open_stub(server), set()
+        while not done.is_set():
+            seen.add(mine.answering())
+            # Encoder and decoder of two versions would not give x back.
+            whole = mine.Reconstruct(pb.ReconstructRequest(x=codec.to_rows(x)))
+            np.testing.assert_array_equal(codec.from_rows(whole.x), x)
+            chunks = list(mine.StreamSamples(pb.StreamSamplesRequest(count=50, chunk_rows=10)))
+            assert len({chunk.served_by.version for chunk in chunks}) == 1
+        return seen
+
+    def swap(times: int) -> int:
+        for _ in range(times):
+            version = int(publish(root).name)
+            stub.wait_until(lambda version=version: stub.answering() == version)
+        stub.wait_until(lambda: server.metric("latentd_retiring_versions") == 0)
+        return resident_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        callers = [pool.submit(call) for _ in range(8)]
+        before = swap(20)
+        after = swap(50)
+        done.set()
+        seen = [caller.result() for caller in callers]
+    assert len(set.union(*seen)) > 10, "the callers hardly met a swap"
+    assert after - before < 10 << 20, f"{before >> 20} MiB became {after >> 20}"
+    assert server.metric("latentd_reloads_total", **RETIRED) == 70
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

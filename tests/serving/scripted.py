@@ -1,0 +1,106 @@
+"""A server that fails to order: real gRPC, a real port, the service's statuses."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health, health_pb2_grpc
+
+from serving import codec
+from serving.errors import (
+    NotReady,
+)
+from serving.pb import vae_pb2 as pb
+from serving.pb import vae_pb2_grpc
+from serving.transport import statuses
+
+CHUNK = 4
+DRAINING = NotReady("The server is draining.")
+
+
+def sampled(seed: int, start: int, stop: int) -> np.ndarray:
+    """Rows start..stop of a seed, 2 x 3 images: as the service's, a function of seed and row."""
+    return (np.arange(start * 6, stop * 6) * 7 + seed % 251).astype(np.uint8).reshape(-1, 2, 3)
+
+
+class Scripted(vae_pb2_grpc.VaeServiceServicer):
+    """Takes one entry of `faults` a call, and answers well once they are used up.
+
+    An exception is raised at once; (n, exception) after n chunks; (n, None) ends the stream there;
+    a function is called with the call's context, and then all goes well.
+    """
+
+    def __init__(self) -> None:
+        self.faults: deque[Any] = deque()
+        self.requests: list[Any] = []
+        self.metadata: list[dict[str, Any]] = []
+        self.version = 3
+        self.left = threading.Event()  # the last call has ended, however
+
+    def Sample(self, request: Any, context: Any) -> Any:  # noqa: N802 (the RPC's own name)
+        self._begin(request, context)
+        return self._rows(pb.SampleResponse, request, request.offset, request.count)
+
+    def StreamSamples(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        chunks, fault = self._begin(request, context)
+        end = request.offset + request.count
+        for start in range(request.offset, end, CHUNK):
+            if chunks == 0:
+                if fault is not None:
+                    _abort(context, fault)
+                return
+            chunks -= 1
+            yield self._rows(pb.StreamSamplesResponse, request, start, min(CHUNK, end - start))
+
+    def _begin(self, request: Any, context: Any) -> tuple[int, Exception | None]:
+        copy = type(request)()
+        copy.CopyFrom(request)
+        self.requests.append(copy)
+        self.metadata.append(dict(context.invocation_metadata()))
+        context.add_callback(self.left.set)
+        fault = self.faults.popleft() if self.faults else None
+        if isinstance(fault, Exception):
+            _abort(context, fault)
+        if callable(fault):
+            fault(context)
+        return fault if isinstance(fault, tuple) else (-1, None)
+
+    def _rows(self, kind: Any, request: Any, start: int, count: int) -> Any:
+        return kind(
+            served_by=pb.ModelVersion(
+                model="toy", version=self.version, digest=f"sha256:{self.version:064x}"
+            ),
+            x=codec.to_rows(sampled(request.seed, start, start + count)),
+            seed=request.seed,
+            offset=start,
+        )
+
+
+def _abort(context: Any, error: Exception) -> None:
+    ended = statuses.status(error, "Sample", "ab12")
+    code, text, trailers = ended.code, ended.text, ended.trailers
+    context.set_trailing_metadata(trailers)
+    context.abort(code, text)
+
+
+class Running:
+    """A scripted server that is up: `script` says what it does, `health` what it says it is."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.script = Scripted()
+        self.health = health.HealthServicer(experimental_non_blocking=False)
+        options = [("grpc.max_receive_message_length", 1 << 20)]
+        self._server = grpc.server(ThreadPoolExecutor(16), options=options)
+        vae_pb2_grpc.add_VaeServiceServicer_to_server(self.script, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        self.target = f"localhost:{self._server.add_insecure_port(f'localhost:{port}')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
