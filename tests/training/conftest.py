@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import SIX_EPOCHS, TINY
 
+from training import data
 from training.__main__ import main
+from training.config import Config
 
 # OMP_NUM_THREADS=1 for machines with other work to do: threads that wait for one another crawl.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -68,3 +71,45 @@ def idx_folder(tmp_path: Path, rng: np.random.Generator) -> Path:
         write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
         write_idx(folder / f"{split}-labels-idx1-ubyte", (np.arange(rows) % 10).astype(np.uint8))
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of the digits."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    assert main(["train", "--out", str(out), *map(str, TINY), "--epochs", "2"]) == 0
+    return out / "best.pt"
+
+
+@pytest.fixture
+def whole(cli: Cli, tmp_path: Path) -> Path:
+    """An uninterrupted run of four epochs."""
+    status, _, err = cli("train", "--out", tmp_path / "whole", *TINY)
+    assert status == 0, err
+    return tmp_path / "whole"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classifiers, shared by all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digits upside down and inverted: rows of another kind and the same shape."""
+    digits = data.load(Config())
+    path = tmp_path_factory.mktemp("others") / "others.npz"
+    x = torch.cat((digits.train.x, digits.test.x)).flip(1).numpy()
+    np.savez(path, x=255 - x)
+    return f"npz:{path}"
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory, cache: Path, others: str) -> Path:
+    """A finished comparison, its budget too small to show anything."""
+    out = tmp_path_factory.mktemp("compared") / "out"
+    binary = ("--likelihood", "bernoulli", "--binarisation", "dynamic")
+    given = ("--out", out, "--seeds", 2, "--other", others, "--cache", cache)
+    assert main(["compare", *map(str, (*given, *SIX_EPOCHS, *binary))]) == 0
+    return out

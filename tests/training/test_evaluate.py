@@ -22,12 +22,6 @@ from training.run import evaluate as elbo_of
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Classifiers, shared by a module's tests."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def train(cli: Cli, tmp_path: Path) -> Callable[..., Path]:
     def run(*flags: object, epochs: int = 1) -> Path:

@@ -1,114 +1,94 @@
-"""Killed at any moment, a run goes on as if nothing had happened."""
+"""A run that was ended or interrupted goes on, with the bits of one that never was."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from runs import TINY, TRAIN, assert_same_run, untimed
 
-from training import checkpoint, data, networks
-from training.config import Config
-from training.run import Run
+from training import checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
-TRAIN = (sys.executable, "-m", "training", "train")
-# Everything that has a state or a place in time.
-FLAGS = (
-    *("--hidden", 16, "--latent-size", 3, "--batch-size", 20, "--epochs", 4),
-    *("--likelihood", "bernoulli", "--binarisation", "dynamic", "--ema", 0.99),
-    *("--schedule", "one-cycle", "--kl-warm-up", 3, "--validate-every", 2),
-)
-STEPS = 73  # in an epoch
 
 
-def untimed(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    apart = ("run", "seconds", "cpu_seconds")
-    return [{k: v for k, v in line.items() if k not in apart} for line in lines]
-
-
-def killed_after(process: subprocess.Popen[bytes], path: Path, writes: int) -> int:
-    """SIGKILL once `path` has been replaced `writes` times, wherever that is. Its last step."""
-    seen: set[int] = set()
-    while len(seen) < writes:
-        assert process.poll() is None, "it finished before it was killed"
-        if path.exists():
-            seen.add(path.stat().st_mtime_ns)
-    process.kill()
-    process.wait()
-    saved = checkpoint.load(path)
-    return len(saved.history) * STEPS + saved.epoch["steps"]
-
-
-@pytest.mark.timeout(400)  # a few processes that each import torch
-def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(
-    cli: Cli, tmp_path: Path
+@pytest.mark.parametrize("extra", [(), ("--likelihood", "bernoulli", "--binarisation", "dynamic")])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(
+    cli: Cli, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert cli("train", "--out", whole, *FLAGS)[0] == 0
-    often = ("--checkpoint-seconds", "0.001")  # after every step
-    begin = [*TRAIN, "--out", str(killed), *map(str, FLAGS), *often]
-    go_on = [*TRAIN, "--out", str(killed), "--resume"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    steps = []
-    for command, writes in ((begin, 17), (go_on, 71), (go_on, 103)):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-        steps.append(killed_after(process, killed / "last.pt", writes))
-    assert steps == sorted(set(steps)), "it did not go on from where it was"
-    assert any(step % STEPS for step in steps), "never killed within an epoch"
-    assert cli("train", "--out", killed, "--resume")[0] == 0
-
-    assert untimed(killed) == untimed(whole)
-    for name in ("last.pt", "best.pt"):
-        first, second = checkpoint.load(whole / name), checkpoint.load(killed / name)
-        for part in ("weights", "trained", "generators"):
-            left, right = getattr(first, part), getattr(second, part)
-            assert left.keys() == right.keys()
-            assert all(torch.equal(left[key], right[key]) for key in left), (name, part)
-        torch.testing.assert_close(first.optimiser, second.optimiser, rtol=0, atol=0)
-    assert not [path for path in killed.iterdir() if path.name.startswith(".")]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli("train", "--out", whole, *TINY, *extra)[0] == 0
+    assert cli("train", "--out", parts, *TINY, *extra, "--epochs", 2)[0] == 0
+    status, out, err = cli("train", "--out", parts, "--resume", "--epochs", 4)
+    assert status == 0, err
+    assert [json.loads(line).get("epoch") for line in out.splitlines()] == [None, 3, 4, None]
+    assert_same_run(whole, parts)
 
 
-class PowerCut(Exception):
-    pass
-
-
-@pytest.mark.parametrize("optimiser", ["adam", "muon"])
-@pytest.mark.parametrize("steps", [1, 2, 5, 6, 7, 11])
-def test_between_any_two_steps(steps: int, optimiser: str) -> None:
-    """One step may not pass on to the next anything that the checkpoint does not hold."""
-    config = Config(
-        hidden=8, latent_size=2, batch_size=250, ema=0.9, k=2, epochs=2, seed=5, optimiser=optimiser
+def test_an_interrupted_run_says_how_to_go_on_and_loses_nothing(
+    cli: Cli, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "interrupted"
+    process = subprocess.Popen(
+        [*TRAIN, "--out", out, *map(str, TINY), "--epochs", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
-    dataset = data.load(config)
-    config = networks.fitted(config, dataset.spec.shape)
-    whole = Run(config, dataset, torch.device("cpu"))
-    lines = [whole.epoch(), whole.epoch()]
+    assert process.stdout
+    while '"epoch": 2' not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.rstrip().endswith(
+        f"latentd-train: interrupted. Continue with: python -m training train --out {out} --resume"
+    )
+    assert "Traceback" not in err
+    epochs = len(checkpoint.load(out / "last.pt").history) + 2
+    assert cli("train", "--out", out, "--resume", "--epochs", epochs)[0] == 0
+    assert cli("train", "--out", tmp_path / "straight", *TINY, "--epochs", epochs)[0] == 0
+    assert_same_run(out, tmp_path / "straight")
 
-    cut = Run(config, dataset, torch.device("cpu"))
 
-    def until() -> None:
-        if cut.done == steps:
-            raise PowerCut
+def test_a_finished_run_resumes_to_itself(cli: Cli, whole: Path) -> None:
+    before = untimed(whole)
+    assert cli("train", "--out", whole, "--resume")[0] == 0
+    assert untimed(whole) == before
 
-    if steps > cut.steps:
-        cut.epoch()
-    with pytest.raises(PowerCut):
-        cut.epoch(until)
-    again = Run(config, dataset, torch.device("cpu"))
-    again.restore(cut.checkpoint())
-    while len(again.history) < 2:
-        again.epoch()
-    for line, other in zip(lines, again.history, strict=True):
-        assert {**line, "seconds": 0, "cpu_seconds": 0} == {**other, "seconds": 0, "cpu_seconds": 0}
-    for name, weight in whole.model.state_dict().items():
-        assert torch.equal(weight, again.model.state_dict()[name]), name
+
+def test_a_run_is_not_overwritten(cli: Cli, whole: Path) -> None:
+    before = (whole / "last.pt").read_bytes()
+    status, _, err = cli("train", "--out", whole, *TINY)
+    assert status == 2
+    assert "already holds a run; continue it with --resume" in err
+    assert (whole / "last.pt").read_bytes() == before
+
+
+def test_resume_takes_its_settings_from_the_checkpoint(cli: Cli, whole: Path) -> None:
+    status, _, err = cli("train", "--out", whole, "--resume", "--latent-size", 5)
+    assert status == 2
+    assert "--latent-size is 3 in" in err
+    status, _, err = cli("train", "--out", whole, "--resume", "--epochs", 3)
+    assert status == 2
+    assert "--epochs 3: this run already has 4" in err
+
+
+def test_resume_notices_changed_data(cli: Cli, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (60, 4), np.uint8)
+    np.save(tmp_path / "rows.npy", rows)
+    arguments = ("train", "--data", f"npz:{tmp_path / 'rows.npy'}", "--out", tmp_path / "run")
+    assert cli(*arguments, *TINY)[0] == 0
+    rows[0, 0] ^= 1
+    np.save(tmp_path / "rows.npy", rows)
+    status, _, err = cli(*arguments, "--resume")
+    assert status == 2
+    assert "has changed since this run began" in err

@@ -1,0 +1,58 @@
+"""Arbitrary and mutated HTTP/2 frames for the port."""
+
+from __future__ import annotations
+
+import socket
+
+import grpc
+import http2
+from hypothesis import given
+from hypothesis import strategies as st
+from inputs import mutated, wide
+from rounds import again_and_again, once
+
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.transport import wire
+
+PATIENCE = 30  # seconds for an answer
+
+
+CALL = (
+    http2.PREFACE
+    + http2.settings({4: 1 << 20})
+    + http2.call(1, f"/{wire.SERVICE}/Sample", (b"grpc-timeout", b"5S"), (b"x-bin", b"AAAA"))
+    + http2.body(1, http2.message(pb.SampleRequest(count=1).SerializeToString()))
+    + http2.frame(http2.PING, 0, 0, bytes(8))
+    + http2.window(0, 100)
+)
+
+
+def test_any_frames_leave_the_server_serving(running, request):
+    port = int(running.target.rpartition(":")[2])
+    frames = st.tuples(st.integers(0, 12), st.integers(0, 255), wide, st.binary(max_size=64)).map(
+        lambda parts: http2.frame(parts[0], parts[1], parts[2] % 2**32, parts[3])
+    )
+    opening = st.sampled_from([CALL, CALL[: len(http2.PREFACE)], b""])
+
+    @once
+    @given(
+        st.one_of(
+            mutated(CALL),
+            st.tuples(opening, st.lists(frames)).map(lambda parts: parts[0] + b"".join(parts[1])),
+        )
+    )
+    def property_(data: bytes) -> None:
+        with http2.Connection(port, preface=False) as connection:
+            connection.socket.sendall(data)
+            try:
+                connection.socket.shutdown(socket.SHUT_WR)
+            except OSError:  # it has hung up already
+                return
+            while connection.socket.recv(1 << 16):  # until it hangs up
+                pass
+
+    again_and_again(property_, request)
+    with grpc.insecure_channel(running.target) as channel:
+        answer = VaeServiceStub(channel).Sample(pb.SampleRequest(count=1), timeout=PATIENCE)
+        assert len(answer.x.tensor.data) == 16

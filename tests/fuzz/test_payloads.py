@@ -1,0 +1,59 @@
+"""Tensors and images that anybody might send, read or refused."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from inputs import files, mutated, png, tensors
+from rounds import again_and_again, once
+
+from serving import codec, images
+from serving.bundle import XSpec
+from serving.errors import InvalidInput
+from serving.pb import vae_pb2 as pb
+
+TOY = XSpec("image", (4, 4), "uint8", (0.0, 255.0))
+
+
+def test_a_tensor_is_read_or_refused_and_what_is_read_goes_back(request):
+    @once
+    @given(tensors)
+    def property_(tensor: pb.Tensor) -> None:
+        try:
+            array = codec.from_tensor(tensor)
+        except InvalidInput as error:
+            field = error.field
+        else:
+            field = "tensor." if codec.to_tensor(array) == tensor else "another tensor"
+        assert field.startswith("tensor.")
+
+    again_and_again(property_, request)
+
+
+def test_an_image_is_read_or_refused(request):
+    # A checksum that is right lets changes through to the decoder.
+    def sealed(file: bytes) -> bytes:
+        at, out = 8, file[:8]
+        while len(file) - at >= 12:
+            length = min(int.from_bytes(file[at : at + 4], "big"), len(file) - at - 12)
+            chunk = file[at + 4 : at + 8 + length]
+            out += file[at : at + 4] + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+            at += 12 + length
+        return out
+
+    @once
+    @given(st.one_of(files, mutated(png(4, 4, "L")).map(sealed)))
+    def property_(file: bytes) -> None:
+        try:
+            array = images.read_pngs([file], TOY, "x")
+        except InvalidInput as error:
+            field = error.field
+        else:
+            field = "x[0]"
+            assert (array.shape, array.dtype) == ((1, 4, 4), np.uint8)
+        assert field == "x[0]"
+
+    again_and_again(property_, request)

@@ -1,0 +1,177 @@
+"""Every kind of model computes in ONNX Runtime what it computes in PyTorch, or is not published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exports import export, session, source, train
+
+from serving import bundle
+from serving.models.loading import prepare
+from serving.runtime.engine import Engine
+from serving.runtime.provider import Provider
+from serving.settings import Settings
+from training import checkpoint, graphs
+from training.model import POINT_LOG_VAR, VAE, render
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("model", "net", "likelihood", "shape", "dtype"),
+    [
+        ("vae", "mlp", "gaussian", (6, 7), "uint8"),
+        ("vae", "mlp", "bernoulli", (9,), "float32"),
+        ("vae", "conv", "bernoulli", (9, 12), "uint8"),
+        ("vae", "conv", "gaussian", (10, 13, 3), "float32"),
+        ("vae", "conv", "discretised-logistic", (10, 13, 3), "uint8"),
+        ("vae", "gated", "bernoulli", (6, 7), "uint8"),
+        ("vae", "iwae", "gaussian", (9,), "float32"),
+        ("ae", "mlp", "gaussian", (6, 7, 3), "float32"),
+        ("ae", "conv", "bernoulli", (11, 8, 3), "uint8"),
+    ],
+)
+def test_graphs_compute_what_pytorch_computes(
+    cli: Cli,
+    tmp_path: Path,
+    model: str,
+    net: str,
+    likelihood: str,
+    shape: tuple[int, ...],
+    dtype: str,
+) -> None:
+    data = source(tmp_path, shape, dtype)
+    flags = ("--data", data, "--model", model, "--net", net, "--likelihood", likelihood)
+    path = train(cli, tmp_path / "run", *flags)
+    exported = export(cli, path, tmp_path / "bundles")
+
+    manifest, parameters = exported.manifest, bundle.LIKELIHOODS[likelihood]
+    highest = 255.0 if dtype == "uint8" else 1.0
+    kind = "vector" if len(shape) == 1 else "image"
+    assert manifest.x == bundle.XSpec(kind, shape, dtype, (0.0, highest))
+    assert (manifest.family, manifest.likelihood, manifest.latent_size) == (model, likelihood, 3)
+    assert manifest.parity["rows"] == 80
+    assert manifest.parity["test_rows"] == 8
+
+    eager = checkpoint.load(path).model()
+    encode, decode = (
+        session(exported.files["encoder.onnx"]),
+        session(exported.files["decoder.onnx"]),
+    )
+    assert [value.name for value in encode.get_inputs()] == ["x"]
+    assert [value.name for value in encode.get_outputs()] == ["mean", "log_var"]
+    assert [value.name for value in decode.get_inputs()] == ["z"]
+    assert [value.name for value in decode.get_outputs()] == ["x", "params"]
+    for batch in (1, 2, 3, 64, 1000):
+        bytes_ = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
+        x = bytes_ if dtype == "uint8" else bytes_ / 255
+        with torch.no_grad():
+            mean, log_var = eager.encode(x)
+            params = eager.decode(mean)
+        got_mean, got_log_var = encode.run(None, {"x": x.numpy()})
+        got_x, got_params = decode.run(None, {"z": mean.numpy()})
+        assert got_params.shape == (batch, parameters, *shape)
+        assert (got_x.dtype, got_x.shape) == (dtype, (batch, *shape))
+        np.testing.assert_allclose(got_mean, mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got_log_var, log_var, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got_params, params, rtol=1e-4, atol=1e-5)
+        expected = render(eager, params).numpy().astype(np.float32)
+        np.testing.assert_allclose(got_x, expected, atol=1 if dtype == "uint8" else 1e-5)
+        if model == "ae":
+            assert (got_log_var == POINT_LOG_VAR).all()
+
+
+def break_graph(graph: bytes, factor: float) -> bytes:
+    """The same graph with its largest weight matrix scaled."""
+    model = onnx.load_from_string(graph)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    scaled = np.float32(onnx.numpy_helper.to_array(weight) * factor)
+    weight.CopyFrom(onnx.numpy_helper.from_array(scaled, weight.name))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("which", ["encoder", "decoder"])
+def test_lost_parity_publishes_nothing(
+    cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    sound = getattr(graphs, which)
+    monkeypatch.setattr(graphs, which, lambda *a, **k: break_graph(sound(*a, **k), 1.001))
+    status, out, err = cli(
+        "export", "--checkpoint", digits, "--bundles", tmp_path / "bundles", "--name", "m"
+    )
+    assert status == 1
+    assert out == ""
+    assert err.startswith("latentd-train: Parity failed: at batch 1, ")
+    assert err.endswith("Nothing was published.\n")
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_a_random_graph_is_not_published(
+    cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a VAE exported with its noise inside would be."""
+    encode = VAE.encode
+
+    def noisy(self: VAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, log_var = encode(self, x)
+        return mean + torch.randn_like(mean), log_var
+
+    monkeypatch.setattr(VAE, "encode", noisy)
+    status, _, err = cli(
+        "export", "--checkpoint", digits, "--bundles", tmp_path / "bundles", "--name", "m"
+    )
+    assert status == 1
+    assert "random or in training mode: Random" in err
+    assert not (tmp_path / "bundles").exists()
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelihood: str) -> None:
+    """Half the bytes; what goes in and comes out, and who may tell, are the same."""
+    data_flag = ("--data", source(tmp_path, (12, 12), "uint8"))
+    path = train(cli, tmp_path / "run", *data_flag, "--net", net, "--likelihood", likelihood)
+    whole = export(cli, path, tmp_path / "bundles")
+    half = export(cli, path, tmp_path / "bundles", "--precision", "float16")
+    assert (whole.manifest.precision, half.manifest.precision) == ("float32", "float16")
+    assert half.manifest.parity["delta_elbo_nats"] < 0.1
+    assert half.manifest.parity["atol"] > whole.manifest.parity["atol"]
+    rows = np.random.default_rng(1).integers(0, 256, (5, 12, 12), np.uint8)
+    for file, takes, array in (
+        (bundle.ENCODER, "x", rows),
+        (bundle.DECODER, "z", np.float32(rows[:, 0, :3]) / 100),
+    ):
+        weights = {w.data_type for w in onnx.load_from_string(half.files[file]).graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in weights
+        outputs = [session(b.files[file]).run(None, {takes: array}) for b in (whole, half)]
+        for one, other in zip(*outputs, strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            atol = 4 if one.dtype == np.uint8 else 0.05
+            np.testing.assert_allclose(np.float64(one), np.float64(other), rtol=0.02, atol=atol)
+    prepared = prepare(half, Engine(Provider("cpu")), Settings(max_batch_rows=8))
+    assert 0 < prepared.golden_difference < 0.05
+
+
+def test_half_precision_is_judged_too(
+    cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = graphs.decoder
+    monkeypatch.setattr(graphs, "decoder", lambda *a: break_half(sound(*a)))
+    flags = ("--bundles", tmp_path / "bundles", "--name", "m", "--precision", "float16")
+    status, _, err = cli("export", "--checkpoint", digits, *flags)
+    assert status == 1
+    assert err.startswith("latentd-train: Parity failed: at batch 1, ")
+
+
+def break_half(graph: bytes) -> bytes:
+    """The same graph with its largest weight matrix doubled."""
+    model = onnx.load_from_string(graph)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    doubled = onnx.numpy_helper.to_array(weight) * np.float16(2)
+    weight.CopyFrom(onnx.numpy_helper.from_array(doubled, weight.name))
+    return model.SerializeToString()

@@ -1,0 +1,36 @@
+"""Graphs that cannot be served are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import pytest
+
+from training import graphs
+
+
+def graph_of(op: str, **attributes: Any) -> onnx.ModelProto:
+    value = onnx.helper.make_tensor_value_info
+    one = onnx.TensorProto.FLOAT
+    batch = attributes.pop("batch", "batch")
+    node = onnx.helper.make_node(op, ["a"], ["b"], **attributes)
+    graph = onnx.helper.make_graph(
+        [node], "g", [value("a", one, [batch, 2])], [value("b", one, [batch, 2])]
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+
+
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (graph_of("Dropout"), "training mode: Dropout"),
+        (graph_of("RandomNormalLike"), "training mode: RandomNormalLike"),
+        (graph_of("Relu", batch=2), "a is frozen to one batch size"),
+        (graph_of("NoSuchOperator"), "not valid ONNX"),
+    ],
+)
+def test_graphs_that_cannot_be_served_are_refused(graph: onnx.ModelProto, words: str) -> None:
+    graphs.check(graph_of("Relu"))
+    with pytest.raises(graphs.RunFailed, match=words):
+        graphs.check(graph)

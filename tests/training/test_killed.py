@@ -1,0 +1,105 @@
+"""Killed at any moment, a run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TRAIN, untimed
+
+from training import checkpoint, data, networks
+from training.config import Config
+from training.run import Run
+
+Cli = Callable[..., tuple[int, str, str]]
+# Everything that has a state or a place in time.
+FLAGS = (
+    *("--hidden", 16, "--latent-size", 3, "--batch-size", 20, "--epochs", 4),
+    *("--likelihood", "bernoulli", "--binarisation", "dynamic", "--ema", 0.99),
+    *("--schedule", "one-cycle", "--kl-warm-up", 3, "--validate-every", 2),
+)
+STEPS = 73  # in an epoch
+
+
+def killed_after(process: subprocess.Popen[bytes], path: Path, writes: int) -> int:
+    """SIGKILL once `path` has been replaced `writes` times, wherever that is. Its last step."""
+    seen: set[int] = set()
+    while len(seen) < writes:
+        assert process.poll() is None, "it finished before it was killed"
+        if path.exists():
+            seen.add(path.stat().st_mtime_ns)
+    process.kill()
+    process.wait()
+    saved = checkpoint.load(path)
+    return len(saved.history) * STEPS + saved.epoch["steps"]
+
+
+@pytest.mark.timeout(400)  # a few processes that each import torch
+def test_a_run_killed_again_and_again_ends_as_an_uninterrupted_one(
+    cli: Cli, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli("train", "--out", whole, *FLAGS)[0] == 0
+    often = ("--checkpoint-seconds", "0.001")  # after every step
+    begin = [*TRAIN, "--out", str(killed), *map(str, FLAGS), *often]
+    go_on = [*TRAIN, "--out", str(killed), "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    steps = []
+    for command, writes in ((begin, 17), (go_on, 71), (go_on, 103)):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        steps.append(killed_after(process, killed / "last.pt", writes))
+    assert steps == sorted(set(steps)), "it did not go on from where it was"
+    assert any(step % STEPS for step in steps), "never killed within an epoch"
+    assert cli("train", "--out", killed, "--resume")[0] == 0
+
+    assert untimed(killed) == untimed(whole)
+    for name in ("last.pt", "best.pt"):
+        first, second = checkpoint.load(whole / name), checkpoint.load(killed / name)
+        for part in ("weights", "trained", "generators"):
+            left, right = getattr(first, part), getattr(second, part)
+            assert left.keys() == right.keys()
+            assert all(torch.equal(left[key], right[key]) for key in left), (name, part)
+        torch.testing.assert_close(first.optimiser, second.optimiser, rtol=0, atol=0)
+    assert not [path for path in killed.iterdir() if path.name.startswith(".")]
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+@pytest.mark.parametrize("steps", [1, 2, 5, 6, 7, 11])
+def test_between_any_two_steps(steps: int, optimiser: str) -> None:
+    """One step may not pass on to the next anything that the checkpoint does not hold."""
+    config = Config(
+        hidden=8, latent_size=2, batch_size=250, ema=0.9, k=2, epochs=2, seed=5, optimiser=optimiser
+    )
+    dataset = data.load(config)
+    config = networks.fitted(config, dataset.spec.shape)
+    whole = Run(config, dataset, torch.device("cpu"))
+    lines = [whole.epoch(), whole.epoch()]
+
+    cut = Run(config, dataset, torch.device("cpu"))
+
+    def until() -> None:
+        if cut.done == steps:
+            raise PowerCut
+
+    if steps > cut.steps:
+        cut.epoch()
+    with pytest.raises(PowerCut):
+        cut.epoch(until)
+    again = Run(config, dataset, torch.device("cpu"))
+    again.restore(cut.checkpoint())
+    while len(again.history) < 2:
+        again.epoch()
+    for line, other in zip(lines, again.history, strict=True):
+        assert {**line, "seconds": 0, "cpu_seconds": 0} == {**other, "seconds": 0, "cpu_seconds": 0}
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name]), name

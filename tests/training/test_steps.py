@@ -1,0 +1,97 @@
+"""What a step does to the weights, and what it does when they are lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import TINY, lines
+
+from training import checkpoint, data, networks
+from training.config import Config
+from training.errors import RunFailed
+from training.run import Run, evaluate
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def tiny_run(**settings: Any) -> Run:
+    config = Config(**{"hidden": 16, "latent_size": 3, **settings})
+    dataset = data.load(config)
+    return Run(networks.fitted(config, dataset.spec.shape), dataset, torch.device("cpu"))
+
+
+def test_losses_are_summed_over_a_row_and_averaged_over_rows() -> None:
+    run = tiny_run(likelihood="bernoulli")
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.zero_()
+    terms = evaluate(run.model, run.dataset.test.x, seed=0)
+    assert math.isclose(terms["distortion"], 64 * math.log(2), rel_tol=1e-6)  # logits of 0
+    assert terms["rate"] == 0
+
+
+def test_the_average_is_what_is_validated_and_saved(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", "--out", tmp_path / "run", *TINY, "--ema", 0.5, "--batch-size", 500)[0] == 0
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert saved.trained is not None
+    run = tiny_run(ema=0.5, batch_size=500, epochs=4)
+    follows = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    for step in range(12):
+        if not run.step_number:
+            order = torch.randperm(len(run.dataset.train), generator=run.order)
+        run.step(run.dataset.train.x[order[500 * run.step_number :][:500]])
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, weight in run.model.state_dict().items():
+            follows[name] = decay * follows[name] + (1 - decay) * weight
+        if run.step_number == run.steps:
+            run.history.append({})
+            run._begin()
+    torch.testing.assert_close(saved.trained, dict(run.model.state_dict()))
+    torch.testing.assert_close(saved.weights, follows)
+    assert not torch.equal(saved.weights["encoder.1.weight"], saved.trained["encoder.1.weight"])
+    expected = evaluate(saved.model(), run.dataset.validation.x, 0)["elbo"]
+    assert lines(tmp_path / "run")[4]["validation_elbo"] == expected
+
+
+def test_bfloat16_learns_what_float32_does() -> None:
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        run = tiny_run(precision=precision, hidden=64, learning_rate=5e-3)
+        ends[precision] = [run.epoch() for _ in range(8)][-1]
+        assert all(weight.dtype == torch.float32 for weight in run.model.parameters())
+    elbos = [line["validation_elbo"] for line in ends.values()]
+    assert elbos[0] != elbos[1]
+    assert abs(elbos[0] - elbos[1]) < 2
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_a_non_finite_step_is_skipped_and_counted(optimiser: str) -> None:
+    run = tiny_run(optimiser=optimiser)
+    parameter = next(run.model.parameters())
+    gradients = iter(range(1000))
+    parameter.register_hook(lambda grad: grad * math.nan if next(gradients) == 1 else grad)
+    line = run.epoch()
+    assert line["skipped_steps"] == 1
+    assert all(p.isfinite().all() for p in run.model.parameters())
+    assert math.isfinite(line["train_elbo"])
+    assert run.epoch()["skipped_steps"] == 0
+
+
+def test_a_diverged_run_fails_in_a_sentence() -> None:
+    run = tiny_run()
+    with torch.no_grad():
+        next(run.model.parameters()).fill_(math.nan)
+    with pytest.raises(RunFailed, match=r"diverged in epoch 1: 12 of 12 steps .* --learning-rate"):
+        run.epoch()
+
+
+def test_a_long_gradient_is_shortened() -> None:
+    run = tiny_run(max_gradient_norm=0.01)
+    run.step(run.dataset.train.x[:32])
+    norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
+    assert math.isclose(torch.stack(norms).norm().item(), 0.01, rel_tol=1e-3)
