@@ -6,7 +6,7 @@ Both clients in `serving.client` take their methods, with signatures and docstri
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -20,6 +20,7 @@ from serving.errors import InvalidInput
 from serving.pb import vae_pb2 as pb
 
 T_co = TypeVar("T_co", covariant=True)
+Chunks = TypeVar("Chunks", bound=Iterable[Array] | AsyncIterable[Array])
 
 
 class Default(enum.Enum):
@@ -41,6 +42,16 @@ class Call(Generic[T_co]):
     request: Any  # the method's own request message
     read: Callable[[Any], T_co]
     timeout: Timeout
+
+
+@dataclass(frozen=True)
+class ChunkedCall(Generic[Chunks]):
+    """StreamReconstruct of `chunks`; `request`: what its first message says beside its rows."""
+
+    request: pb.StreamReconstructRequest
+    chunks: Chunks
+    in_flight: int
+    timeout: float | None
 
 
 def get_model(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[results.ModelInfo]:
@@ -165,6 +176,37 @@ def reconstruct(
     if draw:
         request.seed = arguments.seed(seed)
     return Call("Reconstruct", request, results.reconstruction, timeout)
+
+
+def stream_reconstruct(
+    chunks: Chunks,
+    *,
+    draw: bool = False,
+    seed: int | None = None,
+    offset: int = 0,
+    scores: bool = False,
+    latents: bool = False,
+    omit_x: bool = False,
+    in_flight: int = 4,
+    timeout: float | None = None,
+) -> ChunkedCall[Chunks]:
+    """As reconstruct, for any number of chunks of rows: an answer to each, in order.
+
+    At most `in_flight` chunks are sent and not yet answered; `chunks` is not read further. Survives
+    the loss or the overload of a server: what is not answered is sent again, after the time that
+    the server names. `timeout` is for the whole stream; None: no deadline. AsyncClient takes
+    asynchronous iterables too.
+    """
+    request = pb.StreamReconstructRequest(
+        draw=draw,
+        offset=arguments.whole("offset", offset, 63),
+        scores=scores,
+        latents=latents,
+        omit_x=omit_x,
+    )
+    if draw:
+        request.seed = arguments.seed(seed)
+    return ChunkedCall(request, chunks, in_flight, timeout)
 
 
 def interpolate(

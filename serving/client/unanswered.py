@@ -19,12 +19,11 @@ class Unanswered:
     """What is left of a stream's chunks.
 
     options:   what the stream's first message says beside its rows
-    offset:    index of the first chunk's first row
     in_flight: chunks that may wait for their answers
     """
 
-    def __init__(self, options: pb.StreamReconstructRequest, offset: int, in_flight: int) -> None:
-        self._options, self._offset, self._in_flight = options, offset, in_flight
+    def __init__(self, options: pb.StreamReconstructRequest, in_flight: int) -> None:
+        self._options, self._offset, self._in_flight = options, options.offset, in_flight
         self._waiting: deque[pb.StreamReconstructRequest] = deque()
         self._exhausted = self._begun = False
 
