@@ -29,10 +29,22 @@ ROOMS = {
     ],
     "rpc": ["fields", "reconstructing", "service"],
     "transport": [
-        *("access", "certificates", "answers", "statuses", "tracing", "ledger", "door", "wire"),
+        *(
+            "access",
+            "tokens",
+            "certificates",
+            "answers",
+            "statuses",
+            "tracing",
+            "ledger",
+            "door",
+            "wire",
+        ),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
-    "process": ["exposition", "server", "worker", "supervisor", "sizing", "plan"],
+    "process": [
+        *("exposition", "server", "worker", "supervisor", "command", "sizing", "plan", "parser"),
+    ],
 }
 SERVER = [f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name in names]
 """serving/ from low to high: a module imports only from those before it."""
@@ -123,8 +135,8 @@ def test_the_bundle_is_the_only_bridge_between_the_halves():
         assert not {m for m in imports(path) if m.split(".")[0] in ("torch", "training")}, path
 
 
-def test_no_serving_module_brings_in_torch():
-    names = [*sorted(every_module()), "serving.__main__"]
+def brought_in(*names: str) -> set[str]:
+    """The packages that are loaded once these modules are, in a process of its own."""
     code = (
         "import importlib, json, sys\n"
         f"for name in {names!r}: importlib.import_module(name)\n"
@@ -133,19 +145,22 @@ def test_no_serving_module_brings_in_torch():
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    loaded = set(json.loads(run.stdout))
+    return set(json.loads(run.stdout))
+
+
+def test_no_serving_module_brings_in_torch():
+    loaded = brought_in(*sorted(every_module()), "serving.__main__")
     assert not loaded & {"torch", "training", "sklearn", "matplotlib", "onnx"}
 
 
 def test_the_client_needs_no_server_packages():
-    code = (
-        "import json, sys\nimport serving.client\n"
-        "print(json.dumps(sorted(m for m in sys.modules if '.' not in m)))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert not set(json.loads(run.stdout)) & {"onnxruntime", "prometheus_client", "uvloop"}
+    loaded = brought_in("serving.client")
+    assert not loaded & {"onnxruntime", "prometheus_client", "uvloop"}
+
+
+def test_the_command_line_is_read_without_what_the_commands_need():
+    loaded = brought_in("serving.__main__")
+    assert not loaded & {"grpc", "numpy", "onnxruntime", "prometheus_client", "pyarrow"}
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():
