@@ -100,6 +100,12 @@ class Settings:
         "are given up.",
         least=1,
     )
+    requests_mib: int = _setting(
+        128,
+        "MiB of requests that have come in part. Beyond it those that have been on their way "
+        "longest are given up.",
+        least=1,
+    )
 
     watchdog_seconds: float = _setting(
         60.0,
@@ -134,6 +140,10 @@ class Settings:
     @property
     def answer_bytes(self) -> int:
         return self.answers_mib << 20
+
+    @property
+    def request_bytes(self) -> int:
+        return self.requests_mib << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,9 @@
 A `Lane` is one graph's queue and whoever empties it: its own thread, or, for batches so short that
 handing them over would cost more, the thread that received the rows. Either pulls: whenever it is
 free and rows wait, it takes the next batch and runs it. So nothing is delayed for the sake of a
-fuller batch, and batches fill up by themselves exactly when the engine is the bottleneck.
+fuller batch, and batches fill up by themselves exactly when the engine is the bottleneck. Where a
+device runs the graph, a second thread brings the next batch there meanwhile, if a full one waits: a
+batch that could still grow is left to.
 
 Which rows come next is `rowqueue`'s matter; what becomes of a batch that fails, `runner`'s.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import threading
 import time
 from collections.abc import Callable
@@ -48,13 +51,14 @@ def help_lanes() -> list[Lane]:
 
 
 class Lane:
-    """One graph's queue and the thread that empties it.
+    """One graph's queue and the threads that empty it.
 
     name:  "encoder" or "decoder"
     model: name and version, for the gauges
-    run:   called in the lane's thread with the shares of one batch
+    run:   called with the shares of one batch; by two threads at once, if there are two
     clock: the one deadlines are told by
-    begin: called in the lane's own thread before anything else, which then runs every batch
+    begin: called in each of the lane's own threads before anything else; no others run batches then
+    threads: 1, or 2 to have the next full batch on its way while one runs
     """
 
     def __init__(
@@ -66,24 +70,29 @@ class Lane:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         begin: Callable[[], None] | None = None,
+        threads: int = 1,
     ) -> None:
         self.name = name
         self._queue = queue
         self._runner = Runner(name, run, metrics, clock, queue.batch_rows, self._learn)
         self._clock, self._begin = clock, begin
         self._changed = threading.Condition()  # guards the queue and the flags
-        self._idle = False  # the lane's own thread waits to be called
-        self._running = False  # a batch is being run, by whichever thread
+        self._idle = 0  # how many of the lane's own threads wait to be called
+        self._running = 0  # batches under way, whoever runs them
         self._ended = -math.inf  # when the last batch was done
         self._promised = False  # a helping thread will run the next batch
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name=f"{name}-lane", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-lane", daemon=True)
+            for _ in range(threads)
+        ]
         self._metrics = metrics
         self._queue_seconds = metrics.stage_seconds.labels("queue", name)
         labels = (name, model[0], str(model[1]))
         metrics.probe(metrics.queue_rows, lambda: queue.rows, *labels)
         metrics.probe(metrics.queue_oldest, self._oldest_age, *labels)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def batch_rows(self) -> int:
@@ -137,11 +146,12 @@ class Lane:
         return reply
 
     def close(self) -> None:
-        """Run what waits, then end the thread; blocks. New rows are refused from now on."""
+        """Run what waits, then end the threads; blocks. New rows are refused from now on."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._call_all()
+        for thread in self._threads:
+            thread.join()
 
     def _withdraw(self, entry: Entry) -> None:
         if self._finish(entry):
@@ -149,26 +159,27 @@ class Lane:
             self._metrics.dropped.labels(self.name, "cancelled").inc()
 
     def run_next(self) -> bool:
-        """Run the next batch in this thread, unless another runs one; False: nothing waits."""
+        """Run the next batch in this thread, unless it is for others; False: nothing waits."""
         with self._changed:
             self._promised = False
-            if self._running:
+            if not self._ready:
                 return False
             now = self._clock()
             batch, expired = self._queue.take(now)
-            if batch:
+            if batch and not self._running:
                 self._queue.observe_pause(now - max(self._ended, batch[0].entry.enqueued_at))
-            self._running = True
+            self._running += 1
+            self._call_for_a_run()
         for entry in expired:
             _take_reply(entry).fail(self._runner.expired())
         answers = self._run_batch(batch)
         with self._changed:
-            self._running, self._ended = False, self._clock()
+            self._running, self._ended = self._running - 1, self._clock()
             waiting = self._queue.rows > 0
             if waiting:
                 self._call_for_a_run()
             elif self._closing:
-                self._changed.notify()
+                self._call_all()
         for entry, answer in answers:
             if isinstance(answer, Exception):
                 _take_reply(entry).fail(answer)
@@ -176,20 +187,32 @@ class Lane:
                 _take_reply(entry).resolve(answer)
         return waiting
 
+    @property
+    def _ready(self) -> bool:
+        """Whether a batch may be taken now: none runs, or a thread is free and a full one waits."""
+        if not self._running:
+            return self._queue.rows > 0
+        free = self._running < len(self._threads)
+        return free and self._queue.rows >= self._queue.batch_rows
+
     def _call_for_a_run(self) -> None:
-        """See that somebody runs what waits: this thread if it helps, else the lane's own."""
-        if self._running or self._promised:
+        """See that somebody runs what waits: this thread if it helps, else one of the lane's."""
+        if self._promised or not self._ready:
             return
         helped: list[Lane] | None = getattr(_helper, "lanes", None)
         if helped is not None and not self._begin and self._queue.next_seconds <= QUICK_SECONDS:
             self._promised = True
             helped.append(self)
         elif self._idle:
-            self._idle = False
+            self._idle -= 1
             self._changed.notify()
 
+    def _call_all(self) -> None:
+        self._idle = 0
+        self._changed.notify_all()
+
     def _work(self) -> None:
-        """The lane's own thread."""
+        """One of the lane's own threads."""
         if self._begin:
             try:
                 self._begin()
@@ -197,12 +220,11 @@ class Lane:
                 log.exception("The %s failed on its first runs.", self.name)
         while True:
             with self._changed:
-                while self._running or self._promised or not self._queue.rows:
+                while self._promised or not self._ready:
                     if self._closing and not self._queue.rows and not self._running:
                         return
-                    self._idle = True
+                    self._idle += 1
                     self._changed.wait()
-                    self._idle = False
             self.run_next()
 
     def _run_batch(self, batch: list[Share]) -> list[Answer]:
@@ -216,10 +238,12 @@ class Lane:
         outcomes, ended = self._runner.run(batch), self._clock()
         for share, outcome in outcomes:
             entry = share.entry
-            if not isinstance(outcome, Exception):
-                entry.parts.append(outcome)
-                if share.stop < entry.rows:
-                    continue
+            if not isinstance(outcome, Exception) and share.rows < entry.rows:
+                with self._changed:
+                    entry.parts.append((share.start, outcome))
+                    entry.run += share.rows
+                    if entry.run < entry.rows:
+                        continue
                 outcome = _rejoin(entry.parts)
             if self._finish(entry):
                 entry.account.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
@@ -249,14 +273,13 @@ def _take_reply(entry: Entry) -> Reply[Outputs]:
     return reply
 
 
-def _rejoin(parts: list[Outputs]) -> Outputs:
-    """The outputs of one request's shares, one below the other.
+def _rejoin(parts: list[tuple[int, Outputs]]) -> Outputs:
+    """The outputs of one request's shares, one below the other, whichever was done first.
 
     An output that only some of its batches had was wanted by their other requests.
     """
-    if len(parts) == 1:
-        return parts[0]
-    columns = zip(*parts, strict=True)
+    parts.sort(key=operator.itemgetter(0))
+    columns = zip(*(outputs for _, outputs in parts), strict=True)
     return tuple(
         None if any(part is None for part in column) else np.concatenate(column)
         for column in columns

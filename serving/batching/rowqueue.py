@@ -8,7 +8,9 @@ Rows wait in three classes, served in this order, each leaving the later ones th
     SMALL       interactive, fits into one batch: first come, first served, never overtaken by
                 anything that does not
     LARGE       interactive, more than one batch: takes what room is left, in turns
-    BACKGROUND  said to be patient: fills what the others leave, in turns
+    BACKGROUND  said to be patient: fills what the others leave, in turns; and while interactive
+                rows come, only in batches that are soon over, for one of these rows may come in
+                the middle of it
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ CLASSES: Final = tuple(Class)
 FLOOR: Final = {Class.SMALL: 0.0, Class.LARGE: 1 / 4, Class.BACKGROUND: 1 / 16}
 """The share of the rows run that a class keeps while it has rows waiting."""
 
+PRESENT_SECONDS: Final = 5.0
+"""After an interactive entry it is to be expected that another comes."""
 
 MARGIN: Final = 1.25
 """Of the predicted wait: predictions err, and the answer must still travel."""
@@ -57,7 +61,8 @@ class Entry:
     enqueued_at: float = 0.0
     began: float = 0.0  # when the first batch that took rows of it was begun
     taken: int = 0  # rows given to batches so far
-    parts: list[Any] = field(default_factory=list)  # outputs so far, in order of rows
+    run: int = 0  # rows whose batches are done
+    parts: list[tuple[int, Any]] = field(default_factory=list)  # first row of a batch, its outputs
     dead: bool = False  # answered, cancelled or expired: nothing of it is to be run any more
     kind: Class = Class.SMALL
 
@@ -94,14 +99,21 @@ class RowQueue:
     max_rows, max_bytes: what may wait; more is refused with Overloaded(queue_full). A request that
     finds the queue empty is always admitted.
     batch_seconds: how long a full batch takes, to begin with; then learned from the runs.
+    short_rows: the most rows of a batch that is soon over; 0: batch_rows.
     pause_seconds: how long rows wait while no batch runs, learned: where calls are cheap to run and
     dear to receive, this is most of the wait.
     """
 
     def __init__(
-        self, batch_rows: int, max_rows: int, max_bytes: int, batch_seconds: float = 0.0
+        self,
+        batch_rows: int,
+        max_rows: int,
+        max_bytes: int,
+        batch_seconds: float = 0.0,
+        short_rows: int = 0,
     ) -> None:
         self.batch_rows = batch_rows
+        self.short_rows = short_rows or batch_rows
         self.max_rows = max_rows
         self.max_bytes = max_bytes
         self.rows = 0
@@ -111,6 +123,7 @@ class RowQueue:
         self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in CLASSES}
         self._rows = dict.fromkeys(CLASSES, 0)
         self._credit = dict.fromkeys(CLASSES, 0.0)  # rows of its floor a class has not used yet
+        self._heard = -math.inf  # when the last interactive entry came
 
     def oldest(self) -> float | None:
         """When the entry that has waited longest came in; None: nothing waits."""
@@ -140,6 +153,8 @@ class RowQueue:
                 max(wait - left, 0.01),
             )
         entry.enqueued_at = now
+        if not entry.background:
+            self._heard = now
         self._classes[entry.kind].append(entry)
         self._rows[entry.kind] += entry.rows
         self.rows += entry.rows
@@ -205,7 +220,11 @@ class RowQueue:
         room = self.batch_rows
         for kind in CLASSES:
             kept = sum(int(self._credit[later]) for later in CLASSES if later > kind)
-            taken = self._take(kind, max(room - kept, 0), now, batch, expired)
+            allowed = max(room - kept, 0)
+            if kind is Class.BACKGROUND and now - self._heard < PRESENT_SECONDS:
+                left = self.short_rows - (self.batch_rows - room)
+                allowed = min(allowed, max(left, int(self._credit[kind])))
+            taken = self._take(kind, allowed, now, batch, expired)
             self._credit[kind] = max(self._credit[kind] - taken, 0.0)
             room -= taken
         return batch, expired

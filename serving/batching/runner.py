@@ -6,6 +6,7 @@ Knows neither gRPC nor ONNX: `run` turns shares of payloads into arrays.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -30,7 +31,7 @@ class EngineError(LatentdError):
 
 
 class Runner:
-    """Runs the batches of one graph, one at a time.
+    """Runs the batches of one graph. Several threads may: their times are then told apart.
 
     name, run, clock: as the lane's
     batch_rows: the most rows that a batch may have, for the gauge of how full they are
@@ -48,7 +49,8 @@ class Runner:
     ) -> None:
         self._name, self._run, self._clock = name, run, clock
         self._most_rows, self._learn = batch_rows, learn
-        self.running_since: float | None = None  # on time.monotonic's clock; None: nothing runs
+        self._began: dict[int, float] = {}  # by thread, on time.monotonic's clock
+        self._ended = 0.0  # the last run's end, on time.perf_counter's clock
         self.failures = 0  # runs that raised since one did not
         self._run_seconds = metrics.stage_seconds.labels("run", name)
         self._batch_rows = metrics.batch_rows.labels(name)
@@ -56,6 +58,11 @@ class Runner:
         self._busy = metrics.engine_busy.labels(name)
         self._failed = metrics.failed_batches.labels(name)
         self._expired = metrics.dropped.labels(name, "expired")
+
+    @property
+    def running_since(self) -> float | None:
+        """When the oldest run under way began, on time.monotonic's clock; None: there is none."""
+        return min(list(self._began.values()), default=None)
 
     def run(self, batch: list[Share]) -> list[Outcome]:
         """Run a batch; what became of each share that anybody still waits for."""
@@ -108,13 +115,15 @@ class Runner:
 
     def _timed(self, batch: list[Share]) -> Outputs:
         rows = sum(share.rows for share in batch)
-        began = time.perf_counter()
-        self.running_since = time.monotonic()
+        began, me = time.perf_counter(), threading.get_ident()
+        self._began[me] = time.monotonic()
         try:
             outputs = self._run(batch)
         finally:
-            self.running_since = None
-        seconds = time.perf_counter() - began
+            del self._began[me]
+        ended = time.perf_counter()
+        # While another thread's run held the device, this one waited: that time is not its own.
+        seconds, self._ended = ended - max(began, self._ended), ended
         for output in outputs:
             if output is not None and len(output) != rows:
                 raise EngineError(f"{rows} rows went in and {len(output)} came out.")

@@ -23,7 +23,7 @@ from serving.bundle import LIKELIHOODS, Manifest
 from serving.errors import InvalidInput
 from serving.latents import POSTERIOR, Draw
 from serving.metrics import Metrics
-from serving.models.loading import Prepared, Tuned, decode_batch, encode_batch, warming
+from serving.models.loading import Prepared, Tuned, decode_batch, encode_batch, hand_over
 from serving.models.sources import Decoding, Points, Posterior, Source
 from serving.runtime import tuning
 from serving.settings import Settings
@@ -70,9 +70,12 @@ class Model:
                 settings.queue_rows,
                 settings.queue_mib << 20,
                 tuning.seconds_of(tuned.batch_rows, tuned.costs),
+                min(tuned.batch_rows, tuning.short_rows(tuned.costs)),
             )
             version = (self.manifest.model, self.manifest.version)
-            return Lane(name, version, queue, run, metrics, begin=warming(tuned))
+            begin = hand_over(tuned)
+            threads = 2 if begin else 1  # on a GPU copying is worth a thread, on a CPU it is not
+            return Lane(name, version, queue, run, metrics, begin=begin, threads=threads)
 
         encode = functools.partial(encode_batch, prepared.encoder.graph)
         decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)

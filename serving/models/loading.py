@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,31 +88,45 @@ def prepare(
 
         file_bytes = len(bundle.files[file])
         if known and abs(known.file_bytes - file_bytes) <= _SAME_SIZE * file_bytes:
-            graph = load(known.threads)
-            again = functools.partial(run, graph)
-            if tuning.still_holds(again, known.costs, known.batch_rows, REST):
-                return dataclasses.replace(known, graph=graph, file_bytes=file_bytes)
+            with _closed_on_failure(load(known.threads)) as graph:
+                again = functools.partial(run, graph)
+                if tuning.still_holds(again, known.costs, known.batch_rows, REST):
+                    return dataclasses.replace(known, graph=graph, file_bytes=file_bytes)
+            graph.close()
         row_bytes = m.x.nbytes + m.latent_size * 4
         return _measured(load, file_bytes, run, row_bytes, settings, rest)
 
     try:
         encoder = tuned(ENCODER, takes_x, encode, before.encoder if before else None)
-        decoder = tuned(DECODER, takes_z, decode, before.decoder if before else None)
+        with _closed_on_failure(encoder.graph):
+            decoder = tuned(DECODER, takes_z, decode, before.decoder if before else None)
     except (BundleError, ConfigError):
         raise
     except Exception as error:  # the runtime has no common base for what it raises
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
     most = max(encoder.batch_rows, decoder.batch_rows)
-    difference = golden.check(bundle, encoder.graph, decoder.graph, most)
+    with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
+        difference = golden.check(bundle, encoder.graph, decoder.graph, most)
     return Prepared(m, bundle.digest, encoder, decoder, difference)
 
 
-def warming(tuned: Tuned) -> Callable[[], None] | None:
-    """What the thread that is to run a graph should do first: run every size of batch. None: a
-    graph that takes batches as they come does not care which thread runs it."""
+@contextmanager
+def _closed_on_failure(graph: Graph) -> Iterator[Graph]:
+    """What a graph holds on a GPU is given back in turn, never by whoever drops it last."""
+    try:
+        yield graph
+    except BaseException:
+        graph.close()
+        raise
+
+
+def hand_over(tuned: Tuned) -> Callable[[], None] | None:
+    """Let go of the graph in this thread, which has loaded and checked it; what each thread that
+    is to run it should do first. None: a graph that takes batches as they come does not care."""
     graph = tuned.graph
     if not isinstance(graph, BoundGraph):
         return None
+    graph.leave()
     return functools.partial(graph.warm_up, tuned.batch_rows)
 
 
@@ -135,14 +150,20 @@ def _measured(
 ) -> Tuned:
     """Load a graph with as many threads as it is worth, and choose its batches."""
     budget = settings.batch_budget_ms / 1000
+
+    def costs_with(threads: int) -> list[Cost]:
+        with closing(load(threads)) as graph:
+            return tuning.measure(functools.partial(run, graph), row_bytes, budget, rest)
+
     threads = settings.threads or 1
-    costs = tuning.measure(functools.partial(run, load(threads)), row_bytes, budget, rest)
+    costs = costs_with(threads)
     if not settings.threads and costs[0].seconds > tuning.ONE_THREAD_SECONDS:
         threads = max(1, available_cpus() // max(1, settings.workers))
-        costs = tuning.measure(functools.partial(run, load(threads)), row_bytes, budget, rest)
+        costs = costs_with(threads)
     batch_rows = settings.max_batch_rows or tuning.best_rows(costs, budget)
     graph = load(threads)  # anew: a session keeps the memory of the largest batch it ever ran
-    run(graph, batch_rows)
+    with _closed_on_failure(graph):
+        run(graph, batch_rows)
     return Tuned(graph, file_bytes, threads, costs, batch_rows)
 
 

@@ -30,6 +30,7 @@ from serving.settings import Settings
 from serving.transport import listener, reflection, tracing, wire
 from serving.transport.access import Access
 from serving.transport.answers import Answers
+from serving.transport.arrivals import Arrivals
 from serving.transport.certificates import Certificates
 from serving.transport.door import Door
 from serving.transport.guard import guarded
@@ -148,12 +149,22 @@ class Server:
             *_age(settings),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+            # Else the window of every stream grows with the rate of its connection, to 256 MiB, and
+            # fills with messages that nobody has asked for yet.
+            ("grpc.http2.bdp_probe", 0),
+            # Callers whose machine is gone say nothing: their connections, idle or not, are closed.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             # Two servers on one port are a mistake, unless they were started as one.
             ("grpc.so_reuseport", int(self.shares_port)),
         ]
         answers = Answers(settings.answer_bytes, self.metrics)
+        arrivals = Arrivals(settings.request_bytes, self.metrics)
+        arrivals.start()
+        self._undo.push_async_callback(asyncio.to_thread, arrivals.stop)
         self._listener = await asyncio.to_thread(
-            listener.choose, settings.listener, options, answers
+            listener.choose, settings.listener, options, answers, arrivals
         )
         self._health = Health()
         self._health.set("liveness", True)

@@ -6,12 +6,17 @@ each batch is padded to the next power of two, its bucket, whose buffers are mad
 device for the input and one for each output, and one beside each in page-locked memory, from which
 the device copies by itself.
 
+Each thread that runs a graph has buckets of its own, so that one can fill its own while another's
+run: what is copied for the next batch costs the device no time. (ONNX Runtime, too, keeps what it
+recorded for each thread.)
+
 On the CPU provider both buffers are one and the same and nothing is copied. That is how the tests
 without a GPU run this; serving does not, for there padding costs and gains nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +25,8 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from serving.runtime.gpu import GPU
 
 Array = NDArray[Any]
 Row = tuple[str, tuple[int, ...]]
@@ -71,9 +78,8 @@ class Bucket:
 class BoundGraph:
     """One ONNX graph whose batches are padded to powers of two.
 
-    input, outputs: name -> dtype and shape of a row. device: "cuda", or "cpu" for tests.
-    cuda_graph: the session records the runs of each bucket and replays them. It keeps what it
-    recorded for each thread, so that one thread should run the graph; several may, one at a time.
+    takes, gives: name -> dtype and shape of a row. device: "cuda", or "cpu" for tests.
+    cuda_graph: the session records the runs of each bucket and replays them.
     """
 
     def __init__(
@@ -86,8 +92,10 @@ class BoundGraph:
     ) -> None:
         self._session, self._takes, self._gives = session, takes, gives
         self._device, self._cuda_graph = device, cuda_graph
-        self._buckets: dict[tuple[int, tuple[str, ...]], Bucket] = {}
-        self._one_at_a_time = threading.Lock()  # the buffers are shared
+        self._buckets: dict[tuple[threading.Thread, int, tuple[str, ...]], Bucket] = {}
+        self._seen: set[tuple[int, tuple[str, ...]]] = set()  # by any thread
+        self._numbers = itertools.count(1)
+        self._one_at_a_time = threading.Lock()  # all threads' runs share the device's work space
 
     def sizes(self, most_rows: int) -> list[int]:
         """The buckets of batches of up to so many rows: 1, 2, 4, ..."""
@@ -96,35 +104,45 @@ class BoundGraph:
     def run(self, array: Array, outputs: Sequence[str]) -> list[Array]:
         """Run one batch; `array` has shape (rows, ...). The answers are the caller's own."""
         rows = len(array)
-        with self._one_at_a_time:
-            bucket = self._bucket(bucket_rows(rows), tuple(outputs))
+        bucket = self._bucket(bucket_rows(rows), tuple(outputs))
+        with GPU.use():
             bucket.input.upload(array)
-            self._session.run_with_iobinding(bucket.binding, bucket.options)
+            with self._one_at_a_time:
+                self._session.run_with_iobinding(bucket.binding, bucket.options)
             return [buffer.download(rows) for buffer in bucket.outputs]
 
     def warm_up(self, most_rows: int) -> None:
-        """Run zeros in every bucket that has been made, up to so many rows, and in one of each size
-        with all outputs, until it is recorded and replayed. Raises what the runtime raises."""
-        dtype, shape = self._takes[1]
+        """Make this thread's buckets of up to so many rows: for all outputs, and for those that
+        any thread has asked for. Raises what the runtime raises."""
         wanted = {(rows, tuple(self._gives)) for rows in self.sizes(most_rows)}
-        wanted |= {key for key in self._buckets if key[0] <= bucket_rows(most_rows)}
+        wanted |= {(rows, outputs) for rows, outputs in list(self._seen) if rows <= max(wanted)[0]}
         for rows, outputs in sorted(wanted):
-            for _ in range(WARM_UPS):
-                self.run(np.zeros((rows, *shape), dtype), outputs)
+            self._bucket(rows, outputs)
+
+    def leave(self) -> None:
+        """Give back this thread's buckets: it is not going to run the graph again."""
+        me = threading.current_thread()
+        with GPU.use():
+            for key in list(self._buckets):
+                if key[0] is me:
+                    del self._buckets[key]
 
     def close(self) -> None:
         """Give the memory back now, whoever still holds the graph; no run may follow."""
-        with self._one_at_a_time:
+        with GPU.use(), self._one_at_a_time:
             self._buckets.clear()
             del self._session
 
     def _bucket(self, rows: int, outputs: tuple[str, ...]) -> Bucket:
-        key = rows, outputs
+        key = threading.current_thread(), rows, outputs
         if key not in self._buckets:
-            self._buckets[key] = self._made(rows, outputs)
+            with GPU.record():
+                self._buckets[key] = self._made(rows, outputs)
+            self._seen.add((rows, outputs))
         return self._buckets[key]
 
     def _made(self, rows: int, outputs: tuple[str, ...]) -> Bucket:
+        """A bucket that has run, on zeros, until it was recorded and replayed."""
         name, row = self._takes
         takes = Buffer(rows, row, self._device)
         gives = [Buffer(rows, self._gives[output], self._device) for output in outputs]
@@ -134,7 +152,10 @@ class BoundGraph:
             binding.bind_ortvalue_output(output, buffer.device)
         options = ort.RunOptions()
         if self._cuda_graph:  # every bucket's recording has a number of its own
-            options.add_run_config_entry("gpu_graph_id", str(len(self._buckets) + 1))
+            options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
+        takes.upload(np.zeros((rows, *row[1]), row[0]))
+        for _ in range(WARM_UPS):
+            self._session.run_with_iobinding(binding, options)
         return Bucket(takes, gives, binding, options)
 
 

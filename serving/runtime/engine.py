@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from serving.errors import BundleError
 from serving.runtime import outside
 from serving.runtime.bound import BoundGraph
+from serving.runtime.gpu import GPU
 from serving.runtime.provider import Provider
 from serving.settings import Settings
 
@@ -105,7 +106,8 @@ class Engine:
         return self._bound(model, signature, cuda_graph=False)
 
     def _bound(self, model: bytes, signature: Signature, cuda_graph: bool) -> Graph:
-        session = self._session(model, 1, cuda_graph)
+        with GPU.use():
+            session = self._session(model, 1, cuda_graph)
         self._provider.confirm(session)
         _check_signature(session, signature)
         if self.on_cpu:  # auto has fallen back, aloud

@@ -12,6 +12,8 @@ ENOUGH: Final = 0.95
 """Share of the best throughput that is as good as the best."""
 SHORT: Final = 0.1
 """Share of the longest run allowed that nobody minds waiting for."""
+SOON: Final = 0.0005
+"""Seconds until a batch is over that an interactive row hardly notices having waited for."""
 ONE_THREAD_SECONDS: Final = 0.002
 """A graph that takes no longer for one row gets one thread: waking a second one for it costs more
 than it saves, and the CPUs are wanted for receiving and answering."""
@@ -95,6 +97,12 @@ def best_rows(costs: Sequence[Cost], most_seconds: float) -> int:
     good = [cost for cost in within if cost.rows / cost.seconds >= ENOUGH * best]
     short = [cost.rows for cost in good if cost.seconds <= most_seconds * SHORT]
     return max(short, default=good[0].rows)
+
+
+def short_rows(costs: Sequence[Cost]) -> int:
+    """The most rows of a batch that is soon over: within SOON, or twice what one row takes."""
+    most = max(SOON, 2 * costs[0].seconds)
+    return max(cost.rows for cost in costs if cost.seconds <= most)
 
 
 def seconds_of(rows: int, costs: Sequence[Cost]) -> float:

@@ -17,6 +17,7 @@ from serving.models import loading
 from serving.runtime import golden
 from serving.runtime.bound import BoundGraph, bucket_rows
 from serving.runtime.engine import Engine, Signature
+from serving.runtime.gpu import GPU
 from serving.runtime.provider import Provider
 
 
@@ -105,7 +106,7 @@ def test_memory_stays_where_it_is(toy: bundle.Bundle, decoder: BoundGraph) -> No
     assert places() == before
 
 
-def test_threads_take_turns(toy: bundle.Bundle, decoder: BoundGraph) -> None:
+def test_threads_share_a_graph_and_no_buffer(toy: bundle.Bundle, decoder: BoundGraph) -> None:
     expected = {seed: decoder.run(latents(toy, 4, seed), ["params"])[0] for seed in range(4)}
     wrong: list[int] = []
 
@@ -120,13 +121,56 @@ def test_threads_take_turns(toy: bundle.Bundle, decoder: BoundGraph) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+    places = {bucket.input.device.data_ptr() for bucket in decoder._buckets.values()}
+    assert len(places) == 1 + len(threads)
+
+
+def test_a_bucket_is_made_and_recorded_while_nobody_uses_the_device(
+    toy: bundle.Bundle, decoder: BoundGraph
+) -> None:
+    decoder.run(latents(toy, 2), ["x"])
+    decoder.run(latents(toy, 2), ["x"])
+    answered = threading.Event()
+
+    def ask() -> None:
+        decoder.run(latents(toy, 4), ["x"])
+        answered.set()
+
+    thread = threading.Thread(target=ask)
+    with GPU.use():
+        thread.start()
+        while not GPU._changed._waiters:  # type: ignore[attr-defined]
+            assert thread.is_alive()
+        assert {rows for _, rows, _ in decoder._buckets} == {2}
+    thread.join()
+    assert answered.is_set()
+    assert {rows for _, rows, _ in decoder._buckets} == {2, 4}
+
+
+def test_who_leaves_gives_its_buckets_back_and_others_warm_up_what_it_has_seen(
+    toy: bundle.Bundle, decoder: BoundGraph
+) -> None:
+    for rows in (1, 2, 16):
+        decoder.run(latents(toy, rows), ["x"])
+    decoder.leave()
+    assert not decoder._buckets
+    thread = threading.Thread(target=decoder.warm_up, args=(4,))
+    thread.start()
+    thread.join()
+    both = ("x", "params")
+    assert {key[1:] for key in decoder._buckets} == {
+        *((1, both), (2, both), (4, both)),
+        *((1, ("x",)), (2, ("x",))),
+    }
+    decoder.close()
+    assert not decoder._buckets
 
 
 def test_golden_vectors_go_through_every_bucket(
     toy: bundle.Bundle, encoder: BoundGraph, decoder: BoundGraph
 ) -> None:
     assert 0 <= golden.check(toy, encoder, decoder, 64) < 1e-4
-    assert {rows for rows, _ in decoder._buckets} == {1, 2, 4, 8, 16, 32, 64}
+    assert {rows for _, rows, _ in decoder._buckets} == {1, 2, 4, 8, 16, 32, 64}
 
     work = decoder.run
 

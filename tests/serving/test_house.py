@@ -22,24 +22,15 @@ ROOMS = {
         *("latents", "likelihood", "images", "codec"),
     ],
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
-    "runtime": ["provider", "bound", "outside", "engine", "golden", "tuning"],
+    "runtime": ["provider", "gpu", "bound", "outside", "engine", "golden", "tuning"],
     "models": [
         *("sources", "loading", "inference", "shelf", "refusals", "repository"),
         *("watcher", "vitals"),
     ],
     "rpc": ["fields", "reconstructing", "service"],
     "transport": [
-        *(
-            "access",
-            "tokens",
-            "certificates",
-            "answers",
-            "statuses",
-            "tracing",
-            "ledger",
-            "door",
-            "wire",
-        ),
+        *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
+        *("ledger", "door", "wire"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": [

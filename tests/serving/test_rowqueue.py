@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from serving.batching.rowqueue import TURNS, Entry, RowQueue
+from serving.batching.rowqueue import PRESENT_SECONDS, TURNS, Entry, RowQueue
 from serving.errors import Overloaded
 
 
@@ -88,6 +88,46 @@ def test_background_alone_has_every_batch_to_itself():
     e = entry(20, background=True)
     q.admit(e, 0.0)
     assert [taken(q) for _ in range(3)] == [[(e, 0, 8)], [(e, 8, 16)], [(e, 16, 20)]]
+
+
+def test_background_runs_in_short_batches_while_interactive_rows_come():
+    q = RowQueue(64, 1000, 1 << 20, short_rows=8)
+    patient, call = entry(500, background=True), entry(3)
+    q.admit(patient, 0.0)
+    assert taken(q, 0.0) == [(patient, 0, 64)]
+    q.admit(call, 1.0)
+    assert taken(q, 1.0) == [(call, 0, 3), (patient, 64, 69)], "8 rows together"
+    assert taken(q, 1.1) == [(patient, 69, 77)]
+    assert taken(q, 1.0 + PRESENT_SECONDS) == [(patient, 77, 141)], "nobody came for long"
+
+
+def test_background_keeps_its_share_where_interactive_rows_fill_all_batches():
+    q = RowQueue(64, 10**6, 1 << 30, short_rows=2)
+    patient = entry(10**5, background=True)
+    q.admit(patient, 0.0)
+    rows = 0
+    for step in range(160):
+        q.admit(entry(64), step * 0.01)
+        rows += sum(stop - start for e, start, stop in taken(q, step * 0.01) if e is patient)
+    assert rows == pytest.approx(160 * 64 / 16, rel=0.02)
+
+
+def test_one_row_beside_background_waits_for_a_short_batch_at_the_most():
+    """Calls at odd moments; a row takes a millisecond, a full batch 64."""
+    q = RowQueue(64, 10**6, 1 << 30, short_rows=4)
+    q.admit(entry(10**5, background=True), 0.0)
+    calls = [0.0137 * n for n in range(1, 200)]
+    now, waited = 0.0, []
+    q.admit(entry(1), now)
+    while calls:
+        batch, _ = q.take(now)
+        waited += [now - s.entry.enqueued_at for s in batch if not s.entry.background]
+        ends = now + 0.001 * sum(share.rows for share in batch)
+        while calls and calls[0] <= ends:
+            q.admit(entry(1), calls.pop(0))
+        now = ends
+    assert len(waited) >= 190
+    assert max(waited) <= 0.005
 
 
 def test_the_discarded_are_never_taken_and_count_no_longer():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.runtime.tuning import Cost, best_rows, measure, seconds_of, still_holds
+from serving.runtime.tuning import Cost, best_rows, measure, seconds_of, short_rows, still_holds
 
 
 def curve(*seconds: float) -> list[Cost]:
@@ -29,6 +29,12 @@ def test_a_graph_slower_than_the_budget_runs_row_by_row():
 
 def test_a_batch_that_was_not_measured_is_judged_by_its_neighbour():
     assert seconds_of(12, curve(0.001, 0.002, 0.004, 0.008)) == 0.012
+
+
+def test_a_short_batch_is_half_a_millisecond_or_two_rows_of_a_slow_graph():
+    assert short_rows(curve(0.0001, 0.0002, 0.0004, 0.0008)) == 4
+    assert short_rows(curve(0.001, 0.0015, 0.0025, 0.004)) == 2
+    assert short_rows(curve(0.1, 0.3)) == 1
 
 
 def test_measuring_stops_at_the_budget_and_doubles_on_the_way():
