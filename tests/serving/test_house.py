@@ -73,6 +73,15 @@ ORDERS = [
 ]
 
 
+TRAINING = [
+    *("errors", "config", "pictures", "sources", "data", "networks", "likelihoods", "model"),
+    *("parallel", "objective", "optimiser", "schedules", "average"),
+    *("checkpoint", "run", "journal", "figures", "train", "evaluation", "comparison"),
+    *("graphs", "half", "parity", "scores", "export"),
+]
+"""training/, likewise."""
+
+
 def imports(path: Path) -> set[str]:
     """The modules of this project that a file imports."""
     found = set()
@@ -115,6 +124,15 @@ def every_module() -> set[str]:
 def test_every_serving_module_has_its_place_in_an_order():
     placed = {f"serving.{name}" for order in ORDERS for name in order}
     assert every_module() == placed
+
+
+def test_training_imports_run_one_way():
+    files = [p for p in modules("training") if p.stem not in ("__init__", "__main__")]
+    rooms = {p: p.relative_to(ROOT / "training").parts[0].removesuffix(".py") for p in files}
+    assert set(rooms.values()) == set(TRAINING)
+    for path, room in rooms.items():
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("training.")}
+        assert not used & set(TRAINING[TRAINING.index(room) + 1 :]), path
 
 
 def test_the_bundle_is_the_only_bridge_between_the_halves():
