@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from serving.client import arguments, results
+from serving.client import arguments, responses, results
 from serving.client.arguments import Data, EndPoint
 from serving.codec import Array
 from serving.errors import InvalidInput
@@ -56,12 +56,12 @@ class ChunkedCall(Generic[Chunks]):
 
 def get_model(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[results.ModelInfo]:
     """Shapes, ranges, limits, versions and measured cost of the model."""
-    return Call("GetModel", pb.GetModelRequest(), results.model_info, timeout)
+    return Call("GetModel", pb.GetModelRequest(), responses.model_info, timeout)
 
 
 def list_models(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[list[results.ListedModel]]:
     """Every model and version the server found, also those it refused."""
-    return Call("ListModels", pb.ListModelsRequest(), results.listed_models, timeout)
+    return Call("ListModels", pb.ListModelsRequest(), responses.listed_models, timeout)
 
 
 def encode(
@@ -81,7 +81,7 @@ def encode(
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Encode", request, results.encoding, timeout)
+    return Call("Encode", request, responses.encoding, timeout)
 
 
 def decode(
@@ -96,7 +96,7 @@ def decode(
     request = pb.DecodeRequest(
         z=arguments.latents(z), output=output, format=arguments.image_format(as_png)
     )
-    return Call("Decode", request, results.decoding, timeout)
+    return Call("Decode", request, responses.decoding, timeout)
 
 
 def sample(
@@ -121,7 +121,7 @@ def sample(
         format=arguments.image_format(as_png),
         return_z=return_z,
     )
-    return Call("Sample", request, results.samples, timeout)
+    return Call("Sample", request, responses.samples, timeout)
 
 
 def stream_samples(
@@ -152,7 +152,7 @@ def stream_samples(
         return_z=return_z,
         chunk_rows=arguments.whole("chunk_rows", chunk_rows, 32),
     )
-    return Call("StreamSamples", request, results.samples, timeout)
+    return Call("StreamSamples", request, responses.samples, timeout)
 
 
 def reconstruct(
@@ -175,7 +175,7 @@ def reconstruct(
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Reconstruct", request, results.reconstruction, timeout)
+    return Call("Reconstruct", request, responses.reconstruction, timeout)
 
 
 def stream_reconstruct(
@@ -231,7 +231,7 @@ def interpolate(
         format=arguments.image_format(as_png),
         return_z=return_z,
     )
-    return Call("Interpolate", request, results.interpolation, timeout)
+    return Call("Interpolate", request, responses.interpolation, timeout)
 
 
 def score(
@@ -252,7 +252,7 @@ def score(
         seed=arguments.seed(seed),
         offset=arguments.whole("offset", offset, 63),
     )
-    return Call("Score", request, results.scores, timeout)
+    return Call("Score", request, responses.scores, timeout)
 
 
 def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from serving.client import arguments, results
+from serving.client import arguments, responses
 from serving.client.failures import ServiceError
 from serving.client.results import StreamedReconstruction
 from serving.codec import Array
@@ -56,7 +56,7 @@ class Unanswered:
     def accept(self, response: pb.StreamReconstructResponse) -> StreamedReconstruction:
         """The answer to the oldest chunk. Raises ServiceError where it is another's, or where
         another version answers than before."""
-        answer = results.streamed_reconstruction(response)
+        answer = responses.streamed_reconstruction(response)
         due = self._waiting.popleft().offset if self._waiting else -1
         if answer.offset != due:
             raise ServiceError(

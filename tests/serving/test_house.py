@@ -44,8 +44,8 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
-    *("spans", "results", "failures", "retries", "connection", "credentials", "arguments"),
-    *("calls", "resume", "unanswered", "streaming", "sender", "clients"),
+    *("spans", "results", "responses", "failures", "retries", "connection", "credentials"),
+    *("arguments", "calls", "resume", "unanswered", "streaming", "sender", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
