@@ -34,7 +34,17 @@ ROOMS = {
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": [
-        *("exposition", "server", "worker", "supervisor", "command", "sizing", "plan", "parser"),
+        *(
+            "exposition",
+            "port",
+            "server",
+            "worker",
+            "supervisor",
+            "command",
+            "sizing",
+            "plan",
+            "parser",
+        ),
     ],
 }
 SERVER = [f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name in names]
