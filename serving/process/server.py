@@ -18,7 +18,6 @@ from typing import Final
 import grpc
 from prometheus_client import CollectorRegistry
 
-from serving.errors import ConfigError
 from serving.metrics import Metrics
 from serving.models.repository import Repository
 from serving.models.vitals import Vitals
