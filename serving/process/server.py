@@ -160,7 +160,8 @@ class Server:
             ("grpc.so_reuseport", int(self.shares_port)),
         ]
         answers = Answers(settings.answer_bytes, self.metrics)
-        arrivals = Arrivals(settings.request_bytes, self.metrics)
+        repository = self.repository
+        arrivals = Arrivals(settings.request_bytes, self.metrics, loads=lambda: repository.loads)
         arrivals.start()
         self._undo.push_async_callback(asyncio.to_thread, arrivals.stop)
         self._listener = await asyncio.to_thread(
