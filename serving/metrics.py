@@ -142,7 +142,6 @@ class Metrics:
         self.loop_lag = gauge(
             "event_loop_lag_seconds", "How late the event loop last woke a timer: its backlog."
         )
-
         self.faults = gauge(
             "engine_faults",
             "1 while a run hangs, or a graph fails on whatever it is given.",

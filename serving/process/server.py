@@ -18,12 +18,12 @@ from typing import Final
 import grpc
 from prometheus_client import CollectorRegistry
 
-from serving.errors import ConfigError
 from serving.metrics import Metrics
 from serving.models.repository import Repository
 from serving.models.vitals import Vitals
 from serving.models.watcher import Watcher
 from serving.process.exposition import expose
+from serving.process.port import announce, port_is_taken
 from serving.rpc.service import VaeService
 from serving.runtime.engine import Engine
 from serving.settings import Settings
@@ -161,7 +161,8 @@ class Server:
             ("grpc.so_reuseport", int(self.shares_port)),
         ]
         answers = Answers(settings.answer_bytes, self.metrics)
-        arrivals = Arrivals(settings.request_bytes, self.metrics)
+        repository = self.repository
+        arrivals = Arrivals(settings.request_bytes, self.metrics, loads=lambda: repository.loads)
         arrivals.start()
         self._undo.push_async_callback(asyncio.to_thread, arrivals.stop)
         self._listener = await asyncio.to_thread(
@@ -179,13 +180,9 @@ class Server:
         # Before the models load, for health alone: probes must tell loading from dead. All else is
         # answered UNAVAILABLE until `_load_models` is done.
         settings = self.settings
-        address = f"{settings.host}:{settings.port}"
-        self.port = self._listener.bind(address, self._credentials)
+        self.port = self._listener.bind(f"{settings.host}:{settings.port}", self._credentials)
         if not self.port:
-            raise ConfigError(
-                f"{address} cannot be opened: it is in use or not an address of this machine. "
-                "Choose another with --port (0: any free one) or --host."
-            )
+            raise port_is_taken(settings.host, settings.port)
         await self._listener.start()
         self._undo.push_async_callback(self._listener.stop, settings.drain_seconds)
 
@@ -243,13 +240,7 @@ class Server:
     def _announce(self) -> None:
         # Last: from now on clients come.
         self._set_health(True)
-        log.info(
-            "Listening on %s:%d, metrics on http://%s:%d/metrics.",
-            self.settings.host,
-            self.port,
-            self.settings.host,
-            self.metrics_port,
-        )
+        announce(self.settings.host, self.port, self.metrics_port)
 
     async def _close_doors(self) -> None:
         # Clients that watch health leave by themselves; calls they still send are answered.

@@ -5,8 +5,8 @@ thousand calls that lack their last byte would hold a thousand messages for as l
 connection lasts. gRPC tells nobody how much that is. So the C heap is looked at, where it keeps
 them: what it has grown by since no request was long in coming is theirs at the most. Beyond the
 bound those that have been on their way longest are given up: who sends need not wait for those who
-do not. What else may have grown meanwhile, a new version for one, counts against them too; they are
-told to come back.
+do not. What a new version takes is not counted against them; what else may have grown meanwhile is,
+and they are told to come back.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Arrivals:
 
     most_bytes: of memory that they may take together
     used_bytes: what the heap has in use now
+    loads:      how often the loading of a version has begun or ended: odd while one is loaded
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class Arrivals:
         most_bytes: int,
         metrics: Metrics,
         used_bytes: Callable[[], int] | None = None,
+        loads: Callable[[], int] = lambda: 0,
     ) -> None:
         self._most, self._given_up = most_bytes, metrics.requests_given_up
         self._used = used_bytes or heap()
-        self._calm = self._used()  # while no request was long in coming
+        self._calm = self._used()  # while no request was long in coming, or a version was loaded
+        self._loads, self._loaded = loads, loads()
         self._numbers = itertools.count()
         self._seen = 0  # numbers below it were there at the last look
         self._waiting: dict[int, Reply[Any]] = {}  # the oldest first
@@ -75,8 +78,8 @@ class Arrivals:
         """Give up the older half of those that were here at the last look, if there is too much."""
         late = [number for number in list(self._waiting) if number < self._seen]
         self._seen = next(self._numbers)
-        used = self._used()
-        if not late:
+        used, before, self._loaded = self._used(), self._loaded, self._loads()
+        if not late or self._loaded != before or self._loaded % 2:
             self._calm = used
         elif used - self._calm > self._most:
             for number in late[: (len(late) + 1) // 2]:

@@ -80,6 +80,23 @@ def test_a_message_that_comes_between_two_looks_is_safe(heap, waiting):
     assert done(late) == [False], "what has grown while nobody was late is not theirs"
 
 
+def test_what_a_new_version_takes_is_not_held_against_those_who_wait(heap):
+    loads = 0
+    waiting = Arrivals(MOST, Metrics(CollectorRegistry()), heap, lambda: loads)
+    replies = expect(waiting, 2)
+    waiting.look()
+    heap.used, loads = heap.used + 10 * MOST, 1  # is being loaded
+    waiting.look()
+    heap.used += 10 * MOST
+    waiting.look()
+    heap.used, loads = heap.used + 10 * MOST, 2  # is loaded, between two looks
+    waiting.look()
+    assert done(replies) == [False, False]
+    heap.used += MOST + 1
+    waiting.look()
+    assert done(replies) == [True, False]
+
+
 def test_the_heap_is_what_is_in_use_and_not_what_it_has_ever_taken():
     used = arrivals.heap()
     before = used()
