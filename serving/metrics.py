@@ -88,6 +88,9 @@ class Metrics:
         self.given_up = counter(
             "answers_given_up_total", "Calls ended because their callers let answers wait."
         )
+        self.requests_given_up = counter(
+            "requests_given_up_total", "Calls ended because their messages never came whole."
+        )
         self.shed = counter("shed_total", "Requests refused at the door.", "lane", "reason")
         self.failed_batches = counter(
             "failed_batches_total", "Runs that raised inside the engine.", "lane"
@@ -139,7 +142,6 @@ class Metrics:
         self.loop_lag = gauge(
             "event_loop_lag_seconds", "How late the event loop last woke a timer: its backlog."
         )
-
         self.faults = gauge(
             "engine_faults",
             "1 while a run hangs, or a graph fails on whatever it is given.",

@@ -100,6 +100,12 @@ class Settings:
         "are given up.",
         least=1,
     )
+    requests_mib: int = _setting(
+        128,
+        "MiB of requests that have come in part. Beyond it those that have been on their way "
+        "longest are given up.",
+        least=1,
+    )
 
     watchdog_seconds: float = _setting(
         60.0,
@@ -129,11 +135,18 @@ class Settings:
 
     @property
     def max_message_bytes(self) -> int:
+        """--max-message-mib in bytes."""
         return self.max_message_mib << 20
 
     @property
     def answer_bytes(self) -> int:
+        """--answers-mib in bytes."""
         return self.answers_mib << 20
+
+    @property
+    def request_bytes(self) -> int:
+        """--requests-mib in bytes."""
+        return self.requests_mib << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,11 +183,7 @@ def read(flags: Mapping[str, str | None], environment: Mapping[str, str] = os.en
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """LATENTD_* variables that set nothing: a typing error, or another program's."""
     known = {_variable(field.name) for field in dataclasses.fields(Settings)}
-    known |= {
-        "LATENTD_SERVER",
-        "LATENTD_DATA",
-        "LATENTD_FUZZ_SECONDS",
-    }  # the client's and the tests'
+    known |= {"LATENTD_SERVER", "LATENTD_DATA", "LATENTD_FUZZ_SECONDS"}  # the client's; the tests'
     return sorted(n for n in environment if n.startswith("LATENTD_") and n not in known)
 
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, get_args, get_type_hints
 
@@ -203,16 +204,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Derive one flag from each field of Config. A flag not given stays out of the namespace."""
+def add_flags(parser: argparse.ArgumentParser, unsaid: Collection[str] = ()) -> None:
+    """Derive one flag from each field of Config. A flag not given stays out of the namespace.
+
+    unsaid: fields that --help leaves out, for commands that refuse them with a reason.
+    """
     for field in dataclasses.fields(Config):
         shown = "" if field.default in (None, False) else f" [{field.default}]"
         choices = field.metadata.get("choices")
         kind = _type(field)
+        told = field.metadata["help"].replace("%", "%%") + shown
         common: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
-            "help": field.metadata["help"].replace("%", "%%") + shown,
+            "help": argparse.SUPPRESS if field.name in unsaid else told,
         }
         if kind is bool:
             parser.add_argument(flag(field.name), action="store_true", **common)

@@ -49,11 +49,13 @@ EndPoint: TypeAlias = DataPoint | LatentPoint | SampledPoint
 
 
 def seed(seed: int | None) -> int:
-    # Chosen here and not by the server, so that a call that is retried gives the same rows.
+    """The seed; for None a new one, chosen here and not by the server, so that a call that is
+    retried gives the same rows."""
     return secrets.randbits(64) if seed is None else whole("seed", seed, 64)
 
 
 def whole(field: str, value: int, bits: int) -> int:
+    """`value` as a whole number of at most so many bits. Raises InvalidInput naming the field."""
     number = operator.index(value)
     if not 0 <= number < 1 << bits:
         raise InvalidInput(field, f"{number} is out of range", f"Use 0 to 2^{bits} - 1")
@@ -61,6 +63,7 @@ def whole(field: str, value: int, bits: int) -> int:
 
 
 def image_format(as_png: bool) -> pb.Format:
+    """How rows are to come back."""
     return pb.FORMAT_PNG if as_png else pb.FORMAT_RAW
 
 
@@ -78,6 +81,7 @@ def _png(file: PngFile) -> bytes:
 
 
 def latents(z: Array) -> pb.Tensor:
+    """z, floats of any width, as float32."""
     return codec.to_tensor(np.asarray(z).astype(np.float32, copy=False))
 
 
@@ -95,6 +99,7 @@ def _wire_dtype(x: Array, field: str) -> Array:
 
 
 def end_point(point: EndPoint, field: str) -> pb.EndPoint:
+    """One end of an interpolation. Raises InvalidInput where it is none of the three."""
     match point:
         case DataPoint(x):
             row = x[None] if isinstance(x, np.ndarray) else [x]

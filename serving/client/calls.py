@@ -6,20 +6,21 @@ Both clients in `serving.client` take their methods, with signatures and docstri
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from serving.client import arguments, results
+from serving.client import arguments, responses, results
 from serving.client.arguments import Data, EndPoint
 from serving.codec import Array
 from serving.errors import InvalidInput
 from serving.pb import vae_pb2 as pb
 
 T_co = TypeVar("T_co", covariant=True)
+Chunks = TypeVar("Chunks", bound=Iterable[Array] | AsyncIterable[Array])
 
 
 class Default(enum.Enum):
@@ -43,14 +44,24 @@ class Call(Generic[T_co]):
     timeout: Timeout
 
 
+@dataclass(frozen=True)
+class ChunkedCall(Generic[Chunks]):
+    """StreamReconstruct of `chunks`; `request`: what its first message says beside its rows."""
+
+    request: pb.StreamReconstructRequest
+    chunks: Chunks
+    in_flight: int
+    timeout: float | None
+
+
 def get_model(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[results.ModelInfo]:
     """Shapes, ranges, limits, versions and measured cost of the model."""
-    return Call("GetModel", pb.GetModelRequest(), results.model_info, timeout)
+    return Call("GetModel", pb.GetModelRequest(), responses.model_info, timeout)
 
 
 def list_models(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[list[results.ListedModel]]:
     """Every model and version the server found, also those it refused."""
-    return Call("ListModels", pb.ListModelsRequest(), results.listed_models, timeout)
+    return Call("ListModels", pb.ListModelsRequest(), responses.listed_models, timeout)
 
 
 def encode(
@@ -70,7 +81,7 @@ def encode(
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Encode", request, results.encoding, timeout)
+    return Call("Encode", request, responses.encoding, timeout)
 
 
 def decode(
@@ -85,7 +96,7 @@ def decode(
     request = pb.DecodeRequest(
         z=arguments.latents(z), output=output, format=arguments.image_format(as_png)
     )
-    return Call("Decode", request, results.decoding, timeout)
+    return Call("Decode", request, responses.decoding, timeout)
 
 
 def sample(
@@ -110,7 +121,7 @@ def sample(
         format=arguments.image_format(as_png),
         return_z=return_z,
     )
-    return Call("Sample", request, results.samples, timeout)
+    return Call("Sample", request, responses.samples, timeout)
 
 
 def stream_samples(
@@ -141,7 +152,7 @@ def stream_samples(
         return_z=return_z,
         chunk_rows=arguments.whole("chunk_rows", chunk_rows, 32),
     )
-    return Call("StreamSamples", request, results.samples, timeout)
+    return Call("StreamSamples", request, responses.samples, timeout)
 
 
 def reconstruct(
@@ -164,7 +175,38 @@ def reconstruct(
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Reconstruct", request, results.reconstruction, timeout)
+    return Call("Reconstruct", request, responses.reconstruction, timeout)
+
+
+def stream_reconstruct(
+    chunks: Chunks,
+    *,
+    draw: bool = False,
+    seed: int | None = None,
+    offset: int = 0,
+    scores: bool = False,
+    latents: bool = False,
+    omit_x: bool = False,
+    in_flight: int = 4,
+    timeout: float | None = None,
+) -> ChunkedCall[Chunks]:
+    """As reconstruct, for any number of chunks of rows: an answer to each, in order.
+
+    At most `in_flight` chunks are sent and not yet answered; `chunks` is not read further. Survives
+    the loss or the overload of a server: what is not answered is sent again, after the time that
+    the server names. `timeout` is for the whole stream; None: no deadline. AsyncClient takes
+    asynchronous iterables too.
+    """
+    request = pb.StreamReconstructRequest(
+        draw=draw,
+        offset=arguments.whole("offset", offset, 63),
+        scores=scores,
+        latents=latents,
+        omit_x=omit_x,
+    )
+    if draw:
+        request.seed = arguments.seed(seed)
+    return ChunkedCall(request, chunks, in_flight, timeout)
 
 
 def interpolate(
@@ -189,7 +231,7 @@ def interpolate(
         format=arguments.image_format(as_png),
         return_z=return_z,
     )
-    return Call("Interpolate", request, results.interpolation, timeout)
+    return Call("Interpolate", request, responses.interpolation, timeout)
 
 
 def score(
@@ -210,7 +252,7 @@ def score(
         seed=arguments.seed(seed),
         offset=arguments.whole("offset", offset, 63),
     )
-    return Call("Score", request, results.scores, timeout)
+    return Call("Score", request, responses.scores, timeout)
 
 
 def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:

@@ -21,15 +21,16 @@ import grpc
 import grpc.aio
 
 from serving.client import calls, streaming
-from serving.client.calls import Call
+from serving.client.calls import Call, ChunkedCall
 from serving.client.results import Samples, StreamedReconstruction
 from serving.client.retries import Backoff
 from serving.client.sender import Sender
 from serving.codec import Array
-from serving.pb import vae_pb2 as pb
 
-Chunks: TypeAlias = Generator[Samples, None, None]
-AsyncChunks: TypeAlias = AsyncGenerator[Samples, None]
+SampleChunks: TypeAlias = Generator[Samples, None, None]
+AsyncSampleChunks: TypeAlias = AsyncGenerator[Samples, None]
+Reconstructions: TypeAlias = Generator[StreamedReconstruction, None, None]
+AsyncReconstructions: TypeAlias = AsyncGenerator[StreamedReconstruction, None]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,8 +45,8 @@ def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T
 
 def _iterating(
     build: Callable[P, Call[Samples]],
-) -> Callable[Concatenate[Client, P], Chunks]:
-    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Chunks:
+) -> Callable[Concatenate[Client, P], SampleChunks]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> SampleChunks:
         return self._stream(build(*args, **kwargs))
 
     return _documented(method, build)
@@ -62,9 +63,27 @@ def _awaiting(
 
 def _async_iterating(
     build: Callable[P, Call[Samples]],
-) -> Callable[Concatenate[AsyncClient, P], AsyncChunks]:
-    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncChunks:
+) -> Callable[Concatenate[AsyncClient, P], AsyncSampleChunks]:
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncSampleChunks:
         return self._stream(build(*args, **kwargs))
+
+    return _documented(method, build)
+
+
+def _iterating_chunks(
+    build: Callable[P, ChunkedCall[Iterable[Array]]],
+) -> Callable[Concatenate[Client, P], Reconstructions]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Reconstructions:
+        return self._stream_chunks(build(*args, **kwargs))
+
+    return _documented(method, build)
+
+
+def _async_iterating_chunks(
+    build: Callable[P, ChunkedCall[Iterable[Array] | AsyncIterable[Array]]],
+) -> Callable[Concatenate[AsyncClient, P], AsyncReconstructions]:
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncReconstructions:
+        return self._stream_chunks(build(*args, **kwargs))
 
     return _documented(method, build)
 
@@ -96,6 +115,7 @@ class Client(Sender):
     sample = _blocking(calls.sample)
     stream_samples = _iterating(calls.stream_samples)
     reconstruct = _blocking(calls.reconstruct)
+    stream_reconstruct = _iterating_chunks(calls.stream_reconstruct)
     interpolate = _blocking(calls.interpolate)
     score = _blocking(calls.score)
     health = _blocking(calls.health)
@@ -127,7 +147,7 @@ class Client(Sender):
                 self._throttle.succeeded()
                 return call.read(response)
 
-    def _stream(self, call: Call[Samples]) -> Chunks:
+    def _stream(self, call: Call[Samples]) -> SampleChunks:
         calls.address(call.request, self._model, self._version)
         missing = self._missing(call)
         while not missing.done:
@@ -143,32 +163,11 @@ class Client(Sender):
             if failure is not None and not missing.done:
                 time.sleep(missing.wait_after(failure))
 
-    def stream_reconstruct(
-        self,
-        chunks: Iterable[Array],
-        *,
-        draw: bool = False,
-        seed: int | None = None,
-        offset: int = 0,
-        scores: bool = False,
-        latents: bool = False,
-        omit_x: bool = False,
-        in_flight: int = 4,
-        timeout: float | None = None,
-    ) -> Generator[StreamedReconstruction, None, None]:
-        """As reconstruct, for any number of chunks of rows: an answer to each, in order.
-
-        At most `in_flight` chunks are sent and not yet answered; `chunks` is not read further.
-        Survives the loss or the overload of a server: what is not answered is sent again, after
-        the time that the server names. `timeout` is for the whole stream; None: no deadline.
-        """
-        options = pb.StreamReconstructRequest(
-            draw=draw, scores=scores, latents=latents, omit_x=omit_x
-        )
+    def _stream_chunks(self, call: ChunkedCall[Iterable[Array]]) -> Reconstructions:
         return streaming.blocking(
-            chunks,
-            self._unanswered(options, seed, offset, in_flight),
-            Backoff(timeout, self._connection.attempts),
+            call.chunks,
+            self._unanswered(call),
+            Backoff(call.timeout, self._connection.attempts),
             lambda requests, seconds: self._methods["StreamReconstruct"](
                 requests, timeout=seconds, metadata=self._metadata
             ),
@@ -188,6 +187,7 @@ class AsyncClient(Sender):
     sample = _awaiting(calls.sample)
     stream_samples = _async_iterating(calls.stream_samples)
     reconstruct = _awaiting(calls.reconstruct)
+    stream_reconstruct = _async_iterating_chunks(calls.stream_reconstruct)
     interpolate = _awaiting(calls.interpolate)
     score = _awaiting(calls.score)
     health = _awaiting(calls.health)
@@ -222,7 +222,7 @@ class AsyncClient(Sender):
             finally:
                 pending.cancel()  # where our own task was cancelled, so that the server stops too
 
-    async def _stream(self, call: Call[Samples]) -> AsyncChunks:
+    async def _stream(self, call: Call[Samples]) -> AsyncSampleChunks:
         calls.address(call.request, self._model, self._version)
         missing = self._missing(call)
         while not missing.done:
@@ -238,27 +238,13 @@ class AsyncClient(Sender):
             if failure is not None and not missing.done:
                 await asyncio.sleep(missing.wait_after(failure))
 
-    def stream_reconstruct(
-        self,
-        chunks: Iterable[Array] | AsyncIterable[Array],
-        *,
-        draw: bool = False,
-        seed: int | None = None,
-        offset: int = 0,
-        scores: bool = False,
-        latents: bool = False,
-        omit_x: bool = False,
-        in_flight: int = 4,
-        timeout: float | None = None,
-    ) -> AsyncGenerator[StreamedReconstruction, None]:
-        """As Client.stream_reconstruct; `chunks` may also be an asynchronous iterable."""
-        options = pb.StreamReconstructRequest(
-            draw=draw, scores=scores, latents=latents, omit_x=omit_x
-        )
+    def _stream_chunks(
+        self, call: ChunkedCall[Iterable[Array] | AsyncIterable[Array]]
+    ) -> AsyncReconstructions:
         return streaming.awaited(
-            chunks,
-            self._unanswered(options, seed, offset, in_flight),
-            Backoff(timeout, self._connection.attempts),
+            call.chunks,
+            self._unanswered(call),
+            Backoff(call.timeout, self._connection.attempts),
             lambda seconds: self._methods["StreamReconstruct"](
                 timeout=seconds, metadata=self._metadata
             ),

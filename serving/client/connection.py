@@ -89,7 +89,7 @@ class Connection:
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             }
-        # Streams resume by themselves (serving.resume), from any row; a retry would come on top.
+        # Streams go on by themselves from any row (`resume`); a retry would come on top.
         streams = [
             {"service": SERVICE.full_name, "method": method.name}
             for method in SERVICE.methods

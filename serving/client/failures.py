@@ -66,10 +66,9 @@ def _exhausted(call: Any, said: str) -> LatentdError:
             f"A limit was passed that waiting does not lift ({said.rstrip('.')}). Send or ask for "
             "fewer rows a call; get_model().limits says how many bytes a message may have.",
         )
-    info = _detail(call, error_details_pb2.ErrorInfo)
     delay = retry.retry_delay
     return Overloaded(
-        info.reason if info is not None else "",
+        "",  # why is the server's own to know
         said.partition(" Retry in ")[0].rstrip("."),  # Overloaded says the time itself
         delay.seconds + delay.nanos / 1e9,
     )

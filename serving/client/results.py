@@ -5,18 +5,11 @@ Arrays are read-only views of the message that brought them; copy one before wri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-
-from serving import codec
 from serving.bundle import XSpec
 from serving.codec import Array
-from serving.pb import vae_pb2 as pb
-
-_DTYPE_NAMES: Final = {value: name for name, value in codec.DATA_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -164,137 +157,3 @@ class Scores:
     seed: int
     draws: int  # for each row
     served_by: ModelVersion
-
-
-def version(message: pb.ModelVersion) -> ModelVersion:
-    return ModelVersion(message.model, message.version, message.digest)
-
-
-def model_info(message: pb.GetModelResponse) -> ModelInfo:
-    return ModelInfo(
-        served_by=version(message.served_by),
-        family=message.family,
-        x=XSpec(
-            message.kind,
-            tuple(message.x_shape),
-            _DTYPE_NAMES.get(message.x_dtype, "unknown"),
-            (message.x_min, message.x_max),
-        ),
-        latent_size=message.latent_size,
-        likelihood=message.likelihood,
-        params_per_element=message.params_per_element,
-        limits=Limits(
-            message.limits.max_rows, message.limits.max_message_bytes, message.limits.max_draws
-        ),
-        provider=message.provider,
-        versions=list(message.versions),
-        lanes=[
-            LaneCost(lane.lane, lane.max_batch_rows, {c.rows: c.seconds for c in lane.costs})
-            for lane in message.lanes
-        ],
-        preprocessing=message.preprocessing,
-        created=message.created,
-        training_scores=_training_scores(message.training_scores),
-    )
-
-
-def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:
-    if not message.rows:
-        return {}
-    lists = ("levels", "reconstruction_error", "kl", "elbo")
-    return {"rows": message.rows} | {name: list(getattr(message, name)) for name in lists}
-
-
-def listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:
-    return [
-        ListedModel(
-            version(model.version),
-            pb.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower(),
-            model.reason,
-            model.newest,
-            model.default,
-        )
-        for model in message.models
-    ]
-
-
-def encoding(message: pb.EncodeResponse) -> Encoding:
-    return Encoding(
-        codec.from_tensor(message.mean, "mean"),
-        codec.from_tensor(message.log_var, "log_var"),
-        _given(message.HasField("z"), message.z, "z"),
-        message.seed,
-        version(message.served_by),
-    )
-
-
-def decoding(message: pb.DecodeResponse) -> Decoding:
-    params = _given(message.HasField("params"), message.params, "params")
-    return Decoding(*_rows(message.x), params, version(message.served_by))
-
-
-def samples(message: pb.SampleResponse | pb.StreamSamplesResponse) -> Samples:
-    return Samples(
-        *_rows(message.x),
-        _given(message.HasField("z"), message.z, "z"),
-        message.seed,
-        message.offset,
-        version(message.served_by),
-    )
-
-
-def reconstruction(message: pb.ReconstructResponse) -> Reconstruction:
-    return Reconstruction(
-        *_rows(message.x),
-        _floats(message.reconstruction_error) if message.reconstruction_error else None,
-        _floats(message.kl) if message.kl else None,
-        _floats(message.elbo) if message.elbo else None,
-        message.seed,
-        version(message.served_by),
-    )
-
-
-def streamed_reconstruction(message: pb.StreamReconstructResponse) -> StreamedReconstruction:
-    return StreamedReconstruction(
-        message.offset,
-        {error.row: error.description for error in message.errors},
-        _rows(message.x)[0],
-        _floats(message.reconstruction_error),
-        _floats(message.kl),
-        _floats(message.elbo),
-        _given(message.HasField("mean"), message.mean, "mean"),
-        _given(message.HasField("log_var"), message.log_var, "log_var"),
-        message.seed,
-        version(message.served_by),
-    )
-
-
-def interpolation(message: pb.InterpolateResponse) -> Interpolation:
-    z = _given(message.HasField("z"), message.z, "z")
-    return Interpolation(*_rows(message.x), z, version(message.served_by))
-
-
-def scores(message: pb.ScoreResponse) -> Scores:
-    return Scores(
-        _floats(message.elbo),
-        _floats(message.log_likelihood),
-        _floats(message.kl),
-        message.seed,
-        message.draws,
-        version(message.served_by),
-    )
-
-
-def _rows(rows: pb.Rows) -> tuple[Array, list[bytes]]:
-    """x and png: of the two, the one that was asked for."""
-    if rows.WhichOneof("content") == "tensor":
-        return codec.from_tensor(rows.tensor, "x.tensor"), []
-    return np.empty(0, np.uint8), list(rows.png.files)
-
-
-def _given(present: bool, tensor: pb.Tensor, field: str) -> Array | None:
-    return codec.from_tensor(tensor, field) if present else None
-
-
-def _floats(values: Iterable[float]) -> Array:
-    return np.fromiter(values, np.float32)

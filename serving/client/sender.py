@@ -7,8 +7,7 @@ from typing import Any, Self
 
 import grpc
 
-from serving.client import arguments
-from serving.client.calls import CLIENT_TIMEOUT, Call
+from serving.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, address
 from serving.client.connection import MIB, Connection, methods
 from serving.client.failures import from_rpc
 from serving.client.results import ModelVersion, Samples
@@ -16,7 +15,6 @@ from serving.client.resume import SampleStream
 from serving.client.retries import Backoff, Throttle
 from serving.client.unanswered import Unanswered
 from serving.errors import LatentdError, Overloaded
-from serving.pb import vae_pb2 as pb
 
 
 class Sender:
@@ -87,17 +85,9 @@ class Sender:
             raise failure
         return backoff.wait_after(failure)
 
-    def _unanswered(
-        self,
-        options: pb.StreamReconstructRequest,
-        seed: int | None,
-        offset: int,
-        in_flight: int,
-    ) -> Unanswered:
-        options.model, options.version = self._model, self._version
-        if options.draw:
-            options.seed = arguments.seed(seed)
-        return Unanswered(options, offset, in_flight)
+    def _unanswered(self, call: ChunkedCall[Any]) -> Unanswered:
+        address(call.request, self._model, self._version)
+        return Unanswered(call.request, call.in_flight)
 
     def _missing(self, call: Call[Samples]) -> SampleStream:
         return SampleStream(call.request, self._seconds(call), self._connection.attempts)

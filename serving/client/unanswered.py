@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from serving.client import arguments, results
+from serving.client import arguments, responses
 from serving.client.failures import ServiceError
 from serving.client.results import StreamedReconstruction
 from serving.codec import Array
@@ -19,12 +19,11 @@ class Unanswered:
     """What is left of a stream's chunks.
 
     options:   what the stream's first message says beside its rows
-    offset:    index of the first chunk's first row
     in_flight: chunks that may wait for their answers
     """
 
-    def __init__(self, options: pb.StreamReconstructRequest, offset: int, in_flight: int) -> None:
-        self._options, self._offset, self._in_flight = options, offset, in_flight
+    def __init__(self, options: pb.StreamReconstructRequest, in_flight: int) -> None:
+        self._options, self._offset, self._in_flight = options, options.offset, in_flight
         self._waiting: deque[pb.StreamReconstructRequest] = deque()
         self._exhausted = self._begun = False
 
@@ -57,7 +56,7 @@ class Unanswered:
     def accept(self, response: pb.StreamReconstructResponse) -> StreamedReconstruction:
         """The answer to the oldest chunk. Raises ServiceError where it is another's, or where
         another version answers than before."""
-        answer = results.streamed_reconstruction(response)
+        answer = responses.streamed_reconstruction(response)
         due = self._waiting.popleft().offset if self._waiting else -1
         if answer.offset != due:
             raise ServiceError(

@@ -26,6 +26,7 @@ COLUMNS: Final = 16  # of a picture of rows above their reconstructions
 
 
 def model(args: argparse.Namespace) -> int:
+    """What the model is, its limits and what it costs."""
     with _connect(args) as client:
         info = client.get_model()
     if args.json:
@@ -36,6 +37,7 @@ def model(args: argparse.Namespace) -> int:
 
 
 def models(args: argparse.Namespace) -> int:
+    """Every model and version that was found, with what became of it."""
     with _connect(args) as client:
         listed = client.list_models()
     if args.json:
@@ -50,6 +52,7 @@ def models(args: argparse.Namespace) -> int:
 
 
 def encode(args: argparse.Namespace) -> int:
+    """x to mean and log_var, and with --draw z, in an .npz."""
     out = Destination(args.out, ("npz",))
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
@@ -70,6 +73,7 @@ def encode(args: argparse.Namespace) -> int:
 
 
 def decode(args: argparse.Namespace) -> int:
+    """Latents to x."""
     out = _destination(args, PICTURES)
     z = inputs.read_latents(args.latents)
     with _connect(args) as client:
@@ -81,6 +85,7 @@ def decode(args: argparse.Namespace) -> int:
 
 
 def sample(args: argparse.Namespace) -> int:
+    """New rows in one answer."""
     out = _destination(args, PICTURES)
     with _connect(args) as client:
         info, client = _pin(client, out)
@@ -100,6 +105,7 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def stream(args: argparse.Namespace) -> int:
+    """New rows as they come, written without being held."""
     out = Destination(args.out, ("npy", "npz", "folder"))
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
@@ -125,6 +131,7 @@ def stream(args: argparse.Namespace) -> int:
 
 
 def reconstruct(args: argparse.Namespace) -> int:
+    """x to x', with --scores in nats; a picture shows each row above its x'."""
     out = _destination(args, ("png", "npz"))
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
@@ -153,6 +160,7 @@ def reconstruct(args: argparse.Namespace) -> int:
 
 
 def interpolate(args: argparse.Namespace) -> int:
+    """The way from --start to --end."""
     out = _destination(args, PICTURES)
     with _connect(args) as client:
         info, client = _pin(client, out)
@@ -169,6 +177,7 @@ def interpolate(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
+    """ELBO and log-likelihood of each row, in nats."""
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
         info, client = _pin(client)
@@ -189,6 +198,7 @@ def score(args: argparse.Namespace) -> int:
 
 
 def health(args: argparse.Namespace) -> int:
+    """What the server says of itself; status 0 only if that is SERVING."""
     with _connect(args, healthy_only=False) as client:
         try:
             state = client.health(args.service)

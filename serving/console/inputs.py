@@ -27,7 +27,8 @@ def read_rows(files: Sequence[str], rows: slice, x: XSpec) -> Array:
     """
     parts = [_read(file, x) for file in files]
     if len({(part.dtype, part.shape[1:]) for part in parts}) > 1:
-        found = ", ".join(f"{file}: {p.dtype} {p.shape[1:]}" for file, p in zip(files, parts))  # noqa: B905
+        named = zip(files, parts, strict=True)
+        found = ", ".join(f"{file}: {part.dtype} {part.shape[1:]}" for file, part in named)
         raise InvalidInput("FILE", f"rows of several kinds ({found})", "Send them separately")
     every = parts[0] if len(parts) == 1 else np.concatenate(parts)
     chosen: Array = every[rows]

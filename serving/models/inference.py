@@ -1,4 +1,4 @@
-"""One version of a model in service: encode, decode, sample, reconstruct, interpolate, score.
+"""One version of a model in service: encode, decode, reconstruct, score.
 
 Each operation is composed over two lanes. The decoder lane is fed by Sample, Decode, Interpolate,
 Score and the second half of Reconstruct together.

@@ -48,6 +48,7 @@ class Repository:
         self._looking = threading.Lock()
         self._closing = False
         self._draining: list[threading.Thread] = []
+        self.loads = 0  # begun and ended, each counted: odd while a version is loaded
         self.default = settings.default_model
 
     async def load(self) -> None:
@@ -196,7 +197,11 @@ class Repository:
         name, version = checked.manifest.model, checked.manifest.version
         others = self._models.get(name, {})
         before = others[max(others)].prepared if others else None
-        prepared = prepare(checked, self._engine, self._settings, before)
+        self.loads += 1
+        try:
+            prepared = prepare(checked, self._engine, self._settings, before)
+        finally:
+            self.loads += 1
         # Deleted and published anew between two looks. The digest in the answers tells them apart.
         replaced = others.get(version)
         if replaced is not None:

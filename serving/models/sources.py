@@ -23,6 +23,7 @@ class Points:
 
     @property
     def rows(self) -> int:
+        """How many latents it gives."""
         return len(self.z)
 
 
@@ -35,6 +36,7 @@ class Prior:
 
     @property
     def rows(self) -> int:
+        """How many latents it gives."""
         return self.draw.rows
 
 
@@ -48,6 +50,7 @@ class Posterior:
 
     @property
     def rows(self) -> int:
+        """How many latents it gives."""
         return self.draw.rows
 
     def latents(self) -> Latents:

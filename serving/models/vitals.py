@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from serving.batching.lane import Lane
 from serving.models.inference import Model
@@ -17,11 +18,9 @@ from serving.models.repository import Repository
 
 log = logging.getLogger(__name__)
 
-SUSPICIOUS = 3
+SUSPICIOUS: Final = 3
 """Failed runs of a lane, none good in between, after which its graphs are tried."""
-
-
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS: Final = 30.0
 """A graph on a GPU that is broken for so long will be so until the process is another."""
 
 

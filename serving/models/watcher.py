@@ -21,6 +21,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
 
     def start(self) -> None:
+        """Look for the first time after `seconds`."""
         if self._seconds:
             self._thread.start()
 

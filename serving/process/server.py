@@ -18,18 +18,19 @@ from typing import Final
 import grpc
 from prometheus_client import CollectorRegistry
 
-from serving.errors import ConfigError
 from serving.metrics import Metrics
 from serving.models.repository import Repository
 from serving.models.vitals import Vitals
 from serving.models.watcher import Watcher
 from serving.process.exposition import expose
+from serving.process.port import announce, port_is_taken
 from serving.rpc.service import VaeService
 from serving.runtime.engine import Engine
 from serving.settings import Settings
 from serving.transport import listener, reflection, tracing, wire
 from serving.transport.access import Access
 from serving.transport.answers import Answers
+from serving.transport.arrivals import Arrivals
 from serving.transport.certificates import Certificates
 from serving.transport.door import Door
 from serving.transport.guard import guarded
@@ -148,12 +149,23 @@ class Server:
             *_age(settings),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+            # Else the window of every stream grows with the rate of its connection, to 256 MiB, and
+            # fills with messages that nobody has asked for yet.
+            ("grpc.http2.bdp_probe", 0),
+            # Callers whose machine is gone say nothing: their connections, idle or not, are closed.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             # Two servers on one port are a mistake, unless they were started as one.
             ("grpc.so_reuseport", int(self.shares_port)),
         ]
         answers = Answers(settings.answer_bytes, self.metrics)
+        repository = self.repository
+        arrivals = Arrivals(settings.request_bytes, self.metrics, loads=lambda: repository.loads)
+        arrivals.start()
+        self._undo.push_async_callback(asyncio.to_thread, arrivals.stop)
         self._listener = await asyncio.to_thread(
-            listener.choose, settings.listener, options, answers
+            listener.choose, settings.listener, options, answers, arrivals
         )
         self._health = Health()
         self._health.set("liveness", True)
@@ -167,13 +179,9 @@ class Server:
         # Before the models load, for health alone: probes must tell loading from dead. All else is
         # answered UNAVAILABLE until `_load_models` is done.
         settings = self.settings
-        address = f"{settings.host}:{settings.port}"
-        self.port = self._listener.bind(address, self._credentials)
+        self.port = self._listener.bind(f"{settings.host}:{settings.port}", self._credentials)
         if not self.port:
-            raise ConfigError(
-                f"{address} cannot be opened: it is in use or not an address of this machine. "
-                "Choose another with --port (0: any free one) or --host."
-            )
+            raise port_is_taken(settings.host, settings.port)
         await self._listener.start()
         self._undo.push_async_callback(self._listener.stop, settings.drain_seconds)
 
@@ -231,13 +239,7 @@ class Server:
     def _announce(self) -> None:
         # Last: from now on clients come.
         self._set_health(True)
-        log.info(
-            "Listening on %s:%d, metrics on http://%s:%d/metrics.",
-            self.settings.host,
-            self.port,
-            self.settings.host,
-            self.metrics_port,
-        )
+        announce(self.settings.host, self.port, self.metrics_port)
 
     async def _close_doors(self) -> None:
         # Clients that watch health leave by themselves; calls they still send are answered.

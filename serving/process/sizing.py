@@ -53,7 +53,7 @@ class Need:
     replicas: int  # with the spare one
     rate: float  # calls a second of all of them with nothing to spare
     memory_bytes: int  # of one replica that is idle
-    memory_limit_bytes: int  # of one replica whose queues are full and whose answers nobody takes
+    memory_limit_bytes: int  # of one replica full of rows, answers and requests that wait
     queue_rows: int  # waiting in one replica: when there are more, autoscaling should add one
 
 
@@ -76,13 +76,13 @@ def need(demand: Demand, prepared: Prepared, settings: Settings, resident_bytes:
     carried = settings.workers / seconds  # calls a second, by one replica
     replicas = math.ceil(demand.rate / (carried * demand.busy)) + _SPARE
     idle = settings.workers * resident_bytes
-    waiting = settings.workers * (_LANES * settings.queue_mib + settings.answers_mib) << 20
+    held = _LANES * settings.queue_mib + settings.answers_mib + settings.requests_mib
     return Need(
         seconds=seconds,
         replicas=replicas,
         rate=replicas * carried,
         memory_bytes=idle,
-        memory_limit_bytes=idle + waiting,
+        memory_limit_bytes=idle + (settings.workers * held << 20),
         queue_rows=max(1, round(carried * demand.rows * WAIT_SECONDS)),
     )
 

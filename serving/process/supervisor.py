@@ -23,10 +23,11 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import mark_process_dead
 
-from serving.errors import EXIT_CONFIG, ConfigError
+from serving.errors import EXIT_CONFIG
 from serving.metrics import restarts
 from serving.process import worker
 from serving.process.exposition import expose
+from serving.process.port import announce, port_is_taken
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -109,10 +110,7 @@ class Supervisor:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((address[0], port, *address[2:]))
         except OSError:
-            raise ConfigError(
-                f"{host}:{port} cannot be opened: it is in use or not an address of this machine. "
-                "Choose another with --port (0: any free one) or --host."
-            ) from None
+            raise port_is_taken(host, port) from None
         self._settings = replace(self._settings, port=port)
 
     def _start(self, number: int) -> _Worker:
@@ -167,18 +165,8 @@ class Supervisor:
             one.serves = True
             if not self._announced and all(w.serves for w in self._workers):
                 self._announced = True
-                self._announce()
-
-    def _announce(self) -> None:
-        # Last, once every worker says that it serves: from now on clients come.
-        settings = self._settings
-        log.info(
-            "Listening on %s:%d, metrics on http://%s:%d/metrics.",
-            settings.host,
-            settings.port,
-            settings.host,
-            self._metrics_port,
-        )
+                # Last, once every worker says that it serves: from now on clients come.
+                announce(self._settings.host, self._settings.port, self._metrics_port)
 
     def _give_turn(self) -> None:
         if not any(one.loads for one in self._workers):

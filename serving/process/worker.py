@@ -44,6 +44,7 @@ class Worker(Server):
         self._turn = asyncio.Event()
 
     async def start(self) -> None:
+        """As any server, loading when it is its turn; health waits for the others."""
         self._follow()
         self._watch_loop()
         self._read_secrets()

@@ -28,6 +28,7 @@ _HOTTEST = 10.0  # temperature
 
 
 def prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> Prior:
+    """The latents that Sample decodes: `rows` rows from the request's offset on."""
     temperature = request.temperature if request.HasField("temperature") else 1.0
     if not 0.0 <= temperature <= _HOTTEST:
         raise InvalidInput("temperature", f"{temperature:g} is not from 0 to {_HOTTEST:g}")
@@ -37,10 +38,12 @@ def prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> Pri
 def posterior_draw(
     request: pb.EncodeRequest | pb.ReconstructRequest | pb.ScoreRequest, rows: int
 ) -> Draw:
+    """The noise of `rows` draws around encodings."""
     return draw(seed(request), request.offset, rows, "offset", POSTERIOR)
 
 
 def draw(seed: int, offset: int, rows: int, field: str, stream: int = latents.PRIOR) -> Draw:
+    """Rows offset .. offset + rows of a seed. Raises InvalidInput where they go beyond the last."""
     if offset + rows > _END:
         raise InvalidInput(field, f"{offset} and {rows} rows more go beyond 2^63")
     return Draw(seed, offset, rows, stream)
@@ -59,6 +62,7 @@ def seed(
 
 
 def served_by(model: Model) -> pb.ModelVersion:
+    """Which model and version answers: a part of every response."""
     return pb.ModelVersion(
         model=model.manifest.model, version=model.manifest.version, digest=model.digest
     )

@@ -24,7 +24,10 @@ _DEFAULT_CHUNK = 256
 
 
 class VaeService:
-    """The methods of vae.v1.VaeService, on messages; `wire` gives them bytes, codes and metrics."""
+    """The methods of vae.v1.VaeService, each as protos/vae/v1/vae.proto describes it, on messages.
+
+    They raise the errors of `serving.errors`; `wire` gives them bytes, codes and metrics.
+    """
 
     def __init__(self, repository: Repository, engine: Engine, settings: Settings) -> None:
         self._repository, self._engine, self._settings = repository, engine, settings

@@ -24,6 +24,7 @@ from serving.batching.tasks import Caller, Cancelled, Reply
 from serving.errors import ConfigError
 from serving.transport import wire
 from serving.transport.answers import GIVEN_UP, STREAMED, UNARY, Answers
+from serving.transport.arrivals import Arrivals
 from serving.transport.listener_aio import AioListener
 from serving.transport.statuses import Status
 from serving.transport.wire import Handler
@@ -70,18 +71,18 @@ class Listener(Protocol):
         """Accept no more, let calls finish for `grace` seconds, then cancel the rest."""
 
 
-def choose(kind: str, options: list[Option], answers: Answers) -> Listener:
+def choose(kind: str, options: list[Option], answers: Answers, arrivals: Arrivals) -> Listener:
     """The listener for `kind`, auto | core | aio. Raises ConfigError where core cannot be had."""
-    problem = "" if kind == "aio" else _rehearse(answers)
+    problem = "" if kind == "aio" else _rehearse(answers, arrivals)
     if kind == "core" and problem:
         raise ConfigError(f"--listener core cannot be had: {problem}. Use auto or aio.")
     if kind == "aio" or problem:
         log.warning("Listener: grpc.aio, %s.", problem or "as asked")
-        return AioListener({}, options, answers)
-    return CoreListener({}, options, answers)
+        return AioListener({}, options, answers, arrivals)
+    return CoreListener({}, options, answers, arrivals)
 
 
-def _rehearse(answers: Answers) -> str:
+def _rehearse(answers: Answers, arrivals: Arrivals) -> str:
     """Make one call through a listener of our own; returns what went wrong, empty if nothing."""
     if cygrpc is None:
         return "this grpcio has no core to drive"
@@ -90,7 +91,7 @@ def _rehearse(answers: Answers) -> str:
         return Status(message=await stream.read())
 
     async def attempt() -> None:
-        listener = CoreListener({"/rehearsal": Handler(echo)}, [], answers)
+        listener = CoreListener({"/rehearsal": Handler(echo)}, [], answers, arrivals)
         port = listener.bind("127.0.0.1:0")
         await listener.start()
         try:
@@ -113,9 +114,13 @@ class CoreListener:
     """gRPC's core, its events taken by one thread."""
 
     def __init__(
-        self, handlers: Mapping[str, Handler], options: list[Option], answers: Answers
+        self,
+        handlers: Mapping[str, Handler],
+        options: list[Option],
+        answers: Answers,
+        arrivals: Arrivals,
     ) -> None:
-        self.handlers, self._answers = handlers, answers
+        self.handlers, self._answers, self._arrivals = handlers, answers, arrivals
         self._server = cygrpc.Server([(k.encode(), v) for k, v in options], False)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
@@ -183,7 +188,8 @@ class CoreListener:
         caller = wire.urgency(event.invocation_metadata, details.deadline - time.time())
         refusal = handler.refusal(caller)
         if refusal is None:
-            tasks.start(_CoreStream(event.call, caller, self._answers).run(handler))
+            stream = _CoreStream(event.call, caller, self._answers, self._arrivals)
+            tasks.start(stream.run(handler))
         else:
             # All of the call in one go: what is cheap to refuse leaves time to serve the others.
             operations = (
@@ -200,10 +206,11 @@ class CoreListener:
 class _CoreStream:
     """One call; its methods may be used from any thread."""
 
-    __slots__ = ("_answers", "_begun", "_call", "caller")
+    __slots__ = ("_answers", "_arrivals", "_begun", "_call", "caller")
 
-    def __init__(self, call: Any, caller: Caller, answers: Answers) -> None:
-        self._call, self.caller, self._answers = call, caller, answers
+    def __init__(self, call: Any, caller: Caller, answers: Answers, arrivals: Arrivals) -> None:
+        self._call, self.caller = call, caller
+        self._answers, self._arrivals = answers, arrivals
         self._begun = False
         self._do([cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)], self._on_close)
 
@@ -220,11 +227,14 @@ class _CoreStream:
 
     def read(self) -> Reply[bytes | None]:
         reply: Reply[bytes | None] = Reply()
+        number = self._arrivals.expect(reply)
 
         def on_message(event: Any) -> None:
+            self._arrivals.came(number)
             reply.resolve(event.batch_operations[0].message())
 
-        self._do([cygrpc.ReceiveMessageOperation(_NO_FLAGS)], on_message)
+        if not self._do([cygrpc.ReceiveMessageOperation(_NO_FLAGS)], on_message):
+            self._arrivals.came(number)
         return reply
 
     def write(self, message: bytes) -> Reply[None]:

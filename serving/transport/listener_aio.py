@@ -19,6 +19,7 @@ from serving.batching.tasks import Caller, Cancelled, Reply
 from serving.errors import Overloaded
 from serving.transport import wire
 from serving.transport.answers import STREAMED, UNARY, Answers
+from serving.transport.arrivals import Arrivals
 from serving.transport.statuses import Status, status
 from serving.transport.wire import Handler
 
@@ -31,9 +32,13 @@ class AioListener(grpc.GenericRpcHandler):
     """See listener.Listener."""
 
     def __init__(
-        self, handlers: Mapping[str, Handler], options: list[tuple[str, int]], answers: Answers
+        self,
+        handlers: Mapping[str, Handler],
+        options: list[tuple[str, int]],
+        answers: Answers,
+        arrivals: Arrivals,
     ) -> None:
-        self.handlers, self._answers = handlers, answers
+        self.handlers, self._answers, self._arrivals = handlers, answers, arrivals
         self._options = options
         self._stopping = False
 
@@ -78,12 +83,14 @@ class AioListener(grpc.GenericRpcHandler):
         handler = self.handlers.get(details.method)
         if handler is None:
             return None
-        return grpc.stream_stream_rpc_method_handler(_run(handler, self._answers))
+        return grpc.stream_stream_rpc_method_handler(_run(handler, self._answers, self._arrivals))
 
 
-def _run(handler: Handler, answers: Answers) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
+def _run(
+    handler: Handler, answers: Answers, arrivals: Arrivals
+) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
     async def run(requests: Any, context: Context) -> None:
-        stream = _AioStream(context, answers)
+        stream = _AioStream(context, answers, arrivals)
         refusal = handler.refusal(stream.caller)
         if refusal is not None:
             return _end(context, refusal)
@@ -125,8 +132,8 @@ def _end(context: Context, how: Status) -> None:
 class _AioStream:
     """One call, for handlers that run in any thread."""
 
-    def __init__(self, context: Context, answers: Answers) -> None:
-        self._context, self._answers = context, answers
+    def __init__(self, context: Context, answers: Answers, arrivals: Arrivals) -> None:
+        self._context, self._answers, self._arrivals = context, answers, arrivals
         self._held: int | None = None
         self._loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
@@ -134,11 +141,17 @@ class _AioStream:
         self.caller: Caller = wire.urgency(metadata, math.inf if remaining is None else remaining)
 
     def read(self) -> Reply[bytes | None]:
+        reply: Reply[bytes | None] = Reply()
+        number = self._arrivals.expect(reply)
+
         async def read() -> bytes | None:
-            message = await self._context.read()
+            try:
+                message = await self._context.read()
+            finally:
+                self._arrivals.came(number)
             return message if isinstance(message, bytes) else None  # grpc.aio.EOF
 
-        return self._in_loop(read())
+        return self._in_loop(read(), reply)
 
     def write(self, message: bytes) -> Reply[None]:
         # Counted here and not in the loop, for which answers may have to wait too.
@@ -148,7 +161,7 @@ class _AioStream:
             reply: Reply[None] = Reply()
             reply.fail(refusal.with_traceback(None))  # which would hold the message
             return reply
-        return self._in_loop(self._send(message, number))
+        return self._in_loop(self._send(message, number), Reply())
 
     def hold(self, how: Status) -> Status:
         """Count the last message in, if there is one; a refusal where it has no room, for grpc.aio
@@ -173,9 +186,7 @@ class _AioStream:
             self._answers.release(number)
             del message  # the traceback of an error, which may live for a while, holds this frame
 
-    def _in_loop(self, work: Any) -> Reply[Any]:
-        reply: Reply[Any] = Reply()
-
+    def _in_loop(self, work: Any, reply: Reply[Any]) -> Reply[Any]:
         async def run() -> None:
             try:
                 reply.resolve(await work)

@@ -1,7 +1,7 @@
 """From bytes to the service's methods and back: parsing, serving, refusing.
 
-A `Handler` takes a Stream of bytes and returns the
-Status to end it with; how streams come off the network is the business of `listener`.
+A `Handler` takes a Stream of bytes and returns the Status to end it with; how streams come off the
+network is the business of `listener`.
 """
 
 from __future__ import annotations

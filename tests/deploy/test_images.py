@@ -45,21 +45,23 @@ def copied(stage: str) -> list[tuple[str, str]]:
 
 
 def test_images_run_as_a_number_and_keep_to_the_rules():
-    for name in ("serving", "training"):
-        assert f"USER {USER}:{USER}" in stages()[name]
+    froms = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.M)}
+    assert f"USER {USER}:{USER}" in stages()["runtime"]
+    assert (froms["serving"], froms["jobs"], froms["training"]) == ("runtime", "serving", "runtime")
+    for name in ("serving", "jobs", "training"):
         assert "COPY --from=build" in stages()[name], "only what the build left is taken over"
-    bases = set(re.findall(r"^FROM (\S+) AS", DOCKERFILE, re.M))
-    assert bases == {"${BASE}", "build", "serving"}
+        assert not copied(name)
+        assert "USER" not in stages()[name]
+    assert set(froms.values()) == {"${BASE}", "sources", "build", "runtime", "serving"}
     assert re.search(r"^ARG BASE$", DOCKERFILE, re.M), "no base but the one that is named"
 
 
-@pytest.mark.parametrize("stage", ["build", "build-training"])
-def test_the_context_holds_what_the_build_copies_and_no_more(stage):
+def test_the_context_holds_what_the_build_copies_and_no_more():
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in ignored if line.startswith("!")}
     assert "*" in ignored
-    assert {source for source, _ in copied(stage)} == allowed
-    assert all((ROOT / source).exists() for source, _ in copied(stage))
+    assert {source for source, _ in copied("sources")} == allowed
+    assert all((ROOT / source).exists() for source, _ in copied("sources"))
 
 
 def test_hadolint_and_shellcheck_find_nothing():
@@ -84,7 +86,7 @@ def installed() -> Iterator[Path]:
     build, opt = here / "build", here / "opt"
     for folder in (build, opt):
         folder.mkdir()
-    for source, target in copied("build"):
+    for source, target in copied("sources"):
         place = build / (Path(source).name if target == "./" else target)
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
@@ -121,7 +123,8 @@ def test_the_entry_point_serves_on_read_only_file_systems(installed, publish_toy
             path.chmod(0o755 if path.is_dir() else 0o644)
     writable = models.parent / "writable"
     writable.mkdir(exist_ok=True)
-    settings = dict(re.findall(r"(LATENTD_\w+|PYTHON\w+)=(\S+)", stages()["serving"]))
+    told = stages()["runtime"] + stages()["serving"]
+    settings = dict(re.findall(r"(LATENTD_\w+|PYTHON\w+)=(\S+)", told))
     environment = settings | {
         "PATH": f"{installed}/bin:/usr/bin:/bin",
         "TMPDIR": str(writable),

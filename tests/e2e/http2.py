@@ -6,6 +6,7 @@ static table. gRPC over HTTP/2: the protocol document of grpc.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ GOAWAY, WINDOW_UPDATE, CONTINUATION = 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PIECE: Final = 16384  # the most that a frame holds, unless the peer allows more
+FIRST_WINDOW: Final = 65535  # of each stream and of the connection, before anybody says otherwise
 SECONDS: Final = 30  # until a silent server counts as dead
 
 _HEADER_TABLE_SIZE, _INITIAL_WINDOW, _TRUE_BINARY = 1, 4, 0xFE03
@@ -122,6 +124,8 @@ class Connection:
         self.heard = b""  # every byte that came, while a test may want to look at it
         self.goaway: int | None = None  # the error code
         self.pongs = 0
+        self.room = {0: FIRST_WINDOW}  # bytes that the server lets us send; 0: all streams together
+        self._first_window = FIRST_WINDOW
         self._rest = b""
         if preface:
             self.socket.sendall(PREFACE + settings(_OURS) + window(0, 1 << 30))
@@ -145,9 +149,34 @@ class Connection:
             return False
         return True
 
+    def pour(self, bodies: dict[int, bytes]) -> None:
+        """Send these on their streams, a piece of each in turn, as fast as the server lets us, and
+        end none; one that the server ends is left."""
+        rests = {stream: memoryview(data) for stream, data in bodies.items()}
+        while rests := {s: r for s, r in rests.items() if r and not self._ended(s)}:
+            sent = 0
+            for stream, rest in rests.items():
+                room = min(PIECE, self.room[0], self._room_of(stream))
+                piece, rests[stream] = rest[:room], rest[room:]
+                if piece:
+                    self.room[0] -= len(piece)
+                    self.room[stream] = self._room_of(stream) - len(piece)
+                    sent += len(piece)
+                    assert self.send(frame(DATA, 0, stream, bytes(piece)))
+            readable, _, _ = select.select([self.socket], [], [], 0 if sent else SECONDS)
+            assert readable or sent, "the server lets nobody send"
+            if readable:
+                assert self.read(), f"closed, GOAWAY {self.goaway}"
+
+    def _ended(self, stream: int) -> bool:
+        return stream in self.answers and self.answers[stream].ended
+
+    def _room_of(self, stream: int) -> int:
+        return self.room.setdefault(stream, self._first_window)
+
     def wait_for(self, *streams: int) -> list[Answer]:
         """Their answers, once all have ended; fails where the server closes before that."""
-        while not all(s in self.answers and self.answers[s].ended for s in streams):
+        while not all(map(self._ended, streams)):
             assert self.read(), f"closed after {self.answers}, GOAWAY {self.goaway}"
         return [self.answers[stream] for stream in streams]
 
@@ -177,7 +206,10 @@ class Connection:
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == SETTINGS and not flags & ACK:
+            self._hear(payload)
             self.send(frame(SETTINGS, ACK, 0))
+        elif kind == WINDOW_UPDATE:
+            self.room[stream] = self._room_of(stream) + int.from_bytes(payload, "big")
         elif kind == PING and flags & ACK:
             self.pongs += 1
         elif kind == PING:
@@ -194,6 +226,13 @@ class Connection:
             else:
                 answer.reset = int.from_bytes(payload, "big")
             answer.ended |= kind == RST_STREAM or bool(flags & END_STREAM)
+
+    def _hear(self, payload: bytes) -> None:
+        for name, value in struct.iter_unpack(">HI", payload):
+            if name == _INITIAL_WINDOW:
+                for stream in set(self.room) - {0}:
+                    self.room[stream] += value - self._first_window
+                self._first_window = value
 
 
 def window(stream: int, more: int) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -46,6 +48,33 @@ def test_every_size_of_batch_gives_what_the_cpu_gives(start_server, toy_bundles,
     for on_gpu, on_cpu in zip(answers["cuda"], answers["cpu"], strict=True):
         assert on_gpu.z.tobytes() == on_cpu.z.tobytes()
         assert np.abs(on_gpu.x.astype(int) - on_cpu.x).max() <= 1
+
+
+def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publish_toy):
+    """Encoder and decoder each run in two threads while the next version's graphs are recorded."""
+    publish_toy(tmp_path)
+    server = start_server(tmp_path, provider="cuda", max_batch_rows=16, reload_seconds=3600)
+    over = threading.Event()
+
+    def ask(caller: int) -> None:
+        rng = np.random.default_rng(caller)
+        with Client(server.target) as client:
+            while not over.is_set():
+                x = rng.integers(0, 256, (int(rng.integers(1, 40)), 4, 4), np.uint8)
+                assert (client.reconstruct(x).x == x).all()  # the toy's graphs are inverse
+
+    with ThreadPoolExecutor(8) as pool:
+        callers = [pool.submit(ask, caller) for caller in range(8)]
+        try:
+            for _ in range(5):
+                publish_toy(tmp_path)
+                server.look()
+        finally:
+            over.set()
+        for caller in callers:
+            caller.result()
+    with Client(server.target) as client:
+        assert client.sample(1, seed=1).served_by.version == 6
 
 
 def test_a_graph_keeps_within_its_memory(start_server, toy_bundles):

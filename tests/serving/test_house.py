@@ -29,10 +29,23 @@ ROOMS = {
     ],
     "rpc": ["fields", "reconstructing", "service"],
     "transport": [
-        *("access", "certificates", "answers", "statuses", "tracing", "ledger", "door", "wire"),
+        *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
+        *("ledger", "door", "wire"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
-    "process": ["exposition", "server", "worker", "supervisor", "sizing", "plan"],
+    "process": [
+        *(
+            "exposition",
+            "port",
+            "server",
+            "worker",
+            "supervisor",
+            "command",
+            "sizing",
+            "plan",
+            "parser",
+        ),
+    ],
 }
 SERVER = [f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name in names]
 """serving/ from low to high: a module imports only from those before it."""
@@ -41,8 +54,8 @@ SHARED = ["errors", "bundle", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
-    *("spans", "results", "failures", "retries", "connection", "credentials", "arguments"),
-    *("calls", "resume", "unanswered", "streaming", "sender", "clients"),
+    *("spans", "results", "responses", "failures", "retries", "connection", "credentials"),
+    *("arguments", "calls", "resume", "unanswered", "streaming", "sender", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
@@ -68,6 +81,15 @@ ORDERS = [
         *(f"jobs.{name}" for name in JOBS),
     ],
 ]
+
+
+TRAINING = [
+    *("errors", "config", "pictures", "sources", "data", "networks", "likelihoods", "model"),
+    *("parallel", "objective", "optimiser", "schedules", "average"),
+    *("checkpoint", "run", "journal", "figures", "train", "evaluation", "comparison"),
+    *("graphs", "half", "parity", "scores", "export"),
+]
+"""training/, likewise."""
 
 
 def imports(path: Path) -> set[str]:
@@ -114,6 +136,15 @@ def test_every_serving_module_has_its_place_in_an_order():
     assert every_module() == placed
 
 
+def test_training_imports_run_one_way():
+    files = [p for p in modules("training") if p.stem not in ("__init__", "__main__")]
+    rooms = {p: p.relative_to(ROOT / "training").parts[0].removesuffix(".py") for p in files}
+    assert set(rooms.values()) == set(TRAINING)
+    for path, room in rooms.items():
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("training.")}
+        assert not used & set(TRAINING[TRAINING.index(room) + 1 :]), path
+
+
 def test_the_bundle_is_the_only_bridge_between_the_halves():
     for path in modules("training"):
         used = {m for m in imports(path) if m.split(".")[0] == "serving"}
@@ -123,8 +154,8 @@ def test_the_bundle_is_the_only_bridge_between_the_halves():
         assert not {m for m in imports(path) if m.split(".")[0] in ("torch", "training")}, path
 
 
-def test_no_serving_module_brings_in_torch():
-    names = [*sorted(every_module()), "serving.__main__"]
+def brought_in(*names: str) -> set[str]:
+    """The packages that are loaded once these modules are, in a process of its own."""
     code = (
         "import importlib, json, sys\n"
         f"for name in {names!r}: importlib.import_module(name)\n"
@@ -133,19 +164,22 @@ def test_no_serving_module_brings_in_torch():
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    loaded = set(json.loads(run.stdout))
+    return set(json.loads(run.stdout))
+
+
+def test_no_serving_module_brings_in_torch():
+    loaded = brought_in(*sorted(every_module()), "serving.__main__")
     assert not loaded & {"torch", "training", "sklearn", "matplotlib", "onnx"}
 
 
 def test_the_client_needs_no_server_packages():
-    code = (
-        "import json, sys\nimport serving.client\n"
-        "print(json.dumps(sorted(m for m in sys.modules if '.' not in m)))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert not set(json.loads(run.stdout)) & {"onnxruntime", "prometheus_client", "uvloop"}
+    loaded = brought_in("serving.client")
+    assert not loaded & {"onnxruntime", "prometheus_client", "uvloop"}
+
+
+def test_the_command_line_is_read_without_what_the_commands_need():
+    loaded = brought_in("serving.__main__")
+    assert not loaded & {"grpc", "numpy", "onnxruntime", "prometheus_client", "pyarrow"}
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():

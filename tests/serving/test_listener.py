@@ -12,21 +12,23 @@ from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 from serving.transport import listener
 from serving.transport.answers import Answers
+from serving.transport.arrivals import Arrivals
 from serving.transport.listener import CoreListener, choose
 from serving.transport.listener_aio import AioListener
 
 
 @pytest.fixture
-def answers():
-    return Answers(1 << 20, Metrics(CollectorRegistry()))
+def bounds():
+    metrics = Metrics(CollectorRegistry())
+    return Answers(1 << 20, metrics), Arrivals(1 << 20, metrics)
 
 
-def test_the_core_is_driven_directly_where_a_rehearsal_works(answers):
-    assert isinstance(choose("auto", [], answers), CoreListener)
+def test_the_core_is_driven_directly_where_a_rehearsal_works(bounds):
+    assert isinstance(choose("auto", [], *bounds), CoreListener)
 
 
-def test_grpc_aio_can_be_asked_for(answers):
-    assert isinstance(choose("aio", [], answers), AioListener)
+def test_grpc_aio_can_be_asked_for(bounds):
+    assert isinstance(choose("aio", [], *bounds), AioListener)
 
 
 @pytest.fixture(params=["no core", "another core"])
@@ -47,9 +49,9 @@ def test_an_unknown_grpcio_is_served_by_grpc_aio(start_server, toy_bundles):
 
 
 @pytest.mark.usefixtures("_unknown_grpcio")
-def test_asked_for_the_core_and_not_getting_it_is_a_refusal(answers):
+def test_asked_for_the_core_and_not_getting_it_is_a_refusal(bounds):
     with pytest.raises(ConfigError, match="--listener core cannot be had"):
-        choose("core", [], answers)
+        choose("core", [], *bounds)
 
 
 def test_a_method_that_does_not_exist_is_unimplemented(server):

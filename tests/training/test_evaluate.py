@@ -192,19 +192,19 @@ def test_only_an_evaluation_of_the_same_weights_counts(
 
 
 def test_the_classifier_is_trained_once_and_made_again_when_damaged(
-    cache: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = data.load(Config())
-    first = classifier(dataset, cache)
+    first = classifier(dataset, tmp_path)
     assert first.accuracy(dataset.test.x, dataset.test.y) > 0.95
     assert first.features(dataset.test.x).shape == (180, 64)
     capsys.readouterr()
-    again = classifier(dataset, cache)
+    again = classifier(dataset, tmp_path)
     assert "training" not in capsys.readouterr().err
     assert torch.equal(first.features(dataset.test.x), again.features(dataset.test.x))
-    for path in cache.iterdir():
+    for path in tmp_path.iterdir():
         path.write_bytes(b"damaged")
-    again = classifier(dataset, cache)
+    again = classifier(dataset, tmp_path)
     assert "training" in capsys.readouterr().err
     torch.testing.assert_close(first.features(dataset.test.x), again.features(dataset.test.x))
 

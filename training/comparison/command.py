@@ -10,7 +10,8 @@ from typing import Any, Final
 from training.config import Config, add_flags
 from training.evaluation.command import whole
 
-_OURS: Final = ("model", "seed", "patience", "validate_every")  # the comparison's own to choose
+_OURS: Final = ("model", "seed", "patience", "validate_every")
+"""Settings that are the comparison's own to choose."""
 
 _TEACHES: Final = """\
 What is a VAE for? Train it and the plain autoencoder on the same net, rows and number of steps,
@@ -49,7 +50,7 @@ def add(commands: Any) -> None:
         "--other", help="a second data set with rows of the same shape, for density estimation"
     )
     command.add_argument("--cache", type=Path, help="where classifiers are kept [~/.cache/latentd]")
-    add_flags(command)
+    add_flags(command, unsaid=_OURS)
     command.set_defaults(run=_compare, after=_after)
 
 

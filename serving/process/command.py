@@ -1,0 +1,48 @@
+"""`latentd serve`: one process or several, as the settings and the machine say."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+import tempfile
+
+from serving import logs, settings
+from serving.errors import EXIT_CONFIG, ConfigError
+from serving.runtime import provider
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal; returns the exit status."""
+    try:
+        chosen = settings.read(vars(args))
+        logs.configure(chosen.log_level, chosen.log_format)
+        for name in settings.unknown_variables():
+            log.warning("%s is set and is no setting of serve.", name)
+        workers = chosen.workers or provider.best_workers(chosen.provider)
+        chosen = dataclasses.replace(chosen, workers=workers)
+        return _serve_many(chosen) if workers > 1 else _serve_alone(chosen)
+    except ConfigError as error:
+        print(f"latentd: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+def _serve_alone(chosen: Settings) -> int:
+    from serving.process import server
+
+    server.run(server.Server(chosen))
+    return 0
+
+
+def _serve_many(chosen: Settings) -> int:
+    with tempfile.TemporaryDirectory(prefix="latentd-") as folder:
+        # Before anything imports prometheus-client, which looks at it once.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from serving.process.supervisor import Supervisor
+
+        return Supervisor(chosen).run()

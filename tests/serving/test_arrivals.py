@@ -1,0 +1,106 @@
+"""The bound on requests that have come in part."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from serving.batching.tasks import Reply
+from serving.errors import Overloaded
+from serving.metrics import Metrics
+from serving.transport import arrivals
+from serving.transport.arrivals import Arrivals
+
+MOST = 1000
+
+
+class Heap:
+    used = 500
+
+    def __call__(self) -> int:
+        return self.used
+
+
+@pytest.fixture
+def heap() -> Heap:
+    return Heap()
+
+
+@pytest.fixture
+def waiting(heap) -> Arrivals:
+    return Arrivals(MOST, Metrics(CollectorRegistry()), heap)
+
+
+def expect(waiting: Arrivals, number: int) -> list[Reply]:
+    replies: list[Reply] = [Reply() for _ in range(number)]
+    for reply in replies:
+        waiting.expect(reply)
+    return replies
+
+
+def done(replies: list[Reply]) -> list[bool]:
+    return [reply.done for reply in replies]
+
+
+def test_as_long_as_there_is_room_nobody_is_given_up(heap, waiting):
+    replies = expect(waiting, 3)
+    waiting.look()
+    heap.used += MOST
+    for _ in range(5):
+        waiting.look()
+    assert done(replies) == [False] * 3
+
+
+def test_the_older_half_is_given_up_and_told_when_to_come_back(heap, waiting):
+    replies = expect(waiting, 4)
+    waiting.look()
+    heap.used += MOST + 1
+    waiting.look()
+    assert done(replies) == [True, True, False, False]
+    with pytest.raises(Overloaded, match="long in coming"):
+        replies[0].__await__().__next__()
+    waiting.look()
+    waiting.look()
+    assert done(replies) == [True] * 4
+
+
+def test_a_message_that_comes_between_two_looks_is_safe(heap, waiting):
+    heap.used += MOST + 1
+    for _ in range(5):
+        reply: Reply[bytes] = Reply()
+        number = waiting.expect(reply)
+        waiting.look()
+        waiting.came(number)
+        reply.resolve(b"")
+        waiting.look()
+        assert reply.done
+    late = expect(waiting, 1)
+    waiting.look()
+    waiting.look()
+    assert done(late) == [False], "what has grown while nobody was late is not theirs"
+
+
+def test_what_a_new_version_takes_is_not_held_against_those_who_wait(heap):
+    loads = 0
+    waiting = Arrivals(MOST, Metrics(CollectorRegistry()), heap, lambda: loads)
+    replies = expect(waiting, 2)
+    waiting.look()
+    heap.used, loads = heap.used + 10 * MOST, 1  # is being loaded
+    waiting.look()
+    heap.used += 10 * MOST
+    waiting.look()
+    heap.used, loads = heap.used + 10 * MOST, 2  # is loaded, between two looks
+    waiting.look()
+    assert done(replies) == [False, False]
+    heap.used += MOST + 1
+    waiting.look()
+    assert done(replies) == [True, False]
+
+
+def test_the_heap_is_what_is_in_use_and_not_what_it_has_ever_taken():
+    used = arrivals.heap()
+    before = used()
+    blocks = [bytes(10_000) for _ in range(10_000)]
+    assert used() - before == pytest.approx(100e6, rel=0.1)
+    del blocks
+    assert abs(used() - before) < 10e6
