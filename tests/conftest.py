@@ -239,3 +239,11 @@ def server(
 ) -> RunningServer:
     """A server of the toy bundle, shared by a module's tests; all hold for either listener."""
     return module_servers(toy_bundles, listener=request.param)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests counted, those that say so by record_property("figures", ...)."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "figures":
+                terminalreporter.write_line(f"{report.nodeid}: {value}")

@@ -155,6 +155,7 @@ class Server:
             # Callers whose machine is gone say nothing: their connections, idle or not, are closed.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.ping_timeout_ms", 20_000),  # without it gRPC (1.85) waits a minute
             ("grpc.keepalive_permit_without_calls", 1),
             # Two servers on one port are a mistake, unless they were started as one.
             ("grpc.so_reuseport", int(self.shares_port)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -18,6 +19,9 @@ from serving.runtime.provider import Provider
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
+
+_WHERE: Final = re.compile(r"/\S+:\d+ [^(]*\([^)]*\) ")
+"""The place in ONNX Runtime's source that its errors name: not for callers of ListModels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,8 @@ class Engine:
         try:
             return ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # the runtime has no common base for what it raises
-            raise BundleError("engine", f"ONNX Runtime cannot load the graph: {error}") from error
+            said = _WHERE.sub("", " ".join(str(error).split()))
+            raise BundleError("engine", f"ONNX Runtime cannot load the graph: {said}") from error
 
 
 _TYPES: Final = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -25,7 +26,14 @@ class Load:
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self.answered = 0
+        self.longest = 0.0  # seconds
         self.failures: list[Exception] = []
+
+    def tell(self, record_property: Callable[[str, object], None]) -> None:
+        """How many calls there were, for the table of tests/FAULTS.md."""
+        lost, longest = len(self.failures), self.longest
+        told = f"{self.answered} calls made, {lost} lost, the longest {longest:.1f} s"
+        record_property("figures", told)
 
     def reach(self, more: int) -> None:
         """Wait until so many more calls have been answered."""
@@ -48,12 +56,14 @@ class Load:
 
     def _ask(self) -> None:
         while not self._stop.is_set():
+            began = time.monotonic()
             try:
                 assert len(self._client.sample(1, seed=7)) == 1
             except Exception as error:
                 self.failures.append(error)
             with self._changed:
                 self.answered += 1
+                self.longest = max(self.longest, time.monotonic() - began)
                 self._changed.notify_all()
 
 
@@ -87,7 +97,7 @@ def client(pair) -> Iterator[Client]:
 
 
 @pytest.mark.slow
-def test_a_rolling_restart_loses_no_call(pair, client):
+def test_a_rolling_restart_loses_no_call(pair, client, record_property):
     with Load(client).running() as load:
         while load.answered < 5000:
             for number in (0, 1):
@@ -95,23 +105,26 @@ def test_a_rolling_restart_loses_no_call(pair, client):
                 pair.processes[number].signal(signal.SIGTERM)
                 assert pair.processes[number].exit_status() == 0
                 pair.restart(number)
+    load.tell(record_property)
     assert load.failures == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_the_loss_of_one_of_two_is_hidden_from_the_callers(pair, client, number):
+def test_the_loss_of_one_of_two_is_hidden_from_the_callers(pair, client, number, record_property):
     with Load(client).running() as load:
         load.reach(200)
         pair.processes[0].signal(number)
         load.reach(1000)
+    load.tell(record_property)
     assert load.failures == []
 
 
-def test_without_retries_the_loss_is_seen(pair):
+def test_without_retries_the_loss_is_seen(pair, record_property):
     # What the tests above would see of a client that hides nothing.
     with Client(pair.target, attempts=1) as client, Load(client).running() as load:
         load.reach(200)
         pair.processes[0].signal(signal.SIGKILL)
         load.reach(1000)
+    load.tell(record_property)
     assert load.failures
     assert {type(failure) for failure in load.failures} == {NotReady}

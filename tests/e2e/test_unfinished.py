@@ -86,6 +86,6 @@ def test_a_caller_whose_machine_is_gone_is_hung_up_on(serve, toy_bundles, calls)
         connection.send(call(1, METHODS[0], end=True))
         connection.wait_for(1)
         connection.send(*(call(3, METHODS[0]) for _ in range(calls)))
-        connection.socket.settimeout(100)  # it takes 50 s
+        connection.socket.settimeout(80)  # it takes 50 s
         while connection.socket.recv(1 << 16):  # and nothing is answered, pings neither
             pass

@@ -6,10 +6,9 @@ import threading
 
 import grpc
 import numpy as np
-import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from onnx import TensorProto, helper
+from slowed import slowed
 
 from serving import bundle, codec
 from serving.models.vitals import Vitals
@@ -19,57 +18,14 @@ from serving.runtime.engine import PlainGraph
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def hanging(decoder: bytes) -> bytes:
-    """The graph, preceded by a loop of a thousand million million rounds where a latent is > 5."""
-    model = onnx.load_from_string(decoder)
-    graph = model.graph
-    for node in graph.node:
-        for at, name in enumerate(node.input):
-            if name == "z":
-                node.input[at] = "z_at_last"
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["going"], ["going_on"]),
-            helper.make_node("Identity", ["held"], ["held_on"]),
-        ],
-        "round",
-        [
-            helper.make_tensor_value_info("number", TensorProto.INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("held", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("held_on", TensorProto.FLOAT, None),
-        ],
-    )
-    first = [
-        helper.make_node("ReduceMax", ["z"], ["largest"], keepdims=0),
-        helper.make_node("Greater", ["largest", "five"], ["beyond"]),
-        helper.make_node("Cast", ["beyond"], ["one_or_none"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["one_or_none", "very_many"], ["rounds"]),
-        helper.make_node("Loop", ["rounds", "", "z"], ["z_at_last"], body=body),
-    ]
-    graph.initializer.extend(
-        [
-            helper.make_tensor("five", TensorProto.FLOAT, [], [5.0]),
-            helper.make_tensor("very_many", TensorProto.INT64, [], [10**15]),
-        ]
-    )
-    nodes = [*first, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
+ROUNDS = 10**15  # for ever
 
 
 @pytest.fixture
 def hanging_bundles(tmp_path, toy_bundles, publish_toy):
     (version,) = (toy_bundles / "toy").iterdir()
     decoder = bundle.load(version).files[bundle.DECODER]
-    publish_toy(tmp_path, decoder_onnx=hanging(decoder))
+    publish_toy(tmp_path, decoder_onnx=slowed(decoder, ROUNDS))
     return tmp_path
 
 

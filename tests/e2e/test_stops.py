@@ -1,0 +1,112 @@
+"""SIGTERM at the moments when something may be lost, and what a server says until it serves."""
+
+from __future__ import annotations
+
+import io
+import signal
+import socket
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from slowed import slowed
+
+from serving import bundle, codec
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+ROUNDS = 20_000  # of a run that takes some hundredths of a second
+LONG = 100 * ROUNDS  # and of one that takes seconds
+SLOW = np.full((1, 16), 9, np.float32)  # the latent that the loop is for
+CALLS = 40
+
+
+@pytest.fixture
+def files(toy_bundles):
+    """The toy's."""
+    (version,) = (toy_bundles / "toy").iterdir()
+    return bundle.load(version).files
+
+
+def slow_golden(files: dict[str, bytes]) -> bytes:
+    """The golden vectors with latents of which each batch takes as long as the loop does."""
+    with np.load(io.BytesIO(files[bundle.GOLDEN])) as file:
+        golden = dict(file)
+    golden["z"] = np.repeat(SLOW, len(golden["z"]), axis=0)
+    golden["decoded_x"] = np.full_like(golden["decoded_x"], 255)
+    golden["params"] = golden["z"].reshape(golden["params"].shape)
+    data = io.BytesIO()
+    np.savez(data, **golden)
+    return data.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def health_of(channel: grpc.Channel, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    return stub.Check(request, timeout=30, wait_for_ready=True).status
+
+
+@pytest.mark.parametrize("listener", ["core", "aio"])
+def test_nothing_is_served_before_the_golden_vectors_have_passed(
+    serve, publish_toy, files, tmp_path, listener
+):
+    decoder = slowed(files[bundle.DECODER], LONG)
+    publish_toy(tmp_path, decoder_onnx=decoder, golden_npz=slow_golden(files))
+    port = free_port()
+    flags = ("--workers=1", f"--port={port}", f"--listener={listener}")
+    process = serve("--bundles", str(tmp_path), *flags)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert health_of(channel, "liveness") == SERVING
+        for service in ("", "vae.v1.VaeService", "readiness"):
+            assert health_of(channel, service) == NOT_SERVING
+        with pytest.raises(grpc.RpcError, match="loading its models") as refusal:
+            VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not any("Serving toy" in line for line in process.log), "too late to tell"
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert [next(watch).status, next(watch).status] == [NOT_SERVING, SERVING]
+        watch.cancel()
+        assert VaeServiceStub(channel).Sample(pb.SampleRequest(count=1)).x.tensor.data
+
+
+def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
+    serve, publish_toy, files, tmp_path
+):
+    decoder = slowed(files[bundle.DECODER], LONG)
+    publish_toy(tmp_path, decoder_onnx=decoder, golden_npz=slow_golden(files))
+    port = free_port()
+    process = serve("--bundles", str(tmp_path), "--workers=1", f"--port={port}")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert health_of(channel, "") == NOT_SERVING
+    process.signal(signal.SIGTERM)
+    process.signal(signal.SIGTERM)
+    assert process.exit_status() == 0
+    assert "Stopped." in process.log[-2]
+    assert "Traceback" not in "".join(process.log)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_with_work_queued_answers_it_all(serve, publish_toy, files, tmp_path, workers):
+    publish_toy(tmp_path, decoder_onnx=slowed(files[bundle.DECODER], ROUNDS))
+    flags = ("--max-batch-rows=1", "--lame-duck-seconds=0.1", f"--workers={workers}")
+    process = serve("--bundles", str(tmp_path), *flags)
+    target, _ = process.ready()
+    with grpc.insecure_channel(target) as channel:
+        request = pb.DecodeRequest(z=codec.to_tensor(SLOW))
+        calls = [VaeServiceStub(channel).Decode.future(request) for _ in range(CALLS)]
+        calls[0].result(30)
+        process.signal(signal.SIGTERM)
+        assert not calls[-1].done(), "nothing was queued"
+        for call in calls:
+            assert codec.from_rows(call.result(30).x).min() == 255
+    assert process.exit_status() == 0
+    assert "Stopped." in process.log[-2]

@@ -1,0 +1,66 @@
+"""What callers send and are sent stays out of the log, whatever is logged of their calls."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import codec
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.runtime.engine import PlainGraph
+
+SECRET = b"nobody-sees-this"  # 4 x 4 pixels
+Z = np.full((1, 16), 0.123456789, np.float32)
+X = pb.Rows(tensor=pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=[1, 4, 4], data=SECRET))
+SIGNS = ("nobody-sees", "110, 111, 98", "110 111 98", "0.12345")
+
+
+@pytest.fixture(params=["core", "aio"])
+def stub(request, start_server, toy_bundles, caplog):
+    caplog.set_level(logging.DEBUG)
+    server = start_server(toy_bundles, listener=request.param, log_calls="all", log_level="debug")
+    with grpc.insecure_channel(server.target) as channel:
+        yield VaeServiceStub(channel)
+
+
+def ask_everything(stub: VaeServiceStub) -> set[grpc.StatusCode]:
+    """Calls that end well, and calls of each kind that do not; how they ended."""
+    wrong = pb.Rows(tensor=pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=[1, 4, 4], data=SECRET[1:]))
+    end = pb.EndPoint(z=codec.to_tensor(Z))
+    calls = [
+        lambda: stub.Encode(pb.EncodeRequest(x=X, draw=True, seed=7)),
+        lambda: stub.Decode(pb.DecodeRequest(z=codec.to_tensor(Z))),
+        lambda: stub.Reconstruct(pb.ReconstructRequest(x=X)),
+        lambda: list(stub.StreamReconstruct(iter([pb.StreamReconstructRequest(x=X)]))),
+        lambda: stub.Score(pb.ScoreRequest(x=X)),
+        lambda: stub.Interpolate(pb.InterpolateRequest(start=end, end=end, steps=3)),
+        lambda: stub.Encode(pb.EncodeRequest(x=wrong)),
+        lambda: stub.Encode(pb.EncodeRequest(x=pb.Rows(png=pb.PngImages(files=[SECRET])))),
+        lambda: stub.Encode(pb.EncodeRequest(x=X), timeout=1e-6),
+    ]
+    ends = set()
+    for one in calls:
+        try:
+            one()
+            ends.add(grpc.StatusCode.OK)
+        except grpc.RpcError as error:
+            ends.add(error.code())
+    return ends
+
+
+def test_no_payload_is_logged(stub, caplog, monkeypatch):
+    assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= ask_everything(stub)
+
+    def fail(self: PlainGraph, *args: object) -> None:
+        raise RuntimeError("CUDA failure 719: unspecified launch failure")
+
+    monkeypatch.setattr(PlainGraph, "run", fail)
+    assert grpc.StatusCode.INTERNAL in ask_everything(stub)
+    said = caplog.text
+    assert "CUDA failure 719" in said
+    assert "Encode" in said
+    assert not [sign for sign in SIGNS if sign in said]
