@@ -3,10 +3,10 @@
 Both run the same graphs with one thread on batches of the same size and, in turns, the same rows.
 The job reads its input, scores every row, and writes scores and latents, fsyncs included; it is a
 process of its own, timed from the command to _SUCCESS, less what the same command takes for a
-single batch: its start-up, given apart. Then the same through a server, with and without a caller of 50
-rows a second, and that caller beside a job in process. Every ratio comes with its target, and
-whether it is met. Where the machine has other work the ratios of time say little; those of CPU time
-still do.
+single batch: its start-up, given apart. Then the same through a server, with and without a caller
+of 50 rows a second, and that caller beside a job in process. Every ratio comes with its target,
+and whether it is met. Where the machine has other work the ratios of time say little; those of
+CPU time still do.
 Usage: python tests/bench/bench_jobs.py [--rows 200000] [--rounds 3] [--models mlp conv]
        [--only remote]
 """
