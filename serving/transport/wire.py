@@ -30,8 +30,7 @@ PRIORITY: Final = "latentd-priority"
 BACKGROUND: Final = "background"
 
 MOST_HEADER_BYTES: Final = 16_384
-"""Of one call. gRPC announces this limit to its clients, and (1.85) refuses what is little larger by
-chance."""
+"""Of one call. gRPC is told of it too and (1.85) refuses by chance what is a little larger."""
 
 
 class Stream(Protocol):
