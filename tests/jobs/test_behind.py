@@ -41,6 +41,10 @@ def test_an_error_of_the_owner_goes_first():
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(KeyboardInterrupt), Behind() as behind:
-        behind.do(fail)
-        raise KeyboardInterrupt
+    def own() -> None:
+        with Behind() as behind:
+            behind.do(fail)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        own()
