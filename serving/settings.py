@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 from serving.errors import ConfigError
 
+_HIGHEST_PORT: Final = 65535
 
-def _setting(default: Any, text: str, *, choices: tuple[str, ...] = (), least: float = 0) -> Any:
-    metadata = {"help": text, "choices": choices, "least": least}
+
+def _setting(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float = 0,
+    most: float = math.inf,
+) -> Any:
+    metadata = {"help": text, "choices": choices, "least": least, "most": most}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator may set. Numbers are checked against their least value by `read`."""
+    """What an operator may set. Numbers are checked against their least and most by `read`."""
 
     bundles: str = _setting("models", "Folder of bundles: <root>/<model>/<version>/.")
     default_model: str = _setting("", "Model for requests that name none. Empty: the only one.")
@@ -34,9 +44,13 @@ class Settings:
         "", "Versions to serve as the newest: model=version, with commas between several."
     )
 
-    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 for every interface.")
-    port: int = _setting(50051, "Port for gRPC. 0: any free one, named in the log.")
-    metrics_port: int = _setting(9464, "Port for Prometheus metrics over HTTP. 0: any free one.")
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 or :: for every interface.")
+    port: int = _setting(
+        50051, "Port for gRPC. 0: any free one, named in the log.", most=_HIGHEST_PORT
+    )
+    metrics_port: int = _setting(
+        9464, "Port for Prometheus metrics over HTTP. 0: any free one.", most=_HIGHEST_PORT
+    )
     reflection: bool = _setting(True, "Let tools such as grpcurl list the services.")
 
     tls_cert: str = _setting("", "PEM file of the server's certificate chain; with it, TLS.")
@@ -209,6 +223,13 @@ def _parse(source: str, text: str, kind: type, metadata: Mapping[str, Any]) -> A
         raise ConfigError(f"{source}={text}: this must be {noun}.") from None
     if metadata["choices"] and value not in metadata["choices"]:
         raise ConfigError(f"{source}={text}: choose from {', '.join(metadata['choices'])}.")
-    if kind in (int, float) and not metadata["least"] <= value < float("inf"):
-        raise ConfigError(f"{source}={text}: this must be at least {metadata['least']:g}.")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{source}={text}: this must be a finite number.")
+    if kind in (int, float) and not metadata["least"] <= value <= metadata["most"]:
+        raise ConfigError(f"{source}={text}: this must be {_bounds(metadata)}.")
     return value
+
+
+def _bounds(metadata: Mapping[str, Any]) -> str:
+    least, most = metadata["least"], metadata["most"]
+    return f"{least} to {most}" if most < math.inf else f"at least {least:g}"

@@ -42,7 +42,9 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `path` whole or not at all: a crash leaves the old file, never half a new one."""
+    """Write `path` whole or not at all: a crash leaves the old file, never half a new one.
+
+    Raises OSError naming `path` where it cannot be written."""
     beside = path.with_name(f".{path.name}.writing")
     try:
         with beside.open("wb") as file:
@@ -50,6 +52,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch closes its archive also after a write that failed, and then tells of the closing.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
 

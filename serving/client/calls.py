@@ -267,4 +267,5 @@ def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]
 def address(request: Message, model: str, version: int) -> None:
     """Say in `request` which model shall answer. ListModels asks about all of them."""
     if "model" in request.DESCRIPTOR.fields_by_name:
-        request.model, request.version = model, version  # type: ignore[attr-defined]
+        request.model = model  # type: ignore[attr-defined]
+        request.version = arguments.whole("version", version, 32)  # type: ignore[attr-defined]

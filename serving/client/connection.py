@@ -35,6 +35,8 @@ class Connection:
     max_message_bytes: int = 64 * MIB  # either way
 
     def __post_init__(self) -> None:
+        if not self.target or self.target.startswith(("http://", "https://")):
+            raise ConfigError(f"{self.target!r} is no address of a server: say host:port.")
         if self.token and self.credentials is None and not _is_loopback(self.target):
             raise ConfigError(
                 f"The token would travel readable to {self.target}. Give credentials= (TLS), or "

@@ -25,6 +25,8 @@ class Files:
         contradict each other or cannot be read."""
         try:
             token = Path(self.token_file).read_text().strip() if self.token_file else ""
+            if self.token_file and not token:
+                raise ConfigError(f"--token-file {self.token_file} holds no token.")
             return {"credentials": self._credentials(), "token": token}
         except OSError as error:
             raise ConfigError(f"{error.filename} cannot be read: {error.strerror}.") from None

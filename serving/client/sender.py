@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import grpc
 
@@ -14,7 +14,10 @@ from serving.client.results import ModelVersion, Samples
 from serving.client.resume import SampleStream
 from serving.client.retries import Backoff, Throttle
 from serving.client.unanswered import Unanswered
-from serving.errors import LatentdError, Overloaded
+from serving.errors import ConfigError, LatentdError, Overloaded
+
+_LONGEST: Final = 1e9
+"""Seconds, some 30 years: what is longer is no limit, where gRPC would take it for the past."""
 
 
 class Sender:
@@ -54,6 +57,8 @@ class Sender:
         self._connection = Connection(
             target, credentials, token, background, attempts, healthy_only, max_message_bytes
         )
+        if timeout is not None and not timeout > 0:
+            raise ConfigError(f"timeout={timeout}: say seconds above 0, or no limit.")
         self._timeout, self._model, self._version = timeout, model, version
         self._metadata = self._connection.metadata
         self._channel = self._connection.open(self._transport)
@@ -94,4 +99,5 @@ class Sender:
         return SampleStream(call.request, self._seconds(call), self._connection.attempts)
 
     def _seconds(self, call: Call[Any]) -> float | None:
-        return self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout
+        seconds = self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout
+        return None if seconds is not None and seconds > _LONGEST else seconds

@@ -40,6 +40,8 @@ def read_rows(files: Sequence[str], rows: slice, x: XSpec) -> Array:
 def read_latents(file: str) -> Array:
     """z of shape (rows, latent size); of an .npz the key z or, where there is none, mean."""
     z = _load(file, ("z", "mean"))
+    if not len(z):
+        raise InvalidInput(file, "no latents in it", "Give at least one")
     return z[None] if z.ndim == 1 else z
 
 

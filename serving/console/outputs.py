@@ -91,6 +91,9 @@ class Destination:
         try:
             yield beside
             os.replace(beside, self.path)  # an empty folder may be replaced too
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # a full disk does not say whose
+            raise
         finally:
             if beside.is_dir():
                 shutil.rmtree(beside)

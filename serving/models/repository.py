@@ -64,7 +64,10 @@ class Repository:
             refused = "".join(
                 f"\n  {r.model} version {r.version}: {r.reason}" for r in self.refused()
             )
-            raise ConfigError(f"No bundle under {self._root} can be served.{refused}")
+            raise ConfigError(
+                f"No bundle under {self._root} can be served."
+                + (refused or " Bundles are expected in <root>/<model>/<version>/.")
+            )
         if self.default and self.default not in self._models:
             raise ConfigError(
                 f"The default model {self.default!r} is not among those served: {self._names()}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -18,6 +19,11 @@ def expose(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Call
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     try:
         http, _ = start_http_server(port, host, registry=registry)
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"--host {host} is no address of this machine: {error.strerror}. "
+            "Name one, without brackets; 0.0.0.0 is every interface, :: with IPv6 too."
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"The metrics port {port} cannot be opened: {error.strerror}. "

@@ -9,14 +9,20 @@ from serving.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
+def address(host: str, port: int) -> str:
+    """host:port, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def port_is_taken(host: str, port: int) -> ConfigError:
     """What to tell who chose a port that cannot be had."""
     return ConfigError(
-        f"{host}:{port} cannot be opened: it is in use or not an address of this machine. "
+        f"{address(host, port)} cannot be opened: it is in use or not an address of this machine. "
         "Choose another with --port (0: any free one) or --host."
     )
 
 
 def announce(host: str, port: int, metrics_port: int) -> None:
     """Say in the log where callers and Prometheus find the server."""
-    log.info("Listening on %s:%d, metrics on http://%s:%d/metrics.", host, port, host, metrics_port)
+    grpc, http = address(host, port), address(host, metrics_port)
+    log.info("Listening on %s, metrics on http://%s/metrics.", grpc, http)

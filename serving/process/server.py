@@ -23,7 +23,7 @@ from serving.models.repository import Repository
 from serving.models.vitals import Vitals
 from serving.models.watcher import Watcher
 from serving.process.exposition import expose
-from serving.process.port import announce, port_is_taken
+from serving.process.port import address, announce, port_is_taken
 from serving.rpc.service import VaeService
 from serving.runtime.engine import Engine
 from serving.settings import Settings
@@ -182,7 +182,7 @@ class Server:
         # Before the models load, for health alone: probes must tell loading from dead. All else is
         # answered UNAVAILABLE until `_load_models` is done.
         settings = self.settings
-        self.port = self._listener.bind(f"{settings.host}:{settings.port}", self._credentials)
+        self.port = self._listener.bind(address(settings.host, settings.port), self._credentials)
         if not self.port:
             raise port_is_taken(settings.host, settings.port)
         await self._listener.start()

@@ -78,6 +78,8 @@ class Supervisor:
             undo.callback(close)
             self._reserve_port(undo)
             for number in range(1, settings.workers + 1):
+                if self._stopping:
+                    break
                 self._start(number)
             while not self._stopping:
                 self._wait()

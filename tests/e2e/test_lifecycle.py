@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from serving.client import Client
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
@@ -109,6 +110,9 @@ def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, w
             "does not exist": ["--bundles", str(tmp_path / "nowhere")],
             "cannot be opened": ["--bundles", str(toy_bundles), "--port", port],
             "--metrics-port": ["--bundles", str(toy_bundles), "--metrics-port", port],
+            "--host nowhere.invalid is no address": [
+                *("--bundles", str(toy_bundles), "--host", "nowhere.invalid")
+            ],
             "choose from": ["--bundles", str(toy_bundles), "--provider", "tpu"],
         }
         running = {said: serve(*flags, "--workers", workers) for said, flags in cases.items()}
@@ -116,6 +120,14 @@ def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, w
             assert process.exit_status() == 78
             assert said in "".join(process.log)
             assert "Traceback" not in "".join(process.log)
+
+
+@WORKERS
+def test_it_listens_on_ipv6(serve, toy_bundles, workers):
+    process = serve("--bundles", str(toy_bundles), "--host", "::1", "--workers", workers)
+    port = process.wait_for(r"Listening on \[::1\]:(\d+), metrics on http://\[::1\]:\d+")[1]
+    with Client(f"[::1]:{port}") as client:
+        assert client.health() == "SERVING"
 
 
 def test_settings_come_from_the_environment_and_logs_can_be_json(serve, toy_bundles):

@@ -265,3 +265,10 @@ def test_both_clients_show_the_same_documented_methods() -> None:
         assert blocking.__doc__ == awaited.__doc__
         assert next(iter(inspect.signature(blocking).parameters)) == "self"
         assert inspect.signature(blocking) == inspect.signature(awaited)
+
+
+@pytest.mark.parametrize("seconds", [None, float("inf"), 1e12])
+def test_a_limit_that_is_none_is_none(server: Any, client: Client, seconds: float | None) -> None:
+    assert len(client.sample(1, timeout=seconds).x) == 1
+    with Client(server.target, timeout=seconds) as patient:
+        assert sum(map(len, (chunk.x for chunk in patient.stream_samples(3)))) == 3

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -261,3 +263,37 @@ def test_ctrl_c_leaves_nothing_behind(server: Any, tmp_path: Path, out: str) -> 
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "latentd: Interrupted; nothing was written.\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sample", "--version", "-1"), "version: -1 is out of range"),
+        (("decode", "none.npy"), "none.npy: no latents in it"),
+        (("sample", "--timeout", "-1"), "timeout=-1.0: "),
+        (("sample", "--timeout", "nan"), "timeout=nan: "),
+        (("sample", "--server", ""), "'' is no address"),
+        (("sample", "--server", "http://localhost:1"), "say host:port"),
+        (("sample", "--token-file", "empty.txt"), "--token-file empty.txt holds no token"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_a_sentence(run: Run, words: tuple[str], said: str) -> None:
+    np.save("none.npy", np.empty((0, 3), np.float32))
+    Path("empty.txt").touch()
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(rf"latentd: .*{re.escape(said)}.*\.\n", err), err
+
+
+@pytest.mark.parametrize("out", ["rows.npy", "rows.npz", "pictures"])
+def test_a_full_disk_is_told_with_the_name_of_what_was_written(run: Run, out: str) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        status, _, err = run("stream", "--count", "5", "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert (status, err) == (2, f"latentd: {out}: File too large.\n")
+    assert not Path(out).exists()

@@ -197,11 +197,12 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
     ("flag", "value", "said"),
     [
         ("port", "fifty", "--port=fifty: this must be a whole number"),
-        ("port", "-1", "--port=-1: this must be at least 0"),
+        ("port", "-1", "--port=-1: this must be 0 to 65535"),
+        ("port", "65536", "--port=65536: this must be 0 to 65535"),
         ("max_rows", "0", "--max-rows=0: this must be at least 1"),
         ("provider", "tpu", "--provider=tpu: choose from auto, cuda, tensorrt, cpu"),
         ("reflection", "maybe", "--reflection=maybe: say true or false"),
-        ("drain_seconds", "inf", "--drain-seconds=inf"),
+        ("drain_seconds", "inf", "--drain-seconds=inf: this must be a finite number"),
         ("drain_seconds", "nan", "--drain-seconds=nan"),
     ],
 )
