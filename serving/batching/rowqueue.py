@@ -8,9 +8,9 @@ Rows wait in three classes, served in this order, each leaving the later ones th
     SMALL       interactive, fits into one batch: first come, first served, never overtaken by
                 anything that does not
     LARGE       interactive, more than one batch: takes what room is left, in turns
-    BACKGROUND  said to be patient: fills what the others leave, in turns; and while interactive
-                rows come, only in batches that are soon over, for one of these rows may come in
-                the middle of it
+    BACKGROUND  said to be patient: fills what the others leave, in turns. While interactive rows
+                come it has no more than its floor beside them, and else short batches, for the next
+                of them may come in the middle of one
 """
 
 from __future__ import annotations
@@ -212,18 +212,20 @@ class RowQueue:
         The batch has at most batch_rows rows and is empty only when nothing waits.
         """
         expired: list[Entry] = []
+        before = 0  # rows of those served first, which only where they fill a batch leave no room
         for kind, floor in FLOOR.items():
             # Alone at 1/16 of a 4-row batch a class would never get a row: the claim adds up.
-            held = self._credit[kind] + floor * self.batch_rows
+            held = self._credit[kind] + floor * min(before, self.batch_rows)
             self._credit[kind] = min(held, self._rows[kind])
+            before += self._rows[kind]
         batch: list[Share] = []
         room = self.batch_rows
         for kind in CLASSES:
             kept = sum(int(self._credit[later]) for later in CLASSES if later > kind)
             allowed = max(room - kept, 0)
             if kind is Class.BACKGROUND and now - self._heard < PRESENT_SECONDS:
-                left = self.short_rows - (self.batch_rows - room)
-                allowed = min(allowed, max(left, int(self._credit[kind])))
+                # Nor is a row that came to wait for those that would fill up its batch.
+                allowed = min(allowed, int(self._credit[kind]) if batch else self.short_rows)
             taken = self._take(kind, allowed, now, batch, expired)
             self._credit[kind] = max(self._credit[kind] - taken, 0.0)
             room -= taken

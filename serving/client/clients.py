@@ -167,7 +167,7 @@ class Client(Sender):
         return streaming.blocking(
             call.chunks,
             self._unanswered(call),
-            Backoff(call.timeout, self._connection.attempts),
+            Backoff(call.timeout, self._connection.attempts, self._connection.background),
             lambda requests, seconds: self._methods["StreamReconstruct"](
                 requests, timeout=seconds, metadata=self._metadata
             ),
@@ -244,7 +244,7 @@ class AsyncClient(Sender):
         return streaming.awaited(
             call.chunks,
             self._unanswered(call),
-            Backoff(call.timeout, self._connection.attempts),
+            Backoff(call.timeout, self._connection.attempts, self._connection.background),
             lambda seconds: self._methods["StreamReconstruct"](
                 timeout=seconds, metadata=self._metadata
             ),

@@ -45,11 +45,12 @@ class Throttle:
 class Backoff:
     """How long to wait after a call's failures, and when to give up."""
 
-    def __init__(self, timeout: float | None, attempts: int) -> None:
+    def __init__(self, timeout: float | None, attempts: int, patient: bool = False) -> None:
         """timeout: seconds for all attempts; None: no deadline. attempts: at a call, or at a
-        stream's beginning; one that has begun is given PATIENCE, unless attempts is 1."""
+        stream's beginning; one that has begun is given PATIENCE, unless attempts is 1. patient: an
+        overloaded server, which says when to come back, is come back to until the deadline."""
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._attempts = attempts
+        self._attempts, self._patient = attempts, patient
         self._begun = False
         self._failures = 0  # in a row: any answer ends the row
 
@@ -64,10 +65,9 @@ class Backoff:
     def wait_after(self, error: LatentdError) -> float:
         """Seconds until the next attempt; raises `error` where there shall be none."""
         self._failures += 1
-        begun = self._begun and self._attempts > 1
-        if self._failures >= (PATIENCE if begun else self._attempts) or not isinstance(
-            error, NotReady | Overloaded
-        ):
+        most = PATIENCE if self._begun and self._attempts > 1 else self._attempts
+        waits = self._patient and self._attempts > 1 and isinstance(error, Overloaded)
+        if not (waits or (self._failures < most and isinstance(error, NotReady | Overloaded))):
             raise error
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failures - 1))
         # Spread out: the callers of a server that went down should not come back in one wave.

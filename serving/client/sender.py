@@ -41,7 +41,8 @@ class Sender:
         target:       host:port, or dns:///name:port to spread calls over all addresses of a name.
         timeout:      seconds for each call that names none itself; None: no deadline.
         model:        empty: the server's default. version: 0: the newest.
-        background:   let other clients' calls go first.
+        background:   let other clients' calls go first; stream_reconstruct then waits for an
+                      overloaded server until its deadline.
         credentials:  grpc.ssl_channel_credentials(...) for TLS; None: no TLS.
         token:        bearer token; without TLS only to this machine.
         attempts:     at each call while servers are unavailable or overloaded, 1 to 5.

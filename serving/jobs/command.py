@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from serving import images
 from serving.bundle import XSpec
 from serving.client.credentials import Files
 from serving.errors import ConfigError, LatentdError
-from serving.jobs import exits, inputs, job, outputs, remote, worker
+from serving.jobs import exits, files, inputs, job, outputs, remote, worker
 from serving.jobs.inputs import NAMES, Rows
 from serving.jobs.job import Share
 from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Run a job; returns the exit status."""
     before = signal.getsignal(signal.SIGTERM)
     worker.terminate_as_exit()
+    _give_way(args.niceness)
     try:
         return _dry_run(args) if args.dry_run else _run(args)
     except Failed as error:
@@ -47,8 +49,15 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def _give_way(niceness: int) -> None:
+    """Let whoever answers somebody have the CPUs first: a job has hours. Threads and processes
+    begun from now on inherit it; nobody who has given way already is made to do so less."""
+    if niceness > os.getpriority(os.PRIO_PROCESS, 0):
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+
+
 def _run(args: argparse.Namespace) -> int:
-    folder, share = Path(args.output), _share(args)
+    folder, share = _folder(args), _share(args)
     target = _target(args)
     folder.mkdir(parents=True, exist_ok=True)
     # One plans, the others wait and find the plan there.
@@ -82,8 +91,8 @@ def _summarise(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None
 
 
 def _dry_run(args: argparse.Namespace) -> int:
-    target, share = _target(args), _share(args)
-    folder = Path(args.output)
+    folder, share = _folder(args), _share(args)
+    target = _target(args)
     plan, names = _plan(args, target, job.known_plan(folder))
     for entry in plan.inputs:
         print(f"{entry.rows:>12,} rows, {entry.bytes:>14,} bytes  {entry.path or 'images'}")
@@ -182,6 +191,16 @@ def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tupl
     )
     outputs.check(plan)
     return plan, names
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    if files.is_remote(args.output):
+        raise ConfigError(
+            f"--output {args.output}: results are committed by fsync, rename and locks, which "
+            "object stores do not have. Give a folder, of a mounted volume perhaps, and copy it "
+            "once it holds _SUCCESS."
+        )
+    return Path(args.output)
 
 
 def _share(args: argparse.Namespace) -> Share:

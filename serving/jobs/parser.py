@@ -44,7 +44,12 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
         help="folder of images, .npy, .npz (or FILE.npz:key), .parquet, IDX (.gz or not), a glob "
         "of these, or an fsspec URL (s3://bucket/*.npy)",
     )
-    add("--output", required=True, metavar="DIR", help="folder for the results, on this machine")
+    add(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder for the results, on this machine or a mounted volume; no URL",
+    )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument(
         "--bundle", metavar="DIR", help="models/digits/3, or models/digits for the newest version"
@@ -110,6 +115,14 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     )
     how.add_argument(
         "--shard-count", type=_whole, default=1, help="machines that share the job (1)"
+    )
+    how.add_argument(
+        "--niceness",
+        type=_whole,
+        choices=range(20),
+        metavar="0..19",
+        default=10,
+        help="how far the job gives way to other work on this machine, as of nice(1) (10)",
     )
     how.add_argument(
         "--metrics-file", metavar="FILE", help="keep Prometheus metrics there (FILE.prom)"

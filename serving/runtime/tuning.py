@@ -100,8 +100,8 @@ def best_rows(costs: Sequence[Cost], most_seconds: float) -> int:
 
 
 def short_rows(costs: Sequence[Cost]) -> int:
-    """The most rows of a batch that is soon over: within SOON, or twice what one row takes."""
-    most = max(SOON, 2 * costs[0].seconds)
+    """The most rows of a batch that is soon over: within SOON, or half as long again as one row."""
+    most = max(SOON, 1.5 * costs[0].seconds)
     return max(cost.rows for cost in costs if cost.seconds <= most)
 
 

@@ -4,15 +4,18 @@ Both run the same graphs with one thread on batches of the same size and, in tur
 The job reads its input, scores every row, and writes scores and latents, fsyncs included; it is a
 process of its own, timed from the command to _SUCCESS, less what the same command takes for a
 single batch: its start-up, given apart. Then the same through a server, with and without a caller
-who waits for one row after the other. Every ratio comes with its target, and whether it is met.
-Where the machine has other work the ratios of time say little; those of CPU time still do.
+of 50 rows a second, and that caller beside a job in process. Every ratio comes with its target,
+and whether it is met. Where the machine has other work the ratios of time say little; those of
+CPU time still do.
 Usage: python tests/bench/bench_jobs.py [--rows 200000] [--rounds 3] [--models mlp conv]
+       [--only remote]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -20,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,11 +36,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from serving.client import Client
 from serving.jobs.plan import BATCH_ROWS
 
 PICTURES = 10  # a folder holds one row in so many: to write them takes longer than to run them
 ALONE_SECONDS = 6.0  # how long the caller has the server to itself
+CALLS_PER_SECOND = 50
+TURNS = 3  # a round's turns of the caller: a p99 of 300 calls is one call in a bad moment
+HERE = Path(__file__).parent
 
 
 class Cost(NamedTuple):
@@ -80,7 +84,6 @@ def job(source: Path, output: Path, *flags: object) -> None:
 
 def write_inputs(folder: Path, x: np.ndarray) -> dict[str, tuple[Path, int]]:
     """Each kind of input and its rows."""
-    np.save(folder / "x.npy", x)
     np.save(folder / "one.npy", x[:BATCH_ROWS])
     flat = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x[0].size)
     pq.write_table(pa.table({"x": flat}), folder / "lists.parquet")
@@ -109,7 +112,7 @@ def verdict(value: float, least: float | None = None, most: float | None = None)
 def measure(name: str, x: np.ndarray, rounds: int, folder: Path) -> None:
     """In process: each kind of input, by one worker and by two."""
     encoder, decoder = (session(graph) for graph in models.MODELS[name]())
-    here = ("--bundle", models.publish(folder / "models", name), "--provider", "cpu")
+    here = ("--bundle", folder / "models" / name, "--provider", "cpu")
     sources = write_inputs(folder, x)
     cases = [(kind, n) for kind in sources for n in (1, 2)]
     costs: dict[tuple[str, int], list[Cost]] = {case: [] for case in cases}
@@ -147,43 +150,44 @@ def measure(name: str, x: np.ndarray, rounds: int, folder: Path) -> None:
 
 
 class Caller:
-    """Somebody who has one row reconstructed after the other, and waits for each."""
+    """Somebody who has one row reconstructed now and then, see caller.py."""
 
-    def __init__(self, target: str, row: np.ndarray) -> None:
-        self._target, self._row, self._stop = target, row, threading.Event()
-        self.latencies: list[float] = []
+    def __init__(self, target: str, rows: Path) -> None:
+        words = (HERE / "caller.py", target, rows, CALLS_PER_SECOND)
+        self._process = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=processes.ROOT,
+            env=os.environ | {"PYTHONPATH": str(processes.ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
 
     def __enter__(self) -> Caller:
-        self._thread = threading.Thread(target=self._call)
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        said, _ = self._process.communicate()
+        self.latencies: list[float] = json.loads(said)
 
-    def _call(self) -> None:
-        with Client(self._target) as client:
-            while not self._stop.is_set():
-                began = time.perf_counter()
-                client.reconstruct(self._row)
-                self.latencies.append(time.perf_counter() - began)
 
-    @property
-    def p99(self) -> float:
-        """In ms, without the first calls, which connect."""
-        ordered = sorted(self.latencies[20:])
-        return 1e3 * ordered[int(0.99 * len(ordered))]
+def percentile(latencies: list[float], share: float) -> float:
+    """In ms."""
+    return 1e3 * sorted(latencies)[int(share * len(latencies))]
 
 
 def measure_remote(name: str, rows: int, rounds: int, folder: Path) -> None:
-    """Through a server of one worker: against in process, and what it does to a caller."""
+    """Through a server of one worker: against in process, and what it does to a caller.
+
+    The same caller is also beside the job in process, with which the server has nothing to do:
+    that is what sharing the CPUs costs him, and the least that he can be made to wait.
+    """
     source = folder / "x.npy"
     here = ("--bundle", folder / "models" / name, "--provider", "cpu", "--processes", 1)
-    found: dict[str, list[Cost]] = {"here": [], "there": []}
-    alone: list[float] = []
-    beside: list[float] = []
-    row = np.load(source, mmap_mode="r")[:1]
+    found: dict[str, list[Cost]] = {"here": [], "there": [], "beside": []}
+    calls: dict[str, list[list[float]]] = {"alone": [], "beside": [], "floor": []}
     with processes.server(folder / "models") as server:
         target = f"localhost:{server.port}"
         there = ("--server", target)
@@ -192,25 +196,35 @@ def measure_remote(name: str, rows: int, rounds: int, folder: Path) -> None:
                 job(source, folder / "out", *here)
             with measured(found["there"]):
                 job(source, folder / "out", *there)
-            with Caller(target, row) as caller:
-                time.sleep(ALONE_SECONDS)
-            alone.append(caller.p99)
-            with Caller(target, row) as caller:
-                job(source, folder / "out", *there)
-            beside.append(caller.p99)
+            for _ in range(TURNS):
+                with Caller(target, source) as alone:
+                    time.sleep(ALONE_SECONDS)
+                with Caller(target, source) as beside, measured(found["beside"]):
+                    job(source, folder / "out", *there)
+                with Caller(target, source) as floor:
+                    job(source, folder / "out", *here)
+                for case, caller in zip(calls, (alone, beside, floor), strict=True):
+                    calls[case].append(caller.latencies)
     speed = ratio(found["here"], found["there"], "time")
     rate = rows / median(found["there"], "time")
     print(
         f"{name}: through a server    {rate:9,.0f} rows/s, {speed:.2f} of in process "
         f"{verdict(speed, least=0.7)}"
     )
-    slower = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
-    print(
-        f"{name}: a caller's p99 {statistics.median(alone):.1f} ms alone, "
-        f"{statistics.median(beside):.1f} ms beside the job, {slower:.2f}x "
-        f"{verdict(slower, most=1.5)}",
-        flush=True,
-    )
+    print(f"{name}: the same beside a caller {rows / median(found['beside'], 'time'):,.0f} rows/s")
+    for share in (0.5, 0.9, 0.99):
+        values = {
+            case: [percentile(turn, share) for turn in turns] for case, turns in calls.items()
+        }
+        ms = {case: statistics.median(each) for case, each in values.items()}
+        slower = {case: ms[case] / ms["alone"] for case in ("beside", "floor")}
+        print(
+            f"{name}: a caller's p{100 * share:.0f} {ms['alone']:.1f} ms alone, "
+            f"{ms['beside']:.1f} ms beside the job, {slower['beside']:.2f}x "
+            f"{verdict(slower['beside'], most=1.5) if share == 0.99 else ''}; "
+            f"{ms['floor']:.1f} ms, {slower['floor']:.2f}x beside one that shares only the CPUs",
+            flush=True,
+        )
 
 
 def median(costs: list[Cost], what: str) -> float:
@@ -233,14 +247,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000, help="of the MLP; conv: an eighth")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
+    parser.add_argument("--only", choices=("here", "remote"), help="in process, or with a server")
     args = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, medians of {args.rounds} rounds of {args.rows:,} rows")
     x = np.random.default_rng(0).integers(0, 256, (args.rows, *models.SHAPE), np.uint8)
     for name in args.models:
         rows = x if name == "mlp" else x[: args.rows // 8]
         with tempfile.TemporaryDirectory() as folder:
-            measure(name, rows, args.rounds, Path(folder))
-            measure_remote(name, len(rows), args.rounds, Path(folder))
+            np.save(Path(folder) / "x.npy", rows)
+            models.publish(Path(folder) / "models", name)
+            if args.only != "remote":
+                measure(name, rows, args.rounds, Path(folder))
+            if args.only != "here":
+                measure_remote(name, len(rows), args.rounds, Path(folder))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Jobs:
         words = (
             *("reconstruct", "--input", *sources, *target, "--output", output),
             *("--provider", "cpu", "--processes", 1, "--shard-rows", 24, "--batch-rows", 8),
+            *("--niceness", 0),  # it could not be taken back from the process of the tests
             *flags,
         )
         return list(map(str, words))
@@ -41,14 +42,25 @@ class Jobs:
         return main(self.command(source, output, *flags))
 
     def start(
-        self, source: object, output: object, *flags: object, prepare: Callable | None = None
+        self,
+        source: object,
+        output: object,
+        *flags: object,
+        prepare: Callable | None = None,
+        **streams: int,
     ) -> subprocess.Popen:
         """In a process of its own; `prepare` is called in it first."""
         return subprocess.Popen(
             [sys.executable, "-m", "serving", *self.command(source, output, *flags)],
-            **self.surroundings(),
+            **self.surroundings() | streams,
             preexec_fn=prepare,
         )
+
+    @staticmethod
+    def wait_for(path: Path, process: subprocess.Popen) -> None:
+        """Until the process has made the file."""
+        while not path.exists():
+            assert process.poll() is None, process.communicate()
 
     @staticmethod
     def surroundings(**environment: str) -> dict:

@@ -18,12 +18,6 @@ from serving.jobs.store import Store
 HERE = Path(__file__).parent
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    """Until the process has made the file."""
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-
-
 @pytest.mark.slow
 def test_killed_at_every_step_of_every_commit_it_ends_as_if_nothing_had_been(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole", "--shard-rows", 50) == 0
@@ -52,7 +46,7 @@ def test_a_killed_worker_is_told_of_and_its_shards_are_done_the_next_time(jobs, 
     store = Store(output)
     with store.locked(1, wait=False):
         job = jobs.start(npy, output, "--processes", 2)
-        wait_for(output / "shards" / "_00003.json", job)
+        jobs.wait_for(output / "shards" / "_00003.json", job)
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         workers = [pid for pid in map(int, children) if b"--multiprocessing-fork" in cmdline(pid)]
         for pid in workers:
@@ -76,7 +70,7 @@ def test_sigterm_leaves_nothing_half_written(jobs, npy, tmp_path):
     store = Store(output)
     with store.locked(2, wait=False):
         job = jobs.start(npy, output)
-        wait_for(output / "shards" / "_00004.json", job)
+        jobs.wait_for(output / "shards" / "_00004.json", job)
         job.send_signal(signal.SIGTERM)
         _, said = job.communicate()
     store.close()
@@ -92,7 +86,9 @@ def test_two_workers_never_work_on_one_shard(jobs, npy, tmp_path):
     store = Store(output)
     with store.locked(0, wait=False):
         job = jobs.start(npy, output)
-        wait_for(output / "shards" / "_00004.json", job)  # it has gone past the one that is held
+        jobs.wait_for(
+            output / "shards" / "_00004.json", job
+        )  # it has gone past the one that is held
         assert not (output / "shards" / "_00000.json").exists()
     _, said = job.communicate()
     store.close()
@@ -197,7 +193,7 @@ def test_an_input_that_changes_while_the_job_runs_gives_no_success(jobs, npy, x,
     store = Store(output)
     with store.locked(0, wait=False):
         job = jobs.start(npy, output)
-        wait_for(output / "shards" / "_00004.json", job)
+        jobs.wait_for(output / "shards" / "_00004.json", job)
         np.save(npy, x[::-1])
     _, said = job.communicate()
     store.close()

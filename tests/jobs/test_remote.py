@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import trustme
 from PIL import Image
 
 from serving.__main__ import main
+from serving.client import Client
+from serving.errors import Overloaded
 
 FLOATS = ("reconstruction_error", "kl", "elbo", "mean", "log_var")
 
@@ -108,6 +114,45 @@ def test_with_tls_and_a_token(jobs, npy, tmp_path, toy_bundles, start_server, ca
     assert jobs.run(npy, tmp_path / "no", *tls) == 69
     assert "token" in capsys.readouterr().err
     assert jobs.run(npy, tmp_path / "no", "--server", server.target, *tls[2:3], "gone") == 78
+
+
+@contextlib.contextmanager
+def overload(target: str, callers: int = 3) -> Iterator[None]:
+    """Callers of whom always one has the decoder's queue to himself, full beyond its measure."""
+    over = threading.Event()
+
+    def call() -> None:
+        with Client(target, attempts=1, timeout=None) as client:
+            while not over.is_set():
+                with contextlib.suppress(Overloaded):
+                    client.sample(2000)
+                over.wait(0.01)
+
+    threads = [threading.Thread(target=call) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.slow  # it waits as long as it is told to
+def test_an_overloaded_server_is_waited_for(jobs, npy, tmp_path, toy_bundles, start_server):
+    server = start_server(toy_bundles, max_batch_rows=1, queue_rows=16)
+    there = ("--server", server.target)
+    assert jobs.run(npy, tmp_path / "calm", *there) == 0
+    refused = {"method": "StreamReconstruct", "model": "", "code": "RESOURCE_EXHAUSTED"}
+    with overload(server.target):
+        job = jobs.start(npy, tmp_path / "out", *there)
+        # More than the four times after which a client gives up what cannot wait.
+        while server.metric("latentd_requests_total", **refused) < 6:
+            assert job.poll() is None, job.communicate()
+    _, said = job.communicate()
+    assert job.returncode == 0, said
+    assert jobs.content(tmp_path / "out") == jobs.content(tmp_path / "calm")
 
 
 def test_no_server_is_said(jobs, npy, tmp_path, capsys):

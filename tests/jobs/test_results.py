@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
+import os
+import pty
 import re
+import struct
+import termios
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +23,7 @@ from serving.client import Client
 from serving.jobs.plan import Wanted
 from serving.jobs.reconstruct import Graphs, load_bundle
 from serving.jobs.rows import Chunk
+from serving.jobs.store import Store
 
 COLUMNS = ["row", "id", "reconstruction_error", "kl", "elbo", "mean", "log_var"]
 
@@ -202,6 +209,47 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(jobs, npy, tmp_path, ca
     assert "100 rows in all, 5 shards of up to 24" in said
     assert "rows a second in one process" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_gives_way_to_other_work(jobs, npy, tmp_path):
+    output = tmp_path / "out"
+    store = Store(output)
+    with store.locked(0, wait=False):
+        job = jobs.start(npy, output, "--niceness", 7)
+        jobs.wait_for(output / "shards" / "_00004.json", job)
+        assert os.getpriority(os.PRIO_PROCESS, job.pid) >= 7
+    job.communicate()
+    store.close()
+    assert job.returncode == 0
+
+
+def test_a_url_is_no_output(jobs, npy, tmp_path, capsys):
+    for flags in ((), ("--dry-run",)):
+        assert jobs.run(npy, "memory://bucket/out", *flags) == 78
+        assert "--output memory://bucket/out: results are committed by" in capsys.readouterr().err
+
+
+def test_a_terminal_sees_rate_and_time_left_and_a_scraper_the_rows_so_far(jobs, npy, tmp_path):
+    output, metrics = tmp_path / "out", tmp_path / "job.prom"
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    store = Store(output)
+    with store.locked(1, wait=False):
+        job = jobs.start(npy, output, "--metrics-file", metrics, stderr=theirs)
+        os.close(theirs)
+        jobs.wait_for(output / "shards" / "_00004.json", job)
+        lines = metrics.read_text().splitlines()
+    job.communicate()
+    store.close()
+    shown = b""
+    with contextlib.suppress(OSError):  # which is how a terminal ends
+        while read := os.read(ours, 1 << 16):
+            shown += read
+    os.close(ours)
+    assert job.returncode == 0, shown
+    assert re.search(rb" [1-9][\d.]+/100 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+k? rows/s\]", shown), shown
+    (done,) = [line.split()[1] for line in lines if line.startswith("latentd_job_rows_done ")]
+    assert 0 < float(done) < 100
 
 
 def test_metrics_are_left_in_a_file(jobs, npy, tmp_path):

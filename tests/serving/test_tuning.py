@@ -31,7 +31,7 @@ def test_a_batch_that_was_not_measured_is_judged_by_its_neighbour():
     assert seconds_of(12, curve(0.001, 0.002, 0.004, 0.008)) == 0.012
 
 
-def test_a_short_batch_is_half_a_millisecond_or_two_rows_of_a_slow_graph():
+def test_a_short_batch_is_half_a_millisecond_or_little_more_than_a_row_of_a_slow_graph():
     assert short_rows(curve(0.0001, 0.0002, 0.0004, 0.0008)) == 4
     assert short_rows(curve(0.001, 0.0015, 0.0025, 0.004)) == 2
     assert short_rows(curve(0.1, 0.3)) == 1
