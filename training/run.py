@@ -25,7 +25,7 @@ _SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so
 
 
 class Run:
-    """One run on one device; `save` and `restore` may fall between any two steps."""
+    """One run on one device; `checkpoint` and `restore` may fall between any two steps."""
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device, self.split = config, device, dataset.summary()
