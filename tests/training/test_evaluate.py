@@ -157,7 +157,7 @@ def test_test_rows_without_labels_are_told_from_those_of_one_class(
     rows = np.random.default_rng(0).integers(0, 256, (90, 5), np.uint8)
     np.savez(tmp_path / "rows.npz", x_train=rows, y_train=np.arange(90) % 3, x_test=rows[:9])
     result, _ = evaluate(train("--data", f"npz:{tmp_path / 'rows.npz'}"))
-    assert result["probe"] == {"missing": "only some have labels"}
+    assert result["probe"] == {"missing": "only some rows have labels"}
 
 
 def test_binarised_for_good(train: Any, evaluate: Any) -> None:

@@ -138,7 +138,7 @@ def _judged_by_labels(
 ) -> dict[str, Any]:
     if test.y is None or train.y is None:
         return _unjudged(
-            "the data have no labels" if test.y is train.y else "only some have labels"
+            "the data have no labels" if test.y is train.y else "only some rows have labels"
         )
     if len(torch.unique(train.y)) < 2:
         return _unjudged("the labels name one class only")
