@@ -20,10 +20,8 @@ Report = Callable[[int, int], None]
 """Told of rows done and how many of them were quarantined, again and again."""
 
 
-def run(
-    plan: Plan, shard: int, rows: Rows, reconstruct: Reconstruct, store: Store, report: Report
-) -> ShardManifest:
-    """Make and commit one shard; its lock is held. Raises BadData, OSError."""
+def make(plan: Plan, shard: int, rows: Rows, reconstruct: Reconstruct, report: Report) -> Results:
+    """Run one shard's rows. Raises BadData."""
     wanted = plan.shard(shard)
     parts = []
     chunks = rows.read(wanted.start, wanted.stop, plan.batch_rows)
@@ -36,6 +34,12 @@ def run(
             f"Shard {shard}: {len(wanted)} rows went in, {len(results.rows)} came out and "
             f"{len(results.bad)} were quarantined."
         )
+    return results
+
+
+def commit(plan: Plan, shard: int, results: Results, store: Store) -> ShardManifest:
+    """Write one shard, whose lock is held, for good. Raises OSError."""
+    wanted = plan.shard(shard)
     manifest = ShardManifest(
         plan=plan.digest,
         shard=shard,

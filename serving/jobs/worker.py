@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from typing import Final
 
 from serving.errors import LatentdError
 from serving.jobs import exits, outputs, shard
+from serving.jobs.behind import Behind
 from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Graphs, Reconstruct, load_bundle
@@ -66,7 +68,12 @@ def work(
     """
     rows = Rows(plan, store.folder)
     try:
-        held = [i for i in shards if not attempt(plan, i, rows, store, reconstruct, report, False)]
+        with Behind() as behind:  # a shard is written while the next one is made
+            held = [
+                i
+                for i in shards
+                if not attempt(plan, i, rows, store, reconstruct, report, False, behind.do)
+            ]
         for i in held:
             attempt(plan, i, rows, store, reconstruct, report, True)
     finally:
@@ -81,17 +88,28 @@ def attempt(
     reconstruct: Reconstruct,
     report: Report,
     wait: bool,
+    do: Callable[[Callable[[], None]], None] = operator.call,
 ) -> bool:
-    """Commit a shard, unless it is; False: another process is at it, and `wait` was not wanted."""
-    with store.locked(index, wait) as ours:
-        if not ours:
+    """Commit a shard, unless it is; False: another process is at it, and `wait` was not wanted.
+
+    do: has the commit done; the shard's lock is held until it is.
+    """
+    with contextlib.ExitStack() as holding:
+        if not holding.enter_context(store.locked(index, wait)):
             return False
         done = store.committed(index, thorough=True)
         if done is not None:
             report(len(plan.shard(index)), len(done.quarantined))
-        else:
-            shard.run(plan, index, rows, reconstruct, store, report)
-        return True
+            return True
+        results = shard.make(plan, index, rows, reconstruct, report)
+        lock = holding.pop_all()
+
+    def commit() -> None:
+        with lock:
+            shard.commit(plan, index, results, store)
+
+    do(commit)
+    return True
 
 
 def reconstruction(setting: Setting) -> Reconstruct:

@@ -145,6 +145,8 @@ class Server:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_concurrent_streams", 1024),
+            # Between half of this and this gRPC would refuse by chance.
+            ("grpc.max_metadata_size", wire.MOST_HEADER_BYTES),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
             *_age(settings),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.

@@ -29,8 +29,8 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
 PRIORITY: Final = "latentd-priority"
 BACKGROUND: Final = "background"
 
-_MOST_HEADER_BYTES: Final = 16_384
-"""Of one call. gRPC announces this limit to its clients and (1.85) holds nobody to it."""
+MOST_HEADER_BYTES: Final = 16_384
+"""Of one call. gRPC is told of it too and (1.85) refuses by chance what is a little larger."""
 
 
 class Stream(Protocol):
@@ -48,7 +48,7 @@ class Stream(Protocol):
 
 _TOO_MANY_HEADERS: Final = Status(
     grpc.StatusCode.RESOURCE_EXHAUSTED,
-    f"The call's metadata is larger than {_MOST_HEADER_BYTES} bytes.",
+    f"The call's metadata is larger than {MOST_HEADER_BYTES} bytes.",
     (("grpc-retry-pushback-ms", "-1"),),  # the next attempt would be as large
 )
 
@@ -131,7 +131,7 @@ class _Method:
 
     def refusal(self, caller: Caller) -> Status | None:
         """See Handler."""
-        if caller.header_bytes > _MOST_HEADER_BYTES:
+        if caller.header_bytes > MOST_HEADER_BYTES:
             self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
             return _TOO_MANY_HEADERS
         if self._lane is None or caller.deadline == math.inf:

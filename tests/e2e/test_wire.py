@@ -122,6 +122,7 @@ CALLS = {
         {INTERNAL},
     ),
     "40 MiB of zeros in 40 KiB of gzip": (call(1, SAMPLE, GZIP), body(1, BOMB), {EXHAUSTED}),
+    "12 KB of metadata": (call(1, SAMPLE, (b"x-more", b"x" * 12_000)), body(1, GOOD), {OK}),
     "20 KB of metadata": (
         call(1, SAMPLE, (b"x-more", b"x" * 20_000)),
         body(1, GOOD),

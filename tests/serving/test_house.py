@@ -61,7 +61,8 @@ CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
 JOBS = [
     *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
-    *("reconstruct", "percentiles", "outputs", "remote", "store", "shard", "worker"),
+    *("reconstruct", "percentiles", "outputs", "remote", "store", "shard"),
+    *("behind", "worker"),
     "ray_data",
     *("progress", "sheet", "job", "command", "parser"),
 ]

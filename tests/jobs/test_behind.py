@@ -1,0 +1,50 @@
+"""Work in a thread of its own: one piece at a time, and no error lost."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from serving.jobs.behind import Behind
+
+
+def test_a_piece_waits_for_the_one_before_and_all_for_the_end():
+    first, done = threading.Event(), []
+
+    def wait_and_note() -> None:
+        first.wait()
+        done.append(1)
+
+    with Behind() as behind:
+        behind.do(wait_and_note)
+        assert done == []
+        first.set()
+        behind.do(lambda: done.append(2))
+        assert done[:1] == [1]
+    assert done == [1, 2]
+
+
+def test_what_a_piece_raises_comes_out():
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Behind() as behind:
+        behind.do(fail)
+    with Behind() as behind:
+        behind.do(fail)
+        with pytest.raises(OSError, match="disk full"):
+            behind.do(fail)
+
+
+def test_an_error_of_the_owner_goes_first():
+    def fail() -> None:
+        raise OSError("disk full")
+
+    def own() -> None:
+        with Behind() as behind:
+            behind.do(fail)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        own()
