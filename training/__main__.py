@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,11 @@ from training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd-train"
 _CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds")  # when a run is resumed
+_FULL: Final = r"out of memory|can't allocate memory"  # what torch says, of a GPU and of a CPU
+_NO_ROOM: Final = (
+    "it does not fit into memory. In training, make --batch-size, --hidden or --k smaller; or use "
+    "fewer or smaller rows."
+)
 
 _TRAIN: Final = """\
 Train a variational autoencoder and write a folder:
@@ -72,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.status
     except OSError as error:  # the disk is full, the pipe is closed
         print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:  # torch has no exception for a CPU's memory
+        if not isinstance(error, MemoryError) and not re.search(_FULL, str(error)):
+            raise
+        print(f"{PROGRAM}: {_NO_ROOM}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: interrupted. {arguments.after(arguments)}", file=sys.stderr)

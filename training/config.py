@@ -133,8 +133,8 @@ class Config:
     )
     precision: str = _setting(
         "auto",
-        "of the nets' arithmetic in training; auto: bfloat16 on cuda, else float32. Weights, "
-        "losses and validation are float32 always",
+        "of the nets' arithmetic in training; auto: bfloat16 where a GPU has it, else float32. "
+        "Weights, losses and validation are float32 always",
         choices=("auto", "float32", "bfloat16"),
     )
     compile: bool = _setting(
@@ -188,6 +188,12 @@ class Config:
         return any(
             getattr(self, f.name) != f.default for f in dataclasses.fields(self) if f.name in names
         )
+
+    def on(self, source: str) -> Config:
+        """The same settings for the rows of `source`, in --data's notation; --image-size goes along
+        where it means something."""
+        size = self.image_size if source.startswith("images:") else None
+        return dataclasses.replace(self, data=source, image_size=size)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Config:

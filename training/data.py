@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from training.config import Config
 from training.errors import TrainingError
 from training.sources import Array, read
+
+VALUES: Final = 1 << 22
+"""Values of x computed on together, at most, where nothing is learnt: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ def load(config: Config) -> Dataset:
     for part in (train, validation, test):
         digest.update(part.x.numpy().tobytes())
     return Dataset(train, validation, test, source.x_test is not None, digest.hexdigest())
+
+
+def together(shape: tuple[int, ...], most: int) -> int:
+    """How many rows of `shape` to compute on together: `most`, or fewer if they are large."""
+    return max(1, min(most, VALUES // math.prod(shape)))
 
 
 def to(dataset: Dataset, device: torch.device) -> Dataset:

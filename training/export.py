@@ -73,7 +73,7 @@ def export(
             "config": dataclasses.asdict(saved.config),
             "objective": words(saved.config),
             "split": saved.split,
-            "metrics": saved.history[-1],
+            "metrics": saved.history[-1] if saved.history else {},  # none: of the first epoch
         },
         evaluation=recorded(path, digest(model)),
         precision=precision,
@@ -135,9 +135,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:
-    config = saved.config
-    if source is not None:
-        config = dataclasses.replace(config, data=source)
+    config = saved.config if source is None else saved.config.on(source)
     try:
         dataset = data.load(config)
     except TrainingError as error:

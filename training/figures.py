@@ -32,7 +32,8 @@ def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], s
     grid(folder / "samples.png", torch.split(render(model, model.decode(z)), _COLUMNS))
 
     steps = torch.linspace(0, 1, _COLUMNS)[:, None]
-    pairs = zip(mean[0::2], mean[1::2], strict=False)
+    # A single row has no other to go to: it goes nowhere.
+    pairs = zip(mean[0::2], mean[1::2] if len(x) > 1 else mean, strict=False)
     grid(
         folder / "interpolation.png",
         [render(model, model.decode(torch.lerp(a, b, steps))) for a, b in pairs],

@@ -17,7 +17,8 @@ from training.data import RowSpec
 from training.likelihoods import LIKELIHOODS
 
 LOG_VAR_RANGE: Final = (-10.0, 4.0)
-"""Bounds of log q's variance: outside, exp() would overflow or the KL's gradient vanish."""
+"""Bounds of q's log-variance: above, exp() overflows in the end; below, noise is lost when it is
+added to the mean, and with it the importance weights."""
 
 POINT_LOG_VAR: Final = -100.0
 """An autoencoder's log_var: a standard deviation of exp(-50) is lost when added to any float32

@@ -20,12 +20,12 @@ from training.model import Model, Terms, build, normal, observe
 from training.objective import objective
 from training.optimiser import Optimiser
 
-_EVALUATION_ROWS: Final = 1024  # in one batch: bounds memory, changes no result
+_EVALUATION_ROWS: Final = 1024  # in one batch, at most
 _SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far
 
 
 class Run:
-    """One run on one device; `save` and `restore` may fall between any two steps."""
+    """One run on one device; `checkpoint` and `restore` may fall between any two steps."""
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device, self.split = config, device, dataset.summary()
@@ -85,8 +85,9 @@ class Run:
         rows, config, epoch = len(x), self.config, self.done / self.steps
         x = parallel.share(observe(x, self.noise, self.model.binarise))
         noise = normal((config.k, rows, config.latent_size), self.noise)
-        # A tensor: compiled code holds for one value of a number.
-        weight = torch.tensor(schedules.kl_weight(config, epoch), device=self.device)
+        # A tensor: compiled code holds for one value of a number. Filled on the device: a copy from
+        # here would wait until all that was asked of a GPU is done.
+        weight = torch.full((), schedules.kl_weight(config, epoch), device=self.device)
         raised, terms = self.bound(x, parallel.share(noise, axis=1), weight)
         for parameter in self.parameters:
             parameter.grad = None
@@ -116,6 +117,7 @@ class Run:
 
     def _line(self, number: int) -> dict[str, Any]:
         sums = dict(zip(_SUMS, self.sums.tolist(), strict=True))
+        last = (self.done - 1) / self.steps  # where schedules stood in the epoch's last step
         rows, skipped = sums.pop("rows"), self.steps - int(sums.pop("steps"))
         due = number % self.config.validate_every == 0 or number == self.config.epochs
         validation: dict[str, float] = {}
@@ -132,8 +134,8 @@ class Run:
             "unit": "nats per example",
             **{f"train_{term}": value / rows for term, value in sums.items()},
             **{f"validation_{term}": value for term, value in validation.items()},
-            "learning_rate": schedules.learning_rate(self.config, number),
-            "kl_weight": schedules.kl_weight(self.config, number),
+            "learning_rate": schedules.learning_rate(self.config, last),
+            "kl_weight": schedules.kl_weight(self.config, last),
             "steps": self.steps,
             "skipped_steps": skipped,
         }
@@ -205,6 +207,7 @@ def evaluate(model: Model, x: Tensor, seed: int) -> dict[str, float]:
     The draws are the same for each call, so that epochs differ by their weights only.
     """
     noise = torch.Generator(x.device).manual_seed(seed)
-    batches = [torch.stack(model(batch, noise)) for batch in torch.split(x, _EVALUATION_ROWS)]
+    parts = torch.split(x, data.together(x.shape[1:], _EVALUATION_ROWS))
+    batches = [torch.stack(model(part, noise)) for part in parts]
     means = torch.cat(batches, dim=1).double().mean(1)
     return dict(zip(Terms._fields, means.tolist(), strict=True))

@@ -15,6 +15,7 @@ import torch
 from training import checkpoint, data, figures, networks, parallel
 from training.checkpoint import Checkpoint
 from training.config import Config
+from training.device import chosen_device, chosen_precision
 from training.errors import TrainingError
 from training.journal import Journal
 from training.objective import trained, words
@@ -31,7 +32,7 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
     Standard output and log.jsonl get one JSON line for the run, one for each epoch and one for
     the test rows. Everything that can be wrong with the input is found before `out` is made.
     """
-    with _no_denormals(), parallel.processes(_device(config.device)) as device:
+    with _no_denormals(), parallel.processes(_device(config, saved)) as device:
         dataset = data.load(config)
         run = Run(_decided(config, dataset.spec.shape, device), dataset, device)
         if saved:
@@ -84,16 +85,20 @@ def finished(config: Config, history: list[dict[str, Any]]) -> bool:
     """Whether every epoch is done, or patience is lost."""
     if len(history) >= config.epochs:
         return True
-    chosen = best(history)
+    validated, chosen = _validated(history), best(history)
+    # Of the epochs since the last validation nobody knows whether they are better.
     return bool(chosen and config.patience) and (
-        len(history) - chosen["epoch"] >= config.patience  # type: ignore[index]
+        validated[-1]["epoch"] - chosen["epoch"] >= config.patience  # type: ignore[index]
     )
 
 
 def best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The first line with the highest validation ELBO: best.pt is of that epoch."""
-    validated = [line for line in history if "validation_elbo" in line]
-    return max(validated, key=lambda line: line["validation_elbo"], default=None)
+    return max(_validated(history), key=lambda line: line["validation_elbo"], default=None)
+
+
+def _validated(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in history if "validation_elbo" in line]
 
 
 def _finish(run: Run, out: Path, journal: Journal) -> None:
@@ -123,16 +128,19 @@ def _header(run: Run) -> dict[str, Any]:
 
 def _decided(config: Config, shape: tuple[int, ...], device: torch.device) -> Config:
     """The config with nothing left at auto."""
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    config = dataclasses.replace(config, device=device.type, precision=precision)
+    chosen = chosen_precision(config.precision, device)
+    config = dataclasses.replace(config, device=device.type, precision=chosen)
     return networks.fitted(config, shape)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda: there is no CUDA device here; use --device cpu.")
-    return torch.device(name)
+def _device(config: Config, saved: Checkpoint | None) -> torch.device:
+    """Where to run; a run that goes on stays on its kind of device, for so do its generators."""
+    try:
+        return chosen_device(config.device)
+    except TrainingError:
+        if saved:
+            raise TrainingError(
+                "This run is one of --device cuda and there is no CUDA device here; continue it "
+                "where there is, or begin a new run on --device cpu with another --out."
+            ) from None
+        raise

@@ -78,9 +78,8 @@ class Supervisor:
             undo.callback(close)
             self._reserve_port(undo)
             for number in range(1, settings.workers + 1):
-                if self._stopping:
-                    break
-                self._start(number)
+                if not self._stopping:  # starting many takes long, stopping must not
+                    self._start(number)
             while not self._stopping:
                 self._wait()
             self._stop()

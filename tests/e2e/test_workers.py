@@ -15,8 +15,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving import settings
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.process.supervisor import Supervisor
 
 SECONDS = 60
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -130,3 +132,19 @@ def test_two_servers_do_not_share_a_port(pair, serve, toy_bundles):
         second = serve("--bundles", str(toy_bundles), "--port", port, "--workers", workers)
         assert second.exit_status() == 78
         assert "it is in use" in "".join(second.log)
+
+
+def test_a_stop_in_the_middle_of_starting_workers_starts_no_more(
+    toy_bundles, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    flags = {"bundles": str(toy_bundles), "port": "0", "metrics_port": "0", "workers": "50"}
+    supervisor, started = Supervisor(settings.read(flags, environment={})), []
+
+    def start(number: int) -> None:
+        started.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    assert supervisor.run() == 0
+    assert started == [1]

@@ -85,8 +85,8 @@ ORDERS = [
 
 
 TRAINING = [
-    *("errors", "config", "pictures", "sources", "data", "networks", "likelihoods", "model"),
-    *("parallel", "objective", "optimiser", "schedules", "average"),
+    *("errors", "config", "device", "pictures", "sources", "data", "networks", "likelihoods"),
+    *("model", "parallel", "objective", "optimiser", "schedules", "average"),
     *("checkpoint", "run", "journal", "figures", "train", "evaluation", "comparison"),
     *("graphs", "half", "parity", "scores", "export"),
 ]

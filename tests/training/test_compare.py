@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from runs import SIX_EPOCHS, numbers
 
@@ -26,7 +27,11 @@ from training.comparison import (
     sampling,
 )
 from training.comparison.claim import Spread
+from training.comparison.plan import Plan
 from training.comparison.report import CLAIMS
+from training.comparison.stage import _finish, prepare
+from training.config import Config
+from training.train import train
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -108,6 +113,31 @@ def test_rows_without_labels_skip_what_labels_judge(cli: Cli, tmp_path: Path) ->
         assert claims[claim.CLAIM.title]["measured"]
     assert [path.name for path in (out / "results").iterdir()] == ["latent.png"]
     assert "skipped        Features" in printed
+
+
+def test_pictures_are_resized_once(tmp_path: Path, rng: np.random.Generator) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(130):
+        Image.fromarray(rng.integers(0, 256, (6, 7), np.uint8)).save(folder / f"{i:03}.png")
+    np.save(tmp_path / "others.npy", rng.integers(0, 256, (130, 4, 5), np.uint8))
+    tiny = Config(data=f"images:{folder}", image_size="4x5", epochs=1, hidden=4, latent_size=2)
+    stage = prepare(Plan(tiny, 1, tmp_path / "out", f"npz:{tmp_path / 'others.npy'}"))
+    assert stage.dataset.spec.shape == (4, 5)
+
+
+def test_an_interrupted_run_stays_on_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its generators are of that device, whatever has been plugged in since."""
+    config = Config(epochs=2, hidden=4, latent_size=2, batch_size=500)
+    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    wanted = dataclasses.replace(saved.config, epochs=2)
+    checkpoint.save(tmp_path / "run" / "last.pt", dataclasses.replace(saved, config=wanted))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _finish(tmp_path / "run", config)
+    assert len(checkpoint.load(tmp_path / "run" / "last.pt").history) == 2
 
 
 @pytest.mark.parametrize(

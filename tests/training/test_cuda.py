@@ -45,6 +45,18 @@ def test_a_non_finite_step_changes_nothing() -> None:
     assert learner.sums[-1] == 1  # of two steps
 
 
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_a_step_does_not_wait_for_the_gpu(net: str) -> None:
+    learner = run(net=net)
+    batch = learner.dataset.train.x[:32]
+    learner.step(batch)  # the first makes what Adam keeps
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner.step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_binarised_pixels_are_white_as_often_as_they_are_bright() -> None:
     x = torch.arange(256, dtype=torch.uint8, device=CUDA).repeat(20_000, 1)
     often = observe(x, torch.Generator(CUDA).manual_seed(0), binarise=True).double().mean(0).cpu()

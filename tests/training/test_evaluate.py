@@ -151,6 +151,15 @@ def test_pixels_that_are_black_or_white_have_a_likelihood(
     assert result["frechet"] == {"missing": "the data have no labels, so no classifier"}
 
 
+def test_test_rows_without_labels_are_told_from_those_of_one_class(
+    train: Any, evaluate: Any, tmp_path: Path
+) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (90, 5), np.uint8)
+    np.savez(tmp_path / "rows.npz", x_train=rows, y_train=np.arange(90) % 3, x_test=rows[:9])
+    result, _ = evaluate(train("--data", f"npz:{tmp_path / 'rows.npz'}"))
+    assert result["probe"] == {"missing": "only some rows have labels"}
+
+
 def test_binarised_for_good(train: Any, evaluate: Any) -> None:
     run = train("--likelihood", "bernoulli", "--binarisation", "fixed")
     result, printed = evaluate(run)
@@ -202,11 +211,17 @@ def test_the_classifier_is_trained_once_and_made_again_when_damaged(
     again = classifier(dataset, tmp_path)
     assert "training" not in capsys.readouterr().err
     assert torch.equal(first.features(dataset.test.x), again.features(dataset.test.x))
-    for path in tmp_path.iterdir():
-        path.write_bytes(b"damaged")
-    again = classifier(dataset, tmp_path)
-    assert "training" in capsys.readouterr().err
-    torch.testing.assert_close(first.features(dataset.test.x), again.features(dataset.test.x))
+    (path,) = tmp_path.iterdir()
+    foreign = torch.load(path, weights_only=True)
+    foreign["weights"] = {
+        name: 9 * w for name, w in foreign["weights"].items() if "head" not in name
+    }
+    torch.save(foreign, tmp_path / "foreign")
+    for damaged in (b"damaged", (tmp_path / "foreign").read_bytes()):
+        path.write_bytes(damaged)
+        again = classifier(dataset, tmp_path)
+        assert "training" in capsys.readouterr().err
+        torch.testing.assert_close(first.features(dataset.test.x), again.features(dataset.test.x))
 
 
 @pytest.mark.parametrize("shape", [(8, 9), (12, 10, 3), (30,), (4, 20)])
@@ -228,6 +243,7 @@ def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
         (["{run}", "--samples", "0"], "0: must be at least 1"),
         (["{run}", "--rows", "1"], "1 test row has no spread to measure"),
         (["{run}", "--seed", "-1"], "-1: must be from 0"),
+        (["{run}", "--seed", "one"], "invalid seed value: 'one'"),
         (["{run}", "--rows", "some"], "invalid whole value: 'some'"),
         (["{run}", "--out", "{file}"], "cannot be made"),
     ],

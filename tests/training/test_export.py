@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from exports import export, session, source, train
 
 from serving import bundle
+from training import checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -87,6 +89,27 @@ def test_an_evaluation_of_the_same_weights_goes_into_the_manifest(cli: Cli, tmp_
     other = train(cli, tmp_path / "other", "--seed", 1)
     (tmp_path / "run" / "evaluation.json").rename(tmp_path / "other" / "evaluation.json")
     assert export(cli, other, tmp_path / "bundles").manifest.evaluation == {}
+
+
+def test_a_checkpoint_of_the_first_epoch_has_no_metrics_yet(
+    cli: Cli, digits: Path, tmp_path: Path
+) -> None:
+    """As `--checkpoint-seconds` leaves it while a long epoch goes on."""
+    saved = dataclasses.replace(checkpoint.load(digits), history=[])
+    checkpoint.save(tmp_path / "last.pt", saved)
+    exported = export(cli, tmp_path / "last.pt", tmp_path / "bundles")
+    assert exported.manifest.training["metrics"] == {}
+
+
+def test_resized_pictures_can_be_checked_on_rows_that_need_no_resizing(
+    cli: Cli, picture_folder: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", f"images:{picture_folder}", "--image-size", "8x9")
+    path = train(cli, tmp_path / "run", *flags)
+    rows = source(tmp_path, (8, 9, 3), "uint8")
+    export(cli, path, tmp_path / "bundles", "--data", rows)
+    few = ("--samples", 2, "--cache", tmp_path / "cache")
+    assert cli("evaluate", path, "--data", rows, *few)[0] == 0
 
 
 def test_pictures_go_all_the_way(cli: Cli, picture_folder: Path, tmp_path: Path) -> None:

@@ -64,6 +64,17 @@ def test_the_aggregate_of_a_good_posterior_is_the_prior() -> None:
     assert abs(found.active_variance - 1) < 0.05
 
 
+def test_chance_is_that_of_any_two_sets_of_draws() -> None:
+    """Not of any one with a certain other: then the percentile would be that other's."""
+    mean, log_var = posterior(used=2, size=2)
+    active = torch.ones(2, dtype=torch.bool)
+    found = [aggregate(mean, log_var, active, seed) for seed in range(6)]
+    for each in found:
+        assert abs(each.null_mean) < 0.35 * each.null_high
+    high = [each.null_high for each in found]
+    assert max(high) < 2.5 * min(high)
+
+
 @pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 3.0), (0.0, 0.5)])
 def test_an_aggregate_that_is_not_the_prior_is_told_apart(shift: float, scale: float) -> None:
     mean, log_var = posterior(used=4, size=4)

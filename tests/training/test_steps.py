@@ -14,6 +14,7 @@ from runs import TINY, lines
 from training import checkpoint, data, networks
 from training.config import Config
 from training.errors import RunFailed
+from training.model import Terms
 from training.run import Run, evaluate
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -88,6 +89,26 @@ def test_a_diverged_run_fails_in_a_sentence() -> None:
         next(run.model.parameters()).fill_(math.nan)
     with pytest.raises(RunFailed, match=r"diverged in epoch 1: 12 of 12 steps .* --learning-rate"):
         run.epoch()
+
+
+def test_the_log_has_the_schedules_of_the_epochs_last_step() -> None:
+    """The KL weighs most at the end of a cycle; what it falls to comes with the next step."""
+    run = tiny_run(batch_size=500, epochs=2, kl_cycles=2, schedule="cosine", learning_rate=0.01)
+    line = run.epoch()
+    assert line["kl_weight"] == 1
+    assert math.isclose(line["learning_rate"], 0.01 * (1 + math.cos(math.pi / 3)) / 2)
+
+
+def test_large_rows_are_evaluated_a_few_at_a_time() -> None:
+    values = []
+
+    def model(x: torch.Tensor, _: torch.Generator) -> Terms:
+        values.append(x.numel())
+        return Terms(*torch.zeros(3, len(x)))
+
+    evaluate(model, torch.zeros(100, 300, 300, dtype=torch.uint8), seed=0)  # type: ignore[arg-type]
+    assert sum(values) == 100 * 300 * 300
+    assert max(values) <= data.VALUES
 
 
 def test_a_long_gradient_is_shortened() -> None:

@@ -110,6 +110,30 @@ def test_a_run_out_of_patience_stops_and_stays_stopped(cli: Cli, tmp_path: Path)
     assert len(lines(out)) > len(before)
 
 
+def test_patience_is_not_lost_while_nobody_looks(cli: Cli, tmp_path: Path) -> None:
+    """Of epochs that are not validated nobody can say that they are no better."""
+    flags = (*TINY, "--epochs", 6, "--validate-every", 3, "--patience", 2)
+    assert cli("train", "--out", tmp_path / "run", *flags)[0] == 0
+    _, *epochs, test = lines(tmp_path / "run")
+    assert len(epochs) == test["best_epoch"] == 6  # it still gets better then
+
+
+def test_few_rows_are_trained_on_and_drawn(cli: Cli, tmp_path: Path) -> None:
+    """Ten rows leave one to test with, and none to interpolate to."""
+    np.save(tmp_path / "rows.npy", np.arange(80, dtype=np.uint8).reshape(10, 8))
+    data_flag = ("--data", f"npz:{tmp_path / 'rows.npy'}")
+    status, _, err = cli("train", "--out", tmp_path / "run", *data_flag, *TINY)
+    assert status == 0, err
+    assert (tmp_path / "run" / "interpolation.png").exists()
+
+
+def test_what_does_not_fit_into_memory_is_said(cli: Cli, tmp_path: Path) -> None:
+    status, _, err = cli("train", "--out", tmp_path / "run", "--k", 10**12)  # 8 PB
+    assert status == 1
+    assert err.splitlines()[-1].startswith("latentd-train: it does not fit into memory. ")
+    assert "Traceback" not in err
+
+
 def test_validation_comes_when_it_is_due(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", "--out", tmp_path / "run", *TINY, "--validate-every", 3)[0] == 0
     _, *epochs, test = lines(tmp_path / "run")

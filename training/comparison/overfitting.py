@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread
 from training.comparison.stage import Stage
+from training.data import together
 from training.evaluation.subject import Subject
 
 _ROWS: Final = 5000  # of each part, at most
@@ -33,7 +34,7 @@ def _measure(stage: Stage, seed: int) -> Numbers:
 def distortion(subject: Subject, observed: Tensor) -> float:
     """-log p(x|z) at z = E[z|x], nats a row."""
     total = 0.0
-    for x in torch.split(observed, 1024):
+    for x in torch.split(observed, together(observed.shape[1:], 1024)):
         mean, _ = subject.model.encode(x)
         nll = subject.model.likelihood.nll(x, subject.model.decode(mean))
         total += float(nll.double().sum())

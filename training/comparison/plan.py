@@ -59,9 +59,7 @@ class Plan:
         """As many steps whatever the rows, so that fewer are seen more often."""
         times = math.ceil(most / rows)
         return dataclasses.replace(
-            self.config,
-            data=f"npz:{self.rows(rows)}",
-            image_size=None,  # the rows have it already
+            self.config.on(f"npz:{self.rows(rows)}"),
             seed=seed,
             epochs=self.config.epochs * times,
             validate_every=times,

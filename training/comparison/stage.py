@@ -48,7 +48,7 @@ def prepare(plan: Plan) -> Stage:
     source = data.load(_grey(plan.config))
     other = None
     if plan.other is not None:
-        other = data.load(_grey(dataclasses.replace(plan.config, data=plan.other)))
+        other = data.load(_grey(plan.config.on(plan.other)))
         if other.spec != source.spec:
             raise TrainingError(
                 f"--other {plan.other} has rows {other.spec.dtype} {other.spec.shape} and --data "
@@ -63,8 +63,7 @@ def prepare(plan: Plan) -> Stage:
     for number, (folder, config) in enumerate(runs.items(), 1):
         print(f"run {number} of {len(runs)}: {folder.name}", file=sys.stderr)
         _finish(folder, config)
-    largest = dataclasses.replace(plan.config, data=f"npz:{plan.rows(amounts[-1])}")
-    dataset = data.load(_grey(largest))
+    dataset = data.load(_grey(plan.config.on(f"npz:{plan.rows(amounts[-1])}")))
     judge, y = None, dataset.train.y
     if y is not None and len(torch.unique(y)) > 1:
         judge = classifier(dataset, plan.cache or cache_folder())
@@ -73,8 +72,7 @@ def prepare(plan: Plan) -> Stage:
 
 def _grey(config: Config) -> Config:
     """The same rows before they are made black or white, split by the first seed."""
-    resized = config.image_size if config.data.startswith("images:") else None
-    return dataclasses.replace(config, binarisation="none", seed=0, image_size=resized)
+    return dataclasses.replace(config, binarisation="none", seed=0)
 
 
 def _write_rows(plan: Plan, name: object, source: Dataset, rows: int) -> None:
@@ -112,4 +110,5 @@ def _finish(folder: Path, config: Config) -> None:
         if finished(saved.config, saved.history):
             return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        train(config, folder, saved)
+        # An interrupted run stays on its own kind of device, where its generators are.
+        train(saved.config if saved else config, folder, saved)

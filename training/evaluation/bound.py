@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training.data import together
 from training.errors import RunFailed
 from training.model import Model, gaussian_kl
 
 AT_ONCE: Final = 1 << 12
 """Latents decoded at once, at most: so many that matrix products, not Python, take the time."""
-VALUES: Final = 1 << 22  # and so many values of x, at most: bounds memory for large rows
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def bound(
     at_once: latents decoded together; bounds memory whatever `samples` is. label: of the progress
     bar; None shows none. Raises RunFailed where the model is not finite.
     """
-    at_once = max(1, min(at_once, VALUES // math.prod(x.shape[1:])))
+    at_once = together(x.shape[1:], at_once)
     block = max(1, at_once // samples)
     # Made before the loop: small tensors kept from between large ones would leave the allocator
     # holes that fit none of the large ones, some MB for each row.

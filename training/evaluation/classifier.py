@@ -70,7 +70,8 @@ def classifier(dataset: Dataset, cache: Path) -> Classifier:
     judge = _fresh(dataset)
     try:
         judge.load_state_dict(_read(path) or {})
-    except RuntimeError:  # there is none, or it is another release's
+    except RuntimeError:  # there is none, or it is another release's, of which some may have fitted
+        judge = _fresh(dataset)
         _train(judge, dataset.train.x, dataset.train.y)
         _write(path, judge.state_dict())
     return judge.eval().requires_grad_(False)

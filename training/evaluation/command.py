@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
         "--samples", type=whole, default=5000, help="draws a row, S of the NLL [5000]"
     )
     command.add_argument("--rows", type=whole, help="test rows, the first ones [all]")
-    command.add_argument("--seed", type=_seed, default=0, help="decides every draw [0]")
+    command.add_argument("--seed", type=seed, default=0, help="decides every draw [0]")
     command.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
     )
@@ -64,7 +64,7 @@ def whole(text: str) -> int:
     return number
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
     number = int(text)
     if not 0 <= number < 1 << 63:
         raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 2^63 - 1")

@@ -136,9 +136,12 @@ def _reconstruction(subject: Subject, observed: Tensor, mean: Tensor) -> dict[st
 def _judged_by_labels(
     subject: Subject, mean: Tensor, test: Rows, train: Rows, options: Options
 ) -> dict[str, Any]:
-    if test.y is None or train.y is None or len(torch.unique(train.y)) < 2:
-        why = "the data have no labels" if train.y is None else "the labels name one class only"
-        return {"probe": {"missing": why}, "frechet": {"missing": f"{why}, so no classifier"}}
+    if test.y is None or train.y is None:
+        return _unjudged(
+            "the data have no labels" if test.y is train.y else "only some rows have labels"
+        )
+    if len(torch.unique(train.y)) < 2:
+        return _unjudged("the labels name one class only")
     codes, _ = subject.encode(subject.observed(train.x[:PROBE_ROWS], options.seed))
     found = probe(codes, train.y[:PROBE_ROWS], mean, test.y[: len(mean)])
     grey = subject.grey()
@@ -162,6 +165,10 @@ def _judged_by_labels(
             "classifier_accuracy": judge.accuracy(grey.test.x, test.y),
         },
     }
+
+
+def _unjudged(why: str) -> dict[str, Any]:
+    return {"probe": {"missing": why}, "frechet": {"missing": f"{why}, so no classifier"}}
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.evaluation.bound import AT_ONCE, VALUES
+from training.data import together
+from training.evaluation.bound import AT_ONCE
 from training.model import Model, render
 
 COUNT: Final = 10_000  # what a Frechet distance is measured on
@@ -32,5 +33,5 @@ def fitted(mean: Tensor, count: int, seed: int) -> Tensor:
 def decode(model: Model, z: Tensor) -> Tensor:
     """E[x|z] as the data has its rows: (rows, *shape) on the CPU; model: on any device."""
     device = next(model.parameters()).device
-    parts = torch.split(z, max(1, min(AT_ONCE, VALUES // model.spec.size)))
+    parts = torch.split(z, together(model.spec.shape, AT_ONCE))
     return torch.cat([render(model, model.decode(part.to(device))).cpu() for part in parts])

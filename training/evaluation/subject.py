@@ -14,12 +14,13 @@ from training import checkpoint, data
 from training.checkpoint import Checkpoint
 from training.config import Config
 from training.data import Dataset
+from training.device import chosen_device
 from training.errors import TrainingError
 from training.evaluation.record import digest
 from training.model import Model, observe
 from training.train import BEST
 
-_ENCODED: Final = 1024  # rows encoded at once: bounds memory, changes no result
+_ENCODED: Final = 1024  # rows encoded at once, at most: bounds memory, changes no result
 
 
 class Meaning(NamedTuple):
@@ -68,13 +69,14 @@ class Subject:
         classifier is trained on, and what E[x|z] looks like."""
         if self.saved.config.binarisation != "fixed":
             return self.dataset
-        config = dataclasses.replace(self.saved.config, data=self.source, binarisation="none")
-        return data.load(config)
+        config = self.saved.config.on(self.source)
+        return data.load(dataclasses.replace(config, binarisation="none"))
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mean, log_var: float32 (rows, latent_size) on the CPU, for observed rows."""
-        parts = [self.model.encode(part.to(self.device)) for part in torch.split(x, _ENCODED)]
+        batches = torch.split(x, data.together(x.shape[1:], _ENCODED))
+        parts = [self.model.encode(batch.to(self.device)) for batch in batches]
         mean, log_var = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
         return mean, log_var
 
@@ -93,7 +95,7 @@ def open_run(path: Path, source: str | None = None, device: str = "auto") -> Sub
         path = path / BEST
     saved = checkpoint.load(path)
     dataset = _dataset(saved, source)
-    chosen = _device(device)
+    chosen = chosen_device(device)
     model = saved.model().to(chosen)
     name = source or saved.config.data
     return Subject(path, saved, name, model, dataset, chosen, digest(model))
@@ -122,7 +124,7 @@ def _two_valued(x: Tensor) -> bool:
 
 
 def _dataset(saved: Checkpoint, source: str | None) -> Dataset:
-    config = saved.config if source is None else dataclasses.replace(saved.config, data=source)
+    config = saved.config if source is None else saved.config.on(source)
     try:
         dataset = data.load(config)
     except TrainingError as error:
@@ -138,9 +140,3 @@ def _dataset(saved: Checkpoint, source: str | None) -> Dataset:
             "been trained on. Restore it, or name rows with --data and say so when you report."
         )
     return dataset
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda: there is no CUDA device here; use --device cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
