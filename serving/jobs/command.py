@@ -25,6 +25,7 @@ from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
 from serving.jobs.progress import Progress
 from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.remote import Server
+from serving.jobs.rows import BadRow
 from serving.jobs.store import ShardManifest, Store
 from serving.jobs.worker import Failed, Setting, explain
 from serving.runtime.provider import best_workers
@@ -103,20 +104,24 @@ def _dry_run(args: argparse.Namespace) -> int:
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     print(f"About {size / 1e9:,.3f} GB into {folder}, where {free / 1e9:,.1f} GB are free.")
-    rows, seconds = _try(args, target, plan, names)
+    rows, seconds, bad = _try(args, target, plan, names)
     processes = min(_processes(args) or 1, plan.shards)
     whole = seconds / rows * plan.rows / (processes * share.count)
     print(
         f"{rows / seconds:,.0f} rows a second in one process, tried on {rows:,}; about "
         f"{whole:,.0f} s with {processes} on each of {share.count} machine(s)."
     )
+    if bad:
+        print(f"{len(bad):,} of them would be quarantined, {bad[0].id} because {bad[0].reason}.")
     if size > free:
         print("It will not fit.")
     return 0
 
 
-def _try(args: argparse.Namespace, target: _Target, plan: Plan, names: bytes) -> tuple[int, float]:
-    """Run the first rows and throw them away: how many, and in how many seconds."""
+def _try(
+    args: argparse.Namespace, target: _Target, plan: Plan, names: bytes
+) -> tuple[int, float, list[BadRow]]:
+    """Run the first rows and throw them away: how many, in how many seconds, and the bad ones."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / NAMES).write_bytes(names)
         setting = Setting(Path(folder), plan, target.bundle, args.provider, _server(args))
@@ -126,8 +131,9 @@ def _try(args: argparse.Namespace, target: _Target, plan: Plan, names: bytes) ->
         with contextlib.closing(rows):
             list(reconstruct(rows.read(0, min(count, plan.batch_rows), plan.batch_rows)))  # warm
             began = time.monotonic()
-            list(reconstruct(rows.read(0, count, plan.batch_rows)))
-            return count, time.monotonic() - began
+            results = list(reconstruct(rows.read(0, count, plan.batch_rows)))
+            seconds = time.monotonic() - began
+            return count, seconds, [bad for result in results for bad in result.bad]
 
 
 @dataclass(frozen=True)

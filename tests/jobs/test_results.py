@@ -211,6 +211,14 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(jobs, npy, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_tells_of_rows_that_would_be_quarantined(jobs, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "cut.png").write_bytes(b"")
+    assert jobs.run(folder, tmp_path / "out", "--dry-run") == 0
+    assert "1 of them would be quarantined, cut.png because " in capsys.readouterr().out
+
+
 def test_a_job_gives_way_to_other_work(jobs, npy, tmp_path):
     output = tmp_path / "out"
     store = Store(output)
