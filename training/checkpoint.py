@@ -78,7 +78,9 @@ def load(path: Path) -> Checkpoint:
     """Read `path` onto the CPU. Raises TrainingError for a file that is missing, damaged, or not
     written by `save`."""
     if not path.is_file():
-        raise TrainingError(f"{path} does not exist; `train --out {path.parent}` writes it.")
+        raise TrainingError(
+            f"{path} does not exist; `train` writes best.pt and last.pt into --out."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -41,7 +41,7 @@ class Journal:
                 total=self.header["run"]["epochs"] * self.header["steps"],
                 unit="step",
                 mininterval=0.5,
-                disable=not self.speaks,
+                disable=None if self.speaks else True,  # None: unless somebody looks
             )
         )
         if self.speaks:

@@ -58,7 +58,7 @@ def read_pictures(folder: Path, size: str | None) -> npt.NDArray[np.uint8]:
             desc=f"reading {folder}",
             total=len(paths),
             unit="picture",
-            disable=len(paths) < _MANY,
+            disable=None if len(paths) >= _MANY else True,
         ):
             pass
     return pictures

@@ -236,7 +236,7 @@ def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["{nowhere}"], "best.pt does not exist; `train --out"),
+        (["{nowhere}"], "best.pt does not exist; `train` writes"),
         (["{nowhere}/last.pt"], "last.pt does not exist"),
         (["{run}", "--data", "npz:{vectors}"], "this checkpoint was trained on uint8 (8, 8)"),
         (["{run}", "--data", "npz:nowhere.npy"], "nowhere.npy does not exist"),
@@ -245,7 +245,8 @@ def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
         (["{run}", "--seed", "-1"], "-1: must be from 0"),
         (["{run}", "--seed", "one"], "invalid seed value: 'one'"),
         (["{run}", "--rows", "some"], "invalid whole value: 'some'"),
-        (["{run}", "--out", "{file}"], "cannot be made"),
+        (["{run}", "--out", "{file}"], "--out {file} cannot be made"),
+        (["{run}", "--cache", "{file}"], "--cache {file} cannot be made"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
@@ -263,7 +264,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     before = sorted(tmp_path.rglob("*"))
     status, printed, err = cli("evaluate", *(flag.format(**places) for flag in flags))
     assert (status, printed) == (2, "")
-    assert words in err
+    assert words.format(**places) in err
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -69,7 +69,7 @@ def judge(stage: Stage) -> list[Result]:
     """Every claim, measured for every seed."""
     results = []
     total = len(CLAIMS) * stage.plan.seeds
-    with tqdm(total=total, desc="measuring", unit="claim", mininterval=0.5) as bar:
+    with tqdm(total=total, desc="measuring", unit="claim", mininterval=0.5, disable=None) as bar:
         for claim in CLAIMS:
             results.append(_judge(claim, stage))
             bar.update(stage.plan.seeds)

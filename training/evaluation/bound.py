@@ -83,7 +83,9 @@ def bound(
     # Made before the loop: small tensors kept from between large ones would leave the allocator
     # holes that fit none of the large ones, some MB for each row.
     estimates = torch.empty(4, len(x), dtype=torch.float64)
-    with tqdm(total=len(x), desc=label, unit="row", disable=label is None, mininterval=0.5) as bar:
+    with tqdm(
+        total=len(x), desc=label, unit="row", disable=None if label else True, mininterval=0.5
+    ) as bar:
         for first in range(0, len(x), block):
             rows = slice(first, min(first + block, len(x)))
             for row, part in enumerate(_block(model, x[rows], first, samples, seed, at_once)):

@@ -95,7 +95,8 @@ def _train(judge: Classifier, x: Tensor, y: Tensor) -> None:
     order = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(judge.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=_STEPS)
-    for _ in tqdm(range(_STEPS), desc="training the classifier", unit="step", mininterval=0.5):
+    words = "training the classifier"
+    for _ in tqdm(range(_STEPS), desc=words, unit="step", mininterval=0.5, disable=None):
         rows = torch.randint(len(x), (_BATCH,), generator=order)
         optimiser.zero_grad()
         F.cross_entropy(judge(x[rows]), target[rows]).backward()  # type: ignore[no-untyped-call]

@@ -80,10 +80,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     subject = open_run(arguments.checkpoint, arguments.data, arguments.device)
     out = arguments.out or subject.path.parent
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"--out {out} cannot be made: {error.strerror}.") from None
+    for flag, folder in (("--out", out), ("--cache", arguments.cache)):
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(f"{flag} {folder} cannot be made: {error.strerror}.") from None
     options = report.Options(arguments.samples, arguments.rows, arguments.seed, arguments.cache)
     result = report.evaluate(subject, options)
     pictures = figures.draw(out, subject, result)
