@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60
+ROOM = 96 << 20  # bytes that a watched server may take beyond what it had, whatever is sent
 
 
 class Process:
@@ -58,6 +64,17 @@ class Process:
         assert done, f"no {pattern!r} in time"
         assert found, "".join(self.log)
         return found
+
+    def answer(self) -> None:
+        """See a good call over a connection of its own answered, and health, each in time."""
+        target, _ = self.ready()
+        with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            sample = VaeServiceStub(channel).Sample
+            response = sample(pb.SampleRequest(count=1, seed=7), timeout=20, wait_for_ready=True)
+            assert len(response.x.tensor.data) == 16
+            check = health_pb2_grpc.HealthStub(channel).Check
+            status = check(health_pb2.HealthCheckRequest(), timeout=20).status
+            assert status == health_pb2.HealthCheckResponse.SERVING
 
     def ready(self) -> tuple[str, str]:
         """Targets for gRPC and for metrics, once it serves."""
@@ -121,3 +138,27 @@ def module_serve() -> Iterator[Serve]:
     """As serve, for servers that a module's tests share."""
     with process_starter() as start:
         yield start
+
+
+@pytest.fixture(scope="module", params=["core", "aio"])
+def watched(request, module_serve, toy_bundles) -> Process:
+    """A server of one worker that is told no good: `port` sees what that does to it."""
+    flags = ("--workers", "1", "--listener", request.param, "--max-message-mib", "4")
+    started = module_serve("--bundles", str(toy_bundles), *flags)
+    started.ready()
+    return started
+
+
+@pytest.fixture
+def port(watched) -> Iterator[int]:
+    """Where `watched` listens; afterwards it has to be as it was."""
+    target, _ = watched.ready()
+    watched.answer()
+    watched.forget_peak()
+    before = watched.memory("VmHWM")
+    said = len(watched.log)
+    yield int(target.rpartition(":")[2])
+    watched.answer()
+    assert watched.memory("VmHWM") - before < ROOM
+    ours = [line for line in watched.log[said:] if "Traceback" in line]
+    assert not ours, "".join(watched.log[said:])

@@ -6,19 +6,13 @@ import gzip
 import os
 import random
 import re
-import socket
-import struct
-from collections.abc import Callable
 
-import grpc
 import http2
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import (
     CONTINUATION,
     DATA,
     END_HEADERS,
-    END_STREAM,
     HEADERS,
     PING,
     RST_STREAM,
@@ -32,57 +26,15 @@ from http2 import (
 )
 
 from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
 
 OK, CANCELLED, INVALID, LATE, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 1, 3, 4, 8, 12, 13
 MIB = 1 << 20
 MOST_MESSAGE = 4 * MIB
-ROOM = 96 * MIB  # that the server may take beyond what it had, whatever is sent
 INSIDE = re.compile(rb'Traceback|File "|\.py\b|\.cc:|/tmp/|/root|site-packages|0x[0-9a-f]{6}')
 SAMPLE = "/vae.v1.VaeService/Sample"
 GOOD = message(pb.SampleRequest(count=1, seed=7).SerializeToString())
 GZIP = (b"grpc-encoding", b"gzip")
 BOMB = message(gzip.compress(bytes(40 * MIB)), compressed=True)
-
-
-@pytest.fixture(scope="module", params=["core", "aio"])
-def process(request, module_serve, toy_bundles):
-    flags = ("--workers", "1", "--listener", request.param, "--max-message-mib", "4")
-    started = module_serve("--bundles", str(toy_bundles), *flags)
-    started.ready()
-    return started
-
-
-@pytest.fixture
-def port(process):
-    """Its port; afterwards the server has to be as it was."""
-    target, _ = process.ready()
-    answer(target)
-    process.forget_peak()
-    before = process.memory("VmHWM")
-    said = len(process.log)
-    yield int(target.rpartition(":")[2])
-    answer(target)
-    assert process.memory("VmHWM") - before < ROOM
-    ours = [line for line in process.log[said:] if "Traceback" in line]
-    assert not ours, "".join(process.log[said:])
-
-
-def answer(target: str) -> None:
-    """A good call over a connection of its own, and health, each in time."""
-    with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        request = pb.SampleRequest(count=1, seed=7)
-        assert (
-            len(
-                VaeServiceStub(channel)
-                .Sample(request, timeout=20, wait_for_ready=True)
-                .x.tensor.data
-            )
-            == 16
-        )
-        health = health_pb2_grpc.HealthStub(channel)
-        status = health.Check(health_pb2.HealthCheckRequest(), timeout=20).status
-        assert status == health_pb2.HealthCheckResponse.SERVING
 
 
 CALLS = {
@@ -175,24 +127,24 @@ def test_a_call_that_is_none_is_refused_without_a_look_inside(port, head, rest, 
         assert len(connection.heard) < 4096
 
 
-def test_a_path_that_is_no_text_ends_no_server(process):
+def test_a_path_that_is_no_text_ends_no_server(watched):
     # grpc.aio gives up its server on one, with every connection: another has to take its place.
-    target, _ = process.ready()
+    target, _ = watched.ready()
     with Connection(int(target.rpartition(":")[2])) as connection:
         connection.send(call(1, "/\xff\xfe"), body(1, GOOD))
         (got,) = connection.wait_for(1)
         assert got.status in (UNIMPLEMENTED, CANCELLED)
     if got.status == CANCELLED:
-        process.wait_for("Another takes over the port")
-    answer(target)
+        watched.wait_for("Another takes over the port")
+    watched.answer()
 
 
-def test_a_token_is_not_logged_however_odd(process, port):
+def test_a_token_is_not_logged_however_odd(watched, port):
     with Connection(port) as connection:
         head = call(1, SAMPLE, (b"authorization", b"Bearer s3cret\xff"))
         connection.send(head, body(1, GOOD))
         assert connection.wait_for(1)[0].status == OK
-    assert "s3cret" not in "".join(process.log)
+    assert "s3cret" not in "".join(watched.log)
 
 
 def ignore(connection: Connection) -> None:
@@ -253,98 +205,3 @@ def test_a_breach_of_the_protocol_costs_its_own_connection_at_the_most(port, sen
         assert not INSIDE.search(connection.heard)
         other.send(call(1, SAMPLE), body(1, GOOD))
         assert other.wait_for(1)[0].status == OK
-
-
-def rapid_reset(connection: Connection) -> None:
-    """20,000 calls, each taken back at once."""
-    for first in range(1, 40_001, 200):
-        streams = range(first, first + 200, 2)
-        cancel = struct.pack(">I", 8)
-        if not connection.send(
-            *(call(s, SAMPLE) + body(s, GOOD) + frame(RST_STREAM, 0, s, cancel) for s in streams)
-        ):
-            return
-
-
-def watches(connection: Connection) -> None:
-    """20,000 watches of health, each left at once."""
-    for first in range(1, 40_001, 200):
-        streams = range(first, first + 200, 2)
-        empty, cancel = message(b""), struct.pack(">I", 8)
-        path = "/grpc.health.v1.Health/Watch"
-        if not connection.send(
-            *(call(s, path) + body(s, empty) + frame(RST_STREAM, 0, s, cancel) for s in streams)
-        ):
-            return
-
-
-def many(flood: bytes, times: int) -> Callable[[Connection], None]:
-    def send(connection: Connection) -> None:
-        for _ in range(times):
-            if not connection.send(flood * 1000):
-                return
-
-    return send
-
-
-def endless_headers(connection: Connection) -> None:
-    """64 MiB of one call's headers, and no end of them."""
-    piece = block([(b"x-more", b"x" * 8000)]) * 2
-    connection.send(frame(HEADERS, 0, 1, piece))
-    for _ in range(64 * MIB // len(piece)):
-        if not connection.send(frame(CONTINUATION, 0, 1, piece)):
-            return
-
-
-def header_bomb(connection: Connection) -> None:
-    """A header of 4 KB remembered, and recalled 16,000 times a frame: 64 MiB each."""
-    remembered = b"\x40" + b"\x01x" + b"\x7f\xa1\x1e" + b"x" * 4000
-    connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, remembered + b"\xbe" * 12_000))
-    for stream in range(3, 21, 2):
-        connection.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, b"\xbe" * 16_000))
-
-
-FLOODS = {
-    "rapid reset": rapid_reset,
-    "watches of health": watches,
-    "settings": many(http2.settings({4: 65535}), 20),
-    "pings": many(frame(PING, 0, 0, bytes(8)), 20),
-    "empty data": many(frame(DATA, 0, 1, b""), 20),
-    "window updates": many(http2.window(0, 1), 20),
-    "headers without end": endless_headers,
-    "a bomb of headers": header_bomb,
-}
-
-
-@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
-def test_a_flood_is_survived_while_others_are_answered(port, flood):
-    with Connection(port) as connection, Connection(port) as other:
-        connection.socket.settimeout(60)
-        other.send(call(1, SAMPLE), body(1, GOOD))
-        flood(connection)
-        other.send(call(3, SAMPLE), body(3, GOOD))
-        assert [got.status for got in other.wait_for(1, 3)] == [OK, OK]
-
-
-def test_500_idle_connections_keep_nobody_out(process, port):
-    before = process.memory("VmRSS")
-    idle = [Connection(port) for _ in range(400)]
-    mute = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
-    with Connection(port) as other:
-        other.send(call(1, SAMPLE), body(1, GOOD))
-        assert other.wait_for(1)[0].status == OK
-    assert process.memory("VmRSS") - before < ROOM
-    for connection in idle:
-        connection.socket.close()
-    for one in mute:
-        one.close()
-
-
-def test_streams_of_one_connection_are_limited(port):
-    # Calls that never send their message: without a limit each would be kept for ever.
-    with Connection(port) as connection:
-        connection.send(call(1, SAMPLE), body(1, GOOD))
-        connection.wait_for(1)
-        connection.send(*(call(3 + 2 * i, SAMPLE) for i in range(1024 + 50)))
-        late = [3 + 2 * i for i in range(1024, 1024 + 50)]
-        assert {got.reset for got in connection.wait_for(*late)} == {7}  # REFUSED_STREAM

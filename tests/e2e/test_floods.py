@@ -1,0 +1,128 @@
+"""More of everything than anybody needs: others are answered, and memory stays bounded."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+
+import http2
+import pytest
+from http2 import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PING,
+    RST_STREAM,
+    Connection,
+    block,
+    body,
+    call,
+    frame,
+    message,
+)
+
+from serving.pb import vae_pb2 as pb
+
+OK = 0
+MIB = 1 << 20
+ROOM = 96 * MIB  # that idle connections may take
+SAMPLE = "/vae.v1.VaeService/Sample"
+GOOD = message(pb.SampleRequest(count=1, seed=7).SerializeToString())
+
+
+def rapid_reset(connection: Connection) -> None:
+    """20,000 calls, each taken back at once."""
+    for first in range(1, 40_001, 200):
+        streams = range(first, first + 200, 2)
+        cancel = struct.pack(">I", 8)
+        if not connection.send(
+            *(call(s, SAMPLE) + body(s, GOOD) + frame(RST_STREAM, 0, s, cancel) for s in streams)
+        ):
+            return
+
+
+def watches(connection: Connection) -> None:
+    """20,000 watches of health, each left at once."""
+    for first in range(1, 40_001, 200):
+        streams = range(first, first + 200, 2)
+        empty, cancel = message(b""), struct.pack(">I", 8)
+        path = "/grpc.health.v1.Health/Watch"
+        if not connection.send(
+            *(call(s, path) + body(s, empty) + frame(RST_STREAM, 0, s, cancel) for s in streams)
+        ):
+            return
+
+
+def many(flood: bytes, times: int) -> Callable[[Connection], None]:
+    def send(connection: Connection) -> None:
+        for _ in range(times):
+            if not connection.send(flood * 1000):
+                return
+
+    return send
+
+
+def endless_headers(connection: Connection) -> None:
+    """64 MiB of one call's headers, and no end of them."""
+    piece = block([(b"x-more", b"x" * 8000)]) * 2
+    connection.send(frame(HEADERS, 0, 1, piece))
+    for _ in range(64 * MIB // len(piece)):
+        if not connection.send(frame(CONTINUATION, 0, 1, piece)):
+            return
+
+
+def header_bomb(connection: Connection) -> None:
+    """A header of 4 KB remembered, and recalled 16,000 times a frame: 64 MiB each."""
+    remembered = b"\x40" + b"\x01x" + b"\x7f\xa1\x1e" + b"x" * 4000
+    connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, remembered + b"\xbe" * 12_000))
+    for stream in range(3, 21, 2):
+        connection.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, b"\xbe" * 16_000))
+
+
+FLOODS = {
+    "rapid reset": rapid_reset,
+    "watches of health": watches,
+    "settings": many(http2.settings({4: 65535}), 20),
+    "pings": many(frame(PING, 0, 0, bytes(8)), 20),
+    "empty data": many(frame(DATA, 0, 1, b""), 20),
+    "window updates": many(http2.window(0, 1), 20),
+    "headers without end": endless_headers,
+    "a bomb of headers": header_bomb,
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+def test_a_flood_is_survived_while_others_are_answered(port, flood):
+    with Connection(port) as connection, Connection(port) as other:
+        connection.socket.settimeout(60)
+        other.send(call(1, SAMPLE), body(1, GOOD))
+        flood(connection)
+        other.send(call(3, SAMPLE), body(3, GOOD))
+        assert [got.status for got in other.wait_for(1, 3)] == [OK, OK]
+
+
+def test_500_idle_connections_keep_nobody_out(watched, port):
+    before = watched.memory("VmRSS")
+    idle = [Connection(port) for _ in range(400)]
+    mute = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    with Connection(port) as other:
+        other.send(call(1, SAMPLE), body(1, GOOD))
+        assert other.wait_for(1)[0].status == OK
+    assert watched.memory("VmRSS") - before < ROOM
+    for connection in idle:
+        connection.socket.close()
+    for one in mute:
+        one.close()
+
+
+def test_streams_of_one_connection_are_limited(port):
+    # Calls that never send their message: without a limit each would be kept for ever.
+    with Connection(port) as connection:
+        connection.send(call(1, SAMPLE), body(1, GOOD))
+        connection.wait_for(1)
+        connection.send(*(call(3 + 2 * i, SAMPLE) for i in range(1024 + 50)))
+        late = [3 + 2 * i for i in range(1024, 1024 + 50)]
+        assert {got.reset for got in connection.wait_for(*late)} == {7}  # REFUSED_STREAM
