@@ -75,15 +75,16 @@ class Arrivals:
         self._waiting.pop(number, None)
 
     def look(self) -> None:
-        """Give up the older half of those that were here at the last look, if there is too much."""
+        """Give up the oldest of those that were here at the last look, if there is too much: at
+        least half of them, and as many as leave half of the bound, were all alike."""
         late = [number for number in list(self._waiting) if number < self._seen]
         self._seen = next(self._numbers)
         used, before, self._loaded = self._used(), self._loaded, self._loads()
         if not late or self._loaded != before or self._loaded % 2:
             self._calm = used
-        elif used - self._calm > self._most:
-            for number in late[: (len(late) + 1) // 2]:
-                self._give_up(number, used - self._calm)
+        elif (grown := used - self._calm) > self._most:
+            for number in late[: max(1, round(len(late) * (1 - self._most / (2 * grown))))]:
+                self._give_up(number, grown)
 
     def _give_up(self, number: int, nbytes: int) -> None:
         reply = self._waiting.pop(number, None)

@@ -64,6 +64,14 @@ def test_the_older_half_is_given_up_and_told_when_to_come_back(heap, waiting):
     assert done(replies) == [True] * 4
 
 
+def test_the_more_has_come_the_more_are_given_up_at_once(heap, waiting):
+    replies = expect(waiting, 4)
+    waiting.look()
+    heap.used += 2 * MOST
+    waiting.look()
+    assert done(replies) == [True, True, True, False], "so that half of the bound is left"
+
+
 def test_a_message_that_comes_between_two_looks_is_safe(heap, waiting):
     heap.used += MOST + 1
     for _ in range(5):
