@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +98,18 @@ def test_pictures_are_resized_on_request(picture_folder: Path) -> None:
     assert load(config).spec == RowSpec((10, 16, 3), "uint8")
 
 
-def test_many_pictures_show_a_bar(
-    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+def test_many_pictures_show_a_bar_to_who_looks(
+    tmp_path: Path,
+    rng: np.random.Generator,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for i in range(300):
         Image.fromarray(rng.integers(0, 256, (8, 9), np.uint8)).save(tmp_path / f"{i:03}.png")
     assert load(Config(data=f"images:{tmp_path}")).spec == RowSpec((8, 9), "uint8")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    load(Config(data=f"images:{tmp_path}"))
     assert "300/300" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,9 @@ def test_only_an_evaluation_of_the_same_weights_counts(
 
 
 def test_the_classifier_is_trained_once_and_made_again_when_damaged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # for the bar
     dataset = data.load(Config())
     first = classifier(dataset, tmp_path)
     assert first.accuracy(dataset.test.x, dataset.test.y) > 0.95
