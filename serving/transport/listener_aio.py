@@ -28,6 +28,12 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
+def _worth_logging(record: logging.LogRecord) -> bool:
+    """Not that a call was over before its answer: its caller had gone, or gRPC had refused it."""
+    kind = record.exc_info and record.exc_info[0]
+    return not kind or kind.__name__ != "ExecuteBatchError"
+
+
 class AioListener(grpc.GenericRpcHandler):
     """See listener.Listener."""
 
@@ -41,6 +47,8 @@ class AioListener(grpc.GenericRpcHandler):
         self.handlers, self._answers, self._arrivals = handlers, answers, arrivals
         self._options = options
         self._stopping = False
+        # grpc.aio's own, which tells of such calls with a traceback.
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_logging)
 
     def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         self._server = grpc.aio.server(options=self._options)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import grpc
 import pytest
+from grpc._cython import cygrpc
 from prometheus_client import CollectorRegistry
 
 from serving.errors import ConfigError
@@ -52,6 +55,18 @@ def test_an_unknown_grpcio_is_served_by_grpc_aio(start_server, toy_bundles):
 def test_asked_for_the_core_and_not_getting_it_is_a_refusal(bounds):
     with pytest.raises(ConfigError, match="--listener core cannot be had"):
         choose("core", [], *bounds)
+
+
+def test_grpc_aio_logs_no_traceback_of_a_call_that_was_over_before_its_answer(bounds, caplog):
+    choose("aio", [], *bounds)
+    theirs = logging.getLogger("grpc._cython.cygrpc")
+    for error in (cygrpc.ExecuteBatchError("gone"), ValueError("broken")):
+        try:
+            raise error
+        except Exception:
+            theirs.exception("%s raised in core", type(error).__name__)
+    said = [record.getMessage() for record in caplog.records if record.name == theirs.name]
+    assert said == ["ValueError raised in core"]
 
 
 def test_a_method_that_does_not_exist_is_unimplemented(server):
