@@ -96,7 +96,7 @@ def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_with_work_queued_answers_it_all(serve, publish_toy, files, tmp_path, workers):
-    publish_toy(tmp_path, decoder_onnx=slowed(files[bundle.DECODER], ROUNDS))
+    publish_toy(tmp_path, decoder_onnx=slowed(files[bundle.DECODER], 3 * ROUNDS))
     flags = ("--max-batch-rows=1", "--lame-duck-seconds=0.1", f"--workers={workers}")
     process = serve("--bundles", str(tmp_path), *flags)
     target, _ = process.ready()
