@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # Imported later, while there is a group, it keeps that for ever.
 from torch import Tensor
 
 T = TypeVar("T")
@@ -20,7 +21,10 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes torchrun has started, if it has; gives this one's device."""
+    """Join the processes torchrun has started, if it has; gives this one's device.
+
+    Its threads are gone at the end: one that is left when Python ends may abort the process.
+    """
     if not dist.is_torchelastic_launched():
         yield device
         return
