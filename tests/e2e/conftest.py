@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
@@ -80,6 +82,16 @@ class Process:
         """Targets for gRPC and for metrics, once it serves."""
         match = self.wait_for(r"Listening on (\S+), metrics on (\S+)\.")
         return match[1], match[2]
+
+    def value(self, metric: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels, as its page gives them now."""
+        with urllib.request.urlopen(self.ready()[1]) as response:
+            page = response.read().decode()
+        assert f"# TYPE {metric} " in page, f"no metric {metric}"
+        families = text_string_to_metric_families(page)
+        samples = (sample for family in families for sample in family.samples)
+        wanted = labels.items()
+        return sum(s.value for s in samples if s.name == metric and wanted <= s.labels.items())
 
     @property
     def pid(self) -> int:

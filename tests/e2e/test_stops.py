@@ -18,8 +18,7 @@ from serving.pb.vae_pb2_grpc import VaeServiceStub
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-ROUNDS = 20_000  # of a run that takes some hundredths of a second
-LONG = 100 * ROUNDS  # and of one that takes seconds
+ROUNDS = 2_000_000  # of a run that takes seconds
 SLOW = np.full((1, 16), 9, np.float32)  # the latent that the loop is for
 CALLS = 40
 
@@ -59,7 +58,7 @@ def health_of(channel: grpc.Channel, service: str) -> int:
 def test_nothing_is_served_before_the_golden_vectors_have_passed(
     serve, publish_toy, files, tmp_path, listener
 ):
-    decoder = slowed(files[bundle.DECODER], LONG)
+    decoder = slowed(files[bundle.DECODER], ROUNDS)
     publish_toy(tmp_path, decoder_onnx=decoder, golden_npz=slow_golden(files))
     port = free_port()
     flags = ("--workers=1", f"--port={port}", f"--listener={listener}")
@@ -81,7 +80,7 @@ def test_nothing_is_served_before_the_golden_vectors_have_passed(
 def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
     serve, publish_toy, files, tmp_path
 ):
-    decoder = slowed(files[bundle.DECODER], LONG)
+    decoder = slowed(files[bundle.DECODER], ROUNDS)
     publish_toy(tmp_path, decoder_onnx=decoder, golden_npz=slow_golden(files))
     port = free_port()
     process = serve("--bundles", str(tmp_path), "--workers=1", f"--port={port}")
@@ -96,17 +95,20 @@ def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_with_work_queued_answers_it_all(serve, publish_toy, files, tmp_path, workers):
-    publish_toy(tmp_path, decoder_onnx=slowed(files[bundle.DECODER], 3 * ROUNDS))
+    publish_toy(tmp_path, decoder_onnx=slowed(files[bundle.DECODER], ROUNDS))
     flags = ("--max-batch-rows=1", "--lame-duck-seconds=0.1", f"--workers={workers}")
     process = serve("--bundles", str(tmp_path), *flags)
     target, _ = process.ready()
     with grpc.insecure_channel(target) as channel:
-        request = pb.DecodeRequest(z=codec.to_tensor(SLOW))
-        calls = [VaeServiceStub(channel).Decode.future(request) for _ in range(CALLS)]
-        calls[0].result(30)
+        decode = VaeServiceStub(channel).Decode.future
+        slow = decode(pb.DecodeRequest(z=codec.to_tensor(SLOW)))
+        quick = pb.DecodeRequest(z=codec.to_tensor(np.zeros_like(SLOW)))
+        behind = [decode(quick) for _ in range(CALLS)]
+        while not process.value("latentd_queue_rows", lane="decoder"):
+            assert not slow.done(), "nothing was queued"
         process.signal(signal.SIGTERM)
-        assert not calls[-1].done(), "nothing was queued"
-        for call in calls:
-            assert codec.from_rows(call.result(30).x).min() == 255
+        assert codec.from_rows(slow.result(60).x).min() == 255
+        for call in behind:
+            assert codec.from_rows(call.result(60).x).shape == (1, 4, 4)
     assert process.exit_status() == 0
     assert "Stopped." in process.log[-2]

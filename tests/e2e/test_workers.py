@@ -6,14 +6,12 @@ import os
 import re
 import select
 import signal
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
 
 from serving import settings
 from serving.pb import vae_pb2 as pb
@@ -28,15 +26,6 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 def pair(serve, toy_bundles):
     """A server of two workers."""
     return serve("--bundles", str(toy_bundles), "--workers", "2", "--lame-duck-seconds", "0")
-
-
-def value(page: str, name: str, **labels: str) -> float:
-    """The sum of a metric's samples with these labels."""
-    with urllib.request.urlopen(page) as response:
-        families = text_string_to_metric_families(response.read().decode())
-    samples = [sample for family in families for sample in family.samples]
-    wanted = labels.items()
-    return sum(s.value for s in samples if s.name == name and wanted <= s.labels.items())
 
 
 def connect(target: str) -> grpc.Channel:
@@ -55,7 +44,7 @@ def open_files(pid: int) -> int:
 
 
 def test_calls_are_shared_out_and_counted_together(pair):
-    target, page = pair.ready()
+    target, _ = pair.ready()
     pids = worker_pids(pair)
     idle = [open_files(pid) for pid in pids]
     answers = set()
@@ -66,29 +55,29 @@ def test_calls_are_shared_out_and_counted_together(pair):
         shares = [open_files(pid) - before for pid, before in zip(pids, idle, strict=True)]
     assert all(share > 0 for share in shares), f"connections to each worker: {shares}"
     assert len(answers) == 1, "every worker draws the same"
-    assert value(page, "latentd_requests_total", method="Sample", code="OK") == 32
-    assert value(page, "latentd_workers") == 2
-    assert value(page, "latentd_queue_rows", lane="decoder") == 0
+    assert pair.value("latentd_requests_total", method="Sample", code="OK") == 32
+    assert pair.value("latentd_workers") == 2
+    assert pair.value("latentd_queue_rows", lane="decoder") == 0
 
 
 def test_every_worker_takes_up_a_new_version(serve, publish_toy, tmp_path):
     publish_toy(tmp_path)
     flags = ("--reload-seconds", "0.05", "--keep-versions", "1", "--lame-duck-seconds", "0")
     process = serve("--bundles", str(tmp_path), "--workers", "2", *flags)
-    target, page = process.ready()
+    target, _ = process.ready()
     publish_toy(tmp_path)
     versions = set()
-    while value(page, "latentd_reloads_total", result="retired") < 2:
+    while process.value("latentd_reloads_total", result="retired") < 2:
         with connect(target) as channel:
             answer = VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
         versions.add(answer.served_by.version)
     assert versions <= {1, 2}
-    assert value(page, "latentd_model_info", version="1") == 0
-    assert value(page, "latentd_model_info", version="2") == 1
+    assert process.value("latentd_model_info", version="1") == 0
+    assert process.value("latentd_model_info", version="2") == 1
 
 
 def test_a_worker_that_dies_is_replaced_while_the_other_serves(pair):
-    target, page = pair.ready()
+    target, _ = pair.ready()
     killed, left = worker_pids(pair)
     os.kill(killed, signal.SIGKILL)
     pair.wait_for("Worker . died: SIGKILL")
@@ -99,8 +88,8 @@ def test_a_worker_that_dies_is_replaced_while_the_other_serves(pair):
             health = health_pb2_grpc.HealthStub(channel)
             assert health.Check(health_pb2.HealthCheckRequest()).status == SERVING
         replaced = len(worker_pids(pair)) == 3
-    assert value(page, "latentd_worker_restarts_total") == 1
-    assert value(page, "latentd_workers") == 2
+    assert pair.value("latentd_worker_restarts_total") == 1
+    assert pair.value("latentd_workers") == 2
     assert Path(f"/proc/{left}").exists()
 
 
