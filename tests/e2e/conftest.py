@@ -16,7 +16,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
+from slowed import slowed
 
+from serving import bundle
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
@@ -150,6 +152,18 @@ def module_serve() -> Iterator[Serve]:
     """As serve, for servers that a module's tests share."""
     with process_starter() as start:
         yield start
+
+
+@pytest.fixture
+def publish_slow(publish_toy, toy_bundles) -> Callable[..., Path]:
+    """As publish_toy, with a decoder that goes so many rounds for a latent such as SLOW."""
+    (version,) = (toy_bundles / "toy").iterdir()
+    decoder = bundle.load(version).files[bundle.DECODER]
+
+    def publish(root: Path, rounds: int, **replaced: bytes) -> Path:
+        return publish_toy(root, decoder_onnx=slowed(decoder, rounds), **replaced)
+
+    return publish
 
 
 @pytest.fixture(scope="module", params=["core", "aio"])

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+SLOW: Final = np.full((1, 16), 9, np.float32)
+"""A latent of the toy's that the loop is for."""
 
 
 def slowed(decoder: bytes, rounds: int) -> bytes:

@@ -11,11 +11,19 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import Connection, body, call, message
+from slowed import SLOW
 
+from serving import codec
 from serving.client import Client
 from serving.pb import vae_pb2 as pb
 
-ROWS = 2048  # of a call: so few calls are too much that one connection brings ten times as many
+REQUESTS = {  # so few a second are too much that one connection brings ten times as many
+    "core": pb.SampleRequest(count=2048, seed=7),
+    # grpc.aio's loop takes some 1,500 calls a second here: of more, half and more expire before
+    # anybody could refuse them. So they are fewer, and slower.
+    "aio": pb.DecodeRequest(z=codec.to_tensor(SLOW)),
+}
+ROUNDS = 20_000  # which take some hundredths of a second
 PATIENCE = b"200m"  # grpc-timeout, milliseconds
 OK, EXPIRED, EXHAUSTED = 0, 4, 8
 REFUSED = "REFUSED_STREAM"  # HTTP/2's own, beyond 1024 calls over one connection: never begun
@@ -26,17 +34,20 @@ HEALTH_SECONDS = 1.0  # in which health has to answer
 class Flood:
     """Calls over one connection at a steady rate, whatever becomes of them."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, request: pb.SampleRequest | pb.DecodeRequest) -> None:
         self.connection = Connection(port)
         self._next = 1
+        method = type(request).__name__.removesuffix("Request")
+        self._path = f"/vae.v1.VaeService/{method}"
+        self._message = message(request.SerializeToString())
 
     def send(self, calls: int) -> list[int]:
         """Begin some calls; their streams."""
         streams = [self._next + 2 * i for i in range(calls)]
         self._next += 2 * calls
-        path, timeout = "/vae.v1.VaeService/Sample", (b"grpc-timeout", PATIENCE)
-        request = pb.SampleRequest(count=ROWS, seed=7).SerializeToString()
-        self.connection.send(*(call(s, path, timeout) + body(s, message(request)) for s in streams))
+        timeout = (b"grpc-timeout", PATIENCE)
+        calls = (call(s, self._path, timeout) + body(s, self._message) for s in streams)
+        self.connection.send(*calls)
         return streams
 
     def capacity(self) -> float:
@@ -114,20 +125,17 @@ class Others:
                 self.samples += 1
 
 
-@pytest.fixture
-def process(serve, toy_bundles):
-    # grpc.aio's loop takes some 1,500 calls a second here: of more, half and more expire before
-    # anybody could refuse them.
-    flags = ("--workers", "1", "--listener", "core", "--max-batch-rows", "64")
-    return serve("--bundles", str(toy_bundles), *flags)
-
-
 @pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("listener", ["core", "aio"])
 def test_ten_times_the_capacity_is_refused_in_order_and_leaves_nothing(
-    process, seconds, record_property
+    serve, publish_slow, tmp_path, listener, seconds, record_property
 ):
+    publish_slow(tmp_path, ROUNDS)
+    batch_rows = {"core": 64, "aio": 1}[listener]
+    flags = ("--workers=1", f"--listener={listener}", f"--max-batch-rows={batch_rows}")
+    process = serve("--bundles", str(tmp_path), *flags)
     target, _ = process.ready()
-    flood = Flood(int(target.rpartition(":")[2]))
+    flood = Flood(int(target.rpartition(":")[2]), REQUESTS[listener])
     capacity = flood.capacity()
     with Others(target) as others:
         ends = flood.pour(TIMES * capacity, seconds)

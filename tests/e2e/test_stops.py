@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from slowed import slowed
+from slowed import SLOW
 
 from serving import bundle, codec
 from serving.pb import vae_pb2 as pb
@@ -19,20 +19,14 @@ from serving.pb.vae_pb2_grpc import VaeServiceStub
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ROUNDS = 2_000_000  # of a run that takes seconds
-SLOW = np.full((1, 16), 9, np.float32)  # the latent that the loop is for
 CALLS = 6  # one is run, the others wait
 
 
 @pytest.fixture
-def files(toy_bundles):
-    """The toy's."""
-    (version,) = (toy_bundles / "toy").iterdir()
-    return bundle.load(version).files
-
-
-def slow_golden(files: dict[str, bytes]) -> bytes:
+def slow_golden(toy_bundles) -> bytes:
     """The golden vectors with latents of which each batch takes as long as the loop does."""
-    with np.load(io.BytesIO(files[bundle.GOLDEN])) as file:
+    (golden_npz,) = toy_bundles.glob(f"toy/*/{bundle.GOLDEN}")
+    with np.load(golden_npz) as file:
         golden = dict(file)
     golden["z"] = np.repeat(SLOW, len(golden["z"]), axis=0)
     golden["decoded_x"] = np.full_like(golden["decoded_x"], 255)
@@ -56,10 +50,9 @@ def health_of(channel: grpc.Channel, service: str) -> int:
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
 def test_nothing_is_served_before_the_golden_vectors_have_passed(
-    serve, publish_toy, files, tmp_path, listener
+    serve, publish_slow, slow_golden, tmp_path, listener
 ):
-    decoder = slowed(files[bundle.DECODER], ROUNDS)
-    publish_toy(tmp_path, decoder_onnx=decoder, golden_npz=slow_golden(files))
+    publish_slow(tmp_path, ROUNDS, golden_npz=slow_golden)
     port = free_port()
     flags = ("--workers=1", f"--port={port}", f"--listener={listener}")
     process = serve("--bundles", str(tmp_path), *flags)
@@ -78,10 +71,9 @@ def test_nothing_is_served_before_the_golden_vectors_have_passed(
 
 
 def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
-    serve, publish_toy, files, tmp_path
+    serve, publish_slow, slow_golden, tmp_path
 ):
-    decoder = slowed(files[bundle.DECODER], ROUNDS)
-    publish_toy(tmp_path, decoder_onnx=decoder, golden_npz=slow_golden(files))
+    publish_slow(tmp_path, ROUNDS, golden_npz=slow_golden)
     port = free_port()
     process = serve("--bundles", str(tmp_path), "--workers=1", f"--port={port}")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -94,8 +86,8 @@ def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_sigterm_with_work_queued_answers_it_all(serve, publish_toy, files, tmp_path, workers):
-    publish_toy(tmp_path, decoder_onnx=slowed(files[bundle.DECODER], ROUNDS))
+def test_sigterm_with_work_queued_answers_it_all(serve, publish_slow, tmp_path, workers):
+    publish_slow(tmp_path, ROUNDS)
     flags = (
         "--max-batch-rows=1",
         "--lame-duck-seconds=0.1",

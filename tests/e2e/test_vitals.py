@@ -8,9 +8,9 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from slowed import slowed
+from slowed import SLOW
 
-from serving import bundle, codec
+from serving import codec
 from serving.models.vitals import Vitals
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
@@ -22,17 +22,14 @@ ROUNDS = 10**15  # for ever
 
 
 @pytest.fixture
-def hanging_bundles(tmp_path, toy_bundles, publish_toy):
-    (version,) = (toy_bundles / "toy").iterdir()
-    decoder = bundle.load(version).files[bundle.DECODER]
-    publish_toy(tmp_path, decoder_onnx=slowed(decoder, ROUNDS))
+def hanging_bundles(tmp_path, publish_slow):
+    publish_slow(tmp_path, ROUNDS)
     return tmp_path
 
 
 def ask_for_what_hangs(target: str) -> None:
-    z = np.full((1, 16), 9, np.float32)
     with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError):
-        VaeServiceStub(channel).Decode(pb.DecodeRequest(z=codec.to_tensor(z)), timeout=2)
+        VaeServiceStub(channel).Decode(pb.DecodeRequest(z=codec.to_tensor(SLOW)), timeout=2)
 
 
 def liveness(target: str) -> int:
