@@ -245,8 +245,7 @@ class Lane:
                     if entry.run < entry.rows:
                         continue
                 outcome = _rejoin(entry.parts)
-            if self._finish(entry):
-                entry.account.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
+            if self._finish(entry, ended):
                 answers.append((entry, outcome))
         return answers
 
@@ -254,10 +253,14 @@ class Lane:
         with self._changed:
             self._queue.observe(rows, seconds)
 
-    def _finish(self, entry: Entry) -> bool:
-        """Mark the entry answered; False: somebody did before, or its caller has gone."""
+    def _finish(self, entry: Entry, ended: float | None = None) -> bool:
+        """Mark the entry answered; False: somebody did before, or its caller has gone. If it was
+        run to its end, that is entered in its account."""
         with self._changed:
-            return self._queue.discard(entry)
+            was_wanted = self._queue.discard(entry)
+            if was_wanted and ended is not None:
+                entry.account.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
+            return was_wanted
 
     def _oldest_age(self) -> float:
         with self._changed:
