@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from onnx.numpy_helper import from_array
 from serving import bundle, settings
 from serving.bundle import Manifest, XSpec
 from serving.process.server import Server
+
+# Nets as small as the tests' gain nothing by more threads, which on a machine with other work wait
+# for one another: trainings crawl. Said before torch is imported, and to all that the tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Whoever runs the tests in the background ignores SIGINT, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -72,6 +72,8 @@ class Repository:
             raise ConfigError(
                 f"The default model {self.default!r} is not among those served: {self._names()}."
             )
+        for name in sorted(self._pins.keys() - self._models.keys()):
+            log.warning("--pin names %s, which is not among those served: %s.", name, self._names())
         if len(self._models) == 1:  # and stays so when others come: who names none goes on
             self.default = next(iter(self._models))
 

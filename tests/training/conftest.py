@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,6 @@ from runs import SIX_EPOCHS, TINY
 from training import data
 from training.__main__ import main
 from training.config import Config
-
-# OMP_NUM_THREADS=1 for machines with other work to do: threads that wait for one another crawl.
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,11 +37,7 @@ assert not [name for name in threads if "gloo" in name], threads
 
 def torchrun(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*TORCHRUN, *map(str, command)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*TORCHRUN, *map(str, command)], capture_output=True, text=True, check=False
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -42,7 +41,6 @@ def test_an_interrupted_run_says_how_to_go_on_and_loses_nothing(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     assert process.stdout
     while '"epoch": 2' not in process.stdout.readline():

@@ -109,6 +109,14 @@ def test_a_server_can_be_pinned_by_a_setting(root, publish, start_server, open_s
             start_server(root, pin=pin)
 
 
+def test_a_pin_of_a_model_that_is_not_there_is_said(root, publish, start_server, caplog):
+    publish(root)
+    with caplog.at_level("WARNING"):
+        start_server(root, pin="toy=1,tpy=2")
+    said = [r.getMessage() for r in caplog.records if "--pin" in r.getMessage()]
+    assert said == ["--pin names tpy, which is not among those served: toy."]
+
+
 def test_a_volume_that_is_swapped_as_a_whole_by_its_link_is_followed(
     tmp_path, publish, start_server, open_stub
 ):
