@@ -22,6 +22,6 @@ runtime=deploy/docker/cpu.in
 cuda=deploy/docker/cuda.txt
 lock cpu --extra serve-core --extra tracing "$runtime"
 lock jobs-cpu --extra serve-core --extra jobs-core "$runtime"
-lock cuda --extra serve --extra cuda --extra tracing --constraint "$cuda"
-lock jobs-cuda --extra serve --extra cuda --extra jobs-core --constraint "$cuda"
+lock cuda --extra serve-cuda --extra tracing --constraint "$cuda"
+lock jobs-cuda --extra serve-cuda --extra jobs-core --constraint "$cuda"
 lock training --extra train
