@@ -55,7 +55,7 @@ class Account:
             self.request_id = value
 
     def note(self, lane: str, rows: int, queued_at: float, began: float, ended: float) -> None:
-        """Enter a pass. For each lane by one thread at a time: it does so under its lock."""
+        """Enter a pass. Of each lane by one thread at a time, under the lane's lock."""
         spent = self._lanes.get(lane)
         if spent is None:
             self._lanes[lane] = [rows, began - queued_at, ended - began]

@@ -45,9 +45,8 @@ class Flood:
         """Begin some calls; their streams."""
         streams = [self._next + 2 * i for i in range(calls)]
         self._next += 2 * calls
-        timeout = (b"grpc-timeout", PATIENCE)
-        calls = (call(s, self._path, timeout) + body(s, self._message) for s in streams)
-        self.connection.send(*calls)
+        path, timeout = self._path, (b"grpc-timeout", PATIENCE)
+        self.connection.send(*(call(s, path, timeout) + body(s, self._message) for s in streams))
         return streams
 
     def capacity(self) -> float:
