@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
+STANDIN := $(RUN)python tests/standin/standin.py
 PROTOC := $(RUN)python -m grpc_tools.protoc -Iserving/pb=protos/vae/v1 --python_out=. --pyi_out=. --grpc_python_out=. protos/vae/v1/vae.proto
 BUF    ?= buf
 FUZZ_SECONDS ?= 30
@@ -17,7 +18,7 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo clean \
-	test test-slow test-data test-gpu test-operate test-faults fuzz simulate-scaling draw-dashboard \
+	test test-slow test-data test-gpu test-standin test-operate test-faults fuzz simulate-scaling draw-dashboard \
 	audit-manifests validate lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
 	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
@@ -64,8 +65,13 @@ test-slow: install  ## the tests that take longer
 test-data: install  ## the tests on MNIST and Fashion-MNIST (LATENTD_DATA, default ../shared/data)
 	$(PYTEST) -m data --timeout 1200
 
-test-gpu: install  ## the tests that need an NVIDIA GPU
+test-gpu: install  ## the tests that need an NVIDIA GPU, and serving's others on it
 	$(PYTEST) -m gpu --timeout 1200
+	LATENTD_TEST_PROVIDER=cuda $(PYTEST) tests/serving tests/e2e/test_pipeline.py --timeout 1200
+
+test-standin: install  ## serving's tests on ONNX Runtime's CUDA provider without a GPU (wants g++)
+	$(STANDIN) $(PYTEST) -m gpu tests/serving tests/e2e
+	LATENTD_TEST_PROVIDER=cuda $(STANDIN) $(PYTEST) tests/serving tests/e2e/test_pipeline.py
 
 test-faults: install  ## servers lost, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
 	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not data' --timeout 1200

@@ -20,6 +20,9 @@ from onnx.numpy_helper import from_array
 from serving import bundle, settings
 from serving.bundle import Manifest, XSpec
 from serving.process.server import Server
+from serving.runtime.bound import BoundGraph
+from serving.runtime.engine import Graph, PlainGraph
+from serving.runtime.provider import CPU, CUDA
 
 # Nets as small as the tests' gain nothing by more threads, which on a machine with other work wait
 # for one another: trainings crawl. Said before torch is imported, and to all that the tests start.
@@ -27,6 +30,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Whoever runs the tests in the background ignores SIGINT, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+PROVIDER = os.environ.get("LATENTD_TEST_PROVIDER", "cpu")
+"""What the servers run on that tests start in their own process: all tests hold on `cuda` too."""
 
 TOY_SHAPE = (4, 4)
 TOY_LATENT = 16
@@ -208,8 +214,8 @@ def server_starter() -> Iterator[StartServer]:
     with ExitStack() as running:
 
         def start(bundles: Path, **chosen: object) -> RunningServer:
-            flags = {"bundles": bundles, "port": 0, "metrics_port": 0, "provider": "cpu"} | chosen
-            texts = {name: str(value) for name, value in flags.items()}
+            flags = {"bundles": bundles, "port": 0, "metrics_port": 0, "provider": PROVIDER}
+            texts = {name: str(value) for name, value in (flags | chosen).items()}
             server = RunningServer(settings.read(texts, environment={}))
             running.callback(server.stop)
             return server
@@ -229,6 +235,18 @@ def module_servers() -> Iterator[StartServer]:
     """As start_server, for servers that a module's tests share."""
     with server_starter() as start:
         yield start
+
+
+@pytest.fixture(scope="session")
+def provider() -> str:
+    """ONNX Runtime's name of what those servers run on."""
+    return CUDA if PROVIDER == "cuda" else CPU
+
+
+@pytest.fixture(scope="session")
+def graph_kind() -> type[Graph]:
+    """The class of their graphs."""
+    return BoundGraph if PROVIDER == "cuda" else PlainGraph
 
 
 @pytest.fixture(scope="session")

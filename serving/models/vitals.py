@@ -2,7 +2,8 @@
 
 Neither is seen by calls that are not made. So each lane is looked at, and a graph that has failed
 several times running is tried on a row that cannot be to blame. A graph that works again is taken
-back; but an error of CUDA's may last as long as the process, whatever caused it.
+back. An error of CUDA's that lasts as long as the process is told by CUDA itself; but a graph may
+also stay broken on a GPU for reasons that nobody tells.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 from serving.batching.lane import Lane
 from serving.models.inference import Model
 from serving.models.repository import Repository
+from serving.runtime.cuda import CudaError
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Vitals:
         self._repository, self._watchdog_seconds = repository, watchdog_seconds
         self._on_cpu, self._clock = on_cpu, clock
         self._broken: dict[Model, float] = {}  # since when
+        self._lost = ""  # why nothing runs on the GPU any more
 
     def beyond_help(self) -> str:
         """What nothing but a new process helps against, as a sentence; empty: nothing."""
@@ -55,11 +58,8 @@ class Vitals:
         if not self._on_cpu:
             for model, since in self._broken.items():
                 if self._clock() - since > PATIENCE_SECONDS:
-                    return (
-                        f"{_name(model)} has failed on the GPU for {PATIENCE_SECONDS:g} s: an "
-                        "error of CUDA's lasts as long as the process."
-                    )
-        return ""
+                    return f"{_name(model)} has failed on the GPU for {PATIENCE_SECONDS:g} s."
+        return self._lost
 
     def suspicious(self) -> list[Model]:
         """Models to be tried: those that keep failing, and those found broken before."""
@@ -72,7 +72,9 @@ class Vitals:
         for model in models:
             try:
                 model.try_out()
-            except Exception:
+            except Exception as error:
+                if isinstance(error, CudaError) and error.lasting:
+                    self._lost = f"The GPU is lost to this process ({error})."
                 if model not in self._broken:
                     log.exception("%s fails on whatever it is given.", _name(model))
                 broken[model] = self._broken.get(model, self._clock())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from serving.errors import BundleError
 from serving.runtime import outside
 from serving.runtime.bound import BoundGraph
+from serving.runtime.cuda import Cuda, Stream
 from serving.runtime.gpu import GPU
 from serving.runtime.provider import Provider
 from serving.settings import Settings
@@ -96,43 +98,50 @@ class Engine:
         """
         outside.refuse(model)
         if self.on_cpu:
-            session = self._session(model, threads, cuda_graph=False)
+            session = self._session(model, threads)
             _check_signature(session, signature)
             return PlainGraph(session, signature.input[0])
-        if self._cuda_graphs:
+        if self._cuda_graphs and self._provider.records:
             try:
                 return self._bound(model, signature, cuda_graph=True)
             except BundleError as error:
                 if error.reason != "engine":
                     raise
-                # A node that only the CPU can run, or a shape that depends on values.
-                log.warning("A graph cannot be recorded as a CUDA graph: %s", error)
+                # A node that only the CPU can run, or a shape that depends on values. As text: the
+                # error's traceback holds the session, whose memory the next one may need.
+                log.warning("A graph cannot be recorded as a CUDA graph: %s", str(error))
         return self._bound(model, signature, cuda_graph=False)
 
     def _bound(self, model: bytes, signature: Signature, cuda_graph: bool) -> Graph:
-        with GPU.use():
-            session = self._session(model, 1, cuda_graph)
-        self._provider.confirm(session)
-        _check_signature(session, signature)
-        if self.on_cpu:  # auto has fallen back, aloud
-            return PlainGraph(session, signature.input[0])
+        with ExitStack() as undo:
+            with GPU.use():
+                stream = undo.enter_context(closing(Stream()))
+                session = self._session(model, 1, cuda_graph, stream.address)
+            self._provider.confirm(session)
+            _check_signature(session, signature)
+            if self.on_cpu:  # auto has fallen back, aloud
+                return PlainGraph(session, signature.input[0])
+            undo.pop_all()  # the graph's, from here on
         name, dtype, shape = signature.input
         takes, gives = (name, (dtype, shape)), dict(signature.outputs)
-        graph = BoundGraph(session, takes, gives, "cuda", cuda_graph)
+        graph = BoundGraph(session, takes, gives, Cuda(), stream, cuda_graph)
         try:
             graph.warm_up(1)
         except Exception as error:
+            graph.close()
             raise BundleError("engine", f"ONNX Runtime cannot run the graph: {error}") from error
         return graph
 
-    def _session(self, model: bytes, threads: int, cuda_graph: bool) -> ort.InferenceSession:
+    def _session(
+        self, model: bytes, threads: int, cuda_graph: bool = False, stream: int = 0
+    ) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Spinning workers would take the event loop's CPU while they wait.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; what it says of fallbacks is said by Provider
-        providers = self._provider.options(cuda_graph)
+        providers = self._provider.options(cuda_graph, stream)
         try:
             return ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # the runtime has no common base for what it raises

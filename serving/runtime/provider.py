@@ -7,10 +7,12 @@ what it chose.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import math
 import os
+from importlib import util
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,13 +30,19 @@ CHOICES: Final = ("auto", "cuda", "tensorrt", "cpu")
 _LIBRARIES: Final = {
     CUDA: (
         ("libcudart.so.13", "nvidia-cuda-runtime"),
+        ("libcublas.so.13", "nvidia-cublas"),
         ("libcublasLt.so.13", "nvidia-cublas"),
-        ("libcufft.so.12", "nvidia-cufft"),
+        ("libcurand.so.10", "nvidia-curand"),
+    ),
+    TENSORRT: (
+        ("libnvinfer.so.10", "'tensorrt-cu13<11'"),
+        ("libnvonnxparser.so.10", "'tensorrt-cu13<11'"),
         ("libcudnn.so.9", "nvidia-cudnn-cu13"),
     ),
-    TENSORRT: (("libnvinfer.so.10", "tensorrt-cu13"),),
 }
 """What each provider loads, and the package that brings it."""
+_CUDNN: Final = "libcudnn.so.9", "nvidia-cudnn-cu13"
+"""For nets with convolutions only, and looked for when the first of them is loaded."""
 
 _MOST_WORKERS: Final = 8
 
@@ -54,12 +62,21 @@ class Provider:
     def on_cpu(self) -> bool:
         return self.name == CPU
 
-    def options(self, cuda_graph: bool) -> list[Any]:
-        """What a session is told, the provider first; cuda_graph: record runs and replay them."""
+    @property
+    def records(self) -> bool:
+        """Whether it keeps a CUDA graph for each size of batch: TensorRT's keeps one for all."""
+        return self.name == CUDA
+
+    def options(self, cuda_graph: bool, stream: int) -> list[Any]:
+        """What a session is told, the provider first.
+
+        cuda_graph: record runs and replay them, where the provider `records`.
+        stream: the address of the one to compute on.
+        """
         if self.on_cpu:
             return [CPU]
-        cuda = {
-            "device_id": "0",
+        where = {"device_id": "0", "user_compute_stream": str(stream)}
+        cuda = where | {
             # The default search runs every algorithm at each new shape, for seconds.
             "cudnn_conv_algo_search": "HEURISTIC",
             # Sums in TF32 would differ from training's in the third digit.
@@ -72,9 +89,7 @@ class Provider:
             cuda["gpu_mem_limit"] = str(self._gpu_memory_mib << 20)
         if self.name == CUDA:
             return [(CUDA, cuda), CPU]
-        tensorrt = {
-            "device_id": "0",
-            "trt_cuda_graph_enable": str(int(cuda_graph)),
+        tensorrt = where | {
             # Building an engine takes minutes: it is kept for the next start.
             "trt_engine_cache_enable": str(int(bool(self._cache))),
             "trt_engine_cache_path": self._cache or ".",
@@ -84,14 +99,23 @@ class Provider:
     def confirm(self, session: ort.InferenceSession) -> None:
         """See that a session runs where it should; raises ConfigError, or falls back aloud."""
         if session.get_providers()[0] != self.name:
-            self.name = self._fall_back(_missing_library(self.name))
+            why = f"ONNX Runtime could not start its {self.name}; its own message stands above"
+            self.name = self._fall_back(why)
 
     def _find(self) -> str:
         wanted = TENSORRT if self._asked == "tensorrt" else CUDA
         why = problem(wanted)
+        if not why:
+            with contextlib.redirect_stdout(None):  # what it would print of failures is said here
+                ort.preload_dlls()  # finds the CUDA libraries in the nvidia-* packages
+            _preload_tensorrt()
+            why = _missing_library(wanted)
         if why:
             return self._fall_back(why)
-        ort.preload_dlls()  # finds the CUDA libraries in the nvidia-* packages
+        ort.set_default_logger_severity(3)  # each session would warn that CUDA is no plugin
+        if not _loads(_CUDNN[0]):
+            said = "%s cannot be loaded: no net with convolutions can run; install %s."
+            log.warning(said, *_CUDNN)
         log.info("Provider: %s.", wanted)
         return wanted
 
@@ -122,12 +146,27 @@ def problem(wanted: str = CUDA) -> str:
 
 
 def _missing_library(wanted: str) -> str:
-    for library, package in (*_LIBRARIES[CUDA], *_LIBRARIES[wanted]):
-        try:
-            ctypes.CDLL(library)
-        except OSError:
+    """The first of a provider's libraries that is not there, as a sentence's end; empty: none."""
+    for library, package in dict.fromkeys((*_LIBRARIES[CUDA], *_LIBRARIES[wanted])):
+        if not _loads(library):
             return f"{library} cannot be loaded; install {package}"
-    return f"ONNX Runtime could not start its {wanted}; its own message stands above"
+    return ""
+
+
+def _preload_tensorrt() -> None:
+    """Load TensorRT's libraries from the package that brings them, if it is installed."""
+    package = util.find_spec("tensorrt_libs")
+    if package and package.origin:
+        for library, _ in _LIBRARIES[TENSORRT]:
+            _loads(str(Path(package.origin).with_name(library)))
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def best_workers(asked: str) -> int:

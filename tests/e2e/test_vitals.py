@@ -14,6 +14,7 @@ from serving import codec
 from serving.models.vitals import Vitals
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.runtime.cuda import CudaError
 from serving.runtime.engine import PlainGraph
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -112,6 +113,22 @@ def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monke
         assert tried.wait(60), "nobody looked whether it is the engine"
         health = health_pb2_grpc.HealthStub(channel)
         assert health.Check(health_pb2.HealthCheckRequest(service="readiness")).status == SERVING
+
+
+def test_an_error_that_cuda_never_forgets_is_the_end_at_once(server, monkeypatch):
+    vitals = Vitals(server.server.repository, 60.0, on_cpu=False)
+    models = server.server.repository.models()
+
+    def run(self: PlainGraph, *args):
+        raise CudaError("cudaMalloc: cudaErrorMemoryAllocation, out of memory", lasting)
+
+    monkeypatch.setattr(PlainGraph, "run", run)
+    lasting = False
+    assert vitals.try_out(models) == "toy version 1"
+    assert not vitals.beyond_help()
+    lasting = True
+    assert vitals.try_out(models) == "toy version 1"
+    assert "The GPU is lost to this process (cudaMalloc" in vitals.beyond_help()
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])

@@ -1,5 +1,5 @@
 """Bound graphs: buckets, padding, memory that stays. On the CPU provider, where buffers on the
-device and off it are the same; what needs a GPU is in tests/e2e/test_gpu.py."""
+device and off it are the same; what needs a GPU is in test_cuda.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hostmemory import HostMemory, Stream
 
 from serving import bundle
 from serving.bundle import DECODER, ENCODER
@@ -29,7 +30,13 @@ def toy(toy_bundles: Path) -> bundle.Bundle:
 def bound(toy: bundle.Bundle, file: str, signature: Signature) -> BoundGraph:
     session = ort.InferenceSession(toy.files[file], providers=["CPUExecutionProvider"])
     name, dtype, shape = signature.input
-    return BoundGraph(session, (name, (dtype, shape)), dict(signature.outputs), "cpu", False)
+    takes, gives = (name, (dtype, shape)), dict(signature.outputs)
+    return BoundGraph(session, takes, gives, HostMemory(), Stream(), cuda_graph=False)
+
+
+def buckets(graph: BoundGraph) -> set[int]:
+    """Rows of each that any thread has."""
+    return {rows for hand in list(graph._hands.values()) for rows in hand.buckets}
 
 
 @pytest.fixture
@@ -93,10 +100,8 @@ def test_a_batch_never_sees_the_rows_of_the_one_before(
 
 def test_memory_stays_where_it_is(toy: bundle.Bundle, decoder: BoundGraph) -> None:
     def places() -> set[int]:
-        made = decoder._buckets.values()
-        return {b.input.device.data_ptr() for b in made} | {
-            buffer.device.data_ptr() for b in made for buffer in b.outputs
-        }
+        made = [bucket for hand in decoder._hands.values() for bucket in hand.buckets.values()]
+        return {buffer.there.address for b in made for buffer in (b.input, *b.outputs.values())}
 
     decoder.warm_up(16)
     before = places()
@@ -121,7 +126,8 @@ def test_threads_share_a_graph_and_no_buffer(toy: bundle.Bundle, decoder: BoundG
     for thread in threads:
         thread.join()
     assert not wrong
-    places = {bucket.input.device.data_ptr() for bucket in decoder._buckets.values()}
+    hands = decoder._hands.values()
+    places = {bucket.input.there.address for hand in hands for bucket in hand.buckets.values()}
     assert len(places) == 1 + len(threads)
 
 
@@ -141,36 +147,33 @@ def test_a_bucket_is_made_and_recorded_while_nobody_uses_the_device(
         thread.start()
         while not GPU._changed._waiters:  # type: ignore[attr-defined]
             assert thread.is_alive()
-        assert {rows for _, rows, _ in decoder._buckets} == {2}
+        assert buckets(decoder) == {2}
     thread.join()
     assert answered.is_set()
-    assert {rows for _, rows, _ in decoder._buckets} == {2, 4}
+    assert buckets(decoder) == {2, 4}
 
 
-def test_who_leaves_gives_its_buckets_back_and_others_warm_up_what_it_has_seen(
+def test_who_leaves_gives_its_buckets_back_and_others_have_their_own(
     toy: bundle.Bundle, decoder: BoundGraph
 ) -> None:
     for rows in (1, 2, 16):
         decoder.run(latents(toy, rows), ["x"])
     decoder.leave()
-    assert not decoder._buckets
+    assert not decoder._hands
     thread = threading.Thread(target=decoder.warm_up, args=(4,))
     thread.start()
     thread.join()
-    both = ("x", "params")
-    assert {key[1:] for key in decoder._buckets} == {
-        *((1, both), (2, both), (4, both)),
-        *((1, ("x",)), (2, ("x",))),
-    }
+    assert buckets(decoder) == {1, 2, 4}
+    assert set(decoder._hands) == {thread}
     decoder.close()
-    assert not decoder._buckets
+    assert not decoder._hands
 
 
 def test_golden_vectors_go_through_every_bucket(
     toy: bundle.Bundle, encoder: BoundGraph, decoder: BoundGraph
 ) -> None:
     assert 0 <= golden.check(toy, encoder, decoder, 64) < 1e-4
-    assert {rows for _, rows, _ in decoder._buckets} == {1, 2, 4, 8, 16, 32, 64}
+    assert buckets(decoder) == {1, 2, 4, 8, 16, 32, 64}
 
     work = decoder.run
 

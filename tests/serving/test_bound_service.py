@@ -1,5 +1,5 @@
 """A server whose graphs are bound, as on a GPU, but on the CPU provider: buckets, two threads a
-lane, new versions. What needs a GPU is in tests/e2e/test_gpu.py."""
+lane, new versions. What needs a GPU is in test_cuda.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hostmemory import HostMemory, Stream
 
 from serving.client import Client
 from serving.runtime.bound import BoundGraph
@@ -23,8 +24,8 @@ def bound(monkeypatch) -> list[BoundGraph]:
 
     def load(self: Engine, model: bytes, signature: Signature, threads: int) -> Graph:
         name, dtype, shape = signature.input
-        session = self._session(model, threads, cuda_graph=False)
-        graph = BoundGraph(session, (name, (dtype, shape)), dict(signature.outputs), "cpu", False)
+        session, takes = self._session(model, threads), (name, (dtype, shape))
+        graph = BoundGraph(session, takes, dict(signature.outputs), HostMemory(), Stream(), False)
         loaded.append(graph)
         return graph
 
@@ -53,7 +54,7 @@ def ask_all(target: str) -> set[int]:
 
 def test_everybody_gets_their_own_rows(tmp_path, publish_toy, start_server, bound):
     publish_toy(tmp_path)
-    server = start_server(tmp_path, max_batch_rows=16)
+    server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     assert ask_all(server.target) == {1}
     full = server.metric("latentd_batch_rows_bucket", lane="decoder", le="8.0")
     assert server.metric("latentd_batch_rows_count", lane="decoder") > full  # some were full
@@ -64,12 +65,13 @@ def test_a_version_that_is_let_go_of_gives_its_buffers_back(
     tmp_path, publish_toy, start_server, bound
 ):
     publish_toy(tmp_path)
-    server = start_server(tmp_path, max_batch_rows=16, keep_versions=1)
+    flags = {"provider": "cpu", "max_batch_rows": 16, "keep_versions": 1}
+    server = start_server(tmp_path, **flags)
     old = list(bound)
     assert ask_all(server.target) == {1}
     publish_toy(tmp_path)
     server.look()
     assert ask_all(server.target) == {2}
-    served = [graph for graph in bound if graph._buckets]
+    served = [graph for graph in bound if graph._hands]
     assert len(served) == 2
     assert not set(served) & set(old)

@@ -17,9 +17,15 @@ from serving.settings import Settings
 
 
 @pytest.fixture
-def as_if_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver that finds a GPU. The sessions are real, and fall back as they do."""
+def as_if_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that finds a GPU."""
     monkeypatch.setattr(provider, "problem", lambda wanted=CUDA: "")
+
+
+@pytest.fixture
+def as_if_with_a_gpu(as_if_with_a_driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And CUDA's libraries. The sessions are real, and fall back as they do."""
+    monkeypatch.setattr(provider, "_missing_library", lambda wanted: "")
 
 
 def test_no_gpu_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
@@ -44,12 +50,23 @@ def test_a_runtime_without_cuda_says_what_to_install(monkeypatch: pytest.MonkeyP
     assert "no Tensorrt provider" in provider.problem(TENSORRT)
 
 
+def test_a_library_that_is_missing_is_named_with_what_brings_it(
+    as_if_with_a_driver: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not provider._missing_library(TENSORRT):
+        pytest.skip("every library is here")
+    with pytest.raises(ConfigError, match=r"lib\w+\.so\.\d+ cannot be loaded; install \S+"):
+        Provider("tensorrt")
+    assert Provider("auto").name in (CPU, CUDA)
+    assert not capsys.readouterr().out  # ONNX Runtime's helper would print what it has not found
+
+
 def test_a_session_that_fell_back_is_found_out(
     as_if_with_a_gpu: None, toy_bundles: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     graph = (toy_bundles / "toy" / "1" / DECODER).read_bytes()
     session = ort.InferenceSession(graph, providers=[CPU])
-    with pytest.raises(ConfigError, match=r"CUDA was asked for and cannot be had: .*(install|own)"):
+    with pytest.raises(ConfigError, match=r"CUDA was asked for and cannot be had: .* its own"):
         Provider("cuda").confirm(session)
     chosen = Provider("auto")
     assert not chosen.on_cpu
@@ -59,16 +76,20 @@ def test_a_session_that_fell_back_is_found_out(
 
 
 def test_what_a_session_is_told(as_if_with_a_gpu: None) -> None:
-    assert Provider("cpu").options(cuda_graph=True) == [CPU]
-    (name, cuda), last = Provider("cuda", gpu_memory_mib=3).options(cuda_graph=True)
+    assert Provider("cpu").options(cuda_graph=True, stream=4096) == [CPU]
+    (name, cuda), last = Provider("cuda", gpu_memory_mib=3).options(cuda_graph=True, stream=4096)
     assert (name, last) == (CUDA, CPU)
     assert cuda["gpu_mem_limit"] == str(3 << 20)
-    assert cuda["enable_cuda_graph"] == "1"
+    assert (cuda["enable_cuda_graph"], cuda["user_compute_stream"]) == ("1", "4096")
     assert (cuda["cudnn_conv_algo_search"], cuda["use_tf32"]) == ("HEURISTIC", "0")
-    (_, cuda), _ = Provider("cuda").options(cuda_graph=False)
+    (_, cuda), _ = Provider("cuda").options(cuda_graph=False, stream=4096)
     assert "gpu_mem_limit" not in cuda
     assert cuda["enable_cuda_graph"] == "0"
-    (name, tensorrt), (second, _), last = Provider("tensorrt", cache="/engines").options(False)
+    assert Provider("cuda").records
+    assert not Provider("tensorrt").records
+    (name, tensorrt), (second, _), last = Provider("tensorrt", cache="/engines").options(
+        False, 4096
+    )
     assert (name, second, last) == (TENSORRT, CUDA, CPU)
     assert (tensorrt["trt_engine_cache_enable"], tensorrt["trt_engine_cache_path"]) == (
         "1",

@@ -11,7 +11,7 @@ import pytest
 from serving import codec
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.runtime.engine import PlainGraph
+from serving.runtime.engine import Graph
 
 SECRET = b"nobody-sees-this"  # 4 x 4 pixels
 Z = np.full((1, 16), 0.123456789, np.float32)
@@ -52,13 +52,13 @@ def ask_everything(stub: VaeServiceStub) -> set[grpc.StatusCode]:
     return ends
 
 
-def test_no_payload_is_logged(stub, caplog, monkeypatch):
+def test_no_payload_is_logged(stub, caplog, monkeypatch, graph_kind):
     assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= ask_everything(stub)
 
-    def fail(self: PlainGraph, *args: object) -> None:
+    def fail(self: Graph, *args: object) -> None:
         raise RuntimeError("CUDA failure 719: unspecified launch failure")
 
-    monkeypatch.setattr(PlainGraph, "run", fail)
+    monkeypatch.setattr(graph_kind, "run", fail)
     assert grpc.StatusCode.INTERNAL in ask_everything(stub)
     said = caplog.text
     assert "CUDA failure 719" in said

@@ -32,11 +32,11 @@ def test_a_new_version_is_found_and_served_without_a_restart(
         stub.answering(version=1)
 
 
-def test_the_metrics_tell_what_is_served(root, publish, server, stub):
+def test_the_metrics_tell_what_is_served(root, publish, server, stub, provider):
     def info(version: int) -> float:
         served = bundle.load(root / "toy" / str(version)).digest
         labels = {"model": "toy", "version": str(version), "digest": served}
-        return server.metric("latentd_model_info", provider="CPUExecutionProvider", **labels)
+        return server.metric("latentd_model_info", provider=provider, **labels)
 
     def cost(version: int) -> float:
         labels = {"lane": "decoder", "model": "toy", "version": str(version), "rows": "1"}

@@ -1,0 +1,103 @@
+"""A GPU that fails under a server: what its callers hear, what its probes say, who takes its place.
+
+The server is one on ONNX Runtime's CUDA provider; the GPU is the stand-in, which fails to order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+import standin
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+pytestmark = pytest.mark.skipif(bool(standin.lacking()), reason=standin.lacking())
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+LAUNCH_FAILURE = 719  # CUDA's cudaErrorLaunchFailure, which stays
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory) -> dict[str, str]:
+    return standin.environment(tmp_path_factory.mktemp("standin"))
+
+
+@pytest.fixture
+def card(libraries) -> standin.Counters:
+    """The GPU of all servers of a test."""
+    path = Path(libraries[standin.COUNTERS])
+    path.write_bytes(bytes(path.stat().st_size))
+    return standin.Counters(path)
+
+
+def sample(stub: VaeServiceStub) -> pb.SampleResponse:
+    return stub.Sample(pb.SampleRequest(count=3, seed=7), timeout=20)
+
+
+def test_a_lost_gpu_is_said_to_callers_and_to_both_probes(serve, toy_bundles, libraries, card):
+    process = serve("--bundles", str(toy_bundles), "--provider", "cuda", **libraries)
+    target, _ = process.ready()
+    process.wait_for("Provider: CUDAExecutionProvider")
+    with grpc.insecure_channel(target) as channel:
+        stub, health = VaeServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        watches = {
+            service: health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=60)
+            for service in ("readiness", "liveness")
+        }
+        assert {next(watch).status for watch in watches.values()} == {SERVING}
+        assert sample(stub).x.tensor.data
+        assert card.replayed > 0
+        card.tell("fail", LAUNCH_FAILURE)
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as failed:
+                sample(stub)
+            assert failed.value.code() is grpc.StatusCode.INTERNAL
+            assert "Its log has more under request id" in failed.value.details()
+        assert {next(watch).status for watch in watches.values()} == {NOT_SERVING}
+    process.wait_for("cudaErrorLaunchFailure")
+    process.wait_for(r"The GPU is lost to this process .* Nothing but a new process helps")
+    process.signal(15)
+    assert process.exit_status() == 0
+
+
+def test_a_worker_that_has_lost_its_gpu_is_replaced(serve, toy_bundles, libraries, card):
+    flags = ("--provider", "cuda", "--workers", "1")
+    process = serve("--bundles", str(toy_bundles), *flags, "--workers", "2", **libraries)
+    target, _ = process.ready()
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(target, options) as channel:
+        stub = VaeServiceStub(channel)
+        assert sample(stub).x.tensor.data
+        card.tell("fail", LAUNCH_FAILURE)
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError):
+                sample(stub)
+    replaced = process.wait_for(r"Worker (\d) died: exit status 70")
+    card.tell("fail", 0)  # another process finds the GPU well
+    process.wait_for(rf"Worker {replaced[1]}: process \d+ takes its place")
+    with grpc.insecure_channel(target, options) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=20).status == SERVING
+
+
+def test_a_version_that_finds_no_memory_is_refused_and_the_one_before_serves_on(
+    serve, tmp_path, publish_toy, libraries, card
+):
+    publish_toy(tmp_path)
+    flags = ("--provider", "cuda", "--workers", "1", "--reload-seconds", "0.2")
+    process = serve("--bundles", str(tmp_path), *flags, **libraries)
+    target, _ = process.ready()
+    with grpc.insecure_channel(target) as channel:
+        stub = VaeServiceStub(channel)
+        assert sample(stub).served_by.version == 1
+        taken = card.allocated
+        card.tell("memory", taken + 1000)
+        publish_toy(tmp_path)
+        process.wait_for("Refused toy version 2: .*memory")
+        assert sample(stub).served_by.version == 1
+        assert card.allocated == taken
+        assert process.value("latentd_reloads_total", result="refused", reason="engine") >= 1

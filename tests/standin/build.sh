@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The stand-ins for CUDA's libraries, into the folder $1.
+set -euo pipefail
+cd "$(dirname "$0")"
+out=$1
+mkdir -p "$out"
+
+library() {  # name, sources and flags
+    local name=$1
+    shift
+    g++ -std=c++20 -O2 -Wall -Wextra -shared -fPIC -Wl,-soname,"$name" -o "$out/$name" "$@"
+}
+
+versioned() {  # as library; ONNX Runtime asks for each symbol of `name` in the version `name`
+    echo "$1 { global: *; };" > "$out/$1.version"
+    library "$@" -Wl,--version-script="$out/$1.version"
+}
+
+versioned libcudart.so.13 runtime.cpp memory.cpp streams.cpp launches.cpp kernels.cpp
+versioned libcublas.so.13 cublas.cpp "$out/libcudart.so.13"
+versioned libcublasLt.so.13 cublaslt.cpp
+library libcuda.so.1 driver.cpp
+library libcurand.so.10 -x c++ /dev/null  # wanted, and never called
