@@ -107,8 +107,7 @@ class BoundGraph:
         bucket = self._bucket(bucket_rows(rows), tuple(outputs))
         with GPU.use():
             bucket.input.upload(array)
-            with self._one_at_a_time:
-                self._session.run_with_iobinding(bucket.binding, bucket.options)
+            self.step(bucket)
             return [buffer.download(rows) for buffer in bucket.outputs]
 
     def warm_up(self, most_rows: int) -> None:
@@ -121,11 +120,7 @@ class BoundGraph:
 
     def leave(self) -> None:
         """Give back this thread's buckets: it is not going to run the graph again."""
-        me = threading.current_thread()
-        with GPU.use():
-            for key in list(self._buckets):
-                if key[0] is me:
-                    del self._buckets[key]
+        give_back(self._buckets)
 
     def close(self) -> None:
         """Give the memory back now, whoever still holds the graph; no run may follow."""
@@ -133,18 +128,23 @@ class BoundGraph:
             self._buckets.clear()
             del self._session
 
-    def _bucket(self, rows: int, outputs: tuple[str, ...]) -> Bucket:
-        key = threading.current_thread(), rows, outputs
-        if key not in self._buckets:
-            with GPU.record():
-                self._buckets[key] = self._made(rows, outputs)
-            self._seen.add((rows, outputs))
-        return self._buckets[key]
+    # For a chain, which has buckets of its own.
 
-    def _made(self, rows: int, outputs: tuple[str, ...]) -> Bucket:
-        """A bucket that has run, on zeros, until it was recorded and replayed."""
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of all that the graph gives."""
+        return tuple(self._gives)
+
+    def make(self, rows: int, outputs: Sequence[str], takes: Buffer | None = None) -> Bucket:
+        """A bucket that has run until it was recorded and replayed; while GPU.record() is held.
+
+        takes: the buffer that is to be its input, and what it has run on; else one of its own, with
+        zeros. Raises what the runtime raises.
+        """
         name, row = self._takes
-        takes = Buffer(rows, row, self._device)
+        if takes is None:
+            takes = Buffer(rows, row, self._device)
+            takes.upload(np.zeros((rows, *row[1]), row[0]))
         gives = [Buffer(rows, self._gives[output], self._device) for output in outputs]
         binding = self._session.io_binding()
         binding.bind_ortvalue_input(name, takes.device)
@@ -153,10 +153,32 @@ class BoundGraph:
         options = ort.RunOptions()
         if self._cuda_graph:  # every bucket's recording has a number of its own
             options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
-        takes.upload(np.zeros((rows, *row[1]), row[0]))
         for _ in range(WARM_UPS):
             self._session.run_with_iobinding(binding, options)
         return Bucket(takes, gives, binding, options)
+
+    def step(self, bucket: Bucket) -> None:
+        """Run what lies in the bucket's input, and return when the device has done so; while
+        GPU.use() is held."""
+        with self._one_at_a_time:
+            self._session.run_with_iobinding(bucket.binding, bucket.options)
+
+    def _bucket(self, rows: int, outputs: tuple[str, ...]) -> Bucket:
+        key = threading.current_thread(), rows, outputs
+        if key not in self._buckets:
+            with GPU.record():
+                self._buckets[key] = self.make(rows, outputs)
+            self._seen.add((rows, outputs))
+        return self._buckets[key]
+
+
+def give_back(made: dict[Any, Any]) -> None:
+    """Drop what this thread has made, of that under whose keys the thread stands first."""
+    me = threading.current_thread()
+    with GPU.use():
+        for key in list(made):
+            if key[0] is me:
+                del made[key]
 
 
 def bucket_rows(rows: int) -> int:

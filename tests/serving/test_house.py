@@ -22,7 +22,7 @@ ROOMS = {
         *("latents", "likelihood", "images", "codec"),
     ],
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
-    "runtime": ["provider", "gpu", "bound", "outside", "engine", "golden", "tuning"],
+    "runtime": ["provider", "gpu", "bound", "chain", "outside", "engine", "golden", "tuning"],
     "models": [
         *("sources", "loading", "inference", "shelf", "refusals", "repository"),
         *("watcher", "vitals"),
