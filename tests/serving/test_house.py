@@ -24,8 +24,8 @@ ROOMS = {
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
     "runtime": ["provider", "gpu", "bound", "chain", "outside", "engine", "golden", "tuning"],
     "models": [
-        *("sources", "loading", "inference", "shelf", "refusals", "repository"),
-        *("watcher", "vitals"),
+        *("sources", "batches", "loading", "inference"),
+        *("shelf", "refusals", "repository", "watcher", "vitals"),
     ],
     "rpc": ["fields", "reconstructing", "service"],
     "transport": [
