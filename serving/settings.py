@@ -92,6 +92,12 @@ class Settings:
     cuda_graphs: bool = _setting(
         True, "On a GPU: record what a graph does for each size of batch, and replay it."
     )
+    latents_on_device: bool = _setting(
+        True,
+        "On a GPU: rows that Reconstruct takes through their means run through both graphs in one "
+        "go, and z stays on the device. Say false where they are few among Sample's and Decode's: "
+        "then all rows share the decoder's batches.",
+    )
     tensorrt_cache: str = _setting(
         "", "Folder where TensorRT keeps the engines it built. Empty: built at each start."
     )

@@ -53,7 +53,7 @@ def help_lanes() -> list[Lane]:
 class Lane:
     """One graph's queue and the threads that empty it.
 
-    name:  "encoder" or "decoder"
+    name:  "encoder", "decoder" or "reconstructor"
     model: name and version, for the gauges
     run:   called with the shares of one batch; by two threads at once, if there are two
     clock: the one deadlines are told by

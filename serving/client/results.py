@@ -37,7 +37,7 @@ class Limits:
 class LaneCost:
     """The measured cost of running one graph."""
 
-    lane: str  # encoder | decoder
+    lane: str  # encoder | decoder | reconstructor
     max_batch_rows: int
     seconds: dict[int, float]  # rows in a batch -> median time
 

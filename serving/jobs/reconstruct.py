@@ -22,6 +22,7 @@ from serving.jobs.plan import Wanted
 from serving.jobs.rows import Array, BadRow, Chunk
 from serving.latents import POSTERIOR, Draw, Latents, normals
 from serving.models import loading
+from serving.models.batches import ENCODED
 from serving.models.sources import reparameterise
 from serving.runtime import golden
 from serving.runtime.engine import Engine
@@ -92,7 +93,7 @@ class Graphs:
         return Results(chunk.rows, chunk.ids, chunk.bad, **columns)
 
     def _columns(self, chunk: Chunk) -> dict[str, Array]:
-        mean, log_var = self._encoder.run(chunk.x, loading.ENCODED)
+        mean, log_var = self._encoder.run(chunk.x, ENCODED)
         columns: dict[str, Array] = {}
         if self._wanted.latents:
             columns |= {"mean": mean, "log_var": log_var}

@@ -1,7 +1,9 @@
 """One version of a model in service: encode, decode, reconstruct, score.
 
 Each operation is composed over two lanes. The decoder lane is fed by Sample, Decode, Interpolate,
-Score and the second half of Reconstruct together.
+Score and the second half of Reconstruct together. On a GPU there is a third, which runs both graphs
+in one go for rows that are reconstructed through their means: these z never leave the device. Draws
+need noise, which is made on the host, and go the longer way.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from serving.bundle import LIKELIHOODS, Manifest
 from serving.errors import InvalidInput
 from serving.latents import POSTERIOR, Draw
 from serving.metrics import Metrics
-from serving.models.loading import Prepared, Tuned, decode_batch, encode_batch, hand_over
+from serving.models.batches import Reconstructing, decode_batch, encode_batch, reconstruct_batch
+from serving.models.loading import Prepared, Tuned, hand_over
 from serving.models.sources import Decoding, Points, Posterior, Source
 from serving.runtime import tuning
 from serving.settings import Settings
@@ -43,12 +46,12 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """x' of some rows, the encoding it was made from, and what it is worth."""
+    """x' of some rows, and on request the encoding it was made from and what it is worth."""
 
     x: Array  # (rows, *shape)
-    mean: Array  # float32, (rows, latent size)
-    log_var: Array
-    scores: Scores | None  # where they were asked for
+    mean: Array | None  # float32, (rows, latent size)
+    log_var: Array | None
+    scores: Scores | None
 
 
 class Model:
@@ -81,23 +84,33 @@ class Model:
         decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)
         self.encoder = lane("encoder", prepared.encoder, encode)
         self.decoder = lane("decoder", prepared.decoder, decode)
+        self.reconstructor: Lane | None = None
+        self._lanes = [(self.encoder, prepared.encoder), (self.decoder, prepared.decoder)]
+        if prepared.reconstructor is not None:
+            both = functools.partial(reconstruct_batch, prepared.reconstructor.graph)
+            self.reconstructor = lane("reconstructor", prepared.reconstructor, both)
+            self._lanes.append((self.reconstructor, prepared.reconstructor))
 
     def close(self) -> None:
-        """Finish what waits in both lanes, first the one that feeds the other, and give back the
-        memory of the graphs; blocks."""
-        for lane, tuned in self.lanes():
+        """Finish what waits in the lanes, each before the one that it feeds, then give back the
+        memory of the graphs, first of the one that runs the others'; blocks."""
+        for lane, _ in self._lanes:
             lane.close()
+        for _, tuned in reversed(self._lanes):
             tuned.graph.close()
 
     def try_out(self) -> None:
-        """Run both graphs on a row of zeros, past the lanes; blocks. Raises what they raise."""
+        """Run the graphs on a row of zeros, past the lanes; blocks. Raises what they raise."""
         m = self.manifest
-        self.prepared.encoder.graph.run(np.zeros((1, *m.x.shape), m.x.dtype), ["mean", "log_var"])
-        self.prepared.decoder.graph.run(np.zeros((1, m.latent_size), np.float32), ["x"])
+        x, z = np.zeros((1, *m.x.shape), m.x.dtype), np.zeros((1, m.latent_size), np.float32)
+        self.prepared.encoder.graph.run(x, ["mean", "log_var"])
+        self.prepared.decoder.graph.run(z, ["x"])
+        if self.prepared.reconstructor is not None:
+            self.prepared.reconstructor.graph.run(x, ["x"])
 
     def lanes(self) -> list[tuple[Lane, Tuned]]:
-        """Both lanes, each with what its graph was found to cost."""
-        return [(self.encoder, self.prepared.encoder), (self.decoder, self.prepared.decoder)]
+        """Each lane with what its graph was found to cost."""
+        return self._lanes
 
     def encode(self, x: Array, caller: Caller) -> Reply[Outputs]:
         """mean and log_var of each row, float32 (rows, latent size)."""
@@ -109,14 +122,26 @@ class Model:
         return self.decoder.submit(Decoding(source, params), source.rows, nbytes, caller)
 
     async def reconstruct(
-        self, x: Array, draw: Draw | None, scores: bool, caller: Caller
+        self,
+        x: Array,
+        draw: Draw | None,
+        scores: bool,
+        caller: Caller,
+        *,
+        latents: bool = False,
     ) -> Reconstruction:
-        """x -> x' through each row's mean, or through `draw` around it; scores on request."""
+        """x -> x' through each row's mean, or through `draw` around it; scores and latents, mean
+        and log_var, on request."""
         if scores:
             self._check_scores("scores")
-        mean, log_var = await self.encode(x, caller)
-        source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
-        decoded, params, _ = await self.decode(source, caller, params=scores)
+        if draw is None and self.reconstructor is not None:
+            payload = Reconstructing(x, params=scores, latents=scores or latents)
+            reply = self.reconstructor.submit(payload, len(x), x.nbytes, caller)
+            decoded, params, mean, log_var = await reply
+        else:
+            mean, log_var = await self.encode(x, caller)
+            source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
+            decoded, params, _ = await self.decode(source, caller, params=scores)
         if not scores:
             return Reconstruction(decoded, mean, log_var, None)
         distortion = await self._distortion(x, params)

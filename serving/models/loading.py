@@ -7,31 +7,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from serving.batching.rowqueue import Share, whole
+from serving.batching.rowqueue import whole
 from serving.batching.runner import Outputs
 from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
 from serving.errors import BundleError, ConfigError
 from serving.latents import Draw
-from serving.models import sources
+from serving.models.batches import ENCODED, decode_batch, encode_batch
 from serving.models.sources import Decoding, Prior
 from serving.runtime import golden, tuning
 from serving.runtime.bound import BoundGraph
+from serving.runtime.chain import Chain
 from serving.runtime.engine import Engine, Graph, Signature
 from serving.runtime.provider import available_cpus
 from serving.runtime.tuning import Cost
 from serving.settings import Settings
 
+log = logging.getLogger(__name__)
+
 RunRows = Callable[[Graph, int], Outputs]
 """Runs a batch of so many rows of nothing in particular."""
-
-ENCODED: Final = ("mean", "log_var")
 
 REST: Final = 4.0
 """While others are being served: how long to rest after each step, in times its own. A fifth of one
@@ -60,6 +62,7 @@ class Prepared:
     encoder: Tuned
     decoder: Tuned
     golden_difference: float  # the largest between the golden outputs and this machine's
+    reconstructor: Tuned | None = None  # both graphs in one run, where z need not leave the device
 
 
 def prepare(
@@ -107,7 +110,41 @@ def prepare(
     most = max(encoder.batch_rows, decoder.batch_rows)
     with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
         difference = golden.check(bundle, encoder.graph, decoder.graph, most)
-    return Prepared(m, bundle.digest, encoder, decoder, difference)
+        reconstructor = _chained(bundle, encoder, decoder) if settings.latents_on_device else None
+    return Prepared(m, bundle.digest, encoder, decoder, difference, reconstructor)
+
+
+def _chained(bundle: Bundle, encoder: Tuned, decoder: Tuned) -> Tuned | None:
+    """Both graphs as one that keeps z on the device. None: they are not on one, or cannot be run so
+    there, which is said aloud and no reason to refuse what serves as well the longer way.
+
+    Raises BundleError when trying has broken them.
+    """
+    one, two = encoder.graph, decoder.graph
+    if not (isinstance(one, BoundGraph) and isinstance(two, BoundGraph)):
+        return None
+    batch_rows = min(encoder.batch_rows, decoder.batch_rows)
+    chain = Chain(one, two, "mean")
+    try:
+        golden.check_chain(bundle, chain, one, two, batch_rows)
+    except Exception as error:  # the runtime has no common base for what it raises
+        chain.close()
+        m = bundle.manifest
+        log.warning(
+            "%s version %d: Reconstruct takes z through host memory, for its graphs do not run as "
+            "one: %s",
+            *(m.model, m.version, error),
+        )
+        # A recording that failed may have taken the graphs' own with it.
+        golden.check(bundle, one, two, max(encoder.batch_rows, decoder.batch_rows))
+        return None
+    # What both cost together is known from what each does.
+    costs = [
+        Cost(first.rows, first.seconds + second.seconds)
+        for first, second in zip(encoder.costs, decoder.costs, strict=False)  # to the shorter's end
+    ]
+    file_bytes = encoder.file_bytes + decoder.file_bytes
+    return Tuned(chain, file_bytes, encoder.threads, costs, batch_rows)
 
 
 @contextmanager
@@ -124,7 +161,7 @@ def hand_over(tuned: Tuned) -> Callable[[], None] | None:
     """Let go of the graph in this thread, which has loaded and checked it; what each thread that
     is to run it should do first. None: a graph that takes batches as they come does not care."""
     graph = tuned.graph
-    if not isinstance(graph, BoundGraph):
+    if not isinstance(graph, BoundGraph | Chain):
         return None
     graph.leave()
     return functools.partial(graph.warm_up, tuned.batch_rows)
@@ -165,17 +202,3 @@ def _measured(
     with _closed_on_failure(graph):
         run(graph, batch_rows)
     return Tuned(graph, file_bytes, threads, costs, batch_rows)
-
-
-def encode_batch(graph: Graph, batch: Sequence[Share]) -> Outputs:
-    """mean and log_var for the rows of a batch whose payloads are x."""
-    rows = [share.payload[share.start : share.stop] for share in batch]
-    return tuple(graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), ENCODED))
-
-
-def decode_batch(graph: Graph, latent_size: int, batch: Sequence[Share]) -> Outputs:
-    """x, params (None if nobody wants them) and z for a batch whose payloads are decodings."""
-    z = sources.gather(batch, latent_size)
-    if any(share.payload.params for share in batch):
-        return *graph.run(z, ["x", "params"]), z
-    return *graph.run(z, ["x"]), None, z

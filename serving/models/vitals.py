@@ -86,8 +86,8 @@ class Vitals:
 
     def _lanes(self) -> Iterator[tuple[Model, Lane]]:
         for model in self._repository.models():
-            yield model, model.encoder
-            yield model, model.decoder
+            for lane, _ in model.lanes():
+                yield model, lane
 
 
 def _name(model: Model) -> str:

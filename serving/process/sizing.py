@@ -25,14 +25,14 @@ CALLS: Final = {
     "interpolate": ("decoder",),
     "reconstruct": ("encoder", "decoder"),
 }
-"""The lanes that each call passes, its rows once through each."""
+"""The lanes that each call passes, its rows once through each. (Where a GPU runs both graphs in one
+go, that costs the sum of both.)"""
 
 CALL_SECONDS: Final = 0.00012
 """CPU of a call beside its graphs' runs: `make bench`, Sample of one row, on a Zen 4."""
 WAIT_SECONDS: Final = 0.1
 """What autoscaling aims at: no more rows wait in a server than it runs in this time."""
 _SPARE: Final = 1  # of the servers may be gone: being replaced, or lost
-_LANES: Final = 2  # encoder and decoder, each with a queue of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ def need(demand: Demand, prepared: Prepared, settings: Settings, resident_bytes:
     carried = settings.workers / seconds  # calls a second, by one replica
     replicas = math.ceil(demand.rate / (carried * demand.busy)) + _SPARE
     idle = settings.workers * resident_bytes
-    held = _LANES * settings.queue_mib + settings.answers_mib + settings.requests_mib
+    queues = 3 if prepared.reconstructor else 2  # one for each lane
+    held = queues * settings.queue_mib + settings.answers_mib + settings.requests_mib
     return Need(
         seconds=seconds,
         replicas=replicas,

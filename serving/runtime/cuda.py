@@ -110,7 +110,7 @@ class Stream:
 
 
 class Cuda:
-    """An NVIDIA GPU as a place for batches: a bound.Device."""
+    """An NVIDIA GPU as a place for batches: a buffers.Device."""
 
     name: Final = "cuda"
 

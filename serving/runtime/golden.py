@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import GOLDEN, Bundle
 from serving.errors import BundleError
+from serving.runtime.chain import Chain
 from serving.runtime.engine import Graph
 
 
@@ -50,6 +51,25 @@ def check(bundle: Bundle, encoder: Graph, decoder: Graph, batch_rows: int = 0) -
         _run(encoder, golden, "x", encoded, batch_rows, allowed),
         _run(decoder, golden, "z", decoded, batch_rows, allowed),
     )
+
+
+def check_chain(
+    bundle: Bundle, chain: Chain, encoder: Graph, decoder: Graph, batch_rows: int
+) -> None:
+    """See that a chain of both graphs gives for the golden x what they give one after the other, in
+    each size up to `batch_rows`. Raises BundleError(golden), and what the runtime raises."""
+    golden, allowed = _read(bundle.files[GOLDEN]), TOLERANCES[bundle.manifest.precision]
+    for rows in chain.sizes(batch_rows):
+        x = _sized(golden["x"], rows)
+        mean, log_var = encoder.run(x, ["mean", "log_var"])
+        decoded_x, params = decoder.run(mean, ["x", "params"])
+        expected = {"mean": mean, "log_var": log_var, "x": decoded_x, "params": params}
+        for name, found in zip(expected, chain.run(x, list(expected)), strict=True):
+            worst, within = _difference(found, expected[name], allowed)
+            if not within:
+                raise BundleError(
+                    "golden", f"{name} differs by up to {worst:.3g} from what they give in turn."
+                )
 
 
 def _run(
@@ -92,6 +112,18 @@ def _compare(name: str, found: Array, expected: Array, allowed: Tolerance) -> fl
             f"{name} came out as {found.dtype} {found.shape}, not {expected.dtype} "
             f"{expected.shape}.",
         )
+    worst, within = _difference(found, expected, allowed)
+    if not within:
+        raise BundleError(
+            "golden",
+            f"{name} differs from the golden output by up to {worst:.3g}. "
+            "The graph was damaged before it was published, or this runtime computes it wrongly.",
+        )
+    return 0.0 if found.dtype == np.uint8 else worst
+
+
+def _difference(found: Array, expected: Array, allowed: Tolerance) -> tuple[float, bool]:
+    """The largest absolute difference, and whether all are within what is allowed."""
     # The terms of a sum decide what rounding costs, also where they cancel to almost nothing.
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
     difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
@@ -100,10 +132,5 @@ def _compare(name: str, found: Array, expected: Array, allowed: Tolerance) -> fl
         if found.dtype == np.uint8
         else allowed.atol * scale + allowed.rtol * np.abs(expected)
     )
-    if not (difference <= most).all():  # NaN compares false: it is refused too
-        raise BundleError(
-            "golden",
-            f"{name} differs from the golden output by up to {np.max(difference):.3g}. "
-            "The graph was damaged before it was published, or this runtime computes it wrongly.",
-        )
-    return 0.0 if found.dtype == np.uint8 else float(difference.max(initial=0.0))
+    # NaN compares false: it is refused too.
+    return float(difference.max(initial=0.0)), bool((difference <= most).all())

@@ -7,23 +7,30 @@ no lane would admit are refused by their deadline alone, by the lanes' own predi
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Container
+from typing import Final, NamedTuple
 
 from serving.batching.rowqueue import MARGIN
 from serving.models.repository import Repository
 
 _RECENT: Final = 1.0  # seconds since its last batch for which a lane counts as asked for
 _ONE_IN: Final = 16
-"""Of the calls to be refused, one in so many is read after all: it may name a model whose lane is
-free and was not asked for lately. Once that lane has run, it counts, and nobody is refused."""
+"""Of the calls to be refused, one in so many is read after all: it may want a lane that is free and
+was not asked for lately, another model's for one. Once that lane has run, it counts, and nobody is
+refused."""
 _LEAST_LEAD: Final = 0.0005  # seconds
 _MOST_LEAD: Final = 0.1
 _GROW: Final = 1.1
 _SHRINK: Final = 0.99
 """So that of the calls read under overload about one in ten is read in vain."""
+
+
+class Wait(NamedTuple):
+    """What a call would have to wait, and where."""
+
+    seconds: float
+    lane: str
 
 
 class Door:
@@ -38,32 +45,34 @@ class Door:
         self._refused = 0
         self.lead = 0.0
 
-    def wait(self, lane: str, deadline: float) -> float:
-        """How long a call for this lane ("encoder" or "decoder") would wait at the least, seconds,
-        if that is beyond its deadline whatever it asks for; 0: read it."""
+    def wait(self, lanes: Container[str], deadline: float) -> Wait | None:
+        """How long a call for one of these lanes, by their names, would wait at the least, if that
+        is beyond its deadline whatever it asks for; None: read it."""
         now = self._clock()
-        least = self._least_wait(lane, now)
-        wait = self.lead + least * MARGIN
-        if not least or now + wait <= deadline:
-            return 0.0
+        least = self._least_wait(lanes, now)
+        seconds = self.lead + least.seconds * MARGIN
+        if not least.seconds or now + seconds <= deadline:
+            return None
         self._refused += 1
-        return wait if self._refused % _ONE_IN else 0.0
+        return Wait(seconds, least.lane) if self._refused % _ONE_IN else None
 
     def was_right(self) -> None:
         """A call that was read has been admitted."""
         self.lead *= _SHRINK
 
-    def was_wrong(self, lane: str, deadline: float) -> None:
+    def was_wrong(self, lanes: Container[str], deadline: float) -> None:
         """A call that was read has been refused by a lane."""
         now = self._clock()
-        if now + self._least_wait(lane, now) * MARGIN > deadline:  # and any other would have been
+        least = self._least_wait(lanes, now).seconds
+        if now + least * MARGIN > deadline:  # and any other would have been
             self.lead = min(self.lead * _GROW + _LEAST_LEAD, _MOST_LEAD)
 
-    def _least_wait(self, lane: str, now: float) -> float:
-        """The shortest wait in the lanes of that name which are in use."""
-        least = math.inf
-        for model in self._repository.models():
-            one = model.encoder if lane == "encoder" else model.decoder
-            if now - one.ended < _RECENT:
-                least = min(least, one.least_wait)
-        return 0.0 if least == math.inf else least
+    def _least_wait(self, lanes: Container[str], now: float) -> Wait:
+        """The shortest wait in the lanes of those names which are in use."""
+        waits = (
+            Wait(lane.least_wait, lane.name)
+            for model in self._repository.models()
+            for lane, _ in model.lanes()
+            if lane.name in lanes and now - lane.ended < _RECENT
+        )
+        return min(waits, default=Wait(0.0, ""))

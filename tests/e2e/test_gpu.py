@@ -51,8 +51,35 @@ def test_every_size_of_batch_gives_what_the_cpu_gives(start_server, toy_bundles,
         assert np.abs(on_gpu.x.astype(int) - on_cpu.x).max() <= 1
 
 
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("on_device", [True, False])
+def test_reconstruct_gives_what_the_cpu_gives_wherever_z_is(
+    start_server, toy_bundles, on_device, cuda_graphs
+):
+    """z on the device and through the host, recorded and not: x to the bit, for the toy's graphs
+    are each other's inverse; latents and scores within rounding."""
+    rng = np.random.default_rng(0)
+    chunks = [rng.integers(0, 256, (rows, 4, 4), np.uint8) for rows in (*SIZES, 1, 100)]
+    chosen = {"latents_on_device": on_device, "cuda_graphs": cuda_graphs}
+    answers = {}
+    for provider in ("cuda", "cpu"):
+        server = start_server(toy_bundles, provider=provider, **chosen)
+        with Client(server.target) as client:
+            for x in chunks:  # alone, and nothing asked for but x
+                np.testing.assert_array_equal(client.reconstruct(x).x, x)
+            streamed = client.stream_reconstruct(chunks, scores=True, latents=True)
+            answers[provider] = list(streamed)
+        ran = server.metric("latentd_batch_rows_sum", lane="reconstructor")
+        assert bool(ran) == (on_device and provider == "cuda")
+    for on_gpu, on_cpu, x in zip(answers["cuda"], answers["cpu"], chunks, strict=True):
+        np.testing.assert_array_equal(on_gpu.x, x)
+        for name in ("mean", "log_var", "kl", "elbo", "reconstruction_error"):
+            found, expected = getattr(on_gpu, name), getattr(on_cpu, name)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publish_toy):
-    """Encoder and decoder each run in two threads while the next version's graphs are recorded."""
+    """All three lanes run in two threads each while the next version's graphs are recorded."""
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cuda", max_batch_rows=16, reload_seconds=3600)
     over = threading.Event()
@@ -63,6 +90,7 @@ def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publis
             while not over.is_set():
                 x = rng.integers(0, 256, (int(rng.integers(1, 40)), 4, 4), np.uint8)
                 assert (client.reconstruct(x).x == x).all()  # the toy's graphs are inverse
+                assert (client.decode(client.encode(x).mean).x == x).all()
 
     with ThreadPoolExecutor(8) as pool:
         callers = [pool.submit(ask, caller) for caller in range(8)]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from serving.runtime.bound import BoundGraph
+from serving.runtime.chain import Chain
+
 
 class Memory:
     """Bytes of this process."""
@@ -46,3 +49,13 @@ class HostMemory:
     def memory(self, nbytes: int) -> tuple[Memory, Memory]:
         here = Memory(nbytes)
         return here, here
+
+
+def buckets(graph: BoundGraph | Chain) -> list[Any]:
+    """All that any thread has of a graph's, or a chain's."""
+    return [bucket for hand in graph._hands for bucket in hand.buckets.values()]
+
+
+def sizes(graph: BoundGraph | Chain) -> list[int]:
+    """Their rows."""
+    return sorted(rows for hand in graph._hands for rows in hand.buckets)

@@ -12,6 +12,7 @@ from serving import codec
 from serving.latents import Draw, normals
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.runtime.provider import CUDA
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,8 @@ def test_get_model_says_what_a_client_needs_to_know(stub, provider):
     assert (model.latent_size, model.likelihood, model.params_per_element) == (16, "bernoulli", 1)
     assert model.served_by.digest.startswith("sha256:")
     assert model.provider == provider
-    assert [lane.lane for lane in model.lanes] == ["encoder", "decoder"]
+    on_gpu = ["reconstructor"] if provider == CUDA else []
+    assert [lane.lane for lane in model.lanes] == ["encoder", "decoder", *on_gpu]
     for lane in model.lanes:
         assert lane.max_batch_rows in [cost.rows for cost in lane.costs]
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hostmemory import HostMemory, Stream
+from hostmemory import HostMemory, Stream, buckets, sizes
 
 from serving import bundle
 from serving.bundle import DECODER, ENCODER
 from serving.errors import BundleError
 from serving.models import loading
 from serving.runtime import golden
-from serving.runtime.bound import BoundGraph, bucket_rows
+from serving.runtime.bound import BoundGraph
+from serving.runtime.buffers import bucket_rows
 from serving.runtime.engine import Engine, Signature
 from serving.runtime.gpu import GPU
 from serving.runtime.provider import Provider
@@ -32,11 +33,6 @@ def bound(toy: bundle.Bundle, file: str, signature: Signature) -> BoundGraph:
     name, dtype, shape = signature.input
     takes, gives = (name, (dtype, shape)), dict(signature.outputs)
     return BoundGraph(session, takes, gives, HostMemory(), Stream(), cuda_graph=False)
-
-
-def buckets(graph: BoundGraph) -> set[int]:
-    """Rows of each that any thread has."""
-    return {rows for hand in list(graph._hands.values()) for rows in hand.buckets}
 
 
 @pytest.fixture
@@ -100,8 +96,8 @@ def test_a_batch_never_sees_the_rows_of_the_one_before(
 
 def test_memory_stays_where_it_is(toy: bundle.Bundle, decoder: BoundGraph) -> None:
     def places() -> set[int]:
-        made = [bucket for hand in decoder._hands.values() for bucket in hand.buckets.values()]
-        return {buffer.there.address for b in made for buffer in (b.input, *b.outputs.values())}
+        made = [(bucket.input, *bucket.outputs.values()) for bucket in buckets(decoder)]
+        return {buffer.there.address for all_ in made for buffer in all_}
 
     decoder.warm_up(16)
     before = places()
@@ -126,8 +122,7 @@ def test_threads_share_a_graph_and_no_buffer(toy: bundle.Bundle, decoder: BoundG
     for thread in threads:
         thread.join()
     assert not wrong
-    hands = decoder._hands.values()
-    places = {bucket.input.there.address for hand in hands for bucket in hand.buckets.values()}
+    places = {bucket.input.there.address for bucket in buckets(decoder)}
     assert len(places) == 1 + len(threads)
 
 
@@ -147,10 +142,10 @@ def test_a_bucket_is_made_and_recorded_while_nobody_uses_the_device(
         thread.start()
         while not GPU._changed._waiters:  # type: ignore[attr-defined]
             assert thread.is_alive()
-        assert buckets(decoder) == {2}
+        assert sizes(decoder) == [2]
     thread.join()
     assert answered.is_set()
-    assert buckets(decoder) == {2, 4}
+    assert sizes(decoder) == [2, 4]
 
 
 def test_who_leaves_gives_its_buckets_back_and_others_have_their_own(
@@ -159,21 +154,20 @@ def test_who_leaves_gives_its_buckets_back_and_others_have_their_own(
     for rows in (1, 2, 16):
         decoder.run(latents(toy, rows), ["x"])
     decoder.leave()
-    assert not decoder._hands
+    assert not buckets(decoder)
     thread = threading.Thread(target=decoder.warm_up, args=(4,))
     thread.start()
     thread.join()
-    assert buckets(decoder) == {1, 2, 4}
-    assert set(decoder._hands) == {thread}
+    assert sizes(decoder) == [1, 2, 4]
     decoder.close()
-    assert not decoder._hands
+    assert not buckets(decoder)
 
 
 def test_golden_vectors_go_through_every_bucket(
     toy: bundle.Bundle, encoder: BoundGraph, decoder: BoundGraph
 ) -> None:
     assert 0 <= golden.check(toy, encoder, decoder, 64) < 1e-4
-    assert buckets(decoder) == {1, 2, 4, 8, 16, 32, 64}
+    assert sizes(decoder) == [1, 2, 4, 8, 16, 32, 64]
 
     work = decoder.run
 

@@ -7,34 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hostmemory import HostMemory, Stream
+from hostmemory import buckets
+from opened import POISON, images
 
 from serving.client import Client
-from serving.runtime.bound import BoundGraph
-from serving.runtime.engine import Engine, Graph, Signature
 
 CALLERS = 8
 CALLS = 25  # of each
 
 
-@pytest.fixture
-def bound(monkeypatch) -> list[BoundGraph]:
-    """Every graph that is loaded from now on."""
-    loaded: list[BoundGraph] = []
-
-    def load(self: Engine, model: bytes, signature: Signature, threads: int) -> Graph:
-        name, dtype, shape = signature.input
-        session, takes = self._session(model, threads), (name, (dtype, shape))
-        graph = BoundGraph(session, takes, dict(signature.outputs), HostMemory(), Stream(), False)
-        loaded.append(graph)
-        return graph
-
-    monkeypatch.setattr(Engine, "load", load)
-    return loaded
-
-
 def ask(target: str, caller: int) -> list[int]:
-    """Reconstruct rows that nobody else sends; the versions that answered."""
+    """Reconstruct rows that nobody else sends, in one go and in two; the versions that answered."""
     versions = []
     rng = np.random.default_rng(caller)
     with Client(target) as client:
@@ -43,6 +26,10 @@ def ask(target: str, caller: int) -> list[int]:
             answer = client.reconstruct(x)
             assert (answer.x == x).all()  # the toy's two graphs are each other's inverse
             versions.append(answer.served_by.version)
+            encoding = client.encode(x)
+            decoded = client.decode(encoding.mean)
+            assert (decoded.x == x).all()
+            versions += [encoding.served_by.version, decoded.served_by.version]
     return versions
 
 
@@ -52,26 +39,83 @@ def ask_all(target: str) -> set[int]:
         return {version for versions in answered for version in versions}
 
 
-def test_everybody_gets_their_own_rows(tmp_path, publish_toy, start_server, bound):
+LANES = {True: ["encoder", "decoder", "reconstructor"], False: ["encoder", "decoder"]}
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_everybody_gets_their_own_rows(tmp_path, publish_toy, start_server, bound, on_device):
+    publish_toy(tmp_path)
+    server = start_server(tmp_path, provider="cpu", max_batch_rows=16, latents_on_device=on_device)
+    assert ask_all(server.target) == {1}
+    for lane in LANES[on_device]:
+        full = server.metric("latentd_batch_rows_bucket", lane=lane, le="8.0")
+        assert server.metric("latentd_batch_rows_count", lane=lane) > full  # some were full
+    assert server.metric("latentd_golden_difference", model="toy", version="1") < 1e-4
+    assert bool(server.metric("latentd_batch_rows_sum", lane="reconstructor")) == on_device
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_every_lane_is_told_of(tmp_path, publish_toy, start_server, bound, on_device):
+    publish_toy(tmp_path)
+    server = start_server(tmp_path, provider="cpu", max_batch_rows=16, latents_on_device=on_device)
+    with Client(server.target) as client:
+        told = {lane.lane: lane for lane in client.get_model().lanes}
+    assert list(told) == LANES[on_device]
+    of_toy = {"model": "toy", "version": "1"}
+    for name, lane in told.items():
+        assert lane.max_batch_rows == 16
+        assert server.metric("latentd_batch_rows_most", lane=name, **of_toy) == 16
+        cost = server.metric("latentd_batch_cost_seconds", lane=name, rows="16", **of_toy)
+        assert cost == lane.seconds[16]
+    if on_device:
+        both = told["encoder"].seconds[16] + told["decoder"].seconds[16]
+        assert told["reconstructor"].seconds[16] == pytest.approx(both)
+
+
+@pytest.mark.parametrize("scores", [True, False])
+def test_a_stream_gets_what_it_asked_for_and_is_told_of_the_row_that_fails(
+    tmp_path, publish_toy, start_server, bound, scores
+):
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
-    assert ask_all(server.target) == {1}
-    full = server.metric("latentd_batch_rows_bucket", lane="decoder", le="8.0")
-    assert server.metric("latentd_batch_rows_count", lane="decoder") > full  # some were full
-    assert server.metric("latentd_golden_difference", model="toy", version="1") < 1e-4
+    (model,) = server.server.repository.models()
+    graph = model.prepared.reconstructor.graph
+    run = graph.run
+
+    def fail_on_poison(x, outputs):
+        if (x == POISON).any():
+            raise RuntimeError("unlucky")
+        return run(x, outputs)
+
+    graph.run = fail_on_poison
+    x = images(40)
+    x[23, 1, 2] = POISON
+    with Client(server.target) as client:
+        parts = list(client.stream_reconstruct([x[:10], x[10:]], latents=True, scores=scores))
+    assert [part.errors for part in parts] == [{}, {13: "the model fails on it"}]
+    kept = np.delete(x, 23, axis=0)
+    np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), kept)
+    mean = np.concatenate([part.mean for part in parts])
+    np.testing.assert_allclose(mean, kept.reshape(39, 16) / 255, rtol=1e-6)
+    assert all((part.log_var == -2).all() for part in parts)
+    assert len(np.concatenate([part.elbo for part in parts])) == (39 if scores else 0)
 
 
 def test_a_version_that_is_let_go_of_gives_its_buffers_back(
     tmp_path, publish_toy, start_server, bound
 ):
     publish_toy(tmp_path)
-    flags = {"provider": "cpu", "max_batch_rows": 16, "keep_versions": 1}
-    server = start_server(tmp_path, **flags)
-    old = list(bound)
+    server = start_server(tmp_path, provider="cpu", max_batch_rows=16, keep_versions=1)
+    repository = server.server.repository
+    old, (before,) = list(bound), repository.models()
     assert ask_all(server.target) == {1}
     publish_toy(tmp_path)
     server.look()
     assert ask_all(server.target) == {2}
-    served = [graph for graph in bound if graph._hands]
+    for thread in repository._draining:
+        thread.join()
+    served, (after,) = [graph for graph in bound if buckets(graph)], repository.models()
     assert len(served) == 2
     assert not set(served) & set(old)
+    assert not buckets(before.prepared.reconstructor.graph)
+    assert buckets(after.prepared.reconstructor.graph)

@@ -13,22 +13,28 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.errors import Overloaded
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport.door import Door
+from serving.transport.door import Door, Wait
 from serving.transport.statuses import Status, status
 from serving.transport.wire import Handler
 
+DECODER = ("decoder",)
+
 
 class House:
-    """A door before decoder lanes that are said to be as busy as a test wants them."""
+    """A door before lanes that are said to be as busy as a test wants them, decoders if no more is
+    said, each of a model of its own."""
 
-    def __init__(self, *waits: float) -> None:
+    def __init__(self, *waits: float, **others: float) -> None:
         self.now = 100.0
-        self.lanes = [SimpleNamespace(least_wait=wait, ended=self.now) for wait in waits]
-        models = [SimpleNamespace(decoder=lane) for lane in self.lanes]
+        named = [*(("decoder", wait) for wait in waits), *others.items()]
+        self.lanes = [
+            SimpleNamespace(name=name, least_wait=wait, ended=self.now) for name, wait in named
+        ]
+        models = [SimpleNamespace(lanes=lambda one=lane: [(one, None)]) for lane in self.lanes]
         self.door = Door(SimpleNamespace(models=lambda: models), lambda: self.now)
 
-    def refuses(self, seconds_left: float) -> bool:
-        return self.door.wait("decoder", self.now + seconds_left) > 0
+    def refuses(self, seconds_left: float, *lanes: str) -> bool:
+        return self.door.wait(lanes or DECODER, self.now + seconds_left) is not None
 
 
 def test_who_has_less_time_than_the_lane_needs_is_refused():
@@ -44,6 +50,18 @@ def test_the_shortest_lane_in_use_decides():
     assert house.refuses(0.05)
 
 
+def test_who_may_go_by_either_of_two_lanes_is_refused_when_neither_would_admit_it():
+    house = House(encoder=0.1, reconstructor=0.2)
+    either = "encoder", "reconstructor"
+    assert house.refuses(0.15, "reconstructor")
+    assert not house.refuses(0.15, *either)
+    assert house.refuses(0.05, *either)
+    assert house.door.wait(either, house.now).lane == "encoder"
+    house.lanes[0].ended -= 60  # all of late went by the other
+    assert house.refuses(0.15, *either)
+    assert house.door.wait(either, house.now).lane == "reconstructor"
+
+
 def test_some_are_read_all_the_same_for_they_may_want_a_lane_that_is_free():
     house = House(0.1)
     assert [house.refuses(0.05) for _ in range(32)].count(False) == 2
@@ -52,7 +70,7 @@ def test_some_are_read_all_the_same_for_they_may_want_a_lane_that_is_free():
 def test_an_empty_lane_lets_everybody_in_whatever_was_learned():
     house = House(0.1)
     for _ in range(1000):
-        house.door.was_wrong("decoder", house.now)
+        house.door.was_wrong(DECODER, house.now)
     house.lanes[0].least_wait = 0.0
     assert not house.refuses(0.0001)
 
@@ -61,7 +79,7 @@ def test_calls_read_in_vain_make_the_door_stricter_and_calls_admitted_milder():
     house = House(0.1)
     assert not house.refuses(0.15)
     for _ in range(100):
-        house.door.was_wrong("decoder", house.now)
+        house.door.was_wrong(DECODER, house.now)
     assert house.refuses(0.15)
     for _ in range(1000):
         house.door.was_right()
@@ -71,7 +89,7 @@ def test_calls_read_in_vain_make_the_door_stricter_and_calls_admitted_milder():
 def test_a_large_request_that_a_lane_refuses_teaches_the_door_nothing():
     house = House(0.1)
     for _ in range(100):
-        house.door.was_wrong("decoder", house.now + 10)  # a small one would have been admitted
+        house.door.was_wrong(DECODER, house.now + 10)  # a small one would have been admitted
     assert house.door.lead == 0
 
 
@@ -114,14 +132,26 @@ def test_a_call_is_refused_without_its_message_and_told_when_to_come_back(refusi
         assert answer.status == answer.SERVING
 
 
-def test_what_the_door_refuses_is_counted_and_told_when_to_come_back(server, monkeypatch):
-    monkeypatch.setattr(Door, "wait", lambda self, lane, deadline: 0.25)
-    shed = {"lane": "decoder", "reason": "door"}
+@pytest.mark.parametrize(
+    ("method", "lane"),
+    [
+        *(("Sample", "decoder"), ("Encode", "encoder")),
+        *(("Reconstruct", "encoder"), ("Reconstruct", "reconstructor")),
+    ],
+)
+def test_what_the_door_refuses_is_counted_and_told_when_to_come_back(
+    server, monkeypatch, method, lane
+):
+    def wait(self, lanes, deadline: float) -> Wait | None:
+        return Wait(0.25, lane) if lane in lanes else None
+
+    monkeypatch.setattr(Door, "wait", wait)
+    shed = {"lane": lane, "reason": "door"}
     before = server.metric("latentd_shed_total", **shed)
     with grpc.insecure_channel(server.target) as channel:
-        stub = VaeServiceStub(channel)
+        call, request = getattr(VaeServiceStub(channel), method), getattr(pb, f"{method}Request")
         with pytest.raises(grpc.RpcError) as refused:
-            stub.Sample(pb.SampleRequest(count=1), timeout=20)
+            call(request(), timeout=20)
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         trailers = dict(refused.value.trailing_metadata())
         assert trailers["grpc-retry-pushback-ms"] == "250"

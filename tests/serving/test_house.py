@@ -22,10 +22,13 @@ ROOMS = {
         *("latents", "likelihood", "images", "codec"),
     ],
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
-    "runtime": ["provider", "gpu", "cuda", "bound", "outside", "engine", "golden", "tuning"],
+    "runtime": [
+        *("provider", "gpu", "cuda", "buffers", "bound", "chain"),
+        *("outside", "engine", "golden", "tuning"),
+    ],
     "models": [
-        *("sources", "loading", "inference", "shelf", "refusals", "repository"),
-        *("watcher", "vitals"),
+        *("sources", "batches", "loading", "inference"),
+        *("shelf", "refusals", "repository", "watcher", "vitals"),
     ],
     "rpc": ["fields", "reconstructing", "service"],
     "transport": [
