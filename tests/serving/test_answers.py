@@ -227,9 +227,10 @@ def test_temperature_scales_the_latents(stub):
     assert not z(0.0).any()
 
 
-def test_64_callers_at_once_each_get_their_own_answer_from_shared_batches(server):
-    before = server.metric("latentd_batch_rows_bucket", lane="encoder", le="1.0")
-    runs = server.metric("latentd_batch_rows_count", lane="encoder")
+def test_64_callers_at_once_each_get_their_own_answer_from_shared_batches(server, reconstructing):
+    lane = reconstructing[0]
+    before = server.metric("latentd_batch_rows_bucket", lane=lane, le="1.0")
+    runs = server.metric("latentd_batch_rows_count", lane=lane)
 
     async def ask_all() -> None:
         async with grpc.aio.insecure_channel(server.target) as channel:
@@ -244,19 +245,21 @@ def test_64_callers_at_once_each_get_their_own_answer_from_shared_batches(server
             await asyncio.gather(*map(ask, range(64)))
 
     asyncio.run(ask_all())
-    alone = server.metric("latentd_batch_rows_bucket", lane="encoder", le="1.0") - before
-    batches = server.metric("latentd_batch_rows_count", lane="encoder") - runs
+    alone = server.metric("latentd_batch_rows_bucket", lane=lane, le="1.0") - before
+    batches = server.metric("latentd_batch_rows_count", lane=lane) - runs
     assert alone < batches, "no batch held more than one row"
     assert batches < 64 * 20, "every request was run by itself"
 
 
-def test_a_request_larger_than_a_batch_is_split_and_rejoined_in_order(start_server, toy_bundles):
+def test_a_request_larger_than_a_batch_is_split_and_rejoined_in_order(
+    start_server, toy_bundles, reconstructing
+):
     server = start_server(toy_bundles, max_batch_rows=7)
     x = images(100)
     with grpc.insecure_channel(server.target) as channel:
         response = VaeServiceStub(channel).Reconstruct(pb.ReconstructRequest(x=rows(x)))
     np.testing.assert_array_equal(codec.from_rows(response.x), x)
-    assert server.metric("latentd_batch_rows_count", lane="encoder") == 15
+    assert server.metric("latentd_batch_rows_count", lane=reconstructing[0]) == 15
 
 
 def test_a_plain_autoencoder_serves_all_but_scores(start_server, publish_toy, tmp_path):
