@@ -133,7 +133,7 @@ def _chained(bundle: Bundle, encoder: Tuned, decoder: Tuned) -> Tuned | None:
         log.warning(
             "%s version %d: Reconstruct takes z through host memory, for its graphs do not run as "
             "one: %s",
-            *(m.model, m.version, error),
+            *(m.model, m.version, str(error)),  # the error itself holds on to memory
         )
         # A recording that failed may have taken the graphs' own with it.
         golden.check(bundle, one, two, max(encoder.batch_rows, decoder.batch_rows))
