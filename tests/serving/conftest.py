@@ -1,13 +1,16 @@
-"""A server that fails to order, and a client of it; graphs bound as on a GPU."""
+"""A server that fails to order and its client; graphs bound as on a GPU; what a GPU was asked."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hostmemory import HostMemory, Stream
 from opened import BATCH, Opened, prepared_with
 from scripted import Running, Scripted
+from standin import COUNTERS, Counters
 
 from serving.client import Client
 from serving.runtime.bound import BoundGraph
@@ -34,6 +37,15 @@ def client(scripted: Running) -> Iterator[Client]:
     """A client of that server."""
     with Client(scripted.target) as client:
         yield client
+
+
+@pytest.fixture
+def counters() -> Counters:
+    """What the stand-in for CUDA's libraries was asked for; a GPU itself does not count."""
+    path = os.environ.get(COUNTERS)
+    if not path:
+        pytest.skip("only the stand-in for a GPU counts what is asked of it")
+    return Counters(Path(path))
 
 
 @pytest.fixture

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from standin import COUNTERS, Counters
 
 from serving import bundle
 from serving.bundle import DECODER, ENCODER
@@ -21,7 +19,6 @@ from serving.errors import BundleError
 from serving.models import loading
 from serving.runtime import golden
 from serving.runtime.bound import BoundGraph
-from serving.runtime.chain import Chain
 from serving.runtime.cuda import Cuda, CudaError, Memory, Stream
 from serving.runtime.engine import Engine, PlainGraph
 from serving.runtime.provider import CUDA, Provider, problem
@@ -31,14 +28,6 @@ pytestmark = [
     pytest.mark.skipif(bool(problem()), reason=f"no GPU to be had: {problem()}"),
 ]
 SIZES = (1, 2, 3, 5, 8, 13, 31)
-
-
-@pytest.fixture
-def counters() -> Counters:
-    path = os.environ.get(COUNTERS)
-    if not path:
-        pytest.skip("a GPU does not count what is asked of it: the stand-in does")
-    return Counters(Path(path))
 
 
 @pytest.fixture(scope="module")
@@ -94,22 +83,6 @@ def test_a_run_is_asked_for_in_one_breath_and_waited_for_once(toy, counters, cud
     decoder.close()
 
 
-def test_what_passes_through_both_graphs_is_copied_once_each_way(toy, counters):
-    encoder, decoder = load(toy, ENCODER), load(toy, DECODER)
-    chain = Chain(encoder, decoder, "mean")
-    golden.check_chain(toy, chain, encoder, decoder, 32)
-    x = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8)
-    chain.run(x, ["x"])
-    names = ("waits", "up_locked", "down_locked", "replayed")
-    before = [getattr(counters, name) for name in names]
-    for _ in range(10):
-        assert (chain.run(x, ["x"])[0] == x).all()
-    spent = [getattr(counters, name) - count for name, count in zip(names, before, strict=True)]
-    assert spent == [10, 10, 10, 20]
-    for each in (chain, encoder, decoder):
-        each.close()
-
-
 def test_nobody_waits_for_the_device_while_others_could_ask_for_more(toy, counters, monkeypatch):
     decoder, before = load(toy, DECODER), counters.overlaps
     expected = {seed: decoder.run(latents(toy, 4, seed), ["params"])[0] for seed in range(2)}
@@ -137,6 +110,7 @@ def test_recordings_and_uses_take_turns(toy, counters):
     encoder, before = load(toy, ENCODER), counters.recorded
     x = np.random.default_rng(0).integers(0, 256, (4, 4, 4), np.uint8)
     over = threading.Event()
+    counters.tell("linger", 2000)
 
     def use() -> None:
         while not over.is_set():
@@ -153,6 +127,7 @@ def test_recordings_and_uses_take_turns(toy, counters):
             list(pool.map(record, (2, 4, 8, 16, 2, 4, 8, 16)))
         finally:
             over.set()
+            counters.tell("linger", 0)
         for user in users:
             user.result()
     assert counters.recorded > before
@@ -165,13 +140,11 @@ def test_everything_is_given_back(toy, counters):
     for _ in range(5):
         encoder, decoder = load(toy, ENCODER), load(toy, DECODER)
         golden.check(toy, encoder, decoder, 64)
-        chain = Chain(encoder, decoder, "mean")
-        golden.check_chain(toy, chain, encoder, decoder, 16)
         assert counters.allocated > before[0]
         assert counters.page_locked > before[1]
         decoder.leave()
-        for each in (chain, encoder, decoder):
-            each.close()
+        encoder.close()
+        decoder.close()
     assert (counters.allocated, counters.page_locked, counters.graphs) == before
 
 

@@ -30,6 +30,7 @@ struct Counters {
   int64_t across;        // copies within the device
   int64_t waits;         // of the host for a stream, an event or the device
   int64_t graphs;        // CUDA graphs that could be replayed
+  int64_t linger;        // in: microseconds that a recording is kept open, for others to get in
 };
 
 // Of the runtime's error codes.

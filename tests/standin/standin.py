@@ -24,13 +24,13 @@ FIELDS: Final = (
     *("fail", "memory", "allocated", "page_locked"),
     *("up_locked", "up_pageable", "down_locked", "down_pageable"),
     *("recorded", "replayed", "kernels", "unknown_kernels"),
-    *("violations", "overlaps", "across", "waits", "graphs"),
+    *("violations", "overlaps", "across", "waits", "graphs", "linger"),
 )
 """As in runtime.h, which says what they are."""
 
 
 class Counters:
-    """What has been asked of the stand-in, and what it is told: `fail` and `memory`."""
+    """What has been asked of the stand-in, and what it is told: `fail`, `memory`, `linger`."""
 
     def __init__(self, path: Path) -> None:
         with path.open("r+b") as file:

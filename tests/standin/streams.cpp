@@ -2,6 +2,8 @@
 
 #include "runtime.h"
 
+#include <unistd.h>
+
 namespace {
 
 struct Event {
@@ -92,6 +94,7 @@ int cudaStreamIsCapturing(void* stream, int* status) {
   return *status = !capture ? 0 : capture->broken ? 2 : 1, 0;
 }
 int cudaStreamEndCapture(void* stream, void** graph) {
+  usleep(counters().linger);
   std::lock_guard guard(lock);
   if (int code = broken()) return code;
   auto capture = std::move(of(stream).capture);
