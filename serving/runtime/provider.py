@@ -67,15 +67,15 @@ class Provider:
         """Whether it keeps a CUDA graph for each size of batch: TensorRT's keeps one for all."""
         return self.name == CUDA
 
-    def options(self, cuda_graph: bool, stream: int) -> list[Any]:
+    def options(self, cuda_graph: bool = False, stream: int = 0) -> list[Any]:
         """What a session is told, the provider first.
 
         cuda_graph: record runs and replay them, where the provider `records`.
-        stream: the address of the one to compute on.
+        stream: the address of the one to compute on; 0: the session has one of its own.
         """
         if self.on_cpu:
             return [CPU]
-        where = {"device_id": "0", "user_compute_stream": str(stream)}
+        where = {"device_id": "0"} | ({"user_compute_stream": str(stream)} if stream else {})
         cuda = where | {
             # The default search runs every algorithm at each new shape, for seconds.
             "cudnn_conv_algo_search": "HEURISTIC",

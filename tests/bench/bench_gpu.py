@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -121,6 +122,18 @@ def about(device: str) -> str:
     return f"{card}, CUDA {torch.version.cuda}, {versions}."
 
 
+def checked(device: str) -> str:
+    """Run the tests that need a GPU; how they ended."""
+    if device == "cpu":
+        return ""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--timeout", "300"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = (run.stdout.strip() or run.stderr.strip()).splitlines() or ["nothing"]
+    if run.returncode:
+        print(run.stdout, run.stderr, sep="\n")
+    return f"Tests for a GPU: {said[-1].strip('= ')}."
+
+
 async def measure(b: Bench, nets: tuple[Net, ...]) -> None:
     for net in nets:
         engine_alone(b, net)
@@ -141,7 +154,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tests/bench/GPU.md"))
     args = parser.parse_args()
     nets = (SMALL, *LARGE) if args.device == "cuda" else (SMALL,)
-    head = f"{about(args.device)} Bundles in {args.precision}."
+    torch.backends.cudnn.allow_tf32 = False  # as the server: products of float32 are float32
+    head = f"{about(args.device)} Bundles in {args.precision}. {checked(args.device)}"
     print(head)
     with ExitStack() as stack:
         bench = Bench(args, Path(stack.enter_context(tempfile.TemporaryDirectory())))

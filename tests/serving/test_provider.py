@@ -82,7 +82,8 @@ def test_what_a_session_is_told(as_if_with_a_gpu: None) -> None:
     assert cuda["gpu_mem_limit"] == str(3 << 20)
     assert (cuda["enable_cuda_graph"], cuda["user_compute_stream"]) == ("1", "4096")
     assert (cuda["cudnn_conv_algo_search"], cuda["use_tf32"]) == ("HEURISTIC", "0")
-    (_, cuda), _ = Provider("cuda").options(cuda_graph=False, stream=4096)
+    (_, cuda), _ = Provider("cuda").options()
+    assert "user_compute_stream" not in cuda
     assert "gpu_mem_limit" not in cuda
     assert cuda["enable_cuda_graph"] == "0"
     assert Provider("cuda").records
