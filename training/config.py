@@ -140,7 +140,8 @@ class Config:
     compile: bool = _setting(
         False,
         "compile the nets and the bound with torch.compile, where there is a compiler: a minute "
-        "at first, then shorter steps",
+        "at first, then shorter steps. On a GPU also replay steps from CUDA graphs, in which small "
+        "nets do not wait for launches (one process, --optimiser adam)",
     )
     seed: int = _setting(
         0, "decides the split, the weights, the order and every draw", least=0, below=1 << 63
