@@ -171,3 +171,21 @@ def test_a_step_that_cannot_be_recorded_is_said_and_goes_on(
     for _ in range(6):
         ordinary.epoch()
     assert_equal(run, ordinary)
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "recorded"),
+    [
+        ("cuda", {"compile": True}, True),
+        ("cuda", {}, False),
+        ("cuda", {"compile": True, "optimiser": "muon"}, False),
+        ("cpu", {"compile": True}, False),
+    ],
+)
+def test_steps_are_recorded_with_compile_on_a_gpu(
+    device: str, settings: dict[str, Any], recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.run.Cuda", lambda _: Tapes())
+    run = run_with(None, **settings)
+    run.device = torch.device(device)
+    assert (run._recorder() is not None) == recorded
