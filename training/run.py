@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -178,7 +180,7 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """This moment, to be saved."""
         return Checkpoint(
-            config=self.config,
+            config=dataclasses.replace(self.config, device=self.device.type),
             spec=self.dataset.spec,
             weights=self.evaluated.state_dict(),
             trained=self.model.state_dict() if self.average else None,
@@ -188,15 +190,16 @@ class Run:
             split=self.split,
             epoch={
                 "steps": self.step_number,
-                "sums": self.sums,
+                "sums": self.sums.clone(),
                 "seconds": self.seconds,
                 "cpu_seconds": self.cpu_seconds,
             },
         )
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from `saved` as if never stopped. Raises TrainingError if the data has changed
-        or fewer epochs are asked for than there were."""
+        """Go on from `saved` as if never stopped; on another kind of device, whose generators are
+        others, with noise drawn anew. Raises TrainingError if the data has changed or fewer epochs
+        are asked for than there were."""
         if saved.split != self.split:
             raise TrainingError(
                 f"--data {self.config.data} has changed since this run began: its rows or their "
@@ -212,7 +215,6 @@ class Run:
         self.optimiser.load_state_dict(saved.optimiser)
         self.recorder = self._recorder()  # the optimiser's tensors are new ones
         self.order.set_state(saved.generators["order"])
-        self.noise.set_state(saved.generators["noise"])
         self.history = list(saved.history)
         self._begin()
         if saved.epoch:
@@ -220,6 +222,12 @@ class Run:
             self.sums.copy_(saved.epoch["sums"])
             self.seconds = saved.epoch["seconds"]
             self.cpu_seconds = saved.epoch["cpu_seconds"]
+        if saved.config.device == self.device.type:
+            self.noise.set_state(saved.generators["noise"])
+        else:
+            # Not --seed alone, which would repeat the noise that the run began with.
+            seeds = np.random.SeedSequence((self.config.seed, self.done))
+            self.noise.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
 
 class _Clock:

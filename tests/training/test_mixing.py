@@ -116,3 +116,16 @@ def test_the_data_set_is_on_the_gpu_as_a_whole() -> None:
     dataset = run_on_gpu().dataset
     for rows in (dataset.train, dataset.validation, dataset.test):
         assert rows.x.device == GPU
+
+
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")  # of a real GPU they are copied
+@pytest.mark.usefixtures("apart")
+def test_what_a_checkpoint_holds_goes_to_the_gpu() -> None:
+    settings: dict[str, Any] = {"hidden": 8, "latent_size": 3, "batch_size": 500, "ema": 0.9}
+    gpu = run_on_gpu(**settings)
+    cpu = Run(gpu.config, data.load(gpu.config), torch.device("cpu"))
+    cpu.step(cpu.dataset.train.x[:500])
+    gpu.restore(cpu.checkpoint())
+    tensors = tree_leaves((gpu.optimiser.state_dict(), list(gpu.evaluated.parameters()), gpu.sums))
+    assert all(t.device == GPU for t in tensors if isinstance(t, Tensor))
+    gpu.step(gpu.dataset.train.x[:500])
