@@ -35,9 +35,12 @@ class Run:
         self.dataset = data.to(dataset, device)
         self.model = build(config, dataset.spec).to(device)
         self.average = Average(self.model, config.ema) if config.ema else None
-        # Not dynamic: batches have two sizes at most, and the code of each must not depend on which
-        # came first, or a resumed run would not end with the same bits.
-        self.bound = torch.compile(self._bound, dynamic=False) if config.compile else self._bound
+        self.bound, self.settle = self._bound, self._settle
+        if config.compile:
+            # Not dynamic: batches have two sizes at most, and the code of each must not depend on
+            # which came first, or a resumed run would not end with the same bits.
+            self.bound = torch.compile(self._bound, dynamic=False)
+            self.settle = torch.compile(self._settle, dynamic=False)
         self.parameters = list(self.model.parameters())
         self.optimiser = Optimiser(config.optimiser, self.model)
         # Two streams, so that the rows' order does not depend on how much noise was drawn.
@@ -128,29 +131,35 @@ class Run:
         # Before the forward pass: a recording has no gradients of an earlier one to let go of.
         for parameter in self.parameters:
             parameter.grad = None
-        raised, terms = self.bound(x, noise, kl_weight)
+        raised, sums = self.bound(x, noise, kl_weight)
         (-raised / rows).backward()  # type: ignore[no-untyped-call]
-        one = raised.new_ones(1)
-        sums = torch.cat([raised.detach()[None], terms, one * len(x)])
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         parallel.add([*gradients, sums])
         norm = torch.nn.utils.get_total_norm(gradients)
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_gradient_norm, norm)
-        finite = torch.isfinite(sums.sum() + norm)
+        shorter, finite = self.settle(sums, norm, self.sums)
+        torch._foreach_mul_(gradients, shorter)
         self.optimiser.step(learning_rate, finite)
         if self.average:
             self.average.follow(pull)
-        self.sums += torch.where(finite, torch.cat((sums, one)), 0.0)
 
     def _bound(self, x: Tensor, noise: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the rows: of the objective, (), and of each of its Terms, (terms,)."""
+        """Sums over the rows: of the objective, (), and of all but steps in _SUMS."""
         config = self.config
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         ):
             draws = self.model.draw(x, noise)
         raised = objective(self.model, draws, kl_weight, config.free_bits).sum()
-        return raised, torch.stack([term.detach().sum() for term in self.model.terms(draws)])
+        terms = [term.detach().sum() for term in self.model.terms(draws)]
+        rows = raised.new_full((), len(x))
+        return raised, torch.stack([raised.detach(), *terms, rows])
+
+    def _settle(self, sums: Tensor, norm: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a step's sums to the epoch's, `total`, if it is finite. Returns what to multiply the
+        gradient of this norm by, and whether the step is finite: both ()."""
+        finite = torch.isfinite(sums.sum() + norm)
+        total += torch.where(finite, torch.cat((sums, torch.ones_like(sums[:1]))), 0.0)
+        return (self.config.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0), finite
 
     def _line(self, number: int) -> dict[str, Any]:
         sums = dict(zip(_SUMS, self.sums.tolist(), strict=True))
