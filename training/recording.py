@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-_ORDINARY: Final = (
-    3  # times before it is recorded: they load kernels, compile, make Adam's averages
-)
+_ORDINARY: Final = 3
+"""Times that work is run as it is before it is recorded: meanwhile kernels are loaded, nets compiled
+and Adam's averages made, which no recording may hold."""
 
 Work = Callable[[], None]
 
@@ -79,7 +79,7 @@ class Recorder:
         self.refused = False
 
     def __call__(self, rows: int, tensors: Sequence[Tensor], numbers: Sequence[float]) -> None:
-        """The tensors of one device, and of the same shapes whenever there are as many rows."""
+        """tensors: on the GPU, of the same shapes whenever there are as many rows. numbers: any."""
         if rows not in self.kept:
             scalars = [tensors[0].new_empty((), dtype=torch.float32) for _ in numbers]
             self.kept[rows] = [*map(torch.empty_like, tensors), *scalars]

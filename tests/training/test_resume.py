@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -18,20 +17,7 @@ from training import checkpoint
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        (),
-        ("--likelihood", "bernoulli", "--binarisation", "dynamic"),
-        pytest.param(
-            ("--compile", "--batch-size", 400),
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs one"),
-            ],
-        ),
-    ],
-)
+@pytest.mark.parametrize("extra", [(), ("--likelihood", "bernoulli", "--binarisation", "dynamic")])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
