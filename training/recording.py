@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 _ORDINARY: Final = 3
-"""Times that work is run as it is before it is recorded: meanwhile kernels are loaded, nets compiled
-and Adam's averages made, which no recording may hold."""
+"""Times that work is run as it is before it is recorded: they load kernels, compile the nets and
+make Adam's averages, none of which a recording may hold."""
 
 Work = Callable[[], None]
 
