@@ -18,7 +18,13 @@ from training.errors import TrainingError
 from training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd-train"
-_CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds")  # when a run is resumed
+_CHANGEABLE: Final = (  # when a run is resumed
+    "epochs",
+    "patience",
+    "checkpoint_seconds",
+    "device",
+    "precision",
+)
 _FULL: Final = r"out of memory|can't allocate memory"  # what torch says, of a GPU and of a CPU
 _NO_ROOM: Final = (
     "it does not fit into memory. In training, make --batch-size, --hidden or --k smaller; or use "
@@ -161,7 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, required=True, help="folder of this run")
     command.add_argument(
-        "--resume", action="store_true", help="continue from OUT/last.pt with its own settings"
+        "--resume",
+        action="store_true",
+        help="continue from OUT/last.pt with its own settings; "
+        f"{', '.join(map(flag, _CHANGEABLE))} may be given anew",
     )
     add_flags(command)
     command.set_defaults(run=_train, after=_after_train)

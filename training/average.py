@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from training.model import Model
 
@@ -21,7 +22,15 @@ class Average:
         self._mine = [parameter.detach() for parameter in self.model.parameters()]
         self._theirs = [parameter.detach() for parameter in model.parameters()]
 
-    def follow(self, step: int) -> None:
-        """Move towards the weights after step `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
+    def pull(self, step: int) -> float:
+        """Which part of the way to the weights after step `step`, counted from 0, it goes."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
+    def follow(self, pull: float | Tensor) -> None:
+        """Move this part of the way to the weights: a float, or a float32 tensor () beside them."""
+        if isinstance(pull, Tensor):  # lerp of a list would read it, and so wait for the device
+            way = torch._foreach_sub(self._theirs, self._mine)
+            torch._foreach_mul_(way, pull)
+            torch._foreach_add_(self._mine, way)
+        else:
+            torch._foreach_lerp_(self._mine, self._theirs, pull)

@@ -140,12 +140,18 @@ class Config:
     compile: bool = _setting(
         False,
         "compile the nets and the bound with torch.compile, where there is a compiler: a minute "
-        "at first, then shorter steps",
+        "at first, then shorter steps. On a GPU also replay steps from CUDA graphs, in which small "
+        "nets do not wait for launches (one process, --optimiser adam)",
     )
     seed: int = _setting(
         0, "decides the split, the weights, the order and every draw", least=0, below=1 << 63
     )
-    device: str = _setting("auto", "auto: cuda if there, else cpu", choices=("auto", "cpu", "cuda"))
+    device: str = _setting(
+        "auto",
+        "auto: cuda if there, else cpu. A resumed run stays on its own unless one is given; on the "
+        "other it has all it had but its noise, drawn anew",
+        choices=("auto", "cpu", "cuda"),
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

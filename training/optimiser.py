@@ -32,11 +32,15 @@ class Optimiser:
             else None
         )
 
-    def step(self, learning_rate: float, finite: Tensor) -> None:
-        """Move by one step, or by none where `finite`, a bool (), is False."""
+    def step(self, learning_rate: float | Tensor, finite: Tensor) -> None:
+        """Move by one step, or by none where `finite`, a bool (), is False.
+
+        learning_rate: a float32 tensor () where a CUDA graph may be recorded, which Muon cannot.
+        """
         # Adam's fused step looks at this on the device: nothing waits for the answer.
         self.adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self.adam.param_groups[0]["lr"] = learning_rate
+        # It computes the same whether it is recorded or not, but wants to be told.
+        self.adam.param_groups[0] |= {"lr": learning_rate, "capturable": _recorded(learning_rate)}
         self.adam.step()
         # Muon's cannot, so with it the host waits.
         if self.muon and finite:
@@ -44,8 +48,10 @@ class Optimiser:
             self.muon.step()  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain data, for `load_state_dict`."""
+        """Tensors and plain data, for `load_state_dict` on any device."""
         adam = self.adam.state_dict()
+        group = adam["param_groups"][0]
+        group |= {"lr": float(group["lr"]), "capturable": False}
         return {"adam": adam, "muon": self.muon.state_dict()} if self.muon else adam
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -55,3 +61,10 @@ class Optimiser:
             self.muon.load_state_dict(state["muon"])
         else:
             self.adam.load_state_dict(state)
+
+
+def _recorded(number: float | Tensor) -> bool:
+    """Whether what is asked of this number's device now is not done, but recorded."""
+    return (
+        isinstance(number, Tensor) and number.is_cuda and torch.cuda.is_current_stream_capturing()
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from training.errors import RunFailed, TrainingError
 from training.model import Model, Terms, build, normal, observe
 from training.objective import objective
 from training.optimiser import Optimiser
+from training.recording import Cuda, Recorder
 
 _EVALUATION_ROWS: Final = 1024  # in one batch, at most
 _SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far
@@ -32,7 +35,12 @@ class Run:
         self.dataset = data.to(dataset, device)
         self.model = build(config, dataset.spec).to(device)
         self.average = Average(self.model, config.ema) if config.ema else None
-        self.bound = torch.compile(self._bound) if config.compile else self._bound
+        self.bound, self.settle = self._bound, self._settle
+        if config.compile:
+            # Not dynamic: batches have two sizes at most, and the code of each must not depend on
+            # which came first, or a resumed run would not end with the same bits.
+            self.bound = torch.compile(self._bound, dynamic=False)
+            self.settle = torch.compile(self._settle, dynamic=False)
         self.parameters = list(self.model.parameters())
         self.optimiser = Optimiser(config.optimiser, self.model)
         # Two streams, so that the rows' order does not depend on how much noise was drawn.
@@ -40,14 +48,25 @@ class Run:
         self.noise = torch.Generator(device).manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
         self.steps = math.ceil(len(dataset.train) / config.batch_size)  # in an epoch
+        self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+        self.recorder = self._recorder()
         self._begin()
 
     def _begin(self) -> None:
         """Stand before the first step of the next epoch."""
         self.step_number = 0
         self.began = self.order.get_state()  # gives this epoch's order again
-        self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.device)
+        self.sums.zero_()  # in place: recordings add to them
         self.seconds = self.cpu_seconds = 0.0
+
+    def _recorder(self) -> Recorder | None:
+        """For steps of which nothing waits: Muon's do, and those of several processes for them."""
+        config = self.config
+        if self.device.type != "cuda" or not config.compile:
+            return None
+        if config.optimiser != "adam" or parallel.count() > 1:
+            return None
+        return Recorder(self._move, Cuda(self.device))
 
     @property
     def done(self) -> int:
@@ -68,7 +87,7 @@ class Run:
         """
         clock = _Clock(self)
         x, size = self.dataset.train.x, self.config.batch_size
-        order = torch.randperm(len(x), generator=self.order).to(self.device)
+        order = torch.randperm(len(x), generator=self.order).to(self.device, non_blocking=True)
         for start in range(self.step_number * size, len(x), size):
             self.step(x.index_select(0, order[start : start + size]))
             clock.tick()
@@ -84,36 +103,63 @@ class Run:
         """Raise the objective of a batch (rows, *shape), or skip it if that cannot be done."""
         rows, config, epoch = len(x), self.config, self.done / self.steps
         x = parallel.share(observe(x, self.noise, self.model.binarise))
-        noise = normal((config.k, rows, config.latent_size), self.noise)
-        # A tensor: compiled code holds for one value of a number. Filled on the device: a copy from
-        # here would wait until all that was asked of a GPU is done.
-        weight = torch.full((), schedules.kl_weight(config, epoch), device=self.device)
-        raised, terms = self.bound(x, parallel.share(noise, axis=1), weight)
+        noise = parallel.share(normal((config.k, rows, config.latent_size), self.noise), axis=1)
+        weight, rate = schedules.kl_weight(config, epoch), schedules.learning_rate(config, epoch)
+        pull = self.average.pull(self.done) if self.average else 0.0
+        if self.recorder:
+            self.recorder(rows, (x, noise), (weight, rate, pull))
+        else:
+            # A tensor: compiled code holds for one value of a number. Filled on the device: a copy
+            # from here would wait until all that was asked of a GPU is done.
+            self._move(rows, x, noise, torch.full((), weight, device=self.device), rate, pull)
+        self.step_number += 1
+
+    def _move(
+        self,
+        rows: int,
+        x: Tensor,
+        noise: Tensor,
+        kl_weight: Tensor,
+        learning_rate: float | Tensor,
+        pull: float | Tensor,
+    ) -> None:
+        """The part of a step that draws nothing and that may be recorded: see Recorder.
+
+        rows: of the batch, over all processes. x, noise: this process's share, observed and
+        (k, rows, latent_size). kl_weight, learning_rate, pull: where the schedules stand.
+        """
+        # Before the forward pass: a recording has no gradients of an earlier one to let go of.
         for parameter in self.parameters:
             parameter.grad = None
+        raised, sums = self.bound(x, noise, kl_weight)
         (-raised / rows).backward()  # type: ignore[no-untyped-call]
-        one = raised.new_ones(())
-        sums = torch.cat([raised.detach()[None], terms, one[None] * len(x)])
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         parallel.add([*gradients, sums])
         norm = torch.nn.utils.get_total_norm(gradients)
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, config.max_gradient_norm, norm)
-        finite = torch.isfinite(sums.sum() + norm)
-        self.optimiser.step(schedules.learning_rate(config, epoch), finite)
+        shorter, finite = self.settle(sums, norm, self.sums)
+        torch._foreach_mul_(gradients, shorter)
+        self.optimiser.step(learning_rate, finite)
         if self.average:
-            self.average.follow(self.done)
-        self.sums += torch.where(finite, torch.cat((sums, one[None])), 0.0)
-        self.step_number += 1
+            self.average.follow(pull)
 
     def _bound(self, x: Tensor, noise: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the rows: of the objective, (), and of each of its Terms, (terms,)."""
+        """Sums over the rows: of the objective, (), and of all but steps in _SUMS."""
         config = self.config
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         ):
             draws = self.model.draw(x, noise)
         raised = objective(self.model, draws, kl_weight, config.free_bits).sum()
-        return raised, torch.stack([term.detach().sum() for term in self.model.terms(draws)])
+        terms = [term.detach().sum() for term in self.model.terms(draws)]
+        rows = raised.new_full((), len(x))
+        return raised, torch.stack([raised.detach(), *terms, rows])
+
+    def _settle(self, sums: Tensor, norm: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a step's sums to the epoch's, `total`, if it is finite. Returns what to multiply the
+        gradient of this norm by, and whether the step is finite: both ()."""
+        finite = torch.isfinite(sums.sum() + norm)
+        total += torch.where(finite, torch.cat((sums, torch.ones_like(sums[:1]))), 0.0)
+        return (self.config.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0), finite
 
     def _line(self, number: int) -> dict[str, Any]:
         sums = dict(zip(_SUMS, self.sums.tolist(), strict=True))
@@ -143,7 +189,7 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """This moment, to be saved."""
         return Checkpoint(
-            config=self.config,
+            config=dataclasses.replace(self.config, device=self.device.type),
             spec=self.dataset.spec,
             weights=self.evaluated.state_dict(),
             trained=self.model.state_dict() if self.average else None,
@@ -153,15 +199,16 @@ class Run:
             split=self.split,
             epoch={
                 "steps": self.step_number,
-                "sums": self.sums,
+                "sums": self.sums.clone(),
                 "seconds": self.seconds,
                 "cpu_seconds": self.cpu_seconds,
             },
         )
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from `saved` as if never stopped. Raises TrainingError if the data has changed
-        or fewer epochs are asked for than there were."""
+        """Go on from `saved` as if never stopped; on another kind of device, whose generators are
+        others, with noise drawn anew. Raises TrainingError if the data has changed or fewer epochs
+        are asked for than there were."""
         if saved.split != self.split:
             raise TrainingError(
                 f"--data {self.config.data} has changed since this run began: its rows or their "
@@ -175,8 +222,8 @@ class Run:
         self.evaluated.load_state_dict(saved.weights)
         self.model.load_state_dict(saved.trained or saved.weights)
         self.optimiser.load_state_dict(saved.optimiser)
+        self.recorder = self._recorder()  # the optimiser's tensors are new ones
         self.order.set_state(saved.generators["order"])
-        self.noise.set_state(saved.generators["noise"])
         self.history = list(saved.history)
         self._begin()
         if saved.epoch:
@@ -184,6 +231,12 @@ class Run:
             self.sums.copy_(saved.epoch["sums"])
             self.seconds = saved.epoch["seconds"]
             self.cpu_seconds = saved.epoch["cpu_seconds"]
+        if saved.config.device == self.device.type:
+            self.noise.set_state(saved.generators["noise"])
+        else:
+            # Not --seed alone, which would repeat the noise that the run began with.
+            seeds = np.random.SeedSequence((self.config.seed, self.done))
+            self.noise.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
 
 class _Clock:

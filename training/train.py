@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
         run = Run(_decided(config, dataset.spec.shape, device), dataset, device)
         if saved:
             run.restore(saved)
+            _say_where(run, saved)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -134,13 +136,23 @@ def _decided(config: Config, shape: tuple[int, ...], device: torch.device) -> Co
 
 
 def _device(config: Config, saved: Checkpoint | None) -> torch.device:
-    """Where to run; a run that goes on stays on its kind of device, for so do its generators."""
+    """Where to run; one that goes on does so on its kind of device unless another is asked for."""
     try:
         return chosen_device(config.device)
     except TrainingError:
-        if saved:
+        if saved and saved.config.device == config.device:
             raise TrainingError(
                 "This run is one of --device cuda and there is no CUDA device here; continue it "
-                "where there is, or begin a new run on --device cpu with another --out."
+                "where there is, or here with --device cpu, its noise drawn anew from there on."
             ) from None
         raise
+
+
+def _say_where(run: Run, saved: Checkpoint) -> None:
+    if saved.config.device != run.device.type and parallel.first():
+        print(
+            f"This run was on {saved.config.device} and goes on on {run.device.type}: with all it "
+            f"had but its noise, which is drawn anew from --seed {run.config.seed} and its "
+            f"{run.done} steps so far.",
+            file=sys.stderr,
+        )

@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
-from training import data, networks
+from training import checkpoint, data, networks
+from training.checkpoint import Checkpoint
 from training.config import Config
 from training.model import observe
+from training.recording import Cuda, Recorder
 from training.run import Run
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
-CUDA = torch.device("cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+COMPILED = {"net": "gated", "compile": True}
 
 
-def run(**settings: object) -> Run:
+def run(device: torch.device = CUDA, **settings: Any) -> Run:
     config = Config(
-        likelihood="bernoulli", binarisation="dynamic", precision="bfloat16", ema=0.99, **settings
+        **{
+            "likelihood": "bernoulli",
+            "binarisation": "dynamic",
+            "precision": "bfloat16",
+            "ema": 0.99,
+            **settings,
+        }
     )
     dataset = data.load(config)
-    return Run(networks.fitted(config, dataset.spec.shape), dataset, CUDA)
+    return Run(networks.fitted(config, dataset.spec.shape), dataset, device)
+
+
+def through_a_file(learner: Run, path: Path) -> Checkpoint:
+    checkpoint.save(path, learner.checkpoint())
+    return checkpoint.load(path)
+
+
+def assert_same_bits(one: Run, other: Run) -> None:
+    for name in ("model", "evaluated"):
+        left, right = getattr(one, name).state_dict(), getattr(other, name).state_dict()
+        assert all(torch.equal(left[key], right[key]) for key in left), name
+    assert torch.equal(one.noise.get_state(), other.noise.get_state())
 
 
 @pytest.mark.parametrize("net", ["mlp", "gated", "conv"])
@@ -45,11 +69,13 @@ def test_a_non_finite_step_changes_nothing() -> None:
     assert learner.sums[-1] == 1  # of two steps
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
-def test_a_step_does_not_wait_for_the_gpu(net: str) -> None:
-    learner = run(net=net)
+@pytest.mark.parametrize("settings", [{"net": "mlp"}, {"net": "conv"}, COMPILED], ids=str)
+def test_a_step_does_not_wait_for_the_gpu(settings: dict[str, Any]) -> None:
+    learner = run(**settings)
     batch = learner.dataset.train.x[:32]
-    learner.step(batch)  # the first makes what Adam keeps
+    for _ in range(5):  # the first makes what Adam keeps, the fourth is recorded
+        learner.step(batch)
+    assert not learner.recorder or learner.recorder.replays
     torch.cuda.set_sync_debug_mode("error")
     try:
         learner.step(batch)
@@ -63,3 +89,106 @@ def test_binarised_pixels_are_white_as_often_as_they_are_bright() -> None:
     torch.testing.assert_close(
         often, torch.arange(256) / 255.0, atol=0.02, rtol=0, check_dtype=False
     )
+
+
+def test_the_whole_data_set_is_on_the_gpu() -> None:
+    dataset = run().dataset
+    for part in (dataset.train, dataset.validation, dataset.test):
+        assert part.x.is_cuda
+        assert part.x.dtype == torch.uint8  # a quarter of what floats would take
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("net", ["gated", "conv"])
+def test_replayed_steps_have_the_bits_of_ordinary_ones(net: str, precision: str) -> None:
+    """With schedules that move and a last batch that is smaller."""
+    moving = {"schedule": "cosine", "kl_warm_up": 5.0, "epochs": 10, "batch_size": 500}
+    settings = {"net": net, "precision": precision, "compile": True, **moving}
+    recorded, ordinary = run(**settings), run(**settings)
+    assert recorded.recorder
+    assert ordinary.recorder
+    ordinary.recorder.refused = True
+    for _ in range(6):
+        line, expected = recorded.epoch(), ordinary.epoch()
+        assert line["train_elbo"] == expected["train_elbo"]
+    assert len(recorded.recorder.replays) == 2
+    assert not ordinary.recorder.replays
+    assert_same_bits(recorded, ordinary)
+
+
+@pytest.mark.parametrize("net", ["gated", "conv"])
+def test_compiled_steps_learn_what_others_do(net: str) -> None:
+    compiled, eager = (
+        run(net=net, precision="float32", batch_size=500, compile=compile)
+        for compile in (True, False)
+    )
+    assert eager.recorder is None
+    for _ in range(6):
+        line, expected = compiled.epoch(), eager.epoch()
+        for part in ("train_elbo", "validation_elbo"):
+            assert math.isclose(line[part], expected[part], rel_tol=2e-3), part
+
+
+def test_a_replayed_step_that_is_not_finite_is_skipped() -> None:
+    learner = run(**COMPILED, batch_size=500)
+    for _ in range(2):
+        learner.epoch()
+    batch = learner.dataset.train.x[:500]
+    with torch.no_grad():
+        learner.parameters[-1].fill_(math.nan)
+    before = [parameter.clone() for parameter in learner.parameters[:-1]]
+    learner.step(batch)
+    assert learner.recorder
+    assert list(learner.recorder.replays) == [500]
+    assert all(map(torch.equal, before, learner.parameters))
+    assert learner.sums[-1] == 0
+
+
+def test_what_cannot_be_recorded_is_said_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    learner, ordinary = run(batch_size=500), run(batch_size=500)
+
+    def asks(*given: Any) -> None:
+        learner._move(*given)
+        assert learner.sums[0].item() != 0  # waits for the device
+
+    learner.recorder = Recorder(asks, Cuda(CUDA))
+    for _ in range(4):
+        line, expected = learner.epoch(), ordinary.epoch()
+        assert not line["skipped_steps"]
+        assert math.isclose(line["train_elbo"], expected["train_elbo"], rel_tol=2e-3)
+    assert capsys.readouterr().err.count("could not be recorded as a CUDA graph") == 1
+    assert not learner.recorder.replays
+
+
+@pytest.mark.parametrize("settings", [{"net": "mlp"}, COMPILED], ids=str)
+def test_a_run_resumed_on_a_gpu_ends_with_the_bits_of_one_that_never_was(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, first, second = (run(**settings, batch_size=500) for _ in range(3))
+    for _ in range(6):
+        whole.epoch()
+    for _ in range(2):
+        first.epoch()
+    second.restore(through_a_file(first, tmp_path / "last.pt"))
+    for _ in range(4):
+        second.epoch()
+    assert_same_bits(whole, second)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_run_goes_on_on_the_cpu_and_back(optimiser: str, compile: bool, tmp_path: Path) -> None:
+    settings = {"optimiser": optimiser, "precision": "float32", "batch_size": 500}
+    there = run(**settings, compile=compile)
+    here, back = run(CPU, **settings), run(**settings, compile=compile)
+    for _ in range(4):
+        there.epoch()
+    here.restore(through_a_file(there, tmp_path / "last.pt"))
+    moved = tree_leaves((here.optimiser.state_dict(), here.model.state_dict(), here.sums))
+    assert not any(value.is_cuda for value in moved if isinstance(value, torch.Tensor))
+    here.epoch()
+    back.restore(through_a_file(here, tmp_path / "last.pt"))
+    lines = [back.epoch() for _ in range(4)]
+    assert [line["epoch"] for line in back.history] == list(range(1, 10))
+    assert not any(line["skipped_steps"] for line in back.history)
+    assert lines[-1]["validation_elbo"] > there.history[-1]["validation_elbo"]

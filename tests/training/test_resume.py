@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from runs import TINY, TRAIN, assert_same_run, untimed
 
 from training import checkpoint
@@ -79,19 +77,6 @@ def test_resume_takes_its_settings_from_the_checkpoint(cli: Cli, whole: Path) ->
     status, _, err = cli("train", "--out", whole, "--resume", "--epochs", 3)
     assert status == 2
     assert "--epochs 3: this run already has 4" in err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_run_of_a_gpu_goes_on_only_on_one(cli: Cli, whole: Path) -> None:
-    """And is not told to take --device cpu, which --resume refuses."""
-    saved = checkpoint.load(whole / "last.pt")
-    config = dataclasses.replace(saved.config, device="cuda")
-    checkpoint.save(whole / "last.pt", dataclasses.replace(saved, config=config))
-    status, _, err = cli("train", "--out", whole, "--resume")
-    assert status == 2
-    assert (
-        "continue it where there is, or begin a new run on --device cpu with another --out" in err
-    )
 
 
 def test_resume_notices_changed_data(cli: Cli, tmp_path: Path) -> None:

@@ -174,6 +174,18 @@ def test_compiled_nets_learn_the_same(cli: Cli, whole: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_is_resumed_to_the_bit(cli: Cli, tmp_path: Path) -> None:
+    """Whichever size of a batch was compiled first."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = (*TINY, "--compile", "--batch-size", 400)
+    assert cli("train", "--out", whole, *flags)[0] == 0
+    assert cli("train", "--out", parts, *flags, "--epochs", 2)[0] == 0
+    assert cli("train", "--out", parts, "--resume", "--epochs", 4)[0] == 0
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.slow
 def test_default_digits_are_told_apart_after_reconstruction(cli: Cli, tmp_path: Path) -> None:
     """A classifier trained on the pixels must read the reconstructions of test rows."""
     from sklearn.svm import SVC

@@ -109,6 +109,9 @@ def _finish(folder: Path, config: Config) -> None:
             )
         if finished(saved.config, saved.history):
             return
+        # An interrupted run stays on its own kind of device, unless another is asked for.
+        said = {name: getattr(config, name) for name in ("device", "precision")}
+        said = {name: value for name, value in said.items() if value != "auto"}
+        config = dataclasses.replace(saved.config, **said)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        # An interrupted run stays on its own kind of device, where its generators are.
-        train(saved.config if saved else config, folder, saved)
+        train(config, folder, saved)

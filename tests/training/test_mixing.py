@@ -1,0 +1,131 @@
+"""No tensor of the CPU meets one of the GPU, and nothing in a step waits for the GPU's answer.
+
+`meta` stands for the GPU: its tensors are not the CPU's and have no values, so whoever asks for one
+is caught too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from training import data, networks
+from training import run as running
+from training.config import Config
+from training.run import Run, evaluate
+
+GPU = torch.device("meta")
+MOVES = ("aten::_to_copy", "aten::copy_")
+
+
+class Apart(TorchDispatchMode):
+    """Tensors of two devices never meet, but for numbers of the CPU, which travel with a launch."""
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        devices = {t.device for t in tensors if t.ndim or t.device == GPU}
+        assert len(devices) < 2 or operation.name() in MOVES, f"{operation} of {devices}"
+        if operation is torch.ops.aten._fused_adam_.tensor_lr:
+            return None  # meta has none, and in this one nothing comes back
+        return operation(*args, **(kwargs or {}))
+
+
+class Generator(torch.Generator):
+    """One of the GPU, as far as can be seen."""
+
+    def __new__(cls, device: object = "cpu") -> Generator:
+        return super().__new__(cls)
+
+    def __init__(self, device: Any = "cpu") -> None:
+        self.place = torch.device(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU of which nothing but its tensors is missing."""
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    adam = importlib.import_module("torch.optim.adam")  # which torch.optim hides
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda _: None)
+    with Apart():
+        yield
+
+
+def run_on_gpu(**settings: Any) -> Run:
+    config = Config(**{"hidden": 8, "latent_size": 3, "batch_size": 500, **settings})
+    dataset = data.load(config)
+    return Run(networks.fitted(config, dataset.spec.shape), dataset, GPU)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ema": 0.9, "likelihood": "bernoulli", "binarisation": "dynamic"},
+        {"net": "gated", "free_bits": 0.1, "likelihood": "discretised-logistic"},
+        {"net": "conv", "k": 3, "fixed_std": 0.3},
+        {"model": "ae", "ema": 0.9},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("apart")
+def test_a_step_and_a_validation_stay_on_their_device(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_on_gpu(**settings)
+    validated = []
+
+    def line(number: int) -> dict[str, Any]:
+        """The epoch's, whose values nobody has."""
+        with pytest.raises(RuntimeError, match="meta tensor"):
+            evaluate(run.evaluated, run.dataset.validation.x, 0)
+        validated.append(number)
+        return {}
+
+    monkeypatch.setattr(run, "_line", line)
+    run.epoch()
+    run.epoch()
+    assert validated == [1, 2]
+
+
+@pytest.mark.usefixtures("apart")
+def test_so_do_the_steps_that_are_recorded() -> None:
+    """There rates are tensors, too."""
+    run = run_on_gpu(ema=0.9)
+    x = run.dataset.train.x[:500]
+    noise = running.normal((1, 500, 3), run.noise)
+    numbers = [torch.zeros((), device=GPU) for _ in range(3)]
+    run._move(500, x.float(), noise, *numbers)
+
+
+@pytest.mark.usefixtures("apart")
+def test_the_data_set_is_on_the_gpu_as_a_whole() -> None:
+    dataset = run_on_gpu().dataset
+    for rows in (dataset.train, dataset.validation, dataset.test):
+        assert rows.x.device == GPU
+
+
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")  # of a real GPU they are copied
+@pytest.mark.usefixtures("apart")
+def test_what_a_checkpoint_holds_goes_to_the_gpu() -> None:
+    settings: dict[str, Any] = {"hidden": 8, "latent_size": 3, "batch_size": 500, "ema": 0.9}
+    gpu = run_on_gpu(**settings)
+    cpu = Run(gpu.config, data.load(gpu.config), torch.device("cpu"))
+    cpu.step(cpu.dataset.train.x[:500])
+    gpu.restore(cpu.checkpoint())
+    tensors = tree_leaves((gpu.optimiser.state_dict(), list(gpu.evaluated.parameters()), gpu.sums))
+    assert all(t.device == GPU for t in tensors if isinstance(t, Tensor))
+    gpu.step(gpu.dataset.train.x[:500])

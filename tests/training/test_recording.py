@@ -1,0 +1,191 @@
+"""A step that is recorded and replayed does what it does when it runs.
+
+A tape takes the place of CUDA graphs, so that no GPU is needed, and keeps to their rules: a replay
+runs the same operations on the same memory, with the numbers that they had when they were recorded;
+what draws at random, or would have to wait for the device, cannot be recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from training import data, networks
+from training.config import Config
+from training.recording import Recorder, Work
+from training.run import Run
+
+READS = "aten::_local_scalar_dense"  # .item(), bool(), tolist()
+DRAWS = ("aten::rand", "aten::normal", "aten::bernoulli", "aten::multinomial")
+
+
+class Tape(TorchDispatchMode):
+    """Every operation with the tensors it was given and those it gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = operation.name()
+        if name == READS or name.startswith(DRAWS):
+            raise RuntimeError(f"{name} is not permitted while a graph is recorded")
+        given = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, given))
+        return given
+
+    def play(self) -> None:
+        for operation, args, kwargs, given in self.operations:
+            again = operation(*args, **kwargs)
+            for place, value in zip(tree_leaves(given), tree_leaves(again), strict=True):
+                if isinstance(place, Tensor) and place is not value:
+                    place.copy_(value)  # views, too: onto themselves
+
+
+class Tapes:
+    """In the place of training.recording.Cuda."""
+
+    def __init__(self) -> None:
+        self.runs = self.replays = 0
+
+    def run(self, work: Work) -> None:
+        self.runs += 1
+        work()
+
+    def record(self, work: Work) -> Work:
+        tape = Tape()
+        with tape:
+            work()
+        # CUDA records without running, a tape cannot: so the first replay has been already.
+        first = [True]
+
+        def replay() -> None:
+            self.replays += 1
+            if not first:
+                with torch.no_grad():
+                    tape.play()
+            first.clear()
+
+        return replay
+
+
+def run_with(tapes: Tapes | None, **settings: Any) -> Run:
+    """Schedules that move in each step, and a last batch that is smaller."""
+    config = Config(
+        **{
+            "hidden": 16,
+            "latent_size": 3,
+            "epochs": 10,
+            "batch_size": 500,
+            "schedule": "cosine",
+            "kl_warm_up": 5.0,
+            "ema": 0.9,
+            **settings,
+        }
+    )
+    dataset = data.load(config)
+    run = Run(networks.fitted(config, dataset.spec.shape), dataset, torch.device("cpu"))
+    assert len(dataset.train) % config.batch_size
+    if tapes:
+        run.recorder = Recorder(run._move, tapes)
+    return run
+
+
+def assert_equal(one: Run, other: Run) -> None:
+    torch.testing.assert_close(one.model.state_dict(), other.model.state_dict())
+    torch.testing.assert_close(one.evaluated.state_dict(), other.evaluated.state_dict())
+    torch.testing.assert_close(one.sums, other.sums)
+    mine, theirs = one.optimiser.state_dict(), other.optimiser.state_dict()
+    torch.testing.assert_close(mine["state"], theirs["state"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"likelihood": "bernoulli", "binarisation": "dynamic", "net": "gated"},
+        {"k": 3, "kl_warm_up": 0.0, "likelihood": "discretised-logistic"},
+        {"free_bits": 0.1},
+        {"model": "ae", "kl_warm_up": 0.0, "ema": 0.0},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_replayed_steps_are_ordinary_steps(settings: dict[str, Any]) -> None:
+    tapes = Tapes()
+    recorded, ordinary = run_with(tapes, **settings), run_with(None, **settings)
+    for _ in range(6):
+        line, expected = recorded.epoch(), ordinary.epoch()
+        assert math.isclose(line["train_elbo"], expected["train_elbo"], rel_tol=1e-5)
+        assert_equal(recorded, ordinary)
+    # Of two sizes of a batch each ran thrice; from then on it was recorded.
+    assert (tapes.runs, tapes.replays) == (3 + 3, 6 * recorded.steps - (3 + 3))
+
+
+def test_a_replayed_step_that_is_not_finite_is_skipped() -> None:
+    run = run_with(Tapes())
+    for _ in range(6):
+        run.epoch()
+    before = [parameter.clone() for parameter in run.parameters]
+    with torch.no_grad():
+        bias = run.parameters[-1]
+        bias.fill_(math.nan)
+    assert run.recorder
+    replays = run.recorder.graphs.replays  # type: ignore[attr-defined]
+    run.step(run.dataset.train.x[:500])
+    assert run.recorder.graphs.replays == replays + 1  # type: ignore[attr-defined]
+    assert run.sums[-1] == 0
+    assert all(map(torch.equal, before[:-1], run.parameters[:-1]))
+
+
+def test_a_restored_run_is_recorded_anew() -> None:
+    """What it was recorded with is the optimiser's memory no more."""
+    run, other = run_with(Tapes()), run_with(None)
+    for _ in range(5):
+        run.epoch()
+        other.epoch()
+    run.restore(other.checkpoint())
+    assert run.recorder is None or not run.recorder.replays
+
+
+def test_a_step_that_cannot_be_recorded_is_said_and_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tapes = Tapes()
+    run = run_with(tapes)
+    run.recorder = Recorder(lambda *given: [bool(given[-1]), run._move(*given)][1], tapes)
+    for _ in range(6):
+        run.epoch()
+    said = capsys.readouterr().err
+    assert said.count("could not be recorded as a CUDA graph (aten::_local_scalar_dense is") == 1
+    assert (tapes.runs, tapes.replays) == (6 * run.steps, 0)
+    ordinary = run_with(None)
+    for _ in range(6):
+        ordinary.epoch()
+    assert_equal(run, ordinary)
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "recorded"),
+    [
+        ("cuda", {"compile": True}, True),
+        ("cuda", {}, False),
+        ("cuda", {"compile": True, "optimiser": "muon"}, False),
+        ("cpu", {"compile": True}, False),
+    ],
+)
+def test_steps_are_recorded_with_compile_on_a_gpu(
+    device: str, settings: dict[str, Any], recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.run.Cuda", lambda _: Tapes())
+    run = run_with(None, **settings)
+    run.device = torch.device(device)
+    assert (run._recorder() is not None) == recorded

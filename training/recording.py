@@ -1,0 +1,114 @@
+"""Work for a GPU recorded once as a CUDA graph and then asked for in one call.
+
+A step of a small net is some hundred short kernels, and asking for them one by one takes longer
+than running them. A replay repeats them as they were recorded: on the same memory, with the same
+numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+_ORDINARY: Final = 3
+"""Times that work is run as it is before it is recorded: they load kernels, compile the nets and
+make Adam's averages, none of which a recording may hold."""
+
+Work = Callable[[], None]
+
+
+class Graphs(Protocol):
+    """How work is run and recorded; `Cuda`, but for tests without a GPU."""
+
+    def run(self, work: Work) -> None:
+        """Do it."""
+
+    def record(self, work: Work) -> Work:
+        """What does it again, without doing it. Raises RuntimeError where that is impossible."""
+
+
+class Cuda:
+    """One stream for ordinary runs and recordings, as autograd keeps the stream of what it has met,
+    and one pool of memory for all recordings: they are replayed one after the other, and nothing
+    they leave in it is read afterwards."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def run(self, work: Work) -> None:
+        """As Graphs.run, in turn with what else is asked of the device."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            work()
+        current.wait_stream(self.stream)
+
+    def record(self, work: Work) -> Work:
+        """As Graphs.record."""
+        graph = torch.cuda.CUDAGraph()
+        # The outer `with` gives back the stream also after a recording that failed to end.
+        with (
+            torch.cuda.stream(self.stream),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+        ):
+            work()
+        return graph.replay
+
+
+class Recorder:
+    """Calls `work(rows, *tensors, *numbers)`, for each number of rows a few times as it is and then
+    from a recording.
+
+    In a call every number is a float32 tensor (), for a recording would keep a float's first value.
+    `work` must read nothing from the device, draw nothing at random, and change nothing but tensors
+    that were there before it, in place; gradients may be made anew if it makes them before it uses
+    them.
+    """
+
+    def __init__(self, work: Callable[..., None], graphs: Graphs) -> None:
+        self.work, self.graphs = work, graphs
+        self.kept: dict[int, list[Tensor]] = {}  # by rows: where recordings read their input
+        self.calls: dict[int, int] = {}
+        self.replays: dict[int, Work] = {}
+        self.refused = False
+
+    def __call__(self, rows: int, tensors: Sequence[Tensor], numbers: Sequence[float]) -> None:
+        """tensors: on the GPU, of the same shapes whenever there are as many rows. numbers: any."""
+        if rows not in self.kept:
+            scalars = [tensors[0].new_empty((), dtype=torch.float32) for _ in numbers]
+            self.kept[rows] = [*map(torch.empty_like, tensors), *scalars]
+            self.calls[rows] = 0
+        kept = self.kept[rows]
+        for place, tensor in zip(kept, tensors, strict=False):
+            place.copy_(tensor)
+        for place, number in zip(kept[len(tensors) :], numbers, strict=True):
+            place.fill_(number)
+
+        def work() -> None:
+            self.work(rows, *kept)
+
+        if self.calls[rows] == _ORDINARY and not self.refused:
+            self._record(rows, work)
+        self.calls[rows] += 1
+        if rows in self.replays:
+            self.replays[rows]()
+        else:
+            self.graphs.run(work)
+
+    def _record(self, rows: int, work: Work) -> None:
+        try:
+            self.replays[rows] = self.graphs.record(work)
+        except RuntimeError as error:  # CUDA's errors and those of its memory are of this kind
+            self.refused = True
+            reason = str(error.__context__ or error).partition("\n")[0]
+            tqdm.write(
+                f"A step could not be recorded as a CUDA graph ({reason}); it is asked for kernel "
+                "by kernel from here on.",
+                file=sys.stderr,
+            )
