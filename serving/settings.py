@@ -87,7 +87,9 @@ class Settings:
         choices=("auto", "cuda", "tensorrt", "cpu"),
     )
     gpu_memory_mib: int = _setting(
-        0, "Most of a GPU's memory, in MiB, that one graph may take. 0: no limit."
+        0,
+        "Most of a GPU's memory, in MiB, that one graph may take to work in, weights included; its "
+        "batches have theirs besides. 0: no limit.",
     )
     cuda_graphs: bool = _setting(
         True, "On a GPU: record what a graph does for each size of batch, and replay it."

@@ -193,10 +193,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--precision",
+        type=lambda name: {"fp32": "float32", "fp16": "float16"}.get(name, name),
         choices=("float32", "float16"),
         default="float32",
-        help="of the nets' arithmetic when they serve; float16: half the memory, quickest on a "
-        "GPU, slower on a CPU. Differences are measured and recorded [float32]",
+        help="of the nets' arithmetic when they serve; float16, or fp16: half the memory, quickest "
+        "on a GPU, slower on a CPU. Differences are measured and recorded [float32]",
     )
     command.set_defaults(run=_export, after=lambda _: "Nothing was published.")
     return parser

@@ -55,6 +55,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     except (OSError, RuntimeError) as error:
         # torch closes its archive also after a write that failed, and then tells of the closing.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         if not isinstance(cause, OSError):
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from None

@@ -49,6 +49,32 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_an_interrupt_while_it_is_written_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, example(seed=1))
+    before = path.read_bytes()
+    write = checkpoint.write
+
+    class Interrupted(io.BytesIO):
+        """In the fourth write of many, from which torch makes an error of its own."""
+
+        writes = 0
+
+        def write(self, data: Any) -> int:
+            self.writes += 1
+            if self.writes == 4:
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "write", lambda _, saved: write(Interrupted(), saved))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, example(seed=2))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(path, example(seed=1))

@@ -137,7 +137,7 @@ def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelih
     data_flag = ("--data", source(tmp_path, (12, 12), "uint8"))
     path = train(cli, tmp_path / "run", *data_flag, "--net", net, "--likelihood", likelihood)
     whole = export(cli, path, tmp_path / "bundles")
-    half = export(cli, path, tmp_path / "bundles", "--precision", "float16")
+    half = export(cli, path, tmp_path / "bundles", "--precision", "fp16")
     assert (whole.manifest.precision, half.manifest.precision) == ("float32", "float16")
     assert half.manifest.parity["delta_elbo_nats"] < 0.1
     assert half.manifest.parity["atol"] > whole.manifest.parity["atol"]

@@ -1,0 +1,42 @@
+"""What `export` makes can be recorded as CUDA graphs: ONNX Runtime takes a graph for that only if
+all of it runs on the GPU. What recordings do is in tests/serving/test_cuda.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.runtime.cuda import Stream
+from serving.runtime.engine import Engine
+from serving.runtime.provider import CUDA, Provider, problem
+from training import graphs, networks
+from training.config import Config
+from training.data import RowSpec
+from training.half import halved
+from training.model import build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(problem()), reason=f"no GPU to be had: {problem()}"),
+]
+LATENT = 4
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "likelihood", "precision"),
+    [
+        ("mlp", (28, 28), "gaussian", "float32"),
+        ("gated", (7,), "bernoulli", "float16"),
+        ("conv", (32, 48, 3), "discretised-logistic", "float32"),
+        ("conv", (28, 28), "gaussian", "float16"),
+    ],
+)
+def test_all_of_an_exported_graph_runs_on_the_gpu(net, shape, likelihood, precision):
+    config = Config(net=net, likelihood=likelihood, latent_size=LATENT, hidden=8)
+    model = build(networks.fitted(config, shape), RowSpec(shape, "uint8")).eval()
+    exported = halved(model) if precision == "float16" else model
+    engine, stream = Engine(Provider("cuda")), Stream()
+    for graph in (graphs.encoder(exported, "m"), graphs.decoder(exported, "m", LATENT)):
+        session = engine._session(graph, 1, cuda_graph=True, stream=stream.address)
+        assert session.get_providers()[0] == CUDA
+        del session
+    stream.close()
