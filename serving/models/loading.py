@@ -97,6 +97,8 @@ def prepare(
                     return dataclasses.replace(known, graph=graph, file_bytes=file_bytes)
             graph.close()
         row_bytes = m.x.nbytes + m.latent_size * 4
+        if not engine.on_cpu:  # there a batch has room for all that its graph gives
+            row_bytes += m.x.size * LIKELIHOODS[m.likelihood] * 4
         return _measured(load, file_bytes, run, row_bytes, settings, rest)
 
     try:

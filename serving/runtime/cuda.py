@@ -109,6 +109,15 @@ class Stream:
         _give_back("cudaEventDestroy", self._mark)
 
 
+def refusal() -> str:
+    """Why CUDA does nothing for this process, as a sentence's end; empty: it does."""
+    try:
+        Stream().close()
+    except CudaError as error:
+        return f"CUDA does not start ({error})"
+    return ""
+
+
 class Cuda:
     """An NVIDIA GPU as a place for batches: a buffers.Device."""
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 import onnxruntime as ort
 
 from serving.errors import ConfigError
+from serving.runtime import cuda
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Provider:
         if self.on_cpu:
             return [CPU]
         where = {"device_id": "0"} | ({"user_compute_stream": str(stream)} if stream else {})
-        cuda = where | {
+        on_cuda = where | {
             # The default search runs every algorithm at each new shape, for seconds.
             "cudnn_conv_algo_search": "HEURISTIC",
             # Sums in TF32 would differ from training's in the third digit.
@@ -86,15 +87,15 @@ class Provider:
             "enable_cuda_graph": str(int(cuda_graph)),
         }
         if self._gpu_memory_mib:
-            cuda["gpu_mem_limit"] = str(self._gpu_memory_mib << 20)
+            on_cuda["gpu_mem_limit"] = str(self._gpu_memory_mib << 20)
         if self.name == CUDA:
-            return [(CUDA, cuda), CPU]
-        tensorrt = where | {
+            return [(CUDA, on_cuda), CPU]
+        on_tensorrt = where | {
             # Building an engine takes minutes: it is kept for the next start.
             "trt_engine_cache_enable": str(int(bool(self._cache))),
             "trt_engine_cache_path": self._cache or ".",
         }
-        return [(TENSORRT, tensorrt), (CUDA, cuda), CPU]
+        return [(TENSORRT, on_tensorrt), (CUDA, on_cuda), CPU]
 
     def confirm(self, session: ort.InferenceSession) -> None:
         """See that a session runs where it should; raises ConfigError, or falls back aloud."""
@@ -109,7 +110,7 @@ class Provider:
             with contextlib.redirect_stdout(None):  # what it would print of failures is said here
                 ort.preload_dlls()  # finds the CUDA libraries in the nvidia-* packages
             _preload_tensorrt()
-            why = _missing_library(wanted)
+            why = _missing_library(wanted) or cuda.refusal()
         if why:
             return self._fall_back(why)
         ort.set_default_logger_severity(3)  # each session would warn that CUDA is no plugin

@@ -39,7 +39,8 @@ BATCH_SECONDS = COSTS[0].seconds - ROW_SECONDS
 def planned() -> Need:
     """What `latentd plan` says of one row a call."""
     tuned = SimpleNamespace(costs=COSTS, batch_rows=COSTS[-1].rows)
-    prepared = SimpleNamespace(encoder=tuned, decoder=tuned)  # all that is asked of it
+    # All that is asked of it.
+    prepared = SimpleNamespace(encoder=tuned, decoder=tuned, reconstructor=None)
     return need(Demand("sample", 1, 1, 0.6), prepared, Settings(workers=WORKERS), 0)
 
 

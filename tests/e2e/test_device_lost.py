@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(bool(standin.lacking()), reason=standin.lacking(
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+INSUFFICIENT_DRIVER = 35
 LAUNCH_FAILURE = 719  # CUDA's cudaErrorLaunchFailure, which stays
 
 
@@ -36,6 +37,20 @@ def card(libraries) -> standin.Counters:
 
 def sample(stub: VaeServiceStub) -> pb.SampleResponse:
     return stub.Sample(pb.SampleRequest(count=3, seed=7), timeout=20)
+
+
+@pytest.mark.parametrize("asked", ["cuda", "auto"])
+def test_a_driver_too_old_is_told_of_before_anything_is_loaded(
+    serve, toy_bundles, libraries, card, asked
+):
+    card.tell("fail", INSUFFICIENT_DRIVER)
+    process = serve("--bundles", str(toy_bundles), "--provider", asked, **libraries)
+    if asked == "cuda":
+        process.wait_for("CUDA was asked for and cannot be had: CUDA does not start .*Insufficient")
+        assert process.exit_status() == 78
+    else:
+        process.wait_for("Provider: CPUExecutionProvider, because CUDA does not start")
+        process.answer()
 
 
 def test_a_lost_gpu_is_said_to_callers_and_to_both_probes(serve, toy_bundles, libraries, card):

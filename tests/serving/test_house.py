@@ -23,7 +23,7 @@ ROOMS = {
     ],
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
     "runtime": [
-        *("provider", "gpu", "cuda", "buffers", "bound", "chain"),
+        *("cuda", "provider", "gpu", "buffers", "bound", "chain"),
         *("outside", "engine", "golden", "tuning"),
     ],
     "models": [
@@ -89,7 +89,7 @@ ORDERS = [
 
 TRAINING = [
     *("errors", "config", "device", "pictures", "sources", "data", "networks", "likelihoods"),
-    *("model", "parallel", "objective", "optimiser", "schedules", "average"),
+    *("model", "parallel", "objective", "optimiser", "schedules", "average", "recording"),
     *("checkpoint", "run", "journal", "figures", "train", "evaluation", "comparison"),
     *("graphs", "half", "parity", "scores", "export"),
 ]

@@ -10,7 +10,7 @@ import pytest
 
 from serving.bundle import DECODER
 from serving.errors import ConfigError
-from serving.runtime import provider
+from serving.runtime import cuda, provider
 from serving.runtime.engine import Engine
 from serving.runtime.provider import CPU, CUDA, TENSORRT, Provider
 from serving.settings import Settings
@@ -26,6 +26,7 @@ def as_if_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def as_if_with_a_gpu(as_if_with_a_driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """And CUDA's libraries. The sessions are real, and fall back as they do."""
     monkeypatch.setattr(provider, "_missing_library", lambda wanted: "")
+    monkeypatch.setattr(cuda, "refusal", lambda: "")
 
 
 def test_no_gpu_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:

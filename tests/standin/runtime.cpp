@@ -102,6 +102,7 @@ const char* cudaGetErrorName(int code) {
   switch (code) {
     case kSuccess: return "cudaSuccess";
     case kOutOfMemory: return "cudaErrorMemoryAllocation";
+    case kInsufficientDriver: return "cudaErrorInsufficientDriver";
     case kIllegalAddress: return "cudaErrorIllegalAddress";
     case kLaunchFailure: return "cudaErrorLaunchFailure";
     case kNotSupported: return "cudaErrorNotSupported";

@@ -34,9 +34,9 @@ struct Counters {
 };
 
 // Of the runtime's error codes.
-constexpr int kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kIllegalAddress = 700,
-              kLaunchFailure = 719, kNotSupported = 801, kCaptureUnsupported = 900,
-              kCaptureInvalidated = 901;
+constexpr int kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kInsufficientDriver = 35,
+              kIllegalAddress = 700, kLaunchFailure = 719, kNotSupported = 801,
+              kCaptureUnsupported = 900, kCaptureInvalidated = 901;
 
 struct Capture {
   std::vector<Op> ops;
