@@ -18,6 +18,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Final
 
 import numpy as np
@@ -69,7 +70,7 @@ class Lane:
         run: Run,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
-        begin: Callable[[], None] | None = None,
+        begin: Callable[[], object] | None = None,
         threads: int = 1,
     ) -> None:
         self.name = name
@@ -82,9 +83,10 @@ class Lane:
         self._ended = -math.inf  # when the last batch was done
         self._promised = False  # a helping thread will run the next batch
         self._closing = False
+        self._begun: list[Future[None]] = [Future() for _ in range(threads)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-lane", daemon=True)
-            for _ in range(threads)
+            threading.Thread(target=self._work, args=(begun,), name=f"{name}-lane", daemon=True)
+            for begun in self._begun
         ]
         self._metrics = metrics
         self._queue_seconds = metrics.stage_seconds.labels("queue", name)
@@ -118,6 +120,11 @@ class Lane:
     def ended(self) -> float:
         """When the last batch was done, on the lane's clock; -inf: there was none yet."""
         return self._ended
+
+    def wait_until_begun(self) -> None:
+        """Block until the lane's threads are ready for batches. Raises what `begin` raised."""
+        for begun in self._begun:
+            begun.result()
 
     def submit(self, payload: Any, rows: int, nbytes: int, caller: Caller) -> Reply[Outputs]:
         """Queue `rows` rows of `payload`; the reply is their outputs, in order, however batched.
@@ -211,13 +218,15 @@ class Lane:
         self._idle = 0
         self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _work(self, begun: Future[None]) -> None:
         """One of the lane's own threads."""
-        if self._begin:
-            try:
+        try:
+            if self._begin:
                 self._begin()
-            except Exception:  # whoever sends rows will hear of it, and so will readiness
-                log.exception("The %s failed on its first runs.", self.name)
+        except Exception as error:
+            begun.set_exception(error)
+        else:
+            begun.set_result(None)
         while True:
             with self._changed:
                 while self._promised or not self._ready:

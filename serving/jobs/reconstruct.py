@@ -63,7 +63,9 @@ class Graphs:
         takes_x, takes_z = loading.signatures(loaded.manifest)
         self._encoder = engine.load(loaded.files[bundle.ENCODER], takes_x, threads=1)
         self._decoder = engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)
-        golden.check(loaded, self._encoder, self._decoder)
+        of_encoder, of_decoder = golden.read(loaded)
+        of_encoder.check(self._encoder)
+        of_decoder.check(self._decoder)
         self._manifest, self._wanted = loaded.manifest, wanted
         self._outputs = (["x"] if wanted.reconstruction != "none" else []) + (
             ["params"] if wanted.scores else []

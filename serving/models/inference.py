@@ -91,6 +91,11 @@ class Model:
             self.reconstructor = lane("reconstructor", prepared.reconstructor, both)
             self._lanes.append((self.reconstructor, prepared.reconstructor))
 
+    def wait_until_begun(self) -> None:
+        """Block until all lanes are ready for batches. Raises BundleError when one will not be."""
+        for lane, _ in self._lanes:
+            lane.wait_until_begun()
+
     def close(self) -> None:
         """Finish what waits in the lanes, each before the one that it feeds, then give back the
         memory of the graphs, first of the one that runs the others'; blocks."""

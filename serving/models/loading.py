@@ -26,6 +26,7 @@ from serving.runtime import golden, tuning
 from serving.runtime.bound import BoundGraph
 from serving.runtime.chain import Chain
 from serving.runtime.engine import Engine, Graph, Signature
+from serving.runtime.golden import Golden
 from serving.runtime.provider import available_cpus
 from serving.runtime.tuning import Cost
 from serving.settings import Settings
@@ -44,13 +45,19 @@ _SAME_SIZE: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """A graph, how it is run and what that costs."""
+    """A graph, what it has to give, how it is run and what that costs."""
 
     graph: Graph
+    golden: Golden
     file_bytes: int
     threads: int
     costs: list[Cost]
     batch_rows: int  # the most rows that one batch should hold
+
+    def check(self) -> float:
+        """See that the graph gives what it should, in every size of batch that this thread would
+        run; the largest difference. Raises BundleError(golden)."""
+        return self.golden.check(self.graph, self.batch_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,7 @@ def prepare(
     rest = REST if before else 0.0
     m = bundle.manifest
     takes_x, takes_z = signatures(m)
+    of_encoder, of_decoder = golden.read(bundle)
 
     def encode(graph: Graph, rows: int) -> Outputs:
         return encode_batch(graph, whole(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
@@ -84,7 +92,9 @@ def prepare(
         decoding = Decoding(Prior(Draw(seed=0, offset=0, rows=rows)), params=False)
         return decode_batch(graph, m.latent_size, whole(decoding, rows))
 
-    def tuned(file: str, signature: Signature, run: RunRows, known: Tuned | None) -> Tuned:
+    def tuned(
+        file: str, signature: Signature, golden: Golden, run: RunRows, known: Tuned | None
+    ) -> Tuned:
         def load(threads: int) -> Graph:
             with tuning.resting(rest):
                 return engine.load(bundle.files[file], signature, threads)
@@ -94,29 +104,31 @@ def prepare(
             with _closed_on_failure(load(known.threads)) as graph:
                 again = functools.partial(run, graph)
                 if tuning.still_holds(again, known.costs, known.batch_rows, REST):
-                    return dataclasses.replace(known, graph=graph, file_bytes=file_bytes)
+                    new = {"graph": graph, "golden": golden, "file_bytes": file_bytes}
+                    return dataclasses.replace(known, **new)  # type: ignore[arg-type]
             graph.close()
         row_bytes = m.x.nbytes + m.latent_size * 4
         if not engine.on_cpu:  # there a batch has room for all that its graph gives
             row_bytes += m.x.size * LIKELIHOODS[m.likelihood] * 4
-        return _measured(load, file_bytes, run, row_bytes, settings, rest)
+        return _measured(load, golden, file_bytes, run, row_bytes, settings, rest)
 
     try:
-        encoder = tuned(ENCODER, takes_x, encode, before.encoder if before else None)
+        known = before.encoder if before else None
+        encoder = tuned(ENCODER, takes_x, of_encoder, encode, known)
         with _closed_on_failure(encoder.graph):
-            decoder = tuned(DECODER, takes_z, decode, before.decoder if before else None)
+            known = before.decoder if before else None
+            decoder = tuned(DECODER, takes_z, of_decoder, decode, known)
     except (BundleError, ConfigError):
         raise
     except Exception as error:  # the runtime has no common base for what it raises
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
-    most = max(encoder.batch_rows, decoder.batch_rows)
     with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
-        difference = golden.check(bundle, encoder.graph, decoder.graph, most)
-        reconstructor = _chained(bundle, encoder, decoder) if settings.latents_on_device else None
+        difference = max(encoder.check(), decoder.check())
+        reconstructor = _chained(m, encoder, decoder) if settings.latents_on_device else None
     return Prepared(m, bundle.digest, encoder, decoder, difference, reconstructor)
 
 
-def _chained(bundle: Bundle, encoder: Tuned, decoder: Tuned) -> Tuned | None:
+def _chained(m: Manifest, encoder: Tuned, decoder: Tuned) -> Tuned | None:
     """Both graphs as one that keeps z on the device. None: they are not on one, or cannot be run so
     there, which is said aloud and no reason to refuse what serves as well the longer way.
 
@@ -125,28 +137,33 @@ def _chained(bundle: Bundle, encoder: Tuned, decoder: Tuned) -> Tuned | None:
     one, two = encoder.graph, decoder.graph
     if not (isinstance(one, BoundGraph) and isinstance(two, BoundGraph)):
         return None
-    batch_rows = min(encoder.batch_rows, decoder.batch_rows)
-    chain = Chain(one, two, "mean")
+    # What both cost together is known from what each does.
+    costs = [
+        Cost(first.rows, first.seconds + second.seconds)
+        for first, second in zip(encoder.costs, decoder.costs, strict=False)  # to the shorter's end
+    ]
+    both = Tuned(
+        Chain(one, two, "mean"),
+        golden.in_turn(one, two, encoder.golden),
+        encoder.file_bytes + decoder.file_bytes,
+        encoder.threads,
+        costs,
+        min(encoder.batch_rows, decoder.batch_rows),
+    )
     try:
-        golden.check_chain(bundle, chain, one, two, batch_rows)
-    except Exception as error:  # the runtime has no common base for what it raises
-        chain.close()
-        m = bundle.manifest
+        both.check()
+    except BundleError as error:
+        both.graph.close()
         log.warning(
             "%s version %d: Reconstruct takes z through host memory, for its graphs do not run as "
             "one: %s",
             *(m.model, m.version, str(error)),  # the error itself holds on to memory
         )
         # A recording that failed may have taken the graphs' own with it.
-        golden.check(bundle, one, two, max(encoder.batch_rows, decoder.batch_rows))
+        encoder.check()
+        decoder.check()
         return None
-    # What both cost together is known from what each does.
-    costs = [
-        Cost(first.rows, first.seconds + second.seconds)
-        for first, second in zip(encoder.costs, decoder.costs, strict=False)  # to the shorter's end
-    ]
-    file_bytes = encoder.file_bytes + decoder.file_bytes
-    return Tuned(chain, file_bytes, encoder.threads, costs, batch_rows)
+    return both
 
 
 @contextmanager
@@ -159,14 +176,14 @@ def _closed_on_failure(graph: Graph) -> Iterator[Graph]:
         raise
 
 
-def hand_over(tuned: Tuned) -> Callable[[], None] | None:
+def hand_over(tuned: Tuned) -> Callable[[], object] | None:
     """Let go of the graph in this thread, which has loaded and checked it; what each thread that
-    is to run it should do first. None: a graph that takes batches as they come does not care."""
-    graph = tuned.graph
-    if not isinstance(graph, BoundGraph | Chain):
+    is to run it should do first: make its buckets and see that they give what they should. None: a
+    graph that takes batches as they come does not care."""
+    if not isinstance(tuned.graph, BoundGraph | Chain):
         return None
-    graph.leave()
-    return functools.partial(graph.warm_up, tuned.batch_rows)
+    tuned.graph.leave()
+    return tuned.check
 
 
 def signatures(m: Manifest) -> tuple[Signature, Signature]:
@@ -181,6 +198,7 @@ def signatures(m: Manifest) -> tuple[Signature, Signature]:
 
 def _measured(
     load: Callable[[int], Graph],
+    golden: Golden,
     file_bytes: int,
     run: RunRows,
     row_bytes: int,
@@ -203,4 +221,4 @@ def _measured(
     graph = load(threads)  # anew: a session keeps the memory of the largest batch it ever ran
     with _closed_on_failure(graph):
         run(graph, batch_rows)
-    return Tuned(graph, file_bytes, threads, costs, batch_rows)
+    return Tuned(graph, golden, file_bytes, threads, costs, batch_rows)

@@ -20,7 +20,7 @@ from serving.errors import BundleError, ConfigError, ModelNotFound
 from serving.metrics import Metrics
 from serving.models import shelf
 from serving.models.inference import Model
-from serving.models.loading import prepare
+from serving.models.loading import Prepared, prepare
 from serving.models.refusals import Refusals, Refused
 from serving.models.shelf import Fingerprint
 from serving.runtime.engine import Engine
@@ -202,21 +202,32 @@ class Repository:
         name, version = checked.manifest.model, checked.manifest.version
         others = self._models.get(name, {})
         before = others[max(others)].prepared if others else None
+        replaced = others.get(version)
         self.loads += 1
         try:
             prepared = prepare(checked, self._engine, self._settings, before)
+            # Deleted and published anew between two looks: digests in the answers tell them apart.
+            if replaced is not None:
+                log.warning("%s version %d has other content than it had.", name, version)
+                self._metrics.forget(name, version)  # now: its successor's series have its labels
+            model = self._begun(prepared)
         finally:
             self.loads += 1
-        # Deleted and published anew between two looks. The digest in the answers tells them apart.
-        replaced = others.get(version)
-        if replaced is not None:
-            log.warning("%s version %d has other content than it had.", name, version)
-            self._metrics.forget(name, version)  # now: its successor's series have the same labels
-        model = Model(prepared, self._settings, self._metrics)
         self._set(name, {**others, version: model})
         self._tell(model)
         if replaced is not None:
             self._release(replaced)
+
+    def _begun(self, prepared: Prepared) -> Model:
+        """A model whose lanes are ready. Raises what one of them fails with."""
+        model = Model(prepared, self._settings, self._metrics)
+        try:
+            model.wait_until_begun()
+        except Exception:
+            model.close()
+            self._metrics.forget(model.manifest.model, model.manifest.version)
+            raise
+        return model
 
     def _tell(self, model: Model) -> None:
         """Say in the log and the metrics what is served now and what it costs."""

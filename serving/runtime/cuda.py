@@ -12,6 +12,8 @@ import ctypes
 import functools
 from typing import Any, Final
 
+from serving.runtime.gpu import GPU
+
 LIBRARY: Final = "libcudart.so.13"
 _NON_BLOCKING: Final = 1  # nor does it wait for CUDA's default stream
 _NO_TIMING: Final = 2
@@ -112,7 +114,8 @@ class Stream:
 def refusal() -> str:
     """Why CUDA does nothing for this process, as a sentence's end; empty: it does."""
     try:
-        Stream().close()
+        with GPU.use():
+            Stream().close()
     except CudaError as error:
         return f"CUDA does not start ({error})"
     return ""

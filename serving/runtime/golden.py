@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 
 from serving.bundle import GOLDEN, Bundle
 from serving.errors import BundleError
-from serving.runtime.chain import Chain
 from serving.runtime.engine import Graph
 
 
@@ -38,71 +38,56 @@ Array = NDArray[Any]
 _ARRAYS: Final = ("x", "mean", "log_var", "z", "decoded_x", "params")
 
 
-def check(bundle: Bundle, encoder: Graph, decoder: Graph, batch_rows: int = 0) -> float:
-    """Run both graphs on the golden inputs; returns the largest absolute difference of floats.
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """What one graph has to give, by the names of its outputs, for some rows that it takes."""
 
-    A graph that pads its batches does so once in each size up to `batch_rows`. Raises
-    BundleError(golden) when the file cannot be used or a difference is beyond tolerance.
-    """
-    golden, allowed = _read(bundle.files[GOLDEN]), TOLERANCES[bundle.manifest.precision]
-    encoded = {"mean": "mean", "log_var": "log_var"}
-    decoded = {"x": "decoded_x", "params": "params"}
-    return max(
-        _run(encoder, golden, "x", encoded, batch_rows, allowed),
-        _run(decoder, golden, "z", decoded, batch_rows, allowed),
-    )
+    takes: Array
+    gives: dict[str, Array]
+    allowed: Tolerance
 
+    def check(self, graph: Graph, batch_rows: int = 0) -> float:
+        """Run a graph on these rows; returns the largest absolute difference of floats.
 
-def check_chain(
-    bundle: Bundle, chain: Chain, encoder: Graph, decoder: Graph, batch_rows: int
-) -> None:
-    """See that a chain of both graphs gives for the golden x what they give one after the other, in
-    each size up to `batch_rows`. Raises BundleError(golden), and what the runtime raises."""
-    golden, allowed = _read(bundle.files[GOLDEN]), TOLERANCES[bundle.manifest.precision]
-    for rows in chain.sizes(batch_rows):
-        x = _sized(golden["x"], rows)
-        mean, log_var = encoder.run(x, ["mean", "log_var"])
-        decoded_x, params = decoder.run(mean, ["x", "params"])
-        expected = {"mean": mean, "log_var": log_var, "x": decoded_x, "params": params}
-        for name, found in zip(expected, chain.run(x, list(expected)), strict=True):
-            worst, within = _difference(found, expected[name], allowed)
-            if not within:
-                raise BundleError(
-                    "golden", f"{name} differs by up to {worst:.3g} from what they give in turn."
-                )
+        One that pads its batches is run once in each size up to `batch_rows`. Raises
+        BundleError(golden) when it fails or a difference is beyond tolerance.
+        """
+        worst = 0.0
+        for rows in graph.sizes(batch_rows) or [len(self.takes)]:
+            try:
+                found = graph.run(_sized(self.takes, rows), list(self.gives))
+            except Exception as error:
+                said = f"A graph fails on its golden inputs: {error}"
+                raise BundleError("golden", said) from error
+            for (name, expected), array in zip(self.gives.items(), found, strict=True):
+                worst = max(worst, _compare(name, array, _sized(expected, rows), self.allowed))
+        return worst
 
 
-def _run(
-    graph: Graph,
-    golden: dict[str, Array],
-    takes: str,
-    gives: dict[str, str],
-    batch_rows: int,
-    allowed: Tolerance,
-) -> float:
-    """gives: output -> its name in the file."""
-    worst = 0.0
-    for rows in graph.sizes(batch_rows) or [len(golden[takes])]:
-        try:
-            found = graph.run(_sized(golden[takes], rows), list(gives))
-        except Exception as error:
-            raise BundleError("golden", f"A graph fails on its golden inputs: {error}") from error
-        for name, array in zip(gives.values(), found, strict=True):
-            worst = max(worst, _compare(name, array, _sized(golden[name], rows), allowed))
-    return worst
+def read(bundle: Bundle) -> tuple[Golden, Golden]:
+    """The encoder's and the decoder's. Raises BundleError(golden) when the file cannot be used."""
+    try:
+        with np.load(io.BytesIO(bundle.files[GOLDEN]), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in _ARRAYS}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError("golden", f"{GOLDEN} cannot be read: {error}") from None
+    allowed = TOLERANCES[bundle.manifest.precision]
+    encoded = {name: arrays[name] for name in ("mean", "log_var")}
+    decoded = {"x": arrays["decoded_x"], "params": arrays["params"]}
+    return Golden(arrays["x"], encoded, allowed), Golden(arrays["z"], decoded, allowed)
+
+
+def in_turn(encoder: Graph, decoder: Graph, of_encoder: Golden) -> Golden:
+    """What both graphs as one have to give: what they give one after the other."""
+    mean, log_var = encoder.run(of_encoder.takes, ["mean", "log_var"])
+    x, params = decoder.run(mean, ["x", "params"])
+    gives = {"mean": mean, "log_var": log_var, "x": x, "params": params}
+    return Golden(of_encoder.takes, gives, of_encoder.allowed)
 
 
 def _sized(array: Array, rows: int) -> Array:
     """The first rows, or all of them again and again."""
     return np.resize(array, (rows, *array.shape[1:]))
-
-
-def _read(data: bytes) -> dict[str, Array]:
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {name: file[name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError("golden", f"{GOLDEN} cannot be read: {error}") from None
 
 
 def _compare(name: str, found: Array, expected: Array, allowed: Tolerance) -> float:
@@ -112,18 +97,6 @@ def _compare(name: str, found: Array, expected: Array, allowed: Tolerance) -> fl
             f"{name} came out as {found.dtype} {found.shape}, not {expected.dtype} "
             f"{expected.shape}.",
         )
-    worst, within = _difference(found, expected, allowed)
-    if not within:
-        raise BundleError(
-            "golden",
-            f"{name} differs from the golden output by up to {worst:.3g}. "
-            "The graph was damaged before it was published, or this runtime computes it wrongly.",
-        )
-    return 0.0 if found.dtype == np.uint8 else worst
-
-
-def _difference(found: Array, expected: Array, allowed: Tolerance) -> tuple[float, bool]:
-    """The largest absolute difference, and whether all are within what is allowed."""
     # The terms of a sum decide what rounding costs, also where they cancel to almost nothing.
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
     difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
@@ -132,5 +105,10 @@ def _difference(found: Array, expected: Array, allowed: Tolerance) -> tuple[floa
         if found.dtype == np.uint8
         else allowed.atol * scale + allowed.rtol * np.abs(expected)
     )
-    # NaN compares false: it is refused too.
-    return float(difference.max(initial=0.0)), bool((difference <= most).all())
+    if not (difference <= most).all():  # NaN compares false: it is refused too
+        raise BundleError(
+            "golden",
+            f"{name} differs from the golden output by up to {np.max(difference):.3g}. "
+            "The graph was damaged before it was published, or this runtime computes it wrongly.",
+        )
+    return 0.0 if found.dtype == np.uint8 else float(difference.max(initial=0.0))

@@ -56,7 +56,9 @@ def test_nothing_is_served_before_the_golden_vectors_have_passed(
     port = free_port()
     flags = ("--workers=1", f"--port={port}", f"--listener={listener}")
     process = serve("--bundles", str(tmp_path), *flags)
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    # Or whoever comes a moment too early waits until it may be too late.
+    soon_again = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 50)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", soon_again) as channel:
         assert health_of(channel, "liveness") == SERVING
         for service in ("", "vae.v1.VaeService", "readiness"):
             assert health_of(channel, service) == NOT_SERVING

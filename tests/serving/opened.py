@@ -53,6 +53,7 @@ class Opened:
     def __init__(self, prepared: Prepared, settings: Settings) -> None:
         self.metrics = Metrics(CollectorRegistry())
         self.model = Model(prepared, settings, self.metrics)
+        self.model.wait_until_begun()
         self._closed = False
 
     def close(self) -> None:

@@ -3,6 +3,7 @@ lane, new versions. What needs a GPU is in test_cuda.py."""
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +12,8 @@ from hostmemory import buckets
 from opened import POISON, images
 
 from serving.client import Client
+from serving.errors import BundleError
+from serving.runtime.golden import Golden
 
 CALLERS = 8
 CALLS = 25  # of each
@@ -99,6 +102,47 @@ def test_a_stream_gets_what_it_asked_for_and_is_told_of_the_row_that_fails(
     np.testing.assert_allclose(mean, kept.reshape(39, 16) / 255, rtol=1e-6)
     assert all((part.log_var == -2).all() for part in parts)
     assert len(np.concatenate([part.elbo for part in parts])) == (39 if scores else 0)
+
+
+def test_a_version_serves_when_all_its_threads_are_ready_and_not_before(
+    tmp_path, publish_toy, start_server, bound
+):
+    publish_toy(tmp_path)
+    server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
+    (model,) = server.server.repository.models()
+    for lane, tuned in model.lanes():
+        assert len(lane._threads) == 2
+        ready = [hand for hand in tuned.graph._hands if sorted(hand.buckets) == [1, 2, 4, 8, 16]]
+        assert len(ready) == 2
+
+
+@pytest.mark.parametrize("lane", ["encoder", "decoder", "reconstructor"])
+def test_a_version_whose_threads_do_not_get_ready_is_refused(
+    tmp_path, publish_toy, start_server, bound, monkeypatch, lane
+):
+    publish_toy(tmp_path)
+    server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
+    check = Golden.check
+
+    def broken(self, graph, rows=0):
+        if threading.current_thread().name == f"{lane}-lane":
+            raise BundleError("golden", "A graph fails on its golden inputs: out of memory")
+        return check(self, graph, rows)
+
+    monkeypatch.setattr(Golden, "check", broken)
+    publish_toy(tmp_path)
+    server.look()
+    assert ask_all(server.target) == {1}
+    (refused,) = server.server.repository.refused()
+    assert (refused.version, refused.reason) == (
+        2,
+        "A graph fails on its golden inputs: out of memory",
+    )
+    assert server.metric("latentd_reloads_total", result="refused", reason="golden") == 1
+    gone = {"lane": lane, "model": "toy", "version": "2"}
+    assert server.server.metrics.registry.get_sample_value("latentd_queue_rows", gone) is None
+    kept = [graph for graph in bound if buckets(graph)]
+    assert len(kept) == 2
 
 
 def test_a_version_that_is_let_go_of_gives_its_buffers_back(

@@ -23,7 +23,7 @@ ROOMS = {
     ],
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
     "runtime": [
-        *("cuda", "provider", "gpu", "buffers", "bound", "chain"),
+        *("gpu", "cuda", "provider", "buffers", "bound", "chain"),
         *("outside", "engine", "golden", "tuning"),
     ],
     "models": [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -44,13 +45,13 @@ class Device:
 
 
 class Harness:
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[], object] | None = None) -> None:
         self.device, self.begun = Device(), threading.Semaphore(0)
         self.metrics = Metrics(CollectorRegistry())
         queue = RowQueue(BATCH, 1000, 1 << 20)
         self.lane = Lane(
             *("test", ("toy", 1), queue, self.device, self.metrics),
-            begin=self.begun.release,
+            begin=begin or self.begun.release,
             threads=2,
         )
 
@@ -182,6 +183,30 @@ def test_each_thread_begins_before_it_runs_anything(h):
     h.device.open = True
     assert answer(h.submit(*range(100, 140))) == [2 * n for n in range(100, 140)]
     assert not h.begun.acquire(blocking=False)
+
+
+def test_who_waits_for_a_lane_hears_when_its_threads_are_ready():
+    go = threading.Semaphore(0)
+    h = Harness(lambda: go.acquire(timeout=LONG))
+    waited = threading.Event()
+    thread = threading.Thread(target=lambda: (h.lane.wait_until_begun(), waited.set()))
+    thread.start()
+    go.release()  # one of the two
+    while sum(begun.done() for begun in h.lane._begun) < 1:
+        assert thread.is_alive()
+    assert not waited.is_set()
+    go.release()
+    assert waited.wait(LONG)
+    thread.join()
+    h.lane.close()
+
+
+def test_who_waits_for_a_lane_hears_what_a_thread_failed_with():
+    fails = itertools.count()
+    h = Harness(lambda: 1 // next(fails))  # the first of the two
+    with pytest.raises(ZeroDivisionError):
+        h.lane.wait_until_begun()
+    h.lane.close()
 
 
 def test_closing_finishes_what_waits_in_both_threads(h):
