@@ -7,6 +7,7 @@ no lane would admit are refused by their deadline alone, by the lanes' own predi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Container
 from typing import Final, NamedTuple
@@ -49,12 +50,12 @@ class Door:
         """How long a call for one of these lanes, by their names, would wait at the least, if that
         is beyond its deadline whatever it asks for; None: read it."""
         now = self._clock()
-        least = self._least_wait(lanes, now)
-        seconds = self.lead + least.seconds * MARGIN
-        if not least.seconds or now + seconds <= deadline:
+        least, lane = self._least_wait(lanes, now)
+        seconds = self.lead + least * MARGIN
+        if not least or now + seconds <= deadline:
             return None
         self._refused += 1
-        return Wait(seconds, least.lane) if self._refused % _ONE_IN else None
+        return Wait(seconds, lane) if self._refused % _ONE_IN else None
 
     def was_right(self) -> None:
         """A call that was read has been admitted."""
@@ -63,16 +64,15 @@ class Door:
     def was_wrong(self, lanes: Container[str], deadline: float) -> None:
         """A call that was read has been refused by a lane."""
         now = self._clock()
-        least = self._least_wait(lanes, now).seconds
+        least, _ = self._least_wait(lanes, now)
         if now + least * MARGIN > deadline:  # and any other would have been
             self.lead = min(self.lead * _GROW + _LEAST_LEAD, _MOST_LEAD)
 
-    def _least_wait(self, lanes: Container[str], now: float) -> Wait:
-        """The shortest wait in the lanes of those names which are in use."""
-        waits = (
-            Wait(lane.least_wait, lane.name)
-            for model in self._repository.models()
-            for lane, _ in model.lanes()
-            if lane.name in lanes and now - lane.ended < _RECENT
-        )
-        return min(waits, default=Wait(0.0, ""))
+    def _least_wait(self, lanes: Container[str], now: float) -> tuple[float, str]:
+        """The shortest wait in the lanes of those names which are in use, and that lane's name."""
+        least, name = math.inf, ""
+        for model in self._repository.models():
+            for lane, _ in model.lanes():
+                if lane.name in lanes and now - lane.ended < _RECENT and lane.least_wait < least:
+                    least, name = lane.least_wait, lane.name
+        return (least, name) if name else (0.0, "")
