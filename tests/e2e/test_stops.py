@@ -42,6 +42,12 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def impatient_channel(port: int) -> grpc.Channel:
+    """One that has come too early asks anew at once; others would wait until it may be too late."""
+    soon = [(f"grpc.{which}_reconnect_backoff_ms", 50) for which in ("initial", "max")]
+    return grpc.insecure_channel(f"127.0.0.1:{port}", soon)
+
+
 def health_of(channel: grpc.Channel, service: str) -> int:
     stub = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=service)
@@ -56,9 +62,7 @@ def test_nothing_is_served_before_the_golden_vectors_have_passed(
     port = free_port()
     flags = ("--workers=1", f"--port={port}", f"--listener={listener}")
     process = serve("--bundles", str(tmp_path), *flags)
-    # Or whoever comes a moment too early waits until it may be too late.
-    soon_again = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 50)]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", soon_again) as channel:
+    with impatient_channel(port) as channel:
         assert health_of(channel, "liveness") == SERVING
         for service in ("", "vae.v1.VaeService", "readiness"):
             assert health_of(channel, service) == NOT_SERVING
@@ -78,7 +82,7 @@ def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
     publish_slow(tmp_path, ROUNDS, golden_npz=slow_golden)
     port = free_port()
     process = serve("--bundles", str(tmp_path), "--workers=1", f"--port={port}")
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with impatient_channel(port) as channel:
         assert health_of(channel, "") == NOT_SERVING
     process.signal(signal.SIGTERM)
     process.signal(signal.SIGTERM)

@@ -21,7 +21,7 @@ MIB = 1 << 20
 def prepared(encoder_seconds: float, decoder_seconds: float) -> Prepared:
     """Graphs that run 10 rows at once, in so many seconds."""
     encoder, decoder = (
-        Tuned(None, 0, 1, [Cost(1, seconds), Cost(10, seconds)], 10)  # type: ignore[arg-type]
+        Tuned(None, None, 0, 1, [Cost(1, seconds), Cost(10, seconds)], 10)  # type: ignore[arg-type]
         for seconds in (encoder_seconds, decoder_seconds)
     )
     return Prepared(None, "", encoder, decoder, 0.0)  # type: ignore[arg-type]
