@@ -263,12 +263,13 @@ class Repository:
         """Close a model that is found no more, in a thread that waits for its last calls."""
 
         def release() -> None:
-            with self._metrics.retiring.track_inprogress():
-                model.holds.drain()
-                model.close()
+            model.holds.drain()
+            model.close()
+            self._metrics.retiring.dec()
             self._metrics.reloads.labels("retired", "").inc()
             log.info("Retired %s version %d.", model.manifest.model, model.manifest.version)
 
+        self._metrics.retiring.inc()  # now, and not when its thread gets a turn
         self._draining = [thread for thread in self._draining if thread.is_alive()]
         self._draining.append(threading.Thread(target=release, name="release", daemon=True))
         self._draining[-1].start()
