@@ -24,18 +24,9 @@ from typing import Final
 
 import onnxruntime as ort
 
-from serving.runtime.buffers import (
-    Array,
-    Buffer,
-    Device,
-    Hands,
-    Row,
-    Stream,
-    bucket_rows,
-    sizes,
-    through,
-)
+from serving.runtime.buffers import Array, Buffer, Device, Row, Stream, through
 from serving.runtime.gpu import GPU
+from serving.runtime.hands import Hands, bucket_rows, sizes
 
 WARM_UPS: Final = 3
 """Runs after which a bucket is as quick as it gets: one finds memory, one records, one replays."""

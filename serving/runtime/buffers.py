@@ -1,4 +1,4 @@
-"""Memory for batches on a device, and what each thread has of it.
+"""Memory for batches on a device and beside it, and the way through both.
 
 Devices are whatever fits the protocols: cuda.Cuda, and in tests this process's own memory.
 """
@@ -6,10 +6,8 @@ Devices are whatever fits the protocols: cuda.Cuda, and in tests this process's 
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,77 +110,3 @@ def through(
             buffer.download(rows, copies)
         copies.wait()
     return [buffer.rows[:rows].copy() for buffer in gives]
-
-
-class Bucket(Protocol):
-    """All that a batch of one size needs."""
-
-    def close(self) -> None:
-        """Give it back; no run may follow."""
-
-
-B = TypeVar("B", bound=Bucket)
-
-
-@dataclass(frozen=True, slots=True)
-class Hand(Generic[B]):
-    """What one thread runs batches with: a stream for its copies, and its buckets by their rows."""
-
-    copies: Stream
-    buckets: dict[int, B] = field(default_factory=dict)
-
-    def close(self) -> None:
-        """Give all of it back."""
-        for bucket in self.buckets.values():
-            bucket.close()
-        self.buckets.clear()
-        self.copies.close()
-
-
-class Hands(Generic[B]):
-    """Each thread's own.
-
-    make: a bucket of so many rows, for a thread that copies on this stream; called while nobody
-    else uses the device.
-    """
-
-    def __init__(self, device: Device, make: Callable[[int, Stream], B]) -> None:
-        self._device, self._make = device, make
-        self._hands: dict[threading.Thread, Hand[B]] = {}
-
-    def __iter__(self) -> Any:
-        """Those that there are now."""
-        return iter(list(self._hands.values()))
-
-    def bucket(self, rows: int) -> tuple[B, Stream]:
-        """This thread's for batches of so many rows, made if there is none, and its stream."""
-        me = threading.current_thread()
-        hand = self._hands.get(me)
-        if hand is None or rows not in hand.buckets:
-            with GPU.record():
-                if hand is None:
-                    hand = self._hands[me] = Hand(self._device.stream())
-                hand.buckets[rows] = self._make(rows, hand.copies)
-        return hand.buckets[rows], hand.copies
-
-    def leave(self) -> None:
-        """Give back what is this thread's."""
-        with GPU.use():
-            hand = self._hands.pop(threading.current_thread(), None)
-            if hand:
-                hand.close()
-
-    def close(self) -> None:
-        """Give back everybody's; while GPU.use() is held."""
-        while self._hands:
-            self._hands.popitem()[1].close()
-
-
-def bucket_rows(rows: int) -> int:
-    """The least power of two that holds so many rows."""
-    return 1 << max(0, rows - 1).bit_length()
-
-
-def sizes(most_rows: int) -> list[int]:
-    """The buckets of batches of up to so many rows: 1, 2, 4, ..."""
-    return [1 << power for power in range(bucket_rows(most_rows).bit_length())]

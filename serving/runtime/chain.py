@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.runtime.bound import BoundGraph, Bucket
-from serving.runtime.buffers import Array, Buffer, Hands, Stream, bucket_rows, sizes, through
+from serving.runtime.buffers import Array, Buffer, Stream, through
 from serving.runtime.gpu import GPU
+from serving.runtime.hands import Hands, bucket_rows, sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from serving.errors import BundleError
 from serving.models import loading
 from serving.runtime import golden
 from serving.runtime.bound import BoundGraph
-from serving.runtime.buffers import bucket_rows
 from serving.runtime.engine import Engine, Signature
 from serving.runtime.gpu import GPU
+from serving.runtime.hands import bucket_rows
 from serving.runtime.provider import Provider
 
 

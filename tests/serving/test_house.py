@@ -23,7 +23,7 @@ ROOMS = {
     ],
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
     "runtime": [
-        *("gpu", "cuda", "provider", "buffers", "bound", "chain"),
+        *("gpu", "cuda", "provider", "buffers", "hands", "bound", "chain"),
         *("outside", "engine", "golden", "tuning"),
     ],
     "models": [
