@@ -6,14 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from awaited import LONG, awaited
 from prometheus_client import CollectorRegistry
 
 from serving.batching.lane import Lane
 from serving.batching.rowqueue import RowQueue, Share
 from serving.batching.tasks import Caller, Reply
 from serving.metrics import Metrics
-
-LONG = 20.0  # seconds; nothing here waits so long unless it is broken
 
 
 class Doubler:
@@ -78,12 +77,5 @@ class Harness:
 
 def answer(reply: Reply) -> list[int]:
     """Wait for a reply's rows, or raise what it failed with."""
-    answered = threading.Event()
-    if reply.then(answered.set):
-        assert answered.wait(LONG)
-    try:
-        next(reply.__await__())
-    except StopIteration as result:
-        (rows,) = result.value
-        return rows.tolist()
-    raise AssertionError("an answered reply waited")
+    (rows,) = awaited(reply)
+    return rows.tolist()

@@ -6,20 +6,20 @@ import threading
 from pathlib import Path
 
 import numpy as np
+from awaited import LONG
 from prometheus_client import CollectorRegistry
 
 from serving import bundle
 from serving.batching.tasks import Caller, Reply, spawn
 from serving.metrics import Metrics
 from serving.models import loading
-from serving.models.inference import Model, Reconstruction
+from serving.models.inference import Model
 from serving.models.loading import Prepared
 from serving.runtime.chain import Chain
 from serving.runtime.engine import Engine
 from serving.runtime.provider import Provider
 from serving.settings import Settings
 
-LONG = 20.0  # seconds; nothing here waits so long unless it is broken
 BATCH = 16
 POISON = 13
 
@@ -81,14 +81,3 @@ def prepared_with(
 
 def images(rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(POISON + 1, 256, (rows, 4, 4), np.uint8)
-
-
-def answer(reply: Reply) -> Reconstruction:
-    answered = threading.Event()
-    if reply.then(answered.set):
-        assert answered.wait(LONG)
-    try:
-        next(reply.__await__())
-    except StopIteration as result:
-        return result.value
-    raise AssertionError("an answered reply waited")

@@ -8,8 +8,9 @@ import logging
 
 import numpy as np
 import pytest
+from awaited import awaited
 from hostmemory import buckets
-from opened import BATCH, Opened, answer, images, prepared_with
+from opened import BATCH, Opened, images, prepared_with
 
 from serving.errors import BundleError
 from serving.models import loading
@@ -40,7 +41,7 @@ def test_it_can_be_turned_off_and_needs_bound_graphs(open_model, toy_bundles, mo
     off = open_model(latents_on_device=False)
     assert off.model.reconstructor is None
     assert [lane.name for lane, _ in off.model.lanes()] == ["encoder", "decoder"]
-    np.testing.assert_array_equal(answer(off.ask(images(3))).x, images(3))
+    np.testing.assert_array_equal(awaited(off.ask(images(3))).x, images(3))
     monkeypatch.undo()  # graphs as they are on a CPU
     assert prepared_with(toy_bundles, Settings(max_batch_rows=BATCH)).reconstructor is None
 
@@ -66,7 +67,7 @@ def test_where_the_graphs_do_not_run_as_one_the_two_lanes_serve(unchainable, ope
         "toy version 1: Reconstruct takes z through host memory, for its graphs do not run as one: "
         "A graph fails on its golden inputs: out of memory"
     )
-    np.testing.assert_array_equal(answer(one.ask(images(3))).x, images(3))
+    np.testing.assert_array_equal(awaited(one.ask(images(3))).x, images(3))
 
 
 def test_a_chain_that_computes_something_else_does_not_serve(open_model, caplog, monkeypatch):

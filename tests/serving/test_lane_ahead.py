@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
+from awaited import LONG, awaited
 from prometheus_client import CollectorRegistry
 
 from serving.batching.lane import Lane
@@ -17,7 +18,6 @@ from serving.batching.runner import EngineError
 from serving.batching.tasks import Caller, Reply
 from serving.metrics import Metrics
 
-LONG = 20.0  # seconds; nothing here waits so long unless it is broken
 BATCH = 4
 LANE = {"lane": "test"}
 
@@ -73,14 +73,7 @@ class Harness:
 
 
 def answer(reply: Reply) -> list[int]:
-    answered = threading.Event()
-    if reply.then(answered.set):
-        assert answered.wait(LONG)
-    try:
-        next(reply.__await__())
-    except StopIteration as result:
-        return result.value[0].tolist()
-    raise AssertionError("an answered reply waited")
+    return awaited(reply)[0].tolist()
 
 
 @pytest.fixture

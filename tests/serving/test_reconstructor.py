@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from awaited import awaited
 from hostmemory import buckets
-from opened import BATCH, POISON, Gate, Opened, answer, images
+from opened import BATCH, POISON, Gate, Opened, images
 
 from serving.batching.runner import EngineError
 from serving.batching.tasks import Caller, Cancelled
@@ -57,9 +58,9 @@ def test_each_gets_what_the_two_lanes_would_give_however_they_share_batches(one,
     }
     replies = {name: one.ask(x, **wanted) for name, (x, wanted) in asked.items()}
     gate.open()
-    np.testing.assert_array_equal(answer(first).x, images(1))
+    np.testing.assert_array_equal(awaited(first).x, images(1))
     for name, (x, wanted) in asked.items():
-        found, expected = answer(replies[name]), answer(other.ask(x, **wanted))
+        found, expected = awaited(replies[name]), awaited(other.ask(x, **wanted))
         same(found, expected)
         if wanted:
             np.testing.assert_array_equal(found.mean, expected.mean)
@@ -86,14 +87,14 @@ def test_only_what_somebody_in_the_batch_wants_is_copied(one, gate, asked, copie
     replies += [one.ask(images(2), **wanted) for wanted in asked]
     gate.open()
     for reply in replies:
-        answer(reply)
+        awaited(reply)
     assert gate.runs[2:] == [(4, copied)]
 
 
 def test_draws_go_the_longer_way(one, gate, open_model):
     draw = Draw(7, 0, 5, POSTERIOR)
-    found = answer(one.ask(images(5), draw=draw, scores=True))
-    same(found, answer(open_model(latents_on_device=False).ask(images(5), draw=draw, scores=True)))
+    found = awaited(one.ask(images(5), draw=draw, scores=True))
+    same(found, awaited(open_model(latents_on_device=False).ask(images(5), draw=draw, scores=True)))
     assert not gate.runs
     assert one.metric("batch_rows_sum", lane="decoder") == 5
 
@@ -104,11 +105,11 @@ def test_a_row_that_the_graphs_fail_on_fails_alone(one, gate):
     good = [one.ask(images(3, seed=n)) for n in range(3)]
     bad = one.ask(np.full((1, 4, 4), POISON, np.uint8))
     gate.open()
-    answer(first)
+    awaited(first)
     with pytest.raises(EngineError, match="The reconstructor failed on these rows"):
-        answer(bad)
+        awaited(bad)
     for n, reply in enumerate(good):
-        np.testing.assert_array_equal(answer(reply).x, images(3, seed=n))
+        np.testing.assert_array_equal(awaited(reply).x, images(3, seed=n))
 
 
 def test_the_late_and_the_cancelled_are_never_run(one, gate):
@@ -121,11 +122,11 @@ def test_the_late_and_the_cancelled_are_never_run(one, gate):
     while time.monotonic() < late.deadline:
         pass
     gate.open()
-    answer(first)
-    answer(patient)
+    awaited(first)
+    awaited(patient)
     for reply, error in zip(replies, (DeadlineExpired, Cancelled), strict=True):
         with pytest.raises(error):
-            answer(reply)
+            awaited(reply)
     assert [rows for rows, _ in gate.runs] == [1, 4]
     assert one.metric("dropped_total", reason="expired") == 1
     assert one.metric("dropped_total", reason="cancelled") == 1
@@ -139,17 +140,17 @@ def test_what_is_too_much_is_refused(open_model):
     replies.append(one.ask(images(4)))
     refused = one.ask(images(1))
     with pytest.raises(Overloaded):
-        answer(refused)
+        awaited(refused)
     assert one.metric("shed_total", reason="queue_full") == 1
     assert one.metric("queue_rows", model="toy", version="1") == 4
     gate.open()
     for reply in replies:
-        answer(reply)
+        awaited(reply)
 
 
 def test_a_call_is_told_what_it_cost(one):
     caller = Caller()
-    answer(one.ask(images(5), caller))
+    awaited(one.ask(images(5), caller))
     rows, waited, ran = caller.account.sum()
     assert rows == 5
     assert waited >= 0
@@ -164,9 +165,9 @@ def test_closing_finishes_what_waits_and_gives_all_memory_back(one, gate, bound)
     gate.open()
     closing.join()
     for n, reply in enumerate(replies):
-        np.testing.assert_array_equal(answer(reply).x, images(7, seed=n))
+        np.testing.assert_array_equal(awaited(reply).x, images(7, seed=n))
     with pytest.raises(NotReady):
-        answer(one.ask(images(1)))
+        awaited(one.ask(images(1)))
     assert not buckets(one.model.prepared.reconstructor.graph)
     assert not any(buckets(graph) for graph in bound)
     assert not any(hasattr(graph, "_session") for graph in bound)
@@ -201,10 +202,10 @@ def test_a_chain_that_hangs_or_keeps_failing_is_noticed(one, gate):
     now += 1000
     assert "A run of the reconstructor of toy version 1" in vitals.beyond_help()
     gate.open()
-    answer(hanging)
+    awaited(hanging)
     for _ in range(3):
         with pytest.raises(EngineError):
-            answer(one.ask(np.full((1, 4, 4), POISON, np.uint8)))
+            awaited(one.ask(np.full((1, 4, 4), POISON, np.uint8)))
     assert vitals.suspicious() == [one.model]
     assert not vitals.try_out([one.model])  # it was these rows' fault
     graph = one.model.prepared.reconstructor.graph
