@@ -18,13 +18,8 @@ from training.errors import TrainingError
 from training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd-train"
-_CHANGEABLE: Final = (  # when a run is resumed
-    "epochs",
-    "patience",
-    "checkpoint_seconds",
-    "device",
-    "precision",
-)
+_CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds", "device", "precision")
+"""What may be given anew when a run is resumed."""
 _FULL: Final = r"out of memory|can't allocate memory"  # what torch says, of a GPU and of a CPU
 _NO_ROOM: Final = (
     "it does not fit into memory. In training, make --batch-size, --hidden or --k smaller; or use "

@@ -142,13 +142,14 @@ def _chained(m: Manifest, encoder: Tuned, decoder: Tuned) -> Tuned | None:
         Cost(first.rows, first.seconds + second.seconds)
         for first, second in zip(encoder.costs, decoder.costs, strict=False)  # to the shorter's end
     ]
+    batch_rows = min(encoder.batch_rows, decoder.batch_rows)
     both = Tuned(
         Chain(one, two, "mean"),
-        golden.in_turn(one, two, encoder.golden),
+        golden.in_turn(one, two, encoder.golden, batch_rows),
         encoder.file_bytes + decoder.file_bytes,
         encoder.threads,
         costs,
-        min(encoder.batch_rows, decoder.batch_rows),
+        batch_rows,
     )
     try:
         both.check()

@@ -82,8 +82,7 @@ class BoundGraph:
 
     def warm_up(self, most_rows: int) -> None:
         """Make this thread's buckets of up to so many rows. Raises what the runtime raises."""
-        for rows in sizes(most_rows):
-            self._hands.bucket(rows)
+        self._hands.warm_up(most_rows)
 
     def leave(self) -> None:
         """Give back this thread's buckets: it is not going to run the graph again."""

@@ -65,8 +65,7 @@ class Chain:
 
     def warm_up(self, most_rows: int) -> None:
         """Make this thread's pairs of up to so many rows. Raises what the runtime raises."""
-        for rows in sizes(most_rows):
-            self._hands.bucket(rows)
+        self._hands.warm_up(most_rows)
 
     def leave(self) -> None:
         """Give back this thread's pairs: it is not going to run the chain again."""

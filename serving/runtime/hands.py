@@ -63,6 +63,11 @@ class Hands(Generic[B]):
                 hand.buckets[rows] = self._make(rows, hand.copies)
         return hand.buckets[rows], hand.copies
 
+    def warm_up(self, most_rows: int) -> None:
+        """Make this thread's buckets of up to so many rows. Raises what making one raises."""
+        for rows in sizes(most_rows):
+            self.bucket(rows)
+
     def leave(self) -> None:
         """Give back what is this thread's."""
         with GPU.use():

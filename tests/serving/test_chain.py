@@ -220,7 +220,7 @@ def test_a_run_that_fails_harms_none_after_it(graphs, monkeypatch):
 def test_a_chain_is_held_against_its_graphs_in_every_bucket(toy, graphs):
     work = graphs.chain.run
 
-    of_chain = golden.in_turn(graphs.encoder, graphs.decoder, golden.read(toy)[0])
+    of_chain = golden.in_turn(graphs.encoder, graphs.decoder, golden.read(toy)[0], 64)
     assert of_chain.check(graphs.chain, 64) < 1e-6
     assert sizes(graphs.chain) == [1, 2, 4, 8, 16, 32, 64]
 

@@ -9,7 +9,7 @@ import logging
 import numpy as np
 import pytest
 from awaited import awaited
-from hostmemory import buckets
+from hostmemory import buckets, sizes
 from opened import BATCH, Opened, images, prepared_with
 
 from serving.errors import BundleError
@@ -44,6 +44,13 @@ def test_it_can_be_turned_off_and_needs_bound_graphs(open_model, toy_bundles, mo
     np.testing.assert_array_equal(awaited(off.ask(images(3))).x, images(3))
     monkeypatch.undo()  # graphs as they are on a CPU
     assert prepared_with(toy_bundles, Settings(max_batch_rows=BATCH)).reconstructor is None
+
+
+def test_no_batch_is_tried_that_is_larger_than_those_that_serve(toy_bundles, bound):
+    """The toy has two golden rows."""
+    prepared = prepared_with(toy_bundles, Settings(max_batch_rows=1))
+    for tuned in (prepared.encoder, prepared.decoder, prepared.reconstructor):
+        assert sizes(tuned.graph) == [1]
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def images(rows: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_it_gives_what_its_graphs_give(toy, cuda_graphs):
     graphs = Graphs(toy, cuda_graphs)
-    of_chain = golden.in_turn(graphs.encoder, graphs.decoder, golden.read(toy)[0])
+    of_chain = golden.in_turn(graphs.encoder, graphs.decoder, golden.read(toy)[0], 64)
     assert of_chain.check(graphs.chain, 64) < 1e-3
     for rows in (1, 2, 3, 5, 8, 13, 31, 31, 13, 8, 5, 3, 2, 1):
         x, mean = graphs.chain.run(images(rows, rows), ["x", "mean"])
