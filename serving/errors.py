@@ -2,6 +2,7 @@
 
     LatentdError
     ├── InvalidInput       the caller's request cannot be right; names the field
+    ├── BadData            a file of rows is not what it claims to be
     ├── ModelNotFound      no such model or version is served
     ├── NotAuthenticated   the caller sent no token that is known
     ├── NotAllowed         the caller's token is not for this
@@ -37,6 +38,11 @@ class InvalidInput(LatentdError):
     def __init__(self, field: str, what: str, hint: str = "") -> None:
         self.field, self.what, self.hint = field, what, hint
         super().__init__(f"{field}: {what}." + (f" {hint}." if hint else ""))
+
+
+class BadData(LatentdError):
+    """A file that cannot be read as what it claims to be, as a whole: no single row of it is at
+    fault."""
 
 
 class ModelNotFound(LatentdError):

@@ -18,16 +18,17 @@ from serving import images
 from serving.bundle import XSpec
 from serving.client.credentials import Files
 from serving.errors import ConfigError, LatentdError
-from serving.jobs import exits, files, inputs, job, outputs, remote, worker
+from serving.jobs import exits, inputs, job, outputs, remote, worker
 from serving.jobs.inputs import NAMES, Rows
 from serving.jobs.job import Share
 from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
 from serving.jobs.progress import Progress
 from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.remote import Server
-from serving.jobs.rows import BadRow
 from serving.jobs.store import ShardManifest, Store
 from serving.jobs.worker import Failed, Setting, explain
+from serving.readers import files
+from serving.readers.rows import BadRow
 from serving.runtime.provider import best_workers
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time

@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from serving.errors import EXIT_CONFIG, BundleError, ConfigError, InvalidInput, LatentdError
+from serving.errors import (
+    EXIT_CONFIG,
+    BadData,
+    BundleError,
+    ConfigError,
+    InvalidInput,
+    LatentdError,
+)
 
 DATA: Final = 65
 UNAVAILABLE: Final = 69
@@ -22,11 +29,6 @@ IO: Final = 74
 CONFIG: Final = EXIT_CONFIG
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
-
-
-class BadData(LatentdError):
-    """An input that cannot be read as what it claims to be, as a whole: no single row is at
-    fault, so none can be quarantined."""
 
 
 class WorkerDied(LatentdError):

@@ -16,13 +16,13 @@ from pathlib import Path
 from serving import images
 from serving.bundle import XSpec
 from serving.errors import ConfigError
-from serving.jobs import files
-from serving.jobs.arrays import ArrayReader, file_of
-from serving.jobs.files import Found
-from serving.jobs.pictures import Names, PictureReader, is_picture
 from serving.jobs.plan import Input, Plan
-from serving.jobs.rows import BadRow, Chunk, Reader
-from serving.jobs.tables import TableReader
+from serving.readers import files
+from serving.readers.arrays import ArrayReader, file_of
+from serving.readers.files import Found
+from serving.readers.parquet import TableReader
+from serving.readers.pictures import Names, PictureReader, is_picture
+from serving.readers.rows import BadRow, Chunk, Reader
 
 PLAN: str = "plan.json"
 NAMES: str = "plan.names"

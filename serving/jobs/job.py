@@ -11,9 +11,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from serving.errors import ConfigError
+from serving.errors import BadData, ConfigError
 from serving.jobs import exits, inputs, outputs, ray_data, sheet, worker
-from serving.jobs.exits import BadData, WorkerDied
+from serving.jobs.exits import WorkerDied
 from serving.jobs.inputs import NAMES, PLAN, Rows
 from serving.jobs.plan import Plan, check_same
 from serving.jobs.progress import Progress

@@ -19,11 +19,11 @@ from serving import bundle, likelihood
 from serving.bundle import Bundle, XSpec
 from serving.errors import ConfigError
 from serving.jobs.plan import Wanted
-from serving.jobs.rows import Array, BadRow, Chunk
 from serving.latents import POSTERIOR, Draw, Latents, normals
 from serving.models import loading
 from serving.models.batches import ENCODED
 from serving.models.sources import reparameterise
+from serving.readers.rows import Array, BadRow, Chunk
 from serving.runtime import golden
 from serving.runtime.engine import Engine
 from serving.runtime.provider import Provider

@@ -16,7 +16,7 @@ from serving.client.results import ModelInfo, ModelVersion, StreamedReconstructi
 from serving.errors import ConfigError
 from serving.jobs.plan import BundleId, Wanted
 from serving.jobs.reconstruct import Results, nothing
-from serving.jobs.rows import Array, BadRow, Chunk
+from serving.readers.rows import Array, BadRow, Chunk
 
 _IN_FLIGHT: Final = 8  # chunks sent and not yet answered
 _SECONDS: Final = 3600.0  # deadline of one shard's stream

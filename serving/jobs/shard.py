@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Final
 
+from serving.errors import BadData
 from serving.jobs import outputs
-from serving.jobs.exits import BadData
 from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Reconstruct, Results, joined

@@ -19,8 +19,8 @@ from serving.bundle import XSpec
 from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Reconstruct
-from serving.jobs.rows import Array, Chunk
 from serving.jobs.store import ShardManifest
+from serving.readers.rows import Array, Chunk
 
 WORST: Final = 32
 EVENLY: Final = 32

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from serving.jobs.rows import BadRow
+from serving.readers.rows import BadRow
 
 SUCCESS: Final = "_SUCCESS"
 QUARANTINE: Final = "quarantine.jsonl"

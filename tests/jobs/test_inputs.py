@@ -14,10 +14,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from serving.bundle import XSpec
-from serving.errors import ConfigError
-from serving.jobs.exits import BadData
-from serving.jobs.rows import check_form, checked
-from serving.jobs.tables import TableReader
+from serving.errors import BadData, ConfigError
+from serving.readers.parquet import TableReader
+from serving.readers.rows import check_form, checked
 from training.pictures import read_pictures
 
 BYTES = XSpec("image", (4, 4), "uint8", (0, 255))

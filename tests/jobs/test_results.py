@@ -22,8 +22,8 @@ from PIL import Image
 from serving.client import Client
 from serving.jobs.plan import Wanted
 from serving.jobs.reconstruct import Graphs, load_bundle
-from serving.jobs.rows import Chunk
 from serving.jobs.store import Store
+from serving.readers.rows import Chunk
 
 COLUMNS = ["row", "id", "reconstruction_error", "kl", "elbo", "mean", "log_var"]
 

@@ -62,8 +62,10 @@ CLIENT = [
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
+READERS = ["files", "rows", "arrays", "pictures", "parquet"]
+
 JOBS = [
-    *("exits", "files", "rows", "arrays", "pictures", "tables", "plan", "inputs"),
+    *("exits", "plan", "inputs"),
     *("reconstruct", "percentiles", "outputs", "remote", "store", "shard"),
     *("behind", "worker"),
     "ray_data",
@@ -74,12 +76,14 @@ ORDERS = [
     SERVER,
     [
         *SHARED,
+        *(f"readers.{name}" for name in READERS),
         *(f"client.{name}" for name in CLIENT),
         "client",
         *(f"console.{name}" for name in CONSOLE),
     ],
     [
         *SERVER[: SERVER.index("models.loading") + 1],
+        *(f"readers.{name}" for name in READERS),
         *(f"client.{name}" for name in CLIENT),
         "client",
         *(f"jobs.{name}" for name in JOBS),

@@ -13,7 +13,7 @@ from serving import bundle
 from serving.errors import BundleError
 from serving.jobs.plan import Wanted
 from serving.jobs.reconstruct import Graphs
-from serving.jobs.rows import Chunk
+from serving.readers.rows import Chunk
 from training import data
 from training.config import Config
 

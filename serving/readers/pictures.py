@@ -11,10 +11,9 @@ import numpy as np
 
 from serving import images
 from serving.bundle import XSpec
-from serving.errors import InvalidInput
-from serving.jobs import files
-from serving.jobs.exits import BadData
-from serving.jobs.rows import BadRow, Chunk
+from serving.errors import BadData, InvalidInput
+from serving.readers import files
+from serving.readers.rows import BadRow, Chunk
 
 SUFFIXES: Final = (
     ".png",

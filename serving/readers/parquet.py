@@ -13,10 +13,9 @@ import numpy as np
 
 from serving import images
 from serving.bundle import XSpec
-from serving.errors import ConfigError, InvalidInput
-from serving.jobs import files
-from serving.jobs.exits import BadData
-from serving.jobs.rows import Array, BadRow, Chunk, checked
+from serving.errors import BadData, ConfigError, InvalidInput
+from serving.readers import files
+from serving.readers.rows import Array, BadRow, Chunk, checked
 
 _BATCH: Final = 1024  # rows decoded at once
 

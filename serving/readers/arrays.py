@@ -18,10 +18,9 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from serving.bundle import XSpec
-from serving.errors import ConfigError
-from serving.jobs import files
-from serving.jobs.exits import BadData
-from serving.jobs.rows import Array, Chunk, check_form, checked
+from serving.errors import BadData, ConfigError
+from serving.readers import files
+from serving.readers.rows import Array, Chunk, check_form, checked
 
 _NPZ: Final = re.compile(r"(.+\.npz)(?::(.+))?")
 _DAMAGED: Final = (EOFError, OSError, zlib.error, zipfile.BadZipFile)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from serving.errors import ConfigError
-from serving.jobs.exits import BadData
+from serving.errors import BadData, ConfigError
 
 
 @dataclass(frozen=True, slots=True)
