@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -19,7 +19,15 @@ from serving.pb import vae_pb2 as pb
 
 PngFile: TypeAlias = bytes | str | os.PathLike[str]
 """A PNG file: its bytes, or its path."""
-Data: TypeAlias = Array | Sequence[PngFile]
+
+
+class SupportsArray(Protocol):
+    """What numpy can make an array of: a torch tensor, a pandas table, an array of another kind."""
+
+    def __array__(self) -> Array: ...
+
+
+Data: TypeAlias = Array | SupportsArray | Sequence[PngFile]
 """Rows of data: an array whose first axis counts them, or PNG files, one a row."""
 
 
@@ -27,14 +35,14 @@ Data: TypeAlias = Array | Sequence[PngFile]
 class DataPoint:
     """An end point that is data: one row (an array of x_shape), or one PNG file."""
 
-    x: Array | PngFile
+    x: Array | SupportsArray | PngFile
 
 
 @dataclass(frozen=True)
 class LatentPoint:
     """An end point that is a latent: floats of shape (latent size,)."""
 
-    z: Array
+    z: Array | SupportsArray
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,11 @@ def whole(field: str, value: int, bits: int) -> int:
     return number
 
 
+def version(version: int) -> int:
+    """The version asked for; 0: the newest. Raises InvalidInput."""
+    return whole("version", version, 32)
+
+
 def image_format(as_png: bool) -> pb.Format:
     """How rows are to come back."""
     return pb.FORMAT_PNG if as_png else pb.FORMAT_RAW
@@ -69,20 +82,47 @@ def image_format(as_png: bool) -> pb.Format:
 
 def rows(x: Data, field: str = "x") -> pb.Rows:
     """x as it is, or its PNG files; an OSError says which file cannot be read."""
-    if isinstance(x, np.ndarray):
-        return codec.to_rows(_wire_dtype(x, f"{field}.tensor.dtype"))
     if isinstance(x, bytes | str | os.PathLike):
         raise InvalidInput(field, "one file, where a list of files is due", "Wrap it in [ ]")
-    return pb.Rows(png=pb.PngImages(files=[_png(file) for file in x]))
+    if is_array(x):
+        return codec.to_rows(_wire_dtype(to_array(x, field), f"{field}.tensor.dtype"))
+    sent: Any = x
+    files = [_png(file, f"{field}[{index}]") for index, file in enumerate(sent)]
+    return pb.Rows(png=pb.PngImages(files=files))
 
 
-def _png(file: PngFile) -> bytes:
-    return file if isinstance(file, bytes) else Path(file).read_bytes()
+def is_array(x: Any) -> TypeGuard[Array | SupportsArray]:
+    """Whether numpy can make an array of x without guessing."""
+    return hasattr(x, "__array__") and not isinstance(x, np.generic)
 
 
-def latents(z: Array) -> pb.Tensor:
-    """z, floats of any width, as float32."""
-    return codec.to_tensor(np.asarray(z).astype(np.float32, copy=False))
+def to_array(x: Any, field: str) -> Array:
+    """x as numpy has it, without a copy where that can be. Raises InvalidInput with the reason of
+    the library that x is of: a tensor on a GPU, for instance, or one that needs gradients."""
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(field, f"cannot become an array: {str(error).rstrip('.')}") from None
+
+
+def _png(file: Any, field: str) -> bytes:
+    if isinstance(file, bytes):
+        return file
+    if isinstance(file, str | os.PathLike):
+        return Path(file).read_bytes()
+    raise InvalidInput(
+        field,
+        f"a {type(file).__name__}",
+        "Pass one array of all rows, or a list of PNG files (paths or bytes)",
+    )
+
+
+def latents(z: Array | SupportsArray, field: str = "z") -> pb.Tensor:
+    """z, numbers of any width, as float32."""
+    array = to_array(z, field)
+    if array.dtype.kind not in "fiub":
+        raise InvalidInput(field, f"{array.dtype} is not a number", "Pass floats")
+    return codec.to_tensor(array.astype(np.float32, copy=False))
 
 
 def _wire_dtype(x: Array, field: str) -> Array:
@@ -102,10 +142,11 @@ def end_point(point: EndPoint, field: str) -> pb.EndPoint:
     """One end of an interpolation. Raises InvalidInput where it is none of the three."""
     match point:
         case DataPoint(x):
-            row = x[None] if isinstance(x, np.ndarray) else [x]
-            return pb.EndPoint(x=rows(row, f"{field}.x"))
+            if is_array(x):
+                return pb.EndPoint(x=rows(to_array(x, f"{field}.x")[None], f"{field}.x"))
+            return pb.EndPoint(x=pb.Rows(png=pb.PngImages(files=[_png(x, f"{field}.x")])))
         case LatentPoint(z):
-            return pb.EndPoint(z=latents(np.asarray(z)[None]))
+            return pb.EndPoint(z=latents(to_array(z, f"{field}.z")[None], f"{field}.z"))
         case SampledPoint(seed, index):
             return pb.EndPoint(
                 sample=pb.SampledPoint(

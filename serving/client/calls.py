@@ -1,6 +1,8 @@
 """The calls a client can make, before any transport: arguments in, a request and its reader out.
 
 Both clients in `serving.client` take their methods, with signatures and docstrings, from here.
+Every call but list_models and health takes `model` (empty: the client's own, else the server's
+default) and `version` (0: the newest; where no model is named either: the client's own).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
 from serving.client import arguments, responses, results
-from serving.client.arguments import Data, EndPoint
+from serving.client.arguments import Data, EndPoint, SupportsArray
 from serving.codec import Array
 from serving.errors import InvalidInput
 from serving.pb import vae_pb2 as pb
@@ -54,9 +56,12 @@ class ChunkedCall(Generic[Chunks]):
     timeout: float | None
 
 
-def get_model(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[results.ModelInfo]:
+def get_model(
+    *, model: str = "", version: int = 0, timeout: Timeout = CLIENT_TIMEOUT
+) -> Call[results.ModelInfo]:
     """Shapes, ranges, limits, versions and measured cost of the model."""
-    return Call("GetModel", pb.GetModelRequest(), responses.model_info, timeout)
+    request = pb.GetModelRequest(model=model, version=arguments.version(version))
+    return Call("GetModel", request, responses.model_info, timeout)
 
 
 def list_models(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[list[results.ListedModel]]:
@@ -70,6 +75,8 @@ def encode(
     draw: bool = False,
     seed: int | None = None,
     offset: int = 0,
+    model: str = "",
+    version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Encoding]:
     """x -> mean and log_var of its latent distribution; with `draw` also z drawn from it.
@@ -77,7 +84,11 @@ def encode(
     Row j draws the noise of row offset + j of `seed` (None: a new seed, returned).
     """
     request = pb.EncodeRequest(
-        x=arguments.rows(x), draw=draw, offset=arguments.whole("offset", offset, 63)
+        model=model,
+        version=arguments.version(version),
+        x=arguments.rows(x),
+        draw=draw,
+        offset=arguments.whole("offset", offset, 63),
     )
     if draw:
         request.seed = arguments.seed(seed)
@@ -85,16 +96,22 @@ def encode(
 
 
 def decode(
-    z: Array,
+    z: Array | SupportsArray,
     *,
     params: bool = False,
     as_png: bool = False,
+    model: str = "",
+    version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Decoding]:
     """z, floats of shape (rows, latent size) -> x; with `params` the parameters of p(x | z)."""
     output = pb.DECODE_OUTPUT_PARAMS if params else pb.DECODE_OUTPUT_X
     request = pb.DecodeRequest(
-        z=arguments.latents(z), output=output, format=arguments.image_format(as_png)
+        model=model,
+        version=arguments.version(version),
+        z=arguments.latents(z),
+        output=output,
+        format=arguments.image_format(as_png),
     )
     return Call("Decode", request, responses.decoding, timeout)
 
@@ -107,6 +124,8 @@ def sample(
     temperature: float = 1.0,
     as_png: bool = False,
     return_z: bool = False,
+    model: str = "",
+    version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Samples]:
     """`count` new rows: row i is always the same for the same bundle, seed and offset + i.
@@ -114,6 +133,8 @@ def sample(
     seed: 0 .. 2^64 - 1; None: a new one, returned. temperature: standard deviation of the latents.
     """
     request = pb.SampleRequest(
+        model=model,
+        version=arguments.version(version),
         count=arguments.whole("count", count, 32),
         seed=arguments.seed(seed),
         offset=arguments.whole("offset", offset, 63),
@@ -133,6 +154,8 @@ def stream_samples(
     as_png: bool = False,
     return_z: bool = False,
     chunk_rows: int = 0,
+    model: str = "",
+    version: int = 0,
     timeout: float | None = None,
 ) -> Call[results.Samples]:
     """As sample, for any count, in chunks of up to `chunk_rows` rows (0: the server's choice).
@@ -144,6 +167,8 @@ def stream_samples(
     if count == 0:  # the stream would be complete before the server could say so
         raise InvalidInput("count", "0 rows", "Ask for at least 1")
     request = pb.StreamSamplesRequest(
+        model=model,
+        version=arguments.version(version),
         count=arguments.whole("count", count, 63),
         seed=arguments.seed(seed),
         offset=arguments.whole("offset", offset, 63),
@@ -163,10 +188,14 @@ def reconstruct(
     offset: int = 0,
     scores: bool = False,
     as_png: bool = False,
+    model: str = "",
+    version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Reconstruction]:
     """x -> latent -> x': through the latent's mean, or with `draw` through a draw (see encode)."""
     request = pb.ReconstructRequest(
+        model=model,
+        version=arguments.version(version),
         x=arguments.rows(x),
         draw=draw,
         offset=arguments.whole("offset", offset, 63),
@@ -188,6 +217,8 @@ def stream_reconstruct(
     latents: bool = False,
     omit_x: bool = False,
     in_flight: int = 4,
+    model: str = "",
+    version: int = 0,
     timeout: float | None = None,
 ) -> ChunkedCall[Chunks]:
     """As reconstruct, for any number of chunks of rows: an answer to each, in order.
@@ -198,6 +229,8 @@ def stream_reconstruct(
     asynchronous iterables too.
     """
     request = pb.StreamReconstructRequest(
+        model=model,
+        version=arguments.version(version),
         draw=draw,
         offset=arguments.whole("offset", offset, 63),
         scores=scores,
@@ -217,6 +250,8 @@ def interpolate(
     path: str = "slerp",
     as_png: bool = False,
     return_z: bool = False,
+    model: str = "",
+    version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Interpolation]:
     """`steps` rows from `start` to `end`, both included; path: "slerp" or "lerp"."""
@@ -224,6 +259,8 @@ def interpolate(
     if path not in paths:
         raise InvalidInput("path", f"{path!r} is no way between latents", 'Say "slerp" or "lerp"')
     request = pb.InterpolateRequest(
+        model=model,
+        version=arguments.version(version),
         start=arguments.end_point(start, "start"),
         end=arguments.end_point(end, "end"),
         steps=arguments.whole("steps", steps, 32),
@@ -240,6 +277,8 @@ def score(
     draws: int = 0,
     seed: int | None = None,
     offset: int = 0,
+    model: str = "",
+    version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Scores]:
     """ELBO and importance-weighted log-likelihood of each row, in nats.
@@ -247,6 +286,8 @@ def score(
     draws: for each row; 0: the server's default. More give a tighter bound.
     """
     request = pb.ScoreRequest(
+        model=model,
+        version=arguments.version(version),
         x=arguments.rows(x),
         draws=arguments.whole("draws", draws, 32),
         seed=arguments.seed(seed),
@@ -265,7 +306,13 @@ def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]
 
 
 def address(request: Message, model: str, version: int) -> None:
-    """Say in `request` which model shall answer. ListModels asks about all of them."""
-    if "model" in request.DESCRIPTOR.fields_by_name:
-        request.model = model  # type: ignore[attr-defined]
-        request.version = arguments.whole("version", version, 32)  # type: ignore[attr-defined]
+    """Write the client's own model and version into a request that names neither.
+
+    A request that names a version only asks for that version of the client's model; one that names
+    a model only, for the newest of that model. ListModels asks about all models.
+    """
+    if "model" not in request.DESCRIPTOR.fields_by_name or request.model:  # type: ignore[attr-defined]
+        return
+    request.model = model  # type: ignore[attr-defined]
+    if not request.version:  # type: ignore[attr-defined]
+        request.version = arguments.version(version)  # type: ignore[attr-defined]

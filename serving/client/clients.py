@@ -13,15 +13,17 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
+    Mapping,
 )
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
 from serving.client import calls, streaming
 from serving.client.calls import Call, ChunkedCall
+from serving.client.connection import methods
 from serving.client.results import Samples, StreamedReconstruction
 from serving.client.retries import Backoff
 from serving.client.sender import Sender
@@ -106,8 +108,6 @@ def _documented(method: M, build: Callable[..., Any]) -> M:
 class Client(Sender):
     """Calls that block. Safe to share between threads; not to be used across a fork."""
 
-    _transport = grpc
-
     get_model = _blocking(calls.get_model)
     list_models = _blocking(calls.list_models)
     encode = _blocking(calls.encode)
@@ -119,6 +119,14 @@ class Client(Sender):
     interpolate = _blocking(calls.interpolate)
     score = _blocking(calls.score)
     health = _blocking(calls.health)
+
+    def _open(self) -> None:
+        self._channel = self._connection.open(grpc)
+        self._opened = methods(self._channel)
+
+    @property
+    def _methods(self) -> Mapping[str, Callable[..., Any]]:
+        return self._opened
 
     def close(self) -> None:
         """Cancel what is under way and disconnect."""
@@ -175,10 +183,16 @@ class Client(Sender):
         )
 
 
-class AsyncClient(Sender):
-    """The same calls, awaited. Make it inside the event loop that will use it."""
+class _Opened(NamedTuple):
+    """A channel and what calls each RPC on it."""
 
-    _transport = grpc.aio
+    channel: grpc.aio.Channel
+    methods: Mapping[str, Callable[..., Any]]
+
+
+class AsyncClient(Sender):
+    """The same calls, awaited. Make it anywhere, also at module level: each event loop that calls
+    has a channel of its own, which its first call opens."""
 
     get_model = _awaiting(calls.get_model)
     list_models = _awaiting(calls.list_models)
@@ -192,9 +206,24 @@ class AsyncClient(Sender):
     score = _awaiting(calls.score)
     health = _awaiting(calls.health)
 
+    def _open(self) -> None:
+        self._channels: dict[asyncio.AbstractEventLoop, _Opened] = {}
+
+    @property
+    def _methods(self) -> Mapping[str, Callable[..., Any]]:
+        loop = asyncio.get_running_loop()
+        if loop not in self._channels:
+            for ended in [other for other in self._channels if other.is_closed()]:
+                del self._channels[ended]
+            channel = self._connection.open(grpc.aio)
+            self._channels[loop] = _Opened(channel, methods(channel))
+        return self._channels[loop].methods
+
     async def close(self) -> None:
-        """Cancel what is under way and disconnect."""
-        await self._channel.close()
+        """Cancel what is under way in this event loop and disconnect; a later call reconnects."""
+        opened = self._channels.pop(asyncio.get_running_loop(), None)
+        if opened is not None:
+            await opened.channel.close()
 
     async def __aenter__(self) -> Self:
         return self

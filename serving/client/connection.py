@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +19,13 @@ from serving.pb import vae_pb2 as pb
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"]
 MIB: Final = 1 << 20
+DEFAULT_PORT: Final = 50051
+"""Where `latentd serve` listens if it is not told otherwise."""
+
+_SCHEMES: Final = ("dns:", "unix:", "ipv4:", "ipv6:", "unix-abstract:", "vsock:", "xds:")
+"""The forms of an address that gRPC resolves itself."""
+_PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
+"""The variables in which gRPC looks for a proxy; the first that is set counts."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Connection:
     Raises ConfigError where the fields contradict each other.
     """
 
-    target: str  # host:port, or dns:///name:port for every address behind a name
+    target: str  # as `parse_target` returns it
     credentials: grpc.ChannelCredentials | None = None  # None: no TLS
     token: str = field(default="", repr=False)  # sent as a bearer token
     background: bool = False  # lets interactive calls go first
@@ -35,9 +44,7 @@ class Connection:
     max_message_bytes: int = 64 * MIB  # either way
 
     def __post_init__(self) -> None:
-        if not self.target or self.target.startswith(("http://", "https://")):
-            raise ConfigError(f"{self.target!r} is no address of a server: say host:port.")
-        if self.token and self.credentials is None and not _is_loopback(self.target):
+        if self.token and self.credentials is None and not is_loopback(self.target):
             raise ConfigError(
                 f"The token would travel readable to {self.target}. Give credentials= (TLS), or "
                 "call a server on this machine."
@@ -70,7 +77,20 @@ class Connection:
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.min_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 5_000),
+            # gRPC would ask a proxy for this machine's own addresses too.
+            ("grpc.enable_http_proxy", int(not is_loopback(self.target))),
         ]
+
+    def proxy_variable(self, environment: Mapping[str, str] = os.environ) -> str:
+        """The variable that sends this connection through an HTTP proxy; empty: none does."""
+        if is_loopback(self.target):
+            return ""
+        excluded = environment.get("no_grpc_proxy") or environment.get("no_proxy") or ""
+        host = self.target.rpartition("/")[2].rpartition(":")[0].strip("[]")
+        # As gRPC compares them, but for ranges of addresses.
+        if any(host.endswith(entry.strip()) for entry in excluded.split(",") if entry.strip()):
+            return ""
+        return next((name for name in _PROXY_VARIABLES if environment.get(name)), "")
 
     def open(self, transport: Any) -> Any:
         """A channel of `transport`, grpc or grpc.aio; it connects with the first call."""
@@ -111,6 +131,36 @@ class Connection:
         return config
 
 
+def parse_target(text: str) -> str:
+    """A server's address in gRPC's form.
+
+    text: host:port, grpc://host:port, or a form of gRPC's own as dns:///name:port and unix:/path.
+    Raises ConfigError that says what is missing.
+    """
+    target = text.removeprefix("grpc://")
+    if "://" in target and not target.startswith(_SCHEMES):
+        raise ConfigError(
+            f"Invalid address {text!r}: use host:port, without {target.partition('://')[0]}://. "
+            "For TLS also pass credentials= (on the command line --tls-ca)."
+        )
+    if target.startswith(_SCHEMES) and not target.startswith("dns:"):
+        return target
+    host, colon, port = target.rpartition("/")[2].rpartition(":")
+    bare_ipv6 = ":" in host and not host.endswith("]")
+    if not colon or bare_ipv6 or (host.startswith("[") and not host.endswith("]")):
+        name = f"[{target}]" if _is_ipv6(target) else target
+        raise ConfigError(
+            f"Invalid address {text!r}: the port is missing. Use host:port, for example "
+            f"{name or 'localhost'}:{DEFAULT_PORT}."
+        )
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ConfigError(
+            f"Invalid address {text!r}: use host:port with a port from 1 to 65535, for example "
+            f"{host or 'localhost'}:{DEFAULT_PORT}."
+        )
+    return target
+
+
 def methods(channel: Any) -> dict[str, Callable[..., Any]]:
     """Name of each RPC -> what calls it on a channel of grpc or grpc.aio."""
     methods = {}
@@ -146,7 +196,15 @@ def _traced(call: Callable[..., Any]) -> Callable[..., Any]:
     return begin
 
 
-def _is_loopback(target: str) -> bool:
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def is_loopback(target: str) -> bool:
+    """Whether an address is this machine's own, by its form alone."""
     if target.startswith("unix:"):
         return True
     address = target.rpartition("/")[2].removeprefix("ipv4:").removeprefix("ipv6:")

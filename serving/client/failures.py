@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,6 +18,11 @@ from serving.errors import (
     Overloaded,
 )
 
+_PROXY: Final = (
+    "The connection goes through the HTTP proxy in the environment variable {}; "
+    "add the host to no_proxy if it must not."
+)
+
 
 class ServiceError(LatentdError):
     """Any other failure of a call. code: the gRPC status by name, e.g. "INTERNAL"."""
@@ -27,8 +32,11 @@ class ServiceError(LatentdError):
         super().__init__(message)
 
 
-def from_rpc(error: grpc.RpcError, target: str) -> LatentdError:
-    """What `error`, of a call to `target`, says; raise the result `from error`."""
+def from_rpc(error: grpc.RpcError, target: str, proxy_variable: str = "") -> LatentdError:
+    """What `error`, of a call to `target`, says; raise the result `from error`.
+
+    proxy_variable: the environment variable whose proxy the call goes through; empty: none.
+    """
     call: Any = error  # both libraries' errors are calls too: code, details, trailers
     code: grpc.StatusCode = call.code()
     said: str = call.details() or ""
@@ -45,7 +53,10 @@ def from_rpc(error: grpc.RpcError, target: str) -> LatentdError:
                 "Allow more time with timeout=, or ask for fewer rows."
             )
         case grpc.StatusCode.UNAVAILABLE:
-            return NotReady(f"{target} cannot take calls now ({said.rstrip('.')}).")
+            return NotReady(
+                f"{target} cannot take calls now ({said.rstrip('.')})."
+                + (f" {_PROXY.format(proxy_variable)}" if proxy_variable else "")
+            )
     return ServiceError(code.name, f"{target} answered {code.name}: {said.rstrip('.')}.")
 
 

@@ -129,7 +129,7 @@ def streamed_reconstruction(message: pb.StreamReconstructResponse) -> StreamedRe
     return StreamedReconstruction(
         message.offset,
         {error.row: error.description for error in message.errors},
-        _rows(message.x)[0],
+        _tensor_or_empty(message.x),
         _floats(message.reconstruction_error),
         _floats(message.kl),
         _floats(message.elbo),
@@ -158,11 +158,16 @@ def scores(message: pb.ScoreResponse) -> Scores:
     )
 
 
-def _rows(rows: pb.Rows) -> tuple[Array, list[bytes]]:
-    """x and png: of the two, the one that was asked for."""
+def _rows(rows: pb.Rows) -> tuple[Array | None, list[bytes]]:
+    """The fields of results.Rows."""
     if rows.WhichOneof("content") == "tensor":
         return codec.from_tensor(rows.tensor, "x.tensor"), []
-    return np.empty(0, np.uint8), list(rows.png.files)
+    return None, list(rows.png.files)
+
+
+def _tensor_or_empty(rows: pb.Rows) -> Array:
+    tensor, _ = _rows(rows)
+    return np.empty(0, np.uint8) if tensor is None else tensor
 
 
 def _given(present: bool, tensor: pb.Tensor, field: str) -> Array | None:

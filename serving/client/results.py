@@ -5,9 +5,15 @@ Arrays are read-only views of the message that brought them; copy one before wri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import io
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from serving import images
 from serving.bundle import XSpec
 from serving.codec import Array
 
@@ -72,6 +78,69 @@ class ListedModel:
     default: bool
 
 
+@dataclass(frozen=True, repr=False)
+class Rows:
+    """Rows of data as a response brought them. A notebook shows them as one picture."""
+
+    tensor: Array | None  # None where PNG files, or other outputs, were asked for
+    png: list[bytes]  # one file a row; only with as_png=True
+
+    @functools.cached_property
+    def x(self) -> Array:
+        """The rows in the model's dtype, rows x x_shape; from the PNG files where those came.
+
+        A grey model's PNG files hold no channel axis: x is then rows x height x width. Raises
+        AttributeError where the call asked for params in place of x.
+        """
+        if self.tensor is not None:
+            return self.tensor
+        if not self.png:
+            raise AttributeError(
+                f"this {type(self).__name__} holds params and no x: make the call without "
+                "params=True to get x"
+            )
+        return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in self.png])
+
+    def __len__(self) -> int:
+        if self.tensor is None and not self.png:
+            params = getattr(self, "params", None)
+            return 0 if params is None else len(params)
+        return len(self.png) if self.tensor is None else len(self.tensor)
+
+    def grid(self, columns: int = 0) -> Image.Image:
+        """All rows in one picture, `columns` wide (0: square). Raises TypeError where the rows are
+        not 8-bit images."""
+        if not self._are_pictures():
+            raise TypeError(f"rows of {self._described()} are not 8-bit images")
+        return Image.open(io.BytesIO(images.grid(self.x, columns)))
+
+    def __repr__(self) -> str:
+        """What came and what replays it, without the numbers themselves."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = [f"{len(self)} rows of {self._described()}"]
+        for name, value in given.items():
+            if isinstance(value, np.ndarray) and name != "tensor":
+                shown.append(f"{name}: {value.dtype} {value.shape}")
+            elif isinstance(value, int):
+                shown.append(f"{name}={value}")
+        return f"{type(self).__name__}({', '.join(shown)}, {given['served_by']})"
+
+    def _repr_png_(self) -> bytes | None:
+        """What IPython shows; None: the text."""
+        return images.grid(self.x) if self._are_pictures() and len(self) else None
+
+    def _are_pictures(self) -> bool:
+        if self.tensor is None:
+            return bool(self.png)
+        shape = self.tensor.shape[1:]
+        return self.tensor.dtype == np.uint8 and (len(shape) == 2 or shape[2:] in ((1,), (3,)))
+
+    def _described(self) -> str:
+        if self.tensor is None:
+            return "PNG" if self.png else "params"
+        return f"{self.tensor.dtype} {'x'.join(map(str, self.tensor.shape[1:]))}"
+
+
 @dataclass(frozen=True)
 class Encoding:
     """The latent distribution of each row."""
@@ -83,37 +152,28 @@ class Encoding:
     served_by: ModelVersion
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """Data for each latent: x, or png with as_png=True, or params with params=True."""
+@dataclass(frozen=True, repr=False)
+class Decoding(Rows):
+    """Data for each latent: x, or params with params=True."""
 
-    x: Array  # rows x x_shape in the model's dtype; empty where png or params was asked for
-    png: list[bytes]  # one file a row
     params: Array | None  # float32, rows x params per element x x_shape
     served_by: ModelVersion
 
 
-@dataclass(frozen=True)
-class Samples:
+@dataclass(frozen=True, repr=False)
+class Samples(Rows):
     """New data. served_by, seed and offset replay it."""
 
-    x: Array  # rows x x_shape in the model's dtype; empty with as_png=True
-    png: list[bytes]  # one file a row; only with as_png=True
     z: Array | None  # float32, rows x latent size; only with return_z=True
     seed: int
     offset: int  # index of the first row
     served_by: ModelVersion
 
-    def __len__(self) -> int:
-        return len(self.png) or len(self.x)
 
-
-@dataclass(frozen=True)
-class Reconstruction:
+@dataclass(frozen=True, repr=False)
+class Reconstruction(Rows):
     """What the model makes of each row; the scores, in nats, only with scores=True."""
 
-    x: Array  # rows x x_shape in the model's dtype; empty with as_png=True
-    png: list[bytes]  # one file a row; only with as_png=True
     reconstruction_error: Array | None  # float32, rows
     kl: Array | None  # float32, rows
     elbo: Array | None  # float32, rows
@@ -137,12 +197,10 @@ class StreamedReconstruction:
     served_by: ModelVersion
 
 
-@dataclass(frozen=True)
-class Interpolation:
-    """The way from one end point to the other, both included."""
+@dataclass(frozen=True, repr=False)
+class Interpolation(Rows):
+    """The path from one end point to the other, both included; a row is a step."""
 
-    x: Array  # steps x x_shape in the model's dtype; empty with as_png=True
-    png: list[bytes]  # one file a step; only with as_png=True
     z: Array | None  # float32, steps x latent size; only with return_z=True
     served_by: ModelVersion
 

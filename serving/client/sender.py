@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Self
 
 import grpc
 
 from serving.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, address
-from serving.client.connection import MIB, Connection, methods
+from serving.client.connection import MIB, Connection, parse_target
 from serving.client.failures import from_rpc
 from serving.client.results import ModelVersion, Samples
 from serving.client.resume import SampleStream
@@ -21,9 +22,7 @@ _LONGEST: Final = 1e9
 
 
 class Sender:
-    """A connection, and how calls are sent over it."""
-
-    _transport: Any  # grpc, or grpc.aio: the same functions for two kinds of channel
+    """A connection, and how calls are sent over it. Subclasses open the channels."""
 
     def __init__(
         self,
@@ -41,7 +40,9 @@ class Sender:
     ) -> None:
         """Connects with the first call.
 
-        target:       host:port, or dns:///name:port to spread calls over all addresses of a name.
+        target:       host:port (grpc://host:port is the same), or dns:///name:port to spread calls
+                      over all addresses of a name. An HTTP proxy, where the variables grpc_proxy,
+                      https_proxy or http_proxy name one, is not asked for this machine's addresses.
         timeout:      seconds for each call that names none itself; None: no deadline.
         model:        empty: the server's default. version: 0: the newest.
         background:   let other clients' calls go first; stream_reconstruct then waits for an
@@ -55,15 +56,29 @@ class Sender:
         Raises ConfigError where these contradict each other.
         """
         self._connection = Connection(
-            target, credentials, token, background, attempts, healthy_only, max_message_bytes
+            parse_target(target),
+            credentials,
+            token,
+            background,
+            attempts,
+            healthy_only,
+            max_message_bytes,
         )
         if timeout is not None and not timeout > 0:
             raise ConfigError(f"timeout={timeout}: say seconds above 0, or no limit.")
         self._timeout, self._model, self._version = timeout, model, version
         self._metadata = self._connection.metadata
-        self._channel = self._connection.open(self._transport)
-        self._methods = methods(self._channel)
         self._throttle = Throttle()
+        self._open()
+
+    def _open(self) -> None:
+        """Prepare what `_methods` needs."""
+        raise NotImplementedError
+
+    @property
+    def _methods(self) -> Mapping[str, Callable[..., Any]]:
+        """Name of each RPC -> what calls it."""
+        raise NotImplementedError
 
     def pinned(self, served_by: ModelVersion) -> Self:
         """This client for one version only. It shares the connection: close just the original."""
@@ -76,7 +91,7 @@ class Sender:
         return self._methods[call.method](call.request, timeout=seconds, metadata=self._metadata)
 
     def _failure(self, error: grpc.RpcError) -> LatentdError:
-        failure = from_rpc(error, self._connection.target)
+        failure = from_rpc(error, self._connection.target, self._connection.proxy_variable())
         failure.__cause__ = error
         return failure
 

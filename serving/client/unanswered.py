@@ -49,7 +49,9 @@ class Unanswered:
             self._exhausted = True
             return None
         request = pb.StreamReconstructRequest(x=arguments.rows(chunk), offset=self._offset)
-        self._offset += len(chunk)
+        content = request.x.WhichOneof("content")
+        files, shape = request.x.png.files, request.x.tensor.shape
+        self._offset += len(files) if content == "png" else shape[0] if shape else 0
         self._waiting.append(request)
         return self._first(request)
 

@@ -191,17 +191,27 @@ def _run(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except NotReady as error:
-        return _fail(
-            f"{error} Is a server running there? Start one with "
-            "`latentd serve --bundles FOLDER`, or name another with --server.",
-            1,
-        )
+        return _fail(f"{error}{_advice(str(error))}", 1)
     except (InvalidInput, ModelNotFound, ConfigError) as error:
         return _fail(str(error), 2)
     except OSError as error:
         return _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 2)
     except LatentdError as error:
         return _fail(str(error), 1)
+
+
+def _advice(failure: str) -> str:
+    """What to do about a server that cannot be reached, where gRPC's own words tell the cause."""
+    if "proxy" in failure:
+        return ""  # the failure names the variable
+    if "Connection refused" in failure or "No such file" in failure:
+        return (
+            " Is a server running there? Start one with `latentd serve --bundles FOLDER`, or name "
+            "another with --server."
+        )
+    if "errors resolving" in failure:
+        return " The name cannot be resolved; check --server."
+    return ""
 
 
 def _fail(sentence: str, status: int) -> int:

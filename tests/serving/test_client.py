@@ -22,7 +22,8 @@ from serving.client import (
     SampledPoint,
     ServiceError,
 )
-from serving.errors import ConfigError, InvalidInput, ModelNotFound
+from serving.client.connection import Connection, parse_target
+from serving.errors import ConfigError, InvalidInput, ModelNotFound, NotReady
 from serving.latents import Draw, normals
 
 
@@ -30,6 +31,13 @@ from serving.latents import Draw, normals
 def client(server: Any) -> Iterator[Client]:
     with Client(server.target) as client:
         yield client
+
+
+class OnAnotherDevice:
+    """As a tensor on a GPU, which has the method and refuses."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy.")
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
@@ -78,7 +86,9 @@ def test_decode_gives_data_or_its_parameters(client: Client) -> None:
     decoding = client.decode(z, params=True)
     assert decoding.params is not None
     np.testing.assert_array_equal(decoding.params, z.astype(np.float32).reshape(3, 1, 4, 4))
-    assert decoding.x.size == 0
+    with pytest.raises(AttributeError, match="without params=True"):
+        _ = decoding.x
+    assert (len(decoding), "params: float32 (3, 1, 4, 4)" in repr(decoding)) == (3, True)
 
 
 def test_sample_is_replayed_by_its_own_seed(client: Client) -> None:
@@ -152,7 +162,7 @@ def test_png_goes_as_bytes_or_paths_and_comes_as_files(client: Client, tmp_path:
     np.testing.assert_array_equal(encoding.mean, client.encode(x[[0, 1, 1]]).mean)
     back = client.reconstruct(files, as_png=True)
     np.testing.assert_array_equal(images.read_pngs(back.png, client.get_model().x, "x"), x)
-    assert back.x.size == 0
+    np.testing.assert_array_equal(back.x, x)
     assert len(client.sample(3, as_png=True)) == 3
 
 
@@ -194,6 +204,10 @@ def test_the_servers_refusals_name_the_field(client: Client) -> None:
         ("start", lambda client: client.interpolate(pixels(1), SampledPoint(2))),
         ("start.sample.index", lambda client: client.interpolate(SampledPoint(1, -1), None)),
         ("x", lambda client: client.encode("one.png")),
+        ("x[0]", lambda client: client.encode([[1, 2], [3, 4]])),
+        ("x", lambda client: client.encode(OnAnotherDevice())),
+        ("z", lambda client: client.decode(np.array(["a"]))),
+        ("version", lambda client: client.sample(1, version=-1)),
         ("x.tensor.dtype", lambda client: client.encode(pixels(1).astype(np.int64))),
     ],
 )
@@ -265,6 +279,119 @@ def test_both_clients_show_the_same_documented_methods() -> None:
         assert blocking.__doc__ == awaited.__doc__
         assert next(iter(inspect.signature(blocking).parameters)) == "self"
         assert inspect.signature(blocking) == inspect.signature(awaited)
+
+
+def test_a_call_names_its_own_model_and_version(server: Any) -> None:
+    with Client(server.target, model="other", version=9) as client:
+        assert client.sample(1, model="toy").served_by.version == 1
+        assert client.get_model(model="toy", version=1).served_by.model == "toy"
+        assert next(client.stream_samples(1, model="toy")).served_by.model == "toy"
+        (answer,) = client.stream_reconstruct([pixels(2)], model="toy")
+        assert answer.served_by.model == "toy"
+        with pytest.raises(ModelNotFound):
+            client.sample(1, model="toy", version=9)
+    with Client(server.target, model="toy") as client:
+        assert client.sample(1, version=1).served_by.version == 1
+
+
+def test_tensors_and_floats_of_any_width_are_taken_as_arrays(client: Client) -> None:
+    torch = pytest.importorskip("torch")
+    x = pixels(3)
+    np.testing.assert_array_equal(client.encode(torch.tensor(x)).mean, client.encode(x).mean)
+    z = torch.linspace(0, 1, 32, dtype=torch.float64).reshape(2, 16)
+    np.testing.assert_array_equal(client.decode(z).x, decoded(z.numpy().astype(np.float32)))
+    path = client.interpolate(DataPoint(torch.tensor(x[0])), LatentPoint(z[0]), steps=2)
+    np.testing.assert_array_equal(path.x[0], x[0])
+    (answer,) = client.stream_reconstruct([torch.tensor(x)])
+    np.testing.assert_array_equal(answer.x, x)
+    with pytest.raises(InvalidInput, match=r"^z: cannot become an array: .*requires grad"):
+        client.decode(z.requires_grad_())
+
+
+def test_a_notebook_shows_rows_as_one_picture(client: Client) -> None:
+    samples = client.sample(9, seed=7)
+    png = samples._repr_png_()
+    assert png is not None
+    assert png.startswith(b"\x89PNG")
+    assert samples.grid(columns=9).width > 8 * samples.grid(columns=1).width
+    same = client.sample(9, seed=7, as_png=True)
+    assert same._repr_png_() == png
+    assert repr(samples) == (
+        "Samples(9 rows of uint8 4x4, seed=7, offset=0, "
+        f"toy version 1 ({samples.served_by.digest[:15]}))"
+    )
+    parameters = client.decode(np.zeros((2, 16)), params=True)
+    assert parameters._repr_png_() is None
+    with pytest.raises(TypeError, match="not 8-bit images"):
+        parameters.grid()
+
+
+def test_an_async_client_made_outside_any_loop_serves_each_loop(server: Any) -> None:
+    client = AsyncClient(server.target)
+
+    async def draw(close: bool) -> None:
+        assert len(await client.sample(2, seed=1)) == 2
+        assert [len(chunk) async for chunk in client.stream_samples(3)] == [3]
+        if close:
+            await client.close()
+            assert len(await client.pinned((await client.get_model()).served_by).sample(1)) == 1
+            await client.close()
+
+    asyncio.run(draw(close=True))
+    asyncio.run(draw(close=False))  # left open when its loop ends
+    with ThreadPoolExecutor(2) as pool:  # two loops at once
+        list(pool.map(asyncio.run, [draw(close=True), draw(close=True)]))
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_a_proxy_is_not_asked_for_this_machine(
+    server: Any, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://user:secret@127.0.0.1:9")
+    with Client(server.target) as client:
+        assert len(client.sample(1)) == 1
+
+
+def test_a_proxy_that_fails_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+    with Client("models.example:443", attempts=1, timeout=10) as client:
+        with pytest.raises(NotReady, match="environment variable http_proxy") as failed:
+            client.sample(1)
+        assert "secret" not in str(failed.value)
+    monkeypatch.setenv("no_proxy", "other.example,.example")
+    assert Connection("models.example:443").proxy_variable() == ""
+    assert Connection("models.test:443").proxy_variable() == "http_proxy"
+
+
+@pytest.mark.parametrize(
+    ("given", "target"),
+    [
+        ("grpc://localhost:50051", "localhost:50051"),
+        ("[::1]:1", "[::1]:1"),
+        ("dns:///models.example:443", "dns:///models.example:443"),
+        ("unix:/run/latentd", "unix:/run/latentd"),
+    ],
+)
+def test_an_address_is_taken_in_grpcs_forms(given: str, target: str) -> None:
+    assert parse_target(given) == target
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ("localhost", r"the port is missing.*localhost:50051"),
+        ("::1", r"the port is missing.*\[::1\]:50051"),
+        ("", r"the port is missing.*localhost:50051"),
+        ("dns:///models.example", r"the port is missing"),
+        ("http://localhost:50051", r"without http://"),
+        ("grpcs://localhost:50051", r"without grpcs://.*credentials="),
+        ("localhost:port", r"a port from 1 to 65535"),
+        ("localhost:70000", r"a port from 1 to 65535"),
+    ],
+)
+def test_an_address_that_cannot_be_one_says_what_to_write(given: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        Client(given)
 
 
 @pytest.mark.parametrize("seconds", [None, float("inf"), 1e12])

@@ -272,8 +272,8 @@ def test_ctrl_c_leaves_nothing_behind(server: Any, tmp_path: Path, out: str) -> 
         (("decode", "none.npy"), "none.npy: no latents in it"),
         (("sample", "--timeout", "-1"), "timeout=-1.0: "),
         (("sample", "--timeout", "nan"), "timeout=nan: "),
-        (("sample", "--server", ""), "'' is no address"),
-        (("sample", "--server", "http://localhost:1"), "say host:port"),
+        (("sample", "--server", ""), "Invalid address ''"),
+        (("sample", "--server", "http://localhost:1"), "use host:port, without http://"),
         (("sample", "--token-file", "empty.txt"), "--token-file empty.txt holds no token"),
     ],
 )

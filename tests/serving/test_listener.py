@@ -30,6 +30,11 @@ def test_the_core_is_driven_directly_where_a_rehearsal_works(bounds):
     assert isinstance(choose("auto", [], *bounds), CoreListener)
 
 
+def test_the_rehearsal_does_not_go_through_a_proxy(bounds, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert isinstance(choose("auto", [], *bounds), CoreListener)
+
+
 def test_grpc_aio_can_be_asked_for(bounds):
     assert isinstance(choose("aio", [], *bounds), AioListener)
 
