@@ -1,4 +1,4 @@
-"""PNG files to pixel rows and back, and grids of images for people to look at."""
+"""Image files to pixel rows and back, and grids of images for people to look at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from serving.bundle import XSpec
 from serving.errors import InvalidInput
@@ -18,6 +18,18 @@ Pixels = NDArray[np.uint8]
 
 _READABLE: Final = {"L": ("L", "1"), "RGB": ("RGB", "P", "L", "1")}
 """What each kind of model takes: its own mode and those that widen to it without loss."""
+
+_ORIENTATION: Final = 0x0112  # EXIF's tag
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_THEIR_SIDE: Final = (5, 6, 7, 8)
 
 
 def fits(x: XSpec) -> bool:
@@ -47,43 +59,95 @@ def read_picture(
     formats: tuple[str, ...] | None = ("PNG",),
     resize: bool = False,
 ) -> Pixels:
-    """uint8 of x.shape from one file of a model that `fits`.
+    """uint8 of x.shape from one file of a model that `fits`; of several frames the first.
 
-    formats: pillow's names of those that are read; None: every one that pillow knows, turned as
-    its camera was held. resize: to the model's size, as training does. Raises InvalidInput naming
-    `field`.
+    formats: Pillow's names of those that are read; None: every one that Pillow knows, turned as
+    its camera was held. resize: converted and resized to the model's, as training does. Raises
+    InvalidInput naming `field`, whatever Pillow raises.
     """
     kind = formats[0] if formats and len(formats) == 1 else "image"
-    mode = "RGB" if x.shape[2:] == (3,) else "L"
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except MemoryError:
+        raise
+    except Exception:  # the bytes of a foreign file can make Pillow raise anything
         raise InvalidInput(field, f"not a readable {kind} file") from None
+    orientation = 1 if formats else _orientation(image)
+    if not resize:
+        _check_same(image, orientation, x, field, kind, "" if formats else "Pass --resize")
     try:
-        if formats is None:
-            image = ImageOps.exif_transpose(image)
-        if resize and image.mode in _READABLE[mode]:
-            image = image.convert(mode).resize((x.shape[1], x.shape[0]), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError):
-        raise InvalidInput(field, f"a damaged {kind} file: its pixels cannot be read") from None
-    if image.size != (x.shape[1], x.shape[0]):
-        raise InvalidInput(
-            field,
-            f"{image.size[0]} x {image.size[1]} pixels, where the model takes "
-            f"{x.shape[1]} x {x.shape[0]} (width x height)",
-            "Resize it as the training images were",
-        )
-    if image.mode not in _READABLE[mode]:
-        raise InvalidInput(
-            field,
-            f"{kind} of mode {image.mode}, where the model takes {mode}",
-            f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'grey'} without alpha",
-        )
-    try:
-        pixels: Pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except (OSError, ValueError, SyntaxError):
+        if orientation in _TURNS:
+            image = image.transpose(_TURNS[orientation])
+        image = _converted(image, "RGB" if x.shape[2:] == (3,) else "L")
+        if resize:
+            image = image.resize((x.shape[1], x.shape[0]), Image.Resampling.LANCZOS)
+        pixels: Pixels = np.asarray(image)
+    except MemoryError:
+        raise
+    except InvalidInput as error:
+        raise InvalidInput(field, error.what, error.hint) from None
+    except Exception:  # as above
         raise InvalidInput(field, f"a damaged {kind} file: its pixels cannot be read") from None
     return pixels.reshape(x.shape)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1, upright, where the EXIF is missing or damaged. The tag alone is read:
+    ImageOps.exif_transpose writes the EXIF again, which some cameras' does not survive."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        return 1
+
+
+def _check_same(
+    image: Image.Image, orientation: int, x: XSpec, field: str, kind: str, flag: str
+) -> None:
+    """Raise InvalidInput unless the image is the model's without any loss. flag: what would
+    convert it, where there is something."""
+    width, height = image.size[::-1] if orientation in _ON_THEIR_SIDE else image.size
+    if (width, height) != (x.shape[1], x.shape[0]):
+        raise InvalidInput(
+            field,
+            f"{width} x {height} pixels, where the model takes "
+            f"{x.shape[1]} x {x.shape[0]} (width x height)",
+            f"{flag} to resize it" if flag else "Resize it as the training images were",
+        )
+    mode = "RGB" if x.shape[2:] == (3,) else "L"
+    if image.mode not in _READABLE[mode] or image.has_transparency_data:
+        transparent = " with transparency" if image.has_transparency_data else ""
+        raise InvalidInput(
+            field,
+            f"{kind} of mode {image.mode}{transparent}, where the model takes {mode}",
+            f"{flag} to convert it"
+            if flag
+            else f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'grey'} without alpha",
+        )
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """The image in mode L or RGB, as training converts it: transparency is put on white, 16 bits
+    become the upper 8, everything else is what Pillow's own conversion makes of it. Raises
+    InvalidInput for pixels that have no stated range."""
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image)
+        image = Image.fromarray((wide >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise InvalidInput("", f"pixels of 32 bits (mode {image.mode})", "Save it with 8 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        image = Image.alpha_composite(white, layer)
+    if image.mode == mode:
+        return image
+    image.load()  # what is damaged says so here
+    try:
+        return image.convert(mode)
+    except ValueError:
+        what = f"mode {image.mode}, which Pillow cannot convert to {mode}"
+        raise InvalidInput("", what, "Save it as RGB") from None
 
 
 def write_pngs(rows: Pixels) -> list[bytes]:
