@@ -117,7 +117,7 @@ def test_resize_converts_every_mode_by_the_stated_rule(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "palette", "CMYK", "16 bits"])
 def test_without_resize_the_refusal_says_to_pass_it(mode: str) -> None:
-    with pytest.raises(InvalidInput, match=r"where the model takes L\. Pass --resize to convert it"):
+    with pytest.raises(InvalidInput, match=r"takes L\. Pass --resize to convert it"):
         read(MODES[mode][0], GREY)
 
 
