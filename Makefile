@@ -18,7 +18,7 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo clean \
-	test test-slow test-data test-gpu test-standin test-operate test-faults fuzz simulate-scaling draw-dashboard \
+	test test-slow test-data test-gpu test-standin test-operate test-faults fuzz draw-dashboard \
 	audit-manifests validate lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
 	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
@@ -84,9 +84,6 @@ test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl an
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
 
 validate: test-operate audit-manifests  ## both: every validator, each brought along where PyPI has it
-
-simulate-scaling: install  ## the manifests' autoscalers on made traffic, as a table and a picture
-	PYTHONPATH=. $(RUN)python tests/deploy/draw_scaling.py deploy/pictures/scaling.png
 
 draw-dashboard: install  ## the dashboard's panels from a real Prometheus under load, as a picture
 	PYTHONPATH=. $(RUN)python tests/deploy/draw_dashboard.py deploy/pictures/dashboard.png
@@ -154,7 +151,7 @@ bench-swaps: install  ## latency while new versions are swapped in under load
 bench-jobs: install  ## batch jobs beside ONNX Runtime in a loop over rows in memory
 	$(RUN)python tests/bench/bench_jobs.py
 
-bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there: tests/bench/GPU.md
+bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there; a table in build/GPU.md
 	$(RUN)python tests/bench/bench_gpu.py
 
 count-jobs: install  ## a million rows, the job killed again and again: none lost, none doubled

@@ -178,3 +178,21 @@ def test_an_autoscaler_has_the_number_of_replicas_to_itself(build, overlay, comp
     assert "replicas" not in one(documents, "Deployment")["spec"]
     kind = "ScaledObject" if component.endswith("keda") else "HorizontalPodAutoscaler"
     assert one(documents, kind)["spec"]["scaleTargetRef"]["name"] == "latentd"
+
+
+def test_both_autoscalers_aim_at_the_same(build):
+    told = one(build("cpu", ["autoscaling"]), "HorizontalPodAutoscaler")["spec"]
+    keda = one(build("cpu", ["autoscaling-keda"]), "ScaledObject")["spec"]
+    queue, cpu, busy = told["metrics"]
+    targets = {trigger.get("name", "cpu"): trigger["metadata"] for trigger in keda["triggers"]}
+    assert targets["latentd_queue_rows"]["threshold"] == queue["pods"]["target"]["averageValue"]
+    used = cpu["containerResource"]["target"]["averageUtilization"]
+    assert targets["cpu"]["value"] == str(used)
+    busy_share = float(targets["latentd_engine_busy_ratio"]["threshold"])
+    assert busy["pods"]["target"]["averageValue"] == f"{busy_share * 1000:.0f}m"
+    behavior = keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"] == told["behavior"]["scaleDown"]
+    assert (keda["minReplicaCount"], keda["maxReplicaCount"]) == (
+        told["minReplicas"],
+        told["maxReplicas"],
+    )
