@@ -38,7 +38,7 @@ FILES: Final = (ENCODER, DECODER, GOLDEN)
 
 MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
-KINDS: Final = ("image", "sequence", "vector")
+KINDS: Final = ("image", "vector")
 DTYPES: Final = ("uint8", "float32")
 FAMILIES: Final = ("vae", "ae")
 PRECISIONS: Final = ("float32", "float16")

@@ -82,9 +82,9 @@ class Settings:
     )
     provider: str = _setting(
         "auto",
-        "Where graphs run. cuda and tensorrt refuse to start without them; auto says what it "
-        "chose, cuda or cpu.",
-        choices=("auto", "cuda", "tensorrt", "cpu"),
+        "Where graphs run. cuda refuses to start without a GPU; auto says what it chose, cuda or "
+        "cpu.",
+        choices=("auto", "cuda", "cpu"),
     )
     gpu_memory_mib: int = _setting(
         0,
@@ -93,15 +93,6 @@ class Settings:
     )
     cuda_graphs: bool = _setting(
         True, "On a GPU: record what a graph does for each size of batch, and replay it."
-    )
-    latents_on_device: bool = _setting(
-        True,
-        "On a GPU: rows that Reconstruct takes through their means run through both graphs in one "
-        "go, and z stays on the device. Say false where they are few among Sample's and Decode's: "
-        "then all rows share the decoder's batches.",
-    )
-    tensorrt_cache: str = _setting(
-        "", "Folder where TensorRT keeps the engines it built. Empty: built at each start."
     )
     threads: int = _setting(
         0, "CPU threads of one graph's run. 0: one, or for a slow graph the worker's share of CPUs."

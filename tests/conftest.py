@@ -250,12 +250,6 @@ def graph_kind() -> type[Graph]:
 
 
 @pytest.fixture(scope="session")
-def reconstructing() -> list[str]:
-    """The lanes that rows pass which are reconstructed through their means."""
-    return ["reconstructor"] if PROVIDER == "cuda" else ["encoder", "decoder"]
-
-
-@pytest.fixture(scope="session")
 def toy_bundles(tmp_path_factory: pytest.TempPathFactory, publish_toy: PublishToy) -> Path:
     root = tmp_path_factory.mktemp("bundles")
     publish_toy(root)

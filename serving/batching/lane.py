@@ -54,7 +54,7 @@ def help_lanes() -> list[Lane]:
 class Lane:
     """One graph's queue and the threads that empty it.
 
-    name:  "encoder", "decoder" or "reconstructor"
+    name:  "encoder" or "decoder"
     model: name and version, for the gauges
     run:   called with the shares of one batch; by two threads at once, if there are two
     clock: the one deadlines are told by

@@ -43,9 +43,9 @@ class Limits:
 class LaneCost:
     """The measured cost of running one graph."""
 
-    lane: str  # encoder | decoder | reconstructor
+    lane: str  # encoder | decoder
     max_batch_rows: int
-    seconds: dict[int, float]  # rows in a batch -> median time
+    seconds: dict[int, float]  # rows in a batch -> fastest of several runs
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ModelInfo:
     family: str  # vae | ae
     x: XSpec  # one row of data
     latent_size: int
-    likelihood: str  # bernoulli | gaussian
+    likelihood: str  # bernoulli | gaussian | discretised-logistic
     params_per_element: int
     limits: Limits
     provider: str

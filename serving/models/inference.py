@@ -1,9 +1,7 @@
 """One version of a model in service: encode, decode, reconstruct, score.
 
 Each operation is composed over two lanes. The decoder lane is fed by Sample, Decode, Interpolate,
-Score and the second half of Reconstruct together. On a GPU there is a third, which runs both graphs
-in one go for rows that are reconstructed through their means: these z never leave the device. Draws
-need noise, which is made on the host, and go the longer way.
+Score and the second half of Reconstruct together.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from serving.bundle import LIKELIHOODS, Manifest
 from serving.errors import InvalidInput
 from serving.latents import POSTERIOR, Draw
 from serving.metrics import Metrics
-from serving.models.batches import Reconstructing, decode_batch, encode_batch, reconstruct_batch
+from serving.models.batches import decode_batch, encode_batch
 from serving.models.loading import Prepared, Tuned, hand_over
 from serving.models.sources import Decoding, Points, Posterior, Source
 from serving.runtime import tuning
@@ -46,11 +44,11 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """x' of some rows, and on request the encoding it was made from and what it is worth."""
+    """x' of some rows, the encoding it was made from, and on request what it is worth."""
 
     x: Array  # (rows, *shape)
-    mean: Array | None  # float32, (rows, latent size)
-    log_var: Array | None
+    mean: Array  # float32, (rows, latent size)
+    log_var: Array
     scores: Scores | None
 
 
@@ -84,12 +82,7 @@ class Model:
         decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)
         self.encoder = lane("encoder", prepared.encoder, encode)
         self.decoder = lane("decoder", prepared.decoder, decode)
-        self.reconstructor: Lane | None = None
         self._lanes = [(self.encoder, prepared.encoder), (self.decoder, prepared.decoder)]
-        if prepared.reconstructor is not None:
-            both = functools.partial(reconstruct_batch, prepared.reconstructor.graph)
-            self.reconstructor = lane("reconstructor", prepared.reconstructor, both)
-            self._lanes.append((self.reconstructor, prepared.reconstructor))
 
     def wait_until_begun(self) -> None:
         """Block until all lanes are ready for batches. Raises BundleError when one will not be."""
@@ -97,11 +90,11 @@ class Model:
             lane.wait_until_begun()
 
     def close(self) -> None:
-        """Finish what waits in the lanes, each before the one that it feeds, then give back the
-        memory of the graphs, first of the one that runs the others'; blocks."""
+        """Finish what waits in the lanes, the encoder's before the decoder's, which it feeds, then
+        give back the memory of the graphs; blocks."""
         for lane, _ in self._lanes:
             lane.close()
-        for _, tuned in reversed(self._lanes):
+        for _, tuned in self._lanes:
             tuned.graph.close()
 
     def try_out(self) -> None:
@@ -110,8 +103,6 @@ class Model:
         x, z = np.zeros((1, *m.x.shape), m.x.dtype), np.zeros((1, m.latent_size), np.float32)
         self.prepared.encoder.graph.run(x, ["mean", "log_var"])
         self.prepared.decoder.graph.run(z, ["x"])
-        if self.prepared.reconstructor is not None:
-            self.prepared.reconstructor.graph.run(x, ["x"])
 
     def lanes(self) -> list[tuple[Lane, Tuned]]:
         """Each lane with what its graph was found to cost."""
@@ -127,26 +118,14 @@ class Model:
         return self.decoder.submit(Decoding(source, params), source.rows, nbytes, caller)
 
     async def reconstruct(
-        self,
-        x: Array,
-        draw: Draw | None,
-        scores: bool,
-        caller: Caller,
-        *,
-        latents: bool = False,
+        self, x: Array, draw: Draw | None, scores: bool, caller: Caller
     ) -> Reconstruction:
-        """x -> x' through each row's mean, or through `draw` around it; scores and latents, mean
-        and log_var, on request."""
+        """x -> x' through each row's mean, or through `draw` around it; scores on request."""
         if scores:
             self._check_scores("scores")
-        if draw is None and self.reconstructor is not None:
-            payload = Reconstructing(x, params=scores, latents=scores or latents)
-            reply = self.reconstructor.submit(payload, len(x), x.nbytes, caller)
-            decoded, params, mean, log_var = await reply
-        else:
-            mean, log_var = await self.encode(x, caller)
-            source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
-            decoded, params, _ = await self.decode(source, caller, params=scores)
+        mean, log_var = await self.encode(x, caller)
+        source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
+        decoded, params, _ = await self.decode(source, caller, params=scores)
         if not scores:
             return Reconstruction(decoded, mean, log_var, None)
         distortion = await self._distortion(x, params)

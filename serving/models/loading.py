@@ -24,7 +24,6 @@ from serving.models.batches import ENCODED, decode_batch, encode_batch
 from serving.models.sources import Decoding, Prior
 from serving.runtime import golden, tuning
 from serving.runtime.bound import BoundGraph
-from serving.runtime.chain import Chain
 from serving.runtime.engine import Engine, Graph, Signature
 from serving.runtime.golden import Golden
 from serving.runtime.provider import available_cpus
@@ -69,7 +68,6 @@ class Prepared:
     encoder: Tuned
     decoder: Tuned
     golden_difference: float  # the largest between the golden outputs and this machine's
-    reconstructor: Tuned | None = None  # both graphs in one run, where z need not leave the device
 
 
 def prepare(
@@ -124,47 +122,7 @@ def prepare(
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
     with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
         difference = max(encoder.check(), decoder.check())
-        reconstructor = _chained(m, encoder, decoder) if settings.latents_on_device else None
-    return Prepared(m, bundle.digest, encoder, decoder, difference, reconstructor)
-
-
-def _chained(m: Manifest, encoder: Tuned, decoder: Tuned) -> Tuned | None:
-    """Both graphs as one that keeps z on the device. None: they are not on one, or cannot be run so
-    there, which is said aloud and no reason to refuse what serves as well the longer way.
-
-    Raises BundleError when trying has broken them.
-    """
-    one, two = encoder.graph, decoder.graph
-    if not (isinstance(one, BoundGraph) and isinstance(two, BoundGraph)):
-        return None
-    # What both cost together is known from what each does.
-    costs = [
-        Cost(first.rows, first.seconds + second.seconds)
-        for first, second in zip(encoder.costs, decoder.costs, strict=False)  # to the shorter's end
-    ]
-    batch_rows = min(encoder.batch_rows, decoder.batch_rows)
-    both = Tuned(
-        Chain(one, two, "mean"),
-        golden.in_turn(one, two, encoder.golden, batch_rows),
-        encoder.file_bytes + decoder.file_bytes,
-        encoder.threads,
-        costs,
-        batch_rows,
-    )
-    try:
-        both.check()
-    except BundleError as error:
-        both.graph.close()
-        log.warning(
-            "%s version %d: Reconstruct takes z through host memory, for its graphs do not run as "
-            "one: %s",
-            *(m.model, m.version, str(error)),  # the error itself holds on to memory
-        )
-        # A recording that failed may have taken the graphs' own with it.
-        encoder.check()
-        decoder.check()
-        return None
-    return both
+    return Prepared(m, bundle.digest, encoder, decoder, difference)
 
 
 @contextmanager
@@ -181,7 +139,7 @@ def hand_over(tuned: Tuned) -> Callable[[], object] | None:
     """Let go of the graph in this thread, which has loaded and checked it; what each thread that
     is to run it should do first: make its buckets and see that they give what they should. None: a
     graph that takes batches as they come does not care."""
-    if not isinstance(tuned.graph, BoundGraph | Chain):
+    if not isinstance(tuned.graph, BoundGraph):
         return None
     tuned.graph.leave()
     return tuned.check

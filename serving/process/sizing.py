@@ -25,8 +25,7 @@ CALLS: Final = {
     "interpolate": ("decoder",),
     "reconstruct": ("encoder", "decoder"),
 }
-"""The lanes that each call passes, its rows once through each. (Where a GPU runs both graphs in one
-go, that costs the sum of both.)"""
+"""The lanes that each call passes, its rows once through each."""
 
 CALL_SECONDS: Final = 0.00012
 """CPU of a call beside its graphs' runs: `make bench`, Sample of one row, on a Zen 4."""
@@ -76,8 +75,8 @@ def need(demand: Demand, prepared: Prepared, settings: Settings, resident_bytes:
     carried = settings.workers / seconds  # calls a second, by one replica
     replicas = math.ceil(demand.rate / (carried * demand.busy)) + _SPARE
     idle = settings.workers * resident_bytes
-    queues = 3 if prepared.reconstructor else 2  # one for each lane
-    held = queues * settings.queue_mib + settings.answers_mib + settings.requests_mib
+    queues = 2 * settings.queue_mib  # the encoder's and the decoder's
+    held = queues + settings.answers_mib + settings.requests_mib
     return Need(
         seconds=seconds,
         replicas=replicas,

@@ -71,10 +71,8 @@ class ReconstructStream:
         if self._with_x:
             await fields.write_rows(column([part.x for part in made]), self._png, response)
         if self._latents:
-            mean = [part.mean for part in made if part.mean is not None]
-            log_var = [part.log_var for part in made if part.log_var is not None]
-            codec.write_tensor(column(mean), response.mean)
-            codec.write_tensor(column(log_var), response.log_var)
+            codec.write_tensor(column([part.mean for part in made]), response.mean)
+            codec.write_tensor(column([part.log_var for part in made]), response.log_var)
         scores = [part.scores for part in made if part.scores is not None]
         if scores:
             error = [s.reconstruction_error for s in scores if s.reconstruction_error is not None]
@@ -88,9 +86,7 @@ class ReconstructStream:
         if self._draw:
             draw = fields.draw(self._seed, offset, len(x), "offset", POSTERIOR)
         try:
-            made = await self._model.reconstruct(
-                x, draw, self._scores, self._caller, latents=self._latents
-            )
+            made = await self._model.reconstruct(x, draw, self._scores, self._caller)
         except EngineError:
             if len(x) == 1:
                 return [_Part(start, None)]

@@ -19,32 +19,16 @@ import itertools
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from typing import Final
 
 import onnxruntime as ort
 
-from serving.runtime.buffers import Array, Buffer, Device, Row, Stream, through
+from serving.runtime.buffers import Array, Buffer, Device, Row, Stream
 from serving.runtime.gpu import GPU
-from serving.runtime.hands import Hands, bucket_rows, sizes
+from serving.runtime.hands import Bucket, Hands, bucket_rows, sizes
 
 WARM_UPS: Final = 3
 """Runs after which a bucket is as quick as it gets: one finds memory, one records, one replays."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """One size of batch."""
-
-    input: Buffer
-    outputs: dict[str, Buffer]
-    binding: ort.IOBinding
-    options: ort.RunOptions
-
-    def close(self) -> None:
-        """Give the memory back; no run may follow."""
-        for buffer in (self.input, *self.outputs.values()):
-            buffer.close()
 
 
 class BoundGraph:
@@ -65,8 +49,8 @@ class BoundGraph:
         cuda_graph: bool,
     ) -> None:
         self._session, self._takes, self._gives = session, takes, gives
-        self.device, self._stream, self._cuda_graph = device, stream, cuda_graph
-        self._hands = Hands(device, self.make)
+        self._device, self._stream, self._cuda_graph = device, stream, cuda_graph
+        self._hands = Hands(device, self._made)
         self._numbers = itertools.count(1)
         self._one_at_a_time = threading.Lock()  # all threads' runs share the stream's order
 
@@ -77,8 +61,15 @@ class BoundGraph:
     def run(self, array: Array, outputs: Sequence[str]) -> list[Array]:
         """Run one batch; `array` has shape (rows, ...). The answers are the caller's own."""
         bucket, copies = self._hands.bucket(bucket_rows(len(array)))
-        gives = [bucket.outputs[output] for output in outputs]
-        return through(array, bucket.input, lambda: self.compute(bucket, copies), gives, copies)
+        gives, rows = [bucket.outputs[output] for output in outputs], len(array)
+        with GPU.use():
+            bucket.input.rows[:rows] = array
+            bucket.input.upload(rows, copies)
+            self._compute(bucket, copies)
+            for buffer in gives:
+                buffer.download(rows, copies)
+            copies.wait()
+        return [buffer.rows[:rows].copy() for buffer in gives]
 
     def warm_up(self, most_rows: int) -> None:
         """Make this thread's buckets of up to so many rows. Raises what the runtime raises."""
@@ -95,36 +86,30 @@ class BoundGraph:
             del self._session
             self._stream.close()
 
-    # For a chain, too, which has buckets of its own.
-
-    def make(self, rows: int, copies: Stream, takes: Buffer | None = None) -> Bucket:
-        """A bucket that has run until it was recorded and replayed; while GPU.record() is held.
-
-        takes: the buffer that is to be its input, and what it has run on; else one of its own, with
-        zeros. Raises what the runtime raises, and CudaError.
-        """
+    def _made(self, rows: int, copies: Stream) -> Bucket:
+        """A bucket that has run on zeros until it was recorded and replayed; while GPU.record() is
+        held. Raises what the runtime raises, and CudaError."""
         with ExitStack() as undo:
 
             def buffer(row: Row) -> Buffer:
-                return undo.enter_context(closing(Buffer(rows, row, self.device)))
+                return undo.enter_context(closing(Buffer(rows, row, self._device)))
 
             name, row = self._takes
-            if takes is None:
-                takes = buffer(row)
-                takes.upload(rows, copies)
+            takes = buffer(row)
+            takes.upload(rows, copies)
             gives = {output: buffer(row) for output, row in self._gives.items()}
-            binding, place = self._session.io_binding(), self.device.name
+            binding, place = self._session.io_binding(), self._device.name
             binding.bind_input(name, place, 0, takes.kind, takes.shape, takes.there.address)
             for output, b in gives.items():
                 binding.bind_output(output, place, 0, b.kind, b.shape, b.there.address)
             bucket = Bucket(takes, gives, binding, self._options())
             for _ in range(WARM_UPS):
-                self.compute(bucket, copies)
+                self._compute(bucket, copies)
                 copies.wait()
             undo.pop_all()
         return bucket
 
-    def compute(self, bucket: Bucket, copies: Stream) -> None:
+    def _compute(self, bucket: Bucket, copies: Stream) -> None:
         """Have the device run the graph after what `copies` was asked for until now and before what
         it will be; while GPU.use() is held."""
         with self._one_at_a_time:

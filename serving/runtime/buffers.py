@@ -1,4 +1,4 @@
-"""Memory for batches on a device and beside it, and the way through both.
+"""Memory for batches on a device and beside it.
 
 Devices are whatever fits the protocols: cuda.Cuda, and in tests this process's own memory.
 """
@@ -6,13 +6,10 @@ Devices are whatever fits the protocols: cuda.Cuda, and in tests this process's 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from serving.runtime.gpu import GPU
 
 Array = NDArray[Any]
 Row = tuple[str, tuple[int, ...]]
@@ -87,26 +84,3 @@ class Buffer:
         self.rows = np.empty(0, self.kind)
         self.there.close()
         self._here.close()
-
-
-def through(
-    array: Array,
-    takes: Buffer,
-    compute: Callable[[], None],
-    gives: Sequence[Buffer],
-    copies: Stream,
-) -> list[Array]:
-    """Rows up, what is computed, rows down: asked for in one breath and waited for once.
-
-    compute: asks for what comes between the copies, and that `copies` follow it. The answers, as
-    many rows as `array` has, are the caller's own.
-    """
-    rows = len(array)
-    with GPU.use():
-        takes.rows[:rows] = array
-        takes.upload(rows, copies)
-        compute()
-        for buffer in gives:
-            buffer.download(rows, copies)
-        copies.wait()
-    return [buffer.rows[:rows].copy() for buffer in gives]

@@ -79,7 +79,7 @@ class Engine:
     @classmethod
     def from_settings(cls, settings: Settings) -> Engine:
         """Raises ConfigError when a GPU was asked for and cannot be had."""
-        provider = Provider(settings.provider, settings.gpu_memory_mib, settings.tensorrt_cache)
+        provider = Provider(settings.provider, settings.gpu_memory_mib)
         return cls(provider, settings.cuda_graphs)
 
     @property
@@ -101,7 +101,7 @@ class Engine:
             session = self._session(model, threads)
             _check_signature(session, signature)
             return PlainGraph(session, signature.input[0])
-        if self._cuda_graphs and self._provider.records:
+        if self._cuda_graphs:
             try:
                 return self._bound(model, signature, cuda_graph=True)
             except BundleError as error:

@@ -77,16 +77,6 @@ def read(bundle: Bundle) -> tuple[Golden, Golden]:
     return Golden(arrays["x"], encoded, allowed), Golden(arrays["z"], decoded, allowed)
 
 
-def in_turn(encoder: Graph, decoder: Graph, of_encoder: Golden, most_rows: int) -> Golden:
-    """What both graphs as one have to give: what they give one after the other, for `most_rows` of
-    the encoder's rows at the most, so that nothing is run that is larger than what serves."""
-    takes = of_encoder.takes[:most_rows]
-    mean, log_var = encoder.run(takes, ["mean", "log_var"])
-    x, params = decoder.run(mean, ["x", "params"])
-    gives = {"mean": mean, "log_var": log_var, "x": x, "params": params}
-    return Golden(takes, gives, of_encoder.allowed)
-
-
 def _sized(array: Array, rows: int) -> Array:
     """The first rows, or all of them again and again."""
     return np.resize(array, (rows, *array.shape[1:]))

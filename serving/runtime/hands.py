@@ -6,28 +6,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
 
-from serving.runtime.buffers import Device, Stream
+import onnxruntime as ort
+
+from serving.runtime.buffers import Buffer, Device, Stream
 from serving.runtime.gpu import GPU
 
 
-class Bucket(Protocol):
-    """All that a batch of one size needs."""
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """All that batches of one size need."""
+
+    input: Buffer
+    outputs: dict[str, Buffer]
+    binding: ort.IOBinding
+    options: ort.RunOptions
 
     def close(self) -> None:
-        """Give it back; no run may follow."""
-
-
-B = TypeVar("B", bound=Bucket)
+        """Give the memory back; no run may follow."""
+        for buffer in (self.input, *self.outputs.values()):
+            buffer.close()
 
 
 @dataclass(frozen=True, slots=True)
-class Hand(Generic[B]):
+class Hand:
     """What one thread runs batches with: a stream for its copies, and its buckets by their rows."""
 
     copies: Stream
-    buckets: dict[int, B] = field(default_factory=dict)
+    buckets: dict[int, Bucket] = field(default_factory=dict)
 
     def close(self) -> None:
         """Give all of it back."""
@@ -37,22 +43,22 @@ class Hand(Generic[B]):
         self.copies.close()
 
 
-class Hands(Generic[B]):
+class Hands:
     """Each thread's hand, made when it is first asked for.
 
     make: a bucket of so many rows, for a thread that copies on this stream; called while nobody
     else uses the device.
     """
 
-    def __init__(self, device: Device, make: Callable[[int, Stream], B]) -> None:
+    def __init__(self, device: Device, make: Callable[[int, Stream], Bucket]) -> None:
         self._device, self._make = device, make
-        self._hands: dict[threading.Thread, Hand[B]] = {}
+        self._hands: dict[threading.Thread, Hand] = {}
 
-    def __iter__(self) -> Iterator[Hand[B]]:
+    def __iter__(self) -> Iterator[Hand]:
         """Those that there are now."""
         return iter(list(self._hands.values()))
 
-    def bucket(self, rows: int) -> tuple[B, Stream]:
+    def bucket(self, rows: int) -> tuple[Bucket, Stream]:
         """This thread's for batches of so many rows, made if there is none, and its stream."""
         me = threading.current_thread()
         hand = self._hands.get(me)

@@ -12,7 +12,6 @@ import ctypes
 import logging
 import math
 import os
-from importlib import util
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,23 +24,14 @@ log = logging.getLogger(__name__)
 
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
-TENSORRT: Final = "TensorrtExecutionProvider"
-CHOICES: Final = ("auto", "cuda", "tensorrt", "cpu")
 
-_LIBRARIES: Final = {
-    CUDA: (
-        ("libcudart.so.13", "nvidia-cuda-runtime"),
-        ("libcublas.so.13", "nvidia-cublas"),
-        ("libcublasLt.so.13", "nvidia-cublas"),
-        ("libcurand.so.10", "nvidia-curand"),
-    ),
-    TENSORRT: (
-        ("libnvinfer.so.10", "'tensorrt-cu13<11'"),
-        ("libnvonnxparser.so.10", "'tensorrt-cu13<11'"),
-        ("libcudnn.so.9", "nvidia-cudnn-cu13"),
-    ),
-}
-"""What each provider loads, and the package that brings it."""
+_LIBRARIES: Final = (
+    ("libcudart.so.13", "nvidia-cuda-runtime"),
+    ("libcublas.so.13", "nvidia-cublas"),
+    ("libcublasLt.so.13", "nvidia-cublas"),
+    ("libcurand.so.10", "nvidia-curand"),
+)
+"""What the CUDA provider loads, and the package that brings it."""
 _CUDNN: Final = "libcudnn.so.9", "nvidia-cudnn-cu13"
 """For nets with convolutions only, and looked for when the first of them is loaded."""
 
@@ -51,33 +41,28 @@ _MOST_WORKERS: Final = 8
 class Provider:
     """The provider that was asked for, or the one that stands in for it.
 
-    asked: auto | cuda | tensorrt | cpu. gpu_memory_mib: the most of a device's memory that one
+    asked: auto | cuda | cpu. gpu_memory_mib: the most of a device's memory that one
     graph may take; 0: no limit. Raises ConfigError when a GPU was asked for and cannot be had.
     """
 
-    def __init__(self, asked: str = "auto", gpu_memory_mib: int = 0, cache: str = "") -> None:
-        self._asked, self._gpu_memory_mib, self._cache = asked, gpu_memory_mib, cache
+    def __init__(self, asked: str = "auto", gpu_memory_mib: int = 0) -> None:
+        self._asked, self._gpu_memory_mib = asked, gpu_memory_mib
         self.name = CPU if asked == "cpu" else self._find()
 
     @property
     def on_cpu(self) -> bool:
         return self.name == CPU
 
-    @property
-    def records(self) -> bool:
-        """Whether it keeps a CUDA graph for each size of batch: TensorRT's keeps one for all."""
-        return self.name == CUDA
-
     def options(self, cuda_graph: bool = False, stream: int = 0) -> list[Any]:
         """What a session is told, the provider first.
 
-        cuda_graph: record runs and replay them, where the provider `records`.
+        cuda_graph: record runs and replay them.
         stream: the address of the one to compute on; 0: the session has one of its own.
         """
         if self.on_cpu:
             return [CPU]
-        where = {"device_id": "0"} | ({"user_compute_stream": str(stream)} if stream else {})
-        on_cuda = where | {
+        on_cuda = {
+            "device_id": "0",
             # The default search runs every algorithm at each new shape, for seconds.
             "cudnn_conv_algo_search": "HEURISTIC",
             # Sums in TF32 would differ from training's in the third digit.
@@ -86,16 +71,11 @@ class Provider:
             "arena_extend_strategy": "kSameAsRequested",
             "enable_cuda_graph": str(int(cuda_graph)),
         }
+        if stream:
+            on_cuda["user_compute_stream"] = str(stream)
         if self._gpu_memory_mib:
             on_cuda["gpu_mem_limit"] = str(self._gpu_memory_mib << 20)
-        if self.name == CUDA:
-            return [(CUDA, on_cuda), CPU]
-        on_tensorrt = where | {
-            # Building an engine takes minutes: it is kept for the next start.
-            "trt_engine_cache_enable": str(int(bool(self._cache))),
-            "trt_engine_cache_path": self._cache or ".",
-        }
-        return [(TENSORRT, on_tensorrt), (CUDA, on_cuda), CPU]
+        return [(CUDA, on_cuda), CPU]
 
     def confirm(self, session: ort.InferenceSession) -> None:
         """See that a session runs where it should; raises ConfigError, or falls back aloud."""
@@ -104,38 +84,34 @@ class Provider:
             self.name = self._fall_back(why)
 
     def _find(self) -> str:
-        wanted = TENSORRT if self._asked == "tensorrt" else CUDA
-        why = problem(wanted)
+        why = problem()
         if not why:
             with contextlib.redirect_stdout(None):  # what it would print of failures is said here
                 ort.preload_dlls()  # finds the CUDA libraries in the nvidia-* packages
-            _preload_tensorrt()
-            why = _missing_library(wanted) or cuda.refusal()
+            why = _missing_library() or cuda.refusal()
         if why:
             return self._fall_back(why)
         ort.set_default_logger_severity(3)  # each session would warn that CUDA is no plugin
         if not _loads(_CUDNN[0]):
             said = "%s cannot be loaded: no net with convolutions can run; install %s."
             log.warning(said, *_CUDNN)
-        log.info("Provider: %s.", wanted)
-        return wanted
+        log.info("Provider: %s.", CUDA)
+        return CUDA
 
     def _fall_back(self, reason: str) -> str:
         if self._asked != "auto":
-            name = "TensorRT" if self._asked == "tensorrt" else "CUDA"
             raise ConfigError(
-                f"{name} was asked for and cannot be had: {reason}. "
+                f"CUDA was asked for and cannot be had: {reason}. "
                 "Mend that, or start with --provider cpu or auto."
             )
         log.warning("Provider: %s, because %s.", CPU, reason)
         return CPU
 
 
-def problem(wanted: str = CUDA) -> str:
-    """Why a GPU's provider cannot be had here; empty when nothing is known against it."""
-    if wanted not in ort.get_available_providers():
-        name = wanted.removesuffix("ExecutionProvider")
-        return f"this build of ONNX Runtime has no {name} provider; install onnxruntime-gpu"
+def problem() -> str:
+    """Why CUDA cannot be had here; empty when nothing is known against it."""
+    if CUDA not in ort.get_available_providers():
+        return "this build of ONNX Runtime has no CUDA provider; install onnxruntime-gpu"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -146,20 +122,12 @@ def problem(wanted: str = CUDA) -> str:
     return "" if count.value else "the NVIDIA driver finds no GPU"
 
 
-def _missing_library(wanted: str) -> str:
-    """The first of a provider's libraries that is not there, as a sentence's end; empty: none."""
-    for library, package in dict.fromkeys((*_LIBRARIES[CUDA], *_LIBRARIES[wanted])):
+def _missing_library() -> str:
+    """The first of CUDA's libraries that is not there, as a sentence's end; empty: none."""
+    for library, package in _LIBRARIES:
         if not _loads(library):
             return f"{library} cannot be loaded; install {package}"
     return ""
-
-
-def _preload_tensorrt() -> None:
-    """Load TensorRT's libraries from the package that brings them, if it is installed."""
-    package = util.find_spec("tensorrt_libs")
-    if package and package.origin:
-        for library, _ in _LIBRARIES[TENSORRT]:
-            _loads(str(Path(package.origin).with_name(library)))
 
 
 def _loads(library: str) -> bool:
@@ -173,7 +141,7 @@ def _loads(library: str) -> bool:
 def best_workers(asked: str) -> int:
     """How many processes should serve: one with a GPU, which one process keeps busy; else one for
     each CPU, up to as many as a machine's memory may be expected to hold the models of."""
-    if asked in ("cuda", "tensorrt") or (asked == "auto" and not problem()):
+    if asked == "cuda" or (asked == "auto" and not problem()):
         return 1
     return min(available_cpus(), _MOST_WORKERS)
 

@@ -1,16 +1,15 @@
 """Refusal before a call is read.
 
 Where rows are cheap to run, receiving a call is most of its cost. Under overload a server that
-reads each call in order to refuse it has little left for the calls it could answer. So calls that
-no lane would admit are refused by their deadline alone, by the lanes' own prediction.
+reads each call in order to refuse it has little left for the calls it could answer. So a call that
+its first lane would not admit is refused by its deadline alone, by the lane's own prediction.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Container
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final
 
 from serving.batching.rowqueue import MARGIN
 from serving.models.repository import Repository
@@ -27,13 +26,6 @@ _SHRINK: Final = 0.99
 """So that of the calls read under overload about one in ten is read in vain."""
 
 
-class Wait(NamedTuple):
-    """What a call would have to wait, and where."""
-
-    seconds: float
-    lane: str
-
-
 class Door:
     """Who need not be read.
 
@@ -46,33 +38,33 @@ class Door:
         self._refused = 0
         self.lead = 0.0
 
-    def wait(self, lanes: Container[str], deadline: float) -> Wait | None:
-        """How long a call for one of these lanes, by their names, would wait at the least, if that
-        is beyond its deadline whatever it asks for; None: read it."""
+    def wait(self, lane: str, deadline: float) -> float | None:
+        """Seconds that a call would wait in the least busy lane of that name, whatever it asks for,
+        if that is beyond its deadline; None: read it."""
         now = self._clock()
-        least, lane = self._least_wait(lanes, now)
+        least = self._least_wait(lane, now)
         seconds = self.lead + least * MARGIN
         if not least or now + seconds <= deadline:
             return None
         self._refused += 1
-        return Wait(seconds, lane) if self._refused % _ONE_IN else None
+        return seconds if self._refused % _ONE_IN else None
 
     def was_right(self) -> None:
         """A call that was read has been admitted."""
         self.lead *= _SHRINK
 
-    def was_wrong(self, lanes: Container[str], deadline: float) -> None:
-        """A call that was read has been refused by a lane."""
+    def was_wrong(self, lane: str, deadline: float) -> None:
+        """A call that was read has been refused by a lane of that name."""
         now = self._clock()
-        least, _ = self._least_wait(lanes, now)
-        if now + least * MARGIN > deadline:  # and any other would have been
+        if now + self._least_wait(lane, now) * MARGIN > deadline:  # and any other would have been
             self.lead = min(self.lead * _GROW + _LEAST_LEAD, _MOST_LEAD)
 
-    def _least_wait(self, lanes: Container[str], now: float) -> tuple[float, str]:
-        """The shortest wait in the lanes of those names which are in use, and that lane's name."""
-        least, name = math.inf, ""
-        for model in self._repository.models():
-            for lane, _ in model.lanes():
-                if lane.name in lanes and now - lane.ended < _RECENT and lane.least_wait < least:
-                    least, name = lane.least_wait, lane.name
-        return (least, name) if name else (0.0, "")
+    def _least_wait(self, name: str, now: float) -> float:
+        """The shortest wait in the lanes of that name which are in use; 0.0: none is."""
+        waits = (
+            lane.least_wait
+            for model in self._repository.models()
+            for lane, _ in model.lanes()
+            if lane.name == name and now - lane.ended < _RECENT
+        )
+        return min(waits, default=0.0)

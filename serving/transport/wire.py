@@ -76,12 +76,11 @@ Streaming = Callable[[Any, Caller], AsyncIterator[Message]]
 """The first argument is the request; or, where requests are a stream, an iterator over them."""
 
 
-FIRST_LANES: Final = {
-    **dict.fromkeys(("Encode", "Score"), frozenset({"encoder"})),
-    "Reconstruct": frozenset({"encoder", "reconstructor"}),
-    **dict.fromkeys(("Sample", "StreamSamples", "Decode", "Interpolate"), frozenset({"decoder"})),
+FIRST_LANE: Final = {
+    **dict.fromkeys(("Encode", "Reconstruct", "Score"), "encoder"),
+    **dict.fromkeys(("Sample", "StreamSamples", "Decode", "Interpolate"), "decoder"),
 }
-"""The lanes of which every call of a method has to pass one first."""
+"""The lane that every call of a method enters first."""
 
 
 def handlers(
@@ -125,8 +124,8 @@ class _Method:
     ) -> None:
         self._name, self._request, self._door, self._metrics = name, request, door, metrics
         self._ledger = ledger
-        self._lanes = FIRST_LANES.get(name)
-        if self._lanes:
+        self._lane = FIRST_LANE.get(name)
+        if self._lane:
             self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
 
     def refusal(self, caller: Caller) -> Status | None:
@@ -134,14 +133,14 @@ class _Method:
         if caller.header_bytes > MOST_HEADER_BYTES:
             self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
             return _TOO_MANY_HEADERS
-        if self._lanes is None or caller.deadline == math.inf:
+        if self._lane is None or caller.deadline == math.inf:
             return None
-        wait = self._door.wait(self._lanes, caller.deadline)
+        wait = self._door.wait(self._lane, caller.deadline)
         if wait is None:
             return None
-        self._metrics.shed.labels(wait.lane, "door").inc()
+        self._metrics.shed.labels(self._lane, "door").inc()
         self._exhausted.inc()
-        return refused(math.ceil(wait.seconds * 100) / 100)
+        return refused(math.ceil(wait * 100) / 100)
 
     def run(self, method: Any, implementation: Any) -> Run:
         """How the service's `implementation` of a method is called, by what of it is a stream."""
@@ -163,8 +162,8 @@ class _Method:
                 self._door.was_right()
             except (Exception, Cancelled) as error:
                 ended = status(error, self._name, caller.account.request_id)
-                if isinstance(error, Overloaded) and self._lanes:
-                    self._door.was_wrong(self._lanes, caller.deadline)
+                if isinstance(error, Overloaded) and self._lane:
+                    self._door.was_wrong(self._lane, caller.deadline)
             return self._ledger.enter(caller.account, began, served_by, ended)
 
         return handle

@@ -4,7 +4,7 @@ Builds every net, bundle and server it needs, measures what is compared in turns
 table, which it also writes as Markdown with the card's name, driver and versions. With --device cpu
 everything runs on the CPU provider: its figures mean nothing, but it shows that the script works.
 Usage: python tests/bench/bench_gpu.py [--device cuda] [--seconds 1] [--rounds 5]
-[--precision float32] [--out tests/bench/GPU.md]
+[--precision float32] [--out build/GPU.md]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch  # before any session: ONNX Runtime finds the CUDA libraries that P
 import uvloop
 from bench_training import Textbook, noise, settings
 from gpu_nets import LARGE, SMALL, Net, latents, model
-from gpu_served import one_caller, reconstructed, through_grpc
+from gpu_served import one_caller, through_grpc
 from gpu_table import Bench, ratio, report
 
 from serving import bundle
@@ -140,7 +140,6 @@ async def measure(b: Bench, nets: tuple[Net, ...]) -> None:
         engine_alone(b, net)
         cuda_graphs(b, net)
         await through_grpc(b, net)
-        await reconstructed(b, net)
     await one_caller(b, SMALL)
     training(b)
 
@@ -152,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each way in a round (1)")
     parser.add_argument("--rounds", type=int, default=5, help="of each comparison (5)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="(1 2 4)")
-    parser.add_argument("--out", type=Path, default=Path("tests/bench/GPU.md"))
+    parser.add_argument("--out", type=Path, default=Path("build/GPU.md"))
     args = parser.parse_args()
     nets = (SMALL, *LARGE) if args.device == "cuda" else (SMALL,)
     torch.backends.cudnn.allow_tf32 = False  # as the server: products of float32 are float32
@@ -161,6 +160,7 @@ def main() -> None:
     with ExitStack() as stack:
         bench = Bench(args, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         uvloop.run(measure(bench, nets))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(report(bench.table, head))
     print(f"Written to {args.out}.")
 

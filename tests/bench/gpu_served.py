@@ -1,4 +1,4 @@
-"""What the server makes of a GPU: Sample and Reconstruct through gRPC."""
+"""What the server makes of a GPU: Sample through gRPC."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from contextlib import contextmanager
 import numpy as np
 import processes
 from gpu_nets import SMALL, Net, latents
-from gpu_table import Bench, ratio
-from loadgen import Connection, closed_loop, connect
+from gpu_table import Bench
+from loadgen import closed_loop, connect
 
-from serving import codec
-from serving.client import Client
 from serving.pb import vae_pb2 as pb
 
 SAMPLE = "/vae.v1.VaeService/Sample"
-RECONSTRUCT = "/vae.v1.VaeService/Reconstruct"
 
 
 async def through_grpc(b: Bench, net: Net) -> None:
@@ -89,46 +86,3 @@ async def one_caller(b: Bench, net: Net) -> None:
     detail = f"p50 {statistics.median(taken) * 1e6:.0f} us, engine {alone * 1e6:.0f} us"
     work = f"{net.name}, one caller: (echo's p50 + engine's) / p50"
     b.say(work, statistics.median(ratios), None, detail)
-
-
-async def reconstructed(b: Bench, net: Net) -> None:
-    """Images through both graphs with z on the device, beside the same through host memory."""
-    rng = np.random.default_rng(0)
-    for rows, in_flight in ((64, 8), (1, 1)):
-        x = [rng.integers(0, 256, (rows, *net.shape), np.uint8) for _ in range(7)]
-        requests = [pb.ReconstructRequest(x=codec.to_rows(one)).SerializeToString() for one in x]
-        flags = ("--provider", b.device, "--latents-on-device")
-        bundles = b.path(net).parents[1]
-        with (
-            processes.server(bundles, *flags, "true") as on,
-            processes.server(bundles, *flags, "false") as off,
-        ):
-            ways = {
-                "device": await connect(on.port, RECONSTRUCT, requests),
-                "host": await connect(off.port, RECONSTRUCT, requests),
-            }
-            calls = await in_turns(b, ways, in_flight)
-            chained = keeps_latents(on.port)
-        rates = [statistics.median(calls[way]) * rows for way in ("device", "host")]
-        detail = f"{rates[0]:.0f} and {rates[1]:.0f} images/s, {in_flight} in flight"
-        if not chained:
-            detail += "; both through the host: no lane that keeps z on the device here"
-        work = f"{net.name}, Reconstruct, {rows} rows, z on the device / host"
-        b.say(work, ratio(calls["device"], calls["host"]), None, detail)
-
-
-async def in_turns(b: Bench, ways: dict[str, Connection], in_flight: int) -> dict[str, list[float]]:
-    """Calls a second of each way, round by round, in turns; each is warmed first."""
-    for call in ways.values():
-        await closed_loop(call, in_flight, b.seconds)
-    found: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(b.rounds):
-        for way, call in ways.items():
-            found[way].append((await closed_loop(call, in_flight, b.seconds)).rate)
-    return found
-
-
-def keeps_latents(port: int) -> bool:
-    """Whether a server runs both graphs in one go."""
-    with Client(f"localhost:{port}") as client:
-        return any(lane.lane == "reconstructor" for lane in client.get_model().lanes)

@@ -52,25 +52,19 @@ def test_every_size_of_batch_gives_what_the_cpu_gives(start_server, toy_bundles,
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-@pytest.mark.parametrize("on_device", [True, False])
-def test_reconstruct_gives_what_the_cpu_gives_wherever_z_is(
-    start_server, toy_bundles, on_device, cuda_graphs
-):
-    """z on the device and through the host, recorded and not: x to the bit, for the toy's graphs
-    are each other's inverse; latents and scores within rounding."""
+def test_reconstruct_gives_what_the_cpu_gives(start_server, toy_bundles, cuda_graphs):
+    """Recorded and not: x to the bit, for the toy's graphs are each other's inverse; latents and
+    scores within rounding."""
     rng = np.random.default_rng(0)
     chunks = [rng.integers(0, 256, (rows, 4, 4), np.uint8) for rows in (*SIZES, 1, 100)]
-    chosen = {"latents_on_device": on_device, "cuda_graphs": cuda_graphs}
     answers = {}
     for provider in ("cuda", "cpu"):
-        server = start_server(toy_bundles, provider=provider, **chosen)
+        server = start_server(toy_bundles, provider=provider, cuda_graphs=cuda_graphs)
         with Client(server.target) as client:
             for x in chunks:  # alone, and nothing asked for but x
                 np.testing.assert_array_equal(client.reconstruct(x).x, x)
             streamed = client.stream_reconstruct(chunks, scores=True, latents=True)
             answers[provider] = list(streamed)
-        ran = server.metric("latentd_batch_rows_sum", lane="reconstructor")
-        assert bool(ran) == (on_device and provider == "cuda")
     for on_gpu, on_cpu, x in zip(answers["cuda"], answers["cpu"], chunks, strict=True):
         np.testing.assert_array_equal(on_gpu.x, x)
         for name in ("mean", "log_var", "kl", "elbo", "reconstruction_error"):
@@ -79,7 +73,7 @@ def test_reconstruct_gives_what_the_cpu_gives_wherever_z_is(
 
 
 def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publish_toy):
-    """All three lanes run in two threads each while the next version's graphs are recorded."""
+    """Both lanes run in two threads each while the next version's graphs are recorded."""
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cuda", max_batch_rows=16, reload_seconds=3600)
     over = threading.Event()

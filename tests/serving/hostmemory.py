@@ -6,7 +6,6 @@ import ctypes
 from typing import Any
 
 from serving.runtime.bound import BoundGraph
-from serving.runtime.chain import Chain
 
 
 class Memory:
@@ -51,11 +50,11 @@ class HostMemory:
         return here, here
 
 
-def buckets(graph: BoundGraph | Chain) -> list[Any]:
-    """All that any thread has of a graph's, or a chain's."""
+def buckets(graph: BoundGraph) -> list[Any]:
+    """All that any thread has of a graph's."""
     return [bucket for hand in graph._hands for bucket in hand.buckets.values()]
 
 
-def sizes(graph: BoundGraph | Chain) -> list[int]:
+def sizes(graph: BoundGraph) -> list[int]:
     """Their rows."""
     return sorted(rows for hand in graph._hands for rows in hand.buckets)

@@ -1,4 +1,4 @@
-"""A model of the toy's whose graphs are bound, without a server, and a gate before its chain."""
+"""A toy model whose graphs are bound, without a server, and a gate before its decoder."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from awaited import LONG
 from prometheus_client import CollectorRegistry
 
 from serving import bundle
-from serving.batching.tasks import Caller, Reply, spawn
+from serving.batching.tasks import Caller, Reply
 from serving.metrics import Metrics
 from serving.models import loading
 from serving.models.inference import Model
 from serving.models.loading import Prepared
-from serving.runtime.chain import Chain
-from serving.runtime.engine import Engine
+from serving.models.sources import Points
+from serving.runtime.engine import Engine, Graph
 from serving.runtime.provider import Provider
 from serving.settings import Settings
 
 BATCH = 16
 POISON = 13
+"""No image holds it. The decoder fails on a latent that does, divided by 255."""
 
 
 class Gate:
-    """Before the chain: a run waits until it may pass, and fails on POISON."""
+    """Before a decoder: a run waits until it may pass, and fails on latents of POISON."""
 
-    def __init__(self, chain: Chain) -> None:
-        self._run, self._came, self._open = chain.run, threading.Semaphore(0), threading.Event()
+    def __init__(self, decoder: Graph) -> None:
+        self._run, self._came, self._open = decoder.run, threading.Semaphore(0), threading.Event()
         self.runs: list[tuple[int, list[str]]] = []  # rows and what was asked for
-        chain.run = self._pass
+        decoder.run = self._pass
 
-    def _pass(self, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
-        self.runs.append((len(x), list(outputs)))
+    def _pass(self, z: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
+        self.runs.append((len(z), list(outputs)))
         self._came.release()
         assert self._open.wait(LONG)
-        if (x == POISON).any():
+        if (np.rint(z * 255) == POISON).any():
             raise RuntimeError("unlucky")
-        return self._run(x, outputs)
+        return self._run(z, outputs)
 
     def wait_for_a_run(self) -> None:
         assert self._came.acquire(timeout=LONG)
@@ -62,14 +63,10 @@ class Opened:
             self._closed = True
             self.model.close()
 
-    def ask(self, x: np.ndarray, caller: Caller | None = None, **wanted: bool) -> Reply:
-        draw, scores = wanted.pop("draw", None), wanted.pop("scores", False)
-        call = self.model.reconstruct(x, draw, scores, caller or Caller(), **wanted)
-        return spawn(call)
-
-    def metric(self, name: str, **labels: str) -> float:
-        labels = {"lane": "reconstructor"} | labels
-        return self.metrics.registry.get_sample_value(f"latentd_{name}", labels) or 0.0
+    def decode(self, x: np.ndarray, *, params: bool = False) -> Reply:
+        """Ask the decoder for these images, by the latents that it turns into them."""
+        z = x.reshape(len(x), -1) / np.float32(255)
+        return self.model.decode(Points(z), Caller(), params=params)
 
 
 def prepared_with(

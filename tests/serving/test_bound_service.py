@@ -42,37 +42,31 @@ def ask_all(target: str) -> set[int]:
         return {version for versions in answered for version in versions}
 
 
-LANES = {True: ["encoder", "decoder", "reconstructor"], False: ["encoder", "decoder"]}
+LANES = ["encoder", "decoder"]
 
 
-@pytest.mark.parametrize("on_device", [True, False])
-def test_everybody_gets_their_own_rows(tmp_path, publish_toy, start_server, bound, on_device):
+def test_everybody_gets_their_own_rows(tmp_path, publish_toy, start_server, bound):
     publish_toy(tmp_path)
-    server = start_server(tmp_path, provider="cpu", max_batch_rows=16, latents_on_device=on_device)
+    server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     assert ask_all(server.target) == {1}
-    for lane in LANES[on_device]:
+    for lane in LANES:
         full = server.metric("latentd_batch_rows_bucket", lane=lane, le="8.0")
         assert server.metric("latentd_batch_rows_count", lane=lane) > full  # some were full
     assert server.metric("latentd_golden_difference", model="toy", version="1") < 1e-4
-    assert bool(server.metric("latentd_batch_rows_sum", lane="reconstructor")) == on_device
 
 
-@pytest.mark.parametrize("on_device", [True, False])
-def test_every_lane_is_told_of(tmp_path, publish_toy, start_server, bound, on_device):
+def test_every_lane_is_told_of(tmp_path, publish_toy, start_server, bound):
     publish_toy(tmp_path)
-    server = start_server(tmp_path, provider="cpu", max_batch_rows=16, latents_on_device=on_device)
+    server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     with Client(server.target) as client:
         told = {lane.lane: lane for lane in client.get_model().lanes}
-    assert list(told) == LANES[on_device]
+    assert list(told) == LANES
     of_toy = {"model": "toy", "version": "1"}
     for name, lane in told.items():
         assert lane.max_batch_rows == 16
         assert server.metric("latentd_batch_rows_most", lane=name, **of_toy) == 16
         cost = server.metric("latentd_batch_cost_seconds", lane=name, rows="16", **of_toy)
         assert cost == lane.seconds[16]
-    if on_device:
-        both = told["encoder"].seconds[16] + told["decoder"].seconds[16]
-        assert told["reconstructor"].seconds[16] == pytest.approx(both)
 
 
 @pytest.mark.parametrize("scores", [True, False])
@@ -82,7 +76,7 @@ def test_a_stream_gets_what_it_asked_for_and_is_told_of_the_row_that_fails(
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     (model,) = server.server.repository.models()
-    graph = model.prepared.reconstructor.graph
+    graph = model.prepared.encoder.graph
     run = graph.run
 
     def fail_on_poison(x, outputs):
@@ -116,7 +110,7 @@ def test_a_version_serves_when_all_its_threads_are_ready_and_not_before(
         assert len(ready) == 2
 
 
-@pytest.mark.parametrize("lane", ["encoder", "decoder", "reconstructor"])
+@pytest.mark.parametrize("lane", LANES)
 def test_a_version_whose_threads_do_not_get_ready_is_refused(
     tmp_path, publish_toy, start_server, bound, monkeypatch, lane
 ):
@@ -151,15 +145,13 @@ def test_a_version_that_is_let_go_of_gives_its_buffers_back(
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16, keep_versions=1)
     repository = server.server.repository
-    old, (before,) = list(bound), repository.models()
+    old = list(bound)
     assert ask_all(server.target) == {1}
     publish_toy(tmp_path)
     server.look()
     assert ask_all(server.target) == {2}
     for thread in repository._draining:
         thread.join()
-    served, (after,) = [graph for graph in bound if buckets(graph)], repository.models()
+    served = [graph for graph in bound if buckets(graph)]
     assert len(served) == 2
     assert not set(served) & set(old)
-    assert not buckets(before.prepared.reconstructor.graph)
-    assert buckets(after.prepared.reconstructor.graph)

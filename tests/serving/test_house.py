@@ -23,7 +23,7 @@ ROOMS = {
     ],
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
     "runtime": [
-        *("gpu", "cuda", "provider", "buffers", "hands", "bound", "chain"),
+        *("gpu", "cuda", "provider", "buffers", "hands", "bound"),
         *("outside", "engine", "golden", "tuning"),
     ],
     "models": [
@@ -207,7 +207,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         ("port", "-1", "--port=-1: this must be 0 to 65535"),
         ("port", "65536", "--port=65536: this must be 0 to 65535"),
         ("max_rows", "0", "--max-rows=0: this must be at least 1"),
-        ("provider", "tpu", "--provider=tpu: choose from auto, cuda, tensorrt, cpu"),
+        ("provider", "tpu", "--provider=tpu: choose from auto, cuda, cpu"),
         ("reflection", "maybe", "--reflection=maybe: say true or false"),
         ("drain_seconds", "inf", "--drain-seconds=inf: this must be a finite number"),
         ("drain_seconds", "nan", "--drain-seconds=nan"),

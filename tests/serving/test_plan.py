@@ -51,17 +51,6 @@ def test_memory_holds_every_worker_and_its_queues():
     assert found.memory_limit_bytes == 200 * MIB + 2 * (2 * 16 + 8 + 4) * MIB
 
 
-def test_a_lane_for_both_graphs_has_a_queue_of_its_own():
-    small = dataclasses.replace(TWO, queue_mib=16, answers_mib=8, requests_mib=4)
-    two = prepared(0.1, 0.1)
-    three = dataclasses.replace(two, reconstructor=two.encoder)
-    limits = [
-        sizing.need(Demand("sample", 1, 1, 0.6), graphs, small, 100 * MIB).memory_limit_bytes
-        for graphs in (two, three)
-    ]
-    assert limits[1] - limits[0] == 2 * 16 * MIB
-
-
 def test_the_autoscaler_is_told_the_rows_that_a_replica_runs_in_a_tenth_of_a_second():
     found = sizing.need(Demand("sample", 1, 10, 0.6), prepared(0.0, 0.1), TWO, 0)
     assert found.queue_rows == round(10 * 0.1 * 2 / found.seconds)

@@ -12,20 +12,20 @@ from serving.bundle import DECODER
 from serving.errors import ConfigError
 from serving.runtime import cuda, provider
 from serving.runtime.engine import Engine
-from serving.runtime.provider import CPU, CUDA, TENSORRT, Provider
+from serving.runtime.provider import CPU, CUDA, Provider
 from serving.settings import Settings
 
 
 @pytest.fixture
 def as_if_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that finds a GPU."""
-    monkeypatch.setattr(provider, "problem", lambda wanted=CUDA: "")
+    monkeypatch.setattr(provider, "problem", lambda: "")
 
 
 @pytest.fixture
 def as_if_with_a_gpu(as_if_with_a_driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """And CUDA's libraries. The sessions are real, and fall back as they do."""
-    monkeypatch.setattr(provider, "_missing_library", lambda wanted: "")
+    monkeypatch.setattr(provider, "_missing_library", lambda: "")
     monkeypatch.setattr(cuda, "refusal", lambda: "")
 
 
@@ -37,28 +37,26 @@ def test_no_gpu_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
     assert f"Provider: {CPU}, because" in caplog.text
 
 
-@pytest.mark.parametrize(("asked", "name"), [("cuda", "CUDA"), ("tensorrt", "TensorRT")])
-def test_a_gpu_that_was_asked_for_is_never_replaced_in_silence(asked: str, name: str) -> None:
+def test_a_gpu_that_was_asked_for_is_never_replaced_in_silence() -> None:
     if not provider.problem():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ConfigError, match=f"{name} was asked for and cannot be had: .*--provider"):
-        Provider(asked)
+    with pytest.raises(ConfigError, match=r"CUDA was asked for and cannot be had: .*--provider"):
+        Provider("cuda")
 
 
 def test_a_runtime_without_cuda_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU])
     assert "install onnxruntime-gpu" in provider.problem()
-    assert "no Tensorrt provider" in provider.problem(TENSORRT)
 
 
 def test_a_library_that_is_missing_is_named_with_what_brings_it(
     as_if_with_a_driver: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not provider._missing_library(TENSORRT):
+    if not provider._missing_library():
         pytest.skip("every library is here")
     with pytest.raises(ConfigError, match=r"lib\w+\.so\.\d+ cannot be loaded; install \S+"):
-        Provider("tensorrt")
-    assert Provider("auto").name in (CPU, CUDA)
+        Provider("cuda")
+    assert Provider("auto").name == CPU
     assert not capsys.readouterr().out  # ONNX Runtime's helper would print what it has not found
 
 
@@ -87,16 +85,6 @@ def test_what_a_session_is_told(as_if_with_a_gpu: None) -> None:
     assert "user_compute_stream" not in cuda
     assert "gpu_mem_limit" not in cuda
     assert cuda["enable_cuda_graph"] == "0"
-    assert Provider("cuda").records
-    assert not Provider("tensorrt").records
-    (name, tensorrt), (second, _), last = Provider("tensorrt", cache="/engines").options(
-        False, 4096
-    )
-    assert (name, second, last) == (TENSORRT, CUDA, CPU)
-    assert (tensorrt["trt_engine_cache_enable"], tensorrt["trt_engine_cache_path"]) == (
-        "1",
-        "/engines",
-    )
 
 
 def test_an_engine_of_settings() -> None:
