@@ -56,16 +56,18 @@ Reconstruct = Callable[[Iterator[Chunk]], Iterator[Results]]
 class Graphs:
     """A bundle's graphs, loaded and checked on its golden vectors."""
 
-    def __init__(self, loaded: Bundle, wanted: Wanted, provider: str = "auto") -> None:
+    def __init__(
+        self, loaded: Bundle, wanted: Wanted, provider: str = "auto", batch_rows: int = 0
+    ) -> None:
         """One thread each on a CPU: processes share the CPUs, and results then never depend on how
-        many there are. Raises BundleError, ConfigError."""
+        many there are. batch_rows: the most rows of a batch. Raises BundleError, ConfigError."""
         engine = Engine(Provider(provider))
         takes_x, takes_z = loading.signatures(loaded.manifest)
         self._encoder = engine.load(loaded.files[bundle.ENCODER], takes_x, threads=1)
         self._decoder = engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)
         of_encoder, of_decoder = golden.read(loaded)
-        of_encoder.check(self._encoder)
-        of_decoder.check(self._decoder)
+        of_encoder.check(self._encoder, batch_rows)
+        of_decoder.check(self._decoder, batch_rows)
         self._manifest, self._wanted = loaded.manifest, wanted
         self._outputs = (["x"] if wanted.reconstruction != "none" else []) + (
             ["params"] if wanted.scores else []

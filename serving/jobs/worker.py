@@ -118,7 +118,7 @@ def reconstruction(setting: Setting) -> Reconstruct:
         assert setting.server is not None
         return Remote(setting.server, setting.plan.bundle, setting.plan.wanted)
     loaded = load_bundle(setting.bundle)
-    return Graphs(loaded, setting.plan.wanted, setting.provider)
+    return Graphs(loaded, setting.plan.wanted, setting.provider, setting.plan.batch_rows)
 
 
 def terminate_as_exit() -> None:
