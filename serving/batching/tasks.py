@@ -91,6 +91,7 @@ class Caller:
     deadline:   seconds on time.monotonic's clock; math.inf: none
     background: lets others go first
     authorization: the header of that name, "" where there is none
+    scopes:     of its token; None: the server asks for no tokens
     header_bytes: all headers of the call together
     account:    what the call costs
     """
@@ -104,11 +105,13 @@ class Caller:
         "cancelled",
         "deadline",
         "header_bytes",
+        "scopes",
     )
 
     def __init__(self, deadline: float = math.inf, background: bool = False) -> None:
         self.deadline, self.background = deadline, background
         self.authorization = ""
+        self.scopes: frozenset[str] | None = None
         self.account = Account()
         self.header_bytes = 0
         self.cancelled = False

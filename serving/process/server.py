@@ -33,10 +33,9 @@ from serving.transport.answers import Answers
 from serving.transport.arrivals import Arrivals
 from serving.transport.certificates import Certificates
 from serving.transport.door import Door
-from serving.transport.guard import guarded
+from serving.transport.guard import guarded, guarded_by_any_token
 from serving.transport.health import Health
 from serving.transport.ledger import Ledger
-from serving.transport.wire import Handler
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +173,10 @@ class Server:
         self._health.set("liveness", True)
         self._own = self._health.handlers()
         if settings.reflection:
-            self._own |= self._guarded(reflection.handlers([wire.SERVICE]))
+            reflected = reflection.handlers([wire.SERVICE])
+            if self._access is not None:
+                reflected = guarded_by_any_token(reflected, self._access, self.metrics)
+            self._own |= reflected
         self._listener.handlers = self._own | wire.not_ready()
         self._set_health(False)
 
@@ -197,12 +199,9 @@ class Server:
             return Ledger(method, self.metrics, self.settings.log_calls, self._tracer)
 
         handlers = wire.handlers(service, door, self.metrics, ledger)
-        self._listener.handlers = self._own | self._guarded(handlers)
-
-    def _guarded(self, handlers: dict[str, Handler]) -> dict[str, Handler]:
-        if self._access is None:
-            return handlers
-        return guarded(handlers, self._access, self.metrics)
+        if self._access is not None:
+            handlers = guarded(handlers, self._access, self.metrics)
+        self._listener.handlers = self._own | handlers
 
     def _open_doors(self) -> None:
         # What start-up left behind lives as long as the process: keep the collector off it.

@@ -14,18 +14,19 @@ from typing import Final
 from serving import bundle
 from serving.errors import ConfigError
 from serving.models.loading import Prepared, Tuned, prepare
+from serving.rpc.methods import METHODS
 from serving.runtime import tuning
 from serving.runtime.engine import Engine
 from serving.settings import Settings
 
 CALLS: Final = {
-    "encode": ("encoder",),
-    "decode": ("decoder",),
-    "sample": ("decoder",),
-    "interpolate": ("decoder",),
-    "reconstruct": ("encoder", "decoder"),
+    "encode": "Encode",
+    "decode": "Decode",
+    "sample": "Sample",
+    "interpolate": "Interpolate",
+    "reconstruct": "Reconstruct",
 }
-"""The lanes that each call passes, its rows once through each."""
+"""The method of each call that `plan` knows."""
 
 CALL_SECONDS: Final = 0.00012
 """CPU of a call beside its graphs' runs: `make bench`, Sample of one row, on a Zen 4."""
@@ -59,7 +60,7 @@ class Need:
 def lanes(demand: Demand, prepared: Prepared) -> dict[str, Tuned]:
     """The graphs that the calls pass, by lane."""
     both = {"encoder": prepared.encoder, "decoder": prepared.decoder}
-    return {name: both[name] for name in CALLS[demand.call]}
+    return {name: both[name] for name in METHODS[CALLS[demand.call]].graphs}
 
 
 def need(demand: Demand, prepared: Prepared, settings: Settings, resident_bytes: int) -> Need:

@@ -6,8 +6,8 @@ import functools
 import secrets
 
 from serving import codec, latents
-from serving.batching.tasks import offload
-from serving.errors import InvalidInput
+from serving.batching.tasks import Caller, offload
+from serving.errors import InvalidInput, NotAllowed
 from serving.latents import POSTERIOR, Draw
 from serving.models.inference import Model
 from serving.models.sources import Prior
@@ -59,6 +59,14 @@ def seed(
 ) -> int:
     """The caller's seed, or one of our choice, which the response will name."""
     return request.seed if request.HasField("seed") else secrets.randbits(64)
+
+
+def need_scope(caller: Caller, scope: str, field: str, content: str) -> None:
+    """Check that the caller's token has the scope that a field's content needs beside the method's.
+    Raises NotAllowed."""
+    if caller.scopes is not None and scope not in caller.scopes:
+        has = ", ".join(sorted(caller.scopes))
+        raise NotAllowed(f"{field}: {content} needs the scope {scope} too; this token has {has}.")
 
 
 def served_by(model: Model) -> pb.ModelVersion:

@@ -15,6 +15,7 @@ from serving.models.repository import Repository
 from serving.models.sources import Points, Posterior, Prior
 from serving.pb import vae_pb2 as pb
 from serving.rpc import fields
+from serving.rpc.methods import INFER
 from serving.rpc.reconstructing import ReconstructStream
 from serving.runtime.engine import Engine
 from serving.settings import Settings
@@ -259,6 +260,8 @@ async def _end_point(model: Model, point: pb.EndPoint, field: str, caller: Calle
     """The latent of one end of an interpolation, shape (latent size,)."""
     kind = point.WhichOneof("point")
     if kind == "x":
+        # The answer holds what Encode gives: with return_z exactly, and else in what is decoded.
+        fields.need_scope(caller, INFER, f"{field}.x", "an end point given as data")
         x = await fields.read_rows(point.x, model, f"{field}.x", most=1)
         z, _ = await model.encode(x, caller)
     elif kind == "z":

@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from serving.errors import ConfigError, NotAllowed, NotAuthenticated
+from serving.rpc.methods import SCOPES
 
 log = logging.getLogger(__name__)
-
-SCOPES: Final = ("models", "generate", "infer")
-"""GetModel and ListModels; what makes new data; what takes the caller's data."""
 
 _LOOK_SECONDS: Final = 1.0
 _DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
@@ -50,9 +48,9 @@ class Access:
         self._content = self._load()
         self._grants = read(self._content, file)
 
-    def check(self, authorization: str, scope: str = "") -> None:
-        """Whether the caller who sends this header may do what is in `scope` ("": anything that
-        asks for a token at all). Raises NotAuthenticated, NotAllowed."""
+    def check(self, authorization: str, scope: str = "") -> frozenset[str]:
+        """The scopes of the caller who sends this header; `scope` must be one of them ("": any
+        token will do). Raises NotAuthenticated, NotAllowed."""
         if self._clock() - self._looked >= _LOOK_SECONDS:
             self._look()
         kind, _, token = authorization.partition(" ")
@@ -70,6 +68,7 @@ class Access:
         if scope and scope not in found.scopes:
             has = ", ".join(sorted(found.scopes))
             raise NotAllowed(f"This needs the scope {scope}; the token of {found.name} has {has}.")
+        return found.scopes
 
     def _look(self) -> None:
         self._looked = self._clock()

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 from serving.errors import ConfigError
+from serving.rpc.methods import SCOPES, of_scope
 from serving.transport import access
 
 
 def add_token_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `token`; it sets `run`, which takes the arguments and gives the exit status."""
+    for_each = ", ".join(f"{scope} ({', '.join(of_scope(scope))})" for scope in SCOPES)
     parser = commands.add_parser(
         "token",
         help="make a bearer token for a caller",
@@ -23,9 +25,9 @@ def add_token_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("name", help="whose token it is, for log and error messages")
     parser.add_argument(
         "--scopes",
-        default=",".join(access.SCOPES),
-        help="what it is for: models (GetModel, ListModels), generate (Sample, StreamSamples, "
-        "Decode, Interpolate), infer (Encode, Reconstruct, StreamReconstruct, Score). Default: all",
+        default=",".join(SCOPES),
+        help=f"what it is for: {for_each}. Data x needs infer in whichever method it is sent: "
+        "Interpolate with an end point x needs generate and infer. Default: all",
     )
     parser.set_defaults(run=_run)
 

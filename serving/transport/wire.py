@@ -20,6 +20,7 @@ from serving.batching.tasks import Caller, Cancelled, Reply
 from serving.errors import InvalidInput, Overloaded
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
+from serving.rpc.methods import METHODS
 from serving.rpc.service import VaeService
 from serving.transport.door import Door
 from serving.transport.ledger import Ledger
@@ -76,17 +77,11 @@ Streaming = Callable[[Any, Caller], AsyncIterator[Message]]
 """The first argument is the request; or, where requests are a stream, an iterator over them."""
 
 
-FIRST_LANE: Final = {
-    **dict.fromkeys(("Encode", "Reconstruct", "Score"), "encoder"),
-    **dict.fromkeys(("Sample", "StreamSamples", "Decode", "Interpolate"), "decoder"),
-}
-"""The lane that every call of a method enters first."""
-
-
 def handlers(
     service: VaeService, door: Door, metrics: Metrics, ledger: Callable[[str], Ledger]
 ) -> dict[str, Handler]:
-    """The handler of each method of the contract, by its path; `ledger` makes a method's."""
+    """The handler of each method of the contract, by its path; `ledger` makes a method's. Raises
+    KeyError for a method that is not in METHODS."""
     table: dict[str, Handler] = {}
     for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
         request = getattr(pb, method.input_type.name)
@@ -124,7 +119,7 @@ class _Method:
     ) -> None:
         self._name, self._request, self._door, self._metrics = name, request, door, metrics
         self._ledger = ledger
-        self._lane = FIRST_LANE.get(name)
+        self._lane = METHODS[name].first_graph
         if self._lane:
             self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
 
@@ -133,7 +128,7 @@ class _Method:
         if caller.header_bytes > MOST_HEADER_BYTES:
             self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
             return _TOO_MANY_HEADERS
-        if self._lane is None or caller.deadline == math.inf:
+        if not self._lane or caller.deadline == math.inf:
             return None
         wait = self._door.wait(self._lane, caller.deadline)
         if wait is None:

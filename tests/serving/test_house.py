@@ -30,7 +30,7 @@ ROOMS = {
         *("sources", "batches", "loading", "inference"),
         *("shelf", "refusals", "repository", "watcher", "vitals"),
     ],
-    "rpc": ["fields", "reconstructing", "service"],
+    "rpc": ["methods", "fields", "reconstructing", "service"],
     "transport": [
         *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
         *("ledger", "door", "wire"),

@@ -6,16 +6,20 @@ import os
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving import codec
 from serving.__main__ import main
 from serving.errors import ConfigError, NotAllowed, NotAuthenticated
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.rpc.methods import METHODS, SCOPES, of_scope
 from serving.transport.access import Access, new_token
 
 Codes = grpc.StatusCode
+CONTRACT = pb.DESCRIPTOR.services_by_name["VaeService"]
 
 
 class Tokens:
@@ -77,6 +81,49 @@ def test_a_call_needs_a_token_whose_scopes_include_it(start_server, toy_bundles,
         "latentd_requests_total", method="Sample", model="", code="UNAUTHENTICATED"
     )
     assert counted == 2
+
+
+@pytest.mark.parametrize("kind", ["core", "aio"])
+def test_interpolate_needs_infer_when_an_end_point_is_data(start_server, toy_bundles, tokens, kind):
+    maker = tokens.add("maker", "generate")
+    both = tokens.add("both", "generate", "infer")
+    server = start_server(toy_bundles, tokens=tokens.file, listener=kind)
+    x = pb.EndPoint(x=codec.to_rows(np.full((1, 4, 4), 51, np.uint8)))
+    drawn = pb.EndPoint(sample=pb.SampledPoint(seed=1))
+    z = pb.EndPoint(z=codec.to_tensor(np.ones((1, 16), np.float32)))
+    with grpc.insecure_channel(server.target) as channel:
+        interpolate = VaeServiceStub(channel).Interpolate
+
+        def request(start: pb.EndPoint, end: pb.EndPoint) -> pb.InterpolateRequest:
+            return pb.InterpolateRequest(start=start, end=end, steps=2, return_z=True)
+
+        assert code_of(interpolate, request(drawn, z), maker) is Codes.OK
+        for field, ends in {"start.x": (x, z), "end.x": (drawn, x)}.items():
+            with pytest.raises(grpc.RpcError) as refused:
+                interpolate(request(*ends), metadata=(("authorization", f"Bearer {maker}"),))
+            assert refused.value.code() is Codes.PERMISSION_DENIED
+            assert field in refused.value.details()
+            assert "needs the scope infer" in refused.value.details()
+            assert code_of(interpolate, request(*ends), both) is Codes.OK
+
+
+def test_the_table_of_methods_is_the_contract():
+    assert set(METHODS) == {method.name for method in CONTRACT.methods}
+    assert {method.scope for method in METHODS.values()} == set(SCOPES)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_server_does_not_start_when_a_method_is_not_in_the_table(
+    start_server, toy_bundles, monkeypatch, name
+):
+    monkeypatch.delitem(METHODS, name)
+    with pytest.raises(KeyError, match=name):
+        start_server(toy_bundles)
+
+
+def test_methods_that_take_data_need_infer():
+    takes_x = {m.name for m in CONTRACT.methods if "x" in m.input_type.fields_by_name}
+    assert takes_x == set(of_scope("infer"))
 
 
 def test_tokens_come_and_go_while_the_server_runs(start_server, toy_bundles, tokens):
