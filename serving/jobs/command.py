@@ -17,15 +17,16 @@ from typing import Any
 from serving import images
 from serving.bundle import XSpec
 from serving.client.credentials import Files
-from serving.errors import ConfigError, LatentdError
-from serving.jobs import exits, inputs, job, outputs, remote, worker
+from serving.errors import ConfigError
+from serving.jobs import exits, inputs, job, outputs, quarantine, remote, worker
 from serving.jobs.inputs import NAMES, Rows
 from serving.jobs.job import Share
 from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
 from serving.jobs.progress import Progress
+from serving.jobs.quarantine import Limit
 from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.remote import Server
-from serving.jobs.store import ShardManifest, Store
+from serving.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store
 from serving.jobs.worker import Failed, Setting, explain
 from serving.readers import files
 from serving.readers.rows import BadRow
@@ -40,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
     worker.terminate_as_exit()
     _give_way(args.niceness)
     try:
-        return _dry_run(args) if args.dry_run else _run(args)
+        status = _dry_run(args) if args.dry_run else _run(args)
+        _flush()
+        return status
     except Failed as error:
         _say(error.failure.what)
         return error.failure.status
-    except (LatentdError, OSError, KeyboardInterrupt, SystemExit) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         _say(explain(error))
         return exits.status(error)
     finally:
@@ -59,7 +62,7 @@ def _give_way(niceness: int) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    folder, share = _folder(args), _share(args)
+    folder, share, limit = _folder(args), _share(args), Limit(args.max_quarantined)
     target = _target(args)
     folder.mkdir(parents=True, exist_ok=True)
     # One plans, the others wait and find the plan there.
@@ -71,29 +74,43 @@ def _run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     metrics = Path(args.metrics_file) if args.metrics_file else None
     with Progress(ours, metrics) as progress:
-        manifests = job.run(setting, share, _processes(args), progress, args.engine)
-    seconds = time.monotonic() - began
-    print(f"{ours:,} rows in {seconds:,.1f} s, {ours / max(seconds, 1e-9):,.0f} a second.")
-    if manifests is None:
-        print(f"This share of {folder} is done; other machines are still at theirs.")
+        job.run(setting, share, _processes(args), progress, args.engine)
+    print(_rate(progress, time.monotonic() - began))
+    outcome = job.finish(setting, share, limit)
+    if outcome.missing:
+        print(
+            f"This share of {folder} is done; other machines are still at theirs: "
+            f"{outcome.missing} of {plan.shards} shards are missing."
+        )
         return 0
-    _summarise(plan, manifests, folder)
+    _summarise(plan, outcome.manifests, folder)
     return 0
 
 
+def _rate(progress: Progress, seconds: float) -> str:
+    """What this run did, and how fast; rows that were there before count for nothing."""
+    ran, kept = progress.rows - progress.kept, progress.kept
+    if not ran:
+        return f"All {kept:,} rows were finished already; their shards are whole."
+    before = f" {kept:,} others were finished already." if kept else ""
+    return f"{ran:,} rows in {seconds:,.1f} s, {ran / max(seconds, 1e-9):,.0f} a second.{before}"
+
+
 def _summarise(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None:
-    bad = sum(len(m.quarantined) for m in manifests)
+    bad = [row for m in manifests for row in m.quarantined]
     print(
-        f"{plan.rows - bad:,} of {plan.rows:,} rows in {plan.shards} shards under {folder}/shards."
+        f"{plan.rows - len(bad):,} of {plan.rows:,} rows in {plan.shards} shards under "
+        f"{folder}/shards."
     )
     if bad:
-        print(f"{bad:,} rows are quarantined: see {folder}/quarantine.jsonl for the reasons.")
+        print(f"{quarantine.share(len(bad), plan.rows)} are quarantined. The reasons:")
+        print(f"{quarantine.reasons(bad)}\nEvery one is in {folder / QUARANTINE}.")
     if (folder / "sheet.html").exists():
         print(f"Look at {folder}/sheet.html.")
 
 
 def _dry_run(args: argparse.Namespace) -> int:
-    folder, share = _folder(args), _share(args)
+    folder, share, limit = _folder(args), _share(args), Limit(args.max_quarantined)
     target = _target(args)
     plan, names = _plan(args, target, job.known_plan(folder))
     for entry in plan.inputs:
@@ -112,8 +129,14 @@ def _dry_run(args: argparse.Namespace) -> int:
         f"{rows / seconds:,.0f} rows a second in one process, tried on {rows:,}; about "
         f"{whole:,.0f} s with {processes} on each of {share.count} machine(s)."
     )
+    print(f"Of the first rows, {quarantine.share(len(bad), rows)} would be quarantined.")
     if bad:
-        print(f"{len(bad):,} of them would be quarantined, {bad[0].id} because {bad[0].reason}.")
+        print(quarantine.reasons(bad))
+    if len(bad) * plan.rows > limit.rows(plan.rows) * rows:
+        print(
+            f"With as many in all of it, the job would end with status {exits.QUARANTINED} and "
+            f"without {SUCCESS}: --max-quarantined {limit.text} allows fewer."
+        )
     if size > free:
         print("It will not fit.")
     return 0
@@ -225,6 +248,16 @@ def _processes(args: argparse.Namespace) -> int:
     if args.processes or args.server:
         return int(args.processes) or 1
     return best_workers(args.provider)
+
+
+def _flush() -> None:
+    """Have what was printed written now, where an error can still be said. Raises OSError."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would try once more at its end, and print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _say(what: str) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import BadData, ConfigError
-from serving.jobs import exits, inputs, outputs, ray_data, sheet, worker
-from serving.jobs.exits import WorkerDied
+from serving.jobs import exits, inputs, outputs, quarantine, ray_data, sheet, worker
+from serving.jobs.exits import ShardsLost, TooManyQuarantined, WorkerDied
 from serving.jobs.inputs import NAMES, PLAN, Rows
 from serving.jobs.plan import Plan, check_same
 from serving.jobs.progress import Progress
+from serving.jobs.quarantine import Limit
 from serving.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store, to_json
 from serving.jobs.worker import Failed, Failure, Setting
 
@@ -50,11 +51,10 @@ def known_plan(folder: Path) -> Plan | None:
 
 def run(
     setting: Setting, share: Share, processes: int, progress: Progress, engine: str = "processes"
-) -> list[ShardManifest] | None:
-    """Do a share of the job and, if that was the last of it, finish it. engine: processes | ray.
+) -> None:
+    """Commit every shard of a share. engine: processes | ray.
 
-    Returns every shard's manifest once the whole job is done; None: others are still at it. Raises
-    Failed, BadData, OSError, LatentdError.
+    Raises Failed, BadData, OSError, LatentdError.
     """
     plan = setting.plan
     shards = list(range(plan.shards))[share.index :: share.count]
@@ -67,8 +67,6 @@ def run(
             _run_many(setting, shards, processes, progress)
         elif shards:
             worker.work(plan, shards, store, worker.reconstruction(setting), progress)
-        with store.locked(None, wait=True):
-            return _finish(setting, store)
     finally:
         store.close()
 
@@ -99,7 +97,7 @@ def _run_many(setting: Setting, shards: Sequence[int], processes: int, progress:
                 if isinstance(said, Failure):
                     failures.append(said)
                 else:
-                    progress(*said)
+                    progress(said)
     finally:
         for child in running.values():
             child.terminate()
@@ -117,17 +115,52 @@ def _death(code: int) -> Failure:
     )
 
 
-def _finish(setting: Setting, store: Store) -> list[ShardManifest] | None:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """manifests: of the shards that are committed; missing: how many are not yet, all of them other
+    machines'; the job is finished when there are none."""
+
+    manifests: list[ShardManifest]
+    missing: int
+
+
+def finish(setting: Setting, share: Share, limit: Limit) -> Outcome:
+    """Once a share is done: write what only a whole job has, if the job is whole.
+
+    Raises BadData where the inputs changed, ShardsLost, TooManyQuarantined, OSError, LatentdError.
+    """
+    plan = setting.plan
+    store = Store(setting.output, plan.digest, outputs.suffix(plan))
+    try:
+        with store.locked(None, wait=True):
+            found = [store.committed(index) for index in range(plan.shards)]
+            _check_own(found, share, store)
+            manifests = [manifest for manifest in found if manifest is not None]
+            missing = len(found) - len(manifests)
+            if not missing and not (store.folder / SUCCESS).exists():
+                _finish(setting, store, manifests, limit)
+            return Outcome(manifests, missing)
+    finally:
+        store.close()
+
+
+def _check_own(found: Sequence[ShardManifest | None], share: Share, store: Store) -> None:
+    """Raise ShardsLost where a shard of this share, all of which was committed, is not there."""
+    own = range(share.index, len(found), share.count)
+    lost = [str(store.file(index)) for index in own if found[index] is None]
+    if lost:
+        raise ShardsLost(
+            f"{len(lost)} shard(s) that this job had finished are gone, or cannot be read: "
+            f"{', '.join(lost[:3])}{' and others' if len(lost) > 3 else ''}. Somebody removed "
+            "them, or the disk lost them. Repeat the command: it makes only these again."
+        )
+
+
+def _finish(
+    setting: Setting, store: Store, manifests: Sequence[ShardManifest], limit: Limit
+) -> None:
     """Write what only a whole job has; the job's lock is held."""
     plan = setting.plan
-    manifests = []
-    for index in range(plan.shards):
-        manifest = store.committed(index)
-        if manifest is None:
-            return None
-        manifests.append(manifest)
-    if (store.folder / SUCCESS).exists():
-        return manifests
     changed = inputs.changed(plan, store.folder)
     if changed:
         raise BadData(
@@ -142,12 +175,20 @@ def _finish(setting: Setting, store: Store) -> list[ShardManifest] | None:
         )
     lines = b"".join(_line({"row": b.row, "id": b.id, "reason": b.reason}) for b in quarantined)
     store.publish(QUARANTINE, lines)
+    allowed = limit.rows(plan.rows)
+    if len(quarantined) > allowed:
+        raise TooManyQuarantined(
+            f"{quarantine.share(len(quarantined), plan.rows)} are quarantined; --max-quarantined "
+            f"{limit.text} allows {allowed:,}. The reasons:\n{quarantine.reasons(quarantined)}\n"
+            f"Every one is in {store.folder / QUARANTINE}. The job is done but for {SUCCESS}: if "
+            "these rows may be missing, repeat the command with a higher --max-quarantined, which "
+            "runs no row again."
+        )
     for name, data in _sheet(setting, store, manifests).items():
         store.publish(name, data)
     store.sweep()
     facts = {"plan": plan.digest, "shards": plan.shards, "rows": plan.rows, "written": written}
     store.publish(SUCCESS, to_json(facts | {"quarantined": len(quarantined)}))
-    return manifests
 
 
 def _sheet(setting: Setting, store: Store, manifests: Sequence[ShardManifest]) -> dict[str, bytes]:

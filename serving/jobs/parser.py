@@ -21,7 +21,8 @@ Killed, or the disk was full? Repeat the command: committed shards are kept, non
 The same command in a second shell shares the work.
 
 exit status:
-  0 done; 65 an input is damaged or changed; 69 no server; 70 a worker died; 74 disk; 78 flags,
+  0 done; 65 an input is damaged or changed; 66 more rows are quarantined than --max-quarantined
+  allows; 69 no server; 70 a worker died; 74 disk full, or finished shards are gone; 78 flags,
   bundle or plan contradict each other; 143 SIGTERM. After 69, 70, 74 and 143: repeat the command.
 """
 
@@ -115,6 +116,14 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     )
     how.add_argument(
         "--shard-count", type=_whole, default=1, help="machines that share the job (1)"
+    )
+    how.add_argument(
+        "--max-quarantined",
+        metavar="ROWS",
+        default="1%",
+        help="rows that may be quarantined, as a number or a percentage of all rows; beyond it the "
+        "job ends with status 66 and without _SUCCESS, and repeating the command with a higher "
+        "limit runs no row again (1%%)",
     )
     how.add_argument(
         "--niceness",

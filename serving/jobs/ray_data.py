@@ -7,13 +7,14 @@ worker does, so the output is the same, and what Ray tries twice is committed on
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 from serving.errors import ConfigError
 from serving.jobs import exits, outputs, worker
 from serving.jobs.inputs import Rows
-from serving.jobs.shard import Report
+from serving.jobs.shard import Done, Report
 from serving.jobs.store import Store
 from serving.jobs.worker import Failed, Failure, Setting, explain
 
@@ -46,7 +47,7 @@ def run(setting: Setting, shards: Sequence[int], actors: int, report: Report) ->
         for row in done.iter_rows():
             if row["status"]:
                 raise Failed(Failure(int(row["status"]), str(row["what"])))
-            report(int(row["rows"]), int(row["quarantined"]))
+            report(Done(*(int(row[name]) for name in Done._fields)))
     finally:
         ray.shutdown()
 
@@ -63,11 +64,11 @@ class _Shards:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Commit the shards of a batch of numbers; a failure is told of and not raised, for Ray
         would try again and wrap its words."""
-        done, bad = 0, 0
+        counted = Done()
 
-        def count(rows: int, quarantined: int) -> None:
-            nonlocal done, bad
-            done, bad = done + rows, bad + quarantined
+        def count(done: Done) -> None:
+            nonlocal counted
+            counted = Done(*map(operator.add, counted, done))
 
         status, what = 0, ""
         try:
@@ -78,4 +79,5 @@ class _Shards:
                 )
         except Exception as error:
             status, what = exits.status(error), explain(error)
-        return {"rows": [done], "quarantined": [bad], "status": [status], "what": [what]}
+        counts = {name: [value] for name, value in counted._asdict().items()}
+        return {**counts, "status": [status], "what": [what]}

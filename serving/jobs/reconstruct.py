@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from serving import bundle, likelihood
 from serving.bundle import Bundle, XSpec
 from serving.errors import ConfigError
+from serving.jobs.exits import EngineBroken
 from serving.jobs.plan import Wanted
 from serving.latents import POSTERIOR, Draw, Latents, normals
 from serving.models import loading
@@ -65,9 +66,8 @@ class Graphs:
         takes_x, takes_z = loading.signatures(loaded.manifest)
         self._encoder = engine.load(loaded.files[bundle.ENCODER], takes_x, threads=1)
         self._decoder = engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)
-        of_encoder, of_decoder = golden.read(loaded)
-        of_encoder.check(self._encoder, batch_rows)
-        of_decoder.check(self._decoder, batch_rows)
+        self._golden = golden.read(loaded)
+        self._check_golden(batch_rows)
         self._manifest, self._wanted = loaded.manifest, wanted
         self._outputs = (["x"] if wanted.reconstruction != "none" else []) + (
             ["params"] if wanted.scores else []
@@ -86,8 +86,11 @@ class Graphs:
         try:
             columns = self._columns(chunk)
         except Exception as error:  # the runtime has no common base for what it raises
+            if isinstance(error, MemoryError):
+                raise
             if len(chunk.rows) == 1:
-                reason = f"the model fails on it: {str(error).splitlines()[0]}"
+                self._check_engine(error)
+                reason = f"the model fails on it: {_line(error)}"
                 return self._without(chunk, np.ones(1, bool), reason)
             middle = len(chunk.rows) // 2
             return joined([self.run(_part(chunk, 0, middle)), self.run(_part(chunk, middle))])
@@ -95,6 +98,21 @@ class Graphs:
         if not finite.all():
             return self._without(chunk, ~finite, "the model gives no finite numbers for it")
         return Results(chunk.rows, chunk.ids, chunk.bad, **columns)
+
+    def _check_golden(self, batch_rows: int = 0) -> None:
+        """Raises BundleError where the graphs' outputs are not those of the golden vectors."""
+        for vectors, graph in zip(self._golden, (self._encoder, self._decoder), strict=True):
+            vectors.check(graph, batch_rows)
+
+    def _check_engine(self, error: Exception) -> None:
+        """Raise EngineBroken unless golden vectors still pass: then the fault is the row's own."""
+        try:
+            self._check_golden()
+        except Exception:
+            raise EngineBroken(
+                f"The model fails on every row, also on its own golden vectors: {_line(error)}. "
+                "Finished shards are kept: repeat the command once the device works again."
+            ) from None
 
     def _columns(self, chunk: Chunk) -> dict[str, Array]:
         mean, log_var = self._encoder.run(chunk.x, ENCODED)
@@ -135,6 +153,11 @@ class Graphs:
             chunk.rows[keep], [chunk.ids[i] for i in keep], chunk.x[keep], [*chunk.bad, *found]
         )
         return self.run(rest)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what a library says, or the error's name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from serving.errors import BadData
 from serving.jobs import outputs
@@ -16,8 +16,17 @@ from serving.jobs.store import ShardManifest, Store
 WORST: Final = 32
 """Rows of a shard that are remembered for the contact sheet."""
 
-Report = Callable[[int, int], None]
-"""Told of rows done and how many of them were quarantined, again and again."""
+
+class Done(NamedTuple):
+    """Rows that are done; how many of them are quarantined, and how many were committed before."""
+
+    rows: int = 0
+    quarantined: int = 0
+    kept: int = 0
+
+
+Report = Callable[[Done], None]
+"""Is called again and again, with what was done since the last time."""
 
 
 def make(plan: Plan, shard: int, rows: Rows, reconstruct: Reconstruct, report: Report) -> Results:
@@ -27,7 +36,7 @@ def make(plan: Plan, shard: int, rows: Rows, reconstruct: Reconstruct, report: R
     chunks = rows.read(wanted.start, wanted.stop, plan.batch_rows)
     for part in reconstruct(chunks):
         parts.append(part)
-        report(len(part.rows) + len(part.bad), len(part.bad))
+        report(Done(len(part.rows) + len(part.bad), len(part.bad)))
     results = joined(parts)
     if len(results.rows) + len(results.bad) != len(wanted):
         raise BadData(

@@ -63,7 +63,9 @@ class Store:
         self._locks = os.open(folder / _LOCKS, os.O_RDWR | os.O_CREAT, 0o644)
 
     def close(self) -> None:
+        """Closes the file of locks, and so releases all that this process holds."""
         os.close(self._locks)
+        self._locks = -1
 
     def file(self, shard: int) -> Path:
         return self._shards / f"{shard:05d}{self._suffix}"
@@ -99,7 +101,7 @@ class Store:
         self._manifest(shard).unlink(missing_ok=True)
         attempt = self._shards / f".{shard:05d}.{secrets.token_hex(4)}{self._suffix}"
         try:
-            with attempt.open("wb") as file:
+            with _named(self.file(shard)), attempt.open("wb") as file:
                 hashed = _Hashed(file)
                 write(hashed)  # type: ignore[arg-type]
                 file.flush()
@@ -133,7 +135,8 @@ class Store:
         try:
             yield True
         finally:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, at)
+            if self._locks >= 0:  # else `close` has released it
+                fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, at)
 
     def _manifest(self, shard: int) -> Path:
         return self._shards / f"_{shard:05d}.json"  # readers of Parquet folders skip "_"
@@ -150,7 +153,7 @@ class Store:
     def _write_beside(self, path: Path, data: bytes) -> Path:
         attempt = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
         try:
-            with attempt.open("wb") as file:
+            with _named(path), attempt.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -164,6 +167,17 @@ class Store:
         for folder in (self.folder, self._shards):
             for left in folder.glob(".*.*"):
                 left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have an OSError say which file it is about: those of writes do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def to_json(value: Any) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -21,7 +23,7 @@ from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Graphs, Reconstruct, load_bundle
 from serving.jobs.remote import Remote, Server
-from serving.jobs.shard import Report
+from serving.jobs.shard import Done, Report
 from serving.jobs.store import Store
 
 _REPORT_SECONDS: Final = 0.2
@@ -99,7 +101,8 @@ def attempt(
             return False
         done = store.committed(index, thorough=True)
         if done is not None:
-            report(len(plan.shard(index)), len(done.quarantined))
+            rows_of_it = len(plan.shard(index))
+            report(Done(rows_of_it, len(done.quarantined), kept=rows_of_it))
             return True
         results = shard.make(plan, index, rows, reconstruct, report)
         lock = holding.pop_all()
@@ -108,7 +111,11 @@ def attempt(
         with lock:
             shard.commit(plan, index, results, store)
 
-    do(commit)
+    try:
+        do(commit)
+    except BaseException:  # of the commit before this one, perhaps: this one then never began
+        lock.close()
+        raise
     return True
 
 
@@ -131,13 +138,13 @@ def terminate_as_exit() -> None:
 
 
 def process(setting: Setting, shards: list[int], parent: Connection) -> None:
-    """A worker process's whole life. Sends (rows, quarantined) now and then, a Failure at the end
-    if there was one; dies with its parent, whom it then has nobody to tell."""
+    """A worker process's whole life. Sends a Done now and then, and a Failure at the end if there
+    was one; ends by itself once its parent is gone."""
     terminate_as_exit()
     logging.getLogger("serving").setLevel(logging.ERROR)  # what there is to say, the parent says
     failure: Failure | None = None
     store = Store(setting.output, setting.plan.digest, outputs.suffix(setting.plan))
-    report = Throttled(lambda rows, bad: parent.send((rows, bad)))
+    report = Throttled(parent.send)
     try:
         work(setting.plan, shards, store, reconstruction(setting), report)
         report.flush()
@@ -162,25 +169,42 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError):
         return (
             f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}. "
-            "What is committed stays; mend that and repeat the command to go on."
+            "Finished shards are kept: remove the cause, then repeat the command to go on."
         )
-    return f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        return (
+            "There is not enough memory. Finished shards are kept: repeat the command with a "
+            "smaller --batch-rows or fewer --processes."
+        )
+    return (
+        f"{_place(error)}{type(error).__name__}: {error}. This is a fault of latentd itself; "
+        "please report it. Finished shards are kept."
+    )
+
+
+def _place(error: BaseException) -> str:
+    """Where in this project an unforeseen error came from: "serving/jobs/shard.py, line 40: "."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if f"{os.sep}serving{os.sep}" in frame.filename]
+    if not ours:
+        return ""
+    path = ours[-1].filename
+    return f"{path[path.rindex(f'{os.sep}serving{os.sep}') + 1 :]}, line {ours[-1].lineno}: "
 
 
 class Throttled:
     """A Report that passes sums on, a few times a second."""
 
-    def __init__(self, send: Callable[[int, int], None]) -> None:
-        self._send, self._rows, self._bad = send, 0, 0
+    def __init__(self, send: Report) -> None:
+        self._send, self._done = send, Done()
         self._sent = time.monotonic()
 
-    def __call__(self, rows: int, bad: int) -> None:
-        self._rows += rows
-        self._bad += bad
+    def __call__(self, done: Done) -> None:
+        self._done = Done(*map(operator.add, self._done, done))
         if time.monotonic() - self._sent > _REPORT_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        self._send(self._rows, self._bad)
-        self._rows = self._bad = 0
+        self._send(self._done)
+        self._done = Done()
         self._sent = time.monotonic()

@@ -30,7 +30,7 @@ def test_a_job_ends_as_its_exit_status_says(build):
     batch = one(documents, "Job", "latentd-reconstruct")["spec"]
     assert batch["backoffLimitPerIndex"] >= 1
     action = {r["action"]: r for r in batch["podFailurePolicy"]["rules"]}["FailIndex"]
-    assert action["onExitCodes"]["values"] == [exits.DATA]
+    assert action["onExitCodes"]["values"] == [exits.DATA, exits.QUARANTINED]
     training = one(documents, "Job", "latentd-training")["spec"]
     assert training["completions"] == training["parallelism"]
     script = training["template"]["spec"]["containers"][0]["args"][0]

@@ -32,6 +32,7 @@ class Jobs:
         words = (
             *("reconstruct", "--input", *sources, *target, "--output", output),
             *("--provider", "cpu", "--processes", 1, "--shard-rows", 24, "--batch-rows", 8),
+            *("--max-quarantined", "100%"),  # tests of a few rows, many of them bad
             *("--niceness", 0),  # it could not be taken back from the process of the tests
             *flags,
         )

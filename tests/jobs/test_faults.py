@@ -61,6 +61,10 @@ def test_a_killed_worker_is_told_of_and_its_shards_are_done_the_next_time(jobs, 
     assert jobs.content(output) == jobs.content(tmp_path / "whole")
 
 
+def only_a_sentence(said: str) -> bool:
+    return "Traceback" not in said and "Exception ignored" not in said
+
+
 def cmdline(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
@@ -116,6 +120,7 @@ def test_a_full_disk_is_said_and_costs_nothing(jobs, npy, tmp_path):
     _, said = job.communicate()
     assert job.returncode == 74, said
     assert "repeat the command" in said
+    assert only_a_sentence(said)
     assert list((output / "shards").iterdir()) == []
     assert jobs.run(npy, output) == 0
     assert jobs.content(output) == jobs.content(tmp_path / "whole")
@@ -134,7 +139,8 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_committed(jobs, npy, t
         job = jobs.start(npy, output)
         _, said = job.communicate()
         assert job.returncode == 74, said
-        assert "No space left" in said
+        assert f"No space left on device ({output}/shards/0000" in said
+        assert only_a_sentence(said)
         committed = len(list((output / "shards").glob("_*.json")))
         assert 0 < committed < 5
         (output / "ballast").unlink()
@@ -155,6 +161,53 @@ def test_what_is_committed_is_not_done_again(jobs, npy, tmp_path):
     assert before.items() <= after.items()
     assert jobs.run(npy, output) == 0  # nothing is left to do
     assert after == {p.name: p.stat().st_ino for p in (output / "shards").iterdir()}
+
+
+def test_shards_that_are_deleted_while_the_job_runs_are_a_fault_of_the_disk(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "whole") == 0
+    output = tmp_path / "out"
+    store = Store(output)
+    with store.locked(0, wait=False):
+        job = jobs.start(npy, output)
+        jobs.wait_for(output / "shards" / "_00004.json", job)
+        (output / "shards" / "_00002.json").unlink()
+        (output / "shards" / "00003.parquet").unlink()
+    said, errors = job.communicate()
+    store.close()
+    assert job.returncode == 74, errors
+    assert "2 shard(s) that this job had finished are gone" in errors
+    assert "00002.parquet" in errors
+    assert "other machines" not in said + errors
+    assert not (output / "_SUCCESS").exists()
+    assert jobs.run(npy, output) == 0
+    assert jobs.content(output) == jobs.content(tmp_path / "whole")
+
+
+def test_an_error_of_our_own_is_a_sentence_with_its_place(jobs, npy, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise ValueError("unforeseen")
+
+    monkeypatch.setattr("serving.jobs.shard.joined", fail)
+    assert jobs.run(npy, tmp_path / "out") == 70
+    said = capsys.readouterr().err
+    assert "serving/jobs/shard.py, line" in said
+    assert "ValueError: unforeseen" in said
+
+
+def test_a_full_disk_under_the_printed_summary_is_a_sentence(jobs, npy, tmp_path):
+    with Path("/dev/full").open("wb") as full:
+        job = jobs.start(npy, tmp_path / "out", stdout=full.fileno())
+        _, said = job.communicate()
+    assert job.returncode == 74, said
+    assert "No space left" in said
+    assert only_a_sentence(said)
+
+
+def test_metrics_that_cannot_be_written_are_said_before_the_work(jobs, npy, tmp_path, capsys):
+    flags = ("--metrics-file", tmp_path / "gone" / "job.prom")
+    assert jobs.run(npy, tmp_path / "out", *flags) == 78
+    assert "job.prom cannot be written: No such file" in capsys.readouterr().err
+    assert not list((tmp_path / "out" / "shards").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest"])

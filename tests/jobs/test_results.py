@@ -182,6 +182,28 @@ def test_a_batch_that_holds_only_poison_gives_no_rows(tmp_path, publish_toy):
     assert results.elbo.shape == (0,)
 
 
+class Broken:
+    """A graph on a device that is lost."""
+
+    def run(self, *_: object) -> None:
+        raise RuntimeError("CUDA failure 719")
+
+
+def test_an_engine_that_is_broken_is_not_the_fault_of_a_row(
+    jobs, npy, x, tmp_path, monkeypatch, capsys
+):
+    load = Graphs.__init__
+
+    def loaded_and_lost(self, *given: object, **named: object) -> None:
+        load(self, *given, **named)
+        self._decoder = Broken()
+
+    monkeypatch.setattr(Graphs, "__init__", loaded_and_lost)
+    assert jobs.run(npy, tmp_path / "out") == 70
+    assert "its own golden vectors: CUDA failure 719." in capsys.readouterr().err
+    assert not list((tmp_path / "out" / "shards").iterdir())
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -216,7 +238,26 @@ def test_a_dry_run_tells_of_rows_that_would_be_quarantined(jobs, tmp_path, capsy
     folder.mkdir()
     (folder / "cut.png").write_bytes(b"")
     assert jobs.run(folder, tmp_path / "out", "--dry-run") == 0
-    assert "1 of them would be quarantined, cut.png because " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 1 rows (100%) would be quarantined" in said
+    assert "not a readable image file (first: row 0, cut.png)" in said
+    assert "status 66" not in said
+    assert jobs.run(folder, tmp_path / "out", "--dry-run", "--max-quarantined", "50%") == 0
+    assert "would end with status 66" in capsys.readouterr().out
+
+
+def test_a_job_that_was_finished_already_claims_no_rate(jobs, npy, tmp_path, capsys):
+    half = ("--shard-index", 0, "--shard-count", 2)
+    assert jobs.run(npy, tmp_path / "out", *half) == 0
+    assert "52 rows in " in capsys.readouterr().out
+    assert jobs.run(npy, tmp_path / "out", "--processes", 2) == 0
+    said = capsys.readouterr().out
+    assert "48 rows in " in said
+    assert "52 others were finished already" in said
+    assert jobs.run(npy, tmp_path / "out", "--processes", 2) == 0
+    said = capsys.readouterr().out
+    assert "All 100 rows were finished already" in said
+    assert "a second" not in said
 
 
 def test_a_job_gives_way_to_other_work(jobs, npy, tmp_path):

@@ -67,6 +67,7 @@ READERS = ["files", "rows", "arrays", "pictures", "parquet"]
 JOBS = [
     *("exits", "plan", "inputs"),
     *("reconstruct", "percentiles", "outputs", "remote", "store", "shard"),
+    "quarantine",
     *("behind", "worker"),
     "ray_data",
     *("progress", "sheet", "job", "command", "parser"),
