@@ -1,3 +1,11 @@
 """Serve VAE bundles over gRPC on ONNX Runtime. Nothing here ever imports torch."""
 
+import os
+
+# Nothing leaves the machine unless the person has set these otherwise. ONNX Runtime sends telemetry
+# from every process that imports it, Ray from every cluster that it starts. Each reads its variable
+# at that moment, so this stands before every other import of this package.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 __version__ = "0.1.0"

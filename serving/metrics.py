@@ -1,23 +1,18 @@
 """Every metric, its labels and its buckets.
 
-The registry is passed in, so that each test counts for itself. Worker processes count together:
-prometheus-client then keeps every value in files that all of them, and the process that is scraped,
-have in memory (its multiprocess mode, which the variable below turns on).
+The registry is passed in, so that each test counts for itself. Each of several workers counts for
+itself too; serving.process.workermetrics adds them up.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Set before this module is imported: the folder of the values that several processes share."""
-
-Together = Literal["livesum", "livemax", "livemin"]
-"""What one gauge of several processes says; the dead are left out."""
+Together = Literal["sum", "max", "min"]
+"""What one gauge of several workers says."""
 
 SECONDS: Final = (
     *(50e-6, 100e-6, 200e-6, 500e-6),
@@ -34,15 +29,15 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"latentd_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str, *labels: str, together: Together = "livemax") -> Gauge:
-            return Gauge(
-                f"latentd_{name}", text, labels, registry=registry, multiprocess_mode=together
-            )
+        def gauge(name: str, text: str, *labels: str, together: Together = "max") -> Gauge:
+            self.together[f"latentd_{name}"] = together
+            return Gauge(f"latentd_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"latentd_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.registry = registry
+        self.together: dict[str, Together] = {}  # by the gauge's name
         self.requests = counter(
             "requests_total", "Calls answered, by gRPC status code.", "method", "model", "code"
         )
@@ -62,13 +57,13 @@ class Metrics:
             "batch_fill_ratio", "Rows in each batch over the most it may hold.", RATIO, "lane"
         )
         self.queue_rows = gauge(
-            "queue_rows", "Rows waiting now.", "lane", "model", "version", together="livesum"
+            "queue_rows", "Rows waiting now.", "lane", "model", "version", together="sum"
         )
         self.queue_most = gauge(
             "queue_rows_most",
             "Rows that may wait before more are shed.",
             *("lane", "model", "version"),
-            together="livesum",
+            together="sum",
         )
         self.queue_oldest = gauge(
             "queue_oldest_seconds",
@@ -83,7 +78,7 @@ class Metrics:
         self.answer_bytes = gauge(
             "answer_bytes",
             "Memory of answers that callers have not taken yet.",
-            together="livesum",
+            together="sum",
         )
         self.given_up = counter(
             "answers_given_up_total", "Calls ended because their callers let answers wait."
@@ -124,12 +119,12 @@ class Metrics:
         self.looked_at = gauge(
             "last_look_timestamp_seconds",
             "When the bundles' folder was last read to its end.",
-            together="livemin",
+            together="min",
         )
         self.retiring = gauge(
             "retiring_versions",
             "Versions that calls still hold and nobody finds any more.",
-            together="livesum",
+            together="sum",
         )
         self.batch_most = gauge(
             "batch_rows_most", "The most rows one batch takes.", "lane", "model", "version"
@@ -147,45 +142,23 @@ class Metrics:
             "1 while a run hangs, or a graph fails on whatever it is given.",
             "kind",
         )
-        self.workers = gauge("workers", "Processes that serve.", together="livesum")
-        self._probes: list[tuple[Gauge, tuple[str, ...], Callable[[], float]]] = []
+        self.workers = gauge("workers", "Processes that serve.", together="sum")
 
     def probe(self, metric: Gauge, read: Callable[[], float], *labels: str) -> None:
         """Let a gauge say what `read` gives whenever it is asked."""
-        gauge = metric.labels(*labels) if labels else metric
-        if shared():
-            # Who is scraped is another process and cannot call: `refresh` writes it down.
-            self._probes.append((gauge, labels, read))
-        else:
-            gauge.set_function(read)
-
-    def refresh(self) -> None:
-        """Write down what the probes give, for the process that is scraped."""
-        for gauge, _, read in self._probes:
-            gauge.set(read())
+        (metric.labels(*labels) if labels else metric).set_function(read)
 
     def forget(self, model: str, version: int) -> None:
-        """Drop what was said of a version that is served no more; shared values become 0."""
+        """Drop what was said of a version that is served no more."""
         gone = {"model": model, "version": str(version)}
-        self._probes = [one for one in self._probes if one[1][1:] != (model, str(version))]
         of_queues = (self.queue_rows, self.queue_most, self.queue_oldest)
         of_versions = (self.models, self.loaded_at, self.golden_difference)
         of_lanes = (self.batch_most, self.batch_cost)
         for metric in (*of_queues, *of_versions, *of_lanes):
-            if not shared():
-                metric.remove_by_labels(gone)
-                continue
-            for sample in [s for family in metric.collect() for s in family.samples]:
-                if gone.items() <= sample.labels.items():
-                    metric.labels(**sample.labels).set(0)
+            metric.remove_by_labels(gone)
 
 
 def restarts(registry: CollectorRegistry) -> Counter:
     """What the supervisor of several workers counts."""
     text = "Workers that died and were replaced."
     return Counter("latentd_worker_restarts_total", text, registry=registry)
-
-
-def shared() -> bool:
-    """Whether several processes count together."""
-    return SHARED in os.environ

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
-import tempfile
 
 from serving import logs, settings
 from serving.errors import EXIT_CONFIG, ConfigError
@@ -40,9 +38,6 @@ def _serve_alone(chosen: Settings) -> int:
 
 
 def _serve_many(chosen: Settings) -> int:
-    with tempfile.TemporaryDirectory(prefix="latentd-") as folder:
-        # Before anything imports prometheus-client, which looks at it once.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        from serving.process.supervisor import Supervisor
+    from serving.process.supervisor import Supervisor
 
-        return Supervisor(chosen).run()
+    return Supervisor(chosen).run()

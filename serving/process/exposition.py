@@ -1,4 +1,4 @@
-"""The page of metrics, over HTTP for Prometheus: of this process or of all that share a folder."""
+"""The page of metrics, over HTTP for Prometheus."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import socket
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.multiprocess import MultiProcessCollector
 
 from serving.errors import ConfigError
-from serving.metrics import shared
 
 
 def expose(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Callable[[], None]]:
     """Open the page; returns its port and what closes it. Raises ConfigError if it cannot."""
-    if shared():
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     try:
         http, _ = start_http_server(port, host, registry=registry)
     except socket.gaierror as error:

@@ -264,7 +264,6 @@ class Server:
                 due = time.perf_counter() + _LAG_SECONDS
                 await asyncio.sleep(_LAG_SECONDS)
                 self.metrics.loop_lag.set(max(0.0, time.perf_counter() - due))
-                self.metrics.refresh()
 
         self._undo.callback(asyncio.create_task(watch()).cancel)
 

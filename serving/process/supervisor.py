@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
@@ -21,13 +22,13 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.multiprocess import mark_process_dead
 
 from serving.errors import EXIT_CONFIG
 from serving.metrics import restarts
 from serving.process import worker
 from serving.process.exposition import expose
 from serving.process.port import announce, port_is_taken
+from serving.process.workermetrics import WorkerMetrics
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class _Worker:
     number: int
     process: SpawnProcess
     pipe: Connection[Any, Any]
+    metrics: Connection[Any, Any]
     waits: bool = False  # for its turn to load
     loads: bool = False
     ready: bool = False
@@ -61,6 +63,7 @@ class Supervisor:
         self._workers: list[_Worker] = []
         self._due: list[tuple[float, int]] = []  # when to start which replacement
         self._deaths: deque[float] = deque()
+        self._metrics = WorkerMetrics()
         self._replaced = 0
         self._served = False  # all were ready once
         self._announced = False
@@ -73,9 +76,11 @@ class Supervisor:
             self._listen_to_signals(undo)
             registry = CollectorRegistry()
             self._restarts = restarts(registry)
+            registry.register(self._metrics)
             settings = self._settings
             self._metrics_port, close = expose(registry, settings.host, settings.metrics_port)
             undo.callback(close)
+            self._keep_metrics(undo)
             self._reserve_port(undo)
             for number in range(1, settings.workers + 1):
                 if not self._stopping:  # starting many takes long, stopping must not
@@ -98,6 +103,12 @@ class Supervisor:
     def _on_signal(self, number: int, frame: object) -> None:
         self._stopping = self._stopping or number
 
+    def _keep_metrics(self, undo: ExitStack) -> None:
+        stopping = threading.Event()
+        undo.callback(stopping.set)
+        keep = self._metrics.keep
+        threading.Thread(target=keep, args=(stopping,), name="metrics", daemon=True).start()
+
     def _reserve_port(self, undo: ExitStack) -> None:
         """Hold the port for the workers, without listening: what is not ours must not share it."""
         host, port = self._settings.host, self._settings.port
@@ -116,14 +127,17 @@ class Supervisor:
 
     def _start(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
+        asks, answers = self._context.Pipe()
         process = self._context.Process(
             target=worker.main,
-            args=(self._settings, number, theirs, self._served),
+            args=(self._settings, number, theirs, answers, self._served),
             name=f"latentd-worker-{number}",
         )
         process.start()
         theirs.close()
-        self._workers.append(_Worker(number, process, ours))
+        answers.close()
+        self._metrics.add(asks)
+        self._workers.append(_Worker(number, process, ours, asks))
         return self._workers[-1]
 
     def _wait(self) -> None:
@@ -187,7 +201,7 @@ class Supervisor:
         one.process.join()
         one.pipe.close()
         self._workers.remove(one)
-        mark_process_dead(one.process.pid)  # type: ignore[no-untyped-call]
+        self._metrics.remove(one.metrics)
         code = one.process.exitcode or 0
         if self._stopping:
             return

@@ -11,11 +11,13 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from serving import logs
 from serving.errors import EXIT_CONFIG, ConfigError
+from serving.process import workermetrics
 from serving.process.server import Server, run
 from serving.settings import Settings
 
@@ -38,14 +40,21 @@ class Worker(Server):
 
     shares_port = True
 
-    def __init__(self, settings: Settings, pipe: Connection[Any, Any], replaces: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pipe: Connection[Any, Any],
+        questions: Connection[Any, Any],
+        replaces: bool,
+    ) -> None:
         super().__init__(settings)
-        self._pipe, self._replaces = pipe, replaces
+        self._pipe, self._questions, self._replaces = pipe, questions, replaces
         self._turn = asyncio.Event()
 
     async def start(self) -> None:
         """As any server, loading when it is its turn; health waits for the others."""
         self._follow()
+        self._start_metrics()
         self._watch_loop()
         self._read_secrets()
         self._choose_engine()
@@ -62,8 +71,12 @@ class Worker(Server):
         self._open_doors()
         self._announce()
 
+    def _start_metrics(self) -> None:
+        # In a thread: the event loop may be late, and must not wait for the supervisor.
+        answer, to = workermetrics.answer, (self._questions, self.metrics)
+        threading.Thread(target=answer, args=to, name="metrics", daemon=True).start()
+
     def _announce(self) -> None:
-        self.metrics.refresh()
         self._pipe.send(READY)
 
     def _on_hung(self) -> None:
@@ -90,11 +103,18 @@ class Worker(Server):
             self._pipe.send(SAID)
 
 
-def main(settings: Settings, number: int, pipe: Connection[Any, Any], replaces: bool) -> None:
-    """The whole life of a worker process."""
+def main(
+    settings: Settings,
+    number: int,
+    pipe: Connection[Any, Any],
+    questions: Connection[Any, Any],
+    replaces: bool,
+) -> None:
+    """The whole life of a worker process. pipe: as above; questions: the supervisor's, for what
+    this worker has counted."""
     logs.configure(settings.log_level, settings.log_format, number)
     try:
-        run(Worker(settings, pipe, replaces))
+        run(Worker(settings, pipe, questions, replaces))
     except ConfigError as error:
         print(f"latentd: {error}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -93,6 +94,56 @@ def test_a_worker_that_dies_is_replaced_while_the_other_serves(pair):
     assert Path(f"/proc/{left}").exists()
 
 
+def test_what_a_dead_worker_counted_stays_counted(pair):
+    target, _ = pair.ready()
+    killed, _ = worker_pids(pair)
+    with ExitStack() as channels:
+        stubs = [VaeServiceStub(channels.enter_context(connect(target))) for _ in range(16)]
+        for stub in stubs:
+            stub.Sample(pb.SampleRequest(count=1))
+        assert pair.value("latentd_requests_total", method="Sample") == 16
+    os.kill(killed, signal.SIGKILL)
+    pair.wait_for("Worker . died: SIGKILL")
+    assert pair.value("latentd_requests_total", method="Sample") == 16
+    with urllib.request.urlopen(pair.ready()[1]) as page:
+        assert (
+            'latentd_request_seconds_bucket{le="+Inf",method="Sample"} 16.0' in page.read().decode()
+        )
+    while pair.value("latentd_workers") < 2:
+        pair.answer()
+    assert pair.value("latentd_requests_total", method="Sample") >= 16
+
+
+def test_a_worker_that_hangs_does_not_keep_the_page_from_prometheus(pair):
+    pair.ready()
+    before = pair.value("latentd_queue_rows_most", lane="decoder")
+    hung, _ = worker_pids(pair)
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            assert pair.value("latentd_queue_rows_most", lane="decoder") == before
+    finally:
+        os.kill(hung, signal.SIGCONT)
+
+
+def test_a_server_keeps_nothing_in_temporary_folders(serve, toy_bundles, tmp_path):
+    places = {name: tmp_path / name for name in ("home", "temporary")}
+    for place in places.values():
+        place.mkdir()
+    environment = {"HOME": str(places["home"]), "TMPDIR": str(places["temporary"])}
+    process = serve("--bundles", str(toy_bundles), "--workers", "2", **environment)
+    process.answer()
+    assert process.value("latentd_requests_total", method="Sample") >= 1
+    kept = [path for place in places.values() for path in place.rglob("*")]
+    for pid in (process.pid, *worker_pids(process)):
+        opened = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        kept += [path for path in opened if str(tmp_path) in path]
+    process.signal(signal.SIGKILL)
+    process.exit_status()
+    kept += [path for place in places.values() for path in place.rglob("*")]
+    assert not kept
+
+
 def test_without_their_supervisor_the_workers_end_by_themselves(pair):
     pair.ready()
     handles = [os.pidfd_open(pid) for pid in worker_pids(pair)]
@@ -123,10 +174,7 @@ def test_two_servers_do_not_share_a_port(pair, serve, toy_bundles):
         assert "it is in use" in "".join(second.log)
 
 
-def test_a_stop_in_the_middle_of_starting_workers_starts_no_more(
-    toy_bundles, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+def test_a_stop_in_the_middle_of_starting_workers_starts_no_more(toy_bundles, monkeypatch):
     flags = {"bundles": str(toy_bundles), "port": "0", "metrics_port": "0", "workers": "50"}
     supervisor, started = Supervisor(settings.read(flags, environment={})), []
 

@@ -41,6 +41,7 @@ ROOMS = {
             "exposition",
             "port",
             "server",
+            "workermetrics",
             "worker",
             "supervisor",
             "command",
