@@ -10,6 +10,9 @@ BUF    ?= buf
 FUZZ_SECONDS ?= 30
 VARIANT ?= cpu
 
+# The package says so itself; some benchmarks import ONNX Runtime before it.
+export ORT_DISABLE_TELEMETRY ?= 1
+
 # What `make train export serve` work on; e.g. make train DATA=images:photos NAME=photos
 DATA   ?= digits
 NAME   ?= digits

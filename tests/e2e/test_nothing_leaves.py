@@ -1,0 +1,98 @@
+"""Nothing leaves the machine: no library of ours reports to its maker, from any entry point.
+
+ONNX Runtime keeps quiet where it sees CI, so these processes have no variable but a few.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 13  # the first question to a name server came 9 s after the import
+
+STRACE = shutil.which("strace")
+CALLS = "connect,sendto,sendmsg,sendmmsg"
+LOOPBACK = re.compile(r'inet_addr\("127\.|inet_pton\(AF_INET6, "(::1|::ffff:127\.[\d.]+)"')
+NAME_SERVER = "htons(53)"  # may be on the loopback, and asks others
+
+
+def environment(home: Path) -> dict[str, str]:
+    """As a person's shell has it, with an empty home and an empty folder for temporary files."""
+    (home / "tmp").mkdir(parents=True)
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(home),
+        "TMPDIR": str(home / "tmp"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def traces(home: Path) -> list[Path]:
+    """What ONNX Runtime's telemetry keeps: a device id, a database, a session."""
+    return [path for path in home.rglob("*") if re.search(r"onnxruntime|\.ses", path.name)]
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["serving.process.worker", "serving.process.plan", "serving.jobs.worker", "training.parity"],
+)
+def test_no_entry_point_lets_onnx_runtime_write_about_the_machine(tmp_path, module):
+    code = f"import sys, {module}; assert 'onnxruntime' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), check=True)
+    assert not traces(tmp_path)
+
+
+@pytest.mark.parametrize("package", ["serving.client", "training"])
+def test_what_the_person_has_set_stays(tmp_path, package):
+    names = {"ORT_DISABLE_TELEMETRY": "0", "RAY_USAGE_STATS_ENABLED": "1"}
+    code = f"import os, {package}; print([os.environ.get(name) for name in {list(names)}])"
+    command, given = [sys.executable, "-c", code], environment(tmp_path)
+    said = [subprocess.check_output(command, env=e, text=True) for e in (given, given | names)]
+    quiet = ["1", "0"] if package == "serving.client" else ["1", None]  # training never meets Ray
+    assert said == [f"{quiet}\n", "['0', '1']\n"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(STRACE is None, reason="strace is not here")
+def test_no_entry_point_calls_anybody(toy_bundles, tmp_path):
+    np.save(tmp_path / "rows.npy", np.zeros((4, 4, 4), np.uint8))
+    bundles, rows, out = str(toy_bundles), str(tmp_path / "rows.npy"), str(tmp_path / "out")
+    serve = ["serve", "--bundles", bundles, "--port", "0", "--metrics-port", "0"]
+    job = ["reconstruct", "--input", rows, "--bundle", f"{bundles}/toy", "--output", out]
+    ends = f"threading.Timer({SECONDS}, os.kill, (os.getpid(), signal.SIGTERM)).start()"
+    lives = f"time.sleep({SECONDS})"
+    entries = {
+        "server": f"{ends}; sys.exit(main({[*serve, '--workers', '1']}))",
+        "workers": f"{ends}; sys.exit(main({[*serve, '--workers', '2']}))",
+        "job": f"assert main({[*job, '--processes', '1']}) == 0; {lives}",
+        "training": f"import training.export, training.figures; {lives}",
+    }
+    running = {}
+    for name, code in entries.items():
+        code = (
+            "import os, signal, sys, threading, time; from serving.__main__ import main\n"
+            f"if __name__ == '__main__': {code}\n"
+        )
+        script = tmp_path / f"of_{name}.py"  # a file, for workers import it
+        script.write_text(code)
+        traced = [STRACE, "-f", "-qq", "-e", f"trace={CALLS}", "-o", str(tmp_path / name)]
+        running[name] = subprocess.Popen(
+            [*traced, sys.executable, str(script)],
+            env=environment(tmp_path / f"{name}-home"),
+        )
+    for name, process in running.items():
+        assert process.wait(300) == 0, name
+        lines = (tmp_path / name).read_text().splitlines()
+        outside = [line for line in lines if "AF_INET" in line and not LOOPBACK.search(line)]
+        outside += [line for line in lines if NAME_SERVER in line]
+        assert not outside, name
+        assert not traces(tmp_path / f"{name}-home"), name
