@@ -192,10 +192,8 @@ def _finish(
 
 
 def _sheet(setting: Setting, store: Store, manifests: Sequence[ShardManifest]) -> dict[str, bytes]:
-    """The contact sheet's files; none where rows are no images."""
+    """The contact sheet's files; none where every row is quarantined."""
     plan = setting.plan
-    if not sheet.fits(plan.x):
-        return {}
     wanted = dataclasses.replace(plan.wanted, reconstruction="raw", latents=False)
     with_x = dataclasses.replace(setting, plan=dataclasses.replace(plan, wanted=wanted))
     rows = Rows(plan, store.folder)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from serving.bundle import XSpec
 from serving.errors import ConfigError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 SHARD_ROWS: Final = 16384
 SHARD_BYTES: Final = 64 << 20  # of input and output held in memory at once
 BATCH_ROWS: Final = 128  # fixed: results differ in their last bits with the size of a batch

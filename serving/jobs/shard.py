@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Final, NamedTuple
+
+import numpy as np
 
 from serving.errors import BadData
 from serving.jobs import outputs
@@ -14,7 +17,7 @@ from serving.jobs.reconstruct import Reconstruct, Results, joined
 from serving.jobs.store import ShardManifest, Store
 
 WORST: Final = 32
-"""Rows of a shard that are remembered for the contact sheet."""
+"""Of a shard, for the contact sheet: so many of its largest reconstruction errors are kept."""
 
 
 class Done(NamedTuple):
@@ -64,10 +67,12 @@ def commit(plan: Plan, shard: int, results: Results, store: Store) -> ShardManif
     return store.commit(shard, write, outputs.count, manifest)
 
 
-def _worst(results: Results) -> list[tuple[int, float]]:
-    """The rows with the largest reconstruction errors."""
+def _worst(results: Results) -> list[tuple[int, float, int]]:
+    """The largest reconstruction errors: the first row that has each, and how many have it."""
     error = results.reconstruction_error
     if error is None:
         return []
-    order = (-error).argsort(kind="stable")[:WORST]
-    return [(int(results.rows[i]), float(error[i])) for i in order]
+    lowest_first, at, counts = np.unique(-error, return_index=True, return_counts=True)
+    rows = results.rows[at]
+    found = zip(rows.tolist(), (-lowest_first).tolist(), counts.tolist(), strict=True)
+    return list(itertools.islice(found, WORST))

@@ -1,7 +1,8 @@
 """The contact sheet: rows beside what the model makes of them, the worst scored first.
 
 For people to look at: is what scores badly odd, or is the model? Below the worst come rows picked
-evenly from the whole job, in the same order.
+evenly from the whole job, in the same order. Images are shown as such, other rows as line plots
+with the numbers that differ most. Equal rows are shown once. One file, which asks for no other.
 """
 
 from __future__ import annotations
@@ -25,52 +26,79 @@ from serving.readers.rows import Array, Chunk
 WORST: Final = 32
 EVENLY: Final = 32
 _COLUMNS: Final = 8  # pairs side by side in the PNG
+_SPARE: Final = 8  # rows that are run in case that some of the worst are equal
+_POINTS: Final = 200  # of a line plot
+_NAMED: Final = 3  # numbers that are printed below a plot
 
 _STYLE: Final = (
     "body{font:14px sans-serif;margin:2em;background:#fff;color:#222}"
     "div{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0;width:14em}"
     "img{width:6.5em;image-rendering:pixelated;border:1px solid #ccc;margin-right:.3em}"
+    "svg{width:14em;height:6em;border:1px solid #ccc}polyline{fill:none;stroke-width:1.5;"
+    "vector-effect:non-scaling-stroke}.row{stroke:#222}.made{stroke:#e60}rect{fill:#eee}"
     "figcaption{font-size:12px;overflow-wrap:anywhere}"
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pair:
+    """A row and its reconstruction, both of the model's shape and dtype."""
+
     row: int
     id: str
     error: float | None  # nats
-    x: images.Pixels
-    made: images.Pixels
-
-
-def fits(x: XSpec) -> bool:
-    """Whether rows of this kind can be looked at."""
-    return x.kind == "image" and x.shape[2:] in ((), (1,), (3,))
+    x: Array
+    made: Array
+    equal: int = 0  # other rows that score the same
 
 
 def draw(
     plan: Plan, manifests: Sequence[ShardManifest], rows: Rows, reconstruct: Reconstruct
 ) -> dict[str, bytes]:
-    """sheet.html and sheet.png. `reconstruct` gives x and, where the job scores, scores."""
-    worst = sorted((pair for m in manifests for pair in m.worst), key=lambda p: (-p[1], p[0]))
-    top = [row for row, _ in worst[:WORST]]
-    even = {i * plan.rows // EVENLY for i in range(EVENLY)} - set(top)
-    pairs = {pair.row: pair for pair in _pairs(plan, sorted({*top, *even}), rows, reconstruct)}
-    first = [pairs[row] for row in top if row in pairs]
-    others = [pairs[row] for row in sorted(even) if row in pairs]
+    """sheet.html and, where rows are images, sheet.png. `reconstruct` gives x and, where the job
+    scores, scores."""
+    top = _worst(manifests)
+    even = {i * plan.rows // EVENLY for i in range(EVENLY)}
+    pairs = {pair.row: pair for pair in _pairs(sorted({*top, *even}), rows, reconstruct)}
+    for row, equal in top.items():
+        if row in pairs:
+            pairs[row].equal = equal
+    first = _distinct([pairs[row] for row in top if row in pairs])[:WORST]
+    shown = {pair.x.tobytes() for pair in first}
+    picked = {pairs[row].x.tobytes(): pairs[row] for row in sorted(even - set(top)) if row in pairs}
+    others = [pair for x, pair in picked.items() if x not in shown]
     others.sort(key=lambda pair: -(pair.error or 0.0))
-    both = [image for pair in first + others for image in (pair.x, pair.made)]
-    if not both:
+    if not first + others:
         return {}
-    return {
-        "sheet.png": images.grid(np.stack(both), 2 * _COLUMNS, least_side=1024),
-        "sheet.html": _html(plan, first, others),
-    }
+    sheets = {"sheet.html": _html(plan, first, others)}
+    if _is_picture(plan.x):
+        both = [_pixels(x, plan.x) for pair in first + others for x in (pair.x, pair.made)]
+        sheets["sheet.png"] = images.grid(np.stack(both), 2 * _COLUMNS, least_side=1024)
+    return sheets
 
 
-def _pairs(
-    plan: Plan, wanted: Sequence[int], rows: Rows, reconstruct: Reconstruct
-) -> Iterator[_Pair]:
+def _worst(manifests: Sequence[ShardManifest]) -> dict[int, int]:
+    """A row for each of the largest errors, the largest first, and how many others have it."""
+    found: dict[float, tuple[int, int]] = {}
+    for row, error, count in sorted(worst for m in manifests for worst in m.worst):
+        first, before = found.get(error, (row, -1))
+        found[error] = first, before + count
+    ranked = sorted(found.items(), key=lambda item: -item[0])
+    return dict(rows for _, rows in ranked[: WORST + _SPARE])
+
+
+def _distinct(pairs: Sequence[_Pair]) -> list[_Pair]:
+    """The first of every row that is there; the others are counted with it. Errors of equal rows
+    can differ in their last bits."""
+    seen: dict[bytes, _Pair] = {}
+    for pair in pairs:
+        before = seen.setdefault(pair.x.tobytes(), pair)
+        if before is not pair:
+            before.equal += 1 + pair.equal
+    return list(seen.values())
+
+
+def _pairs(wanted: Sequence[int], rows: Rows, reconstruct: Reconstruct) -> Iterator[_Pair]:
     seen: list[Array] = []
 
     def chunks() -> Iterator[Chunk]:
@@ -83,13 +111,12 @@ def _pairs(
         if not len(results.rows) or results.x is None:
             continue  # quarantined
         errors = results.reconstruction_error
-        yield _Pair(
-            int(results.rows[0]),
-            results.ids[0],
-            None if errors is None else float(errors[0]),
-            _pixels(seen[index], plan.x)[0],
-            _pixels(results.x, plan.x)[0],
-        )
+        error = None if errors is None else float(errors[0])
+        yield _Pair(int(results.rows[0]), results.ids[0], error, seen[index][0], results.x[0])
+
+
+def _is_picture(x: XSpec) -> bool:
+    return x.kind == "image" and x.shape[2:] in ((), (1,), (3,))
 
 
 def _pixels(x: Array, spec: XSpec) -> images.Pixels:
@@ -102,23 +129,71 @@ def _pixels(x: Array, spec: XSpec) -> images.Pixels:
 
 def _html(plan: Plan, first: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
     title = f"{plan.bundle.model} version {plan.bundle.version}: {plan.rows:,} rows"
+    how = "Left the row, right its reconstruction"
+    if not _is_picture(plan.x):
+        how = (
+            "Black the row, orange its reconstruction, in grey the model's range. The last lines "
+            "below are the numbers that differ most"
+        )
     parts = [
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>',
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
-        "<p>Left the row, right its reconstruction; below, its name and its reconstruction error "
-        "in nats.</p>",
+        f"<p>{how}. The first line below is its name and its reconstruction error in nats. Of rows "
+        "that score the same one is shown.</p>",
     ]
     for heading, pairs in (("Worst scored", first), ("Picked evenly", others)):
         if pairs:
-            figures = "".join(map(_figure, pairs))
+            figures = "".join(_figure(pair, plan.x) for pair in pairs)
             parts.append(f"<h2>{heading}</h2><div>{figures}</div>")
     return "\n".join([*parts, ""]).encode()
 
 
-def _figure(pair: _Pair) -> str:
-    tags = "".join(
-        f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for png in images.write_pngs(np.stack([pair.x, pair.made]))
-    )
+def _figure(pair: _Pair, spec: XSpec) -> str:
+    if _is_picture(spec):
+        both = np.stack([_pixels(x, spec) for x in (pair.x, pair.made)])
+        shown = "".join(
+            f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            for png in images.write_pngs(both)
+        )
+        numbers = ""
+    else:
+        shown, numbers = _plot(pair, spec), _largest_differences(pair)
     score = "" if pair.error is None else f": {pair.error:,.1f}"
-    return f"<figure>{tags}<figcaption>{html.escape(pair.id)}{score}</figcaption></figure>"
+    equal = f" (and {pair.equal:,} that score the same)" if pair.equal else ""
+    caption = f"{html.escape(pair.id)}{score}{equal}{numbers}"
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _plot(pair: _Pair, spec: XSpec) -> str:
+    """Both as lines. Of long rows one element in each of _POINTS parts: that which differs most."""
+    x, made = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.made))
+    parts = np.array_split(np.abs(x - made), min(_POINTS, len(x)))
+    begins = np.cumsum([0, *map(len, parts[:-1])])
+    at = begins + [int(part.argmax()) for part in parts]
+    low, high = spec.range
+    bottom, top = (float(f((*x[at], *made[at], low, high))) for f in (np.min, np.max))
+    height = (top - bottom) or 1.0
+
+    def y(value: float) -> float:
+        return 100 * (top - value) / height
+
+    across = 200 / max(len(at) - 1, 1)
+    lines = "".join(
+        f'<polyline class="{name}" points="'
+        + " ".join(f"{i * across:.1f},{y(value):.1f}" for i, value in enumerate(values[at]))
+        + '"/>'
+        for name, values in (("row", x), ("made", made))
+    )
+    band = f'<rect x="0" width="200" y="{y(high):.1f}" height="{100 * (high - low) / height:.1f}"/>'
+    return f'<svg viewBox="0 0 200 100" preserveAspectRatio="none">{band}{lines}</svg>'
+
+
+def _largest_differences(pair: _Pair) -> str:
+    """The elements that differ most: where, in the row, and in its reconstruction."""
+    x, made = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.made))
+    order = np.argsort(-np.abs(x - made), kind="stable")[:_NAMED]
+    places = (np.unravel_index(int(i), pair.x.shape) for i in order)
+    return "".join(
+        f"<br>[{', '.join(map(str, place))}] {x[i]:.4g}, made {made[i]:.4g}"
+        for i, place in zip(order.tolist(), places, strict=True)
+    )

@@ -47,7 +47,7 @@ class ShardManifest:
     stop: int
     rows: int  # written; with the quarantined ones stop - start
     quarantined: list[BadRow]
-    worst: list[tuple[int, float]]  # row, reconstruction error in nats; the largest first
+    worst: list[tuple[int, float, int]]  # row, its error in nats, rows that have it; largest first
     bytes: int
     sha256: str
 
@@ -76,7 +76,7 @@ class Store:
         try:
             raw = json.loads(self._manifest(shard).read_bytes())
             raw["quarantined"] = [BadRow(**row) for row in raw["quarantined"]]
-            raw["worst"] = [(int(row), float(error)) for row, error in raw["worst"]]
+            raw["worst"] = [(int(row), float(error), int(n)) for row, error, n in raw["worst"]]
             manifest = ShardManifest(**raw)
             size = self.file(shard).stat().st_size
         except (OSError, ValueError, KeyError, TypeError):

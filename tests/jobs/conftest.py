@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,8 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
 
+from serving import bundle
 from serving.__main__ import main
+from serving.bundle import Manifest, XSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 100
@@ -100,6 +105,102 @@ class Jobs:
 @pytest.fixture(scope="session")
 def jobs(toy_bundles: Path) -> Jobs:
     return Jobs(toy_bundles / "toy" / "1")
+
+
+def vector_graphs(width: int, low: float, high: float) -> tuple[bytes, bytes]:
+    """An encoder and a decoder of rows of floats: mean = x; params = half of z, scaled to 0 to 1,
+    and a log-std of 0; x' = z within the range."""
+    value, float32 = helper.make_tensor_value_info, TensorProto.FLOAT
+    constants = {
+        "zero": np.float32(0),
+        "minus_two": np.float32(-2),
+        "low": np.float32(low),
+        "twice_span": np.float32(2 * (high - low)),
+        "high": np.float32(high),
+        "one_by_width": np.array([-1, 1, width], np.int64),
+    }
+    encoder = [
+        helper.make_node("Identity", ["x"], ["mean"]),
+        helper.make_node("Mul", ["x", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "minus_two"], ["log_var"]),
+    ]
+    decoder = [
+        helper.make_node("Clip", ["z", "low", "high"], ["x"]),
+        helper.make_node("Sub", ["z", "low"], ["above"]),
+        helper.make_node("Div", ["above", "twice_span"], ["halves"]),
+        helper.make_node("Reshape", ["halves", "one_by_width"], ["means"]),
+        helper.make_node("Mul", ["means", "zero"], ["log_std"]),
+        helper.make_node("Concat", ["means", "log_std"], ["params"], axis=1),
+    ]
+    row = ("batch", width)
+    signatures = {
+        "encoder": (encoder, ("x", row), [("mean", row), ("log_var", row)]),
+        "decoder": (decoder, ("z", row), [("x", row), ("params", ("batch", 2, width))]),
+    }
+    files = []
+    for name, (nodes, taken, given) in signatures.items():
+        used = {used for node in nodes for used in node.input}
+        graph = helper.make_graph(
+            nodes,
+            name,
+            [value(taken[0], float32, taken[1])],
+            [value(output, float32, shape) for output, shape in given],
+            [from_array(np.asarray(v), k) for k, v in constants.items() if k in used],
+        )
+        opset = [helper.make_opsetid("", 18)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+        files.append(model.SerializeToString())
+    return files[0], files[1]
+
+
+class PublishVectors:
+    """Publish a model of vectors of floats in a range, as trained on a min-max scaled table."""
+
+    def __call__(
+        self, root: Path, likelihood: str = "gaussian", width: int = 3, low: float = 0.0
+    ) -> Path:
+        x = XSpec("vector", (width,), "float32", (low, 1.0))
+        encoder, decoder = vector_graphs(width, *x.range)
+        rows = np.linspace(low, 1, 4 * width, dtype=np.float32).reshape(4, width)
+        halves = ((rows - low) / (2 * (1 - low))).astype(np.float32)
+        params = np.stack([halves, np.zeros_like(halves)], axis=1)
+        golden = io.BytesIO()
+        np.savez(
+            golden,
+            x=rows,
+            mean=rows,
+            log_var=np.full_like(rows, -2),
+            z=rows,
+            decoded_x=rows,
+            params=params,
+        )
+        manifest = Manifest(
+            model="vectors",
+            family="vae",
+            x=x,
+            latent_size=width,
+            likelihood=likelihood,
+            opset=18,
+            preprocessing="none",
+            parity={},
+        )
+        files = {
+            bundle.ENCODER: encoder,
+            bundle.DECODER: decoder,
+            bundle.GOLDEN: golden.getvalue(),
+        }
+        return bundle.publish(root, manifest, files)
+
+
+@pytest.fixture(scope="session")
+def publish_vectors() -> PublishVectors:
+    return PublishVectors()
+
+
+@pytest.fixture(scope="session")
+def vector_jobs(tmp_path_factory: pytest.TempPathFactory, publish_vectors: PublishVectors) -> Jobs:
+    """Jobs through a Gaussian model of three floats in 0 to 1."""
+    return Jobs(publish_vectors(tmp_path_factory.mktemp("vectors")))
 
 
 @pytest.fixture(scope="session")

@@ -117,6 +117,33 @@ def test_the_sheet_begins_with_the_row_that_scores_worst(jobs, npy, tmp_path):
         assert image.width > image.height > 100
 
 
+def test_the_sheet_shows_equal_rows_once(jobs, x, tmp_path):
+    rows = x.copy()
+    rows[[3, 40, 41, 77]] = 71  # the worst that the toy can score, in three shards
+    np.save(tmp_path / "x.npy", rows)
+    assert jobs.run(tmp_path / "x.npy", tmp_path / "out") == 0
+    page = (tmp_path / "out" / "sheet.html").read_text()
+    shown = re.findall(r"<figcaption>(\d+): ([^<]+)<", page)
+    same = [(row, text) for row, text in shown if int(row) in (3, 40, 41, 77)]
+    assert len(same) == 1
+    assert "(and 3 that score the same)" in same[0][1]
+    assert len(re.findall("<img", page)) == 2 * len(shown) >= 64
+
+
+def test_vectors_have_a_sheet_of_line_plots(vector_jobs, tmp_path):
+    rows = np.random.default_rng(0).uniform(0, 1, (100, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    assert vector_jobs.run(tmp_path / "x.npy", tmp_path / "out") == 0
+    page = (tmp_path / "out" / "sheet.html").read_text()
+    figures = page.split("<figure>")[1:]
+    errors = vector_jobs.table(tmp_path / "out")["reconstruction_error"].to_numpy()
+    assert f"<figcaption>{errors.argmax()}: " in figures[0]
+    assert all(figure.count("<polyline") == 2 for figure in figures)
+    assert f"[1] {rows[errors.argmax()][1]:.4g}, made {rows[errors.argmax()][1]:.4g}" in figures[0]
+    assert "http" not in page.replace("http-equiv", "")
+    assert not (tmp_path / "out" / "sheet.png").exists()
+
+
 def poisoned(levels: int = 200) -> bytes:
     """The toy's encoder, which fails where a row's first byte is `levels` or more."""
     value = helper.make_tensor_value_info
