@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import images
+from serving import images, ranges
 from serving.bundle import XSpec
 from serving.errors import InvalidInput
 from serving.pb import vae_pb2 as pb
+from serving.ranges import Counts
 
 Array = NDArray[Any]
 
@@ -80,25 +81,27 @@ def read_latents(tensor: pb.Tensor, latent_size: int, max_rows: int, field: str)
     return z
 
 
-def read_rows(rows: pb.Rows, x: XSpec, max_rows: int, field: str) -> Array:
-    """x: the model's own dtype and shape, in its range, 1 to max_rows rows."""
+def read_rows(
+    rows: pb.Rows, x: XSpec, likelihood: str, max_rows: int, field: str
+) -> tuple[Array, Counts | None]:
+    """x: the model's own dtype and shape, 1 to max_rows rows; and how many values of each row lie
+    outside the model's range, None where none does."""
     if _is_png(rows, x, field):
         _check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
-        return images.read_pngs(rows.png.files, x, f"{field}.png.files")
+        return images.read_pngs(rows.png.files, x, f"{field}.png.files"), None
     field = f"{field}.tensor"
     _check_form(rows.tensor, x.dtype, x.shape, max_rows, field)
-    values = from_tensor(rows.tensor, field)
-    low, high = x.range
-    if x.dtype == "float32":
-        _check_finite(values, f"{field}.data")
-    if (x.dtype == "float32" or (low, high) != (0, 255)) and values.size:
-        _check_range(values, low, high, f"{field}.data")
-    return values
+    checked = ranges.check(from_tensor(rows.tensor, field), x, likelihood)
+    for row, why in checked.refused.items():
+        raise InvalidInput(
+            f"{field}.data", f"row {row} {why}", "Send values scaled as the training data was"
+        )
+    return checked.values, checked.outside
 
 
 def read_rows_singly(
-    rows: pb.Rows, x: XSpec, max_rows: int, field: str
-) -> tuple[Array, dict[int, str]]:
+    rows: pb.Rows, x: XSpec, likelihood: str, max_rows: int, field: str
+) -> tuple[Array, Counts | None, dict[int, str]]:
     """As read_rows; but a row that cannot be used, and would not keep the others from being read,
     is the lowest value throughout, and is told of by its number with the reason."""
     errors: dict[int, str] = {}
@@ -113,19 +116,14 @@ def read_rows_singly(
                 pixels[row] = images.read_picture(file, x, field)
             except InvalidInput as error:
                 errors[row] = f"{error.what}. {error.hint}".rstrip(". ")
-        return pixels, errors
+        return pixels, None, errors
     _check_form(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
-    values = from_tensor(rows.tensor, f"{field}.tensor")
-    low, high = x.range
-    if x.dtype == "uint8" and (low, high) == (0, 255):
-        return values, errors
-    good = ((values >= low) & (values <= high)).reshape(len(values), -1).all(axis=1)  # no NaN is
-    if not good.all():
+    checked = ranges.check(from_tensor(rows.tensor, f"{field}.tensor"), x, likelihood)
+    values = checked.values
+    if checked.refused:
         values = values.copy()
-        values[~good] = low
-        reason = f"holds NaN, infinity or numbers outside {low:g} to {high:g}"
-        errors = dict.fromkeys(np.flatnonzero(~good).tolist(), reason)
-    return values, errors
+        values[list(checked.refused)] = x.range[0]
+    return values, checked.outside, checked.refused
 
 
 def _is_png(rows: pb.Rows, x: XSpec, field: str) -> bool:
@@ -211,17 +209,6 @@ def _check_finite(values: Array, field: str) -> None:
     if not np.isfinite(values).all():
         row = int(np.nonzero(~np.isfinite(values))[0][0])
         raise InvalidInput(field, f"row {row} holds NaN or infinity", "Send finite numbers")
-
-
-def _check_range(values: Array, low: float, high: float, field: str) -> None:
-    bad = (values < low) | (values > high)
-    if bad.any():
-        row = int(np.nonzero(bad)[0][0])
-        raise InvalidInput(
-            field,
-            f"row {row} holds {values[bad][0]:g}, outside the model's range {low:g} to {high:g}",
-            "Send values scaled as the training data was",
-        )
 
 
 def _listed(shape: Sequence[int]) -> str:

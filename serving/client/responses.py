@@ -91,6 +91,7 @@ def encoding(message: pb.EncodeResponse) -> Encoding:
         codec.from_tensor(message.log_var, "log_var"),
         _given(message.HasField("z"), message.z, "z"),
         message.seed,
+        _outside(message),
         version(message.served_by),
     )
 
@@ -120,6 +121,7 @@ def reconstruction(message: pb.ReconstructResponse) -> Reconstruction:
         _floats(message.kl) if message.kl else None,
         _floats(message.elbo) if message.elbo else None,
         message.seed,
+        _outside(message),
         version(message.served_by),
     )
 
@@ -136,6 +138,7 @@ def streamed_reconstruction(message: pb.StreamReconstructResponse) -> StreamedRe
         _given(message.HasField("mean"), message.mean, "mean"),
         _given(message.HasField("log_var"), message.log_var, "log_var"),
         message.seed,
+        _outside(message),
         version(message.served_by),
     )
 
@@ -143,7 +146,7 @@ def streamed_reconstruction(message: pb.StreamReconstructResponse) -> StreamedRe
 def interpolation(message: pb.InterpolateResponse) -> Interpolation:
     """Interpolate's response."""
     z = _given(message.HasField("z"), message.z, "z")
-    return Interpolation(*_rows(message.x), z, version(message.served_by))
+    return Interpolation(*_rows(message.x), z, _outside(message), version(message.served_by))
 
 
 def scores(message: pb.ScoreResponse) -> Scores:
@@ -154,6 +157,7 @@ def scores(message: pb.ScoreResponse) -> Scores:
         _floats(message.kl),
         message.seed,
         message.draws,
+        _outside(message),
         version(message.served_by),
     )
 
@@ -176,3 +180,9 @@ def _given(present: bool, tensor: pb.Tensor, field: str) -> Array | None:
 
 def _floats(values: Iterable[float]) -> Array:
     return np.fromiter(values, np.float32)
+
+
+def _outside(message: Any) -> Array | None:
+    """How many values of each row lie outside the model's range; None: none does."""
+    counts = message.values_outside_range
+    return np.fromiter(counts, np.uint32) if counts else None

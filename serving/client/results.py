@@ -1,5 +1,8 @@
 """What the client gives back: one frozen dataclass an RPC, arrays in the model's own dtype.
 
+`values_outside_range` counts the values of each row that lie beyond the model's range: there the
+model was never trained, so that its answer for such a row says mostly that it is unusual.
+
 Arrays are read-only views of the message that brought them; copy one before writing into it.
 """
 
@@ -149,6 +152,7 @@ class Encoding:
     log_var: Array  # float32, rows x latent size
     z: Array | None  # float32, rows x latent size; only with draw=True
     seed: int  # what the draw used; 0 without one
+    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
     served_by: ModelVersion
 
 
@@ -178,6 +182,7 @@ class Reconstruction(Rows):
     kl: Array | None  # float32, rows
     elbo: Array | None  # float32, rows
     seed: int  # what the draw used; 0 without one
+    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
     served_by: ModelVersion
 
 
@@ -194,6 +199,7 @@ class StreamedReconstruction:
     mean: Array | None  # float32, rows x latent size; only with latents=True
     log_var: Array | None
     seed: int  # what the draws use; 0 without
+    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
     served_by: ModelVersion
 
 
@@ -202,6 +208,7 @@ class Interpolation(Rows):
     """The path from one end point to the other, both included; a row is a step."""
 
     z: Array | None  # float32, steps x latent size; only with return_z=True
+    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
     served_by: ModelVersion
 
 
@@ -214,4 +221,5 @@ class Scores:
     kl: Array  # float32, rows
     seed: int
     draws: int  # for each row
+    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
     served_by: ModelVersion

@@ -215,18 +215,20 @@ class EncodeRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
-    __slots__ = ("served_by", "mean", "log_var", "z", "seed")
+    __slots__ = ("served_by", "mean", "log_var", "z", "seed", "values_outside_range")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     LOG_VAR_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     mean: Tensor
     log_var: Tensor
     z: Tensor
     seed: int
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+    values_outside_range: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
     __slots__ = ("model", "version", "z", "output", "format")
@@ -343,20 +345,22 @@ class ReconstructRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., scores: _Optional[bool] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
-    __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo")
+    __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo", "values_outside_range")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
     KL_FIELD_NUMBER: _ClassVar[int]
     ELBO_FIELD_NUMBER: _ClassVar[int]
+    VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     seed: int
     reconstruction_error: _containers.RepeatedScalarFieldContainer[float]
     kl: _containers.RepeatedScalarFieldContainer[float]
     elbo: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ...) -> None: ...
+    values_outside_range: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamReconstructRequest(_message.Message):
     __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "scores", "latents", "omit_x")
@@ -383,7 +387,7 @@ class StreamReconstructRequest(_message.Message):
     def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., scores: _Optional[bool] = ..., latents: _Optional[bool] = ..., omit_x: _Optional[bool] = ...) -> None: ...
 
 class StreamReconstructResponse(_message.Message):
-    __slots__ = ("served_by", "offset", "x", "reconstruction_error", "kl", "elbo", "mean", "log_var", "seed", "errors")
+    __slots__ = ("served_by", "offset", "x", "reconstruction_error", "kl", "elbo", "mean", "log_var", "seed", "errors", "values_outside_range")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
@@ -394,6 +398,7 @@ class StreamReconstructResponse(_message.Message):
     LOG_VAR_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     offset: int
     x: Rows
@@ -404,7 +409,8 @@ class StreamReconstructResponse(_message.Message):
     log_var: Tensor
     seed: int
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., offset: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ...) -> None: ...
+    values_outside_range: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., offset: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RowError(_message.Message):
     __slots__ = ("row", "description")
@@ -453,14 +459,16 @@ class InterpolateRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., start: _Optional[_Union[EndPoint, _Mapping]] = ..., end: _Optional[_Union[EndPoint, _Mapping]] = ..., steps: _Optional[int] = ..., path: _Optional[_Union[InterpolationPath, str]] = ..., format: _Optional[_Union[Format, str]] = ..., return_z: _Optional[bool] = ...) -> None: ...
 
 class InterpolateResponse(_message.Message):
-    __slots__ = ("served_by", "x", "z")
+    __slots__ = ("served_by", "x", "z", "values_outside_range")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
+    VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     z: Tensor
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    values_outside_range: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("model", "version", "x", "draws", "seed", "offset")
@@ -479,17 +487,19 @@ class ScoreRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draws: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("served_by", "elbo", "log_likelihood", "kl", "seed", "draws")
+    __slots__ = ("served_by", "elbo", "log_likelihood", "kl", "seed", "draws", "values_outside_range")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     ELBO_FIELD_NUMBER: _ClassVar[int]
     LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
     KL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     elbo: _containers.RepeatedScalarFieldContainer[float]
     log_likelihood: _containers.RepeatedScalarFieldContainer[float]
     kl: _containers.RepeatedScalarFieldContainer[float]
     seed: int
     draws: int
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., elbo: _Optional[_Iterable[float]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., draws: _Optional[int] = ...) -> None: ...
+    values_outside_range: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., elbo: _Optional[_Iterable[float]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., draws: _Optional[int] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...

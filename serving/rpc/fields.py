@@ -12,6 +12,7 @@ from serving.latents import POSTERIOR, Draw
 from serving.models.inference import Model
 from serving.models.sources import Prior
 from serving.pb import vae_pb2 as pb
+from serving.ranges import Counts
 
 WithRows = (
     pb.SampleResponse
@@ -76,9 +77,13 @@ def served_by(model: Model) -> pb.ModelVersion:
     )
 
 
-async def read_rows(rows: pb.Rows, model: Model, field: str, most: int = 0) -> codec.Array:
-    """x, checked; PNG files are decoded off the thread that receives calls."""
-    read = functools.partial(codec.read_rows, rows, model.manifest.x, most or model.max_rows, field)
+async def read_rows(
+    rows: pb.Rows, model: Model, field: str, most: int = 0
+) -> tuple[codec.Array, Counts | None]:
+    """x, checked, and how many values of each row lie outside the model's range; PNG files are
+    decoded off the thread that receives calls."""
+    x, likelihood = model.manifest.x, model.manifest.likelihood
+    read = functools.partial(codec.read_rows, rows, x, likelihood, most or model.max_rows, field)
     return await offload(read) if rows.WhichOneof("content") == "png" else read()
 
 

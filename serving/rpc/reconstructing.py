@@ -15,6 +15,7 @@ from serving.codec import Array
 from serving.latents import POSTERIOR
 from serving.models.inference import Model, Reconstruction
 from serving.pb import vae_pb2 as pb
+from serving.ranges import Counts
 from serving.rpc import fields
 
 
@@ -39,7 +40,7 @@ class ReconstructStream:
     async def answer(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructResponse:
         """The message's answer. Raises what ends the stream: InvalidInput for what is no matter of
         single rows, Overloaded, DeadlineExpired, NotReady."""
-        x, errors = await self._read(request.x)
+        x, outside, errors = await self._read(request.x)
         parts = await self._run(x, request.offset, 0)
         for part in parts:
             if part.made is None:
@@ -55,6 +56,9 @@ class ReconstructStream:
             failed = {part.start for part in parts if part.made is None}
             rows = [row for row in range(len(x)) if row not in failed]
             await self._fill(response, made, np.array([row not in errors for row in rows], bool))
+            if outside is not None:
+                kept = [row for row in rows if row not in errors]
+                response.values_outside_range.extend(outside[kept])
         return response
 
     async def _fill(
@@ -95,11 +99,9 @@ class ReconstructStream:
             return first + await self._run(x[half:], offset + half, start + half)
         return [_Part(start, made)]
 
-    async def _read(self, rows: pb.Rows) -> tuple[Array, dict[int, str]]:
-        """x, and the rows of it that cannot be taken with the reason: they keep their places, so
-        that the others keep their draws."""
-        model = self._model
-        read = functools.partial(
-            codec.read_rows_singly, rows, model.manifest.x, model.max_rows, "x"
-        )
+    async def _read(self, rows: pb.Rows) -> tuple[Array, Counts | None, dict[int, str]]:
+        """x, how many values of each row lie outside the range, and the rows that cannot be taken
+        with the reason: they keep their places, so that the others keep their draws."""
+        m, most = self._model.manifest, self._model.max_rows
+        read = functools.partial(codec.read_rows_singly, rows, m.x, m.likelihood, most, "x")
         return await offload(read) if rows.WhichOneof("content") == "png" else read()

@@ -94,7 +94,7 @@ class VaeService:
 
     async def encode(self, request: pb.EncodeRequest, caller: Caller) -> pb.EncodeResponse:
         model = self._repository.find(request.model, request.version, caller)
-        x = await fields.read_rows(request.x, model, "x")
+        x, outside = await fields.read_rows(request.x, model, "x")
         draw = fields.posterior_draw(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, caller)
         response = pb.EncodeResponse(served_by=fields.served_by(model))
@@ -103,6 +103,8 @@ class VaeService:
         if draw is not None:
             codec.write_tensor(Posterior(mean, log_var, draw).latents(), response.z)
             response.seed = draw.seed
+        if outside is not None:
+            response.values_outside_range.extend(outside)
         return response
 
     async def decode(self, request: pb.DecodeRequest, caller: Caller) -> pb.DecodeResponse:
@@ -178,7 +180,7 @@ class VaeService:
     ) -> pb.ReconstructResponse:
         model = self._repository.find(request.model, request.version, caller)
         png = codec.read_format(request.format, model.manifest.x)
-        x = await fields.read_rows(request.x, model, "x")
+        x, outside = await fields.read_rows(request.x, model, "x")
         draw = fields.posterior_draw(request, len(x)) if request.draw else None
         made = await model.reconstruct(x, draw, request.scores, caller)
         response = pb.ReconstructResponse(
@@ -189,6 +191,8 @@ class VaeService:
             response.reconstruction_error.extend(made.scores.reconstruction_error)
             response.kl.extend(made.scores.kl)
             response.elbo.extend(made.scores.elbo)
+        if outside is not None:
+            response.values_outside_range.extend(outside)
         return response
 
     async def stream_reconstruct(
@@ -226,8 +230,8 @@ class VaeService:
         if request.path not in pb.InterpolationPath.values():
             raise InvalidInput("path", f"{request.path} is not one of this contract")
         png = codec.read_format(request.format, model.manifest.x)
-        start = await _end_point(model, request.start, "start", caller)
-        end = await _end_point(model, request.end, "end", caller)
+        start, start_outside = await _end_point(model, request.start, "start", caller)
+        end, end_outside = await _end_point(model, request.end, "end", caller)
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         way = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
         x, _, _ = await model.decode(Points(way), caller)
@@ -235,11 +239,13 @@ class VaeService:
         await fields.write_rows(x, png, response)
         if request.return_z:
             codec.write_tensor(way, response.z)
+        if start_outside or end_outside:
+            response.values_outside_range.extend((start_outside, end_outside))
         return response
 
     async def score(self, request: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
         model = self._repository.find(request.model, request.version, caller)
-        x = await fields.read_rows(request.x, model, "x")
+        x, outside = await fields.read_rows(request.x, model, "x")
         draws = request.draws or _DEFAULT_DRAWS
         most = min(self._settings.max_draws, model.max_rows * 64 // len(x))
         if draws > most:
@@ -253,16 +259,21 @@ class VaeService:
             kl=scores.kl,
             seed=draw.seed,
             draws=draws,
+            values_outside_range=outside,
         )
 
 
-async def _end_point(model: Model, point: pb.EndPoint, field: str, caller: Caller) -> Latents:
-    """The latent of one end of an interpolation, shape (latent size,)."""
-    kind = point.WhichOneof("point")
+async def _end_point(
+    model: Model, point: pb.EndPoint, field: str, caller: Caller
+) -> tuple[Latents, int]:
+    """The latent of one end of an interpolation, shape (latent size,), and how many values of the
+    data it was given as lie outside the model's range."""
+    kind, outside = point.WhichOneof("point"), 0
     if kind == "x":
         # The answer holds what Encode gives: with return_z exactly, and else in what is decoded.
         fields.need_scope(caller, INFER, f"{field}.x", "an end point given as data")
-        x = await fields.read_rows(point.x, model, f"{field}.x", most=1)
+        x, counts = await fields.read_rows(point.x, model, f"{field}.x", most=1)
+        outside = 0 if counts is None else int(counts[0])
         z, _ = await model.encode(x, caller)
     elif kind == "z":
         z = codec.read_latents(point.z, model.manifest.latent_size, 1, f"{field}.z")
@@ -272,4 +283,4 @@ async def _end_point(model: Model, point: pb.EndPoint, field: str, caller: Calle
     else:
         raise InvalidInput(field, "missing", "Send one row x, one latent z, or a sample's seed")
     point_z: Latents = z.reshape(-1)
-    return point_z
+    return point_z, outside
