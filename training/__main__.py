@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import itertools
 import json
 import re
 import sys
@@ -65,6 +67,33 @@ example:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, for a command and all below it, but no flag is taken for another.
+
+    A shortened or misspelled flag is an error that names the nearest flag there is.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(allow_abbrev=False, **given)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but unknown flags come before what then seems to be missing."""
+        words = sys.argv[1:] if args is None else list(args)
+        if self._subparsers is None:  # else most of them are a subcommand's, which looks itself
+            for word in itertools.takewhile(lambda word: word != "--", words):
+                self._check(word.partition("=")[0])
+        return super().parse_known_args(args, namespace)
+
+    def _check(self, flag: str) -> None:
+        flags = self._option_string_actions
+        if not flag.startswith("--") or " " in flag or flag in flags:
+            return
+        longer = [known for known in flags if known.startswith(flag)]
+        nearest = [*longer, *difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)]
+        hint = f"Did you mean {nearest[0]}?" if nearest else f"See {self.prog} --help."
+        self.exit(2, f"{self.prog}: there is no flag {flag}. {hint}\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status: 0 done, 1 the run failed, 2 wrong input,
     130 interrupted."""
@@ -85,6 +114,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, MemoryError) and not re.search(_FULL, str(error)):
             raise
         print(f"{PROGRAM}: {_NO_ROOM}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "serving", "training"):
+            raise  # a fault of ours
+        print(
+            f"{PROGRAM}: the package {package} is not installed, which this command needs. "
+            "pip install 'latentd[train]' brings it.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: interrupted. {arguments.after(arguments)}", file=sys.stderr)
@@ -148,7 +187,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    parser = Parser(prog=PROGRAM, description=__doc__)
     version = f"latentd {metadata.version('latentd')}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(metavar="COMMAND")

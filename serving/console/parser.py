@@ -14,6 +14,7 @@ from typing import Final
 from serving.errors import ConfigError, InvalidInput, LatentdError, ModelNotFound, NotReady
 
 SERVER: Final = "localhost:50051"
+_VARIABLE: Final = "LATENTD_SERVER"
 
 _FILES: Final = "PNG images, or .npy or .npz arrays (key x; another one: FILE.npz:key)"
 _OUT: Final = ".png: one grid; .npz or .npy: arrays; anything else: a folder of PNG files"
@@ -136,8 +137,7 @@ def _add(
     common.add_argument(
         "--server",
         metavar="HOST:PORT",
-        default=os.environ.get("LATENTD_SERVER", SERVER),
-        help=f"environment LATENTD_SERVER ({SERVER})",
+        help=f"environment {_VARIABLE} ({SERVER})",
     )
     common.add_argument("--model", default="", help="(the server's default)")
     common.add_argument("--version", type=int, default=0, help="of the model (the newest)")
@@ -149,7 +149,7 @@ def _add(
     common.add_argument("--tls-cert", metavar="FILE", help="show this certificate (mutual TLS)")
     common.add_argument("--tls-key", metavar="FILE", help="its private key")
     common.add_argument("--token-file", metavar="FILE", help="send the bearer token in this file")
-    parser.set_defaults(run=_run, call=name)
+    parser.set_defaults(run=_run, call=name, extra="client")
     return parser
 
 
@@ -181,6 +181,11 @@ def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from serving.console import commands
 
+    named_by = "--server"
+    if args.server is None and (server := os.environ.get(_VARIABLE)) is not None:
+        args.server, named_by = server, _VARIABLE
+    elif args.server is None:
+        args.server = SERVER
     try:
         status = commands.CALLS[args.call](args)
         sys.stdout.flush()
@@ -191,8 +196,11 @@ def _run(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except NotReady as error:
-        return _fail(f"{error}{_advice(str(error))}", 1)
-    except (InvalidInput, ModelNotFound, ConfigError) as error:
+        return _fail(f"{error}{_advice(str(error), named_by)}", 1)
+    except ConfigError as error:
+        of_address = named_by == _VARIABLE and str(error).startswith("Invalid address")
+        return _fail(f"{_VARIABLE}: {error}" if of_address else str(error), 2)
+    except (InvalidInput, ModelNotFound) as error:
         return _fail(str(error), 2)
     except OSError as error:
         return _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 2)
@@ -200,17 +208,17 @@ def _run(args: argparse.Namespace) -> int:
         return _fail(str(error), 1)
 
 
-def _advice(failure: str) -> str:
+def _advice(failure: str, named_by: str) -> str:
     """What to do about a server that cannot be reached, where gRPC's own words tell the cause."""
     if "proxy" in failure:
         return ""  # the failure names the variable
     if "Connection refused" in failure or "No such file" in failure:
         return (
             " Is a server running there? Start one with `latentd serve --bundles FOLDER`, or name "
-            "another with --server."
+            f"another with {named_by}."
         )
     if "errors resolving" in failure:
-        return " The name cannot be resolved; check --server."
+        return f" The name cannot be resolved; check {named_by}."
     return ""
 
 

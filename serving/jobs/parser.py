@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from typing import Final
 
+from serving.errors import EXIT_CONFIG
 from serving.jobs.plan import BATCH_ROWS, FORMATS, RECONSTRUCTIONS, SHARD_ROWS
 
+_INDEX: Final = "JOB_COMPLETION_INDEX"
 _EPILOG = """\
 examples:
   python -m serving reconstruct --input digits.npy --bundle models/digits --output scored
@@ -110,9 +114,7 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     how.add_argument(
         "--shard-index",
         type=_whole,
-        default=int(os.environ.get("JOB_COMPLETION_INDEX", "0")),
-        help="this machine's number among --shard-count ($JOB_COMPLETION_INDEX, as Kubernetes "
-        "sets it, or 0)",
+        help=f"this machine's number among --shard-count (${_INDEX}, as Kubernetes sets it, or 0)",
     )
     how.add_argument(
         "--shard-count", type=_whole, default=1, help="machines that share the job (1)"
@@ -136,10 +138,20 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     how.add_argument(
         "--metrics-file", metavar="FILE", help="keep Prometheus metrics there (FILE.prom)"
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, extra="jobs")
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.shard_index is None:
+        given = os.environ.get(_INDEX, "0")
+        if not given.isdecimal():
+            print(
+                f"latentd: {_INDEX}={given}: this must be a whole number, this machine's number "
+                "among --shard-count. Unset it, or give --shard-index, which wins.",
+                file=sys.stderr,
+            )
+            return EXIT_CONFIG
+        args.shard_index = int(given)
     from serving.jobs import command
 
     return command.run(args)

@@ -20,7 +20,7 @@ def add_serve_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         epilog="Example: python -m serving serve --bundles models --port 50051",
     )
     settings.add_arguments(parser)
-    parser.set_defaults(run=_serve)
+    parser.set_defaults(run=_serve, extra="serve")
 
 
 def add_plan_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -41,7 +41,7 @@ def add_plan_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--busy", type=float, default=0.6, help="share of the servers' time it may take (0.6)"
     )
     settings.add_arguments(parser)
-    parser.set_defaults(run=_plan)
+    parser.set_defaults(run=_plan, extra="serve")
 
 
 def _serve(args: argparse.Namespace) -> int:

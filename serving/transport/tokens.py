@@ -29,7 +29,7 @@ def add_token_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         help=f"what it is for: {for_each}. Data x needs infer in whichever method it is sent: "
         "Interpolate with an end point x needs generate and infer. Default: all",
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, extra="serve")
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from serving import settings
+from serving import __main__, settings
 from serving.errors import ConfigError
+from training import __main__ as training_main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -221,6 +222,45 @@ def test_a_bad_setting_is_named_with_where_it_came_from(flag, value, said):
     variable = "LATENTD_" + flag.upper()
     with pytest.raises(ConfigError, match=variable):
         settings.read({}, {variable: value})
+
+
+@pytest.mark.parametrize(
+    ("half", "words", "said"),
+    [
+        (__main__, "serve --bundle models", "no flag --bundle. Did you mean --bundles?"),
+        (__main__, "serve --workers 2 --log-lvl=info", "Did you mean --log-level?"),
+        (__main__, "reconstruct --inp x", "no flag --inp. Did you mean --input?"),
+        (__main__, "plan --rat 3", "Did you mean --rate?"),
+        (__main__, "token someone --scope models", "Did you mean --scopes?"),
+        (__main__, "client sample --cuont 3", "Did you mean --count?"),
+        (__main__, "client score x.npy --nothing-like-it", "See latentd client score --help."),
+        (training_main, "train --ou runs", "no flag --ou. Did you mean --out?"),
+        (training_main, "export --bundle models", "Did you mean --bundles?"),
+        (training_main, "evaluate runs --sample 5", "Did you mean --samples?"),
+        (training_main, "compare --out runs --epoch 5", "Did you mean --epochs?"),
+    ],
+)
+def test_a_flag_that_is_not_there_is_never_taken_for_another(capsys, half, words, said):
+    with pytest.raises(SystemExit) as refused:
+        half.main(words.split())
+    assert refused.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1"])
+def test_a_variable_is_read_by_the_command_that_uses_it(monkeypatch, capsys, tmp_path, value):
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", value)
+    monkeypatch.setenv("LATENTD_SERVER", value)
+    assert __main__.main(["token", "someone"]) == 0
+    assert __main__.main(["serve", "--bundles", str(tmp_path / "none"), "--workers", "1"]) == 78
+    assert "JOB_COMPLETION_INDEX" not in capsys.readouterr().err
+    job = ["reconstruct", "--input", "x", "--output", str(tmp_path / "y"), "--bundle", "z"]
+    assert __main__.main(job) == 78
+    assert f"JOB_COMPLETION_INDEX={value}: this must be a whole" in capsys.readouterr().err
+    assert __main__.main([*job, "--shard-index", "0"]) == 78
+    assert "JOB_COMPLETION_INDEX" not in capsys.readouterr().err
+    assert __main__.main(["client", "health"]) == 2
+    assert "LATENTD_SERVER: Invalid address" in capsys.readouterr().err
 
 
 def test_every_setting_explains_itself():
