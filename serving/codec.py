@@ -115,7 +115,7 @@ def read_rows_singly(
             try:
                 pixels[row] = images.read_picture(file, x, field)
             except InvalidInput as error:
-                errors[row] = f"{error.what}. {error.hint}".rstrip(". ")
+                errors[row] = error.reason
         return pixels, None, errors
     _check_form(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
     checked = ranges.check(from_tensor(rows.tensor, f"{field}.tensor"), x, likelihood)

@@ -39,6 +39,11 @@ class InvalidInput(LatentdError):
         self.field, self.what, self.hint = field, what, hint
         super().__init__(f"{field}: {what}." + (f" {hint}." if hint else ""))
 
+    @property
+    def reason(self) -> str:
+        """What is wrong and what to do, for a row that is named elsewhere."""
+        return f"{self.what}. {self.hint}".rstrip(". ")
+
 
 class BadData(LatentdError):
     """A file that cannot be read as what it claims to be, as a whole: no single row of it is at

@@ -129,13 +129,15 @@ def _check_same(
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     """The image in mode L or RGB, as training converts it: transparency is put on white, 16 bits
-    become the upper 8, everything else is what Pillow's own conversion makes of it. Raises
+    are scaled to 8, everything else is what Pillow's own conversion makes of it. Raises
     InvalidInput for pixels that have no stated range."""
-    if image.mode.startswith("I;16"):
+    if image.mode == "I" or image.mode.startswith("I;16"):
         wide = np.asarray(image)
-        image = Image.fromarray((wide >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise InvalidInput("", f"pixels of 32 bits (mode {image.mode})", "Save it with 8 bits")
+        if wide.min() < 0 or wide.max() > 0xFFFF:
+            raise InvalidInput("", "pixels of 32 bits", "Save it with 8 bits")
+        image = Image.fromarray(((wide.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise InvalidInput("", "pixels that are floats (mode F)", "Save it with 8 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-import zipfile
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -15,38 +17,76 @@ from serving.bundle import XSpec
 from serving.client.arguments import DataPoint, EndPoint, LatentPoint, SampledPoint
 from serving.codec import Array
 from serving.errors import InvalidInput
+from serving.readers import files, kinds, sources
+from serving.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
+from serving.readers.rows import Chunk
+from serving.readers.sources import Counts, Source
 
-_NPZ: Final = re.compile(r"(.+\.npz)(?::(.+))?")
+_LATENTS: Final = ("z", "mean")
 
 
-def read_rows(files: Sequence[str], rows: slice, x: XSpec) -> Array:
-    """The files' rows, one file below the other, then `rows` of them.
+@dataclass(frozen=True, slots=True)
+class How:
+    """How files become rows of the model. resize: images are converted and resized to its own;
+    column: of a Parquet file, "": x, or the only one that can hold rows."""
 
-    PNG files become rows of the model; arrays stay as they are, for the server to judge. Raises
-    InvalidInput naming the file, OSError where it cannot be read.
+    resize: bool = False
+    column: str = ""
+
+
+def read_rows(patterns: Sequence[str], rows: slice, x: XSpec, how: How) -> Array:
+    """The rows of what is named, one file below the other, then `rows` of them.
+
+    Files are read by the readers of `latentd reconstruct`, and only those rows. Where a folder or
+    a glob is named, or a file is left out, a line on stderr says how many were taken. Raises
+    InvalidInput, ConfigError or BadData naming the file, and the row where it is a row's fault.
     """
-    parts = [_read(file, x) for file in files]
-    if len({(part.dtype, part.shape[1:]) for part in parts}) > 1:
-        named = zip(files, parts, strict=True)
-        found = ", ".join(f"{file}: {part.dtype} {part.shape[1:]}" for file, part in named)
-        raise InvalidInput("FILE", f"rows of several kinds ({found})", "Send them separately")
-    every = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    chosen: Array = every[rows]
-    if not len(chosen):
-        raise InvalidInput("--rows", f"no rows are left of {len(every)}")
-    return chosen
+    counts, found = Counts(), []
+    for pattern in patterns:
+        found += sources.find(pattern, counts)
+    if counts.found != len(patterns):
+        print(f"{counts}.", file=sys.stderr)
+    if any(source.kind == "picture" for source in found) and not images.fits(x):
+        shape = list(x.shape)
+        raise InvalidInput("FILE", f"images, where the model takes {x.kind}s of {x.dtype} {shape}")
+    parts, total = [], 0
+    sizes = [_size(source, x, how) for source in found]
+    start, stop, _ = rows.indices(sum(sizes))
+    if start >= stop:
+        raise InvalidInput("--rows", f"no rows are left of {sum(sizes)}")
+    if (stop - start) * x.nbytes > MAX_WHOLE_BYTES:
+        raise InvalidInput(
+            "--rows",
+            f"{stop - start:,} rows take more than {MAX_WHOLE_BYTES >> 30} GiB",
+            "Choose fewer with --rows, or use `latentd reconstruct`",
+        )
+    for source, size in zip(found, sizes, strict=True):
+        begin, end = max(start - total, 0), min(stop - total, size)
+        if begin < end:
+            parts.append(_read(source, begin, end, x, how))
+        total += size
+    every: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return every
 
 
-def read_latents(file: str) -> Array:
+def read_latents(path: str) -> Array:
     """z of shape (rows, latent size); of an .npz the key z or, where there is none, mean."""
-    z = _load(file, ("z", "mean"))
+    path = os.path.expanduser(path)
+    if kinds.kind_of(file_and_key(path)[0]) not in ("npy", "npz"):
+        raise InvalidInput(path, "no file of latents", "Give a .npy or .npz file")
+    with closing(ArrayFile(path, _LATENTS)) as array:
+        if array.dtype.kind not in "fiu":
+            raise InvalidInput(path, f"{array.dtype}, where latents are numbers")
+        if array.nbytes > MAX_WHOLE_BYTES:
+            raise InvalidInput(path, f"more than {MAX_WHOLE_BYTES >> 30} GiB of latents")
+        z = array.read(0, array.shape[0])
     if not len(z):
-        raise InvalidInput(file, "no latents in it", "Give at least one")
+        raise InvalidInput(path, "no latents in it", "Give at least one")
     return z[None] if z.ndim == 1 else z
 
 
-def read_point(text: str, x: XSpec, field: str) -> EndPoint:
-    """An end point: "seed:7", "seed:7@3", "z:FILE.npy", or a PNG or .npy file of one row."""
+def read_point(text: str, x: XSpec, field: str, how: How) -> EndPoint:
+    """An end point: "seed:7", "seed:7@3", "z:FILE.npy", or a file of one row."""
     if text.startswith("seed:"):
         match = re.fullmatch(r"seed:(\d+)(?:@(\d+))?", text)
         if not match:
@@ -57,45 +97,39 @@ def read_point(text: str, x: XSpec, field: str) -> EndPoint:
         if len(z) != 1:
             raise InvalidInput(field, f"{text[2:]} holds {len(z)} latents, where one is due")
         return LatentPoint(z[0])
-    rows = _read(text, x)
-    if rows.shape == x.shape:
-        return DataPoint(rows)
+    row = _single(text, x)
+    if row is not None:
+        return DataPoint(row)
+    rows = read_rows([text], slice(None), x, how)
     if len(rows) != 1:
         raise InvalidInput(field, f"{text} holds {len(rows)} rows, where one is due")
     return DataPoint(rows[0])
 
 
-def _read(file: str, x: XSpec) -> Array:
-    if not file.lower().endswith(".png"):
-        return _load(file, ("x",))
-    try:
-        return images.read_pngs([Path(file).read_bytes()], x, file)
-    except InvalidInput as error:
-        raise InvalidInput(file, error.what, error.hint) from None
+def _size(source: Source, x: XSpec, how: How) -> int:
+    with closing(sources.open_source(source, x, how.column)) as reader:
+        return reader.rows
 
 
-def _load(file: str, keys: Sequence[str]) -> Array:
-    archive = _NPZ.fullmatch(file)
-    path = Path(archive[1] if archive else file)
-    if path.suffix not in (".npy", ".npz"):
-        raise InvalidInput(file, "not a file this reads", "Give .png, .npy or .npz files")
-    try:
-        if not archive:
-            # Mapped: of a large file only the chosen rows are read.
-            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                wanted = (archive[2],) if archive[2] else keys
-                key = next((key for key in wanted if key in arrays), None)
-                if key is None:
-                    raise InvalidInput(
-                        file,
-                        f"no array named {' or '.join(wanted)}",
-                        f"Name one of its own: {path}:{' or '.join(arrays.files) or '(none)'}",
-                    )
-                array = arrays[key]
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput(file, f"not an array that can be read ({error})") from None
-    if not array.ndim:
-        raise InvalidInput(file, "a single number, where rows are due")
-    return array
+def _read(source: Source, start: int, stop: int, x: XSpec, how: How) -> Array:
+    with closing(sources.open_source(source, x, how.column, resize=how.resize)) as reader:
+        chunk: Chunk = reader.read(start, stop)
+    if chunk.bad:
+        first, more = chunk.bad[0], len(chunk.bad) - 1
+        row = "" if source.kind == "picture" else f", row {first.row}"
+        raise InvalidInput(
+            f"{files.printable(source.path or first.id)}{row}",
+            first.reason + (f" (and {more:,} other rows cannot be used)" if more else ""),
+        )
+    return chunk.x
+
+
+def _single(text: str, x: XSpec) -> Array | None:
+    """The row of a .npy or .npz that holds one without an axis of rows; else None."""
+    path = os.path.expanduser(text)
+    if kinds.kind_of(file_and_key(path)[0]) not in ("npy", "npz"):
+        return None
+    with closing(ArrayFile(path)) as array:
+        if array.shape != x.shape or array.dtype.kind != np.dtype(x.dtype).kind:
+            return None
+        return array.read(0, array.shape[0]).astype(x.dtype, copy=False)

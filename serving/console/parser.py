@@ -11,12 +11,15 @@ import os
 import sys
 from typing import Final
 
-from serving.errors import ConfigError, InvalidInput, LatentdError, ModelNotFound, NotReady
+from serving.errors import BadData, ConfigError, InvalidInput, LatentdError, ModelNotFound, NotReady
 
 SERVER: Final = "localhost:50051"
 _VARIABLE: Final = "LATENTD_SERVER"
 
-_FILES: Final = "PNG images, or .npy or .npz arrays (key x; another one: FILE.npz:key)"
+_FILES: Final = (
+    "images, .npy, .npz (key x; another one: FILE.npz:key), .parquet or IDX files, folders or "
+    "globs of these"
+)
 _OUT: Final = ".png: one grid; .npz or .npy: arrays; anything else: a folder of PNG files"
 
 Subparsers = argparse._SubParsersAction  # argparse's own name for what add_subparsers returns
@@ -116,9 +119,10 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
             end,
             required=True,
             metavar="POINT",
-            help="a PNG or .npy file of one row; seed:7 or seed:7@3 (row 3 of that seed); "
+            help="a file of one row, an image perhaps; seed:7 or seed:7@3 (row 3 of that seed); "
             "z:FILE.npy (one latent)",
         )
+    _add_reading(interpolate)
     interpolate.add_argument("--steps", type=int, default=9, help="both end points included (9)")
     interpolate.add_argument("--path", choices=("slerp", "lerp"), default="slerp")
     interpolate.add_argument("--out", help=_OUT)
@@ -157,6 +161,18 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=_FILES)
     parser.add_argument(
         "--rows", type=_rows, default=slice(None), metavar="FROM:TO", help="only these rows"
+    )
+    _add_reading(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="convert images to the model's colors and size, as --image-size does in training",
+    )
+    parser.add_argument(
+        "--column", default="", help="of Parquet files (x, or the only one that can hold rows)"
     )
 
 
@@ -200,7 +216,7 @@ def _run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         of_address = named_by == _VARIABLE and str(error).startswith("Invalid address")
         return _fail(f"{_VARIABLE}: {error}" if of_address else str(error), 2)
-    except (InvalidInput, ModelNotFound) as error:
+    except (InvalidInput, BadData, ModelNotFound) as error:
         return _fail(str(error), 2)
     except OSError as error:
         return _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 2)

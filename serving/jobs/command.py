@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -114,7 +115,8 @@ def _dry_run(args: argparse.Namespace) -> int:
     target = _target(args)
     plan, names = _plan(args, target, job.known_plan(folder))
     for entry in plan.inputs:
-        print(f"{entry.rows:>12,} rows, {entry.bytes:>14,} bytes  {entry.path or 'images'}")
+        path = files.printable(entry.path) or "images"
+        print(f"{entry.rows:>12,} rows, {entry.bytes:>14,} bytes  {path}")
     print(f"{plan.rows:>12,} rows in all, {plan.shards} shards of up to {plan.shard_rows:,}")
     b = plan.bundle
     print(f"Through {b.model} version {b.version} ({b.digest[:15]}), {plan.batch_rows} at once.")
@@ -208,7 +210,8 @@ def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tupl
         seed=args.seed,
     )
     check_wanted(wanted, target.family, images.fits(target.x))
-    found, names = inputs.look(args.input, target.x, args.column, args.id_column, known)
+    found, names, counts = inputs.look(args.input, target.x, args.column, args.id_column, known)
+    print(f"--input: {counts}.", flush=True)
     plan = Plan(
         bundle=target.who,
         x=target.x,
@@ -218,6 +221,7 @@ def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tupl
         batch_rows=max(1, args.batch_rows),
         resize=args.resize,
         training_scores=target.training_scores if wanted.scores else {},
+        files=dataclasses.asdict(counts),
     )
     outputs.check(plan)
     return plan, names

@@ -1,8 +1,4 @@
-"""From what --input names to the plan's inputs, and from those to rows.
-
-An input's kind is told by its name: images .png and the like; .npy, .npz; .parquet; all else that
-is a file is read as IDX, which MNIST's own names do not tell.
-"""
+"""From what --input names to the plan's inputs, and from those to rows."""
 
 from __future__ import annotations
 
@@ -15,14 +11,14 @@ from pathlib import Path
 
 from serving import images
 from serving.bundle import XSpec
-from serving.errors import ConfigError
+from serving.errors import BadData, ConfigError
 from serving.jobs.plan import Input, Plan
-from serving.readers import files
-from serving.readers.arrays import ArrayReader, file_of
-from serving.readers.files import Found
+from serving.readers import files, sources
+from serving.readers.arrays import ArrayReader, file_and_key
 from serving.readers.parquet import TableReader
-from serving.readers.pictures import Names, PictureReader, is_picture
+from serving.readers.pictures import Names, PictureReader
 from serving.readers.rows import BadRow, Chunk, Reader
+from serving.readers.sources import Counts, Source
 
 PLAN: str = "plan.json"
 NAMES: str = "plan.names"
@@ -30,32 +26,32 @@ NAMES: str = "plan.names"
 
 def look(
     patterns: Sequence[str], x: XSpec, column: str, id_column: str, known: Plan | None
-) -> tuple[list[Input], bytes]:
-    """The inputs that `patterns` name, and the content of plan.names.
+) -> tuple[list[Input], bytes, Counts]:
+    """The inputs that `patterns` name, the content of plan.names, and how many files were found,
+    taken and left out.
 
     known: a plan whose sha256 of a file holds as long as that file's stamp is the same: without
     one, every input is read once. Raises ConfigError, BadData.
     """
     sums = {(i.path, i.stamp): i.sha256 for i in known.inputs} if known else {}
     inputs: list[Input] = []
-    names = b""
+    names, counts = b"", Counts()
     for pattern in patterns:
-        found = files.find(pattern) if ".npz:" not in pattern else [Found(pattern)]
-        single = [f for f in found if f.names is None and not is_picture(f.path)]
-        for one in single:
-            inputs.append(_look_at_file(one.path, x, column, id_column, sums))
-        folder, pictures = _pictures(found)
-        if pictures:
+        for source in sources.find(pattern, counts, "--input"):
+            if source.kind != "picture":
+                inputs.append(_look_at_file(source, x, column, id_column, sums))
+                continue
             if not images.fits(x):
-                raise ConfigError(f"{pattern} holds images; this model's rows are none.")
-            lines = Names.to_bytes(pictures)
-            inputs.append(_look_at_pictures(folder, pictures, lines, sums))
+                raise ConfigError(
+                    f"--input {files.printable(pattern)} holds images; this model takes "
+                    f"{x.kind}s of {x.dtype} {list(x.shape)}."
+                )
+            lines = Names.to_bytes(source.names)
+            inputs.append(_look_at_pictures(source, lines, sums))
             names += lines
-        elif not single:
-            raise ConfigError(f"--input {pattern}: no image below this folder.")
     if not sum(i.rows for i in inputs):
         raise ConfigError("--input holds no rows.")
-    return inputs, names
+    return inputs, names, counts
 
 
 def changed(plan: Plan, folder: Path) -> list[str]:
@@ -71,11 +67,11 @@ def changed(plan: Plan, folder: Path) -> list[str]:
             stamp, _ = _stamp_pictures(entry.path, names)
             same = stamp == entry.stamp or _sha256_pictures(entry.path, names) == entry.sha256
         else:
-            path = file_of(entry.path)
+            path, _ = file_and_key(entry.path)
             _, stamp = files.size_and_stamp(path)
             same = stamp == entry.stamp or files.sha256(path) == entry.sha256
         if not same:
-            paths.append(entry.path or "the images")
+            paths.append(files.printable(entry.path) or "the images")
     return paths
 
 
@@ -120,37 +116,35 @@ class Rows:
             return TableReader(entry.path, x, entry.column, entry.id_column, self._plan.resize)
         if self._names is None:
             self._names = Names(self._folder / NAMES)
+        every = self._names
         before = sum(i.rows for i in self._plan.inputs[:index] if i.kind == "pictures")
-        return PictureReader(entry.path, self._names, before, x, self._plan.resize)
+        return PictureReader(
+            entry.path,
+            lambda start, stop: every.read(before + start, before + stop),
+            entry.rows,
+            x,
+            self._plan.resize,
+        )
 
 
 def _look_at_file(
-    path: str, x: XSpec, column: str, id_column: str, sums: dict[tuple[str, str], str]
+    source: Source, x: XSpec, column: str, id_column: str, sums: dict[tuple[str, str], str]
 ) -> Input:
-    size, stamp = files.size_and_stamp(file_of(path))
-    reader: ArrayReader | TableReader
-    if path.endswith((".parquet", ".pq")):
-        reader = TableReader(path, x, column, id_column)
-        entry = Input("table", path, reader.rows, size, "", reader.column, id_column, stamp=stamp)
+    path, _ = file_and_key(source.path)
+    size, stamp = files.size_and_stamp(path)
+    reader = sources.open_source(source, x, column, id_column)
+    if isinstance(reader, TableReader):
+        kind, columns = "table", (reader.column, id_column)
     else:
-        reader = ArrayReader(path, x)
-        entry = Input("array", path, reader.rows, size, "", stamp=stamp)
+        kind, columns = "array", ("", "")
+    entry = Input(kind, source.path, reader.rows, size, "", *columns, stamp=stamp)
     reader.close()
-    digest = sums.get((path, stamp)) or files.sha256(file_of(path))
+    digest = sums.get((source.path, stamp)) or files.sha256(path)
     return dataclasses.replace(entry, sha256=digest)
 
 
-def _pictures(found: Sequence[Found]) -> tuple[str, list[str]]:
-    """The folder and the images below it, or no folder and the paths of those in a glob."""
-    for one in found:
-        if one.names is not None:
-            return one.path, [name for name in one.names if is_picture(name)]
-    return "", [one.path for one in found if is_picture(one.path)]
-
-
-def _look_at_pictures(
-    folder: str, names: Sequence[str], lines: bytes, sums: dict[tuple[str, str], str]
-) -> Input:
+def _look_at_pictures(source: Source, lines: bytes, sums: dict[tuple[str, str], str]) -> Input:
+    folder, names = source.path, source.names
     stamp, size = _stamp_pictures(folder, names)
     digest = sums.get((folder, stamp))
     return Input(
@@ -161,9 +155,14 @@ def _look_at_pictures(
 
 
 def _sha256_pictures(folder: str, names: Sequence[str]) -> str:
+    """Of all the files together; one that cannot be read is a bad row later, and no error here."""
     every = hashlib.sha256()
     for name in names:
-        every.update(f"{name}\0{files.sha256(_path(folder, name))}\n".encode())
+        try:
+            digest = files.sha256(_path(folder, name))
+        except BadData:
+            digest = "unreadable"
+        every.update(f"{name}\0{digest}\n".encode("utf-8", "surrogatepass"))
     return every.hexdigest()
 
 
@@ -171,8 +170,11 @@ def _stamp_pictures(folder: str, names: Sequence[str]) -> tuple[str, int]:
     """A stamp of all the files together, and their bytes."""
     stamps, total = hashlib.sha256(), 0
     for name in names:
-        size, stamp = files.size_and_stamp(_path(folder, name))
-        stamps.update(f"{name}\0{size}\0{stamp}\n".encode())
+        try:
+            size, stamp = files.size_and_stamp(_path(folder, name))
+        except BadData:
+            size, stamp = 0, "unreadable"
+        stamps.update(f"{name}\0{size}\0{stamp}\n".encode("utf-8", "surrogatepass"))
         total += size
     return stamps.hexdigest(), total
 

@@ -46,8 +46,10 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
         nargs="+",
         required=True,
         metavar="PATH",
-        help="folder of images, .npy, .npz (or FILE.npz:key), .parquet, IDX (.gz or not), a glob "
-        "of these, or an fsspec URL (s3://bucket/*.npy)",
+        help="images, .npy, .npz (or FILE.npz:key), .parquet, IDX (.gz or not), a folder or glob "
+        "of these, or an fsspec URL (s3://bucket/*.npy). A folder gives its images if it has any, "
+        "else its Parquet files, else its arrays; linked folders are followed, hidden files left "
+        "out, and a line says how many files were taken",
     )
     add(
         "--output",
@@ -89,7 +91,11 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     what.add_argument("--seed", type=int, default=0, help="of the draws (0)")
 
     add = parser.add_argument_group("image inputs").add_argument
-    add("--resize", action="store_true", help="to the model's size, as --image-size in training")
+    add(
+        "--resize",
+        action="store_true",
+        help="convert them to the model's colors and size, as --image-size does in training",
+    )
 
     tables = parser.add_argument_group("Parquet inputs")
     tables.add_argument("--column", default="", help="of the data (x, or the only one it can be)")

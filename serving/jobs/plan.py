@@ -71,6 +71,8 @@ class Plan:
     batch_rows: int = BATCH_ROWS
     resize: bool = False  # images to the model's size, as training does
     training_scores: dict[str, Any] = dataclasses.field(default_factory=dict)  # the manifest's
+    # How many files of --input were taken, and how many left out by reason; no part of the digest.
+    files: dict[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -90,6 +92,7 @@ class Plan:
     def digest(self) -> str:
         """sha256 of all that the outputs depend on, in hexadecimal."""
         facts = dataclasses.asdict(self)
+        del facts["files"]
         for entry in facts["inputs"]:
             del entry["stamp"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -140,7 +143,7 @@ def check_same(begun: Plan, asked: Plan) -> None:
         what = "with " + ", ".join(
             f"{name.replace('_', ' ')} {a} and not {b}"
             for name, (a, b) in pairs.items()
-            if name not in ("wanted", "inputs", "bundle")
+            if name not in ("wanted", "inputs", "bundle", "files")
         )
     raise ConfigError(
         f"The job in this --output was begun {what}. Repeat the command as it was begun, or give "

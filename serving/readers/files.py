@@ -1,36 +1,21 @@
-"""Files by path or by fsspec URL: found, opened, stamped, hashed.
+"""Files by path or by fsspec URL: opened, stamped, hashed.
 
 A URL is whatever holds "://". Local files never touch fsspec.
 """
 
 from __future__ import annotations
 
-import glob
+import errno
 import hashlib
-from dataclasses import dataclass
+import os
+import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from serving.errors import BadData, ConfigError
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One thing that --input names: a file, or a folder with the files below it.
-
-    names: of a folder's files, relative to it, sorted; None: a file.
-    """
-
-    path: str
-    names: list[str] | None = None
-
-
-def find(pattern: str) -> list[Found]:
-    """What a path, folder, glob or URL of them names. Raises ConfigError where that is nothing."""
-    found = _find_remote(pattern) if is_remote(pattern) else _find_local(pattern)
-    if not found or any(f.names == [] for f in found):
-        raise ConfigError(f"--input {pattern}: there is no such file, or the folder is empty.")
-    return found
+_MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+"""Errors that are no file's own: the machine lacks something."""
 
 
 def is_remote(path: str) -> bool:
@@ -38,15 +23,37 @@ def is_remote(path: str) -> bool:
 
 
 def open_file(path: str) -> BinaryIO:
-    """The file's bytes; seekable. Raises BadData where it cannot be opened."""
+    """The file's bytes; seekable. Raises BadData where it cannot be opened or is no plain file,
+    OSError where the machine is at fault."""
     try:
         if not is_remote(path):
-            return Path(path).open("rb")
-        system, inside = _system(path)
+            return _open_plain(path)
+        system, inside = remote_system(path)
         file: BinaryIO = system.open(inside, "rb")
         return file
-    except OSError as error:
-        raise BadData(f"{path} cannot be opened: {error.strerror or error}.") from None
+    except (BadData, ConfigError, MemoryError):
+        raise
+    except Exception as error:  # a store's own package can raise anything
+        if of_the_machine(error):
+            raise
+        raise BadData(f"{printable(path)} cannot be opened: {said(error)}.") from None
+
+
+def _open_plain(path: str) -> BinaryIO:
+    """A pipe without a writer would wait for ever, and a device may act on being opened: what the
+    name stands for is looked at before, and again once it is open."""
+    plain = stat.S_ISREG(os.stat(path).st_mode)
+    if plain:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (the caller closes it)
+        plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        if plain:
+            return file
+        file.close()
+    raise BadData(f"{printable(path)} is no plain file: pipes, sockets and devices are not read.")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def size_and_stamp(path: str) -> tuple[int, str]:
@@ -55,10 +62,10 @@ def size_and_stamp(path: str) -> tuple[int, str]:
         if not is_remote(path):
             status = Path(path).stat()
             return status.st_size, str(status.st_mtime_ns)
-        system, inside = _system(path)
+        system, inside = remote_system(path)
         return int(system.size(inside)), str(system.ukey(inside))
     except OSError as error:
-        raise BadData(f"{path} cannot be looked at: {error.strerror or error}.") from None
+        raise BadData(f"{printable(path)} cannot be looked at: {said(error)}.") from None
 
 
 def sha256(path: str) -> str:
@@ -71,27 +78,29 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
 
-def _find_local(pattern: str) -> list[Found]:
-    path = Path(pattern)
-    if path.is_dir():
-        below = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-        return [Found(pattern, below)]
-    if path.is_file():
-        return [Found(pattern)]
-    return [Found(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
+def printable(name: str) -> str:
+    r"""A name as text that every file and terminal takes: bytes that are not UTF-8 become \xe9."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that no file system made
+        return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _find_remote(pattern: str) -> list[Found]:
-    system, inside = _system(pattern)
-    if glob.has_magic(inside):
-        return [Found(str(system.unstrip_protocol(p))) for p in sorted(system.glob(inside))]
-    if system.isdir(inside):
-        prefix = inside.rstrip("/") + "/"
-        return [Found(pattern, sorted(p.removeprefix(prefix) for p in system.find(inside)))]
-    return [Found(pattern)] if system.exists(inside) else []
+def said(error: BaseException) -> str:
+    """What an exception of a library says, as the end of a sentence."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(text).rstrip(".") or type(error).__name__
 
 
-def _system(url: str) -> tuple[Any, str]:
+def of_the_machine(error: BaseException) -> bool:
+    """Whether an exception on reading a file says nothing of that file."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in _MACHINE
+    )
+
+
+def remote_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path inside it. Raises ConfigError."""
     try:
         from fsspec.core import url_to_fs
     except ImportError:

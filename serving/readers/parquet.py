@@ -31,7 +31,6 @@ class TableReader:
         self, path: str, x: XSpec, column: str = "", id_column: str = "", resize: bool = False
     ) -> None:
         try:
-            import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
             raise ConfigError(f"{path} needs pyarrow: pip install 'latentd[jobs]'.") from None
@@ -40,21 +39,31 @@ class TableReader:
         try:
             # Unbuffered, a whole row group would be read at once.
             self._parquet = pq.ParquetFile(self._file, buffer_size=1 << 20, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+        except Exception as error:  # the bytes of a foreign file can make Arrow raise anything
             self._file.close()
-            raise BadData(f"{path} cannot be read as Parquet: {error}.") from None
+            if files.of_the_machine(error):
+                raise
+            raise BadData(
+                f"{files.printable(path)} cannot be read as Parquet: {files.said(error)}."
+            ) from None
         metadata = self._parquet.metadata
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._ends = np.cumsum(groups, dtype=np.int64)
         self.rows: int = metadata.num_rows
-        self.column = _choose(self._parquet.schema_arrow, column, path)
+        try:
+            self.column = _choose(self._parquet.schema_arrow, column, files.printable(path))
+            if id_column and id_column not in self._parquet.schema_arrow.names:
+                raise ConfigError(
+                    f"{files.printable(path)} has no column {id_column} to name the rows by."
+                )
+        except ConfigError:
+            self._parquet.close()
+            self._file.close()
+            raise
         self._columns = [self.column] + ([id_column] if id_column else [])
-        if id_column and id_column not in self._parquet.schema_arrow.names:
-            raise ConfigError(f"{path} has no column {id_column} to name the rows by.")
         self._batches: Iterator[Any] = iter(())
         self._at = self.rows  # first row of the batch that comes next
         self._batch: Any = None  # read and not used up
-        self._failures: tuple[type[Exception], ...] = (pa.ArrowException, OSError)
 
     def read(self, start: int, stop: int) -> Chunk:
         chunks, at = [], start
@@ -91,9 +100,12 @@ class TableReader:
             try:
                 self._batch = next(self._batches)
             except StopIteration:
-                raise BadData(f"{self._path} ends before row {row:,}.") from None
-            except self._failures as error:
-                raise BadData(f"{self._path} is damaged ({error}). Copy it again.") from None
+                raise BadData(f"{files.printable(self._path)} ends before row {row:,}.") from None
+            except Exception as error:
+                if files.of_the_machine(error):
+                    raise
+                path, why = files.printable(self._path), files.said(error)
+                raise BadData(f"{path} is damaged ({why}). Copy it again.") from None
             self._at += self._batch.num_rows
         return self._at - self._batch.num_rows, self._batch
 
@@ -115,7 +127,12 @@ class TableReader:
             try:
                 good.append((index, _row(value.as_py(), self._x, self._resize)))
             except InvalidInput as error:
-                bad.append(BadRow(start + index, ids[index], f"{error.what}. {error.hint}".strip()))
+                bad.append(BadRow(start + index, ids[index], error.reason))
+            except Exception as error:  # a value that Arrow cannot give to Python
+                if files.of_the_machine(error):
+                    raise
+                reason = f"cannot be read: {files.said(error)}"
+                bad.append(BadRow(start + index, ids[index], reason))
         x = np.array([row for _, row in good], self._x.dtype).reshape(-1, *self._x.shape)
         chunk = checked(x, [ids[i] for i, _ in good], 0, self._x)
         numbers = np.array([start + i for i, _ in good], np.int64)

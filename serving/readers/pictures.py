@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,26 +11,12 @@ import numpy as np
 
 from serving import images
 from serving.bundle import XSpec
-from serving.errors import BadData, InvalidInput
+from serving.errors import InvalidInput
 from serving.readers import files
 from serving.readers.rows import BadRow, Chunk
 
-SUFFIXES: Final = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".pgm",
-    ".ppm",
-)
-
-
-def is_picture(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+_MOST_BYTES: Final = 1 << 29
+"""A file that is larger is no photograph, and is not read into memory."""
 
 
 class Names:
@@ -61,35 +47,49 @@ class Names:
 
 
 class PictureReader:
-    """See rows.Reader. A file that is no image of the model's size is a bad row.
+    """See rows.Reader. A file that is no image of the model's size is a bad row, whatever reading
+    it raises.
 
-    first: where this folder's names begin in `names`
+    names: gives the names start..stop, relative to the folder; rows: how many there are
     """
 
-    def __init__(self, folder: str, names: Names, first: int, x: XSpec, resize: bool) -> None:
-        self._folder, self._names, self._first, self._x = folder, names, first, x
+    def __init__(
+        self,
+        folder: str,
+        names: Callable[[int, int], Sequence[str]],
+        rows: int,
+        x: XSpec,
+        resize: bool,
+    ) -> None:
+        self._folder, self._names, self.rows, self._x = folder, names, rows, x
         self._resize = resize
 
     def read(self, start: int, stop: int) -> Chunk:
-        names = self._names.read(self._first + start, self._first + stop)
+        names = self._names(start, stop)
         x = np.empty((len(names), *self._x.shape), np.uint8)
         good: list[int] = []
         bad: list[BadRow] = []
         for row, name in enumerate(names, start):
             try:
-                with files.open_file(
-                    files.join(self._folder, name) if self._folder else name
-                ) as file:
-                    data = file.read()
-                x[len(good)] = images.read_picture(data, self._x, name, None, self._resize)
+                x[len(good)] = self._picture(name)
             except InvalidInput as error:
-                bad.append(BadRow(row, name, f"{error.what}. {error.hint}".rstrip(". ")))
-            except (BadData, OSError) as error:
-                bad.append(BadRow(row, name, f"cannot be read: {error}"))
+                bad.append(BadRow(row, files.printable(name), error.reason))
+            except Exception as error:
+                if files.of_the_machine(error):
+                    raise
+                reason = f"cannot be read: {files.said(error)}"
+                bad.append(BadRow(row, files.printable(name), reason))
             else:
                 good.append(row)
-        ids = [names[row - start] for row in good]
+        ids = [files.printable(names[row - start]) for row in good]
         return Chunk(np.array(good, np.int64), ids, x[: len(good)], bad)
 
     def close(self) -> None:
         """The names are shared, and others' to close."""
+
+    def _picture(self, name: str) -> images.Pixels:
+        with files.open_file(files.join(self._folder, name) if self._folder else name) as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise InvalidInput(name, f"larger than {_MOST_BYTES >> 20} MiB, so no image")
+        return images.read_picture(data, self._x, name, None, self._resize)

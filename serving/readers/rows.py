@@ -44,6 +44,8 @@ class Chunk:
 class Reader(Protocol):
     """One input, opened. Rows are counted from 0 within it."""
 
+    rows: int
+
     def read(self, start: int, stop: int) -> Chunk:
         """Rows start..stop. Reading forward is cheap for every kind, backward for some. Raises
         BadData where the input ends early or is damaged."""
@@ -54,9 +56,10 @@ class Reader(Protocol):
 def check_form(dtype: np.dtype[Any], shape: tuple[int, ...], x: XSpec, name: str) -> None:
     """Refuse an array whose rows cannot be the model's; `shape` is one row's.
 
-    Axes of length 1 may be there or not. Floats of any width are read as float32.
+    Axes of length 1 may be there or not. Floats of any width are read as float32, integers of any
+    width as bytes; but neither as the other, for they are mostly scaled by 255 between them.
     """
-    fits = dtype == np.uint8 if x.dtype == "uint8" else dtype.kind == "f"
+    fits = dtype.kind in ("iu" if x.dtype == "uint8" else "f")
     if not fits or [n for n in shape if n != 1] != [n for n in x.shape if n != 1]:
         raise ConfigError(
             f"{name} holds rows of {dtype} {list(shape)}; the model takes {x.dtype} "
@@ -66,22 +69,25 @@ def check_form(dtype: np.dtype[Any], shape: tuple[int, ...], x: XSpec, name: str
 
 def checked(values: Array, ids: Sequence[str], start: int, x: XSpec) -> Chunk:
     """A chunk of rows numbered from `start`; those with numbers the model cannot have are bad."""
-    values = values.reshape(len(values), *x.shape).astype(x.dtype, copy=False)
+    values = values.reshape(len(values), *x.shape)
+    if x.dtype == "float32":
+        with np.errstate(over="ignore"):  # what becomes infinite is a bad row
+            values = values.astype(np.float32, copy=False)
     rows = np.arange(start, start + len(values))
     low, high = x.range
-    if x.dtype == "uint8" and (low, high) == (0, 255):
+    if values.dtype == np.uint8 and (low, high) == (0, 255):
         return Chunk(rows, ids, values, [])
     flat = values.reshape(len(values), -1)
     with np.errstate(invalid="ignore"):
         good = ((flat >= low) & (flat <= high)).all(axis=1)  # NaN compares false
     if good.all():
-        return Chunk(rows, ids, values, [])
+        return Chunk(rows, ids, values.astype(x.dtype, copy=False), [])
     bad = [
         BadRow(int(rows[i]), ids[i], f"holds {_worst(flat[i], x)}, outside {low:g} to {high:g}")
         for i in np.flatnonzero(~good).tolist()
     ]
     kept = [ids[i] for i in np.flatnonzero(good).tolist()]
-    return Chunk(rows[good], kept, values[good], bad)
+    return Chunk(rows[good], kept, values[good].astype(x.dtype, copy=False), bad)
 
 
 def _worst(row: Array, x: XSpec) -> str:

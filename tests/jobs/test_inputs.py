@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import json
+import os
 import struct
 
 import numpy as np
@@ -15,6 +18,7 @@ from PIL import Image
 
 from serving.bundle import XSpec
 from serving.errors import BadData, ConfigError
+from serving.readers.files import open_file
 from serving.readers.parquet import TableReader
 from serving.readers.rows import check_form, checked
 from training.pictures import read_pictures
@@ -208,7 +212,7 @@ def test_a_table_that_is_damaged_inside_is_bad_data(x, tmp_path):
     [
         ("nothing.npy", "there is no such file"),
         ("empty", "the folder is empty"),
-        ("notes", "no image below this folder"),
+        ("notes", "nothing that is read is in there (1 file found, 0 taken, 1 left out: 1 .txt"),
         ("gone://x/y.npy", "cannot be reached"),
     ],
 )
@@ -249,3 +253,106 @@ def test_images_of_another_size_are_quarantined_without_resize(jobs, tmp_path):
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "in" / "a.png")
     assert jobs.run(tmp_path / "in", tmp_path / "out") == 0
     assert "7 x 9 pixels" in jobs.quarantine(tmp_path / "out")["a.png"]
+
+
+def exif_that_cannot_be_written_again():
+    """Orientation 6, and an XResolution of type SRATIONAL (-1, 0), as some cameras write it."""
+    header = b"II*\0" + struct.pack("<IH", 8, 2)
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    resolution = struct.pack("<HHII", 0x011A, 10, 1, 38)
+    return b"Exif\0\0" + header + orientation + resolution + bytes(4) + struct.pack("<ii", -1, 0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_odd_files_end_no_job(jobs, x, tmp_path, processes):
+    folder = write(tmp_path / "in", x[:30], "images")
+    odd = Image.fromarray(np.zeros((4, 4), np.uint8))
+    odd.save(folder / "photo.jpg", exif=exif_that_cannot_be_written_again())
+    name = os.fsdecode(b"caf\xe9.png")
+    (folder / name).write_bytes(png(x[0]))
+    (folder / f"bad-{name}").write_bytes(b"no image")
+    (folder / "broken.png").write_bytes(bytes(40))
+    (folder / "much.bmp").write_bytes(b"BM" + bytes(12) + b"\xff" * 60)
+    flags = ("--processes", processes, "--reconstruction", "raw")
+    assert jobs.run(folder, tmp_path / "out", *flags) == 0
+    reasons = jobs.quarantine(tmp_path / "out")
+    assert set(reasons) == {r"bad-caf\xe9.png", "broken.png", "much.bmp"}
+    ids = jobs.table(tmp_path / "out")["id"].to_pylist()
+    assert len(ids) == 32
+    assert {r"caf\xe9.png", "photo.jpg"} <= set(ids)
+
+
+def test_a_file_that_nobody_may_read_is_quarantined(jobs, x, tmp_path, monkeypatch):
+    folder = write(tmp_path / "in", x[:30], "images")
+    (folder / "closed.png").write_bytes(png(x[0]))
+    opened = os.open
+
+    def closed(path, *flags, **options):  # as for a user who is not root
+        if str(path).endswith("closed.png"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opened(path, *flags, **options)
+
+    monkeypatch.setattr(os, "open", closed)
+    assert jobs.run(folder, tmp_path / "out") == 0
+    assert "Permission denied" in jobs.quarantine(tmp_path / "out")["closed.png"]
+
+
+def test_a_machine_that_lacks_something_quarantines_no_file(jobs, x, tmp_path, monkeypatch):
+    folder = write(tmp_path / "in", x[:3], "images")
+
+    def none_left(path, *flags, **options):
+        raise OSError(errno.EMFILE, "Too many open files", path)
+
+    monkeypatch.setattr(os, "open", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        open_file(str(folder / "sub0" / "000.png"))
+
+
+def test_the_files_that_were_found_are_counted_and_kept(jobs, x, tmp_path, capsys):
+    folder = write(tmp_path / "in", x[:10], "images")
+    (folder / ".DS_Store").write_bytes(b"")
+    (folder / "live.heic").write_bytes(b"")
+    assert jobs.run(folder, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "12 files found, 10 taken, 2 left out: 1 hidden (the name begins with a dot), 1 " in said
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["files"]["taken"] == 10
+    assert sum(plan["files"]["left_out"].values()) == 2
+    (folder / "._000.png").write_bytes(b"")  # it takes no part: the job is the same
+    assert jobs.run(folder, tmp_path / "out") == 0
+
+
+def test_linked_folders_are_part_of_the_job(jobs, x, tmp_path):
+    elsewhere = write(tmp_path / "elsewhere", x[:8], "images")
+    folder = write(tmp_path / "in", x[8:10], "images")
+    (folder / "linked").symlink_to(elsewhere)
+    assert jobs.run(folder, tmp_path / "out") == 0
+    assert len(jobs.table(tmp_path / "out")) == 10
+
+
+@pytest.mark.parametrize("kind", ["binary", "npy", "idx"])
+def test_a_folder_of_shards_is_one_input(jobs, x, tmp_path, kind):
+    (tmp_path / "in").mkdir()
+    for i in range(0, len(x), 50):
+        shard = write(tmp_path / "in" / f"part={i:02d}", x[i : i + 50], kind)
+        shard.rename(shard.with_name(f"part{i:02d}-{shard.name}"))
+    (tmp_path / "in" / "_SUCCESS").write_bytes(b"")
+    assert jobs.run(tmp_path / "in", tmp_path / "out", "--reconstruction", "raw") == 0
+    pixels = np.frombuffer(
+        b"".join(jobs.table(tmp_path / "out")["reconstruction"].to_pylist()), np.uint8
+    )
+    np.testing.assert_array_equal(pixels.reshape(-1, 4, 4), x)
+
+
+def test_a_home_is_meant_by_a_tilde(jobs, x, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "x.npz", rows=x, y=np.arange(3))
+    assert jobs.run("~/x.npz:rows", tmp_path / "out") == 0
+
+
+def test_integers_of_any_width_are_bytes_where_they_fit(jobs, x, tmp_path):
+    values = x.astype(np.int64)
+    values[7, 0, 0] = 300
+    np.save(tmp_path / "x.npy", values)
+    assert jobs.run(tmp_path / "x.npy", tmp_path / "out") == 0
+    assert jobs.quarantine(tmp_path / "out") == {"7": "holds 300, outside 0 to 255"}

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -204,12 +207,16 @@ def test_score_prints_a_table(done: Callable[..., str], client: Client) -> None:
         ("sample --model other", 2, "there is toy"),
         ("stream --count 5 --out full", 2, "full already holds files"),
         ("stream --count 0 --out rows.npy", 2, "count: 0 rows"),
-        ("encode missing.png --out z.npz", 2, "missing.png: No such file"),
-        ("encode full/note --out z.npz", 2, "Give .png, .npy or .npz"),
-        ("encode bad.npy --out z.npz", 2, "bad.npy: not an array that can be read"),
-        ("encode bad.png --out z.npz", 2, "bad.png: not a readable PNG"),
+        ("encode missing.png --out z.npz", 2, "missing.png: there is no such file"),
+        ("encode full/note --out z.npz", 2, "full/note is not of a kind that is read"),
+        ("encode bad.npy --out z.npz", 2, "bad.npy cannot be read as an array"),
+        ("encode bad.png --out z.npz", 2, "bad.png: not a readable image"),
         ("encode good.npz:y --out z.npz", 2, "no array named y. Name one of its own: good.npz:x"),
-        ("encode good.npz good.npy --out z.npz", 2, "rows of several kinds"),
+        (
+            "encode good.npz good.npy --out z.npz",
+            2,
+            "good.npy holds rows of float32 [4, 4]",
+        ),
         ("score good.npz --rows 7", 2, "'7' is no range of rows; say e.g. 0:8"),
         ("score good.npz --rows 7:", 2, "no rows are left of 2"),
         ("interpolate --start seed:x --end seed:1", 2, "--start: 'seed:x' is no sampled point"),
@@ -297,3 +304,52 @@ def test_a_full_disk_is_told_with_the_name_of_what_was_written(run: Run, out: st
         signal.signal(signal.SIGXFSZ, ignored)
     assert (status, err) == (2, f"latentd: {out}: File too large.\n")
     assert not Path(out).exists()
+
+
+def test_a_photograph_is_taken_with_resize(done: Callable[..., str], run: Run) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    Image.fromarray(photo).save("photo.jpg", quality=95)
+    status, _, err = run("encode", "photo.jpg", "--out", "z.npz")
+    assert status == 2
+    assert "photo.jpg: 7 x 9 pixels, where the model takes 4 x 4" in err
+    assert "Pass --resize to resize it" in err
+    done("reconstruct", "photo.jpg", "--resize", "--out", "back.npz")
+    with Image.open("photo.jpg") as image:
+        wanted = image.convert("L").resize((4, 4), Image.Resampling.LANCZOS)
+    with np.load("back.npz") as arrays:
+        np.testing.assert_array_equal(arrays["x"][0], np.asarray(wanted))
+    done("interpolate", "--start", "photo.jpg", "--end", "seed:1", "--resize", "--out", "way.npy")
+
+
+def test_every_kind_of_file_that_jobs_take_is_taken(
+    done: Callable[..., str], run: Run, client: Client
+) -> None:
+    x = pixels(6)
+    Path("shards/part=1").mkdir(parents=True)
+    Path("pictures").mkdir()
+    table = pa.table({"x": pa.array([row.tobytes() for row in x], pa.binary())})
+    pq.write_table(table, "shards/part=1/a.parquet")
+    Path("train-images.idx3-ubyte").write_bytes(
+        bytes((0, 0, 8, 3)) + struct.pack(">3I", *x.shape) + x.tobytes()
+    )
+    np.save("wide.npy", x.astype(np.int64))
+    for number, row in enumerate(x):
+        Image.fromarray(row).save(f"pictures/{number}.bmp")
+    for name in ("shards", "train-images.idx3-ubyte", "wide.npy", "pictures", "pictures/*.bmp"):
+        status, _, err = run("encode", name, "--rows", "1:5", "--out", "z.npz")
+        assert status == 0, err
+        with np.load("z.npz") as arrays:
+            np.testing.assert_array_equal(arrays["mean"], client.encode(x[1:5]).mean, name)
+    Path("pictures/.DS_Store").write_bytes(b"hidden")
+    _, _, err = run("encode", "pictures", "--out", "z.npz")
+    assert err == "7 files found, 6 taken, 1 left out: 1 hidden (the name begins with a dot).\n"
+
+
+def test_a_home_is_meant_by_a_tilde(
+    done: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    np.save("z.npy", np.zeros((1, 16), np.float32))
+    done("interpolate", "--start", "z:~/z.npy", "--end", "seed:1", "--out", "way.npy")
+    np.savez("x.npz", rows=pixels(2), y=np.zeros(2))
+    done("encode", "~/x.npz:rows", "--out", "back.npz")

@@ -64,7 +64,7 @@ CLIENT = [
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
-READERS = ["files", "rows", "arrays", "pictures", "parquet"]
+READERS = ["kinds", "files", "rows", "arrays", "pictures", "parquet", "sources"]
 
 JOBS = [
     *("exits", "plan", "inputs"),

@@ -80,8 +80,8 @@ def test_whatever_pillow_raises_belongs_to_the_row(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Image, "open", odd)
     rows = pb.Rows(png=pb.PngImages(files=[good, b"odd"]))
     with pytest.raises(InvalidInput, match=r"x\.png\.files\[1\]: not a readable PNG file"):
-        codec.read_rows(rows, GREY, 8, "x")
-    pixels, errors = codec.read_rows_singly(rows, GREY, 8, "x")
+        codec.read_rows(rows, GREY, "bernoulli", 8, "x")
+    pixels, _, errors = codec.read_rows_singly(rows, GREY, "bernoulli", 8, "x")
     assert (len(pixels), errors) == (2, {1: "not a readable PNG file"})
 
 
@@ -100,9 +100,9 @@ MODES = {
     "palette": (encoded(transparent_palette(), transparency=1), 255, (255, 255, 255)),
     "CMYK": (encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF"), 76, (255, 0, 0)),
     "16 bits": (
-        encoded(Image.fromarray(np.full((4, 4), 0x4020, np.uint16))),
-        0x40,
-        (0x40, 0x40, 0x40),
+        encoded(Image.fromarray(np.full((4, 4), 257 * 100 + 128, np.uint16))),
+        100,
+        (100, 100, 100),
     ),
     "1 bit": (encoded(Image.new("1", (4, 4), 1)), 255, (255, 255, 255)),
 }
@@ -123,5 +123,5 @@ def test_without_resize_the_refusal_says_to_pass_it(mode: str) -> None:
 
 def test_what_has_no_stated_range_is_refused_with_that_reason() -> None:
     data = encoded(Image.new("F", (4, 4), 0.5), "TIFF")
-    with pytest.raises(InvalidInput, match=r"photo: pixels of 32 bits \(mode F\)"):
+    with pytest.raises(InvalidInput, match=r"photo: pixels that are floats \(mode F\)"):
         read(data, GREY, resize=True)

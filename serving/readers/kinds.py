@@ -1,0 +1,76 @@
+"""The kinds of files that are read, told by how their names end: one list for jobs and console.
+
+training.folder has the same list of pictures. The halves share no code: a test holds both equal.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Final, Literal
+
+Kind = Literal["picture", "npy", "npz", "idx", "parquet"]
+
+PICTURES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+"""Image files, in either case. Of several frames the first is taken."""
+
+_OTHER_PICTURES: Final = (
+    *(".avif", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".pbm", ".pgm", ".pnm", ".ppm"),
+    *(".arw", ".cr2", ".cr3", ".exr", ".ico", ".nef", ".psd", ".svg", ".tga"),
+)
+
+ENDINGS: Final[dict[str, Kind]] = {
+    **dict.fromkeys(PICTURES, "picture"),
+    ".npy": "npy",
+    ".npy.gz": "npy",
+    ".npz": "npz",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    "-ubyte": "idx",  # train-images-idx3-ubyte, train-images.idx3-ubyte
+    "-ubyte.gz": "idx",
+    ".idx": "idx",
+    ".idx.gz": "idx",
+}
+"""How a name ends, in lower case, and what the file is."""
+
+LABELS: Final = ("idx1-ubyte", "idx1-ubyte.gz")
+"""How the names of IDX files end that hold one number for each row."""
+
+TAKEN: Final = (
+    f"Taken are images ({' '.join(PICTURES)}), .npy, .npz (or FILE.npz:key), .parquet and IDX "
+    "files (train-images-idx3-ubyte, .gz or not), folders of one of these, and globs"
+)
+
+_ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")
+_TABLES: Final = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".feather", ".arrow", ".orc")
+_TENSORS: Final = (".pt", ".pth", ".pkl", ".pickle", ".safetensors", ".h5", ".hdf5", ".mat")
+
+
+def kind_of(name: str) -> Kind | None:
+    """The kind of a file by its name or path; None: its name tells none that is read."""
+    lower = name.lower()
+    for ending, kind in ENDINGS.items():
+        if lower.endswith(ending):
+            return kind
+    return None
+
+
+def why_not(name: str) -> str:
+    """Why a file whose kind is None is left out, by its suffix."""
+    suffix = PurePath(name.lower()).suffix
+    if suffix in _OTHER_PICTURES:
+        return f"{suffix} (images of a kind that is not read)"
+    return f"{suffix} (not read)" if suffix else "without a suffix (not read)"
+
+
+def hint(name: str) -> str:
+    """What to do with a file whose kind is None."""
+    lower = name.lower()
+    if lower.endswith(_ARCHIVES):
+        return "Unpack it and name the folder."
+    if lower.endswith(_OTHER_PICTURES):
+        return "Convert it to .png or .jpg."
+    if lower.endswith(_TABLES):
+        return "Write its rows to a .npy or .parquet file."
+    if lower.endswith(_TENSORS):
+        return "Write its array with numpy.save to a .npy file."
+    return ""

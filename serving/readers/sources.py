@@ -1,0 +1,289 @@
+"""What a path, folder, glob or URL names: the files that are read, and how many are left out, why.
+
+One rule for jobs and console, on disk and in remote stores:
+
+    hidden files and folders (a name that begins with a dot) are left out
+    linked files and folders are read as if they lay there, each folder once
+    pipes, sockets and devices are never opened
+    a folder gives rows of one kind: its images if it has any, else its Parquet files, else its
+    arrays; what else it holds is left out
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Final
+
+from serving.bundle import XSpec
+from serving.errors import BadData, ConfigError
+from serving.readers import files, kinds
+from serving.readers.arrays import ArrayReader, file_and_key
+from serving.readers.kinds import Kind
+from serving.readers.parquet import TableReader
+from serving.readers.pictures import PictureReader
+
+HIDDEN: Final = "hidden (the name begins with a dot)"
+NOT_PLAIN: Final = "pipes, sockets or devices"
+BROKEN: Final = "broken links"
+SEEN: Final = "links to folders read already"
+CLOSED: Final = "folders that cannot be opened"
+SPARK: Final = 'Parquet files or folders whose name begins with "_"'
+
+_NAMED: Final = 6  # reasons in the sentence; the rest are added up
+
+
+@dataclass
+class Counts:
+    """Of the files that were found: how many are read, and how many not, by reason."""
+
+    taken: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        self.left_out[reason] = self.left_out.get(reason, 0) + count
+
+    @property
+    def found(self) -> int:
+        return self.taken + sum(self.left_out.values())
+
+    def __str__(self) -> str:
+        text = f"{self.found:,} file{'s' * (self.found != 1)} found, {self.taken:,} taken"
+        reasons = sorted(self.left_out.items(), key=lambda item: -item[1])
+        if not reasons:
+            return f"{text}, none left out"
+        parts = [f"{count:,} {reason}" for reason, count in reasons[:_NAMED]]
+        if rest := sum(count for _, count in reasons[_NAMED:]):
+            parts.append(f"{rest:,} others")
+        return f"{text}, {self.found - self.taken:,} left out: {', '.join(parts)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of rows, or images that are read one after another.
+
+    path:  as it can be opened, FILE.npz:key too; of images the folder, "" where names are paths
+    names: of images, relative to the folder, sorted
+    """
+
+    kind: Kind
+    path: str
+    names: Sequence[str] = ()
+
+
+def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
+    """What `pattern` names, added up in `counts`.
+
+    flag: which brought the pattern, for the sentences. Raises ConfigError where it names nothing
+    that is read, OSError where a remote store cannot be asked.
+    """
+    shown = f"{flag} {files.printable(pattern)}".strip()
+    pattern = os.path.expanduser(pattern.removeprefix("file://"))
+    path, key = file_and_key(pattern)
+    ours = Counts()
+    matches = _remote(path, ours) if files.is_remote(path) else _local(path, ours, shown)
+    if not matches.paths and not matches.folders:
+        raise ConfigError(f"{shown}: there is no such file or folder.")
+    found = _by_kind(matches.paths, ours)
+    for folder, names in matches.folders:
+        found += _in_folder(folder, sorted(names), ours)
+    if not found and not ours.found:
+        raise ConfigError(f"{shown}: the folder is empty.")
+    if not found and matches.paths:
+        hint = kinds.hint(matches.paths[0])
+        raise ConfigError(f"{shown} is not of a kind that is read. {hint} {kinds.TAKEN}.")
+    if not found:
+        raise ConfigError(f"{shown}: nothing that is read is in there ({ours}). {kinds.TAKEN}.")
+    if key:
+        found = [_with_key(source, key, shown) for source in found]
+    counts.taken += ours.taken
+    for reason, count in ours.left_out.items():
+        counts.leave_out(reason, count)
+    return found
+
+
+def open_source(
+    source: Source, x: XSpec, column: str = "", id_column: str = "", resize: bool = False
+) -> ArrayReader | TableReader | PictureReader:
+    """The source's reader. Raises ConfigError where its rows cannot be the model's, BadData."""
+    if source.kind == "picture":
+        names = source.names
+        return PictureReader(
+            source.path, lambda start, stop: names[start:stop], len(names), x, resize
+        )
+    if source.kind == "parquet":
+        return TableReader(source.path, x, column, id_column, resize)
+    return ArrayReader(source.path, x)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matches:
+    """Plain files that are named each, and folders with the names of the plain files below."""
+
+    paths: Sequence[str] = ()
+    folders: Sequence[tuple[str, list[str]]] = ()
+
+
+def _by_kind(paths: Sequence[str], counts: Counts) -> list[Source]:
+    """Files that were named each or by a glob: all that are read, of whatever kinds."""
+    found, pictures = [], []
+    for path in paths:
+        kind = kinds.kind_of(path) or _told_by_content(path)
+        if kind is None:
+            counts.leave_out(kinds.why_not(path))
+            continue
+        counts.taken += 1
+        if kind == "picture":
+            pictures.append(path)
+        else:
+            found.append(Source(kind, path))
+    return found + ([Source("picture", "", pictures)] if pictures else [])
+
+
+def _in_folder(folder: str, names: Sequence[str], counts: Counts) -> list[Source]:
+    """One kind of rows: images, else Parquet files, else arrays."""
+    groups: dict[str, list[str]] = {"images": [], "Parquet files": [], "arrays": []}
+    for name in names:
+        kind = kinds.kind_of(name)
+        if kind is None:
+            counts.leave_out(kinds.why_not(name))
+        elif kind == "parquet" and any(part.startswith("_") for part in PurePath(name).parts):
+            counts.leave_out(SPARK)  # its own notes, and what it has not committed
+        elif name.lower().endswith(kinds.LABELS):
+            counts.leave_out("IDX files of labels")
+        else:
+            of_several = {"picture": "images", "parquet": "Parquet files"}.get(kind, "arrays")
+            groups[of_several].append(name)
+    chosen = next((group for group, members in groups.items() if members), "")
+    for group, members in groups.items():
+        if members and group != chosen:
+            counts.leave_out(f"{group} beside {chosen}", len(members))
+    taken = groups.get(chosen, [])
+    counts.taken += len(taken)
+    if chosen == "images":
+        return [Source("picture", folder, taken)]
+    return [Source(kinds.kind_of(name) or "idx", files.join(folder, name)) for name in taken]
+
+
+def _told_by_content(path: str) -> Kind | None:
+    """IDX files go by any name; they begin with two zero bytes and the type of their numbers."""
+    if kinds.hint(path):
+        return None
+    try:
+        with files.open_file(path) as file:
+            packed = path.lower().endswith(".gz")
+            head = (gzip.GzipFile(fileobj=file) if packed else file).read(3)
+    except (BadData, OSError, EOFError, zlib.error):
+        return None
+    return "idx" if head == bytes((0, 0, 8)) else None
+
+
+def _with_key(source: Source, key: str, shown: str) -> Source:
+    if source.kind != "npz":
+        raise ConfigError(f"{shown}: only .npz files hold arrays by name.")
+    return Source("npz", f"{source.path}:{key}")
+
+
+def _local(path: str, counts: Counts, shown: str) -> _Matches:
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return _matching(path, counts)
+    except OSError as error:
+        raise ConfigError(f"{shown} cannot be looked at: {files.said(error)}.") from None
+    if stat.S_ISDIR(mode):
+        return _Matches(folders=[(path, list(_below(path, counts)))])
+    if not stat.S_ISREG(mode):
+        raise ConfigError(
+            f"{shown} is a pipe, socket or device, and only plain files are read. Write its "
+            "content to a file."
+        )
+    return _Matches([path])
+
+
+def _matching(pattern: str, counts: Counts) -> _Matches:
+    """A glob's files; its folders where it matches no file."""
+    plain, folders = [], []
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        if os.path.isdir(path):
+            folders.append(path)
+        elif os.path.isfile(path):
+            plain.append(path)
+        else:
+            counts.leave_out(NOT_PLAIN if os.path.exists(path) else BROKEN)
+    if plain:
+        return _Matches(plain)
+    return _Matches(folders=[(folder, list(_below(folder, counts))) for folder in folders])
+
+
+def _below(root: str, counts: Counts) -> Iterator[str]:
+    """The plain files below a folder, relative to it. Links are followed, each folder is read once:
+    so a cycle of links ends."""
+    folders, linked = [""], list[str]()
+    seen: set[tuple[int, int]] = set()
+    while folders or linked:
+        # Links last: a folder that is also below the root itself goes by its own name.
+        inside = folders.pop() if folders else linked.pop(0)
+        folder = os.path.join(root, inside)
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                counts.leave_out(SEEN)
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            counts.leave_out(f"{CLOSED} ({files.said(error)})")
+            continue
+        for entry in entries:
+            name = os.path.join(inside, entry.name)
+            if entry.name.startswith("."):
+                counts.leave_out(HIDDEN)
+            elif entry.is_dir():
+                (linked if entry.is_symlink() else folders).append(name)
+            elif entry.is_file():
+                yield name
+            else:
+                counts.leave_out(NOT_PLAIN if os.path.exists(entry.path) else BROKEN)
+
+
+def _remote(url: str, counts: Counts) -> _Matches:
+    system, inside = files.remote_system(url)
+    try:
+        if glob.has_magic(inside):
+            matched: dict[str, Any] = system.glob(inside, detail=True)
+            plain = [path for path, about in matched.items() if about.get("type") == "file"]
+            # The stores' own globs match hidden names by *, the shell's do not.
+            shown = _shown(plain, counts, last_part_only=True)
+            return _Matches(sorted(str(system.unstrip_protocol(path)) for path in shown))
+        if system.isdir(inside):
+            prefix = inside.rstrip("/") + "/"
+            listed: dict[str, Any] = system.find(inside, detail=True)
+            names = []
+            for path, about in listed.items():
+                if about.get("type", "file") == "file":
+                    names.append(path.removeprefix(prefix))
+                else:
+                    counts.leave_out(NOT_PLAIN)
+            return _Matches(folders=[(url, list(_shown(names, counts)))])
+        return _Matches([url] if system.exists(inside) else [])
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the store's own package can raise anything
+        raise ConfigError(f"{url} cannot be reached: {files.said(error)}.") from None
+
+
+def _shown(paths: Iterable[str], counts: Counts, last_part_only: bool = False) -> Iterator[str]:
+    """Those that are not hidden."""
+    for path in paths:
+        parts = PurePath(path).parts
+        if any(part.startswith(".") for part in (parts[-1:] if last_part_only else parts)):
+            counts.leave_out(HIDDEN)
+        else:
+            yield path

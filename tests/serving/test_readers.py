@@ -1,0 +1,200 @@
+"""What a path names: which files are read, which are left out, and that both are counted."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import socket
+import struct
+import zipfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from serving.errors import BadData, ConfigError
+from serving.readers import files, kinds, sources
+from serving.readers.arrays import ArrayFile
+from serving.readers.sources import Counts, Source
+
+
+def look(pattern: object) -> tuple[list[Source], Counts]:
+    counts = Counts()
+    return sources.find(str(pattern), counts), counts
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"some bytes")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.PNG", "picture"),
+        ("a.jpeg", "picture"),
+        ("a.gif", "picture"),
+        ("a.heic", None),
+        ("a.npy", "npy"),
+        ("a.npy.gz", "npy"),
+        ("a.NPZ", "npz"),
+        ("train-images-idx3-ubyte", "idx"),
+        ("train-images.idx3-ubyte.gz", "idx"),
+        ("part-0.snappy.parquet", "parquet"),
+        ("a.csv", None),
+        ("png", None),
+    ],
+)
+def test_a_kind_is_told_by_the_end_of_a_name(name: str, kind: str | None) -> None:
+    assert kinds.kind_of(name) == kind
+
+
+def test_a_folder_is_read_through_links_and_every_file_is_counted(tmp_path: Path) -> None:
+    elsewhere = touch(tmp_path / "elsewhere", "far.jpg")
+    root = touch(
+        tmp_path / "root",
+        *("a.png", "sub/b.JPG", "sub/c.gif", "d.heic", "notes.txt", "README", "labels.npy"),
+        *("._a.png", ".DS_Store", ".cache/e.png"),
+    )
+    (root / "linked").symlink_to(elsewhere)
+    (root / "sub" / "up").symlink_to(root)  # leads back into itself
+    (root / "again.png").symlink_to(elsewhere / "far.jpg")
+    (root / "gone.png").symlink_to(root / "nothing")
+    os.mkfifo(root / "pipe.png")
+    with closing(socket.socket(socket.AF_UNIX)) as unix:
+        unix.bind(str(root / "socket.png"))
+    [source], counts = look(root)
+    assert source.kind == "picture"
+    assert source.names == ["a.png", "again.png", "linked/far.jpg", "sub/b.JPG", "sub/c.gif"]
+    assert counts.taken == 5
+    assert counts.left_out == {
+        sources.HIDDEN: 3,
+        sources.NOT_PLAIN: 2,
+        sources.BROKEN: 1,
+        sources.SEEN: 1,
+        ".heic (images of a kind that is not read)": 1,
+        ".txt (not read)": 1,
+        "without a suffix (not read)": 1,
+        "arrays beside images": 1,
+    }
+    assert str(counts).startswith("16 files found, 5 taken, 11 left out: 3 hidden")
+    assert str(Counts(2)) == "2 files found, 2 taken, none left out"
+
+
+def test_a_folder_that_cannot_be_opened_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = touch(tmp_path, "a.png", "closed/b.png")
+    scandir = os.scandir
+
+    def closed(path: str) -> Any:  # as for a user who is not root
+        if path.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    _, counts = look(root)
+    assert counts.left_out == {f"{sources.CLOSED} (Permission denied)": 1}
+
+
+def test_a_folder_of_parquet_shards_is_read_as_spark_and_hive_write_it(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        *("day=1/part-0.parquet", "day=2/part-1.parquet", "_SUCCESS"),
+        *("_temporary/0/part-2.parquet", "._day=1.parquet"),
+    )
+    found, counts = look(tmp_path)
+    assert [Path(source.path).name for source in found] == ["part-0.parquet", "part-1.parquet"]
+    assert counts.left_out == {
+        "without a suffix (not read)": 1,
+        sources.SPARK: 1,
+        sources.HIDDEN: 1,
+    }
+
+
+def test_a_remote_store_is_read_by_the_same_rule() -> None:
+    memory = MemoryFileSystem()
+    for name in ("a.png", "sub/b.jpg", ".hidden/c.png", "._a.png", "d.heic"):
+        memory.pipe(f"/rule/{name}", b"some bytes")
+    [source], counts = look("memory://rule")
+    assert source.names == ["a.png", "sub/b.jpg"]
+    assert counts.left_out == {
+        sources.HIDDEN: 2,
+        ".heic (images of a kind that is not read)": 1,
+    }
+    [source], counts = look("memory://rule/*.png")
+    assert len(source.names) == 1
+    assert counts.left_out == {sources.HIDDEN: 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.tar.gz", "Unpack it and name the folder. Taken are images"),
+        ("a.zip", "Unpack it and name the folder. Taken are images"),
+        ("a.csv", "Write its rows to a .npy or .parquet file"),
+        ("a.heic", "Convert it to .png or .jpg"),
+        ("notes", "is not of a kind that is read"),
+        ("pipe", "is a pipe, socket or device"),
+        ("a.npy:key", "there is no such file"),
+    ],
+)
+def test_what_is_not_read_is_refused_with_what_to_do(tmp_path: Path, name: str, said: str) -> None:
+    if name == "pipe":
+        os.mkfifo(tmp_path / name)
+    elif ":" not in name:
+        touch(tmp_path, name)
+    with pytest.raises(ConfigError, match=said):
+        look(tmp_path / name)
+
+
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(BadData, match="no plain file"):
+        files.open_file(str(tmp_path / "x.npy"))
+
+
+def idx(*sizes: int, data: bytes = b"") -> bytes:
+    return bytes((0, 0, 8, len(sizes))) + struct.pack(f">{len(sizes)}I", *sizes) + data
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "idx3-ubyte", "idx3-ubyte.gz"])
+def test_a_header_that_promises_more_than_the_file_can_hold_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    if name == "x.npy":
+        path.write_bytes(npy_header((1 << 40, 4, 4)))
+    elif name == "x.npz":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("x.npy", npy_header((1 << 40, 4, 4)) + bytes(1 << 20))
+    elif name == "idx3-ubyte":
+        path.write_bytes(idx(1 << 31, 1 << 15, 1 << 15))
+    else:
+        path.write_bytes(gzip.compress(idx(1 << 31, 1 << 15, 1 << 15)))
+    with pytest.raises(BadData, match="which the file cannot hold"):
+        ArrayFile(str(path))
+
+
+def test_an_array_in_fortran_order_is_read(tmp_path: Path) -> None:
+    x = np.asfortranarray(np.arange(24).reshape(4, 3, 2))
+    np.save(tmp_path / "x.npy", x)
+    with closing(ArrayFile(str(tmp_path / "x.npy"))) as array:
+        np.testing.assert_array_equal(array.read(1, 3), x[1:3])
+
+
+def test_labels_are_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(idx(3, data=b"\1\2\3"))
+    with pytest.raises(BadData, match="labels perhaps"):
+        ArrayFile(str(tmp_path / "labels"))
