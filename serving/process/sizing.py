@@ -13,6 +13,7 @@ from typing import Final
 
 from serving import bundle
 from serving.errors import ConfigError
+from serving.models import shelf
 from serving.models.loading import Prepared, Tuned, prepare
 from serving.rpc.methods import METHODS
 from serving.runtime import tuning
@@ -93,6 +94,7 @@ def measure(settings: Settings) -> tuple[Prepared, int]:
     and the most bytes this process has held. Raises ConfigError, BundleError."""
     from serving.process import server  # noqa: F401  (a worker has it in memory)
 
+    shelf.check_root(Path(settings.bundles))
     folder = _folder(Path(settings.bundles), settings.default_model)
     paths = [folder / str(v) for v in bundle.versions(folder)[-settings.keep_versions :]]
     if not paths:
