@@ -125,3 +125,11 @@ def test_what_has_no_stated_range_is_refused_with_that_reason() -> None:
     data = encoded(Image.new("F", (4, 4), 0.5), "TIFF")
     with pytest.raises(InvalidInput, match=r"photo: pixels that are floats \(mode F\)"):
         read(data, GREY, resize=True)
+
+
+def test_transparency_is_never_dropped_in_silence() -> None:
+    palette = MODES["palette"][0]
+    with pytest.raises(InvalidInput, match="mode P with transparency, where the model takes RGB"):
+        read(palette, COLOR)
+    with pytest.raises(InvalidInput, match="8-bit RGB without alpha"):
+        images.read_pngs([palette], COLOR, "x")
