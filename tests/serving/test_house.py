@@ -28,7 +28,7 @@ ROOMS = {
         *("outside", "engine", "golden", "tuning"),
     ],
     "models": [
-        *("sources", "batches", "loading", "inference"),
+        *("sources", "scoring", "batches", "loading", "inference"),
         *("shelf", "refusals", "repository", "watcher", "vitals"),
     ],
     "rpc": ["methods", "fields", "reconstructing", "service"],
