@@ -34,7 +34,7 @@ ROOMS = {
     "rpc": ["methods", "fields", "reconstructing", "service"],
     "transport": [
         *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
-        *("ledger", "door", "wire"),
+        *("messages", "ledger", "door", "wire"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": [
