@@ -57,7 +57,7 @@ def encode(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info.x, _how(args))
+        x = inputs.read_rows(args.files, args.rows, info.x, _how(args, info))
         parts = [
             client.encode(x[piece], draw=args.draw, seed=seed, offset=piece.start)
             for piece in _pieces(x, info)
@@ -136,7 +136,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client, out)
-        x = inputs.read_rows(args.files, args.rows, info.x, _how(args))
+        x = inputs.read_rows(args.files, args.rows, info.x, _how(args, info))
         parts = [
             client.reconstruct(
                 x[piece], draw=args.draw, seed=seed, offset=piece.start, scores=args.scores
@@ -165,8 +165,8 @@ def interpolate(args: argparse.Namespace) -> int:
     with _connect(args) as client:
         info, client = _pin(client, out)
         way = client.interpolate(
-            inputs.read_point(args.start, info.x, "--start", _how(args)),
-            inputs.read_point(args.end, info.x, "--end", _how(args)),
+            inputs.read_point(args.start, info.x, "--start", _how(args, info)),
+            inputs.read_point(args.end, info.x, "--end", _how(args, info)),
             steps=args.steps,
             path=args.path,
             return_z=out is not None and out.kind == "npz",
@@ -181,7 +181,7 @@ def score(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
         info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info.x, _how(args))
+        x = inputs.read_rows(args.files, args.rows, info.x, _how(args, info))
         # The server bounds rows x draws: max_rows * 64.
         most = info.limits.max_rows * 64 // max(1, args.draws)
         parts = [
@@ -246,8 +246,8 @@ def _pieces(rows: Array, info: ModelInfo, most: int = 1 << 30) -> Iterator[slice
         yield slice(start, min(len(rows), start + step))
 
 
-def _how(args: argparse.Namespace) -> inputs.How:
-    return inputs.How(args.resize, args.column)
+def _how(args: argparse.Namespace, info: ModelInfo) -> inputs.How:
+    return inputs.How(info.likelihood, args.resize, args.column)
 
 
 def _destination(args: argparse.Namespace, kinds: tuple[str, ...]) -> Destination | None:

@@ -27,9 +27,10 @@ _LATENTS: Final = ("z", "mean")
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How files become rows of the model. resize: images are converted and resized to its own;
-    column: of a Parquet file, "": x, or the only one that can hold rows."""
+    """How files become rows of the model. likelihood: the model's; resize: images are converted and
+    resized to its own; column: of a Parquet file, "": x, or the only one that can hold rows."""
 
+    likelihood: str
     resize: bool = False
     column: str = ""
 
@@ -107,22 +108,19 @@ def read_point(text: str, x: XSpec, field: str, how: How) -> EndPoint:
 
 
 def _size(source: Source, x: XSpec, how: How) -> int:
-    with closing(sources.open_source(source, x, how.column)) as reader:
+    with closing(sources.open_source(source, x, how.likelihood, how.column)) as reader:
         return reader.rows
 
 
 def _read(source: Source, start: int, stop: int, x: XSpec, how: How) -> Array:
-    with closing(sources.open_source(source, x, how.column, resize=how.resize)) as reader:
+    opened = sources.open_source(source, x, how.likelihood, how.column, resize=how.resize)
+    with closing(opened) as reader:
         chunk: Chunk = reader.read(start, stop)
     if chunk.bad:
         first, more = chunk.bad[0], len(chunk.bad) - 1
-        name = files.printable(source.path)
-        if source.kind == "picture":
-            name = files.join(name, first.id) if name else first.id
-        else:
-            name = f"{name}, row {first.row}"
+        row = "" if source.kind == "picture" else f", row {first.row}"
         raise InvalidInput(
-            name,
+            f"{files.printable(source.path or first.id)}{row}",
             first.reason + (f" (and {more:,} other rows cannot be used)" if more else ""),
         )
     return chunk.x

@@ -20,7 +20,7 @@ from serving.bundle import XSpec
 from serving.client.credentials import Files
 from serving.errors import ConfigError
 from serving.jobs import exits, inputs, job, outputs, quarantine, remote, worker
-from serving.jobs.inputs import NAMES, Rows
+from serving.jobs.inputs import Rows
 from serving.jobs.job import Share
 from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
 from serving.jobs.progress import Progress
@@ -68,8 +68,8 @@ def _run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     # One plans, the others wait and find the plan there.
     with contextlib.closing(Store(folder)) as store, store.locked(None, wait=True):
-        plan, names = _plan(args, target, job.known_plan(folder))
-        job.settle(plan, names, store)
+        plan, beside = _plan(args, target, folder)
+        job.settle(plan, beside, store)
     setting = Setting(folder, plan, target.bundle, args.provider, _server(args))
     ours = sum(len(plan.shard(i)) for i in range(plan.shards)[share.index :: share.count])
     began = time.monotonic()
@@ -113,7 +113,7 @@ def _summarise(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None
 def _dry_run(args: argparse.Namespace) -> int:
     folder, share, limit = _folder(args), _share(args), Limit(args.max_quarantined)
     target = _target(args)
-    plan, names = _plan(args, target, job.known_plan(folder))
+    plan, beside = _plan(args, target, folder)
     for entry in plan.inputs:
         path = files.printable(entry.path) or "images"
         print(f"{entry.rows:>12,} rows, {entry.bytes:>14,} bytes  {path}")
@@ -124,7 +124,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     print(f"About {size / 1e9:,.3f} GB into {folder}, where {free / 1e9:,.1f} GB are free.")
-    rows, seconds, bad = _try(args, target, plan, names)
+    rows, seconds, bad = _try(args, target, plan, beside)
     processes = min(_processes(args) or 1, plan.shards)
     whole = seconds / rows * plan.rows / (processes * share.count)
     print(
@@ -145,11 +145,12 @@ def _dry_run(args: argparse.Namespace) -> int:
 
 
 def _try(
-    args: argparse.Namespace, target: _Target, plan: Plan, names: bytes
+    args: argparse.Namespace, target: _Target, plan: Plan, beside: dict[str, bytes]
 ) -> tuple[int, float, list[BadRow]]:
     """Run the first rows and throw them away: how many, in how many seconds, and the bad ones."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / NAMES).write_bytes(names)
+        for name, content in beside.items():
+            (Path(folder) / name).write_bytes(content)
         setting = Setting(Path(folder), plan, target.bundle, args.provider, _server(args))
         reconstruct = worker.reconstruction(setting)
         rows = Rows(plan, Path(folder))
@@ -169,6 +170,7 @@ class _Target:
     bundle: Path | None
     who: BundleId
     x: XSpec
+    likelihood: str
     latent_size: int
     family: str
     training_scores: dict[str, Any]
@@ -186,12 +188,14 @@ def _target(args: argparse.Namespace) -> _Target:
         by = info.served_by
         who = BundleId(by.model, by.version, by.digest)
         scores = info.training_scores
-        return _Target(None, who, info.x, info.latent_size, info.family, scores)
+        rest = info.latent_size, info.family, scores
+        return _Target(None, who, info.x, info.likelihood, *rest)
     loaded = load_bundle(Path(args.bundle))
     m = loaded.manifest
     who = BundleId(m.model, m.version, loaded.digest)
     # The version's own folder: "the newest" may be another when a worker looks.
-    return _Target(loaded.path, who, m.x, m.latent_size, m.family, m.training_scores)
+    rest = m.latent_size, m.family, m.training_scores
+    return _Target(loaded.path, who, m.x, m.likelihood, *rest)
 
 
 def _server(args: argparse.Namespace) -> Server | None:
@@ -200,7 +204,8 @@ def _server(args: argparse.Namespace) -> Server | None:
     return Server(args.server, Files(args.tls_ca, args.tls_cert, args.tls_key, args.token_file))
 
 
-def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tuple[Plan, bytes]:
+def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan, dict[str, bytes]]:
+    """The plan that is asked for, and the files that belong beside it."""
     wanted = Wanted(
         format=args.format,
         scores=not args.no_scores,
@@ -210,21 +215,23 @@ def _plan(args: argparse.Namespace, target: _Target, known: Plan | None) -> tupl
         seed=args.seed,
     )
     check_wanted(wanted, target.family, images.fits(target.x))
-    found, names, counts = inputs.look(args.input, target.x, args.column, args.id_column, known)
-    print(f"--input: {counts}.", flush=True)
+    columns, known = (args.column, args.id_column), job.known_plan(folder)
+    found = inputs.look(args.input, target.x, *columns, known, folder)
+    print(f"--input: {found.counts}.", flush=True)
     plan = Plan(
         bundle=target.who,
         x=target.x,
-        inputs=tuple(found),
+        likelihood=target.likelihood,
+        inputs=found.inputs,
         wanted=wanted,
         shard_rows=args.shard_rows or default_shard_rows(target.x, target.latent_size, wanted),
         batch_rows=max(1, args.batch_rows),
         resize=args.resize,
         training_scores=target.training_scores if wanted.scores else {},
-        files=dataclasses.asdict(counts),
+        files=dataclasses.asdict(found.counts),
     )
     outputs.check(plan)
-    return plan, names
+    return plan, found.files()
 
 
 def _folder(args: argparse.Namespace) -> Path:

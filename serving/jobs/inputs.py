@@ -3,55 +3,86 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Final
 
 from serving import images
 from serving.bundle import XSpec
 from serving.errors import BadData, ConfigError
 from serving.jobs.plan import Input, Plan
-from serving.readers import files, sources
+from serving.readers import files, sources, verified
 from serving.readers.arrays import ArrayReader, file_and_key
 from serving.readers.parquet import TableReader
 from serving.readers.pictures import Names, PictureReader
 from serving.readers.rows import BadRow, Chunk, Reader
 from serving.readers.sources import Counts, Source
+from serving.readers.verified import DIGEST_BYTES, Digests, open_verified
 
 PLAN: str = "plan.json"
 NAMES: str = "plan.names"
+SUMS: str = "plan.sums"
+_UNREADABLE: Final = bytes(DIGEST_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What --input names.
+
+    names:  the content of plan.names, the names of all images
+    sums:   the content of plan.sums: of each input in turn, the sha256 of every block of
+            verified.BLOCK bytes, or of every image
+    counts: how many files were found, taken and left out
+    """
+
+    inputs: tuple[Input, ...]
+    names: bytes
+    sums: bytes
+    counts: Counts
+
+    def files(self) -> dict[str, bytes]:
+        """What belongs beside the plan, by name."""
+        return {NAMES: self.names, SUMS: self.sums}
 
 
 def look(
-    patterns: Sequence[str], x: XSpec, column: str, id_column: str, known: Plan | None
-) -> tuple[list[Input], bytes, Counts]:
-    """The inputs that `patterns` name, the content of plan.names, and how many files were found,
-    taken and left out.
+    patterns: Sequence[str],
+    x: XSpec,
+    column: str,
+    id_column: str,
+    known: Plan | None,
+    folder: Path,
+) -> Looked:
+    """Find the inputs that `patterns` name, and take their sums.
 
-    known: a plan whose sha256 of a file holds as long as that file's stamp is the same: without
-    one, every input is read once. Raises ConfigError, BadData.
+    known: the plan in `folder`, whose sums of an input hold as long as its stamp is the same:
+    without one, every input is read once. Raises ConfigError, BadData.
     """
-    sums = {(i.path, i.stamp): i.sha256 for i in known.inputs} if known else {}
+    before = _sums_before(known, folder)
     inputs: list[Input] = []
-    names, counts = b"", Counts()
+    names, sums, counts = b"", [], Counts()
     for pattern in patterns:
         for source in sources.find(pattern, counts, "--input"):
             if source.kind != "picture":
-                inputs.append(_look_at_file(source, x, column, id_column, sums))
-                continue
-            if not images.fits(x):
+                entry, digests = _look_at_file(source, x, column, id_column, before)
+            elif images.fits(x):
+                entry, digests, lines = _look_at_pictures(source, before)
+                names += lines
+            else:
                 raise ConfigError(
                     f"--input {files.printable(pattern)} holds images; this model takes "
                     f"{x.kind}s of {x.dtype} {list(x.shape)}."
                 )
-            lines = Names.to_bytes(source.names)
-            inputs.append(_look_at_pictures(source, lines, sums))
-            names += lines
+            inputs.append(entry)
+            sums.append(digests)
     if not sum(i.rows for i in inputs):
         raise ConfigError("--input holds no rows.")
-    return inputs, names, counts
+    return Looked(tuple(inputs), names, b"".join(sums), counts)
 
 
 def changed(plan: Plan, folder: Path) -> list[str]:
@@ -65,11 +96,11 @@ def changed(plan: Plan, folder: Path) -> list[str]:
             listed.close()
             first += entry.rows
             stamp, _ = _stamp_pictures(entry.path, names)
-            same = stamp == entry.stamp or _sha256_pictures(entry.path, names) == entry.sha256
+            same = stamp == entry.stamp or _sum_pictures(entry.path, names)[0] == entry.sha256
         else:
             path, _ = file_and_key(entry.path)
             _, stamp = files.size_and_stamp(path)
-            same = stamp == entry.stamp or files.sha256(path) == entry.sha256
+            same = stamp == entry.stamp or files.sha256(path).hex() == entry.sha256
         if not same:
             paths.append(files.printable(entry.path) or "the images")
     return paths
@@ -83,6 +114,7 @@ class Rows:
         self._starts = [0, *accumulate(i.rows for i in plan.inputs)]
         self._open: tuple[int, Reader] | None = None
         self._names: Names | None = None
+        self._sums: Digests | None = None
 
     def read(self, start: int, stop: int, most: int) -> Iterator[Chunk]:
         """Rows start..stop in chunks of up to `most` rows of one input each."""
@@ -92,14 +124,14 @@ class Rows:
             end = min(start + most, stop, self._starts[index + 1])
             chunk = self._reader(index).read(start - shift, end - shift)
             bad = [BadRow(row.row + shift, row.id, row.reason) for row in chunk.bad]
-            yield Chunk(chunk.rows + shift, chunk.ids, chunk.x, bad)
+            yield dataclasses.replace(chunk, rows=chunk.rows + shift, bad=bad)
             start = end
 
     def close(self) -> None:
-        for opened in (self._open and self._open[1], self._names):
+        for opened in (self._open and self._open[1], self._names, self._sums):
             if opened:
                 opened.close()
-        self._open = self._names = None
+        self._open = self._names = self._sums = None
 
     def _reader(self, index: int) -> Reader:
         if self._open is None or self._open[0] != index:
@@ -109,61 +141,92 @@ class Rows:
         return self._open[1]
 
     def _make(self, index: int) -> Reader:
-        entry, x = self._plan.inputs[index], self._plan.x
-        if entry.kind == "array":
-            return ArrayReader(entry.path, x)
-        if entry.kind == "table":
-            return TableReader(entry.path, x, entry.column, entry.id_column, self._plan.resize)
+        plan, entry = self._plan, self._plan.inputs[index]
+        if self._sums is None:
+            self._sums = Digests(self._folder / SUMS)
+        digest = self._sums.after(sum(map(_sums_of, plan.inputs[:index])))
+        if entry.kind != "pictures":
+            opener = functools.partial(open_verified, size=entry.bytes, digest=digest)
+            if entry.kind == "array":
+                return ArrayReader(entry.path, plan.x, plan.likelihood, opener)
+            columns = entry.column, entry.id_column
+            return TableReader(entry.path, plan.x, plan.likelihood, *columns, plan.resize, opener)
         if self._names is None:
             self._names = Names(self._folder / NAMES)
         every = self._names
-        before = sum(i.rows for i in self._plan.inputs[:index] if i.kind == "pictures")
+        before = sum(i.rows for i in plan.inputs[:index] if i.kind == "pictures")
         return PictureReader(
             entry.path,
             lambda start, stop: every.read(before + start, before + stop),
             entry.rows,
-            x,
-            self._plan.resize,
+            plan.x,
+            plan.resize,
+            digest,
         )
 
 
+_Before = dict[tuple[str, str], tuple[str, bytes]]
+"""By path and stamp of an input: its sha256 and its part of plan.sums."""
+
+
+def _sums_before(known: Plan | None, folder: Path) -> _Before:
+    if known is None or not (folder / SUMS).exists():
+        return {}
+    digests, found, first = Digests(folder / SUMS), {}, 0
+    for entry in known.inputs:
+        count = _sums_of(entry)
+        found[entry.path, entry.stamp] = entry.sha256, digests.read(first, count)
+        first += count
+    digests.close()
+    return found
+
+
+def _sums_of(entry: Input) -> int:
+    """How many digests an input has in plan.sums."""
+    return entry.rows if entry.kind == "pictures" else verified.blocks(entry.bytes)
+
+
 def _look_at_file(
-    source: Source, x: XSpec, column: str, id_column: str, sums: dict[tuple[str, str], str]
-) -> Input:
+    source: Source, x: XSpec, column: str, id_column: str, before: _Before
+) -> tuple[Input, bytes]:
     path, _ = file_and_key(source.path)
     size, stamp = files.size_and_stamp(path)
-    reader = sources.open_source(source, x, column, id_column)
+    reader = sources.open_source(source, x, "", column, id_column)
     if isinstance(reader, TableReader):
         kind, columns = "table", (reader.column, id_column)
     else:
         kind, columns = "array", ("", "")
-    entry = Input(kind, source.path, reader.rows, size, "", *columns, stamp=stamp)
+    rows = reader.rows
     reader.close()
-    digest = sums.get((source.path, stamp)) or files.sha256(path)
-    return dataclasses.replace(entry, sha256=digest)
+    whole, digests = before.get((source.path, stamp)) or verified.take_sums(path)
+    if len(digests) != DIGEST_BYTES * verified.blocks(size):
+        raise BadData(f"{files.printable(path)} grew or shrank while it was read. Try again.")
+    return Input(kind, source.path, rows, size, whole, *columns, stamp=stamp), digests
 
 
-def _look_at_pictures(source: Source, lines: bytes, sums: dict[tuple[str, str], str]) -> Input:
+def _look_at_pictures(source: Source, before: _Before) -> tuple[Input, bytes, bytes]:
+    """The input, its part of plan.sums, and its part of plan.names."""
     folder, names = source.path, source.names
+    lines = Names.to_bytes(names)
     stamp, size = _stamp_pictures(folder, names)
-    digest = sums.get((folder, stamp))
-    return Input(
-        *("pictures", folder, len(names), size, digest or _sha256_pictures(folder, names)),
-        names=hashlib.sha256(lines).hexdigest(),
-        stamp=stamp,
-    )
+    whole, digests = before.get((folder, stamp)) or _sum_pictures(folder, names)
+    listed = hashlib.sha256(lines).hexdigest()
+    entry = Input("pictures", folder, len(names), size, whole, names=listed, stamp=stamp)
+    return entry, digests, lines
 
 
-def _sha256_pictures(folder: str, names: Sequence[str]) -> str:
-    """Of all the files together; one that cannot be read is a bad row later, and no error here."""
-    every = hashlib.sha256()
+def _sum_pictures(folder: str, names: Sequence[str]) -> tuple[str, bytes]:
+    """A sha256 of all the files together, and that of each; one that cannot be read is a bad row
+    later, and no error here."""
+    every, digests = hashlib.sha256(), []
     for name in names:
         try:
             digest = files.sha256(_path(folder, name))
         except BadData:
-            digest = "unreadable"
-        every.update(f"{name}\0{digest}\n".encode("utf-8", "surrogatepass"))
-    return every.hexdigest()
+            digest = _UNREADABLE
+        every.update(f"{name}\0{digest.hex()}\n".encode("utf-8", "surrogatepass"))
+        digests.append(digest)
+    return every.hexdigest(), b"".join(digests)
 
 
 def _stamp_pictures(folder: str, names: Sequence[str]) -> tuple[str, int]:

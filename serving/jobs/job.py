@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from serving.errors import BadData, ConfigError
 from serving.jobs import exits, inputs, outputs, quarantine, ray_data, sheet, worker
 from serving.jobs.exits import ShardsLost, TooManyQuarantined, WorkerDied
-from serving.jobs.inputs import NAMES, PLAN, Rows
+from serving.jobs.inputs import PLAN, Rows
 from serving.jobs.plan import Plan, check_same
 from serving.jobs.progress import Progress
 from serving.jobs.quarantine import Limit
@@ -30,16 +30,19 @@ class Share:
     count: int = 1
 
 
-def settle(asked: Plan, names: bytes, store: Store) -> None:
+def settle(asked: Plan, beside: Mapping[str, bytes], store: Store) -> None:
     """Begin the job that is asked for, or go on with it if it is the one in the folder; the job's
-    lock is held. Raises ConfigError where another job is there."""
+    lock is held. beside: the files that belong to the plan. Raises ConfigError where another job is
+    there."""
     begun = known_plan(store.folder)
     if begun is not None:
         check_same(begun, asked)
     elif any((store.folder / "shards").iterdir()):
         raise ConfigError(f"{store.folder} holds shards and no plan. Give another --output.")
-    if begun != asked:  # new, or the same inputs with other times
-        store.publish(NAMES, names)
+    there = all((store.folder / name).exists() for name in beside)
+    if begun != asked or not there:  # new, or the same inputs with other times
+        for name, content in beside.items():
+            store.publish(name, content)
         store.publish(PLAN, asked.to_json())
 
 
@@ -164,8 +167,8 @@ def _finish(
     changed = inputs.changed(plan, store.folder)
     if changed:
         raise BadData(
-            f"{', '.join(changed)} changed while the job ran, so its results are of no one state "
-            "of it. Start again with another --output."
+            f"{', '.join(changed)} changed while the job ran: what is there now is other than what "
+            "was read. Start again with another --output, or restore it and repeat the command."
         )
     written = sum(m.rows for m in manifests)
     quarantined = [row for m in manifests for row in m.quarantined]

@@ -1,8 +1,10 @@
 """One shard's results as one file, the same bytes for the same results.
 
-Parquet: a column each for row, id, reconstruction_error, kl, elbo (float32, nats), the percentile
-of each among the training rows (float32, where the bundle knows their scores), mean, log_var
-(fixed-size lists of float32) and reconstruction (PNG files, or the row's bytes in C order).
+Parquet: a column each for row, id, values_outside_range (uint32: how many of the row's values lie
+outside the range of the training data; only where the model's likelihood scores such), the scores
+reconstruction_error, kl, elbo (float32, nats), the percentile of each among the training rows
+(float32, where the bundle knows their scores), mean, log_var (fixed-size lists of float32) and
+reconstruction (PNG files, or the row's bytes in C order).
 .npy: one structured array with the same fields and no id, to be mapped with numpy.load(mmap_mode).
 """
 
@@ -14,13 +16,15 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from serving import images
+from serving import images, ranges
 from serving.bundle import SCORES
 from serving.errors import ConfigError
 from serving.jobs import percentiles
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Floats, Results
+from serving.ranges import Counts
 
+OUTSIDE: Final = "values_outside_range"
 _LATENTS: Final = ("mean", "log_var")
 
 
@@ -49,8 +53,7 @@ def count(path: Path) -> int:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        with path.open("rb") as file:  # Arrow takes no path that is not UTF-8
-            return int(pq.read_metadata(file).num_rows)
+        return int(pq.read_metadata(path).num_rows)
     return len(np.load(path, mmap_mode="r"))
 
 
@@ -59,11 +62,20 @@ def bytes_per_row(plan: Plan, latent_size: int) -> int:
     wanted = plan.wanted
     x = {"none": 0, "png": plan.x.nbytes // 2, "raw": plan.x.nbytes}[wanted.reconstruction]
     scores = (24 if plan.training_scores else 12) if wanted.scores else 0
-    return 16 + x + scores + (8 * latent_size if wanted.latents else 0)
+    outside = 4 if _counts_outside(plan) else 0
+    return 16 + outside + x + scores + (8 * latent_size if wanted.latents else 0)
 
 
-def _numbers(results: Results, plan: Plan) -> dict[str, Floats]:
-    """The columns of scores, of their percentiles and of latents that are wanted and known."""
+def _counts_outside(plan: Plan) -> bool:
+    """Whether rows may hold values outside the model's range, so that they are counted."""
+    every_byte = plan.x.dtype == "uint8" and plan.x.range == (0, 255)
+    return plan.likelihood in ranges.UNBOUNDED and not every_byte
+
+
+def _numbers(results: Results, plan: Plan) -> dict[str, Floats | Counts]:
+    """The columns of values outside the range, of scores, of their percentiles and of latents that
+    are wanted and known."""
+    outside = {OUTSIDE: results.outside} if _counts_outside(plan) else {}
     found = {name: getattr(results, name) for name in (*SCORES, *_LATENTS)}
     scores = {name: found[name] for name in SCORES if found[name] is not None}
     known = plan.training_scores
@@ -73,7 +85,7 @@ def _numbers(results: Results, plan: Plan) -> dict[str, Floats]:
         if known and name in scores
     }
     latents = {name: found[name] for name in _LATENTS if found[name] is not None}
-    return scores | shares | latents
+    return outside | scores | shares | latents
 
 
 def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:

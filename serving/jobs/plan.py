@@ -65,6 +65,7 @@ class Plan:
 
     bundle: BundleId
     x: XSpec
+    likelihood: str  # the model's, which decides on values outside x's range
     inputs: tuple[Input, ...]
     wanted: Wanted
     shard_rows: int
@@ -106,7 +107,10 @@ class Plan:
         try:
             raw: dict[str, Any] = json.loads(data)
             if raw["format"] != FORMAT:
-                raise ValueError(f"format {raw['format']}")
+                raise ConfigError(
+                    f"plan.json is of format {raw['format']}; this release reads {FORMAT}. Finish "
+                    "that job with the release that began it, or give a new --output."
+                )
             x = raw["x"]
             raw["x"] = XSpec(x["kind"], tuple(x["shape"]), x["dtype"], tuple(x["range"]))
             raw["bundle"] = BundleId(**raw["bundle"])

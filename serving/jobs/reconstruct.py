@@ -24,6 +24,7 @@ from serving.latents import POSTERIOR, Draw, Latents, normals
 from serving.models import loading
 from serving.models.batches import ENCODED
 from serving.models.sources import reparameterise
+from serving.ranges import Counts
 from serving.readers.rows import Array, BadRow, Chunk
 from serving.runtime import golden
 from serving.runtime.engine import Engine
@@ -36,12 +37,14 @@ Floats = NDArray[np.float32]
 class Results:
     """What was wanted of some rows, in their order; None: it was not wanted.
 
-    rows: their numbers; ids: their names; bad: rows left out.
+    rows: their numbers; ids: their names; bad: rows left out; outside: of each row the number of
+    values outside the model's range.
     """
 
     rows: NDArray[np.int64]
     ids: Sequence[str]
     bad: list[BadRow]
+    outside: Counts
     reconstruction_error: Floats | None = None  # nats, (rows,)
     kl: Floats | None = None
     elbo: Floats | None = None
@@ -82,7 +85,7 @@ class Graphs:
         if not len(chunk.rows):
             m = self._manifest
             empty = nothing(self._wanted, m.x, m.latent_size)
-            return Results(chunk.rows, [], chunk.bad, **empty)
+            return Results(chunk.rows, [], chunk.bad, chunk.counts_outside, **empty)
         try:
             columns = self._columns(chunk)
         except Exception as error:  # the runtime has no common base for what it raises
@@ -97,7 +100,7 @@ class Graphs:
         finite = _finite(columns)
         if not finite.all():
             return self._without(chunk, ~finite, "the model gives no finite numbers for it")
-        return Results(chunk.rows, chunk.ids, chunk.bad, **columns)
+        return Results(chunk.rows, chunk.ids, chunk.bad, chunk.counts_outside, **columns)
 
     def _check_golden(self, batch_rows: int = 0) -> None:
         """Raises BundleError where the graphs' outputs are not those of the golden vectors."""
@@ -149,10 +152,10 @@ class Graphs:
             BadRow(int(chunk.rows[i]), chunk.ids[i], reason) for i in np.flatnonzero(bad).tolist()
         ]
         keep = np.flatnonzero(~bad).tolist()
-        rest = Chunk(
-            chunk.rows[keep], [chunk.ids[i] for i in keep], chunk.x[keep], [*chunk.bad, *found]
+        ids, all_bad = [chunk.ids[i] for i in keep], [*chunk.bad, *found]
+        return self.run(
+            Chunk(chunk.rows[keep], ids, chunk.x[keep], all_bad, chunk.counts_outside[keep])
         )
-        return self.run(rest)
 
 
 def _line(error: Exception) -> str:
@@ -208,8 +211,9 @@ def check_wanted(wanted: Wanted, family: str, png: bool) -> None:
 
 def _part(chunk: Chunk, start: int, stop: int | None = None) -> Chunk:
     piece = slice(start, stop)
+    bad = chunk.bad if start == 0 else []
     return Chunk(
-        chunk.rows[piece], chunk.ids[piece], chunk.x[piece], chunk.bad if start == 0 else []
+        chunk.rows[piece], chunk.ids[piece], chunk.x[piece], bad, chunk.counts_outside[piece]
     )
 
 

@@ -101,14 +101,15 @@ class Remote:
         bad = [*chunk.bad, *(BadRow(n, ids[n], why) for n, why in failed.items() if n in ids)]
         keep = np.isin(numbers[taken], chunk.rows)
         rows = numbers[taken][keep]
+        outside = chunk.counts_outside[np.isin(chunk.rows, rows)]
         if not len(rows):
             empty = nothing(self._wanted, self._info.x, self._info.latent_size)
-            return Results(rows, [], bad, **empty)
+            return Results(rows, [], bad, outside, **empty)
         columns = {}
-        for field in dataclasses.fields(Results)[3:]:
+        for field in dataclasses.fields(Results)[4:]:
             values = getattr(answer, field.name)
             columns[field.name] = values[keep] if values is not None and len(values) else None
-        return Results(rows, [ids[n] for n in rows.tolist()], bad, **columns)
+        return Results(rows, [ids[n] for n in rows.tolist()], bad, outside, **columns)
 
 
 def _numbers(chunk: Chunk) -> Array:

@@ -2,6 +2,7 @@
 
     <output>/
         plan.json, plan.names     what the job is
+        plan.sums                 sha256 of what goes in, block by block
         shards/00000.parquet      results of one shard
         shards/_00000.json        its manifest: rows, quarantined rows, the sha256 of the file
         shards/.00000.<attempt>   being written, or left by a worker that was killed

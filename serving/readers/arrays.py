@@ -21,6 +21,7 @@ import numpy as np
 from serving.bundle import XSpec
 from serving.errors import BadData, ConfigError
 from serving.readers import files, kinds
+from serving.readers.files import Opener
 from serving.readers.rows import Array, Chunk, check_form, checked
 
 MAX_WHOLE_BYTES: Final = 4 << 30
@@ -53,8 +54,10 @@ class ArrayFile:
     ConfigError where an .npz has no such key.
     """
 
-    def __init__(self, path: str, keys: Sequence[str] = ("x",)) -> None:
-        self._path, self._held = path, ExitStack()
+    def __init__(
+        self, path: str, keys: Sequence[str] = ("x",), open_file: Opener = files.open_file
+    ) -> None:
+        self._path, self._held, self._open_file = path, ExitStack(), open_file
         self._whole: Array | None = None
         try:
             self._file, most, kind = self._unpacked(keys)
@@ -104,7 +107,7 @@ class ArrayFile:
         """The bytes of one array, whatever it is packed in; how many there can be; its kind."""
         path, key = file_and_key(self._path)
         kind = kinds.kind_of(path) or "idx"
-        file = self._held.enter_context(files.open_file(path))
+        file = self._held.enter_context(self._open_file(path))
         size = file.seek(0, 2)
         file.seek(0)
         if kind == "npz":
@@ -141,6 +144,8 @@ class ArrayFile:
         try:
             self._file.seek(begin)
             data = self._file.read(wanted)
+        except BadData:
+            raise
         except Exception as error:
             if files.of_the_machine(error):
                 raise
@@ -155,8 +160,11 @@ class ArrayFile:
 class ArrayReader:
     """See rows.Reader. `path` may be FILE.npz:key."""
 
-    def __init__(self, path: str, x: XSpec) -> None:
-        self._x, self._array = x, ArrayFile(path)
+    def __init__(
+        self, path: str, x: XSpec, likelihood: str, open_file: Opener = files.open_file
+    ) -> None:
+        self._x, self._likelihood = x, likelihood
+        self._array = ArrayFile(path, open_file=open_file)
         try:
             check_form(self._array.dtype, self._array.shape[1:], x, files.printable(path))
         except ConfigError:
@@ -166,7 +174,8 @@ class ArrayReader:
 
     def read(self, start: int, stop: int) -> Chunk:
         values = self._array.read(start, stop)
-        return checked(values, list(map(str, range(start, stop))), start, self._x)
+        ids = list(map(str, range(start, stop)))
+        return checked(values, ids, start, self._x, self._likelihood)
 
     def close(self) -> None:
         self._array.close()

@@ -9,10 +9,14 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from serving.errors import BadData, ConfigError
+
+Opener = Callable[[str], BinaryIO]
+"""As open_file."""
 
 _MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 """Errors that are no file's own: the machine lacks something."""
@@ -57,21 +61,24 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def size_and_stamp(path: str) -> tuple[int, str]:
-    """Bytes, and what changes when the file does: its time, or what a remote store tells of it."""
+    """Bytes, and what changes when the file does: its times, its inode and its size, for the time
+    of modification alone can be set back; or what a remote store tells of it."""
     try:
         if not is_remote(path):
             status = Path(path).stat()
-            return status.st_size, str(status.st_mtime_ns)
+            parts = status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
+            return status.st_size, "-".join(map(str, parts))
         system, inside = remote_system(path)
-        return int(system.size(inside)), str(system.ukey(inside))
+        size = int(system.size(inside))
+        return size, f"{system.ukey(inside)}-{size}"
     except OSError as error:
         raise BadData(f"{printable(path)} cannot be looked at: {said(error)}.") from None
 
 
-def sha256(path: str) -> str:
-    """Of the file's bytes, in hexadecimal; reads it in blocks."""
+def sha256(path: str) -> bytes:
+    """The digest of the file's bytes; reads it in blocks."""
     with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
 
 
 def join(folder: str, name: str) -> str:

@@ -15,6 +15,7 @@ from serving import images
 from serving.bundle import XSpec
 from serving.errors import BadData, ConfigError, InvalidInput
 from serving.readers import files
+from serving.readers.files import Opener
 from serving.readers.rows import Array, BadRow, Chunk, checked
 
 _BATCH: Final = 1024  # rows decoded at once
@@ -28,17 +29,28 @@ class TableReader:
     """
 
     def __init__(
-        self, path: str, x: XSpec, column: str = "", id_column: str = "", resize: bool = False
+        self,
+        path: str,
+        x: XSpec,
+        likelihood: str,
+        column: str = "",
+        id_column: str = "",
+        resize: bool = False,
+        open_file: Opener = files.open_file,
     ) -> None:
         try:
             import pyarrow.parquet as pq
         except ImportError:
             raise ConfigError(f"{path} needs pyarrow: pip install 'latentd[jobs]'.") from None
         self._path, self._x, self._resize = path, x, resize
-        self._file = files.open_file(path)
+        self._likelihood = likelihood
+        self._file = open_file(path)
         try:
             # Unbuffered, a whole row group would be read at once.
             self._parquet = pq.ParquetFile(self._file, buffer_size=1 << 20, pre_buffer=False)
+        except BadData:
+            self._file.close()
+            raise
         except Exception as error:  # the bytes of a foreign file can make Arrow raise anything
             self._file.close()
             if files.of_the_machine(error):
@@ -79,6 +91,7 @@ class TableReader:
             [name for c in chunks for name in c.ids],
             np.concatenate([c.x for c in chunks] or [np.empty((0, *self._x.shape), self._x.dtype)]),
             [row for c in chunks for row in c.bad],
+            np.concatenate([c.counts_outside for c in chunks] or [np.empty(0, np.uint32)]),
         )
 
     def close(self) -> None:
@@ -99,6 +112,8 @@ class TableReader:
         while self._batch is None or row >= self._at:
             try:
                 self._batch = next(self._batches)
+            except BadData:
+                raise
             except StopIteration:
                 raise BadData(f"{files.printable(self._path)} ends before row {row:,}.") from None
             except Exception as error:
@@ -121,7 +136,7 @@ class TableReader:
             column = column.field("bytes")
         whole = _as_array(column, self._x)
         if whole is not None:
-            return checked(whole, ids, start, self._x)
+            return checked(whole, ids, start, self._x, self._likelihood)
         good, bad = [], []
         for index, value in enumerate(column):
             try:
@@ -134,10 +149,11 @@ class TableReader:
                 reason = f"cannot be read: {files.said(error)}"
                 bad.append(BadRow(start + index, ids[index], reason))
         x = np.array([row for _, row in good], self._x.dtype).reshape(-1, *self._x.shape)
-        chunk = checked(x, [ids[i] for i, _ in good], 0, self._x)
+        chunk = checked(x, [ids[i] for i, _ in good], 0, self._x, self._likelihood)
         numbers = np.array([start + i for i, _ in good], np.int64)
         bad += [BadRow(int(numbers[b.row]), b.id, b.reason) for b in chunk.bad]
-        return Chunk(numbers[chunk.rows], chunk.ids, chunk.x, sorted(bad, key=lambda b: b.row))
+        bad.sort(key=lambda b: b.row)
+        return Chunk(numbers[chunk.rows], chunk.ids, chunk.x, bad, chunk.outside)
 
 
 def _choose(schema: Any, column: str, path: str) -> str:
@@ -209,8 +225,7 @@ def _row(value: Any, x: XSpec, resize: bool) -> Array:
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype)
         if images.fits(x):
-            with images.oddities_ignored():
-                return images.read_picture(value, x, "x", None, resize).reshape(-1)
+            return images.read_picture(value, x, "x", None, resize).reshape(-1)
         raise InvalidInput("x", f"{len(value)} bytes, where {x.nbytes} make a row")
     try:
         numbers = np.array(value, np.float64).reshape(-1)

@@ -12,7 +12,7 @@ import numpy as np
 from serving import images
 from serving.bundle import XSpec
 from serving.errors import InvalidInput
-from serving.readers import files
+from serving.readers import files, verified
 from serving.readers.rows import BadRow, Chunk
 
 _MOST_BYTES: Final = 1 << 29
@@ -51,6 +51,7 @@ class PictureReader:
     it raises.
 
     names: gives the names start..stop, relative to the folder; rows: how many there are
+    digest: gives the sha256 that a row's file must have; None: none must
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class PictureReader:
         rows: int,
         x: XSpec,
         resize: bool,
+        digest: Callable[[int], bytes] | None = None,
     ) -> None:
         self._folder, self._names, self.rows, self._x = folder, names, rows, x
-        self._resize = resize
+        self._resize, self._digest = resize, digest
 
     def read(self, start: int, stop: int) -> Chunk:
         names = self._names(start, stop)
@@ -71,8 +73,7 @@ class PictureReader:
         bad: list[BadRow] = []
         for row, name in enumerate(names, start):
             try:
-                with images.oddities_ignored():
-                    x[len(good)] = self._picture(name)
+                x[len(good)] = self._picture(row, name)
             except InvalidInput as error:
                 bad.append(BadRow(row, files.printable(name), error.reason))
             except Exception as error:
@@ -88,9 +89,11 @@ class PictureReader:
     def close(self) -> None:
         """The names are shared, and others' to close."""
 
-    def _picture(self, name: str) -> images.Pixels:
+    def _picture(self, row: int, name: str) -> images.Pixels:
         with files.open_file(files.join(self._folder, name) if self._folder else name) as file:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise InvalidInput(name, f"larger than {_MOST_BYTES >> 20} MiB, so no image")
+        if self._digest is not None:
+            verified.check(data, self._digest(row))
         return images.read_picture(data, self._x, name, None, self._resize)

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serving import ranges
 from serving.bundle import XSpec
 from serving.errors import ConfigError
+from serving.ranges import Counts
 
 Array = NDArray[Any]
 
@@ -33,12 +35,19 @@ class Chunk:
     ids:  a name for each, for people and joins
     x:    in the model's dtype, (good, *shape)
     bad:  those left out
+    outside: how many values of each row of x lie outside the model's range; None: none of any
     """
 
     rows: NDArray[np.int64]
     ids: Sequence[str]
     x: Array
     bad: list[BadRow]
+    outside: Counts | None = None
+
+    @property
+    def counts_outside(self) -> Counts:
+        """`outside`, with zeros for None."""
+        return np.zeros(len(self.rows), np.uint32) if self.outside is None else self.outside
 
 
 class Reader(Protocol):
@@ -67,31 +76,26 @@ def check_form(dtype: np.dtype[Any], shape: tuple[int, ...], x: XSpec, name: str
         )
 
 
-def checked(values: Array, ids: Sequence[str], start: int, x: XSpec) -> Chunk:
-    """A chunk of rows numbered from `start`; those with numbers the model cannot have are bad."""
+def checked(values: Array, ids: Sequence[str], start: int, x: XSpec, likelihood: str) -> Chunk:
+    """A chunk of rows numbered from `start`; those with numbers the model cannot take are bad."""
     values = values.reshape(len(values), *x.shape)
+    refused: dict[int, str] = {}
     if x.dtype == "float32":
         with np.errstate(over="ignore"):  # what becomes infinite is a bad row
             values = values.astype(np.float32, copy=False)
-    rows = np.arange(start, start + len(values))
-    low, high = x.range
-    if values.dtype == np.uint8 and (low, high) == (0, 255):
-        return Chunk(rows, ids, values, [])
-    flat = values.reshape(len(values), -1)
-    with np.errstate(invalid="ignore"):
-        good = ((flat >= low) & (flat <= high)).all(axis=1)  # NaN compares false
-    if good.all():
-        return Chunk(rows, ids, values.astype(x.dtype, copy=False), [])
-    bad = [
-        BadRow(int(rows[i]), ids[i], f"holds {_worst(flat[i], x)}, outside {low:g} to {high:g}")
-        for i in np.flatnonzero(~good).tolist()
-    ]
-    kept = [ids[i] for i in np.flatnonzero(good).tolist()]
-    return Chunk(rows[good], kept, values[good].astype(x.dtype, copy=False), bad)
-
-
-def _worst(row: Array, x: XSpec) -> str:
-    if not np.isfinite(row).all():
-        return "NaN or infinity"
-    low, high = x.range
-    return f"{row[(row < low) | (row > high)][0]:g}"
+    elif values.dtype != np.uint8:
+        flat = values.reshape(len(values), -1)
+        wide = (flat < 0) | (flat > 255)
+        for row in np.flatnonzero(wide.any(axis=1)).tolist():
+            refused[row] = f"holds {flat[row][wide[row]][0]}, where bytes are 0 to 255"
+    found = ranges.check(values, x, likelihood)
+    refused = found.refused | refused
+    rows, taken = np.arange(start, start + len(values)), found.values
+    if not refused:
+        return Chunk(rows, ids, taken.astype(x.dtype, copy=False), [], found.outside)
+    bad = [BadRow(start + row, ids[row], why) for row, why in sorted(refused.items())]
+    good = np.ones(len(values), bool)
+    good[list(refused)] = False
+    kept = [ids[row] for row in np.flatnonzero(good).tolist()]
+    outside = None if found.outside is None else found.outside[good]
+    return Chunk(rows[good], kept, taken[good].astype(x.dtype, copy=False), bad, outside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from serving.jobs import shard
 from serving.jobs.store import Store
+from serving.readers import verified
 
 HERE = Path(__file__).parent
 
@@ -139,7 +143,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_committed(jobs, npy, t
         job = jobs.start(npy, output)
         _, said = job.communicate()
         assert job.returncode == 74, said
-        assert f"No space left on device ({output}/shards/0000" in said
+        assert f"No space left on device ({output}/shards/" in said
         assert only_a_sentence(said)
         committed = len(list((output / "shards").glob("_*.json")))
         assert 0 < committed < 5
@@ -253,6 +257,93 @@ def test_an_input_that_changes_while_the_job_runs_gives_no_success(jobs, npy, x,
     assert job.returncode == 65, said
     assert "changed while the job ran" in said
     assert not (output / "_SUCCESS").exists()
+
+
+def rewrite(path: Path, rows: np.ndarray) -> None:
+    """Replace an array in place, and set the file's time of modification back."""
+    before = path.stat()
+    np.save(path, rows)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def at_shard(monkeypatch, index: int, before=lambda: None, after=lambda: None) -> None:
+    """Have something done before one shard is made, or after it."""
+    make = shard.make
+
+    def watched(plan, number, *rest):
+        if number == index:
+            before()
+        results = make(plan, number, *rest)
+        if number == index:
+            after()
+        return results
+
+    monkeypatch.setattr(shard, "make", watched)
+
+
+def test_an_input_rewritten_with_its_time_restored_is_never_read_for_another(
+    jobs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(verified, "BLOCK", 4096)  # as if the file had many blocks
+    rows = np.random.default_rng(0).integers(0, 256, (5000, 4, 4), np.uint8)
+    npy = tmp_path / "x.npy"
+    np.save(npy, rows)
+    flags = ("--shard-rows", 1000, "--batch-rows", 500)
+    assert jobs.run(npy, tmp_path / "whole", *flags) == 0
+    with monkeypatch.context() as meanwhile:
+        at_shard(meanwhile, 2, before=lambda: rewrite(npy, rows[::-1]))
+        assert jobs.run(npy, tmp_path / "out", *flags) == 65
+    assert "x.npy changed while the job ran: its bytes" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert jobs.run(npy, tmp_path / "out", *flags) == 78  # other inputs than the plan's
+    rewrite(npy, rows)
+    assert jobs.run(npy, tmp_path / "out", *flags) == 0
+    assert jobs.table(tmp_path / "out").equals(jobs.table(tmp_path / "whole"))
+
+
+def test_an_input_rewritten_after_the_last_of_it_was_read_is_found(
+    jobs, npy, x, tmp_path, monkeypatch, capsys
+):
+    at_shard(monkeypatch, 4, after=lambda: rewrite(npy, x[::-1]))
+    assert jobs.run(npy, tmp_path / "out") == 65
+    assert "what is there now is other than what was read" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_picture_that_is_another_for_a_while_is_quarantined(jobs, x, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, row in enumerate(x[:60]):
+        Image.fromarray(row).save(folder / f"{number:02}.png")
+    picture = folder / "50.png"
+    content = picture.read_bytes()
+    at_shard(
+        monkeypatch,
+        2,
+        before=lambda: Image.fromarray(x[99]).save(picture),
+        after=lambda: picture.write_bytes(content),
+    )
+    assert jobs.run(folder, tmp_path / "out") == 0
+    reasons = jobs.quarantine(tmp_path / "out")
+    assert reasons == {"50.png": "the file changed after the job was planned"}
+
+
+def test_a_plan_holds_the_sums_of_its_inputs(jobs, npy, tmp_path):
+    assert jobs.run(npy, tmp_path / "out") == 0
+    (entry,) = json.loads((tmp_path / "out" / "plan.json").read_text())["inputs"]
+    assert entry["sha256"] == hashlib.sha256(npy.read_bytes()).hexdigest()
+    (tmp_path / "out" / "plan.sums").unlink()
+    (tmp_path / "out" / "shards" / "00001.parquet").unlink()
+    assert jobs.run(npy, tmp_path / "out") == 0  # the sums are taken again
+
+
+def test_a_plan_of_an_older_release_is_refused_in_a_sentence(jobs, npy, tmp_path, capsys):
+    assert jobs.run(npy, tmp_path / "out") == 0
+    plan = tmp_path / "out" / "plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"format": 1}))
+    assert jobs.run(npy, tmp_path / "out") == 78
+    assert "plan.json is of format 1; this release reads 2" in capsys.readouterr().err
 
 
 def test_another_bundle_is_refused(jobs, npy, tmp_path, publish_toy, capsys):

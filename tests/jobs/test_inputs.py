@@ -25,6 +25,10 @@ from training.pictures import read_pictures
 
 BYTES = XSpec("image", (4, 4), "uint8", (0, 255))
 FLOATS = XSpec("vector", (3,), "float32", (-1, 1))
+BEYOND = (
+    "holds 1.5, outside the model's range -1 to 1, beyond which its bernoulli likelihood is not "
+    "defined"
+)
 
 
 def png(row: np.ndarray) -> bytes:
@@ -157,14 +161,33 @@ def test_bad_table_values_are_quarantined_by_the_callers_own_ids(jobs, x, tmp_pa
 
 def test_numbers_that_the_model_cannot_have_are_bad_rows():
     values = np.array([[0, 1, -1], [0, np.nan, 0], [0, 0, 1.5], [np.inf, 0, 0]], np.float64)
-    chunk = checked(values, ["a", "b", "c", "d"], 7, FLOATS)
+    chunk = checked(values, ["a", "b", "c", "d"], 7, FLOATS, "bernoulli")
     assert chunk.rows.tolist() == [7]
     assert chunk.x.dtype == np.float32
     assert [(row.row, row.id, row.reason) for row in chunk.bad] == [
-        (8, "b", "holds NaN or infinity, outside -1 to 1"),
-        (9, "c", "holds 1.5, outside -1 to 1"),
-        (10, "d", "holds NaN or infinity, outside -1 to 1"),
+        (8, "b", "holds NaN or infinity"),
+        (9, "c", BEYOND),
+        (10, "d", "holds NaN or infinity"),
     ]
+
+
+def test_a_gaussian_model_takes_numbers_outside_its_range_and_counts_them():
+    values = np.array([[0, 1 + 2**-52, -1], [2, -3, 0], [0, 1 + 2**-20, 0], [np.inf, 2, 0]])
+    chunk = checked(values, ["a", "b", "c", "d"], 0, FLOATS, "gaussian")
+    assert chunk.rows.tolist() == [0, 1, 2]
+    assert chunk.counts_outside.tolist() == [0, 2, 0]
+    np.testing.assert_array_equal(chunk.x, np.array([[0, 1, -1], [2, -3, 0], [0, 1, 0]], "f4"))
+    assert [row.reason for row in chunk.bad] == ["holds NaN or infinity"]
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_wide_integers_that_are_not_bytes_are_bad_rows(likelihood):
+    values = np.array([[0] * 16, [256] * 16, [-1] * 16, [255] * 16])
+    chunk = checked(values, ["a", "b", "c", "d"], 0, BYTES, likelihood)
+    assert chunk.rows.tolist() == [0, 3]
+    assert chunk.x.dtype == np.uint8
+    assert [row.id for row in chunk.bad] == ["b", "c"]
+    assert all("bytes are 0 to 255" in row.reason for row in chunk.bad)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +201,7 @@ def test_arrays_of_another_form_are_refused(dtype, shape, x):
 
 def test_a_table_is_read_forward_and_back(x, tmp_path):
     write_table(tmp_path / "x.parquet", x, "fixed_list")
-    reader = TableReader(str(tmp_path / "x.parquet"), BYTES)
+    reader = TableReader(str(tmp_path / "x.parquet"), BYTES, "bernoulli")
     for start, stop in [(0, 5), (5, 40), (80, 100), (33, 34), (0, 100), (99, 100)]:
         chunk = reader.read(start, stop)
         np.testing.assert_array_equal(chunk.x, x[start:stop])
@@ -201,7 +224,7 @@ def test_a_table_that_is_damaged_inside_is_bad_data(x, tmp_path):
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     data[200:500] = bytes(300)
     (tmp_path / "x.parquet").write_bytes(data)
-    reader = TableReader(str(tmp_path / "x.parquet"), BYTES)
+    reader = TableReader(str(tmp_path / "x.parquet"), BYTES, "bernoulli")
     with pytest.raises(BadData, match="damaged"):
         reader.read(0, 100)
     reader.close()
@@ -282,16 +305,6 @@ def test_odd_files_end_no_job(jobs, x, tmp_path, processes):
     assert {r"caf\xe9.png", "photo.jpg"} <= set(ids)
 
 
-def test_folders_whose_names_are_not_utf8_are_read_and_written(jobs, x, tmp_path):
-    folder = write(tmp_path / os.fsdecode(b"caf\xe9"), x[:10], "images")
-    output = tmp_path / os.fsdecode(b"r\xe9sultat")
-    process = jobs.start(folder, output)
-    said, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert r"sultat/shards" in said
-    assert (output / "_SUCCESS").exists()
-
-
 def test_a_file_that_nobody_may_read_is_quarantined(jobs, x, tmp_path, monkeypatch):
     folder = write(tmp_path / "in", x[:30], "images")
     (folder / "closed.png").write_bytes(png(x[0]))
@@ -365,4 +378,4 @@ def test_integers_of_any_width_are_bytes_where_they_fit(jobs, x, tmp_path):
     values[7, 0, 0] = 300
     np.save(tmp_path / "x.npy", values)
     assert jobs.run(tmp_path / "x.npy", tmp_path / "out") == 0
-    assert jobs.quarantine(tmp_path / "out") == {"7": "holds 300, outside 0 to 255"}
+    assert jobs.quarantine(tmp_path / "out") == {"7": "holds 300, where bytes are 0 to 255"}

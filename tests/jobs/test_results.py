@@ -13,6 +13,7 @@ import struct
 import termios
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper
@@ -128,6 +129,51 @@ def test_the_sheet_shows_equal_rows_once(jobs, x, tmp_path):
     assert len(same) == 1
     assert "(and 3 that score the same)" in same[0][1]
     assert len(re.findall("<img", page)) == 2 * len(shown) >= 64
+
+
+@pytest.mark.parametrize(("kind", "form"), [("npy", "parquet"), ("parquet", "npy")])
+def test_rows_outside_the_range_are_scored_and_counted(vector_jobs, tmp_path, kind, form):
+    rows = np.random.default_rng(0).uniform(0, 1, (60, 3))  # float64
+    rows[7] = [1.4, 0.5, -0.2]
+    rows[30, 0] = 1.0000000000000002
+    source = tmp_path / f"x.{kind}"
+    if kind == "npy":
+        np.save(source, rows)
+    else:
+        pq.write_table(pa.table({"x": pa.array(rows.tolist(), pa.list_(pa.float64()))}), source)
+    assert vector_jobs.run(source, tmp_path / "out", "--format", form) == 0
+    if form == "npy":
+        shards = sorted((tmp_path / "out" / "shards").glob("*.npy"))
+        table = np.concatenate([np.load(shard) for shard in shards])
+        outside, errors = table["values_outside_range"], table["reconstruction_error"]
+    else:
+        table = vector_jobs.table(tmp_path / "out")
+        outside, errors = (
+            table[name].to_numpy() for name in ("values_outside_range", "reconstruction_error")
+        )
+    assert outside.dtype == np.uint32
+    assert outside.tolist() == [2 * (row == 7) for row in range(60)]
+    # The toy's decoder gives half of z, with a log-std of 0.
+    wanted = 0.5 * np.square(rows / 2).sum(axis=1) + 1.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(errors, wanted, rtol=1e-5)
+
+
+def test_rows_outside_the_range_go_through_a_server_too(
+    vector_jobs, tmp_path, publish_vectors, start_server
+):
+    publish_vectors(tmp_path / "bundles")
+    rows = np.random.default_rng(0).uniform(0, 1, (60, 3)).astype(np.float32)
+    rows[7], rows[9] = [1.4, 0.5, -0.2], [np.nan, 0, 0]
+    np.save(tmp_path / "x.npy", rows)
+    assert vector_jobs.run(tmp_path / "x.npy", tmp_path / "here") == 0
+    server = ("--server", start_server(tmp_path / "bundles").target)
+    assert vector_jobs.run(tmp_path / "x.npy", tmp_path / "there", *server) == 0
+    here, there = (vector_jobs.table(tmp_path / name) for name in ("here", "there"))
+    assert here["values_outside_range"].to_pylist()[7] == 2
+    assert there["values_outside_range"].equals(here["values_outside_range"])
+    a, b = (table["elbo"].to_numpy() for table in (here, there))
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert vector_jobs.quarantine(tmp_path / "there") == {"9": "holds NaN or infinity"}
 
 
 def test_vectors_have_a_sheet_of_line_plots(vector_jobs, tmp_path):

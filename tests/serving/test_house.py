@@ -28,13 +28,13 @@ ROOMS = {
         *("outside", "engine", "golden", "tuning"),
     ],
     "models": [
-        *("sources", "scoring", "batches", "loading", "inference"),
+        *("sources", "batches", "loading", "inference"),
         *("shelf", "refusals", "repository", "watcher", "vitals"),
     ],
     "rpc": ["methods", "fields", "reconstructing", "service"],
     "transport": [
         *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
-        *("messages", "ledger", "door", "wire"),
+        *("ledger", "door", "wire"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": [
@@ -64,7 +64,7 @@ CLIENT = [
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
-READERS = ["kinds", "files", "rows", "arrays", "pictures", "parquet", "sources"]
+READERS = ["kinds", "files", "verified", "rows", "arrays", "pictures", "parquet", "sources"]
 
 JOBS = [
     *("exits", "plan", "inputs"),

@@ -1,0 +1,92 @@
+"""What is read is what was summed, or is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from serving.errors import BadData, InvalidInput
+from serving.readers import verified
+from serving.readers.verified import BLOCK, DIGEST_BYTES, Digests, open_verified, take_sums
+
+SIZE = 3 * BLOCK + 12_345
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "x").write_bytes(random.Random(0).randbytes(SIZE))
+    return tmp_path / "x"
+
+
+@contextlib.contextmanager
+def opened(path: Path, sums: bytes) -> Iterator[BinaryIO]:
+    (path.parent / "sums").write_bytes(bytes(DIGEST_BYTES) + sums)
+    with (
+        contextlib.closing(Digests(path.parent / "sums")) as digests,
+        open_verified(str(path), SIZE, digests.after(1)) as file,
+    ):
+        yield file
+
+
+def test_sums_are_of_the_whole_and_of_each_block(path):
+    data = path.read_bytes()
+    whole, digests = take_sums(str(path))
+    assert whole == hashlib.sha256(data).hexdigest()
+    assert digests[-DIGEST_BYTES:] == hashlib.sha256(data[3 * BLOCK :]).digest()
+    assert len(digests) == DIGEST_BYTES * verified.blocks(SIZE) == 4 * DIGEST_BYTES
+
+
+def test_a_file_that_is_as_it_was_reads_like_any(path):
+    data, places = path.read_bytes(), random.Random(1)
+    with opened(path, take_sums(str(path))[1]) as file:
+        assert file.read() == data
+        for _ in range(200):
+            begin, length = places.randrange(SIZE + 10), places.randrange(2 * BLOCK)
+            assert file.seek(begin) == begin
+            assert file.read(length) == data[begin : begin + length]
+        assert file.seek(-5, io.SEEK_END) == SIZE - 5
+        assert file.read() == data[-5:]
+
+
+def test_a_changed_block_is_refused_though_the_times_are_as_they_were(path):
+    sums, times = take_sums(str(path))[1], path.stat()
+    with path.open("r+b") as file:
+        file.seek(2 * BLOCK + 7)
+        file.write(b"other")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with opened(path, sums) as file:
+        file.read(2 * BLOCK)
+        with pytest.raises(BadData, match=r"its bytes 2,097,152 to 3,145,727 are not those"):
+            file.read(1)
+
+
+def test_a_change_after_opening_is_found_by_the_next_reader_of_the_block(path):
+    sums, data = take_sums(str(path))[1], path.read_bytes()
+    with opened(path, sums) as file:
+        assert file.read(10) == data[:10]
+        path.write_bytes(bytes(SIZE))  # in place: the same inode
+        with pytest.raises(BadData, match="changed while the job ran"):
+            file.read(2 * BLOCK)
+
+
+def test_another_size_is_refused_at_once(path):
+    sums = take_sums(str(path))[1]
+    with path.open("ab") as file:
+        file.write(b"more")
+    refused = pytest.raises(BadData, match="it has 3,158,077 bytes, and had 3,158,073")
+    with refused, opened(path, sums):
+        pass
+
+
+def test_a_whole_file_is_checked_by_its_digest():
+    verified.check(b"pixels", hashlib.sha256(b"pixels").digest())
+    with pytest.raises(InvalidInput, match="changed after the job was planned"):
+        verified.check(b"others", hashlib.sha256(b"pixels").digest())
