@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from training import threads
 from training.errors import TrainingError
 
 
@@ -11,8 +12,9 @@ def chosen_device(name: str) -> torch.device:
     """auto, cpu or cuda -> the device. Raises TrainingError for a GPU that is not there.
 
     float32 means float32 from here on: of itself cuDNN rounds what it convolves to TF32's ten bits,
-    and a likelihood summed over pixels shows it.
+    and a likelihood summed over pixels shows it. And torch has no more threads than there are CPUs.
     """
+    torch.set_num_threads(threads.default())
     torch.backends.cudnn.allow_tf32 = False
     there = torch.cuda.is_available()
     if name == "cuda" and not there:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -46,6 +47,12 @@ def count() -> int:
 def first() -> bool:
     """Whether this process is the one that logs, draws and writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def notice(text: str) -> None:
+    """Tell the person who trains something, on standard error, once for all processes."""
+    if first():
+        print(text, file=sys.stderr)
 
 
 def share(rows: Tensor, axis: int = 0) -> Tensor:

@@ -22,9 +22,13 @@ from training.model import Model, Terms, build, normal, observe
 from training.objective import objective
 from training.optimiser import Optimiser
 from training.recording import Cuda, Recorder
+from training.threads import Contention
 
 _EVALUATION_ROWS: Final = 1024  # in one batch, at most
 _SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far
+
+
+_SAME: Final = ("train", "validation", "test", "digest")  # of the split, when a run is resumed
 
 
 class Run:
@@ -50,6 +54,7 @@ class Run:
         self.steps = math.ceil(len(dataset.train) / config.batch_size)  # in an epoch
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
         self.recorder = self._recorder()
+        self.contention = Contention()
         self._begin()
 
     def _begin(self) -> None:
@@ -89,7 +94,8 @@ class Run:
         x, size = self.dataset.train.x, self.config.batch_size
         order = torch.randperm(len(x), generator=self.order).to(self.device, non_blocking=True)
         for start in range(self.step_number * size, len(x), size):
-            self.step(x.index_select(0, order[start : start + size]))
+            with self.contention:
+                self.step(x.index_select(0, order[start : start + size]))
             clock.tick()
             after_step()
         line = self._line(len(self.history) + 1)
@@ -209,7 +215,7 @@ class Run:
         """Go on from `saved` as if never stopped; on another kind of device, whose generators are
         others, with noise drawn anew. Raises TrainingError if the data has changed or fewer epochs
         are asked for than there were."""
-        if saved.split != self.split:
+        if any(saved.split.get(key) != self.split[key] for key in _SAME):
             raise TrainingError(
                 f"--data {self.config.data} has changed since this run began: its rows or their "
                 "split are not the checkpoint's. Begin a new run with another --out."

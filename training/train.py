@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +12,21 @@ from typing import Any, Final
 
 import torch
 
-from training import checkpoint, data, figures, networks, parallel
+from training import checkpoint, data, figures, machine, networks, parallel, threads
 from training.checkpoint import Checkpoint
 from training.config import Config
+from training.data import Dataset
 from training.device import chosen_device, chosen_precision
 from training.errors import TrainingError
 from training.journal import Journal
 from training.objective import trained, words
 from training.run import Run, evaluate
+from training.threads import Choice
 
 LAST: Final = "last.pt"  # where --resume goes on
 BEST: Final = "best.pt"  # the highest validation ELBO so far
+
+_FEW_STEPS: Final = (10, 1000)  # in an epoch and in the run: fewer of both learn little
 
 
 def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
@@ -35,15 +38,22 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
     """
     with _no_denormals(), parallel.processes(_device(config, saved)) as device:
         dataset = data.load(config)
-        run = Run(_decided(config, dataset.spec.shape, device), dataset, device)
+        config = _decided(config, dataset.spec.shape, device)
+        chosen = _chosen_threads(config, dataset, device, saved)
+        run = Run(dataclasses.replace(config, threads=chosen.number), dataset, device)
         if saved:
             run.restore(saved)
             _say_where(run, saved)
+        _warn_of_few_steps(run)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"--out {out} cannot be made: {error.strerror}.") from None
-        with Journal(out, _header(run), run.history, run.done) as journal:
+        header = _header(run) | {"threads": _told(chosen)}
+        with (
+            threads.using(chosen.number),
+            Journal(out, header, run.history, run.done) as journal,
+        ):
             _epochs(run, out, journal)
             if parallel.first():
                 _finish(run, out, journal)
@@ -63,6 +73,7 @@ def _no_denormals() -> Iterator[None]:
 def _epochs(run: Run, out: Path, journal: Journal) -> None:
     """Every epoch still to come."""
     last_save = time.monotonic()
+    warned = run.device.type != "cpu" or parallel.count() > 1  # what else a step may wait for
 
     def save(path: Path) -> None:
         nonlocal last_save
@@ -71,7 +82,11 @@ def _epochs(run: Run, out: Path, journal: Journal) -> None:
         last_save = time.monotonic()
 
     def after_step() -> None:
+        nonlocal warned
         journal.step()
+        if not warned and (ratio := run.contention.found()):
+            warned = True
+            parallel.notice(_on_contention(run, ratio))
         if time.monotonic() - last_save > run.config.checkpoint_seconds:
             save(out / LAST)
 
@@ -148,11 +163,68 @@ def _device(config: Config, saved: Checkpoint | None) -> torch.device:
         raise
 
 
+def _chosen_threads(
+    config: Config, dataset: Dataset, device: torch.device, saved: Checkpoint | None
+) -> Choice:
+    """The number of CPU threads. A resumed run keeps its own, as others round differently."""
+    cpus = machine.cpus()
+    if (
+        saved
+        and config.threads
+        and (config.threads, device.type)
+        == (
+            saved.config.threads,
+            saved.config.device,
+        )
+    ):
+        if config.threads <= cpus:
+            return Choice(config.threads, "the checkpoint")
+        parallel.notice(
+            f"This run had {config.threads} CPU threads and there are {cpus} CPUs here; another "
+            "number is chosen, with which its results may differ by rounding."
+        )
+    elif config.threads:
+        if config.threads > cpus:
+            parallel.notice(f"--threads {config.threads} is more than the {cpus} CPUs: slower.")
+        return Choice(config.threads, "--threads")
+    if threads.from_environment():
+        return Choice(threads.default(), "the environment (OMP_NUM_THREADS)")
+    if device.type != "cpu" or parallel.count() > 1:
+        return Choice(threads.default(), "default")
+    # Another run, so that neither weights nor generators know of it. To compile would take minutes.
+    trial = Run(dataclasses.replace(config, compile=False), dataset, device)
+    batch = dataset.train.x[: config.batch_size]
+    return threads.measure(lambda: trial.step(batch))
+
+
+def _told(chosen: Choice) -> dict[str, Any]:
+    told = {"number": chosen.number, "cpus": machine.cpus(), "chosen_by": chosen.by}
+    return told | ({"step_milliseconds": dict(chosen.milliseconds)} if chosen.milliseconds else {})
+
+
+def _on_contention(run: Run, ratio: float) -> str:
+    count = run.config.threads
+    fewer = ", or resume with --threads 1." if count > 1 else "."
+    return (
+        f"Training waits for CPUs: steps take {ratio:.1f} times as long as they compute. Other "
+        f"work keeps it from the {machine.cpus()} CPUs (threads: {count}). Stop that{fewer}"
+    )
+
+
+def _warn_of_few_steps(run: Run) -> None:
+    steps, epochs = run.steps, run.config.epochs
+    if steps < _FEW_STEPS[0] and steps * epochs < _FEW_STEPS[1]:
+        parallel.notice(
+            f"An epoch has {steps} steps and the run {steps * epochs:,}, which are too few to "
+            f"learn much. Use a smaller --batch-size (now {run.config.batch_size}), more --epochs "
+            f"(now {epochs}), or more rows."
+        )
+
+
 def _say_where(run: Run, saved: Checkpoint) -> None:
-    if saved.config.device != run.device.type and parallel.first():
-        print(
+    if saved.config.device != run.device.type:
+        parallel.notice(
             f"This run was on {saved.config.device} and goes on on {run.device.type}: with all it "
             f"had but its noise, which is drawn anew from --seed {run.config.seed} and its "
-            f"{run.done} steps so far.",
-            file=sys.stderr,
+            f"{run.done} steps so far."
         )

@@ -24,7 +24,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def untimed(folder: Path) -> list[dict[str, Any]]:
     """The same without what no two runs have in common."""
     return [
-        {k: v for k, v in line.items() if k not in ("seconds", "cpu_seconds", "run")}
+        {k: v for k, v in line.items() if k not in ("seconds", "cpu_seconds", "run", "threads")}
         for line in lines(folder)
     ]
 

@@ -101,7 +101,10 @@ def _finish(folder: Path, config: Config) -> None:
     if (folder / LAST).exists():
         saved = checkpoint.load(folder / LAST)
         decided = dataclasses.replace(
-            config, device=saved.config.device, precision=saved.config.precision
+            config,
+            device=saved.config.device,
+            precision=saved.config.precision,
+            threads=saved.config.threads,
         )
         if networks.fitted(decided, saved.spec.shape) != saved.config:
             raise TrainingError(
@@ -110,8 +113,8 @@ def _finish(folder: Path, config: Config) -> None:
         if finished(saved.config, saved.history):
             return
         # An interrupted run stays on its own kind of device, unless another is asked for.
-        said = {name: getattr(config, name) for name in ("device", "precision")}
-        said = {name: value for name, value in said.items() if value != "auto"}
+        said = {name: getattr(config, name) for name in ("device", "precision", "threads")}
+        said = {name: value for name, value in said.items() if value not in ("auto", 0)}
         config = dataclasses.replace(saved.config, **said)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         train(config, folder, saved)
