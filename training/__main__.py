@@ -20,7 +20,7 @@ from training.errors import TrainingError
 from training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd-train"
-_CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds", "device", "precision")
+_CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds", "device", "precision", "threads")
 """What may be given anew when a run is resumed."""
 _FULL: Final = r"out of memory|can't allocate memory"  # what torch says, of a GPU and of a CPU
 _NO_ROOM: Final = (
@@ -51,10 +51,17 @@ data:
   digits      scikit-learn's 1,797 digits, 8x8, bundled
   idx:DIR     MNIST's four files by their own names, .gz or not; its t10k files are the test rows
   npz:FILE    a .npy of rows; or an .npz with one array, or x (and y), or x_train, x_test
-              (and y_train, y_test)
-  images:DIR  every picture under a folder: grey or RGB, all of one size, or --image-size
-Rows are uint8 in 0..255 or float32 in [0, 1], of shape (values,), (height, width) or
-(height, width, channels).
+              (and y_train, y_test). npz:FILE:ARRAY takes one array of an .npz
+  images:DIR  every .png, .jpg, .jpeg, .bmp, .webp, .tif, .tiff and .gif below a folder, linked
+              files and folders too; names that begin with a dot are left out. What is taken and
+              left out is counted on standard error. All pictures are of one size, or resized to
+              --image-size; RGB if any has color, otherwise grey. Each is turned as its EXIF
+              orientation says; transparency is laid on white; CMYK, palettes and other color
+              spaces become RGB; 16 bits are scaled to 8; of several frames the first is read.
+              Labels are the names of DIR's folders, where all pictures are in two or more.
+Rows are uint8 in 0..255 or floats in [0, 1] (within 1e-6: rounding is taken as the bound), of
+shape (values,), (height, width) or (height, width, channels). With --likelihood gaussian, test rows
+that come with the data (x_test) may lie beyond [0, 1]: they are scored, and counted.
 """
 _EXPORT: Final = """\
 Export a checkpoint as two ONNX graphs, check on real rows that ONNX Runtime computes what

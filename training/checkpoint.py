@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -15,6 +17,7 @@ from torch import Tensor
 from training.config import Config
 from training.data import RowSpec
 from training.errors import TrainingError
+from training.files import open_plain, require_memory, shown
 from training.model import Model, build
 
 FORMAT: Final = "latentd checkpoint 1"
@@ -78,29 +81,81 @@ def write(file: BinaryIO, checkpoint: Checkpoint) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Read `path` onto the CPU. Raises TrainingError for a file that is missing, damaged, or not
-    written by `save`."""
-    if not path.is_file():
-        raise TrainingError(
-            f"{path} does not exist; `train` writes best.pt and last.pt into --out."
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            raw = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # the bytes of a foreign file can make the unpickler raise anything
-        raise TrainingError(
-            f"{path} is damaged or was not written by latentd; train again, or use another one."
-        ) from None
+    written by `save`, and for one that asks for more memory than its own bytes account for."""
+    raw = _read(path)
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-        raise TrainingError(f"{path} was not written by this release of latentd; train again.")
+        raise TrainingError(
+            f"{shown(path)} was not written by this release of latentd; train again."
+        )
     try:
         spec = RowSpec(tuple(raw["spec"]["shape"]), raw["spec"]["dtype"])
         checkpoint = Checkpoint(
             **{**raw, "config": Config.from_dict(raw["config"]), "spec": spec},
         )
+        _check_shapes(checkpoint)
         checkpoint.model()  # the weights fit the config
-    except (KeyError, TypeError, RuntimeError, AttributeError, TrainingError) as error:
-        raise TrainingError(
-            f"{path} does not fit together ({str(error).splitlines()[0]}); train again."
-        ) from None
+    except Exception as error:  # settings and tensors of a foreign file can be anything
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise TrainingError(f"{shown(path)} does not fit together ({why}); train again.") from None
     return checkpoint
+
+
+def _read(path: Path) -> Any:
+    try:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            require_memory(shown(path), _unpacked(file), "Use a machine with more memory.")
+            file.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                raw = torch.load(file, map_location="cpu", weights_only=True)
+        # A tensor with a stride of 0 has any size and needs no bytes, until it is copied.
+        if sum(t.numel() * t.element_size() for t in _tensors(raw)) > size:
+            raise ValueError("tensors of more bytes than the file")
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{shown(path)} does not exist; `train` writes best.pt and last.pt into --out."
+        ) from None
+    except TrainingError:
+        raise
+    except OSError as error:
+        raise TrainingError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+    except Exception:  # the bytes of a foreign file can make the unpickler raise anything
+        raise TrainingError(
+            f"{shown(path)} is damaged or was not written by latentd; train again, or use another "
+            "one."
+        ) from None
+    return raw
+
+
+def _unpacked(file: BinaryIO) -> int:
+    """Bytes in the archive that torch writes, which compresses nothing. Raises ValueError where
+    something is compressed: it could be of any size."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("compressed")
+    return sum(entry.file_size for entry in entries)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in plain data."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _check_shapes(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless the weights are those of the config, before any are allocated: a
+    file of a few bytes may ask for a net of any size."""
+    with torch.device("meta"):
+        net = build(checkpoint.config, checkpoint.spec)
+    wanted = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    for part in (checkpoint.weights, checkpoint.trained):
+        if part is not None and {name: tensor.shape for name, tensor in part.items()} != wanted:
+            raise ValueError("the weights are not of the net that its settings describe")

@@ -26,8 +26,14 @@ def _setting(default: Any, teaches: str, **allowed: Any) -> Any:
 class Config:
     """What a run is made of. A value out of its bounds raises TrainingError that names the flag."""
 
-    data: str = _setting("digits", "rows: digits, idx:DIR, npz:FILE or images:DIR")
+    data: str = _setting("digits", "rows: digits, idx:DIR, npz:FILE[:ARRAY] or images:DIR")
     image_size: str | None = _setting(None, "HEIGHTxWIDTH, pixels: resize images:DIR to this")
+    bad_images: str = _setting(
+        "fail",
+        "files of images:DIR that cannot be used: fail, one report of all of them; or skip, "
+        "train without them and say which",
+        choices=("fail", "skip"),
+    )
     validation: float = _setting(
         0.1, "fraction of the training rows held out to choose best.pt", above=0, below=1
     )
@@ -151,6 +157,15 @@ class Config:
         "auto: cuda if there, else cpu. A resumed run stays on its own unless one is given; on the "
         "other it has all it had but its noise, drawn anew",
         choices=("auto", "cpu", "cuda"),
+    )
+
+    threads: int = _setting(
+        0,
+        "CPU threads of one operation; 0: OMP_NUM_THREADS where that is set, else a short "
+        "measurement chooses them. Other numbers of threads round differently: the log names the "
+        "one used, and a resumed run keeps it",
+        least=0,
+        below=1 << 10,
     )
 
     def __post_init__(self) -> None:

@@ -12,12 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.arrays import Array
 from training.config import Config
 from training.errors import TrainingError
-from training.sources import Array, read
+from training.parallel import notice
+from training.sources import read
 
 VALUES: Final = 1 << 22
 """Values of x computed on together, at most, where nothing is learnt: bounds memory."""
+
+ROUNDING: Final = 1e-6
+"""How far beyond the range a float may lie to be taken as the bound: scalers round."""
+
+_DARK: Final = 25  # the largest byte of rows that are likely to be of another range than 0..255
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Dataset:
     test: Rows
     own_test: bool  # the source came with its test rows; otherwise they were drawn by seed
     digest: str  # sha256 of x and of the split: a resumed run must find the same
+    classes: tuple[str, ...] = ()  # the name of each label, where labels have names
 
     @property
     def spec(self) -> RowSpec:
@@ -78,16 +86,19 @@ class Dataset:
             "test": len(self.test),
             "test_rows": "the source's own" if self.own_test else "drawn by seed",
             "digest": self.digest,
+            **({"classes": list(self.classes)} if self.classes else {}),
         }
 
 
 def load(config: Config) -> Dataset:
     """Read, check and split `config.data`; the same config always gives the same split.
 
-    Raises TrainingError that says what is wrong, in which row, and what to do.
+    What a person must know of the data goes to standard error: files left out, values outside the
+    range. Raises TrainingError that says what is wrong, in which row, and what to do.
     """
     source = read(config)
     x, y = _checked(config.data, source.x, source.y)
+    notes = [*source.notes, *_on_dark_bytes(config.data, x)]
     if config.likelihood == "discretised-logistic" and x.dtype != torch.uint8:
         raise TrainingError(
             f"--likelihood discretised-logistic is of bytes and {config.data} holds {_words(x)}; "
@@ -95,7 +106,10 @@ def load(config: Config) -> Dataset:
         )
     rows = np.random.default_rng(config.seed).permutation(len(x))
     if source.x_test is not None:
-        test = Rows(*_checked(f"{config.data} (test rows)", source.x_test, source.y_test))
+        # A density has values everywhere: the strongest anomalies lie beyond what was learned from.
+        beyond = notes if config.likelihood == "gaussian" else None
+        name = f"{config.data} (test rows)"
+        test = Rows(*_checked(name, source.x_test, source.y_test, beyond))
         if test.x.shape[1:] != x.shape[1:] or test.x.dtype != x.dtype:
             raise TrainingError(
                 f"{config.data}: test rows are {_words(test.x)} and training rows {_words(x)}; "
@@ -120,7 +134,10 @@ def load(config: Config) -> Dataset:
     digest = hashlib.sha256()
     for part in (train, validation, test):
         digest.update(part.x.numpy().tobytes())
-    return Dataset(train, validation, test, source.x_test is not None, digest.hexdigest())
+    for note in notes:
+        notice(note)
+    own_test = source.x_test is not None
+    return Dataset(train, validation, test, own_test, digest.hexdigest(), source.classes)
 
 
 def together(shape: tuple[int, ...], most: int) -> int:
@@ -154,13 +171,14 @@ def _take(x: Tensor, y: Tensor | None, rows: np.ndarray[Any, Any]) -> Rows:
     return Rows(x[index], None if y is None else y[index])
 
 
-def _checked(name: str, x: Array, y: Array | None) -> tuple[Tensor, Tensor | None]:
-    """Rows and labels as tensors. The one gate every source passes."""
-    if (
-        x.dtype.kind not in "uf"
-        or x.dtype.itemsize == 2
-        or (x.dtype.kind == "u" and x.itemsize > 1)
-    ):
+def _checked(
+    name: str, x: Array, y: Array | None, beyond: list[str] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Rows and labels as tensors. The one gate every source passes.
+
+    beyond: a list that takes a sentence about finite floats outside [0, 1]; None refuses them.
+    """
+    if x.dtype.kind not in "uf" or (x.dtype.kind == "u" and x.itemsize > 1):
         raise TrainingError(
             f"{name}: values are {x.dtype}; make them uint8 in 0..255 or float32 in [0, 1]."
         )
@@ -175,27 +193,59 @@ def _checked(name: str, x: Array, y: Array | None) -> tuple[Tensor, Tensor | Non
             "and the last axis."
         )
     if x.dtype.kind == "f":
-        _check_range(name, x)
-        x = x.astype(np.float32, copy=False)
+        x = _in_range(name, x, beyond)
     if y is not None:
+        if y.shape == (len(x), 1):  # a column
+            y = y[:, 0]
         if y.shape != (len(x),):
             raise TrainingError(
                 f"{name}: {len(x)} rows have labels of shape {y.shape}; give one label for each."
             )
         if y.dtype.kind not in "iu":
             raise TrainingError(f"{name}: labels are {y.dtype}; make them integers.")
-    # A copy: frombuffer's arrays are read-only, and a tensor over one warns.
-    return torch.from_numpy(x.copy()), None if y is None else torch.from_numpy(y.astype(np.int64))
+    x = np.ascontiguousarray(x)
+    return torch.from_numpy(x), None if y is None else torch.from_numpy(y.astype(np.int64))
 
 
-def _check_range(name: str, x: Array) -> None:
-    good = (x >= 0) & (x <= 1)  # False for NaN
+def _in_range(name: str, x: Array, beyond: list[str] | None) -> Array:
+    """The same values as float32 in [0, 1], or as finite float32 if `beyond` takes the others."""
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        x = x.astype(np.float32, copy=False)
+    np.copyto(x, 0, where=(x < 0) & (x >= -ROUNDING))
+    np.copyto(x, 1, where=(x > 1) & (x <= 1 + ROUNDING))
+    inside = (x >= 0) & (x <= 1)  # False for NaN
+    good = inside if beyond is None else np.isfinite(x)
     if not good.all():
         row, *_ = place = tuple(int(n) for n in np.unravel_index(np.argmin(good), x.shape))
+        wrong = "outside [0, 1]" if beyond is None else "not a finite number"
         raise TrainingError(
-            f"{name}: row {row} holds {x[place]} at {place[1:]}, outside [0, 1]. Scale and clean "
+            f"{name}: row {row} holds {x[place]} at {place[1:]}, {wrong}. Scale and clean "
             "the values, or save bytes 0..255 as uint8."
         )
+    if beyond is not None and not inside.all():
+        rows = np.count_nonzero(~inside.reshape(len(x), -1).all(1))
+        beyond.append(
+            f"{name}: {np.count_nonzero(~inside):,} of {x.size:,} values lie outside [0, 1], in "
+            f"{rows:,} of {len(x):,} rows. They are scored as they are."
+        )
+    return x
+
+
+def _on_dark_bytes(name: str, x: Tensor) -> list[str]:
+    """A warning about bytes that are likely to be of another range than 0..255. Bytes of 0 and 1
+    are refused: the net would see 0 and 1/255, and the posterior collapse. No flag overrides this,
+    for multiplying by 255 loses nothing."""
+    if x.dtype != torch.uint8 or (largest := int(x.max())) > _DARK:
+        return []
+    if largest <= 1:
+        raise TrainingError(
+            f"{name}: the largest byte is {largest} of 255, so all rows are black, or nearly. If "
+            "these are masks of 0 and 1, multiply them by 255, or save them as float32."
+        )
+    return [
+        f"{name}: the largest byte is {largest} of 255, so all rows are dark. If their range is "
+        f"0..{largest}, scale it to 0..255, or save x / {largest} as float32."
+    ]
 
 
 def _words(x: Tensor) -> str:

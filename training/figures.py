@@ -63,7 +63,7 @@ def grid(path: Path, lines: Sequence[Tensor]) -> None:
 
 def _tile(row: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """One row of data as (height, width, channels) bytes; a vector becomes a strip."""
-    pixels = row if row.dtype == np.uint8 else np.round(row * 255).astype(np.uint8)
+    pixels = row if row.dtype == np.uint8 else np.round(row.clip(0, 1) * 255).astype(np.uint8)
     if pixels.ndim == 1:
         pixels = np.tile(pixels, (8, 1))
     return pixels.reshape(*pixels.shape[:2], -1)

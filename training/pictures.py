@@ -1,86 +1,289 @@
-"""A folder of pictures as one array of bytes."""
+"""A folder of pictures as one array of bytes.
+
+One rule for every kind of picture, the same in serving: it is turned as its EXIF orientation says;
+transparency is laid on white; 16-bit values are scaled to 8; CMYK, palette and other color spaces
+become RGB. If any picture has color, all are RGB; otherwise all are grey.
+"""
 
 from __future__ import annotations
 
-import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from training import machine
 from training.config import parse_size
 from training.errors import TrainingError
+from training.files import open_plain, require_memory, shown
+from training.folder import SUFFIXES, find
 
-SUFFIXES: Final = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-)
-MODES: Final = {"L": (), "RGB": (3,)}  # Pillow's mode -> the shape of one pixel
+T = TypeVar("T")
+Pixels = npt.NDArray[np.uint8]
+
+_GREY: Final = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+_SIXTEEN_BITS: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # I: of 32, which must not use them
+_WITHOUT_RULE: Final = ("F", "LAB")  # floats have no known range; Pillow converts no LAB
+_TURN: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what shows the picture as its camera was held."""
+
+_ORIENTATION: Final = 0x0112
 _MANY: Final = 256  # pictures from which on reading them is worth a progress bar
+_THREADS: Final = 16
+_BYTES_A_PIXEL: Final = 16  # of a picture while it is decoded, converted and resized, about
+_NAMED: Final = 3  # files named in a report for each reason
 
 
-def read_pictures(folder: Path, size: str | None) -> npt.NDArray[np.uint8]:
-    """Every picture under `folder`, in the order of their paths.
+class Pictures(NamedTuple):
+    """pixels: uint8 (rows, height, width) for grey, (rows, height, width, 3) for RGB; labels:
+    int64 (rows,), an index into `classes` (the folders' names), or None; notes: sentences."""
+
+    pixels: Pixels
+    labels: npt.NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class _Bad(NamedTuple):
+    """Why a file cannot be used."""
+
+    reason: str  # the same words for all files with this fault
+    detail: str = ""  # of this file
+
+
+class _Header(NamedTuple):
+    """A picture as it will be after it is turned."""
+
+    height: int
+    width: int
+    mode: str  # Pillow's
+    animated: bool
+
+
+def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pictures:
+    """Every picture below `folder`, in the order of their paths.
 
     size: "HEIGHTxWIDTH" to resize to, or None to take the pictures as they are, which then must
-    agree. Returns uint8 (rows, height, width) for grey and (rows, height, width, 3) for colour.
-    Raises TrainingError for a folder that is missing or empty, a picture that cannot be read, and
-    for the first two pictures that differ in size or mode.
+    agree. skip_bad: leave out files that cannot be used, and say which. Raises TrainingError for a
+    folder without pictures, for pictures of several sizes, and unless skip_bad for files that
+    cannot be used: one report for all of them.
     """
-    if not folder.is_dir():
-        raise TrainingError(f"{folder} is not a folder; images:DIR names a folder of pictures.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
+    found = find(folder)
+    where = f"images:{shown(folder)}"
+    if not found.paths and not found.unreadable:
         raise TrainingError(
-            f"{folder} holds no pictures; they are known by {', '.join(sorted(SUFFIXES))}."
+            f"{shown(folder)} holds no pictures ({found.words()}); they are known by "
+            f"{', '.join(SUFFIXES)}."
         )
     resized = parse_size(size) if size else None
-    first = _read(paths[0], resized)
-    pictures = np.empty((len(paths), *first.shape), np.uint8)
+    with _warnings_ignored():
+        look = partial(_header, turned=resized is None)
+        headers = _each(look, found.paths, _THREADS, f"looking at {shown(folder)}")
+        good = {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, _Header)}
+        bad = {path: _Bad(reason) for path, reason in found.unreadable.items()}
+        bad |= {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, _Bad)}
+        sizes = Counter((h.height, h.width) for h in good.values())
+        color = any(header.mode not in _GREY for header in good.values())
+        shape = resized or max(sizes, key=lambda s: sizes[s], default=(0, 0))
+        row = (*shape, 3) if color else shape
+        require_memory(where, len(good) * int(np.prod(row)), "Pass a smaller --image-size.")
+        pixels = np.empty((len(good), *row), np.uint8)
+        rows = {path: number for number, path in enumerate(good)}
 
-    def read_into(row: int) -> None:
-        picture = _read(paths[row], resized)
-        if picture.shape != first.shape:
-            raise TrainingError(
-                f"{paths[0]} is {_words(first)} and {paths[row]} is {_words(picture)}; all must "
-                "agree. Make them the same mode, and the same size or pass --image-size "
-                "HEIGHTxWIDTH."
-            )
-        pictures[row] = picture
+        def read_into(path: Path) -> _Bad | None:
+            picture = _read(path, "RGB" if color else "L", resized)
+            if isinstance(picture, _Bad):
+                return picture
+            if picture.shape == row:  # others are reported below
+                pixels[rows[path]] = picture
+            return None
 
-    # Pillow decodes outside the interpreter's lock, so threads are enough.
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for _ in tqdm(
-            pool.map(read_into, range(len(paths))),
-            desc=f"reading {folder}",
-            total=len(paths),
-            unit="picture",
-            disable=None if len(paths) >= _MANY else True,
-        ):
-            pass
-    return pictures
+        results = _each(read_into, list(good), _threads(good.values()), f"reading {shown(folder)}")
+    bad |= {path: fault for path, fault in zip(good, results, strict=True) if fault}
+    kept = [path for path in good if path not in bad]
+    faults = [] if skip_bad and kept else _faults(where, bad, len(kept))
+    if len(sizes) > 1 and not resized:
+        faults.append(_of_several_sizes(where, good))
+    if faults:
+        raise TrainingError(" ".join(faults))
+    if bad:
+        found.left_out["that cannot be used"] = len(bad)
+        found.paths = kept
+        pixels = pixels[[rows[path] for path in kept]]
+    labels, classes = _labels(folder, kept)
+    notes = [_note(where, found.words(), [good[path] for path in kept], row)]
+    if bad:
+        notes.append(f"{where}: cannot be used and left out: {_by_reason(bad)}.")
+    if labels is not None:
+        counts = zip(classes, np.bincount(labels), strict=True)
+        named = _first([f"{name} ({count:,})" for name, count in counts], 10)
+        notes.append(f"{where}: the names of {len(classes)} folders are the labels: {named}.")
+    return Pictures(pixels, labels, classes, tuple(notes))
 
 
-def _read(path: Path, resized: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
+def _header(path: Path, turned: bool) -> _Header | _Bad:
+    """turned: whether it matters which side is up, which a PNG tells only after its pixels."""
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)  # as its camera was held
-            if picture.mode not in MODES:
-                raise TrainingError(
-                    f"{path} has mode {picture.mode}; convert it to 8-bit grey (L) or colour (RGB)."
-                )
-            if resized:
-                picture = picture.resize(resized[::-1], Image.Resampling.LANCZOS)
-            return np.asarray(picture)
-    except TrainingError:
-        raise
+        with open_plain(path) as file, Image.open(file) as image:
+            height, width = image.size[::-1]
+            if turned and _orientation(image) in (5, 6, 7, 8):
+                height, width = width, height
+            if image.mode in _WITHOUT_RULE:
+                return _Bad(f"of mode {image.mode}, which has no rule")
+            return _Header(height, width, image.mode, getattr(image, "is_animated", False))
     except Exception as error:  # the bytes of a foreign file can make Pillow raise anything
-        raise TrainingError(f"{path} cannot be read ({error}); replace or remove it.") from None
+        return _fault(error)
 
 
-def _words(picture: npt.NDArray[np.uint8]) -> str:
-    height, width, *channels = picture.shape
-    return f"{height}x{width} {'RGB' if channels else 'grey'}"
+def _read(path: Path, mode: str, resized: tuple[int, int] | None) -> Pixels | _Bad:
+    """A picture as the rule above has it, in mode L or RGB; resized: height and width."""
+    try:
+        with open_plain(path) as file, Image.open(file) as opened:
+            turn = _TURN.get(_orientation(opened))
+            image: Image.Image = opened
+            if image.mode in _SIXTEEN_BITS:
+                values = np.asarray(image)
+                if values.min() < 0 or values.max() > 0xFFFF:
+                    return _Bad("of 32-bit values, which have no rule")
+                image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+            elif image.has_transparency_data:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            image = image.convert(mode)
+            if turn is not None:
+                image = image.transpose(turn)
+            if resized:
+                image = image.resize(resized[::-1], Image.Resampling.LANCZOS)
+            return np.asarray(image)
+    except Exception as error:  # as above
+        return _fault(error)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1, upright, where the EXIF is damaged. The tag alone is read: to turn a
+    picture with ImageOps writes its EXIF again, which that of some cameras does not survive."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # as above
+        return 1
+
+
+def _fault(error: Exception) -> _Bad:
+    """What Pillow or the file system raised, in words that are the same for the same fault."""
+    if isinstance(error, UnidentifiedImageError):
+        return _Bad("no picture of a kind that is read")
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return _Bad(f"of more than {Image.MAX_IMAGE_PIXELS:,} pixels")
+    if isinstance(error, OSError) and error.errno:
+        return _Bad(f"unreadable ({error.strerror})")
+    return _Bad("damaged", str(error) or type(error).__name__)
+
+
+@contextmanager
+def _warnings_ignored() -> Iterator[None]:
+    """Pillow warns about oddities of files that it can read. One of its warnings is an error here:
+    that a picture may be too large to decode. Filters belong to the process, not to a thread."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _each(work: Callable[[Path], T], paths: Sequence[Path], threads: int, title: str) -> list[T]:
+    # Pillow decodes outside the interpreter's lock, so threads are enough.
+    with ThreadPoolExecutor(threads) as pool:
+        results = pool.map(work, paths)
+        return list(
+            tqdm(
+                results,
+                desc=title,
+                total=len(paths),
+                unit="picture",
+                disable=None if len(paths) >= _MANY else True,
+            )
+        )
+
+
+def _threads(headers: Iterable[_Header]) -> int:
+    """As many as can decode the largest picture at once in a quarter of the available memory."""
+    largest = max((header.height * header.width for header in headers), default=1)
+    return max(1, min(_THREADS, machine.memory() // 4 // (largest * _BYTES_A_PIXEL)))
+
+
+def _faults(where: str, bad: dict[Path, _Bad], good: int) -> list[str]:
+    if not bad:
+        return []
+    return [
+        f"{where}: {len(bad):,} of {len(bad) + good:,} files cannot be used: {_by_reason(bad)}. "
+        "Replace or remove them, or pass --bad-images skip."
+    ]
+
+
+def _by_reason(bad: dict[Path, _Bad]) -> str:
+    """'2 damaged (a.png: image file is truncated, b.png: ...), 1 unreadable (...)'."""
+    reasons: dict[str, list[str]] = {}
+    for path, (reason, detail) in bad.items():
+        text = f"{shown(path)}: {detail}" if detail else shown(path)
+        reasons.setdefault(reason, []).append(text)
+    return ", ".join(
+        f"{len(names):,} {reason} ({_first(names, _NAMED)})" for reason, names in reasons.items()
+    )
+
+
+def _of_several_sizes(where: str, headers: dict[Path, _Header]) -> str:
+    sizes: dict[str, list[str]] = {}
+    for path, header in headers.items():
+        sizes.setdefault(f"{header.height}x{header.width}", []).append(shown(path))
+    listed = sorted(sizes.items(), key=lambda item: -len(item[1]))
+    counts = [f"{len(names):,} of {size} ({_first(names, 1)})" for size, names in listed]
+    return (
+        f"{where}: pictures are of {len(sizes)} sizes, height x width: {_first(counts, 5)}. Make "
+        "them one, or pass --image-size HEIGHTxWIDTH."
+    )
+
+
+def _first(texts: Sequence[str], count: int) -> str:
+    more = [f"and {len(texts) - count:,} more"] if len(texts) > count else []
+    return ", ".join([*texts[:count], *more])
+
+
+def _note(where: str, counts: str, headers: list[_Header], row: tuple[int, ...]) -> str:
+    """What was found, and what was decided for pictures that are not all alike."""
+    modes = Counter(header.mode for header in headers)
+    made_of = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
+    kind = "RGB" if len(row) == 3 else "grey"
+    note = f"{where}: {counts}; read as {row[0]}x{row[1]} (height x width) {kind}, from {made_of}"
+    animated = sum(header.animated for header in headers)
+    return f"{note}; the first frame of {animated:,} animated ones." if animated else f"{note}."
+
+
+def _labels(
+    folder: Path, paths: list[Path]
+) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    """Labels by the first folder below `folder`, if all pictures are in two such or more and these
+    are classes: folders of fewer than two pictures, in the mean, are not."""
+    parts = [path.relative_to(folder).parts for path in paths]
+    names = sorted({part[0] for part in parts})
+    if not all(len(part) > 1 for part in parts) or not 2 <= len(names) <= len(paths) // 2:
+        return None, ()
+    number = {name: index for index, name in enumerate(names)}
+    labels = np.array([number[part[0]] for part in parts], np.int64)
+    return labels, tuple(map(shown, names))

@@ -7,31 +7,27 @@ same for every source. Anything unreadable raises TrainingError that names the p
 
 from __future__ import annotations
 
-import gzip
-import math
-import struct
-import zlib
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from training.arrays import Arrays, read_idx, read_numpy
 from training.config import Config
 from training.errors import TrainingError
+from training.files import shown
 from training.pictures import read_pictures
 
-Array = npt.NDArray[Any]
+TAKEN: Final = "digits, idx:DIR, npz:FILE, npz:FILE:ARRAY or images:DIR"
 
-
-class Arrays(NamedTuple):
-    """What a source holds. x: (rows, *shape); y: one label for each row, or None."""
-
-    x: Array
-    y: Array | None = None
-    x_test: Array | None = None  # the source's own test rows, where it has any
-    y_test: Array | None = None
+_FOREIGN: Final = {
+    **dict.fromkeys((".csv", ".tsv", ".parquet", ".feather"), "save its columns with numpy.save"),
+    **dict.fromkeys((".h5", ".hdf5", ".mat", ".pt", ".pkl"), "save its array with numpy.save"),
+    **dict.fromkeys((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z"), "unpack it"),
+}
+"""Kinds of files that people have and that no source reads: what to do with one."""
 
 
 def read(config: Config) -> Arrays:
@@ -39,12 +35,31 @@ def read(config: Config) -> Arrays:
     scheme, _, where = config.data.partition(":")
     if scheme not in SOURCES:
         raise TrainingError(
-            f"--data {config.data!r} is not a source: use digits, idx:DIR, npz:FILE or images:DIR."
+            f"--data {config.data!r} is not a source: use {TAKEN}.{_advice(config.data)}"
         )
     if bool(where) == (scheme == "digits"):
         wanted = "digits, with nothing after it" if scheme == "digits" else f"{scheme}:PATH"
         raise TrainingError(f"--data {config.data!r} should read {wanted}.")
-    return SOURCES[scheme](where, config)
+    # The shell expands ~ only where a word begins, and not after the colon.
+    return SOURCES[scheme](os.path.expanduser(where), config)
+
+
+def _advice(path: str) -> str:
+    """What to do with a file of a kind that no source reads; nothing for any other."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FOREIGN:
+        return ""
+    return (
+        f" No source reads {suffix} files: {_FOREIGN[suffix]}. Taken are folders of pictures "
+        "(images:), .npy and .npz files (npz:) and MNIST's IDX files (idx:)."
+    )
+
+
+def _folder(where: str, teaches: str) -> Path:
+    folder = Path(where)
+    if not folder.is_dir():
+        raise TrainingError(f"{shown(folder)} is not a folder; {teaches}.{_advice(where)}")
+    return folder
 
 
 def _digits(_: str, config: Config) -> Arrays:
@@ -56,82 +71,44 @@ def _digits(_: str, config: Config) -> Arrays:
 
 
 def _idx(where: str, config: Config) -> Arrays:
-    """The four files of MNIST by their own names, with or without .gz.
-
-    Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, type, dimensions, sizes, data).
-    """
-    folder = Path(where)
-    if not folder.is_dir():
-        raise TrainingError(f"{folder} is not a folder; idx:DIR names the folder of IDX files.")
+    """The four files of MNIST by their own names, with or without .gz."""
+    folder = _folder(where, "idx:DIR names the folder of IDX files")
     return Arrays(
-        x=_read_idx(_either(folder, "train-images-idx3-ubyte"), dimensions=3),
-        y=_read_idx(_either(folder, "train-labels-idx1-ubyte"), dimensions=1),
-        x_test=_read_idx(_either(folder, "t10k-images-idx3-ubyte"), dimensions=3),
-        y_test=_read_idx(_either(folder, "t10k-labels-idx1-ubyte"), dimensions=1),
+        x=read_idx(_either(folder, "train-images", 3), 3),
+        y=read_idx(_either(folder, "train-labels", 1), 1),
+        x_test=read_idx(_either(folder, "t10k-images", 3), 3),
+        y_test=read_idx(_either(folder, "t10k-labels", 1), 1),
     )
 
 
-def _either(folder: Path, name: str) -> Path:
-    for path in (folder / f"{name}.gz", folder / name):
-        if path.is_file():
-            return path
-    raise TrainingError(f"{folder} has neither {name}.gz nor {name}; idx:DIR needs all four files.")
-
-
-def _read_idx(path: Path, dimensions: int) -> Array:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise TrainingError(f"{path} cannot be read ({error}); download it again.") from None
-    start = 4 + 4 * dimensions
-    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < start:
-        raise TrainingError(
-            f"{path} is no IDX file of unsigned bytes in {dimensions} dimensions "
-            f"(it begins with {data[:4].hex(' ') or 'nothing'}); download it again."
-        )
-    shape = struct.unpack(f">{dimensions}I", data[4:start])
-    if len(data) - start != math.prod(shape):
-        raise TrainingError(
-            f"{path} promises {math.prod(shape):,} bytes of data and holds "
-            f"{len(data) - start:,}; download it again."
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+def _either(folder: Path, name: str, dimensions: int) -> Path:
+    """The file by either of its names: some tools write a dot before "idx"."""
+    kind = f"idx{dimensions}-ubyte"
+    for file in (f"{name}-{kind}.gz", f"{name}-{kind}", f"{name}.{kind}.gz", f"{name}.{kind}"):
+        if (folder / file).exists():
+            return folder / file
+    raise TrainingError(
+        f"{shown(folder)} has neither {name}-{kind}.gz nor {name}-{kind}; idx:DIR needs all four "
+        "files."
+    )
 
 
 def _npz(where: str, config: Config) -> Arrays:
-    """A .npy of rows, or an .npz with one array, x (and y), or x_train, x_test (and y_...)."""
-    path = Path(where)
+    """FILE, or FILE:ARRAY. See training.arrays."""
+    file, colon, key = where.rpartition(":")
     try:
-        with path.open("rb") as file:  # numpy leaves a damaged one open
-            loaded = np.load(file, allow_pickle=False)  # a pickle could run code
-            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except FileNotFoundError:
-        raise TrainingError(f"{path} does not exist; npz:FILE names a .npy or .npz file.") from None
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror}.") from None
-    except Exception as error:  # the bytes of a foreign file can make numpy raise anything
-        objects = "Object arrays" in str(error)
-        what = "holds Python objects" if objects else "is no .npy or .npz file, or is damaged"
-        raise TrainingError(
-            f"{path} {what}; write an array of numbers with numpy.save or numpy.savez."
-        ) from None
-    if len(arrays) == 1:
-        return Arrays(next(iter(arrays.values())))
-    if "x" in arrays:
-        return Arrays(arrays["x"], arrays.get("y"))
-    if "x_train" in arrays:
-        return Arrays(
-            arrays["x_train"], arrays.get("y_train"), arrays.get("x_test"), arrays.get("y_test")
-        )
-    raise TrainingError(
-        f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; name the array of rows x, "
-        "or x_train and x_test."
-    )
+        if colon and not Path(where).exists() and Path(file).exists():
+            return read_numpy(Path(file), key)
+        return read_numpy(Path(where))
+    except TrainingError as error:
+        raise TrainingError(f"{error}{_advice(where)}") from None
 
 
 def _images(where: str, config: Config) -> Arrays:
     """Every picture under a folder. See training.pictures."""
-    return Arrays(read_pictures(Path(where), config.image_size))
+    folder = _folder(where, "images:DIR names a folder of pictures")
+    pictures = read_pictures(folder, config.image_size, config.bad_images == "skip")
+    return Arrays(pictures.pixels, pictures.labels, classes=pictures.classes, notes=pictures.notes)
 
 
 SOURCES: Final[dict[str, Callable[[str, Config], Arrays]]] = {

@@ -2,7 +2,7 @@
 
 They talk over a pipe: the worker sends ASKS before it loads and READY when it could serve, the
 supervisor sends LOAD when it is its turn, and then True or False for what health is to say, which
-the worker answers with SAID. A worker that cannot start sends Refused, for its supervisor to say.
+the worker answers with SAID.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import logging
 import os
 import sys
 import threading
-from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
@@ -29,14 +27,6 @@ ASKS: Final = "asks"
 READY: Final = "ready"
 LOAD: Final = "load"
 SAID: Final = "said"
-
-
-@dataclass(frozen=True)
-class Refused:
-    """Why a worker cannot start: the sentence of a ConfigError."""
-
-    reason: str
-
 
 EXIT_HUNG: Final = 70  # EX_SOFTWARE
 
@@ -126,6 +116,5 @@ def main(
     try:
         run(Worker(settings, pipe, questions, replaces))
     except ConfigError as error:
-        with suppress(OSError):  # the supervisor is gone
-            pipe.send(Refused(str(error)))
+        print(f"latentd: {error}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)

@@ -226,14 +226,9 @@ class _CoreStream:
         if not self._do(operations, taken):
             taken(None)
 
-    @property
-    def peer(self) -> str:
-        name: bytes = self._call.peer()
-        return name.decode(errors="replace")
-
-    def read(self, small: bool = False) -> Reply[bytes | None]:
+    def read(self) -> Reply[bytes | None]:
         reply: Reply[bytes | None] = Reply()
-        number = self._arrivals.expect(reply, small)
+        number = self._arrivals.expect(reply)
 
         def on_message(event: Any) -> None:
             self._arrivals.came(number)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving.transport import messages
 from serving.transport.statuses import Status
 from serving.transport.wire import Handler, Stream
 
@@ -19,7 +18,7 @@ def handlers(services: Sequence[str]) -> dict[str, Handler]:
 
     async def info(stream: Stream) -> Status:
         while (data := await stream.read()) is not None:
-            request = messages.parse(reflection_pb2.ServerReflectionRequest, data, messages.SMALL)
+            request = reflection_pb2.ServerReflectionRequest.FromString(data)
             for response in servicer.ServerReflectionInfo(iter([request]), None):
                 await stream.write(response.SerializeToString())
         return Status()

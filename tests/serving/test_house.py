@@ -28,13 +28,13 @@ ROOMS = {
         *("outside", "engine", "golden", "tuning"),
     ],
     "models": [
-        *("sources", "scoring", "batches", "loading", "inference"),
+        *("sources", "batches", "loading", "inference"),
         *("shelf", "refusals", "repository", "watcher", "vitals"),
     ],
     "rpc": ["methods", "fields", "reconstructing", "service"],
     "transport": [
         *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
-        *("messages", "ledger", "door", "wire"),
+        *("ledger", "door", "wire"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": [
@@ -95,8 +95,9 @@ ORDERS = [
 
 
 TRAINING = [
-    *("errors", "config", "device", "pictures", "sources", "data", "networks", "likelihoods"),
-    *("model", "parallel", "objective", "optimiser", "schedules", "average", "recording"),
+    *("errors", "machine", "files", "config", "threads", "device", "parallel"),
+    *("folder", "pictures", "arrays", "sources", "data", "networks", "likelihoods"),
+    *("model", "objective", "optimiser", "schedules", "average", "recording"),
     *("checkpoint", "run", "journal", "figures", "train", "evaluation", "comparison"),
     *("graphs", "half", "parity", "scores", "export"),
 ]

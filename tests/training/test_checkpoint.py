@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import os
 import pickle
 import resource
 import signal
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,32 @@ def altered(**changes: Any) -> bytes:
     return saved_bytes({**torch.load(file, weights_only=True), **changes})
 
 
+def settings(**changes: Any) -> dict[str, Any]:
+    return {**dataclasses.asdict(example().config), **changes}
+
+
+def stretched(*shape: int) -> torch.Tensor:
+    """A tensor that has any shape and needs four bytes."""
+    return torch.zeros(1).expand(shape or (1 << 40,))
+
+
+def huge(hidden: int) -> bytes:
+    """Settings of a net of any size and weights that fit it, in a file of a few kilobytes."""
+    with torch.device("meta"):
+        net = build(Config(**settings(hidden=hidden)), example().spec)
+    weights = {name: stretched(*tensor.shape) for name, tensor in net.state_dict().items()}
+    return altered(config=settings(hidden=hidden), weights=weights)
+
+
+def compressed() -> bytes:
+    """What torch never writes and would unpack."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(altered())) as old, zipfile.ZipFile(file, "w", 8) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return file.getvalue()
+
+
 class Malice:
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("a checkpoint ran code",))
@@ -128,6 +157,11 @@ class Malice:
         (lambda: altered(weights={}), "does not fit together"),
         (lambda: altered(spec={"shape": [4, 5]}), "does not fit together"),
         (lambda: altered(extra=1), "does not fit together"),
+        (lambda: altered(config=settings(hidden=1 << 24)), "not of the net that its settings"),
+        (lambda: altered(config=settings(hidden=1 << 50)), "does not fit together"),
+        (lambda: huge(1 << 24), "is damaged or was not written by latentd"),
+        (lambda: compressed(), "is damaged or was not written by latentd"),
+        (lambda: altered(optimiser={"state": [stretched()]}), "is damaged or was not written"),
     ],
 )
 @pytest.mark.parametrize("command", ["resume", "export"])
@@ -149,3 +183,9 @@ def test_anything_else_is_refused_in_a_sentence(
     assert words in err
     assert err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_pipe_is_not_waited_for(cli: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "last.pt")
+    status, _, err = cli("train", "--out", tmp_path, "--resume")
+    assert (status, "last.pt cannot be read: not a plain file." in err) == (2, True)

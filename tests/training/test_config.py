@@ -50,7 +50,7 @@ Cli = Callable[..., tuple[int, str, str]]
         (["--net", "conv", "--depth", "4"], "--depth 4 halves images"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--net", "transformer"], "argument --net: invalid choice"),
-        (["--epoch-count", "3"], "no flag --epoch-count"),
+        (["--epoch-count", "3"], "there is no flag --epoch-count"),
     ],
 )
 def test_bad_flags_are_refused_by_name(
@@ -58,7 +58,7 @@ def test_bad_flags_are_refused_by_name(
 ) -> None:
     import numpy as np
 
-    np.save(tmp_path / "vectors.npy", np.zeros((50, 5), np.uint8))
+    np.save(tmp_path / "vectors.npy", np.full((50, 5), 200, np.uint8))
     np.save(tmp_path / "floats.npy", np.zeros((50, 5), np.float32))
     files = {name: tmp_path / f"{name}.npy" for name in ("vectors", "floats")}
     flags = [text.format(**files) for text in flags]

@@ -137,7 +137,7 @@ def test_bad_export_flags_are_refused(
     cli: Cli, digits: Path, tmp_path: Path, flags: list[str], words: str
 ) -> None:
     vectors, file = tmp_path / "vectors.npy", tmp_path / "file"
-    np.save(vectors, np.zeros((50, 5), np.uint8))
+    np.save(vectors, np.full((50, 5), 200, np.uint8))
     file.touch()
     flags = [flag.format(vectors=vectors, file=file) for flag in flags]
     before = sorted(tmp_path.rglob("*"))

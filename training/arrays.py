@@ -1,0 +1,160 @@
+"""Arrays in files: .npy, .npz and IDX. Sizes are read from headers and checked before any array is
+allocated, so that a small file cannot ask for a large array's memory."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from training.errors import TrainingError
+from training.files import open_plain, require_memory, shown
+
+Array = npt.NDArray[Any]
+
+_HEADER_BYTES: Final = 1 << 16  # of a .npy, at most: numpy's own are of 128
+_ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")  # how an archive begins, and an empty one
+_FEWER: Final = "Use fewer or smaller rows, or a machine with more memory."
+
+
+class Arrays(NamedTuple):
+    """What a source holds. x: (rows, *shape); y: one label for each row, or None."""
+
+    x: Array
+    y: Array | None = None
+    x_test: Array | None = None  # the source's own test rows, where it has any
+    y_test: Array | None = None
+    classes: tuple[str, ...] = ()  # the name of each label, where labels have names
+    notes: tuple[str, ...] = ()  # sentences about what was read, for the person who trains
+
+
+def read_numpy(path: Path, key: str | None = None) -> Arrays:
+    """A .npy of rows, or an .npz with one array, x (and y), or x_train, x_test (and y_...).
+
+    key: the .npz's array to take as rows, without labels. Raises TrainingError.
+    """
+    try:
+        with open_plain(path) as file:
+            if file.read(4) in _ZIP:
+                with zipfile.ZipFile(file) as archive:
+                    return _from_archive(path, archive, key)
+            if key is not None:
+                raise TrainingError(f"{shown(path)} is no .npz file; leave out ':{key}'.")
+            file.seek(0)
+            require_memory(shown(path), _promised(file), _FEWER)
+            file.seek(0)
+            return Arrays(np.lib.format.read_array(file, allow_pickle=False))
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{shown(path)} does not exist; npz:FILE names a .npy or .npz file."
+        ) from None
+    except OSError as error:
+        raise TrainingError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+    except TrainingError:
+        raise
+    except Exception as error:  # the bytes of a foreign file can make numpy raise anything
+        objects = "Object arrays" in str(error)  # a pickle could run code
+        what = "holds Python objects" if objects else "is no .npy or .npz file, or is damaged"
+        raise TrainingError(
+            f"{shown(path)} {what}; write an array of numbers with numpy.save or numpy.savez."
+        ) from None
+
+
+def _from_archive(path: Path, archive: zipfile.ZipFile, key: str | None) -> Arrays:
+    names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+    if key is not None:
+        if key not in names:
+            raise TrainingError(f"{shown(path)} has no array {key!r}; it holds {_listed(names)}.")
+        roles = {"x": key}
+    elif len(names) == 1:
+        roles = {"x": names[0]}
+    elif "x" in names:
+        roles = {"x": "x", "y": "y"}
+    elif "x_train" in names:
+        roles = {"x": "x_train", "y": "y_train", "x_test": "x_test", "y_test": "y_test"}
+    else:
+        raise TrainingError(
+            f"{shown(path)} holds {_listed(names)}; name the array of rows x, or x_train and "
+            f"x_test, or choose one: npz:{shown(path)}:NAME."
+        )
+    members = {role: f"{name}.npy" for role, name in roles.items() if name in names}
+    promised = 0
+    for member in members.values():
+        with archive.open(member) as file:
+            promised += _promised(file)
+    require_memory(shown(path), promised, _FEWER)
+    arrays: dict[str, Any] = {}
+    for role, member in members.items():
+        with archive.open(member) as file:
+            arrays[role] = np.lib.format.read_array(file, allow_pickle=False)
+    return Arrays(**arrays)
+
+
+def _promised(file: IO[bytes]) -> int:
+    """The bytes of the array whose .npy header stands at the start of `file`. Raises ValueError."""
+    start = io.BytesIO(file.read(_HEADER_BYTES))
+    version = np.lib.format.read_magic(start)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of .npy holds no plain numbers")
+    shape, _, dtype = read(start)
+    if dtype.hasobject:
+        raise ValueError("Object arrays")
+    return math.prod(shape) * dtype.itemsize
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def read_idx(path: Path, dimensions: int) -> Array:
+    """An IDX file of unsigned bytes, compressed if its name ends in .gz. Raises TrainingError.
+
+    Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, type, dimensions, sizes, data).
+    """
+    name = shown(path)
+    try:
+        with ExitStack() as stack:
+            file: BinaryIO = stack.enter_context(open_plain(path))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))  # type: ignore[assignment]
+            start = file.read(4 + 4 * dimensions)
+            if start[:4] != bytes((0, 0, 8, dimensions)) or len(start) < 4 + 4 * dimensions:
+                raise TrainingError(
+                    f"{name} is no IDX file of unsigned bytes in {dimensions} dimensions "
+                    f"(it begins with {start[:4].hex(' ') or 'nothing'}); download it again."
+                )
+            shape = struct.unpack(f">{dimensions}I", start[4:])
+            require_memory(name, math.prod(shape), _FEWER)
+            array = np.empty(shape, np.uint8)
+            held = _fill(array, file)
+            if held < array.size or file.read(1):
+                more = f"{held:,}" if held < array.size else "more"
+                raise TrainingError(
+                    f"{name} promises {array.size:,} bytes of data and holds {more}; "
+                    "download it again."
+                )
+            return array
+    except (OSError, EOFError, zlib.error) as error:
+        raise TrainingError(f"{name} cannot be read ({error}); download it again.") from None
+
+
+def _fill(array: Array, file: BinaryIO) -> int:
+    """Read into `array` what the file has of it; returns how many bytes those are."""
+    left = array.data.cast("B")
+    while left and (count := file.readinto(left)):  # type: ignore[attr-defined]
+        left = left[count:]
+    return int(array.size - len(left))
