@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import itertools
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may not be UTF-8
     parser: argparse.ArgumentParser = Parser(
         prog="latentd",
         description="Serve variational autoencoders over gRPC, and call such a server.",

@@ -3,6 +3,7 @@
     LatentdError
     ├── InvalidInput       the caller's request cannot be right; names the field
     ├── BadData            a file of rows is not what it claims to be
+    ├── Unsupported        the call asks for what no server of this kind does
     ├── ModelNotFound      no such model or version is served
     ├── NotAuthenticated   the caller sent no token that is known
     ├── NotAllowed         the caller's token is not for this
@@ -48,6 +49,10 @@ class InvalidInput(LatentdError):
 class BadData(LatentdError):
     """A file that cannot be read as what it claims to be, as a whole: no single row of it is at
     fault."""
+
+
+class Unsupported(LatentdError):
+    """The call is made in a way that this server does not support; the message says how to."""
 
 
 class ModelNotFound(LatentdError):

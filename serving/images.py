@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -70,8 +72,12 @@ def read_picture(
         image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     except MemoryError:
         raise
+    except Image.DecompressionBombError:
+        raise _too_large(field) from None
     except Exception:  # the bytes of a foreign file can make Pillow raise anything
         raise InvalidInput(field, f"not a readable {kind} file") from None
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise _too_large(field)
     orientation = 1 if formats else _orientation(image)
     if not resize:
         _check_same(image, orientation, x, field, kind, "" if formats else "Pass --resize")
@@ -89,6 +95,20 @@ def read_picture(
     except Exception:  # as above
         raise InvalidInput(field, f"a damaged {kind} file: its pixels cannot be read") from None
     return pixels.reshape(x.shape)
+
+
+@contextmanager
+def oddities_ignored() -> Iterator[None]:
+    """Pillow warns of damaged EXIF and the like in files that it can read: nothing to tell a person
+    who has thousands of them. The filter is the process's: for use in one thread at a time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _too_large(field: str) -> InvalidInput:
+    most = Image.MAX_IMAGE_PIXELS
+    return InvalidInput(field, f"more than {most:,} pixels", "Make it smaller")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 
@@ -17,6 +18,9 @@ def configure(level: str, form: str, worker: int | None = None) -> None:
     handler.setFormatter(_Json(worker) if form == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_says_no_header)
+    # gRPC's C core writes to stderr by itself, and a line for each compressed or malformed call:
+    # any caller could fill the disk. It reads this variable when the first server is made.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _says_no_header(record: logging.LogRecord) -> bool:

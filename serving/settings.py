@@ -105,7 +105,11 @@ class Settings:
     max_rows: int = _setting(4096, "Rows in one request.", least=1)
     max_draws: int = _setting(1024, "Draws for each row in one Score request.", least=1)
     max_message_mib: int = _setting(64, "Size of one message, either way, in MiB.", least=1)
-    queue_rows: int = _setting(16384, "Rows that may wait in one lane; more are shed.", least=1)
+    queue_rows: int = _setting(
+        16384,
+        "Rows that may wait in one lane and are served before a new request; more are shed.",
+        least=1,
+    )
     queue_mib: int = _setting(256, "MiB of rows that may wait in one lane.", least=1)
     answers_mib: int = _setting(
         256,

@@ -26,7 +26,7 @@ import numpy as np
 from serving.batching.rowqueue import Entry, RowQueue, Share
 from serving.batching.runner import Outputs, Run, Runner
 from serving.batching.tasks import Caller, Reply
-from serving.errors import NotReady, Overloaded
+from serving.errors import DeadlineExpired, NotReady, Overloaded
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -126,15 +126,30 @@ class Lane:
         for begun in self._begun:
             begun.result()
 
-    def submit(self, payload: Any, rows: int, nbytes: int, caller: Caller) -> Reply[Outputs]:
+    def submit(
+        self,
+        payload: Any,
+        rows: int,
+        nbytes: int,
+        caller: Caller,
+        *,
+        work: int = 0,
+        keep: bool = True,
+    ) -> Reply[Outputs]:
         """Queue `rows` rows of `payload`; the reply is their outputs, in order, however batched.
 
+        work: rows of the whole call, as far as known, where this is a part of a stream
+        keep: False: `run` gives the payload what is wanted of the outputs, and the reply has none
+              of them where there were several batches
+
         Raises Overloaded at once when there is no room or no time, DeadlineExpired when it is too
-        late already, NotReady when the lane is closing. The reply fails with DeadlineExpired when
-        the deadline passes before the last row ran, with EngineError when the engine fails on
-        these rows. When the caller goes, what has not been run is dropped.
+        late already, or would be however soon the rows ran, NotReady when the lane is closing. The
+        reply fails with DeadlineExpired when the deadline passes before the last row ran, with
+        EngineError when the engine fails on these rows. When the caller goes, what has not been run
+        is dropped.
         """
         entry = Entry(payload, rows, nbytes, caller.deadline, caller.background)
+        entry.work, entry.keeps_outputs = work, keep
         reply: Reply[Outputs] = Reply(lambda: self._withdraw(entry))
         entry.reply, entry.account = reply, caller.account
         now = self._clock()
@@ -145,12 +160,28 @@ class Lane:
                 raise NotReady("The server is stopping. Another one may answer.")
             try:
                 self._queue.admit(entry, now)
-            except Overloaded as refusal:
-                self._metrics.shed.labels(self.name, refusal.reason).inc()
+            except (Overloaded, DeadlineExpired) as refusal:
+                self._count(refusal)
                 raise
             self._call_for_a_run()
         caller.on_cancel(reply)
         return reply
+
+    def check(self, rows: int, nbytes: int, caller: Caller) -> None:
+        """Raise what `submit` would raise now: for calls that run other rows first."""
+        entry = Entry(None, rows, nbytes, caller.deadline, caller.background)
+        with self._changed:
+            try:
+                self._queue.check(entry, self._clock())
+            except (Overloaded, DeadlineExpired) as refusal:
+                self._count(refusal)
+                raise
+
+    def _count(self, refusal: Overloaded | DeadlineExpired) -> None:
+        if isinstance(refusal, Overloaded):
+            self._metrics.shed.labels(self.name, refusal.reason).inc()
+        else:
+            self._metrics.dropped.labels(self.name, "expired").inc()
 
     def close(self) -> None:
         """Run what waits, then end the threads; blocks. New rows are refused from now on."""
@@ -249,7 +280,7 @@ class Lane:
             entry = share.entry
             if not isinstance(outcome, Exception) and share.rows < entry.rows:
                 with self._changed:
-                    entry.parts.append((share.start, outcome))
+                    entry.parts.append((share.start, outcome if entry.keeps_outputs else ()))
                     entry.run += share.rows
                     if entry.run < entry.rows:
                         continue

@@ -5,12 +5,15 @@ wraps it in a lock; the simulations in the tests drive it on a virtual clock.
 
 Rows wait in three classes, served in this order, each leaving the later ones their floor:
 
-    SMALL       interactive, fits into one batch: first come, first served, never overtaken by
-                anything that does not
-    LARGE       interactive, more than one batch: takes what room is left, in turns
+    SMALL       interactive, the whole call fits into one batch: first come, first served, never
+                overtaken by anything that does not
+    LARGE       interactive, a call of more than one batch: takes what room is left, in turns
     BACKGROUND  said to be patient: fills what the others leave, in turns. While interactive rows
                 come it has no more than its floor beside them, and else short batches, for the next
                 of them may come in the middle of one
+
+Rows are refused for what is served before them, never for what is served after them: however much
+large work waits, there is room for small requests.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from serving.errors import Overloaded
+from serving.errors import DeadlineExpired, Overloaded
 
 
 class Class(enum.IntEnum):
@@ -42,6 +45,9 @@ PRESENT_SECONDS: Final = 5.0
 MARGIN: Final = 1.25
 """Of the predicted wait: predictions err, and the answer must still travel."""
 
+ROOM: Final = {Class.SMALL: 1.0, Class.LARGE: 3 / 4, Class.BACKGROUND: 1 / 2}
+"""The share of the queue's bytes that may be taken once an entry of a class has been admitted."""
+
 TURNS: Final = 4
 """How many large requests take turns; the others wait for one of them to end. If all took turns,
 each new one would delay all before it, and under load all would end together and too late."""
@@ -58,6 +64,8 @@ class Entry:
     background: bool
     reply: Any = None  # where the answer goes; opaque here
     account: Any = None  # where its way is entered; opaque here
+    work: int = 0  # rows of the whole call, as far as known, where this is a part of a stream
+    keeps_outputs: bool = True  # False: the payload has taken what is wanted of them
     enqueued_at: float = 0.0
     began: float = 0.0  # when the first batch that took rows of it was begun
     taken: int = 0  # rows given to batches so far
@@ -96,8 +104,9 @@ class RowQueue:
     """The waiting entries of a lane.
 
     batch_rows: the most rows one batch takes.
-    max_rows, max_bytes: what may wait; more is refused with Overloaded(queue_full). A request that
-    finds the queue empty is always admitted.
+    max_rows: how many rows may wait that are served before a request's last one; max_bytes: of all
+    that waits. More is refused with Overloaded(queue_full). A request that would be next is always
+    admitted, and one of more than half of max_rows counts as half: else it would never find room.
     batch_seconds: how long a full batch takes, to begin with; then learned from the runs.
     short_rows: the most rows of a batch that is soon over; 0: batch_rows.
     pause_seconds: how long rows wait while no batch runs, learned: where calls are cheap to run and
@@ -119,6 +128,7 @@ class RowQueue:
         self.rows = 0
         self.bytes = 0
         self.batch_seconds = batch_seconds
+        self._fastest = batch_seconds  # of the full batches known
         self.pause_seconds = 0.0
         self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in CLASSES}
         self._rows = dict.fromkeys(CLASSES, 0)
@@ -131,14 +141,38 @@ class RowQueue:
         return min(waiting, default=None)
 
     def admit(self, entry: Entry, now: float) -> None:
-        """Take the entry in, or raise Overloaded: the one rule for one row or many."""
+        """Take the entry in, or raise what `check` raises."""
+        self.check(entry, now)
+        entry.enqueued_at = now
+        if not entry.background:
+            self._heard = now
+        self._classes[entry.kind].append(entry)
+        self._rows[entry.kind] += entry.rows
+        self.rows += entry.rows
+        self.bytes += entry.bytes
+
+    def check(self, entry: Entry, now: float) -> None:
+        """Find the entry's class, and raise Overloaded where it cannot be admitted: the one rule
+        for one row or many. Raises DeadlineExpired where all its rows could not be run in time by
+        the fastest batches known."""
         if entry.background:
             entry.kind = Class.BACKGROUND
+        elif entry.rows <= self.batch_rows and entry.work <= self.batch_rows:
+            entry.kind = Class.SMALL
         else:
-            entry.kind = Class.SMALL if entry.rows <= self.batch_rows else Class.LARGE
-        wait = self.predicted_wait(entry)
-        if self.rows and (
-            self.rows + entry.rows > self.max_rows or self.bytes + entry.bytes > self.max_bytes
+            entry.kind = Class.LARGE
+        if entry.rows > self.batch_rows:
+            takes, left = entry.rows / self.batch_rows * self._fastest, entry.deadline - now
+            if takes > left:
+                raise DeadlineExpired(
+                    f"{entry.rows} rows take {takes:.3f} s at least and this call has {left:.3f} s "
+                    "left. They were not run."
+                )
+        ahead = sum(self._rows[kind] for kind in CLASSES[: entry.kind + 1])
+        # A lone request is never refused for the time it takes itself.
+        wait = self._wait(ahead + entry.rows) if self.rows else 0.0
+        if (ahead and ahead + min(entry.rows, self.max_rows // 2) > self.max_rows) or (
+            self.bytes and self.bytes + entry.bytes > ROOM[entry.kind] * self.max_bytes
         ):
             raise Overloaded(
                 "queue_full",
@@ -152,23 +186,6 @@ class RowQueue:
                 f"The wait would be about {wait:.3f} s and this call has {left:.3f} s left",
                 max(wait - left, 0.01),
             )
-        entry.enqueued_at = now
-        if not entry.background:
-            self._heard = now
-        self._classes[entry.kind].append(entry)
-        self._rows[entry.kind] += entry.rows
-        self.rows += entry.rows
-        self.bytes += entry.bytes
-
-    def predicted_wait(self, entry: Entry) -> float:
-        """Seconds until the entry's last row leaves the engine, from what is served before it.
-
-        Counts one batch more, the one that runs now: an answer just too late costs as much to make
-        as one in time, and a queue that admits to the edge of patience makes only such.
-        """
-        if not self.rows:
-            return 0.0  # a lone request is never refused for the time it takes itself
-        return self._wait(sum(self._rows[kind] for kind in CLASSES[: entry.kind + 1]) + entry.rows)
 
     @property
     def least_wait(self) -> float:
@@ -176,6 +193,11 @@ class RowQueue:
         return self._wait(self._rows[Class.SMALL] + 1) if self.rows else 0.0
 
     def _wait(self, rows: int) -> float:
+        """Seconds until the last of so many rows leaves the engine.
+
+        Counts one batch more, the one that runs now: an answer just too late costs as much to make
+        as one in time, and a queue that admits to the edge of patience makes only such.
+        """
         return (rows / self.batch_rows + 1) * (self.batch_seconds + self.pause_seconds)
 
     @property
@@ -188,6 +210,7 @@ class RowQueue:
         if rows * 2 < self.batch_rows and self.batch_seconds:
             return  # mostly fixed cost: says little about a full batch
         full = seconds * self.batch_rows / rows
+        self._fastest = min(self._fastest, full)
         self.batch_seconds += (full - self.batch_seconds) * (0.2 if self.batch_seconds else 1.0)
 
     def observe_pause(self, seconds: float) -> None:

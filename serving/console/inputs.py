@@ -118,9 +118,13 @@ def _read(source: Source, start: int, stop: int, x: XSpec, how: How) -> Array:
         chunk: Chunk = reader.read(start, stop)
     if chunk.bad:
         first, more = chunk.bad[0], len(chunk.bad) - 1
-        row = "" if source.kind == "picture" else f", row {first.row}"
+        name = files.printable(source.path)
+        if source.kind == "picture":
+            name = files.join(name, first.id) if name else first.id
+        else:
+            name = f"{name}, row {first.row}"
         raise InvalidInput(
-            f"{files.printable(source.path or first.id)}{row}",
+            name,
             first.reason + (f" (and {more:,} other rows cannot be used)" if more else ""),
         )
     return chunk.x

@@ -35,6 +35,7 @@ def add_client_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         epilog="""examples:
   latentd client sample --count 16 --seed 7 --out grid.png
   latentd client encode digits.npz --rows 0:100 --out latents.npz
+  latentd client reconstruct photo.jpg --resize --out side_by_side.png
   latentd client interpolate --start seed:7 --end photo.png --steps 9 --out way.png
   latentd client CALL --help""",
     )

@@ -53,7 +53,8 @@ def count(path: Path) -> int:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return int(pq.read_metadata(path).num_rows)
+        with path.open("rb") as file:  # Arrow takes no path that is not UTF-8
+            return int(pq.read_metadata(file).num_rows)
     return len(np.load(path, mmap_mode="r"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -11,11 +12,22 @@ from numpy.typing import NDArray
 from serving.batching.rowqueue import Share
 from serving.batching.runner import Outputs
 from serving.models import sources
+from serving.models.scoring import Scoring
+from serving.models.sources import Source
 from serving.runtime.engine import Graph
 
 Array = NDArray[Any]
 
 ENCODED: Final = ("mean", "log_var")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What waits in the decoder lane."""
+
+    source: Source
+    params: bool  # the parameters of p(x | z) are wanted, not only its mean
+    scoring: Scoring | None = None  # takes params and z; then none of them is wanted
 
 
 def encode_batch(graph: Graph, batch: Sequence[Share]) -> Outputs:
@@ -28,5 +40,14 @@ def decode_batch(graph: Graph, latent_size: int, batch: Sequence[Share]) -> Outp
     """x, params (None if nobody wants them) and z for a batch whose payloads are decodings."""
     z = sources.gather(batch, latent_size)
     if any(share.payload.params for share in batch):
-        return *graph.run(z, ["x", "params"]), z
+        x, params = graph.run(z, ["x", "params"])
+        start = 0
+        for share in batch:
+            stop = start + share.rows
+            if share.payload.scoring is not None:
+                share.payload.scoring.take(
+                    share.start, share.stop, z[start:stop], params[start:stop]
+                )
+            start = stop
+        return x, params, z
     return *graph.run(z, ["x"]), None, z

@@ -21,25 +21,16 @@ from serving.batching.runner import Outputs, Run
 from serving.batching.tasks import Caller, Reply, offload
 from serving.bundle import LIKELIHOODS, Manifest
 from serving.errors import InvalidInput
-from serving.latents import POSTERIOR, Draw
+from serving.latents import Draw
 from serving.metrics import Metrics
-from serving.models.batches import decode_batch, encode_batch
+from serving.models.batches import Decoding, decode_batch, encode_batch
 from serving.models.loading import Prepared, Tuned, hand_over
-from serving.models.sources import Decoding, Points, Posterior, Source
+from serving.models.scoring import Scores, Scoring
+from serving.models.sources import Points, Posterior, Source
 from serving.runtime import tuning
 from serving.settings import Settings
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Each in nats, float64, shape (rows,)."""
-
-    kl: likelihood.Nats
-    elbo: likelihood.Nats
-    reconstruction_error: likelihood.Nats | None = None
-    log_likelihood: likelihood.Nats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,24 +99,28 @@ class Model:
         """Each lane with what its graph was found to cost."""
         return self._lanes
 
-    def encode(self, x: Array, caller: Caller) -> Reply[Outputs]:
-        """mean and log_var of each row, float32 (rows, latent size)."""
-        return self.encoder.submit(x, len(x), x.nbytes, caller)
+    # work: rows of the whole call, as far as known, where the call is a stream of parts.
 
-    def decode(self, source: Source, caller: Caller, *, params: bool = False) -> Reply[Outputs]:
+    def encode(self, x: Array, caller: Caller, work: int = 0) -> Reply[Outputs]:
+        """mean and log_var of each row, float32 (rows, latent size)."""
+        return self.encoder.submit(x, len(x), x.nbytes, caller, work=work)
+
+    def decode(
+        self, source: Source, caller: Caller, *, params: bool = False, work: int = 0
+    ) -> Reply[Outputs]:
         """For each latent of the source: x (rows, *shape), params if asked for, and z itself."""
-        nbytes = source.rows * self.manifest.latent_size * 4
-        return self.decoder.submit(Decoding(source, params), source.rows, nbytes, caller)
+        rows, nbytes = source.rows, source.rows * self.manifest.latent_size * 4
+        return self.decoder.submit(Decoding(source, params), rows, nbytes, caller, work=work)
 
     async def reconstruct(
-        self, x: Array, draw: Draw | None, scores: bool, caller: Caller
+        self, x: Array, draw: Draw | None, scores: bool, caller: Caller, work: int = 0
     ) -> Reconstruction:
         """x -> x' through each row's mean, or through `draw` around it; scores on request."""
         if scores:
             self._check_scores("scores")
-        mean, log_var = await self.encode(x, caller)
+        mean, log_var = await self.encode(x, caller, work)
         source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
-        decoded, params, _ = await self.decode(source, caller, params=scores)
+        decoded, params, _ = await self.decode(source, caller, params=scores, work=work)
         if not scores:
             return Reconstruction(decoded, mean, log_var, None)
         distortion = await self._distortion(x, params)
@@ -133,36 +128,25 @@ class Model:
         known = Scores(kl, -distortion - kl, reconstruction_error=distortion)
         return Reconstruction(decoded, mean, log_var, known)
 
-    async def score(self, x: Array, draws: int, seed: int, offset: int, caller: Caller) -> Scores:
-        """ELBO and importance-weighted bound of each row with `draws` draws, K.
+    async def score(self, x: Array, draws: int, draw: Draw, caller: Caller) -> Scores:
+        """ELBO and importance-weighted bound of each row with `draws` draws, the first of them
+        `draw`, each other of the next stream.
 
-        Memory does not grow with K: draws are made by the request's worth of rows, and the log of
-        the mean weight is summed as they come in.
+        All draws of all rows wait as one request, so that admission, the queue's bounds and its
+        shares count the whole work; memory holds two numbers for each of them.
         """
         self._check_scores("model")
-        rows = len(x)
         if self.manifest.likelihood == "bernoulli":
             x = likelihood.binarised(x, self.manifest.x)
+        rows = len(x) * draws
+        nbytes = x.nbytes + len(x) * self.manifest.latent_size * 8 + rows * 16
+        self.decoder.check(rows, nbytes, caller)  # before the encoder works in vain
         mean, log_var = await self.encode(x, caller)
-        log_sum, distortion = np.full(rows, -np.inf), np.zeros(rows)
-        together = max(1, self.max_rows // rows)
-        for first in range(0, draws, together):
-            replies = [
-                self.decode(
-                    Posterior(mean, log_var, Draw(seed, offset, rows, POSTERIOR + k)),
-                    caller,
-                    params=True,
-                )
-                for k in range(first, min(first + together, draws))
-            ]
-            for reply in replies:
-                _, params, z = await reply
-                distortion_k = await self._distortion(x, params)
-                distortion += distortion_k / draws
-                log_weight = likelihood.log_prior_ratio(z, mean, log_var) - distortion_k
-                log_sum = np.logaddexp(log_sum, log_weight)
-        kl = likelihood.kl_to_prior(mean, log_var)
-        return Scores(kl, -distortion - kl, log_likelihood=log_sum - np.log(draws))
+        source = Posterior(mean, log_var, draw, draws)
+        scoring = Scoring(x, source, self.manifest)
+        decoding = Decoding(source, params=True, scoring=scoring)
+        await self.decoder.submit(decoding, rows, nbytes, caller, keep=False)
+        return await offload(scoring.scores)
 
     def _distortion(self, x: Array, params: Array) -> Reply[likelihood.Nats]:
         """-log p(x | z) of each row."""

@@ -20,8 +20,8 @@ from serving.batching.runner import Outputs
 from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
 from serving.errors import BundleError, ConfigError
 from serving.latents import Draw
-from serving.models.batches import ENCODED, decode_batch, encode_batch
-from serving.models.sources import Decoding, Prior
+from serving.models.batches import ENCODED, Decoding, decode_batch, encode_batch
+from serving.models.sources import Prior
 from serving.runtime import golden, tuning
 from serving.runtime.bound import BoundGraph
 from serving.runtime.engine import Engine, Graph, Signature

@@ -53,11 +53,7 @@ class Repository:
 
     async def load(self) -> None:
         """The first look. Raises ConfigError when nothing can be served."""
-        if not self._root.is_dir():
-            raise ConfigError(
-                f"The bundles' folder {self._root} does not exist. Export a model into it "
-                "(python -m training export --bundles ...), or name another with --bundles."
-            )
+        shelf.check_root(self._root)
         # Hashing, loading and measuring block: the event loop must go on answering health.
         await asyncio.to_thread(self.look)
         if not self._models:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.batching.rowqueue import Share
 from serving.latents import Draw, Latents, normals
@@ -42,21 +43,43 @@ class Prior:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """z = mean + exp(log_var / 2) * eps: the reparameterised draw (Kingma and Welling 2014)."""
+    """z = mean + exp(log_var / 2) * eps: the reparameterised draw (Kingma and Welling 2014).
+
+    With several draws it gives each encoding so many latents: first one of all encodings, by the
+    draw's own stream, then another of all, by the next stream, and so on.
+    """
 
     mean: Latents
     log_var: Latents
     draw: Draw
+    draws: int = 1
 
     @property
     def rows(self) -> int:
         """How many latents it gives."""
-        return self.draw.rows
+        return self.draw.rows * self.draws
+
+    def parts(self, start: int, stop: int) -> list[Draw]:
+        """The draws of rows start..stop."""
+        if self.draws == 1:
+            return [self.draw.part(start, stop)]
+        each, draw, parts = self.draw.rows, self.draw, []
+        for k in range(start // each, -(-stop // each)):
+            first, last = max(start - k * each, 0), min(stop - k * each, each)
+            parts.append(Draw(draw.seed, draw.offset + first, last - first, draw.stream + k))
+        return parts
+
+    def encodings(self, start: int, stop: int) -> slice | NDArray[np.int64]:
+        """The rows of mean and log_var that rows start..stop are drawn around."""
+        if self.draws == 1:
+            return slice(start, stop)
+        return np.arange(start, stop) % self.draw.rows
 
     def latents(self) -> Latents:
-        """The draw itself, (rows, latent size)."""
-        eps = normals([self.draw], self.mean.shape[1])
-        return reparameterise(self.mean, self.log_var, eps)
+        """The latents themselves, (rows, latent size)."""
+        eps = normals(self.parts(0, self.rows), self.mean.shape[1])
+        rows = self.encodings(0, self.rows)
+        return reparameterise(self.mean[rows], self.log_var[rows], eps)
 
 
 def reparameterise(mean: Latents, log_var: Latents, eps: Latents) -> Latents:
@@ -68,24 +91,19 @@ def reparameterise(mean: Latents, log_var: Latents, eps: Latents) -> Latents:
 Source = Points | Prior | Posterior
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """What waits in the decoder lane."""
-
-    source: Source
-    params: bool  # the parameters of p(x | z) are wanted, not only its mean
-
-
 def gather(batch: Sequence[Share], latent_size: int) -> Latents:
     """The latents of a batch of decodings, (rows, latent_size)."""
-    draws = [
-        share.payload.source.draw.part(share.start, share.stop)
-        for share in batch
-        if not isinstance(share.payload.source, Points)
-    ]
-    normal = normals(draws, latent_size) if draws else np.empty((0, latent_size), np.float32)
     if all(type(share.payload.source) is Prior for share in batch):
-        return _scale(normal, batch)  # Sample's own batches: nothing to be done row by row
+        # Sample's own batches: nothing to be done row by row.
+        parts = [share.payload.source.draw.part(share.start, share.stop) for share in batch]
+        return _scale(normals(parts, latent_size), batch)
+    draws: list[Draw] = []
+    for share in batch:
+        if isinstance(share.payload.source, Prior):
+            draws.append(share.payload.source.draw.part(share.start, share.stop))
+        elif isinstance(share.payload.source, Posterior):
+            draws += share.payload.source.parts(share.start, share.stop)
+    normal = normals(draws, latent_size) if draws else np.empty((0, latent_size), np.float32)
     z = np.empty((sum(share.rows for share in batch), latent_size), np.float32)
     at = drawn = 0
     for share in batch:
@@ -100,7 +118,8 @@ def gather(batch: Sequence[Share], latent_size: int) -> Latents:
         if isinstance(source, Prior):
             np.multiply(eps, np.float32(source.temperature), out=into)
         else:
-            into[:] = reparameterise(source.mean[rows], source.log_var[rows], eps)
+            around = source.encodings(share.start, share.stop)
+            into[:] = reparameterise(source.mean[around], source.log_var[around], eps)
     return z
 
 

@@ -6,9 +6,11 @@ import argparse
 import dataclasses
 import logging
 import sys
+from pathlib import Path
 
 from serving import logs, settings
 from serving.errors import EXIT_CONFIG, ConfigError
+from serving.models import shelf
 from serving.runtime import provider
 from serving.settings import Settings
 
@@ -22,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
         logs.configure(chosen.log_level, chosen.log_format)
         for name in settings.unknown_variables():
             log.warning("%s is set and is no setting of serve.", name)
+        shelf.check_root(Path(chosen.bundles))
         workers = chosen.workers or provider.best_workers(chosen.provider)
         chosen = dataclasses.replace(chosen, workers=workers)
         return _serve_many(chosen) if workers > 1 else _serve_alone(chosen)

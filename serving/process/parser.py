@@ -35,8 +35,9 @@ def add_plan_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     asked = parser.add_argument_group("load")
     asked.add_argument("--rate", type=float, required=True, help="calls a second, of all callers")
     asked.add_argument("--rows", type=int, default=1, help="in each call (1)")
-    calls = ("encode", "decode", "sample", "interpolate", "reconstruct")
+    calls = ("encode", "decode", "sample", "interpolate", "reconstruct", "score")
     asked.add_argument("--call", choices=calls, default="sample", help="(sample)")
+    asked.add_argument("--draws", type=int, default=16, help="of each row, for score (16)")
     asked.add_argument(
         "--busy", type=float, default=0.6, help="share of the servers' time it may take (0.6)"
     )

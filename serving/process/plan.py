@@ -11,25 +11,36 @@ from serving import settings
 from serving.errors import EXIT_CONFIG, BundleError, ConfigError
 from serving.models.loading import Prepared
 from serving.process import sizing
-from serving.process.sizing import Demand, Need
+from serving.process.sizing import CALLS, Demand, Need
+from serving.rpc.methods import METHODS
 from serving.runtime import tuning
 from serving.runtime.provider import best_workers
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, plan, print; returns the exit status."""
-    demand = Demand(args.call, args.rate, args.rows, args.busy)
+    demand = Demand(args.call, args.rate, args.rows, args.busy, args.draws)
     try:
-        if not (demand.rate > 0 and demand.rows > 0 and 0 < demand.busy <= 1):
-            raise ConfigError("--rate and --rows must be above 0, --busy above 0 and at most 1.")
+        if not (min(demand.rate, demand.rows, demand.draws) > 0 and 0 < demand.busy <= 1):
+            raise ConfigError(
+                "--rate, --rows and --draws must be above 0, --busy above 0 and at most 1."
+            )
         chosen = settings.read(vars(args))
         workers = chosen.workers or best_workers(chosen.provider)
         chosen = dataclasses.replace(chosen, workers=workers)
         prepared, resident = sizing.measure(chosen)
+        draws = METHODS[CALLS[demand.call]].per_draw
+        if draws and prepared.manifest.family != "vae":
+            raise ConfigError(
+                f"{prepared.manifest.model} is a plain autoencoder, which defines no likelihood: "
+                "no server answers --call score for it."
+            )
+        density = sizing.density_seconds(prepared) if draws else 0.0
     except (ConfigError, BundleError) as error:
         print(f"latentd: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    print(_told(demand, prepared, sizing.need(demand, prepared, chosen, resident), workers))
+    need = sizing.need(demand, prepared, chosen, resident, density)
+    print(_told(demand, prepared, need, workers))
     return 0
 
 
@@ -41,9 +52,10 @@ def _told(demand: Demand, prepared: Prepared, need: Need, workers: int) -> str:
         f"with {tuned.threads} thread(s)"
         for name, tuned in sizing.lanes(demand, prepared).items()
     ]
+    drawn = f" of {demand.draws} draws" if METHODS[CALLS[demand.call]].per_draw else ""
     return "\n".join(
         [
-            f"{demand.rate:g} {demand.call} calls a second, {demand.rows} row(s) each, of "
+            f"{demand.rate:g} {demand.call} calls a second, {demand.rows} row(s){drawn} each, of "
             f"{model.model} version {model.version}; servers {demand.busy:.0%} busy.",
             *graphs,
             f"  a call: {need.seconds * 1e3:.3g} ms of a worker",

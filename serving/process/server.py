@@ -143,6 +143,8 @@ class Server:
         options = [
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
+            # Compressed messages come as they are, and `messages` refuses them.
+            ("grpc.per_message_decompression", 0),
             ("grpc.max_concurrent_streams", 1024),
             # Between half of this and this gRPC would refuse by chance.
             ("grpc.max_metadata_size", wire.MOST_HEADER_BYTES),

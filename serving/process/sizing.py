@@ -7,12 +7,16 @@ the server would make. Under load batches are full, so a full batch tells what a
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from serving import bundle
+import numpy as np
+
+from serving import bundle, likelihood
 from serving.errors import ConfigError
+from serving.models import shelf
 from serving.models.loading import Prepared, Tuned, prepare
 from serving.rpc.methods import METHODS
 from serving.runtime import tuning
@@ -25,6 +29,7 @@ CALLS: Final = {
     "sample": "Sample",
     "interpolate": "Interpolate",
     "reconstruct": "Reconstruct",
+    "score": "Score",
 }
 """The method of each call that `plan` knows."""
 
@@ -32,6 +37,7 @@ CALL_SECONDS: Final = 0.00012
 """CPU of a call beside its graphs' runs: `make bench`, Sample of one row, on a Zen 4."""
 WAIT_SECONDS: Final = 0.1
 """What autoscaling aims at: no more rows wait in a server than it runs in this time."""
+_TURNS: Final = 5  # of what is measured here; the quickest counts
 _SPARE: Final = 1  # of the servers may be gone: being replaced, or lost
 
 
@@ -43,6 +49,7 @@ class Demand:
     rate: float  # calls a second, of all together
     rows: int  # in each call
     busy: float  # share of the servers' time that this may take, above 0 and up to 1
+    draws: int = 1  # of each row, in calls that draw: Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +70,24 @@ def lanes(demand: Demand, prepared: Prepared) -> dict[str, Tuned]:
     return {name: both[name] for name in METHODS[CALLS[demand.call]].graphs}
 
 
-def need(demand: Demand, prepared: Prepared, settings: Settings, resident_bytes: int) -> Need:
+def need(
+    demand: Demand,
+    prepared: Prepared,
+    settings: Settings,
+    resident_bytes: int,
+    density_seconds: float = 0.0,
+) -> Need:
     """Size a deployment whose replicas have `settings.workers` workers.
 
-    resident_bytes: of one worker, with as many versions as it keeps.
+    resident_bytes:  of one worker, with as many versions as it keeps
+    density_seconds: what one draw of one row costs beside its run, for Score
     """
-    row_seconds = sum(
+    draws = demand.draws if METHODS[CALLS[demand.call]].per_draw else 1
+    *before, last = (
         tuning.seconds_of(lane.batch_rows, lane.costs) / lane.batch_rows
         for lane in lanes(demand, prepared).values()
     )
+    row_seconds = sum(before) + draws * (last + density_seconds)
     seconds = CALL_SECONDS + demand.rows * row_seconds
     carried = settings.workers / seconds  # calls a second, by one replica
     replicas = math.ceil(demand.rate / (carried * demand.busy)) + _SPARE
@@ -84,8 +100,21 @@ def need(demand: Demand, prepared: Prepared, settings: Settings, resident_bytes:
         rate=replicas * carried,
         memory_bytes=idle,
         memory_limit_bytes=idle + (settings.workers * held << 20),
-        queue_rows=max(1, round(carried * demand.rows * WAIT_SECONDS)),
+        queue_rows=max(1, round(carried * demand.rows * draws * WAIT_SECONDS)),
     )
+
+
+def density_seconds(prepared: Prepared) -> float:
+    """What log p(x | z) of one row costs here, in the batches of the decoder."""
+    m, rows = prepared.manifest, prepared.decoder.batch_rows
+    x = np.zeros((rows, *m.x.shape), m.x.dtype)
+    params = np.zeros((rows, bundle.LIKELIHOODS[m.likelihood], *m.x.shape), np.float32)
+    times = []
+    for _ in range(_TURNS):
+        began = time.perf_counter()
+        likelihood.log_likelihood(likelihood.scaled(x, m.x), params, m.likelihood)
+        times.append(time.perf_counter() - began)
+    return min(times) / rows
 
 
 def measure(settings: Settings) -> tuple[Prepared, int]:
@@ -93,6 +122,7 @@ def measure(settings: Settings) -> tuple[Prepared, int]:
     and the most bytes this process has held. Raises ConfigError, BundleError."""
     from serving.process import server  # noqa: F401  (a worker has it in memory)
 
+    shelf.check_root(Path(settings.bundles))
     folder = _folder(Path(settings.bundles), settings.default_model)
     paths = [folder / str(v) for v in bundle.versions(folder)[-settings.keep_versions :]]
     if not paths:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from serving.errors import EXIT_CONFIG
+from serving.errors import ConfigError
 from serving.metrics import restarts
 from serving.process import worker
 from serving.process.exposition import expose
@@ -52,6 +52,7 @@ class _Worker:
     loads: bool = False
     ready: bool = False
     serves: bool = False  # and says so
+    refused: str = ""  # why it cannot start
 
 
 class Supervisor:
@@ -69,6 +70,7 @@ class Supervisor:
         self._announced = False
         self._stopping = 0  # the signal that asked for it
         self._exit = 0
+        self._refused: ConfigError | None = None  # why no worker can start, of the first
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status. Raises ConfigError."""
@@ -88,6 +90,8 @@ class Supervisor:
             while not self._stopping:
                 self._wait()
             self._stop()
+        if self._refused:
+            raise self._refused
         return self._exit
 
     def _listen_to_signals(self, undo: ExitStack) -> None:
@@ -158,14 +162,18 @@ class Supervisor:
             if due <= time.monotonic() and not self._stopping:
                 self._due.remove((due, number))
                 self._replace(number)
-        self._give_turn()
+        if not self._stopping:
+            self._give_turn()
 
-    def _hear(self, one: _Worker) -> None:
+    def _hear(self, one: _Worker) -> bool:
+        """Take what the worker says; False when it says no more."""
         try:
             said = one.pipe.recv()
         except (EOFError, ConnectionResetError):
-            return  # it is dead, which its sentinel says as well
-        if said == worker.ASKS:
+            return False  # it is dead, which its sentinel says as well
+        if isinstance(said, worker.Refused):
+            one.refused = said.reason
+        elif said == worker.ASKS:
             one.waits = True
         elif said == worker.READY:
             one.loads, one.ready = False, True
@@ -182,6 +190,7 @@ class Supervisor:
                 self._announced = True
                 # Last, once every worker says that it serves: from now on clients come.
                 announce(self._settings.host, self._settings.port, self._metrics_port)
+        return True
 
     def _give_turn(self) -> None:
         if not any(one.loads for one in self._workers):
@@ -199,16 +208,19 @@ class Supervisor:
     def _bury(self, one: _Worker) -> None:
         """A worker has ended although nobody asked it to."""
         one.process.join()
+        while one.pipe.poll() and self._hear(one):
+            pass
         one.pipe.close()
         self._workers.remove(one)
         self._metrics.remove(one.metrics)
         code = one.process.exitcode or 0
         if self._stopping:
             return
-        if code == EXIT_CONFIG and not self._served:
-            self._exit, self._stopping = EXIT_CONFIG, signal.SIGTERM  # it has said why
+        if one.refused and not self._served:
+            self._refused, self._stopping = ConfigError(one.refused), signal.SIGTERM
             return
-        why = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        ended = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        why = one.refused.removesuffix(".") or ended
         log.error("Worker %d died: %s.", one.number, why)
         now = time.monotonic()
         self._deaths.append(now)

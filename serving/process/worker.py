@@ -2,7 +2,7 @@
 
 They talk over a pipe: the worker sends ASKS before it loads and READY when it could serve, the
 supervisor sends LOAD when it is its turn, and then True or False for what health is to say, which
-the worker answers with SAID.
+the worker answers with SAID. A worker that cannot start sends Refused, for its supervisor to say.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
@@ -27,6 +29,14 @@ ASKS: Final = "asks"
 READY: Final = "ready"
 LOAD: Final = "load"
 SAID: Final = "said"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a worker cannot start: the sentence of a ConfigError."""
+
+    reason: str
+
 
 EXIT_HUNG: Final = 70  # EX_SOFTWARE
 
@@ -116,5 +126,6 @@ def main(
     try:
         run(Worker(settings, pipe, questions, replaces))
     except ConfigError as error:
-        print(f"latentd: {error}", file=sys.stderr)
+        with suppress(OSError):  # the supervisor is gone
+            pipe.send(Refused(str(error)))
         sys.exit(EXIT_CONFIG)

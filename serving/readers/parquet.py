@@ -225,7 +225,8 @@ def _row(value: Any, x: XSpec, resize: bool) -> Array:
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype)
         if images.fits(x):
-            return images.read_picture(value, x, "x", None, resize).reshape(-1)
+            with images.oddities_ignored():
+                return images.read_picture(value, x, "x", None, resize).reshape(-1)
         raise InvalidInput("x", f"{len(value)} bytes, where {x.nbytes} make a row")
     try:
         numbers = np.array(value, np.float64).reshape(-1)

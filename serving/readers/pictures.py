@@ -73,7 +73,8 @@ class PictureReader:
         bad: list[BadRow] = []
         for row, name in enumerate(names, start):
             try:
-                x[len(good)] = self._picture(row, name)
+                with images.oddities_ignored():
+                    x[len(good)] = self._picture(row, name)
             except InvalidInput as error:
                 bad.append(BadRow(row, files.printable(name), error.reason))
             except Exception as error:

@@ -18,6 +18,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -214,8 +215,12 @@ def _local(path: str, counts: Counts, shown: str) -> _Matches:
 
 def _matching(pattern: str, counts: Counts) -> _Matches:
     """A glob's files; its folders where it matches no file."""
+    parts = PurePath(pattern).parts
+    if "**" in parts:  # Python's own would follow a cycle of links some forty times
+        at = parts.index("**")
+        return _Matches(list(_matching_below(os.path.join("", *parts[:at]), parts[at:], counts)))
     plain, folders = [], []
-    for path in sorted(glob.glob(pattern, recursive=True)):
+    for path in sorted(glob.glob(pattern)):
         if os.path.isdir(path):
             folders.append(path)
         elif os.path.isfile(path):
@@ -227,6 +232,22 @@ def _matching(pattern: str, counts: Counts) -> _Matches:
     return _Matches(folders=[(folder, list(_below(folder, counts))) for folder in folders])
 
 
+def _matching_below(root: str, pattern: Sequence[str], counts: Counts) -> Iterator[str]:
+    for folder in sorted(glob.glob(root)) if root else [""]:
+        for name in sorted(_below(folder, counts)):
+            if _fits(PurePath(name).parts, pattern):
+                yield os.path.join(folder, name)
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a glob, part by part; ** stands for any number of folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[at:], pattern[1:]) for at in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
 def _below(root: str, counts: Counts) -> Iterator[str]:
     """The plain files below a folder, relative to it. Links are followed, each folder is read once:
     so a cycle of links ends."""
@@ -235,7 +256,7 @@ def _below(root: str, counts: Counts) -> Iterator[str]:
     while folders or linked:
         # Links last: a folder that is also below the root itself goes by its own name.
         inside = folders.pop() if folders else linked.pop(0)
-        folder = os.path.join(root, inside)
+        folder = os.path.join(root, inside) or os.curdir
         try:
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:

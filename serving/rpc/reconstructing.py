@@ -36,11 +36,13 @@ class ReconstructStream:
         self._draw, self._seed = first.draw, fields.seed(first) if first.draw else 0
         self._scores, self._latents = first.scores, first.latents
         self._with_x = not first.omit_x
+        self._rows = 0  # of all messages so far
 
     async def answer(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructResponse:
         """The message's answer. Raises what ends the stream: InvalidInput for what is no matter of
         single rows, Overloaded, DeadlineExpired, NotReady."""
         x, outside, errors = await self._read(request.x)
+        self._rows += len(x)
         parts = await self._run(x, request.offset, 0)
         for part in parts:
             if part.made is None:
@@ -90,7 +92,9 @@ class ReconstructStream:
         if self._draw:
             draw = fields.draw(self._seed, offset, len(x), "offset", POSTERIOR)
         try:
-            made = await self._model.reconstruct(x, draw, self._scores, self._caller)
+            made = await self._model.reconstruct(
+                x, draw, self._scores, self._caller, work=self._rows
+            )
         except EngineError:
             if len(x) == 1:
                 return [_Part(start, None)]

@@ -157,7 +157,8 @@ class VaeService:
 
         def begin(start: int) -> tuple[Draw, Reply[Outputs]]:
             part = source.draw.part(start, min(start + chunk, request.count))
-            return part, model.decode(Prior(part, source.temperature), caller)
+            prior = Prior(part, source.temperature)
+            return part, model.decode(prior, caller, work=request.count)
 
         # One chunk is made while the one before is being sent, and no more: the writer waits for
         # the reader, so a slow one costs two chunks of memory however many rows it asked for.
@@ -251,7 +252,7 @@ class VaeService:
         if draws > most:
             raise InvalidInput("draws", f"{draws} is more than {most} for {len(x)} rows")
         draw = fields.posterior_draw(request, len(x))
-        scores = await model.score(x, draws, draw.seed, draw.offset, caller)
+        scores = await model.score(x, draws, draw, caller)
         return pb.ScoreResponse(
             served_by=fields.served_by(model),
             elbo=scores.elbo,

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from serving.batching.tasks import Reply
-from serving.errors import NotReady
+from serving.errors import NotReady, Overloaded
+from serving.transport import messages
 from serving.transport.statuses import Status
 from serving.transport.wire import Handler, Stream
 
 Response = health_pb2.HealthCheckResponse
+
+MOST_WATCHES: Final = 4096
+"""Some 20 KB of memory each, for as long as their connections last."""
+MOST_WATCHES_EACH: Final = 16
+"""Over one connection; a gRPC client has one for each service whose health it follows."""
+_RETRY_AFTER: Final = 1.0  # seconds
 
 
 class Health:
@@ -22,6 +33,7 @@ class Health:
         self._serving: dict[str, bool] = {}
         self._lock = threading.Lock()
         self._watchers: set[Reply[None]] = set()
+        self._watches: Counter[str] = Counter()  # by the connection's other end
         self._closed = False
 
     def set(self, service: str, serving: bool) -> None:
@@ -49,13 +61,19 @@ class Health:
         }
 
     async def _check(self, stream: Stream) -> Status:
-        name = health_pb2.HealthCheckRequest.FromString(await stream.read() or b"").service
+        name = await _asked_for(stream)
         if name not in self._serving:
             return Status(grpc.StatusCode.NOT_FOUND, "No service of this name has a health status.")
         return Status(message=self._response(name))
 
     async def _watch(self, stream: Stream) -> Status:
-        name = health_pb2.HealthCheckRequest.FromString(await stream.read() or b"").service
+        name = await _asked_for(stream)
+        with self._counted(stream.peer):
+            await self._follow(name, stream)
+        raise NotReady("The server is stopping. Another one may answer.")
+
+    async def _follow(self, name: str, stream: Stream) -> None:
+        """Send the status now and after each change, until the server stops."""
         said = b""
         while not self._closed:
             changed: Reply[None] = Reply()
@@ -71,7 +89,24 @@ class Health:
             finally:  # a watcher that has left is not to be remembered until the next change
                 with self._lock:
                     self._watchers.discard(changed)
-        raise NotReady("The server is stopping. Another one may answer.")
+
+    @contextmanager
+    def _counted(self, peer: str) -> Iterator[None]:
+        """Count a watch over the connection from `peer`. Raises Overloaded where there are enough:
+        nobody asks a watch for a token, and it may last for ever."""
+        with self._lock:
+            each, total = self._watches[peer], self._watches.total()
+            if each >= MOST_WATCHES_EACH or total >= MOST_WATCHES:
+                what = f"{each} watches of health over this connection and {total} in all are open"
+                raise Overloaded("watches", what, _RETRY_AFTER)
+            self._watches[peer] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watches[peer] -= 1
+                if not self._watches[peer]:
+                    del self._watches[peer]
 
     def _response(self, name: str) -> bytes:
         if name not in self._serving:
@@ -80,3 +115,10 @@ class Health:
             status = Response.SERVING if self._serving[name] else Response.NOT_SERVING
         message: bytes = Response(status=status).SerializeToString()
         return message
+
+
+async def _asked_for(stream: Stream) -> str:
+    """The name of the service whose health is asked for; whoever asks has no token."""
+    data = await stream.read(small=True)
+    request = messages.parse(health_pb2.HealthCheckRequest, data or b"", messages.SMALL)
+    return str(request.service)

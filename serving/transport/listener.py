@@ -226,9 +226,14 @@ class _CoreStream:
         if not self._do(operations, taken):
             taken(None)
 
-    def read(self) -> Reply[bytes | None]:
+    @property
+    def peer(self) -> str:
+        name: bytes = self._call.peer()
+        return name.decode(errors="replace")
+
+    def read(self, small: bool = False) -> Reply[bytes | None]:
         reply: Reply[bytes | None] = Reply()
-        number = self._arrivals.expect(reply)
+        number = self._arrivals.expect(reply, small)
 
         def on_message(event: Any) -> None:
             self._arrivals.came(number)

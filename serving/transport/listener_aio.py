@@ -143,14 +143,16 @@ class _AioStream:
     def __init__(self, context: Context, answers: Answers, arrivals: Arrivals) -> None:
         self._context, self._answers, self._arrivals = context, answers, arrivals
         self._held: int | None = None
+        # Now: asked for when the call is over, grpc.aio (1.85) ends the process.
+        self.peer: str = context.peer()
         self._loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
         metadata: Any = context.invocation_metadata() or ()
         self.caller: Caller = wire.urgency(metadata, math.inf if remaining is None else remaining)
 
-    def read(self) -> Reply[bytes | None]:
+    def read(self, small: bool = False) -> Reply[bytes | None]:
         reply: Reply[bytes | None] = Reply()
-        number = self._arrivals.expect(reply)
+        number = self._arrivals.expect(reply, small)
 
         async def read() -> bytes | None:
             try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from serving.transport import messages
 from serving.transport.statuses import Status
 from serving.transport.wire import Handler, Stream
 
@@ -18,7 +19,7 @@ def handlers(services: Sequence[str]) -> dict[str, Handler]:
 
     async def info(stream: Stream) -> Status:
         while (data := await stream.read()) is not None:
-            request = reflection_pb2.ServerReflectionRequest.FromString(data)
+            request = messages.parse(reflection_pb2.ServerReflectionRequest, data, messages.SMALL)
             for response in servicer.ServerReflectionInfo(iter([request]), None):
                 await stream.write(response.SerializeToString())
         return Status()

@@ -11,7 +11,7 @@ from typing import Final
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.batching.tasks import Cancelled
@@ -23,12 +23,14 @@ from serving.errors import (
     NotAuthenticated,
     NotReady,
     Overloaded,
+    Unsupported,
 )
 
 log = logging.getLogger(__name__)
 
 STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    Unsupported: grpc.StatusCode.UNIMPLEMENTED,
     NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
     NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
@@ -61,8 +63,6 @@ def status(error: BaseException, method: str, request_id: str) -> Status:
     if code is not None:
         text = str(error)[:_MOST_TEXT]
         return Status(code, text, _details(error, code, text))
-    if isinstance(error, DecodeError):
-        return Status(grpc.StatusCode.INVALID_ARGUMENT, "The bytes are no message of this method.")
     fields = {"request_id": request_id, "method": method}
     said = "%s failed, request id %s."
     log.error(said, method, request_id, exc_info=error, extra={"fields": fields})

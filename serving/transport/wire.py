@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from serving.batching.account import HEADERS
 from serving.batching.tasks import Caller, Cancelled, Reply
@@ -24,6 +24,7 @@ from serving.rpc.methods import METHODS
 from serving.rpc.service import VaeService
 from serving.transport.door import Door
 from serving.transport.ledger import Ledger
+from serving.transport.messages import parse
 from serving.transport.statuses import Metadata, Status, refused, status
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
@@ -40,8 +41,15 @@ class Stream(Protocol):
     @property
     def caller(self) -> Caller: ...
 
-    def read(self) -> Reply[bytes | None]:
-        """The next message; None: the caller has sent its last."""
+    @property
+    def peer(self) -> str:
+        """The other end of the connection, as gRPC names it: its address and port."""
+
+    def read(self, small: bool = False) -> Reply[bytes | None]:
+        """The next message; None: the caller has sent its last.
+
+        small: it has to come at once, and is given up before any other where memory is short
+        """
 
     def write(self, message: bytes) -> Reply[None]:
         """Send a message; answered when the caller's flow control has room for the next."""
@@ -213,14 +221,7 @@ class _Method:
             if caller.cancelled:
                 raise Cancelled  # it went before its message came
             raise InvalidInput("request", "the call ended before its message had come whole")
-        try:
-            return self._request.FromString(data)
-        except DecodeError:
-            raise InvalidInput(
-                "request",
-                f"the bytes are no {self._request.DESCRIPTOR.full_name} message",
-                "Generate the client from this server's vae.proto",
-            ) from None
+        return parse(self._request, data)
 
 
 def urgency(metadata: Metadata, seconds_left: float) -> Caller:

@@ -56,6 +56,11 @@ def test_images_run_as_a_number_and_keep_to_the_rules():
     assert re.search(r"^ARG BASE$", DOCKERFILE, re.M), "no base but the one that is named"
 
 
+def test_every_image_keeps_libraries_from_reporting_to_their_makers():
+    for setting in ("ORT_DISABLE_TELEMETRY=1", "RAY_USAGE_STATS_ENABLED=0"):
+        assert setting in stages()["runtime"]
+
+
 def test_the_context_holds_what_the_build_copies_and_no_more():
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in ignored if line.startswith("!")}

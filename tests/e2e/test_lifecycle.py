@@ -102,6 +102,8 @@ def test_asked_for_cuda_and_not_getting_it_is_a_refusal_that_says_why(serve, toy
 
 @WORKERS
 def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, workers):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("nonsense")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -113,13 +115,25 @@ def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, w
             "--host nowhere.invalid is no address": [
                 *("--bundles", str(toy_bundles), "--host", "nowhere.invalid")
             ],
+            "tokens, line 1: this must be": [
+                *("--bundles", str(toy_bundles), "--tokens", str(tokens))
+            ],
+            "The default model 'other' is not": [
+                *("--bundles", str(toy_bundles), "--default-model", "other")
+            ],
+            f"Did you mean {toy_bundles}?": ["--bundles", str(toy_bundles / "toy")],
+            f"of one version, not of all models. Did you mean {toy_bundles}?": [
+                *("--bundles", str(toy_bundles / "toy" / "1"))
+            ],
             "choose from": ["--bundles", str(toy_bundles), "--provider", "tpu"],
         }
         running = {said: serve(*flags, "--workers", workers) for said, flags in cases.items()}
         for said, process in running.items():
             assert process.exit_status() == 78
-            assert said in "".join(process.log)
-            assert "Traceback" not in "".join(process.log)
+            log = "".join(process.log)
+            assert said in log
+            assert log.count("latentd: ") == 1, "said once, and not by each worker"
+            assert "Traceback" not in log
 
 
 @WORKERS

@@ -29,6 +29,7 @@ REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,  # it begins as what is compressed does
     grpc.StatusCode.CANCELLED,  # by ourselves, when a stream has gone on for long enough
 }
 

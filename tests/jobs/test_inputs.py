@@ -305,6 +305,16 @@ def test_odd_files_end_no_job(jobs, x, tmp_path, processes):
     assert {r"caf\xe9.png", "photo.jpg"} <= set(ids)
 
 
+def test_folders_whose_names_are_not_utf8_are_read_and_written(jobs, x, tmp_path):
+    folder = write(tmp_path / os.fsdecode(b"caf\xe9"), x[:10], "images")
+    output = tmp_path / os.fsdecode(b"r\xe9sultat")
+    process = jobs.start(folder, output)
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert r"sultat/shards" in said
+    assert (output / "_SUCCESS").exists()
+
+
 def test_a_file_that_nobody_may_read_is_quarantined(jobs, x, tmp_path, monkeypatch):
     folder = write(tmp_path / "in", x[:30], "images")
     (folder / "closed.png").write_bytes(png(x[0]))

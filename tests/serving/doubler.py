@@ -48,10 +48,10 @@ class Doubler:
 class Harness:
     """A lane on a clock that stands still, and its engine."""
 
-    def __init__(self, batch_rows: int = 4) -> None:
+    def __init__(self, batch_rows: int = 4, batch_seconds: float = 0.0) -> None:
         self.engine = Doubler()
         self.metrics = Metrics(CollectorRegistry())
-        self.queue = RowQueue(batch_rows, 1000, 1 << 20)
+        self.queue = RowQueue(batch_rows, 1000, 1 << 20, batch_seconds)
         self.now = 1000.0
         self.lane = Lane(
             "test", ("toy", 1), self.queue, self.engine, self.metrics, clock=lambda: self.now

@@ -105,6 +105,50 @@ def test_what_a_new_version_takes_is_not_held_against_those_who_wait(heap):
     assert done(replies) == [True, False]
 
 
+def small(waiting: Arrivals, number: int) -> list[Reply]:
+    replies: list[Reply] = [Reply() for _ in range(number)]
+    for reply in replies:
+        waiting.expect(reply, small=True)
+    return replies
+
+
+def test_small_ones_are_given_up_before_any_other_and_sooner(heap, waiting):
+    large, few = expect(waiting, 2), small(waiting, 2)
+    waiting.look()
+    heap.used += MOST // 4 + 1
+    waiting.look()
+    assert done(few) == [True, True]
+    assert done(large) == [False, False]
+
+
+def test_small_ones_cost_the_others_nothing_however_many_come(heap, waiting):
+    large = expect(waiting, 2)
+    for _ in range(20):
+        few = small(waiting, 2)
+        waiting.look()
+        heap.used += 10 * MOST
+        waiting.look()
+        assert done(few) == [True, True]
+        heap.used -= 10 * MOST
+    assert done(large) == [False, False]
+
+
+def test_small_ones_have_seconds_and_others_any_time(waiting):
+    (large,), (few,) = expect(waiting, 1), small(waiting, 1)
+    for _ in range(arrivals.SMALL_LOOKS):
+        waiting.look()
+    assert not few.done, "it had hardly any time"
+    for _ in range(arrivals.SMALL_LOOKS):
+        waiting.look()
+    assert few.done
+    assert not large.done
+
+
+def test_of_too_many_small_ones_the_oldest_is_given_up(waiting):
+    replies = small(waiting, arrivals.MOST_SMALL + 2)
+    assert done(replies) == [True, True] + [False] * arrivals.MOST_SMALL
+
+
 def test_the_heap_is_what_is_in_use_and_not_what_it_has_ever_taken():
     used = arrivals.heap()
     before = used()

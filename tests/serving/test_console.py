@@ -353,3 +353,16 @@ def test_a_home_is_meant_by_a_tilde(
     done("interpolate", "--start", "z:~/z.npy", "--end", "seed:1", "--out", "way.npy")
     np.savez("x.npz", rows=pixels(2), y=np.zeros(2))
     done("encode", "~/x.npz:rows", "--out", "back.npz")
+
+
+def test_what_cannot_be_used_is_named_by_file_or_row(run: Run) -> None:
+    Path("pictures").mkdir()
+    for name in ("a.png", "b.png"):
+        Path("pictures", name).write_bytes(b"no image")
+    _, _, err = run("encode", "pictures", "--out", "z.npz")
+    assert "pictures/a.png: not a readable image file (and 1 other rows cannot be used)" in err
+    x = pixels(3).astype(np.int64)
+    x[1, 0, 0] = 300
+    np.save("x.npy", x)
+    assert run("encode", "x.npy", "--out", "z.npz")[0] == 2
+    assert run("encode", "x.npy", "--rows", "2:", "--out", "z.npz")[0] == 0

@@ -28,13 +28,13 @@ ROOMS = {
         *("outside", "engine", "golden", "tuning"),
     ],
     "models": [
-        *("sources", "batches", "loading", "inference"),
+        *("sources", "scoring", "batches", "loading", "inference"),
         *("shelf", "refusals", "repository", "watcher", "vitals"),
     ],
     "rpc": ["methods", "fields", "reconstructing", "service"],
     "transport": [
         *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
-        *("ledger", "door", "wire"),
+        *("messages", "ledger", "door", "wire"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": [

@@ -125,3 +125,22 @@ def test_what_has_no_stated_range_is_refused_with_that_reason() -> None:
     data = encoded(Image.new("F", (4, 4), 0.5), "TIFF")
     with pytest.raises(InvalidInput, match=r"photo: pixels that are floats \(mode F\)"):
         read(data, GREY, resize=True)
+
+
+def test_transparency_is_never_dropped_in_silence() -> None:
+    palette = MODES["palette"][0]
+    with pytest.raises(InvalidInput, match="mode P with transparency, where the model takes RGB"):
+        read(palette, COLOR)
+    with pytest.raises(InvalidInput, match="8-bit RGB without alpha"):
+        images.read_pngs([palette], COLOR, "x")
+
+
+def test_an_image_of_too_many_pixels_is_refused_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("L", (40, 40)))
+    for most in (100, 1000):  # of its 1,600: Pillow raises beyond twice the bound, and else warns
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        with (
+            images.oddities_ignored(),
+            pytest.raises(InvalidInput, match=f"photo: more than {most:,} pixels"),
+        ):
+            read(data, GREY, resize=True)

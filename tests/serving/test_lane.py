@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from awaited import awaited
 from doubler import LONG, Harness, answer
 
 from serving.batching.lane import Lane, help_lanes
@@ -130,6 +132,33 @@ def test_a_full_queue_sheds_and_counts(h):
     h.release()
     assert (answer(first), answer(waiting)) == ([0], [2, 4])
     assert h.count("shed_total", lane="test", reason="queue_full") == 1
+
+
+def test_a_check_refuses_what_submit_would_refuse_and_runs_nothing(h):
+    h.queue.max_rows = 2
+    first, waiting = h.hold(), h.submit(1, 2)
+    with pytest.raises(Overloaded):
+        h.lane.check(1, 8, Caller())
+    h.queue.max_rows = 1000
+    h.lane.check(1, 8, Caller())
+    h.release()
+    assert (answer(first), answer(waiting)) == ([0], [2, 4])
+    assert h.engine.ran == [0, 1, 2]
+    assert h.count("shed_total", lane="test", reason="queue_full") == 1
+
+
+def test_rows_that_cannot_all_run_in_time_are_refused_before_any_runs():
+    h = Harness(batch_seconds=1.0)
+    with pytest.raises(DeadlineExpired, match=r"8 rows take 2.000 s at least"):
+        h.submit(*range(8), caller=Caller(deadline=h.now + 1.9))
+    assert answer(h.submit(*range(8), caller=Caller(deadline=h.now + 2.1)))[1] == 2
+    assert h.engine.ran == list(range(8))
+    assert h.count("dropped_total", lane="test", reason="expired") == 1
+
+
+def test_outputs_of_several_batches_that_nobody_wants_are_not_kept(h):
+    rows = np.arange(8)
+    assert awaited(h.lane.submit(rows, len(rows), rows.nbytes, Caller(), keep=False)) == ()
 
 
 def test_closing_finishes_what_waits_and_refuses_the_rest(h):

@@ -34,6 +34,21 @@ def test_a_call_costs_its_rows_in_full_batches_on_every_lane_it_passes():
         assert found.seconds == pytest.approx(CALL_SECONDS + 5 * rows_seconds), call
 
 
+def test_score_costs_a_decoder_run_and_a_density_for_each_draw():
+    demand = Demand("score", 1, 5, 0.5, draws=7)
+    found = sizing.need(demand, prepared(0.1, 0.3), TWO, 0, density_seconds=0.02)
+    row_seconds = 0.01 + 7 * (0.03 + 0.02)
+    assert found.seconds == pytest.approx(CALL_SECONDS + 5 * row_seconds)
+    assert found.queue_rows == round(2 / found.seconds * 5 * 7 * 0.1)
+
+
+def test_a_plain_autoencoder_answers_no_score(publish_toy, tmp_path, capsys):
+    publish_toy(tmp_path, family="ae")
+    flags = ["--bundles", str(tmp_path), "--provider", "cpu", "--workers", "1", "--rate", "1"]
+    assert __main__.main(["plan", *flags, "--call", "score"]) == 78
+    assert "plain autoencoder" in capsys.readouterr().err
+
+
 def test_replicas_carry_the_rate_when_one_is_gone():
     graphs = prepared(0.0, 0.1)
     for rate in (1, 10, 99, 1000):
@@ -59,7 +74,7 @@ def test_the_autoscaler_is_told_the_rows_that_a_replica_runs_in_a_tenth_of_a_sec
 def test_the_command_knows_the_calls_that_can_be_planned(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["plan", "--call", "nonsense", "--rate", "1"])
-    assert set(re.findall(r"'(\w+)'", capsys.readouterr().err)) - {"nonsense"} <= set(CALLS)
+    assert set(re.findall(r"'(\w+)'", capsys.readouterr().err)) - {"nonsense"} == set(CALLS)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -68,7 +83,8 @@ def test_the_command_plans_a_real_bundle(toy_bundles, capsys, call):
     status = __main__.main(["plan", *flags, "--rate", "200", "--rows", "4", "--call", call])
     said = capsys.readouterr().out
     assert status == 0
-    assert f"200 {call} calls a second, 4 row(s) each, of toy version 1" in said
+    drawn = " of 16 draws" if call == "score" else ""
+    assert f"200 {call} calls a second, 4 row(s){drawn} each, of toy version 1" in said
     assert re.search(r"^replicas +\d+ ", said, re.M)
     assert re.search(r"^workers +3 ", said, re.M)
     request, limit = map(int, re.findall(r"^memory, \w+ +(\d+)Mi", said, re.M))
@@ -79,7 +95,7 @@ def test_the_command_plans_a_real_bundle(toy_bundles, capsys, call):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--rate", "0"], "--rate and --rows must be above 0"),
+        (["--rate", "0"], "--rate, --rows and --draws must be above 0"),
         (["--rate", "1", "--busy", "2"], "--busy above 0 and at most 1"),
         (["--rate", "1", "--workers", "many"], "--workers=many"),
         (["--rate", "1", "--default-model", "nobody"], "There is no version of a model in"),
@@ -88,6 +104,11 @@ def test_the_command_plans_a_real_bundle(toy_bundles, capsys, call):
 def test_what_cannot_be_planned_is_said_in_a_sentence(toy_bundles, capsys, flags, said):
     assert __main__.main(["plan", "--bundles", str(toy_bundles), *flags]) == 78
     assert said in capsys.readouterr().err
+
+
+def test_a_models_folder_is_not_the_folder_of_all(toy_bundles, capsys):
+    assert __main__.main(["plan", "--bundles", str(toy_bundles / "toy"), "--rate", "1"]) == 78
+    assert f"Did you mean {toy_bundles}?" in capsys.readouterr().err
 
 
 def test_of_several_models_one_must_be_named(publish_toy, tmp_path, capsys):

@@ -87,6 +87,21 @@ def test_a_folder_is_read_through_links_and_every_file_is_counted(tmp_path: Path
     assert str(Counts(2)) == "2 files found, 2 taken, none left out"
 
 
+def test_a_glob_through_every_folder_reads_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.png", "sub/b.png", "sub/deep/c.png", "sub/deep/d.npy", ".e.png")
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    [source], counts = look(tmp_path / "**" / "*.png")
+    assert [Path(name).name for name in source.names] == ["a.png", "b.png", "c.png"]
+    assert counts.left_out == {sources.HIDDEN: 1, sources.SEEN: 1}
+    monkeypatch.chdir(tmp_path)
+    [source], _ = look("**/deep/*.png")
+    assert source.names == ["sub/deep/c.png"]
+    [source], _ = look("s*/**/c.png")
+    assert source.names == ["sub/deep/c.png"]
+
+
 def test_a_folder_that_cannot_be_opened_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from serving.batching.rowqueue import PRESENT_SECONDS, TURNS, Entry, RowQueue
-from serving.errors import Overloaded
+from serving.errors import DeadlineExpired, Overloaded
 
 
 def entry(rows: int, *, deadline: float = math.inf, background: bool = False) -> Entry:
@@ -165,7 +165,8 @@ def test_the_expired_are_returned_and_not_run():
 
 def test_a_full_queue_refuses_one_row_as_it_does_many():
     q = queue(max_rows=10)
-    q.admit(entry(10), 0.0)
+    q.admit(entry(5), 0.0)
+    q.admit(entry(5), 0.0)
     for rows in (1, 5):
         with pytest.raises(Overloaded, match="queue is full") as refusal:
             q.admit(entry(rows), 0.0)
@@ -182,6 +183,101 @@ def test_bytes_are_bounded_as_rows_are():
 
 def test_an_empty_queue_admits_what_is_larger_than_itself():
     queue(max_rows=10).admit(entry(50), 0.0)
+
+
+def test_large_work_counts_whole_and_leaves_small_requests_their_room():
+    q = queue(max_rows=100)
+    calls = [entry(30) for _ in range(500)]
+    admitted = 0
+    for call in calls:
+        try:
+            q.admit(call, 0.0)
+            admitted += 1
+        except Overloaded:
+            continue
+    assert admitted == 3
+    q.admit(entry(8), 0.0)
+    with pytest.raises(Overloaded):
+        q.admit(entry(30), 0.0)
+    with pytest.raises(Overloaded):
+        q.admit(entry(3, background=True), 0.0)
+
+
+def test_patient_work_leaves_room_for_all_others():
+    q = queue(max_rows=100, max_bytes=1000)
+    q.admit(entry(60, background=True), 0.0)
+    with pytest.raises(Overloaded):
+        q.admit(entry(50, background=True), 0.0)
+    q.admit(entry(30), 0.0)
+    q.admit(entry(8), 0.0)
+
+
+def test_a_giant_finds_room_where_half_of_the_queue_is_free():
+    q = queue(max_rows=100)
+    q.admit(entry(40), 0.0)
+    q.admit(entry(1000), 0.0)
+    with pytest.raises(Overloaded):
+        q.admit(entry(10), 0.0)
+    q.admit(entry(8), 0.0)
+
+
+def test_the_last_quarter_of_the_bytes_is_for_small_requests():
+    q = queue(max_rows=1000, max_bytes=400)
+    q.admit(entry(36), 0.0)  # 288 bytes
+    with pytest.raises(Overloaded):
+        q.admit(entry(9), 0.0)
+    for _ in range(14):
+        q.admit(entry(1), 0.0)
+    with pytest.raises(Overloaded):
+        q.admit(entry(1), 0.0)
+
+
+def test_a_part_of_a_large_call_is_large():
+    q = queue()
+    part, small = entry(4), entry(4)
+    part.work = 9
+    q.admit(part, 0.0)
+    q.admit(small, 0.0)
+    assert taken(q)[0] == (small, 0, 4)
+
+
+def test_what_cannot_be_run_in_time_is_refused_even_by_an_empty_queue():
+    q = RowQueue(8, 10**6, 1 << 30, batch_seconds=1.0)
+    with pytest.raises(DeadlineExpired, match=r"80 rows take 10.000 s at least.* 9.000 s left"):
+        q.admit(entry(80, deadline=109.0), 100.0)
+    q.observe(8, 3.0)  # slower than known, and no reason to refuse more
+    q.check(entry(80, deadline=110.0), 100.0)
+    q.observe(8, 0.5)
+    q.check(entry(80, deadline=105.0), 100.0)
+
+
+def test_single_rows_beside_500_scores_wait_two_batches_at_the_most():
+    """Each of 1,024 draws; a full batch of 64 rows takes 0.064 s. Calls that are refused return."""
+    q = RowQueue(64, 16384, 1 << 30, batch_seconds=0.064)
+    now, waited, scored, asked = 0.0, [], 0, 0
+    calls = [0.0137 * n for n in range(1, 2000)]
+    waiting = 500
+    while calls:
+        for _ in range(waiting):
+            try:
+                q.admit(entry(1024), now)
+            except Overloaded:
+                break
+            waiting -= 1
+        batch, _ = q.take(now)
+        now += 0.001 * sum(share.rows for share in batch)
+        for share in batch:
+            if share.entry.rows == 1:
+                waited.append(now - share.entry.enqueued_at)
+            else:
+                scored += share.rows
+                waiting += share.stop == 1024
+        while calls and calls[0] <= now:
+            q.admit(entry(1), calls.pop(0))
+            asked += 1
+    assert len(waited) >= asked - 10
+    assert max(waited) <= 2 * 0.064 + 1e-9
+    assert scored >= 0.25 * 1000 * now, "and the large calls have more than their share"
 
 
 def test_a_wait_beyond_the_deadline_is_refused_at_once_and_says_when_to_return():

@@ -50,7 +50,7 @@ Cli = Callable[..., tuple[int, str, str]]
         (["--net", "conv", "--depth", "4"], "--depth 4 halves images"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--net", "transformer"], "argument --net: invalid choice"),
-        (["--epoch-count", "3"], "there is no flag --epoch-count"),
+        (["--epoch-count", "3"], "no flag --epoch-count"),
     ],
 )
 def test_bad_flags_are_refused_by_name(

@@ -1,0 +1,57 @@
+"""What one Score call makes of its draws: summed where they are decoded, so that none is kept.
+
+The thread that runs a batch scores the rows of it. So the queue's rules hold for all of a call's
+work, and no other thread competes with the next batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import likelihood
+from serving.bundle import Manifest
+from serving.latents import Latents
+from serving.models.sources import Posterior
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Each in nats, float64, shape (rows,)."""
+
+    kl: likelihood.Nats
+    elbo: likelihood.Nats
+    reconstruction_error: likelihood.Nats | None = None
+    log_likelihood: likelihood.Nats | None = None
+
+
+class Scoring:
+    """Rows x, shape (rows, *shape), and the draws around their encodings."""
+
+    def __init__(self, x: NDArray[Any], source: Posterior, manifest: Manifest) -> None:
+        self._x, self._source = x, source
+        self._spec, self._likelihood = manifest.x, manifest.likelihood
+        self._log_weights = np.empty(source.rows)
+        self._distortions = np.empty(source.rows)
+
+    def take(self, start: int, stop: int, z: Latents, params: NDArray[np.float32]) -> None:
+        """Score rows start..stop of the source: z, and the params decoded from it."""
+        rows = self._source.encodings(start, stop)
+        x = likelihood.scaled(self._x[rows], self._spec)
+        distortion = -likelihood.log_likelihood(x, params, self._likelihood)
+        mean, log_var = self._source.mean[rows], self._source.log_var[rows]
+        self._distortions[start:stop] = distortion
+        self._log_weights[start:stop] = likelihood.log_prior_ratio(z, mean, log_var) - distortion
+
+    def scores(self) -> Scores:
+        """ELBO and importance-weighted bound of each row, once all of the source has been taken."""
+        source = self._source
+        distortion = self._distortions.reshape(source.draws, -1).mean(axis=0)
+        weights = self._log_weights.reshape(source.draws, -1)
+        most = weights.max(axis=0)
+        bound = most + np.log(np.exp(weights - most).mean(axis=0))
+        kl = likelihood.kl_to_prior(source.mean, source.log_var)
+        return Scores(kl, -distortion - kl, log_likelihood=bound)

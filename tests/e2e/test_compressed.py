@@ -1,0 +1,119 @@
+"""Compressed messages by the thousand: none is unpacked, none costs memory, others are answered."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+
+import grpc
+import pytest
+from flood import Attack, attacking
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from http2 import message
+from limits import limited
+
+from serving.client import Client
+from serving.pb import vae_pb2 as pb
+
+MIB = 1 << 20
+ROOM = 384 * MIB  # beyond what the server had before: three bombs as they used to be unpacked
+UNAUTHENTICATED, UNIMPLEMENTED = 16, 12
+TOKEN = "a-polite-caller"
+SERVICE = pb.DESCRIPTOR.services_by_name["VaeService"]
+METHODS = [f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods]
+HEALTH = [f"/grpc.health.v1.Health/{method}" for method in ("Check", "Watch")]
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+GZIP = (b"grpc-encoding", b"gzip")
+
+
+def bomb() -> bytes:
+    """60 MiB of zeros in 61 KB of gzip."""
+    packing = zlib.compressobj(wbits=31)
+    return packing.compress(bytes(60 * MIB)) + packing.flush()
+
+
+BOMB = message(bomb(), compressed=True)
+
+
+@pytest.fixture(scope="module", params=["core", "aio"])
+def listener(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["open", "tokens"])
+def guarded(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def target(module_serve, toy_bundles, tmp_path_factory, listener, guarded):
+    """A server with little more memory than it needs, its process, and how callers show a token."""
+    flags = ["--bundles", str(toy_bundles), "--workers=1", f"--listener={listener}"]
+    if guarded:
+        tokens = tmp_path_factory.mktemp("tokens") / "tokens"
+        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+        tokens.write_text(f"polite models,generate,infer sha256:{digest}\n")
+        flags.append(f"--tokens={tokens}")
+    process = module_serve(*flags)
+    # What the first of such calls leaves behind, code for the most part, is no flood's.
+    port = int(process.ready()[0].rpartition(":")[2])
+    for path in (METHODS[0], HEALTH[0]):
+        with attacking(Attack(port, path, BOMB, 8, 0.1, (GZIP,))):
+            pass
+    with limited(process.pid, ROOM) as how:
+        yield process, how
+        process.kill()
+
+
+def polite(address: str, token: str | None, seconds: float) -> list[float]:
+    """Ask in turn for a row and for health, all of which has to be answered; how long each round
+    took, in seconds."""
+    rounds = []
+    with Client(address, token=token) as client, grpc.insecure_channel(address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        until = time.monotonic() + seconds
+        while (began := time.monotonic()) < until:
+            assert len(client.sample(1, seed=7)) == 1
+            assert check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+            rounds.append(time.monotonic() - began)
+    return rounds
+
+
+def flooded(target, path, guarded, connections, seconds, record_property) -> None:
+    process, how = target
+    address, _ = process.ready()
+    token = TOKEN if guarded else None
+    polite(address, token, 0.2)
+    process.forget_peak()
+    before = process.memory("VmRSS")
+    port = int(address.rpartition(":")[2])
+    with attacking(Attack(port, path, BOMB, connections, seconds, (GZIP,))) as ends:
+        rounds = polite(address, token, seconds)
+    while process.memory("VmRSS") > before * 1.1:
+        polite(address, token, 0.1)
+    calls, peak = sum(ends.statuses.values()), process.memory("VmHWM")
+    p99 = sorted(rounds)[int(len(rounds) * 0.99)]
+    record_property(
+        "figures",
+        f"{calls} compressed calls over {connections} connections: {before >> 20} MiB, at the most "
+        f"{peak >> 20}, then {process.memory('VmRSS') >> 20} (limit: {how}); {len(rounds)} polite "
+        f"rounds, 0 lost, p99 {p99 * 1e3:.0f} ms",
+    )
+    said = UNAUTHENTICATED if guarded and path not in HEALTH else UNIMPLEMENTED
+    assert ends.statuses[said] > 0
+    assert set(ends.statuses) <= {said, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]}
+
+
+@pytest.mark.parametrize("path", [HEALTH[0], METHODS[0]])
+def test_compressed_messages_are_refused_and_others_answered(
+    target, path, guarded, record_property
+):
+    flooded(target, path, guarded, 16, 0.5, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("connections", [16, 200])
+@pytest.mark.parametrize("path", [*METHODS, *HEALTH, REFLECTION])
+def test_a_flood_of_them_to_any_method(target, path, guarded, connections, record_property):
+    flooded(target, path, guarded, connections, 2, record_property)

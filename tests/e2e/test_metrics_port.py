@@ -1,0 +1,82 @@
+"""The port of the page of metrics, open to anybody: threads, memory and time are bounded."""
+
+from __future__ import annotations
+
+import re
+import socket
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from serving.process import exposition
+
+CONNECTIONS = 4 * exposition.MOST_CONNECTIONS
+SCRAPE_SECONDS = 5  # in which the page has to come
+ROOM = 48 << 20
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: test\r\n"
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "supervisor"])
+def process(request, module_serve, toy_bundles):
+    return module_serve("--bundles", str(toy_bundles), f"--workers={request.param}")
+
+
+@pytest.fixture
+def page(process) -> str:
+    return process.ready()[1]
+
+
+def connect(page: str) -> socket.socket:
+    host, port = re.findall(r"//([^:]+):(\d+)", page)[0]
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def scrape(page: str) -> bytes:
+    with urllib.request.urlopen(page, timeout=SCRAPE_SECONDS) as response:
+        return response.read()
+
+
+def threads(process) -> int:
+    return len(list(Path(f"/proc/{process.pid}/task").iterdir()))
+
+
+@pytest.mark.parametrize("sent", [b"", REQUEST, REQUEST + b"\r\n"], ids=["mute", "half", "unread"])
+def test_more_connections_than_anybody_needs_keep_no_scrape_out(process, page, sent):
+    scrape(page)
+    before, memory = threads(process), process.memory("VmRSS")
+    with ExitStack() as stack:
+        for number in range(CONNECTIONS):
+            stack.enter_context(connection := connect(page))
+            connection.sendall(sent)
+            if number % 20 == 0:
+                assert b"latentd_" in scrape(page)
+        assert b"latentd_" in scrape(page)
+        assert threads(process) - before <= exposition.MOST_CONNECTIONS
+        assert process.memory("VmRSS") - memory < ROOM
+
+
+def test_a_request_longer_than_any_is_not_read_to_its_end(process, page):
+    before = process.memory("VmRSS")
+    for _ in range(8):
+        with connect(page) as connection:
+            try:
+                connection.sendall(REQUEST)
+                for number in range(1000):
+                    connection.sendall(b"X-%d: " % number + b"x" * 60_000 + b"\r\n")
+                pytest.fail("60 MB of headers were read")
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+    assert process.memory("VmRSS") - before < ROOM
+    assert b"latentd_" in scrape(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [b"", REQUEST], ids=["mute", "half"])
+def test_a_connection_that_lasts_is_closed(page, sent):
+    with connect(page) as connection:
+        connection.sendall(sent)
+        connection.settimeout(exposition.SECONDS + 5)
+        while connection.recv(1 << 16):
+            pass

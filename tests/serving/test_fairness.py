@@ -1,0 +1,96 @@
+"""Fairness of work: calls of many rows or draws beside calls of one row, on a real server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+import grpc
+import numpy as np
+
+from serving import codec
+from serving.pb import vae_pb2 as pb
+from serving.pb.vae_pb2_grpc import VaeServiceStub
+
+SCORES, DRAWS = 500, 1024
+SAMPLES = 200  # of one row
+Codes = grpc.StatusCode
+
+
+class Scorers:
+    """So many Score calls at once; when one is answered, two more come: the queue stays full."""
+
+    def __init__(self, stub: VaeServiceStub, calls: int) -> None:
+        self._stub = stub
+        self.ended: Counter[Codes] = Counter()
+        self._changed = threading.Condition()
+        self._under_way = 0
+        self._going = True
+        x = np.arange(16, dtype=np.uint8).reshape(1, 4, 4)
+        self._request = pb.ScoreRequest(x=codec.to_rows(x), draws=DRAWS, seed=1)
+        for _ in range(calls):
+            self._ask()
+
+    def _ask(self) -> None:
+        with self._changed:
+            self._under_way += 1
+        self._stub.Score.future(self._request).add_done_callback(self._end)
+
+    def _end(self, call: grpc.Future) -> None:
+        with self._changed:
+            self.ended[call.code()] += 1
+            self._under_way -= 1
+            again = 2 if self._going and call.code() is Codes.OK else 0
+            self._changed.notify_all()
+        for _ in range(again):
+            self._ask()
+
+    def wait_for(self, code: Codes, calls: int) -> None:
+        """Until so many calls have ended with this status."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.ended[code] >= calls, 60)
+
+    def stop(self) -> None:
+        with self._changed:
+            self._going = False
+            assert self._changed.wait_for(lambda: not self._under_way, 60)
+
+
+def sampled(stub: VaeServiceStub) -> list[float]:
+    """The seconds of each Sample of one row, one after another, slowest last. None may fail."""
+    seconds = []
+    for _ in range(SAMPLES):
+        began = time.perf_counter()
+        stub.Sample(pb.SampleRequest(count=1), timeout=30)
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds)
+
+
+def test_one_row_samples_beside_500_scores_are_all_answered(
+    start_server, toy_bundles, record_property
+):
+    server = start_server(toy_bundles, max_batch_rows=64)
+    with grpc.insecure_channel(server.target) as one, grpc.insecure_channel(server.target) as two:
+        polite, scorers = VaeServiceStub(one), None
+        alone = sampled(polite)
+        scorers = Scorers(VaeServiceStub(two), SCORES)
+        try:
+            scorers.wait_for(Codes.RESOURCE_EXHAUSTED, 1)  # the queue is full of draws
+            beside = sampled(polite)
+            scorers.wait_for(Codes.OK, 1)
+        finally:
+            scorers.stop()
+        p99 = beside[int(SAMPLES * 0.99) - 1]
+        figures = (
+            f"p99 of {SAMPLES} Samples: {alone[int(SAMPLES * 0.99) - 1] * 1e3:.1f} ms alone, "
+            f"{p99 * 1e3:.1f} ms beside {SCORES} Scores of {DRAWS} draws, 0 failed; "
+            f"Scores answered {scorers.ended[Codes.OK]}, "
+            f"refused {scorers.ended[Codes.RESOURCE_EXHAUSTED]}"
+        )
+        record_property("figures", figures)
+        print(figures)
+        assert set(scorers.ended) <= {Codes.OK, Codes.RESOURCE_EXHAUSTED}
+        # One Score takes 16 batches, and those that wait 256: a Sample waits for two.
+        assert p99 < max(1.0, 100 * alone[-1])
+        assert server.metric("latentd_shed_total", lane="decoder", reason="queue_full") > 0
