@@ -99,10 +99,16 @@ def _rate(progress: Progress, seconds: float) -> str:
 
 def _summarise(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None:
     bad = [row for m in manifests for row in m.quarantined]
+    outside = sum(m.outside for m in manifests)
     print(
         f"{plan.rows - len(bad):,} of {plan.rows:,} rows in {plan.shards} shards under "
         f"{folder}/shards."
     )
+    if outside:
+        print(
+            f"{outside:,} rows hold values outside the range of the training data, which makes "
+            f"their scores extreme: the column {outputs.OUTSIDE} counts them."
+        )
     if bad:
         print(f"{quarantine.share(len(bad), plan.rows)} are quarantined. The reasons:")
         print(f"{quarantine.reasons(bad)}\nEvery one is in {folder / QUARANTINE}.")
@@ -131,7 +137,7 @@ def _dry_run(args: argparse.Namespace) -> int:
         f"{rows / seconds:,.0f} rows a second in one process, tried on {rows:,}; about "
         f"{whole:,.0f} s with {processes} on each of {share.count} machine(s)."
     )
-    print(f"Of the first rows, {quarantine.share(len(bad), rows)} would be quarantined.")
+    print(f"{quarantine.share(len(bad), rows)} that were tried would be quarantined.")
     if bad:
         print(quarantine.reasons(bad))
     if len(bad) * plan.rows > limit.rows(plan.rows) * rows:

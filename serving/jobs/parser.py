@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import Final
 
@@ -158,8 +159,11 @@ def _run(args: argparse.Namespace) -> int:
             )
             return EXIT_CONFIG
         args.shard_index = int(given)
-    from serving.jobs import command
-
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # an import has nothing to undo or to say
+    try:
+        from serving.jobs import command
+    finally:
+        signal.signal(signal.SIGINT, before)
     return command.run(args)
 
 

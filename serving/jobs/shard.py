@@ -59,6 +59,7 @@ def commit(plan: Plan, shard: int, results: Results, store: Store) -> ShardManif
         stop=wanted.stop,
         rows=len(results.rows),
         quarantined=results.bad,
+        outside=int(np.count_nonzero(results.outside)),
         worst=_worst(results),
         bytes=0,
         sha256="",

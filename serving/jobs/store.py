@@ -48,6 +48,7 @@ class ShardManifest:
     stop: int
     rows: int  # written; with the quarantined ones stop - start
     quarantined: list[BadRow]
+    outside: int  # rows with values outside the range of the training data
     worst: list[tuple[int, float, int]]  # row, its error in nats, rows that have it; largest first
     bytes: int
     sha256: str

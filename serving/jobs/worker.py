@@ -143,17 +143,16 @@ def process(setting: Setting, shards: list[int], parent: Connection) -> None:
     terminate_as_exit()
     logging.getLogger("serving").setLevel(logging.ERROR)  # what there is to say, the parent says
     failure: Failure | None = None
-    store = Store(setting.output, setting.plan.digest, outputs.suffix(setting.plan))
     report = Throttled(parent.send)
     try:
-        work(setting.plan, shards, store, reconstruction(setting), report)
+        store = Store(setting.output, setting.plan.digest, outputs.suffix(setting.plan))
+        with contextlib.closing(store):
+            work(setting.plan, shards, store, reconstruction(setting), report)
         report.flush()
     except BrokenPipeError:
         failure = Failure(exits.SOFTWARE, "")
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         failure = Failure(exits.status(error), explain(error))
-    finally:
-        store.close()
     if failure is not None:
         with contextlib.suppress(OSError):
             parent.send(failure)
@@ -166,6 +165,11 @@ def explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "Interrupted. Repeat the command to go on."
+    if isinstance(error, FileNotFoundError):
+        return (
+            f"A file or folder of the job is gone: {error.filename or error}. Somebody removed it, "
+            "or the disk lost it. Repeat the command: it makes again only what is missing."
+        )
     if isinstance(error, OSError):
         return (
             f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}. "

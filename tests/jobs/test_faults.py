@@ -187,6 +187,21 @@ def test_shards_that_are_deleted_while_the_job_runs_are_a_fault_of_the_disk(jobs
     assert jobs.content(output) == jobs.content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_output_that_is_moved_away_is_a_sentence(jobs, npy, tmp_path, processes):
+    output = tmp_path / "out"
+    store = Store(output)
+    with store.locked(1, wait=False):
+        job = jobs.start(npy, output, "--processes", processes)
+        jobs.wait_for(output / "shards" / "_00004.json", job)
+        output.rename(tmp_path / "moved")
+    _, said = job.communicate()
+    store.close()
+    assert job.returncode == 74, said
+    assert f"is gone: {output}/" in said
+    assert only_a_sentence(said)
+
+
 def test_an_error_of_our_own_is_a_sentence_with_its_place(jobs, npy, tmp_path, monkeypatch, capsys):
     def fail(*_: object) -> None:
         raise ValueError("unforeseen")

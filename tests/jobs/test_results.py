@@ -132,7 +132,7 @@ def test_the_sheet_shows_equal_rows_once(jobs, x, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "form"), [("npy", "parquet"), ("parquet", "npy")])
-def test_rows_outside_the_range_are_scored_and_counted(vector_jobs, tmp_path, kind, form):
+def test_rows_outside_the_range_are_scored_and_counted(vector_jobs, tmp_path, capsys, kind, form):
     rows = np.random.default_rng(0).uniform(0, 1, (60, 3))  # float64
     rows[7] = [1.4, 0.5, -0.2]
     rows[30, 0] = 1.0000000000000002
@@ -142,6 +142,7 @@ def test_rows_outside_the_range_are_scored_and_counted(vector_jobs, tmp_path, ki
     else:
         pq.write_table(pa.table({"x": pa.array(rows.tolist(), pa.list_(pa.float64()))}), source)
     assert vector_jobs.run(source, tmp_path / "out", "--format", form) == 0
+    assert "1 rows hold values outside the range" in capsys.readouterr().out
     if form == "npy":
         shards = sorted((tmp_path / "out" / "shards").glob("*.npy"))
         table = np.concatenate([np.load(shard) for shard in shards])
@@ -312,7 +313,7 @@ def test_a_dry_run_tells_of_rows_that_would_be_quarantined(jobs, tmp_path, capsy
     (folder / "cut.png").write_bytes(b"")
     assert jobs.run(folder, tmp_path / "out", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "1 of 1 rows (100%) would be quarantined" in said
+    assert "1 of 1 rows (100%) that were tried would be quarantined" in said
     assert "not a readable image file (first: row 0, cut.png)" in said
     assert "status 66" not in said
     assert jobs.run(folder, tmp_path / "out", "--dry-run", "--max-quarantined", "50%") == 0
