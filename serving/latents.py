@@ -169,6 +169,7 @@ def slerp(start: Latents, end: Latents, steps: int) -> Latents:
 
 
 def _with_ends(way: NDArray[np.float64], start: Latents, end: Latents) -> Latents:
-    z = way.astype(np.float32)
+    with np.errstate(over="ignore"):  # between latents that are huge
+        z = way.astype(np.float32)
     z[0], z[-1] = start, end
     return z

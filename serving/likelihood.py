@@ -18,6 +18,9 @@ from serving.latents import Latents
 Nats = NDArray[np.float64]
 """float64, shape (rows,)."""
 
+_quiet: Final = np.errstate(over="ignore", invalid="ignore")
+"""Rows far from all that a model knows give what is not finite; callers look at the result."""
+
 _LOG_2PI: Final = math.log(2 * math.pi)
 
 
@@ -41,6 +44,7 @@ def binarised(x: NDArray[Any], spec: XSpec) -> NDArray[Any]:
     return values
 
 
+@_quiet
 def log_likelihood(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: str) -> Nats:
     """log p(x | z) of each row.
 
@@ -97,12 +101,14 @@ def _log_discretised_logistic(
     return terms
 
 
+@_quiet
 def kl_to_prior(mean: Latents, log_var: Latents) -> Nats:
     """KL(N(mean, exp(log_var)) || N(0, I)) of each row (Kingma and Welling, appendix B)."""
     terms = np.square(mean) + np.exp(log_var) - 1 - log_var
     return 0.5 * _sum(terms)
 
 
+@_quiet
 def log_prior_ratio(z: Latents, mean: Latents, log_var: Latents) -> Nats:
     """log p(z) - log q(z | x) of each row: the latent part of an importance weight."""
     deviation = np.square(z - mean) * np.exp(-log_var)

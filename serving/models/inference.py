@@ -7,6 +7,8 @@ Score and the second half of Reconstruct together.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,10 @@ class Reconstruction:
     mean: Array  # float32, (rows, latent size)
     log_var: Array
     scores: Scores | None
+
+    def __iter__(self) -> Iterator[Array | None]:
+        """All of its arrays, and None for those that were not asked for."""
+        return itertools.chain((self.x, self.mean, self.log_var), self.scores or ())
 
 
 class Model:

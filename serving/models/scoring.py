@@ -6,6 +6,7 @@ work, and no other thread competes with the next batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ class Scores:
     reconstruction_error: likelihood.Nats | None = None
     log_likelihood: likelihood.Nats | None = None
 
+    def __iter__(self) -> Iterator[likelihood.Nats | None]:
+        """All of them, and None for those that were not asked for."""
+        return iter((self.kl, self.elbo, self.reconstruction_error, self.log_likelihood))
+
 
 class Scoring:
     """Rows x, shape (rows, *shape), and the draws around their encodings."""
@@ -46,6 +51,7 @@ class Scoring:
         self._distortions[start:stop] = distortion
         self._log_weights[start:stop] = likelihood.log_prior_ratio(z, mean, log_var) - distortion
 
+    @np.errstate(invalid="ignore")
     def scores(self) -> Scores:
         """ELBO and importance-weighted bound of each row, once all of the source has been taken."""
         source = self._source

@@ -82,6 +82,7 @@ class Posterior:
         return reparameterise(self.mean[rows], self.log_var[rows], eps)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def reparameterise(mean: Latents, log_var: Latents, eps: Latents) -> Latents:
     """mean + exp(log_var / 2) * eps, each (rows, latent size)."""
     z: Latents = mean + np.exp(np.float32(0.5) * log_var) * eps

@@ -16,7 +16,7 @@ from serving.latents import POSTERIOR
 from serving.models.inference import Model, Reconstruction
 from serving.pb import vae_pb2 as pb
 from serving.ranges import Counts
-from serving.rpc import fields
+from serving.rpc import fields, finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,9 @@ class ReconstructStream:
         for part in parts:
             if part.made is None:
                 errors.setdefault(part.start, "the model fails on it")
+            elif (good := finite.good_rows(*part.made)) is not None:
+                for row in np.flatnonzero(~good).tolist():
+                    errors.setdefault(part.start + row, finite.REASON)
         made = [part.made for part in parts if part.made is not None]
         response = pb.StreamReconstructResponse(
             served_by=fields.served_by(self._model),

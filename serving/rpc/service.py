@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import numpy as np
+
 from serving import codec, latents
 from serving.batching import tasks
 from serving.batching.runner import Outputs
@@ -14,7 +16,7 @@ from serving.models.inference import Model
 from serving.models.repository import Repository
 from serving.models.sources import Points, Posterior, Prior
 from serving.pb import vae_pb2 as pb
-from serving.rpc import fields
+from serving.rpc import fields, finite
 from serving.rpc.methods import INFER
 from serving.rpc.reconstructing import ReconstructStream
 from serving.runtime.engine import Engine
@@ -97,11 +99,14 @@ class VaeService:
         x, outside = await fields.read_rows(request.x, model, "x")
         draw = fields.posterior_draw(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, caller)
+        z = None if draw is None else Posterior(mean, log_var, draw).latents()
+        if (bad := finite.bad_row(mean, log_var, z)) is not None:
+            raise await finite.cause(bad, "x", model.encode(x[bad : bad + 1], caller))
         response = pb.EncodeResponse(served_by=fields.served_by(model))
         codec.write_tensor(mean, response.mean)
         codec.write_tensor(log_var, response.log_var)
-        if draw is not None:
-            codec.write_tensor(Posterior(mean, log_var, draw).latents(), response.z)
+        if draw is not None and z is not None:
+            codec.write_tensor(z, response.z)
             response.seed = draw.seed
         if outside is not None:
             response.values_outside_range.extend(outside)
@@ -117,6 +122,9 @@ class VaeService:
         if wants_params and png:
             raise InvalidInput("format", "parameters are no image", "Ask for FORMAT_RAW")
         x, params, _ = await model.decode(Points(z), caller, params=wants_params)
+        if (bad := finite.bad_row(params if wants_params else x)) is not None:
+            row = Points(z[bad : bad + 1])
+            raise await finite.cause(bad, "z", model.decode(row, caller, params=wants_params))
         response = pb.DecodeResponse(served_by=fields.served_by(model))
         if wants_params:
             codec.write_tensor(params, response.params)
@@ -135,6 +143,8 @@ class VaeService:
         png = codec.read_format(request.format, model.manifest.x)
         source = fields.prior(request, request.count)
         x, _, z = await model.decode(source, caller)
+        if finite.bad_row(x) is not None:
+            raise finite.not_from_the_request()
         response = pb.SampleResponse(
             served_by=fields.served_by(model), seed=source.draw.seed, offset=request.offset
         )
@@ -166,6 +176,8 @@ class VaeService:
         for start in range(chunk, request.count + chunk, chunk):
             part, reply = ahead
             x, _, z = await reply
+            if finite.bad_row(x) is not None:
+                raise finite.not_from_the_request()
             if start < request.count:
                 ahead = begin(start)
             response = pb.StreamSamplesResponse(
@@ -184,6 +196,10 @@ class VaeService:
         x, outside = await fields.read_rows(request.x, model, "x")
         draw = fields.posterior_draw(request, len(x)) if request.draw else None
         made = await model.reconstruct(x, draw, request.scores, caller)
+        if (bad := finite.bad_row(*made)) is not None:
+            part = None if draw is None else draw.part(bad, bad + 1)
+            row = model.reconstruct(x[bad : bad + 1], part, request.scores, caller)
+            raise await finite.cause(bad, "x", row)
         response = pb.ReconstructResponse(
             served_by=fields.served_by(model), seed=draw.seed if draw else 0
         )
@@ -236,6 +252,18 @@ class VaeService:
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         way = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
         x, _, _ = await model.decode(Points(way), caller)
+        if (bad := finite.bad_row(way, x)) is not None:
+            points = (("start", request.start, start), ("end", request.end, end))
+            given = [
+                (float(np.abs(z).max()), name)
+                for name, point, z in points
+                if point.WhichOneof("point") != "sample"
+            ]
+            if not given:
+                raise finite.not_from_the_request()
+            _, farthest = max(given)
+            step = model.decode(Points(way[bad : bad + 1]), caller)
+            raise await finite.cause(bad, farthest, step, "step")
         response = pb.InterpolateResponse(served_by=fields.served_by(model))
         await fields.write_rows(x, png, response)
         if request.return_z:
@@ -253,6 +281,9 @@ class VaeService:
             raise InvalidInput("draws", f"{draws} is more than {most} for {len(x)} rows")
         draw = fields.posterior_draw(request, len(x))
         scores = await model.score(x, draws, draw, caller)
+        if (bad := finite.bad_row(*scores)) is not None:
+            row = model.score(x[bad : bad + 1], draws, draw.part(bad, bad + 1), caller)
+            raise await finite.cause(bad, "x", row)
         return pb.ScoreResponse(
             served_by=fields.served_by(model),
             elbo=scores.elbo,
@@ -276,6 +307,8 @@ async def _end_point(
         x, counts = await fields.read_rows(point.x, model, f"{field}.x", most=1)
         outside = 0 if counts is None else int(counts[0])
         z, _ = await model.encode(x, caller)
+        if finite.bad_row(z) is not None:
+            raise await finite.cause(0, f"{field}.x", model.encode(x, caller))
     elif kind == "z":
         z = codec.read_latents(point.z, model.manifest.latent_size, 1, f"{field}.z")
     elif kind == "sample":

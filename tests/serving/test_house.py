@@ -31,7 +31,7 @@ ROOMS = {
         *("sources", "scoring", "batches", "loading", "inference"),
         *("shelf", "refusals", "repository", "watcher", "vitals"),
     ],
-    "rpc": ["methods", "fields", "reconstructing", "service"],
+    "rpc": ["methods", "finite", "fields", "reconstructing", "service"],
     "transport": [
         *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
         *("messages", "ledger", "door", "wire"),
