@@ -249,6 +249,24 @@ def versions(folder: Path) -> list[int]:
     )
 
 
+def root_above(folder: Path) -> Path | None:
+    """The root that was probably meant, where `folder` is that of one version or of one model.
+
+    None: it can be a root, as far as it can be read.
+    """
+    try:
+        if (folder / MANIFEST).is_file():
+            return Path(os.path.normpath(folder / "../.."))
+        if any(versions(entry) for entry in folder.iterdir()):
+            return None
+        inside = [folder / str(version) for version in versions(folder)]
+        if any((version / MANIFEST).is_file() for version in inside):
+            return Path(os.path.normpath(folder / ".."))
+    except OSError:
+        pass
+    return None
+
+
 def _are_quantiles(scores: Any) -> bool:
     """Whether Manifest.training_scores may be this."""
     if scores == {}:

@@ -52,6 +52,11 @@ def export(
             f"--name {name!r}: use 1 to 64 lower-case letters, digits, '.', '_' or '-', beginning "
             "and ending with a letter or a digit."
         )
+    root = bundle.root_above(bundles)
+    if root is not None:
+        raise TrainingError(
+            f"--bundles {bundles} is the folder of one model or version. Did you mean {root}?"
+        )
     saved = checkpoint.load(path)
     dataset = _dataset(saved, source)
     model = saved.model()

@@ -41,19 +41,11 @@ def check_root(root: Path) -> None:
             f"The bundles' folder {root} does not exist. Export a model into it "
             "(python -m training export --bundles ...), or name another with --bundles."
         )
-    if any(bundle.versions(folder) for folder in models(root)):
-        return
-    of_one = (root / str(version) for version in bundle.versions(root))
-    if (root / bundle.MANIFEST).is_file():
-        what, above = "one version", "../.."
-    elif any((folder / bundle.MANIFEST).is_file() for folder in of_one):
-        what, above = "one model", ".."
-    else:
-        return
-    meant = os.path.normpath(root / above)
-    raise ConfigError(
-        f"--bundles {root} is the folder of {what}, not of all models. Did you mean {meant}?"
-    )
+    meant = bundle.root_above(root)
+    if meant is not None:
+        raise ConfigError(
+            f"--bundles {root} is the folder of one model or version. Did you mean {meant}?"
+        )
 
 
 def fingerprint(path: Path) -> Fingerprint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
         for name in settings.unknown_variables():
             log.warning("%s is set and is no setting of serve.", name)
         shelf.check_root(Path(chosen.bundles))
+        # Workers count otherwise; and where this folder is missing, prometheus-client would fail.
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
         workers = chosen.workers or provider.best_workers(chosen.provider)
         chosen = dataclasses.replace(chosen, workers=workers)
         return _serve_many(chosen) if workers > 1 else _serve_alone(chosen)

@@ -122,7 +122,7 @@ def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, w
                 *("--bundles", str(toy_bundles), "--default-model", "other")
             ],
             f"Did you mean {toy_bundles}?": ["--bundles", str(toy_bundles / "toy")],
-            f"of one version, not of all models. Did you mean {toy_bundles}?": [
+            f"of one model or version. Did you mean {toy_bundles}?": [
                 *("--bundles", str(toy_bundles / "toy" / "1"))
             ],
             "choose from": ["--bundles", str(toy_bundles), "--provider", "tpu"],

@@ -131,16 +131,24 @@ def test_a_server_keeps_nothing_in_temporary_folders(serve, toy_bundles, tmp_pat
     for place in places.values():
         place.mkdir()
     environment = {"HOME": str(places["home"]), "TMPDIR": str(places["temporary"])}
+    environment["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "nowhere")  # another program's
     process = serve("--bundles", str(toy_bundles), "--workers", "2", **environment)
     process.answer()
+    for place in places.values():  # as whoever cleans does
+        assert not list(place.iterdir())
+        place.rmdir()
+    os.kill(worker_pids(process)[0], signal.SIGKILL)
+    process.wait_for("Worker . died: SIGKILL")
+    while process.value("latentd_workers") < 2:
+        process.answer()
     assert process.value("latentd_requests_total", method="Sample") >= 1
-    kept = [path for place in places.values() for path in place.rglob("*")]
-    for pid in (process.pid, *worker_pids(process)):
+    kept: list[object] = []
+    for pid in (process.pid, *worker_pids(process)[1:]):
         opened = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
         kept += [path for path in opened if str(tmp_path) in path]
     process.signal(signal.SIGKILL)
     process.exit_status()
-    kept += [path for place in places.values() for path in place.rglob("*")]
+    kept += tmp_path.iterdir()
     assert not kept
 
 

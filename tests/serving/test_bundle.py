@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -22,6 +23,16 @@ def test_versions_are_numbered_and_load_checks_them(publish_toy, tmp_path):
     loaded = bundle.load(tmp_path / "toy" / "2")
     assert loaded.manifest.version == 2
     assert set(loaded.files) == set(bundle.FILES)
+
+
+def test_a_folder_that_is_no_root_is_known_with_the_root_above_it(publish_toy, tmp_path):
+    root = tmp_path / "models"
+    version = publish_toy(root)
+    assert bundle.root_above(version) == bundle.root_above(version.parent) == root
+    assert bundle.root_above(root) is None
+    assert bundle.root_above(tmp_path / "nowhere") is None
+    shutil.copytree(version, root / "1")  # a version in the wrong place hides no model
+    assert bundle.root_above(root) is None
 
 
 def test_publishers_at_once_each_get_a_version_of_their_own(publish_toy, tmp_path):

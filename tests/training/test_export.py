@@ -131,6 +131,7 @@ def test_pictures_go_all_the_way(cli: Cli, picture_folder: Path, tmp_path: Path)
         (["--data", "npz:nowhere.npy"], "nowhere.npy does not exist"),
         (["--data", "npz:{vectors}"], "this checkpoint was trained on uint8 (8, 8)"),
         (["--bundles", "{file}"], "cannot be written"),
+        (["--bundles", "{root}/m"], "of one model or version. Did you mean {root}?"),
     ],
 )
 def test_bad_export_flags_are_refused(
@@ -139,14 +140,17 @@ def test_bad_export_flags_are_refused(
     vectors, file = tmp_path / "vectors.npy", tmp_path / "file"
     np.save(vectors, np.full((50, 5), 200, np.uint8))
     file.touch()
-    flags = [flag.format(vectors=vectors, file=file) for flag in flags]
+    root = tmp_path / "models"
+    (root / "m" / "1").mkdir(parents=True)
+    (root / "m" / "1" / "manifest.json").touch()
+    flags = [flag.format(vectors=vectors, file=file, root=root) for flag in flags]
     before = sorted(tmp_path.rglob("*"))
     status, _, err = cli(
         *("export", "--checkpoint", digits, "--bundles", tmp_path / "bundles", "--name", "m"),
         *flags,
     )
     assert status == 2
-    assert words in err
+    assert words.format(root=root) in err
     assert err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 
