@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
 
+from serving.bundle import XSpec
 from serving.errors import BadData, ConfigError
 from serving.readers import files, kinds, sources
 from serving.readers.arrays import ArrayFile
@@ -32,6 +34,42 @@ def touch(folder: Path, *names: str) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"some bytes")
     return folder
+
+
+def test_both_halves_take_the_same_pictures(tmp_path: Path) -> None:
+    from training import folder
+
+    assert set(kinds.PICTURES) == set(folder.SUFFIXES)
+    root = touch(tmp_path, "a.PNG", "sub/b.gif", "c.pgm", "d.heic", "._a.png", ".hidden/e.png")
+    (root / "sub" / "up").symlink_to(root)
+    [source], counts = look(root)
+    found = folder.find(root)
+    assert list(source.names) == [str(path.relative_to(root)) for path in found.paths]
+    assert sum(counts.left_out.values()) == sum(found.left_out.values())
+
+
+def test_both_halves_convert_pictures_by_the_same_rule(tmp_path: Path) -> None:
+    from training.pictures import read_pictures
+
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = {
+        "cmyk.tif": Image.fromarray(pixels, "CMYK"),
+        "grey.png": Image.fromarray(pixels[..., 0]),
+        "palette.gif": Image.fromarray(pixels[..., :3]).quantize(16),
+        "rgb.bmp": Image.fromarray(pixels[..., :3]),
+        "rgba.webp": Image.fromarray(pixels),
+        "turned.jpg": Image.fromarray(pixels[..., :3]),
+        "wide.png": Image.fromarray(pixels[..., 0].astype(np.uint16) * 257 + 100),
+    }
+    for name, image in made.items():
+        image.save(tmp_path / name, exif=exif if name == "turned.jpg" else b"")
+    trained = read_pictures(tmp_path, "4x5").pixels
+    x = XSpec("image", (4, 5, 3), "uint8", (0, 255))
+    [source], _ = look(tmp_path)
+    with closing(sources.open_source(source, x, "bernoulli", resize=True)) as reader:
+        np.testing.assert_array_equal(reader.read(0, len(made)).x, trained)
 
 
 @pytest.mark.parametrize(
