@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 import secrets
+from pathlib import Path
+from typing import Final
 
 from serving import codec, latents
 from serving.batching.tasks import Caller, offload
@@ -24,6 +27,7 @@ WithRows = (
 )
 """The responses that hold rows x."""
 
+_ABSOLUTE: Final = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
 _END = 2**63  # rows are numbered below this
 _HOTTEST = 10.0  # temperature
 
@@ -68,6 +72,14 @@ def need_scope(caller: Caller, scope: str, field: str, content: str) -> None:
     if caller.scopes is not None and scope not in caller.scopes:
         has = ", ".join(sorted(caller.scopes))
         raise NotAllowed(f"{field}: {content} needs the scope {scope} too; this token has {has}.")
+
+
+def without_folders(reason: str, root: Path) -> str:
+    """A reason for callers: paths below the bundles' root are shown relative to it, and of all
+    other absolute paths only the last part. Where things lie is the operator's business."""
+    for folder in {str(root), str(root.absolute()), str(root.resolve())}:
+        reason = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", reason)
+    return _ABSOLUTE.sub(r"\1", reason)
 
 
 def served_by(model: Model) -> pb.ModelVersion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
 
@@ -72,7 +73,7 @@ class VaeService:
     async def list_models(
         self, request: pb.ListModelsRequest, caller: Caller
     ) -> pb.ListModelsResponse:
-        repository = self._repository
+        repository, root = self._repository, Path(self._settings.bundles)
         models = repository.models()
         newest = {model.manifest.model: model for model in models}  # the last of each
         ready = [
@@ -88,7 +89,7 @@ class VaeService:
             pb.ListedModel(
                 version=pb.ModelVersion(model=entry.model, version=entry.version),
                 state=pb.MODEL_STATE_FAILED,
-                reason=entry.reason,
+                reason=fields.without_folders(entry.reason, root),
             )
             for entry in repository.refused()
         ]
