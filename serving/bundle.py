@@ -14,12 +14,15 @@ only, so that both halves, and any script, can read and write bundles.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +38,8 @@ ENCODER: Final = "encoder.onnx"
 DECODER: Final = "decoder.onnx"
 GOLDEN: Final = "golden.npz"
 FILES: Final = (ENCODER, DECODER, GOLDEN)
+MOST_MANIFEST_BYTES: Final = 16 << 20
+"""Of manifest.json, which holds words and numbers for people besides what is checked."""
 
 MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
@@ -209,12 +214,13 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
         raise
 
 
-def load(path: Path) -> Bundle:
+def load(path: Path, most_bytes: int = sys.maxsize) -> Bundle:
     """Read and verify the bundle in `path`, a folder <root>/<model>/<version>.
 
-    Raises BundleError with reason missing, checksum or format.
+    most_bytes: of all files but the manifest together; checked before any of them is read. Raises
+    BundleError with reason missing, checksum, format or memory.
     """
-    data = _read(path, MANIFEST)
+    data = _read(path, MANIFEST, MOST_MANIFEST_BYTES)
     manifest = Manifest.from_json(data)
     if (manifest.model, str(manifest.version)) != (path.parent.name, path.name):
         raise BundleError(
@@ -225,9 +231,17 @@ def load(path: Path) -> Bundle:
     extra = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *FILES})
     if extra:
         raise BundleError("format", f"{path} holds files no bundle has: {', '.join(extra)}.")
+    sizes: dict[str, Any] = {name: e.get("bytes") for name, e in manifest.files.items()}
+    if not all(type(size) is int and size >= 0 for size in sizes.values()):
+        raise BundleError("format", f"{MANIFEST}: files does not say how many bytes each has.")
+    total = sum(int(size) for size in sizes.values())
+    if total > most_bytes:
+        raise BundleError(
+            "memory", f"Its files hold {total >> 20} MiB, and {most_bytes >> 20} MiB may be loaded."
+        )
     files = {}
     for name, entry in manifest.files.items():
-        content = _read(path, name)
+        content = _read(path, name, sizes[name])
         if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
             raise BundleError(
                 "checksum",
@@ -283,12 +297,36 @@ def _are_quantiles(scores: Any) -> bool:
     )
 
 
-def _read(folder: Path, name: str) -> bytes:
+def read_plain(path: Path, most_bytes: int, *, link: bool = False) -> bytes:
+    """The bytes of a plain file, read in one go and never waited for: no pipe, no device.
+
+    link: follow a symbolic link. Raises OSError, also for what is no plain file or is larger than
+    `most_bytes`, which is found out before anything is read.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if link else os.O_NOFOLLOW)
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", path.name)
+        if status.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes; at most {most_bytes:,} are read")
+        data = file.read(status.st_size + 1)
+    if len(data) != status.st_size:
+        raise OSError(errno.EAGAIN, "it changed while it was read", path.name)
+    return data
+
+
+def _read(folder: Path, name: str, most_bytes: int) -> bytes:
     path = folder / name
-    # A link could be changed behind the checksum's back, or point out of the bundle.
-    if path.is_symlink() or not path.is_file():
-        raise BundleError("missing", f"{path} is missing or not a plain file.")
-    return path.read_bytes()
+    try:
+        # A link could be changed behind the checksum's back, or point out of the bundle.
+        return read_plain(path, most_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL):
+            raise BundleError("missing", f"{path} is missing or not a plain file.") from None
+        if error.errno in (errno.EFBIG, errno.EAGAIN):
+            raise BundleError("checksum", f"{path} cannot be used: {error.strerror}.") from None
+        raise
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -90,7 +90,7 @@ class BundleError(LatentdError):
     """A bundle is missing a file, altered, or not of a format this code reads.
 
     reason: one word for the metric label (missing, checksum, format, external, signature,
-        golden, engine, pin).
+        golden, engine, pin; of a load: timeout, memory, crash).
     """
 
     def __init__(self, reason: str, what: str) -> None:

@@ -113,6 +113,11 @@ class Metrics:
             "result",
             "reason",
         )
+        self.loading = gauge(
+            "loading_versions",
+            "Versions that are being tried or loaded now.",
+            together="sum",
+        )
         self.loaded_at = gauge(
             "model_loaded_timestamp_seconds", "When the version was loaded.", "model", "version"
         )

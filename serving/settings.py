@@ -44,6 +44,26 @@ class Settings:
         "", "Versions to serve as the newest: model=version, with commas between several."
     )
 
+    load_trial: bool = _setting(
+        True,
+        "Try a new version in a process of its own first, which is given up when it takes too long "
+        "or too much memory. false: load it where it serves, without these limits.",
+    )
+    load_timeout_seconds: float = _setting(
+        300.0, "Longest that the trial of a version may take; then it is refused. 0: no limit."
+    )
+    load_memory_mib: int = _setting(
+        0,
+        "Most memory, in MiB, that the trial of a version may take, its files included. 0: four "
+        "fifths of what the machine or the control group has available.",
+    )
+    state: str = _setting(
+        "",
+        "Folder that notes which versions are being loaded: one whose load ended the server is "
+        "tried last after a restart. Empty: $STATE_DIRECTORY, else latentd in $XDG_STATE_HOME or "
+        "~/.local/state, else in the temporary folder.",
+    )
+
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 or :: for every interface.")
     port: int = _setting(
         50051, "Port for gRPC. 0: any free one, named in the log.", most=_HIGHEST_PORT

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import io
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +30,10 @@ from serving.runtime.provider import CPU, CUDA
 # Nets as small as the tests' gain nothing by more threads, which on a machine with other work wait
 # for one another: trainings crawl. Said before torch is imported, and to all that the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Servers leave notes on what they load: not where those of this machine's user are.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="latentd-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 # Whoever runs the tests in the background ignores SIGINT, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -194,6 +201,7 @@ class RunningServer:
     def look(self) -> None:
         """Have it look for new versions now, as its watcher would after a while."""
         self.server.repository.look()
+        self.server.repository.settle()
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample's value as a scrape would give it now; 0 where there is none yet."""
@@ -215,6 +223,8 @@ def server_starter() -> Iterator[StartServer]:
 
         def start(bundles: Path, **chosen: object) -> RunningServer:
             flags = {"bundles": bundles, "port": 0, "metrics_port": 0, "provider": PROVIDER}
+            # A trial takes half a second; tests/e2e has them, and those of versions that need one.
+            flags["load_trial"] = "false"
             texts = {name: str(value) for name, value in (flags | chosen).items()}
             server = RunningServer(settings.read(texts, environment={}))
             running.callback(server.stop)

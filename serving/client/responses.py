@@ -79,6 +79,7 @@ def listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:
             model.reason,
             model.newest,
             model.default,
+            model.loading_since,
         )
         for model in message.models
     ]

@@ -72,13 +72,14 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ListedModel:
-    """One version the server found; state "ready", or "failed" for the reason given."""
+    """One version the server found; state "ready", "failed" for the reason given, or "loading"."""
 
     version: ModelVersion
     state: str
     reason: str
     newest: bool
     default: bool
+    loading_since: str = ""  # UTC, ISO 8601
 
 
 @dataclass(frozen=True, repr=False)

@@ -45,7 +45,8 @@ def models(args: argparse.Namespace) -> int:
         return 0
     for entry in listed:
         marks = [mark for mark in ("default", "newest") if getattr(entry, mark)]
-        print("  ".join([str(entry.version), entry.state, *marks, entry.reason]).rstrip())
+        since = entry.loading_since and f"since {entry.loading_since}"
+        print("  ".join([str(entry.version), entry.state, *marks, entry.reason or since]).rstrip())
     if not listed:
         print("No models.")
     return 0

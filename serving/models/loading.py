@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -43,6 +43,37 @@ _SAME_SIZE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How a graph is run and what that costs: all that another process needs to run it so."""
+
+    file_bytes: int
+    threads: int
+    costs: list[Cost]
+    batch_rows: int  # the most rows that one batch should hold
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Of both graphs of a bundle."""
+
+    encoder: Measured
+    decoder: Measured
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` takes it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Measurements:
+        """What `to_json` gave. Raises KeyError, TypeError for anything else."""
+
+        def measured(one: Mapping[str, Any]) -> Measured:
+            return Measured(**{**one, "costs": [Cost(**cost) for cost in one["costs"]]})
+
+        return cls(measured(raw["encoder"]), measured(raw["decoder"]))
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """A graph, what it has to give, how it is run and what that costs."""
 
@@ -58,6 +89,11 @@ class Tuned:
         run; the largest difference. Raises BundleError(golden)."""
         return self.golden.check(self.graph, self.batch_rows)
 
+    @property
+    def measured(self) -> Measured:
+        """Without the graph."""
+        return Measured(self.file_bytes, self.threads, self.costs, self.batch_rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -69,14 +105,30 @@ class Prepared:
     decoder: Tuned
     golden_difference: float  # the largest between the golden outputs and this machine's
 
+    @property
+    def measurements(self) -> Measurements:
+        """Without the graphs."""
+        return Measurements(self.encoder.measured, self.decoder.measured)
+
+    def close(self) -> None:
+        """Give the memory of both graphs back; no run may follow."""
+        self.encoder.graph.close()
+        self.decoder.graph.close()
+
 
 def prepare(
-    bundle: Bundle, engine: Engine, settings: Settings, before: Prepared | None = None
+    bundle: Bundle,
+    engine: Engine,
+    settings: Settings,
+    before: Measurements | None = None,
+    tried: Measurements | None = None,
 ) -> Prepared:
     """Load both graphs, measure what they cost and run them on the golden vectors; blocks.
 
-    before: another version of the model that serves now. Its costs are taken over where they hold,
-    and where they do not, measuring goes gently. Raises BundleError.
+    before: of another version of the model, which serves now. Its costs are taken over where they
+    hold, and where they do not, measuring goes gently.
+    tried: of these very graphs, from another process of this server: nothing is measured again.
+    Raises BundleError.
     """
     rest = REST if before else 0.0
     m = bundle.manifest
@@ -91,19 +143,31 @@ def prepare(
         return decode_batch(graph, m.latent_size, whole(decoding, rows))
 
     def tuned(
-        file: str, signature: Signature, golden: Golden, run: RunRows, known: Tuned | None
+        file: str,
+        signature: Signature,
+        golden: Golden,
+        run: RunRows,
+        known: Measured | None,
+        exact: Measured | None,
     ) -> Tuned:
         def load(threads: int) -> Graph:
             with tuning.resting(rest):
                 return engine.load(bundle.files[file], signature, threads)
 
+        def as_in(measured: Measured, graph: Graph) -> Tuned:
+            threads, costs, rows = measured.threads, measured.costs, measured.batch_rows
+            return Tuned(graph, golden, file_bytes, threads, costs, rows)
+
         file_bytes = len(bundle.files[file])
+        if exact:
+            with _closed_on_failure(load(exact.threads)) as graph, tuning.resting(rest):
+                run(graph, exact.batch_rows)
+            return as_in(exact, graph)
         if known and abs(known.file_bytes - file_bytes) <= _SAME_SIZE * file_bytes:
             with _closed_on_failure(load(known.threads)) as graph:
                 again = functools.partial(run, graph)
                 if tuning.still_holds(again, known.costs, known.batch_rows, REST):
-                    new = {"graph": graph, "golden": golden, "file_bytes": file_bytes}
-                    return dataclasses.replace(known, **new)  # type: ignore[arg-type]
+                    return as_in(known, graph)
             graph.close()
         row_bytes = m.x.nbytes + m.latent_size * 4
         if not engine.on_cpu:  # there a batch has room for all that its graph gives
@@ -111,11 +175,11 @@ def prepare(
         return _measured(load, golden, file_bytes, run, row_bytes, settings, rest)
 
     try:
-        known = before.encoder if before else None
-        encoder = tuned(ENCODER, takes_x, of_encoder, encode, known)
+        known, exact = (one.encoder if one else None for one in (before, tried))
+        encoder = tuned(ENCODER, takes_x, of_encoder, encode, known, exact)
         with _closed_on_failure(encoder.graph):
-            known = before.decoder if before else None
-            decoder = tuned(DECODER, takes_z, of_decoder, decode, known)
+            known, exact = (one.decoder if one else None for one in (before, tried))
+            decoder = tuned(DECODER, takes_z, of_decoder, decode, known, exact)
     except (BundleError, ConfigError):
         raise
     except Exception as error:  # the runtime has no common base for what it raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from serving.errors import BundleError
+from serving.errors import LatentdError
 from serving.metrics import Metrics
 from serving.models.shelf import Fingerprint
 
@@ -23,7 +23,7 @@ class Refused:
 
 
 class Refusals:
-    """The refusals that stand. One thread looks and writes; any may read `standing`."""
+    """The refusals that stand. One thread at a time writes; any may read `standing`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -35,10 +35,12 @@ class Refusals:
         standing = self._standing
         return [standing[key] for key in sorted(standing)]
 
-    def stands(self, model: str, version: int, content: Fingerprint) -> bool:
-        """Whether this very content was refused before."""
+    def stands(
+        self, model: str, version: int, content: Fingerprint, also_changed: bool = False
+    ) -> bool:
+        """Whether this very content was refused before, or with `also_changed` any."""
         refused = self._standing.get((model, version))
-        if refused is None or refused.content != content:
+        if refused is None or not (also_changed or refused.content == content):
             return False
         self._met.add((model, version))
         return True
@@ -46,7 +48,7 @@ class Refusals:
     def add(self, model: str, version: int, error: Exception, content: Fingerprint = ()) -> None:
         """Refuse; in the log and the metric only if it was not refused for this before."""
         key = (model, version)
-        known = isinstance(error, BundleError)
+        known = isinstance(error, LatentdError)
         reason = str(error) if known else f"It cannot be read ({error!r})."
         self._met.add(key)
         before = self._standing.get(key)

@@ -1,9 +1,13 @@
 """Which models are served: found under a root, verified, opened, looked up by name, and let go of.
 
-`look` brings what is served in line with what lies under the root. A version is opened wholly
-before it is looked up by anybody; one that is no longer wanted is looked up no more, finishes the
-calls that hold it and is closed. A bundle that cannot be served is refused with its reason and
-changes nothing: whatever served before it serves on.
+`look` brings what is served in line with what lies under the root. It loads nothing itself: each
+version is loaded in a thread of its own, tried first in another process, and looked up only when it
+is wholly open. One that is no longer wanted is looked up no more, finishes the calls that hold it
+and is closed. A bundle that cannot be served is refused with its reason and changes nothing:
+whatever served before it serves on.
+
+One version is loaded at a time, the newest first, so that what is measured is not each other. But
+one that is slow to load does not keep others waiting for longer than SLOW_SECONDS.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ from serving import bundle
 from serving.batching.tasks import Caller
 from serving.errors import BundleError, ConfigError, ModelNotFound
 from serving.metrics import Metrics
-from serving.models import shelf
+from serving.models import attempts, shelf
 from serving.models.inference import Model
-from serving.models.loading import Prepared, prepare
+from serving.models.loads import Cancelled, Load, Loads
+from serving.models.opening import Opener
 from serving.models.refusals import Refusals, Refused
 from serving.models.shelf import Fingerprint
 from serving.runtime.engine import Engine
@@ -29,13 +34,19 @@ from serving.settings import Settings
 log = logging.getLogger(__name__)
 
 _LAST_CALLS_SECONDS: Final = 5.0
-"""How long `close` waits for calls on retired versions. The listener has ended them all before."""
+"""How long `close` waits for calls on retired versions, and for the end of loads. The listener has
+ended all calls before."""
 
 
 class Repository:
-    """The models of one server. Looked up in any thread; changed by `look` alone."""
+    """The models of one server. Looked up in any thread; changed while `_changed` is held.
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+    verdicts: a folder that the workers of one server share; None: this is its only process.
+    """
+
+    def __init__(
+        self, settings: Settings, engine: Engine, metrics: Metrics, verdicts: Path | None = None
+    ) -> None:
         """Raises ConfigError for pins that cannot be read."""
         self._settings, self._engine, self._metrics = settings, engine, metrics
         self._root = Path(settings.bundles)
@@ -45,18 +56,30 @@ class Repository:
         self._listed: list[Model] = []
         self._refusals = Refusals(metrics)
         self._contents: dict[tuple[str, int], Fingerprint] = {}  # of what is served
-        self._looking = threading.Lock()
+        self._changed = threading.Condition(threading.RLock())
+        self._opener = Opener(settings, engine, metrics, verdicts)
+        self._loads = Loads(self._load, self._on_slow, metrics)
+        self._waiting = False  # versions were found that are to be loaded after others
+        self._last: set[str] = set()  # models of which a version waits until the server serves
+        self._started = False
+        self._failure: ConfigError | None = None
         self._closing = False
         self._draining: list[threading.Thread] = []
-        self.loads = 0  # begun and ended, each counted: odd while a version is loaded
         self.default = settings.default_model
+
+    @property
+    def loads(self) -> int:
+        """Begun and ended in this process, each counted: odd while a version is loaded."""
+        return self._opener.loads
 
     async def load(self) -> None:
         """The first look. Raises ConfigError when nothing can be served."""
         shelf.check_root(self._root)
-        # Hashing, loading and measuring block: the event loop must go on answering health.
-        await asyncio.to_thread(self.look)
-        if not self._models:
+        # Looking, hashing and loading block: the event loop must go on answering health.
+        await asyncio.to_thread(self._load_first)
+        if self._failure is not None:
+            raise self._failure
+        if not self._models and not self._closing:
             refused = "".join(
                 f"\n  {r.model} version {r.version}: {r.reason}" for r in self.refused()
             )
@@ -74,23 +97,17 @@ class Repository:
             self.default = next(iter(self._models))
 
     def look(self) -> None:
-        """Serve what lies under the root now; blocks, for a thread that serves nobody."""
-        with self._looking:
-            if self._closing:
-                return
-            try:
-                folders = shelf.models(self._root)
-                found = [folder for folder in folders if bundle.versions(folder)]
-            except OSError as error:
-                self._refusals.add("", 0, error)
-                return
-            for folder in found:
-                self._look_at(folder)
-            if found:  # nothing at all is what a lost volume looks like
-                for name in set(self._models) - {folder.name for folder in folders}:
-                    self._retire(name, list(self._models[name]))
-            self._refusals.sweep()
-            self._metrics.looked_at.set_to_current_time()
+        """See what lies under the root now: begin to load what is new, serve no more what is gone.
+        Waits for no load."""
+        with self._changed:
+            self._look(regular=True)
+
+    def settle(self) -> None:
+        """Block until nothing is being loaded, or the repository closes."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closing or not (self._loads.standing() or self._waiting)
+            )
 
     def find(self, name: str, version: int, caller: Caller) -> Model:
         """The model that answers, held until the caller's call has ended; "" and 0 are the
@@ -112,14 +129,24 @@ class Repository:
         """What was found and is not served, by name and version."""
         return self._refusals.standing()
 
+    def loading(self) -> list[Load]:
+        """What is being tried or loaded, by name and version."""
+        return self._loads.standing()
+
     async def close(self) -> None:
-        """Finish what waits everywhere."""
-        self._closing = True
-        await asyncio.to_thread(self._looking.acquire)  # once the look under way has ended
-        self._looking.release()
+        """Finish what waits everywhere; give up what is being loaded."""
+        await asyncio.to_thread(self._stop_looking)
+        await asyncio.to_thread(self._loads.join, _LAST_CALLS_SECONDS)
         for thread in self._draining:
             await asyncio.to_thread(thread.join, _LAST_CALLS_SECONDS)
         await asyncio.gather(*(asyncio.to_thread(model.close) for model in self.models()))
+
+    def _stop_looking(self) -> None:
+        with self._changed:
+            self._closing = True
+            for load in self._loads.standing():
+                load.wanted = False
+            self._changed.notify_all()
 
     # For those who look up.
 
@@ -145,7 +172,49 @@ class Repository:
 
     # For `look`.
 
-    def _look_at(self, folder: Path) -> None:
+    def _load_first(self) -> None:
+        """Look, and block until the server can begin to serve: each model has a version that does,
+        or none that could; those that ended the server before are tried only after that."""
+        with self._changed:
+            self._look(regular=True)
+            self._changed.wait_for(self._is_settled)
+            self._started = True
+            if self._last:
+                self._look(regular=False)
+            if not self._models:  # there are only such as ended the server before
+                self._changed.wait_for(self._is_settled)
+
+    def _is_settled(self) -> bool:
+        loading = {load.model for load in self._loads.standing()}
+        return (
+            self._closing
+            or self._failure is not None
+            or not (self._loads.busy() or self._waiting or loading - set(self._models))
+        )
+
+    def _look(self, regular: bool) -> None:
+        """regular: also load again what was refused and has changed since."""
+        if self._closing:
+            return
+        self._waiting, self._last = False, set()
+        try:
+            folders = shelf.models(self._root)
+            found = [folder for folder in folders if bundle.versions(folder)]
+        except OSError as error:
+            self._refusals.add("", 0, error)
+            return
+        for folder in found:
+            self._look_at(folder, regular)
+        if found:  # nothing at all is what a lost volume looks like
+            for name in set(self._models) - {folder.name for folder in folders}:
+                self._retire(name, list(self._models[name]))
+            for load in self._loads.standing():
+                load.wanted &= load.path.parent in found
+        self._refusals.sweep()
+        self._metrics.looked_at.set_to_current_time()
+        self._changed.notify_all()
+
+    def _look_at(self, folder: Path, regular: bool) -> None:
         """Serve the newest versions of one model that can be served, up to its pin."""
         name = folder.name
         try:
@@ -154,13 +223,16 @@ class Repository:
             self._refusals.add(name, 0, error)
             return
         wanted: list[int] = []
+        seen: list[int] = []
         for version in reversed(versions):
-            if len(wanted) == self._settings.keep_versions or self._closing:
+            if len(wanted) == self._settings.keep_versions:
                 break
-            self._open(folder / str(version), version)
+            seen.append(version)
+            self._begin(folder / str(version), version, regular)
             if version in self._models.get(name, {}):
                 wanted.append(version)
-        if wanted and not self._closing:  # a model that is still there is never left with nothing
+        self._loads.keep(name, seen)
+        if wanted:  # a model that is still there is never left with nothing
             self._retire(name, [v for v in self._models[name] if v not in wanted])
 
     def _up_to_the_pin(self, folder: Path) -> list[int]:
@@ -173,57 +245,73 @@ class Repository:
             self._refusals.add(folder.name, pin.version, missing)
         return [version for version in versions if version <= pin.version]
 
-    def _open(self, path: Path, version: int) -> None:
-        """Serve the version in `path`, if it is not served yet and not refused as it lies there."""
+    def _begin(self, path: Path, version: int, regular: bool) -> None:
+        """Load the version in `path`, if it is not served yet and not refused as it lies there."""
         name = path.parent.name
         # Taken before anything is read: what changes meanwhile is seen the next time.
         content = shelf.fingerprint(path)
-        if self._refusals.stands(name, version, content):
+        if self._refusals.stands(name, version, content, also_changed=not regular):
             return
-        served = self._models.get(name, {}).get(version)
-        if served is not None and self._contents[name, version] == content:
+        if version in self._models.get(name, {}) and self._contents[name, version] == content:
             return
-        try:
-            checked = bundle.load(path)
-            if served is None or served.digest != checked.digest:
-                self._serve(checked)
-        except ConfigError:
-            raise  # of the server, not of the bundle
-        except Exception as error:  # whatever a bundle makes of us, it refuses that bundle only
-            self._refusals.add(name, version, error, content)
+        load = self._loads.find(name, version)
+        if load is not None:
+            load.wanted &= load.content == content or not regular
+            return
+        key = attempts.key(path, content)
+        if not self._started and self._opener.ended_in(key):
+            log.warning("%s version %d ended the server while it was loaded.", name, version)
+            self._last.add(name)
+        elif self._loads.busy():
+            self._waiting = True
         else:
-            self._contents[name, version] = content
+            self._loads.begin(Load(name, version, path, content, key))
 
-    def _serve(self, checked: bundle.Bundle) -> None:
-        name, version = checked.manifest.model, checked.manifest.version
-        others = self._models.get(name, {})
-        before = others[max(others)].prepared if others else None
-        replaced = others.get(version)
-        self.loads += 1
-        try:
-            prepared = prepare(checked, self._engine, self._settings, before)
-            # Deleted and published anew between two looks: digests in the answers tell them apart.
-            if replaced is not None:
-                log.warning("%s version %d has other content than it had.", name, version)
-                self._metrics.forget(name, version)  # now: its successor's series have its labels
-            model = self._begun(prepared)
-        finally:
-            self.loads += 1
-        self._set(name, {**others, version: model})
-        self._tell(model)
-        if replaced is not None:
-            self._release(replaced)
+    def _on_slow(self, load: Load) -> None:
+        """Let others be loaded beside this one."""
+        with self._changed:
+            self._look(regular=False)
 
-    def _begun(self, prepared: Prepared) -> Model:
-        """A model whose lanes are ready. Raises what one of them fails with."""
-        model = Model(prepared, self._settings, self._metrics)
+    def _load(self, load: Load) -> None:
+        """Load a version, and serve or refuse it; a thread's whole work."""
+        model: Model | None = None
+        error: Exception | None = None
         try:
-            model.wait_until_begun()
-        except Exception:
+            model = self._opener.open(
+                load,
+                lambda: self._models.get(load.model, {}),
+                lambda: self._loads.let_others_pass(load),
+            )
+        except Cancelled:
+            pass
+        except Exception as why:  # whatever a bundle makes of us, it refuses that bundle only
+            error = why
+        with self._changed:
+            if model is not None:
+                self._serve(model, load.content)
+            if isinstance(error, ConfigError):  # of the server, not of the bundle
+                self._failure = error
+            if error is not None and not self._closing:
+                self._refusals.add(load.model, load.version, error, load.content)
+            self._loads.end(load)
+            try:
+                self._look(regular=False)  # the next may be loaded, and the one before retired
+            finally:
+                self._changed.notify_all()
+
+    def _serve(self, model: Model, content: Fingerprint) -> None:
+        """Let a version be looked up: a new one, or one that is and has other files than it had."""
+        name, version = model.manifest.model, model.manifest.version
+        served = self._models.get(name, {}).get(version)
+        if self._closing and model is not served:
             model.close()
-            self._metrics.forget(model.manifest.model, model.manifest.version)
-            raise
-        return model
+            return
+        self._contents[name, version] = content
+        if model is not served:
+            self._set(name, {**self._models.get(name, {}), version: model})
+            self._tell(model)
+            if served is not None:
+                self._release(served)
 
     def _tell(self, model: Model) -> None:
         """Say in the log and the metrics what is served now and what it costs."""

@@ -15,6 +15,7 @@ from serving import bundle
 from serving.errors import BundleError, ConfigError
 
 PINNED: Final = "pinned"
+_MOST_PIN_BYTES: Final = 4096
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 """Name, size, mtime and ctime of all that a bundle's folder holds, the times in nanoseconds. mtime
@@ -73,7 +74,8 @@ def pin(folder: Path, given: dict[str, int]) -> Pin | None:
         return Pin(given[folder.name], "--pin")
     path = folder / PINNED
     try:
-        text = path.read_text().strip()
+        # Also through a link, as Kubernetes mounts a ConfigMap's keys.
+        text = bundle.read_plain(path, _MOST_PIN_BYTES, link=True).decode().strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:

@@ -24,6 +24,7 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
     MODEL_STATE_READY: _ClassVar[ModelState]
     MODEL_STATE_FAILED: _ClassVar[ModelState]
+    MODEL_STATE_LOADING: _ClassVar[ModelState]
 
 class DecodeOutput(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -45,6 +46,7 @@ FORMAT_PNG: Format
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_READY: ModelState
 MODEL_STATE_FAILED: ModelState
+MODEL_STATE_LOADING: ModelState
 DECODE_OUTPUT_UNSPECIFIED: DecodeOutput
 DECODE_OUTPUT_X: DecodeOutput
 DECODE_OUTPUT_PARAMS: DecodeOutput
@@ -185,18 +187,20 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ListedModel, _Mapping]]] = ...) -> None: ...
 
 class ListedModel(_message.Message):
-    __slots__ = ("version", "state", "reason", "newest", "default")
+    __slots__ = ("version", "state", "reason", "newest", "default", "loading_since")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     NEWEST_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    LOADING_SINCE_FIELD_NUMBER: _ClassVar[int]
     version: ModelVersion
     state: ModelState
     reason: str
     newest: bool
     default: bool
-    def __init__(self, version: _Optional[_Union[ModelVersion, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., newest: _Optional[bool] = ..., default: _Optional[bool] = ...) -> None: ...
+    loading_since: str
+    def __init__(self, version: _Optional[_Union[ModelVersion, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., newest: _Optional[bool] = ..., default: _Optional[bool] = ..., loading_since: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
     __slots__ = ("model", "version", "x", "draw", "seed", "offset")

@@ -97,7 +97,8 @@ class VaeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Every model and version the server found, also those it refused, with the reason.
+        """Every model and version the server found, also those it refused, with the reason, and those it
+        is loading, with since when.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

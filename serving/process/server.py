@@ -54,8 +54,9 @@ class Server:
 
     shares_port = False  # with other processes that were started together with this one
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, verdicts: Path | None = None) -> None:
+        """verdicts: a folder where workers share what they found out about versions."""
+        self.settings, self._verdicts = settings, verdicts
         self.metrics = Metrics(CollectorRegistry())
         self.port = 0  # known once bound
         self.metrics_port = 0
@@ -129,7 +130,7 @@ class Server:
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
         self._engine = Engine.from_settings(self.settings)
-        self.repository = Repository(self.settings, self._engine, self.metrics)
+        self.repository = Repository(self.settings, self._engine, self.metrics, self._verdicts)
         self._undo.push_async_callback(self.repository.close)
         self._watcher = Watcher(self.repository.look, self.settings.reload_seconds)
         self._undo.callback(self._watcher.stop)

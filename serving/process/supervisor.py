@@ -19,6 +19,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -76,6 +78,8 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT; returns the exit status. Raises ConfigError."""
         with ExitStack() as undo:
             self._listen_to_signals(undo)
+            folder = undo.enter_context(TemporaryDirectory(prefix="latentd-verdicts-"))
+            self._verdicts = Path(folder)
             registry = CollectorRegistry()
             self._restarts = restarts(registry)
             registry.register(self._metrics)
@@ -134,7 +138,7 @@ class Supervisor:
         asks, answers = self._context.Pipe()
         process = self._context.Process(
             target=worker.main,
-            args=(self._settings, number, theirs, answers, self._served),
+            args=(self._settings, number, theirs, answers, self._served, self._verdicts),
             name=f"latentd-worker-{number}",
         )
         process.start()

@@ -15,6 +15,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final
 
 from serving import logs
@@ -56,8 +57,9 @@ class Worker(Server):
         pipe: Connection[Any, Any],
         questions: Connection[Any, Any],
         replaces: bool,
+        verdicts: Path,
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, verdicts)
         self._pipe, self._questions, self._replaces = pipe, questions, replaces
         self._turn = asyncio.Event()
 
@@ -119,12 +121,13 @@ def main(
     pipe: Connection[Any, Any],
     questions: Connection[Any, Any],
     replaces: bool,
+    verdicts: Path,
 ) -> None:
     """The whole life of a worker process. pipe: as above; questions: the supervisor's, for what
-    this worker has counted."""
+    this worker has counted. verdicts: as Server's."""
     logs.configure(settings.log_level, settings.log_format, number)
     try:
-        run(Worker(settings, pipe, questions, replaces))
+        run(Worker(settings, pipe, questions, replaces, verdicts))
     except ConfigError as error:
         with suppress(OSError):  # the supervisor is gone
             pipe.send(Refused(str(error)))

@@ -93,7 +93,15 @@ class VaeService:
             )
             for entry in repository.refused()
         ]
-        return pb.ListModelsResponse(models=ready + refused)
+        loading = [
+            pb.ListedModel(
+                version=pb.ModelVersion(model=load.model, version=load.version),
+                state=pb.MODEL_STATE_LOADING,
+                loading_since=load.since,
+            )
+            for load in repository.loading()
+        ]
+        return pb.ListModelsResponse(models=ready + refused + loading)
 
     async def encode(self, request: pb.EncodeRequest, caller: Caller) -> pb.EncodeResponse:
         model = self._repository.find(request.model, request.version, caller)

@@ -12,9 +12,9 @@ SLOW: Final = np.full((1, 16), 9, np.float32)
 """A latent of the toy's that the loop is for."""
 
 
-def slowed(decoder: bytes, rounds: int) -> bytes:
-    """The graph, preceded by a loop of so many rounds where a latent is > 5; one takes about a
-    microsecond."""
+def slowed(decoder: bytes, rounds: int, beyond: float = 5.0) -> bytes:
+    """The graph, preceded by a loop of so many rounds where a latent is > `beyond`; one takes about
+    a microsecond."""
     model = onnx.load_from_string(decoder)
     graph = model.graph
     for node in graph.node:
@@ -46,7 +46,7 @@ def slowed(decoder: bytes, rounds: int) -> bytes:
     ]
     graph.initializer.extend(
         [
-            helper.make_tensor("five", TensorProto.FLOAT, [], [5.0]),
+            helper.make_tensor("five", TensorProto.FLOAT, [], [beyond]),
             helper.make_tensor("many", TensorProto.INT64, [], [rounds]),
         ]
     )

@@ -69,11 +69,9 @@ class Opened:
         return self.model.decode(Points(z), Caller(), params=params)
 
 
-def prepared_with(
-    toy_bundles: Path, settings: Settings, before: Prepared | None = None
-) -> Prepared:
+def prepared_with(toy_bundles: Path, settings: Settings) -> Prepared:
     toy = bundle.load(toy_bundles / "toy" / "1")
-    return loading.prepare(toy, Engine(Provider("cpu")), settings, before)
+    return loading.prepare(toy, Engine(Provider("cpu")), settings)
 
 
 def images(rows: int, seed: int = 0) -> np.ndarray:

@@ -25,11 +25,12 @@ ROOMS = {
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
     "runtime": [
         *("gpu", "cuda", "provider", "buffers", "hands", "bound"),
-        *("outside", "engine", "golden", "tuning"),
+        *("outside", "engine", "golden", "tuning", "memory"),
     ],
     "models": [
         *("sources", "scoring", "batches", "loading", "inference"),
-        *("shelf", "refusals", "repository", "watcher", "vitals"),
+        *("shelf", "refusals", "loads", "attempts", "verdicts", "trial", "opening"),
+        *("repository", "watcher", "vitals"),
     ],
     "rpc": ["methods", "finite", "fields", "reconstructing", "service"],
     "transport": [

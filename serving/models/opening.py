@@ -1,0 +1,117 @@
+"""From a version on disk to a model that can be looked up: noted, tried elsewhere, opened here."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from serving import bundle
+from serving.errors import BundleError
+from serving.metrics import Metrics
+from serving.models import trial
+from serving.models.attempts import Attempts
+from serving.models.inference import Model
+from serving.models.loading import Measurements, Prepared, prepare
+from serving.models.loads import Load
+from serving.models.verdicts import Verdict, Verdicts
+from serving.runtime.engine import Engine
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Served = Callable[[], dict[int, Model]]
+"""Gives the versions of the model that serve now, by number."""
+
+
+class Opener:
+    """Opens versions, each in the thread that asks for it.
+
+    verdicts: a folder that the workers of one server share; None: this is its only process.
+    """
+
+    def __init__(
+        self, settings: Settings, engine: Engine, metrics: Metrics, verdicts: Path | None
+    ) -> None:
+        self._settings, self._engine, self._metrics = settings, engine, metrics
+        self._attempts, self._verdicts = Attempts(settings.state), Verdicts(verdicts)
+        self._opening = threading.Lock()  # one version at a time is opened in this process
+        self.loads = 0  # begun and ended, each counted: odd while a version is opened
+
+    def ended_in(self, key: str) -> int:
+        """How many processes died while they loaded what `key` names."""
+        return self._attempts.ended_in(key)
+
+    def open(self, load: Load, served: Served, on_wait: Callable[[], None]) -> Model:
+        """A model that is ready to serve; the one that serves already where it has these files.
+
+        on_wait: called once when another worker is at it. Raises Cancelled when the load is not
+        wanted any more, BundleError, ConfigError, and whatever else a bundle makes of us.
+        """
+        if self.ended_in(load.key) > self._settings.workers:
+            raise BundleError(
+                "crash",
+                "The server has ended again and again while it loaded this version. Publish "
+                "another one. (Touch one of its files to have it tried again.)",
+            )
+        with self._attempts.note(load.key):
+            most = trial.most_bytes(self._settings)
+            digest = bundle.load(load.path, most).digest
+            same = served().get(load.version)
+            if same is not None and same.digest == digest:
+                return same
+            # No bytes of it are kept meanwhile: a trial takes memory enough.
+            tried = self._tried(load, served, on_wait) if self._settings.load_trial else None
+            checked = bundle.load(load.path, most)
+            if checked.digest != digest or (tried and tried.digest != digest):
+                raise BundleError("checksum", "Its files changed while it was loaded.")
+            with self._opening:
+                load.go_on()
+                return self._opened(checked, served, tried.measurements if tried else None)
+
+    def _tried(self, load: Load, served: Served, on_wait: Callable[[], None]) -> Verdict:
+        """What the version's graphs cost, found out where it can harm nothing."""
+        settings = self._settings
+        if self._engine.on_cpu:
+            settings = dataclasses.replace(settings, provider="cpu")
+        before = _newest(served())
+
+        def find() -> Verdict:
+            return trial.run(load.path, settings, before, load.go_on)
+
+        def wait() -> None:
+            load.go_on()
+            if not load.slow:
+                on_wait()
+
+        return self._verdicts.get(load.key, find, wait)
+
+    def _opened(self, checked: bundle.Bundle, served: Served, tried: Measurements | None) -> Model:
+        name, version = checked.manifest.model, checked.manifest.version
+        self.loads += 1
+        try:
+            prepared = prepare(checked, self._engine, self._settings, _newest(served()), tried)
+            # Deleted and published anew between two looks: digests tell answers apart.
+            if version in served():
+                log.warning("%s version %d has other content than it had.", name, version)
+                self._metrics.forget(name, version)  # its successor's series have its labels
+            return self._begun(prepared)
+        finally:
+            self.loads += 1
+
+    def _begun(self, prepared: Prepared) -> Model:
+        """A model whose lanes are ready. Raises what one of them fails with."""
+        model = Model(prepared, self._settings, self._metrics)
+        try:
+            model.wait_until_begun()
+        except Exception:
+            model.close()
+            self._metrics.forget(model.manifest.model, model.manifest.version)
+            raise
+        return model
+
+
+def _newest(served: dict[int, Model]) -> Measurements | None:
+    return served[max(served)].prepared.measurements if served else None

@@ -1,0 +1,155 @@
+"""What loads leave behind, what workers share of them, and how much memory they may take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from serving.errors import BundleError
+from serving.models.attempts import Attempts
+from serving.models.loading import Measured, Measurements
+from serving.models.loads import Cancelled
+from serving.models.verdicts import Verdict, Verdicts
+from serving.runtime import memory
+from serving.runtime.tuning import Cost
+
+ONE = Measured(10, 2, [Cost(1, 0.5), Cost(2, 0.75)], 2)
+VERDICT = Verdict("sha256:1", Measurements(ONE, ONE))
+GIB = 1 << 30
+
+DIES = """
+import os, sys
+from serving.models.attempts import Attempts
+with Attempts(sys.argv[1]).note("key"):
+    os._exit(1)
+"""
+
+
+def die_in_a_load(folder: Path) -> None:
+    subprocess.run([sys.executable, "-c", DIES, str(folder)], check=False)
+
+
+def test_a_load_that_ended_its_process_is_found_until_another_has_ended(tmp_path):
+    attempts = Attempts(str(tmp_path))
+    assert attempts.ended_in("key") == 0
+    for count in (1, 2):
+        die_in_a_load(tmp_path)
+        assert attempts.ended_in("key") == count
+    assert attempts.ended_in("another") == 0
+
+    def give_up() -> None:
+        assert attempts.ended_in("key") == 2, "a load that goes on has not ended anything"
+        raise Cancelled
+
+    with pytest.raises(Cancelled), attempts.note("key"):
+        give_up()
+    assert attempts.ended_in("key") == 2, "a load that was given up has shown nothing"
+    with attempts.note("key"):
+        pass
+    assert attempts.ended_in("key") == 0
+    die_in_a_load(tmp_path)
+    with pytest.raises(BundleError), attempts.note("key"):
+        raise BundleError("golden", "No.")
+    assert not list(tmp_path.iterdir())
+
+
+def test_notes_go_where_they_can_be_written(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "file" / "cannot"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
+    with Attempts().note("key"):
+        assert len(list((tmp_path / "home" / "latentd").iterdir())) == 1
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "service"))
+    with Attempts().note("key"):
+        assert len(list((tmp_path / "service").iterdir())) == 1
+    assert not caplog.records
+    with Attempts(str(tmp_path / "file" / "cannot")).note("key"):
+        assert "(--state)" in caplog.text
+
+
+def test_a_verdict_is_found_once_and_shared(tmp_path):
+    found: list[str] = []
+
+    def find() -> Verdict:
+        found.append("found")
+        return VERDICT
+
+    workers = [Verdicts(tmp_path), Verdicts(tmp_path)]
+    assert [one.get("key", find, lambda: None) for one in workers] == [VERDICT, VERDICT]
+    assert found == ["found"]
+    alone = Verdicts(None)
+    assert alone.get("key", find, lambda: None) == alone.get("key", find, lambda: None)
+    assert len(found) == 3
+
+
+def test_a_refusal_is_shared_and_a_trial_that_was_given_up_is_not(tmp_path):
+    def fail(error: Exception):
+        def find() -> Verdict:
+            raise error
+
+        return find
+
+    with pytest.raises(Cancelled):
+        Verdicts(tmp_path).get("key", fail(Cancelled()), lambda: None)
+    with pytest.raises(BundleError):
+        Verdicts(tmp_path).get("key", fail(BundleError("memory", "Too large.")), lambda: None)
+    with pytest.raises(BundleError, match="Too large") as refusal:
+        Verdicts(tmp_path).get("key", lambda: VERDICT, lambda: None)
+    assert refusal.value.reason == "memory"
+
+
+def test_a_worker_waits_for_the_one_that_is_at_it_and_no_longer_than_it_should(tmp_path):
+    at_it, done = threading.Event(), threading.Event()
+
+    def find() -> Verdict:
+        at_it.set()
+        assert done.wait(60)
+        return VERDICT
+
+    first = threading.Thread(target=Verdicts(tmp_path).get, args=("key", find, lambda: None))
+    first.start()
+    assert at_it.wait(60)
+
+    def give_up() -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        Verdicts(tmp_path).get("key", find, give_up)
+    assert Verdicts(tmp_path).get("key", pytest.fail, done.set) == VERDICT
+    first.join()
+
+
+def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, cached: int) -> None:
+    """A control group's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(limit)
+    (folder / names[1]).write_text(str(used))
+    (folder / "memory.stat").write_text(f"anon 7\n{names[2]} {cached}\n")
+
+
+V2 = ("memory.max", "memory.current", "inactive_file")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def test_available_memory_is_the_machine_s_or_the_control_group_s(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    (proc / "self").mkdir(parents=True)
+    assert memory.available_bytes(proc, groups) == sys.maxsize, "another system"
+    (proc / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:  {8 * GIB >> 10} kB\n")
+    assert memory.available_bytes(proc, groups) == 8 * GIB
+    group(groups, V2, "max\n", GIB, 0)
+    assert memory.available_bytes(proc, groups) == 8 * GIB
+    group(groups, V2, str(4 * GIB), 3 * GIB, GIB)
+    assert memory.available_bytes(proc, groups) == 2 * GIB
+    (proc / "self" / "cgroup").write_text("0::/system.slice/latentd.service\n")
+    group(groups / "system.slice" / "latentd.service", V2, str(2 * GIB), GIB, 0)
+    assert memory.available_bytes(proc, groups) == GIB
+    (proc / "self" / "cgroup").write_text("3:cpu,cpuacct:/x\n4:memory:/docker/1\n")
+    group(groups / "memory" / "docker" / "1", V1, str(GIB), GIB // 2, 0)
+    assert memory.available_bytes(proc, groups) == GIB // 2
+    assert memory.private_bytes() > 1 << 20
+    assert memory.private_bytes(2**30) == 0
