@@ -7,8 +7,9 @@
         golden.npz      inputs and the outputs they must give
 
 A version is a positive whole number and immutable: `publish` writes beside and renames, `load`
-checks every byte before anybody uses it and hands on the very bytes it checked. Standard library
-only, so that both halves, and any script, can read and write bundles.
+checks every byte before anybody uses it and hands on the very bytes it checked. Only the files that
+the manifest names are read; whatever else lies in the folder is ignored. Standard library only, so
+that both halves, and any script, can read and write bundles.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from serving import schema
 from serving.errors import BundleError
 
 FORMAT: Final = 1
@@ -38,8 +42,7 @@ ENCODER: Final = "encoder.onnx"
 DECODER: Final = "decoder.onnx"
 GOLDEN: Final = "golden.npz"
 FILES: Final = (ENCODER, DECODER, GOLDEN)
-MOST_MANIFEST_BYTES: Final = 16 << 20
-"""Of manifest.json, which holds words and numbers for people besides what is checked."""
+MAX_MANIFEST_BYTES: Final = 1 << 20
 
 MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
@@ -54,12 +57,17 @@ discretised-logistic, of bytes: mean, log scale. All of x scaled to [0, 1]."""
 
 SCORES: Final = ("reconstruction_error", "kl", "elbo")
 
+_MAX_VERSION: Final = 999_999_999
+_MAX_ELEMENTS: Final = 1 << 28  # of one row
+_LARGEST: Final = 1e30
+"""Of float32 data: differences and quotients of such numbers are finite in float32, too."""
+
 
 @dataclass(frozen=True)
 class XSpec:
     """One row of data, as the caller has it and as it travels."""
 
-    kind: str  # image | sequence | vector
+    kind: str  # image | vector
     shape: tuple[int, ...]  # of one row; images are height, width[, channels]
     dtype: str  # uint8 | float32
     range: tuple[float, float]  # lowest and highest value, both allowed
@@ -103,57 +111,23 @@ class Manifest:
         return (json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Manifest:
-        """Parse and check. Raises BundleError(format) that names the key."""
-        try:
-            raw = json.loads(data)
-        except ValueError as error:
-            raise BundleError("format", f"{MANIFEST} is not JSON: {error}.") from None
-        if not isinstance(raw, dict):
-            raise BundleError("format", f"{MANIFEST} holds no JSON object.")
-        if raw.get("format") != FORMAT:
+    def from_json(cls, data: bytes, name: str = MANIFEST) -> Manifest:
+        """Parse and check. Raises BundleError(format), which says the file's name, the key and what
+        was expected."""
+        if len(data) > MAX_MANIFEST_BYTES:
             raise BundleError(
                 "format",
-                f"{MANIFEST} has format {raw.get('format')!r}; this release reads format {FORMAT}. "
-                "Export the model again with the matching release.",
+                f"{name} has {len(data)} bytes; expected {MAX_MANIFEST_BYTES} at most.",
             )
         try:
-            x = raw["x"]
-            raw["x"] = XSpec(x["kind"], tuple(x["shape"]), x["dtype"], tuple(x["range"]))
-            manifest = cls(**raw)
-            manifest._check()
-        except (KeyError, TypeError) as error:
-            raise BundleError(
-                "format", f"{MANIFEST} lacks a key, or one is unknown or of a wrong type: {error}."
-            ) from None
-        return manifest
-
-    def _check(self) -> None:
-        shape = self.x.shape
-        for key, good in {
-            "model": isinstance(self.model, str) and bool(MODEL_NAME.fullmatch(self.model)),
-            "version": type(self.version) is int and self.version >= 1,
-            "family": self.family in FAMILIES,
-            "likelihood": self.likelihood in LIKELIHOODS,
-            "latent_size": type(self.latent_size) is int and 1 <= self.latent_size <= 1 << 16,
-            "x.kind": self.x.kind in KINDS,
-            "x.dtype": self.x.dtype in DTYPES,
-            "x.shape": bool(shape)
-            and all(type(n) is int and n >= 1 for n in shape)
-            and math.prod(shape) <= 1 << 28,
-            "x.range": len(self.x.range) == 2 and self.x.range[0] < self.x.range[1],
-            "evaluation": isinstance(self.evaluation, dict),
-            "precision": self.precision in PRECISIONS,
-            "training_scores": _are_quantiles(self.training_scores),
-            "files": isinstance(self.files, dict)
-            and set(self.files) == set(FILES)
-            and all(isinstance(entry, dict) for entry in self.files.values()),
-        }.items():
-            if not good:
-                value: Any = self
-                for part in key.split("."):
-                    value = getattr(value, part)
-                raise BundleError("format", f"{MANIFEST}: {key} cannot be {value!r}.")
+            raw = schema.parse(data)
+        except schema.Invalid as error:
+            raise BundleError("format", f"{name}: {error}") from None
+        _check(raw, name)
+        x = raw["x"]
+        low, high = map(float, x["range"])
+        spec = XSpec(x["kind"], tuple(x["shape"]), x["dtype"], (low, high))
+        return cls(**raw | {"x": spec})
 
 
 @dataclass(frozen=True)
@@ -164,6 +138,9 @@ class Bundle:
     manifest: Manifest
     digest: str  # "sha256:<hex>" of manifest.json, which holds the digests of all the rest
     files: Mapping[str, bytes]
+    # Names in its folder that the manifest does not have; without those that begin with a dot, as
+    # Finder and rsync write them.
+    stray: tuple[str, ...] = ()
 
 
 def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
@@ -171,33 +148,28 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
 
     The version appears whole or not at all: everything is written and fsynced in a hidden folder
     beside, then renamed. Two publishers at once get two versions. Raises BundleError(format) for
-    a manifest `load` would refuse.
+    a manifest `load` would refuse, before anything is written.
     """
-    if not MODEL_NAME.fullmatch(manifest.model):
-        raise BundleError(
-            "format",
-            f"{manifest.model!r} cannot name a model. Use 1 to 64 lower-case letters, digits, "
-            "'.', '_' or '-', beginning and ending with a letter or a digit.",
-        )
+    final = dataclasses.replace(
+        manifest,
+        files={
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in files.items()
+        },
+        version=1,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    _check(dataclasses.asdict(final))
     folder = root / manifest.model
     folder.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".publishing-", dir=folder))
     try:
-        entries = {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-            for name, data in files.items()
-        }
         for name, data in files.items():
             _write(beside / name, data)
         while True:
-            version = max(versions(folder), default=0) + 1
-            final = dataclasses.replace(
-                manifest,
-                files=entries,
-                version=version,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            final._check()
+            version = _next_version(folder)
+            final = dataclasses.replace(final, version=version)
+            _check(dataclasses.asdict(final))
             _write(beside / MANIFEST, final.to_json())
             beside.chmod(0o755)  # mkdtemp's 0700 would hide it from the server's own user
             _sync_folder(beside)
@@ -217,50 +189,48 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
 def load(path: Path, most_bytes: int = sys.maxsize) -> Bundle:
     """Read and verify the bundle in `path`, a folder <root>/<model>/<version>.
 
-    most_bytes: of all files but the manifest together; checked before any of them is read. Raises
-    BundleError with reason missing, checksum, format or memory.
+    Files that the manifest does not name are ignored. most_bytes: of all files but the manifest
+    together; checked before any of them is read. Raises BundleError with reason missing,
+    unreadable, checksum, format or memory; it names files from the model's folder on.
     """
-    data = _read(path, MANIFEST, MOST_MANIFEST_BYTES)
-    manifest = Manifest.from_json(data)
-    if (manifest.model, str(manifest.version)) != (path.parent.name, path.name):
-        raise BundleError(
-            "format",
-            f"{path} holds {manifest.model} version {manifest.version}: a version is published, "
-            "never renamed or copied to another number.",
-        )
-    extra = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *FILES})
-    if extra:
-        raise BundleError("format", f"{path} holds files no bundle has: {', '.join(extra)}.")
-    sizes: dict[str, Any] = {name: e.get("bytes") for name, e in manifest.files.items()}
-    if not all(type(size) is int and size >= 0 for size in sizes.values()):
-        raise BundleError("format", f"{MANIFEST}: files does not say how many bytes each has.")
-    total = sum(int(size) for size in sizes.values())
+    folder = f"{path.parent.name}/{path.name}"
+    with readable(f"{folder}/{MANIFEST}"):
+        data = _read(path, MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = Manifest.from_json(data, f"{folder}/{MANIFEST}")
+    _check_place(manifest, path)
+    total = sum(entry["bytes"] for entry in manifest.files.values())
     if total > most_bytes:
         raise BundleError(
             "memory", f"Its files hold {total >> 20} MiB, and {most_bytes >> 20} MiB may be loaded."
         )
     files = {}
     for name, entry in manifest.files.items():
-        content = _read(path, name, sizes[name])
-        if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+        with readable(f"{folder}/{name}"):
+            content = _read(path, name, entry["bytes"])
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise BundleError(
                 "checksum",
-                f"{path / name} is not the file that was published (its sha256 differs). "
+                f"{folder}/{name} is not the file that was published (its sha256 differs). "
                 "Copy the bundle again from where it was exported.",
             )
         files[name] = content
-    return Bundle(path, manifest, "sha256:" + hashlib.sha256(data).hexdigest(), files)
+    with readable(folder):
+        others = {entry.name for entry in path.iterdir()} - {MANIFEST, *files}
+    stray = sorted(name for name in others if not name.startswith("."))
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    return Bundle(path, manifest, digest, files, tuple(stray))
 
 
 def versions(folder: Path) -> list[int]:
-    """The version numbers under <root>/<model>, ascending; anything else there is ignored."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        int(entry.name)
-        for entry in folder.iterdir()
-        if entry.is_dir() and VERSION.fullmatch(entry.name)
-    )
+    """The version numbers under <root>/<model>, ascending; anything else there is ignored.
+
+    Raises BundleError(unreadable).
+    """
+    with readable(folder.name):
+        if not folder.is_dir():
+            return []
+        entries = [entry for entry in folder.iterdir() if VERSION.fullmatch(entry.name)]
+    return sorted(int(entry.name) for entry in entries if may_be_folder(entry))
 
 
 def root_above(folder: Path) -> Path | None:
@@ -276,25 +246,188 @@ def root_above(folder: Path) -> Path | None:
         inside = [folder / str(version) for version in versions(folder)]
         if any((version / MANIFEST).is_file() for version in inside):
             return Path(os.path.normpath(folder / ".."))
-    except OSError:
+    except (OSError, BundleError):
         pass
     return None
 
 
-def _are_quantiles(scores: Any) -> bool:
-    """Whether Manifest.training_scores may be this."""
-    if scores == {}:
+def may_be_folder(path: Path) -> bool:
+    """Whether this is a folder, or cannot be examined: reading it then raises the reason."""
+    try:
+        return path.is_dir()
+    except OSError:
         return True
-    if not isinstance(scores, dict) or set(scores) != {"rows", "levels", *SCORES}:
-        return False
-    lists = [scores[name] for name in ("levels", *SCORES)]
-    return all(
-        isinstance(values, list)
-        and len(values) == len(lists[0]) >= 2
-        and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-        and values == sorted(values)
-        for values in lists
+
+
+def _next_version(folder: Path) -> int:
+    """One above whatever bears a version's name, be it a folder or not."""
+    names = [entry.name for entry in folder.iterdir() if VERSION.fullmatch(entry.name)]
+    return max(map(int, names), default=0) + 1
+
+
+def _check_place(manifest: Manifest, path: Path) -> None:
+    """Raises BundleError(format) unless the folders bear the manifest's model and version."""
+    model, version = path.parent.name, path.name
+    if (manifest.model, str(manifest.version)) == (model, version):
+        return
+    if manifest.model != model:
+        what = f"the model {manifest.model}, version {manifest.version}"
+        hint = f"Copy it to {manifest.model}/{manifest.version}, or export it under another name"
+    else:
+        what = f"a copy of version {manifest.version}"
+        hint = (
+            "Publish a new version with export; to serve an old one again, write its number into "
+            f"{model}/pinned"
+        )
+    raise BundleError("format", f"{model}/{version} holds {what}, says its manifest. {hint}.")
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        schema.is_list(value)
+        and 1 <= len(value) <= 3
+        and all(type(n) is int and 1 <= n <= _MAX_ELEMENTS for n in value)
+        and math.prod(value) <= _MAX_ELEMENTS
     )
+
+
+def _is_range(value: Any) -> bool:
+    return schema.is_list(value) and len(value) == 2 and all(map(schema.is_number, value))
+
+
+def _is_range_of_bytes(value: Any) -> bool:
+    low, high = value
+    return 0 <= low < high <= 255 and all(float(end).is_integer() for end in value)
+
+
+def _is_range_of_floats(value: Any) -> bool:
+    if not all(-_LARGEST <= end <= _LARGEST for end in value):
+        return False
+    low, high = struct.unpack("2f", struct.pack("2f", *value))  # as float32 has them
+    return bool(high - low >= 1 / _LARGEST)
+
+
+def _is_rising(value: Any) -> bool:
+    return (
+        schema.is_list(value)
+        and len(value) >= 2
+        and all(map(schema.is_number, value))
+        and list(value) == sorted(value)
+    )
+
+
+_FILE: Final = schema.Fields(
+    {
+        "sha256": schema.pattern(re.compile("[0-9a-f]{64}"), "64 hexadecimal digits in lower case"),
+        "bytes": schema.whole(0, 1 << 40),
+    }
+)
+_QUANTILES: Final = schema.Rule("two or more ascending numbers", _is_rising)
+_FORMAT_1: Final = schema.Fields(
+    {
+        "format": schema.one_of(1),
+        "model": schema.pattern(
+            MODEL_NAME,
+            "1 to 64 lower-case letters, digits, '.', '_' or '-', beginning and ending with a "
+            "letter or a digit",
+        ),
+        "version": schema.whole(1, _MAX_VERSION),
+        "created": schema.time(),
+        "family": schema.one_of(*FAMILIES),
+        "x": schema.Fields(
+            {
+                "kind": schema.one_of(*KINDS),
+                "dtype": schema.one_of(*DTYPES),
+                "shape": schema.Rule(
+                    f"1 to 3 lengths from 1, for {_MAX_ELEMENTS} elements at most", _is_shape
+                ),
+                "range": schema.Rule("the lowest and the highest value, both finite", _is_range),
+            }
+        ),
+        "latent_size": schema.whole(1, 1 << 16),
+        "likelihood": schema.one_of(*LIKELIHOODS),
+        "opset": schema.whole(1, 1000),
+        "preprocessing": schema.text(10_000),
+        "parity": schema.Tree(),
+        "files": schema.Fields(dict.fromkeys(FILES, _FILE)),
+    },
+    optional={
+        "training": schema.Tree(),
+        "evaluation": schema.Tree(),
+        "precision": schema.one_of(*PRECISIONS),
+        "training_scores": schema.EmptyOr(
+            schema.Fields(
+                {"rows": schema.whole(1, (1 << 32) - 1)}
+                | dict.fromkeys(("levels", *SCORES), _QUANTILES)
+            )
+        ),
+    },
+)
+_FORMATS: Final[Mapping[int, schema.Fields]] = {1: _FORMAT_1}
+"""What each format's manifests hold, by `format`."""
+
+
+def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]]:
+    """The checks that depend on another key: the key, its value and the check."""
+    x = manifest["x"]
+    if x["dtype"] == "uint8":
+        ends = "two ascending whole numbers from 0 to 255, as x.dtype is uint8"
+        yield "x.range", x["range"], schema.Rule(ends, _is_range_of_bytes)
+    else:
+        ends = f"two ascending numbers from {-_LARGEST:g} to {_LARGEST:g}, apart in float32"
+        yield "x.range", x["range"], schema.Rule(ends, _is_range_of_floats)
+    if x["kind"] == "image":
+        lengths = "height, width[, channels], as x.kind is image"
+        yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) >= 2)
+    else:
+        lengths = "one length, as x.kind is vector"
+        yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 1)
+    if manifest["likelihood"] == "discretised-logistic":
+        bytes_ = schema.Rule("uint8, as likelihood is discretised-logistic", "uint8".__eq__)
+        yield "x.dtype", x["dtype"], bytes_
+    if scores := manifest.get("training_scores"):
+        levels = scores["levels"]
+        percents = schema.Rule("percents from 0 to 100", lambda v: v[0] >= 0 and v[-1] <= 100)
+        yield "training_scores.levels", levels, percents
+        as_many = schema.Rule(
+            f"as many numbers as levels, {len(levels)}", lambda v: len(v) == len(levels)
+        )
+        for name in SCORES:
+            yield f"training_scores.{name}", scores[name], as_many
+
+
+def _check(manifest: Any, name: str = MANIFEST) -> None:
+    """Raises BundleError(format) unless this is a manifest: what GetModel says of it, and what the
+    graphs' signatures are made of, is of the type and the sense that they need."""
+    found = manifest.get("format") if isinstance(manifest, dict) else FORMAT
+    if type(found) is not int:
+        found = FORMAT  # whose table names the fault
+    if found not in _FORMATS:
+        raise BundleError(
+            "format",
+            f"{name} has format {schema.shown(found)}; this release reads format "
+            f"{', '.join(map(str, _FORMATS))}. Export the model again with the matching release.",
+        )
+    try:
+        _FORMATS[found].check(manifest)
+        for key, value, rule in _rules(manifest):
+            rule.check(value, key)
+    except schema.Invalid as error:
+        raise BundleError("format", f"{name}: {error}") from None
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn an OSError of the body into BundleError(unreadable | missing), which names `what`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise BundleError("missing", f"{what} is missing.") from None
+    except OSError as error:
+        said = f"{what} cannot be read: {error.strerror or type(error).__name__}."
+        if isinstance(error, PermissionError):
+            said += f" Let the user that this process runs as, uid {os.geteuid()}, read it."
+        raise BundleError("unreadable", said) from None
 
 
 def read_plain(path: Path, most_bytes: int, *, link: bool = False) -> bytes:
@@ -317,15 +450,15 @@ def read_plain(path: Path, most_bytes: int, *, link: bool = False) -> bytes:
 
 
 def _read(folder: Path, name: str, most_bytes: int) -> bytes:
-    path = folder / name
+    what = f"{folder.parent.name}/{folder.name}/{name}"
     try:
         # A link could be changed behind the checksum's back, or point out of the bundle.
-        return read_plain(path, most_bytes)
+        return read_plain(folder / name, most_bytes)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL):
-            raise BundleError("missing", f"{path} is missing or not a plain file.") from None
+            raise BundleError("missing", f"{what} is missing or not a plain file.") from None
         if error.errno in (errno.EFBIG, errno.EAGAIN):
-            raise BundleError("checksum", f"{path} cannot be used: {error.strerror}.") from None
+            raise BundleError("checksum", f"{what} cannot be used: {error.strerror}.") from None
         raise
 
 

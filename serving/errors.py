@@ -89,8 +89,8 @@ class NotReady(LatentdError):
 class BundleError(LatentdError):
     """A bundle is missing a file, altered, or not of a format this code reads.
 
-    reason: one word for the metric label (missing, checksum, format, external, signature,
-        golden, engine, pin; of a load: timeout, memory, crash).
+    reason: one word for the metric label (missing, unreadable, checksum, format, external,
+        signature, golden, engine, pin; of a load: timeout, memory, crash).
     """
 
     def __init__(self, reason: str, what: str) -> None:

@@ -58,7 +58,7 @@ class Opener:
             )
         with self._attempts.note(load.key):
             most = trial.most_bytes(self._settings)
-            digest = bundle.load(load.path, most).digest
+            digest = _verified(load, most)
             same = served().get(load.version)
             if same is not None and same.digest == digest:
                 return same
@@ -115,3 +115,15 @@ class Opener:
 
 def _newest(served: dict[int, Model]) -> Measurements | None:
     return served[max(served)].prepared.measurements if served else None
+
+
+def _verified(load: Load, most_bytes: int) -> str:
+    """The digest of a bundle whose files are right; says which other files lie beside them."""
+    found = bundle.load(load.path, most_bytes)
+    if found.stray:
+        log.warning(
+            "%s version %d: its folder holds files that its manifest does not name; they are "
+            "ignored: %s.",
+            *(load.model, load.version, ", ".join(map(ascii, found.stray))),
+        )
+    return found.digest

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Final
 
 from serving.errors import LatentdError
 from serving.metrics import Metrics
 from serving.models.shelf import Fingerprint
 
 log = logging.getLogger(__name__)
+
+MAX_REASON: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +21,15 @@ class Refused:
 
     model: str  # empty: the root as a whole
     version: int  # 0: the model as a whole
-    reason: str
+    reason: str  # a sentence of at most MAX_REASON characters
     content: Fingerprint  # what was there when it was refused
+
+    @property
+    def name(self) -> str:
+        """Of what is refused, for people."""
+        if self.version:
+            return f"{self.model} version {self.version}"
+        return self.model or "the bundles' folder"
 
 
 class Refusals:
@@ -48,17 +58,30 @@ class Refusals:
     def add(self, model: str, version: int, error: Exception, content: Fingerprint = ()) -> None:
         """Refuse; in the log and the metric only if it was not refused for this before."""
         key = (model, version)
-        known = isinstance(error, LatentdError)
-        reason = str(error) if known else f"It cannot be read ({error!r})."
+        known = isinstance(error, LatentdError | OSError)
+        refused = Refused(model, version, _sentence(error), content)
         self._met.add(key)
         before = self._standing.get(key)
-        self._standing = {**self._standing, key: Refused(model, version, reason, content)}
-        if before is None or (before.reason, before.content) != (reason, content):
+        self._standing = {**self._standing, key: refused}
+        if before is None or (before.reason, before.content) != (refused.reason, content):
             self._metrics.reloads.labels("refused", getattr(error, "reason", "unreadable")).inc()
-            what = f"{model} version {version}" if version else model or "the bundles' folder"
-            log.error("Refused %s: %s", what, reason, exc_info=None if known else error)
+            trace = None if known else error
+            log.error("Refused %s: %s", refused.name, refused.reason, exc_info=trace)
 
     def sweep(self) -> None:
         """Forget what was not met again since the last sweep: it is mended or gone."""
         self._standing = {key: r for key, r in self._standing.items() if key in self._met}
         self._met = set()
+
+
+def _sentence(error: Exception) -> str:
+    """Why, as a log and a protobuf string can hold it: short, and text whatever a file was called
+    or a library says."""
+    if isinstance(error, LatentdError):
+        said = str(error)
+    elif isinstance(error, OSError):
+        said = f"It cannot be read: {error.strerror or type(error).__name__}."
+    else:
+        said = f"Loading it failed unexpectedly ({error!r}); the log has the traceback."
+    said = said.encode(errors="backslashreplace").decode()
+    return said if len(said) <= MAX_REASON else said[: MAX_REASON - 4] + " ..."

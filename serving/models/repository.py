@@ -80,9 +80,7 @@ class Repository:
         if self._failure is not None:
             raise self._failure
         if not self._models and not self._closing:
-            refused = "".join(
-                f"\n  {r.model} version {r.version}: {r.reason}" for r in self.refused()
-            )
+            refused = "".join(f"\n  {r.name}: {r.reason}" for r in self.refused())
             raise ConfigError(
                 f"No bundle under {self._root} can be served."
                 + (refused or " Bundles are expected in <root>/<model>/<version>/.")
@@ -199,8 +197,8 @@ class Repository:
         self._waiting, self._last = False, set()
         try:
             folders = shelf.models(self._root)
-            found = [folder for folder in folders if bundle.versions(folder)]
-        except OSError as error:
+            found = [folder for folder in folders if shelf.may_have_versions(folder)]
+        except BundleError as error:
             self._refusals.add("", 0, error)
             return
         for folder in found:
@@ -219,7 +217,7 @@ class Repository:
         name = folder.name
         try:
             versions = self._up_to_the_pin(folder)
-        except (BundleError, OSError) as error:
+        except BundleError as error:
             self._refusals.add(name, 0, error)
             return
         wanted: list[int] = []

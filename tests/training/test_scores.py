@@ -28,8 +28,9 @@ MANIFEST = bundle.Manifest(
     opset=18,
     preprocessing="none",
     parity={},
-    files={name: {} for name in bundle.FILES},
+    files={name: {"sha256": "0" * 64, "bytes": 1} for name in bundle.FILES},
     version=1,
+    created="2026-01-01T00:00:00+00:00",
 )
 
 

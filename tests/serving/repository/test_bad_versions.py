@@ -6,9 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+import permissions
 import pytest
 
 from serving import bundle
+from serving.errors import BundleError, ConfigError
+from serving.models.refusals import MAX_REASON
 
 
 def refused(server, reason: str) -> float:
@@ -61,6 +64,7 @@ def test_a_damaged_version_is_refused_once_while_the_old_one_serves_on(
         assert stub.answering() == 1
         assert list(stub.failed()) == [2]
         assert stub.failed()[2].endswith(".")
+        assert str(root) not in stub.failed()[2], "where it lies is nobody's concern"
         assert refused(server, reason) == 1, "the same content was tried again"
     publish(root)
     server.look()
@@ -126,3 +130,152 @@ def test_a_mended_version_is_tried_again_even_if_size_and_mtime_are_the_same(
     os.utime(path, ns=times)
     server.look()
     assert stub.answering() == 2
+
+
+def test_a_copy_under_another_number_is_told_what_to_do(root, server, stub):
+    shutil.copytree(root / "toy" / "1", root / "toy" / "2")
+    shutil.copytree(root / "toy" / "1", root / "other" / "1")
+    server.look()
+    assert stub.answering() == 1
+    reasons = [refused.reason for refused in server.server.repository.refused()]
+    assert reasons == [
+        "other/1 holds the model toy, version 1, says its manifest. Copy it to toy/1, or export it "
+        "under another name.",
+        "toy/2 holds a copy of version 1, says its manifest. Publish a new version with export; to "
+        "serve an old one again, write its number into toy/pinned.",
+    ]
+
+
+def scatter(root: Path) -> None:
+    """What file managers, rsync and people leave behind."""
+    for folder in (root, root / "toy", root / "toy" / "1"):
+        for name in (".DS_Store", "._manifest.json", ".decoder.onnx.x3f", "notes.txt", "7.bak"):
+            (folder / name).write_bytes(b"\0")
+        (folder / ".rsync-partial").mkdir()
+        (folder / "old").mkdir()
+    (root / "toy" / "9").write_text("a file, not a version")
+    (root / "toy" / "1" / os.fsdecode(b"\xff")).touch()  # no text at all
+
+
+def test_what_the_manifest_does_not_name_keeps_no_version_from_serving(
+    root, start_server, open_stub, caplog
+):
+    scatter(root)
+    server = start_server(root, reload_seconds=0)
+    stub = open_stub(server)
+    assert stub.answering() == 1
+    assert not stub.failed()
+    (said,) = [r.getMessage() for r in caplog.records if "ignored" in r.getMessage()]
+    assert said == (
+        "toy version 1: its folder holds files that its manifest does not name; they are ignored: "
+        "'7.bak', 'notes.txt', 'old', '\\udcff'."
+    )
+
+
+def test_names_that_begin_with_a_dot_are_no_reason_to_read_a_version_again(
+    root, publish, server, stub, monkeypatch
+):
+    damage(publish(root), "a flipped bit")
+    server.look()
+    read: list[Path] = []
+    load = bundle.load
+    monkeypatch.setattr(bundle, "load", lambda path, *more: read.append(path) or load(path, *more))
+    for version in ("1", "2"):
+        (root / "toy" / version / ".decoder.onnx.x3f").write_bytes(b"half")
+    server.look()
+    assert not read
+    assert refused(server, "checksum") == 1
+    (root / "toy" / "1" / "decoder.onnx").touch()
+    server.look()
+    assert read == [root / "toy" / "1"]
+    assert stub.answering() == 1
+
+
+@pytest.mark.parametrize("what", [bundle.MANIFEST, bundle.DECODER, "."])
+def test_what_may_not_be_read_is_a_sentence_and_served_once_it_may(
+    root, publish, server, stub, caplog, what
+):
+    path = publish(root)
+    mode = (path / what).stat().st_mode
+    with permissions.enforced():
+        (path / what).chmod(0)
+        for _ in range(2):
+            server.look()
+            assert stub.answering() == 1
+        name = bundle.MANIFEST if what == "." else what
+        assert stub.failed()[2] == (
+            f"toy/2/{name} cannot be read: Permission denied. Let the user that this process runs "
+            f"as, uid {os.geteuid()}, read it."
+        )
+        assert refused(server, "unreadable") == 1
+        assert not [record for record in caplog.records if record.exc_info]
+        (path / what).chmod(mode)
+        server.look()
+    assert stub.answering() == 2
+
+
+def test_a_model_that_may_not_be_read_keeps_no_other_from_serving(
+    root, publish, start_server, open_stub
+):
+    publish(root, model="secret")
+    (root / "link").symlink_to(root / "secret" / "1")
+    (root / "secret").chmod(0)
+    try:
+        with permissions.enforced():
+            server = start_server(root, reload_seconds=0)
+            assert open_stub(server).answering() == 1
+        reasons = {r.name: r.reason for r in server.server.repository.refused()}
+        assert list(reasons) == ["link", "secret"]
+        for name, reason in reasons.items():
+            assert reason.startswith(f"{name} cannot be read: Permission denied. Let the user")
+    finally:
+        (root / "secret").chmod(0o755)
+
+
+@pytest.mark.parametrize("closed", ["volume", "volume/models"])
+def test_a_root_that_may_not_be_read_is_told_at_the_start(tmp_path, publish, start_server, closed):
+    root = tmp_path / "volume" / "models"
+    publish(root)
+    (tmp_path / closed).chmod(0)
+    try:
+        with permissions.enforced(), pytest.raises(ConfigError) as error:
+            start_server(root)
+    finally:
+        (tmp_path / closed).chmod(0o755)
+    assert "The bundles' folder cannot be read: Permission denied. Let the user" in str(error.value)
+
+
+def test_a_root_whose_contents_are_lost_changes_nothing(root, server, stub):
+    with permissions.enforced():
+        root.chmod(0)
+        try:
+            server.look()
+            assert stub.answering() == 1
+            (said,) = server.server.repository.refused()
+            assert (said.name, said.reason.count("Permission denied")) == ("the bundles' folder", 1)
+        finally:
+            root.chmod(0o755)
+        for _ in range(2):  # the first still knows of it
+            server.look()
+    assert not server.server.repository.refused()
+
+
+@pytest.mark.parametrize("content", [b"two", b"1\n2", b"", b"\xff"])
+def test_a_pin_that_is_no_number_is_shown(root, publish, server, stub, content):
+    (root / "toy" / "pinned").write_bytes(content)
+    publish(root)
+    server.look()
+    assert stub.answering() == 1
+    (said,) = server.server.repository.refused()
+    assert said.name == "toy"
+    assert said.reason.startswith("toy/pinned holds '")
+
+
+@pytest.mark.parametrize("name", ["T" * 100_000, "\udcff" * 10])
+def test_a_reason_of_any_length_and_letters_can_be_told(root, publish, server, stub, name):
+    server.server.repository._refusals.add(
+        "toy", 2, BundleError("engine", f"{name} is no operator.")
+    )
+    (reason,) = stub.failed().values()
+    assert len(reason) <= MAX_REASON
+    assert reason.startswith(ascii(name)[1:60])

@@ -1,0 +1,86 @@
+"""A manifest with any one value changed: refused, or served by a server that can tell of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import bundle, codec
+from serving.bundle import Manifest
+from serving.errors import BundleError
+from serving.pb import vae_pb2 as pb
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 5, 16, 255, 1 << 31, 1 << 32, 1 << 63, 1 << 64, 10**400),
+    *(0.0, -0.0, 0.5, 1.0, 1e-320, 1e30, 1e308, -1e308),
+    *("", "x", "5", "vae", "ae", "uint8", "float32", "vector", "\ud800", "\0", "é", "x" * 9_999),
+    *([], [0], [1, 2], [0, 255], [-1, 1], [16], [4, 4, 1], ["0", "255"], [None, None], [[1], [2]]),
+    *({}, {"rows": -1}, {"a": {"b": [1, 2, {"c": None}]}}, {"rows": 1, "levels": [0, 100]}),
+    *("2026-11-27", "2026-11-27T20:00:00Z", "0" * 64),
+]
+
+
+def keys(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value in a document."""
+    if path:
+        yield path
+    if isinstance(document, dict | list):
+        names = document if isinstance(document, dict) else range(len(document))
+        for name in names:
+            yield from keys(document[name], (*path, name))
+
+
+def mutants(good: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    for path in keys(good):
+        for value in VALUES:
+            document = copy.deepcopy(good)
+            inner = document
+            for part in path[:-1]:
+                inner = inner[part]
+            inner[path[-1]] = value
+            yield f"{path} is {value!r}", json.dumps(document).encode()
+
+
+def refusal(data: bytes) -> str:
+    """Why this is no manifest; empty: it is one."""
+    try:
+        Manifest.from_json(data)
+    except BundleError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("most", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_whatever_is_accepted_can_be_told(root, publish, server, stub, most, record_property):
+    path = publish(root, levels=101)
+    good = json.loads((path / bundle.MANIFEST).read_text())
+    scores = {"rows": 8, "levels": [0, 100]} | {name: [0.5, 1] for name in bundle.SCORES}
+    good |= {"training_scores": scores, "training": {"config": {"rate": 0.5}}}
+    tried = {what: (data, refusal(data)) for what, data in mutants(good)}
+    for what, (_, said) in tried.items():
+        assert said.encode().startswith(b"manifest.json") or not said, what
+    accepted = [(what, data) for what, (data, said) in tried.items() if not said]
+    picked = random.Random(8).sample(accepted, min(most, len(accepted)))
+    served = 0
+    for what, data in picked:
+        (path / bundle.MANIFEST).write_bytes(data)
+        server.look()
+        stub.ListModels(pb.ListModelsRequest())
+        told = stub.GetModel(pb.GetModelRequest())
+        served += told.served_by.version == 2
+        x = codec.to_rows(np.full((2, 4, 4), told.x_min, np.uint8))
+        wants_scores = told.family == "vae"
+        answer = stub.Reconstruct(pb.ReconstructRequest(x=x, scores=wants_scores))
+        for name in ("kl", "elbo", "reconstruction_error"):
+            found = getattr(answer, name)
+            assert len(found) == 2 * wants_scores
+            assert np.isfinite(found).all(), what
+    figures = f"{len(tried)} manifests: {len(accepted)} accepted, {served} of {len(picked)} served"
+    record_property("figures", figures)
+    assert served > 0.8 * len(picked)
