@@ -76,8 +76,11 @@ def _run(args: argparse.Namespace) -> int:
     metrics = Path(args.metrics_file) if args.metrics_file else None
     with Progress(ours, metrics) as progress:
         job.run(setting, share, _processes(args), progress, args.engine)
-    print(_rate(progress, time.monotonic() - began))
-    outcome = job.finish(setting, share, limit)
+    seconds = time.monotonic() - began
+    try:
+        outcome = job.finish(setting, share, limit)
+    finally:  # a summary that cannot be printed does not keep the job from being finished
+        print(_rate(progress, seconds))
     if outcome.missing:
         print(
             f"This share of {folder} is done; other machines are still at theirs: "

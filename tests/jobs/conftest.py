@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,7 @@ class Jobs:
         output: object,
         *flags: object,
         prepare: Callable | None = None,
-        **streams: int,
+        **streams: Any,
     ) -> subprocess.Popen:
         """In a process of its own; `prepare` is called in it first."""
         return subprocess.Popen(

@@ -213,13 +213,26 @@ def test_an_error_of_our_own_is_a_sentence_with_its_place(jobs, npy, tmp_path, m
     assert "ValueError: unforeseen" in said
 
 
-def test_a_full_disk_under_the_printed_summary_is_a_sentence(jobs, npy, tmp_path):
+def test_a_summary_that_cannot_be_printed_is_a_sentence(jobs, npy, tmp_path):
     with Path("/dev/full").open("wb") as full:
-        job = jobs.start(npy, tmp_path / "out", stdout=full.fileno())
+        job = jobs.start(npy, tmp_path / "full", stdout=full.fileno())
         _, said = job.communicate()
     assert job.returncode == 74, said
     assert "No space left" in said
     assert only_a_sentence(said)
+    store = Store(tmp_path / "pipe")
+    with store.locked(0, wait=False):
+        buffered = jobs.surroundings(PYTHONUNBUFFERED="")["env"]
+        job = jobs.start(npy, tmp_path / "pipe", env=buffered)
+        assert job.stdout.readline().startswith("--input")
+        job.stdout.close()  # its reader is gone before the summary
+    said = job.stderr.read()
+    job.stderr.close()
+    store.close()
+    assert job.wait() == 74, said
+    assert "Broken pipe" in said
+    assert only_a_sentence(said)
+    assert (tmp_path / "pipe" / "_SUCCESS").exists()
 
 
 def test_metrics_that_cannot_be_written_are_said_before_the_work(jobs, npy, tmp_path, capsys):
