@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 HEALTH_NAMES: Final = ("", wire.SERVICE, "readiness")
 """What turns NOT_SERVING while no work is taken. `liveness` only says that the loop answers."""
 
+_HANDSHAKE_MS: Final = 10_000
+_IDLE_MS: Final = 300_000
 _LAG_SECONDS: Final = 0.25
 _VITALS_SECONDS: Final = 0.5
 
@@ -150,6 +152,10 @@ class Server:
             # Between half of this and this gRPC would refuse by chance.
             ("grpc.max_metadata_size", wire.MOST_HEADER_BYTES),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            # A place among them is nobody's who says nothing: until TLS and HTTP/2 have begun, and
+            # without a call. Clients connect again by themselves, with their next call.
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ("grpc.max_connection_idle_ms", _IDLE_MS),
             *_age(settings),
             # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 1_000),

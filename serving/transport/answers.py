@@ -29,7 +29,14 @@ UNARY: Final = 2
 STREAMED: Final = 4
 """The same, the message it was made of, and the next one, which is made meanwhile."""
 
-_SMALL: Final = 4096  # bytes of an answer that is never refused: health's, for one
+CALL: Final = 32 << 10
+"""Bytes that a call takes besides, for as long as its answer waits: a million of small answers
+would be a little of data, and many gigabytes of calls."""
+
+_VITAL: Final = 16
+"""Bytes of an answer that only health gives; it is refused last."""
+_VITAL_SHARE: Final = 2
+"""Where there is so many times what may wait, health's answers are refused as well."""
 _RETRY_AFTER: Final = 1.0  # seconds
 
 
@@ -48,16 +55,18 @@ class Answers:
         metrics.probe(metrics.answer_bytes, lambda: self._bytes)
 
     def hold(self, nbytes: int, give_up: GiveUp | None) -> int:
-        """Count an answer in; its number, to `release` it by.
+        """Count an answer in, and the call that waits with it; its number, to `release` it by.
 
         Where there is no room, calls `give_up` of those that have waited longest; it has to end
         the call, and at once. Raises Overloaded where this one came without: nothing is to be
         given up there.
         """
         number, lost = next(self._numbers), []
+        most = self._most if nbytes > _VITAL else _VITAL_SHARE * self._most
+        nbytes += CALL
         with self._lock:
             full = self._bytes + nbytes > self._most and bool(self._waiting)
-            if full and give_up is None and nbytes > _SMALL:
+            if full and give_up is None and self._bytes + nbytes > most:
                 self._given_up.inc()
                 raise Overloaded(
                     "answers",

@@ -12,6 +12,7 @@ from http2 import Connection, body, call, message
 
 from serving.client import Client
 from serving.pb import vae_pb2 as pb
+from serving.transport.answers import CALL
 
 MIB = 1 << 20
 ROWS = 12_500  # with their latents 1 MB: 2 of memory as one answer, 4 as a stream's
@@ -37,14 +38,21 @@ def process(request, serve, toy_bundles):
     )
 
 
-def ask(port: int, asked: pb.SampleRequest | pb.StreamSamplesRequest) -> Connection:
+def ask(
+    port: int, asked: pb.SampleRequest | pb.StreamSamplesRequest, calls: int = CALLS
+) -> Connection:
     """Calls over a connection whose windows never open; its statuses still come."""
+    path = f"/vae.v1.VaeService/{type(asked).__name__.removesuffix('Request')}"
+    return begin(port, path, asked.SerializeToString(), calls)
+
+
+def begin(port: int, path: str, request: bytes, calls: int) -> Connection:
     connection = Connection(port, preface=False)
     closed = http2.settings({INITIAL_WINDOW: 0, TABLE: 0, TRUE_BINARY: 1})
-    path = f"/vae.v1.VaeService/{type(asked).__name__.removesuffix('Request')}"
-    data = message(asked.SerializeToString())
-    calls = [call(s, path) + body(s, data) for s in range(1, 2 * CALLS, 2)]
-    connection.send(http2.PREFACE, closed, *calls)
+    data = message(request)
+    connection.send(http2.PREFACE, closed)
+    for stream in range(1, 2 * calls, 2):
+        connection.send(call(stream, path) + body(stream, data))
     return connection
 
 
@@ -72,3 +80,27 @@ def test_a_caller_who_lets_its_answer_wait_is_told_why_it_lost_it(serve, toy_bun
         (first,) = connection.wait_for(1)
     assert first.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert b"waited for its caller" in first.headers[b"grpc-message"]
+
+
+@pytest.mark.parametrize("listener", ["core", "aio"])
+def test_small_answers_that_nobody_reads_count_with_their_calls(serve, toy_bundles, listener):
+    # Streams of one row a message, and checks of health, for which no token is asked.
+    flags = f"--workers=1 --listener={listener} --answers-mib=8"
+    process = serve("--bundles", str(toy_bundles), *flags.split())
+    target, _ = process.ready()
+    port = int(target.rpartition(":")[2])
+    process.answer()
+    before, most = process.memory("VmRSS"), 8 * MIB
+    stream = pb.StreamSamplesRequest(count=10**9, chunk_rows=1, seed=7)
+    with ExitStack() as mute, grpc.insecure_channel(target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for asked in ("streams", "checks") * 2:
+            if asked == "streams":
+                mute.enter_context(ask(port, stream, 1000))
+            else:
+                mute.enter_context(begin(port, "/grpc.health.v1.Health/Check", b"", 100))
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+        while process.value("latentd_answers_given_up_total") < 2000 - most / CALL:
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+        assert process.value("latentd_answer_bytes") <= 2 * most
+        assert process.memory("VmHWM") - before < 64 * MIB  # 2,200 calls took more
