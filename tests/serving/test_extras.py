@@ -42,8 +42,8 @@ def run(half: str, words: str, packages: set[str], folder: Path) -> tuple[int, s
     ("half", "words", "packages", "extra"),
     [
         ("serving", "serve", set(), "serve"),
-        ("serving", "serve --workers 2", SERVE - {"grpc_reflection"}, "serve"),
-        ("serving", "serve --workers 1", SERVE - {"prometheus_client"}, "serve"),
+        ("serving", "serve --bundles ROOT --workers 2", SERVE - {"grpc_reflection"}, "serve"),
+        ("serving", "serve --bundles ROOT --workers 1", SERVE - {"prometheus_client"}, "serve"),
         ("serving", "plan --rate 1", CLIENT, "serve"),
         ("serving", "client health", set(), "client"),
         ("serving", "client sample", CLIENT - {"numpy"}, "client"),
@@ -57,7 +57,7 @@ def run(half: str, words: str, packages: set[str], folder: Path) -> tuple[int, s
     ],
 )
 def test_a_missing_extra_is_named(toy_bundles, tmp_path, half, words, packages, extra):
-    words = words.replace("BUNDLE", str(toy_bundles / "toy"))
+    words = words.replace("BUNDLE", str(toy_bundles / "toy")).replace("ROOT", str(toy_bundles))
     status, _, said = run(half, words, packages, tmp_path)
     assert status in (1, 78), said
     assert f"pip install 'latentd[{extra}]'" in said
