@@ -19,6 +19,9 @@ from serving.readers.files import Opener
 from serving.readers.rows import Array, BadRow, Chunk, checked
 
 _BATCH: Final = 1024  # rows decoded at once
+_NO_BYTES: Final = (
+    "its bytes are null; paths are not read, so write the image's bytes into the table"
+)
 
 
 class TableReader:
@@ -132,14 +135,17 @@ class TableReader:
             ids = [str(value) for value in batch.column(1).to_pylist()]
         else:
             ids = list(map(str, range(start, start + len(column))))
+        missing = "no value"
         if pa.types.is_struct(column.type):
-            column = column.field("bytes")
+            column, missing = column.field("bytes"), _NO_BYTES
         whole = _as_array(column, self._x)
         if whole is not None:
             return checked(whole, ids, start, self._x, self._likelihood)
         good, bad = [], []
         for index, value in enumerate(column):
             try:
+                if not value.is_valid:
+                    raise InvalidInput("x", missing)
                 good.append((index, _row(value.as_py(), self._x, self._resize)))
             except InvalidInput as error:
                 bad.append(BadRow(start + index, ids[index], error.reason))
@@ -219,8 +225,6 @@ def _same_numbers(kind: Any, x: XSpec) -> bool:
 
 def _row(value: Any, x: XSpec, resize: bool) -> Array:
     """One value of a column, of whatever kind. Raises InvalidInput saying what is wrong with it."""
-    if value is None:
-        raise InvalidInput("x", "no value")
     if isinstance(value, bytes):
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype)

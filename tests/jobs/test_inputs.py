@@ -159,6 +159,15 @@ def test_bad_table_values_are_quarantined_by_the_callers_own_ids(jobs, x, tmp_pa
     assert jobs.table(tmp_path / "out")["row"].to_pylist() == [0, 4]
 
 
+def test_a_table_of_paths_is_told_to_hold_bytes(jobs, x, tmp_path):
+    values = [{"bytes": png(x[0]), "path": None}, {"bytes": None, "path": "a.png"}, None]
+    pq.write_table(pa.table({"image": values}), tmp_path / "x.parquet")
+    assert jobs.run(tmp_path / "x.parquet", tmp_path / "out") == 0
+    reasons = jobs.quarantine(tmp_path / "out")
+    assert set(reasons) == {"1", "2"}
+    assert "its bytes are null; paths are not read" in reasons["1"]
+
+
 def test_numbers_that_the_model_cannot_have_are_bad_rows():
     values = np.array([[0, 1, -1], [0, np.nan, 0], [0, 0, 1.5], [np.inf, 0, 0]], np.float64)
     chunk = checked(values, ["a", "b", "c", "d"], 7, FLOATS, "bernoulli")
