@@ -397,8 +397,9 @@ def test_a_damaged_bundle_is_refused_before_anything_is_written(
     jobs, npy, tmp_path, publish_toy, capsys
 ):
     folder = publish_toy(tmp_path / "bundles")
-    with (folder / "encoder.onnx").open("ab") as file:
-        file.write(b"more")
+    data = bytearray((folder / "encoder.onnx").read_bytes())
+    data[-1] ^= 1
+    (folder / "encoder.onnx").write_bytes(data)
     assert type(jobs)(folder).run(npy, tmp_path / "out") == 78
     assert "sha256" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
