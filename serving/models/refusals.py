@@ -1,8 +1,14 @@
-"""What was found and is not served, and why: told once, and not looked into again until changed."""
+"""What was found and is not served, and why: told once, and not looked into again until changed.
+
+Want of memory may be the moment's and not the version's: that is looked into again after a while.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +19,8 @@ from serving.models.shelf import Fingerprint
 log = logging.getLogger(__name__)
 
 MAX_REASON: Final = 1000
+MEMORY_SECONDS: Final = 600.0
+"""After so long a version that was refused for want of memory is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,7 @@ class Refused:
     version: int  # 0: the model as a whole
     reason: str  # a sentence of at most MAX_REASON characters
     content: Fingerprint  # what was there when it was refused
+    stands_until: float = math.inf  # seconds of the clock
 
     @property
     def name(self) -> str:
@@ -35,8 +44,8 @@ class Refused:
 class Refusals:
     """The refusals that stand. One thread at a time writes; any may read `standing`."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics, self._clock = metrics, clock
         self._standing: dict[tuple[str, int], Refused] = {}
         self._met: set[tuple[str, int]] = set()  # since the last sweep
 
@@ -52,6 +61,8 @@ class Refusals:
         refused = self._standing.get((model, version))
         if refused is None or not (also_changed or refused.content == content):
             return False
+        if self._clock() >= refused.stands_until:
+            return False
         self._met.add((model, version))
         return True
 
@@ -59,7 +70,9 @@ class Refusals:
         """Refuse; in the log and the metric only if it was not refused for this before."""
         key = (model, version)
         known = isinstance(error, LatentdError | OSError)
-        refused = Refused(model, version, _sentence(error), content)
+        passing = getattr(error, "reason", "") == "memory"
+        until = self._clock() + MEMORY_SECONDS if passing else math.inf
+        refused = Refused(model, version, _sentence(error), content, until)
         self._met.add(key)
         before = self._standing.get(key)
         self._standing = {**self._standing, key: refused}

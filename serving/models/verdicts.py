@@ -61,7 +61,8 @@ class Verdicts:
             try:
                 found = find()
             except BundleError as error:
-                json.dump({"refused": error.reason, "what": str(error)}, file)
+                if error.reason != "memory":  # of which there may be more later
+                    json.dump({"refused": error.reason, "what": str(error)}, file)
                 raise
             json.dump({"digest": found.digest, **found.measurements.to_json()}, file)
             return found

@@ -60,7 +60,7 @@ class Need:
     replicas: int  # with the spare one
     rate: float  # calls a second of all of them with nothing to spare
     memory_bytes: int  # of one replica that is idle
-    memory_limit_bytes: int  # of one replica full of rows, answers and requests that wait
+    memory_limit_bytes: int  # of one full of rows, answers and requests, that tries a version
     queue_rows: int  # waiting in one replica: when there are more, autoscaling should add one
 
 
@@ -99,7 +99,7 @@ def need(
         replicas=replicas,
         rate=replicas * carried,
         memory_bytes=idle,
-        memory_limit_bytes=idle + (settings.workers * held << 20),
+        memory_limit_bytes=idle + resident_bytes + (settings.workers * held << 20),
         queue_rows=max(1, round(carried * demand.rows * draws * WAIT_SECONDS)),
     )
 

@@ -8,11 +8,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from serving.errors import BundleError
+from serving.metrics import Metrics
 from serving.models.attempts import Attempts
 from serving.models.loading import Measured, Measurements
 from serving.models.loads import Cancelled
+from serving.models.refusals import Refusals
 from serving.models.verdicts import Verdict, Verdicts
 from serving.runtime import memory
 from serving.runtime.tuning import Cost
@@ -86,20 +89,31 @@ def test_a_verdict_is_found_once_and_shared(tmp_path):
     assert len(found) == 3
 
 
-def test_a_refusal_is_shared_and_a_trial_that_was_given_up_is_not(tmp_path):
+def test_a_refusal_is_shared_and_what_may_end_otherwise_the_next_time_is_not(tmp_path):
     def fail(error: Exception):
         def find() -> Verdict:
             raise error
 
         return find
 
-    with pytest.raises(Cancelled):
-        Verdicts(tmp_path).get("key", fail(Cancelled()), lambda: None)
-    with pytest.raises(BundleError):
-        Verdicts(tmp_path).get("key", fail(BundleError("memory", "Too large.")), lambda: None)
-    with pytest.raises(BundleError, match="Too large") as refusal:
+    for error in (Cancelled(), BundleError("memory", "No."), BundleError("timeout", "Too long.")):
+        with pytest.raises(type(error)):
+            Verdicts(tmp_path).get("key", fail(error), lambda: None)
+    with pytest.raises(BundleError, match="Too long") as refusal:
         Verdicts(tmp_path).get("key", lambda: VERDICT, lambda: None)
-    assert refusal.value.reason == "memory"
+    assert refusal.value.reason == "timeout"
+
+
+def test_want_of_memory_is_not_for_ever():
+    now = 0.0
+    refusals = Refusals(Metrics(CollectorRegistry()), clock=lambda: now)
+    refusals.add("toy", 1, BundleError("memory", "Too large."), ())
+    refusals.add("toy", 2, BundleError("golden", "Wrong."), ())
+    now = 599.0
+    assert refusals.stands("toy", 1, ())
+    now = 600.0
+    assert not refusals.stands("toy", 1, ())
+    assert refusals.stands("toy", 2, ())
 
 
 def test_a_worker_waits_for_the_one_that_is_at_it_and_no_longer_than_it_should(tmp_path):

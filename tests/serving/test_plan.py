@@ -59,11 +59,11 @@ def test_replicas_carry_the_rate_when_one_is_gone():
         assert (found.replicas - 2) * each * 0.6 < rate, "one more than needed"
 
 
-def test_memory_holds_every_worker_and_its_queues():
+def test_memory_holds_every_worker_its_queues_and_a_version_that_is_tried():
     small = dataclasses.replace(TWO, queue_mib=16, answers_mib=8, requests_mib=4)
     found = sizing.need(Demand("sample", 1, 1, 0.6), prepared(0.1, 0.1), small, 100 * MIB)
     assert found.memory_bytes == 200 * MIB
-    assert found.memory_limit_bytes == 200 * MIB + 2 * (2 * 16 + 8 + 4) * MIB
+    assert found.memory_limit_bytes == 300 * MIB + 2 * (2 * 16 + 8 + 4) * MIB
 
 
 def test_the_autoscaler_is_told_the_rows_that_a_replica_runs_in_a_tenth_of_a_second():
@@ -88,7 +88,7 @@ def test_the_command_plans_a_real_bundle(toy_bundles, capsys, call):
     assert re.search(r"^replicas +\d+ ", said, re.M)
     assert re.search(r"^workers +3 ", said, re.M)
     request, limit = map(int, re.findall(r"^memory, \w+ +(\d+)Mi", said, re.M))
-    assert limit - request == pytest.approx(3 * (2 * 256 + 256 + 128), abs=64)
+    assert limit - request == pytest.approx(request / 3 + 3 * (2 * 256 + 256 + 128), abs=96)
     assert request > 3 * 64
 
 
