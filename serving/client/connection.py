@@ -109,7 +109,9 @@ class Connection:
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # CANCELLED, from the server: so gRPC (1.85) refuses calls it has no place for, and
+                # the server never sees them.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             }
         # Streams go on by themselves from any row (`resume`); a retry would come on top.
         streams = [

@@ -98,6 +98,15 @@ def test_a_retried_sample_asks_for_the_same_rows(client: Client, script: Scripte
     assert client.sample(2).seed != samples.seed
 
 
+def test_a_call_that_grpc_itself_had_no_place_for_is_made_again(
+    client: Client, script: Scripted
+) -> None:
+    # So it refuses, by chance, what comes while others flood the server.
+    script.faults.append(lambda context: context.abort(grpc.StatusCode.CANCELLED, "CANCELLED"))
+    assert len(client.sample(2)) == 2
+    assert len(script.requests) == 2
+
+
 def test_attempts_1_never_repeats_a_call(scripted: Running, script: Scripted) -> None:
     script.faults.extend([DRAINING, (1, DRAINING)])
     with Client(scripted.target, attempts=1) as client:
