@@ -168,7 +168,11 @@ class RowQueue:
                     f"{entry.rows} rows take {takes:.3f} s at least and this call has {left:.3f} s "
                     "left. They were not run."
                 )
-        ahead = sum(self._rows[kind] for kind in CLASSES[: entry.kind + 1])
+        ahead = 0
+        for kind in CLASSES:
+            ahead += self._rows[kind]
+            if kind is entry.kind:
+                break
         # A lone request is never refused for the time it takes itself.
         wait = self._wait(ahead + entry.rows) if self.rows else 0.0
         if (ahead and ahead + min(entry.rows, self.max_rows // 2) > self.max_rows) or (

@@ -16,26 +16,32 @@ _MOST: Final = float(np.finfo(np.float32).max)
 REASON: Final = "makes the model compute NaN or infinity"
 
 
-def good_rows(*arrays: NDArray[Any] | None) -> NDArray[np.bool_] | None:
-    """Which rows are finite numbers in all of these arrays, shape (rows,); None: all of them are.
+def bad_row(*arrays: NDArray[Any] | None) -> int | None:
+    """The first row that is not finite numbers in all of these arrays; None: all rows are.
 
     Numbers too large for float32, as which they are sent, are not; bytes are not looked at.
     """
-    good: NDArray[np.bool_] | None = None
     for values in arrays:
-        if values is None or values.dtype.char == "B":
-            continue
-        finite = np.isfinite(values) if values.dtype.char == "f" else np.abs(values) <= _MOST
-        if not finite.all():
-            rows = finite.reshape(len(values), -1).all(axis=1)
-            good = rows if good is None else good & rows
+        if values is not None and values.dtype.char != "B" and not _finite(values).all():
+            return int(np.argmin(good_rows(*arrays)))
+    return None
+
+
+def good_rows(*arrays: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """Which rows are finite numbers in all of these arrays, shape (rows,). One must be given."""
+    given = [values for values in arrays if values is not None]
+    good = np.ones(len(given[0]), bool)
+    for values in given:
+        if values.dtype.char != "B":
+            good &= _finite(values).reshape(len(values), -1).all(axis=1)
     return good
 
 
-def bad_row(*arrays: NDArray[Any] | None) -> int | None:
-    """The first row that is not finite in one of these arrays; None: all are."""
-    good = good_rows(*arrays)
-    return None if good is None else int(np.argmin(good))
+def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
+    finite: NDArray[np.bool_] = (
+        np.isfinite(values) if values.dtype.char == "f" else np.abs(values) <= _MOST
+    )
+    return finite
 
 
 async def cause(

@@ -47,8 +47,8 @@ class ReconstructStream:
         for part in parts:
             if part.made is None:
                 errors.setdefault(part.start, "the model fails on it")
-            elif (good := finite.good_rows(*part.made)) is not None:
-                for row in np.flatnonzero(~good).tolist():
+            elif finite.bad_row(*part.made) is not None:
+                for row in np.flatnonzero(~finite.good_rows(*part.made)).tolist():
                     errors.setdefault(part.start + row, finite.REASON)
         made = [part.made for part in parts if part.made is not None]
         response = pb.StreamReconstructResponse(
