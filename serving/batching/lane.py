@@ -134,11 +134,13 @@ class Lane:
         caller: Caller,
         *,
         work: int = 0,
+        weight: int = 1,
         keep: bool = True,
     ) -> Reply[Outputs]:
         """Queue `rows` rows of `payload`; the reply is their outputs, in order, however batched.
 
         work: rows of the whole call, as far as known, where this is a part of a stream
+        weight: each row costs a run as much as so many others, batch_rows at most
         keep: False: `run` gives the payload what is wanted of the outputs, and the reply has none
               of them where there were several batches
 
@@ -149,7 +151,7 @@ class Lane:
         is dropped.
         """
         entry = Entry(payload, rows, nbytes, caller.deadline, caller.background)
-        entry.work, entry.keeps_outputs = work, keep
+        entry.work, entry.weight, entry.keeps_outputs = work, weight, keep
         reply: Reply[Outputs] = Reply(lambda: self._withdraw(entry))
         entry.reply, entry.account = reply, caller.account
         now = self._clock()
@@ -167,9 +169,9 @@ class Lane:
         caller.on_cancel(reply)
         return reply
 
-    def check(self, rows: int, nbytes: int, caller: Caller) -> None:
+    def check(self, rows: int, nbytes: int, caller: Caller, weight: int = 1) -> None:
         """Raise what `submit` would raise now: for calls that run other rows first."""
-        entry = Entry(None, rows, nbytes, caller.deadline, caller.background)
+        entry = Entry(None, rows, nbytes, caller.deadline, caller.background, weight=weight)
         with self._changed:
             try:
                 self._queue.check(entry, self._clock())
@@ -289,9 +291,9 @@ class Lane:
                 answers.append((entry, outcome))
         return answers
 
-    def _learn(self, rows: int, seconds: float) -> None:
+    def _learn(self, work: int, seconds: float) -> None:
         with self._changed:
-            self._queue.observe(rows, seconds)
+            self._queue.observe(work, seconds)
 
     def _finish(self, entry: Entry, ended: float | None = None) -> bool:
         """Mark the entry answered; False: somebody did before, or its caller has gone. If it was

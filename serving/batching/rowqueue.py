@@ -65,6 +65,7 @@ class Entry:
     reply: Any = None  # where the answer goes; opaque here
     account: Any = None  # where its way is entered; opaque here
     work: int = 0  # rows of the whole call, as far as known, where this is a part of a stream
+    weight: int = 1  # each of its rows costs a run as much as so many others, batch_rows at most
     keeps_outputs: bool = True  # False: the payload has taken what is wanted of them
     enqueued_at: float = 0.0
     began: float = 0.0  # when the first batch that took rows of it was begun
@@ -132,7 +133,8 @@ class RowQueue:
         self.pause_seconds = 0.0
         self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in CLASSES}
         self._rows = dict.fromkeys(CLASSES, 0)
-        self._credit = dict.fromkeys(CLASSES, 0.0)  # rows of its floor a class has not used yet
+        self._work = dict.fromkeys(CLASSES, 0)  # rows times what they weigh
+        self._credit = dict.fromkeys(CLASSES, 0.0)  # work of its floor a class has not used yet
         self._heard = -math.inf  # when the last interactive entry came
 
     def oldest(self) -> float | None:
@@ -148,6 +150,7 @@ class RowQueue:
             self._heard = now
         self._classes[entry.kind].append(entry)
         self._rows[entry.kind] += entry.rows
+        self._work[entry.kind] += entry.rows * entry.weight
         self.rows += entry.rows
         self.bytes += entry.bytes
 
@@ -155,9 +158,10 @@ class RowQueue:
         """Find the entry's class, and raise Overloaded where it cannot be admitted: the one rule
         for one row or many. Raises DeadlineExpired where all its rows could not be run in time by
         the fastest batches known."""
+        work = entry.rows * entry.weight
         if entry.background:
             entry.kind = Class.BACKGROUND
-        elif entry.rows <= self.batch_rows and entry.work <= self.batch_rows:
+        elif work <= self.batch_rows and entry.work <= self.batch_rows:
             entry.kind = Class.SMALL
         else:
             entry.kind = Class.LARGE
@@ -171,10 +175,11 @@ class RowQueue:
         ahead = 0
         for kind in CLASSES:
             ahead += self._rows[kind]
+            work += self._work[kind]
             if kind is entry.kind:
                 break
         # A lone request is never refused for the time it takes itself.
-        wait = self._wait(ahead + entry.rows) if self.rows else 0.0
+        wait = self._wait(work) if self.rows else 0.0
         if (ahead and ahead + min(entry.rows, self.max_rows // 2) > self.max_rows) or (
             self.bytes and self.bytes + entry.bytes > ROOM[entry.kind] * self.max_bytes
         ):
@@ -194,26 +199,26 @@ class RowQueue:
     @property
     def least_wait(self) -> float:
         """Seconds that any request would wait at least: one small row's predicted wait."""
-        return self._wait(self._rows[Class.SMALL] + 1) if self.rows else 0.0
+        return self._wait(self._work[Class.SMALL] + 1) if self.rows else 0.0
 
-    def _wait(self, rows: int) -> float:
-        """Seconds until the last of so many rows leaves the engine.
+    def _wait(self, work: int) -> float:
+        """Seconds until the last of so many rows of weight 1 leaves the engine.
 
         Counts one batch more, the one that runs now: an answer just too late costs as much to make
         as one in time, and a queue that admits to the edge of patience makes only such.
         """
-        return (rows / self.batch_rows + 1) * (self.batch_seconds + self.pause_seconds)
+        return (work / self.batch_rows + 1) * (self.batch_seconds + self.pause_seconds)
 
     @property
     def next_seconds(self) -> float:
         """How long a batch of what waits now would take."""
-        return min(self.rows / self.batch_rows, 1.0) * self.batch_seconds
+        return min(sum(self._work.values()) / self.batch_rows, 1.0) * self.batch_seconds
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """Learn from a finished run how long a full batch takes."""
-        if rows * 2 < self.batch_rows and self.batch_seconds:
+    def observe(self, work: int, seconds: float) -> None:
+        """Learn how long a full batch takes from a run of so many rows of weight 1."""
+        if work * 2 < self.batch_rows and self.batch_seconds:
             return  # mostly fixed cost: says little about a full batch
-        full = seconds * self.batch_rows / rows
+        full = seconds * self.batch_rows / work
         self._fastest = min(self._fastest, full)
         self.batch_seconds += (full - self.batch_seconds) * (0.2 if self.batch_seconds else 1.0)
 
@@ -239,12 +244,12 @@ class RowQueue:
         The batch has at most batch_rows rows and is empty only when nothing waits.
         """
         expired: list[Entry] = []
-        before = 0  # rows of those served first, which only where they fill a batch leave no room
+        before = 0  # work of those served first, which only where they fill a batch leave no room
         for kind, floor in FLOOR.items():
             # Alone at 1/16 of a 4-row batch a class would never get a row: the claim adds up.
             held = self._credit[kind] + floor * min(before, self.batch_rows)
-            self._credit[kind] = min(held, self._rows[kind])
-            before += self._rows[kind]
+            self._credit[kind] = min(held, self._work[kind])
+            before += self._work[kind]
         batch: list[Share] = []
         room = self.batch_rows
         for kind in CLASSES:
@@ -261,10 +266,11 @@ class RowQueue:
     def _take(
         self, kind: Class, room: int, now: float, batch: list[Share], expired: list[Entry]
     ) -> int:
-        """Add up to `room` rows of one class to the batch; returns how many."""
+        """Add rows of one class that weigh up to `room` to the batch; to an empty one at least one
+        row. Returns what they weigh."""
         entries, taken = self._classes[kind], 0
         for _ in range(len(entries)):
-            if taken == room:
+            if taken >= room:
                 break
             entry = entries[0]
             if entry.deadline <= now and self.discard(entry):
@@ -272,11 +278,13 @@ class RowQueue:
             if entry.dead:
                 entries.popleft()
                 continue
-            rows = min(entry.waiting, room - taken)
+            rows = min(entry.waiting, (room - taken) // entry.weight or int(not batch))
+            if not rows:
+                break
             batch.append(Share(entry, entry.payload, entry.taken, entry.taken + rows))
             self._leave(entry, rows)
             entry.taken += rows
-            taken += rows
+            taken += rows * entry.weight
             if not entry.waiting:
                 entries.popleft()
             elif kind is not Class.SMALL:  # a small one stays first: its next batch ends it
@@ -286,6 +294,7 @@ class RowQueue:
 
     def _leave(self, entry: Entry, rows: int) -> None:
         self._rows[entry.kind] -= rows
+        self._work[entry.kind] -= rows * entry.weight
         self.rows -= rows
         if rows and rows == entry.waiting:
             self.bytes -= entry.bytes

@@ -35,7 +35,7 @@ class Runner:
 
     name, run, clock: as the lane's
     batch_rows: the most rows that a batch may have, for the gauge of how full they are
-    learn: told the rows and the seconds of each run that did not fail
+    learn: told the rows, times their weights, and the seconds of each run that did not fail
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Runner:
             if output is not None and len(output) != rows:
                 raise EngineError(f"{rows} rows went in and {len(output)} came out.")
         self.failures = 0
-        self._learn(rows, seconds)
+        self._learn(sum(share.rows * share.entry.weight for share in batch), seconds)
         self._run_seconds.observe(seconds)
         self._busy.inc(seconds)
         self._batch_rows.observe(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from serving.bundle import LIKELIHOODS, Manifest
 from serving.errors import InvalidInput
 from serving.latents import Draw
 from serving.metrics import Metrics
+from serving.models import scoring
 from serving.models.batches import Decoding, decode_batch, encode_batch
 from serving.models.loading import Prepared, Tuned, hand_over
 from serving.models.scoring import Scores, Scoring
@@ -79,6 +81,7 @@ class Model:
         decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)
         self.encoder = lane("encoder", prepared.encoder, encode)
         self.decoder = lane("decoder", prepared.decoder, decode)
+        self._score_seconds = scoring.measure(self.manifest)
         self._lanes = [(self.encoder, prepared.encoder), (self.decoder, prepared.decoder)]
 
     def wait_until_begun(self) -> None:
@@ -146,13 +149,21 @@ class Model:
             x = likelihood.binarised(x, self.manifest.x)
         rows = len(x) * draws
         nbytes = x.nbytes + len(x) * self.manifest.latent_size * 8 + rows * 16
-        self.decoder.check(rows, nbytes, caller)  # before the encoder works in vain
+        weight = self._score_weight(len(x))
+        self.decoder.check(rows, nbytes, caller, weight)  # before the encoder works in vain
         mean, log_var = await self.encode(x, caller)
         source = Posterior(mean, log_var, draw, draws)
-        scoring = Scoring(x, source, self.manifest)
-        decoding = Decoding(source, params=True, scoring=scoring)
-        await self.decoder.submit(decoding, rows, nbytes, caller, keep=False)
-        return await offload(scoring.scores)
+        scores = Scoring(x, source, self.manifest)
+        decoding = Decoding(source, params=True, scoring=scores)
+        await self.decoder.submit(decoding, rows, nbytes, caller, weight=weight, keep=False)
+        return await offload(scores.scores)
+
+    def _score_weight(self, rows: int) -> int:
+        """What a draw of a call of so many rows costs a batch, in rows that are only decoded."""
+        decoder, seconds = self.prepared.decoder, self._score_seconds
+        decoding = tuning.seconds_of(decoder.batch_rows, decoder.costs) / decoder.batch_rows
+        weight = 1 + (seconds.density + seconds.draw / rows) / decoding
+        return min(math.ceil(weight), decoder.batch_rows)
 
     def _distortion(self, x: Array, params: Array) -> Reply[likelihood.Nats]:
         """-log p(x | z) of each row."""

@@ -9,6 +9,7 @@ import sys
 
 from serving import settings
 from serving.errors import EXIT_CONFIG, BundleError, ConfigError
+from serving.models import scoring
 from serving.models.loading import Prepared
 from serving.process import sizing
 from serving.process.sizing import CALLS, Demand, Need
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{prepared.manifest.model} is a plain autoencoder, which defines no likelihood: "
                 "no server answers --call score for it."
             )
-        density = sizing.density_seconds(prepared) if draws else 0.0
+        density = scoring.measure(prepared.manifest).density if draws else 0.0
     except (ConfigError, BundleError) as error:
         print(f"latentd: {error}", file=sys.stderr)
         return EXIT_CONFIG

@@ -7,14 +7,11 @@ the server would make. Under load batches are full, so a full batch tells what a
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
-from serving import bundle, likelihood
+from serving import bundle
 from serving.errors import ConfigError
 from serving.models import shelf
 from serving.models.loading import Prepared, Tuned, prepare
@@ -37,7 +34,6 @@ CALL_SECONDS: Final = 0.00012
 """CPU of a call beside its graphs' runs: `make bench`, Sample of one row, on a Zen 4."""
 WAIT_SECONDS: Final = 0.1
 """What autoscaling aims at: no more rows wait in a server than it runs in this time."""
-_TURNS: Final = 5  # of what is measured here; the quickest counts
 _SPARE: Final = 1  # of the servers may be gone: being replaced, or lost
 
 
@@ -102,19 +98,6 @@ def need(
         memory_limit_bytes=idle + resident_bytes + (settings.workers * held << 20),
         queue_rows=max(1, round(carried * demand.rows * draws * WAIT_SECONDS)),
     )
-
-
-def density_seconds(prepared: Prepared) -> float:
-    """What log p(x | z) of one row costs here, in the batches of the decoder."""
-    m, rows = prepared.manifest, prepared.decoder.batch_rows
-    x = np.zeros((rows, *m.x.shape), m.x.dtype)
-    params = np.zeros((rows, bundle.LIKELIHOODS[m.likelihood], *m.x.shape), np.float32)
-    times = []
-    for _ in range(_TURNS):
-        began = time.perf_counter()
-        likelihood.log_likelihood(likelihood.scaled(x, m.x), params, m.likelihood)
-        times.append(time.perf_counter() - began)
-    return min(times) / rows
 
 
 def measure(settings: Settings) -> tuple[Prepared, int]:

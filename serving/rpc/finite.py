@@ -56,7 +56,7 @@ async def cause(
     """
     if bad_row(*await alone) is None:
         return not_from_the_request()
-    return InvalidInput(field, f"{unit} {row} {REASON}", "Send values as it was trained on")
+    return InvalidInput(field, f"{unit} {row} {REASON}", "Send values like its training data")
 
 
 def not_from_the_request() -> EngineError:

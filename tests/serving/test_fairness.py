@@ -8,6 +8,7 @@ from collections import Counter
 
 import grpc
 import numpy as np
+import pytest
 
 from serving import codec
 from serving.pb import vae_pb2 as pb
@@ -67,12 +68,13 @@ def sampled(stub: VaeServiceStub) -> list[float]:
     return sorted(seconds)
 
 
+@pytest.mark.parametrize("batch_rows", [64, 4096])
 def test_one_row_samples_beside_500_scores_are_all_answered(
-    start_server, toy_bundles, record_property
+    start_server, toy_bundles, record_property, batch_rows
 ):
-    server = start_server(toy_bundles, max_batch_rows=64)
+    server = start_server(toy_bundles, max_batch_rows=batch_rows)
     with grpc.insecure_channel(server.target) as one, grpc.insecure_channel(server.target) as two:
-        polite, scorers = VaeServiceStub(one), None
+        polite = VaeServiceStub(one)
         alone = sampled(polite)
         scorers = Scorers(VaeServiceStub(two), SCORES)
         try:
@@ -91,6 +93,6 @@ def test_one_row_samples_beside_500_scores_are_all_answered(
         record_property("figures", figures)
         print(figures)
         assert set(scorers.ended) <= {Codes.OK, Codes.RESOURCE_EXHAUSTED}
-        # One Score takes 16 batches, and those that wait 256: a Sample waits for two.
-        assert p99 < max(1.0, 100 * alone[-1])
+        # A Sample waits for two batches, never for a Score; generous, for machines that are busy.
+        assert p99 < max(0.3, 50 * alone[int(SAMPLES * 0.99) - 1])
         assert server.metric("latentd_shed_total", lane="decoder", reason="queue_full") > 0

@@ -241,6 +241,53 @@ def test_a_part_of_a_large_call_is_large():
     assert taken(q)[0] == (small, 0, 4)
 
 
+def test_heavy_rows_take_as_much_of_a_batch_as_they_weigh():
+    q = queue()
+    heavy, small = entry(4), entry(2)
+    heavy.weight = 3  # 12 of light ones: more than a batch
+    q.admit(heavy, 0.0)
+    q.admit(small, 0.0)
+    assert taken(q) == [(small, 0, 2), (heavy, 0, 2)]
+    assert taken(q) == [(heavy, 2, 4)]
+    assert (q.rows, q.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_row_that_weighs_more_than_there_is_room_for_is_taken_alone(background):
+    q = RowQueue(8, 1000, 1 << 20, short_rows=2)
+    q.admit(entry(1), 0.0)
+    taken(q)
+    heavy = entry(2, background=background)
+    heavy.weight = 7
+    q.admit(heavy, 0.0)
+    assert taken(q) == [(heavy, 0, 1)]
+    assert taken(q) == [(heavy, 1, 2)]
+    assert taken(q) == []
+
+
+def test_heavy_rows_keep_their_share_and_no_more():
+    q = queue(batch_rows=8, max_rows=1 << 30, max_bytes=1 << 40)
+    heavy = entry(10**5)
+    heavy.weight = 5
+    q.admit(heavy, 0.0)
+    rows = 0
+    for _ in range(400):
+        q.admit(entry(8), 0.0)  # as much as a batch holds
+        rows += sum(stop - start for e, start, stop in taken(q) if e is heavy)
+    assert rows * heavy.weight == pytest.approx(400 * 8 / 4, rel=0.05)
+
+
+def test_the_predicted_wait_counts_what_rows_weigh():
+    q = queue(max_rows=10**6)
+    q.observe(8, 1.0)
+    heavy = entry(8)
+    heavy.weight = 8
+    q.admit(heavy, 0.0)
+    with pytest.raises(Overloaded, match=r"about 1[0-9]\.[0-9]+ s"):
+        q.admit(entry(16, deadline=5.0), 0.0)
+    assert q.next_seconds == 1.0
+
+
 def test_what_cannot_be_run_in_time_is_refused_even_by_an_empty_queue():
     q = RowQueue(8, 10**6, 1 << 30, batch_seconds=1.0)
     with pytest.raises(DeadlineExpired, match=r"80 rows take 10.000 s at least.* 9.000 s left"):
