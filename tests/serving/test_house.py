@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROOMS = {
     "": [
-        *("errors", "schema", "bundle", "settings", "metrics", "logs"),
+        *("errors", "schema", "manifest", "bundle", "settings", "metrics", "logs"),
         *("ranges", "latents", "likelihood", "images", "codec"),
     ],
     "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
@@ -56,7 +56,7 @@ ROOMS = {
 SERVER = [f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name in names]
 """serving/ from low to high: a module imports only from those before it."""
 
-SHARED = ["errors", "schema", "bundle", "ranges", "latents", "images", "codec"]
+SHARED = ["errors", "schema", "manifest", "bundle", "ranges", "latents", "images", "codec"]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
