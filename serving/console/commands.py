@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,9 +67,12 @@ def encode(args: argparse.Namespace) -> int:
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in (("mean", "log_var", "z") if args.draw else ("mean", "log_var"))
     }
-    out.write_arrays(arrays | _facts(info.served_by, seed=seed))
+    outside = _outside([(part.values_outside_range, len(part.mean)) for part in parts])
+    facts = {"values_outside_range": outside, **_facts(info.served_by, seed=seed)}
+    out.write_arrays(arrays | facts)
     what = f"{', '.join(arrays)} of {len(x)} rows, float32 {info.latent_size}"
     terminal.say(what, _path(out), info.served_by, seed=seed)
+    terminal.say_outside(outside)
     return 0
 
 
@@ -150,13 +153,15 @@ def reconstruct(args: argparse.Namespace) -> int:
         for name in ("reconstruction_error", "kl", "elbo")
         if args.scores
     }
+    outside = _outside([(part.values_outside_range, len(part)) for part in parts])
     if out is not None and out.kind == "png":
         out.write(images.grid(_above(x, made), columns=min(len(x), COLUMNS)))
     elif out is not None:
-        arrays = {"x": x, "reconstruction": made, **scores}
+        arrays = {"x": x, "reconstruction": made, **scores, "values_outside_range": outside}
         out.write_arrays(arrays | _facts(info.served_by, seed=seed))
     terminal.show_table(scores)
     terminal.say(terminal.described(made), _path(out), info.served_by, seed=seed)
+    terminal.say_outside(outside)
     return 0
 
 
@@ -195,6 +200,7 @@ def score(args: argparse.Namespace) -> int:
     )
     what = f"{len(x)} rows, {parts[0].draws} draws each, in nats"
     terminal.say(what, None, info.served_by, seed=seed)
+    terminal.say_outside(_outside([(part.values_outside_range, len(part.elbo)) for part in parts]))
     return 0
 
 
@@ -236,6 +242,16 @@ def _pin(client: Client, out: Destination | None = None) -> tuple[ModelInfo, Cli
     if out is not None:
         out.check(info.x)
     return info, client.pinned(info.served_by)
+
+
+def _outside(parts: Sequence[tuple[Array | None, int]]) -> Array | None:
+    """How many values of each row lie outside the model's range, from each answer's counts and its
+    number of rows; None: none does."""
+    if all(counts is None for counts, _ in parts):
+        return None
+    return np.concatenate(
+        [np.zeros(rows, np.uint32) if counts is None else counts for counts, rows in parts]
+    )
 
 
 def _pieces(rows: Array, info: ModelInfo, most: int = 1 << 30) -> Iterator[slice]:

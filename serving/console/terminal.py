@@ -39,6 +39,13 @@ def say(what: str, path: Path | None, served_by: ModelVersion, **replay: int | N
     print(f"{what}{where}, by {served_by}{numbers}.")
 
 
+def say_outside(counts: Array | None) -> None:
+    """One line where rows hold values that the model was never trained on; None: none does."""
+    if counts is not None:
+        rows = sum(count > 0 for count in counts)
+        print(f"{rows} of {len(counts)} rows hold values outside the range of the training data.")
+
+
 def described(x: Array) -> str:
     """Number, dtype and shape of rows."""
     return f"{len(x)} rows of {x.dtype} {shape_of(x.shape[1:])}"

@@ -10,6 +10,7 @@ import pytest
 from echoing import SIZE, publish_echo
 
 from serving import codec, ranges
+from serving.__main__ import main
 from serving.bundle import XSpec
 from serving.client import Client, DataPoint
 from serving.pb import vae_pb2 as pb
@@ -123,3 +124,12 @@ def test_a_bernoulli_model_refuses_them_by_row(server, client):
     said = refused.value.details()
     assert said.startswith("x.tensor.data: row 2 holds 1.165, outside the model's range 0 to 1")
     assert "bernoulli likelihood is not defined" in said
+
+
+def test_the_shell_says_how_many_rows_are_outside_the_range(server, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", X)
+    flags = [str(tmp_path / "x.npy"), "--server", server.target]
+    for call in (["encode", "--out", str(tmp_path / "z.npz")], ["reconstruct"], ["score"]):
+        assert main(["client", *call, *flags]) == 0
+        assert "1 of 3 rows hold values outside the range" in capsys.readouterr().out
+    assert np.load(tmp_path / "z.npz")["values_outside_range"].tolist() == OUTSIDE
