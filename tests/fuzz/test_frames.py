@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 
 import grpc
@@ -26,6 +27,12 @@ CALL = (
     + http2.frame(http2.PING, 0, 0, bytes(8))
     + http2.window(0, 100)
 )
+PACKED = (
+    http2.PREFACE
+    + http2.settings({})
+    + http2.call(1, f"/{wire.SERVICE}/Sample", (b"grpc-encoding", b"gzip"))
+    + http2.body(1, http2.message(gzip.compress(bytes(1 << 20)), compressed=True))
+)
 
 
 def test_any_frames_leave_the_server_serving(running, request):
@@ -39,6 +46,7 @@ def test_any_frames_leave_the_server_serving(running, request):
     @given(
         st.one_of(
             mutated(CALL),
+            mutated(PACKED),
             st.tuples(opening, st.lists(frames)).map(lambda parts: parts[0] + b"".join(parts[1])),
         )
     )

@@ -77,6 +77,16 @@ def test_a_request_longer_than_a_name_is_refused_before_it_is_parsed(server, met
     assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_reflection_reads_no_more_either(server):
+    with grpc.insecure_channel(server.target) as channel:
+        call = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        )
+        with pytest.raises(grpc.RpcError, match=f"{SMALL + 1} bytes and {SMALL}") as refusal:
+            next(call(iter([b"\xff" * (SMALL + 1)])))
+    assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
 def test_a_compressed_request_is_refused_with_what_to_do(server, pack):
     with grpc.insecure_channel(server.target) as channel:
