@@ -10,7 +10,7 @@ import grpc
 import pytest
 from flood import Attack, attacking
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from http2 import message
+from http2 import Connection, body, call, message
 from limits import limited
 
 from serving.client import Client
@@ -110,6 +110,17 @@ def test_compressed_messages_are_refused_and_others_answered(
     target, path, guarded, record_property
 ):
     flooded(target, path, guarded, 16, 0.5, record_property)
+
+
+def test_what_may_not_be_called_is_refused_before_its_message_comes(target, guarded):
+    address, _ = target[0].ready()
+    paths = ["/no/method", *((*METHODS, REFLECTION) if guarded else ())]
+    with Connection(int(address.rpartition(":")[2])) as connection:
+        begun = message(bytes(1000), length=60 * MIB)
+        for stream, path in zip(range(1, 99, 2), paths, strict=False):
+            connection.send(call(stream, path), body(stream, begun, end=False))
+            (end,) = connection.wait_for(stream)
+            assert end.status == (UNIMPLEMENTED if path == paths[0] else UNAUTHENTICATED)
 
 
 @pytest.mark.slow
