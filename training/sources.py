@@ -34,9 +34,10 @@ def read(config: Config) -> Arrays:
     """Read `config.data`. Raises TrainingError for an unknown source or an unreadable one."""
     scheme, _, where = config.data.partition(":")
     if scheme not in SOURCES:
-        raise TrainingError(
-            f"--data {config.data!r} is not a source: use {TAKEN}.{_advice(config.data)}"
-        )
+        path = Path(os.path.expanduser(config.data))
+        likely = "images" if path.is_dir() else "npz" if path.suffix in (".npy", ".npz") else ""
+        meant = f" Do you mean {likely}:{config.data}?" if likely else _advice(config.data)
+        raise TrainingError(f"--data {config.data!r} is not a source: use {TAKEN}.{meant}")
     if bool(where) == (scheme == "digits"):
         wanted = "digits, with nothing after it" if scheme == "digits" else f"{scheme}:PATH"
         raise TrainingError(f"--data {config.data!r} should read {wanted}.")

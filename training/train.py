@@ -215,7 +215,7 @@ def _warn_of_few_steps(run: Run) -> None:
     steps, epochs = run.steps, run.config.epochs
     if steps < _FEW_STEPS[0] and steps * epochs < _FEW_STEPS[1]:
         parallel.notice(
-            f"An epoch has {steps} steps and the run {steps * epochs:,}, which are too few to "
+            f"The run has {steps * epochs:,} steps, {steps} in an epoch, which are too few to "
             f"learn much. Use a smaller --batch-size (now {run.config.batch_size}), more --epochs "
             f"(now {epochs}), or more rows."
         )

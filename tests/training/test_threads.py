@@ -149,7 +149,7 @@ def test_too_few_steps_to_learn_are_warned_of(
     status, _, err = cli("train", "--out", tmp_path / "run", *TINY, "--batch-size", 512)
     assert status == 0
     words = (
-        "An epoch has 3 steps and the run 12, which are too few to learn much. Use a smaller "
+        "The run has 12 steps, 3 in an epoch, which are too few to learn much. Use a smaller "
         "--batch-size (now 512), more --epochs (now 4), or more rows."
     )
     assert (words in err) == (enough == 1000)
