@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import struct
 import zlib
@@ -10,9 +9,10 @@ import zlib
 import grpc
 import numpy as np
 import pytest
+from echoing import publish_echo
 from google.rpc import error_details_pb2, status_pb2
 
-from serving import bundle, codec
+from serving import codec
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
@@ -222,18 +222,13 @@ def test_a_message_beyond_the_limit_is_refused(start_server, toy_bundles):
         assert stub.Sample(pb.SampleRequest(count=1)).x.tensor.data
 
 
-def test_png_is_refused_where_rows_are_no_8_bit_images(start_server, publish_toy, tmp_path):
-    # The toy's rows are bytes anyway, so only their kind makes the difference.
-    path = publish_toy(tmp_path)
-    loaded = bundle.load(path)
-    spec = dataclasses.replace(loaded.manifest.x, kind="vector")
-    manifest = dataclasses.replace(loaded.manifest, model="vectors", x=spec)
-    bundle.publish(tmp_path, manifest, loaded.files)
+def test_png_is_refused_where_rows_are_no_8_bit_images(start_server, tmp_path):
+    publish_echo(tmp_path)
     with grpc.insecure_channel(start_server(tmp_path).target) as channel:
         stub = VaeServiceStub(channel)
         for request, call in (
-            (pb.SampleRequest(model="vectors", count=1, format=pb.FORMAT_PNG), stub.Sample),
-            (pb.EncodeRequest(model="vectors", x=pngs(png(4, 4))), stub.Encode),
+            (pb.SampleRequest(model="echo", count=1, format=pb.FORMAT_PNG), stub.Sample),
+            (pb.EncodeRequest(model="echo", x=pngs(png(4, 4))), stub.Encode),
         ):
             with pytest.raises(grpc.RpcError) as refusal:
                 call(request)
