@@ -15,7 +15,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -34,7 +34,7 @@ class Attempts:
     """Notes in `folder`; "": in the first of the usual places that can be written to."""
 
     def __init__(self, folder: str = "") -> None:
-        self._folder = _usable([Path(folder)] if folder else _usual())
+        self._folder = usable(folder)
         if self._folder is None:
             log.warning(
                 "No folder for notes on loads can be written to (--state): a version that ends the "
@@ -45,13 +45,17 @@ class Attempts:
     def note(self, key: str) -> Iterator[None]:
         """For as long as a load lasts. Once it has shown what becomes of the version, earlier ones
         that ended their processes are forgotten."""
-        if self._folder is None:
-            yield
-            return
-        path = self._folder / f"{key}.{os.getpid()}-{secrets.token_hex(4)}"
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            forgotten = [path]
+        with ExitStack() as locked:
+            forgotten: list[Path] = []
+            if self._folder is not None:
+                path = self._folder / f"{key}.{os.getpid()}-{secrets.token_hex(4)}"
+                try:
+                    self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # if it was cleaned
+                    file = locked.enter_context(path.open("w"))
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    forgotten = [path]
+                except OSError as error:
+                    log.warning("A load cannot be noted (--state): %s.", error.strerror)
             try:
                 yield
                 forgotten += self._left(key)
@@ -71,11 +75,12 @@ class Attempts:
     def _left(self, key: str) -> Iterator[Path]:
         for path in self._folder.glob(f"{key}.*") if self._folder else ():
             with contextlib.suppress(OSError), path.open() as file:
-                if not _is_locked(file):
+                if not is_locked(file):
                     yield path
 
 
-def _is_locked(file: IO[str]) -> bool:
+def is_locked(file: IO[str] | int) -> bool:
+    """Whether another open file holds a lock on this one."""
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -93,8 +98,10 @@ def _usual() -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"latentd-state-{os.getuid()}"
 
 
-def _usable(folders: Iterator[Path] | list[Path]) -> Path | None:
-    for folder in folders:
+def usable(given: str) -> Path | None:
+    """The folder for notes: the one that is given, or else the first of the usual ones that can be
+    written to; None: none can."""
+    for folder in [Path(given)] if given else _usual():
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # What another user could write to is not trusted.

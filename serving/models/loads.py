@@ -100,13 +100,12 @@ class Loads:
         load.slow = True
         self._on_slow(load)
 
-    def join(self, seconds: float) -> None:
-        """Wait so long, all in all, for the threads to end."""
+    def join(self, seconds: float) -> bool:
+        """Wait so long, all in all, for the threads to end; whether they have."""
         until = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
-            if thread.is_alive():
-                log.warning("A graph that is being loaded does not end; it is left to itself.")
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self, load: Load) -> None:
         began = time.monotonic()

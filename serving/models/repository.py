@@ -65,6 +65,7 @@ class Repository:
         self._failure: ConfigError | None = None
         self._closing = False
         self._draining: list[threading.Thread] = []
+        self.hangs = False  # after `close`: a load has not ended
         self.default = settings.default_model
 
     @property
@@ -134,7 +135,9 @@ class Repository:
     async def close(self) -> None:
         """Finish what waits everywhere; give up what is being loaded."""
         await asyncio.to_thread(self._stop_looking)
-        await asyncio.to_thread(self._loads.join, _LAST_CALLS_SECONDS)
+        self.hangs = not await asyncio.to_thread(self._loads.join, _LAST_CALLS_SECONDS)
+        if self.hangs:
+            log.warning("A version that is being loaded does not come to an end; it is left there.")
         for thread in self._draining:
             await asyncio.to_thread(thread.join, _LAST_CALLS_SECONDS)
         await asyncio.gather(*(asyncio.to_thread(model.close) for model in self.models()))

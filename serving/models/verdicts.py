@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from serving.errors import BundleError
+from serving.models import attempts
 from serving.models.loading import Measurements
 
 _POLL_SECONDS: Final = 0.05
@@ -22,6 +27,35 @@ class Verdict:
 
     digest: str
     measurements: Measurements
+
+
+@contextmanager
+def shared(state: str) -> Iterator[Path | None]:
+    """A folder for the verdicts of one server, in the one for notes; None: there is none, and each
+    worker finds out for itself. What servers that were killed have left there is removed."""
+    folder = attempts.usable(state)
+    if folder is None:
+        yield None
+        return
+    for left in folder.glob("verdicts-*"):
+        with suppress(OSError), _opened(left) as descriptor:
+            if not attempts.is_locked(descriptor):
+                shutil.rmtree(left)
+    with (
+        TemporaryDirectory(prefix="verdicts-", dir=folder, ignore_cleanup_errors=True) as made,
+        _opened(Path(made)) as descriptor,
+    ):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield Path(made)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 class Verdicts:
@@ -44,6 +78,7 @@ class Verdicts:
         """
         if self._folder is None:
             return find()
+        self._folder.mkdir(parents=True, exist_ok=True)  # if it was cleaned away
         with (self._folder / f"{key}.json").open("a+") as file:
             while True:
                 try:

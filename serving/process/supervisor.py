@@ -19,14 +19,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
 from serving.errors import ConfigError
 from serving.metrics import restarts
+from serving.models import verdicts
 from serving.process import worker
 from serving.process.exposition import expose
 from serving.process.port import announce, port_is_taken
@@ -78,8 +77,7 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT; returns the exit status. Raises ConfigError."""
         with ExitStack() as undo:
             self._listen_to_signals(undo)
-            folder = undo.enter_context(TemporaryDirectory(prefix="latentd-verdicts-"))
-            self._verdicts = Path(folder)
+            self._verdicts = undo.enter_context(verdicts.shared(self._settings.state))
             registry = CollectorRegistry()
             self._restarts = restarts(registry)
             registry.register(self._metrics)

@@ -57,7 +57,7 @@ class Worker(Server):
         pipe: Connection[Any, Any],
         questions: Connection[Any, Any],
         replaces: bool,
-        verdicts: Path,
+        verdicts: Path | None,
     ) -> None:
         super().__init__(settings, verdicts)
         self._pipe, self._questions, self._replaces = pipe, questions, replaces
@@ -121,7 +121,7 @@ def main(
     pipe: Connection[Any, Any],
     questions: Connection[Any, Any],
     replaces: bool,
-    verdicts: Path,
+    verdicts: Path | None,
 ) -> None:
     """The whole life of a worker process. pipe: as above; questions: the supervisor's, for what
     this worker has counted. verdicts: as Server's."""

@@ -169,6 +169,18 @@ def test_a_version_that_ends_the_server_again_is_not_tried_again(serve, root, pu
     asked.until(lambda: 2 in asked.listed(pb.MODEL_STATE_LOADING))
 
 
+def test_sigterm_ends_a_server_that_loads_without_a_trial(serve, root, publish_toy, endless):
+    flags = ("--workers", "1", "--load-trial", "false")
+    process = serve("--bundles", str(root), *FLAGS, *flags)
+    asked = Asked(process)
+    publish_toy(root, decoder_onnx=endless)
+    asked.until(lambda: 2 in asked.listed(pb.MODEL_STATE_LOADING))
+    process.wait_for("toy version 2 has been loading for 5 s")
+    process.signal(signal.SIGTERM)
+    assert process.exit_status() == 0
+    process.wait_for("does not come to an end")
+
+
 @pytest.mark.slow  # for as long as the deadline
 def test_a_load_has_a_deadline(serve, root, publish_toy, endless):
     process = serve("--bundles", str(root), *FLAGS, "--load-timeout-seconds", "8")

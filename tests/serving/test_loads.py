@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from serving.errors import BundleError
 from serving.metrics import Metrics
+from serving.models import verdicts
 from serving.models.attempts import Attempts
 from serving.models.loading import Measured, Measurements
 from serving.models.loads import Cancelled
@@ -26,6 +28,7 @@ GIB = 1 << 30
 
 DIES = """
 import os, sys
+from serving.models import verdicts
 from serving.models.attempts import Attempts
 with Attempts(sys.argv[1]).note("key"):
     os._exit(1)
@@ -87,6 +90,16 @@ def test_a_verdict_is_found_once_and_shared(tmp_path):
     alone = Verdicts(None)
     assert alone.get("key", find, lambda: None) == alone.get("key", find, lambda: None)
     assert len(found) == 3
+
+
+def test_verdicts_last_as_long_as_their_server(tmp_path):
+    (tmp_path / "verdicts-left").mkdir()
+    with verdicts.shared(str(tmp_path)) as one, verdicts.shared(str(tmp_path)) as other:
+        assert one != other
+        assert set(tmp_path.iterdir()) == {one, other}
+        shutil.rmtree(one)  # as whoever cleans does
+        assert Verdicts(one).get("key", lambda: VERDICT, lambda: None) == VERDICT
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refusal_is_shared_and_what_may_end_otherwise_the_next_time_is_not(tmp_path):
