@@ -156,7 +156,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
     cli: Cli, tmp_path: Path, flags: tuple[str, ...], words: str
 ) -> None:
     vectors, file = tmp_path / "vectors.npy", tmp_path / "file"
-    np.save(vectors, np.zeros((200, 5), np.uint8))
+    np.save(vectors, np.full((200, 5), 200, np.uint8))
     file.touch()
     given = [flag.format(vectors=vectors, file=file) for flag in flags]
     status, printed, err = cli("compare", "--out", tmp_path / "out", *given)

@@ -254,7 +254,7 @@ def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     cli: Cli, train: Any, tmp_path: Path, flags: list[str], words: str
 ) -> None:
-    np.save(tmp_path / "vectors.npy", np.zeros((50, 5), np.uint8))
+    np.save(tmp_path / "vectors.npy", np.full((50, 5), 200, np.uint8))
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").mkdir()
     places = {
