@@ -41,8 +41,8 @@ from serving.manifest import (
     MAX_MANIFEST_BYTES,
     MODEL_NAME,
     SCORES,
+    DataSpec,
     Manifest,
-    XSpec,
 )
 
 __all__ = [
@@ -56,8 +56,8 @@ __all__ = [
     "SCORES",
     "VERSION",
     "Bundle",
+    "DataSpec",
     "Manifest",
-    "XSpec",
     "load",
     "may_be_folder",
     "publish",

@@ -1,7 +1,7 @@
 """Protocol messages to arrays and back, for the service and the client alike.
 
-Reading checks everything the array would not: dtype, shape, byte count, finiteness and range, each
-refused with an InvalidInput that names the field. Nothing is allocated before it has been checked.
+Reading checks what the array would not: dtype, shape, byte count, finiteness and range. Each fault
+raises an InvalidArgument that names the field. Nothing is allocated before it has been checked.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import images, ranges
-from serving.bundle import XSpec
-from serving.errors import InvalidInput
+from serving.bundle import DataSpec
+from serving.errors import InvalidArgument
 from serving.pb import vae_pb2 as pb
 from serving.ranges import Counts
 
@@ -49,20 +49,20 @@ def to_tensor(array: Array) -> pb.Tensor:
 
 
 def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
-    """The message's array, a read-only view of its bytes. Raises InvalidInput naming `field`."""
+    """The message's array, a read-only view of its bytes. Raises InvalidArgument naming `field`."""
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
-        raise InvalidInput(
+        raise InvalidArgument(
             f"{field}.dtype",
             f"data type {tensor.dtype} is not one of this contract",
             "Send DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
         )
     shape = tuple(tensor.shape)
     if any(n < 0 for n in shape):
-        raise InvalidInput(f"{field}.shape", f"{list(shape)} has a negative length")
+        raise InvalidArgument(f"{field}.shape", f"{list(shape)} has a negative length")
     expected = math.prod(shape) * dtype.itemsize
     if len(tensor.data) != expected:
-        raise InvalidInput(
+        raise InvalidArgument(
             f"{field}.data",
             f"{len(tensor.data)} bytes, where shape {list(shape)} of {dtype.name} takes {expected}",
             "Send the array in row-major order without padding",
@@ -74,7 +74,7 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
 def read_latents(tensor: pb.Tensor, latent_size: int, max_rows: int, field: str) -> Array:
     """z: float32 of shape (rows, latent_size), finite, 1 to max_rows rows."""
     if not tensor.shape and not tensor.data:
-        raise InvalidInput(field, "missing", f"Send float32 of shape rows, {latent_size}")
+        raise InvalidArgument(field, "missing", f"Send float32 of shape rows, {latent_size}")
     _check_form(tensor, "float32", (latent_size,), max_rows, field)
     z = from_tensor(tensor, field)
     _check_finite(z, f"{field}.data")
@@ -82,25 +82,25 @@ def read_latents(tensor: pb.Tensor, latent_size: int, max_rows: int, field: str)
 
 
 def read_rows(
-    rows: pb.Rows, x: XSpec, likelihood: str, max_rows: int, field: str
+    rows: pb.Rows, x: DataSpec, likelihood: str, max_rows: int, field: str
 ) -> tuple[Array, Counts | None]:
     """x: the model's own dtype and shape, 1 to max_rows rows; and how many values of each row lie
     outside the model's range, None where none does."""
     if _is_png(rows, x, field):
         _check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
-        return images.read_pngs(rows.png.files, x, f"{field}.png.files"), None
+        return images.decode_pngs(rows.png.files, x, f"{field}.png.files"), None
     field = f"{field}.tensor"
     _check_form(rows.tensor, x.dtype, x.shape, max_rows, field)
     checked = ranges.check(from_tensor(rows.tensor, field), x, likelihood)
     for row, why in checked.refused.items():
-        raise InvalidInput(
+        raise InvalidArgument(
             f"{field}.data", f"row {row} {why}", "Send values scaled as the training data was"
         )
     return checked.values, checked.outside
 
 
-def read_rows_singly(
-    rows: pb.Rows, x: XSpec, likelihood: str, max_rows: int, field: str
+def decode_rows_lenient(
+    rows: pb.Rows, x: DataSpec, likelihood: str, max_rows: int, field: str
 ) -> tuple[Array, Counts | None, dict[int, str]]:
     """As read_rows; but a row that cannot be used, and would not keep the others from being read,
     is the lowest value throughout, and is told of by its number with the reason."""
@@ -108,13 +108,13 @@ def read_rows_singly(
     if _is_png(rows, x, field):
         files = rows.png.files
         _check_rows(len(files), max_rows, f"{field}.png.files")
-        if not images.fits(x):
-            raise InvalidInput(field, "this model's rows are no 8-bit images", "Send a tensor")
+        if not images.is_png_compatible(x):
+            raise InvalidArgument(field, "this model's rows are no 8-bit images", "Send a tensor")
         pixels = np.zeros((len(files), *x.shape), np.uint8)
         for row, file in enumerate(files):
             try:
-                pixels[row] = images.read_picture(file, x, field)
-            except InvalidInput as error:
+                pixels[row] = images.decode_image(file, x, field)
+            except InvalidArgument as error:
                 errors[row] = error.reason
         return pixels, None, errors
     _check_form(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
@@ -126,14 +126,14 @@ def read_rows_singly(
     return values, checked.outside, checked.refused
 
 
-def _is_png(rows: pb.Rows, x: XSpec, field: str) -> bool:
+def _is_png(rows: pb.Rows, x: DataSpec, field: str) -> bool:
     content = rows.WhichOneof("content")
     if content is None:
-        raise InvalidInput(
+        raise InvalidArgument(
             field,
             "missing",
             f"Send a tensor of {x.dtype} with shape rows, {_listed(x.shape)}"
-            + (", or PNG files" if images.fits(x) else ""),
+            + (", or PNG files" if images.is_png_compatible(x) else ""),
         )
     return bool(content == "png")
 
@@ -142,7 +142,7 @@ def write_rows(values: Array, png: bool, into: pb.Rows) -> None:
     """x as a tensor, or as one PNG a row. Fills the message in place: nesting one made before
     would copy its pixels once more at every level."""
     if png:
-        into.png.files.extend(images.write_pngs(values))
+        into.png.files.extend(images.encode_pngs(values))
     else:
         write_tensor(values, into.tensor)
 
@@ -161,14 +161,16 @@ def from_rows(rows: pb.Rows) -> Array | list[bytes]:
     return from_tensor(rows.tensor)
 
 
-def read_format(value: pb.Format, x: XSpec, field: str = "format") -> bool:
+def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> bool:
     """Whether PNG was asked for."""
     if value in (pb.FORMAT_UNSPECIFIED, pb.FORMAT_RAW):
         return False
     if value != pb.FORMAT_PNG:
-        raise InvalidInput(field, f"{value} is not one of this contract", "Send FORMAT_RAW or _PNG")
-    if not images.fits(x):
-        raise InvalidInput(
+        raise InvalidArgument(
+            field, f"{value} is not one of this contract", "Send FORMAT_RAW or _PNG"
+        )
+    if not images.is_png_compatible(x):
+        raise InvalidArgument(
             field,
             f"PNG holds 8-bit grey or RGB images; this model's rows are {x.dtype} {x.kind}s of "
             f"shape {_listed(x.shape)}",
@@ -183,13 +185,13 @@ def _check_form(
     """Dtype, row shape and number of rows, before the bytes are looked at."""
     if tensor.dtype != DATA_TYPES[dtype]:
         sent = _DTYPES.get(tensor.dtype)
-        raise InvalidInput(
+        raise InvalidArgument(
             f"{field}.dtype",
             f"{sent.name if sent else 'none'} was sent, the model takes {dtype}",
             "Send the data as the model was trained on it; GetModel says how",
         )
     if len(tensor.shape) != len(row_shape) + 1 or tuple(tensor.shape[1:]) != tuple(row_shape):
-        raise InvalidInput(
+        raise InvalidArgument(
             f"{field}.shape",
             f"{list(tensor.shape)} was sent, the model takes [rows, {_listed(row_shape)}]",
         )
@@ -198,7 +200,7 @@ def _check_form(
 
 def _check_rows(rows: int, max_rows: int, field: str) -> None:
     if not 1 <= rows <= max_rows:
-        raise InvalidInput(
+        raise InvalidArgument(
             field,
             f"{rows} rows, where 1 to {max_rows} are served in one request",
             "Send the rows in several requests" if rows > max_rows else "",
@@ -208,7 +210,7 @@ def _check_rows(rows: int, max_rows: int, field: str) -> None:
 def _check_finite(values: Array, field: str) -> None:
     if not np.isfinite(values).all():
         row = int(np.nonzero(~np.isfinite(values))[0][0])
-        raise InvalidInput(field, f"row {row} holds NaN or infinity", "Send finite numbers")
+        raise InvalidArgument(field, f"row {row} holds NaN or infinity", "Send finite numbers")
 
 
 def _listed(shape: Sequence[int]) -> str:

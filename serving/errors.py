@@ -1,19 +1,19 @@
 """What can go wrong in the service, said without naming a transport.
 
     LatentdError
-    ├── InvalidInput       the caller's request cannot be right; names the field
+    ├── InvalidArgument       the caller's request cannot be right; names the field
     ├── BadData            a file of rows is not what it claims to be
     ├── Unsupported        the call asks for what no server of this kind does
     ├── ModelNotFound      no such model or version is served
-    ├── NotAuthenticated   the caller sent no token that is known
-    ├── NotAllowed         the caller's token is not for this
+    ├── Unauthenticated   the caller sent no token that is known
+    ├── PermissionDenied         the caller's token is not for this
     ├── Overloaded         refused at the door; says when to come back
-    ├── DeadlineExpired    the caller's deadline passed before the answer was ready
-    ├── NotReady           starting, draining or stopped; another server may answer
+    ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
+    ├── Unavailable           starting, draining or stopped; another server may answer
     ├── BundleError        a bundle on disk is not what its manifest says
     └── ConfigError        the operator's settings cannot be served
 
-`serving.transport.statuses` holds the one table that turns these into gRPC statuses.
+`serving.transport.status` holds the one table that turns these into gRPC statuses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LatentdError(Exception):
     """Base of every error whose message is a sentence written for the person who reads it."""
 
 
-class InvalidInput(LatentdError):
+class InvalidArgument(LatentdError):
     """A request that cannot be right.
 
     field: path of the request's field, as in the .proto file ("x.data", "count").
@@ -59,11 +59,11 @@ class ModelNotFound(LatentdError):
     """The named model or version is not served here; the message lists what is."""
 
 
-class NotAuthenticated(LatentdError):
+class Unauthenticated(LatentdError):
     """The call carries no token, or one that is not known here."""
 
 
-class NotAllowed(LatentdError):
+class PermissionDenied(LatentdError):
     """The token is known and its scopes do not include this."""
 
 
@@ -78,11 +78,11 @@ class Overloaded(LatentdError):
         super().__init__(f"{what}. Retry in {retry_after:.3f} s.")
 
 
-class DeadlineExpired(LatentdError):
+class DeadlineExceeded(LatentdError):
     """The caller's deadline passed while its rows waited; they were never run."""
 
 
-class NotReady(LatentdError):
+class Unavailable(LatentdError):
     """This server cannot take the call now: it is starting or draining."""
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.bundle import XSpec
-from serving.errors import InvalidInput
+from serving.bundle import DataSpec
+from serving.errors import InvalidArgument
 
 Pixels = NDArray[np.uint8]
 
@@ -34,29 +34,29 @@ _TURNS: Final = {
 _ON_THEIR_SIDE: Final = (5, 6, 7, 8)
 
 
-def fits(x: XSpec) -> bool:
+def is_png_compatible(x: DataSpec) -> bool:
     """Whether rows of this kind can travel as PNG."""
     channels = x.shape[2:] or (1,)
     return x.kind == "image" and x.dtype == "uint8" and channels in ((1,), (3,))
 
 
-def read_pngs(files: Sequence[bytes], x: XSpec, field: str) -> Pixels:
-    """uint8 of shape (len(files), *x.shape). Raises InvalidInput naming the file's index.
+def decode_pngs(files: Sequence[bytes], x: DataSpec, field: str) -> Pixels:
+    """uint8 of shape (len(files), *x.shape). Raises InvalidArgument naming the file's index.
 
     The header is checked before a pixel is decoded, so that a small file cannot ask for a large
     image's memory.
     """
-    if not fits(x):
-        raise InvalidInput(field, "this model's rows are no 8-bit images", "Send a tensor")
+    if not is_png_compatible(x):
+        raise InvalidArgument(field, "this model's rows are no 8-bit images", "Send a tensor")
     rows = np.empty((len(files), *x.shape), np.uint8)
     for index, data in enumerate(files):
-        rows[index] = read_picture(data, x, f"{field}[{index}]")
+        rows[index] = decode_image(data, x, f"{field}[{index}]")
     return rows
 
 
-def read_picture(
+def decode_image(
     data: bytes,
-    x: XSpec,
+    x: DataSpec,
     field: str,
     formats: tuple[str, ...] | None = ("PNG",),
     resize: bool = False,
@@ -65,7 +65,7 @@ def read_picture(
 
     formats: Pillow's names of those that are read; None: every one that Pillow knows, turned as
     its camera was held. resize: converted and resized to the model's, as training does. Raises
-    InvalidInput naming `field`, whatever Pillow raises.
+    InvalidArgument naming `field`, whatever Pillow raises.
     """
     kind = formats[0] if formats and len(formats) == 1 else "image"
     try:
@@ -75,7 +75,7 @@ def read_picture(
     except Image.DecompressionBombError:
         raise _too_large(field) from None
     except Exception:  # the bytes of a foreign file can make Pillow raise anything
-        raise InvalidInput(field, f"not a readable {kind} file") from None
+        raise InvalidArgument(field, f"not a readable {kind} file") from None
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise _too_large(field)
     orientation = 1 if formats else _orientation(image)
@@ -90,10 +90,10 @@ def read_picture(
         pixels: Pixels = np.asarray(image)
     except MemoryError:
         raise
-    except InvalidInput as error:
-        raise InvalidInput(field, error.what, error.hint) from None
+    except InvalidArgument as error:
+        raise InvalidArgument(field, error.what, error.hint) from None
     except Exception:  # as above
-        raise InvalidInput(field, f"a damaged {kind} file: its pixels cannot be read") from None
+        raise InvalidArgument(field, f"a damaged {kind} file: its pixels cannot be read") from None
     return pixels.reshape(x.shape)
 
 
@@ -106,9 +106,9 @@ def oddities_ignored() -> Iterator[None]:
         yield
 
 
-def _too_large(field: str) -> InvalidInput:
+def _too_large(field: str) -> InvalidArgument:
     most = Image.MAX_IMAGE_PIXELS
-    return InvalidInput(field, f"more than {most:,} pixels", "Make it smaller")
+    return InvalidArgument(field, f"more than {most:,} pixels", "Make it smaller")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -123,13 +123,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _check_same(
-    image: Image.Image, orientation: int, x: XSpec, field: str, kind: str, flag: str
+    image: Image.Image, orientation: int, x: DataSpec, field: str, kind: str, flag: str
 ) -> None:
-    """Raise InvalidInput unless the image is the model's without any loss. flag: what would
+    """Raise InvalidArgument unless the image is the model's without any loss. flag: what would
     convert it, where there is something."""
     width, height = image.size[::-1] if orientation in _ON_THEIR_SIDE else image.size
     if (width, height) != (x.shape[1], x.shape[0]):
-        raise InvalidInput(
+        raise InvalidArgument(
             field,
             f"{width} x {height} pixels, where the model takes "
             f"{x.shape[1]} x {x.shape[0]} (width x height)",
@@ -138,7 +138,7 @@ def _check_same(
     mode = "RGB" if x.shape[2:] == (3,) else "L"
     if image.mode not in _READABLE[mode] or image.has_transparency_data:
         transparent = " with transparency" if image.has_transparency_data else ""
-        raise InvalidInput(
+        raise InvalidArgument(
             field,
             f"{kind} of mode {image.mode}{transparent}, where the model takes {mode}",
             f"{flag} to convert it"
@@ -150,14 +150,14 @@ def _check_same(
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     """The image in mode L or RGB, as training converts it: transparency is put on white, 16 bits
     are scaled to 8, everything else is what Pillow's own conversion makes of it. Raises
-    InvalidInput for pixels that have no stated range."""
+    InvalidArgument for pixels that have no stated range."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 0xFFFF:
-            raise InvalidInput("", "pixels of 32 bits", "Save it with 8 bits")
+            raise InvalidArgument("", "pixels of 32 bits", "Save it with 8 bits")
         image = Image.fromarray(((wide.astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
-        raise InvalidInput("", "pixels that are floats (mode F)", "Save it with 8 bits")
+        raise InvalidArgument("", "pixels that are floats (mode F)", "Save it with 8 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
@@ -169,10 +169,10 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         return image.convert(mode)
     except ValueError:
         what = f"mode {image.mode}, which Pillow cannot convert to {mode}"
-        raise InvalidInput("", what, "Save it as RGB") from None
+        raise InvalidArgument("", what, "Save it as RGB") from None
 
 
-def write_pngs(rows: Pixels) -> list[bytes]:
+def encode_pngs(rows: Pixels) -> list[bytes]:
     """One PNG a row of uint8 (rows, height, width[, 1 or 3])."""
     files = []
     for row in rows:
@@ -182,7 +182,7 @@ def write_pngs(rows: Pixels) -> list[bytes]:
     return files
 
 
-def grid(rows: Pixels, columns: int = 0, least_side: int = 512) -> bytes:
+def make_grid(rows: Pixels, columns: int = 0, min_side: int = 512) -> bytes:
     """All rows in one PNG, `columns` wide (0: square), enlarged by whole pixels for the eye."""
     count, height, width = rows.shape[:3]
     columns = min(count, columns or math.ceil(math.sqrt(count)))
@@ -195,7 +195,7 @@ def grid(rows: Pixels, columns: int = 0, least_side: int = 512) -> bytes:
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = row
     image = _image(canvas)
-    scale = max(1, round(least_side / max(image.size)))
+    scale = max(1, round(min_side / max(image.size)))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     file = io.BytesIO()
     image.save(file, "PNG")

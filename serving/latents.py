@@ -31,7 +31,7 @@ _BLOCK: Final = 8  # normals from one Philox block: four words of 64 bits, two n
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class NoiseRange:
     """`rows` rows of standard normals, named but not yet drawn."""
 
     seed: int  # 0 .. 2^64 - 1
@@ -39,14 +39,14 @@ class Draw:
     rows: int
     stream: int = PRIOR
 
-    def part(self, start: int, stop: int) -> Draw:
+    def part(self, start: int, stop: int) -> NoiseRange:
         """Rows start..stop of this draw, as a draw of its own."""
         if stop - start == self.rows:
             return self
-        return Draw(self.seed, self.offset + start, stop - start, self.stream)
+        return NoiseRange(self.seed, self.offset + start, stop - start, self.stream)
 
 
-def normals(draws: Sequence[Draw], latent_size: int) -> Latents:
+def standard_normal(draws: Sequence[NoiseRange], latent_size: int) -> Latents:
     """Standard normals for all `draws`, one below the other, in one vectorised pass.
 
     Returns float32 of shape (sum of rows, latent_size).
@@ -78,7 +78,7 @@ class _Generator(threading.local):
 _generator: Final = _Generator()
 
 
-def _words(draw: Draw, blocks: int) -> NDArray[np.uint64]:
+def _words(draw: NoiseRange, blocks: int) -> NDArray[np.uint64]:
     generator = _generator
     first = draw.offset * blocks
     generator.counter[0], generator.counter[1] = first & 0xFFFF_FFFF_FFFF_FFFF, first >> 64

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.latents import Latents
 
 Nats = NDArray[np.float64]
@@ -24,7 +24,7 @@ _quiet: Final = np.errstate(over="ignore", invalid="ignore")
 _LOG_2PI: Final = math.log(2 * math.pi)
 
 
-def scaled(x: NDArray[Any], spec: XSpec) -> NDArray[np.float32]:
+def to_unit_interval(x: NDArray[Any], spec: DataSpec) -> NDArray[np.float32]:
     """x brought from its value range to [0, 1], float32, as the likelihoods see it."""
     low, high = spec.range
     span = np.float32(high - low)
@@ -37,7 +37,7 @@ def scaled(x: NDArray[Any], spec: XSpec) -> NDArray[np.float32]:
     return values
 
 
-def binarised(x: NDArray[Any], spec: XSpec) -> NDArray[Any]:
+def binarize(x: NDArray[Any], spec: DataSpec) -> NDArray[Any]:
     """x with every element at the end of its range that is nearer; the middle goes up."""
     low, high = spec.range
     values: NDArray[Any] = np.where(x >= (low + high) / 2, high, low).astype(x.dtype)
@@ -45,7 +45,7 @@ def binarised(x: NDArray[Any], spec: XSpec) -> NDArray[Any]:
 
 
 @_quiet
-def log_likelihood(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: str) -> Nats:
+def log_prob(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: str) -> Nats:
     """log p(x | z) of each row.
 
     x:      shape (rows, *shape), scaled to [0, 1]
@@ -102,7 +102,7 @@ def _log_discretised_logistic(
 
 
 @_quiet
-def kl_to_prior(mean: Latents, log_var: Latents) -> Nats:
+def kl_to_standard_normal(mean: Latents, log_var: Latents) -> Nats:
     """KL(N(mean, exp(log_var)) || N(0, I)) of each row (Kingma and Welling, appendix B)."""
     terms = np.square(mean) + np.exp(log_var) - 1 - log_var
     return 0.5 * _sum(terms)

@@ -45,7 +45,7 @@ _LARGEST: Final = 1e30
 
 
 @dataclass(frozen=True)
-class XSpec:
+class DataSpec:
     """One row of data, as the caller has it and as it travels."""
 
     kind: str  # image | vector
@@ -69,7 +69,7 @@ class Manifest:
     """manifest.json, field by field."""
 
     model: str
-    x: XSpec
+    x: DataSpec
     latent_size: int
     likelihood: str  # a key of LIKELIHOODS
     family: str  # vae | ae: a plain autoencoder gives a point, so it has no ELBO
@@ -111,7 +111,7 @@ class Manifest:
         _check(raw, name)
         x = raw["x"]
         low, high = map(float, x["range"])
-        spec = XSpec(x["kind"], tuple(x["shape"]), x["dtype"], (low, high))
+        spec = DataSpec(x["kind"], tuple(x["shape"]), x["dtype"], (low, high))
         return cls(**raw | {"x": spec})
 
 

@@ -1,7 +1,7 @@
 """Every metric, its labels and its buckets.
 
 The registry is passed in, so that each test counts for itself. Each of several workers counts for
-itself too; serving.process.workermetrics adds them up.
+itself too; serving.process.worker_metrics adds them up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-Together = Literal["sum", "max", "min"]
+MultiprocessMode = Literal["sum", "max", "min"]
 """What one gauge of several workers says."""
 
 SECONDS: Final = (
@@ -29,7 +29,7 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"latentd_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str, *labels: str, together: Together = "max") -> Gauge:
+        def gauge(name: str, text: str, *labels: str, together: MultiprocessMode = "max") -> Gauge:
             self.together[f"latentd_{name}"] = together
             return Gauge(f"latentd_{name}", text, labels, registry=registry)
 
@@ -37,61 +37,65 @@ class Metrics:
             return Histogram(f"latentd_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.registry = registry
-        self.together: dict[str, Together] = {}  # by the gauge's name
+        self.together: dict[str, MultiprocessMode] = {}  # by the gauge's name
         self.requests = counter(
             "requests_total", "Calls answered, by gRPC status code.", "method", "model", "code"
         )
         self.request_seconds = histogram(
             "request_seconds", "From the call's arrival to its answer.", SECONDS, "method"
         )
-        self.stage_seconds = histogram(
-            "stage_seconds",
-            "Where time goes: queue (of a request, until its first row leaves the queue) and run "
-            "(of a batch: gathering its rows and running the graph).",
+        self.queue_duration = histogram(
+            "queue_duration_seconds",
+            "Time from a request's arrival in the queue until its first row leaves it.",
             SECONDS,
-            "stage",
-            "lane",
+            "graph",
         )
-        self.batch_rows = histogram("batch_rows", "Rows in each batch run.", ROWS, "lane")
+        self.compute_duration = histogram(
+            "compute_duration_seconds",
+            "Time of a batch: its rows are gathered and the graph runs.",
+            SECONDS,
+            "graph",
+        )
+        self.batch_rows = histogram("batch_rows", "Rows in each batch run.", ROWS, "graph")
         self.batch_fill = histogram(
-            "batch_fill_ratio", "Rows in each batch over the most it may hold.", RATIO, "lane"
+            "batch_fill_ratio", "Rows in each batch over the most it may hold.", RATIO, "graph"
         )
         self.queue_rows = gauge(
-            "queue_rows", "Rows waiting now.", "lane", "model", "version", together="sum"
+            "queue_rows", "Rows waiting now.", "graph", "model", "version", together="sum"
         )
-        self.queue_most = gauge(
-            "queue_rows_most",
+        self.queue_rows_limit = gauge(
+            "queue_rows_limit",
             "Rows that may wait before more are shed.",
-            *("lane", "model", "version"),
+            *("graph", "model", "version"),
             together="sum",
         )
         self.queue_oldest = gauge(
             "queue_oldest_seconds",
             "How long the oldest waiting row has waited.",
-            "lane",
+            "graph",
             "model",
             "version",
         )
         self.dropped = counter(
-            "dropped_total", "Requests given up before they were run.", "lane", "reason"
+            "dropped_total", "Requests given up before they were run.", "graph", "reason"
         )
-        self.answer_bytes = gauge(
-            "answer_bytes",
+        self.unsent_response_bytes = gauge(
+            "unsent_response_bytes",
             "Memory of answers that callers have not taken yet.",
             together="sum",
         )
-        self.given_up = counter(
-            "answers_given_up_total", "Calls ended because their callers let answers wait."
+        self.responses_dropped = counter(
+            "responses_dropped_total", "Calls ended because their callers let answers wait."
         )
-        self.requests_given_up = counter(
-            "requests_given_up_total", "Calls ended because their messages never came whole."
+        self.partial_requests_dropped = counter(
+            "partial_requests_dropped_total", "Calls ended because their messages never came whole."
         )
-        self.shed = counter("shed_total", "Requests refused at the door.", "lane", "reason")
+        self.shed = counter("shed_total", "Requests refused at the door.", "graph", "reason")
         self.failed_batches = counter(
-            "failed_batches_total", "Runs that raised inside the engine.", "lane"
+            "failed_batches_total", "Runs that raised inside the engine.", "graph"
         )
         self.engine_busy = counter(
-            "engine_busy_seconds_total", "Time spent gathering and running batches.", "lane"
+            "engine_busy_seconds_total", "Time spent gathering and running batches.", "graph"
         )
         self.models = gauge(
             "model_info",
@@ -101,8 +105,8 @@ class Metrics:
             "digest",
             "provider",
         )
-        self.golden_difference = gauge(
-            "golden_difference",
+        self.golden_max_abs_error = gauge(
+            "golden_max_abs_error",
             "The largest difference between the golden outputs and this machine's, of floats.",
             "model",
             "version",
@@ -121,8 +125,8 @@ class Metrics:
         self.loaded_at = gauge(
             "model_loaded_timestamp_seconds", "When the version was loaded.", "model", "version"
         )
-        self.looked_at = gauge(
-            "last_look_timestamp_seconds",
+        self.last_scan = gauge(
+            "repository_last_scan_timestamp_seconds",
             "When the bundles' folder was last read to its end.",
             together="min",
         )
@@ -131,13 +135,13 @@ class Metrics:
             "Versions that calls still hold and nobody finds any more.",
             together="sum",
         )
-        self.batch_most = gauge(
-            "batch_rows_most", "The most rows one batch takes.", "lane", "model", "version"
+        self.max_batch_rows = gauge(
+            "max_batch_rows", "The most rows one batch takes.", "graph", "model", "version"
         )
-        self.batch_cost = gauge(
-            "batch_cost_seconds",
+        self.batch_profile = gauge(
+            "batch_profile_seconds",
             "What a batch of so many rows took when the version was loaded.",
-            *("lane", "model", "version", "rows"),
+            *("graph", "model", "version", "rows"),
         )
         self.loop_lag = gauge(
             "event_loop_lag_seconds", "How late the event loop last woke a timer: its backlog."
@@ -149,16 +153,16 @@ class Metrics:
         )
         self.workers = gauge("workers", "Processes that serve.", together="sum")
 
-    def probe(self, metric: Gauge, read: Callable[[], float], *labels: str) -> None:
+    def register_callback(self, metric: Gauge, read: Callable[[], float], *labels: str) -> None:
         """Let a gauge say what `read` gives whenever it is asked."""
         (metric.labels(*labels) if labels else metric).set_function(read)
 
-    def forget(self, model: str, version: int) -> None:
+    def remove_model(self, model: str, version: int) -> None:
         """Drop what was said of a version that is served no more."""
         gone = {"model": model, "version": str(version)}
-        of_queues = (self.queue_rows, self.queue_most, self.queue_oldest)
-        of_versions = (self.models, self.loaded_at, self.golden_difference)
-        of_lanes = (self.batch_most, self.batch_cost)
+        of_queues = (self.queue_rows, self.queue_rows_limit, self.queue_oldest)
+        of_versions = (self.models, self.loaded_at, self.golden_max_abs_error)
+        of_lanes = (self.max_batch_rows, self.batch_profile)
         for metric in (*of_queues, *of_versions, *of_lanes):
             metric.remove_by_labels(gone)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 
 ROUNDING: Final = 1e-6
 """Of the range's width. A value that lies no further beyond a bound is taken as the bound."""
@@ -39,7 +39,7 @@ class Checked:
     refused: dict[int, str]
 
 
-def check(values: NDArray[Any], x: XSpec, likelihood: str) -> Checked:
+def check(values: NDArray[Any], x: DataSpec, likelihood: str) -> Checked:
     """Check rows, shape (rows, *shape), of any dtype, against the range and the likelihood."""
     low, high = x.range
     if not values.size or (values.dtype == np.uint8 and (low, high) == (0, 255)):
@@ -66,7 +66,7 @@ def check(values: NDArray[Any], x: XSpec, likelihood: str) -> Checked:
     return Checked(flat.reshape(values.shape), counts if counts.any() else None, refused)
 
 
-def _why(outside: NDArray[Any], x: XSpec, likelihood: str) -> str:
+def _why(outside: NDArray[Any], x: DataSpec, likelihood: str) -> str:
     """Why a row with these values outside the range is refused; "": it is not."""
     if not np.isfinite(outside).all():
         return "holds NaN or infinity"

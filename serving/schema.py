@@ -47,11 +47,11 @@ class Rule:
     """One value, by a condition on it."""
 
     expected: str
-    holds: Callable[[Any], bool]
+    in_flight: Callable[[Any], bool]
 
     def check(self, value: Any, key: str = "") -> None:
         """See Check."""
-        if not self.holds(value):
+        if not self.in_flight(value):
             raise Invalid(f"{key} is {shown(value)}; expected {self.expected}.")
 
 
@@ -137,13 +137,13 @@ def pattern(regex: re.Pattern[str], expected: str) -> Rule:
 def time() -> Rule:
     """A time in ISO 8601 that says where on earth."""
 
-    def holds(value: Any) -> bool:
+    def in_flight(value: Any) -> bool:
         try:
             return datetime.fromisoformat(value).tzinfo is not None
         except (TypeError, ValueError):
             return False
 
-    return Rule("a time in ISO 8601 with its offset from UTC", holds)
+    return Rule("a time in ISO 8601 with its offset from UTC", in_flight)
 
 
 def is_number(value: Any) -> bool:

@@ -37,7 +37,7 @@ class Settings:
     bundles: str = _setting("models", "Folder of bundles: <root>/<model>/<version>/.")
     default_model: str = _setting("", "Model for requests that name none. Empty: the only one.")
     keep_versions: int = _setting(2, "Versions of each model to serve, the newest.", least=1)
-    reload_seconds: float = _setting(
+    poll_seconds: float = _setting(
         5.0, "Seconds between looks for new versions under --bundles. 0: only at start-up."
     )
     pin: str = _setting(
@@ -106,7 +106,7 @@ class Settings:
         "cpu.",
         choices=("auto", "cuda", "cpu"),
     )
-    gpu_memory_mib: int = _setting(
+    gpu_arena_limit_mib: int = _setting(
         0,
         "Most of a GPU's memory, in MiB, that one graph may take to work in, weights included; its "
         "batches have theirs besides. 0: no limit.",
@@ -114,11 +114,11 @@ class Settings:
     cuda_graphs: bool = _setting(
         True, "On a GPU: record what a graph does for each size of batch, and replay it."
     )
-    threads: int = _setting(
+    intra_op_threads: int = _setting(
         0, "CPU threads of one graph's run. 0: one, or for a slow graph the worker's share of CPUs."
     )
     max_batch_rows: int = _setting(0, "Most rows in one batch. 0: measured at start-up.")
-    batch_budget_ms: float = _setting(
+    max_batch_latency_ms: float = _setting(
         50.0, "Longest run, in milliseconds, that the measured batch may take.", least=0.1
     )
 
@@ -131,13 +131,13 @@ class Settings:
         least=1,
     )
     queue_mib: int = _setting(256, "MiB of rows that may wait in one lane.", least=1)
-    answers_mib: int = _setting(
+    max_unsent_response_mib: int = _setting(
         256,
         "MiB of answers that callers have not taken yet. Beyond it those that have waited longest "
         "are given up.",
         least=1,
     )
-    requests_mib: int = _setting(
+    max_partial_request_mib: int = _setting(
         128,
         "MiB of requests that have come in part. Beyond it those that have been on their way "
         "longest are given up.",
@@ -158,10 +158,10 @@ class Settings:
     log_format: str = _setting(
         "text", "Log lines for people or for machines.", choices=("text", "json")
     )
-    log_calls: str = _setting(
+    access_log: str = _setting(
         "none",
         "Calls to log a line about, with what each cost. What fails inside the server always is.",
-        choices=("none", "failed", "all"),
+        choices=("none", "errors", "all"),
     )
     tracing: str = _setting(
         "auto",
@@ -176,14 +176,14 @@ class Settings:
         return self.max_message_mib << 20
 
     @property
-    def answer_bytes(self) -> int:
-        """--answers-mib in bytes."""
-        return self.answers_mib << 20
+    def unsent_response_bytes(self) -> int:
+        """--max-unsent-response-mib in bytes."""
+        return self.max_unsent_response_mib << 20
 
     @property
-    def request_bytes(self) -> int:
-        """--requests-mib in bytes."""
-        return self.requests_mib << 20
+    def partial_request_bytes(self) -> int:
+        """--max-partial-request-mib in bytes."""
+        return self.max_partial_request_mib << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +198,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def read(flags: Mapping[str, str | None], environment: Mapping[str, str] = os.environ) -> Settings:
+def load_settings(
+    flags: Mapping[str, str | None], environment: Mapping[str, str] = os.environ
+) -> Settings:
     """Settings from parsed flags and the environment. Raises ConfigError naming what is wrong."""
     types = get_type_hints(Settings)
     values: dict[str, Any] = {}
@@ -217,7 +219,7 @@ def read(flags: Mapping[str, str | None], environment: Mapping[str, str] = os.en
     return settings
 
 
-def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+def unknown_env_vars(environment: Mapping[str, str] = os.environ) -> list[str]:
     """LATENTD_* variables that set nothing: a typing error, or another program's."""
     known = {_variable(field.name) for field in dataclasses.fields(Settings)}
     known |= {"LATENTD_SERVER", "LATENTD_DATA", "LATENTD_FUZZ_SECONDS"}  # the client's; the tests'

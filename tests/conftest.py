@@ -21,10 +21,10 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from serving import bundle, settings
-from serving.bundle import Manifest, XSpec
+from serving.bundle import DataSpec, Manifest
 from serving.process.server import Server
-from serving.runtime.bound import BoundGraph
-from serving.runtime.engine import Graph, PlainGraph
+from serving.runtime.engine import CpuGraph, Graph
+from serving.runtime.io_binding import IOBindingGraph
 from serving.runtime.provider import CPU, CUDA
 
 # Nets as small as the tests' gain nothing by more threads, which on a machine with other work wait
@@ -129,7 +129,7 @@ def toy_files(levels: int = 255) -> dict[str, bytes]:
 def toy_manifest(model: str = "toy", family: str = "vae") -> Manifest:
     return Manifest(
         model=model,
-        x=XSpec("image", TOY_SHAPE, "uint8", (0.0, 255.0)),
+        x=DataSpec("image", TOY_SHAPE, "uint8", (0.0, 255.0)),
         latent_size=TOY_LATENT,
         likelihood="bernoulli",
         family=family,
@@ -226,7 +226,7 @@ def server_starter() -> Iterator[StartServer]:
             # A trial takes half a second; tests/e2e has them, and those of versions that need one.
             flags["load_trial"] = "false"
             texts = {name: str(value) for name, value in (flags | chosen).items()}
-            server = RunningServer(settings.read(texts, environment={}))
+            server = RunningServer(settings.load_settings(texts, environment={}))
             running.callback(server.stop)
             return server
 
@@ -256,7 +256,7 @@ def provider() -> str:
 @pytest.fixture(scope="session")
 def graph_kind() -> type[Graph]:
     """The class of their graphs."""
-    return BoundGraph if PROVIDER == "cuda" else PlainGraph
+    return IOBindingGraph if PROVIDER == "cuda" else CpuGraph
 
 
 @pytest.fixture(scope="session")

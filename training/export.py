@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from serving import bundle
-from serving.bundle import Manifest, XSpec
+from serving.bundle import DataSpec, Manifest
 from serving.errors import BundleError
 from training import checkpoint, data, graphs, parity, scores
 from training.checkpoint import Checkpoint
@@ -155,8 +155,8 @@ def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:
     return dataset
 
 
-def _xspec(spec: RowSpec) -> XSpec:
-    return XSpec(spec.kind, spec.shape, spec.dtype, (0.0, spec.highest))
+def _xspec(spec: RowSpec) -> DataSpec:
+    return DataSpec(spec.kind, spec.shape, spec.dtype, (0.0, spec.highest))
 
 
 def _preprocessing(spec: RowSpec) -> str:

@@ -24,10 +24,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from serving.errors import DeadlineExpired, Overloaded
+from serving.errors import DeadlineExceeded, Overloaded
 
 
-class Class(enum.IntEnum):
+class Priority(enum.IntEnum):
     """Order of service; see the module's docstring."""
 
     SMALL = 0
@@ -35,20 +35,20 @@ class Class(enum.IntEnum):
     BACKGROUND = 2
 
 
-CLASSES: Final = tuple(Class)
-FLOOR: Final = {Class.SMALL: 0.0, Class.LARGE: 1 / 4, Class.BACKGROUND: 1 / 16}
+CLASSES: Final = tuple(Priority)
+MIN_SHARE: Final = {Priority.SMALL: 0.0, Priority.LARGE: 1 / 4, Priority.BACKGROUND: 1 / 16}
 """The share of the rows run that a class keeps while it has rows waiting."""
 
-PRESENT_SECONDS: Final = 5.0
+INTERACTIVE_WINDOW_SECONDS: Final = 5.0
 """After an interactive entry it is to be expected that another comes."""
 
-MARGIN: Final = 1.25
+WAIT_SAFETY_FACTOR: Final = 1.25
 """Of the predicted wait: predictions err, and the answer must still travel."""
 
-ROOM: Final = {Class.SMALL: 1.0, Class.LARGE: 3 / 4, Class.BACKGROUND: 1 / 2}
+ROOM: Final = {Priority.SMALL: 1.0, Priority.LARGE: 3 / 4, Priority.BACKGROUND: 1 / 2}
 """The share of the queue's bytes that may be taken once an entry of a class has been admitted."""
 
-TURNS: Final = 4
+MAX_INTERLEAVED: Final = 4
 """How many large requests take turns; the others wait for one of them to end. If all took turns,
 each new one would delay all before it, and under load all would end together and too late."""
 
@@ -63,7 +63,7 @@ class Entry:
     deadline: float  # seconds on the queue's clock; math.inf: none
     background: bool
     reply: Any = None  # where the answer goes; opaque here
-    account: Any = None  # where its way is entered; opaque here
+    stats: Any = None  # where its way is entered; opaque here
     work: int = 0  # rows of the whole call, as far as known, where this is a part of a stream
     weight: int = 1  # each of its rows costs a run as much as so many others, batch_rows at most
     keeps_outputs: bool = True  # False: the payload has taken what is wanted of them
@@ -73,7 +73,7 @@ class Entry:
     run: int = 0  # rows whose batches are done
     parts: list[tuple[int, Any]] = field(default_factory=list)  # first row of a batch, its outputs
     dead: bool = False  # answered, cancelled or expired: nothing of it is to be run any more
-    kind: Class = Class.SMALL
+    kind: Priority = Priority.SMALL
 
     @property
     def waiting(self) -> int:
@@ -82,7 +82,7 @@ class Entry:
 
 
 @dataclass(slots=True)  # not frozen: one is made for every row served alone, and that is slow
-class Share:
+class BatchItem:
     """Rows start..stop of an entry, taken into one batch."""
 
     entry: Entry
@@ -95,10 +95,10 @@ class Share:
         return self.stop - self.start
 
 
-def whole(payload: Any, rows: int) -> list[Share]:
+def single_item_batch(payload: Any, rows: int) -> list[BatchItem]:
     """A batch of one payload, which nobody waits for: to run a graph without a queue."""
     entry = Entry(payload, rows, 0, math.inf, background=True)
-    return [Share(entry, payload, 0, rows)]
+    return [BatchItem(entry, payload, 0, rows)]
 
 
 class RowQueue:
@@ -120,18 +120,18 @@ class RowQueue:
         max_rows: int,
         max_bytes: int,
         batch_seconds: float = 0.0,
-        short_rows: int = 0,
+        background_batch_rows: int = 0,
     ) -> None:
         self.batch_rows = batch_rows
-        self.short_rows = short_rows or batch_rows
+        self.background_batch_rows = background_batch_rows or batch_rows
         self.max_rows = max_rows
         self.max_bytes = max_bytes
         self.rows = 0
         self.bytes = 0
         self.batch_seconds = batch_seconds
         self._fastest = batch_seconds  # of the full batches known
-        self.pause_seconds = 0.0
-        self._classes: dict[Class, deque[Entry]] = {kind: deque() for kind in CLASSES}
+        self.dispatch_gap_seconds = 0.0
+        self._classes: dict[Priority, deque[Entry]] = {kind: deque() for kind in CLASSES}
         self._rows = dict.fromkeys(CLASSES, 0)
         self._work = dict.fromkeys(CLASSES, 0)  # rows times what they weigh
         self._credit = dict.fromkeys(CLASSES, 0.0)  # work of its floor a class has not used yet
@@ -156,19 +156,19 @@ class RowQueue:
 
     def check(self, entry: Entry, now: float) -> None:
         """Find the entry's class, and raise Overloaded where it cannot be admitted: the one rule
-        for one row or many. Raises DeadlineExpired where all its rows could not be run in time by
+        for one row or many. Raises DeadlineExceeded where all its rows could not be run in time by
         the fastest batches known."""
         work = entry.rows * entry.weight
         if entry.background:
-            entry.kind = Class.BACKGROUND
+            entry.kind = Priority.BACKGROUND
         elif work <= self.batch_rows and entry.work <= self.batch_rows:
-            entry.kind = Class.SMALL
+            entry.kind = Priority.SMALL
         else:
-            entry.kind = Class.LARGE
+            entry.kind = Priority.LARGE
         if entry.rows > self.batch_rows:
             takes, left = entry.rows / self.batch_rows * self._fastest, entry.deadline - now
             if takes > left:
-                raise DeadlineExpired(
+                raise DeadlineExceeded(
                     f"{entry.rows} rows take {takes:.3f} s at least and this call has {left:.3f} s "
                     "left. They were not run."
                 )
@@ -188,7 +188,7 @@ class RowQueue:
                 f"The queue is full: {self.rows} rows wait and {entry.rows} more do not fit",
                 max(wait / 2, 0.01),
             )
-        if now + wait * MARGIN > entry.deadline:
+        if now + wait * WAIT_SAFETY_FACTOR > entry.deadline:
             left = entry.deadline - now
             raise Overloaded(
                 "deadline",
@@ -197,9 +197,9 @@ class RowQueue:
             )
 
     @property
-    def least_wait(self) -> float:
+    def min_wait(self) -> float:
         """Seconds that any request would wait at least: one small row's predicted wait."""
-        return self._wait(self._work[Class.SMALL] + 1) if self.rows else 0.0
+        return self._wait(self._work[Priority.SMALL] + 1) if self.rows else 0.0
 
     def _wait(self, work: int) -> float:
         """Seconds until the last of so many rows of weight 1 leaves the engine.
@@ -207,7 +207,7 @@ class RowQueue:
         Counts one batch more, the one that runs now: an answer just too late costs as much to make
         as one in time, and a queue that admits to the edge of patience makes only such.
         """
-        return (work / self.batch_rows + 1) * (self.batch_seconds + self.pause_seconds)
+        return (work / self.batch_rows + 1) * (self.batch_seconds + self.dispatch_gap_seconds)
 
     @property
     def next_seconds(self) -> float:
@@ -222,9 +222,9 @@ class RowQueue:
         self._fastest = min(self._fastest, full)
         self.batch_seconds += (full - self.batch_seconds) * (0.2 if self.batch_seconds else 1.0)
 
-    def observe_pause(self, seconds: float) -> None:
+    def observe_dispatch_gap(self, seconds: float) -> None:
         """Learn from the time that rows just taken had waited while no batch ran."""
-        self.pause_seconds += (seconds - self.pause_seconds) * 0.2
+        self.dispatch_gap_seconds += (seconds - self.dispatch_gap_seconds) * 0.2
 
     def discard(self, entry: Entry) -> bool:
         """Never run what still waits of this entry. False: it was dead already.
@@ -238,33 +238,35 @@ class RowQueue:
         self._leave(entry, entry.waiting)
         return True
 
-    def take(self, now: float) -> tuple[list[Share], list[Entry]]:
+    def take(self, now: float) -> tuple[list[BatchItem], list[Entry]]:
         """The next batch, and the entries found expired on the way (now dead).
 
         The batch has at most batch_rows rows and is empty only when nothing waits.
         """
         expired: list[Entry] = []
         before = 0  # work of those served first, which only where they fill a batch leave no room
-        for kind, floor in FLOOR.items():
+        for kind, floor in MIN_SHARE.items():
             # Alone at 1/16 of a 4-row batch a class would never get a row: the claim adds up.
             held = self._credit[kind] + floor * min(before, self.batch_rows)
             self._credit[kind] = min(held, self._work[kind])
             before += self._work[kind]
-        batch: list[Share] = []
+        batch: list[BatchItem] = []
         room = self.batch_rows
         for kind in CLASSES:
             kept = sum(int(self._credit[later]) for later in CLASSES if later > kind)
             allowed = max(room - kept, 0)
-            if kind is Class.BACKGROUND and now - self._heard < PRESENT_SECONDS:
+            if kind is Priority.BACKGROUND and now - self._heard < INTERACTIVE_WINDOW_SECONDS:
                 # Nor is a row that came to wait for those that would fill up its batch.
-                allowed = min(allowed, int(self._credit[kind]) if batch else self.short_rows)
+                allowed = min(
+                    allowed, int(self._credit[kind]) if batch else self.background_batch_rows
+                )
             taken = self._take(kind, allowed, now, batch, expired)
             self._credit[kind] = max(self._credit[kind] - taken, 0.0)
             room -= taken
         return batch, expired
 
     def _take(
-        self, kind: Class, room: int, now: float, batch: list[Share], expired: list[Entry]
+        self, kind: Priority, room: int, now: float, batch: list[BatchItem], expired: list[Entry]
     ) -> int:
         """Add rows of one class that weigh up to `room` to the batch; to an empty one at least one
         row. Returns what they weigh."""
@@ -281,15 +283,15 @@ class RowQueue:
             rows = min(entry.waiting, (room - taken) // entry.weight or int(not batch))
             if not rows:
                 break
-            batch.append(Share(entry, entry.payload, entry.taken, entry.taken + rows))
+            batch.append(BatchItem(entry, entry.payload, entry.taken, entry.taken + rows))
             self._leave(entry, rows)
             entry.taken += rows
             taken += rows * entry.weight
             if not entry.waiting:
                 entries.popleft()
-            elif kind is not Class.SMALL:  # a small one stays first: its next batch ends it
+            elif kind is not Priority.SMALL:  # a small one stays first: its next batch ends it
                 entries.popleft()
-                entries.insert(TURNS - 1, entry)
+                entries.insert(MAX_INTERLEAVED - 1, entry)
         return taken
 
     def _leave(self, entry: Entry, rows: int) -> None:

@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from serving.batching.rowqueue import Share
-from serving.errors import DeadlineExpired, LatentdError
+from serving.batching.rowqueue import BatchItem
+from serving.errors import DeadlineExceeded, LatentdError
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 Outputs = tuple[Any, ...]
 """What a run gives: arrays whose first axis is the batch's rows; None for what nobody wanted."""
-Run = Callable[[Sequence[Share]], Outputs]
-Outcome = tuple[Share, Outputs | Exception]
+Run = Callable[[Sequence[BatchItem]], Outputs]
+Outcome = tuple[BatchItem, Outputs | Exception]
 
-MOST_ATTEMPTS: Final = 16
+MAX_BISECT_RUNS: Final = 16
 """Failing runs spent on finding whom to blame for one failed batch."""
 
 
@@ -30,7 +30,7 @@ class EngineError(LatentdError):
     """The engine raised on these rows, or gave back another number of rows than it was given."""
 
 
-class Runner:
+class BatchRunner:
     """Runs the batches of one graph. Several threads may: their times are then told apart.
 
     name, run, clock: as the lane's
@@ -52,7 +52,7 @@ class Runner:
         self._began: dict[int, float] = {}  # by thread, on time.monotonic's clock
         self._ended = 0.0  # the last run's end, on time.perf_counter's clock
         self.failures = 0  # runs that raised since one did not
-        self._run_seconds = metrics.stage_seconds.labels("run", name)
+        self._run_seconds = metrics.compute_duration.labels(name)
         self._batch_rows = metrics.batch_rows.labels(name)
         self._batch_fill = metrics.batch_fill.labels(name)
         self._busy = metrics.engine_busy.labels(name)
@@ -64,16 +64,16 @@ class Runner:
         """When the oldest run under way began, on time.monotonic's clock; None: there is none."""
         return min(list(self._began.values()), default=None)
 
-    def run(self, batch: list[Share]) -> list[Outcome]:
+    def run(self, batch: list[BatchItem]) -> list[Outcome]:
         """Run a batch; what became of each share that anybody still waits for."""
-        return self._isolate(batch, [MOST_ATTEMPTS])
+        return self._isolate(batch, [MAX_BISECT_RUNS])
 
-    def expired(self, when: str = "while the rows waited") -> DeadlineExpired:
+    def expired(self, when: str = "while the rows waited") -> DeadlineExceeded:
         """What rows are answered with that are too late to be run; counts them."""
         self._expired.inc()
-        return DeadlineExpired(f"The deadline passed {when}. They were not run.")
+        return DeadlineExceeded(f"The deadline passed {when}. They were not run.")
 
-    def _isolate(self, batch: list[Share], attempts: list[int]) -> list[Outcome]:
+    def _isolate(self, batch: list[BatchItem], attempts: list[int]) -> list[Outcome]:
         """Run a batch; if that fails, run its halves, down to the request that is to blame.
 
         attempts: runs that may still fail before the rest is given up as the engine's own fault.
@@ -104,7 +104,7 @@ class Runner:
             start = stop
         return outcomes
 
-    def _still_wanted(self, batch: list[Share]) -> tuple[list[Share], list[Outcome]]:
+    def _still_wanted(self, batch: list[BatchItem]) -> tuple[list[BatchItem], list[Outcome]]:
         """The last check before the run: without the cancelled, and the expired as outcomes."""
         now = self._clock()
         alive = [share for share in batch if not share.entry.dead]
@@ -113,7 +113,7 @@ class Runner:
             alive = [share for share in alive if share.entry.deadline > now]
         return alive, [(share, self.expired()) for share in late]
 
-    def _timed(self, batch: list[Share]) -> Outputs:
+    def _timed(self, batch: list[BatchItem]) -> Outputs:
         rows = sum(share.rows for share in batch)
         began, me = time.perf_counter(), threading.get_ident()
         self._began[me] = time.monotonic()

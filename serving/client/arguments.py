@@ -14,7 +14,7 @@ import numpy as np
 
 from serving import codec
 from serving.codec import Array
-from serving.errors import InvalidInput
+from serving.errors import InvalidArgument
 from serving.pb import vae_pb2 as pb
 
 PngFile: TypeAlias = bytes | str | os.PathLike[str]
@@ -53,7 +53,7 @@ class SampledPoint:
     index: int = 0
 
 
-EndPoint: TypeAlias = DataPoint | LatentPoint | SampledPoint
+LatentAnchor: TypeAlias = DataPoint | LatentPoint | SampledPoint
 
 
 def seed(seed: int | None) -> int:
@@ -63,15 +63,15 @@ def seed(seed: int | None) -> int:
 
 
 def whole(field: str, value: int, bits: int) -> int:
-    """`value` as a whole number of at most so many bits. Raises InvalidInput naming the field."""
+    """`value` as an integer of at most so many bits. Raises InvalidArgument naming the field."""
     number = operator.index(value)
     if not 0 <= number < 1 << bits:
-        raise InvalidInput(field, f"{number} is out of range", f"Use 0 to 2^{bits} - 1")
+        raise InvalidArgument(field, f"{number} is out of range", f"Use 0 to 2^{bits} - 1")
     return number
 
 
 def version(version: int) -> int:
-    """The version asked for; 0: the newest. Raises InvalidInput."""
+    """The version asked for; 0: the newest. Raises InvalidArgument."""
     return whole("version", version, 32)
 
 
@@ -83,7 +83,7 @@ def image_format(as_png: bool) -> pb.Format:
 def rows(x: Data, field: str = "x") -> pb.Rows:
     """x as it is, or its PNG files; an OSError says which file cannot be read."""
     if isinstance(x, bytes | str | os.PathLike):
-        raise InvalidInput(field, "one file, where a list of files is due", "Wrap it in [ ]")
+        raise InvalidArgument(field, "one file, where a list of files is due", "Wrap it in [ ]")
     if is_array(x):
         return codec.to_rows(_wire_dtype(to_array(x, field), f"{field}.tensor.dtype"))
     sent: Any = x
@@ -97,12 +97,12 @@ def is_array(x: Any) -> TypeGuard[Array | SupportsArray]:
 
 
 def to_array(x: Any, field: str) -> Array:
-    """x as numpy has it, without a copy where that can be. Raises InvalidInput with the reason of
-    the library that x is of: a tensor on a GPU, for instance, or one that needs gradients."""
+    """x as a numpy array, without a copy if possible. Raises InvalidArgument with the reason that
+    the library of x gives: a tensor is on a GPU, for instance, or needs gradients."""
     try:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInput(field, f"cannot become an array: {str(error).rstrip('.')}") from None
+        raise InvalidArgument(field, f"cannot become an array: {str(error).rstrip('.')}") from None
 
 
 def _png(file: Any, field: str) -> bytes:
@@ -110,7 +110,7 @@ def _png(file: Any, field: str) -> bytes:
         return file
     if isinstance(file, str | os.PathLike):
         return Path(file).read_bytes()
-    raise InvalidInput(
+    raise InvalidArgument(
         field,
         f"a {type(file).__name__}",
         "Pass one array of all rows, or a list of PNG files (paths or bytes)",
@@ -121,7 +121,7 @@ def latents(z: Array | SupportsArray, field: str = "z") -> pb.Tensor:
     """z, numbers of any width, as float32."""
     array = to_array(z, field)
     if array.dtype.kind not in "fiub":
-        raise InvalidInput(field, f"{array.dtype} is not a number", "Pass floats")
+        raise InvalidArgument(field, f"{array.dtype} is not a number", "Pass floats")
     return codec.to_tensor(array.astype(np.float32, copy=False))
 
 
@@ -130,7 +130,7 @@ def _wire_dtype(x: Array, field: str) -> Array:
     if np.issubdtype(x.dtype, np.floating):
         return x.astype(np.float32, copy=False)
     if x.dtype != np.uint8:
-        raise InvalidInput(
+        raise InvalidArgument(
             field,
             f"{x.dtype} is neither uint8 nor a float",
             "Convert it with x.astype(np.uint8) or x.astype(np.float32), as the model was trained",
@@ -138,22 +138,22 @@ def _wire_dtype(x: Array, field: str) -> Array:
     return x
 
 
-def end_point(point: EndPoint, field: str) -> pb.EndPoint:
-    """One end of an interpolation. Raises InvalidInput where it is none of the three."""
+def end_point(point: LatentAnchor, field: str) -> pb.LatentAnchor:
+    """One end of an interpolation. Raises InvalidArgument where it is none of the three."""
     match point:
         case DataPoint(x):
             if is_array(x):
-                return pb.EndPoint(x=rows(to_array(x, f"{field}.x")[None], f"{field}.x"))
-            return pb.EndPoint(x=pb.Rows(png=pb.PngImages(files=[_png(x, f"{field}.x")])))
+                return pb.LatentAnchor(x=rows(to_array(x, f"{field}.x")[None], f"{field}.x"))
+            return pb.LatentAnchor(x=pb.Rows(png=pb.PngImages(files=[_png(x, f"{field}.x")])))
         case LatentPoint(z):
-            return pb.EndPoint(z=latents(to_array(z, f"{field}.z")[None], f"{field}.z"))
+            return pb.LatentAnchor(z=latents(to_array(z, f"{field}.z")[None], f"{field}.z"))
         case SampledPoint(seed, index):
-            return pb.EndPoint(
+            return pb.LatentAnchor(
                 sample=pb.SampledPoint(
                     seed=whole(f"{field}.sample.seed", seed, 64),
                     index=whole(f"{field}.sample.index", index, 63),
                 )
             )
-    raise InvalidInput(
+    raise InvalidArgument(
         field, f"a {type(point).__name__}", "Wrap it in DataPoint, LatentPoint or SampledPoint"
     )

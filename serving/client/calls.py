@@ -16,9 +16,9 @@ from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
 from serving.client import arguments, responses, results
-from serving.client.arguments import Data, EndPoint, SupportsArray
+from serving.client.arguments import Data, LatentAnchor, SupportsArray
 from serving.codec import Array
-from serving.errors import InvalidInput
+from serving.errors import InvalidArgument
 from serving.pb import vae_pb2 as pb
 
 T_co = TypeVar("T_co", covariant=True)
@@ -123,7 +123,7 @@ def sample(
     offset: int = 0,
     temperature: float = 1.0,
     as_png: bool = False,
-    return_z: bool = False,
+    include_z: bool = False,
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -140,7 +140,7 @@ def sample(
         offset=arguments.whole("offset", offset, 63),
         temperature=temperature,
         format=arguments.image_format(as_png),
-        return_z=return_z,
+        include_z=include_z,
     )
     return Call("Sample", request, responses.samples, timeout)
 
@@ -152,7 +152,7 @@ def stream_samples(
     offset: int = 0,
     temperature: float = 1.0,
     as_png: bool = False,
-    return_z: bool = False,
+    include_z: bool = False,
     chunk_rows: int = 0,
     model: str = "",
     version: int = 0,
@@ -165,7 +165,7 @@ def stream_samples(
     the server stops too. `timeout` is for the whole stream; None, the default: no deadline.
     """
     if count == 0:  # the stream would be complete before the server could say so
-        raise InvalidInput("count", "0 rows", "Ask for at least 1")
+        raise InvalidArgument("count", "0 rows", "Ask for at least 1")
     request = pb.StreamSamplesRequest(
         model=model,
         version=arguments.version(version),
@@ -174,7 +174,7 @@ def stream_samples(
         offset=arguments.whole("offset", offset, 63),
         temperature=temperature,
         format=arguments.image_format(as_png),
-        return_z=return_z,
+        include_z=include_z,
         chunk_rows=arguments.whole("chunk_rows", chunk_rows, 32),
     )
     return Call("StreamSamples", request, responses.samples, timeout)
@@ -186,7 +186,7 @@ def reconstruct(
     draw: bool = False,
     seed: int | None = None,
     offset: int = 0,
-    scores: bool = False,
+    include_scores: bool = False,
     as_png: bool = False,
     model: str = "",
     version: int = 0,
@@ -200,7 +200,7 @@ def reconstruct(
         draw=draw,
         offset=arguments.whole("offset", offset, 63),
         format=arguments.image_format(as_png),
-        scores=scores,
+        include_scores=include_scores,
     )
     if draw:
         request.seed = arguments.seed(seed)
@@ -213,9 +213,9 @@ def stream_reconstruct(
     draw: bool = False,
     seed: int | None = None,
     offset: int = 0,
-    scores: bool = False,
-    latents: bool = False,
-    omit_x: bool = False,
+    include_scores: bool = False,
+    include_latents: bool = False,
+    include_x: bool = True,
     in_flight: int = 4,
     model: str = "",
     version: int = 0,
@@ -233,9 +233,9 @@ def stream_reconstruct(
         version=arguments.version(version),
         draw=draw,
         offset=arguments.whole("offset", offset, 63),
-        scores=scores,
-        latents=latents,
-        omit_x=omit_x,
+        include_scores=include_scores,
+        include_latents=include_latents,
+        include_x=include_x,
     )
     if draw:
         request.seed = arguments.seed(seed)
@@ -243,13 +243,13 @@ def stream_reconstruct(
 
 
 def interpolate(
-    start: EndPoint,
-    end: EndPoint,
+    start: LatentAnchor,
+    end: LatentAnchor,
     *,
     steps: int = 9,
     path: str = "slerp",
     as_png: bool = False,
-    return_z: bool = False,
+    include_z: bool = False,
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -257,7 +257,9 @@ def interpolate(
     """`steps` rows from `start` to `end`, both included; path: "slerp" or "lerp"."""
     paths = {"slerp": pb.INTERPOLATION_PATH_SLERP, "lerp": pb.INTERPOLATION_PATH_LERP}
     if path not in paths:
-        raise InvalidInput("path", f"{path!r} is no way between latents", 'Say "slerp" or "lerp"')
+        raise InvalidArgument(
+            "path", f"{path!r} is no way between latents", 'Say "slerp" or "lerp"'
+        )
     request = pb.InterpolateRequest(
         model=model,
         version=arguments.version(version),
@@ -266,7 +268,7 @@ def interpolate(
         steps=arguments.whole("steps", steps, 32),
         path=paths[path],
         format=arguments.image_format(as_png),
-        return_z=return_z,
+        include_z=include_z,
     )
     return Call("Interpolate", request, responses.interpolation, timeout)
 
@@ -298,7 +300,7 @@ def score(
 
 def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:
     """The server's health: "SERVING", "NOT_SERVING", ... A client that is `healthy_only` gets
-    NotReady from a server that is not SERVING; give it healthy_only=False to hear the state.
+    Unavailable from a server that is not SERVING; give it healthy_only=False to hear the state.
     """
     states = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
     request = wrappers_pb2.StringValue(value=service)

@@ -22,11 +22,11 @@ import grpc
 import grpc.aio
 
 from serving.client import calls, streaming
+from serving.client.base import BaseClient
 from serving.client.calls import Call, ChunkedCall
 from serving.client.connection import methods
 from serving.client.results import Samples, StreamedReconstruction
 from serving.client.retries import Backoff
-from serving.client.sender import Sender
 from serving.codec import Array
 
 SampleChunks: TypeAlias = Generator[Samples, None, None]
@@ -105,7 +105,7 @@ def _documented(method: M, build: Callable[..., Any]) -> M:
     return method
 
 
-class Client(Sender):
+class Client(BaseClient):
     """Calls that block. Safe to share between threads; not to be used across a fork."""
 
     get_model = _blocking(calls.get_model)
@@ -190,7 +190,7 @@ class _Opened(NamedTuple):
     methods: Mapping[str, Callable[..., Any]]
 
 
-class AsyncClient(Sender):
+class AsyncClient(BaseClient):
     """The same calls, awaited. Make it anywhere, also at module level: each event loop that calls
     has a channel of its own, which its first call opens."""
 

@@ -12,7 +12,7 @@ from serving.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Files:
+class CredentialFiles:
     """What --tls-ca, --tls-cert, --tls-key and --token-file name."""
 
     tls_ca: str | None = None

@@ -1,4 +1,4 @@
-"""A failed call as an error of `serving.errors`: `serving.transport.statuses` read backwards."""
+"""A failed call as an error of `serving.errors`: `serving.transport.status` read backwards."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from serving.errors import (
-    DeadlineExpired,
-    InvalidInput,
+    DeadlineExceeded,
+    InvalidArgument,
     LatentdError,
     ModelNotFound,
-    NotReady,
     Overloaded,
+    Unavailable,
 )
 
 _PROXY: Final = (
@@ -48,24 +48,24 @@ def from_rpc(error: grpc.RpcError, target: str, proxy_variable: str = "") -> Lat
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return _exhausted(call, said)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExpired(
+            return DeadlineExceeded(
                 f"{target} did not answer before the deadline ({said.rstrip('.')}). "
                 "Allow more time with timeout=, or ask for fewer rows."
             )
         case grpc.StatusCode.UNAVAILABLE:
-            return NotReady(
+            return Unavailable(
                 f"{target} cannot take calls now ({said.rstrip('.')})."
                 + (f" {_PROXY.format(proxy_variable)}" if proxy_variable else "")
             )
     return ServiceError(code.name, f"{target} answered {code.name}: {said.rstrip('.')}.")
 
 
-def _invalid_input(call: Any, said: str) -> InvalidInput:
+def _invalid_input(call: Any, said: str) -> InvalidArgument:
     bad = _detail(call, error_details_pb2.BadRequest)
     if bad is None or not bad.field_violations:
-        return InvalidInput("request", said.rstrip("."))
+        return InvalidArgument("request", said.rstrip("."))
     violation = bad.field_violations[0]
-    return InvalidInput(violation.field, violation.description.rstrip("."))
+    return InvalidArgument(violation.field, violation.description.rstrip("."))
 
 
 def _exhausted(call: Any, said: str) -> LatentdError:

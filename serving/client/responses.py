@@ -8,12 +8,12 @@ from typing import Any, Final
 import numpy as np
 
 from serving import codec
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.client.results import (
     Decoding,
     Encoding,
+    GraphProfile,
     Interpolation,
-    LaneCost,
     Limits,
     ListedModel,
     ModelInfo,
@@ -39,7 +39,7 @@ def model_info(message: pb.GetModelResponse) -> ModelInfo:
     return ModelInfo(
         served_by=version(message.served_by),
         family=message.family,
-        x=XSpec(
+        x=DataSpec(
             message.kind,
             tuple(message.x_shape),
             _DTYPE_NAMES.get(message.x_dtype, "unknown"),
@@ -53,9 +53,11 @@ def model_info(message: pb.GetModelResponse) -> ModelInfo:
         ),
         provider=message.provider,
         versions=list(message.versions),
-        lanes=[
-            LaneCost(lane.lane, lane.max_batch_rows, {c.rows: c.seconds for c in lane.costs})
-            for lane in message.lanes
+        profiles=[
+            GraphProfile(
+                graph.graph, graph.max_batch_rows, {c.rows: c.seconds for c in graph.costs}
+            )
+            for graph in message.profiles
         ],
         preprocessing=message.preprocessing,
         created=message.created,

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from serving import images
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.codec import Array
 
 
@@ -43,10 +43,10 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class LaneCost:
+class GraphProfile:
     """The measured cost of running one graph."""
 
-    lane: str  # encoder | decoder
+    graph: str  # encoder | decoder
     max_batch_rows: int
     seconds: dict[int, float]  # rows in a batch -> fastest of several runs
 
@@ -57,14 +57,14 @@ class ModelInfo:
 
     served_by: ModelVersion
     family: str  # vae | ae
-    x: XSpec  # one row of data
+    x: DataSpec  # one row of data
     latent_size: int
     likelihood: str  # bernoulli | gaussian | discretised-logistic
     params_per_element: int
     limits: Limits
     provider: str
     versions: list[int]  # every one being served, ascending
-    lanes: list[LaneCost]
+    profiles: list[GraphProfile]
     preprocessing: str
     created: str  # UTC, ISO 8601
     training_scores: dict[str, Any]  # as in a bundle's manifest; {}: the bundle does not say
@@ -116,7 +116,7 @@ class Rows:
         not 8-bit images."""
         if not self._are_pictures():
             raise TypeError(f"rows of {self._described()} are not 8-bit images")
-        return Image.open(io.BytesIO(images.grid(self.x, columns)))
+        return Image.open(io.BytesIO(images.make_grid(self.x, columns)))
 
     def __repr__(self) -> str:
         """What came and what replays it, without the numbers themselves."""
@@ -131,7 +131,7 @@ class Rows:
 
     def _repr_png_(self) -> bytes | None:
         """What IPython shows; None: the text."""
-        return images.grid(self.x) if self._are_pictures() and len(self) else None
+        return images.make_grid(self.x) if self._are_pictures() and len(self) else None
 
     def _are_pictures(self) -> bool:
         if self.tensor is None:
@@ -169,7 +169,7 @@ class Decoding(Rows):
 class Samples(Rows):
     """New data. served_by, seed and offset replay it."""
 
-    z: Array | None  # float32, rows x latent size; only with return_z=True
+    z: Array | None  # float32, rows x latent size; only with include_z=True
     seed: int
     offset: int  # index of the first row
     served_by: ModelVersion
@@ -177,7 +177,7 @@ class Samples(Rows):
 
 @dataclass(frozen=True, repr=False)
 class Reconstruction(Rows):
-    """What the model makes of each row; the scores, in nats, only with scores=True."""
+    """What the model makes of each row; the scores, in nats, only with include_scores=True."""
 
     reconstruction_error: Array | None  # float32, rows
     kl: Array | None  # float32, rows
@@ -193,11 +193,13 @@ class StreamedReconstruction:
 
     offset: int  # index of the chunk's first row
     errors: dict[int, str]  # place in the chunk -> why this row could not be taken
-    x: Array  # rows x x_shape in the model's dtype; empty with omit_x=True
-    reconstruction_error: Array  # float32, rows; nats, as the next two; empty without scores=True
+    x: Array  # rows x x_shape in the model's dtype; empty with include_x=False
+    reconstruction_error: (
+        Array  # float32, rows; nats, as the next two; empty without include_scores=True
+    )
     kl: Array
     elbo: Array
-    mean: Array | None  # float32, rows x latent size; only with latents=True
+    mean: Array | None  # float32, rows x latent size; only with include_latents=True
     log_var: Array | None
     seed: int  # what the draws use; 0 without
     values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
@@ -208,7 +210,7 @@ class StreamedReconstruction:
 class Interpolation(Rows):
     """The path from one end point to the other, both included; a row is a step."""
 
-    z: Array | None  # float32, steps x latent size; only with return_z=True
+    z: Array | None  # float32, steps x latent size; only with include_z=True
     values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
     served_by: ModelVersion
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from serving.client.failures import ServiceError
 from serving.client.results import Samples
 from serving.client.retries import Backoff
-from serving.errors import LatentdError, NotReady
+from serving.errors import LatentdError, Unavailable
 from serving.pb import vae_pb2 as pb
 
 
-class SampleStream:
+class ResumableSamples:
     """The rows of one StreamSamples call that are still missing.
 
     request: asks for just those; send it to begin, and again after each failure.
@@ -68,4 +68,4 @@ class SampleStream:
         """What is wrong with a stream that ended well: nothing, or rows that never came."""
         if self.done:
             return None
-        return NotReady(f"The stream ended {self.request.count} rows early.")
+        return Unavailable(f"The stream ended {self.request.count} rows early.")

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Final
 
-from serving.errors import LatentdError, NotReady, Overloaded
+from serving.errors import LatentdError, Overloaded, Unavailable
 
 FIRST_WAIT: Final = 0.2  # seconds; doubled with each failure in a row
 LONGEST_WAIT: Final = 5.0  # seconds
@@ -67,7 +67,7 @@ class Backoff:
         self._failures += 1
         most = PATIENCE if self._begun and self._attempts > 1 else self._attempts
         waits = self._patient and self._attempts > 1 and isinstance(error, Overloaded)
-        if not (waits or (self._failures < most and isinstance(error, NotReady | Overloaded))):
+        if not (waits or (self._failures < most and isinstance(error, Unavailable | Overloaded))):
             raise error
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failures - 1))
         # Spread out: the callers of a server that went down should not come back in one wave.

@@ -23,11 +23,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from serving.client.pending import PendingChunks
 from serving.client.results import StreamedReconstruction
 from serving.client.retries import Backoff
-from serving.client.unanswered import Unanswered
 from serving.codec import Array
-from serving.errors import LatentdError, NotReady
+from serving.errors import LatentdError, Unavailable
 
 Failure = Callable[[grpc.RpcError], LatentdError]
 
@@ -36,7 +36,7 @@ _ENDED = "The stream ended before its last answer."
 
 def blocking(
     chunks: Iterable[Array],
-    unanswered: Unanswered,
+    unanswered: PendingChunks,
     backoff: Backoff,
     start: Callable[[Iterator[Any], float | None], Any],
     failed: Failure,
@@ -45,7 +45,7 @@ def blocking(
     source = iter(chunks)
     while unanswered.left:
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for request in unanswered.again():
+        for request in unanswered.replay():
             requests.put(request)
         responses = start(iter(requests.get, None), backoff.remaining())
         try:
@@ -59,7 +59,7 @@ def blocking(
                 yield unanswered.accept(next(responses))
                 backoff.progress()
         except StopIteration:
-            failure: LatentdError = NotReady(_ENDED)
+            failure: LatentdError = Unavailable(_ENDED)
         except grpc.RpcError as error:
             failure = failed(error)
         finally:
@@ -71,7 +71,7 @@ def blocking(
 
 async def awaited(
     chunks: Iterable[Array] | AsyncIterable[Array],
-    unanswered: Unanswered,
+    unanswered: PendingChunks,
     backoff: Backoff,
     start: Callable[[float | None], Any],
     failed: Failure,
@@ -81,7 +81,7 @@ async def awaited(
     while unanswered.left:
         call = start(backoff.remaining())
         try:
-            for request in unanswered.again():
+            for request in unanswered.replay():
                 await _write(call, request)
             while unanswered.left:
                 while unanswered.room:
@@ -96,7 +96,7 @@ async def awaited(
                 yield unanswered.accept(response)
                 backoff.progress()
         except _Ended:
-            failure: LatentdError = NotReady(_ENDED)
+            failure: LatentdError = Unavailable(_ENDED)
         except grpc.RpcError as error:
             failure = failed(error)
         finally:

@@ -14,11 +14,11 @@ import numpy as np
 from serving import images
 from serving.client import Client
 from serving.client.arguments import seed as chosen_seed
-from serving.client.credentials import Files
+from serving.client.credentials import CredentialFiles
 from serving.client.results import ModelInfo, ModelVersion
 from serving.codec import Array
 from serving.console import inputs, terminal
-from serving.console.outputs import Destination
+from serving.console.outputs import OutputPath
 from serving.errors import ModelNotFound
 
 PICTURES: Final = ("png", "npz", "npy", "folder")
@@ -54,7 +54,7 @@ def models(args: argparse.Namespace) -> int:
 
 def encode(args: argparse.Namespace) -> int:
     """x to mean and log_var, and with --draw z, in an .npz."""
-    out = Destination(args.out, ("npz",))
+    out = OutputPath(args.out, ("npz",))
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client)
@@ -98,7 +98,7 @@ def sample(args: argparse.Namespace) -> int:
             seed=args.seed,
             offset=args.offset,
             temperature=args.temperature,
-            return_z=out is not None and out.kind == "npz",
+            include_z=out is not None and out.kind == "npz",
         )
     facts = {"z": got.z, "seed": np.uint64(got.seed), "temperature": args.temperature}
     _write(out, got.x, info, facts, first=got.offset)
@@ -110,7 +110,7 @@ def sample(args: argparse.Namespace) -> int:
 
 def stream(args: argparse.Namespace) -> int:
     """New rows as they come, written without being held."""
-    out = Destination(args.out, ("npy", "npz", "folder"))
+    out = OutputPath(args.out, ("npy", "npz", "folder"))
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
         info, client = _pin(client, out)
@@ -143,7 +143,7 @@ def reconstruct(args: argparse.Namespace) -> int:
         x = inputs.read_rows(args.files, args.rows, info.x, _how(args, info))
         parts = [
             client.reconstruct(
-                x[piece], draw=args.draw, seed=seed, offset=piece.start, scores=args.scores
+                x[piece], draw=args.draw, seed=seed, offset=piece.start, include_scores=args.scores
             )
             for piece in _pieces(x, info)
         ]
@@ -155,7 +155,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     }
     outside = _outside([(part.values_outside_range, len(part)) for part in parts])
     if out is not None and out.kind == "png":
-        out.write(images.grid(_above(x, made), columns=min(len(x), COLUMNS)))
+        out.write(images.make_grid(_above(x, made), columns=min(len(x), COLUMNS)))
     elif out is not None:
         arrays = {"x": x, "reconstruction": made, **scores, "values_outside_range": outside}
         out.write_arrays(arrays | _facts(info.served_by, seed=seed))
@@ -175,7 +175,7 @@ def interpolate(args: argparse.Namespace) -> int:
             inputs.read_point(args.end, info.x, "--end", _how(args, info)),
             steps=args.steps,
             path=args.path,
-            return_z=out is not None and out.kind == "npz",
+            include_z=out is not None and out.kind == "npz",
         )
     _write(out, way.x, info, {"z": way.z}, columns=args.steps)
     terminal.say(terminal.described(way.x), _path(out), way.served_by)
@@ -231,11 +231,11 @@ def _connect(args: argparse.Namespace, healthy_only: bool = True) -> Client:
         version=args.version,
         background=args.background,
         healthy_only=healthy_only,
-        **Files(args.tls_ca, args.tls_cert, args.tls_key, args.token_file).read(),
+        **CredentialFiles(args.tls_ca, args.tls_cert, args.tls_key, args.token_file).read(),
     )
 
 
-def _pin(client: Client, out: Destination | None = None) -> tuple[ModelInfo, Client]:
+def _pin(client: Client, out: OutputPath | None = None) -> tuple[ModelInfo, Client]:
     """The model, refused if `out` cannot show it, and a client for just its version: one file
     never holds rows of two."""
     info = client.get_model()
@@ -267,16 +267,16 @@ def _how(args: argparse.Namespace, info: ModelInfo) -> inputs.How:
     return inputs.How(info.likelihood, args.resize, args.column)
 
 
-def _destination(args: argparse.Namespace, kinds: tuple[str, ...]) -> Destination | None:
-    return Destination(args.out, kinds) if args.out else None
+def _destination(args: argparse.Namespace, kinds: tuple[str, ...]) -> OutputPath | None:
+    return OutputPath(args.out, kinds) if args.out else None
 
 
-def _path(out: Destination | None) -> Path | None:
+def _path(out: OutputPath | None) -> Path | None:
     return out.path if out else None
 
 
 def _write(
-    out: Destination | None,
+    out: OutputPath | None,
     x: Array,
     info: ModelInfo,
     facts: dict[str, Any],
@@ -286,7 +286,7 @@ def _write(
     if out is None:
         return
     if out.kind == "png":
-        out.write(images.grid(x, columns))
+        out.write(images.make_grid(x, columns))
     elif out.kind == "npz":
         out.write_arrays({"x": x, **facts} | _facts(info.served_by, offset=first))
     else:

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 
 from serving import images
-from serving.bundle import XSpec
-from serving.client.arguments import DataPoint, EndPoint, LatentPoint, SampledPoint
+from serving.bundle import DataSpec
+from serving.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint
 from serving.codec import Array
-from serving.errors import InvalidInput
+from serving.errors import InvalidArgument
 from serving.readers import files, kinds, sources
 from serving.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
 from serving.readers.rows import Chunk
@@ -35,28 +35,30 @@ class How:
     column: str = ""
 
 
-def read_rows(patterns: Sequence[str], rows: slice, x: XSpec, how: How) -> Array:
+def read_rows(patterns: Sequence[str], rows: slice, x: DataSpec, how: How) -> Array:
     """The rows of what is named, one file below the other, then `rows` of them.
 
     Files are read by the readers of `latentd reconstruct`, and only those rows. Where a folder or
     a glob is named, or a file is left out, a line on stderr says how many were taken. Raises
-    InvalidInput, ConfigError or BadData naming the file, and the row where it is a row's fault.
+    InvalidArgument, ConfigError or BadData naming the file, and the row where it is a row's fault.
     """
     counts, found = Counts(), []
     for pattern in patterns:
         found += sources.find(pattern, counts)
     if counts.found != len(patterns):
         print(f"{counts}.", file=sys.stderr)
-    if any(source.kind == "picture" for source in found) and not images.fits(x):
+    if any(source.kind == "picture" for source in found) and not images.is_png_compatible(x):
         shape = list(x.shape)
-        raise InvalidInput("FILE", f"images, where the model takes {x.kind}s of {x.dtype} {shape}")
+        raise InvalidArgument(
+            "FILE", f"images, where the model takes {x.kind}s of {x.dtype} {shape}"
+        )
     parts, total = [], 0
     sizes = [_size(source, x, how) for source in found]
     start, stop, _ = rows.indices(sum(sizes))
     if start >= stop:
-        raise InvalidInput("--rows", f"no rows are left of {sum(sizes)}")
+        raise InvalidArgument("--rows", f"no rows are left of {sum(sizes)}")
     if (stop - start) * x.nbytes > MAX_WHOLE_BYTES:
-        raise InvalidInput(
+        raise InvalidArgument(
             "--rows",
             f"{stop - start:,} rows take more than {MAX_WHOLE_BYTES >> 30} GiB",
             "Choose fewer with --rows, or use `latentd reconstruct`",
@@ -74,45 +76,45 @@ def read_latents(path: str) -> Array:
     """z of shape (rows, latent size); of an .npz the key z or, where there is none, mean."""
     path = os.path.expanduser(path)
     if kinds.kind_of(file_and_key(path)[0]) not in ("npy", "npz"):
-        raise InvalidInput(path, "no file of latents", "Give a .npy or .npz file")
+        raise InvalidArgument(path, "no file of latents", "Give a .npy or .npz file")
     with closing(ArrayFile(path, _LATENTS)) as array:
         if array.dtype.kind not in "fiu":
-            raise InvalidInput(path, f"{array.dtype}, where latents are numbers")
+            raise InvalidArgument(path, f"{array.dtype}, where latents are numbers")
         if array.nbytes > MAX_WHOLE_BYTES:
-            raise InvalidInput(path, f"more than {MAX_WHOLE_BYTES >> 30} GiB of latents")
+            raise InvalidArgument(path, f"more than {MAX_WHOLE_BYTES >> 30} GiB of latents")
         z = array.read(0, array.shape[0])
     if not len(z):
-        raise InvalidInput(path, "no latents in it", "Give at least one")
+        raise InvalidArgument(path, "no latents in it", "Give at least one")
     return z[None] if z.ndim == 1 else z
 
 
-def read_point(text: str, x: XSpec, field: str, how: How) -> EndPoint:
+def read_point(text: str, x: DataSpec, field: str, how: How) -> LatentAnchor:
     """An end point: "seed:7", "seed:7@3", "z:FILE.npy", or a file of one row."""
     if text.startswith("seed:"):
         match = re.fullmatch(r"seed:(\d+)(?:@(\d+))?", text)
         if not match:
-            raise InvalidInput(field, f"{text!r} is no sampled point", "Say seed:7 or seed:7@3")
+            raise InvalidArgument(field, f"{text!r} is no sampled point", "Say seed:7 or seed:7@3")
         return SampledPoint(int(match[1]), int(match[2] or 0))
     if text.startswith("z:"):
         z = read_latents(text.removeprefix("z:"))
         if len(z) != 1:
-            raise InvalidInput(field, f"{text[2:]} holds {len(z)} latents, where one is due")
+            raise InvalidArgument(field, f"{text[2:]} holds {len(z)} latents, where one is due")
         return LatentPoint(z[0])
     row = _single(text, x)
     if row is not None:
         return DataPoint(row)
     rows = read_rows([text], slice(None), x, how)
     if len(rows) != 1:
-        raise InvalidInput(field, f"{text} holds {len(rows)} rows, where one is due")
+        raise InvalidArgument(field, f"{text} holds {len(rows)} rows, where one is due")
     return DataPoint(rows[0])
 
 
-def _size(source: Source, x: XSpec, how: How) -> int:
+def _size(source: Source, x: DataSpec, how: How) -> int:
     with closing(sources.open_source(source, x, how.likelihood, how.column)) as reader:
         return reader.rows
 
 
-def _read(source: Source, start: int, stop: int, x: XSpec, how: How) -> Array:
+def _read(source: Source, start: int, stop: int, x: DataSpec, how: How) -> Array:
     opened = sources.open_source(source, x, how.likelihood, how.column, resize=how.resize)
     with closing(opened) as reader:
         chunk: Chunk = reader.read(start, stop)
@@ -123,14 +125,14 @@ def _read(source: Source, start: int, stop: int, x: XSpec, how: How) -> Array:
             name = files.join(name, first.id) if name else first.id
         else:
             name = f"{name}, row {first.row}"
-        raise InvalidInput(
+        raise InvalidArgument(
             name,
             first.reason + (f" (and {more:,} other rows cannot be used)" if more else ""),
         )
     return chunk.x
 
 
-def _single(text: str, x: XSpec) -> Array | None:
+def _single(text: str, x: DataSpec) -> Array | None:
     """The row of a .npy or .npz that holds one without an axis of rows; else None."""
     path = os.path.expanduser(text)
     if kinds.kind_of(file_and_key(path)[0]) not in ("npy", "npz"):

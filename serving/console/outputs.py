@@ -13,17 +13,17 @@ from typing import IO, Any
 import numpy as np
 
 from serving import images
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.codec import Array
-from serving.errors import InvalidInput
+from serving.errors import InvalidArgument
 
 Write = Callable[[Array], None]
 
 
-class Destination:
+class OutputPath:
     """Where --out points, checked before any work is done for it.
 
-    kind: "png", "npy", "npz" or "folder" (no ending). Raises InvalidInput naming --out.
+    kind: "png", "npy", "npz" or "folder" (no ending). Raises InvalidArgument naming --out.
     """
 
     def __init__(self, out: str, kinds: tuple[str, ...]) -> None:
@@ -33,21 +33,21 @@ class Destination:
             self.kind = "folder"
         if self.kind not in kinds:
             endings = [f".{kind}" for kind in kinds if kind != "folder"]
-            raise InvalidInput(
+            raise InvalidArgument(
                 "--out",
                 f"{out} is none of what this call writes",
                 f"End it in {' or '.join(endings)}"
                 + (", or name a folder" if "folder" in kinds else ""),
             )
         if not self.path.absolute().parent.is_dir():
-            raise InvalidInput("--out", f"the folder {self.path.parent} does not exist")
+            raise InvalidArgument("--out", f"the folder {self.path.parent} does not exist")
         if self.kind == "folder" and self.path.exists() and any(self.path.iterdir()):
-            raise InvalidInput("--out", f"{out} already holds files", "Name a new folder")
+            raise InvalidArgument("--out", f"{out} already holds files", "Name a new folder")
 
-    def check(self, x: XSpec) -> None:
+    def check(self, x: DataSpec) -> None:
         """Refuse pictures of what is none."""
-        if self.kind in ("png", "folder") and not images.fits(x):
-            raise InvalidInput(
+        if self.kind in ("png", "folder") and not images.is_png_compatible(x):
+            raise InvalidArgument(
                 "--out",
                 f"PNG shows 8-bit images; this model's rows are {x.dtype} {x.kind}s",
                 "End it in .npz or .npy",
@@ -65,7 +65,9 @@ class Destination:
             np.savez(file, **given)
 
     @contextmanager
-    def rows(self, count: int, x: XSpec, first: int, facts: Mapping[str, Any]) -> Iterator[Write]:
+    def rows(
+        self, count: int, x: DataSpec, first: int, facts: Mapping[str, Any]
+    ) -> Iterator[Write]:
         """Take `count` rows of x, from row `first` on, piece by piece, holding one at a time.
 
         facts: what else an .npz shall say; read when all rows have come.
@@ -101,7 +103,7 @@ class Destination:
                 beside.unlink(missing_ok=True)
 
 
-def _array(file: IO[bytes], count: int, x: XSpec) -> Write:
+def _array(file: IO[bytes], count: int, x: DataSpec) -> Write:
     """Rows into a .npy written front to back: on a full disk a memory map would die of SIGBUS."""
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(x.dtype)),
@@ -122,7 +124,7 @@ def _folder(folder: Path, first: int, count: int) -> Write:
 
     def write(rows: Array) -> None:
         nonlocal row
-        for png in images.write_pngs(rows):
+        for png in images.encode_pngs(rows):
             (folder / f"{row:0{digits}d}.png").write_bytes(png)
             row += 1
 

@@ -11,7 +11,14 @@ import os
 import sys
 from typing import Final
 
-from serving.errors import BadData, ConfigError, InvalidInput, LatentdError, ModelNotFound, NotReady
+from serving.errors import (
+    BadData,
+    ConfigError,
+    InvalidArgument,
+    LatentdError,
+    ModelNotFound,
+    Unavailable,
+)
 
 SERVER: Final = "localhost:50051"
 _VARIABLE: Final = "LATENTD_SERVER"
@@ -212,12 +219,12 @@ def _run(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader, `head` perhaps, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except NotReady as error:
+    except Unavailable as error:
         return _fail(f"{error}{_advice(str(error), named_by)}", 1)
     except ConfigError as error:
         of_address = named_by == _VARIABLE and str(error).startswith("Invalid address")
         return _fail(f"{_VARIABLE}: {error}" if of_address else str(error), 2)
-    except (InvalidInput, BadData, ModelNotFound) as error:
+    except (InvalidArgument, BadData, ModelNotFound) as error:
         return _fail(str(error), 2)
     except OSError as error:
         return _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", 2)

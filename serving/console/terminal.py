@@ -26,10 +26,10 @@ def show_model(info: ModelInfo) -> None:
         f"{limits.max_draws} draws a row"
     )
     print(f"  runs on     {info.provider}")
-    for lane in info.lanes:
-        known = [rows for rows in (1, lane.max_batch_rows) if rows in lane.seconds]
-        costs = "".join(f", {rows} in {lane.seconds[rows] * 1e3:.3g} ms" for rows in known)
-        print(f"  {lane.lane:11} batches of up to {lane.max_batch_rows} rows{costs}")
+    for graph in info.profiles:
+        known = [rows for rows in (1, graph.max_batch_rows) if rows in graph.seconds]
+        costs = "".join(f", {rows} in {graph.seconds[rows] * 1e3:.3g} ms" for rows in known)
+        print(f"  {graph.graph:11} batches of up to {graph.max_batch_rows} rows{costs}")
 
 
 def say(what: str, path: Path | None, served_by: ModelVersion, **replay: int | None) -> None:

@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from serving import images
-from serving.bundle import XSpec
-from serving.client.credentials import Files
+from serving.bundle import DataSpec
+from serving.client.credentials import CredentialFiles
 from serving.errors import ConfigError
-from serving.jobs import exits, inputs, job, outputs, quarantine, remote, worker
+from serving.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
 from serving.jobs.inputs import Rows
-from serving.jobs.job import Share
-from serving.jobs.plan import BundleId, Plan, Wanted, default_shard_rows
+from serving.jobs.job import ShardRange
+from serving.jobs.plan import BundleId, OutputSpec, Plan, default_shard_rows
 from serving.jobs.progress import Progress
 from serving.jobs.quarantine import Limit
 from serving.jobs.reconstruct import check_wanted, load_bundle
 from serving.jobs.remote import Server
 from serving.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store
-from serving.jobs.worker import Failed, Setting, explain
+from serving.jobs.worker import Failed, WorkerConfig, explain
 from serving.readers import files
 from serving.readers.rows import BadRow
-from serving.runtime.provider import best_workers
+from serving.runtime.provider import default_worker_count
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         return error.failure.status
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         _say(explain(error))
-        return exits.status(error)
+        return exit_codes.status(error)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     with contextlib.closing(Store(folder)) as store, store.locked(None, wait=True):
         plan, beside = _plan(args, target, folder)
         job.settle(plan, beside, store)
-    setting = Setting(folder, plan, target.bundle, args.provider, _server(args))
+    setting = WorkerConfig(folder, plan, target.bundle, args.provider, _server(args))
     ours = sum(len(plan.shard(i)) for i in range(plan.shards)[share.index :: share.count])
     began = time.monotonic()
     metrics = Path(args.metrics_file) if args.metrics_file else None
@@ -145,8 +145,9 @@ def _dry_run(args: argparse.Namespace) -> int:
         print(quarantine.reasons(bad))
     if len(bad) * plan.rows > limit.rows(plan.rows) * rows:
         print(
-            f"With as many in all of it, the job would end with status {exits.QUARANTINED} and "
-            f"without {SUCCESS}: --max-quarantined {limit.text} allows fewer."
+            "With as many in all of it, the job would end with status "
+            f"{exit_codes.QUARANTINED} and without {SUCCESS}: --max-quarantined {limit.text} "
+            "allows fewer."
         )
     if size > free:
         print("It will not fit.")
@@ -160,7 +161,7 @@ def _try(
     with tempfile.TemporaryDirectory() as folder:
         for name, content in beside.items():
             (Path(folder) / name).write_bytes(content)
-        setting = Setting(Path(folder), plan, target.bundle, args.provider, _server(args))
+        setting = WorkerConfig(Path(folder), plan, target.bundle, args.provider, _server(args))
         reconstruct = worker.reconstruction(setting)
         rows = Rows(plan, Path(folder))
         count = min(plan.rows, _TRIED_ROWS)
@@ -178,7 +179,7 @@ class _Target:
 
     bundle: Path | None
     who: BundleId
-    x: XSpec
+    x: DataSpec
     likelihood: str
     latent_size: int
     family: str
@@ -210,12 +211,14 @@ def _target(args: argparse.Namespace) -> _Target:
 def _server(args: argparse.Namespace) -> Server | None:
     if not args.server:
         return None
-    return Server(args.server, Files(args.tls_ca, args.tls_cert, args.tls_key, args.token_file))
+    return Server(
+        args.server, CredentialFiles(args.tls_ca, args.tls_cert, args.tls_key, args.token_file)
+    )
 
 
 def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan, dict[str, bytes]]:
     """The plan that is asked for, and the files that belong beside it."""
-    wanted = Wanted(
+    wanted = OutputSpec(
         format=args.format,
         scores=not args.no_scores,
         latents=not args.no_latents,
@@ -223,7 +226,7 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
         draw=args.draw,
         seed=args.seed,
     )
-    check_wanted(wanted, target.family, images.fits(target.x))
+    check_wanted(wanted, target.family, images.is_png_compatible(target.x))
     columns, known = (args.column, args.id_column), job.known_plan(folder)
     found = inputs.look(args.input, target.x, *columns, known, folder)
     print(f"--input: {found.counts}.", flush=True)
@@ -253,13 +256,13 @@ def _folder(args: argparse.Namespace) -> Path:
     return Path(args.output)
 
 
-def _share(args: argparse.Namespace) -> Share:
+def _share(args: argparse.Namespace) -> ShardRange:
     if not 0 <= args.shard_index < args.shard_count:
         raise ConfigError(
             f"--shard-index {args.shard_index} (or JOB_COMPLETION_INDEX) is not below "
             f"--shard-count {args.shard_count}: indexes go from 0 to one less than the count."
         )
-    return Share(args.shard_index, args.shard_count)
+    return ShardRange(args.shard_index, args.shard_count)
 
 
 def _processes(args: argparse.Namespace) -> int:
@@ -267,7 +270,7 @@ def _processes(args: argparse.Namespace) -> int:
         return int(args.processes)  # 0: what the cluster has
     if args.processes or args.server:
         return int(args.processes) or 1
-    return best_workers(args.provider)
+    return default_worker_count(args.provider)
 
 
 def _flush() -> None:

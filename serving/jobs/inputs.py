@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from serving import images
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.errors import BadData, ConfigError
 from serving.jobs.plan import Input, Plan
 from serving.readers import files, sources, verified
@@ -52,7 +52,7 @@ class Looked:
 
 def look(
     patterns: Sequence[str],
-    x: XSpec,
+    x: DataSpec,
     column: str,
     id_column: str,
     known: Plan | None,
@@ -70,7 +70,7 @@ def look(
         for source in sources.find(pattern, counts, "--input"):
             if source.kind != "picture":
                 entry, digests = _look_at_file(source, x, column, id_column, before)
-            elif images.fits(x):
+            elif images.is_png_compatible(x):
                 entry, digests, lines = _look_at_pictures(source, before)
                 names += lines
             else:
@@ -187,7 +187,7 @@ def _sums_of(entry: Input) -> int:
 
 
 def _look_at_file(
-    source: Source, x: XSpec, column: str, id_column: str, before: _Before
+    source: Source, x: DataSpec, column: str, id_column: str, before: _Before
 ) -> tuple[Input, bytes]:
     path, _ = file_and_key(source.path)
     size, stamp = files.size_and_stamp(path)

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import BadData, ConfigError
-from serving.jobs import exits, inputs, outputs, quarantine, ray_data, sheet, worker
-from serving.jobs.exits import ShardsLost, TooManyQuarantined, WorkerDied
+from serving.jobs import contact_sheet, exit_codes, inputs, outputs, quarantine, ray_data, worker
+from serving.jobs.exit_codes import ShardsLost, TooManyQuarantined, WorkerDied
 from serving.jobs.inputs import PLAN, Rows
 from serving.jobs.plan import Plan, check_same
 from serving.jobs.progress import Progress
 from serving.jobs.quarantine import Limit
 from serving.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store, to_json
-from serving.jobs.worker import Failed, Failure, Setting
+from serving.jobs.worker import Failed, Failure, WorkerConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class ShardRange:
     """Which part of the job is done here: shards index, index + count, ... of all."""
 
     index: int = 0
@@ -53,7 +53,11 @@ def known_plan(folder: Path) -> Plan | None:
 
 
 def run(
-    setting: Setting, share: Share, processes: int, progress: Progress, engine: str = "processes"
+    setting: WorkerConfig,
+    share: ShardRange,
+    processes: int,
+    progress: Progress,
+    engine: str = "processes",
 ) -> None:
     """Commit every shard of a share. engine: processes | ray.
 
@@ -74,7 +78,9 @@ def run(
         store.close()
 
 
-def _run_many(setting: Setting, shards: Sequence[int], processes: int, progress: Progress) -> None:
+def _run_many(
+    setting: WorkerConfig, shards: Sequence[int], processes: int, progress: Progress
+) -> None:
     spawn = multiprocessing.get_context("spawn")  # no thread or session is to be forked
     running: dict[Connection, Any] = {}
     failures: list[Failure] = []
@@ -112,7 +118,7 @@ def _run_many(setting: Setting, shards: Sequence[int], processes: int, progress:
 
 def _death(code: int) -> Failure:
     return Failure(
-        exits.SOFTWARE,
+        exit_codes.SOFTWARE,
         f"A worker process was ended by signal {-code}; out of memory, perhaps. What is committed "
         "stays: repeat the command to go on, with fewer --processes if memory was short.",
     )
@@ -127,7 +133,7 @@ class Outcome:
     missing: int
 
 
-def finish(setting: Setting, share: Share, limit: Limit) -> Outcome:
+def finish(setting: WorkerConfig, share: ShardRange, limit: Limit) -> Outcome:
     """Once a share is done: write what only a whole job has, if the job is whole.
 
     Raises BadData where the inputs changed, ShardsLost, TooManyQuarantined, OSError, LatentdError.
@@ -147,7 +153,7 @@ def finish(setting: Setting, share: Share, limit: Limit) -> Outcome:
         store.close()
 
 
-def _check_own(found: Sequence[ShardManifest | None], share: Share, store: Store) -> None:
+def _check_own(found: Sequence[ShardManifest | None], share: ShardRange, store: Store) -> None:
     """Raise ShardsLost where a shard of this share, all of which was committed, is not there."""
     own = range(share.index, len(found), share.count)
     lost = [str(store.file(index)) for index in own if found[index] is None]
@@ -160,7 +166,7 @@ def _check_own(found: Sequence[ShardManifest | None], share: Share, store: Store
 
 
 def _finish(
-    setting: Setting, store: Store, manifests: Sequence[ShardManifest], limit: Limit
+    setting: WorkerConfig, store: Store, manifests: Sequence[ShardManifest], limit: Limit
 ) -> None:
     """Write what only a whole job has; the job's lock is held."""
     plan = setting.plan
@@ -194,14 +200,16 @@ def _finish(
     store.publish(SUCCESS, to_json(facts | {"quarantined": len(quarantined)}))
 
 
-def _sheet(setting: Setting, store: Store, manifests: Sequence[ShardManifest]) -> dict[str, bytes]:
+def _sheet(
+    setting: WorkerConfig, store: Store, manifests: Sequence[ShardManifest]
+) -> dict[str, bytes]:
     """The contact sheet's files; none where every row is quarantined."""
     plan = setting.plan
     wanted = dataclasses.replace(plan.wanted, reconstruction="raw", latents=False)
     with_x = dataclasses.replace(setting, plan=dataclasses.replace(plan, wanted=wanted))
     rows = Rows(plan, store.folder)
     try:
-        return sheet.draw(plan, manifests, rows, worker.reconstruction(with_x))
+        return contact_sheet.draw(plan, manifests, rows, worker.reconstruction(with_x))
     finally:
         rows.close()
 

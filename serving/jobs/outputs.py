@@ -101,7 +101,7 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
         )
     if results.x is not None:
         rows = (
-            images.write_pngs(results.x)
+            images.encode_pngs(results.x)
             if plan.wanted.reconstruction == "png"
             else [row.tobytes() for row in results.x]
         )

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.errors import ConfigError
 
 FORMAT: Final = 2
@@ -24,7 +24,7 @@ FORMATS: Final = ("parquet", "npy")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputSpec:
     """What the job writes of each row."""
 
     format: str = "parquet"  # one of FORMATS
@@ -64,10 +64,10 @@ class Plan:
     """plan.json, field by field."""
 
     bundle: BundleId
-    x: XSpec
+    x: DataSpec
     likelihood: str  # the model's, which decides on values outside x's range
     inputs: tuple[Input, ...]
-    wanted: Wanted
+    wanted: OutputSpec
     shard_rows: int
     batch_rows: int = BATCH_ROWS
     resize: bool = False  # images to the model's size, as training does
@@ -112,10 +112,10 @@ class Plan:
                     "that job with the release that began it, or give a new --output."
                 )
             x = raw["x"]
-            raw["x"] = XSpec(x["kind"], tuple(x["shape"]), x["dtype"], tuple(x["range"]))
+            raw["x"] = DataSpec(x["kind"], tuple(x["shape"]), x["dtype"], tuple(x["range"]))
             raw["bundle"] = BundleId(**raw["bundle"])
             raw["inputs"] = tuple(Input(**entry) for entry in raw["inputs"])
-            raw["wanted"] = Wanted(**raw["wanted"])
+            raw["wanted"] = OutputSpec(**raw["wanted"])
             return cls(**raw)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
@@ -123,7 +123,7 @@ class Plan:
             ) from None
 
 
-def default_shard_rows(x: XSpec, latent_size: int, wanted: Wanted) -> int:
+def default_shard_rows(x: DataSpec, latent_size: int, wanted: OutputSpec) -> int:
     """Rows in a shard, so that its inputs and outputs stay small in memory."""
     row_bytes = x.nbytes * (1 if wanted.reconstruction == "none" else 2) + 8 * latent_size
     return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))

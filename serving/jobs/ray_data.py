@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from serving.errors import ConfigError
-from serving.jobs import exits, outputs, worker
+from serving.jobs import exit_codes, outputs, worker
 from serving.jobs.inputs import Rows
 from serving.jobs.shard import Done, Report
 from serving.jobs.store import Store
-from serving.jobs.worker import Failed, Failure, Setting, explain
+from serving.jobs.worker import Failed, Failure, WorkerConfig, explain
 
 
-def run(setting: Setting, shards: Sequence[int], actors: int, report: Report) -> None:
+def run(setting: WorkerConfig, shards: Sequence[int], actors: int, report: Report) -> None:
     """Commit these shards. actors: 0: one for each GPU of the cluster, or else for each CPU.
 
     Begins a Ray of this machine where $RAY_ADDRESS names no cluster. Raises ConfigError, Failed.
@@ -55,7 +55,7 @@ def run(setting: Setting, shards: Sequence[int], actors: int, report: Report) ->
 class _Shards:
     """An actor: the session, the open input and the output folder, from one shard to the next."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: WorkerConfig) -> None:
         plan = setting.plan
         self._setting, self._reconstruct = setting, worker.reconstruction(setting)
         self._rows = Rows(plan, setting.output)
@@ -78,6 +78,6 @@ class _Shards:
                     *(self._reconstruct, count, True),
                 )
         except Exception as error:
-            status, what = exits.status(error), explain(error)
+            status, what = exit_codes.status(error), explain(error)
         counts = {name: [value] for name, value in counted._asdict().items()}
         return {**counts, "status": [status], "what": [what]}

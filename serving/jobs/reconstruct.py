@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import bundle, likelihood
-from serving.bundle import Bundle, XSpec
+from serving.bundle import Bundle, DataSpec
 from serving.errors import ConfigError
-from serving.jobs.exits import EngineBroken
-from serving.jobs.plan import Wanted
-from serving.latents import POSTERIOR, Draw, Latents, normals
+from serving.jobs.exit_codes import EngineBroken
+from serving.jobs.plan import OutputSpec
+from serving.latents import POSTERIOR, Latents, NoiseRange, standard_normal
 from serving.models import loading
-from serving.models.batches import ENCODED
-from serving.models.sources import reparameterise
+from serving.models.payloads import ENCODED
+from serving.models.sources import reparameterize
 from serving.ranges import Counts
 from serving.readers.rows import Array, BadRow, Chunk
 from serving.runtime import golden
-from serving.runtime.engine import Engine
+from serving.runtime.engine import SessionFactory
 from serving.runtime.provider import Provider
 
 Floats = NDArray[np.float32]
@@ -57,15 +57,15 @@ Reconstruct = Callable[[Iterator[Chunk]], Iterator[Results]]
 """One result for each chunk, in order."""
 
 
-class Graphs:
+class LocalReconstructor:
     """A bundle's graphs, loaded and checked on its golden vectors."""
 
     def __init__(
-        self, loaded: Bundle, wanted: Wanted, provider: str = "auto", batch_rows: int = 0
+        self, loaded: Bundle, wanted: OutputSpec, provider: str = "auto", batch_rows: int = 0
     ) -> None:
         """One thread each on a CPU: processes share the CPUs, and results then never depend on how
         many there are. batch_rows: the most rows of a batch. Raises BundleError, ConfigError."""
-        engine = Engine(Provider(provider))
+        engine = SessionFactory(Provider(provider))
         takes_x, takes_z = loading.signatures(loaded.manifest)
         self._encoder = engine.load(loaded.files[bundle.ENCODER], takes_x, threads=1)
         self._decoder = engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)
@@ -128,9 +128,9 @@ class Graphs:
         decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
         if self._wanted.scores:
             m = self._manifest
-            scaled = likelihood.scaled(chunk.x, m.x)
-            error = -likelihood.log_likelihood(scaled, decoded["params"], m.likelihood)
-            kl = likelihood.kl_to_prior(mean, log_var)
+            scaled = likelihood.to_unit_interval(chunk.x, m.x)
+            error = -likelihood.log_prob(scaled, decoded["params"], m.likelihood)
+            kl = likelihood.kl_to_standard_normal(mean, log_var)
             scores = {"reconstruction_error": error, "kl": kl, "elbo": -error - kl}
             columns |= {name: values.astype(np.float32) for name, values in scores.items()}
         if "x" in decoded:
@@ -141,10 +141,10 @@ class Graphs:
         ends = np.flatnonzero(np.diff(rows, append=-1) != 1)
         begins = np.concatenate([[0], ends[:-1] + 1])
         draws = [
-            Draw(self._wanted.seed, int(rows[a]), int(b - a + 1), POSTERIOR)
+            NoiseRange(self._wanted.seed, int(rows[a]), int(b - a + 1), POSTERIOR)
             for a, b in zip(begins, ends, strict=True)
         ]
-        return reparameterise(mean, log_var, normals(draws, self._manifest.latent_size))
+        return reparameterize(mean, log_var, standard_normal(draws, self._manifest.latent_size))
 
     def _without(self, chunk: Chunk, bad: NDArray[np.bool_], reason: str) -> Results:
         """The chunk's results once the rows at fault are left out; the others run again."""
@@ -175,7 +175,7 @@ def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
     return np.ones(len(columns["x"]), bool)
 
 
-def nothing(wanted: Wanted, x: XSpec, latent_size: int) -> dict[str, Array]:
+def nothing(wanted: OutputSpec, x: DataSpec, latent_size: int) -> dict[str, Array]:
     """Columns without rows."""
     latent = dict.fromkeys(("mean", "log_var"), np.empty((0, latent_size), np.float32))
     score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
@@ -197,7 +197,7 @@ def load_bundle(path: Path) -> Bundle:
     return bundle.load(path / str(max(numbers)) if numbers else path)
 
 
-def check_wanted(wanted: Wanted, family: str, png: bool) -> None:
+def check_wanted(wanted: OutputSpec, family: str, png: bool) -> None:
     """Raise ConfigError where this model cannot give what is wanted; png: its rows fit into PNG."""
     if wanted.scores and family != "vae":
         raise ConfigError(

@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 from serving.client import Client
-from serving.client.credentials import Files
+from serving.client.credentials import CredentialFiles
 from serving.client.results import ModelInfo, ModelVersion, StreamedReconstruction
 from serving.errors import ConfigError
-from serving.jobs.plan import BundleId, Wanted
+from serving.jobs.plan import BundleId, OutputSpec
 from serving.jobs.reconstruct import Results, nothing
 from serving.readers.rows import Array, BadRow, Chunk
 
@@ -27,7 +27,7 @@ class Server:
     """Where a job goes, and as whom."""
 
     target: str  # host:port
-    files: Files
+    files: CredentialFiles
 
     def client(self, model: str = "") -> Client:
         """Raises ConfigError."""
@@ -40,11 +40,11 @@ def look(server: Server, model: str) -> ModelInfo:
         return client.get_model()
 
 
-class Remote:
+class RemoteReconstructor:
     """A server's model, one version of it: its rows are those of the bundle with that digest,
     within the last bits, for the server makes batches of its own."""
 
-    def __init__(self, server: Server, bundle: BundleId, wanted: Wanted) -> None:
+    def __init__(self, server: Server, bundle: BundleId, wanted: OutputSpec) -> None:
         self._wanted, self._digest = wanted, bundle.digest
         version = ModelVersion(bundle.model, bundle.version, bundle.digest)
         self._client = server.client().pinned(version)
@@ -71,9 +71,9 @@ class Remote:
             draw=wanted.draw,
             seed=wanted.seed,
             offset=int(_numbers(first)[0]),
-            scores=wanted.scores,
-            latents=wanted.latents,
-            omit_x=wanted.reconstruction == "none",
+            include_scores=wanted.scores,
+            include_latents=wanted.latents,
+            include_x=wanted.reconstruction != "none",
             in_flight=_IN_FLIGHT,
             timeout=_SECONDS,
         )

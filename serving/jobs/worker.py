@@ -17,12 +17,12 @@ from types import FrameType
 from typing import Final
 
 from serving.errors import LatentdError
-from serving.jobs import exits, outputs, shard
-from serving.jobs.behind import Behind
+from serving.jobs import exit_codes, outputs, shard
+from serving.jobs.background_writer import BackgroundWriter
 from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
-from serving.jobs.reconstruct import Graphs, Reconstruct, load_bundle
-from serving.jobs.remote import Remote, Server
+from serving.jobs.reconstruct import LocalReconstructor, Reconstruct, load_bundle
+from serving.jobs.remote import RemoteReconstructor, Server
 from serving.jobs.shard import Done, Report
 from serving.jobs.store import Store
 
@@ -46,7 +46,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Setting:
+class WorkerConfig:
     """What a worker process needs to know to begin.
 
     bundle: folder of the bundle; provider: as in engine.Engine
@@ -70,7 +70,7 @@ def work(
     """
     rows = Rows(plan, store.folder)
     try:
-        with Behind() as behind:  # a shard is written while the next one is made
+        with BackgroundWriter() as behind:  # a shard is written while the next one is made
             held = [
                 i
                 for i in shards
@@ -119,40 +119,42 @@ def attempt(
     return True
 
 
-def reconstruction(setting: Setting) -> Reconstruct:
+def reconstruction(setting: WorkerConfig) -> Reconstruct:
     """What `setting` says shall run the model."""
     if setting.bundle is None:
         assert setting.server is not None
-        return Remote(setting.server, setting.plan.bundle, setting.plan.wanted)
+        return RemoteReconstructor(setting.server, setting.plan.bundle, setting.plan.wanted)
     loaded = load_bundle(setting.bundle)
-    return Graphs(loaded, setting.plan.wanted, setting.provider, setting.plan.batch_rows)
+    return LocalReconstructor(
+        loaded, setting.plan.wanted, setting.provider, setting.plan.batch_rows
+    )
 
 
 def terminate_as_exit() -> None:
     """SIGTERM unwinds the stack, so that what is half-written is removed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(exits.TERMINATED)
+        raise SystemExit(exit_codes.TERMINATED)
 
     signal.signal(signal.SIGTERM, stop)
 
 
-def process(setting: Setting, shards: list[int], parent: Connection) -> None:
+def process(setting: WorkerConfig, shards: list[int], parent: Connection) -> None:
     """A worker process's whole life. Sends a Done now and then, and a Failure at the end if there
     was one; ends by itself once its parent is gone."""
     terminate_as_exit()
     logging.getLogger("serving").setLevel(logging.ERROR)  # what there is to say, the parent says
     failure: Failure | None = None
-    report = Throttled(parent.send)
+    report = ProgressThrottle(parent.send)
     try:
         store = Store(setting.output, setting.plan.digest, outputs.suffix(setting.plan))
         with contextlib.closing(store):
             work(setting.plan, shards, store, reconstruction(setting), report)
         report.flush()
     except BrokenPipeError:
-        failure = Failure(exits.SOFTWARE, "")
+        failure = Failure(exit_codes.SOFTWARE, "")
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        failure = Failure(exits.status(error), explain(error))
+        failure = Failure(exit_codes.status(error), explain(error))
     if failure is not None:
         with contextlib.suppress(OSError):
             parent.send(failure)
@@ -196,7 +198,7 @@ def _place(error: BaseException) -> str:
     return f"{path[path.rindex(f'{os.sep}serving{os.sep}') + 1 :]}, line {ours[-1].lineno}: "
 
 
-class Throttled:
+class ProgressThrottle:
     """A Report that passes sums on, a few times a second."""
 
     def __init__(self, send: Report) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from serving.models.loads import Cancelled
-from serving.models.shelf import Fingerprint
+from serving.models.storage import Fingerprint
 
 log = logging.getLogger(__name__)
 

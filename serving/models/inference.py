@@ -17,21 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import likelihood
-from serving.batching.holds import Holds
-from serving.batching.lane import Lane
+from serving.batching.batcher import Batcher
+from serving.batching.coroutines import CallContext, Future, run_in_executor
+from serving.batching.in_flight import InFlight
 from serving.batching.rowqueue import RowQueue
 from serving.batching.runner import Outputs, Run
-from serving.batching.tasks import Caller, Reply, offload
 from serving.bundle import LIKELIHOODS, Manifest
-from serving.errors import InvalidInput
-from serving.latents import Draw
+from serving.errors import InvalidArgument
+from serving.latents import NoiseRange
 from serving.metrics import Metrics
 from serving.models import scoring
-from serving.models.batches import Decoding, decode_batch, encode_batch
-from serving.models.loading import Prepared, Tuned, hand_over
+from serving.models.loading import LoadedModel, ProfiledGraph, release_to_workers
+from serving.models.payloads import DecodePayload, decode_batch, encode_batch
 from serving.models.scoring import Scores, Scoring
-from serving.models.sources import Points, Posterior, Source
-from serving.runtime import tuning
+from serving.models.sources import GivenLatents, PosteriorSamples, Source
+from serving.runtime import profiling
 from serving.settings import Settings
 
 Array = NDArray[Any]
@@ -54,90 +54,90 @@ class Reconstruction:
 class Model:
     """One version of a model in service."""
 
-    def __init__(self, prepared: Prepared, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, prepared: LoadedModel, settings: Settings, metrics: Metrics) -> None:
         self.prepared = prepared
         self.manifest: Manifest = prepared.manifest
         self.digest = prepared.digest
-        self.holds = Holds()
+        self.in_flight = InFlight()
         self.params_per_element = LIKELIHOODS[self.manifest.likelihood]
         # Any answer to a request of this many rows fits into one message.
         largest = 4 * (self.params_per_element * self.manifest.x.size + self.manifest.latent_size)
         self.max_rows = max(1, min(settings.max_rows, settings.max_message_bytes // (largest + 64)))
 
-        def lane(name: str, tuned: Tuned, run: Run) -> Lane:
+        def batcher(name: str, tuned: ProfiledGraph, run: Run) -> Batcher:
             queue = RowQueue(
                 tuned.batch_rows,
                 settings.queue_rows,
                 settings.queue_mib << 20,
-                tuning.seconds_of(tuned.batch_rows, tuned.costs),
-                min(tuned.batch_rows, tuning.short_rows(tuned.costs)),
+                profiling.seconds_of(tuned.batch_rows, tuned.costs),
+                min(tuned.batch_rows, profiling.background_batch_rows(tuned.costs)),
             )
             version = (self.manifest.model, self.manifest.version)
-            begin = hand_over(tuned)
+            begin = release_to_workers(tuned)
             threads = 2 if begin else 1  # on a GPU copying is worth a thread, on a CPU it is not
-            return Lane(name, version, queue, run, metrics, begin=begin, threads=threads)
+            return Batcher(name, version, queue, run, metrics, begin=begin, threads=threads)
 
         encode = functools.partial(encode_batch, prepared.encoder.graph)
         decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)
-        self.encoder = lane("encoder", prepared.encoder, encode)
-        self.decoder = lane("decoder", prepared.decoder, decode)
+        self.encoder = batcher("encoder", prepared.encoder, encode)
+        self.decoder = batcher("decoder", prepared.decoder, decode)
         self._score_seconds = scoring.measure(self.manifest)
-        self._lanes = [(self.encoder, prepared.encoder), (self.decoder, prepared.decoder)]
+        self._batchers = [(self.encoder, prepared.encoder), (self.decoder, prepared.decoder)]
 
-    def wait_until_begun(self) -> None:
+    def wait_until_ready(self) -> None:
         """Block until all lanes are ready for batches. Raises BundleError when one will not be."""
-        for lane, _ in self._lanes:
-            lane.wait_until_begun()
+        for batcher, _ in self._batchers:
+            batcher.wait_until_ready()
 
     def close(self) -> None:
         """Finish what waits in the lanes, the encoder's before the decoder's, which it feeds, then
         give back the memory of the graphs; blocks."""
-        for lane, _ in self._lanes:
-            lane.close()
-        for _, tuned in self._lanes:
+        for batcher, _ in self._batchers:
+            batcher.close()
+        for _, tuned in self._batchers:
             tuned.graph.close()
 
-    def try_out(self) -> None:
+    def self_test(self) -> None:
         """Run the graphs on a row of zeros, past the lanes; blocks. Raises what they raise."""
         m = self.manifest
         x, z = np.zeros((1, *m.x.shape), m.x.dtype), np.zeros((1, m.latent_size), np.float32)
         self.prepared.encoder.graph.run(x, ["mean", "log_var"])
         self.prepared.decoder.graph.run(z, ["x"])
 
-    def lanes(self) -> list[tuple[Lane, Tuned]]:
+    def batchers(self) -> list[tuple[Batcher, ProfiledGraph]]:
         """Each lane with what its graph was found to cost."""
-        return self._lanes
+        return self._batchers
 
     # work: rows of the whole call, as far as known, where the call is a stream of parts.
 
-    def encode(self, x: Array, caller: Caller, work: int = 0) -> Reply[Outputs]:
+    def encode(self, x: Array, caller: CallContext, work: int = 0) -> Future[Outputs]:
         """mean and log_var of each row, float32 (rows, latent size)."""
         return self.encoder.submit(x, len(x), x.nbytes, caller, work=work)
 
     def decode(
-        self, source: Source, caller: Caller, *, params: bool = False, work: int = 0
-    ) -> Reply[Outputs]:
+        self, source: Source, caller: CallContext, *, params: bool = False, work: int = 0
+    ) -> Future[Outputs]:
         """For each latent of the source: x (rows, *shape), params if asked for, and z itself."""
         rows, nbytes = source.rows, source.rows * self.manifest.latent_size * 4
-        return self.decoder.submit(Decoding(source, params), rows, nbytes, caller, work=work)
+        return self.decoder.submit(DecodePayload(source, params), rows, nbytes, caller, work=work)
 
     async def reconstruct(
-        self, x: Array, draw: Draw | None, scores: bool, caller: Caller, work: int = 0
+        self, x: Array, draw: NoiseRange | None, scores: bool, caller: CallContext, work: int = 0
     ) -> Reconstruction:
         """x -> x' through each row's mean, or through `draw` around it; scores on request."""
         if scores:
             self._check_scores("scores")
         mean, log_var = await self.encode(x, caller, work)
-        source = Points(mean) if draw is None else Posterior(mean, log_var, draw)
+        source = GivenLatents(mean) if draw is None else PosteriorSamples(mean, log_var, draw)
         decoded, params, _ = await self.decode(source, caller, params=scores, work=work)
         if not scores:
             return Reconstruction(decoded, mean, log_var, None)
         distortion = await self._distortion(x, params)
-        kl = likelihood.kl_to_prior(mean, log_var)
+        kl = likelihood.kl_to_standard_normal(mean, log_var)
         known = Scores(kl, -distortion - kl, reconstruction_error=distortion)
         return Reconstruction(decoded, mean, log_var, known)
 
-    async def score(self, x: Array, draws: int, draw: Draw, caller: Caller) -> Scores:
+    async def score(self, x: Array, draws: int, draw: NoiseRange, caller: CallContext) -> Scores:
         """ELBO and importance-weighted bound of each row with `draws` draws, the first of them
         `draw`, each other of the next stream.
 
@@ -146,37 +146,37 @@ class Model:
         """
         self._check_scores("model")
         if self.manifest.likelihood == "bernoulli":
-            x = likelihood.binarised(x, self.manifest.x)
+            x = likelihood.binarize(x, self.manifest.x)
         rows = len(x) * draws
         nbytes = x.nbytes + len(x) * self.manifest.latent_size * 8 + rows * 16
         weight = self._score_weight(len(x))
         self.decoder.check(rows, nbytes, caller, weight)  # before the encoder works in vain
         mean, log_var = await self.encode(x, caller)
-        source = Posterior(mean, log_var, draw, draws)
+        source = PosteriorSamples(mean, log_var, draw, draws)
         scores = Scoring(x, source, self.manifest)
-        decoding = Decoding(source, params=True, scoring=scores)
+        decoding = DecodePayload(source, params=True, scoring=scores)
         await self.decoder.submit(decoding, rows, nbytes, caller, weight=weight, keep=False)
-        return await offload(scores.scores)
+        return await run_in_executor(scores.scores)
 
     def _score_weight(self, rows: int) -> int:
         """What a draw of a call of so many rows costs a batch, in rows that are only decoded."""
         decoder, seconds = self.prepared.decoder, self._score_seconds
-        decoding = tuning.seconds_of(decoder.batch_rows, decoder.costs) / decoder.batch_rows
+        decoding = profiling.seconds_of(decoder.batch_rows, decoder.costs) / decoder.batch_rows
         weight = 1 + (seconds.density + seconds.draw / rows) / decoding
         return min(math.ceil(weight), decoder.batch_rows)
 
-    def _distortion(self, x: Array, params: Array) -> Reply[likelihood.Nats]:
+    def _distortion(self, x: Array, params: Array) -> Future[likelihood.Nats]:
         """-log p(x | z) of each row."""
 
         def compute() -> likelihood.Nats:
-            scaled = likelihood.scaled(x, self.manifest.x)
-            return -likelihood.log_likelihood(scaled, params, self.manifest.likelihood)
+            scaled = likelihood.to_unit_interval(x, self.manifest.x)
+            return -likelihood.log_prob(scaled, params, self.manifest.likelihood)
 
-        return offload(compute)
+        return run_in_executor(compute)
 
     def _check_scores(self, field: str) -> None:
         if self.manifest.family != "vae":
-            raise InvalidInput(
+            raise InvalidArgument(
                 field,
                 f"{self.manifest.model} is a plain autoencoder, which defines no likelihood to "
                 "score with",

@@ -15,19 +15,19 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving.batching.rowqueue import whole
+from serving.batching.rowqueue import single_item_batch
 from serving.batching.runner import Outputs
 from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
 from serving.errors import BundleError, ConfigError
-from serving.latents import Draw
-from serving.models.batches import ENCODED, Decoding, decode_batch, encode_batch
-from serving.models.sources import Prior
-from serving.runtime import golden, tuning
-from serving.runtime.bound import BoundGraph
-from serving.runtime.engine import Engine, Graph, Signature
+from serving.latents import NoiseRange
+from serving.models.payloads import ENCODED, DecodePayload, decode_batch, encode_batch
+from serving.models.sources import PriorSamples
+from serving.runtime import golden, profiling
+from serving.runtime.engine import Graph, SessionFactory, Signature
 from serving.runtime.golden import Golden
+from serving.runtime.io_binding import IOBindingGraph
+from serving.runtime.profiling import BatchTiming
 from serving.runtime.provider import available_cpus
-from serving.runtime.tuning import Cost
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Measured:
 
     file_bytes: int
     threads: int
-    costs: list[Cost]
+    costs: list[BatchTiming]
     batch_rows: int  # the most rows that one batch should hold
 
 
@@ -68,20 +68,20 @@ class Measurements:
         """What `to_json` gave. Raises KeyError, TypeError for anything else."""
 
         def measured(one: Mapping[str, Any]) -> Measured:
-            return Measured(**{**one, "costs": [Cost(**cost) for cost in one["costs"]]})
+            return Measured(**{**one, "costs": [BatchTiming(**cost) for cost in one["costs"]]})
 
         return cls(measured(raw["encoder"]), measured(raw["decoder"]))
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class ProfiledGraph:
     """A graph, what it has to give, how it is run and what that costs."""
 
     graph: Graph
     golden: Golden
     file_bytes: int
     threads: int
-    costs: list[Cost]
+    costs: list[BatchTiming]
     batch_rows: int  # the most rows that one batch should hold
 
     def check(self) -> float:
@@ -96,14 +96,14 @@ class Tuned:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class LoadedModel:
     """A bundle's graphs, ready to serve."""
 
     manifest: Manifest
     digest: str
-    encoder: Tuned
-    decoder: Tuned
-    golden_difference: float  # the largest between the golden outputs and this machine's
+    encoder: ProfiledGraph
+    decoder: ProfiledGraph
+    golden_max_abs_error: float  # the largest between the golden outputs and this machine's
 
     @property
     def measurements(self) -> Measurements:
@@ -118,11 +118,11 @@ class Prepared:
 
 def prepare(
     bundle: Bundle,
-    engine: Engine,
+    engine: SessionFactory,
     settings: Settings,
     before: Measurements | None = None,
     tried: Measurements | None = None,
-) -> Prepared:
+) -> LoadedModel:
     """Load both graphs, measure what they cost and run them on the golden vectors; blocks.
 
     before: of another version of the model, which serves now. Its costs are taken over where they
@@ -136,11 +136,13 @@ def prepare(
     of_encoder, of_decoder = golden.read(bundle)
 
     def encode(graph: Graph, rows: int) -> Outputs:
-        return encode_batch(graph, whole(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
+        return encode_batch(graph, single_item_batch(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
 
     def decode(graph: Graph, rows: int) -> Outputs:
-        decoding = Decoding(Prior(Draw(seed=0, offset=0, rows=rows)), params=False)
-        return decode_batch(graph, m.latent_size, whole(decoding, rows))
+        decoding = DecodePayload(
+            PriorSamples(NoiseRange(seed=0, offset=0, rows=rows)), params=False
+        )
+        return decode_batch(graph, m.latent_size, single_item_batch(decoding, rows))
 
     def tuned(
         file: str,
@@ -149,24 +151,24 @@ def prepare(
         run: RunRows,
         known: Measured | None,
         exact: Measured | None,
-    ) -> Tuned:
+    ) -> ProfiledGraph:
         def load(threads: int) -> Graph:
-            with tuning.resting(rest):
+            with profiling.throttled(rest):
                 return engine.load(bundle.files[file], signature, threads)
 
-        def as_in(measured: Measured, graph: Graph) -> Tuned:
+        def as_in(measured: Measured, graph: Graph) -> ProfiledGraph:
             threads, costs, rows = measured.threads, measured.costs, measured.batch_rows
-            return Tuned(graph, golden, file_bytes, threads, costs, rows)
+            return ProfiledGraph(graph, golden, file_bytes, threads, costs, rows)
 
         file_bytes = len(bundle.files[file])
         if exact:
-            with _closed_on_failure(load(exact.threads)) as graph, tuning.resting(rest):
+            with _closed_on_failure(load(exact.threads)) as graph, profiling.throttled(rest):
                 run(graph, exact.batch_rows)
             return as_in(exact, graph)
         if known and abs(known.file_bytes - file_bytes) <= _SAME_SIZE * file_bytes:
             with _closed_on_failure(load(known.threads)) as graph:
                 again = functools.partial(run, graph)
-                if tuning.still_holds(again, known.costs, known.batch_rows, REST):
+                if profiling.profile_still_valid(again, known.costs, known.batch_rows, REST):
                     return as_in(known, graph)
             graph.close()
         row_bytes = m.x.nbytes + m.latent_size * 4
@@ -186,7 +188,7 @@ def prepare(
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
     with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
         difference = max(encoder.check(), decoder.check())
-    return Prepared(m, bundle.digest, encoder, decoder, difference)
+    return LoadedModel(m, bundle.digest, encoder, decoder, difference)
 
 
 @contextmanager
@@ -199,11 +201,11 @@ def _closed_on_failure(graph: Graph) -> Iterator[Graph]:
         raise
 
 
-def hand_over(tuned: Tuned) -> Callable[[], object] | None:
+def release_to_workers(tuned: ProfiledGraph) -> Callable[[], object] | None:
     """Let go of the graph in this thread, which has loaded and checked it; what each thread that
     is to run it should do first: make its buckets and see that they give what they should. None: a
     graph that takes batches as they come does not care."""
-    if not isinstance(tuned.graph, BoundGraph):
+    if not isinstance(tuned.graph, IOBindingGraph):
         return None
     tuned.graph.leave()
     return tuned.check
@@ -227,21 +229,21 @@ def _measured(
     row_bytes: int,
     settings: Settings,
     rest: float,
-) -> Tuned:
+) -> ProfiledGraph:
     """Load a graph with as many threads as it is worth, and choose its batches."""
-    budget = settings.batch_budget_ms / 1000
+    budget = settings.max_batch_latency_ms / 1000
 
-    def costs_with(threads: int) -> list[Cost]:
+    def costs_with(threads: int) -> list[BatchTiming]:
         with closing(load(threads)) as graph:
-            return tuning.measure(functools.partial(run, graph), row_bytes, budget, rest)
+            return profiling.measure(functools.partial(run, graph), row_bytes, budget, rest)
 
-    threads = settings.threads or 1
+    threads = settings.intra_op_threads or 1
     costs = costs_with(threads)
-    if not settings.threads and costs[0].seconds > tuning.ONE_THREAD_SECONDS:
+    if not settings.intra_op_threads and costs[0].seconds > profiling.ONE_THREAD_SECONDS:
         threads = max(1, available_cpus() // max(1, settings.workers))
         costs = costs_with(threads)
-    batch_rows = settings.max_batch_rows or tuning.best_rows(costs, budget)
+    batch_rows = settings.max_batch_rows or profiling.choose_batch_size(costs, budget)
     graph = load(threads)  # anew: a session keeps the memory of the largest batch it ever ran
     with _closed_on_failure(graph):
         run(graph, batch_rows)
-    return Tuned(graph, golden, file_bytes, threads, costs, batch_rows)
+    return ProfiledGraph(graph, golden, file_bytes, threads, costs, batch_rows)

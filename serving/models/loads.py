@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from serving.metrics import Metrics
-from serving.models.shelf import Fingerprint
+from serving.models.storage import Fingerprint
 
 log = logging.getLogger(__name__)
 

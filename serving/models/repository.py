@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Final
 
 from serving import bundle
-from serving.batching.tasks import Caller
+from serving.batching.coroutines import CallContext
 from serving.errors import BundleError, ConfigError, ModelNotFound
 from serving.metrics import Metrics
-from serving.models import attempts, shelf
+from serving.models import attempts, storage
 from serving.models.inference import Model
 from serving.models.loads import Cancelled, Load, Loads
-from serving.models.opening import Opener
-from serving.models.refusals import Refusals, Refused
-from serving.models.shelf import Fingerprint
-from serving.runtime.engine import Engine
+from serving.models.rejected import RejectedVersion, RejectedVersions
+from serving.models.storage import Fingerprint
+from serving.models.version_loader import VersionLoader
+from serving.runtime.engine import SessionFactory
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,19 +45,23 @@ class Repository:
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, metrics: Metrics, verdicts: Path | None = None
+        self,
+        settings: Settings,
+        engine: SessionFactory,
+        metrics: Metrics,
+        trial_results: Path | None = None,
     ) -> None:
         """Raises ConfigError for pins that cannot be read."""
         self._settings, self._engine, self._metrics = settings, engine, metrics
         self._root = Path(settings.bundles)
-        self._pins = shelf.read_pins(settings.pin)
+        self._pins = storage.read_pins(settings.pin)
         # Both are replaced and never changed, so that those who look up need no lock.
         self._models: dict[str, dict[int, Model]] = {}
         self._listed: list[Model] = []
-        self._refusals = Refusals(metrics)
+        self._refusals = RejectedVersions(metrics)
         self._contents: dict[tuple[str, int], Fingerprint] = {}  # of what is served
         self._changed = threading.Condition(threading.RLock())
-        self._opener = Opener(settings, engine, metrics, verdicts)
+        self._opener = VersionLoader(settings, engine, metrics, trial_results)
         self._loads = Loads(self._load, self._on_slow, metrics)
         self._waiting = False  # versions were found that are to be loaded after others
         self._last: set[str] = set()  # models of which a version waits until the server serves
@@ -75,7 +79,7 @@ class Repository:
 
     async def load(self) -> None:
         """The first look. Raises ConfigError when nothing can be served."""
-        shelf.check_root(self._root)
+        storage.check_root(self._root)
         # Looking, hashing and loading block: the event loop must go on answering health.
         await asyncio.to_thread(self._load_first)
         if self._failure is not None:
@@ -108,12 +112,12 @@ class Repository:
                 lambda: self._closing or not (self._loads.standing() or self._waiting)
             )
 
-    def find(self, name: str, version: int, caller: Caller) -> Model:
+    def find(self, name: str, version: int, caller: CallContext) -> Model:
         """The model that answers, held until the caller's call has ended; "" and 0 are the
         defaults. Raises ModelNotFound."""
         while True:
             model = self._find(name, version)
-            if model.holds.take(caller):
+            if model.in_flight.take(caller):
                 return model  # else it was replaced just now, and is found no more
 
     def versions(self, name: str) -> list[int]:
@@ -124,7 +128,7 @@ class Repository:
         """Every model served, by name and version."""
         return self._listed
 
-    def refused(self) -> list[Refused]:
+    def refused(self) -> list[RejectedVersion]:
         """What was found and is not served, by name and version."""
         return self._refusals.standing()
 
@@ -199,8 +203,8 @@ class Repository:
             return
         self._waiting, self._last = False, set()
         try:
-            folders = shelf.models(self._root)
-            found = [folder for folder in folders if shelf.may_have_versions(folder)]
+            folders = storage.models(self._root)
+            found = [folder for folder in folders if storage.may_have_versions(folder)]
         except BundleError as error:
             self._refusals.add("", 0, error)
             return
@@ -212,7 +216,7 @@ class Repository:
             for load in self._loads.standing():
                 load.wanted &= load.path.parent in found
         self._refusals.sweep()
-        self._metrics.looked_at.set_to_current_time()
+        self._metrics.last_scan.set_to_current_time()
         self._changed.notify_all()
 
     def _look_at(self, folder: Path, regular: bool) -> None:
@@ -238,7 +242,7 @@ class Repository:
 
     def _up_to_the_pin(self, folder: Path) -> list[int]:
         versions = bundle.versions(folder)
-        pin = shelf.pin(folder, self._pins)
+        pin = storage.pin(folder, self._pins)
         if pin is None:
             return versions
         if pin.version not in versions:
@@ -250,7 +254,7 @@ class Repository:
         """Load the version in `path`, if it is not served yet and not refused as it lies there."""
         name = path.parent.name
         # Taken before anything is read: what changes meanwhile is seen the next time.
-        content = shelf.fingerprint(path)
+        content = storage.fingerprint(path)
         if self._refusals.stands(name, version, content, also_changed=not regular):
             return
         if version in self._models.get(name, {}) and self._contents[name, version] == content:
@@ -320,19 +324,23 @@ class Repository:
         metrics.reloads.labels("loaded", "").inc()
         metrics.models.labels(name, version, model.digest, self._engine.provider).set(1)
         metrics.loaded_at.labels(name, version).set_to_current_time()
-        metrics.golden_difference.labels(name, version).set(model.prepared.golden_difference)
+        metrics.golden_max_abs_error.labels(name, version).set(model.prepared.golden_max_abs_error)
         log.info("Serving %s version %d (%s).", name, version, model.digest[:19])
-        for lane, tuned in model.lanes():
+        for batcher, tuned in model.batchers():
             log.info(
                 "  %s, %s version %d: batches of up to %d rows, %d thread(s); "
                 "rows and ms of a batch: %s.",
-                *(lane.name, name, version, tuned.batch_rows, tuned.threads),
+                *(batcher.name, name, version, tuned.batch_rows, tuned.threads),
                 ", ".join(f"{cost.rows} {cost.seconds * 1e3:.3g}" for cost in tuned.costs),
             )
-            metrics.queue_most.labels(lane.name, name, version).set(self._settings.queue_rows)
-            metrics.batch_most.labels(lane.name, name, version).set(tuned.batch_rows)
+            metrics.queue_rows_limit.labels(batcher.name, name, version).set(
+                self._settings.queue_rows
+            )
+            metrics.max_batch_rows.labels(batcher.name, name, version).set(tuned.batch_rows)
             for cost in tuned.costs:
-                metrics.batch_cost.labels(lane.name, name, version, cost.rows).set(cost.seconds)
+                metrics.batch_profile.labels(batcher.name, name, version, cost.rows).set(
+                    cost.seconds
+                )
 
     def _retire(self, name: str, versions: list[int]) -> None:
         """Look these up no more; close each when the calls that hold it have ended."""
@@ -341,14 +349,14 @@ class Repository:
         self._set(name, left)
         for model in retired:
             del self._contents[name, model.manifest.version]
-            self._metrics.forget(name, model.manifest.version)
+            self._metrics.remove_model(name, model.manifest.version)
             self._release(model)
 
     def _release(self, model: Model) -> None:
         """Close a model that is found no more, in a thread that waits for its last calls."""
 
         def release() -> None:
-            model.holds.drain()
+            model.in_flight.drain()
             model.close()
             self._metrics.retiring.dec()
             self._metrics.reloads.labels("retired", "").inc()

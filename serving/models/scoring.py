@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from serving import likelihood
 from serving.bundle import LIKELIHOODS, Manifest
-from serving.latents import POSTERIOR, Draw, Latents
-from serving.models.sources import Posterior
+from serving.latents import POSTERIOR, Latents, NoiseRange
+from serving.models.sources import PosteriorSamples
 
 _MEASURED: Final = 64  # draws of one row
 _MEASURED_SIZE: Final = 4096  # elements of a row; more cost as much each
@@ -41,7 +41,7 @@ class Scores:
 class Scoring:
     """Rows x, shape (rows, *shape), and the draws around their encodings."""
 
-    def __init__(self, x: NDArray[Any], source: Posterior, manifest: Manifest) -> None:
+    def __init__(self, x: NDArray[Any], source: PosteriorSamples, manifest: Manifest) -> None:
         self._x, self._source = x, source
         self._spec, self._likelihood = manifest.x, manifest.likelihood
         self._log_weights = np.empty(source.rows)
@@ -50,8 +50,8 @@ class Scoring:
     def take(self, start: int, stop: int, z: Latents, params: NDArray[np.float32]) -> None:
         """Score rows start..stop of the source: z, and the params decoded from it."""
         rows = self._source.encodings(start, stop)
-        x = likelihood.scaled(self._x[rows], self._spec)
-        distortion = -likelihood.log_likelihood(x, params, self._likelihood)
+        x = likelihood.to_unit_interval(self._x[rows], self._spec)
+        distortion = -likelihood.log_prob(x, params, self._likelihood)
         mean, log_var = self._source.mean[rows], self._source.log_var[rows]
         self._distortions[start:stop] = distortion
         self._log_weights[start:stop] = likelihood.log_prior_ratio(z, mean, log_var) - distortion
@@ -64,7 +64,7 @@ class Scoring:
         weights = self._log_weights.reshape(source.draws, -1)
         most = weights.max(axis=0)
         bound = most + np.log(np.exp(weights - most).mean(axis=0))
-        kl = likelihood.kl_to_prior(source.mean, source.log_var)
+        kl = likelihood.kl_to_standard_normal(source.mean, source.log_var)
         return Scores(kl, -distortion - kl, log_likelihood=bound)
 
 
@@ -80,7 +80,7 @@ def measure(manifest: Manifest) -> Seconds:
     """Measure both: the fastest of a few turns."""
     size = min(manifest.x.size, _MEASURED_SIZE)
     mean = np.zeros((1, manifest.latent_size), np.float32)
-    source = Posterior(mean, mean, Draw(0, 0, 1, POSTERIOR), _MEASURED)
+    source = PosteriorSamples(mean, mean, NoiseRange(0, 0, 1, POSTERIOR), _MEASURED)
     scoring = Scoring(np.zeros((1, size), manifest.x.dtype), source, manifest)
     params = np.zeros((_MEASURED, LIKELIHOODS[manifest.likelihood], size), np.float32)
     draws, densities = [], []

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.batching.rowqueue import Share
-from serving.latents import Draw, Latents, normals
+from serving.batching.rowqueue import BatchItem
+from serving.latents import Latents, NoiseRange, standard_normal
 
 
 @dataclass(frozen=True, slots=True)
-class Points:
+class GivenLatents:
     """Latents as they are."""
 
     z: Latents
@@ -29,10 +29,10 @@ class Points:
 
 
 @dataclass(frozen=True, slots=True)
-class Prior:
+class PriorSamples:
     """z = temperature * eps: what Sample decodes."""
 
-    draw: Draw
+    draw: NoiseRange
     temperature: float = 1.0
 
     @property
@@ -42,7 +42,7 @@ class Prior:
 
 
 @dataclass(frozen=True, slots=True)
-class Posterior:
+class PosteriorSamples:
     """z = mean + exp(log_var / 2) * eps: the reparameterised draw (Kingma and Welling 2014).
 
     With several draws it gives each encoding so many latents: first one of all encodings, by the
@@ -51,7 +51,7 @@ class Posterior:
 
     mean: Latents
     log_var: Latents
-    draw: Draw
+    draw: NoiseRange
     draws: int = 1
 
     @property
@@ -59,14 +59,14 @@ class Posterior:
         """How many latents it gives."""
         return self.draw.rows * self.draws
 
-    def parts(self, start: int, stop: int) -> list[Draw]:
+    def parts(self, start: int, stop: int) -> list[NoiseRange]:
         """The draws of rows start..stop."""
         if self.draws == 1:
             return [self.draw.part(start, stop)]
         each, draw, parts = self.draw.rows, self.draw, []
         for k in range(start // each, -(-stop // each)):
             first, last = max(start - k * each, 0), min(stop - k * each, each)
-            parts.append(Draw(draw.seed, draw.offset + first, last - first, draw.stream + k))
+            parts.append(NoiseRange(draw.seed, draw.offset + first, last - first, draw.stream + k))
         return parts
 
     def encodings(self, start: int, stop: int) -> slice | NDArray[np.int64]:
@@ -77,54 +77,56 @@ class Posterior:
 
     def latents(self) -> Latents:
         """The latents themselves, (rows, latent size)."""
-        eps = normals(self.parts(0, self.rows), self.mean.shape[1])
+        eps = standard_normal(self.parts(0, self.rows), self.mean.shape[1])
         rows = self.encodings(0, self.rows)
-        return reparameterise(self.mean[rows], self.log_var[rows], eps)
+        return reparameterize(self.mean[rows], self.log_var[rows], eps)
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def reparameterise(mean: Latents, log_var: Latents, eps: Latents) -> Latents:
+def reparameterize(mean: Latents, log_var: Latents, eps: Latents) -> Latents:
     """mean + exp(log_var / 2) * eps, each (rows, latent size)."""
     z: Latents = mean + np.exp(np.float32(0.5) * log_var) * eps
     return z
 
 
-Source = Points | Prior | Posterior
+Source = GivenLatents | PriorSamples | PosteriorSamples
 
 
-def gather(batch: Sequence[Share], latent_size: int) -> Latents:
+def materialize(batch: Sequence[BatchItem], latent_size: int) -> Latents:
     """The latents of a batch of decodings, (rows, latent_size)."""
-    if all(type(share.payload.source) is Prior for share in batch):
+    if all(type(share.payload.source) is PriorSamples for share in batch):
         # Sample's own batches: nothing to be done row by row.
         parts = [share.payload.source.draw.part(share.start, share.stop) for share in batch]
-        return _scale(normals(parts, latent_size), batch)
-    draws: list[Draw] = []
+        return _scale(standard_normal(parts, latent_size), batch)
+    draws: list[NoiseRange] = []
     for share in batch:
-        if isinstance(share.payload.source, Prior):
+        if isinstance(share.payload.source, PriorSamples):
             draws.append(share.payload.source.draw.part(share.start, share.stop))
-        elif isinstance(share.payload.source, Posterior):
+        elif isinstance(share.payload.source, PosteriorSamples):
             draws += share.payload.source.parts(share.start, share.stop)
-    normal = normals(draws, latent_size) if draws else np.empty((0, latent_size), np.float32)
+    normal = (
+        standard_normal(draws, latent_size) if draws else np.empty((0, latent_size), np.float32)
+    )
     z = np.empty((sum(share.rows for share in batch), latent_size), np.float32)
     at = drawn = 0
     for share in batch:
         source, rows = share.payload.source, slice(share.start, share.stop)
         into = z[at : at + share.rows]
         at += share.rows
-        if isinstance(source, Points):
+        if isinstance(source, GivenLatents):
             into[:] = source.z[rows]
             continue
         eps = normal[drawn : drawn + share.rows]
         drawn += share.rows
-        if isinstance(source, Prior):
+        if isinstance(source, PriorSamples):
             np.multiply(eps, np.float32(source.temperature), out=into)
         else:
             around = source.encodings(share.start, share.stop)
-            into[:] = reparameterise(source.mean[around], source.log_var[around], eps)
+            into[:] = reparameterize(source.mean[around], source.log_var[around], eps)
     return z
 
 
-def _scale(normal: Latents, batch: Sequence[Share]) -> Latents:
+def _scale(normal: Latents, batch: Sequence[BatchItem]) -> Latents:
     """Each row times its request's temperature."""
     temperatures = [share.payload.source.temperature for share in batch]
     if all(temperature == 1.0 for temperature in temperatures):

@@ -30,9 +30,9 @@ from typing import Any, Final
 from serving import bundle
 from serving.errors import BundleError, ConfigError
 from serving.models.loading import Measurements, prepare
-from serving.models.verdicts import Verdict
+from serving.models.trial_results import TrialResult
 from serving.runtime import memory
-from serving.runtime.engine import Engine
+from serving.runtime.engine import SessionFactory
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def run(
     settings: Settings,
     before: Measurements | None,
     go_on: Callable[[], None],
-) -> Verdict:
+) -> TrialResult:
     """Try the bundle in `path`; blocks.
 
     settings: with the provider that was chosen. before: as `prepare` takes it. go_on: called every
@@ -100,7 +100,7 @@ def run(
             f"{memory.available_bytes() >> 20} MiB are available. Give the server more memory or "
             "fewer --workers, or serve fewer versions (--keep-versions).",
         )
-    return Verdict(answer["digest"], Measurements.from_json(answer["measurements"]))
+    return TrialResult(answer["digest"], Measurements.from_json(answer["measurements"]))
 
 
 def _child() -> subprocess.Popen[str]:
@@ -183,7 +183,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     settings, most = Settings(**request["settings"]), request["most_bytes"]
     on_cpu = False
     try:
-        engine = Engine.from_settings(settings)
+        engine = SessionFactory.from_settings(settings)
         on_cpu = engine.on_cpu
         had = memory.private_bytes()
         if on_cpu:

@@ -97,7 +97,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("served_by", "family", "kind", "x_shape", "x_dtype", "x_min", "x_max", "latent_size", "likelihood", "params_per_element", "limits", "provider", "versions", "lanes", "preprocessing", "created", "training_scores")
+    __slots__ = ("served_by", "family", "kind", "x_shape", "x_dtype", "x_min", "x_max", "latent_size", "likelihood", "params_per_element", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -111,7 +111,7 @@ class GetModelResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
-    LANES_FIELD_NUMBER: _ClassVar[int]
+    PROFILES_FIELD_NUMBER: _ClassVar[int]
     PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     TRAINING_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -128,11 +128,11 @@ class GetModelResponse(_message.Message):
     limits: Limits
     provider: str
     versions: _containers.RepeatedScalarFieldContainer[int]
-    lanes: _containers.RepeatedCompositeFieldContainer[LaneCost]
+    profiles: _containers.RepeatedCompositeFieldContainer[GraphProfile]
     preprocessing: str
     created: str
     training_scores: TrainingScores
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., family: _Optional[str] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[int]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., latent_size: _Optional[int] = ..., likelihood: _Optional[str] = ..., params_per_element: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., lanes: _Optional[_Iterable[_Union[LaneCost, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ...) -> None: ...
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., family: _Optional[str] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[int]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., latent_size: _Optional[int] = ..., likelihood: _Optional[str] = ..., params_per_element: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ...) -> None: ...
 
 class TrainingScores(_message.Message):
     __slots__ = ("rows", "levels", "reconstruction_error", "kl", "elbo")
@@ -158,17 +158,17 @@ class Limits(_message.Message):
     max_draws: int
     def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_draws: _Optional[int] = ...) -> None: ...
 
-class LaneCost(_message.Message):
-    __slots__ = ("lane", "max_batch_rows", "costs")
-    LANE_FIELD_NUMBER: _ClassVar[int]
+class GraphProfile(_message.Message):
+    __slots__ = ("graph", "max_batch_rows", "costs")
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     COSTS_FIELD_NUMBER: _ClassVar[int]
-    lane: str
+    graph: str
     max_batch_rows: int
-    costs: _containers.RepeatedCompositeFieldContainer[BatchCost]
-    def __init__(self, lane: _Optional[str] = ..., max_batch_rows: _Optional[int] = ..., costs: _Optional[_Iterable[_Union[BatchCost, _Mapping]]] = ...) -> None: ...
+    costs: _containers.RepeatedCompositeFieldContainer[BatchTiming]
+    def __init__(self, graph: _Optional[str] = ..., max_batch_rows: _Optional[int] = ..., costs: _Optional[_Iterable[_Union[BatchTiming, _Mapping]]] = ...) -> None: ...
 
-class BatchCost(_message.Message):
+class BatchTiming(_message.Message):
     __slots__ = ("rows", "seconds")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -259,7 +259,7 @@ class DecodeResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., params: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "return_z")
+    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -267,7 +267,7 @@ class SampleRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
-    RETURN_Z_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_Z_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     count: int
@@ -275,8 +275,8 @@ class SampleRequest(_message.Message):
     offset: int
     temperature: float
     format: Format
-    return_z: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., return_z: _Optional[bool] = ...) -> None: ...
+    include_z: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("served_by", "x", "z", "seed", "offset")
@@ -293,7 +293,7 @@ class SampleResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class StreamSamplesRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "return_z", "chunk_rows")
+    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "chunk_rows")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -301,7 +301,7 @@ class StreamSamplesRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
-    RETURN_Z_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_Z_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ROWS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
@@ -310,9 +310,9 @@ class StreamSamplesRequest(_message.Message):
     offset: int
     temperature: float
     format: Format
-    return_z: bool
+    include_z: bool
     chunk_rows: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., return_z: _Optional[bool] = ..., chunk_rows: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., chunk_rows: _Optional[int] = ...) -> None: ...
 
 class StreamSamplesResponse(_message.Message):
     __slots__ = ("served_by", "x", "z", "seed", "offset")
@@ -329,7 +329,7 @@ class StreamSamplesResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "scores")
+    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
@@ -337,7 +337,7 @@ class ReconstructRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
-    SCORES_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_SCORES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     x: Rows
@@ -345,8 +345,8 @@ class ReconstructRequest(_message.Message):
     seed: int
     offset: int
     format: Format
-    scores: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., scores: _Optional[bool] = ...) -> None: ...
+    include_scores: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
     __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo", "values_outside_range")
@@ -367,7 +367,7 @@ class ReconstructResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamReconstructRequest(_message.Message):
-    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "scores", "latents", "omit_x")
+    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "include_scores", "include_latents", "include_x")
     X_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -375,9 +375,9 @@ class StreamReconstructRequest(_message.Message):
     DRAW_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
-    SCORES_FIELD_NUMBER: _ClassVar[int]
-    LATENTS_FIELD_NUMBER: _ClassVar[int]
-    OMIT_X_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_SCORES_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_X_FIELD_NUMBER: _ClassVar[int]
     x: Rows
     offset: int
     model: str
@@ -385,10 +385,10 @@ class StreamReconstructRequest(_message.Message):
     draw: bool
     seed: int
     format: Format
-    scores: bool
-    latents: bool
-    omit_x: bool
-    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., scores: _Optional[bool] = ..., latents: _Optional[bool] = ..., omit_x: _Optional[bool] = ...) -> None: ...
+    include_scores: bool
+    include_latents: bool
+    include_x: bool
+    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., include_latents: _Optional[bool] = ..., include_x: _Optional[bool] = ...) -> None: ...
 
 class StreamReconstructResponse(_message.Message):
     __slots__ = ("served_by", "offset", "x", "reconstruction_error", "kl", "elbo", "mean", "log_var", "seed", "errors", "values_outside_range")
@@ -432,7 +432,7 @@ class SampledPoint(_message.Message):
     index: int
     def __init__(self, seed: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
 
-class EndPoint(_message.Message):
+class LatentAnchor(_message.Message):
     __slots__ = ("x", "z", "sample")
     X_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
@@ -443,7 +443,7 @@ class EndPoint(_message.Message):
     def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., sample: _Optional[_Union[SampledPoint, _Mapping]] = ...) -> None: ...
 
 class InterpolateRequest(_message.Message):
-    __slots__ = ("model", "version", "start", "end", "steps", "path", "format", "return_z")
+    __slots__ = ("model", "version", "start", "end", "steps", "path", "format", "include_z")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -451,16 +451,16 @@ class InterpolateRequest(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
-    RETURN_Z_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_Z_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
-    start: EndPoint
-    end: EndPoint
+    start: LatentAnchor
+    end: LatentAnchor
     steps: int
     path: InterpolationPath
     format: Format
-    return_z: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., start: _Optional[_Union[EndPoint, _Mapping]] = ..., end: _Optional[_Union[EndPoint, _Mapping]] = ..., steps: _Optional[int] = ..., path: _Optional[_Union[InterpolationPath, str]] = ..., format: _Optional[_Union[Format, str]] = ..., return_z: _Optional[bool] = ...) -> None: ...
+    include_z: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., start: _Optional[_Union[LatentAnchor, _Mapping]] = ..., end: _Optional[_Union[LatentAnchor, _Mapping]] = ..., steps: _Optional[int] = ..., path: _Optional[_Union[InterpolationPath, str]] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ...) -> None: ...
 
 class InterpolateResponse(_message.Message):
     __slots__ = ("served_by", "x", "z", "values_outside_range")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serving import logs, settings
 from serving.errors import EXIT_CONFIG, ConfigError
-from serving.models import shelf
+from serving.models import storage
 from serving.runtime import provider
 from serving.settings import Settings
 
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit status."""
     try:
-        chosen = settings.read(vars(args))
+        chosen = settings.load_settings(vars(args))
         logs.configure(chosen.log_level, chosen.log_format)
-        for name in settings.unknown_variables():
+        for name in settings.unknown_env_vars():
             log.warning("%s is set and is no setting of serve.", name)
-        shelf.check_root(Path(chosen.bundles))
+        storage.check_root(Path(chosen.bundles))
         # Workers count otherwise; and where this folder is missing, prometheus-client would fail.
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-        workers = chosen.workers or provider.best_workers(chosen.provider)
+        workers = chosen.workers or provider.default_worker_count(chosen.provider)
         chosen = dataclasses.replace(chosen, workers=workers)
         return _serve_many(chosen) if workers > 1 else _serve_alone(chosen)
     except ConfigError as error:

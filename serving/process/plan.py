@@ -10,26 +10,26 @@ import sys
 from serving import settings
 from serving.errors import EXIT_CONFIG, BundleError, ConfigError
 from serving.models import scoring
-from serving.models.loading import Prepared
-from serving.process import sizing
-from serving.process.sizing import CALLS, Demand, Need
+from serving.models.loading import LoadedModel
+from serving.process import capacity
+from serving.process.capacity import CALLS, Capacity, Workload
 from serving.rpc.methods import METHODS
-from serving.runtime import tuning
-from serving.runtime.provider import best_workers
+from serving.runtime import profiling
+from serving.runtime.provider import default_worker_count
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, plan, print; returns the exit status."""
-    demand = Demand(args.call, args.rate, args.rows, args.busy, args.draws)
+    demand = Workload(args.call, args.rate, args.rows, args.busy, args.draws)
     try:
         if not (min(demand.rate, demand.rows, demand.draws) > 0 and 0 < demand.busy <= 1):
             raise ConfigError(
                 "--rate, --rows and --draws must be above 0, --busy above 0 and at most 1."
             )
-        chosen = settings.read(vars(args))
-        workers = chosen.workers or best_workers(chosen.provider)
+        chosen = settings.load_settings(vars(args))
+        workers = chosen.workers or default_worker_count(chosen.provider)
         chosen = dataclasses.replace(chosen, workers=workers)
-        prepared, resident = sizing.measure(chosen)
+        prepared, resident = capacity.measure(chosen)
         draws = METHODS[CALLS[demand.call]].per_draw
         if draws and prepared.manifest.family != "vae":
             raise ConfigError(
@@ -40,18 +40,18 @@ def run(args: argparse.Namespace) -> int:
     except (ConfigError, BundleError) as error:
         print(f"latentd: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    need = sizing.need(demand, prepared, chosen, resident, density)
+    need = capacity.need(demand, prepared, chosen, resident, density)
     print(_told(demand, prepared, need, workers))
     return 0
 
 
-def _told(demand: Demand, prepared: Prepared, need: Need, workers: int) -> str:
+def _told(demand: Workload, prepared: LoadedModel, need: Capacity, workers: int) -> str:
     model = prepared.manifest
     graphs = [
         f"  {name}: {tuned.batch_rows} rows in "
-        f"{tuning.seconds_of(tuned.batch_rows, tuned.costs) * 1e3:.3g} ms "
+        f"{profiling.seconds_of(tuned.batch_rows, tuned.costs) * 1e3:.3g} ms "
         f"with {tuned.threads} thread(s)"
-        for name, tuned in sizing.lanes(demand, prepared).items()
+        for name, tuned in capacity.batchers(demand, prepared).items()
     ]
     drawn = f" of {demand.draws} draws" if METHODS[CALLS[demand.call]].per_draw else ""
     return "\n".join(

@@ -20,27 +20,27 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import Metrics
+from serving.models.poller import Poller
 from serving.models.repository import Repository
-from serving.models.vitals import Vitals
-from serving.models.watcher import Watcher
-from serving.process.exposition import expose
+from serving.models.watchdog import EngineWatchdog
+from serving.process.metrics_server import expose
 from serving.process.port import address, announce, port_is_taken
 from serving.rpc.service import VaeService
-from serving.runtime.engine import Engine
+from serving.runtime.engine import SessionFactory
 from serving.settings import Settings
-from serving.transport import listener, reflection, tracing, wire
+from serving.transport import handlers, listener, reflection, tracing
 from serving.transport.access import Access
-from serving.transport.answers import Answers
-from serving.transport.arrivals import Arrivals
-from serving.transport.certificates import Certificates
-from serving.transport.door import Door
-from serving.transport.guard import guarded, guarded_by_any_token
+from serving.transport.admission import AdmissionController
+from serving.transport.call_recorder import CallRecorder
+from serving.transport.guard import require_scope, require_token
 from serving.transport.health import Health
-from serving.transport.ledger import Ledger
+from serving.transport.request_memory import PartialRequests
+from serving.transport.response_memory import PendingResponses
+from serving.transport.tls import Certificates
 
 log = logging.getLogger(__name__)
 
-HEALTH_NAMES: Final = ("", wire.SERVICE, "readiness")
+HEALTH_NAMES: Final = ("", handlers.SERVICE, "readiness")
 """What turns NOT_SERVING while no work is taken. `liveness` only says that the loop answers."""
 
 _HANDSHAKE_MS: Final = 10_000
@@ -57,9 +57,9 @@ class Server:
 
     shares_port = False  # with other processes that were started together with this one
 
-    def __init__(self, settings: Settings, verdicts: Path | None = None) -> None:
+    def __init__(self, settings: Settings, trial_results: Path | None = None) -> None:
         """verdicts: a folder where workers share what they found out about versions."""
-        self.settings, self._verdicts = settings, verdicts
+        self.settings, self._verdicts = settings, trial_results
         self.metrics = Metrics(CollectorRegistry())
         self.port = 0  # known once bound
         self.metrics_port = 0
@@ -132,10 +132,10 @@ class Server:
 
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
-        self._engine = Engine.from_settings(self.settings)
+        self._engine = SessionFactory.from_settings(self.settings)
         self.repository = Repository(self.settings, self._engine, self.metrics, self._verdicts)
         self._undo.push_async_callback(self.repository.close)
-        self._watcher = Watcher(self.repository.look, self.settings.reload_seconds)
+        self._watcher = Poller(self.repository.look, self.settings.poll_seconds)
         self._undo.callback(self._watcher.stop)
 
     async def _make_listener(self) -> None:
@@ -151,7 +151,7 @@ class Server:
             ("grpc.per_message_decompression", 0),
             ("grpc.max_concurrent_streams", 1024),
             # Between half of this and this gRPC would refuse by chance.
-            ("grpc.max_metadata_size", wire.MOST_HEADER_BYTES),
+            ("grpc.max_metadata_size", handlers.MAX_METADATA_BYTES),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
             # A place among them is nobody's who says nothing: until TLS and HTTP/2 have begun, and
             # without a call. Clients connect again by themselves, with their next call.
@@ -171,9 +171,11 @@ class Server:
             # Two servers on one port are a mistake, unless they were started as one.
             ("grpc.so_reuseport", int(self.shares_port)),
         ]
-        answers = Answers(settings.answer_bytes, self.metrics)
+        answers = PendingResponses(settings.unsent_response_bytes, self.metrics)
         repository = self.repository
-        arrivals = Arrivals(settings.request_bytes, self.metrics, loads=lambda: repository.loads)
+        arrivals = PartialRequests(
+            settings.partial_request_bytes, self.metrics, loads=lambda: repository.loads
+        )
         arrivals.start()
         self._undo.push_async_callback(asyncio.to_thread, arrivals.stop)
         self._listener = await asyncio.to_thread(
@@ -183,11 +185,11 @@ class Server:
         self._health.set("liveness", True)
         self._own = self._health.handlers()
         if settings.reflection:
-            reflected = reflection.handlers([wire.SERVICE])
+            reflected = reflection.handlers([handlers.SERVICE])
             if self._access is not None:
-                reflected = guarded_by_any_token(reflected, self._access, self.metrics)
+                reflected = require_token(reflected, self._access, self.metrics)
             self._own |= reflected
-        self._listener.handlers = self._own | wire.not_ready()
+        self._listener.handlers = self._own | handlers.not_ready()
         self._set_health(False)
 
     async def _open_port(self) -> None:
@@ -203,15 +205,15 @@ class Server:
     async def _load_models(self) -> None:
         await self.repository.load()
         service = VaeService(self.repository, self._engine, self.settings)
-        door = Door(self.repository)
+        door = AdmissionController(self.repository)
 
-        def ledger(method: str) -> Ledger:
-            return Ledger(method, self.metrics, self.settings.log_calls, self._tracer)
+        def ledger(method: str) -> CallRecorder:
+            return CallRecorder(method, self.metrics, self.settings.access_log, self._tracer)
 
-        handlers = wire.handlers(service, door, self.metrics, ledger)
+        methods = handlers.handlers(service, door, self.metrics, ledger)
         if self._access is not None:
-            handlers = guarded(handlers, self._access, self.metrics)
-        self._listener.handlers = self._own | handlers
+            methods = require_scope(methods, self._access, self.metrics)
+        self._listener.handlers = self._own | methods
 
     def _open_doors(self) -> None:
         # What start-up left behind lives as long as the process: keep the collector off it.
@@ -224,13 +226,15 @@ class Server:
         self._watch_engine()
 
     def _watch_engine(self) -> None:
-        vitals = Vitals(self.repository, self.settings.watchdog_seconds, on_cpu=self._engine.on_cpu)
+        vitals = EngineWatchdog(
+            self.repository, self.settings.watchdog_seconds, on_cpu=self._engine.on_cpu
+        )
 
         async def watch() -> None:
-            while not (fault := vitals.beyond_help()):
-                suspicious = vitals.suspicious()
-                if suspicious or not self._well:
-                    broken = await asyncio.to_thread(vitals.try_out, suspicious)
+            while not (fault := vitals.fatal_error()):
+                models_to_probe = vitals.models_to_probe()
+                if models_to_probe or not self._well:
+                    broken = await asyncio.to_thread(vitals.self_test, models_to_probe)
                     self.metrics.faults.labels("broken").set(bool(broken))
                     if self._well != (not broken):
                         self._well = not broken

@@ -25,11 +25,11 @@ from prometheus_client import CollectorRegistry
 
 from serving.errors import ConfigError
 from serving.metrics import restarts
-from serving.models import verdicts
+from serving.models import trial_results
 from serving.process import worker
-from serving.process.exposition import expose
+from serving.process.metrics_server import expose
 from serving.process.port import announce, port_is_taken
-from serving.process.workermetrics import WorkerMetrics
+from serving.process.worker_metrics import WorkerMetrics
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT; returns the exit status. Raises ConfigError."""
         with ExitStack() as undo:
             self._listen_to_signals(undo)
-            self._verdicts = undo.enter_context(verdicts.shared(self._settings.state))
+            self._verdicts = undo.enter_context(trial_results.shared(self._settings.state))
             registry = CollectorRegistry()
             self._restarts = restarts(registry)
             registry.register(self._metrics)
@@ -173,7 +173,7 @@ class Supervisor:
             said = one.pipe.recv()
         except (EOFError, ConnectionResetError):
             return False  # it is dead, which its sentinel says as well
-        if isinstance(said, worker.Refused):
+        if isinstance(said, worker.RejectedVersion):
             one.refused = said.reason
         elif said == worker.ASKS:
             one.waits = True

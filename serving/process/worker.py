@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from serving import logs
 from serving.errors import EXIT_CONFIG, ConfigError
-from serving.process import workermetrics
+from serving.process import worker_metrics
 from serving.process.server import Server, run
 from serving.settings import Settings
 
@@ -33,7 +33,7 @@ SAID: Final = "said"
 
 
 @dataclass(frozen=True)
-class Refused:
+class RejectedVersion:
     """Why a worker cannot start: the sentence of a ConfigError."""
 
     reason: str
@@ -57,9 +57,9 @@ class Worker(Server):
         pipe: Connection[Any, Any],
         questions: Connection[Any, Any],
         replaces: bool,
-        verdicts: Path | None,
+        trial_results: Path | None,
     ) -> None:
-        super().__init__(settings, verdicts)
+        super().__init__(settings, trial_results)
         self._pipe, self._questions, self._replaces = pipe, questions, replaces
         self._turn = asyncio.Event()
 
@@ -85,7 +85,7 @@ class Worker(Server):
 
     def _start_metrics(self) -> None:
         # In a thread: the event loop may be late, and must not wait for the supervisor.
-        answer, to = workermetrics.answer, (self._questions, self.metrics)
+        answer, to = worker_metrics.answer, (self._questions, self.metrics)
         threading.Thread(target=answer, args=to, name="metrics", daemon=True).start()
 
     def _announce(self) -> None:
@@ -121,14 +121,14 @@ def main(
     pipe: Connection[Any, Any],
     questions: Connection[Any, Any],
     replaces: bool,
-    verdicts: Path | None,
+    trial_results: Path | None,
 ) -> None:
     """The whole life of a worker process. pipe: as above; questions: the supervisor's, for what
     this worker has counted. verdicts: as Server's."""
     logs.configure(settings.log_level, settings.log_format, number)
     try:
-        run(Worker(settings, pipe, questions, replaces, verdicts))
+        run(Worker(settings, pipe, questions, replaces, trial_results))
     except ConfigError as error:
         with suppress(OSError):  # the supervisor is gone
-            pipe.send(Refused(str(error)))
+            pipe.send(RejectedVersion(str(error)))
         sys.exit(EXIT_CONFIG)

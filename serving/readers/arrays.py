@@ -18,10 +18,10 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.errors import BadData, ConfigError
 from serving.readers import files, kinds
-from serving.readers.files import Opener
+from serving.readers.files import VersionLoader
 from serving.readers.rows import Array, Chunk, check_form, checked
 
 MAX_WHOLE_BYTES: Final = 4 << 30
@@ -55,7 +55,7 @@ class ArrayFile:
     """
 
     def __init__(
-        self, path: str, keys: Sequence[str] = ("x",), open_file: Opener = files.open_file
+        self, path: str, keys: Sequence[str] = ("x",), open_file: VersionLoader = files.open_file
     ) -> None:
         self._path, self._held, self._open_file = path, ExitStack(), open_file
         self._whole: Array | None = None
@@ -161,7 +161,7 @@ class ArrayReader:
     """See rows.Reader. `path` may be FILE.npz:key."""
 
     def __init__(
-        self, path: str, x: XSpec, likelihood: str, open_file: Opener = files.open_file
+        self, path: str, x: DataSpec, likelihood: str, open_file: VersionLoader = files.open_file
     ) -> None:
         self._x, self._likelihood = x, likelihood
         self._array = ArrayFile(path, open_file=open_file)

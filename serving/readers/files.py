@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 from serving.errors import BadData, ConfigError
 
-Opener = Callable[[str], BinaryIO]
+VersionLoader = Callable[[str], BinaryIO]
 """As open_file."""
 
 _MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)

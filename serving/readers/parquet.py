@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 
 from serving import images
-from serving.bundle import XSpec
-from serving.errors import BadData, ConfigError, InvalidInput
+from serving.bundle import DataSpec
+from serving.errors import BadData, ConfigError, InvalidArgument
 from serving.readers import files
-from serving.readers.files import Opener
+from serving.readers.files import VersionLoader
 from serving.readers.rows import Array, BadRow, Chunk, checked
 
 _BATCH: Final = 1024  # rows decoded at once
@@ -34,12 +34,12 @@ class TableReader:
     def __init__(
         self,
         path: str,
-        x: XSpec,
+        x: DataSpec,
         likelihood: str,
         column: str = "",
         id_column: str = "",
         resize: bool = False,
-        open_file: Opener = files.open_file,
+        open_file: VersionLoader = files.open_file,
     ) -> None:
         try:
             import pyarrow.parquet as pq
@@ -145,9 +145,9 @@ class TableReader:
         for index, value in enumerate(column):
             try:
                 if not value.is_valid:
-                    raise InvalidInput("x", missing)
+                    raise InvalidArgument("x", missing)
                 good.append((index, _row(value.as_py(), self._x, self._resize)))
-            except InvalidInput as error:
+            except InvalidArgument as error:
                 bad.append(BadRow(start + index, ids[index], error.reason))
             except Exception as error:  # a value that Arrow cannot give to Python
                 if files.of_the_machine(error):
@@ -187,7 +187,7 @@ def _choose(schema: Any, column: str, path: str) -> str:
     return chosen
 
 
-def _as_array(column: Any, x: XSpec) -> Array | None:
+def _as_array(column: Any, x: DataSpec) -> Array | None:
     """The column without a copy, where every row has exactly x's numbers; else None."""
     import pyarrow as pa
 
@@ -217,27 +217,27 @@ def _as_array(column: Any, x: XSpec) -> Array | None:
     return values.reshape(rows, -1)
 
 
-def _same_numbers(kind: Any, x: XSpec) -> bool:
+def _same_numbers(kind: Any, x: DataSpec) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_uint8(kind) if x.dtype == "uint8" else pa.types.is_floating(kind))
 
 
-def _row(value: Any, x: XSpec, resize: bool) -> Array:
-    """One value of a column, of whatever kind. Raises InvalidInput saying what is wrong with it."""
+def _row(value: Any, x: DataSpec, resize: bool) -> Array:
+    """One value of a column, of any kind. Raises InvalidArgument with what is wrong with it."""
     if isinstance(value, bytes):
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype)
-        if images.fits(x):
+        if images.is_png_compatible(x):
             with images.oddities_ignored():
-                return images.read_picture(value, x, "x", None, resize).reshape(-1)
-        raise InvalidInput("x", f"{len(value)} bytes, where {x.nbytes} make a row")
+                return images.decode_image(value, x, "x", None, resize).reshape(-1)
+        raise InvalidArgument("x", f"{len(value)} bytes, where {x.nbytes} make a row")
     try:
         numbers = np.array(value, np.float64).reshape(-1)
     except (TypeError, ValueError):
-        raise InvalidInput("x", "not a list of numbers, or one with gaps") from None
+        raise InvalidArgument("x", "not a list of numbers, or one with gaps") from None
     if len(numbers) != x.size:
-        raise InvalidInput("x", f"{len(numbers)} numbers, where {x.size} make a row")
+        raise InvalidArgument("x", f"{len(numbers)} numbers, where {x.size} make a row")
     if x.dtype == "uint8" and not ((numbers % 1 == 0) & (numbers >= 0) & (numbers <= 255)).all():
-        raise InvalidInput("x", "numbers that are no bytes")
+        raise InvalidArgument("x", "numbers that are no bytes")
     return numbers.astype(x.dtype)

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 
 from serving import images
-from serving.bundle import XSpec
-from serving.errors import InvalidInput
+from serving.bundle import DataSpec
+from serving.errors import InvalidArgument
 from serving.readers import files, verified
 from serving.readers.rows import BadRow, Chunk
 
@@ -59,7 +59,7 @@ class PictureReader:
         folder: str,
         names: Callable[[int, int], Sequence[str]],
         rows: int,
-        x: XSpec,
+        x: DataSpec,
         resize: bool,
         digest: Callable[[int], bytes] | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class PictureReader:
             try:
                 with images.oddities_ignored():
                     x[len(good)] = self._picture(row, name)
-            except InvalidInput as error:
+            except InvalidArgument as error:
                 bad.append(BadRow(row, files.printable(name), error.reason))
             except Exception as error:
                 if files.of_the_machine(error):
@@ -94,7 +94,7 @@ class PictureReader:
         with files.open_file(files.join(self._folder, name) if self._folder else name) as file:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
-            raise InvalidInput(name, f"larger than {_MOST_BYTES >> 20} MiB, so no image")
+            raise InvalidArgument(name, f"larger than {_MOST_BYTES >> 20} MiB, so no image")
         if self._digest is not None:
             verified.check(data, self._digest(row))
-        return images.read_picture(data, self._x, name, None, self._resize)
+        return images.decode_image(data, self._x, name, None, self._resize)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import ranges
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.errors import ConfigError
 from serving.ranges import Counts
 
@@ -62,7 +62,7 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
-def check_form(dtype: np.dtype[Any], shape: tuple[int, ...], x: XSpec, name: str) -> None:
+def check_form(dtype: np.dtype[Any], shape: tuple[int, ...], x: DataSpec, name: str) -> None:
     """Refuse an array whose rows cannot be the model's; `shape` is one row's.
 
     Axes of length 1 may be there or not. Floats of any width are read as float32, integers of any
@@ -76,7 +76,7 @@ def check_form(dtype: np.dtype[Any], shape: tuple[int, ...], x: XSpec, name: str
         )
 
 
-def checked(values: Array, ids: Sequence[str], start: int, x: XSpec, likelihood: str) -> Chunk:
+def checked(values: Array, ids: Sequence[str], start: int, x: DataSpec, likelihood: str) -> Chunk:
     """A chunk of rows numbered from `start`; those with numbers the model cannot take are bad."""
     values = values.reshape(len(values), *x.shape)
     refused: dict[int, str] = {}

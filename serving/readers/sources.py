@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any, Final
 
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.errors import BadData, ConfigError
 from serving.readers import files, kinds
 from serving.readers.arrays import ArrayReader, file_and_key
@@ -111,7 +111,7 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
 
 def open_source(
     source: Source,
-    x: XSpec,
+    x: DataSpec,
     likelihood: str,
     column: str = "",
     id_column: str = "",

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from serving.errors import BadData, InvalidInput
+from serving.errors import BadData, InvalidArgument
 from serving.readers import files
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def open_verified(path: str, size: int, digest: Callable[[int], bytes]) -> Binar
 
 
 def check(data: bytes, digest: bytes) -> None:
-    """Raise InvalidInput unless the content of a whole file has this digest."""
+    """Raise InvalidArgument unless the content of a whole file has this digest."""
     if _sum(data) != digest:
-        raise InvalidInput("x", "the file changed after the job was planned")
+        raise InvalidArgument("x", "the file changed after the job was planned")
 
 
 class Digests:

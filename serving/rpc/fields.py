@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from serving import codec, latents
-from serving.batching.tasks import Caller, offload
-from serving.errors import InvalidInput, NotAllowed
-from serving.latents import POSTERIOR, Draw
+from serving.batching.coroutines import CallContext, run_in_executor
+from serving.errors import InvalidArgument, PermissionDenied
+from serving.latents import POSTERIOR, NoiseRange
 from serving.models.inference import Model
-from serving.models.sources import Prior
+from serving.models.sources import PriorSamples
 from serving.pb import vae_pb2 as pb
 from serving.ranges import Counts
 
@@ -32,26 +32,26 @@ _END = 2**63  # rows are numbered below this
 _HOTTEST = 10.0  # temperature
 
 
-def prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> Prior:
+def prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> PriorSamples:
     """The latents that Sample decodes: `rows` rows from the request's offset on."""
     temperature = request.temperature if request.HasField("temperature") else 1.0
     if not 0.0 <= temperature <= _HOTTEST:
-        raise InvalidInput("temperature", f"{temperature:g} is not from 0 to {_HOTTEST:g}")
-    return Prior(draw(seed(request), request.offset, rows, "offset"), temperature)
+        raise InvalidArgument("temperature", f"{temperature:g} is not from 0 to {_HOTTEST:g}")
+    return PriorSamples(draw(seed(request), request.offset, rows, "offset"), temperature)
 
 
 def posterior_draw(
     request: pb.EncodeRequest | pb.ReconstructRequest | pb.ScoreRequest, rows: int
-) -> Draw:
+) -> NoiseRange:
     """The noise of `rows` draws around encodings."""
     return draw(seed(request), request.offset, rows, "offset", POSTERIOR)
 
 
-def draw(seed: int, offset: int, rows: int, field: str, stream: int = latents.PRIOR) -> Draw:
-    """Rows offset .. offset + rows of a seed. Raises InvalidInput where they go beyond the last."""
+def draw(seed: int, offset: int, rows: int, field: str, stream: int = latents.PRIOR) -> NoiseRange:
+    """Rows offset .. offset + rows of a seed. Raises InvalidArgument if they exceed the last."""
     if offset + rows > _END:
-        raise InvalidInput(field, f"{offset} and {rows} rows more go beyond 2^63")
-    return Draw(seed, offset, rows, stream)
+        raise InvalidArgument(field, f"{offset} and {rows} rows more go beyond 2^63")
+    return NoiseRange(seed, offset, rows, stream)
 
 
 def seed(
@@ -66,12 +66,14 @@ def seed(
     return request.seed if request.HasField("seed") else secrets.randbits(64)
 
 
-def need_scope(caller: Caller, scope: str, field: str, content: str) -> None:
+def need_scope(caller: CallContext, scope: str, field: str, content: str) -> None:
     """Check that the caller's token has the scope that a field's content needs beside the method's.
-    Raises NotAllowed."""
+    Raises PermissionDenied."""
     if caller.scopes is not None and scope not in caller.scopes:
         has = ", ".join(sorted(caller.scopes))
-        raise NotAllowed(f"{field}: {content} needs the scope {scope} too; this token has {has}.")
+        raise PermissionDenied(
+            f"{field}: {content} needs the scope {scope} too; this token has {has}."
+        )
 
 
 def without_folders(reason: str, root: Path) -> str:
@@ -96,12 +98,12 @@ async def read_rows(
     decoded off the thread that receives calls."""
     x, likelihood = model.manifest.x, model.manifest.likelihood
     read = functools.partial(codec.read_rows, rows, x, likelihood, most or model.max_rows, field)
-    return await offload(read) if rows.WhichOneof("content") == "png" else read()
+    return await run_in_executor(read) if rows.WhichOneof("content") == "png" else read()
 
 
 async def write_rows(values: codec.Array, png: bool, response: WithRows) -> None:
     """Fill the response's x; PNG files are compressed off the thread that receives calls."""
     if png:
-        await offload(codec.write_rows, values, png, response.x)
+        await run_in_executor(codec.write_rows, values, png, response.x)
     else:
         codec.write_rows(values, png, response.x)

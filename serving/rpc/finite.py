@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.batching.runner import EngineError
-from serving.errors import InvalidInput
+from serving.errors import InvalidArgument
 
 _MOST: Final = float(np.finfo(np.float32).max)
 
@@ -46,7 +46,7 @@ def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 async def cause(
     row: int, field: str, alone: Awaitable[Iterable[NDArray[Any] | None]], unit: str = "row"
-) -> InvalidInput | EngineError:
+) -> InvalidArgument | EngineError:
     """Why a row of an answer is not finite.
 
     field: of the request, which holds the row
@@ -56,7 +56,7 @@ async def cause(
     """
     if bad_row(*await alone) is None:
         return not_from_the_request()
-    return InvalidInput(field, f"{unit} {row} {REASON}", "Send values like its training data")
+    return InvalidArgument(field, f"{unit} {row} {REASON}", "Send values like its training data")
 
 
 def not_from_the_request() -> EngineError:

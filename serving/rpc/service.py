@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from serving import codec, latents
-from serving.batching import tasks
+from serving.batching import coroutines
+from serving.batching.coroutines import CallContext, Future
 from serving.batching.runner import Outputs
-from serving.batching.tasks import Caller, Reply
-from serving.errors import InvalidInput
-from serving.latents import Draw, Latents
+from serving.errors import InvalidArgument
+from serving.latents import Latents, NoiseRange
 from serving.models.inference import Model
 from serving.models.repository import Repository
-from serving.models.sources import Points, Posterior, Prior
+from serving.models.sources import GivenLatents, PosteriorSamples, PriorSamples
 from serving.pb import vae_pb2 as pb
 from serving.rpc import fields, finite
 from serving.rpc.methods import INFER
-from serving.rpc.reconstructing import ReconstructStream
-from serving.runtime.engine import Engine
+from serving.rpc.stream_reconstruct import ReconstructStream
+from serving.runtime.engine import SessionFactory
 from serving.settings import Settings
 
 _DEFAULT_DRAWS = 16
@@ -33,10 +33,12 @@ class VaeService:
     They raise the errors of `serving.errors`; `wire` gives them bytes, codes and metrics.
     """
 
-    def __init__(self, repository: Repository, engine: Engine, settings: Settings) -> None:
+    def __init__(self, repository: Repository, engine: SessionFactory, settings: Settings) -> None:
         self._repository, self._engine, self._settings = repository, engine, settings
 
-    async def get_model(self, request: pb.GetModelRequest, caller: Caller) -> pb.GetModelResponse:
+    async def get_model(
+        self, request: pb.GetModelRequest, caller: CallContext
+    ) -> pb.GetModelResponse:
         model = self._repository.find(request.model, request.version, caller)
         manifest = model.manifest
         return pb.GetModelResponse(
@@ -57,13 +59,13 @@ class VaeService:
             ),
             provider=self._engine.provider,
             versions=self._repository.versions(manifest.model),
-            lanes=[
-                pb.LaneCost(
-                    lane=lane.name,
-                    max_batch_rows=lane.batch_rows,
-                    costs=[pb.BatchCost(rows=c.rows, seconds=c.seconds) for c in tuned.costs],
+            profiles=[
+                pb.GraphProfile(
+                    graph=batcher.name,
+                    max_batch_rows=batcher.batch_rows,
+                    costs=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in tuned.costs],
                 )
-                for lane, tuned in model.lanes()
+                for batcher, tuned in model.batchers()
             ],
             preprocessing=manifest.preprocessing,
             created=manifest.created,
@@ -71,7 +73,7 @@ class VaeService:
         )
 
     async def list_models(
-        self, request: pb.ListModelsRequest, caller: Caller
+        self, request: pb.ListModelsRequest, caller: CallContext
     ) -> pb.ListModelsResponse:
         repository, root = self._repository, Path(self._settings.bundles)
         models = repository.models()
@@ -103,12 +105,12 @@ class VaeService:
         ]
         return pb.ListModelsResponse(models=ready + refused + loading)
 
-    async def encode(self, request: pb.EncodeRequest, caller: Caller) -> pb.EncodeResponse:
+    async def encode(self, request: pb.EncodeRequest, caller: CallContext) -> pb.EncodeResponse:
         model = self._repository.find(request.model, request.version, caller)
         x, outside = await fields.read_rows(request.x, model, "x")
         draw = fields.posterior_draw(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, caller)
-        z = None if draw is None else Posterior(mean, log_var, draw).latents()
+        z = None if draw is None else PosteriorSamples(mean, log_var, draw).latents()
         if (bad := finite.bad_row(mean, log_var, z)) is not None:
             raise await finite.cause(bad, "x", model.encode(x[bad : bad + 1], caller))
         response = pb.EncodeResponse(served_by=fields.served_by(model))
@@ -121,18 +123,18 @@ class VaeService:
             response.values_outside_range.extend(outside)
         return response
 
-    async def decode(self, request: pb.DecodeRequest, caller: Caller) -> pb.DecodeResponse:
+    async def decode(self, request: pb.DecodeRequest, caller: CallContext) -> pb.DecodeResponse:
         model = self._repository.find(request.model, request.version, caller)
         png = codec.read_format(request.format, model.manifest.x)
         z = codec.read_latents(request.z, model.manifest.latent_size, model.max_rows, "z")
         wants_params = request.output == pb.DECODE_OUTPUT_PARAMS
         if request.output not in pb.DecodeOutput.values():
-            raise InvalidInput("output", f"{request.output} is not one of this contract")
+            raise InvalidArgument("output", f"{request.output} is not one of this contract")
         if wants_params and png:
-            raise InvalidInput("format", "parameters are no image", "Ask for FORMAT_RAW")
-        x, params, _ = await model.decode(Points(z), caller, params=wants_params)
+            raise InvalidArgument("format", "parameters are no image", "Ask for FORMAT_RAW")
+        x, params, _ = await model.decode(GivenLatents(z), caller, params=wants_params)
         if (bad := finite.bad_row(params if wants_params else x)) is not None:
-            row = Points(z[bad : bad + 1])
+            row = GivenLatents(z[bad : bad + 1])
             raise await finite.cause(bad, "z", model.decode(row, caller, params=wants_params))
         response = pb.DecodeResponse(served_by=fields.served_by(model))
         if wants_params:
@@ -141,10 +143,10 @@ class VaeService:
             await fields.write_rows(x, png, response)
         return response
 
-    async def sample(self, request: pb.SampleRequest, caller: Caller) -> pb.SampleResponse:
+    async def sample(self, request: pb.SampleRequest, caller: CallContext) -> pb.SampleResponse:
         model = self._repository.find(request.model, request.version, caller)
         if not 1 <= request.count <= model.max_rows:
-            raise InvalidInput(
+            raise InvalidArgument(
                 "count",
                 f"{request.count} was asked for, 1 to {model.max_rows} are served in one request",
                 "StreamSamples gives any number",
@@ -158,25 +160,25 @@ class VaeService:
             served_by=fields.served_by(model), seed=source.draw.seed, offset=request.offset
         )
         await fields.write_rows(x, png, response)
-        if request.return_z:
+        if request.include_z:
             codec.write_tensor(z, response.z)
         return response
 
     async def stream_samples(
-        self, request: pb.StreamSamplesRequest, caller: Caller
+        self, request: pb.StreamSamplesRequest, caller: CallContext
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
         model = self._repository.find(request.model, request.version, caller)
         chunk = request.chunk_rows or min(_DEFAULT_CHUNK, model.max_rows)
         if chunk > model.max_rows:
-            raise InvalidInput("chunk_rows", f"{chunk} is more than {model.max_rows}")
+            raise InvalidArgument("chunk_rows", f"{chunk} is more than {model.max_rows}")
         if request.count < 1:
-            raise InvalidInput("count", "0 rows were asked for", "Ask for 1 or more")
+            raise InvalidArgument("count", "0 rows were asked for", "Ask for 1 or more")
         png = codec.read_format(request.format, model.manifest.x)
         source = fields.prior(request, request.count)
 
-        def begin(start: int) -> tuple[Draw, Reply[Outputs]]:
+        def begin(start: int) -> tuple[NoiseRange, Future[Outputs]]:
             part = source.draw.part(start, min(start + chunk, request.count))
-            prior = Prior(part, source.temperature)
+            prior = PriorSamples(part, source.temperature)
             return part, model.decode(prior, caller, work=request.count)
 
         # One chunk is made while the one before is being sent, and no more: the writer waits for
@@ -193,21 +195,21 @@ class VaeService:
                 served_by=fields.served_by(model), seed=part.seed, offset=part.offset
             )
             await fields.write_rows(x, png, response)
-            if request.return_z:
+            if request.include_z:
                 codec.write_tensor(z, response.z)
             yield response
 
     async def reconstruct(
-        self, request: pb.ReconstructRequest, caller: Caller
+        self, request: pb.ReconstructRequest, caller: CallContext
     ) -> pb.ReconstructResponse:
         model = self._repository.find(request.model, request.version, caller)
         png = codec.read_format(request.format, model.manifest.x)
         x, outside = await fields.read_rows(request.x, model, "x")
         draw = fields.posterior_draw(request, len(x)) if request.draw else None
-        made = await model.reconstruct(x, draw, request.scores, caller)
+        made = await model.reconstruct(x, draw, request.include_scores, caller)
         if (bad := finite.bad_row(*made)) is not None:
             part = None if draw is None else draw.part(bad, bad + 1)
-            row = model.reconstruct(x[bad : bad + 1], part, request.scores, caller)
+            row = model.reconstruct(x[bad : bad + 1], part, request.include_scores, caller)
             raise await finite.cause(bad, "x", row)
         response = pb.ReconstructResponse(
             served_by=fields.served_by(model), seed=draw.seed if draw else 0
@@ -222,7 +224,7 @@ class VaeService:
         return response
 
     async def stream_reconstruct(
-        self, requests: AsyncIterator[pb.StreamReconstructRequest], caller: Caller
+        self, requests: AsyncIterator[pb.StreamReconstructRequest], caller: CallContext
     ) -> AsyncIterator[pb.StreamReconstructResponse]:
         first = await anext(requests, None)
         if first is None:
@@ -238,29 +240,29 @@ class VaeService:
 
         # The next message is read and run while this answer is being sent, and no other: a caller
         # that does not read is not read either.
-        ahead = tasks.spawn(following(first))
+        ahead = coroutines.create_task(following(first))
         while (response := await ahead) is not None:
-            ahead = tasks.spawn(following())
+            ahead = coroutines.create_task(following())
             yield response
 
     async def interpolate(
-        self, request: pb.InterpolateRequest, caller: Caller
+        self, request: pb.InterpolateRequest, caller: CallContext
     ) -> pb.InterpolateResponse:
         model = self._repository.find(request.model, request.version, caller)
         if not 2 <= request.steps <= model.max_rows:
-            raise InvalidInput(
+            raise InvalidArgument(
                 "steps",
                 f"{request.steps} was asked for, 2 to {model.max_rows} are served in one request",
                 "Both end points count",
             )
         if request.path not in pb.InterpolationPath.values():
-            raise InvalidInput("path", f"{request.path} is not one of this contract")
+            raise InvalidArgument("path", f"{request.path} is not one of this contract")
         png = codec.read_format(request.format, model.manifest.x)
         start, start_outside = await _end_point(model, request.start, "start", caller)
         end, end_outside = await _end_point(model, request.end, "end", caller)
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         way = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
-        x, _, _ = await model.decode(Points(way), caller)
+        x, _, _ = await model.decode(GivenLatents(way), caller)
         if (bad := finite.bad_row(way, x)) is not None:
             points = (("start", request.start, start), ("end", request.end, end))
             given = [
@@ -271,23 +273,23 @@ class VaeService:
             if not given:
                 raise finite.not_from_the_request()
             _, farthest = max(given)
-            step = model.decode(Points(way[bad : bad + 1]), caller)
+            step = model.decode(GivenLatents(way[bad : bad + 1]), caller)
             raise await finite.cause(bad, farthest, step, "step")
         response = pb.InterpolateResponse(served_by=fields.served_by(model))
         await fields.write_rows(x, png, response)
-        if request.return_z:
+        if request.include_z:
             codec.write_tensor(way, response.z)
         if start_outside or end_outside:
             response.values_outside_range.extend((start_outside, end_outside))
         return response
 
-    async def score(self, request: pb.ScoreRequest, caller: Caller) -> pb.ScoreResponse:
+    async def score(self, request: pb.ScoreRequest, caller: CallContext) -> pb.ScoreResponse:
         model = self._repository.find(request.model, request.version, caller)
         x, outside = await fields.read_rows(request.x, model, "x")
         draws = request.draws or _DEFAULT_DRAWS
         most = min(self._settings.max_draws, model.max_rows * 64 // len(x))
         if draws > most:
-            raise InvalidInput("draws", f"{draws} is more than {most} for {len(x)} rows")
+            raise InvalidArgument("draws", f"{draws} is more than {most} for {len(x)} rows")
         draw = fields.posterior_draw(request, len(x))
         scores = await model.score(x, draws, draw, caller)
         if (bad := finite.bad_row(*scores)) is not None:
@@ -305,13 +307,13 @@ class VaeService:
 
 
 async def _end_point(
-    model: Model, point: pb.EndPoint, field: str, caller: Caller
+    model: Model, point: pb.LatentAnchor, field: str, caller: CallContext
 ) -> tuple[Latents, int]:
     """The latent of one end of an interpolation, shape (latent size,), and how many values of the
     data it was given as lie outside the model's range."""
     kind, outside = point.WhichOneof("point"), 0
     if kind == "x":
-        # The answer holds what Encode gives: with return_z exactly, and else in what is decoded.
+        # The answer holds what Encode gives: with include_z exactly, and else in what is decoded.
         fields.need_scope(caller, INFER, f"{field}.x", "an end point given as data")
         x, counts = await fields.read_rows(point.x, model, f"{field}.x", most=1)
         outside = 0 if counts is None else int(counts[0])
@@ -322,8 +324,8 @@ async def _end_point(
         z = codec.read_latents(point.z, model.manifest.latent_size, 1, f"{field}.z")
     elif kind == "sample":
         draw = fields.draw(point.sample.seed, point.sample.index, 1, f"{field}.sample.index")
-        z = latents.normals([draw], model.manifest.latent_size)
+        z = latents.standard_normal([draw], model.manifest.latent_size)
     else:
-        raise InvalidInput(field, "missing", "Send one row x, one latent z, or a sample's seed")
+        raise InvalidArgument(field, "missing", "Send one row x, one latent z, or a sample's seed")
     point_z: Latents = z.reshape(-1)
     return point_z, outside

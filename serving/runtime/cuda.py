@@ -12,7 +12,7 @@ import ctypes
 import functools
 from typing import Any, Final
 
-from serving.runtime.gpu import GPU
+from serving.runtime.capture_lock import GPU
 
 LIBRARY: Final = "libcudart.so.13"
 _NON_BLOCKING: Final = 1  # nor does it wait for CUDA's default stream
@@ -23,9 +23,9 @@ _WHICHEVER: Final = 4  # cudaMemcpyDefault: addresses say where they are
 class CudaError(RuntimeError):
     """CUDA refused a call. lasting: it refuses all others, too, as long as the process lives."""
 
-    def __init__(self, said: str, lasting: bool) -> None:
+    def __init__(self, said: str, sticky: bool) -> None:
         super().__init__(said)
-        self.lasting = lasting
+        self.sticky = sticky
 
 
 @functools.cache
@@ -42,9 +42,9 @@ def _call(name: str, *arguments: Any) -> None:
     code = getattr(cuda, name)(*arguments)
     if code:
         cuda.cudaGetLastError()  # forgets it, or ONNX Runtime would take it for an error of its own
-        lasting = bool(cuda.cudaGetLastError())  # but for those that stay
+        sticky = bool(cuda.cudaGetLastError())  # but for those that stay
         said, why = cuda.cudaGetErrorName(code).decode(), cuda.cudaGetErrorString(code).decode()
-        raise CudaError(f"{name}: {said}, {why}", lasting)
+        raise CudaError(f"{name}: {said}, {why}", sticky)
 
 
 def _give_back(name: str, what: ctypes.c_void_p) -> None:
@@ -52,7 +52,7 @@ def _give_back(name: str, what: ctypes.c_void_p) -> None:
     try:
         _call(name, what)
     except CudaError as error:
-        if not error.lasting:
+        if not error.sticky:
             raise
 
 

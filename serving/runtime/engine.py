@@ -13,10 +13,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from serving.errors import BundleError
-from serving.runtime import outside
-from serving.runtime.bound import BoundGraph
+from serving.runtime import external_data
+from serving.runtime.capture_lock import GPU
 from serving.runtime.cuda import Cuda, Stream
-from serving.runtime.gpu import GPU
+from serving.runtime.io_binding import IOBindingGraph
 from serving.runtime.provider import Provider
 from serving.settings import Settings
 
@@ -47,7 +47,7 @@ class Graph(Protocol):
         """Give the session's memory back now, whoever still holds the graph; no run may follow."""
 
 
-class PlainGraph:
+class CpuGraph:
     """A graph that takes batches as they come: on the CPU."""
 
     def __init__(self, session: ort.InferenceSession, takes: str) -> None:
@@ -67,7 +67,7 @@ class PlainGraph:
         del self._session
 
 
-class Engine:
+class SessionFactory:
     """Loads graphs onto the provider that was chosen when the process started.
 
     cuda_graphs: record what a graph does for each bucket and replay it, where that can be done.
@@ -77,9 +77,9 @@ class Engine:
         self._provider, self._cuda_graphs = provider, cuda_graphs
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Engine:
+    def from_settings(cls, settings: Settings) -> SessionFactory:
         """Raises ConfigError when a GPU was asked for and cannot be had."""
-        provider = Provider(settings.provider, settings.gpu_memory_mib)
+        provider = Provider(settings.provider, settings.gpu_arena_limit_mib)
         return cls(provider, settings.cuda_graphs)
 
     @property
@@ -96,11 +96,11 @@ class Engine:
 
         Raises BundleError(external | engine | signature).
         """
-        outside.refuse(model)
+        external_data.refuse(model)
         if self.on_cpu:
             session = self._session(model, threads)
             _check_signature(session, signature)
-            return PlainGraph(session, signature.input[0])
+            return CpuGraph(session, signature.input[0])
         if self._cuda_graphs:
             try:
                 return self._bound(model, signature, cuda_graph=True)
@@ -120,11 +120,11 @@ class Engine:
             self._provider.confirm(session)
             _check_signature(session, signature)
             if self.on_cpu:  # auto has fallen back, aloud
-                return PlainGraph(session, signature.input[0])
+                return CpuGraph(session, signature.input[0])
             undo.pop_all()  # the graph's, from here on
         name, dtype, shape = signature.input
         takes, gives = (name, (dtype, shape)), dict(signature.outputs)
-        graph = BoundGraph(session, takes, gives, Cuda(), stream, cuda_graph)
+        graph = IOBindingGraph(session, takes, gives, Cuda(), stream, cuda_graph)
         try:
             graph.warm_up(1)
         except Exception as error:

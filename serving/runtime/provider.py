@@ -45,8 +45,8 @@ class Provider:
     graph may take; 0: no limit. Raises ConfigError when a GPU was asked for and cannot be had.
     """
 
-    def __init__(self, asked: str = "auto", gpu_memory_mib: int = 0) -> None:
-        self._asked, self._gpu_memory_mib = asked, gpu_memory_mib
+    def __init__(self, asked: str = "auto", gpu_arena_limit_mib: int = 0) -> None:
+        self._asked, self._gpu_memory_mib = asked, gpu_arena_limit_mib
         self.name = CPU if asked == "cpu" else self._find()
 
     @property
@@ -138,7 +138,7 @@ def _loads(library: str) -> bool:
     return True
 
 
-def best_workers(asked: str) -> int:
+def default_worker_count(asked: str) -> int:
     """How many processes should serve: one with a GPU, which one process keeps busy; else one for
     each CPU, up to as many as a machine's memory may be expected to hold the models of."""
     if asked == "cuda" or (asked == "auto" and not problem()):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from serving.errors import ConfigError, NotAllowed, NotAuthenticated
+from serving.errors import ConfigError, PermissionDenied, Unauthenticated
 from serving.rpc.methods import SCOPES
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,12 @@ class Access:
 
     def check(self, authorization: str, scope: str = "") -> frozenset[str]:
         """The scopes of the caller who sends this header; `scope` must be one of them ("": any
-        token will do). Raises NotAuthenticated, NotAllowed."""
+        token will do). Raises Unauthenticated, PermissionDenied."""
         if self._clock() - self._looked >= _LOOK_SECONDS:
             self._look()
         kind, _, token = authorization.partition(" ")
         if kind.lower() != "bearer" or not token:
-            raise NotAuthenticated(
+            raise Unauthenticated(
                 "This server asks for a token: send metadata authorization: Bearer <token>."
             )
         digest = hashlib.sha256(token.encode()).digest()
@@ -64,10 +64,12 @@ class Access:
             if hmac.compare_digest(grant.digest, digest):
                 found = grant
         if found is None:
-            raise NotAuthenticated("This token is not known here, or not any more.")
+            raise Unauthenticated("This token is not known here, or not any more.")
         if scope and scope not in found.scopes:
             has = ", ".join(sorted(found.scopes))
-            raise NotAllowed(f"This needs the scope {scope}; the token of {found.name} has {has}.")
+            raise PermissionDenied(
+                f"This needs the scope {scope}; the token of {found.name} has {has}."
+            )
         return found.scopes
 
     def _look(self) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serving.batching.tasks import Caller
-from serving.errors import NotAllowed, NotAuthenticated
+from serving.batching.coroutines import CallContext
+from serving.errors import PermissionDenied, Unauthenticated
 from serving.metrics import Metrics
 from serving.rpc.methods import METHODS
 from serving.transport.access import Access
-from serving.transport.statuses import Status, status
-from serving.transport.wire import Handler
+from serving.transport.handlers import Handler
+from serving.transport.status import Status, status
 
 
-def guarded(
+def require_scope(
     handlers: Mapping[str, Handler], access: Access, metrics: Metrics
 ) -> dict[str, Handler]:
     """The same handlers of the contract's methods; each refuses callers whose token does not have
@@ -25,7 +25,7 @@ def guarded(
     }
 
 
-def guarded_by_any_token(
+def require_token(
     handlers: Mapping[str, Handler], access: Access, metrics: Metrics
 ) -> dict[str, Handler]:
     """The same handlers; each refuses callers without a known token, whatever its scopes."""
@@ -39,11 +39,11 @@ def _name(path: str) -> str:
 def _guarded(path: str, inner: Handler, scope: str, access: Access, metrics: Metrics) -> Handler:
     method = _name(path)
 
-    def refusal(caller: Caller) -> Status | None:
+    def refusal(caller: CallContext) -> Status | None:
         try:
             caller.scopes = access.check(caller.authorization, scope)
-        except (NotAuthenticated, NotAllowed) as error:
-            refused = status(error, method, caller.account.request_id)
+        except (Unauthenticated, PermissionDenied) as error:
+            refused = status(error, method, caller.stats.request_id)
             metrics.requests.labels(method, "", refused.code.name).inc()
             return refused
         return inner.refusal(caller)

@@ -11,11 +11,11 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2
 
-from serving.batching.tasks import Reply
-from serving.errors import NotReady, Overloaded
+from serving.batching.coroutines import Future
+from serving.errors import Overloaded, Unavailable
 from serving.transport import messages
-from serving.transport.statuses import Status
-from serving.transport.wire import Handler, Stream
+from serving.transport.handlers import Handler, Stream
+from serving.transport.status import Status
 
 Response = health_pb2.HealthCheckResponse
 
@@ -32,7 +32,7 @@ class Health:
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {}
         self._lock = threading.Lock()
-        self._watchers: set[Reply[None]] = set()
+        self._watchers: set[Future[None]] = set()
         self._watches: Counter[str] = Counter()  # by the connection's other end
         self._closed = False
 
@@ -42,7 +42,7 @@ class Health:
             self._serving[service] = serving
             watchers, self._watchers = self._watchers, set()
         for watcher in watchers:
-            watcher.resolve(None)
+            watcher.set_result(None)
 
     def close(self) -> None:
         """End the watches, which never end by themselves and would hold up a drain."""
@@ -50,7 +50,7 @@ class Health:
             self._closed = True
             watchers, self._watchers = self._watchers, set()
         for watcher in watchers:
-            watcher.resolve(None)
+            watcher.set_result(None)
 
     def handlers(self) -> dict[str, Handler]:
         """The service's methods by path."""
@@ -70,13 +70,13 @@ class Health:
         name = await _asked_for(stream)
         with self._counted(stream.peer):
             await self._follow(name, stream)
-        raise NotReady("The server is stopping. Another one may answer.")
+        raise Unavailable("The server is stopping. Another one may answer.")
 
     async def _follow(self, name: str, stream: Stream) -> None:
         """Send the status now and after each change, until the server stops."""
         said = b""
         while not self._closed:
-            changed: Reply[None] = Reply()
+            changed: Future[None] = Future()
             with self._lock:
                 self._watchers.add(changed)
             stream.caller.on_cancel(changed)

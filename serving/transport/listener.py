@@ -19,15 +19,15 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from serving.batching import lane, tasks
-from serving.batching.tasks import Caller, Cancelled, Reply
+from serving.batching import batcher, coroutines
+from serving.batching.coroutines import CallContext, Cancelled, Future
 from serving.errors import ConfigError
-from serving.transport import wire
-from serving.transport.answers import GIVEN_UP, STREAMED, UNARY, Answers
-from serving.transport.arrivals import Arrivals
+from serving.transport import handlers
+from serving.transport.handlers import Handler
 from serving.transport.listener_aio import AioListener
-from serving.transport.statuses import Status
-from serving.transport.wire import Handler
+from serving.transport.request_memory import PartialRequests
+from serving.transport.response_memory import GIVEN_UP, STREAMED, UNARY, PendingResponses
+from serving.transport.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _PATIENCE: Final = 256
 _NO_FLAGS: Final = 0
 
 
-async def _unknown(stream: wire.Stream) -> Status:
+async def _unknown(stream: handlers.Stream) -> Status:
     return Status(grpc.StatusCode.UNIMPLEMENTED, "This server has no such method.")
 
 
@@ -71,7 +71,9 @@ class Listener(Protocol):
         """Accept no more, let calls finish for `grace` seconds, then cancel the rest."""
 
 
-def choose(kind: str, options: list[Option], answers: Answers, arrivals: Arrivals) -> Listener:
+def choose(
+    kind: str, options: list[Option], answers: PendingResponses, arrivals: PartialRequests
+) -> Listener:
     """The listener for `kind`, auto | core | aio. Raises ConfigError where core cannot be had."""
     problem = "" if kind == "aio" else _rehearse(answers, arrivals)
     if kind == "core" and problem:
@@ -82,12 +84,12 @@ def choose(kind: str, options: list[Option], answers: Answers, arrivals: Arrival
     return CoreListener({}, options, answers, arrivals)
 
 
-def _rehearse(answers: Answers, arrivals: Arrivals) -> str:
+def _rehearse(answers: PendingResponses, arrivals: PartialRequests) -> str:
     """Make one call through a listener of our own; returns what went wrong, empty if nothing."""
     if cygrpc is None:
         return "this grpcio has no core to drive"
 
-    async def echo(stream: wire.Stream) -> Status:
+    async def echo(stream: handlers.Stream) -> Status:
         return Status(message=await stream.read())
 
     async def attempt() -> None:
@@ -118,8 +120,8 @@ class CoreListener:
         self,
         handlers: Mapping[str, Handler],
         options: list[Option],
-        answers: Answers,
-        arrivals: Arrivals,
+        answers: PendingResponses,
+        arrivals: PartialRequests,
     ) -> None:
         self.handlers, self._answers, self._arrivals = handlers, answers, arrivals
         self._server = cygrpc.Server([(k.encode(), v) for k, v in options], False)
@@ -156,7 +158,7 @@ class CoreListener:
     # In the listener's thread. Every event carries the function that takes it.
 
     def _work(self) -> None:
-        lanes = lane.help_lanes()
+        lanes = batcher.enable_inline_execution()
         patience = _PATIENCE
         kind = cygrpc.CompletionType
         while True:
@@ -186,11 +188,11 @@ class CoreListener:
         details = event.call_details
         path = details.method.decode(errors="replace")  # it need not be text at all
         handler = self.handlers.get(path, _NOT_OURS)
-        caller = wire.urgency(event.invocation_metadata, details.deadline - time.time())
+        caller = handlers.call_context(event.invocation_metadata, details.deadline - time.time())
         refusal = handler.refusal(caller)
         if refusal is None:
             stream = _CoreStream(event.call, caller, self._answers, self._arrivals)
-            tasks.start(stream.run(handler))
+            coroutines.run_coroutine(stream.run(handler))
         else:
             # All of the call in one go: what is cheap to refuse leaves time to serve the others.
             operations = (
@@ -209,14 +211,16 @@ class _CoreStream:
 
     __slots__ = ("_answers", "_arrivals", "_begun", "_call", "caller")
 
-    def __init__(self, call: Any, caller: Caller, answers: Answers, arrivals: Arrivals) -> None:
+    def __init__(
+        self, call: Any, caller: CallContext, answers: PendingResponses, arrivals: PartialRequests
+    ) -> None:
         self._call, self.caller = call, caller
         self._answers, self._arrivals = answers, arrivals
         self._begun = False
         self._do([cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)], self._on_close)
 
     async def run(self, handler: Handler) -> None:
-        status = await wire.finish(handler, self)
+        status = await handlers.finish(handler, self)
         operations = self._begin()
         taken: Callable[[Any], None] = _ignore
         if status.message is not None:
@@ -231,34 +235,34 @@ class _CoreStream:
         name: bytes = self._call.peer()
         return name.decode(errors="replace")
 
-    def read(self, small: bool = False) -> Reply[bytes | None]:
-        reply: Reply[bytes | None] = Reply()
+    def read(self, small: bool = False) -> Future[bytes | None]:
+        reply: Future[bytes | None] = Future()
         number = self._arrivals.expect(reply, small)
 
         def on_message(event: Any) -> None:
             self._arrivals.came(number)
-            reply.resolve(event.batch_operations[0].message())
+            reply.set_result(event.batch_operations[0].message())
 
         if not self._do([cygrpc.ReceiveMessageOperation(_NO_FLAGS)], on_message):
             self._arrivals.came(number)
         return reply
 
-    def write(self, message: bytes) -> Reply[None]:
-        reply: Reply[None] = Reply()
+    def write(self, message: bytes) -> Future[None]:
+        reply: Future[None] = Future()
         taken = self._hold(STREAMED * len(message))
 
         def on_sent(event: Any) -> None:
             taken(event)
             if event.success:
-                reply.resolve(None)
+                reply.set_result(None)
             else:
-                reply.fail(Cancelled())
+                reply.set_exception(Cancelled())
 
         operations = self._begin()
         operations.append(cygrpc.SendMessageOperation(message, _NO_FLAGS))
         if not self._do(operations, on_sent):
             taken(None)
-            reply.fail(Cancelled())
+            reply.set_exception(Cancelled())
         return reply
 
     def _hold(self, nbytes: int) -> Callable[[Any], None]:

@@ -14,14 +14,14 @@ from typing import Any
 
 import grpc
 
-from serving.batching import tasks
-from serving.batching.tasks import Caller, Cancelled, Reply
+from serving.batching import coroutines
+from serving.batching.coroutines import CallContext, Cancelled, Future
 from serving.errors import Overloaded
-from serving.transport import wire
-from serving.transport.answers import STREAMED, UNARY, Answers
-from serving.transport.arrivals import Arrivals
-from serving.transport.statuses import Status, status
-from serving.transport.wire import Handler
+from serving.transport import handlers
+from serving.transport.handlers import Handler
+from serving.transport.request_memory import PartialRequests
+from serving.transport.response_memory import STREAMED, UNARY, PendingResponses
+from serving.transport.status import Status, status
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class AioListener(grpc.GenericRpcHandler):
         self,
         handlers: Mapping[str, Handler],
         options: list[tuple[str, int]],
-        answers: Answers,
-        arrivals: Arrivals,
+        answers: PendingResponses,
+        arrivals: PartialRequests,
     ) -> None:
         self.handlers, self._answers, self._arrivals = handlers, answers, arrivals
         self._options = options
@@ -95,7 +95,7 @@ class AioListener(grpc.GenericRpcHandler):
 
 
 def _run(
-    handler: Handler, answers: Answers, arrivals: Arrivals
+    handler: Handler, answers: PendingResponses, arrivals: PartialRequests
 ) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
     async def run(requests: Any, context: Context) -> None:
         stream = _AioStream(context, answers, arrivals)
@@ -112,9 +112,9 @@ def _run(
                 ended.set_result(how)
 
         async def life() -> None:
-            loop.call_soon_threadsafe(end, stream.hold(await wire.finish(handler, stream)))
+            loop.call_soon_threadsafe(end, stream.hold(await handlers.finish(handler, stream)))
 
-        tasks.start(life())
+        coroutines.run_coroutine(life())
         try:
             how = await ended
             if how.message is not None:
@@ -140,7 +140,9 @@ def _end(context: Context, how: Status) -> None:
 class _AioStream:
     """One call, for handlers that run in any thread."""
 
-    def __init__(self, context: Context, answers: Answers, arrivals: Arrivals) -> None:
+    def __init__(
+        self, context: Context, answers: PendingResponses, arrivals: PartialRequests
+    ) -> None:
         self._context, self._answers, self._arrivals = context, answers, arrivals
         self._held: int | None = None
         # Now: asked for when the call is over, grpc.aio (1.85) ends the process.
@@ -148,10 +150,12 @@ class _AioStream:
         self._loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
         metadata: Any = context.invocation_metadata() or ()
-        self.caller: Caller = wire.urgency(metadata, math.inf if remaining is None else remaining)
+        self.caller: CallContext = handlers.call_context(
+            metadata, math.inf if remaining is None else remaining
+        )
 
-    def read(self, small: bool = False) -> Reply[bytes | None]:
-        reply: Reply[bytes | None] = Reply()
+    def read(self, small: bool = False) -> Future[bytes | None]:
+        reply: Future[bytes | None] = Future()
         number = self._arrivals.expect(reply, small)
 
         async def read() -> bytes | None:
@@ -163,15 +167,15 @@ class _AioStream:
 
         return self._in_loop(read(), reply)
 
-    def write(self, message: bytes) -> Reply[None]:
+    def write(self, message: bytes) -> Future[None]:
         # Counted here and not in the loop, for which answers may have to wait too.
         try:
             number = self._answers.hold(STREAMED * len(message), None)
         except Overloaded as refusal:
-            reply: Reply[None] = Reply()
-            reply.fail(refusal.with_traceback(None))  # which would hold the message
+            reply: Future[None] = Future()
+            reply.set_exception(refusal.with_traceback(None))  # which would hold the message
             return reply
-        return self._in_loop(self._send(message, number), Reply())
+        return self._in_loop(self._send(message, number), Future())
 
     def hold(self, how: Status) -> Status:
         """Count the last message in, if there is one; a refusal where it has no room, for grpc.aio
@@ -181,7 +185,7 @@ class _AioStream:
         try:
             self._held = self._answers.hold(UNARY * len(how.message), None)
         except Overloaded as refusal:
-            return status(refusal, "A call", self.caller.account.request_id)
+            return status(refusal, "A call", self.caller.stats.request_id)
         return how
 
     def let_go(self) -> None:
@@ -196,12 +200,12 @@ class _AioStream:
             self._answers.release(number)
             del message  # the traceback of an error, which may live for a while, holds this frame
 
-    def _in_loop(self, work: Any, reply: Reply[Any]) -> Reply[Any]:
+    def _in_loop(self, work: Any, reply: Future[Any]) -> Future[Any]:
         async def run() -> None:
             try:
-                reply.resolve(await work)
+                reply.set_result(await work)
             except (Exception, asyncio.CancelledError):  # the call is over
-                reply.fail(Cancelled())
+                reply.set_exception(Cancelled())
 
         asyncio.run_coroutine_threadsafe(run(), self._loop)
         return reply

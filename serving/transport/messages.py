@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from serving.errors import InvalidInput, Unsupported
+from serving.errors import InvalidArgument, Unsupported
 
 M = TypeVar("M", bound=Message)
 
@@ -29,7 +29,7 @@ def parse(kind: type[M], data: bytes, most: int | None = None) -> M:
     """The message of this kind.
 
     most: bytes that it may have; None: as many as gRPC takes
-    Raises Unsupported for a compressed one, InvalidInput for bytes that are no such message.
+    Raises Unsupported for a compressed one, InvalidArgument for bytes that are no such message.
     """
     if data[:1] in (b"\x1f", b"\x78") and _compressed(data):
         raise Unsupported(
@@ -38,11 +38,11 @@ def parse(kind: type[M], data: bytes, most: int | None = None) -> M:
         )
     if most is not None and len(data) > most:
         what = f"it has {len(data)} bytes and {most} are the most that this method takes"
-        raise InvalidInput("request", what)
+        raise InvalidArgument("request", what)
     try:
         return kind.FromString(data)
     except DecodeError:
-        raise InvalidInput(
+        raise InvalidArgument(
             "request",
             f"the bytes are no {kind.DESCRIPTOR.full_name} message",
             "Generate the client from this server's .proto file",

@@ -8,8 +8,8 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.transport import messages
-from serving.transport.statuses import Status
-from serving.transport.wire import Handler, Stream
+from serving.transport.handlers import Handler, Stream
+from serving.transport.status import Status
 
 
 def handlers(services: Sequence[str]) -> dict[str, Handler]:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from serving.batching.account import MOST_PASSES, Account
 from serving.errors import ConfigError
+from serving.transport.call_stats import MAX_SPANS, CallStats
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -80,7 +80,7 @@ class Tracer:
     def tell(
         self,
         method: str,
-        account: Account,
+        stats: CallStats,
         began: float,
         seconds: float,
         model: str,
@@ -96,7 +96,7 @@ class Tracer:
             kind = kind or self._trace.SpanKind.INTERNAL
             return self._tracer.start_span(name, parent, kind, start_time=epoch + int(at * _NS))
 
-        parent = self._context.extract(account.context or {})
+        parent = self._context.extract(stats.context or {})
         call = begin(f"vae.v1.VaeService/{method}", began, parent, self._trace.SpanKind.SERVER)
         if call.is_recording():
             within = self._trace.set_span_in_context(call, parent)
@@ -106,13 +106,13 @@ class Tracer:
                 span.set_attributes({f"latentd.{key}": v for key, v in attributes.items()})
                 span.end(epoch + int(stop * _NS))
 
-            passes = account.passes or []
+            passes = stats.passes or []
             if passes:
                 part("read", began, passes[0].queued_at)
             for one in passes:
-                part("queue", one.queued_at, one.began, lane=one.lane, rows=one.rows)
-                part("run", one.began, one.ended, lane=one.lane, rows=one.rows)
-            if 0 < len(passes) < MOST_PASSES and code is grpc.StatusCode.OK:
+                part("queue", one.queued_at, one.began, graph=one.graph, rows=one.rows)
+                part("run", one.began, one.ended, graph=one.graph, rows=one.rows)
+            if 0 < len(passes) < MAX_SPANS and code is grpc.StatusCode.OK:
                 part("write", max(one.ended for one in passes), ended)
             call.set_attributes(
                 {
@@ -120,10 +120,10 @@ class Tracer:
                     "rpc.service": "vae.v1.VaeService",
                     "rpc.method": method,
                     "rpc.grpc.status_code": code.value[0],
-                    "latentd.request_id": account.request_id,
+                    "latentd.request_id": stats.request_id,
                     "latentd.model": model,
                     "latentd.version": version,
-                    "latentd.rows": account.sum()[0],
+                    "latentd.rows": stats.sum()[0],
                 }
             )
             if code.name in _OURS:

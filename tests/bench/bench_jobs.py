@@ -45,14 +45,14 @@ TURNS = 3  # a round's turns of the caller: a p99 of 300 calls is one call in a 
 HERE = Path(__file__).parent
 
 
-class Cost(NamedTuple):
+class BatchTiming(NamedTuple):
     """In seconds."""
 
     time: float
     cpu: float  # of all processes of ours together
 
-    def less(self, other: Cost) -> Cost:
-        return Cost(self.time - other.time, self.cpu - other.cpu)
+    def less(self, other: BatchTiming) -> BatchTiming:
+        return BatchTiming(self.time - other.time, self.cpu - other.cpu)
 
 
 def cpu_seconds() -> float:
@@ -62,10 +62,10 @@ def cpu_seconds() -> float:
 
 
 @contextlib.contextmanager
-def measured(into: list[Cost]) -> Iterator[None]:
+def measured(into: list[BatchTiming]) -> Iterator[None]:
     began, before = time.perf_counter(), cpu_seconds()
     yield
-    into.append(Cost(time.perf_counter() - began, cpu_seconds() - before))
+    into.append(BatchTiming(time.perf_counter() - began, cpu_seconds() - before))
 
 
 def raw_loop(encoder: ort.InferenceSession, decoder: ort.InferenceSession, x: np.ndarray) -> None:
@@ -115,9 +115,9 @@ def measure(name: str, x: np.ndarray, rounds: int, folder: Path) -> None:
     here = ("--bundle", folder / "models" / name, "--provider", "cpu")
     sources = write_inputs(folder, x)
     cases = [(kind, n) for kind in sources for n in (1, 2)]
-    costs: dict[tuple[str, int], list[Cost]] = {case: [] for case in cases}
-    raw: list[Cost] = []
-    start: dict[int, list[Cost]] = {1: [], 2: []}
+    costs: dict[tuple[str, int], list[BatchTiming]] = {case: [] for case in cases}
+    raw: list[BatchTiming] = []
+    start: dict[int, list[BatchTiming]] = {1: [], 2: []}
     for _ in range(rounds):
         with measured(raw):
             raw_loop(encoder, decoder, x)
@@ -149,7 +149,7 @@ def measure(name: str, x: np.ndarray, rounds: int, folder: Path) -> None:
             print(f"{line}, {more:.2f} of one worker {verdict(more, least=goal)}", flush=True)
 
 
-class Caller:
+class CallContext:
     """Somebody who has one row reconstructed now and then, see caller.py."""
 
     def __init__(self, target: str, rows: Path) -> None:
@@ -165,7 +165,7 @@ class Caller:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
-    def __enter__(self) -> Caller:
+    def __enter__(self) -> CallContext:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,7 +186,7 @@ def measure_remote(name: str, rows: int, rounds: int, folder: Path) -> None:
     """
     source = folder / "x.npy"
     here = ("--bundle", folder / "models" / name, "--provider", "cpu", "--processes", 1)
-    found: dict[str, list[Cost]] = {"here": [], "there": [], "beside": []}
+    found: dict[str, list[BatchTiming]] = {"here": [], "there": [], "beside": []}
     calls: dict[str, list[list[float]]] = {"alone": [], "beside": [], "floor": []}
     with processes.server(folder / "models") as server:
         target = f"localhost:{server.port}"
@@ -197,11 +197,11 @@ def measure_remote(name: str, rows: int, rounds: int, folder: Path) -> None:
             with measured(found["there"]):
                 job(source, folder / "out", *there)
             for _ in range(TURNS):
-                with Caller(target, source) as alone:
+                with CallContext(target, source) as alone:
                     time.sleep(ALONE_SECONDS)
-                with Caller(target, source) as beside, measured(found["beside"]):
+                with CallContext(target, source) as beside, measured(found["beside"]):
                     job(source, folder / "out", *there)
-                with Caller(target, source) as floor:
+                with CallContext(target, source) as floor:
                     job(source, folder / "out", *here)
                 for case, caller in zip(calls, (alone, beside, floor), strict=True):
                     calls[case].append(caller.latencies)
@@ -227,11 +227,11 @@ def measure_remote(name: str, rows: int, rounds: int, folder: Path) -> None:
         )
 
 
-def median(costs: list[Cost], what: str) -> float:
+def median(costs: list[BatchTiming], what: str) -> float:
     return statistics.median(getattr(cost, what) for cost in costs)
 
 
-def ratio(a: list[Cost], b: list[Cost], what: str) -> float:
+def ratio(a: list[BatchTiming], b: list[BatchTiming], what: str) -> float:
     """The median over the rounds: a round's parts met the same machine."""
     return statistics.median(getattr(x, what) / getattr(y, what) for x, y in zip(a, b, strict=True))
 

@@ -30,8 +30,8 @@ from processes import Process
 
 from serving import bundle, codec
 from serving.pb import vae_pb2 as pb
-from serving.runtime import tuning
-from serving.runtime.engine import Engine, Signature
+from serving.runtime import profiling
+from serving.runtime.engine import SessionFactory, Signature
 from serving.runtime.provider import Provider
 
 SERVICE = "/vae.v1.VaeService/"
@@ -198,13 +198,13 @@ def engine_costs(path: Path, rounds: int) -> tuple[float, float]:
     spec = {"x": ("uint8", models.SHAPE), "params": ("float32", (1, *models.SHAPE))}
     signature = Signature(("z", "float32", (models.LATENT,)), spec)
     # A thread more costs CPU and gives none back.
-    graph = Engine(Provider("cpu")).load(loaded.files[bundle.DECODER], signature, threads=1)
+    graph = SessionFactory(Provider("cpu")).load(loaded.files[bundle.DECODER], signature, threads=1)
 
     def run(rows: int) -> object:
         return graph.run(np.zeros((rows, models.LATENT), np.float32), ["x"])
 
-    curve = tuning.measure(run, PIXELS, 0.05)
-    rows = tuning.best_rows(curve, 0.05)
+    curve = profiling.measure(run, PIXELS, 0.05)
+    rows = profiling.choose_batch_size(curve, 0.05)
     z = np.random.default_rng(0).normal(size=(rows, models.LATENT)).astype(np.float32)
     costs = []
     for _ in range(rounds):

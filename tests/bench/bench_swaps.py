@@ -32,7 +32,7 @@ from serving.pb import vae_pb2 as pb
 SAMPLE = "/vae.v1.VaeService/Sample"
 IN_FLIGHT = 64
 PAUSE = 0.5  # seconds from one swap to the next
-FLAGS = ("--reload-seconds", "0.05", "--keep-versions", "1")
+FLAGS = ("--poll-seconds", "0.05", "--keep-versions", "1")
 
 Span = tuple[float, float]
 

@@ -20,9 +20,9 @@ from prometheus_client import CollectorRegistry
 from serving import logs
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
-from serving.transport import ledger, tracing, wire
-from serving.transport.ledger import Ledger
-from serving.transport.statuses import Status
+from serving.transport import call_recorder, handlers, tracing
+from serving.transport.call_recorder import CallRecorder
+from serving.transport.status import Status
 
 CALLS, TURNS = 500, 400
 METADATA = (("user-agent", "grpc-python/1.85"), ("te", "trailers"))
@@ -46,15 +46,15 @@ def tracer(sampler: str) -> tracing.Tracer:
     return tracing.Tracer(Nowhere())
 
 
-def call(book: Ledger) -> Callable[[], object]:
+def call(book: CallRecorder) -> Callable[[], object]:
     """A call's beginning and end, as wire and lane do it for one row of Sample."""
 
     def once() -> None:
-        account = wire.urgency(METADATA, 10.0).account
-        book.open(account)
+        stats = handlers.call_context(METADATA, 10.0).stats
+        book.open(stats)
         now = time.monotonic()
-        account.note("decoder", 1, now, now, now)
-        book.enter(account, now, SERVED_BY, Status(message=b""))
+        stats.note("decoder", 1, now, now, now)
+        book.enter(stats, now, SERVED_BY, Status(message=b""))
 
     return once
 
@@ -65,7 +65,7 @@ def bare(metrics: Metrics) -> Callable[[], object]:
     seconds = metrics.request_seconds.labels("Sample")
 
     def once() -> None:
-        wire.urgency(METADATA, 10.0)
+        handlers.call_context(METADATA, 10.0)
         now = time.monotonic()
         Status(message=b"")
         counter.inc()
@@ -78,18 +78,18 @@ def main() -> None:
     metrics = Metrics(CollectorRegistry())
     handler = logging.StreamHandler(open(os.devnull, "w"))  # noqa: SIM115
     handler.setFormatter(logs._Json(None))
-    ledger.log.addHandler(handler)
-    ledger.log.setLevel("INFO")
-    ledger.log.propagate = False
+    call_recorder.log.addHandler(handler)
+    call_recorder.log.setLevel("INFO")
+    call_recorder.log.propagate = False
 
-    def book(says: str = "none", traced: tracing.Tracer | None = None) -> Ledger:
-        return Ledger("Sample", metrics, says, traced)
+    def book(says: str = "none", traced: tracing.Tracer | None = None) -> CallRecorder:
+        return CallRecorder("Sample", metrics, says, traced)
 
     least = spent(bare(metrics))
     print(f"counted and timed only                 {least:6.1f} us")
     for name, one in {
         "account and trailers (always)": book(),
-        "--log-calls all, as JSON": book("all"),
+        "--access-log all, as JSON": book("all"),
         "--tracing on, not sampled": book(traced=tracer("always_off")),
         "--tracing on, sampled": book(traced=tracer("always_on")),
     }.items():

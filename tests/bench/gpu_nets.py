@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from serving import bundle
-from serving.bundle import Manifest, XSpec
+from serving.bundle import DataSpec, Manifest
 from training import export, graphs, networks
 from training.config import Config
 from training.data import RowSpec
@@ -59,7 +59,7 @@ def publish(net: Net, root: Path, precision: str) -> Path:
     encoder = graphs.encoder(exported, net.name)
     manifest = Manifest(
         model=net.name,
-        x=XSpec("image", net.shape, "uint8", (0.0, 255.0)),
+        x=DataSpec("image", net.shape, "uint8", (0.0, 255.0)),
         latent_size=net.latent_size,
         likelihood="bernoulli",
         family="vae",

@@ -13,7 +13,7 @@ from gpu_nets import Net, publish
 
 from serving import bundle
 from serving.models import loading
-from serving.runtime.engine import Engine, Graph
+from serving.runtime.engine import Graph, SessionFactory
 from serving.runtime.provider import Provider
 
 
@@ -48,7 +48,7 @@ class Bench:
     def graph(self, net: Net, cuda_graphs: bool) -> Graph:
         loaded = bundle.load(self.path(net))
         _, takes_z = loading.signatures(loaded.manifest)
-        engine = Engine(Provider(self.device), cuda_graphs)
+        engine = SessionFactory(Provider(self.device), cuda_graphs)
         return engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)
 
     def path(self, net: Net) -> Path:

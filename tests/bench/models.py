@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from serving import bundle
-from serving.bundle import Manifest, XSpec
+from serving.bundle import DataSpec, Manifest
 
 SHAPE = (28, 28)
 LATENT = 20
@@ -156,7 +156,7 @@ def publish(root: Path, name: str) -> Path:
     )
     manifest = Manifest(
         model=name,
-        x=XSpec("image", SHAPE, "uint8", (0.0, 255.0)),
+        x=DataSpec("image", SHAPE, "uint8", (0.0, 255.0)),
         latent_size=LATENT,
         likelihood="bernoulli",
         family="vae",

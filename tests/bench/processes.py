@@ -88,6 +88,6 @@ def server(bundles: Path, *flags: str) -> Process:
     return Process([*command, *ports, *flags])
 
 
-def echo(answer_bytes: int) -> Process:
+def echo(unsent_response_bytes: int) -> Process:
     """A bare grpc.aio server that answers every call with so many bytes."""
-    return Process([str(HERE / "echo.py"), str(answer_bytes)])
+    return Process([str(HERE / "echo.py"), str(unsent_response_bytes)])

@@ -29,4 +29,4 @@ def environment(documents):
 def chosen(documents):
     """The settings that the server makes of its environment and arguments."""
     assert container(documents)["args"] == ["serve"]
-    return settings.read({}, environment(documents))
+    return settings.load_settings({}, environment(documents))

@@ -60,7 +60,7 @@ class Life:
         limits = [
             "--queue-rows",
             str(queue_rows),
-            "--reload-seconds",
+            "--poll-seconds",
             "0.5",
             "--lame-duck-seconds",
             "0",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from documents import one
 
-from serving.jobs import exits
+from serving.jobs import exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,14 +23,14 @@ def test_a_job_ends_as_its_exit_status_says(build):
         by_action = {rule["action"]: rule for rule in rules}
         condition = by_action["Ignore"]["onPodConditions"][0]
         assert condition == {"type": "DisruptionTarget", "status": "True"}
-        assert by_action["FailJob"]["onExitCodes"]["values"] == [exits.CONFIG]
+        assert by_action["FailJob"]["onExitCodes"]["values"] == [exit_codes.CONFIG]
         assert all(r["onExitCodes"]["containerName"] in names for r in rules if "onExitCodes" in r)
         assert job["completionMode"] == "Indexed"
         assert job["ttlSecondsAfterFinished"] > 0
     batch = one(documents, "Job", "latentd-reconstruct")["spec"]
     assert batch["backoffLimitPerIndex"] >= 1
     action = {r["action"]: r for r in batch["podFailurePolicy"]["rules"]}["FailIndex"]
-    assert action["onExitCodes"]["values"] == [exits.DATA, exits.QUARANTINED]
+    assert action["onExitCodes"]["values"] == [exit_codes.DATA, exit_codes.QUARANTINED]
     training = one(documents, "Job", "latentd-training")["spec"]
     assert training["completions"] == training["parallelism"]
     script = training["template"]["spec"]["containers"][0]["args"][0]

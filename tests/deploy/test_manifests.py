@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_every_variable_is_a_setting_that_can_be_read(build, overlay):
     told = environment(build(overlay))
-    assert settings.unknown_variables(told) == []
+    assert settings.unknown_env_vars(told) == []
     assert chosen(build(overlay)) != settings.Settings()
 
 

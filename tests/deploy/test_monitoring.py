@@ -105,7 +105,7 @@ def test_every_panel_and_record_has_data_under_load(bundles, rules, tmp_path):
                 pytest.fail(f"no data: {missing}")
             # What it says is so: more than can be queued was asked for, and one bundle is bad.
             assert float(prometheus.query("latentd:shed:ratio_rate5m")[0]["value"][1]) > 0.01
-            until(lambda: prometheus.query('ALERTS{alertname="LatentdReloadRefused"}'))
+            until(lambda: prometheus.query('ALERTS{alertname="LatentdReloadRejected"}'))
             until(lambda: prometheus.query('ALERTS{alertname="LatentdShedding"}'))
             assert not prometheus.query('ALERTS{alertname=~"LatentdDown|LatentdOnCpu"}')
             assert float(prometheus.query("sum(latentd_workers)")[0]["value"][1]) == 2

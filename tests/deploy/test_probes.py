@@ -37,7 +37,7 @@ def probes(documents):
 def test_probes_find_the_server_that_the_manifests_start(build, toy_bundles, start_server):
     documents = build("cpu")
     told = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
-    chosen = settings.read({}, told)
+    chosen = settings.load_settings({}, told)
     server = start_server(**{name: getattr(chosen, name) for name in vars(chosen)})
     with grpc.insecure_channel(server.target) as channel:
         for name, probe in probes(documents).items():
@@ -66,7 +66,7 @@ def test_with_tls_and_tokens_the_probes_commands_still_succeed(
     told = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
     for mount in ("/tls/", "/tokens/"):
         told = {k: v.replace(mount, f"{secret}/") for k, v in told.items()}
-    chosen = settings.read({}, told)
+    chosen = settings.load_settings({}, told)
     server = start_server(**{name: getattr(chosen, name) for name in vars(chosen)})
     port = server.target.rpartition(":")[2]
     for name, probe in probes(documents).items():

@@ -20,7 +20,7 @@ from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
 LONG = 60
-FLAGS = ("--reload-seconds", "0.2", "--lame-duck-seconds", "0.1", "--keep-versions", "1")
+FLAGS = ("--poll-seconds", "0.2", "--lame-duck-seconds", "0.1", "--keep-versions", "1")
 WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
 
 

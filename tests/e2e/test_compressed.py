@@ -42,15 +42,15 @@ def listener(request):
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["open", "tokens"])
-def guarded(request):
+def require_scope(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def target(module_serve, toy_bundles, tmp_path_factory, listener, guarded):
+def target(module_serve, toy_bundles, tmp_path_factory, listener, require_scope):
     """A server with little more memory than it needs, its process, and how callers show a token."""
     flags = ["--bundles", str(toy_bundles), "--workers=1", f"--listener={listener}"]
-    if guarded:
+    if require_scope:
         tokens = tmp_path_factory.mktemp("tokens") / "tokens"
         digest = hashlib.sha256(TOKEN.encode()).hexdigest()
         tokens.write_text(f"polite models,generate,infer sha256:{digest}\n")
@@ -80,10 +80,10 @@ def polite(address: str, token: str | None, seconds: float) -> list[float]:
     return rounds
 
 
-def flooded(target, path, guarded, connections, seconds, record_property) -> None:
+def flooded(target, path, require_scope, connections, seconds, record_property) -> None:
     process, how = target
     address, _ = process.ready()
-    token = TOKEN if guarded else None
+    token = TOKEN if require_scope else None
     polite(address, token, 0.2)
     process.forget_peak()
     before = process.memory("VmRSS")
@@ -100,21 +100,21 @@ def flooded(target, path, guarded, connections, seconds, record_property) -> Non
         f"{peak >> 20}, then {process.memory('VmRSS') >> 20} (limit: {how}); {len(rounds)} polite "
         f"rounds, 0 lost, p99 {p99 * 1e3:.0f} ms",
     )
-    said = UNAUTHENTICATED if guarded and path not in HEALTH else UNIMPLEMENTED
+    said = UNAUTHENTICATED if require_scope and path not in HEALTH else UNIMPLEMENTED
     assert ends.statuses[said] > 0
     assert set(ends.statuses) <= {said, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]}
 
 
 @pytest.mark.parametrize("path", [HEALTH[0], METHODS[0]])
 def test_compressed_messages_are_refused_and_others_answered(
-    target, path, guarded, record_property
+    target, path, require_scope, record_property
 ):
-    flooded(target, path, guarded, 16, 0.5, record_property)
+    flooded(target, path, require_scope, 16, 0.5, record_property)
 
 
-def test_what_may_not_be_called_is_refused_before_its_message_comes(target, guarded):
+def test_what_may_not_be_called_is_refused_before_its_message_comes(target, require_scope):
     address, _ = target[0].ready()
-    paths = ["/no/method", *((*METHODS, REFLECTION) if guarded else ())]
+    paths = ["/no/method", *((*METHODS, REFLECTION) if require_scope else ())]
     with Connection(int(address.rpartition(":")[2])) as connection:
         begun = message(bytes(1000), length=60 * MIB)
         for stream, path in zip(range(1, 99, 2), paths, strict=False):
@@ -126,5 +126,5 @@ def test_what_may_not_be_called_is_refused_before_its_message_comes(target, guar
 @pytest.mark.slow
 @pytest.mark.parametrize("connections", [16, 200])
 @pytest.mark.parametrize("path", [*METHODS, *HEALTH, REFLECTION])
-def test_a_flood_of_them_to_any_method(target, path, guarded, connections, record_property):
-    flooded(target, path, guarded, connections, 2, record_property)
+def test_a_flood_of_them_to_any_method(target, path, require_scope, connections, record_property):
+    flooded(target, path, require_scope, connections, 2, record_property)

@@ -103,7 +103,7 @@ def test_a_version_that_finds_no_memory_is_refused_and_the_one_before_serves_on(
     serve, tmp_path, publish_toy, libraries, card
 ):
     publish_toy(tmp_path)
-    flags = ("--provider", "cuda", "--workers", "1", "--reload-seconds", "0.2")
+    flags = ("--provider", "cuda", "--workers", "1", "--poll-seconds", "0.2")
     process = serve("--bundles", str(tmp_path), *flags, **libraries)
     target, _ = process.ready()
     with grpc.insecure_channel(target) as channel:

@@ -27,7 +27,7 @@ def test_cuda_serves_what_the_cpu_serves(start_server, toy_bundles):
     answers = {}
     for provider in ("cuda", "cpu"):
         with Client(start_server(toy_bundles, provider=provider).target) as client:
-            answers[provider] = client.sample(64, seed=7, return_z=True)
+            answers[provider] = client.sample(64, seed=7, include_z=True)
             if provider == "cuda":
                 assert client.get_model().provider == "CUDAExecutionProvider"
     assert answers["cuda"].z.tobytes() == answers["cpu"].z.tobytes()
@@ -42,9 +42,9 @@ def test_every_size_of_batch_gives_what_the_cpu_gives(start_server, toy_bundles,
     for provider in ("cuda", "cpu"):
         server = start_server(toy_bundles, provider=provider, cuda_graphs=cuda_graphs)
         with Client(server.target) as client:
-            answers[provider] = [client.sample(n, seed=n, return_z=True) for n in SIZES]
+            answers[provider] = [client.sample(n, seed=n, include_z=True) for n in SIZES]
             if provider == "cuda":
-                difference = server.metric("latentd_golden_difference", model="toy", version="1")
+                difference = server.metric("latentd_golden_max_abs_error", model="toy", version="1")
                 assert 0 <= difference < 1e-3
     for on_gpu, on_cpu in zip(answers["cuda"], answers["cpu"], strict=True):
         assert on_gpu.z.tobytes() == on_cpu.z.tobytes()
@@ -63,7 +63,7 @@ def test_reconstruct_gives_what_the_cpu_gives(start_server, toy_bundles, cuda_gr
         with Client(server.target) as client:
             for x in chunks:  # alone, and nothing asked for but x
                 np.testing.assert_array_equal(client.reconstruct(x).x, x)
-            streamed = client.stream_reconstruct(chunks, scores=True, latents=True)
+            streamed = client.stream_reconstruct(chunks, include_scores=True, include_latents=True)
             answers[provider] = list(streamed)
     for on_gpu, on_cpu, x in zip(answers["cuda"], answers["cpu"], chunks, strict=True):
         np.testing.assert_array_equal(on_gpu.x, x)
@@ -75,7 +75,7 @@ def test_reconstruct_gives_what_the_cpu_gives(start_server, toy_bundles, cuda_gr
 def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publish_toy):
     """Both lanes run in two threads each while the next version's graphs are recorded."""
     publish_toy(tmp_path)
-    server = start_server(tmp_path, provider="cuda", max_batch_rows=16, reload_seconds=3600)
+    server = start_server(tmp_path, provider="cuda", max_batch_rows=16, poll_seconds=3600)
     over = threading.Event()
 
     def ask(caller: int) -> None:
@@ -101,5 +101,7 @@ def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publis
 
 
 def test_a_graph_keeps_within_its_memory(start_server, toy_bundles):
-    with Client(start_server(toy_bundles, provider="cuda", gpu_memory_mib=64).target) as client:
+    with Client(
+        start_server(toy_bundles, provider="cuda", gpu_arena_limit_mib=64).target
+    ) as client:
         assert len(client.sample(8, seed=1).x) == 8

@@ -46,7 +46,7 @@ def test_a_server_is_healthy_reflects_itself_and_shows_metrics(serve, toy_bundle
     with urllib.request.urlopen(metrics) as page:
         text = page.read().decode()
     assert 'latentd_requests_total{code="OK",method="Sample",model="toy"} 1.0' in text
-    assert 'latentd_queue_rows{lane="decoder",model="toy",version="1"} 0.0' in text
+    assert 'latentd_queue_rows{graph="decoder",model="toy",version="1"} 0.0' in text
 
 
 @WORKERS
@@ -79,7 +79,7 @@ def test_sigterm_while_loading_ends_in_order(serve, toy_bundles, workers):
 
 def test_sigterm_while_a_new_version_loads_ends_in_order(serve, publish_toy, tmp_path):
     publish_toy(tmp_path)
-    process = serve("--bundles", str(tmp_path), "--reload-seconds", "0.01")
+    process = serve("--bundles", str(tmp_path), "--poll-seconds", "0.01")
     process.ready()
     for _ in range(10):
         publish_toy(tmp_path)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.process import exposition
+from serving.process import metrics_server
 
-CONNECTIONS = 4 * exposition.MOST_CONNECTIONS
+CONNECTIONS = 4 * metrics_server.MOST_CONNECTIONS
 SCRAPE_SECONDS = 5  # in which the page has to come
 ROOM = 48 << 20
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: test\r\n"
@@ -53,14 +53,14 @@ def test_more_connections_than_anybody_needs_keep_no_scrape_out(process, page, s
             if number % 20 == 0:
                 assert b"latentd_" in scrape(page)
         assert b"latentd_" in scrape(page)
-        assert threads(process) - before <= exposition.MOST_CONNECTIONS
+        assert threads(process) - before <= metrics_server.MOST_CONNECTIONS
         assert process.memory("VmRSS") - memory < ROOM
 
 
 def test_a_request_longer_than_any_is_not_waited_for(page):
     with connect(page) as connection:
-        connection.settimeout(exposition.SECONDS / 2)
-        connection.sendall(REQUEST + b"X-More: " + b"x" * exposition.MOST_REQUEST_BYTES)
+        connection.settimeout(metrics_server.SECONDS / 2)
+        connection.sendall(REQUEST + b"X-More: " + b"x" * metrics_server.MOST_REQUEST_BYTES)
         try:
             while connection.recv(1 << 16):
                 pass
@@ -74,6 +74,6 @@ def test_a_request_longer_than_any_is_not_waited_for(page):
 def test_a_connection_that_lasts_is_closed(page, sent):
     with connect(page) as connection:
         connection.sendall(sent)
-        connection.settimeout(exposition.SECONDS + 5)
+        connection.settimeout(metrics_server.SECONDS + 5)
         while connection.recv(1 << 16):
             pass

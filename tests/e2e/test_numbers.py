@@ -30,8 +30,8 @@ GOOD = {
     "Sample": pb.SampleRequest(),
     "StreamSamples": pb.StreamSamplesRequest(count=1),
     "Interpolate": pb.InterpolateRequest(
-        start=pb.EndPoint(sample=pb.SampledPoint(seed=1)),
-        end=pb.EndPoint(sample=pb.SampledPoint(seed=2)),
+        start=pb.LatentAnchor(sample=pb.SampledPoint(seed=1)),
+        end=pb.LatentAnchor(sample=pb.SampledPoint(seed=2)),
     ),
     "Score": pb.ScoreRequest(
         x=pb.Rows(tensor=pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=[1, 4, 4], data=bytes(16)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from serving.runtime.cuda import Stream
-from serving.runtime.engine import Engine
+from serving.runtime.engine import SessionFactory
 from serving.runtime.provider import CUDA, Provider, problem
 from training import graphs, networks
 from training.config import Config
@@ -34,7 +34,7 @@ def test_all_of_an_exported_graph_runs_on_the_gpu(net, shape, likelihood, precis
     config = Config(net=net, likelihood=likelihood, latent_size=LATENT, hidden=8)
     model = build(networks.fitted(config, shape), RowSpec(shape, "uint8")).eval()
     exported = halved(model) if precision == "float16" else model
-    engine, stream = Engine(Provider("cuda")), Stream()
+    engine, stream = SessionFactory(Provider("cuda")), Stream()
     for graph in (graphs.encoder(exported, "m"), graphs.decoder(exported, "m", LATENT)):
         session = engine._session(graph, 1, cuda_graph=True, stream=stream.address)
         assert session.get_providers()[0] == CUDA

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from serving.client import Client
-from serving.errors import NotReady
+from serving.errors import Unavailable
 
 CALLERS = 12
 SECONDS = 60  # until something that should happen counts as missing
@@ -127,4 +127,4 @@ def test_without_retries_the_loss_is_seen(pair, record_property):
         load.reach(1000)
     load.tell(record_property)
     assert load.failures
-    assert {type(failure) for failure in load.failures} == {NotReady}
+    assert {type(failure) for failure in load.failures} == {Unavailable}

@@ -105,7 +105,7 @@ def test_sigterm_with_work_queued_answers_it_all(serve, publish_slow, tmp_path, 
     with grpc.insecure_channel(target) as channel:
         request = pb.DecodeRequest(z=codec.to_tensor(SLOW))
         calls = [VaeServiceStub(channel).Decode.future(request) for _ in range(CALLS)]
-        while not process.value("latentd_queue_rows", lane="decoder"):
+        while not process.value("latentd_queue_rows", graph="decoder"):
             assert not all(call.done() for call in calls), "nothing was queued"
         process.signal(signal.SIGTERM)
         for call in calls:

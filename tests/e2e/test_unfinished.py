@@ -24,7 +24,9 @@ HEALTH = "/grpc.health.v1.Health/Check"
 
 @pytest.fixture(params=["core", "aio"])
 def process(request, serve, toy_bundles):
-    limits = f"--max-message-mib={MOST_MESSAGE // MIB} --requests-mib={MOST // MIB}".split()
+    limits = (
+        f"--max-message-mib={MOST_MESSAGE // MIB} --max-partial-request-mib={MOST // MIB}".split()
+    )
     flags = (*limits, "--workers=1", f"--listener={request.param}")
     return serve("--bundles", str(toy_bundles), *flags)
 
@@ -60,7 +62,7 @@ def test_requests_that_never_end_take_bounded_memory_and_nobodys_place(process, 
     assert peak < ROOM
     # What was not given up fits, with what came after the last look.
     assert len(ends) > CONNECTIONS * CALLS / 2
-    assert process.value("latentd_requests_given_up_total") >= len(ends)
+    assert process.value("latentd_partial_requests_dropped_total") >= len(ends)
     for end in ends:
         assert end.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
         assert b"long in coming" in end.headers[b"grpc-message"]

@@ -12,7 +12,7 @@ from http2 import Connection, body, call, message
 
 from serving.client import Client
 from serving.pb import vae_pb2 as pb
-from serving.transport.answers import CALL
+from serving.transport.response_memory import CALL
 
 MIB = 1 << 20
 ROWS = 12_500  # with their latents 1 MB: 2 of memory as one answer, 4 as a stream's
@@ -23,14 +23,19 @@ ROOM = 256 * MIB  # beyond what it had before: a sixth of what all would take
 INITIAL_WINDOW, TABLE, TRUE_BINARY = 4, 1, 0xFE03
 
 ASKED = {
-    "answers": pb.SampleRequest(count=ROWS, seed=7, return_z=True),
-    "streams": pb.StreamSamplesRequest(count=10**9, chunk_rows=ROWS, seed=7, return_z=True),
+    "answers": pb.SampleRequest(count=ROWS, seed=7, include_z=True),
+    "streams": pb.StreamSamplesRequest(count=10**9, chunk_rows=ROWS, seed=7, include_z=True),
 }
 
 
 @pytest.fixture(params=["core", "aio"])
 def process(request, serve, toy_bundles):
-    limits = {"max-rows": ROWS, "queue-rows": 10**8, "queue-mib": 4096, "answers-mib": MOST // MIB}
+    limits = {
+        "max-rows": ROWS,
+        "queue-rows": 10**8,
+        "queue-mib": 4096,
+        "max-unsent-response-mib": MOST // MIB,
+    }
     flags = [f"--{name}={limit}" for name, limit in limits.items()]
     flags += ["--workers=1", f"--listener={request.param}"]
     return serve(
@@ -66,7 +71,7 @@ def test_answers_that_nobody_reads_take_bounded_memory_and_nobodys_place(process
         for _ in range(CONNECTIONS):
             mute.enter_context(ask(int(target.rpartition(":")[2]), asked))
         health = health_pb2_grpc.HealthStub(channel)
-        while process.value("latentd_answers_given_up_total") < CONNECTIONS * CALLS - fitting:
+        while process.value("latentd_responses_dropped_total") < CONNECTIONS * CALLS - fitting:
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
             assert len(client.sample(1, seed=7)) == 1
             assert process.memory("VmRSS") - before < ROOM
@@ -74,7 +79,8 @@ def test_answers_that_nobody_reads_take_bounded_memory_and_nobodys_place(process
 
 
 def test_a_caller_who_lets_its_answer_wait_is_told_why_it_lost_it(serve, toy_bundles):
-    flags = f"--workers=1 --listener=core --max-rows={ROWS} --queue-rows={10**8} --answers-mib=1"
+    flags = f"--workers=1 --listener=core --max-rows={ROWS} --queue-rows={10**8}"
+    flags += " --max-unsent-response-mib=1"
     target, _ = serve("--bundles", str(toy_bundles), *flags.split()).ready()
     with ask(int(target.rpartition(":")[2]), ASKED["answers"]) as connection:
         (first,) = connection.wait_for(1)
@@ -85,7 +91,7 @@ def test_a_caller_who_lets_its_answer_wait_is_told_why_it_lost_it(serve, toy_bun
 @pytest.mark.parametrize("listener", ["core", "aio"])
 def test_small_answers_that_nobody_reads_count_with_their_calls(serve, toy_bundles, listener):
     # Streams of one row a message, and checks of health, for which no token is asked.
-    flags = f"--workers=1 --listener={listener} --answers-mib=8"
+    flags = f"--workers=1 --listener={listener} --max-unsent-response-mib=8"
     process = serve("--bundles", str(toy_bundles), *flags.split())
     target, _ = process.ready()
     port = int(target.rpartition(":")[2])
@@ -100,7 +106,7 @@ def test_small_answers_that_nobody_reads_count_with_their_calls(serve, toy_bundl
             else:
                 mute.enter_context(begin(port, "/grpc.health.v1.Health/Check", b"", 100))
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
-        while process.value("latentd_answers_given_up_total") < 2000 - most / CALL:
+        while process.value("latentd_responses_dropped_total") < 2000 - most / CALL:
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
-        assert process.value("latentd_answer_bytes") <= 2 * most
+        assert process.value("latentd_unsent_response_bytes") <= 2 * most
         assert process.memory("VmHWM") - before < 64 * MIB  # 2,200 calls took more

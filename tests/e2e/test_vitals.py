@@ -11,11 +11,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from slowed import SLOW
 
 from serving import codec
-from serving.models.vitals import Vitals
+from serving.models.watchdog import EngineWatchdog
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 from serving.runtime.cuda import CudaError
-from serving.runtime.engine import PlainGraph
+from serving.runtime.engine import CpuGraph
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -64,15 +64,15 @@ def test_a_worker_whose_run_hangs_is_replaced(serve, hanging_bundles):
 
 
 def test_an_engine_that_stays_broken_stops_readiness_until_it_works(server, monkeypatch):
-    work = PlainGraph.run
+    work = CpuGraph.run
     broken = threading.Event()
 
-    def run(self: PlainGraph, *args):
+    def run(self: CpuGraph, *args):
         if broken.is_set():
             raise RuntimeError("CUDA failure 719: unspecified launch failure")
         return work(self, *args)
 
-    monkeypatch.setattr(PlainGraph, "run", run)
+    monkeypatch.setattr(CpuGraph, "run", run)
     with grpc.insecure_channel(server.target) as channel:
         stub, health = VaeServiceStub(channel), health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="readiness"), timeout=60)
@@ -92,17 +92,17 @@ def test_an_engine_that_stays_broken_stops_readiness_until_it_works(server, monk
 
 
 def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monkeypatch):
-    work = PlainGraph.run
+    work = CpuGraph.run
 
-    def run(self: PlainGraph, array, outputs):
+    def run(self: CpuGraph, array, outputs):
         if array.dtype == np.float32 and (array == 7).any():
             raise RuntimeError("not these rows")
         return work(self, array, outputs)
 
-    monkeypatch.setattr(PlainGraph, "run", run)
+    monkeypatch.setattr(CpuGraph, "run", run)
     tried = threading.Event()
     model = server.server.repository.models()[0]
-    probe = model.try_out
+    probe = model.self_test
     monkeypatch.setattr(model, "try_out", lambda: (probe(), tried.set()))
     with grpc.insecure_channel(server.target) as channel:
         stub = VaeServiceStub(channel)
@@ -116,39 +116,39 @@ def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monke
 
 
 def test_an_error_that_cuda_never_forgets_is_the_end_at_once(server, monkeypatch):
-    vitals = Vitals(server.server.repository, 60.0, on_cpu=False)
+    vitals = EngineWatchdog(server.server.repository, 60.0, on_cpu=False)
     models = server.server.repository.models()
 
-    def run(self: PlainGraph, *args):
-        raise CudaError("cudaMalloc: cudaErrorMemoryAllocation, out of memory", lasting)
+    def run(self: CpuGraph, *args):
+        raise CudaError("cudaMalloc: cudaErrorMemoryAllocation, out of memory", sticky)
 
-    monkeypatch.setattr(PlainGraph, "run", run)
-    lasting = False
-    assert vitals.try_out(models) == "toy version 1"
-    assert not vitals.beyond_help()
-    lasting = True
-    assert vitals.try_out(models) == "toy version 1"
-    assert "The GPU is lost to this process (cudaMalloc" in vitals.beyond_help()
+    monkeypatch.setattr(CpuGraph, "run", run)
+    sticky = False
+    assert vitals.self_test(models) == "toy version 1"
+    assert not vitals.fatal_error()
+    sticky = True
+    assert vitals.self_test(models) == "toy version 1"
+    assert "The GPU is lost to this process (cudaMalloc" in vitals.fatal_error()
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_what_is_broken_on_a_gpu_for_long_is_broken_for_good(server, monkeypatch, on_cpu):
     now = 0.0
-    vitals = Vitals(server.server.repository, 60.0, on_cpu, clock=lambda: now)
+    vitals = EngineWatchdog(server.server.repository, 60.0, on_cpu, clock=lambda: now)
     models = server.server.repository.models()
-    assert not vitals.beyond_help()
+    assert not vitals.fatal_error()
 
-    def run(self: PlainGraph, *args):
+    def run(self: CpuGraph, *args):
         raise RuntimeError("CUDA failure 719: unspecified launch failure")
 
-    monkeypatch.setattr(PlainGraph, "run", run)
-    assert vitals.try_out(models) == "toy version 1"
+    monkeypatch.setattr(CpuGraph, "run", run)
+    assert vitals.self_test(models) == "toy version 1"
     now = 20.0
-    assert vitals.try_out(models)
-    assert not vitals.beyond_help()
+    assert vitals.self_test(models)
+    assert not vitals.fatal_error()
     now = 31.0  # since the first time, not the last
-    assert vitals.try_out(models)
-    assert bool(vitals.beyond_help()) is not on_cpu
+    assert vitals.self_test(models)
+    assert bool(vitals.fatal_error()) is not on_cpu
     monkeypatch.undo()
-    assert not vitals.try_out(models)
-    assert not vitals.beyond_help()
+    assert not vitals.self_test(models)
+    assert not vitals.fatal_error()

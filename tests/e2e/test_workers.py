@@ -58,12 +58,12 @@ def test_calls_are_shared_out_and_counted_together(pair):
     assert len(answers) == 1, "every worker draws the same"
     assert pair.value("latentd_requests_total", method="Sample", code="OK") == 32
     assert pair.value("latentd_workers") == 2
-    assert pair.value("latentd_queue_rows", lane="decoder") == 0
+    assert pair.value("latentd_queue_rows", graph="decoder") == 0
 
 
 def test_every_worker_takes_up_a_new_version(serve, publish_toy, tmp_path):
     publish_toy(tmp_path)
-    flags = ("--reload-seconds", "0.05", "--keep-versions", "1", "--lame-duck-seconds", "0")
+    flags = ("--poll-seconds", "0.05", "--keep-versions", "1", "--lame-duck-seconds", "0")
     process = serve("--bundles", str(tmp_path), "--workers", "2", *flags)
     target, _ = process.ready()
     publish_toy(tmp_path)
@@ -116,12 +116,12 @@ def test_what_a_dead_worker_counted_stays_counted(pair):
 
 def test_a_worker_that_hangs_does_not_keep_the_page_from_prometheus(pair):
     pair.ready()
-    before = pair.value("latentd_queue_rows_most", lane="decoder")
+    before = pair.value("latentd_queue_rows_limit", graph="decoder")
     hung, _ = worker_pids(pair)
     os.kill(hung, signal.SIGSTOP)
     try:
         for _ in range(2):
-            assert pair.value("latentd_queue_rows_most", lane="decoder") == before
+            assert pair.value("latentd_queue_rows_limit", graph="decoder") == before
     finally:
         os.kill(hung, signal.SIGCONT)
 
@@ -184,7 +184,7 @@ def test_two_servers_do_not_share_a_port(pair, serve, toy_bundles):
 
 def test_a_stop_in_the_middle_of_starting_workers_starts_no_more(toy_bundles, monkeypatch):
     flags = {"bundles": str(toy_bundles), "port": "0", "metrics_port": "0", "workers": "50"}
-    supervisor, started = Supervisor(settings.read(flags, environment={})), []
+    supervisor, started = Supervisor(settings.load_settings(flags, environment={})), []
 
     def start(number: int) -> None:
         started.append(number)

@@ -81,10 +81,10 @@ rows = st.one_of(
     st.builds(pb.Rows, png=st.builds(pb.PngImages, files=st.lists(files, max_size=3))),
 )
 points = st.one_of(
-    st.builds(pb.EndPoint),
-    st.builds(pb.EndPoint, x=rows),
-    st.builds(pb.EndPoint, z=tensors),
-    st.builds(pb.EndPoint, sample=st.builds(pb.SampledPoint, seed=wide, index=wide)),
+    st.builds(pb.LatentAnchor),
+    st.builds(pb.LatentAnchor, x=rows),
+    st.builds(pb.LatentAnchor, z=tensors),
+    st.builds(pb.LatentAnchor, sample=st.builds(pb.SampledPoint, seed=wide, index=wide)),
 )
 fields = {
     "x": rows,
@@ -104,10 +104,10 @@ fields = {
     "output": st.integers(0, 4),
     "path": st.integers(0, 4),
     "draw": st.booleans(),
-    "scores": st.booleans(),
-    "return_z": st.booleans(),
-    "latents": st.booleans(),
-    "omit_x": st.booleans(),
+    "include_scores": st.booleans(),
+    "include_z": st.booleans(),
+    "include_latents": st.booleans(),
+    "include_x": st.booleans(),
 }
 
 

@@ -14,7 +14,7 @@ from rounds import again_and_again, once
 
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport import wire
+from serving.transport import handlers
 
 PATIENCE = 30  # seconds for an answer
 
@@ -22,7 +22,7 @@ PATIENCE = 30  # seconds for an answer
 CALL = (
     http2.PREFACE
     + http2.settings({4: 1 << 20})
-    + http2.call(1, f"/{wire.SERVICE}/Sample", (b"grpc-timeout", b"5S"), (b"x-bin", b"AAAA"))
+    + http2.call(1, f"/{handlers.SERVICE}/Sample", (b"grpc-timeout", b"5S"), (b"x-bin", b"AAAA"))
     + http2.body(1, http2.message(pb.SampleRequest(count=1).SerializeToString()))
     + http2.frame(http2.PING, 0, 0, bytes(8))
     + http2.window(0, 100)
@@ -30,7 +30,7 @@ CALL = (
 PACKED = (
     http2.PREFACE
     + http2.settings({})
-    + http2.call(1, f"/{wire.SERVICE}/Sample", (b"grpc-encoding", b"gzip"))
+    + http2.call(1, f"/{handlers.SERVICE}/Sample", (b"grpc-encoding", b"gzip"))
     + http2.body(1, http2.message(gzip.compress(bytes(1 << 20)), compressed=True))
 )
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from inputs import mutant, mutated, requests
 from rounds import TRIED, again_and_again, once
 
-from serving.batching import tasks
-from serving.batching.tasks import Caller, Reply
+from serving.batching import coroutines
+from serving.batching.coroutines import CallContext, Future
 from serving.pb import vae_pb2 as pb
-from serving.transport import wire
+from serving.transport import handlers
 
 MUTANTS = 20  # of each input, where the tests go on for their seconds
 PATIENCE = 30  # seconds for an answer
@@ -40,39 +40,39 @@ class Call:
     """One call as a handler sees it; its caller sends `data` and leaves a long stream early."""
 
     def __init__(self, data: bytes) -> None:
-        self.caller = Caller()
+        self.caller = CallContext()
         self._data: bytes | None = data
         self.written: list[bytes] = []
 
-    def read(self) -> Reply[bytes | None]:
-        reply: Reply[bytes | None] = Reply()
+    def read(self) -> Future[bytes | None]:
+        reply: Future[bytes | None] = Future()
         reply.resolve(self._data)
         self._data = None  # it was the last
         return reply
 
-    def write(self, message: bytes) -> Reply[None]:
+    def write(self, message: bytes) -> Future[None]:
         self.written.append(message)
         if len(self.written) == MOST_CHUNKS:
             self.caller.cancel()
-        reply: Reply[None] = Reply()
+        reply: Future[None] = Future()
         reply.resolve(None)
         return reply
 
 
-def ask(handler: wire.Handler, data: bytes) -> tuple[wire.Status, Call]:
+def ask(handler: handlers.Handler, data: bytes) -> tuple[handlers.Status, Call]:
     """Make a call and wait for its end."""
     call, ended, statuses = Call(data), threading.Event(), []
 
     async def run() -> None:
-        statuses.append(await wire.finish(handler, call))
+        statuses.append(await handlers.finish(handler, call))
         ended.set()
 
-    tasks.start(run())
+    coroutines.run_coroutine(run())
     assert ended.wait(PATIENCE), data
     return statuses[0], call
 
 
-def check(name: str, handler: wire.Handler, data: bytes) -> None:
+def check(name: str, handler: handlers.Handler, data: bytes) -> None:
     """The call ends well, or with a refusal that is the caller's fault and says little."""
     status, call = ask(handler, data)
     if status.code is grpc.StatusCode.OK:
@@ -87,7 +87,7 @@ def check(name: str, handler: wire.Handler, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_any_bytes_and_any_fields_are_answered_or_refused(running, request, name):
-    handler = running.server._listener.handlers[f"/{wire.SERVICE}/{name}"]
+    handler = running.server._listener.handlers[f"/{handlers.SERVICE}/{name}"]
     kind = getattr(pb, METHODS[name].input_type.name)
 
     inputs: list[bytes] = []
@@ -106,9 +106,9 @@ def test_any_bytes_and_any_fields_are_answered_or_refused(running, request, name
         inputs.clear()
 
     again_and_again(property_, request, mutants)
-    status, _ = ask(running.server._listener.handlers[f"/{wire.SERVICE}/Sample"], b"\x18\x01")
+    status, _ = ask(running.server._listener.handlers[f"/{handlers.SERVICE}/Sample"], b"\x18\x01")
     assert status.code is grpc.StatusCode.OK
-    for lane in ("encoder", "decoder"):
-        assert running.metric("latentd_failed_batches_total", lane=lane) == 0
-        labels = {"lane": lane, "model": "toy", "version": "1"}
+    for graph in ("encoder", "decoder"):
+        assert running.metric("latentd_failed_batches_total", graph=graph) == 0
+        labels = {"graph": graph, "model": "toy", "version": "1"}
         assert running.metric("latentd_queue_rows", **labels) == 0

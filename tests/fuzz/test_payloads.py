@@ -11,11 +11,11 @@ from inputs import files, mutated, png, tensors
 from rounds import again_and_again, once
 
 from serving import codec, images
-from serving.bundle import XSpec
-from serving.errors import InvalidInput
+from serving.bundle import DataSpec
+from serving.errors import InvalidArgument
 from serving.pb import vae_pb2 as pb
 
-TOY = XSpec("image", (4, 4), "uint8", (0.0, 255.0))
+TOY = DataSpec("image", (4, 4), "uint8", (0.0, 255.0))
 
 
 def test_a_tensor_is_read_or_refused_and_what_is_read_goes_back(request):
@@ -24,7 +24,7 @@ def test_a_tensor_is_read_or_refused_and_what_is_read_goes_back(request):
     def property_(tensor: pb.Tensor) -> None:
         try:
             array = codec.from_tensor(tensor)
-        except InvalidInput as error:
+        except InvalidArgument as error:
             field = error.field
         else:
             field = "tensor." if codec.to_tensor(array) == tensor else "another tensor"
@@ -48,8 +48,8 @@ def test_an_image_is_read_or_refused(request):
     @given(st.one_of(files, mutated(png(4, 4, "L")).map(sealed)))
     def property_(file: bytes) -> None:
         try:
-            array = images.read_pngs([file], TOY, "x")
-        except InvalidInput as error:
+            array = images.decode_pngs([file], TOY, "x")
+        except InvalidArgument as error:
             field = error.field
         else:
             field = "x[0]"

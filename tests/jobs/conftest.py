@@ -20,7 +20,7 @@ from onnx.numpy_helper import from_array
 
 from serving import bundle
 from serving.__main__ import main
-from serving.bundle import Manifest, XSpec
+from serving.bundle import DataSpec, Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 100
@@ -160,7 +160,7 @@ class PublishVectors:
     def __call__(
         self, root: Path, likelihood: str = "gaussian", width: int = 3, low: float = 0.0
     ) -> Path:
-        x = XSpec("vector", (width,), "float32", (low, 1.0))
+        x = DataSpec("vector", (width,), "float32", (low, 1.0))
         encoder, decoder = vector_graphs(width, *x.range)
         rows = np.linspace(low, 1, 4 * width, dtype=np.float32).reshape(4, width)
         halves = ((rows - low) / (2 * (1 - low))).astype(np.float32)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from serving.jobs.behind import Behind
+from serving.jobs.background_writer import BackgroundWriter
 
 
 def test_a_piece_waits_for_the_one_before_and_all_for_the_end():
@@ -16,7 +16,7 @@ def test_a_piece_waits_for_the_one_before_and_all_for_the_end():
         first.wait()
         done.append(1)
 
-    with Behind() as behind:
+    with BackgroundWriter() as behind:
         behind.do(wait_and_note)
         assert done == []
         first.set()
@@ -29,9 +29,9 @@ def test_what_a_piece_raises_comes_out():
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Behind() as behind:
+    with pytest.raises(OSError, match="disk full"), BackgroundWriter() as behind:
         behind.do(fail)
-    with Behind() as behind:
+    with BackgroundWriter() as behind:
         behind.do(fail)
         with pytest.raises(OSError, match="disk full"):
             behind.do(fail)
@@ -42,7 +42,7 @@ def test_an_error_of_the_owner_goes_first():
         raise OSError("disk full")
 
     def own() -> None:
-        with Behind() as behind:
+        with BackgroundWriter() as behind:
             behind.do(fail)
             raise KeyboardInterrupt
 

@@ -16,15 +16,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.errors import BadData, ConfigError
 from serving.readers.files import open_file
 from serving.readers.parquet import TableReader
 from serving.readers.rows import check_form, checked
 from training.pictures import read_pictures
 
-BYTES = XSpec("image", (4, 4), "uint8", (0, 255))
-FLOATS = XSpec("vector", (3,), "float32", (-1, 1))
+BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))
+FLOATS = DataSpec("vector", (3,), "float32", (-1, 1))
 BEYOND = (
     "holds 1.5, outside the model's range -1 to 1, beyond which its bernoulli likelihood is not "
     "defined"

@@ -21,8 +21,8 @@ from onnx.numpy_helper import from_array
 from PIL import Image
 
 from serving.client import Client
-from serving.jobs.plan import Wanted
-from serving.jobs.reconstruct import Graphs, load_bundle
+from serving.jobs.plan import OutputSpec
+from serving.jobs.reconstruct import LocalReconstructor, load_bundle
 from serving.jobs.store import Store
 from serving.readers.rows import Chunk
 
@@ -35,7 +35,7 @@ def test_every_row_has_what_the_server_gives_for_it(
     assert jobs.run(npy, tmp_path / "out", "--reconstruction", "raw") == 0
     table = jobs.table(tmp_path / "out")
     with Client(start_server(toy_bundles).target) as client:
-        wanted, encoding = client.reconstruct(x, scores=True), client.encode(x)
+        wanted, encoding = client.reconstruct(x, include_scores=True), client.encode(x)
     assert table.column_names == [*COLUMNS, "reconstruction"]
     assert table["row"].to_pylist() == list(range(len(x)))
     assert table["id"].to_pylist() == [str(i) for i in range(len(x))]
@@ -248,7 +248,7 @@ def test_rows_that_the_model_fails_on_are_found_and_the_others_are_not_harmed(
 
 def test_a_batch_that_holds_only_poison_gives_no_rows(tmp_path, publish_toy):
     folder = publish_toy(tmp_path / "bundles", encoder_onnx=poisoned())
-    run = Graphs(load_bundle(folder), Wanted(), "cpu").run
+    run = LocalReconstructor(load_bundle(folder), OutputSpec(), "cpu").run
     x = np.full((3, 4, 4), 255, np.uint8)
     results = run(Chunk(np.array([5, 6, 9]), ["a", "b", "c"], x, []))
     assert [row.row for row in results.bad] == [5, 6, 9]
@@ -266,13 +266,13 @@ class Broken:
 def test_an_engine_that_is_broken_is_not_the_fault_of_a_row(
     jobs, npy, x, tmp_path, monkeypatch, capsys
 ):
-    load = Graphs.__init__
+    load = LocalReconstructor.__init__
 
     def loaded_and_lost(self, *given: object, **named: object) -> None:
         load(self, *given, **named)
         self._decoder = Broken()
 
-    monkeypatch.setattr(Graphs, "__init__", loaded_and_lost)
+    monkeypatch.setattr(LocalReconstructor, "__init__", loaded_and_lost)
     assert jobs.run(npy, tmp_path / "out") == 70
     assert "its own golden vectors: CUDA failure 719." in capsys.readouterr().err
     assert not list((tmp_path / "out" / "shards").iterdir())

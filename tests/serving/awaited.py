@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TypeVar
 
-from serving.batching.tasks import Reply
+from serving.batching.coroutines import Future
 
 T = TypeVar("T")
 LONG = 20.0  # seconds; nothing here waits so long unless it is broken
 
 
-def awaited(reply: Reply[T]) -> T:
+def awaited(reply: Future[T]) -> T:
     """Wait for a reply, and return its value or raise what it failed with."""
     answered = threading.Event()
     if reply.then(answered.set):

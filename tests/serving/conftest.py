@@ -13,8 +13,8 @@ from scripted import Running, Scripted
 from standin import COUNTERS, Counters
 
 from serving.client import Client
-from serving.runtime.bound import BoundGraph
-from serving.runtime.engine import Engine, Graph, Signature
+from serving.runtime.engine import Graph, SessionFactory, Signature
+from serving.runtime.io_binding import IOBindingGraph
 from serving.settings import Settings
 
 
@@ -49,18 +49,20 @@ def counters() -> Counters:
 
 
 @pytest.fixture
-def bound(monkeypatch) -> list[BoundGraph]:
+def bound(monkeypatch) -> list[IOBindingGraph]:
     """Every graph that is loaded from now on: bound, as on a GPU, but on the CPU provider."""
-    loaded: list[BoundGraph] = []
+    loaded: list[IOBindingGraph] = []
 
-    def load(self: Engine, model: bytes, signature: Signature, threads: int) -> Graph:
+    def load(self: SessionFactory, model: bytes, signature: Signature, threads: int) -> Graph:
         name, dtype, shape = signature.input
         session, takes = self._session(model, threads), (name, (dtype, shape))
-        graph = BoundGraph(session, takes, dict(signature.outputs), HostMemory(), Stream(), False)
+        graph = IOBindingGraph(
+            session, takes, dict(signature.outputs), HostMemory(), Stream(), False
+        )
         loaded.append(graph)
         return graph
 
-    monkeypatch.setattr(Engine, "load", load)
+    monkeypatch.setattr(SessionFactory, "load", load)
     return loaded
 
 

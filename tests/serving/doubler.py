@@ -9,9 +9,9 @@ import numpy as np
 from awaited import LONG, awaited
 from prometheus_client import CollectorRegistry
 
-from serving.batching.lane import Lane
-from serving.batching.rowqueue import RowQueue, Share
-from serving.batching.tasks import Caller, Reply
+from serving.batching.batcher import Batcher
+from serving.batching.coroutines import CallContext, Future
+from serving.batching.rowqueue import BatchItem, RowQueue
 from serving.metrics import Metrics
 
 
@@ -28,7 +28,7 @@ class Doubler:
         self.running = threading.Event()
         self.batches: list[list[int]] = []
 
-    def __call__(self, batch: Sequence[Share]) -> tuple[np.ndarray]:
+    def __call__(self, batch: Sequence[BatchItem]) -> tuple[np.ndarray]:
         rows = np.concatenate([share.payload[share.start : share.stop] for share in batch])
         self.batches.append(rows.tolist())
         self.threads.add(threading.get_ident())
@@ -53,15 +53,15 @@ class Harness:
         self.metrics = Metrics(CollectorRegistry())
         self.queue = RowQueue(batch_rows, 1000, 1 << 20, batch_seconds)
         self.now = 1000.0
-        self.lane = Lane(
+        self.batcher = Batcher(
             "test", ("toy", 1), self.queue, self.engine, self.metrics, clock=lambda: self.now
         )
 
-    def submit(self, *rows: int, caller: Caller | None = None) -> Reply:
+    def submit(self, *rows: int, caller: CallContext | None = None) -> Future:
         array = np.array(rows)
-        return self.lane.submit(array, len(array), array.nbytes, caller or Caller())
+        return self.batcher.submit(array, len(array), array.nbytes, caller or CallContext())
 
-    def hold(self, caller: Caller | None = None) -> Reply:
+    def hold(self, caller: CallContext | None = None) -> Future:
         """Occupy the engine with the row 0 until `release`."""
         self.engine.gate.clear()
         first = self.submit(0, caller=caller)
@@ -75,7 +75,7 @@ class Harness:
         return self.metrics.registry.get_sample_value(f"latentd_{name}", labels) or 0.0
 
 
-def answer(reply: Reply) -> list[int]:
+def answer(reply: Future) -> list[int]:
     """Wait for a reply's rows, or raise what it failed with."""
     (rows,) = awaited(reply)
     return rows.tolist()

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from serving import bundle
-from serving.bundle import Manifest, XSpec
+from serving.bundle import DataSpec, Manifest
 
 SIZE = 4  # of a row, and of its latent
 HUGE = 3e38  # finite, and its square is not
@@ -41,7 +41,7 @@ def publish_echo(root: Path, likelihood: str = "gaussian", model: str = "echo") 
     )
     manifest = Manifest(
         model=model,
-        x=XSpec("vector", (SIZE,), "float32", (0.0, 1.0)),
+        x=DataSpec("vector", (SIZE,), "float32", (0.0, 1.0)),
         latent_size=SIZE,
         likelihood=likelihood,
         family="vae",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from serving.runtime.bound import BoundGraph
+from serving.runtime.io_binding import IOBindingGraph
 
 
 class Memory:
@@ -50,11 +50,11 @@ class HostMemory:
         return here, here
 
 
-def buckets(graph: BoundGraph) -> list[Any]:
+def buckets(graph: IOBindingGraph) -> list[Any]:
     """All that any thread has of a graph's."""
     return [bucket for hand in graph._hands for bucket in hand.buckets.values()]
 
 
-def sizes(graph: BoundGraph) -> list[int]:
+def sizes(graph: IOBindingGraph) -> list[int]:
     """Their rows."""
     return sorted(rows for hand in graph._hands for rows in hand.buckets)

@@ -10,13 +10,13 @@ from awaited import LONG
 from prometheus_client import CollectorRegistry
 
 from serving import bundle
-from serving.batching.tasks import Caller, Reply
+from serving.batching.coroutines import CallContext, Future
 from serving.metrics import Metrics
 from serving.models import loading
 from serving.models.inference import Model
-from serving.models.loading import Prepared
-from serving.models.sources import Points
-from serving.runtime.engine import Engine, Graph
+from serving.models.loading import LoadedModel
+from serving.models.sources import GivenLatents
+from serving.runtime.engine import Graph, SessionFactory
 from serving.runtime.provider import Provider
 from serving.settings import Settings
 
@@ -51,10 +51,10 @@ class Gate:
 class Opened:
     """A model of the toy's, and calls to it."""
 
-    def __init__(self, prepared: Prepared, settings: Settings) -> None:
+    def __init__(self, prepared: LoadedModel, settings: Settings) -> None:
         self.metrics = Metrics(CollectorRegistry())
         self.model = Model(prepared, settings, self.metrics)
-        self.model.wait_until_begun()
+        self.model.wait_until_ready()
         self._closed = False
 
     def close(self) -> None:
@@ -63,15 +63,15 @@ class Opened:
             self._closed = True
             self.model.close()
 
-    def decode(self, x: np.ndarray, *, params: bool = False) -> Reply:
+    def decode(self, x: np.ndarray, *, params: bool = False) -> Future:
         """Ask the decoder for these images, by the latents that it turns into them."""
         z = x.reshape(len(x), -1) / np.float32(255)
-        return self.model.decode(Points(z), Caller(), params=params)
+        return self.model.decode(GivenLatents(z), CallContext(), params=params)
 
 
-def prepared_with(toy_bundles: Path, settings: Settings) -> Prepared:
+def prepared_with(toy_bundles: Path, settings: Settings) -> LoadedModel:
     toy = bundle.load(toy_bundles / "toy" / "1")
-    return loading.prepare(toy, Engine(Provider("cpu")), settings)
+    return loading.prepare(toy, SessionFactory(Provider("cpu")), settings)
 
 
 def images(rows: int, seed: int = 0) -> np.ndarray:

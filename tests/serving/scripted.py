@@ -14,14 +14,14 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from serving import codec
 from serving.errors import (
-    NotReady,
+    Unavailable,
 )
 from serving.pb import vae_pb2 as pb
 from serving.pb import vae_pb2_grpc
-from serving.transport import statuses
+from serving.transport import status
 
 CHUNK = 4
-DRAINING = NotReady("The server is draining.")
+DRAINING = Unavailable("The server is draining.")
 
 
 def sampled(seed: int, start: int, stop: int) -> np.ndarray:
@@ -83,7 +83,7 @@ class Scripted(vae_pb2_grpc.VaeServiceServicer):
 
 
 def _abort(context: Any, error: Exception) -> None:
-    ended = statuses.status(error, "Sample", "ab12")
+    ended = status.status(error, "Sample", "ab12")
     code, text, trailers = ended.code, ended.text, ended.trailers
     context.set_trailing_metadata(trailers)
     context.abort(code, text)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving import codec
-from serving.batching.rowqueue import Share
+from serving.batching.rowqueue import BatchItem
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 from serving.runtime.provider import CUDA
@@ -29,15 +29,15 @@ def _one_thread(provider):
 class Gate:
     """In front of a lane's graph: each run waits until it is let through. Counts their rows."""
 
-    def __init__(self, lane) -> None:
-        self._run, self._runner = lane._runner._run, lane._runner
+    def __init__(self, graph) -> None:
+        self._run, self._runner = graph._runner._run, graph._runner
         self._came, self._passes = threading.Semaphore(0), threading.Semaphore(0)
         self.rows = 0
         self._runner._run = self._wait
         # A run that takes so long is none for the thread that receives calls.
-        lane._queue.batch_seconds = 0.02
+        graph._queue.batch_seconds = 0.02
 
-    def _wait(self, batch: Sequence[Share]):
+    def _wait(self, batch: Sequence[BatchItem]):
         self._came.release()
         assert self._passes.acquire(timeout=SECONDS)
         self.rows += sum(share.rows for share in batch)
@@ -78,7 +78,7 @@ def encode(number: int, rows: int = ROWS) -> pb.EncodeRequest:
 
 
 def wait_for(server, stub: VaeServiceStub, name: str, number: float, **labels: str) -> None:
-    labels["lane"] = "encoder"
+    labels["graph"] = "encoder"
     for _ in range(PATIENCE):
         if server.metric(name, **labels) >= number:
             return
@@ -112,8 +112,8 @@ def test_late_and_cancelled_calls_never_reach_the_engine(server, stub, gate):
     gate.let_through()
     answers = [call.result(SECONDS) for call in (running, *patient)]
     assert gate.rows == 4 * ROWS
-    assert server.metric("latentd_batch_rows_sum", lane="encoder") == 4 * ROWS
-    queue = {"lane": "encoder", "model": "toy", "version": "1"}
+    assert server.metric("latentd_batch_rows_sum", graph="encoder") == 4 * ROWS
+    queue = {"graph": "encoder", "model": "toy", "version": "1"}
     assert server.metric("latentd_queue_rows", **queue) == 0
     assert are_as_alone(stub, [encode(n) for n in (0, 11, 12, 13)], answers)
 

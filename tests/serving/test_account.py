@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from serving import codec, logs
-from serving.batching.account import Account
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
+from serving.transport.call_stats import CallStats
 
 TIMING = re.compile(
     r'queue;dur=([\d.]+), run;dur=([\d.]+), total;dur=([\d.]+), rows;desc="(\d+)"'
@@ -89,24 +89,24 @@ def test_an_id_that_could_break_a_log_is_replaced(stub, given):
 
 
 def test_no_two_calls_are_given_one_id():
-    assert len({Account().request_id for _ in range(1000)}) == 1000
+    assert len({CallStats().request_id for _ in range(1000)}) == 1000
 
 
 def test_passes_are_remembered_for_who_asks_and_never_without_end():
-    account = Account()
-    account.note("decoder", 1, 0.0, 1.0, 3.0)
-    assert account.passes is None
-    account.passes = []
+    stats = CallStats()
+    stats.note("decoder", 1, 0.0, 1.0, 3.0)
+    assert stats.passes is None
+    stats.passes = []
     for _ in range(1000):
-        account.note("decoder", 1, 0.0, 1.0, 3.0)
-    assert len(account.passes) == 64
-    assert account.sum() == (1001, 1001.0, 2002.0)
+        stats.note("decoder", 1, 0.0, 1.0, 3.0)
+    assert len(stats.passes) == 64
+    assert stats.sum() == (1001, 1001.0, 2002.0)
 
 
 def lines_about_calls(caplog) -> list[dict[str, object]]:
     """As `--log-format json` writes them."""
     written = [json.loads(logs._Json(None).format(r)) for r in caplog.records]
-    return [line for line in written if line["logger"] == "serving.transport.ledger"]
+    return [line for line in written if line["logger"] == "serving.transport.call_recorder"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def lines_about_calls(caplog) -> list[dict[str, object]]:
 )
 def test_calls_are_logged_as_the_operator_wants_it(start_server, toy_bundles, caplog, says, codes):
     caplog.set_level(logging.INFO, "serving")
-    server = start_server(toy_bundles, log_calls=says)
+    server = start_server(toy_bundles, access_log=says)
     with grpc.insecure_channel(server.target) as channel:
         stub = VaeServiceStub(channel)
         stub.Sample(pb.SampleRequest(count=2), metadata=(("x-request-id", "mine"),))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving import codec
-from serving.latents import Draw, normals
+from serving.latents import NoiseRange, standard_normal
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
@@ -39,9 +39,9 @@ def test_get_model_says_what_a_client_needs_to_know(stub, provider):
     assert (model.latent_size, model.likelihood, model.params_per_element) == (16, "bernoulli", 1)
     assert model.served_by.digest.startswith("sha256:")
     assert model.provider == provider
-    assert [lane.lane for lane in model.lanes] == ["encoder", "decoder"]
-    for lane in model.lanes:
-        assert lane.max_batch_rows in [cost.rows for cost in lane.costs]
+    assert [graph.graph for graph in model.profiles] == ["encoder", "decoder"]
+    for graph in model.profiles:
+        assert graph.max_batch_rows in [cost.rows for cost in graph.costs]
 
 
 def test_list_models_marks_the_default_and_the_newest(stub):
@@ -58,7 +58,7 @@ def test_encode_gives_mean_log_var_and_a_seeded_draw(stub):
     mean = codec.from_tensor(response.mean)
     np.testing.assert_allclose(mean, x.reshape(3, 16) / 255, atol=1e-6)
     np.testing.assert_array_equal(codec.from_tensor(response.log_var), np.full((3, 16), -2, "f4"))
-    eps = normals([Draw(5, 0, 3, stream=1)], 16)
+    eps = standard_normal([NoiseRange(5, 0, 3, stream=1)], 16)
     np.testing.assert_allclose(codec.from_tensor(response.z), mean + np.exp(-1) * eps, rtol=1e-6)
     assert response.seed == 5
 
@@ -89,7 +89,7 @@ def test_decode_gives_x_or_the_parameters(stub):
 
 def test_reconstruct_returns_each_row_with_its_scores(stub):
     x = images(5)
-    response = stub.Reconstruct(pb.ReconstructRequest(x=rows(x), scores=True))
+    response = stub.Reconstruct(pb.ReconstructRequest(x=rows(x), include_scores=True))
     np.testing.assert_array_equal(codec.from_rows(response.x), x)
     unit = x.reshape(5, 16).astype(np.float64) / 255
     kl = 0.5 * (unit**2 + np.exp(-2) - 1 + 2).sum(axis=1)
@@ -119,11 +119,11 @@ def test_interpolation_begins_and_ends_exactly_at_its_end_points(stub, path):
     z = np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
     response = stub.Interpolate(
         pb.InterpolateRequest(
-            start=pb.EndPoint(x=rows(x)),
-            end=pb.EndPoint(z=codec.to_tensor(z)),
+            start=pb.LatentAnchor(x=rows(x)),
+            end=pb.LatentAnchor(z=codec.to_tensor(z)),
             steps=7,
             path=path,
-            return_z=True,
+            include_z=True,
         )
     )
     way = codec.from_rows(response.x)
@@ -136,13 +136,13 @@ def test_interpolation_begins_and_ends_exactly_at_its_end_points(stub, path):
 
 
 def test_a_seed_as_end_point_is_that_row_of_sample(stub):
-    sample = stub.Sample(pb.SampleRequest(count=4, seed=9, return_z=True))
+    sample = stub.Sample(pb.SampleRequest(count=4, seed=9, include_z=True))
     response = stub.Interpolate(
         pb.InterpolateRequest(
-            start=pb.EndPoint(sample=pb.SampledPoint(seed=9, index=3)),
-            end=pb.EndPoint(sample=pb.SampledPoint(seed=9)),
+            start=pb.LatentAnchor(sample=pb.SampledPoint(seed=9, index=3)),
+            end=pb.LatentAnchor(sample=pb.SampledPoint(seed=9)),
             steps=2,
-            return_z=True,
+            include_z=True,
         )
     )
     z = codec.from_tensor(sample.z)
@@ -169,20 +169,20 @@ def test_score_of_one_row_does_not_depend_on_its_neighbours(stub):
 
 def test_the_same_seed_gives_the_same_latents_however_it_is_asked(stub):
     def draw(count: int, offset: int) -> bytes:
-        request = pb.SampleRequest(count=count, seed=7, offset=offset, return_z=True)
+        request = pb.SampleRequest(count=count, seed=7, offset=offset, include_z=True)
         return latents_of(stub.Sample(request))
 
     whole = draw(64, 0)
     assert b"".join(draw(1, i) for i in range(64)) == whole
     assert draw(32, 0) + draw(32, 32) == whole
     streamed = stub.StreamSamples(
-        pb.StreamSamplesRequest(count=64, seed=7, chunk_rows=10, return_z=True)
+        pb.StreamSamplesRequest(count=64, seed=7, chunk_rows=10, include_z=True)
     )
     assert b"".join(map(latents_of, streamed)) == whole
 
 
 def test_the_same_seed_gives_the_same_latents_amid_other_traffic(server, stub):
-    alone = stub.Sample(pb.SampleRequest(count=16, seed=7, return_z=True)).z.data
+    alone = stub.Sample(pb.SampleRequest(count=16, seed=7, include_z=True)).z.data
 
     async def amid() -> set[bytes]:
         async with grpc.aio.insecure_channel(server.target) as channel:
@@ -192,7 +192,7 @@ def test_the_same_seed_gives_the_same_latents_amid_other_traffic(server, stub):
                 for i in range(200)
             ]
             mine = [
-                busy.Sample(pb.SampleRequest(count=16, seed=7, return_z=True)) for _ in range(20)
+                busy.Sample(pb.SampleRequest(count=16, seed=7, include_z=True)) for _ in range(20)
             ]
             answers = {(await call).z.data for call in mine}
             await asyncio.gather(*others)
@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_latents_amid_other_traffic(server, stub):
 
 
 def test_the_same_seed_gives_the_same_latents_after_a_restart(stub, start_server, toy_bundles):
-    request = pb.SampleRequest(count=16, seed=7, return_z=True)
+    request = pb.SampleRequest(count=16, seed=7, include_z=True)
     with grpc.insecure_channel(start_server(toy_bundles).target) as channel:
         assert latents_of(VaeServiceStub(channel).Sample(request)) == latents_of(
             stub.Sample(request)
@@ -218,7 +218,7 @@ def test_sample_without_a_seed_names_the_one_it_chose(stub):
 
 def test_temperature_scales_the_latents(stub):
     def z(temperature: float) -> np.ndarray:
-        request = pb.SampleRequest(count=4, seed=1, temperature=temperature, return_z=True)
+        request = pb.SampleRequest(count=4, seed=1, temperature=temperature, include_z=True)
         return codec.from_tensor(stub.Sample(request).z)
 
     np.testing.assert_array_equal(z(0.5), z(1.0) * np.float32(0.5))
@@ -226,9 +226,9 @@ def test_temperature_scales_the_latents(stub):
 
 
 def test_64_callers_at_once_each_get_their_own_answer_from_shared_batches(server):
-    lane = "encoder"
-    before = server.metric("latentd_batch_rows_bucket", lane=lane, le="1.0")
-    runs = server.metric("latentd_batch_rows_count", lane=lane)
+    graph = "encoder"
+    before = server.metric("latentd_batch_rows_bucket", graph=graph, le="1.0")
+    runs = server.metric("latentd_batch_rows_count", graph=graph)
 
     async def ask_all() -> None:
         async with grpc.aio.insecure_channel(server.target) as channel:
@@ -243,8 +243,8 @@ def test_64_callers_at_once_each_get_their_own_answer_from_shared_batches(server
             await asyncio.gather(*map(ask, range(64)))
 
     asyncio.run(ask_all())
-    alone = server.metric("latentd_batch_rows_bucket", lane=lane, le="1.0") - before
-    batches = server.metric("latentd_batch_rows_count", lane=lane) - runs
+    alone = server.metric("latentd_batch_rows_bucket", graph=graph, le="1.0") - before
+    batches = server.metric("latentd_batch_rows_count", graph=graph) - runs
     assert alone < batches, "no batch held more than one row"
     assert batches < 64 * 20, "every request was run by itself"
 
@@ -255,7 +255,7 @@ def test_a_request_larger_than_a_batch_is_split_and_rejoined_in_order(start_serv
     with grpc.insecure_channel(server.target) as channel:
         response = VaeServiceStub(channel).Reconstruct(pb.ReconstructRequest(x=rows(x)))
     np.testing.assert_array_equal(codec.from_rows(response.x), x)
-    assert server.metric("latentd_batch_rows_count", lane="encoder") == 15
+    assert server.metric("latentd_batch_rows_count", graph="encoder") == 15
 
 
 def test_a_plain_autoencoder_serves_all_but_scores(start_server, publish_toy, tmp_path):
@@ -265,7 +265,7 @@ def test_a_plain_autoencoder_serves_all_but_scores(start_server, publish_toy, tm
         assert stub.Sample(pb.SampleRequest(count=1)).served_by.model == "plain"
         for call in (
             lambda: stub.Score(pb.ScoreRequest(x=rows(images(1)))),
-            lambda: stub.Reconstruct(pb.ReconstructRequest(x=rows(images(1)), scores=True)),
+            lambda: stub.Reconstruct(pb.ReconstructRequest(x=rows(images(1)), include_scores=True)),
         ):
             with pytest.raises(grpc.RpcError) as refusal:
                 call()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.batching.tasks import Reply
+from serving.batching.coroutines import Future
 from serving.errors import Overloaded
 from serving.metrics import Metrics
-from serving.transport import arrivals
-from serving.transport.arrivals import Arrivals
+from serving.transport import request_memory
+from serving.transport.request_memory import PartialRequests
 
 MOST = 1000
 
@@ -27,18 +27,18 @@ def heap() -> Heap:
 
 
 @pytest.fixture
-def waiting(heap) -> Arrivals:
-    return Arrivals(MOST, Metrics(CollectorRegistry()), heap)
+def waiting(heap) -> PartialRequests:
+    return PartialRequests(MOST, Metrics(CollectorRegistry()), heap)
 
 
-def expect(waiting: Arrivals, number: int) -> list[Reply]:
-    replies: list[Reply] = [Reply() for _ in range(number)]
+def expect(waiting: PartialRequests, number: int) -> list[Future]:
+    replies: list[Future] = [Future() for _ in range(number)]
     for reply in replies:
         waiting.expect(reply)
     return replies
 
 
-def done(replies: list[Reply]) -> list[bool]:
+def done(replies: list[Future]) -> list[bool]:
     return [reply.done for reply in replies]
 
 
@@ -75,11 +75,11 @@ def test_the_more_has_come_the_more_are_given_up_at_once(heap, waiting):
 def test_a_message_that_comes_between_two_looks_is_safe(heap, waiting):
     heap.used += MOST + 1
     for _ in range(5):
-        reply: Reply[bytes] = Reply()
+        reply: Future[bytes] = Future()
         number = waiting.expect(reply)
         waiting.look()
         waiting.came(number)
-        reply.resolve(b"")
+        reply.set_result(b"")
         waiting.look()
         assert reply.done
     late = expect(waiting, 1)
@@ -90,7 +90,7 @@ def test_a_message_that_comes_between_two_looks_is_safe(heap, waiting):
 
 def test_what_a_new_version_takes_is_not_held_against_those_who_wait(heap):
     loads = 0
-    waiting = Arrivals(MOST, Metrics(CollectorRegistry()), heap, lambda: loads)
+    waiting = PartialRequests(MOST, Metrics(CollectorRegistry()), heap, lambda: loads)
     replies = expect(waiting, 2)
     waiting.look()
     heap.used, loads = heap.used + 10 * MOST, 1  # is being loaded
@@ -105,8 +105,8 @@ def test_what_a_new_version_takes_is_not_held_against_those_who_wait(heap):
     assert done(replies) == [True, False]
 
 
-def small(waiting: Arrivals, number: int) -> list[Reply]:
-    replies: list[Reply] = [Reply() for _ in range(number)]
+def small(waiting: PartialRequests, number: int) -> list[Future]:
+    replies: list[Future] = [Future() for _ in range(number)]
     for reply in replies:
         waiting.expect(reply, small=True)
     return replies
@@ -135,22 +135,22 @@ def test_small_ones_cost_the_others_nothing_however_many_come(heap, waiting):
 
 def test_small_ones_have_seconds_and_others_any_time(waiting):
     (large,), (few,) = expect(waiting, 1), small(waiting, 1)
-    for _ in range(arrivals.SMALL_LOOKS):
+    for _ in range(request_memory.SMALL_LOOKS):
         waiting.look()
     assert not few.done, "it had hardly any time"
-    for _ in range(arrivals.SMALL_LOOKS):
+    for _ in range(request_memory.SMALL_LOOKS):
         waiting.look()
     assert few.done
     assert not large.done
 
 
 def test_of_too_many_small_ones_the_oldest_is_given_up(waiting):
-    replies = small(waiting, arrivals.MOST_SMALL + 2)
-    assert done(replies) == [True, True] + [False] * arrivals.MOST_SMALL
+    replies = small(waiting, request_memory.MOST_SMALL + 2)
+    assert done(replies) == [True, True] + [False] * request_memory.MOST_SMALL
 
 
 def test_the_heap_is_what_is_in_use_and_not_what_it_has_ever_taken():
-    used = arrivals.heap()
+    used = request_memory.heap()
     before = used()
     blocks = [bytes(10_000) for _ in range(10_000)]
     assert used() - before == pytest.approx(100e6, rel=0.1)

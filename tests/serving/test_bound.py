@@ -16,11 +16,11 @@ from serving.bundle import DECODER, ENCODER
 from serving.errors import BundleError
 from serving.models import loading
 from serving.runtime import golden
-from serving.runtime.bound import BoundGraph
-from serving.runtime.engine import Engine, Signature
-from serving.runtime.gpu import GPU
-from serving.runtime.hands import bucket_rows
+from serving.runtime.capture_lock import GPU
+from serving.runtime.engine import SessionFactory, Signature
+from serving.runtime.io_binding import IOBindingGraph
 from serving.runtime.provider import Provider
+from serving.runtime.thread_buckets import bucket_rows
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +28,20 @@ def toy(toy_bundles: Path) -> bundle.Bundle:
     return bundle.load(toy_bundles / "toy" / "1")
 
 
-def bound(toy: bundle.Bundle, file: str, signature: Signature) -> BoundGraph:
+def bound(toy: bundle.Bundle, file: str, signature: Signature) -> IOBindingGraph:
     session = ort.InferenceSession(toy.files[file], providers=["CPUExecutionProvider"])
     name, dtype, shape = signature.input
     takes, gives = (name, (dtype, shape)), dict(signature.outputs)
-    return BoundGraph(session, takes, gives, HostMemory(), Stream(), cuda_graph=False)
+    return IOBindingGraph(session, takes, gives, HostMemory(), Stream(), cuda_graph=False)
 
 
 @pytest.fixture
-def decoder(toy: bundle.Bundle) -> BoundGraph:
+def decoder(toy: bundle.Bundle) -> IOBindingGraph:
     return bound(toy, DECODER, loading.signatures(toy.manifest)[1])
 
 
 @pytest.fixture
-def encoder(toy: bundle.Bundle) -> BoundGraph:
+def encoder(toy: bundle.Bundle) -> IOBindingGraph:
     return bound(toy, ENCODER, loading.signatures(toy.manifest)[0])
 
 
@@ -57,15 +57,15 @@ def test_the_bucket_is_the_next_power_of_two(rows: int, bucket: int) -> None:
     assert bucket_rows(rows) == bucket
 
 
-def test_the_sizes_of_batches(decoder: BoundGraph) -> None:
+def test_the_sizes_of_batches(decoder: IOBindingGraph) -> None:
     assert decoder.sizes(1) == [1]
     assert decoder.sizes(9) == [1, 2, 4, 8, 16]
     assert decoder.sizes(16) == [1, 2, 4, 8, 16]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 13, 31])
-def test_padding_changes_no_row(toy: bundle.Bundle, decoder: BoundGraph, rows: int) -> None:
-    plain = Engine(Provider("cpu")).load(
+def test_padding_changes_no_row(toy: bundle.Bundle, decoder: IOBindingGraph, rows: int) -> None:
+    plain = SessionFactory(Provider("cpu")).load(
         toy.files[DECODER], loading.signatures(toy.manifest)[1], threads=1
     )
     z = latents(toy, rows)
@@ -77,7 +77,7 @@ def test_padding_changes_no_row(toy: bundle.Bundle, decoder: BoundGraph, rows: i
 
 
 def test_answers_stay_when_the_buffers_are_used_again(
-    toy: bundle.Bundle, decoder: BoundGraph
+    toy: bundle.Bundle, decoder: IOBindingGraph
 ) -> None:
     first = decoder.run(latents(toy, 3, seed=1), ["params"])[0]
     kept = first.copy()
@@ -87,14 +87,14 @@ def test_answers_stay_when_the_buffers_are_used_again(
 
 
 def test_a_batch_never_sees_the_rows_of_the_one_before(
-    toy: bundle.Bundle, decoder: BoundGraph
+    toy: bundle.Bundle, decoder: IOBindingGraph
 ) -> None:
     alone = decoder.run(latents(toy, 3, seed=1), ["params"])[0]
     decoder.run(latents(toy, 4, seed=2), ["params"])  # the same bucket, filled to the brim
     assert (decoder.run(latents(toy, 3, seed=1), ["params"])[0] == alone).all()
 
 
-def test_memory_stays_where_it_is(toy: bundle.Bundle, decoder: BoundGraph) -> None:
+def test_memory_stays_where_it_is(toy: bundle.Bundle, decoder: IOBindingGraph) -> None:
     def places() -> set[int]:
         made = [(bucket.input, *bucket.outputs.values()) for bucket in buckets(decoder)]
         return {buffer.there.address for all_ in made for buffer in all_}
@@ -107,7 +107,7 @@ def test_memory_stays_where_it_is(toy: bundle.Bundle, decoder: BoundGraph) -> No
     assert places() == before
 
 
-def test_threads_share_a_graph_and_no_buffer(toy: bundle.Bundle, decoder: BoundGraph) -> None:
+def test_threads_share_a_graph_and_no_buffer(toy: bundle.Bundle, decoder: IOBindingGraph) -> None:
     expected = {seed: decoder.run(latents(toy, 4, seed), ["params"])[0] for seed in range(4)}
     wrong: list[int] = []
 
@@ -127,7 +127,7 @@ def test_threads_share_a_graph_and_no_buffer(toy: bundle.Bundle, decoder: BoundG
 
 
 def test_a_bucket_is_made_and_recorded_while_nobody_uses_the_device(
-    toy: bundle.Bundle, decoder: BoundGraph
+    toy: bundle.Bundle, decoder: IOBindingGraph
 ) -> None:
     decoder.run(latents(toy, 2), ["x"])
     decoder.run(latents(toy, 2), ["x"])
@@ -149,7 +149,7 @@ def test_a_bucket_is_made_and_recorded_while_nobody_uses_the_device(
 
 
 def test_who_leaves_gives_its_buckets_back_and_others_have_their_own(
-    toy: bundle.Bundle, decoder: BoundGraph
+    toy: bundle.Bundle, decoder: IOBindingGraph
 ) -> None:
     for rows in (1, 2, 16):
         decoder.run(latents(toy, rows), ["x"])
@@ -164,7 +164,7 @@ def test_who_leaves_gives_its_buckets_back_and_others_have_their_own(
 
 
 def test_golden_vectors_go_through_every_bucket(
-    toy: bundle.Bundle, encoder: BoundGraph, decoder: BoundGraph
+    toy: bundle.Bundle, encoder: IOBindingGraph, decoder: IOBindingGraph
 ) -> None:
     of_encoder, of_decoder = golden.read(toy)
     assert 0 <= of_encoder.check(encoder, 64) < 1e-4

@@ -15,8 +15,8 @@ from hostmemory import buckets
 from opened import BATCH, POISON, Gate, Opened, images
 
 from serving.batching.runner import EngineError
-from serving.errors import NotReady
-from serving.models.vitals import Vitals
+from serving.errors import Unavailable
+from serving.models.watchdog import EngineWatchdog
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_closing_finishes_what_waits_and_gives_all_memory_back(one, gate, bound)
     closing.join()
     for n, reply in enumerate(replies):
         np.testing.assert_array_equal(awaited(reply)[0], images(7, seed=n))
-    with pytest.raises(NotReady):
+    with pytest.raises(Unavailable):
         one.decode(images(1))
     assert not any(buckets(graph) for graph in bound)
     assert not any(hasattr(graph, "_session") for graph in bound)
@@ -63,19 +63,19 @@ def test_closing_finishes_what_waits_and_gives_all_memory_back(one, gate, bound)
 def test_a_graph_that_hangs_or_keeps_failing_is_noticed(one, gate):
     now = time.monotonic()
     repository = SimpleNamespace(models=lambda: [one.model])
-    vitals = Vitals(repository, 60.0, on_cpu=False, clock=lambda: now)
+    vitals = EngineWatchdog(repository, 60.0, on_cpu=False, clock=lambda: now)
     hanging = one.decode(images(1))
     gate.wait_for_a_run()
-    assert not vitals.beyond_help()
+    assert not vitals.fatal_error()
     now += 1000
-    assert "A run of the decoder of toy version 1" in vitals.beyond_help()
+    assert "A run of the decoder of toy version 1" in vitals.fatal_error()
     gate.open()
     awaited(hanging)
     for _ in range(3):
         with pytest.raises(EngineError):
             awaited(one.decode(np.full((1, 4, 4), POISON, np.uint8)))
-    assert vitals.suspicious() == [one.model]
-    assert not vitals.try_out([one.model])  # it was these rows' fault
+    assert vitals.models_to_probe() == [one.model]
+    assert not vitals.self_test([one.model])  # it was these rows' fault
     graph = one.model.prepared.decoder.graph
     graph.run = lambda *_: 1 / 0
-    assert vitals.try_out([one.model]) == "toy version 1"
+    assert vitals.self_test([one.model]) == "toy version 1"

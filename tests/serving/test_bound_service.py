@@ -49,24 +49,24 @@ def test_everybody_gets_their_own_rows(tmp_path, publish_toy, start_server, boun
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     assert ask_all(server.target) == {1}
-    for lane in LANES:
-        full = server.metric("latentd_batch_rows_bucket", lane=lane, le="8.0")
-        assert server.metric("latentd_batch_rows_count", lane=lane) > full  # some were full
-    assert server.metric("latentd_golden_difference", model="toy", version="1") < 1e-4
+    for graph in LANES:
+        full = server.metric("latentd_batch_rows_bucket", graph=graph, le="8.0")
+        assert server.metric("latentd_batch_rows_count", graph=graph) > full  # some were full
+    assert server.metric("latentd_golden_max_abs_error", model="toy", version="1") < 1e-4
 
 
 def test_every_lane_is_told_of(tmp_path, publish_toy, start_server, bound):
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     with Client(server.target) as client:
-        told = {lane.lane: lane for lane in client.get_model().lanes}
+        told = {graph.graph: graph for graph in client.get_model().profiles}
     assert list(told) == LANES
     of_toy = {"model": "toy", "version": "1"}
-    for name, lane in told.items():
-        assert lane.max_batch_rows == 16
-        assert server.metric("latentd_batch_rows_most", lane=name, **of_toy) == 16
-        cost = server.metric("latentd_batch_cost_seconds", lane=name, rows="16", **of_toy)
-        assert cost == lane.seconds[16]
+    for name, graph in told.items():
+        assert graph.max_batch_rows == 16
+        assert server.metric("latentd_max_batch_rows", graph=name, **of_toy) == 16
+        cost = server.metric("latentd_batch_profile_seconds", graph=name, rows="16", **of_toy)
+        assert cost == graph.seconds[16]
 
 
 @pytest.mark.parametrize("scores", [True, False])
@@ -88,7 +88,9 @@ def test_a_stream_gets_what_it_asked_for_and_is_told_of_the_row_that_fails(
     x = images(40)
     x[23, 1, 2] = POISON
     with Client(server.target) as client:
-        parts = list(client.stream_reconstruct([x[:10], x[10:]], latents=True, scores=scores))
+        parts = list(
+            client.stream_reconstruct([x[:10], x[10:]], include_latents=True, include_scores=scores)
+        )
     assert [part.errors for part in parts] == [{}, {13: "the model fails on it"}]
     kept = np.delete(x, 23, axis=0)
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), kept)
@@ -104,24 +106,24 @@ def test_a_version_serves_when_all_its_threads_are_ready_and_not_before(
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     (model,) = server.server.repository.models()
-    for lane, tuned in model.lanes():
-        assert len(lane._threads) == 2
+    for graph, tuned in model.batchers():
+        assert len(graph._threads) == 2
         ready = [hand for hand in tuned.graph._hands if sorted(hand.buckets) == [1, 2, 4, 8, 16]]
         assert len(ready) == 2
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("graph", LANES)
 def test_a_version_whose_threads_do_not_get_ready_is_refused(
-    tmp_path, publish_toy, start_server, bound, monkeypatch, lane
+    tmp_path, publish_toy, start_server, bound, monkeypatch, graph
 ):
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     check = Golden.check
 
-    def broken(self, graph, rows=0):
-        if threading.current_thread().name == f"{lane}-lane":
+    def broken(self, golden_graph, rows=0):
+        if threading.current_thread().name == f"{graph}-batcher":
             raise BundleError("golden", "A graph fails on its golden inputs: out of memory")
-        return check(self, graph, rows)
+        return check(self, golden_graph, rows)
 
     monkeypatch.setattr(Golden, "check", broken)
     publish_toy(tmp_path)
@@ -133,7 +135,7 @@ def test_a_version_whose_threads_do_not_get_ready_is_refused(
         "A graph fails on its golden inputs: out of memory",
     )
     assert server.metric("latentd_reloads_total", result="refused", reason="golden") == 1
-    gone = {"lane": lane, "model": "toy", "version": "2"}
+    gone = {"graph": graph, "model": "toy", "version": "2"}
     assert server.server.metrics.registry.get_sample_value("latentd_queue_rows", gone) is None
     kept = [graph for graph in bound if buckets(graph)]
     assert len(kept) == 2

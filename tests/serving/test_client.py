@@ -23,8 +23,8 @@ from serving.client import (
     ServiceError,
 )
 from serving.client.connection import Connection, parse_target
-from serving.errors import ConfigError, InvalidInput, ModelNotFound, NotReady
-from serving.latents import Draw, normals
+from serving.errors import ConfigError, InvalidArgument, ModelNotFound, Unavailable
+from serving.latents import NoiseRange, standard_normal
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_get_model_says_what_the_model_is(client: Client) -> None:
     assert (info.family, info.likelihood, info.latent_size) == ("vae", "bernoulli", 16)
     assert info.limits.max_rows == 4096
     assert info.versions == [info.served_by.version] == [1]
-    assert all(lane.seconds[1] > 0 for lane in info.lanes)
+    assert all(graph.seconds[1] > 0 for graph in info.profiles)
     assert str(info.served_by) == f"toy version 1 ({info.served_by.digest[:15]})"
 
 
@@ -92,28 +92,28 @@ def test_decode_gives_data_or_its_parameters(client: Client) -> None:
 
 
 def test_sample_is_replayed_by_its_own_seed(client: Client) -> None:
-    samples = client.sample(8, return_z=True)
+    samples = client.sample(8, include_z=True)
     assert samples.z is not None
-    np.testing.assert_array_equal(samples.z, normals([Draw(samples.seed, 0, 8)], 16))
+    np.testing.assert_array_equal(samples.z, standard_normal([NoiseRange(samples.seed, 0, 8)], 16))
     np.testing.assert_array_equal(samples.x, decoded(samples.z))
     again = client.sample(3, seed=samples.seed, offset=5)
     np.testing.assert_array_equal(again.x, samples.x[5:])
     assert again.offset == 5
     assert client.sample(8).seed != samples.seed
-    mode = client.sample(1, temperature=0, return_z=True)
+    mode = client.sample(1, temperature=0, include_z=True)
     assert mode.z is not None
     assert not mode.z.any()
 
 
 def test_stream_samples_gives_the_rows_of_sample(client: Client) -> None:
-    chunks = list(client.stream_samples(50, seed=7, offset=3, chunk_rows=16, return_z=True))
+    chunks = list(client.stream_samples(50, seed=7, offset=3, chunk_rows=16, include_z=True))
     assert [(chunk.offset, len(chunk)) for chunk in chunks] == [
         (3, 16),
         (19, 16),
         (35, 16),
         (51, 2),
     ]
-    whole = client.sample(50, seed=7, offset=3, return_z=True)
+    whole = client.sample(50, seed=7, offset=3, include_z=True)
     np.testing.assert_array_equal(np.concatenate([chunk.x for chunk in chunks]), whole.x)
     np.testing.assert_array_equal(np.concatenate([chunk.z for chunk in chunks]), whole.z)
 
@@ -123,7 +123,7 @@ def test_reconstruct_scores_only_on_request(client: Client) -> None:
     plain = client.reconstruct(x)
     np.testing.assert_array_equal(plain.x, x)
     assert plain.kl is None
-    scored = client.reconstruct(x, scores=True)
+    scored = client.reconstruct(x, include_scores=True)
     assert scored.elbo is not None
     assert scored.kl is not None
     assert scored.reconstruction_error is not None
@@ -137,10 +137,10 @@ def test_interpolate_ends_where_its_end_points_say(client: Client) -> None:
     assert way.x.shape == (5, 4, 4)
     np.testing.assert_array_equal(way.x[0], x)
     np.testing.assert_array_equal(way.x[4:], decoded(z.astype(np.float32)))
-    way = client.interpolate(SampledPoint(7, 3), SampledPoint(8), steps=2, return_z=True)
+    way = client.interpolate(SampledPoint(7, 3), SampledPoint(8), steps=2, include_z=True)
     assert way.z is not None
-    np.testing.assert_array_equal(way.z[:1], normals([Draw(7, 3, 1)], 16))
-    (png,) = images.write_pngs(x[None])
+    np.testing.assert_array_equal(way.z[:1], standard_normal([NoiseRange(7, 3, 1)], 16))
+    (png,) = images.encode_pngs(x[None])
     way = client.interpolate(DataPoint(png), DataPoint(x), steps=2)
     np.testing.assert_array_equal(way.x[0], x)
 
@@ -155,13 +155,13 @@ def test_score_is_repeated_by_its_seed(client: Client) -> None:
 
 def test_png_goes_as_bytes_or_paths_and_comes_as_files(client: Client, tmp_path: Path) -> None:
     x = pixels(3)
-    files = images.write_pngs(x)
+    files = images.encode_pngs(x)
     path = tmp_path / "one.png"
     path.write_bytes(files[1])
     encoding = client.encode([files[0], path, str(path)])
     np.testing.assert_array_equal(encoding.mean, client.encode(x[[0, 1, 1]]).mean)
     back = client.reconstruct(files, as_png=True)
-    np.testing.assert_array_equal(images.read_pngs(back.png, client.get_model().x, "x"), x)
+    np.testing.assert_array_equal(images.decode_pngs(back.png, client.get_model().x, "x"), x)
     np.testing.assert_array_equal(back.x, x)
     assert len(client.sample(3, as_png=True)) == 3
 
@@ -179,17 +179,19 @@ def test_the_async_client_gives_the_same(server: Any, client: Client) -> None:
             chunks = [chunk.x async for chunk in other.stream_samples(5, seed=9, chunk_rows=2)]
             np.testing.assert_array_equal(np.concatenate(chunks), samples.x)
             assert await other.pinned(info.served_by).health() == "SERVING"
-            with pytest.raises(InvalidInput, match=r"^count: 5000 "):
+            with pytest.raises(InvalidArgument, match=r"^count: 5000 "):
                 await other.sample(5000)
 
     asyncio.run(calls())
 
 
 def test_the_servers_refusals_name_the_field(client: Client) -> None:
-    with pytest.raises(InvalidInput, match=r"^x\.tensor\.shape: \[2, 9\] was sent[^.]*\.$") as bad:
+    with pytest.raises(
+        InvalidArgument, match=r"^x\.tensor\.shape: \[2, 9\] was sent[^.]*\.$"
+    ) as bad:
         client.score(np.zeros((2, 9), np.uint8))
     assert bad.value.field == "x.tensor.shape"
-    with pytest.raises(InvalidInput, match=r"^count: 5000 "):
+    with pytest.raises(InvalidArgument, match=r"^count: 5000 "):
         client.sample(5000)
 
 
@@ -212,7 +214,7 @@ def test_the_servers_refusals_name_the_field(client: Client) -> None:
     ],
 )
 def test_what_cannot_be_sent_is_refused_before_it_is(client: Client, field: str, call: Any) -> None:
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidArgument) as caught:
         call(client)
     assert caught.value.field == field
     assert caught.value.__cause__ is None  # no server was asked
@@ -258,7 +260,7 @@ def test_one_client_serves_many_threads(client: Client) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         for seed, x in enumerate(pool.map(draw, range(64))):
-            np.testing.assert_array_equal(x, decoded(normals([Draw(seed, 0, 3)], 16)))
+            np.testing.assert_array_equal(x, decoded(standard_normal([NoiseRange(seed, 0, 3)], 16)))
 
 
 def test_a_token_stays_off_a_plain_connection_to_elsewhere() -> None:
@@ -304,7 +306,7 @@ def test_tensors_and_floats_of_any_width_are_taken_as_arrays(client: Client) -> 
     np.testing.assert_array_equal(path.x[0], x[0])
     (answer,) = client.stream_reconstruct([torch.tensor(x)])
     np.testing.assert_array_equal(answer.x, x)
-    with pytest.raises(InvalidInput, match=r"^z: cannot become an array: .*requires grad"):
+    with pytest.raises(InvalidArgument, match=r"^z: cannot become an array: .*requires grad"):
         client.decode(z.requires_grad_())
 
 
@@ -355,7 +357,7 @@ def test_a_proxy_is_not_asked_for_this_machine(
 def test_a_proxy_that_fails_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
     with Client("models.example:443", attempts=1, timeout=10) as client:
-        with pytest.raises(NotReady, match="environment variable http_proxy") as failed:
+        with pytest.raises(Unavailable, match="environment variable http_proxy") as failed:
             client.sample(1)
         assert "secret" not in str(failed.value)
     monkeypatch.setenv("no_proxy", "other.example,.example")

@@ -6,11 +6,11 @@ import pytest
 from scripted import Running, Scripted
 
 from serving.client import Client
-from serving.errors import DeadlineExpired
+from serving.errors import DeadlineExceeded
 
 
 def test_a_server_that_is_slow_is_asked_once(scripted: Running, script: Scripted) -> None:
     script.faults.append(lambda context: script.left.wait(30))
-    with Client(scripted.target, timeout=1) as client, pytest.raises(DeadlineExpired):
+    with Client(scripted.target, timeout=1) as client, pytest.raises(DeadlineExceeded):
         client.sample(1)
     assert len(script.requests) == 1

@@ -15,8 +15,8 @@ from scripted import CHUNK, DRAINING, Running, Scripted, sampled
 
 from serving.client import AsyncClient, Client, ServiceError
 from serving.errors import (
-    NotReady,
     Overloaded,
+    Unavailable,
 )
 
 
@@ -54,7 +54,7 @@ def test_a_stream_outlives_its_server() -> None:
 
 def test_a_stream_gives_up_where_going_on_cannot_help(client: Client, script: Scripted) -> None:
     script.faults.extend([DRAINING] * 9)
-    with pytest.raises(NotReady, match="draining"):
+    with pytest.raises(Unavailable, match="draining"):
         list(client.stream_samples(CHUNK))
     assert len(script.requests) == 4
     script.faults.clear()

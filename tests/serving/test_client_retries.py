@@ -13,11 +13,11 @@ from scripted import CHUNK, DRAINING, Running, Scripted, sampled
 
 from serving.client import AsyncClient, Client, ServiceError
 from serving.errors import (
-    DeadlineExpired,
-    InvalidInput,
+    DeadlineExceeded,
+    InvalidArgument,
     ModelNotFound,
-    NotReady,
     Overloaded,
+    Unavailable,
 )
 
 
@@ -36,7 +36,7 @@ def test_the_client_names_its_model_and_a_pinned_one_the_version_that_answered(
 @pytest.mark.parametrize(
     "error",
     [
-        InvalidInput("count", "5000 were asked for", "Ask for less"),
+        InvalidArgument("count", "5000 were asked for", "Ask for less"),
         ModelNotFound("No model 'other' is served here; there is toy."),
     ],
 )
@@ -65,7 +65,7 @@ def test_the_deadline_is_grpcs_own_and_each_call_may_name_another(
     left: list[float | None] = []
     script.faults.append(lambda context: script.left.wait(30))
     with Client(scripted.target, timeout=0.2) as client:
-        with pytest.raises(DeadlineExpired, match="Allow more time"):
+        with pytest.raises(DeadlineExceeded, match="Allow more time"):
             client.sample(1)
         script.faults.extend([lambda context: left.append(context.time_remaining())] * 2)
         client.sample(1, timeout=60)
@@ -79,7 +79,7 @@ def test_a_server_that_is_not_there_is_not_ready() -> None:
     running.stop()
     with (
         Client(running.target, attempts=1) as client,
-        pytest.raises(NotReady, match=running.target),
+        pytest.raises(Unavailable, match=running.target),
     ):
         client.sample(1)
 
@@ -110,9 +110,9 @@ def test_a_call_that_grpc_itself_had_no_place_for_is_made_again(
 def test_attempts_1_never_repeats_a_call(scripted: Running, script: Scripted) -> None:
     script.faults.extend([DRAINING, (1, DRAINING)])
     with Client(scripted.target, attempts=1) as client:
-        with pytest.raises(NotReady):
+        with pytest.raises(Unavailable):
             client.sample(1)
-        with pytest.raises(NotReady):
+        with pytest.raises(Unavailable):
             list(client.stream_samples(3 * CHUNK))
     assert len(script.requests) == 2
 
@@ -146,7 +146,7 @@ def test_refusals_in_a_row_end_the_retries_of_a_client(scripted: Running, script
 
 def test_a_server_that_says_it_is_not_serving_is_passed_over(scripted: Running) -> None:
     scripted.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    with Client(scripted.target, attempts=1) as client, pytest.raises(NotReady):
+    with Client(scripted.target, attempts=1) as client, pytest.raises(Unavailable):
         client.sample(1)
     with Client(scripted.target, healthy_only=False) as client:
         assert client.health() == "NOT_SERVING"
@@ -163,8 +163,8 @@ def test_the_async_client_retries_resumes_and_raises_alike(
             script.faults.append((1, DRAINING))
             chunks = [chunk.x async for chunk in client.stream_samples(3 * CHUNK, seed=8)]
             np.testing.assert_array_equal(np.concatenate(chunks), sampled(8, 0, 3 * CHUNK))
-            script.faults.append(InvalidInput("count", "too many"))
-            with pytest.raises(InvalidInput, match=r"^count: too many\.$"):
+            script.faults.append(InvalidArgument("count", "too many"))
+            with pytest.raises(InvalidArgument, match=r"^count: too many\.$"):
                 await client.sample(2)
 
     asyncio.run(calls())

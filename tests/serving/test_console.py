@@ -95,7 +95,7 @@ def test_sample_writes_what_the_ending_says(done: Callable[..., str], client: Cl
     said = done(*words, "grid.png")
     assert said.startswith("12 rows of uint8 4 x 4 in grid.png, by toy version 1 (sha256:")
     assert said.endswith(", seed 7, offset 3.\n")
-    assert Path("grid.png").read_bytes() == images.grid(rows)
+    assert Path("grid.png").read_bytes() == images.make_grid(rows)
     done(*words, "rows.npy")
     np.testing.assert_array_equal(np.load("rows.npy"), rows)
     done(*words, "rows.npz")
@@ -159,13 +159,13 @@ def test_more_rows_than_fit_into_one_call_go_in_several(
 
 def test_reconstruct_puts_each_row_above_its_reconstruction(done: Callable[..., str]) -> None:
     x = pixels(18)  # two lines of them
-    for row, png in enumerate(images.write_pngs(x)):
+    for row, png in enumerate(images.encode_pngs(x)):
         Path(f"{row:02d}.png").write_bytes(png)
     files = [f"{row:02d}.png" for row in range(18)]
     said = done("reconstruct", *files, "--out", "both.png", "--scores")
     white = np.full((14, 4, 4), 255, np.uint8)
     lines = [x[:16], x[:16], x[16:], white, x[16:], white]  # the toy model is its own inverse
-    assert Path("both.png").read_bytes() == images.grid(np.concatenate(lines), columns=16)
+    assert Path("both.png").read_bytes() == images.make_grid(np.concatenate(lines), columns=16)
     assert said.split()[:4] == ["row", "reconstruction_error", "kl", "elbo"]
     done("reconstruct", *files[:2], "--out", "both.npz")
     with np.load("both.npz") as arrays:
@@ -176,7 +176,7 @@ def test_interpolate_takes_files_seeds_and_latents(
     done: Callable[..., str], client: Client
 ) -> None:
     x = pixels(1)
-    Path("one.png").write_bytes(images.write_pngs(x)[0])
+    Path("one.png").write_bytes(images.encode_pngs(x)[0])
     np.save("z.npy", np.full(16, 0.5, np.float32))
     done("interpolate", "--start", "one.png", "--end", "seed:7@3", "--steps", "5", "--out", "w.npy")
     way = np.load("w.npy")

@@ -18,9 +18,9 @@ from serving.bundle import DECODER, ENCODER
 from serving.errors import BundleError
 from serving.models import loading
 from serving.runtime import golden
-from serving.runtime.bound import BoundGraph
 from serving.runtime.cuda import Cuda, CudaError, Memory, Stream
-from serving.runtime.engine import Engine, PlainGraph
+from serving.runtime.engine import CpuGraph, SessionFactory
+from serving.runtime.io_binding import IOBindingGraph
 from serving.runtime.provider import CUDA, Provider, problem
 
 pytestmark = [
@@ -37,8 +37,10 @@ def toy(toy_bundles: Path) -> bundle.Bundle:
 
 def load(toy: bundle.Bundle, file: str, cuda_graphs: bool = True, provider: str = "cuda"):
     signature = loading.signatures(toy.manifest)[file == DECODER]
-    graph = Engine(Provider(provider), cuda_graphs).load(toy.files[file], signature, threads=1)
-    assert isinstance(graph, PlainGraph if provider == "cpu" else BoundGraph)
+    graph = SessionFactory(Provider(provider), cuda_graphs).load(
+        toy.files[file], signature, threads=1
+    )
+    assert isinstance(graph, CpuGraph if provider == "cpu" else IOBindingGraph)
     return graph
 
 
@@ -158,7 +160,7 @@ def test_no_memory_left_is_said_and_costs_nothing(toy, counters):
         counters.tell("memory", counters.allocated + 1000)
         with pytest.raises(CudaError, match=r"cudaMalloc: .* out of memory") as failed:
             decoder.run(z, ["x", "params"])
-        assert not failed.value.lasting
+        assert not failed.value.sticky
         assert (counters.allocated, counters.page_locked) == taken
         assert len(decoder.run(latents(toy, 1), ["x", "params"])[0]) == 1
         with pytest.raises(BundleError, match="memory"):

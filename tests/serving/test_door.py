@@ -13,9 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.errors import Overloaded
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport.door import Door
-from serving.transport.statuses import Status, status
-from serving.transport.wire import Handler
+from serving.transport.admission import AdmissionController
+from serving.transport.handlers import Handler
+from serving.transport.status import Status, status
 
 DECODER = "decoder"
 
@@ -26,14 +26,16 @@ class House:
 
     def __init__(self, *waits: float) -> None:
         self.now = 100.0
-        self.lanes = [
-            SimpleNamespace(name=DECODER, least_wait=wait, ended=self.now) for wait in waits
+        self.batchers = [
+            SimpleNamespace(name=DECODER, min_wait=wait, last_batch_end=self.now) for wait in waits
         ]
-        models = [SimpleNamespace(lanes=lambda one=lane: [(one, None)]) for lane in self.lanes]
-        self.door = Door(SimpleNamespace(models=lambda: models), lambda: self.now)
+        models = [
+            SimpleNamespace(batchers=lambda one=batcher: [(one, None)]) for batcher in self.batchers
+        ]
+        self.door = AdmissionController(SimpleNamespace(models=lambda: models), lambda: self.now)
 
-    def refuses(self, seconds_left: float, lane: str = DECODER) -> bool:
-        return self.door.wait(lane, self.now + seconds_left) is not None
+    def refuses(self, seconds_left: float, batcher: str = DECODER) -> bool:
+        return self.door.wait(batcher, self.now + seconds_left) is not None
 
 
 def test_who_has_less_time_than_the_lane_needs_is_refused():
@@ -45,7 +47,7 @@ def test_who_has_less_time_than_the_lane_needs_is_refused():
 def test_the_shortest_lane_in_use_decides():
     house = House(0.1, 0.01)
     assert not house.refuses(0.05)
-    house.lanes[1].ended -= 60  # nobody has asked for that one of late
+    house.batchers[1].last_batch_end -= 60  # nobody has asked for that one of late
     assert house.refuses(0.05)
 
 
@@ -63,8 +65,8 @@ def test_some_are_read_all_the_same_for_they_may_want_a_lane_that_is_free():
 def test_an_empty_lane_lets_everybody_in_whatever_was_learned():
     house = House(0.1)
     for _ in range(1000):
-        house.door.was_wrong(DECODER, house.now)
-    house.lanes[0].least_wait = 0.0
+        house.door.on_rejected(DECODER, house.now)
+    house.batchers[0].min_wait = 0.0
     assert not house.refuses(0.0001)
 
 
@@ -72,17 +74,17 @@ def test_calls_read_in_vain_make_the_door_stricter_and_calls_admitted_milder():
     house = House(0.1)
     assert not house.refuses(0.15)
     for _ in range(100):
-        house.door.was_wrong(DECODER, house.now)
+        house.door.on_rejected(DECODER, house.now)
     assert house.refuses(0.15)
     for _ in range(1000):
-        house.door.was_right()
+        house.door.on_admitted()
     assert not house.refuses(0.15)
 
 
 def test_a_large_request_that_a_lane_refuses_teaches_the_door_nothing():
     house = House(0.1)
     for _ in range(100):
-        house.door.was_wrong(DECODER, house.now + 10)  # a small one would have been admitted
+        house.door.on_rejected(DECODER, house.now + 10)  # a small one would have been admitted
     assert house.door.lead == 0
 
 
@@ -90,7 +92,7 @@ def test_a_large_request_that_a_lane_refuses_teaches_the_door_nothing():
 def refusing(server):
     """The server, its Sample refusing at the door."""
     before = server.server._listener.handlers
-    refusal = status(Overloaded("door", "Too much to do", 0.25), "Sample", "")
+    refusal = status(Overloaded("admission", "Too much to do", 0.25), "Sample", "")
 
     async def never(stream) -> Status:
         raise AssertionError("the call was read")
@@ -126,17 +128,17 @@ def test_a_call_is_refused_without_its_message_and_told_when_to_come_back(refusi
 
 
 @pytest.mark.parametrize(
-    ("method", "lane"),
+    ("method", "batcher"),
     [("Sample", "decoder"), ("Encode", "encoder"), ("Reconstruct", "encoder")],
 )
 def test_what_the_door_refuses_is_counted_and_told_when_to_come_back(
-    server, monkeypatch, method, lane
+    server, monkeypatch, method, batcher
 ):
     def wait(self, entered: str, deadline: float) -> float | None:
-        return 0.25 if entered == lane else None
+        return 0.25 if entered == batcher else None
 
-    monkeypatch.setattr(Door, "wait", wait)
-    shed = {"lane": lane, "reason": "door"}
+    monkeypatch.setattr(AdmissionController, "wait", wait)
+    shed = {"graph": batcher, "reason": "admission"}
     before = server.metric("latentd_shed_total", **shed)
     with grpc.insecure_channel(server.target) as channel:
         call, request = getattr(VaeServiceStub(channel), method), getattr(pb, f"{method}Request")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving import codec
-from serving.batching.lane import Lane
+from serving.batching.batcher import Batcher
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
@@ -96,18 +96,18 @@ def test_one_row_samples_beside_500_scores_are_all_answered(
         assert set(scorers.ended) <= {Codes.OK, Codes.RESOURCE_EXHAUSTED}
         # A Sample waits for two batches, never for a Score; generous, for machines that are busy.
         assert p99 < max(0.3, 50 * alone[int(SAMPLES * 0.99) - 1])
-        assert server.metric("latentd_shed_total", lane="decoder", reason="queue_full") > 0
+        assert server.metric("latentd_shed_total", graph="decoder", reason="queue_full") > 0
 
 
 def test_parts_of_a_stream_say_how_large_the_whole_call_is(start_server, toy_bundles, monkeypatch):
-    seen, submit = [], Lane.submit
+    seen, submit = [], Batcher.submit
 
     def spy(self, *args, work=0, **kwargs):
         seen.append((self.name, work))
         return submit(self, *args, work=work, **kwargs)
 
     server = start_server(toy_bundles)
-    monkeypatch.setattr(Lane, "submit", spy)
+    monkeypatch.setattr(Batcher, "submit", spy)
     with grpc.insecure_channel(server.target) as channel:
         stub = VaeServiceStub(channel)
         list(stub.StreamSamples(pb.StreamSamplesRequest(count=30, chunk_rows=10)))

@@ -38,22 +38,22 @@ def requests(values: np.ndarray) -> dict[str, tuple[str, Message]]:
     """By a name: the method and a request that brings it these rows, as x or as z."""
     x, z = codec.to_rows(values), codec.to_tensor(values)
     last_x, last_z = codec.to_rows(values[-1:]), codec.to_tensor(values[-1:])
-    middle = pb.EndPoint(z=codec.to_tensor(rows(0.5)))
+    middle = pb.LatentAnchor(z=codec.to_tensor(rows(0.5)))
     return {
         "encode": ("Encode", pb.EncodeRequest(x=x)),
         "encode, drawn": ("Encode", pb.EncodeRequest(x=x, draw=True)),
         "decode": ("Decode", pb.DecodeRequest(z=z)),
         "params": ("Decode", pb.DecodeRequest(z=z, output=pb.DECODE_OUTPUT_PARAMS)),
         "reconstruct": ("Reconstruct", pb.ReconstructRequest(x=x)),
-        "scores": ("Reconstruct", pb.ReconstructRequest(x=x, scores=True, draw=True)),
+        "scores": ("Reconstruct", pb.ReconstructRequest(x=x, include_scores=True, draw=True)),
         "score": ("Score", pb.ScoreRequest(x=x, draws=40)),
         "from x": (
             "Interpolate",
-            pb.InterpolateRequest(start=pb.EndPoint(x=last_x), end=middle, steps=3),
+            pb.InterpolateRequest(start=pb.LatentAnchor(x=last_x), end=middle, steps=3),
         ),
         "to z": (
             "Interpolate",
-            pb.InterpolateRequest(start=middle, end=pb.EndPoint(z=last_z), steps=3),
+            pb.InterpolateRequest(start=middle, end=pb.LatentAnchor(z=last_z), steps=3),
         ),
     }
 
@@ -101,7 +101,7 @@ def test_an_answer_is_finite_or_a_refusal(stub, value):
 def test_a_path_between_finite_latents_that_leaves_float32_is_refused(stub):
     start, end = np.full((1, SIZE), 3.4e38, np.float32), np.full((1, SIZE), 3.4e38, np.float32)
     start[0, ::2] *= -1
-    ends = [pb.EndPoint(z=codec.to_tensor(z)) for z in (start, end)]
+    ends = [pb.LatentAnchor(z=codec.to_tensor(z)) for z in (start, end)]
     with pytest.raises(grpc.RpcError) as refused:
         stub.Interpolate(pb.InterpolateRequest(start=ends[0], end=ends[1], steps=3))
     assert refused.value.code() is Codes.INVALID_ARGUMENT
@@ -109,7 +109,7 @@ def test_a_path_between_finite_latents_that_leaves_float32_is_refused(stub):
 
 def test_a_stream_leaves_such_rows_out_and_answers_the_others(stub):
     request = pb.StreamReconstructRequest(
-        x=codec.to_rows(rows(0.5, HUGE, 0.25)), scores=True, latents=True
+        x=codec.to_rows(rows(0.5, HUGE, 0.25)), include_scores=True, include_latents=True
     )
     (answer,) = stub.StreamReconstruct(iter([request]))
     assert [(e.row, e.description) for e in answer.errors] == [

@@ -12,7 +12,7 @@ from serving import bundle
 from serving.errors import BundleError
 from serving.models import loading
 from serving.runtime import golden
-from serving.runtime.engine import Engine
+from serving.runtime.engine import SessionFactory
 from serving.runtime.provider import Provider
 from serving.settings import Settings
 
@@ -28,9 +28,9 @@ def files(toy_bundles):
 def prepare(publish_toy, tmp_path):
     """Load the toy with some files replaced, for batches of 64 rows."""
 
-    def prepare(**replaced: bytes) -> loading.Prepared:
+    def prepare(**replaced: bytes) -> loading.LoadedModel:
         loaded = bundle.load(publish_toy(tmp_path, **replaced))
-        return loading.prepare(loaded, Engine(Provider("cpu")), Settings(max_batch_rows=64))
+        return loading.prepare(loaded, SessionFactory(Provider("cpu")), Settings(max_batch_rows=64))
 
     return prepare
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from serving.runtime.gpu import Turns
+from serving.runtime.capture_lock import CaptureLock
 
 LONG = 20.0  # seconds; nothing here waits so long unless it is broken
 
@@ -15,7 +15,7 @@ LONG = 20.0  # seconds; nothing here waits so long unless it is broken
 class Other:
     """A thread that uses or records, says when it does, and stays until it is let go."""
 
-    def __init__(self, turns: Turns, kind: str) -> None:
+    def __init__(self, turns: CaptureLock, kind: str) -> None:
         self.inside, self.leave = threading.Event(), threading.Event()
         self._turn = getattr(turns, kind)
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -32,14 +32,14 @@ class Other:
         assert not self._thread.is_alive()
 
 
-def wait_until_waiting(turns: Turns, threads: int) -> None:
+def wait_until_waiting(turns: CaptureLock, threads: int) -> None:
     deadline = time.monotonic() + LONG
     while len(turns._changed._waiters) < threads:  # type: ignore[attr-defined]
         assert time.monotonic() < deadline
 
 
 def test_uses_go_side_by_side():
-    turns = Turns()
+    turns = CaptureLock()
     others = [Other(turns, "use") for _ in range(3)]
     for other in others:
         assert other.inside.wait(LONG)
@@ -49,7 +49,7 @@ def test_uses_go_side_by_side():
 
 @pytest.mark.parametrize("kind", ["use", "record"])
 def test_nobody_is_beside_a_recording(kind):
-    turns = Turns()
+    turns = CaptureLock()
     with turns.record():
         other = Other(turns, kind)
         wait_until_waiting(turns, 1)
@@ -59,7 +59,7 @@ def test_nobody_is_beside_a_recording(kind):
 
 
 def test_who_waits_to_record_goes_before_new_uses():
-    turns = Turns()
+    turns = CaptureLock()
     with turns.use():
         recording = Other(turns, "record")
         wait_until_waiting(turns, 1)
@@ -76,7 +76,7 @@ def test_who_waits_to_record_goes_before_new_uses():
 
 
 def test_what_fails_inside_leaves_the_turn():
-    turns = Turns()
+    turns = CaptureLock()
     for turn in (turns.use, turns.record):
         with pytest.raises(ZeroDivisionError), turn():
             _ = 1 / 0

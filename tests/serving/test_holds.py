@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import threading
 
-from serving.batching.holds import Holds
-from serving.batching.tasks import Caller
+from serving.batching.coroutines import CallContext
+from serving.batching.in_flight import InFlight
 
 LONG = 20.0
 
 
 def test_draining_waits_for_the_last_call_and_lets_no_other_in():
-    holds, first, second = Holds(), Caller(), Caller()
-    assert holds.take(first)
-    assert holds.take(second)
+    in_flight, first, second = InFlight(), CallContext(), CallContext()
+    assert in_flight.take(first)
+    assert in_flight.take(second)
     first.done()
-    assert not holds.drain(patience=0), "one holds it still"
-    assert not holds.take(Caller())
+    assert not in_flight.drain(patience=0), "one holds it still"
+    assert not in_flight.take(CallContext())
     drained = threading.Event()
 
     def drain() -> None:
-        holds.drain()
+        in_flight.drain()
         drained.set()
 
     thread = threading.Thread(target=drain)
@@ -32,11 +32,11 @@ def test_draining_waits_for_the_last_call_and_lets_no_other_in():
 
 
 def test_a_call_lets_go_once_however_often_it_is_said_to_have_ended():
-    holds, caller, other = Holds(), Caller(), Caller()
-    holds.take(caller)
-    holds.take(other)
+    in_flight, caller, other = InFlight(), CallContext(), CallContext()
+    in_flight.take(caller)
+    in_flight.take(other)
     caller.done()
     caller.done()
-    assert not holds.drain(patience=0)
+    assert not in_flight.drain(patience=0)
     other.done()
-    assert holds.drain(patience=0)
+    assert in_flight.drain(patience=0)

@@ -22,7 +22,7 @@ ROOMS = {
         *("errors", "schema", "manifest", "bundle", "settings", "metrics", "logs"),
         *("ranges", "latents", "likelihood", "images", "codec"),
     ],
-    "batching": ["account", "tasks", "holds", "rowqueue", "runner", "lane"],
+    "batching": ["account", "tasks", "holds", "rowqueue", "runner", "graph"],
     "runtime": [
         *("gpu", "cuda", "provider", "buffers", "hands", "bound"),
         *("outside", "engine", "golden", "tuning", "memory"),
@@ -35,7 +35,7 @@ ROOMS = {
     "rpc": ["methods", "finite", "fields", "reconstructing", "service"],
     "transport": [
         *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
-        *("messages", "ledger", "door", "wire"),
+        *("messages", "ledger", "admission", "wire"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": [
@@ -56,7 +56,16 @@ ROOMS = {
 SERVER = [f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name in names]
 """serving/ from low to high: a module imports only from those before it."""
 
-SHARED = ["errors", "schema", "manifest", "bundle", "ranges", "latents", "images", "codec"]
+MULTIPROC_DIR_ENV = [
+    "errors",
+    "schema",
+    "manifest",
+    "bundle",
+    "ranges",
+    "latents",
+    "images",
+    "codec",
+]
 """The rooms that the client shares with the server."""
 
 CLIENT = [
@@ -79,7 +88,7 @@ JOBS = [
 ORDERS = [
     SERVER,
     [
-        *SHARED,
+        *MULTIPROC_DIR_ENV,
         *(f"readers.{name}" for name in READERS),
         *(f"client.{name}" for name in CLIENT),
         "client",
@@ -197,7 +206,7 @@ def test_the_command_line_is_read_without_what_the_commands_need():
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():
     def port(flags, environment):
-        return settings.read(flags, environment).port
+        return settings.load_settings(flags, environment).port
 
     assert port({}, {}) == 50051
     assert port({}, {"LATENTD_PORT": "1"}) == 1
@@ -220,10 +229,10 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
 )
 def test_a_bad_setting_is_named_with_where_it_came_from(flag, value, said):
     with pytest.raises(ConfigError, match=said):
-        settings.read({flag: value}, {})
+        settings.load_settings({flag: value}, {})
     variable = "LATENTD_" + flag.upper()
     with pytest.raises(ConfigError, match=variable):
-        settings.read({}, {variable: value})
+        settings.load_settings({}, {variable: value})
 
 
 @pytest.mark.parametrize(
@@ -272,4 +281,4 @@ def test_every_setting_explains_itself():
 
 def test_variables_that_set_nothing_are_found():
     environment = {"LATENTD_PRT": "1", "LATENTD_PORT": "2", "LATENTD_SERVER": "", "PATH": ""}
-    assert settings.unknown_variables(environment) == ["LATENTD_PRT"]
+    assert settings.unknown_env_vars(environment) == ["LATENTD_PRT"]

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from serving import codec, images
-from serving.bundle import XSpec
-from serving.errors import InvalidInput
+from serving.bundle import DataSpec
+from serving.errors import InvalidArgument
 from serving.pb import vae_pb2 as pb
 
-GREY = XSpec("image", (4, 4), "uint8", (0, 255))
-COLOR = XSpec("image", (4, 4, 3), "uint8", (0, 255))
+GREY = DataSpec("image", (4, 4), "uint8", (0, 255))
+COLOR = DataSpec("image", (4, 4, 3), "uint8", (0, 255))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -35,8 +35,8 @@ def exif_that_cannot_be_written_again() -> bytes:
     return b"Exif\0\0" + header + struct.pack("<ii", -1, 0)
 
 
-def read(data: bytes, x: XSpec, resize: bool = False) -> np.ndarray:
-    return images.read_picture(data, x, "photo", None, resize)
+def read(data: bytes, x: DataSpec, resize: bool = False) -> np.ndarray:
+    return images.decode_image(data, x, "photo", None, resize)
 
 
 def test_a_photograph_is_turned_though_its_exif_cannot_be_written_again() -> None:
@@ -79,9 +79,9 @@ def test_whatever_pillow_raises_belongs_to_the_row(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Image, "open", odd)
     rows = pb.Rows(png=pb.PngImages(files=[good, b"odd"]))
-    with pytest.raises(InvalidInput, match=r"x\.png\.files\[1\]: not a readable PNG file"):
+    with pytest.raises(InvalidArgument, match=r"x\.png\.files\[1\]: not a readable PNG file"):
         codec.read_rows(rows, GREY, "bernoulli", 8, "x")
-    pixels, _, errors = codec.read_rows_singly(rows, GREY, "bernoulli", 8, "x")
+    pixels, _, errors = codec.decode_rows_lenient(rows, GREY, "bernoulli", 8, "x")
     assert (len(pixels), errors) == (2, {1: "not a readable PNG file"})
 
 
@@ -117,22 +117,24 @@ def test_resize_converts_every_mode_by_the_stated_rule(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "palette", "CMYK", "16 bits"])
 def test_without_resize_the_refusal_says_to_pass_it(mode: str) -> None:
-    with pytest.raises(InvalidInput, match=r"takes L\. Pass --resize to convert it"):
+    with pytest.raises(InvalidArgument, match=r"takes L\. Pass --resize to convert it"):
         read(MODES[mode][0], GREY)
 
 
 def test_what_has_no_stated_range_is_refused_with_that_reason() -> None:
     data = encoded(Image.new("F", (4, 4), 0.5), "TIFF")
-    with pytest.raises(InvalidInput, match=r"photo: pixels that are floats \(mode F\)"):
+    with pytest.raises(InvalidArgument, match=r"photo: pixels that are floats \(mode F\)"):
         read(data, GREY, resize=True)
 
 
 def test_transparency_is_never_dropped_in_silence() -> None:
     palette = MODES["palette"][0]
-    with pytest.raises(InvalidInput, match="mode P with transparency, where the model takes RGB"):
+    with pytest.raises(
+        InvalidArgument, match="mode P with transparency, where the model takes RGB"
+    ):
         read(palette, COLOR)
-    with pytest.raises(InvalidInput, match="8-bit RGB without alpha"):
-        images.read_pngs([palette], COLOR, "x")
+    with pytest.raises(InvalidArgument, match="8-bit RGB without alpha"):
+        images.decode_pngs([palette], COLOR, "x")
 
 
 def test_an_image_of_too_many_pixels_is_refused_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +143,6 @@ def test_an_image_of_too_many_pixels_is_refused_as_such(monkeypatch: pytest.Monk
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
         with (
             images.oddities_ignored(),
-            pytest.raises(InvalidInput, match=f"photo: more than {most:,} pixels"),
+            pytest.raises(InvalidArgument, match=f"photo: more than {most:,} pixels"),
         ):
             read(data, GREY, resize=True)

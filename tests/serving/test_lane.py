@@ -10,10 +10,10 @@ import pytest
 from awaited import awaited
 from doubler import LONG, Harness, answer
 
-from serving.batching.lane import Lane, help_lanes
+from serving.batching.batcher import Batcher, enable_inline_execution
+from serving.batching.coroutines import CallContext, Cancelled, Future
 from serving.batching.runner import EngineError
-from serving.batching.tasks import Caller, Cancelled, Reply
-from serving.errors import DeadlineExpired, NotReady, Overloaded
+from serving.errors import DeadlineExceeded, Overloaded, Unavailable
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def h() -> Iterator[Harness]:
     harness = Harness()
     yield harness
     harness.release()
-    harness.lane.close()
+    harness.batcher.close()
     assert (harness.queue.rows, harness.queue.bytes) == (0, 0)
 
 
@@ -47,7 +47,7 @@ def test_a_poisoned_request_fails_alone(h):
 
 
 def test_a_cancelled_request_is_not_run(h):
-    gone = Caller()
+    gone = CallContext()
     first, cancelled, kept = h.hold(), h.submit(1, caller=gone), h.submit(2)
     gone.cancel()
     assert h.queue.rows == 1, "it leaves the queue at once"
@@ -56,11 +56,11 @@ def test_a_cancelled_request_is_not_run(h):
     with pytest.raises(Cancelled):
         answer(cancelled)
     assert h.engine.ran == [0, 2]
-    assert h.count("dropped_total", lane="test", reason="cancelled") == 1
+    assert h.count("dropped_total", batcher="test", reason="cancelled") == 1
 
 
 def test_a_caller_that_has_gone_already_is_not_run(h):
-    gone = Caller()
+    gone = CallContext()
     gone.cancel()
     first = h.hold()
     with pytest.raises(Cancelled):
@@ -71,7 +71,7 @@ def test_a_caller_that_has_gone_already_is_not_run(h):
 
 
 def test_a_request_cancelled_in_the_middle_of_its_batch_leaves_its_mates_their_rows(h):
-    gone = Caller()
+    gone = CallContext()
     first = h.hold(gone)
     gone.cancel()
     mate = h.submit(5)
@@ -82,23 +82,23 @@ def test_a_request_cancelled_in_the_middle_of_its_batch_leaves_its_mates_their_r
 
 
 def test_a_deadline_that_passes_in_the_queue_is_answered_and_not_run(h):
-    first, late = h.hold(), h.submit(1, caller=Caller(deadline=h.now + 5))
+    first, late = h.hold(), h.submit(1, caller=CallContext(deadline=h.now + 5))
     h.now += 6
     h.release()
-    with pytest.raises(DeadlineExpired):
+    with pytest.raises(DeadlineExceeded):
         answer(late)
     answer(first)
     assert h.engine.ran == [0]
-    assert h.count("dropped_total", lane="test", reason="expired") == 1
+    assert h.count("dropped_total", batcher="test", reason="expired") == 1
 
 
 def test_a_deadline_that_passes_between_two_tries_of_a_batch_is_not_run_again(h):
     first = h.hold()
-    late, poisoned = h.submit(1, caller=Caller(deadline=h.now + 5)), h.submit(13)
+    late, poisoned = h.submit(1, caller=CallContext(deadline=h.now + 5)), h.submit(13)
     h.engine.on_failure = lambda: setattr(h, "now", h.now + 6)
     h.release()
     answer(first)
-    with pytest.raises(DeadlineExpired):
+    with pytest.raises(DeadlineExceeded):
         answer(late)
     with pytest.raises(EngineError):
         answer(poisoned)
@@ -106,7 +106,7 @@ def test_a_deadline_that_passes_between_two_tries_of_a_batch_is_not_run_again(h)
 
 
 def test_a_caller_that_goes_between_two_tries_of_a_batch_is_not_run_again(h):
-    gone = Caller()
+    gone = CallContext()
     first, cancelled, poisoned = h.hold(), h.submit(1, caller=gone), h.submit(13)
     h.engine.on_failure = gone.cancel
     h.release()
@@ -119,8 +119,8 @@ def test_a_caller_that_goes_between_two_tries_of_a_batch_is_not_run_again(h):
 
 
 def test_a_deadline_already_passed_is_refused_at_the_door(h):
-    with pytest.raises(DeadlineExpired):
-        h.submit(1, caller=Caller(deadline=h.now - 1))
+    with pytest.raises(DeadlineExceeded):
+        h.submit(1, caller=CallContext(deadline=h.now - 1))
     assert h.engine.batches == []
 
 
@@ -131,43 +131,43 @@ def test_a_full_queue_sheds_and_counts(h):
         h.submit(3)
     h.release()
     assert (answer(first), answer(waiting)) == ([0], [2, 4])
-    assert h.count("shed_total", lane="test", reason="queue_full") == 1
+    assert h.count("shed_total", batcher="test", reason="queue_full") == 1
 
 
 def test_a_check_refuses_what_submit_would_refuse_and_runs_nothing(h):
     h.queue.max_rows = 2
     first, waiting = h.hold(), h.submit(1, 2)
     with pytest.raises(Overloaded):
-        h.lane.check(1, 8, Caller())
+        h.batcher.check(1, 8, CallContext())
     h.queue.max_rows = 1000
-    h.lane.check(1, 8, Caller())
+    h.batcher.check(1, 8, CallContext())
     h.release()
     assert (answer(first), answer(waiting)) == ([0], [2, 4])
     assert h.engine.ran == [0, 1, 2]
-    assert h.count("shed_total", lane="test", reason="queue_full") == 1
+    assert h.count("shed_total", batcher="test", reason="queue_full") == 1
 
 
 def test_rows_that_cannot_all_run_in_time_are_refused_before_any_runs():
     h = Harness(batch_seconds=1.0)
-    with pytest.raises(DeadlineExpired, match=r"8 rows take 2.000 s at least"):
-        h.submit(*range(8), caller=Caller(deadline=h.now + 1.9))
-    assert answer(h.submit(*range(8), caller=Caller(deadline=h.now + 2.1)))[1] == 2
+    with pytest.raises(DeadlineExceeded, match=r"8 rows take 2.000 s at least"):
+        h.submit(*range(8), caller=CallContext(deadline=h.now + 1.9))
+    assert answer(h.submit(*range(8), caller=CallContext(deadline=h.now + 2.1)))[1] == 2
     assert h.engine.ran == list(range(8))
-    assert h.count("dropped_total", lane="test", reason="expired") == 1
+    assert h.count("dropped_total", batcher="test", reason="expired") == 1
 
 
 def test_outputs_of_several_batches_that_nobody_wants_are_not_kept(h):
     rows = np.arange(8)
-    assert awaited(h.lane.submit(rows, len(rows), rows.nbytes, Caller(), keep=False)) == ()
+    assert awaited(h.batcher.submit(rows, len(rows), rows.nbytes, CallContext(), keep=False)) == ()
 
 
 def test_closing_finishes_what_waits_and_refuses_the_rest(h):
     first, waiting = h.hold(), h.submit(1)
-    closing = threading.Thread(target=h.lane.close)
+    closing = threading.Thread(target=h.batcher.close)
     closing.start()
-    with h.lane._changed:
-        assert h.lane._changed.wait_for(lambda: h.lane._closing, LONG)
-    with pytest.raises(NotReady):
+    with h.batcher._changed:
+        assert h.batcher._changed.wait_for(lambda: h.batcher._closing, LONG)
+    with pytest.raises(Unavailable):
         h.submit(2)
     h.release()
     assert (answer(first), answer(waiting)) == ([0], [2])
@@ -181,23 +181,23 @@ def test_an_engine_that_loses_rows_fails_the_batch_instead_of_shifting_answers(h
 
 
 def test_a_thread_that_helps_runs_the_short_batches_of_its_own_rows(h):
-    lanes: list[Lane] = []
+    batchers: list[Batcher] = []
     runs: list[bool] = []
-    replies: list[Reply] = []
+    replies: list[Future] = []
 
     def help_out() -> None:
-        lanes.extend(promised := help_lanes())
+        batchers.extend(promised := enable_inline_execution())
         replies.extend([h.submit(1), h.submit(2)])
-        lanes.extend(promised)
+        batchers.extend(promised)
         promised.clear()
         h.engine.running.clear()
         runs.append(h.engine.running.is_set())
-        lanes[0].run_next()
+        batchers[0].run_next()
 
     helper = threading.Thread(target=help_out)
     helper.start()
     helper.join()
-    assert lanes == [h.lane], "asked once for both"
+    assert batchers == [h.batcher], "asked once for both"
     assert runs == [False], "the lane's own thread did not take what was promised"
     assert [answer(reply) for reply in replies] == [[2], [4]]
     assert h.engine.threads == {helper.ident}

@@ -12,14 +12,14 @@ import pytest
 from awaited import LONG, awaited
 from prometheus_client import CollectorRegistry
 
-from serving.batching.lane import Lane
-from serving.batching.rowqueue import RowQueue, Share
+from serving.batching.batcher import Batcher
+from serving.batching.coroutines import CallContext, Future
+from serving.batching.rowqueue import BatchItem, RowQueue
 from serving.batching.runner import EngineError
-from serving.batching.tasks import Caller, Reply
 from serving.metrics import Metrics
 
 BATCH = 4
-LANE = {"lane": "test"}
+LANE = {"graph": "test"}
 
 
 class Device:
@@ -33,7 +33,7 @@ class Device:
     def event(self, events: dict[int, threading.Event], row: int) -> threading.Event:
         return events.setdefault(row, threading.Event())
 
-    def __call__(self, batch: Sequence[Share]) -> tuple[np.ndarray]:
+    def __call__(self, batch: Sequence[BatchItem]) -> tuple[np.ndarray]:
         rows = np.concatenate([share.payload[share.start : share.stop] for share in batch])
         first = int(rows[0])
         self.event(self.came, first).set()
@@ -49,15 +49,15 @@ class Harness:
         self.device, self.begun = Device(), threading.Semaphore(0)
         self.metrics = Metrics(CollectorRegistry())
         queue = RowQueue(BATCH, 1000, 1 << 20)
-        self.lane = Lane(
+        self.batcher = Batcher(
             *("test", ("toy", 1), queue, self.device, self.metrics),
             begin=begin or self.begun.release,
             threads=2,
         )
 
-    def submit(self, *rows: int) -> Reply:
+    def submit(self, *rows: int) -> Future:
         array = np.array(rows)
-        return self.lane.submit(array, len(array), array.nbytes, Caller())
+        return self.batcher.submit(array, len(array), array.nbytes, CallContext())
 
     def wait_for(self, row: int) -> None:
         """Until a batch that begins with this row is with the device."""
@@ -65,14 +65,14 @@ class Harness:
 
     def wait_for_an_idle_thread(self) -> None:
         deadline = time.monotonic() + LONG
-        while not self.lane._idle:
+        while not self.batcher._idle:
             assert time.monotonic() < deadline
 
     def end(self, row: int) -> None:
         self.device.event(self.device.may_end, row).set()
 
 
-def answer(reply: Reply) -> list[int]:
+def answer(reply: Future) -> list[int]:
     return awaited(reply)[0].tolist()
 
 
@@ -83,7 +83,7 @@ def h() -> Iterator[Harness]:
     harness.device.open = True
     for event in list(harness.device.may_end.values()):
         event.set()
-    harness.lane.close()
+    harness.batcher.close()
 
 
 def test_a_full_batch_is_brought_while_another_runs(h):
@@ -102,7 +102,7 @@ def test_a_batch_that_could_still_grow_is_left_to(h):
     h.wait_for(10)
     h.wait_for_an_idle_thread()
     replies += [h.submit(20), h.submit(21), h.submit(22)]
-    assert h.lane._idle == 1  # it has not been called
+    assert h.batcher._idle == 1  # it has not been called
     replies.append(h.submit(23))
     h.wait_for(20)  # now it is full
     replies += [h.submit(30, 31, 32, 33)]
@@ -143,16 +143,16 @@ def test_one_that_fails_leaves_the_one_beside_it_alone(h):
 def test_what_runs_longest_is_what_the_watchdog_sees(h):
     first = h.submit(10, 11, 12, 14)
     h.wait_for(10)
-    since = h.lane.running_since
+    since = h.batcher.running_since
     second = h.submit(20, 21, 22, 23)
     h.wait_for(20)
-    assert h.lane.running_since == since
+    assert h.batcher.running_since == since
     h.end(20)
     answer(second)
-    assert h.lane.running_since == since
+    assert h.batcher.running_since == since
     h.end(10)
     answer(first)
-    assert h.lane.running_since is None
+    assert h.batcher.running_since is None
 
 
 def test_the_device_is_never_busier_than_all_the_time(h):
@@ -182,24 +182,24 @@ def test_who_waits_for_a_lane_hears_when_its_threads_are_ready():
     go = threading.Semaphore(0)
     h = Harness(lambda: go.acquire(timeout=LONG))
     waited = threading.Event()
-    thread = threading.Thread(target=lambda: (h.lane.wait_until_begun(), waited.set()))
+    thread = threading.Thread(target=lambda: (h.batcher.wait_until_ready(), waited.set()))
     thread.start()
     go.release()  # one of the two
-    while sum(begun.done() for begun in h.lane._begun) < 1:
+    while sum(begun.done() for begun in h.batcher._begun) < 1:
         assert thread.is_alive()
     assert not waited.is_set()
     go.release()
     assert waited.wait(LONG)
     thread.join()
-    h.lane.close()
+    h.batcher.close()
 
 
 def test_who_waits_for_a_lane_hears_what_a_thread_failed_with():
     fails = itertools.count()
     h = Harness(lambda: 1 // next(fails))  # the first of the two
     with pytest.raises(ZeroDivisionError):
-        h.lane.wait_until_begun()
-    h.lane.close()
+        h.batcher.wait_until_ready()
+    h.batcher.close()
 
 
 def test_closing_finishes_what_waits_in_both_threads(h):
@@ -209,5 +209,5 @@ def test_closing_finishes_what_waits_in_both_threads(h):
     h.device.open = True
     for row in (100, 200):
         h.end(row)
-    h.lane.close()
+    h.batcher.close()
     assert [answer(reply)[0] for reply in replies] == [200, 400, 600, 800, 1000]

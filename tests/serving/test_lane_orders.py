@@ -11,15 +11,15 @@ from doubler import Harness, answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batching import lane
-from serving.batching.lane import help_lanes
+from serving.batching import batcher
+from serving.batching.batcher import enable_inline_execution
+from serving.batching.coroutines import CallContext, Cancelled, Future
 from serving.batching.runner import EngineError
-from serving.batching.tasks import Caller, Cancelled, Reply
-from serving.errors import DeadlineExpired, Overloaded
+from serving.errors import DeadlineExceeded, Overloaded
 
 
 def help_lanes_no_more() -> None:
-    lane._helper.lanes = None
+    batcher._helper.batchers = None
 
 
 # Any interleaving of arrivals, sizes, departures, deadlines and failures. Row k of request n is
@@ -41,23 +41,25 @@ STEPS = st.lists(
 @dataclass
 class Asked:
     rows: list[int]
-    caller: Caller
-    reply: Reply
+    caller: CallContext
+    reply: Future
     answers: int = 0
 
     def count(self) -> None:
         self.answers += 1
 
 
-REFUSED: Reply = Reply()
-REFUSED.resolve((np.empty((0, 1)),))
+REFUSED: Future = Future()
+REFUSED.set_result((np.empty((0, 1)),))
 
 
 @settings(max_examples=300, deadline=None)
 @given(STEPS, st.integers(1, 6))
 def test_every_surviving_caller_gets_exactly_its_own_rows(steps, batch_rows):
     h = Harness(batch_rows)
-    promised = help_lanes()  # this thread runs every batch: the order is the steps' own
+    promised = (
+        enable_inline_execution()
+    )  # this thread runs every batch: the order is the steps' own
     asked: list[Asked] = []
 
     def dead(row: int) -> str:
@@ -70,12 +72,12 @@ def test_every_surviving_caller_gets_exactly_its_own_rows(steps, batch_rows):
         for step, value in steps:
             if step.startswith("submit"):
                 first = 100 * len(asked)
-                caller = Caller(h.now + value if step.endswith("deadline") else math.inf)
+                caller = CallContext(h.now + value if step.endswith("deadline") else math.inf)
                 rows = [first + k for k in range(3 if step.endswith("deadline") else value)]
                 if step.endswith("poison"):
                     rows[-1] = first + 99
                 if caller.deadline <= h.now:
-                    with pytest.raises(DeadlineExpired):
+                    with pytest.raises(DeadlineExceeded):
                         h.submit(*rows, caller=caller)
                     continue
                 try:
@@ -96,7 +98,7 @@ def test_every_surviving_caller_gets_exactly_its_own_rows(steps, batch_rows):
         while promised:
             promised.pop(0).run_next()
         help_lanes_no_more()
-        h.lane.close()
+        h.batcher.close()
 
     assert not any(wrong), "rows were run for a caller that is gone or late"
     assert (h.queue.rows, h.queue.bytes) == (0, 0)
@@ -107,7 +109,7 @@ def test_every_surviving_caller_gets_exactly_its_own_rows(steps, batch_rows):
             assert answer(request.reply) == [2 * row for row in request.rows]
         except Cancelled:
             assert request.caller.cancelled
-        except DeadlineExpired:
+        except DeadlineExceeded:
             assert request.caller.deadline <= h.now
         except EngineError:
             assert request.rows[-1] % 100 == 99

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from serving import latents
-from serving.latents import Draw, normals
+from serving.latents import NoiseRange, standard_normal
 
 GOLDEN = "1ca4529b7140d5bccc3f544a1eba9a88dc19394e01bb887cfec5eac5c61feb70"
 
 
 def test_draws_are_standard_normal_and_independent_between_rows_and_columns():
-    z = normals([Draw(seed=1, offset=0, rows=50_000)], 20)
+    z = standard_normal([NoiseRange(seed=1, offset=0, rows=50_000)], 20)
     assert stats.kstest(z[:, :10].ravel(), "norm").pvalue > 1e-3
     correlation = np.corrcoef(np.hstack([z[:-1], z[1:]]).T) - np.eye(40)
     assert np.abs(correlation).max() < 5 / np.sqrt(len(z))
@@ -45,22 +45,27 @@ def test_the_transform_is_the_inverse_normal_distribution_to_float32_precision()
     size=st.integers(1, 33),
 )
 def test_any_range_of_rows_can_be_drawn_alone(seed, offset, cuts, size):
-    whole = Draw(seed, offset, 40)
+    whole = NoiseRange(seed, offset, 40)
     edges = sorted({0, 40, *cuts})
     pieces = [whole.part(a, b) for a, b in pairwise(edges)]
-    expected = normals([whole], size).tobytes()
-    assert b"".join(normals([piece], size).tobytes() for piece in pieces) == expected
-    assert normals(pieces, size).tobytes() == expected
+    expected = standard_normal([whole], size).tobytes()
+    assert b"".join(standard_normal([piece], size).tobytes() for piece in pieces) == expected
+    assert standard_normal(pieces, size).tobytes() == expected
 
 
 def test_seeds_streams_and_rows_differ():
-    draws = [Draw(0, 0, 1), Draw(1, 0, 1), Draw(0, 1, 1), Draw(0, 0, 1, stream=1)]
-    assert len({normals([draw], 8).tobytes() for draw in draws}) == 4
+    draws = [
+        NoiseRange(0, 0, 1),
+        NoiseRange(1, 0, 1),
+        NoiseRange(0, 1, 1),
+        NoiseRange(0, 0, 1, stream=1),
+    ]
+    assert len({standard_normal([draw], 8).tobytes() for draw in draws}) == 4
 
 
 def fingerprint() -> str:
-    draws = [Draw(7, 0, 5000), Draw(2**64 - 1, 2**63 - 1000, 1000, stream=3)]
-    return hashlib.sha256(normals(draws, 21).tobytes()).hexdigest()
+    draws = [NoiseRange(7, 0, 5000), NoiseRange(2**64 - 1, 2**63 - 1000, 1000, stream=3)]
+    return hashlib.sha256(standard_normal(draws, 21).tobytes()).hexdigest()
 
 
 def test_draws_never_change_from_release_to_release():
@@ -86,7 +91,7 @@ def test_draws_are_the_same_to_the_bit_on_lesser_processors(disabled):
 
 @pytest.mark.parametrize("way", [latents.lerp, latents.slerp])
 def test_ways_are_even_and_end_exactly(way):
-    a, b = normals([Draw(0, 0, 2)], 12)
+    a, b = standard_normal([NoiseRange(0, 0, 2)], 12)
     z = way(a, b, 9)
     assert z[0].tobytes() == a.tobytes()
     assert z[-1].tobytes() == b.tobytes()
@@ -102,7 +107,7 @@ def test_ways_are_even_and_end_exactly(way):
 
 @pytest.mark.parametrize("other", [0.0, -1.0, -2.5, 1.0, 3.0, 1.0 + 1e-7])
 def test_slerp_has_a_way_also_to_zero_opposite_and_parallel_points(other):
-    a = normals([Draw(3, 0, 1)], 5)[0]
+    a = standard_normal([NoiseRange(3, 0, 1)], 5)[0]
     z = latents.slerp(a, a * np.float32(other), 11)
     assert np.isfinite(z).all()
     np.testing.assert_allclose(z, latents.lerp(a, a * np.float32(other), 11), atol=1e-6)

@@ -14,16 +14,16 @@ from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 from serving.transport import listener
-from serving.transport.answers import Answers
-from serving.transport.arrivals import Arrivals
 from serving.transport.listener import CoreListener, choose
 from serving.transport.listener_aio import AioListener
+from serving.transport.request_memory import PartialRequests
+from serving.transport.response_memory import PendingResponses
 
 
 @pytest.fixture
 def bounds():
     metrics = Metrics(CollectorRegistry())
-    return Answers(1 << 20, metrics), Arrivals(1 << 20, metrics)
+    return PendingResponses(1 << 20, metrics), PartialRequests(1 << 20, metrics)
 
 
 def test_the_core_is_driven_directly_where_a_rehearsal_works(bounds):

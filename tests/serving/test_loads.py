@@ -13,22 +13,22 @@ from prometheus_client import CollectorRegistry
 
 from serving.errors import BundleError
 from serving.metrics import Metrics
-from serving.models import verdicts
+from serving.models import trial_results
 from serving.models.attempts import Attempts
 from serving.models.loading import Measured, Measurements
 from serving.models.loads import Cancelled
-from serving.models.refusals import Refusals
-from serving.models.verdicts import Verdict, Verdicts
+from serving.models.rejected import RejectedVersions
+from serving.models.trial_results import TrialResult, TrialResults
 from serving.runtime import memory
-from serving.runtime.tuning import Cost
+from serving.runtime.profiling import BatchTiming
 
-ONE = Measured(10, 2, [Cost(1, 0.5), Cost(2, 0.75)], 2)
-VERDICT = Verdict("sha256:1", Measurements(ONE, ONE))
+ONE = Measured(10, 2, [BatchTiming(1, 0.5), BatchTiming(2, 0.75)], 2)
+VERDICT = TrialResult("sha256:1", Measurements(ONE, ONE))
 GIB = 1 << 30
 
 DIES = """
 import os, sys
-from serving.models import verdicts
+from serving.models import trial_results
 from serving.models.attempts import Attempts
 with Attempts(sys.argv[1]).note("key"):
     os._exit(1)
@@ -80,46 +80,46 @@ def test_notes_go_where_they_can_be_written(tmp_path, monkeypatch, caplog):
 def test_a_verdict_is_found_once_and_shared(tmp_path):
     found: list[str] = []
 
-    def find() -> Verdict:
+    def find() -> TrialResult:
         found.append("found")
         return VERDICT
 
-    workers = [Verdicts(tmp_path), Verdicts(tmp_path)]
+    workers = [TrialResults(tmp_path), TrialResults(tmp_path)]
     assert [one.get("key", find, lambda: None) for one in workers] == [VERDICT, VERDICT]
     assert found == ["found"]
-    alone = Verdicts(None)
+    alone = TrialResults(None)
     assert alone.get("key", find, lambda: None) == alone.get("key", find, lambda: None)
     assert len(found) == 3
 
 
 def test_verdicts_last_as_long_as_their_server(tmp_path):
     (tmp_path / "verdicts-left").mkdir()
-    with verdicts.shared(str(tmp_path)) as one, verdicts.shared(str(tmp_path)) as other:
+    with trial_results.shared(str(tmp_path)) as one, trial_results.shared(str(tmp_path)) as other:
         assert one != other
         assert set(tmp_path.iterdir()) == {one, other}
         shutil.rmtree(one)  # as whoever cleans does
-        assert Verdicts(one).get("key", lambda: VERDICT, lambda: None) == VERDICT
+        assert TrialResults(one).get("key", lambda: VERDICT, lambda: None) == VERDICT
     assert not list(tmp_path.iterdir())
 
 
 def test_a_refusal_is_shared_and_what_may_end_otherwise_the_next_time_is_not(tmp_path):
     def fail(error: Exception):
-        def find() -> Verdict:
+        def find() -> TrialResult:
             raise error
 
         return find
 
     for error in (Cancelled(), BundleError("memory", "No."), BundleError("timeout", "Too long.")):
         with pytest.raises(type(error)):
-            Verdicts(tmp_path).get("key", fail(error), lambda: None)
+            TrialResults(tmp_path).get("key", fail(error), lambda: None)
     with pytest.raises(BundleError, match="Too long") as refusal:
-        Verdicts(tmp_path).get("key", lambda: VERDICT, lambda: None)
+        TrialResults(tmp_path).get("key", lambda: VERDICT, lambda: None)
     assert refusal.value.reason == "timeout"
 
 
 def test_want_of_memory_is_not_for_ever():
     now = 0.0
-    refusals = Refusals(Metrics(CollectorRegistry()), clock=lambda: now)
+    refusals = RejectedVersions(Metrics(CollectorRegistry()), clock=lambda: now)
     refusals.add("toy", 1, BundleError("memory", "Too large."), ())
     refusals.add("toy", 2, BundleError("golden", "Wrong."), ())
     now = 599.0
@@ -132,12 +132,12 @@ def test_want_of_memory_is_not_for_ever():
 def test_a_worker_waits_for_the_one_that_is_at_it_and_no_longer_than_it_should(tmp_path):
     at_it, done = threading.Event(), threading.Event()
 
-    def find() -> Verdict:
+    def find() -> TrialResult:
         at_it.set()
         assert done.wait(60)
         return VERDICT
 
-    first = threading.Thread(target=Verdicts(tmp_path).get, args=("key", find, lambda: None))
+    first = threading.Thread(target=TrialResults(tmp_path).get, args=("key", find, lambda: None))
     first.start()
     assert at_it.wait(60)
 
@@ -145,8 +145,8 @@ def test_a_worker_waits_for_the_one_that_is_at_it_and_no_longer_than_it_should(t
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        Verdicts(tmp_path).get("key", find, give_up)
-    assert Verdicts(tmp_path).get("key", pytest.fail, done.set) == VERDICT
+        TrialResults(tmp_path).get("key", find, give_up)
+    assert TrialResults(tmp_path).get("key", pytest.fail, done.set) == VERDICT
     first.join()
 
 

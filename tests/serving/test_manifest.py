@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serving import bundle, likelihood, schema
-from serving.bundle import Manifest, XSpec
+from serving.bundle import DataSpec, Manifest
 from serving.errors import BundleError
 
 
@@ -189,8 +189,8 @@ def test_float_data_of_any_range_that_is_taken_can_be_scored(good, low, high, ta
         assert "x.range is" in refused(data)
         return
     spec = Manifest.from_json(data).x
-    assert spec == XSpec("image", (4, 4), "float32", (float(low), float(high)))
-    scaled = likelihood.scaled(np.array([low, high], np.float32), spec)
+    assert spec == DataSpec("image", (4, 4), "float32", (float(low), float(high)))
+    scaled = likelihood.to_unit_interval(np.array([low, high], np.float32), spec)
     np.testing.assert_allclose(scaled, [0, 1], atol=1e-6)
 
 

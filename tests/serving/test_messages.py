@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from serving.errors import InvalidInput, Unsupported
+from serving.errors import InvalidArgument, Unsupported
 from serving.pb import vae_pb2 as pb
 from serving.transport.messages import parse
 
@@ -37,5 +37,5 @@ def test_whatever_is_compressed_is_refused(level, size):
 def test_what_only_begins_alike_is_read():
     unknown = b"\x78\x00"  # field 15, as a newer client might send it
     assert parse(pb.SampleRequest, unknown + b"\x18\x05").count == 5
-    with pytest.raises(InvalidInput, match="no vae"):
+    with pytest.raises(InvalidArgument, match="no vae"):
         parse(pb.SampleRequest, b"\x1f\x00")

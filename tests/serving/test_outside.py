@@ -17,7 +17,7 @@ from serving import bundle
 from serving.errors import BundleError
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.runtime import outside
+from serving.runtime import external_data
 
 ELSEWHERE = ["weights.bin", "../../etc/passwd", "/etc/passwd", "link.bin", "hard.bin", ""]
 
@@ -80,11 +80,11 @@ PLACES: list[Callable[[onnx.ModelProto, str], None]] = [
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_a_tensor_elsewhere_is_found_wherever_it_stands(toy_bundles, place, location):
     good = bundle.load(toy_bundles / "toy" / "1").files[bundle.ENCODER]
-    outside.refuse(good)
+    external_data.refuse(good)
     model = onnx.load_model_from_string(good)
     place(model, location)
     with pytest.raises(BundleError, match="would be read from") as refusal:
-        outside.refuse(model.SerializeToString())
+        external_data.refuse(model.SerializeToString())
     assert refusal.value.reason == "external"
     assert repr(location) in str(refusal.value)
 
@@ -95,12 +95,12 @@ def test_a_location_without_a_path_is_refused_too(toy_bundles):
     )
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
     with pytest.raises(BundleError, match="would be read from"):
-        outside.refuse(model.SerializeToString())
+        external_data.refuse(model.SerializeToString())
 
 
 @pytest.mark.parametrize("junk", [b"", b"<html>", b"\xff" * 99, b"\x3a\x7f", b"\x3b" * 20_000])
 def test_what_is_no_graph_is_left_to_the_runtime(junk):
-    outside.refuse(junk)
+    external_data.refuse(junk)
 
 
 @pytest.mark.parametrize("location", ELSEWHERE[:-1])

@@ -11,7 +11,7 @@ import pytest
 from serving.bundle import DECODER
 from serving.errors import ConfigError
 from serving.runtime import cuda, provider
-from serving.runtime.engine import Engine
+from serving.runtime.engine import SessionFactory
 from serving.runtime.provider import CPU, CUDA, Provider
 from serving.settings import Settings
 
@@ -76,7 +76,9 @@ def test_a_session_that_fell_back_is_found_out(
 
 def test_what_a_session_is_told(as_if_with_a_gpu: None) -> None:
     assert Provider("cpu").options(cuda_graph=True, stream=4096) == [CPU]
-    (name, cuda), last = Provider("cuda", gpu_memory_mib=3).options(cuda_graph=True, stream=4096)
+    (name, cuda), last = Provider("cuda", gpu_arena_limit_mib=3).options(
+        cuda_graph=True, stream=4096
+    )
     assert (name, last) == (CUDA, CPU)
     assert cuda["gpu_mem_limit"] == str(3 << 20)
     assert (cuda["enable_cuda_graph"], cuda["user_compute_stream"]) == ("1", "4096")
@@ -88,6 +90,6 @@ def test_what_a_session_is_told(as_if_with_a_gpu: None) -> None:
 
 
 def test_an_engine_of_settings() -> None:
-    engine = Engine.from_settings(Settings(provider="cpu"))
+    engine = SessionFactory.from_settings(Settings(provider="cpu"))
     assert engine.on_cpu
     assert engine.provider == CPU

@@ -11,12 +11,12 @@ from echoing import SIZE, publish_echo
 
 from serving import codec, ranges
 from serving.__main__ import main
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.client import Client, DataPoint
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 
-UNIT = XSpec("vector", (2,), "float32", (0.0, 1.0))
+UNIT = DataSpec("vector", (2,), "float32", (0.0, 1.0))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -31,7 +31,7 @@ def test_a_value_within_rounding_of_a_bound_is_the_bound(dtype, likelihood):
 
 
 def test_rounding_is_a_part_of_the_ranges_width():
-    wide = XSpec("vector", (1,), "float32", (-100.0, 900.0))
+    wide = DataSpec("vector", (1,), "float32", (-100.0, 900.0))
     values = np.array([[900.0009], [900.002], [-100.0009]])
     checked = ranges.check(values, wide, "gaussian")
     assert checked.values.tolist() == [[900], [900.002], [-100]]
@@ -63,7 +63,7 @@ def test_what_is_not_finite_is_always_refused(value):
 
 def test_what_lies_in_the_range_is_not_copied():
     for values in (np.ones((3, 2), np.float32), np.full((3, 2), 255, np.uint8)):
-        x = UNIT if values.dtype == np.float32 else XSpec("vector", (2,), "uint8", (0.0, 255.0))
+        x = UNIT if values.dtype == np.float32 else DataSpec("vector", (2,), "uint8", (0.0, 255.0))
         assert ranges.check(values, x, "gaussian").values is values
 
 
@@ -90,7 +90,7 @@ def test_every_answer_about_data_says_how_much_of_it_is_outside_the_range(client
     encoded = client.encode(X)
     assert encoded.values_outside_range.tolist() == OUTSIDE
     assert encoded.mean[1].tolist() == [1.5, -2, 0, 1], "rounding is gone, the rest is as sent"
-    assert client.reconstruct(X, scores=True).values_outside_range.tolist() == OUTSIDE
+    assert client.reconstruct(X, include_scores=True).values_outside_range.tolist() == OUTSIDE
     scored = client.score(X, draws=64)
     assert scored.values_outside_range.tolist() == OUTSIDE
     assert np.isfinite(scored.log_likelihood).all()
@@ -108,7 +108,7 @@ def test_the_strangest_row_has_the_lowest_score(client):
 def test_a_stream_counts_the_rows_it_answers(client):
     rows = X.copy()
     rows[0, 0] = np.nan
-    (answer,) = client.stream_reconstruct(iter([rows]), scores=True)
+    (answer,) = client.stream_reconstruct(iter([rows]), include_scores=True)
     assert answer.errors == {0: "holds NaN or infinity"}
     assert answer.values_outside_range.tolist() == OUTSIDE[1:]
 

@@ -17,7 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.errors import BadData, ConfigError
 from serving.readers import files, kinds, sources
 from serving.readers.arrays import ArrayFile
@@ -66,7 +66,7 @@ def test_both_halves_convert_pictures_by_the_same_rule(tmp_path: Path) -> None:
     for name, image in made.items():
         image.save(tmp_path / name, exif=exif if name == "turned.jpg" else b"")
     trained = read_pictures(tmp_path, "4x5").pixels
-    x = XSpec("image", (4, 5, 3), "uint8", (0, 255))
+    x = DataSpec("image", (4, 5, 3), "uint8", (0, 255))
     [source], _ = look(tmp_path)
     with closing(sources.open_source(source, x, "bernoulli", resize=True)) as reader:
         np.testing.assert_array_equal(reader.read(0, len(made)).x, trained)

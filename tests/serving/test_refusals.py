@@ -68,7 +68,10 @@ def pngs(*files: bytes) -> pb.Rows:
     return pb.Rows(png=pb.PngImages(files=files))
 
 
-A, B = pb.EndPoint(sample=pb.SampledPoint(seed=1)), pb.EndPoint(sample=pb.SampledPoint(seed=2))
+A, B = (
+    pb.LatentAnchor(sample=pb.SampledPoint(seed=1)),
+    pb.LatentAnchor(sample=pb.SampledPoint(seed=2)),
+)
 
 BAD = {
     "no rows at all": ("Encode", pb.EncodeRequest(), "x"),
@@ -166,7 +169,7 @@ BAD = {
     "an end point of two rows": (
         "Interpolate",
         pb.InterpolateRequest(
-            start=A, end=pb.EndPoint(z=codec.to_tensor(np.zeros((2, 16), "f4"))), steps=3
+            start=A, end=pb.LatentAnchor(z=codec.to_tensor(np.zeros((2, 16), "f4"))), steps=3
         ),
         "end.z.shape",
     ),

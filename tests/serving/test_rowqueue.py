@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from serving.batching.rowqueue import PRESENT_SECONDS, TURNS, Entry, RowQueue
-from serving.errors import DeadlineExpired, Overloaded
+from serving.batching.rowqueue import INTERACTIVE_WINDOW_SECONDS, MAX_INTERLEAVED, Entry, RowQueue
+from serving.errors import DeadlineExceeded, Overloaded
 
 
 def entry(rows: int, *, deadline: float = math.inf, background: bool = False) -> Entry:
@@ -45,12 +45,12 @@ def test_large_requests_take_turns():
 
 def test_only_a_few_large_requests_take_turns_so_that_some_end_early():
     q = queue()
-    large = [entry(16) for _ in range(TURNS + 2)]
+    large = [entry(16) for _ in range(MAX_INTERLEAVED + 2)]
     for e in large:
         q.admit(e, 0.0)
     order = [e for _ in range(2 * len(large)) for e, _, _ in taken(q)]
-    assert order[:TURNS] == large[:TURNS]
-    assert order[TURNS : 2 * TURNS] == large[:TURNS]
+    assert order[:MAX_INTERLEAVED] == large[:MAX_INTERLEAVED]
+    assert order[MAX_INTERLEAVED : 2 * MAX_INTERLEAVED] == large[:MAX_INTERLEAVED]
     assert q.rows == 0
 
 
@@ -91,18 +91,20 @@ def test_background_alone_has_every_batch_to_itself():
 
 
 def test_background_runs_in_short_batches_while_interactive_rows_come():
-    q = RowQueue(64, 1000, 1 << 20, short_rows=8)
+    q = RowQueue(64, 1000, 1 << 20, background_batch_rows=8)
     patient, call = entry(500, background=True), entry(3)
     q.admit(patient, 0.0)
     assert taken(q, 0.0) == [(patient, 0, 64)]
     q.admit(call, 1.0)
     assert taken(q, 1.0) == [(call, 0, 3)], "whose answer waits for no others"
     assert taken(q, 1.1) == [(patient, 64, 72)]
-    assert taken(q, 1.0 + PRESENT_SECONDS) == [(patient, 72, 136)], "nobody came for long"
+    assert taken(q, 1.0 + INTERACTIVE_WINDOW_SECONDS) == [(patient, 72, 136)], (
+        "nobody came for long"
+    )
 
 
 def test_background_keeps_its_share_where_interactive_rows_fill_all_batches():
-    q = RowQueue(64, 10**6, 1 << 30, short_rows=2)
+    q = RowQueue(64, 10**6, 1 << 30, background_batch_rows=2)
     patient = entry(10**5, background=True)
     q.admit(patient, 0.0)
     rows = 0
@@ -114,7 +116,7 @@ def test_background_keeps_its_share_where_interactive_rows_fill_all_batches():
 
 def test_one_row_beside_background_waits_for_a_short_batch_at_the_most():
     """Calls at odd moments; a row takes a millisecond, a full batch 64."""
-    q = RowQueue(64, 10**6, 1 << 30, short_rows=2)
+    q = RowQueue(64, 10**6, 1 << 30, background_batch_rows=2)
     q.admit(entry(10**5, background=True), 0.0)
     calls = [0.0137 * n for n in range(1, 200)]
     now, waited = 0.0, []
@@ -254,7 +256,7 @@ def test_heavy_rows_take_as_much_of_a_batch_as_they_weigh():
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_row_that_weighs_more_than_there_is_room_for_is_taken_alone(background):
-    q = RowQueue(8, 1000, 1 << 20, short_rows=2)
+    q = RowQueue(8, 1000, 1 << 20, background_batch_rows=2)
     q.admit(entry(1), 0.0)
     taken(q)
     heavy = entry(2, background=background)
@@ -290,7 +292,7 @@ def test_the_predicted_wait_counts_what_rows_weigh():
 
 def test_what_cannot_be_run_in_time_is_refused_even_by_an_empty_queue():
     q = RowQueue(8, 10**6, 1 << 30, batch_seconds=1.0)
-    with pytest.raises(DeadlineExpired, match=r"80 rows take 10.000 s at least.* 9.000 s left"):
+    with pytest.raises(DeadlineExceeded, match=r"80 rows take 10.000 s at least.* 9.000 s left"):
         q.admit(entry(80, deadline=109.0), 100.0)
     q.observe(8, 3.0)  # slower than known, and no reason to refuse more
     q.check(entry(80, deadline=110.0), 100.0)

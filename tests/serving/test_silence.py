@@ -22,7 +22,7 @@ SIGNS = ("nobody-sees", "110, 111, 98", "110 111 98", "0.12345")
 @pytest.fixture(params=["core", "aio"])
 def stub(request, start_server, toy_bundles, caplog):
     caplog.set_level(logging.DEBUG)
-    server = start_server(toy_bundles, listener=request.param, log_calls="all", log_level="debug")
+    server = start_server(toy_bundles, listener=request.param, access_log="all", log_level="debug")
     with grpc.insecure_channel(server.target) as channel:
         yield VaeServiceStub(channel)
 
@@ -30,7 +30,7 @@ def stub(request, start_server, toy_bundles, caplog):
 def ask_everything(stub: VaeServiceStub) -> set[grpc.StatusCode]:
     """Calls that end well, and calls of each kind that do not; how they ended."""
     wrong = pb.Rows(tensor=pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=[1, 4, 4], data=SECRET[1:]))
-    end = pb.EndPoint(z=codec.to_tensor(Z))
+    end = pb.LatentAnchor(z=codec.to_tensor(Z))
     calls = [
         lambda: stub.Encode(pb.EncodeRequest(x=X, draw=True, seed=7)),
         lambda: stub.Decode(pb.DecodeRequest(z=codec.to_tensor(Z))),

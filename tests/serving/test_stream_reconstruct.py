@@ -39,11 +39,11 @@ def messages(x: np.ndarray, rows: int, **first: object) -> list[pb.StreamReconst
 
 
 def test_each_message_is_answered_in_order_as_reconstruct_would(stub, server, x):
-    asked = messages(x, 7, scores=True, latents=True)
+    asked = messages(x, 7, include_scores=True, include_latents=True)
     answers = list(stub.StreamReconstruct(iter(asked)))
     assert [answer.offset for answer in answers] == [message.offset for message in asked]
     with Client(server.target) as client:
-        wanted, encoding = client.reconstruct(x, scores=True), client.encode(x)
+        wanted, encoding = client.reconstruct(x, include_scores=True), client.encode(x)
     for name, column in (("x", wanted.x), ("mean", encoding.mean), ("log_var", encoding.log_var)):
         parts = [getattr(answer, name) for answer in answers]
         arrays = [codec.from_tensor(part.tensor if name == "x" else part) for part in parts]
@@ -69,7 +69,7 @@ def test_one_caller_may_wait_for_each_answer_before_it_sends_more(stub, x):
 
 def test_draws_belong_to_rows_whatever_the_message(stub, x):
     def elbo(rows: int) -> list[float]:
-        asked = messages(x, rows, scores=True, draw=True, seed=5, omit_x=True)
+        asked = messages(x, rows, include_scores=True, draw=True, seed=5, include_x=False)
         answers = list(stub.StreamReconstruct(iter(asked)))
         assert not any(answer.HasField("x") for answer in answers)
         return [value for answer in answers for value in answer.elbo]
@@ -78,9 +78,11 @@ def test_draws_belong_to_rows_whatever_the_message(stub, x):
 
 
 def test_a_bad_row_is_told_of_and_ends_nothing(stub, x):
-    files = images.write_pngs(x[:6])
-    files[1], files[4] = b"no image", images.write_pngs(np.zeros((1, 5, 4), np.uint8))[0]
-    spoiled = pb.StreamReconstructRequest(x=pb.Rows(png=pb.PngImages(files=files)), scores=True)
+    files = images.encode_pngs(x[:6])
+    files[1], files[4] = b"no image", images.encode_pngs(np.zeros((1, 5, 4), np.uint8))[0]
+    spoiled = pb.StreamReconstructRequest(
+        x=pb.Rows(png=pb.PngImages(files=files)), include_scores=True
+    )
     after = pb.StreamReconstructRequest(x=codec.to_rows(x[6:9]), offset=6)
     first, second = stub.StreamReconstruct(iter([spoiled, after]))
     assert [error.row for error in first.errors] == [1, 4]
@@ -135,8 +137,8 @@ def test_a_caller_that_does_not_read_is_not_read(stub, x):
 def test_the_client_streams_chunks_and_gets_an_answer_to_each(server, x):
     with Client(server.target, background=True) as client:
         chunks = [x[at : at + 8] for at in range(0, len(x), 8)]
-        answers = list(client.stream_reconstruct(iter(chunks), scores=True, in_flight=2))
-        wanted = client.reconstruct(x, scores=True)
+        answers = list(client.stream_reconstruct(iter(chunks), include_scores=True, in_flight=2))
+        wanted = client.reconstruct(x, include_scores=True)
     assert [answer.offset for answer in answers] == list(range(0, len(x), 8))
     np.testing.assert_array_equal(np.concatenate([answer.x for answer in answers]), x)
     elbo = np.concatenate([answer.elbo for answer in answers])
@@ -161,7 +163,7 @@ def test_the_client_reads_no_further_than_may_be_in_flight(server, x):
 def test_the_client_goes_on_where_another_server_takes_over(server, x, toy_bundles, start_server):
     chosen = {"bundles": str(toy_bundles), "provider": "cpu", "port": "0", "metrics_port": "0"}
     chosen |= {"lame_duck_seconds": "0", "drain_seconds": "0.5"}  # the stream outlasts them
-    first = type(server)(settings.read(chosen, environment={}))
+    first = type(server)(settings.load_settings(chosen, environment={}))
     port = first.server.port
     answers = []
     with Client(first.target, timeout=None) as client:
@@ -192,7 +194,7 @@ def test_the_asynchronous_client_streams_too(server, x, kind):
         answers = []
         async with AsyncClient(server.target) as client:
             source = chunks() if kind == "iterable" else later()
-            options = {"draw": True, "seed": 3, "scores": True}
+            options = {"draw": True, "seed": 3, "include_scores": True}
             async for answer in client.stream_reconstruct(source, in_flight=3, **options):
                 answers.append(answer)
                 assert read <= len(answers) + 2
@@ -201,7 +203,7 @@ def test_the_asynchronous_client_streams_too(server, x, kind):
 
     answers = asyncio.run(run())
     with Client(server.target) as client:
-        wanted = client.reconstruct(x, draw=True, seed=3, scores=True)
+        wanted = client.reconstruct(x, draw=True, seed=3, include_scores=True)
     assert [answer.offset for answer in answers] == list(range(0, len(x), 5))
     np.testing.assert_array_equal(np.concatenate([answer.x for answer in answers]), wanted.x)
     elbo = np.concatenate([answer.elbo for answer in answers])
@@ -213,7 +215,7 @@ def test_the_asynchronous_client_goes_on_where_another_server_takes_over(
 ):
     chosen = {"bundles": str(toy_bundles), "provider": "cpu", "port": "0", "metrics_port": "0"}
     chosen |= {"lame_duck_seconds": "0", "drain_seconds": "0.5"}  # the stream outlasts them
-    first = type(server)(settings.read(chosen, environment={}))
+    first = type(server)(settings.load_settings(chosen, environment={}))
     port = first.server.port
 
     async def run() -> list:

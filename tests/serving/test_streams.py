@@ -34,7 +34,7 @@ def other(server) -> Iterator[VaeServiceStub]:
 
 
 def endless() -> pb.StreamSamplesRequest:
-    return pb.StreamSamplesRequest(count=10**12, seed=1, chunk_rows=CHUNK_ROWS, return_z=True)
+    return pb.StreamSamplesRequest(count=10**12, seed=1, chunk_rows=CHUNK_ROWS, include_z=True)
 
 
 def ask(other: VaeServiceStub) -> None:
@@ -45,7 +45,7 @@ def rows_until_stalled(server, other: VaeServiceStub) -> float:
     """Rows run so far, without the other caller's, once they have stopped growing."""
 
     def rows() -> float:
-        return server.metric("latentd_batch_rows_sum", lane="decoder")
+        return server.metric("latentd_batch_rows_sum", graph="decoder")
 
     seen, quiet = rows(), 0
     asked = 0
@@ -83,13 +83,13 @@ def cancel(server, other: VaeServiceStub, streams: list) -> None:
 
 
 def test_a_reader_that_stops_costs_a_few_chunks_and_no_one_else(server, slow, other):
-    before = server.metric("latentd_batch_rows_sum", lane="decoder")
+    before = server.metric("latentd_batch_rows_sum", graph="decoder")
     stream = slow.StreamSamples(endless())
     next(stream)
     made = rows_until_stalled(server, other) - before
     # What flow control and the socket hold, and the two chunks that the server works ahead.
     assert CHUNK_ROWS <= made <= CHUNK_ROWS * (2 + 8 * WINDOW_BYTES // CHUNK_BYTES)
-    assert server.metric("latentd_queue_rows", lane="decoder", model="toy", version="1") == 0
+    assert server.metric("latentd_queue_rows", graph="decoder", model="toy", version="1") == 0
     assert streams_alive() == 1
     again = [next(stream) for _ in range(100)]  # reading on, it goes on where it was
     assert [chunk.offset for chunk in again] == [CHUNK_ROWS * n for n in range(1, 101)]
@@ -103,5 +103,5 @@ def test_a_stalled_stream_that_is_cancelled_leaves_nothing(server, slow, other):
     rows_until_stalled(server, other)
     cancel(server, other, streams)
     assert streams_alive() == 0
-    for lane in ("encoder", "decoder"):
-        assert server.metric("latentd_queue_rows", lane=lane, model="toy", version="1") == 0
+    for graph in ("encoder", "decoder"):
+        assert server.metric("latentd_queue_rows", graph=graph, model="toy", version="1") == 0

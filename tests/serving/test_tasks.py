@@ -9,36 +9,42 @@ import weakref
 
 import pytest
 
-from serving.batching.tasks import Caller, Cancelled, Reply, offload, start
+from serving.batching.coroutines import (
+    CallContext,
+    Cancelled,
+    Future,
+    run_coroutine,
+    run_in_executor,
+)
 
 LONG = 20.0
 
 
 def test_the_first_answer_counts_and_is_told_once():
-    reply: Reply[int] = Reply()
+    reply: Future[int] = Future()
     told: list[str] = []
     assert reply.then(lambda: told.append("told"))
-    reply.resolve(1)
-    reply.resolve(2)
-    reply.fail(ValueError("too late"))
+    reply.set_result(1)
+    reply.set_result(2)
+    reply.set_exception(ValueError("too late"))
     assert told == ["told"]
     got: list[int] = []
 
     async def read() -> None:
         got.append(await reply)
 
-    start(read())
+    run_coroutine(read())
     assert got == [1]
 
 
 def test_whoever_waits_for_an_answered_reply_goes_on_by_itself():
-    reply: Reply[int] = Reply()
-    reply.resolve(1)
+    reply: Future[int] = Future()
+    reply.set_result(1)
     assert not reply.then(lambda: None)
 
 
 def test_a_call_runs_on_in_the_thread_that_answers():
-    reply: Reply[str] = Reply()
+    reply: Future[str] = Future()
     threads: list[int | None] = []
 
     async def call() -> None:
@@ -46,7 +52,7 @@ def test_a_call_runs_on_in_the_thread_that_answers():
         await reply
         threads.append(threading.get_ident())
 
-    start(call())
+    run_coroutine(call())
     other = threading.Thread(target=reply.resolve, args=("now",))
     other.start()
     other.join()
@@ -54,7 +60,7 @@ def test_a_call_runs_on_in_the_thread_that_answers():
 
 
 def test_errors_are_raised_where_the_reply_is_awaited():
-    reply: Reply[int] = Reply()
+    reply: Future[int] = Future()
     caught: list[str] = []
 
     async def call() -> None:
@@ -63,8 +69,8 @@ def test_errors_are_raised_where_the_reply_is_awaited():
         except ValueError as error:
             caught.append(str(error))
 
-    start(call())
-    reply.fail(ValueError("no"))
+    run_coroutine(call())
+    reply.set_exception(ValueError("no"))
     assert caught == ["no"]
 
 
@@ -72,14 +78,14 @@ def test_an_error_that_nothing_caught_is_logged_and_spares_the_thread(caplog):
     async def call() -> None:
         raise RuntimeError("a bug")
 
-    start(call())
+    run_coroutine(call())
     assert "a bug" in caplog.text
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_caller_that_goes_cancels_what_waits_for_it(when):
-    caller, withdrawn = Caller(), []
-    reply: Reply[int] = Reply(on_cancel=lambda: withdrawn.append("withdrawn"))
+    caller, withdrawn = CallContext(), []
+    reply: Future[int] = Future(on_cancel=lambda: withdrawn.append("withdrawn"))
     if when == "before":
         caller.cancel()
     caller.on_cancel(reply)
@@ -92,16 +98,16 @@ def test_a_caller_that_goes_cancels_what_waits_for_it(when):
         except Cancelled:
             ended.append("cancelled")
 
-    start(call())
+    run_coroutine(call())
     assert (withdrawn, ended) == (["withdrawn"], ["cancelled"])
 
 
 def test_a_call_that_ends_withdraws_what_it_began_and_does_not_wait_for():
-    caller, withdrawn = Caller(), []
-    answered: Reply[int] = Reply(on_cancel=lambda: withdrawn.append("answered"))
-    ahead: Reply[int] = Reply(on_cancel=lambda: withdrawn.append("ahead"))
+    caller, withdrawn = CallContext(), []
+    answered: Future[int] = Future(on_cancel=lambda: withdrawn.append("answered"))
+    ahead: Future[int] = Future(on_cancel=lambda: withdrawn.append("ahead"))
     caller.on_cancel(answered)
-    answered.resolve(1)
+    answered.set_result(1)
     caller.on_cancel(ahead)
     caller.done()
     assert withdrawn == ["ahead"]
@@ -115,14 +121,14 @@ def test_a_long_call_keeps_nothing_of_what_it_has_had():
         for reply in replies:
             caller.on_cancel(reply)
             await reply
-        caller.on_cancel(Reply())
+        caller.on_cancel(Future())
 
-    caller, chunks = Caller(), [Rows() for _ in range(3)]
-    replies: list[Reply[Rows]] = [Reply() for _ in chunks]
+    caller, chunks = CallContext(), [Rows() for _ in range(3)]
+    replies: list[Future[Rows]] = [Future() for _ in chunks]
     kept = [weakref.ref(chunk) for chunk in chunks]
     for reply, chunk in zip(replies, chunks, strict=True):
-        reply.resolve(chunk)
-    start(stream())
+        reply.set_result(chunk)
+    run_coroutine(stream())
     del reply, chunk, chunks[:], replies[:]
     assert [chunk() for chunk in kept] == [None] * 3
 
@@ -136,13 +142,13 @@ def test_an_error_leaves_no_cycle_behind():
         with contextlib.suppress(Failure):
             await waiting.pop()
 
-    reply: Reply[int] = Reply()
+    reply: Future[int] = Future()
     waiting, error = [reply], Failure("no")
     gone = weakref.ref(error)
     gc.disable()
     try:
-        start(call())
-        reply.fail(error)
+        run_coroutine(call())
+        reply.set_exception(error)
         del reply, error
         assert gone() is None
     finally:
@@ -154,14 +160,14 @@ def test_work_is_done_off_the_callers_thread_and_its_error_comes_back():
     results: list[object] = []
 
     async def call() -> None:
-        results.append(await offload(threading.get_ident))
+        results.append(await run_in_executor(threading.get_ident))
         try:
-            await offload(int, "no number")
+            await run_in_executor(int, "no number")
         except ValueError:
             results.append("an error")
         answered.set()
 
-    start(call())
+    run_coroutine(call())
     assert answered.wait(LONG)
     assert results[0] != threading.get_ident()
     assert results[1] == "an error"

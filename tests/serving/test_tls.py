@@ -15,10 +15,10 @@ from serving.client import Client
 from serving.errors import ConfigError
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport.certificates import Certificates
+from serving.transport.tls import Certificates
 
 
-class Files:
+class CredentialFiles:
     """A server's certificate and key on disk, replaced as a mounted secret is: each by a rename."""
 
     def __init__(self, folder: Path, authority: trustme.CA) -> None:
@@ -51,7 +51,7 @@ def authority():
 
 @pytest.fixture
 def files(tmp_path, authority):
-    return Files(tmp_path, authority)
+    return CredentialFiles(tmp_path, authority)
 
 
 @pytest.fixture(params=["core", "aio"])

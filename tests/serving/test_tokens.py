@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import codec
 from serving.__main__ import main
-from serving.errors import ConfigError, NotAllowed, NotAuthenticated
+from serving.errors import ConfigError, PermissionDenied, Unauthenticated
 from serving.pb import vae_pb2 as pb
 from serving.pb.vae_pb2_grpc import VaeServiceStub
 from serving.rpc.methods import METHODS, SCOPES, of_scope
@@ -88,14 +88,14 @@ def test_interpolate_needs_infer_when_an_end_point_is_data(start_server, toy_bun
     maker = tokens.add("maker", "generate")
     both = tokens.add("both", "generate", "infer")
     server = start_server(toy_bundles, tokens=tokens.file, listener=kind)
-    x = pb.EndPoint(x=codec.to_rows(np.full((1, 4, 4), 51, np.uint8)))
-    drawn = pb.EndPoint(sample=pb.SampledPoint(seed=1))
-    z = pb.EndPoint(z=codec.to_tensor(np.ones((1, 16), np.float32)))
+    x = pb.LatentAnchor(x=codec.to_rows(np.full((1, 4, 4), 51, np.uint8)))
+    drawn = pb.LatentAnchor(sample=pb.SampledPoint(seed=1))
+    z = pb.LatentAnchor(z=codec.to_tensor(np.ones((1, 16), np.float32)))
     with grpc.insecure_channel(server.target) as channel:
         interpolate = VaeServiceStub(channel).Interpolate
 
-        def request(start: pb.EndPoint, end: pb.EndPoint) -> pb.InterpolateRequest:
-            return pb.InterpolateRequest(start=start, end=end, steps=2, return_z=True)
+        def request(start: pb.LatentAnchor, end: pb.LatentAnchor) -> pb.InterpolateRequest:
+            return pb.InterpolateRequest(start=start, end=end, steps=2, include_z=True)
 
         assert code_of(interpolate, request(drawn, z), maker) is Codes.OK
         for field, ends in {"start.x": (x, z), "end.x": (drawn, x)}.items():
@@ -168,13 +168,15 @@ def test_a_file_that_cannot_be_read_leaves_the_tokens_as_they_were(tokens, caplo
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic {}", "{}", "Bearer {}x"])
 def test_nothing_but_a_known_bearer_token_is_one(tokens, header):
     token = tokens.add("one", "infer")
-    with pytest.raises(NotAuthenticated):
+    with pytest.raises(Unauthenticated):
         Access(tokens.file).check(header.format(token))
 
 
 def test_refusals_say_what_the_token_is_for(tokens):
     token = tokens.add("one", "infer", "models")
-    with pytest.raises(NotAllowed, match="needs the scope generate; the token of one has infer, m"):
+    with pytest.raises(
+        PermissionDenied, match="needs the scope generate; the token of one has infer, m"
+    ):
         Access(tokens.file).check(f"Bearer {token}", "generate")
 
 

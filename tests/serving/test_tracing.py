@@ -119,7 +119,7 @@ def test_a_call_is_a_span_below_its_callers_and_above_its_parts(ask):
     assert all(part.parent_span_id == call.span_id for part in parts)
     assert [(part.name, attributes(part).get("latentd.lane")) for part in parts] == [
         ("read", None),
-        *((part, lane) for lane in ("encoder", "decoder") for part in ("queue", "run")),
+        *((part, graph) for graph in ("encoder", "decoder") for part in ("queue", "run")),
         ("write", None),
     ]
     assert all(attributes(part)["latentd.rows"] == 3 for part in parts[1:-1])

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from serving.errors import BadData, InvalidInput
+from serving.errors import BadData, InvalidArgument
 from serving.readers import verified
 from serving.readers.verified import BLOCK, DIGEST_BYTES, Digests, open_verified, take_sums
 
@@ -88,5 +88,5 @@ def test_another_size_is_refused_at_once(path):
 
 def test_a_whole_file_is_checked_by_its_digest():
     verified.check(b"pixels", hashlib.sha256(b"pixels").digest())
-    with pytest.raises(InvalidInput, match="changed after the job was planned"):
+    with pytest.raises(InvalidArgument, match="changed after the job was planned"):
         verified.check(b"others", hashlib.sha256(b"pixels").digest())

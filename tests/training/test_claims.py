@@ -76,7 +76,7 @@ def judged(claim: Claim, out: Path, **values: float) -> tuple[bool, str]:
 
 
 def test_verdicts_follow_the_numbers(compared: Path) -> None:
-    for claim, holds, fails in (
+    for claim, in_flight, fails in (
         (distribution.CLAIM, {"vae_class": 0.96}, {"vae_class": 0.94}),
         (
             overfitting.CLAIM,
@@ -112,7 +112,7 @@ def test_verdicts_follow_the_numbers(compared: Path) -> None:
             },
         ),
     ):
-        assert judged(claim, compared, **holds)[0] is True, claim.title
+        assert judged(claim, compared, **in_flight)[0] is True, claim.title
         assert judged(claim, compared, **fails)[0] is False, claim.title
 
 

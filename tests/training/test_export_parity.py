@@ -13,7 +13,7 @@ from exports import export, session, source, train
 
 from serving import bundle
 from serving.models.loading import prepare
-from serving.runtime.engine import Engine
+from serving.runtime.engine import SessionFactory
 from serving.runtime.provider import Provider
 from serving.settings import Settings
 from training import checkpoint, graphs
@@ -53,7 +53,7 @@ def test_graphs_compute_what_pytorch_computes(
     manifest, parameters = exported.manifest, bundle.LIKELIHOODS[likelihood]
     highest = 255.0 if dtype == "uint8" else 1.0
     kind = "vector" if len(shape) == 1 else "image"
-    assert manifest.x == bundle.XSpec(kind, shape, dtype, (0.0, highest))
+    assert manifest.x == bundle.DataSpec(kind, shape, dtype, (0.0, highest))
     assert (manifest.family, manifest.likelihood, manifest.latent_size) == (model, likelihood, 3)
     assert manifest.parity["rows"] == 80
     assert manifest.parity["test_rows"] == 8
@@ -153,8 +153,8 @@ def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelih
             assert (one.dtype, one.shape) == (other.dtype, other.shape)
             atol = 4 if one.dtype == np.uint8 else 0.05
             np.testing.assert_allclose(np.float64(one), np.float64(other), rtol=0.02, atol=atol)
-    prepared = prepare(half, Engine(Provider("cpu")), Settings(max_batch_rows=8))
-    assert 0 < prepared.golden_difference < 0.05
+    prepared = prepare(half, SessionFactory(Provider("cpu")), Settings(max_batch_rows=8))
+    assert 0 < prepared.golden_max_abs_error < 0.05
 
 
 def test_half_precision_is_judged_too(

@@ -11,7 +11,7 @@ import pytest
 
 from serving import bundle
 from serving.errors import BundleError
-from serving.jobs.plan import Wanted
+from serving.jobs.plan import OutputSpec
 from serving.jobs.reconstruct import Graphs
 from serving.readers.rows import Chunk
 from training import data
@@ -21,7 +21,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 MANIFEST = bundle.Manifest(
     model="m",
-    x=bundle.XSpec("vector", (3,), "float32", (0.0, 1.0)),
+    x=bundle.DataSpec("vector", (3,), "float32", (0.0, 1.0)),
     latent_size=2,
     likelihood="gaussian",
     family="vae",
@@ -53,7 +53,7 @@ def test_quantiles_are_those_of_what_serving_computes(
     scores = loaded.manifest.training_scores
     x = data.load(Config(likelihood=likelihood)).train.x.numpy()
     chunk = Chunk(np.arange(len(x)), [""] * len(x), x, [])
-    served = Graphs(loaded, Wanted(), "cpu").run(chunk)
+    served = Graphs(loaded, OutputSpec(), "cpu").run(chunk)
     assert scores["rows"] == len(x)
     for name in bundle.SCORES:
         wanted = np.percentile(getattr(served, name).astype(np.float64), scores["levels"])

@@ -69,7 +69,7 @@ def root(tmp_path, publish) -> Path:
 @pytest.fixture
 def server(root, start_server):
     """Serves `root` and looks when the test says so."""
-    return start_server(root, reload_seconds=0, keep_versions=1, batch_budget_ms=1)
+    return start_server(root, poll_seconds=0, keep_versions=1, max_batch_latency_ms=1)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from serving import bundle
 from serving.errors import BundleError, ConfigError
-from serving.models.refusals import MAX_REASON
+from serving.models.rejected import MAX_REASON
 
 
 def refused(server, reason: str) -> float:
@@ -161,7 +161,7 @@ def test_what_the_manifest_does_not_name_keeps_no_version_from_serving(
     root, start_server, open_stub, caplog
 ):
     scatter(root)
-    server = start_server(root, reload_seconds=0)
+    server = start_server(root, poll_seconds=0)
     stub = open_stub(server)
     assert stub.answering() == 1
     assert not stub.failed()
@@ -222,7 +222,7 @@ def test_a_model_that_may_not_be_read_keeps_no_other_from_serving(
     (root / "secret").chmod(0)
     try:
         with permissions.enforced():
-            server = start_server(root, reload_seconds=0)
+            server = start_server(root, poll_seconds=0)
             assert open_stub(server).answering() == 1
         reasons = {r.name: r.reason for r in server.server.repository.refused()}
         assert list(reasons) == ["link", "secret"]

@@ -23,7 +23,7 @@ def test_a_number_that_is_deleted_and_published_anew_is_served_anew(root, publis
     server.look()
     assert stub.answering() == 1
     assert stub.GetModel(pb.GetModelRequest()).family == "ae"
-    assert server.metric("latentd_queue_rows", lane="decoder", model="toy", version="1") == 0
+    assert server.metric("latentd_queue_rows", graph="decoder", model="toy", version="1") == 0
     stub.wait_until(
         lambda: server.metric("latentd_reloads_total", result="retired", reason="") == 1
     )
@@ -100,7 +100,7 @@ def test_a_server_can_be_pinned_by_a_setting(root, publish, start_server, open_s
     publish(root)
     publish(root)
     (root / "toy" / "pinned").write_text("1")
-    server = start_server(root, reload_seconds=0, keep_versions=2, pin="toy=2")
+    server = start_server(root, poll_seconds=0, keep_versions=2, pin="toy=2")
     stub = open_stub(server)
     assert stub.answering() == 2
     assert list(stub.GetModel(pb.GetModelRequest()).versions) == [1, 2]
@@ -126,7 +126,7 @@ def test_a_volume_that_is_swapped_as_a_whole_by_its_link_is_followed(
     publish(tmp_path / "..two")
     (tmp_path / "..data").symlink_to("..one")
     (tmp_path / "toy").symlink_to("..data/toy")
-    server = start_server(tmp_path, reload_seconds=0, keep_versions=1, batch_budget_ms=1)
+    server = start_server(tmp_path, poll_seconds=0, keep_versions=1, max_batch_latency_ms=1)
     stub = open_stub(server)
     assert stub.answering() == 1
     (tmp_path / "..new").symlink_to("..two")

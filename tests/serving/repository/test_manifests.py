@@ -76,7 +76,7 @@ def test_whatever_is_accepted_can_be_told(root, publish, server, stub, most, rec
         served += told.served_by.version == 2
         x = codec.to_rows(np.full((2, 4, 4), told.x_min, np.uint8))
         wants_scores = told.family == "vae"
-        answer = stub.Reconstruct(pb.ReconstructRequest(x=x, scores=wants_scores))
+        answer = stub.Reconstruct(pb.ReconstructRequest(x=x, include_scores=wants_scores))
         for name in ("kl", "elbo", "reconstruction_error"):
             found = getattr(answer, name)
             assert len(found) == 2 * wants_scores

@@ -22,7 +22,7 @@ RETIRED = {"result": "retired", "reason": ""}
 def test_a_new_version_is_found_and_served_without_a_restart(
     root, publish, start_server, open_stub
 ):
-    server = start_server(root, reload_seconds=0.02, keep_versions=1)
+    server = start_server(root, poll_seconds=0.02, keep_versions=1)
     stub = open_stub(server)
     assert stub.answering() == 1
     publish(root)
@@ -39,8 +39,8 @@ def test_the_metrics_tell_what_is_served(root, publish, server, stub, provider):
         return server.metric("latentd_model_info", provider=provider, **labels)
 
     def cost(version: int) -> float:
-        labels = {"lane": "decoder", "model": "toy", "version": str(version), "rows": "1"}
-        return server.metric("latentd_batch_cost_seconds", **labels)
+        labels = {"graph": "decoder", "model": "toy", "version": str(version), "rows": "1"}
+        return server.metric("latentd_batch_profile_seconds", **labels)
 
     def loaded_at(version: int) -> float:
         labels = {"model": "toy", "version": str(version)}
@@ -54,30 +54,30 @@ def test_the_metrics_tell_what_is_served(root, publish, server, stub, provider):
     stub.wait_until(lambda: not info(1))
     assert (info(2), cost(1), loaded_at(1)) == (1, 0, 0)
     assert cost(2) > 0
-    assert first < loaded_at(2) <= server.metric("latentd_last_look_timestamp_seconds")
-    for lane in ("encoder", "decoder"):
-        labels = {"lane": lane, "model": "toy", "version": "2"}
-        costs = stub.GetModel(pb.GetModelRequest()).lanes[lane == "decoder"]
-        assert server.metric("latentd_batch_rows_most", **labels) == costs.max_batch_rows
+    assert first < loaded_at(2) <= server.metric("latentd_repository_last_scan_timestamp_seconds")
+    for graph in ("encoder", "decoder"):
+        labels = {"graph": graph, "model": "toy", "version": "2"}
+        costs = stub.GetModel(pb.GetModelRequest()).profiles[graph == "decoder"]
+        assert server.metric("latentd_max_batch_rows", **labels) == costs.max_batch_rows
 
 
 def test_batches_and_threads_can_be_fixed_and_the_log_tells_the_costs(
     root, start_server, open_stub, caplog
 ):
     caplog.set_level("INFO")
-    server = start_server(root, max_batch_rows=7, threads=2, batch_budget_ms=1)
-    for lane in open_stub(server).GetModel(pb.GetModelRequest()).lanes:
-        assert lane.max_batch_rows == 7
-        said = f"{lane.lane}, toy version 1: batches of up to 7 rows, 2 thread(s); "
+    server = start_server(root, max_batch_rows=7, intra_op_threads=2, max_batch_latency_ms=1)
+    for graph in open_stub(server).GetModel(pb.GetModelRequest()).profiles:
+        assert graph.max_batch_rows == 7
+        said = f"{graph.graph}, toy version 1: batches of up to 7 rows, 2 thread(s); "
         (line,) = (r.getMessage() for r in caplog.records if said in r.getMessage())
-        assert line.partition("batch: ")[2].count(",") == len(lane.costs) - 1
+        assert line.partition("batch: ")[2].count(",") == len(graph.costs) - 1
 
 
 def test_a_version_of_the_same_size_takes_over_the_costs_and_another_is_measured(
     root, publish, server, stub
 ):
     def costs() -> list[float]:
-        return [cost.seconds for cost in stub.GetModel(pb.GetModelRequest()).lanes[0].costs]
+        return [cost.seconds for cost in stub.GetModel(pb.GetModelRequest()).profiles[0].costs]
 
     first = costs()
     publish(root)
@@ -97,7 +97,7 @@ def test_a_version_of_the_same_size_takes_over_the_costs_and_another_is_measured
 def test_a_call_ends_on_the_version_it_began_on_which_then_is_released(
     root, publish, start_server, open_stub, listener
 ):
-    server = start_server(root, reload_seconds=0, keep_versions=1, listener=listener)
+    server = start_server(root, poll_seconds=0, keep_versions=1, listener=listener)
     stub = open_stub(server)
     stream = stub.StreamSamples(pb.StreamSamplesRequest(count=200_000, seed=1, chunk_rows=100))
     chunks = [next(stream)]
@@ -120,7 +120,7 @@ def test_50_swaps_under_load_are_noticed_by_nobody(
     root, publish, start_server, open_stub, listener, record_property
 ):
     """Every answer is of one version wholly, none fails, and memory stays as it was."""
-    server = start_server(root, reload_seconds=0.02, keep_versions=1, listener=listener)
+    server = start_server(root, poll_seconds=0.02, keep_versions=1, listener=listener)
     stub = open_stub(server)
     done = threading.Event()
 

@@ -11,17 +11,17 @@ import grpc
 from serving.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, address
 from serving.client.connection import MIB, Connection, parse_target
 from serving.client.failures import from_rpc
+from serving.client.pending import PendingChunks
 from serving.client.results import ModelVersion, Samples
-from serving.client.resume import SampleStream
+from serving.client.resume import ResumableSamples
 from serving.client.retries import Backoff, Throttle
-from serving.client.unanswered import Unanswered
 from serving.errors import ConfigError, LatentdError, Overloaded
 
 _LONGEST: Final = 1e9
 """Seconds, some 30 years: what is longer is no limit, where gRPC would take it for the past."""
 
 
-class Sender:
+class BaseClient:
     """A connection, and how calls are sent over it. Subclasses open the channels."""
 
     def __init__(
@@ -106,12 +106,12 @@ class Sender:
             raise failure
         return backoff.wait_after(failure)
 
-    def _unanswered(self, call: ChunkedCall[Any]) -> Unanswered:
+    def _unanswered(self, call: ChunkedCall[Any]) -> PendingChunks:
         address(call.request, self._model, self._version)
-        return Unanswered(call.request, call.in_flight)
+        return PendingChunks(call.request, call.in_flight)
 
-    def _missing(self, call: Call[Samples]) -> SampleStream:
-        return SampleStream(call.request, self._seconds(call), self._connection.attempts)
+    def _missing(self, call: Call[Samples]) -> ResumableSamples:
+        return ResumableSamples(call.request, self._seconds(call), self._connection.attempts)
 
     def _seconds(self, call: Call[Any]) -> float | None:
         seconds = self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout

@@ -13,20 +13,20 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from serving.batching.lane import Lane
+from serving.batching.batcher import Batcher
 from serving.models.inference import Model
 from serving.models.repository import Repository
 from serving.runtime.cuda import CudaError
 
 log = logging.getLogger(__name__)
 
-SUSPICIOUS: Final = 3
+FAILURES_BEFORE_PROBE: Final = 3
 """Failed runs of a lane, none good in between, after which its graphs are tried."""
 PATIENCE_SECONDS: Final = 30.0
 """A graph on a GPU that is broken for so long will be so until the process is another."""
 
 
-class Vitals:
+class EngineWatchdog:
     """What is wrong with the models in service.
 
     watchdog_seconds: a run that takes longer is taken for one that never ends; 0: none is.
@@ -45,14 +45,14 @@ class Vitals:
         self._broken: dict[Model, float] = {}  # since when
         self._lost = ""  # why nothing runs on the GPU any more
 
-    def beyond_help(self) -> str:
+    def fatal_error(self) -> str:
         """What nothing but a new process helps against, as a sentence; empty: nothing."""
         if self._watchdog_seconds:
-            for model, lane in self._lanes():
-                since = lane.running_since
+            for model, batcher in self._batchers():
+                since = batcher.running_since
                 if since is not None and self._clock() - since > self._watchdog_seconds:
                     return (
-                        f"A run of the {lane.name} of {_name(model)} has taken more than "
+                        f"A run of the {batcher.name} of {_name(model)} has taken more than "
                         f"{self._watchdog_seconds:g} s: it has hung."
                     )
         if not self._on_cpu:
@@ -61,19 +61,23 @@ class Vitals:
                     return f"{_name(model)} has failed on the GPU for {PATIENCE_SECONDS:g} s."
         return self._lost
 
-    def suspicious(self) -> list[Model]:
+    def models_to_probe(self) -> list[Model]:
         """Models to be tried: those that keep failing, and those found broken before."""
-        failing = {model for model, lane in self._lanes() if lane.failures >= SUSPICIOUS}
+        failing = {
+            model
+            for model, batcher in self._batchers()
+            if batcher.failures >= FAILURES_BEFORE_PROBE
+        }
         return [m for m in self._repository.models() if m in failing or m in self._broken]
 
-    def try_out(self, models: list[Model]) -> str:
+    def self_test(self, models: list[Model]) -> str:
         """Run the graphs of each on a row of zeros; blocks. Which is broken; empty: none."""
         broken: dict[Model, float] = {}
         for model in models:
             try:
-                model.try_out()
+                model.self_test()
             except Exception as error:
-                if isinstance(error, CudaError) and error.lasting:
+                if isinstance(error, CudaError) and error.sticky:
                     self._lost = f"The GPU is lost to this process ({error})."
                 if model not in self._broken:
                     log.exception("%s fails on whatever it is given.", _name(model))
@@ -84,10 +88,10 @@ class Vitals:
         self._broken = broken
         return ", ".join(sorted(map(_name, broken)))
 
-    def _lanes(self) -> Iterator[tuple[Model, Lane]]:
+    def _batchers(self) -> Iterator[tuple[Model, Batcher]]:
         for model in self._repository.models():
-            for lane, _ in model.lanes():
-                yield model, lane
+            for batcher, _ in model.batchers():
+                yield model, batcher
 
 
 def _name(model: Model) -> str:

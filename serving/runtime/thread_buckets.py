@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import onnxruntime as ort
 
 from serving.runtime.buffers import Buffer, Device, Stream
-from serving.runtime.gpu import GPU
+from serving.runtime.capture_lock import GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Hand:
+class ThreadState:
     """What one thread runs batches with: a stream for its copies, and its buckets by their rows."""
 
     copies: Stream
@@ -43,7 +43,7 @@ class Hand:
         self.copies.close()
 
 
-class Hands:
+class ThreadBuckets:
     """Each thread's hand, made when it is first asked for.
 
     make: a bucket of so many rows, for a thread that copies on this stream; called while nobody
@@ -52,9 +52,9 @@ class Hands:
 
     def __init__(self, device: Device, make: Callable[[int, Stream], Bucket]) -> None:
         self._device, self._make = device, make
-        self._hands: dict[threading.Thread, Hand] = {}
+        self._hands: dict[threading.Thread, ThreadState] = {}
 
-    def __iter__(self) -> Iterator[Hand]:
+    def __iter__(self) -> Iterator[ThreadState]:
         """Those that there are now."""
         return iter(list(self._hands.values()))
 
@@ -65,7 +65,7 @@ class Hands:
         if hand is None or rows not in hand.buckets:
             with GPU.record():
                 if hand is None:
-                    hand = self._hands[me] = Hand(self._device.stream())
+                    hand = self._hands[me] = ThreadState(self._device.stream())
                 hand.buckets[rows] = self._make(rows, hand.copies)
         return hand.buckets[rows], hand.copies
 

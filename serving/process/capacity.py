@@ -13,11 +13,11 @@ from typing import Final
 
 from serving import bundle
 from serving.errors import ConfigError
-from serving.models import shelf
-from serving.models.loading import Prepared, Tuned, prepare
+from serving.models import storage
+from serving.models.loading import LoadedModel, ProfiledGraph, prepare
 from serving.rpc.methods import METHODS
-from serving.runtime import tuning
-from serving.runtime.engine import Engine
+from serving.runtime import profiling
+from serving.runtime.engine import SessionFactory
 from serving.settings import Settings
 
 CALLS: Final = {
@@ -38,7 +38,7 @@ _SPARE: Final = 1  # of the servers may be gone: being replaced, or lost
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class Workload:
     """What callers want."""
 
     call: str  # a key of CALLS
@@ -49,7 +49,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class Capacity:
     """What that takes."""
 
     seconds: float  # of one worker, for one call
@@ -60,19 +60,19 @@ class Need:
     queue_rows: int  # waiting in one replica: when there are more, autoscaling should add one
 
 
-def lanes(demand: Demand, prepared: Prepared) -> dict[str, Tuned]:
+def batchers(demand: Workload, prepared: LoadedModel) -> dict[str, ProfiledGraph]:
     """The graphs that the calls pass, by lane."""
     both = {"encoder": prepared.encoder, "decoder": prepared.decoder}
     return {name: both[name] for name in METHODS[CALLS[demand.call]].graphs}
 
 
 def need(
-    demand: Demand,
-    prepared: Prepared,
+    demand: Workload,
+    prepared: LoadedModel,
     settings: Settings,
     resident_bytes: int,
     density_seconds: float = 0.0,
-) -> Need:
+) -> Capacity:
     """Size a deployment whose replicas have `settings.workers` workers.
 
     resident_bytes:  of one worker, with as many versions as it keeps
@@ -80,8 +80,8 @@ def need(
     """
     draws = demand.draws if METHODS[CALLS[demand.call]].per_draw else 1
     *before, last = (
-        tuning.seconds_of(lane.batch_rows, lane.costs) / lane.batch_rows
-        for lane in lanes(demand, prepared).values()
+        profiling.seconds_of(batcher.batch_rows, batcher.costs) / batcher.batch_rows
+        for batcher in batchers(demand, prepared).values()
     )
     row_seconds = sum(before) + draws * (last + density_seconds)
     seconds = CALL_SECONDS + demand.rows * row_seconds
@@ -89,8 +89,8 @@ def need(
     replicas = math.ceil(demand.rate / (carried * demand.busy)) + _SPARE
     idle = settings.workers * resident_bytes
     queues = 2 * settings.queue_mib  # the encoder's and the decoder's
-    held = queues + settings.answers_mib + settings.requests_mib
-    return Need(
+    held = queues + settings.max_unsent_response_mib + settings.max_partial_request_mib
+    return Capacity(
         seconds=seconds,
         replicas=replicas,
         rate=replicas * carried,
@@ -100,19 +100,19 @@ def need(
     )
 
 
-def measure(settings: Settings) -> tuple[Prepared, int]:
+def measure(settings: Settings) -> tuple[LoadedModel, int]:
     """Load the default model as a worker would, with as many versions as it keeps; gives the newest
     and the most bytes this process has held. Raises ConfigError, BundleError."""
     from serving.process import server  # noqa: F401  (a worker has it in memory)
 
-    shelf.check_root(Path(settings.bundles))
+    storage.check_root(Path(settings.bundles))
     folder = _folder(Path(settings.bundles), settings.default_model)
     paths = [folder / str(v) for v in bundle.versions(folder)[-settings.keep_versions :]]
     if not paths:
         raise ConfigError(f"There is no version of a model in {folder}.")
     # Where there are fewer as yet, the oldest stands in for those to come.
     paths = paths[:1] * (settings.keep_versions - len(paths)) + paths
-    engine = Engine.from_settings(settings)
+    engine = SessionFactory.from_settings(settings)
     kept = [prepare(bundle.load(path), engine, settings) for path in paths]
     status = Path("/proc/self/status").read_text()
     return kept[-1], int(status.partition("VmHWM:")[2].split()[0]) << 10

@@ -14,7 +14,7 @@ from typing import Final
 
 from serving.errors import LatentdError
 from serving.metrics import Metrics
-from serving.models.shelf import Fingerprint
+from serving.models.storage import Fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ MEMORY_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RejectedVersion:
     """A version that is not served, or not as it lies there now."""
 
     model: str  # empty: the root as a whole
@@ -41,15 +41,15 @@ class Refused:
         return self.model or "the bundles' folder"
 
 
-class Refusals:
+class RejectedVersions:
     """The refusals that stand. One thread at a time writes; any may read `standing`."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics, self._clock = metrics, clock
-        self._standing: dict[tuple[str, int], Refused] = {}
+        self._standing: dict[tuple[str, int], RejectedVersion] = {}
         self._met: set[tuple[str, int]] = set()  # since the last sweep
 
-    def standing(self) -> list[Refused]:
+    def standing(self) -> list[RejectedVersion]:
         """By model and version."""
         standing = self._standing
         return [standing[key] for key in sorted(standing)]
@@ -72,7 +72,7 @@ class Refusals:
         known = isinstance(error, LatentdError | OSError)
         passing = getattr(error, "reason", "") == "memory"
         until = self._clock() + MEMORY_SECONDS if passing else math.inf
-        refused = Refused(model, version, _sentence(error), content, until)
+        refused = RejectedVersion(model, version, _sentence(error), content, until)
         self._met.add(key)
         before = self._standing.get(key)
         self._standing = {**self._standing, key: refused}

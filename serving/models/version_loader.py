@@ -14,10 +14,10 @@ from serving.metrics import Metrics
 from serving.models import trial
 from serving.models.attempts import Attempts
 from serving.models.inference import Model
-from serving.models.loading import Measurements, Prepared, prepare
+from serving.models.loading import LoadedModel, Measurements, prepare
 from serving.models.loads import Load
-from serving.models.verdicts import Verdict, Verdicts
-from serving.runtime.engine import Engine
+from serving.models.trial_results import TrialResult, TrialResults
+from serving.runtime.engine import SessionFactory
 from serving.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -26,17 +26,21 @@ Served = Callable[[], dict[int, Model]]
 """Gives the versions of the model that serve now, by number."""
 
 
-class Opener:
+class VersionLoader:
     """Opens versions, each in the thread that asks for it.
 
     verdicts: a folder that the workers of one server share; None: this is its only process.
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, metrics: Metrics, verdicts: Path | None
+        self,
+        settings: Settings,
+        engine: SessionFactory,
+        metrics: Metrics,
+        trial_results: Path | None,
     ) -> None:
         self._settings, self._engine, self._metrics = settings, engine, metrics
-        self._attempts, self._verdicts = Attempts(settings.state), Verdicts(verdicts)
+        self._attempts, self._verdicts = Attempts(settings.state), TrialResults(trial_results)
         self._opening = threading.Lock()  # one version at a time is opened in this process
         self.loads = 0  # begun and ended, each counted: odd while a version is opened
 
@@ -71,14 +75,14 @@ class Opener:
                 load.go_on()
                 return self._opened(checked, served, tried.measurements if tried else None)
 
-    def _tried(self, load: Load, served: Served, on_wait: Callable[[], None]) -> Verdict:
+    def _tried(self, load: Load, served: Served, on_wait: Callable[[], None]) -> TrialResult:
         """What the version's graphs cost, found out where it can harm nothing."""
         settings = self._settings
         if self._engine.on_cpu:
             settings = dataclasses.replace(settings, provider="cpu")
         before = _newest(served())
 
-        def find() -> Verdict:
+        def find() -> TrialResult:
             return trial.run(load.path, settings, before, load.go_on)
 
         def wait() -> None:
@@ -96,19 +100,19 @@ class Opener:
             # Deleted and published anew between two looks: digests tell answers apart.
             if version in served():
                 log.warning("%s version %d has other content than it had.", name, version)
-                self._metrics.forget(name, version)  # its successor's series have its labels
+                self._metrics.remove_model(name, version)  # its successor's series have its labels
             return self._begun(prepared)
         finally:
             self.loads += 1
 
-    def _begun(self, prepared: Prepared) -> Model:
+    def _begun(self, prepared: LoadedModel) -> Model:
         """A model whose lanes are ready. Raises what one of them fails with."""
         model = Model(prepared, self._settings, self._metrics)
         try:
-            model.wait_until_begun()
+            model.wait_until_ready()
         except Exception:
             model.close()
-            self._metrics.forget(model.manifest.model, model.manifest.version)
+            self._metrics.remove_model(model.manifest.model, model.manifest.version)
             raise
         return model
 

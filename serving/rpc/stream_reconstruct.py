@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import codec
+from serving.batching.coroutines import CallContext, run_in_executor
 from serving.batching.runner import EngineError
-from serving.batching.tasks import Caller, offload
 from serving.codec import Array
 from serving.latents import POSTERIOR
 from serving.models.inference import Model, Reconstruction
@@ -30,17 +30,19 @@ class _Part:
 class ReconstructStream:
     """What a stream's first message asks for, of all its messages."""
 
-    def __init__(self, model: Model, first: pb.StreamReconstructRequest, caller: Caller) -> None:
+    def __init__(
+        self, model: Model, first: pb.StreamReconstructRequest, caller: CallContext
+    ) -> None:
         self._model, self._caller = model, caller
         self._png = codec.read_format(first.format, model.manifest.x)
         self._draw, self._seed = first.draw, fields.seed(first) if first.draw else 0
-        self._scores, self._latents = first.scores, first.latents
-        self._with_x = not first.omit_x
+        self._scores, self._latents = first.include_scores, first.include_latents
+        self._with_x = first.include_x or not first.HasField("include_x")
         self._rows = 0  # of all messages so far
 
     async def answer(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructResponse:
-        """The message's answer. Raises what ends the stream: InvalidInput for what is no matter of
-        single rows, Overloaded, DeadlineExpired, NotReady."""
+        """The message's answer. Raises what ends the stream: InvalidArgument for a fault of the
+        whole message, Overloaded, DeadlineExceeded, Unavailable."""
         x, outside, errors = await self._read(request.x)
         self._rows += len(x)
         parts = await self._run(x, request.offset, 0)
@@ -110,5 +112,5 @@ class ReconstructStream:
         """x, how many values of each row lie outside the range, and the rows that cannot be taken
         with the reason: they keep their places, so that the others keep their draws."""
         m, most = self._model.manifest, self._model.max_rows
-        read = functools.partial(codec.read_rows_singly, rows, m.x, m.likelihood, most, "x")
-        return await offload(read) if rows.WhichOneof("content") == "png" else read()
+        read = functools.partial(codec.decode_rows_lenient, rows, m.x, m.likelihood, most, "x")
+        return await run_in_executor(read) if rows.WhichOneof("content") == "png" else read()

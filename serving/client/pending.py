@@ -15,7 +15,7 @@ from serving.codec import Array
 from serving.pb import vae_pb2 as pb
 
 
-class Unanswered:
+class PendingChunks:
     """What is left of a stream's chunks.
 
     options:   what the stream's first message says beside its rows
@@ -32,7 +32,7 @@ class Unanswered:
         """Whether answers are still to come, as far as is known."""
         return bool(self._waiting) or not self._exhausted
 
-    def again(self) -> Iterator[pb.StreamReconstructRequest]:
+    def replay(self) -> Iterator[pb.StreamReconstructRequest]:
         """What a new stream must begin with."""
         self._begun = False
         for request in self._waiting:

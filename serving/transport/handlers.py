@@ -15,23 +15,23 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import Message
 
-from serving.batching.account import HEADERS
-from serving.batching.tasks import Caller, Cancelled, Reply
-from serving.errors import InvalidInput, Overloaded
+from serving.batching.coroutines import CallContext, Cancelled, Future
+from serving.errors import InvalidArgument, Overloaded
 from serving.metrics import Metrics
 from serving.pb import vae_pb2 as pb
 from serving.rpc.methods import METHODS
 from serving.rpc.service import VaeService
-from serving.transport.door import Door
-from serving.transport.ledger import Ledger
+from serving.transport.admission import AdmissionController
+from serving.transport.call_recorder import CallRecorder
+from serving.transport.call_stats import HEADERS
 from serving.transport.messages import parse
-from serving.transport.statuses import Metadata, Status, refused, status
+from serving.transport.status import Metadata, Status, refused, status
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
 PRIORITY: Final = "latentd-priority"
 BACKGROUND: Final = "background"
 
-MOST_HEADER_BYTES: Final = 16_384
+MAX_METADATA_BYTES: Final = 16_384
 """Of one call. gRPC is told of it too and (1.85) refuses by chance what is a little larger."""
 
 
@@ -39,32 +39,32 @@ class Stream(Protocol):
     """One call as a handler sees it."""
 
     @property
-    def caller(self) -> Caller: ...
+    def caller(self) -> CallContext: ...
 
     @property
     def peer(self) -> str:
         """The other end of the connection, as gRPC names it: its address and port."""
 
-    def read(self, small: bool = False) -> Reply[bytes | None]:
+    def read(self, small: bool = False) -> Future[bytes | None]:
         """The next message; None: the caller has sent its last.
 
         small: it has to come at once, and is given up before any other where memory is short
         """
 
-    def write(self, message: bytes) -> Reply[None]:
+    def write(self, message: bytes) -> Future[None]:
         """Send a message; answered when the caller's flow control has room for the next."""
 
 
 _TOO_MANY_HEADERS: Final = Status(
     grpc.StatusCode.RESOURCE_EXHAUSTED,
-    f"The call's metadata is larger than {MOST_HEADER_BYTES} bytes.",
+    f"The call's metadata is larger than {MAX_METADATA_BYTES} bytes.",
     (("grpc-retry-pushback-ms", "-1"),),  # the next attempt would be as large
 )
 
 Run = Callable[[Stream], Coroutine[Any, Any, Status]]
 
 
-def _admit(caller: Caller) -> Status | None:
+def _admit(caller: CallContext) -> Status | None:
     return None
 
 
@@ -77,16 +77,19 @@ class Handler:
     """
 
     run: Run
-    refusal: Callable[[Caller], Status | None] = _admit
+    refusal: Callable[[CallContext], Status | None] = _admit
 
 
-Unary = Callable[[Any, Caller], Coroutine[Any, Any, Message]]
-Streaming = Callable[[Any, Caller], AsyncIterator[Message]]
+Unary = Callable[[Any, CallContext], Coroutine[Any, Any, Message]]
+Streaming = Callable[[Any, CallContext], AsyncIterator[Message]]
 """The first argument is the request; or, where requests are a stream, an iterator over them."""
 
 
 def handlers(
-    service: VaeService, door: Door, metrics: Metrics, ledger: Callable[[str], Ledger]
+    service: VaeService,
+    door: AdmissionController,
+    metrics: Metrics,
+    ledger: Callable[[str], CallRecorder],
 ) -> dict[str, Handler]:
     """The handler of each method of the contract, by its path; `ledger` makes a method's. Raises
     KeyError for a method that is not in METHODS."""
@@ -104,7 +107,7 @@ async def finish(handler: Handler, stream: Stream) -> Status:
     try:
         return await handler.run(stream)
     except (Exception, Cancelled) as error:
-        return status(error, "A call", stream.caller.account.request_id)
+        return status(error, "A call", stream.caller.stats.request_id)
     finally:
         stream.caller.done()
 
@@ -123,7 +126,12 @@ class _Method:
     """One method's way from bytes to the service and back."""
 
     def __init__(
-        self, name: str, request: type[Message], door: Door, metrics: Metrics, ledger: Ledger
+        self,
+        name: str,
+        request: type[Message],
+        door: AdmissionController,
+        metrics: Metrics,
+        ledger: CallRecorder,
     ) -> None:
         self._name, self._request, self._door, self._metrics = name, request, door, metrics
         self._ledger = ledger
@@ -131,9 +139,9 @@ class _Method:
         if self._lane:
             self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
 
-    def refusal(self, caller: Caller) -> Status | None:
+    def refusal(self, caller: CallContext) -> Status | None:
         """See Handler."""
-        if caller.header_bytes > MOST_HEADER_BYTES:
+        if caller.header_bytes > MAX_METADATA_BYTES:
             self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
             return _TOO_MANY_HEADERS
         if not self._lane or caller.deadline == math.inf:
@@ -141,7 +149,7 @@ class _Method:
         wait = self._door.wait(self._lane, caller.deadline)
         if wait is None:
             return None
-        self._metrics.shed.labels(self._lane, "door").inc()
+        self._metrics.shed.labels(self._lane, "admission").inc()
         self._exhausted.inc()
         return refused(math.ceil(wait * 100) / 100)
 
@@ -149,12 +157,12 @@ class _Method:
         """How the service's `implementation` of a method is called, by what of it is a stream."""
         if not method.server_streaming:
             return self.unary(implementation)
-        return (self.both_ways if method.client_streaming else self.streaming)(implementation)
+        return (self.bidi_streaming if method.client_streaming else self.streaming)(implementation)
 
     def unary(self, method: Unary) -> Run:
         async def handle(stream: Stream) -> Status:
             caller, began, served_by = stream.caller, time.monotonic(), None
-            self._ledger.open(caller.account)
+            self._ledger.open(caller.stats)
             try:
                 message = await stream.read()
                 began = time.monotonic()  # the call is complete only with its message
@@ -162,32 +170,32 @@ class _Method:
                 response = await method(request, caller)
                 served_by = _served_by(response)
                 ended = Status(message=response.SerializeToString())
-                self._door.was_right()
+                self._door.on_admitted()
             except (Exception, Cancelled) as error:
-                ended = status(error, self._name, caller.account.request_id)
+                ended = status(error, self._name, caller.stats.request_id)
                 if isinstance(error, Overloaded) and self._lane:
-                    self._door.was_wrong(self._lane, caller.deadline)
-            return self._ledger.enter(caller.account, began, served_by, ended)
+                    self._door.on_rejected(self._lane, caller.deadline)
+            return self._ledger.enter(caller.stats, began, served_by, ended)
 
         return handle
 
     def streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            account, began = stream.caller.account, time.monotonic()
-            self._ledger.open(account)
+            stats, began = stream.caller.stats, time.monotonic()
+            self._ledger.open(stats)
             try:
                 request = self._parse(await stream.read(), stream.caller)
             except (Exception, Cancelled) as error:
-                ended = status(error, self._name, account.request_id)
-                return self._ledger.enter(account, began, None, ended)
+                ended = status(error, self._name, stats.request_id)
+                return self._ledger.enter(stats, began, None, ended)
             return await self._send(began, method(request, stream.caller), stream)
 
         return handle
 
-    def both_ways(self, method: Streaming) -> Run:
+    def bidi_streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
             began = time.monotonic()
-            self._ledger.open(stream.caller.account)
+            self._ledger.open(stream.caller.stats)
             return await self._send(began, method(self._requests(stream), stream.caller), stream)
 
         return handle
@@ -201,7 +209,7 @@ class _Method:
     async def _send(
         self, began: float, responses: AsyncIterator[Message], stream: Stream
     ) -> Status:
-        account, served_by, ended = stream.caller.account, None, Status()
+        stats, served_by, ended = stream.caller.stats, None, Status()
         response: Message | None
         try:
             async for response in responses:
@@ -209,24 +217,24 @@ class _Method:
                 await stream.write(response.SerializeToString())
                 response = None  # the next may be long in coming
         except (Exception, Cancelled) as error:
-            ended = status(error, self._name, account.request_id)
+            ended = status(error, self._name, stats.request_id)
         finally:
             # An error's traceback holds this frame, and so would all of the stream.
             del responses
             response = None
-        return self._ledger.enter(account, began, served_by, ended)
+        return self._ledger.enter(stats, began, served_by, ended)
 
-    def _parse(self, data: bytes | None, caller: Caller) -> Message:
+    def _parse(self, data: bytes | None, caller: CallContext) -> Message:
         if data is None:
             if caller.cancelled:
                 raise Cancelled  # it went before its message came
-            raise InvalidInput("request", "the call ended before its message had come whole")
+            raise InvalidArgument("request", "the call ended before its message had come whole")
         return parse(self._request, data)
 
 
-def urgency(metadata: Metadata, seconds_left: float) -> Caller:
+def call_context(metadata: Metadata, seconds_left: float) -> CallContext:
     """The caller that a call's deadline and metadata describe."""
-    caller = Caller(time.monotonic() + seconds_left)
+    caller = CallContext(time.monotonic() + seconds_left)
     for key, value in metadata:
         caller.header_bytes += len(key) + len(value)
         if key == PRIORITY:
@@ -234,7 +242,7 @@ def urgency(metadata: Metadata, seconds_left: float) -> Caller:
         elif key == "authorization":
             caller.authorization = str(value)
         elif key in HEADERS:
-            caller.account.hear(key, value)
+            caller.stats.set_header(key, value)
     return caller
 
 

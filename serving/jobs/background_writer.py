@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Behind:
+class BackgroundWriter:
     """Does what it is given while its owner goes on; `with` waits for the last of it.
 
     What a piece raises comes out at the next one, or at the end of a block that raises nothing.

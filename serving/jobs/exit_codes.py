@@ -21,7 +21,7 @@ from serving.errors import (
     BadData,
     BundleError,
     ConfigError,
-    InvalidInput,
+    InvalidArgument,
     LatentdError,
 )
 
@@ -59,7 +59,7 @@ def status(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BadData):
         return DATA
-    if isinstance(error, ConfigError | BundleError | InvalidInput):
+    if isinstance(error, ConfigError | BundleError | InvalidArgument):
         return CONFIG
     if isinstance(error, TooManyQuarantined):
         return QUARANTINED

@@ -22,7 +22,7 @@ _POLL_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class TrialResult:
     """On a bundle that can be served."""
 
     digest: str
@@ -58,7 +58,7 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-class Verdicts:
+class TrialResults:
     """Kept in a folder that lasts as long as the server. None: a server of one process, which
     shares nothing."""
 
@@ -68,9 +68,9 @@ class Verdicts:
     def get(
         self,
         key: str,
-        find: Callable[[], Verdict],
+        find: Callable[[], TrialResult],
         wait: Callable[[], None],
-    ) -> Verdict:
+    ) -> TrialResult:
         """The verdict on what `key` names: another worker's, else what `find` gives or raises.
 
         wait: called every 50 ms while another worker is at it; what it raises ends the wait. Raises
@@ -92,7 +92,7 @@ class Verdicts:
                 raw = json.loads(known)
                 if "refused" in raw:
                     raise BundleError(raw["refused"], raw["what"])
-                return Verdict(raw["digest"], Measurements.from_json(raw))
+                return TrialResult(raw["digest"], Measurements.from_json(raw))
             try:
                 found = find()
             except BundleError as error:

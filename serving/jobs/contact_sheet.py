@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from serving import images
-from serving.bundle import XSpec
+from serving.bundle import DataSpec
 from serving.jobs.inputs import Rows
 from serving.jobs.plan import Plan
 from serving.jobs.reconstruct import Reconstruct
@@ -73,7 +73,7 @@ def draw(
     sheets = {"sheet.html": _html(plan, first, others)}
     if _is_picture(plan.x):
         both = [_pixels(x, plan.x) for pair in first + others for x in (pair.x, pair.made)]
-        sheets["sheet.png"] = images.grid(np.stack(both), 2 * _COLUMNS, least_side=1024)
+        sheets["sheet.png"] = images.make_grid(np.stack(both), 2 * _COLUMNS, min_side=1024)
     return sheets
 
 
@@ -115,11 +115,11 @@ def _pairs(wanted: Sequence[int], rows: Rows, reconstruct: Reconstruct) -> Itera
         yield _Pair(int(results.rows[0]), results.ids[0], error, seen[index][0], results.x[0])
 
 
-def _is_picture(x: XSpec) -> bool:
+def _is_picture(x: DataSpec) -> bool:
     return x.kind == "image" and x.shape[2:] in ((), (1,), (3,))
 
 
-def _pixels(x: Array, spec: XSpec) -> images.Pixels:
+def _pixels(x: Array, spec: DataSpec) -> images.Pixels:
     if spec.dtype == "uint8":
         return x
     low, high = spec.range
@@ -148,12 +148,12 @@ def _html(plan: Plan, first: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
     return "\n".join([*parts, ""]).encode()
 
 
-def _figure(pair: _Pair, spec: XSpec) -> str:
+def _figure(pair: _Pair, spec: DataSpec) -> str:
     if _is_picture(spec):
         both = np.stack([_pixels(x, spec) for x in (pair.x, pair.made)])
         shown = "".join(
             f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-            for png in images.write_pngs(both)
+            for png in images.encode_pngs(both)
         )
         numbers = ""
     else:
@@ -164,7 +164,7 @@ def _figure(pair: _Pair, spec: XSpec) -> str:
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
-def _plot(pair: _Pair, spec: XSpec) -> str:
+def _plot(pair: _Pair, spec: DataSpec) -> str:
     """Both as lines. Of long rows one element in each of _POINTS parts: that which differs most."""
     x, made = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.made))
     parts = np.array_split(np.abs(x - made), min(_POINTS, len(x)))

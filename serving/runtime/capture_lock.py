@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 
-class Turns:
+class CaptureLock:
     """Any number of uses at a time, or one recording. Who waits to record goes first."""
 
     def __init__(self) -> None:
@@ -55,5 +55,5 @@ class Turns:
                 self._changed.notify_all()
 
 
-GPU: Final = Turns()
+GPU: Final = CaptureLock()
 """One for the process, as CUDA's rule is."""

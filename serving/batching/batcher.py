@@ -12,34 +12,34 @@ Which rows come next is `rowqueue`'s matter; what becomes of a batch that fails,
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import math
 import operator
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, Final
 
 import numpy as np
 
-from serving.batching.rowqueue import Entry, RowQueue, Share
-from serving.batching.runner import Outputs, Run, Runner
-from serving.batching.tasks import Caller, Reply
-from serving.errors import DeadlineExpired, NotReady, Overloaded
+from serving.batching.coroutines import CallContext, Future
+from serving.batching.rowqueue import BatchItem, Entry, RowQueue
+from serving.batching.runner import BatchRunner, Outputs, Run
+from serving.errors import DeadlineExceeded, Overloaded, Unavailable
 from serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 Answer = tuple[Entry, Outputs | Exception]
 
-QUICK_SECONDS: Final = 0.006
+INLINE_MAX_SECONDS: Final = 0.006
 """A batch that takes no longer is run by the thread that received its rows, if that one helps."""
 
 _helper: Final = threading.local()
 
 
-def help_lanes() -> list[Lane]:
+def enable_inline_execution() -> list[Batcher]:
     """Let this thread help: short batches of rows that it submits are left for it to run.
 
     Two threads that take turns at Python's lock for every request spend more on the turns than on
@@ -47,11 +47,11 @@ def help_lanes() -> list[Lane]:
     block, and when it has nothing else to do, it must take one out and `run_next` it.
     """
     _helper.lanes = []
-    lanes: list[Lane] = _helper.lanes
+    lanes: list[Batcher] = _helper.lanes
     return lanes
 
 
-class Lane:
+class Batcher:
     """One graph's queue and the threads that empty it.
 
     name:  "encoder" or "decoder"
@@ -75,7 +75,7 @@ class Lane:
     ) -> None:
         self.name = name
         self._queue = queue
-        self._runner = Runner(name, run, metrics, clock, queue.batch_rows, self._learn)
+        self._runner = BatchRunner(name, run, metrics, clock, queue.batch_rows, self._learn)
         self._clock, self._begin = clock, begin
         self._changed = threading.Condition()  # guards the queue and the flags
         self._idle = 0  # how many of the lane's own threads wait to be called
@@ -83,16 +83,18 @@ class Lane:
         self._ended = -math.inf  # when the last batch was done
         self._promised = False  # a helping thread will run the next batch
         self._closing = False
-        self._begun: list[Future[None]] = [Future() for _ in range(threads)]
+        self._begun: list[concurrent.futures.Future[None]] = [
+            concurrent.futures.Future() for _ in range(threads)
+        ]
         self._threads = [
-            threading.Thread(target=self._work, args=(begun,), name=f"{name}-lane", daemon=True)
+            threading.Thread(target=self._work, args=(begun,), name=f"{name}-batcher", daemon=True)
             for begun in self._begun
         ]
         self._metrics = metrics
-        self._queue_seconds = metrics.stage_seconds.labels("queue", name)
+        self._queue_seconds = metrics.queue_duration.labels(name)
         labels = (name, model[0], str(model[1]))
-        metrics.probe(metrics.queue_rows, lambda: queue.rows, *labels)
-        metrics.probe(metrics.queue_oldest, self._oldest_age, *labels)
+        metrics.register_callback(metrics.queue_rows, lambda: queue.rows, *labels)
+        metrics.register_callback(metrics.queue_oldest, self._oldest_age, *labels)
         for thread in self._threads:
             thread.start()
 
@@ -112,16 +114,16 @@ class Lane:
         return self._runner.failures
 
     @property
-    def least_wait(self) -> float:
+    def min_wait(self) -> float:
         """Seconds that rows submitted now would wait at least; without the lock: it is a guess."""
-        return self._queue.least_wait
+        return self._queue.min_wait
 
     @property
-    def ended(self) -> float:
+    def last_batch_end(self) -> float:
         """When the last batch was done, on the lane's clock; -inf: there was none yet."""
         return self._ended
 
-    def wait_until_begun(self) -> None:
+    def wait_until_ready(self) -> None:
         """Block until the lane's threads are ready for batches. Raises what `begin` raised."""
         for begun in self._begun:
             begun.result()
@@ -131,12 +133,12 @@ class Lane:
         payload: Any,
         rows: int,
         nbytes: int,
-        caller: Caller,
+        caller: CallContext,
         *,
         work: int = 0,
         weight: int = 1,
         keep: bool = True,
-    ) -> Reply[Outputs]:
+    ) -> Future[Outputs]:
         """Queue `rows` rows of `payload`; the reply is their outputs, in order, however batched.
 
         work: rows of the whole call, as far as known, where this is a part of a stream
@@ -144,42 +146,42 @@ class Lane:
         keep: False: `run` gives the payload what is wanted of the outputs, and the reply has none
               of them where there were several batches
 
-        Raises Overloaded at once when there is no room or no time, DeadlineExpired when it is too
-        late already, or would be however soon the rows ran, NotReady when the lane is closing. The
-        reply fails with DeadlineExpired when the deadline passes before the last row ran, with
+        Raises Overloaded at once when there is no room or no time, DeadlineExceeded when it is too
+        late already, or would be however soon the rows ran, Unavailable when the lane is closing.
+        The reply fails with DeadlineExceeded when the deadline passes before the last row ran, with
         EngineError when the engine fails on these rows. When the caller goes, what has not been run
         is dropped.
         """
         entry = Entry(payload, rows, nbytes, caller.deadline, caller.background)
         entry.work, entry.weight, entry.keeps_outputs = work, weight, keep
-        reply: Reply[Outputs] = Reply(lambda: self._withdraw(entry))
-        entry.reply, entry.account = reply, caller.account
+        reply: Future[Outputs] = Future(lambda: self._withdraw(entry))
+        entry.reply, entry.stats = reply, caller.stats
         now = self._clock()
         if caller.deadline <= now:
             raise self._runner.expired("when the rows reached the queue")
         with self._changed:
             if self._closing:
-                raise NotReady("The server is stopping. Another one may answer.")
+                raise Unavailable("The server is stopping. Another one may answer.")
             try:
                 self._queue.admit(entry, now)
-            except (Overloaded, DeadlineExpired) as refusal:
+            except (Overloaded, DeadlineExceeded) as refusal:
                 self._count(refusal)
                 raise
             self._call_for_a_run()
         caller.on_cancel(reply)
         return reply
 
-    def check(self, rows: int, nbytes: int, caller: Caller, weight: int = 1) -> None:
+    def check(self, rows: int, nbytes: int, caller: CallContext, weight: int = 1) -> None:
         """Raise what `submit` would raise now: for calls that run other rows first."""
         entry = Entry(None, rows, nbytes, caller.deadline, caller.background, weight=weight)
         with self._changed:
             try:
                 self._queue.check(entry, self._clock())
-            except (Overloaded, DeadlineExpired) as refusal:
+            except (Overloaded, DeadlineExceeded) as refusal:
                 self._count(refusal)
                 raise
 
-    def _count(self, refusal: Overloaded | DeadlineExpired) -> None:
+    def _count(self, refusal: Overloaded | DeadlineExceeded) -> None:
         if isinstance(refusal, Overloaded):
             self._metrics.shed.labels(self.name, refusal.reason).inc()
         else:
@@ -207,11 +209,11 @@ class Lane:
             now = self._clock()
             batch, expired = self._queue.take(now)
             if batch and not self._running:
-                self._queue.observe_pause(now - max(self._ended, batch[0].entry.enqueued_at))
+                self._queue.observe_dispatch_gap(now - max(self._ended, batch[0].entry.enqueued_at))
             self._running += 1
             self._call_for_a_run()
         for entry in expired:
-            _take_reply(entry).fail(self._runner.expired())
+            _take_reply(entry).set_exception(self._runner.expired())
         answers = self._run_batch(batch)
         with self._changed:
             self._running, self._ended = self._running - 1, self._clock()
@@ -222,9 +224,9 @@ class Lane:
                 self._call_all()
         for entry, answer in answers:
             if isinstance(answer, Exception):
-                _take_reply(entry).fail(answer)
+                _take_reply(entry).set_exception(answer)
             else:
-                _take_reply(entry).resolve(answer)
+                _take_reply(entry).set_result(answer)
         return waiting
 
     @property
@@ -239,8 +241,12 @@ class Lane:
         """See that somebody runs what waits: this thread if it helps, else one of the lane's."""
         if self._promised or not self._ready:
             return
-        helped: list[Lane] | None = getattr(_helper, "lanes", None)
-        if helped is not None and not self._begin and self._queue.next_seconds <= QUICK_SECONDS:
+        helped: list[Batcher] | None = getattr(_helper, "lanes", None)
+        if (
+            helped is not None
+            and not self._begin
+            and self._queue.next_seconds <= INLINE_MAX_SECONDS
+        ):
             self._promised = True
             helped.append(self)
         elif self._idle:
@@ -251,7 +257,7 @@ class Lane:
         self._idle = 0
         self._changed.notify_all()
 
-    def _work(self, begun: Future[None]) -> None:
+    def _work(self, begun: concurrent.futures.Future[None]) -> None:
         """One of the lane's own threads."""
         try:
             if self._begin:
@@ -269,7 +275,7 @@ class Lane:
                     self._changed.wait()
             self.run_next()
 
-    def _run_batch(self, batch: list[Share]) -> list[Answer]:
+    def _run_batch(self, batch: list[BatchItem]) -> list[Answer]:
         """Run one batch; the answers that it completes."""
         now = self._clock()
         for share in batch:
@@ -301,7 +307,7 @@ class Lane:
         with self._changed:
             was_wanted = self._queue.discard(entry)
             if was_wanted and ended is not None:
-                entry.account.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
+                entry.stats.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
             return was_wanted
 
     def _oldest_age(self) -> float:
@@ -310,10 +316,10 @@ class Lane:
         return 0.0 if oldest is None else self._clock() - oldest
 
 
-def _take_reply(entry: Entry) -> Reply[Outputs]:
+def _take_reply(entry: Entry) -> Future[Outputs]:
     """The entry's reply, which the entry lets go of: together they are a cycle that only the
     garbage collector would free, with all the arrays it holds."""
-    reply: Reply[Outputs] = entry.reply
+    reply: Future[Outputs] = entry.reply
     entry.reply, entry.parts = None, []
     return reply
 

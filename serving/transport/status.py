@@ -14,29 +14,29 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from serving.batching.tasks import Cancelled
+from serving.batching.coroutines import Cancelled
 from serving.errors import (
-    DeadlineExpired,
-    InvalidInput,
+    DeadlineExceeded,
+    InvalidArgument,
     ModelNotFound,
-    NotAllowed,
-    NotAuthenticated,
-    NotReady,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
     Unsupported,
 )
 
 log = logging.getLogger(__name__)
 
 STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
-    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     Unsupported: grpc.StatusCode.UNIMPLEMENTED,
-    NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExpired: grpc.StatusCode.DEADLINE_EXCEEDED,
-    NotReady: grpc.StatusCode.UNAVAILABLE,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
     Cancelled: grpc.StatusCode.CANCELLED,
 }
 """Everything else is INTERNAL: one fixed sentence for the caller, the whole story in the log."""
@@ -77,13 +77,13 @@ def refused(wait: float) -> Status:
     """The end of a call that is not read, for it would wait so many seconds."""
     # Kept: under overload the same few are needed thousands of times a second.
     what = f"The wait would be about {wait:.2f} s and this call has less left"
-    return status(Overloaded("door", what, wait), "", "")
+    return status(Overloaded("admission", what, wait), "", "")
 
 
 def _details(error: BaseException, code: grpc.StatusCode, text: str) -> Metadata:
     """The trailing metadata that says what a program can act on."""
     detail: Message
-    if isinstance(error, InvalidInput):
+    if isinstance(error, InvalidArgument):
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=text.removeprefix(f"{error.field}: ")
         )

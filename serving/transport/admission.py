@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serving.batching.rowqueue import MARGIN
+from serving.batching.rowqueue import WAIT_SAFETY_FACTOR
 from serving.models.repository import Repository
 
 _RECENT: Final = 1.0  # seconds since its last batch for which a lane counts as asked for
@@ -26,7 +26,7 @@ _SHRINK: Final = 0.99
 """So that of the calls read under overload about one in ten is read in vain."""
 
 
-class Door:
+class AdmissionController:
     """Who need not be read.
 
     lead: seconds by which the door refuses sooner than a lane would, for a call that is read has
@@ -38,33 +38,35 @@ class Door:
         self._refused = 0
         self.lead = 0.0
 
-    def wait(self, lane: str, deadline: float) -> float | None:
+    def wait(self, graph: str, deadline: float) -> float | None:
         """Seconds that a call would wait in the least busy lane of that name, whatever it asks for,
         if that is beyond its deadline; None: read it."""
         now = self._clock()
-        least = self._least_wait(lane, now)
-        seconds = self.lead + least * MARGIN
+        least = self._least_wait(graph, now)
+        seconds = self.lead + least * WAIT_SAFETY_FACTOR
         if not least or now + seconds <= deadline:
             return None
         self._refused += 1
         return seconds if self._refused % _ONE_IN else None
 
-    def was_right(self) -> None:
+    def on_admitted(self) -> None:
         """A call that was read has been admitted."""
         self.lead *= _SHRINK
 
-    def was_wrong(self, lane: str, deadline: float) -> None:
+    def on_rejected(self, graph: str, deadline: float) -> None:
         """A call that was read has been refused by a lane of that name."""
         now = self._clock()
-        if now + self._least_wait(lane, now) * MARGIN > deadline:  # and any other would have been
+        if (
+            now + self._least_wait(graph, now) * WAIT_SAFETY_FACTOR > deadline
+        ):  # and any other would have been
             self.lead = min(self.lead * _GROW + _LEAST_LEAD, _MOST_LEAD)
 
     def _least_wait(self, name: str, now: float) -> float:
         """The shortest wait in the lanes of that name which are in use; 0.0: none is."""
         waits = (
-            lane.least_wait
+            graph.min_wait
             for model in self._repository.models()
-            for lane, _ in model.lanes()
-            if lane.name == name and now - lane.ended < _RECENT
+            for graph, _ in model.batchers()
+            if graph.name == name and now - graph.last_batch_end < _RECENT
         )
         return min(waits, default=0.0)

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 from prometheus_client import Metric
 
-from serving.metrics import Metrics, Together
+from serving.metrics import Metrics, MultiprocessMode
 
 KEEP_SECONDS: Final = 1.0
 """How often the supervisor asks when nobody scrapes: a worker that dies takes no more with it."""
 _ANSWER_SECONDS: Final = 1.0  # a worker that hangs must not keep the page from Prometheus for long
 
-_COMBINE: Final[Mapping[Together, Callable[[float, float], float]]] = {
+_COMBINE: Final[Mapping[MultiprocessMode, Callable[[float, float], float]]] = {
     "sum": operator.add,
     "max": max,
     "min": min,
@@ -81,7 +81,7 @@ class WorkerMetrics:
         until = time.monotonic() + _ANSWER_SECONDS
         while unanswered and (left := until - time.monotonic()) > 0:
             for pipe in wait(list(unanswered), left):
-                unanswered.pop(pipe).hear()  # type: ignore[call-overload]  # not sockets, not numbers
+                unanswered.pop(pipe).set_header()  # type: ignore[call-overload]  # not sockets, not numbers
 
     def _bury(self) -> None:
         for worker in [one for one in self._workers if one.dead]:
@@ -96,12 +96,12 @@ class _Worker:
     dead: bool = False
     asked: bool = False  # and has not answered yet
     metrics: list[Metric] = field(default_factory=list)
-    together: Mapping[str, Together] = field(default_factory=dict)
+    together: Mapping[str, MultiprocessMode] = field(default_factory=dict)
 
     def ask(self) -> bool:
         """Whether an answer to a new question is under way."""
         if self.asked and self.pipe.poll():  # late, of an earlier question
-            self.hear()
+            self.set_header()
         if self.asked:
             return True  # still the earlier one: questions to a worker that hangs do not pile up
         try:
@@ -111,7 +111,7 @@ class _Worker:
         self.asked = True
         return True
 
-    def hear(self) -> None:
+    def set_header(self) -> None:
         """Read the answer that has come."""
         self.asked = False
         try:
@@ -129,7 +129,7 @@ class _Page:
     def __init__(self) -> None:
         self._families: dict[str, tuple[Metric, dict[_Sample, float]]] = {}
 
-    def add(self, metrics: Iterable[Metric], together: Mapping[str, Together]) -> None:
+    def add(self, metrics: Iterable[Metric], together: Mapping[str, MultiprocessMode]) -> None:
         """Combine with what is there; together: of the gauges, by name. All others are added."""
         for metric in metrics:
             combine = _COMBINE[together.get(metric.name, "sum")]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from serving.batching.tasks import Caller
+from serving.batching.coroutines import CallContext
 
 
-class Holds:
+class InFlight:
     """The calls that hold one thing. Taken and let go of in any thread."""
 
     def __init__(self) -> None:
@@ -15,13 +15,13 @@ class Holds:
         self._count = 0
         self._closed = False
 
-    def take(self, caller: Caller) -> bool:
+    def take(self, caller: CallContext) -> bool:
         """Hold until the caller's call has ended; False: too late, the thing is going."""
         with self._changed:
             if self._closed:
                 return False
             self._count += 1
-        caller.on_done(self._let_go)
+        caller.on_done(self._release)
         return True
 
     def drain(self, patience: float | None = None) -> bool:
@@ -33,7 +33,7 @@ class Holds:
             self._closed = True
             return self._changed.wait_for(lambda: self._count == 0, patience)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         with self._changed:
             self._count -= 1
             self._changed.notify_all()

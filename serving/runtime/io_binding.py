@@ -24,14 +24,14 @@ from typing import Final
 import onnxruntime as ort
 
 from serving.runtime.buffers import Array, Buffer, Device, Row, Stream
-from serving.runtime.gpu import GPU
-from serving.runtime.hands import Bucket, Hands, bucket_rows, sizes
+from serving.runtime.capture_lock import GPU
+from serving.runtime.thread_buckets import Bucket, ThreadBuckets, bucket_rows, sizes
 
 WARM_UPS: Final = 3
 """Runs after which a bucket is as quick as it gets: one finds memory, one records, one replays."""
 
 
-class BoundGraph:
+class IOBindingGraph:
     """One ONNX graph whose batches are padded to powers of two.
 
     session: computes on `stream`, where `device` has streams
@@ -50,7 +50,7 @@ class BoundGraph:
     ) -> None:
         self._session, self._takes, self._gives = session, takes, gives
         self._device, self._stream, self._cuda_graph = device, stream, cuda_graph
-        self._hands = Hands(device, self._made)
+        self._hands = ThreadBuckets(device, self._made)
         self._numbers = itertools.count(1)
         self._one_at_a_time = threading.Lock()  # all threads' runs share the stream's order
 

@@ -40,7 +40,7 @@ _VITAL_SHARE: Final = 2
 _RETRY_AFTER: Final = 1.0  # seconds
 
 
-class Answers:
+class PendingResponses:
     """The answers that wait for their callers; held and released in any thread.
 
     most_bytes: of memory; one answer alone may take more
@@ -51,8 +51,8 @@ class Answers:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._waiting: dict[int, tuple[int, GiveUp | None]] = {}  # the oldest first
-        self._given_up = metrics.given_up
-        metrics.probe(metrics.answer_bytes, lambda: self._bytes)
+        self._given_up = metrics.responses_dropped
+        metrics.register_callback(metrics.unsent_response_bytes, lambda: self._bytes)
 
     def hold(self, nbytes: int, give_up: GiveUp | None) -> int:
         """Count an answer in, and the call that waits with it; its number, to `release` it by.

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.batching.rowqueue import Share
+from serving.batching.rowqueue import BatchItem
 from serving.batching.runner import Outputs
 from serving.models import sources
 from serving.models.scoring import Scoring
@@ -22,7 +22,7 @@ ENCODED: Final = ("mean", "log_var")
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class DecodePayload:
     """What waits in the decoder lane."""
 
     source: Source
@@ -30,15 +30,15 @@ class Decoding:
     scoring: Scoring | None = None  # takes params and z; then none of them is wanted
 
 
-def encode_batch(graph: Graph, batch: Sequence[Share]) -> Outputs:
+def encode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
     """mean and log_var for the rows of a batch whose payloads are x."""
     rows = [share.payload[share.start : share.stop] for share in batch]
     return tuple(graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), ENCODED))
 
 
-def decode_batch(graph: Graph, latent_size: int, batch: Sequence[Share]) -> Outputs:
+def decode_batch(graph: Graph, latent_size: int, batch: Sequence[BatchItem]) -> Outputs:
     """x, params (None if nobody wants them) and z for a batch whose payloads are decodings."""
-    z = sources.gather(batch, latent_size)
+    z = sources.materialize(batch, latent_size)
     if any(share.payload.params for share in batch):
         x, params = graph.run(z, ["x", "params"])
         start = 0

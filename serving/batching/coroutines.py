@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, TypeVar
 
-from serving.batching.account import Account
+from serving.transport.call_stats import CallStats
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Cancelled(BaseException):
     """The caller has gone. No Exception: only what cleans up should see it."""
 
 
-class Reply(Generic[T]):
+class Future(Generic[T]):
     """An answer to come, from any thread to any thread. The first answer counts."""
 
     __slots__ = ("_done", "_error", "_lock", "_on_cancel", "_resume", "_value")
@@ -40,11 +40,11 @@ class Reply(Generic[T]):
         self._error: BaseException | None = None
         self._resume: Callable[[], None] | None = None
 
-    def resolve(self, value: T) -> None:
+    def set_result(self, value: T) -> None:
         """Answer; runs on here and now whoever waits."""
         self._finish(value, None)
 
-    def fail(self, error: BaseException) -> None:
+    def set_exception(self, error: BaseException) -> None:
         """Answer with an error, raised in whoever waits."""
         self._finish(None, error)
 
@@ -61,7 +61,7 @@ class Reply(Generic[T]):
             self._resume = resume
             return True
 
-    def __await__(self) -> Generator[Reply[T], None, T]:
+    def __await__(self) -> Generator[Future[T], None, T]:
         if not self._done:
             yield self
         if self._error is not None:
@@ -85,7 +85,7 @@ class Reply(Generic[T]):
             resume()
 
 
-class Caller:
+class CallContext:
     """Who asks: by when, how urgently, and whether still.
 
     deadline:   seconds on time.monotonic's clock; math.inf: none
@@ -99,39 +99,39 @@ class Caller:
     __slots__ = (
         "_on_done",
         "_pending",
-        "account",
         "authorization",
         "background",
         "cancelled",
         "deadline",
         "header_bytes",
         "scopes",
+        "stats",
     )
 
     def __init__(self, deadline: float = math.inf, background: bool = False) -> None:
         self.deadline, self.background = deadline, background
         self.authorization = ""
         self.scopes: frozenset[str] | None = None
-        self.account = Account()
+        self.stats = CallStats()
         self.header_bytes = 0
         self.cancelled = False
-        self._pending: set[Reply[Any]] = set()
+        self._pending: set[Future[Any]] = set()
         self._on_done: Callable[[], None] | None = None
 
-    def on_cancel(self, reply: Reply[Any]) -> None:
+    def on_cancel(self, reply: Future[Any]) -> None:
         """Fail `reply` with Cancelled when the caller goes; at once if that has happened."""
         for earlier in list(self._pending):
             if earlier.done:  # a stream makes no end of them, each with the rows it brought
                 self._pending.discard(earlier)
         self._pending.add(reply)
         if self.cancelled:
-            reply.fail(Cancelled())
+            reply.set_exception(Cancelled())
 
     def cancel(self) -> None:
         """The caller has gone: nothing that waits for it need be done."""
         self.cancelled = True
         for reply in list(self._pending):
-            reply.fail(Cancelled())
+            reply.set_exception(Cancelled())
 
     def on_done(self, act: Callable[[], None]) -> None:
         """Call `act` when the call has ended, however. There is room for one."""
@@ -140,31 +140,31 @@ class Caller:
     def done(self) -> None:
         """The call has ended: what it still waits for need not be done either."""
         for reply in list(self._pending):
-            reply.fail(Cancelled())
+            reply.set_exception(Cancelled())
         self._pending = set()
         act, self._on_done = self._on_done, None
         if act is not None:
             act()
 
 
-def start(coroutine: Coroutine[Any, Any, None]) -> None:
+def run_coroutine(coroutine: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine as far as it goes now; what it waits for runs it on."""
     _Run(coroutine).step()
 
 
-def spawn(coroutine: Coroutine[Any, Any, T]) -> Reply[T]:
+def create_task(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     """Start a coroutine beside this one; the reply is what it returns or raises."""
-    reply: Reply[T] = Reply()
+    reply: Future[T] = Future()
 
     async def run() -> None:
         try:
             result = await coroutine
         except BaseException as error:  # Cancelled, too, is for who waits
-            reply.fail(error)
+            reply.set_exception(error)
         else:
-            reply.resolve(result)
+            reply.set_result(result)
 
-    start(run())
+    run_coroutine(run())
     return reply
 
 
@@ -177,7 +177,7 @@ class _Run:
     def step(self) -> None:
         try:
             while True:
-                reply: Reply[Any] = self._coroutine.send(None)
+                reply: Future[Any] = self._coroutine.send(None)
                 if reply.then(self.step):
                     return
         except StopIteration:
@@ -189,17 +189,17 @@ class _Run:
 _pool: Final = ThreadPoolExecutor(thread_name_prefix="offload")
 
 
-def offload(work: Callable[..., T], *args: Any) -> Reply[T]:
+def run_in_executor(work: Callable[..., T], *args: Any) -> Future[T]:
     """Do what takes milliseconds and no lane in a thread of its own, so that no call waits."""
-    reply: Reply[T] = Reply()
+    reply: Future[T] = Future()
 
     def run() -> None:
         try:
             result = work(*args)
         except BaseException as error:
-            reply.fail(error)
+            reply.set_exception(error)
         else:
-            reply.resolve(result)
+            reply.set_result(result)
 
     _pool.submit(run)
     return reply

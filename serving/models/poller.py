@@ -12,7 +12,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 
-class Watcher:
+class Poller:
     """Calls `look` every `seconds` seconds from `start` to `stop`; 0: never."""
 
     def __init__(self, look: Callable[[], None], seconds: float) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from serving.batching.tasks import Reply
+from serving.batching.coroutines import Future
 from serving.errors import Overloaded
 from serving.metrics import Metrics
 
@@ -42,7 +42,7 @@ _SMALL_SHARE: Final = 4
 _RETRY_AFTER: Final = 1.0  # seconds
 
 
-class Arrivals:
+class PartialRequests:
     """The messages that calls wait for; expected and taken in any thread.
 
     most_bytes: of memory that they may take together
@@ -57,15 +57,15 @@ class Arrivals:
         used_bytes: Callable[[], int] | None = None,
         loads: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._most, self._given_up = most_bytes, metrics.requests_given_up
+        self._most, self._given_up = most_bytes, metrics.partial_requests_dropped
         self._used = used_bytes or heap()
         self._calm = self._used()  # while no request was long in coming, or a version was loaded
         self._calm_small = self._calm  # the same of small ones
         self._loads, self._loaded = loads, loads()
         self._numbers = itertools.count()
         self._seen = 0  # numbers below it were there at the last look
-        self._waiting: dict[int, Reply[Any]] = {}  # the oldest first
-        self._small: dict[int, Reply[Any]] = {}  # likewise
+        self._waiting: dict[int, Future[Any]] = {}  # the oldest first
+        self._small: dict[int, Future[Any]] = {}  # likewise
         self._looks = self._small_seen = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="arrivals", daemon=True)
@@ -77,7 +77,7 @@ class Arrivals:
         self._stopped.set()
         self._thread.join()
 
-    def expect(self, reply: Reply[Any], small: bool = False) -> int:
+    def expect(self, reply: Future[Any], small: bool = False) -> int:
         """Count a message in that is to resolve `reply`; its number, for `came`. The reply fails
         with Overloaded if the message is given up."""
         number = next(self._numbers)
@@ -128,7 +128,7 @@ class Arrivals:
             return
         self._given_up.inc()
         what = f"This request was long in coming, and {why}"
-        reply.fail(Overloaded("requests", what, _RETRY_AFTER))
+        reply.set_exception(Overloaded("requests", what, _RETRY_AFTER))
 
     def _work(self) -> None:
         while not self._stopped.wait(LOOK_SECONDS):

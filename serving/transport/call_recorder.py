@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import grpc
 
-from serving.batching.account import REQUEST_ID, Account
 from serving.metrics import Metrics
-from serving.transport.statuses import Status
+from serving.transport.call_stats import REQUEST_ID, CallStats
+from serving.transport.status import Status
 from serving.transport.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ _DURATIONS: Final = 'queue;dur=%.3f, run;dur=%.3f, total;dur=%.3f, rows;desc="%d
 """Of W3C's header of that name; durations are milliseconds."""
 
 
-class Ledger:
+class CallRecorder:
     """The calls of one method.
 
     says:   of which calls a line is logged: none | failed | all
@@ -32,12 +32,12 @@ class Ledger:
         self._seconds = metrics.request_seconds.labels(method)
         self._answered: dict[tuple[str, grpc.StatusCode], Any] = {}
 
-    def open(self, account: Account) -> None:
+    def open(self, stats: CallStats) -> None:
         """Let a call that begins remember what will be asked of it."""
         if self._tracer is not None:
-            account.passes = []
+            stats.passes = []
 
-    def enter(self, account: Account, began: float, served_by: Any, status: Status) -> Status:
+    def enter(self, stats: CallStats, began: float, served_by: Any, status: Status) -> Status:
         """Enter a call that has ended; its status, now with what it cost in the trailers.
 
         began:     when it was complete, on time.monotonic's clock
@@ -51,21 +51,21 @@ class Ledger:
             self._answered[model, status.code] = counter
         counter.inc()
         self._seconds.observe(seconds)
-        rows, waited, ran = account.sum()
-        if self._says == "all" or (self._says == "failed" and status.code.value[0]):
-            self._say(account, model, version, status.code.name, seconds)
+        rows, waited, ran = stats.sum()
+        if self._says == "all" or (self._says == "errors" and status.code.value[0]):
+            self._say(stats, model, version, status.code.name, seconds)
         if self._tracer is not None:
-            self._tracer.tell(self._method, account, began, seconds, model, version, status.code)
+            self._tracer.tell(self._method, stats, began, seconds, model, version, status.code)
         timing = _DURATIONS % (waited * 1e3, ran * 1e3, seconds * 1e3, rows)
         if model:
             timing += f', model;desc="{model}/{version}"'
-        status.trailers += ((REQUEST_ID, account.request_id), (TIMING, timing))
+        status.trailers += ((REQUEST_ID, stats.request_id), (TIMING, timing))
         return status
 
-    def _say(self, account: Account, model: str, version: int, code: str, seconds: float) -> None:
-        rows, waited, ran = account.sum()
+    def _say(self, stats: CallStats, model: str, version: int, code: str, seconds: float) -> None:
+        rows, waited, ran = stats.sum()
         fields = {
-            "request_id": account.request_id,
+            "request_id": stats.request_id,
             "method": self._method,
             "code": code,
             "model": model,
