@@ -5,7 +5,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
 STANDIN := $(RUN)python tests/standin/standin.py
-PROTOC := $(RUN)python -m grpc_tools.protoc -Iserving/pb=protos/vae/v1 --python_out=. --pyi_out=. --grpc_python_out=. protos/vae/v1/vae.proto
+PROTOC := $(RUN)python -m grpc_tools.protoc -Ilatentd/pb=protos/vae/v1 --python_out=build/packages --pyi_out=build/packages --grpc_python_out=build/packages protos/vae/v1/vae.proto
 BUF    ?= buf
 FUZZ_SECONDS ?= 30
 VARIANT ?= cpu
@@ -108,10 +108,17 @@ format: install  ## mend what lint complains of, where that can be done safely
 	$(RUN)ruff check --fix .
 	$(RUN)ruff format .
 
-typecheck: install  ## mypy, strict
-	$(RUN)mypy
+typecheck: install build/packages  ## mypy, strict
+	MYPYPATH=build/packages $(RUN)mypy
 
-protos: install  ## generate serving/pb from protos/
+# The folders under the names they are imported by, for tools that read files and not modules.
+.PHONY: build/packages
+build/packages:
+	rm -rf $@ && mkdir -p $@/latentd
+	ln -s $(abspath serving)/* $@/latentd/
+	ln -s $(abspath training) $@/latentd/training
+
+protos: install build/packages  ## generate serving/pb from protos/
 	$(PROTOC)
 
 protos-check: protos  ## fail when serving/pb is not what protos/ generates
@@ -122,19 +129,19 @@ protos-lint:  ## buf's STANDARD rules (get it with: npm install @bufbuild/buf)
 	$(BUF) lint protos
 
 train: install  ## train a VAE on DATA into OUT
-	$(RUN)python -m training train --data $(DATA) --out $(OUT)
+	$(RUN)latentd train --data $(DATA) --out $(OUT)
 
 evaluate: install  ## measure OUT's best checkpoint on its test rows: likelihood, latent space, samples
-	$(RUN)python -m training evaluate $(OUT)
+	$(RUN)latentd evaluate $(OUT)
 
 compare: install  ## measure on DATA what a VAE is for, beside an autoencoder; report in runs/compared-NAME
-	$(RUN)python -m training compare --data $(DATA) --out runs/compared-$(NAME)
+	$(RUN)latentd compare --data $(DATA) --out runs/compared-$(NAME)
 
 export: install  ## publish OUT's best checkpoint as the next version of NAME in MODELS
-	$(RUN)python -m training export --checkpoint $(OUT)/best.pt --bundles $(MODELS) --name $(NAME)
+	$(RUN)latentd export --checkpoint $(OUT)/best.pt --bundles $(MODELS) --name $(NAME)
 
 serve: install  ## serve MODELS until Ctrl-C
-	$(RUN)python -m serving serve --bundles $(MODELS)
+	$(RUN)latentd serve --bundles $(MODELS)
 
 bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, as a table
 	$(RUN)python tests/bench/bench_serving.py

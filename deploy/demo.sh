@@ -8,28 +8,28 @@ port=${DEMO_PORT:-50961}
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
-client() { run python -m serving client "$1" --server "localhost:$port" "${@:2}"; }
+client() { run latentd client "$1" --server "localhost:$port" "${@:2}"; }
 
 rm -rf "$out"
 mkdir -p "$out"
 
 say "Train a VAE on scikit-learn's digits"
-run python -m training train --data digits --out "$out/run" >"$out/train.log"
+run latentd train --data digits --out "$out/run" >"$out/train.log"
 tail -n 1 "$out/train.log"
 
 say "Export it: two ONNX graphs, checked against PyTorch, published as a bundle"
-run python -m training export --checkpoint "$out/run/best.pt" --bundles "$out/models" --name digits
+run latentd export --checkpoint "$out/run/best.pt" --bundles "$out/models" --name digits
 
 say "Serve it"
-printf '\033[2m$ %s\033[0m\n' "python -m serving serve --bundles $out/models --port $port &"
-python -m serving serve --bundles "$out/models" --port "$port" --metrics-port 0 2>"$out/server.log" &
+printf '\033[2m$ %s\033[0m\n' "latentd serve --bundles $out/models --port $port &"
+latentd serve --bundles "$out/models" --port "$port" --metrics-port 0 2>"$out/server.log" &
 server=$!
 stop() {
     kill -TERM "$server" 2>/dev/null || true
     wait "$server" || { echo "The server did not stop cleanly; its log is $out/server.log." >&2; exit 1; }
 }
 trap stop EXIT
-until python -m serving client health --server "localhost:$port" >/dev/null 2>&1; do
+until latentd client health --server "localhost:$port" >/dev/null 2>&1; do
     kill -0 "$server" 2>/dev/null || { cat "$out/server.log" >&2; exit 1; }
     sleep 0.2
 done

@@ -1,4 +1,8 @@
-"""Serve VAE bundles over gRPC on ONNX Runtime. Nothing here ever imports torch."""
+"""latentd: train a variational autoencoder, export it, serve it.
+
+The folder serving/ is this package, the folder training/ is latentd.training. Nothing outside
+latentd.training ever imports torch.
+"""
 
 import os
 

@@ -1,71 +1,43 @@
-"""The `latentd` command: serve bundles, and call a server from the shell."""
+"""The `latentd` command: train, export and serve models, and call a server from the shell."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
+import importlib
 import io
-import itertools
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Final
 
-from serving import __version__
+from latentd import __version__
 
 # Parsers alone: what a command needs it imports when it runs, so that `latentd client` needs
 # neither onnxruntime nor prometheus-client.
-from serving.console.parser import add_client_parser
-from serving.errors import EXIT_CONFIG
-from serving.jobs.parser import add_reconstruct_parser
-from serving.process.parser import add_plan_parser, add_serve_parser
-from serving.transport.tokens import add_token_parser
+from latentd.console.parser import add_client_parser
+from latentd.errors import EXIT_CONFIG
+from latentd.flags import Parser
+from latentd.jobs.parser import add_batch_parser
+from latentd.process.parser import add_plan_parser, add_serve_parser
+from latentd.transport.tokens import add_token_parser
 
-
-class Parser(argparse.ArgumentParser):
-    """argparse's, for a command and all below it, but no flag is taken for another.
-
-    A shortened or misspelled flag is an error that names the nearest flag there is.
-    """
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(allow_abbrev=False, **given)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, but unknown flags come before what then seems to be missing."""
-        words = sys.argv[1:] if args is None else list(args)
-        if self._subparsers is None:  # else most of them are a subcommand's, which looks itself
-            for word in itertools.takewhile(lambda word: word != "--", words):
-                self._check(word.partition("=")[0])
-        return super().parse_known_args(args, namespace)
-
-    def _check(self, flag: str) -> None:
-        flags = self._option_string_actions
-        if not flag.startswith("--") or " " in flag or flag in flags:
-            return
-        longer = [known for known in flags if known.startswith(flag)]
-        nearest = [*longer, *difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)]
-        hint = f"Did you mean {nearest[0]}?" if nearest else f"See {self.prog} --help."
-        self.exit(2, f"{self.prog}: there is no flag {flag}. {hint}\n")
+TRAINING: Final = {
+    "train": "train a VAE on your data: checkpoints, pictures, log",
+    "evaluate": "measure a trained model: likelihood, latent space, samples",
+    "compare": "measure what a VAE is for, with a plain autoencoder as the baseline",
+    "export": "publish a checkpoint as the next version of a bundle",
+}
+"""The commands of latentd.training, whose parsers are read only when one of them is named."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may not be UTF-8
-    parser: argparse.ArgumentParser = Parser(
-        prog="latentd",
-        description="Serve variational autoencoders over gRPC, and call such a server.",
-        epilog="First run: python -m serving serve --bundles models, then, in another shell: "
-        "python -m serving client sample --count 16 --seed 7 --out grid.png",
-    )
-    parser.add_argument("--version", action="version", version=f"latentd {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND")
-    add_serve_parser(commands)
-    add_token_parser(commands)
-    add_plan_parser(commands)
-    add_client_parser(commands)
-    add_reconstruct_parser(commands)
-    args = parser.parse_args(argv)
+    if words and words[0] in TRAINING:
+        return int(importlib.import_module("latentd.training.__main__").main(words))
+    parser = _parser()
+    args = parser.parse_args(words)
     if not hasattr(args, "run"):
         parser.print_help()
         return 2
@@ -73,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("", "serving"):
+        if package in ("", "latentd"):
             raise  # a fault of ours
         print(
             f"latentd: the package {package} is not installed, which this command needs. "
@@ -81,6 +53,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_CONFIG
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = Parser(
+        prog="latentd",
+        description="Train a variational autoencoder, export it, serve it over gRPC, and call it.",
+        epilog="First run: latentd train --data digits --out runs/digits; latentd export "
+        "--checkpoint runs/digits/best.pt --bundles models --name digits; latentd serve; then, in "
+        "another shell: latentd client sample --count 16 --seed 7 --out grid.png",
+    )
+    parser.add_argument("--version", action="version", version=f"latentd {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, text in TRAINING.items():
+        commands.add_parser(name, help=text)  # listed here, parsed by latentd.training
+    add_serve_parser(commands)
+    add_client_parser(commands)
+    add_batch_parser(commands)
+    add_plan_parser(commands)
+    add_token_parser(commands)
+    return parser
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from serving.errors import BundleError
-from serving.manifest import (
+from latentd.errors import BundleError
+from latentd.manifest import (
     DECODER,
     ENCODER,
     FILES,

@@ -14,11 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import images, ranges
-from serving.bundle import DataSpec
-from serving.errors import InvalidArgument
-from serving.pb import vae_pb2 as pb
-from serving.ranges import Counts
+from latentd import images, ranges
+from latentd.bundle import DataSpec
+from latentd.errors import InvalidArgument
+from latentd.pb import vae_pb2 as pb
+from latentd.ranges import Counts
 
 Array = NDArray[Any]
 

@@ -13,7 +13,7 @@
     ├── BundleError        a bundle on disk is not what its manifest says
     └── ConfigError        the operator's settings cannot be served
 
-`serving.transport.status` holds the one table that turns these into gRPC statuses.
+`latentd.transport.status` holds the one table that turns these into gRPC statuses.
 """
 
 from __future__ import annotations

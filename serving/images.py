@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.bundle import DataSpec
-from serving.errors import InvalidArgument
+from latentd.bundle import DataSpec
+from latentd.errors import InvalidArgument
 
 Pixels = NDArray[np.uint8]
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import DataSpec
-from serving.latents import Latents
+from latentd.bundle import DataSpec
+from latentd.latents import Latents
 
 Nats = NDArray[np.float64]
 """float64, shape (rows,)."""

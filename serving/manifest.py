@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from serving import schema
-from serving.errors import BundleError
+from latentd import schema
+from latentd.errors import BundleError
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"

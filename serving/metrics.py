@@ -1,7 +1,7 @@
 """Every metric, its labels and its buckets.
 
 The registry is passed in, so that each test counts for itself. Each of several workers counts for
-itself too; serving.process.worker_metrics adds them up.
+itself too; latentd.process.worker_metrics adds them up.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import DataSpec
+from latentd.bundle import DataSpec
 
 ROUNDING: Final = 1e-6
 """Of the range's width. A value that lies no further beyond a bound is taken as the bound."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_type_hints
 
-from serving.errors import ConfigError
+from latentd.errors import ConfigError
 
 _HIGHEST_PORT: Final = 65535
 

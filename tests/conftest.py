@@ -20,12 +20,12 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from serving import bundle, settings
-from serving.bundle import DataSpec, Manifest
-from serving.process.server import Server
-from serving.runtime.engine import CpuGraph, Graph
-from serving.runtime.io_binding import IOBindingGraph
-from serving.runtime.provider import CPU, CUDA
+from latentd import bundle, settings
+from latentd.bundle import DataSpec, Manifest
+from latentd.process.server import Server
+from latentd.runtime.engine import CpuGraph, Graph
+from latentd.runtime.io_binding import IOBindingGraph
+from latentd.runtime.provider import CPU, CUDA
 
 # Nets as small as the tests' gain nothing by more threads, which on a machine with other work wait
 # for one another: trainings crawl. Said before torch is imported, and to all that the tests start.

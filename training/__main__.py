@@ -1,25 +1,24 @@
-"""`python -m training`: train a model, then export it as a bundle for `python -m serving`."""
+"""`latentd train`, `evaluate`, `compare` and `export`: from data to a bundle."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-import itertools
 import json
 import re
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from training.comparison import command as comparison
-from training.config import Config, add_flags, flag
-from training.errors import TrainingError
-from training.evaluation import command as evaluation
+from latentd import __version__
+from latentd.flags import Parser
+from latentd.training.comparison import command as comparison
+from latentd.training.config import Config, add_flags, flag
+from latentd.training.errors import TrainingError
+from latentd.training.evaluation import command as evaluation
 
-PROGRAM: Final = "latentd-train"
+PROGRAM: Final = "latentd"
 _CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds", "device", "precision", "threads")
 """What may be given anew when a run is resumed."""
 _FULL: Final = r"out of memory|can't allocate memory"  # what torch says, of a GPU and of a CPU
@@ -37,15 +36,15 @@ Train a variational autoencoder and write a folder:
 """
 _TRAIN_EXAMPLES: Final = """\
 examples:
-  python -m training train --data digits --out runs/digits
-  python -m training train --data idx:mnist --likelihood bernoulli --binarisation dynamic \\
+  latentd train --data digits --out runs/digits
+  latentd train --data idx:mnist --likelihood bernoulli --binarisation dynamic \\
       --latent-size 50 --epochs 20 --out runs/mnist
-  python -m training train --data images:photos --image-size 48x64 --out runs/photos
-  python -m training train --data npz:spectra.npz --net mlp --out runs/spectra
-  python -m training train --data idx:mnist --net iwae --latent-size 50 --k 50 \\
+  latentd train --data images:photos --image-size 48x64 --out runs/photos
+  latentd train --data npz:spectra.npz --net mlp --out runs/spectra
+  latentd train --data idx:mnist --net iwae --latent-size 50 --k 50 \\
       --likelihood bernoulli --binarisation dynamic --schedule cosine --ema 0.999 --out runs/iwae
-  torchrun --nproc-per-node 8 -m training train --data images:photos --out runs/photos
-  python -m training train --out runs/digits --resume --epochs 300
+  torchrun --nproc-per-node 8 -m latentd train --data images:photos --out runs/photos
+  latentd train --out runs/digits --resume --epochs 300
 
 data:
   digits      scikit-learn's 1,797 digits, 8x8, bundled
@@ -70,35 +69,8 @@ Graphs that fail the check are not published, and the exit status is 1.
 """
 _EXPORT_EXAMPLES: Final = """\
 example:
-  python -m training export --checkpoint runs/digits/best.pt --bundles models --name digits
+  latentd export --checkpoint runs/digits/best.pt --bundles models --name digits
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's, for a command and all below it, but no flag is taken for another.
-
-    A shortened or misspelled flag is an error that names the nearest flag there is.
-    """
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(allow_abbrev=False, **given)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, but unknown flags come before what then seems to be missing."""
-        words = sys.argv[1:] if args is None else list(args)
-        if self._subparsers is None:  # else most of them are a subcommand's, which looks itself
-            for word in itertools.takewhile(lambda word: word != "--", words):
-                self._check(word.partition("=")[0])
-        return super().parse_known_args(args, namespace)
-
-    def _check(self, flag: str) -> None:
-        flags = self._option_string_actions
-        if not flag.startswith("--") or " " in flag or flag in flags:
-            return
-        longer = [known for known in flags if known.startswith(flag)]
-        nearest = [*longer, *difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)]
-        hint = f"Did you mean {nearest[0]}?" if nearest else f"See {self.prog} --help."
-        self.exit(2, f"{self.prog}: there is no flag {flag}. {hint}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("", "serving", "training"):
+        if package in ("", "latentd"):
             raise  # a fault of ours
         print(
             f"{PROGRAM}: the package {package} is not installed, which this command needs. "
@@ -140,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help should not.
-    from training import checkpoint
-    from training.train import LAST, train
+    from latentd.training import checkpoint
+    from latentd.training.train import LAST, train
 
     out: Path = arguments.out
     given = {
@@ -175,12 +147,12 @@ def _resumed(config: Config, given: dict[str, Any], out: Path) -> Config:
 
 def _after_train(arguments: argparse.Namespace) -> str:
     if (arguments.out / "last.pt").exists():
-        return f"Continue with: python -m training train --out {arguments.out} --resume"
+        return f"Continue with: latentd train --out {arguments.out} --resume"
     return "Nothing was saved yet, so there is nothing to resume."
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from training.export import export, report
+    from latentd.training.export import export, report
 
     folder = export(
         arguments.checkpoint,
@@ -195,8 +167,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=PROGRAM, description=__doc__)
-    version = f"latentd {metadata.version('latentd')}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"latentd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
 
     command = commands.add_parser(

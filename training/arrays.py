@@ -17,8 +17,8 @@ from typing import IO, Any, BinaryIO, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from training.errors import TrainingError
-from training.files import open_plain, require_memory, shown
+from latentd.training.errors import TrainingError
+from latentd.training.files import open_plain, require_memory, shown
 
 Array = npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from training.model import Model
+from latentd.training.model import Model
 
 
 class Average:

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO, Final
 import torch
 from torch import Tensor
 
-from training.config import Config
-from training.data import RowSpec
-from training.errors import TrainingError
-from training.files import open_plain, require_memory, shown
-from training.model import Model, build
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.errors import TrainingError
+from latentd.training.files import open_plain, require_memory, shown
+from latentd.training.model import Model, build
 
 FORMAT: Final = "latentd checkpoint 1"
 

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, get_args, get_type_hints
 
-from training.errors import TrainingError
+from latentd.training.errors import TrainingError
 
 
 def _setting(default: Any, teaches: str, **allowed: Any) -> Any:

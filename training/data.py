@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.arrays import Array
-from training.config import Config
-from training.errors import TrainingError
-from training.parallel import notice
-from training.sources import read
+from latentd.training.arrays import Array
+from latentd.training.config import Config
+from latentd.training.errors import TrainingError
+from latentd.training.parallel import notice
+from latentd.training.sources import read
 
 VALUES: Final = 1 << 22
 """Values of x computed on together, at most, where nothing is learnt: bounds memory."""

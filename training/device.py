@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from training import threads
-from training.errors import TrainingError
+from latentd.training import threads
+from latentd.training.errors import TrainingError
 
 
 def chosen_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
     TrainingError     what was asked for cannot be done: the message says what, where, what to do
     └── RunFailed     it was done, and its result is no good: diverged, or export lost parity
 
-`training.__main__` holds the one place that turns these into stderr and an exit status.
+`latentd.training.__main__` holds the one place that turns these into stderr and an exit status.
 """
 
 from __future__ import annotations

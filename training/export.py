@@ -1,6 +1,6 @@
 """Checkpoint -> encoder.onnx, decoder.onnx -> parity -> a bundle, published.
 
-The one bridge between the halves: nothing else in training imports from serving.
+The one bridge between the halves: nothing else in training imports from latentd.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serving import bundle
-from serving.bundle import DataSpec, Manifest
-from serving.errors import BundleError
-from training import checkpoint, data, graphs, parity, scores
-from training.checkpoint import Checkpoint
-from training.config import Config
-from training.data import RowSpec
-from training.errors import TrainingError
-from training.evaluation.record import digest, recorded
-from training.half import halved
-from training.likelihoods import LIKELIHOODS
-from training.model import Model, render
-from training.objective import words
+from latentd import bundle
+from latentd.bundle import DataSpec, Manifest
+from latentd.errors import BundleError
+from latentd.training import checkpoint, data, graphs, parity, scores
+from latentd.training.checkpoint import Checkpoint
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.errors import TrainingError
+from latentd.training.evaluation.record import digest, recorded
+from latentd.training.half import halved
+from latentd.training.likelihoods import LIKELIHOODS
+from latentd.training.model import Model, render
+from latentd.training.objective import words
 
 assert {name: make(Config()).parameters for name, make in LIKELIHOODS.items()} == bundle.LIKELIHOODS
 

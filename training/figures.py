@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training.model import Model, render
+from latentd.training.model import Model, render
 
 _COLUMNS: Final = 12
 _WIDE: Final = 900  # pixels, about: small images are enlarged to fill it

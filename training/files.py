@@ -8,8 +8,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from training import machine
-from training.errors import TrainingError
+from latentd.training import machine
+from latentd.training.errors import TrainingError
 
 
 def open_plain(path: Path) -> BinaryIO:

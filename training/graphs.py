@@ -13,8 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from training.errors import RunFailed
-from training.model import Model, render
+from latentd.training.errors import RunFailed
+from latentd.training.model import Model, render
 
 MOST_ROWS: Final = 1 << 16  # in one batch: what the batch dimension's range says
 _FORBIDDEN: Final = ("Random", "Dropout", "Multinomial", "Bernoulli")

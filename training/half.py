@@ -10,7 +10,7 @@ import copy
 
 from torch import Tensor, nn
 
-from training.model import AE, Model
+from latentd.training.model import AE, Model
 
 
 class Half(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from training import parallel
+from latentd.training import parallel
 
 LOG: Final = "log.jsonl"
 EVENTS: Final = "tensorboard"  # tensorboard --logdir OUT

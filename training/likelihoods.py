@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.config import Config
+from latentd.training.config import Config
 
 
 class Likelihood(Protocol):

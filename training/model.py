@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training import networks
-from training.config import Config
-from training.data import RowSpec
-from training.likelihoods import LIKELIHOODS
+from latentd.training import networks
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.likelihoods import LIKELIHOODS
 
 LOG_VAR_RANGE: Final = (-10.0, 4.0)
 """Bounds of q's log-variance: above, exp() overflows in the end; below, noise is lost when it is

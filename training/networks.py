@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.config import Config
-from training.errors import TrainingError
+from latentd.training.config import Config
+from latentd.training.errors import TrainingError
 
 Shape = tuple[int, ...]
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from training import parallel
-from training.config import Config
-from training.model import AE, Draws, Model, latent_kl
+from latentd.training import parallel
+from latentd.training.config import Config
+from latentd.training.model import AE, Draws, Model, latent_kl
 
 
 def objective(model: Model, draws: Draws, kl_weight: float | Tensor, free_bits: float) -> Tensor:

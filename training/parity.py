@@ -10,9 +10,9 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from training.data import Dataset
-from training.errors import RunFailed
-from training.model import POINT_LOG_VAR, Model, gaussian_kl, render, unit
+from latentd.training.data import Dataset
+from latentd.training.errors import RunFailed
+from latentd.training.model import POINT_LOG_VAR, Model, gaussian_kl, render, unit
 
 
 class Tolerance(NamedTuple):

@@ -21,11 +21,11 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from training import machine
-from training.config import parse_size
-from training.errors import TrainingError
-from training.files import open_plain, require_memory, shown
-from training.folder import SUFFIXES, find
+from latentd.training import machine
+from latentd.training.config import parse_size
+from latentd.training.errors import TrainingError
+from latentd.training.files import open_plain, require_memory, shown
+from latentd.training.folder import SUFFIXES, find
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]

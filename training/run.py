@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import data, parallel, schedules
-from training.average import Average
-from training.checkpoint import Checkpoint
-from training.config import Config
-from training.data import Dataset
-from training.errors import RunFailed, TrainingError
-from training.model import Model, Terms, build, normal, observe
-from training.objective import objective
-from training.optimiser import Optimiser
-from training.recording import Cuda, Recorder
-from training.threads import Contention
+from latentd.training import data, parallel, schedules
+from latentd.training.average import Average
+from latentd.training.checkpoint import Checkpoint
+from latentd.training.config import Config
+from latentd.training.data import Dataset
+from latentd.training.errors import RunFailed, TrainingError
+from latentd.training.model import Model, Terms, build, normal, observe
+from latentd.training.objective import objective
+from latentd.training.optimiser import Optimiser
+from latentd.training.recording import Cuda, Recorder
+from latentd.training.threads import Contention
 
 _EVALUATION_ROWS: Final = 1024  # in one batch, at most
 _SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far

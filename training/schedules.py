@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from training.config import Config
+from latentd.training.config import Config
 
 _RISE = 0.3  # one-cycle: this part of the run rises (Smith and Topin, 2018, arXiv:1708.07120)
 _START = 0.04  # one-cycle: this part of the highest learning rate to start from

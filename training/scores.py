@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from training import parity
-from training.data import Dataset
-from training.model import AE, Model, gaussian_kl, unit
+from latentd.training import parity
+from latentd.training.data import Dataset
+from latentd.training.model import AE, Model, gaussian_kl, unit
 
 ROWS: Final = 20_000  # scored at most, evenly picked: the 99.9th percentile rests on 20 of them
 LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)

@@ -1,8 +1,8 @@
 """Where rows come from: digits, idx:DIR, npz:FILE, images:DIR, read whole into numpy arrays.
 
 A source is a function from the text after the colon to `Arrays`; `SOURCES` names them all, and
-adding one is adding a function there. What a source returns is checked in `training.data`, the
-same for every source. Anything unreadable raises TrainingError that names the path.
+adding one is adding a function there. What a source returns is checked in `latentd.training.data`,
+the same for every source. Anything unreadable raises TrainingError that names the path.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Final
 
 import numpy as np
 
-from training.arrays import Arrays, read_idx, read_numpy
-from training.config import Config
-from training.errors import TrainingError
-from training.files import shown
-from training.pictures import read_pictures
+from latentd.training.arrays import Arrays, read_idx, read_numpy
+from latentd.training.config import Config
+from latentd.training.errors import TrainingError
+from latentd.training.files import shown
+from latentd.training.pictures import read_pictures
 
 TAKEN: Final = "digits, idx:DIR, npz:FILE, npz:FILE:ARRAY or images:DIR"
 
@@ -106,7 +106,7 @@ def _npz(where: str, config: Config) -> Arrays:
 
 
 def _images(where: str, config: Config) -> Arrays:
-    """Every picture under a folder. See training.pictures."""
+    """Every picture under a folder. See latentd.training.pictures."""
     folder = _folder(where, "images:DIR names a folder of pictures")
     pictures = read_pictures(folder, config.image_size, config.bad_images == "skip")
     return Arrays(pictures.pixels, pictures.labels, classes=pictures.classes, notes=pictures.notes)

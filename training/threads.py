@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from training import machine
+from latentd.training import machine
 
 _SECONDS: Final = 2.0  # of measuring, at most, if one step is short
 _SECONDS_EACH: Final = 0.2  # for one number of threads

@@ -12,16 +12,16 @@ from typing import Any, Final
 
 import torch
 
-from training import checkpoint, data, figures, machine, networks, parallel, threads
-from training.checkpoint import Checkpoint
-from training.config import Config
-from training.data import Dataset
-from training.device import chosen_device, chosen_precision
-from training.errors import TrainingError
-from training.journal import Journal
-from training.objective import trained, words
-from training.run import Run, evaluate
-from training.threads import Choice
+from latentd.training import checkpoint, data, figures, machine, networks, parallel, threads
+from latentd.training.checkpoint import Checkpoint
+from latentd.training.config import Config
+from latentd.training.data import Dataset
+from latentd.training.device import chosen_device, chosen_precision
+from latentd.training.errors import TrainingError
+from latentd.training.journal import Journal
+from latentd.training.objective import trained, words
+from latentd.training.run import Run, evaluate
+from latentd.training.threads import Choice
 
 LAST: Final = "last.pt"  # where --resume goes on
 BEST: Final = "best.pt"  # the highest validation ELBO so far

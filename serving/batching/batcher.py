@@ -23,11 +23,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving.batching.coroutines import CallContext, Future
-from serving.batching.rowqueue import BatchItem, Entry, RowQueue
-from serving.batching.runner import BatchRunner, Outputs, Run
-from serving.errors import DeadlineExceeded, Overloaded, Unavailable
-from serving.metrics import Metrics
+from latentd.batching.rowqueue import BatchItem, Entry, RowQueue
+from latentd.batching.runner import BatchRunner, Outputs, Run
+from latentd.calls.coroutines import CallContext, Future
+from latentd.errors import DeadlineExceeded, Overloaded, Unavailable
+from latentd.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from serving.batching.coroutines import CallContext
+from latentd.calls.coroutines import CallContext
 
 
 class InFlight:

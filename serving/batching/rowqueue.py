@@ -24,7 +24,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from serving.errors import DeadlineExceeded, Overloaded
+from latentd.errors import DeadlineExceeded, Overloaded
 
 
 class Priority(enum.IntEnum):

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from serving.batching.rowqueue import BatchItem
-from serving.errors import DeadlineExceeded, LatentdError
-from serving.metrics import Metrics
+from latentd.batching.rowqueue import BatchItem
+from latentd.errors import DeadlineExceeded, LatentdError
+from latentd.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
-from serving import codec
-from serving.codec import Array
-from serving.errors import InvalidArgument
-from serving.pb import vae_pb2 as pb
+from latentd import codec
+from latentd.codec import Array
+from latentd.errors import InvalidArgument
+from latentd.pb import vae_pb2 as pb
 
 PngFile: TypeAlias = bytes | str | os.PathLike[str]
 """A PNG file: its bytes, or its path."""

@@ -8,14 +8,14 @@ from typing import Any, Final, Self
 
 import grpc
 
-from serving.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, address
-from serving.client.connection import MIB, Connection, parse_target
-from serving.client.failures import from_rpc
-from serving.client.pending import PendingChunks
-from serving.client.results import ModelVersion, Samples
-from serving.client.resume import ResumableSamples
-from serving.client.retries import Backoff, Throttle
-from serving.errors import ConfigError, LatentdError, Overloaded
+from latentd.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, address
+from latentd.client.connection import MIB, Connection, parse_target
+from latentd.client.failures import from_rpc
+from latentd.client.pending import PendingChunks
+from latentd.client.results import ModelVersion, Samples
+from latentd.client.resume import ResumableSamples
+from latentd.client.retries import Backoff, Throttle
+from latentd.errors import ConfigError, LatentdError, Overloaded
 
 _LONGEST: Final = 1e9
 """Seconds, some 30 years: what is longer is no limit, where gRPC would take it for the past."""

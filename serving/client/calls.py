@@ -1,6 +1,6 @@
 """The calls a client can make, before any transport: arguments in, a request and its reader out.
 
-Both clients in `serving.client` take their methods, with signatures and docstrings, from here.
+Both clients in `latentd.client` take their methods, with signatures and docstrings, from here.
 Every call but list_models and health takes `model` (empty: the client's own, else the server's
 default) and `version` (0: the newest; where no model is named either: the client's own).
 """
@@ -15,11 +15,11 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from serving.client import arguments, responses, results
-from serving.client.arguments import Data, LatentAnchor, SupportsArray
-from serving.codec import Array
-from serving.errors import InvalidArgument
-from serving.pb import vae_pb2 as pb
+from latentd.client import arguments, responses, results
+from latentd.client.arguments import Data, LatentAnchor, SupportsArray
+from latentd.codec import Array
+from latentd.errors import InvalidArgument
+from latentd.pb import vae_pb2 as pb
 
 T_co = TypeVar("T_co", covariant=True)
 Chunks = TypeVar("Chunks", bound=Iterable[Array] | AsyncIterable[Array])

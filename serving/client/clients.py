@@ -21,13 +21,13 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeAlias, Typ
 import grpc
 import grpc.aio
 
-from serving.client import calls, streaming
-from serving.client.base import BaseClient
-from serving.client.calls import Call, ChunkedCall
-from serving.client.connection import methods
-from serving.client.results import Samples, StreamedReconstruction
-from serving.client.retries import Backoff
-from serving.codec import Array
+from latentd.client import calls, streaming
+from latentd.client.base import BaseClient
+from latentd.client.calls import Call, ChunkedCall
+from latentd.client.connection import methods
+from latentd.client.results import Samples, StreamedReconstruction
+from latentd.client.retries import Backoff
+from latentd.codec import Array
 
 SampleChunks: TypeAlias = Generator[Samples, None, None]
 AsyncSampleChunks: TypeAlias = AsyncGenerator[Samples, None]

@@ -13,9 +13,9 @@ from typing import Any, Final
 import grpc
 from google.protobuf import message_factory, wrappers_pb2
 
-from serving.client import retries, spans
-from serving.errors import ConfigError
-from serving.pb import vae_pb2 as pb
+from latentd.client import retries, spans
+from latentd.errors import ConfigError
+from latentd.pb import vae_pb2 as pb
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"]
 MIB: Final = 1 << 20

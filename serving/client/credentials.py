@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from serving.errors import ConfigError
+from latentd.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A failed call as an error of `serving.errors`: `serving.transport.status` read backwards."""
+"""A failed call as an error of `latentd.errors`: `latentd.transport.status` read backwards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from serving.errors import (
+from latentd.errors import (
     DeadlineExceeded,
     InvalidArgument,
     LatentdError,

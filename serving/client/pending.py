@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from serving.client import arguments, responses
-from serving.client.failures import ServiceError
-from serving.client.results import StreamedReconstruction
-from serving.codec import Array
-from serving.pb import vae_pb2 as pb
+from latentd.client import arguments, responses
+from latentd.client.failures import ServiceError
+from latentd.client.results import StreamedReconstruction
+from latentd.codec import Array
+from latentd.pb import vae_pb2 as pb
 
 
 class PendingChunks:

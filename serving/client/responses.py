@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving import codec
-from serving.bundle import DataSpec
-from serving.client.results import (
+from latentd import codec
+from latentd.bundle import DataSpec
+from latentd.client.results import (
     Decoding,
     Encoding,
     GraphProfile,
@@ -23,8 +23,8 @@ from serving.client.results import (
     Scores,
     StreamedReconstruction,
 )
-from serving.codec import Array
-from serving.pb import vae_pb2 as pb
+from latentd.codec import Array
+from latentd.pb import vae_pb2 as pb
 
 _DTYPE_NAMES: Final = {value: name for name, value in codec.DATA_TYPES.items()}
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from serving import images
-from serving.bundle import DataSpec
-from serving.codec import Array
+from latentd import images
+from latentd.bundle import DataSpec
+from latentd.codec import Array
 
 
 @dataclass(frozen=True)

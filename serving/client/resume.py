@@ -5,11 +5,11 @@ Knows no transport: the clients make the calls, this keeps count.
 
 from __future__ import annotations
 
-from serving.client.failures import ServiceError
-from serving.client.results import Samples
-from serving.client.retries import Backoff
-from serving.errors import LatentdError, Unavailable
-from serving.pb import vae_pb2 as pb
+from latentd.client.failures import ServiceError
+from latentd.client.results import Samples
+from latentd.client.retries import Backoff
+from latentd.errors import LatentdError, Unavailable
+from latentd.pb import vae_pb2 as pb
 
 
 class ResumableSamples:

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Final
 
-from serving.errors import LatentdError, Overloaded, Unavailable
+from latentd.errors import LatentdError, Overloaded, Unavailable
 
 FIRST_WAIT: Final = 0.2  # seconds; doubled with each failure in a row
 LONGEST_WAIT: Final = 5.0  # seconds

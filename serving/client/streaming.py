@@ -23,11 +23,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from serving.client.pending import PendingChunks
-from serving.client.results import StreamedReconstruction
-from serving.client.retries import Backoff
-from serving.codec import Array
-from serving.errors import LatentdError, Unavailable
+from latentd.client.pending import PendingChunks
+from latentd.client.results import StreamedReconstruction
+from latentd.client.retries import Backoff
+from latentd.codec import Array
+from latentd.errors import LatentdError, Unavailable
 
 Failure = Callable[[grpc.RpcError], LatentdError]
 

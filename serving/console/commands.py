@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving import images
-from serving.client import Client
-from serving.client.arguments import seed as chosen_seed
-from serving.client.credentials import CredentialFiles
-from serving.client.results import ModelInfo, ModelVersion
-from serving.codec import Array
-from serving.console import inputs, terminal
-from serving.console.outputs import OutputPath
-from serving.errors import ModelNotFound
+from latentd import images
+from latentd.client import Client
+from latentd.client.arguments import seed as chosen_seed
+from latentd.client.credentials import CredentialFiles
+from latentd.client.results import ModelInfo, ModelVersion
+from latentd.codec import Array
+from latentd.console import inputs, terminal
+from latentd.console.outputs import OutputPath
+from latentd.errors import ModelNotFound
 
 PICTURES: Final = ("png", "npz", "npy", "folder")
 COLUMNS: Final = 16  # of a picture of rows above their reconstructions

@@ -12,15 +12,15 @@ from typing import Final
 
 import numpy as np
 
-from serving import images
-from serving.bundle import DataSpec
-from serving.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint
-from serving.codec import Array
-from serving.errors import InvalidArgument
-from serving.readers import files, kinds, sources
-from serving.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
-from serving.readers.rows import Chunk
-from serving.readers.sources import Counts, Source
+from latentd import images
+from latentd.bundle import DataSpec
+from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint
+from latentd.codec import Array
+from latentd.errors import InvalidArgument
+from latentd.readers import files, kinds, sources
+from latentd.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
+from latentd.readers.rows import Chunk
+from latentd.readers.sources import Counts, Source
 
 _LATENTS: Final = ("z", "mean")
 
@@ -38,7 +38,7 @@ class How:
 def read_rows(patterns: Sequence[str], rows: slice, x: DataSpec, how: How) -> Array:
     """The rows of what is named, one file below the other, then `rows` of them.
 
-    Files are read by the readers of `latentd reconstruct`, and only those rows. Where a folder or
+    Files are read by the readers of `latentd batch`, and only those rows. Where a folder or
     a glob is named, or a file is left out, a line on stderr says how many were taken. Raises
     InvalidArgument, ConfigError or BadData naming the file, and the row where it is a row's fault.
     """
@@ -61,7 +61,7 @@ def read_rows(patterns: Sequence[str], rows: slice, x: DataSpec, how: How) -> Ar
         raise InvalidArgument(
             "--rows",
             f"{stop - start:,} rows take more than {MAX_WHOLE_BYTES >> 30} GiB",
-            "Choose fewer with --rows, or use `latentd reconstruct`",
+            "Choose fewer with --rows, or use `latentd batch`",
         )
     for source, size in zip(found, sizes, strict=True):
         begin, end = max(start - total, 0), min(stop - total, size)

@@ -12,10 +12,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from serving import images
-from serving.bundle import DataSpec
-from serving.codec import Array
-from serving.errors import InvalidArgument
+from latentd import images
+from latentd.bundle import DataSpec
+from latentd.codec import Array
+from latentd.errors import InvalidArgument
 
 Write = Callable[[Array], None]
 

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Final
 
-from serving.errors import (
+from latentd.errors import (
     BadData,
     ConfigError,
     InvalidArgument,
@@ -203,7 +203,7 @@ def _run(args: argparse.Namespace) -> int:
     # gRPC's own log lines would stand between ours, and it reads this when it is imported:
     # therefore also the import in here.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from serving.console import commands
+    from latentd.console import commands
 
     named_by = "--server"
     if args.server is None and (server := os.environ.get(_VARIABLE)) is not None:

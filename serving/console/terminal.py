@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from serving.client.results import ModelInfo, ModelVersion
-from serving.codec import Array
+from latentd.client.results import ModelInfo, ModelVersion
+from latentd.codec import Array
 
 
 def show_model(info: ModelInfo) -> None:

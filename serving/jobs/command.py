@@ -1,4 +1,4 @@
-"""What `latentd reconstruct` does, and what it says on the way."""
+"""What `latentd batch` does, and what it says on the way."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving import images
-from serving.bundle import DataSpec
-from serving.client.credentials import CredentialFiles
-from serving.errors import ConfigError
-from serving.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
-from serving.jobs.inputs import Rows
-from serving.jobs.job import ShardRange
-from serving.jobs.plan import BundleId, OutputSpec, Plan, default_shard_rows
-from serving.jobs.progress import Progress
-from serving.jobs.quarantine import Limit
-from serving.jobs.reconstruct import check_wanted, load_bundle
-from serving.jobs.remote import Server
-from serving.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store
-from serving.jobs.worker import Failed, WorkerConfig, explain
-from serving.readers import files
-from serving.readers.rows import BadRow
-from serving.runtime.provider import default_worker_count
+from latentd import images
+from latentd.bundle import DataSpec
+from latentd.client.credentials import CredentialFiles
+from latentd.errors import ConfigError
+from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
+from latentd.jobs.inputs import Rows
+from latentd.jobs.job import ShardRange
+from latentd.jobs.plan import BundleId, OutputSpec, Plan, default_shard_rows
+from latentd.jobs.progress import Progress
+from latentd.jobs.quarantine import Limit
+from latentd.jobs.reconstruct import check_wanted, load_bundle
+from latentd.jobs.remote import Server
+from latentd.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store
+from latentd.jobs.worker import Failed, WorkerConfig, explain
+from latentd.readers import files
+from latentd.readers.rows import BadRow
+from latentd.runtime.provider import default_worker_count
 
 _TRIED_ROWS = 2048  # run by --dry-run to estimate the time
 
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     metrics = Path(args.metrics_file) if args.metrics_file else None
     with Progress(ours, metrics) as progress:
-        job.run(setting, share, _processes(args), progress, args.engine)
+        job.run(setting, share, _processes(args), progress, args.executor)
     seconds = time.monotonic() - began
     try:
         outcome = job.finish(setting, share, limit)
@@ -266,7 +266,7 @@ def _share(args: argparse.Namespace) -> ShardRange:
 
 
 def _processes(args: argparse.Namespace) -> int:
-    if args.engine == "ray":
+    if args.executor == "ray":
         return int(args.processes)  # 0: what the cluster has
     if args.processes or args.server:
         return int(args.processes) or 1

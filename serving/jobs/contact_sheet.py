@@ -15,13 +15,13 @@ from typing import Final
 
 import numpy as np
 
-from serving import images
-from serving.bundle import DataSpec
-from serving.jobs.inputs import Rows
-from serving.jobs.plan import Plan
-from serving.jobs.reconstruct import Reconstruct
-from serving.jobs.store import ShardManifest
-from serving.readers.rows import Array, Chunk
+from latentd import images
+from latentd.bundle import DataSpec
+from latentd.jobs.inputs import Rows
+from latentd.jobs.plan import Plan
+from latentd.jobs.reconstruct import Reconstruct
+from latentd.jobs.store import ShardManifest
+from latentd.readers.rows import Array, Chunk
 
 WORST: Final = 32
 EVENLY: Final = 32

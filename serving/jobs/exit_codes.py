@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from serving.errors import (
+from latentd.errors import (
     EXIT_CONFIG,
     BadData,
     BundleError,

@@ -12,17 +12,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
-from serving import images
-from serving.bundle import DataSpec
-from serving.errors import BadData, ConfigError
-from serving.jobs.plan import Input, Plan
-from serving.readers import files, sources, verified
-from serving.readers.arrays import ArrayReader, file_and_key
-from serving.readers.parquet import TableReader
-from serving.readers.pictures import Names, PictureReader
-from serving.readers.rows import BadRow, Chunk, Reader
-from serving.readers.sources import Counts, Source
-from serving.readers.verified import DIGEST_BYTES, Digests, open_verified
+from latentd import images
+from latentd.bundle import DataSpec
+from latentd.errors import BadData, ConfigError
+from latentd.jobs.plan import Input, Plan
+from latentd.readers import files, sources, verified
+from latentd.readers.arrays import ArrayReader, file_and_key
+from latentd.readers.parquet import TableReader
+from latentd.readers.pictures import Names, PictureReader
+from latentd.readers.rows import BadRow, Chunk, Reader
+from latentd.readers.sources import Counts, Source
+from latentd.readers.verified import DIGEST_BYTES, Digests, open_verified
 
 PLAN: str = "plan.json"
 NAMES: str = "plan.names"

@@ -11,15 +11,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from serving.errors import BadData, ConfigError
-from serving.jobs import contact_sheet, exit_codes, inputs, outputs, quarantine, ray_data, worker
-from serving.jobs.exit_codes import ShardsLost, TooManyQuarantined, WorkerDied
-from serving.jobs.inputs import PLAN, Rows
-from serving.jobs.plan import Plan, check_same
-from serving.jobs.progress import Progress
-from serving.jobs.quarantine import Limit
-from serving.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store, to_json
-from serving.jobs.worker import Failed, Failure, WorkerConfig
+from latentd.errors import BadData, ConfigError
+from latentd.jobs import contact_sheet, exit_codes, inputs, outputs, quarantine, ray_data, worker
+from latentd.jobs.exit_codes import ShardsLost, TooManyQuarantined, WorkerDied
+from latentd.jobs.inputs import PLAN, Rows
+from latentd.jobs.plan import Plan, check_same
+from latentd.jobs.progress import Progress
+from latentd.jobs.quarantine import Limit
+from latentd.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store, to_json
+from latentd.jobs.worker import Failed, Failure, WorkerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ def run(
     share: ShardRange,
     processes: int,
     progress: Progress,
-    engine: str = "processes",
+    executor: str = "processes",
 ) -> None:
-    """Commit every shard of a share. engine: processes | ray.
+    """Commit every shard of a share. executor: processes | ray.
 
     Raises Failed, BadData, OSError, LatentdError.
     """
@@ -68,7 +68,7 @@ def run(
     store = Store(setting.output, plan.digest, outputs.suffix(plan))
     try:
         processes = min(processes, len(shards))
-        if engine == "ray" and shards:
+        if executor == "ray" and shards:
             ray_data.run(setting, shards, processes, progress)
         elif processes > 1:
             _run_many(setting, shards, processes, progress)

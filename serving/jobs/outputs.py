@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from serving import images, ranges
-from serving.bundle import SCORES
-from serving.errors import ConfigError
-from serving.jobs import percentiles
-from serving.jobs.plan import Plan
-from serving.jobs.reconstruct import Floats, Results
-from serving.ranges import Counts
+from latentd import images, ranges
+from latentd.bundle import SCORES
+from latentd.errors import ConfigError
+from latentd.jobs import percentiles
+from latentd.jobs.plan import Plan
+from latentd.jobs.reconstruct import Floats, Results
+from latentd.ranges import Counts
 
 OUTSIDE: Final = "values_outside_range"
 _LATENTS: Final = ("mean", "log_var")

@@ -1,4 +1,4 @@
-"""The command line of `latentd reconstruct`. Imports nothing that takes time to import."""
+"""The command line of `latentd batch`. Imports nothing that takes time to import."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import signal
 import sys
 from typing import Final
 
-from serving.errors import EXIT_CONFIG
-from serving.jobs.plan import BATCH_ROWS, FORMATS, RECONSTRUCTIONS, SHARD_ROWS
+from latentd.errors import EXIT_CONFIG
+from latentd.jobs.plan import BATCH_ROWS, FORMATS, RECONSTRUCTIONS, SHARD_ROWS
 
 _INDEX: Final = "JOB_COMPLETION_INDEX"
 _EPILOG = """\
 examples:
-  python -m serving reconstruct --input digits.npy --bundle models/digits --output scored
-  python -m serving reconstruct --input photos/ --bundle models/photos/3 --output out \\
+  latentd batch --input digits.npy --bundle models/digits --output scored
+  latentd batch --input photos/ --bundle models/photos/3 --output out \\
       --reconstruction png --dry-run
 
 It writes OUTPUT/shards/*.parquet with a manifest each, quarantine.jsonl (rows that could not be
@@ -32,9 +32,9 @@ exit status:
 """
 
 
-def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "reconstruct",
+        "batch",
         help="reconstruct, encode and score whole data sets",
         description="Send every row of a data set through a model: scores, latents and, on "
         "request, reconstructions. Resumable; every row is written once or quarantined.",
@@ -105,7 +105,7 @@ def add_reconstruct_parser(commands: argparse._SubParsersAction[argparse.Argumen
     how = parser.add_argument_group("how")
     how.add_argument("--processes", type=_whole, default=0, help="0: one a CPU, with CUDA one (0)")
     how.add_argument(
-        "--engine",
+        "--executor",
         choices=("processes", "ray"),
         default="processes",
         help="ray: so many actors of Ray Data instead, on the cluster of $RAY_ADDRESS or on this "
@@ -161,7 +161,7 @@ def _run(args: argparse.Namespace) -> int:
         args.shard_index = int(given)
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # an import has nothing to undo or to say
     try:
-        from serving.jobs import command
+        from latentd.jobs import command
     finally:
         signal.signal(signal.SIGINT, before)
     return command.run(args)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import SCORES
+from latentd.bundle import SCORES
 
 Floats = NDArray[np.float32]
 

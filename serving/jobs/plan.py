@@ -12,8 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from serving.bundle import DataSpec
-from serving.errors import ConfigError
+from latentd.bundle import DataSpec
+from latentd.errors import ConfigError
 
 FORMAT: Final = 2
 SHARD_ROWS: Final = 16384

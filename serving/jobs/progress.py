@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from serving.errors import ConfigError
-from serving.jobs.shard import Done
+from latentd.errors import ConfigError
+from latentd.jobs.shard import Done
 
 _FILE_SECONDS: Final = 5.0
 

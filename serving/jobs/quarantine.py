@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from serving.errors import ConfigError
-from serving.readers.rows import BadRow
+from latentd.errors import ConfigError
+from latentd.readers.rows import BadRow
 
 SHOWN: Final = 5
 """Reasons that are printed."""

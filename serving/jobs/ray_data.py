@@ -11,12 +11,12 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from serving.errors import ConfigError
-from serving.jobs import exit_codes, outputs, worker
-from serving.jobs.inputs import Rows
-from serving.jobs.shard import Done, Report
-from serving.jobs.store import Store
-from serving.jobs.worker import Failed, Failure, WorkerConfig, explain
+from latentd.errors import ConfigError
+from latentd.jobs import exit_codes, outputs, worker
+from latentd.jobs.inputs import Rows
+from latentd.jobs.shard import Done, Report
+from latentd.jobs.store import Store
+from latentd.jobs.worker import Failed, Failure, WorkerConfig, explain
 
 
 def run(setting: WorkerConfig, shards: Sequence[int], actors: int, report: Report) -> None:
@@ -28,7 +28,7 @@ def run(setting: WorkerConfig, shards: Sequence[int], actors: int, report: Repor
         import ray
         import ray.data
     except ImportError:
-        raise ConfigError("--engine ray needs Ray: pip install 'latentd[ray]'.") from None
+        raise ConfigError("--executor ray needs Ray: pip install 'latentd[ray]'.") from None
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False

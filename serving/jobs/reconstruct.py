@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import bundle, likelihood
-from serving.bundle import Bundle, DataSpec
-from serving.errors import ConfigError
-from serving.jobs.exit_codes import EngineBroken
-from serving.jobs.plan import OutputSpec
-from serving.latents import POSTERIOR, Latents, NoiseRange, standard_normal
-from serving.models import loading
-from serving.models.payloads import ENCODED
-from serving.models.sources import reparameterize
-from serving.ranges import Counts
-from serving.readers.rows import Array, BadRow, Chunk
-from serving.runtime import golden
-from serving.runtime.engine import SessionFactory
-from serving.runtime.provider import Provider
+from latentd import bundle, likelihood
+from latentd.bundle import Bundle, DataSpec
+from latentd.errors import ConfigError
+from latentd.jobs.exit_codes import EngineBroken
+from latentd.jobs.plan import OutputSpec
+from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
+from latentd.models import loading
+from latentd.models.payloads import ENCODED
+from latentd.models.sources import reparameterize
+from latentd.ranges import Counts
+from latentd.readers.rows import Array, BadRow, Chunk
+from latentd.runtime import golden
+from latentd.runtime.engine import SessionFactory
+from latentd.runtime.provider import Provider
 
 Floats = NDArray[np.float32]
 

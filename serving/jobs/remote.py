@@ -10,13 +10,13 @@ from typing import Final
 
 import numpy as np
 
-from serving.client import Client
-from serving.client.credentials import CredentialFiles
-from serving.client.results import ModelInfo, ModelVersion, StreamedReconstruction
-from serving.errors import ConfigError
-from serving.jobs.plan import BundleId, OutputSpec
-from serving.jobs.reconstruct import Results, nothing
-from serving.readers.rows import Array, BadRow, Chunk
+from latentd.client import Client
+from latentd.client.credentials import CredentialFiles
+from latentd.client.results import ModelInfo, ModelVersion, StreamedReconstruction
+from latentd.errors import ConfigError
+from latentd.jobs.plan import BundleId, OutputSpec
+from latentd.jobs.reconstruct import Results, nothing
+from latentd.readers.rows import Array, BadRow, Chunk
 
 _IN_FLIGHT: Final = 8  # chunks sent and not yet answered
 _SECONDS: Final = 3600.0  # deadline of one shard's stream

@@ -9,12 +9,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from serving.errors import BadData
-from serving.jobs import outputs
-from serving.jobs.inputs import Rows
-from serving.jobs.plan import Plan
-from serving.jobs.reconstruct import Reconstruct, Results, joined
-from serving.jobs.store import ShardManifest, Store
+from latentd.errors import BadData
+from latentd.jobs import outputs
+from latentd.jobs.inputs import Rows
+from latentd.jobs.plan import Plan
+from latentd.jobs.reconstruct import Reconstruct, Results, joined
+from latentd.jobs.store import ShardManifest, Store
 
 WORST: Final = 32
 """Of a shard, for the contact sheet: so many of its largest reconstruction errors are kept."""

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from serving.readers.rows import BadRow
+from latentd.readers.rows import BadRow
 
 SUCCESS: Final = "_SUCCESS"
 QUARANTINE: Final = "quarantine.jsonl"

@@ -16,15 +16,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from serving.errors import LatentdError
-from serving.jobs import exit_codes, outputs, shard
-from serving.jobs.background_writer import BackgroundWriter
-from serving.jobs.inputs import Rows
-from serving.jobs.plan import Plan
-from serving.jobs.reconstruct import LocalReconstructor, Reconstruct, load_bundle
-from serving.jobs.remote import RemoteReconstructor, Server
-from serving.jobs.shard import Done, Report
-from serving.jobs.store import Store
+from latentd.errors import LatentdError
+from latentd.jobs import exit_codes, outputs, shard
+from latentd.jobs.background_writer import BackgroundWriter
+from latentd.jobs.inputs import Rows
+from latentd.jobs.plan import Plan
+from latentd.jobs.reconstruct import LocalReconstructor, Reconstruct, load_bundle
+from latentd.jobs.remote import RemoteReconstructor, Server
+from latentd.jobs.shard import Done, Report
+from latentd.jobs.store import Store
 
 _REPORT_SECONDS: Final = 0.2
 
@@ -143,7 +143,7 @@ def process(setting: WorkerConfig, shards: list[int], parent: Connection) -> Non
     """A worker process's whole life. Sends a Done now and then, and a Failure at the end if there
     was one; ends by itself once its parent is gone."""
     terminate_as_exit()
-    logging.getLogger("serving").setLevel(logging.ERROR)  # what there is to say, the parent says
+    logging.getLogger("latentd").setLevel(logging.ERROR)  # what there is to say, the parent says
     failure: Failure | None = None
     report = ProgressThrottle(parent.send)
     try:

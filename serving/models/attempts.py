@@ -19,8 +19,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from serving.models.loads import Cancelled
-from serving.models.storage import Fingerprint
+from latentd.models.loads import Cancelled
+from latentd.models.storage import Fingerprint
 
 log = logging.getLogger(__name__)
 

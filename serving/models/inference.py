@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import likelihood
-from serving.batching.batcher import Batcher
-from serving.batching.coroutines import CallContext, Future, run_in_executor
-from serving.batching.in_flight import InFlight
-from serving.batching.rowqueue import RowQueue
-from serving.batching.runner import Outputs, Run
-from serving.bundle import LIKELIHOODS, Manifest
-from serving.errors import InvalidArgument
-from serving.latents import NoiseRange
-from serving.metrics import Metrics
-from serving.models import scoring
-from serving.models.loading import LoadedModel, ProfiledGraph, release_to_workers
-from serving.models.payloads import DecodePayload, decode_batch, encode_batch
-from serving.models.scoring import Scores, Scoring
-from serving.models.sources import GivenLatents, PosteriorSamples, Source
-from serving.runtime import profiling
-from serving.settings import Settings
+from latentd import likelihood
+from latentd.batching.batcher import Batcher
+from latentd.batching.in_flight import InFlight
+from latentd.batching.rowqueue import RowQueue
+from latentd.batching.runner import Outputs, Run
+from latentd.bundle import LIKELIHOODS, Manifest
+from latentd.calls.coroutines import CallContext, Future, run_in_executor
+from latentd.errors import InvalidArgument
+from latentd.latents import NoiseRange
+from latentd.metrics import Metrics
+from latentd.models import scoring
+from latentd.models.loading import LoadedModel, ProfiledGraph, release_to_workers
+from latentd.models.payloads import DecodePayload, decode_batch, encode_batch
+from latentd.models.scoring import Scores, Scoring
+from latentd.models.sources import GivenLatents, PosteriorSamples, Source
+from latentd.runtime import profiling
+from latentd.settings import Settings
 
 Array = NDArray[Any]
 

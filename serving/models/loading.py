@@ -15,20 +15,20 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving.batching.rowqueue import single_item_batch
-from serving.batching.runner import Outputs
-from serving.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
-from serving.errors import BundleError, ConfigError
-from serving.latents import NoiseRange
-from serving.models.payloads import ENCODED, DecodePayload, decode_batch, encode_batch
-from serving.models.sources import PriorSamples
-from serving.runtime import golden, profiling
-from serving.runtime.engine import Graph, SessionFactory, Signature
-from serving.runtime.golden import Golden
-from serving.runtime.io_binding import IOBindingGraph
-from serving.runtime.profiling import BatchTiming
-from serving.runtime.provider import available_cpus
-from serving.settings import Settings
+from latentd.batching.rowqueue import single_item_batch
+from latentd.batching.runner import Outputs
+from latentd.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
+from latentd.errors import BundleError, ConfigError
+from latentd.latents import NoiseRange
+from latentd.models.payloads import ENCODED, DecodePayload, decode_batch, encode_batch
+from latentd.models.sources import PriorSamples
+from latentd.runtime import golden, profiling
+from latentd.runtime.engine import Graph, SessionFactory, Signature
+from latentd.runtime.golden import Golden
+from latentd.runtime.io_binding import IOBindingGraph
+from latentd.runtime.profiling import BatchTiming
+from latentd.runtime.provider import available_cpus
+from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 

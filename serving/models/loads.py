@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from serving.metrics import Metrics
-from serving.models.storage import Fingerprint
+from latentd.metrics import Metrics
+from latentd.models.storage import Fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.batching.rowqueue import BatchItem
-from serving.batching.runner import Outputs
-from serving.models import sources
-from serving.models.scoring import Scoring
-from serving.models.sources import Source
-from serving.runtime.engine import Graph
+from latentd.batching.rowqueue import BatchItem
+from latentd.batching.runner import Outputs
+from latentd.models import sources
+from latentd.models.scoring import Scoring
+from latentd.models.sources import Source
+from latentd.runtime.engine import Graph
 
 Array = NDArray[Any]
 

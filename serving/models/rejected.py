@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from serving.errors import LatentdError
-from serving.metrics import Metrics
-from serving.models.storage import Fingerprint
+from latentd.errors import LatentdError
+from latentd.metrics import Metrics
+from latentd.models.storage import Fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -18,18 +18,18 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from serving import bundle
-from serving.batching.coroutines import CallContext
-from serving.errors import BundleError, ConfigError, ModelNotFound
-from serving.metrics import Metrics
-from serving.models import attempts, storage
-from serving.models.inference import Model
-from serving.models.loads import Cancelled, Load, Loads
-from serving.models.rejected import RejectedVersion, RejectedVersions
-from serving.models.storage import Fingerprint
-from serving.models.version_loader import VersionLoader
-from serving.runtime.engine import SessionFactory
-from serving.settings import Settings
+from latentd import bundle
+from latentd.calls.coroutines import CallContext
+from latentd.errors import BundleError, ConfigError, ModelNotFound
+from latentd.metrics import Metrics
+from latentd.models import attempts, storage
+from latentd.models.inference import Model
+from latentd.models.loads import Cancelled, Load, Loads
+from latentd.models.rejected import RejectedVersion, RejectedVersions
+from latentd.models.storage import Fingerprint
+from latentd.models.version_loader import VersionLoader
+from latentd.runtime.engine import SessionFactory
+from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import likelihood
-from serving.bundle import LIKELIHOODS, Manifest
-from serving.latents import POSTERIOR, Latents, NoiseRange
-from serving.models.sources import PosteriorSamples
+from latentd import likelihood
+from latentd.bundle import LIKELIHOODS, Manifest
+from latentd.latents import POSTERIOR, Latents, NoiseRange
+from latentd.models.sources import PosteriorSamples
 
 _MEASURED: Final = 64  # draws of one row
 _MEASURED_SIZE: Final = 4096  # elements of a row; more cost as much each

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.batching.rowqueue import BatchItem
-from serving.latents import Latents, NoiseRange, standard_normal
+from latentd.batching.rowqueue import BatchItem
+from latentd.latents import Latents, NoiseRange, standard_normal
 
 
 @dataclass(frozen=True, slots=True)

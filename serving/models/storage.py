@@ -1,6 +1,6 @@
 """What lies under the bundles' root: models, versions, pins, and whether any of it has changed.
 
-<root>/<model>/<version>/    bundles; see serving.bundle
+<root>/<model>/<version>/    bundles; see latentd.bundle
 <root>/<model>/pinned        optional: the number of the version that shall count as the newest
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from serving import bundle
-from serving.errors import BundleError, ConfigError
+from latentd import bundle
+from latentd.errors import BundleError, ConfigError
 
 PINNED: Final = "pinned"
 _MOST_PIN_BYTES: Final = 4096
@@ -47,7 +47,7 @@ def check_root(root: Path) -> None:
     if not bundle.may_be_folder(root):
         raise ConfigError(
             f"The bundles' folder {root} does not exist. Export a model into it "
-            "(python -m training export --bundles ...), or name another with --bundles."
+            "(latentd export --bundles ...), or name another with --bundles."
         )
     meant = bundle.root_above(root)
     if meant is not None:

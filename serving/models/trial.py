@@ -27,13 +27,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from serving import bundle
-from serving.errors import BundleError, ConfigError
-from serving.models.loading import Measurements, prepare
-from serving.models.trial_results import TrialResult
-from serving.runtime import memory
-from serving.runtime.engine import SessionFactory
-from serving.settings import Settings
+from latentd import bundle
+from latentd.errors import BundleError, ConfigError
+from latentd.models.loading import Measurements, prepare
+from latentd.models.trial_results import TrialResult
+from latentd.runtime import memory
+from latentd.runtime.engine import SessionFactory
+from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def run(
 def _child() -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "serving.models.trial"],
+        [sys.executable, "-P", "-m", "latentd.models.trial"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -14,9 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from serving.errors import BundleError
-from serving.models import attempts
-from serving.models.loading import Measurements
+from latentd.errors import BundleError
+from latentd.models import attempts
+from latentd.models.loading import Measurements
 
 _POLL_SECONDS: Final = 0.05
 

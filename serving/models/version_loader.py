@@ -8,17 +8,17 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from serving import bundle
-from serving.errors import BundleError
-from serving.metrics import Metrics
-from serving.models import trial
-from serving.models.attempts import Attempts
-from serving.models.inference import Model
-from serving.models.loading import LoadedModel, Measurements, prepare
-from serving.models.loads import Load
-from serving.models.trial_results import TrialResult, TrialResults
-from serving.runtime.engine import SessionFactory
-from serving.settings import Settings
+from latentd import bundle
+from latentd.errors import BundleError
+from latentd.metrics import Metrics
+from latentd.models import trial
+from latentd.models.attempts import Attempts
+from latentd.models.inference import Model
+from latentd.models.loading import LoadedModel, Measurements, prepare
+from latentd.models.loads import Load
+from latentd.models.trial_results import TrialResult, TrialResults
+from latentd.runtime.engine import SessionFactory
+from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from serving.batching.batcher import Batcher
-from serving.models.inference import Model
-from serving.models.repository import Repository
-from serving.runtime.cuda import CudaError
+from latentd.batching.batcher import Batcher
+from latentd.models.inference import Model
+from latentd.models.repository import Repository
+from latentd.runtime.cuda import CudaError
 
 log = logging.getLogger(__name__)
 

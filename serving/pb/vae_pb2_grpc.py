@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serving.pb import vae_pb2 as serving_dot_pb_dot_vae__pb2
+from latentd.pb import vae_pb2 as latentd_dot_pb_dot_vae__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serving/pb/vae_pb2_grpc.py depends on'
+        + ' but the generated code in latentd/pb/vae_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,53 +36,53 @@ class VaeServiceStub:
         """
         self.GetModel = channel.unary_unary(
                 '/vae.v1.VaeService/GetModel',
-                request_serializer=serving_dot_pb_dot_vae__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.GetModelResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.GetModelResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/vae.v1.VaeService/ListModels',
-                request_serializer=serving_dot_pb_dot_vae__pb2.ListModelsRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.ListModelsResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
         self.Encode = channel.unary_unary(
                 '/vae.v1.VaeService/Encode',
-                request_serializer=serving_dot_pb_dot_vae__pb2.EncodeRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.EncodeResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.EncodeRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.EncodeResponse.FromString,
                 _registered_method=True)
         self.Decode = channel.unary_unary(
                 '/vae.v1.VaeService/Decode',
-                request_serializer=serving_dot_pb_dot_vae__pb2.DecodeRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.DecodeResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.DecodeRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.DecodeResponse.FromString,
                 _registered_method=True)
         self.Sample = channel.unary_unary(
                 '/vae.v1.VaeService/Sample',
-                request_serializer=serving_dot_pb_dot_vae__pb2.SampleRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.SampleResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.SampleRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.SampleResponse.FromString,
                 _registered_method=True)
         self.StreamSamples = channel.unary_stream(
                 '/vae.v1.VaeService/StreamSamples',
-                request_serializer=serving_dot_pb_dot_vae__pb2.StreamSamplesRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.StreamSamplesResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.StreamSamplesRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.StreamSamplesResponse.FromString,
                 _registered_method=True)
         self.Reconstruct = channel.unary_unary(
                 '/vae.v1.VaeService/Reconstruct',
-                request_serializer=serving_dot_pb_dot_vae__pb2.ReconstructRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.ReconstructResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.ReconstructRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.ReconstructResponse.FromString,
                 _registered_method=True)
         self.StreamReconstruct = channel.stream_stream(
                 '/vae.v1.VaeService/StreamReconstruct',
-                request_serializer=serving_dot_pb_dot_vae__pb2.StreamReconstructRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.StreamReconstructResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.StreamReconstructRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.StreamReconstructResponse.FromString,
                 _registered_method=True)
         self.Interpolate = channel.unary_unary(
                 '/vae.v1.VaeService/Interpolate',
-                request_serializer=serving_dot_pb_dot_vae__pb2.InterpolateRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.InterpolateResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.InterpolateRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.InterpolateResponse.FromString,
                 _registered_method=True)
         self.Score = channel.unary_unary(
                 '/vae.v1.VaeService/Score',
-                request_serializer=serving_dot_pb_dot_vae__pb2.ScoreRequest.SerializeToString,
-                response_deserializer=serving_dot_pb_dot_vae__pb2.ScoreResponse.FromString,
+                request_serializer=latentd_dot_pb_dot_vae__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.ScoreResponse.FromString,
                 _registered_method=True)
 
 
@@ -170,53 +170,53 @@ def add_VaeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.GetModelRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.GetModelResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.GetModelRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.GetModelResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.ListModelsRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.ListModelsResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.ListModelsRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.ListModelsResponse.SerializeToString,
             ),
             'Encode': grpc.unary_unary_rpc_method_handler(
                     servicer.Encode,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.EncodeRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.EncodeResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.EncodeRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.EncodeResponse.SerializeToString,
             ),
             'Decode': grpc.unary_unary_rpc_method_handler(
                     servicer.Decode,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.DecodeRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.DecodeResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.DecodeRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.DecodeResponse.SerializeToString,
             ),
             'Sample': grpc.unary_unary_rpc_method_handler(
                     servicer.Sample,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.SampleRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.SampleResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.SampleRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.SampleResponse.SerializeToString,
             ),
             'StreamSamples': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamSamples,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.StreamSamplesRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.StreamSamplesResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.StreamSamplesRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.StreamSamplesResponse.SerializeToString,
             ),
             'Reconstruct': grpc.unary_unary_rpc_method_handler(
                     servicer.Reconstruct,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.ReconstructRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.ReconstructResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.ReconstructRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.ReconstructResponse.SerializeToString,
             ),
             'StreamReconstruct': grpc.stream_stream_rpc_method_handler(
                     servicer.StreamReconstruct,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.StreamReconstructRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.StreamReconstructResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.StreamReconstructRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.StreamReconstructResponse.SerializeToString,
             ),
             'Interpolate': grpc.unary_unary_rpc_method_handler(
                     servicer.Interpolate,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.InterpolateRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.InterpolateResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.InterpolateRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.InterpolateResponse.SerializeToString,
             ),
             'Score': grpc.unary_unary_rpc_method_handler(
                     servicer.Score,
-                    request_deserializer=serving_dot_pb_dot_vae__pb2.ScoreRequest.FromString,
-                    response_serializer=serving_dot_pb_dot_vae__pb2.ScoreResponse.SerializeToString,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.ScoreRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.ScoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -244,8 +244,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/GetModel',
-            serving_dot_pb_dot_vae__pb2.GetModelRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.GetModelResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.GetModelRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -271,8 +271,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/ListModels',
-            serving_dot_pb_dot_vae__pb2.ListModelsRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.ListModelsResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.ListModelsRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -298,8 +298,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/Encode',
-            serving_dot_pb_dot_vae__pb2.EncodeRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.EncodeResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.EncodeRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.EncodeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -325,8 +325,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/Decode',
-            serving_dot_pb_dot_vae__pb2.DecodeRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.DecodeResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.DecodeRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.DecodeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -352,8 +352,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/Sample',
-            serving_dot_pb_dot_vae__pb2.SampleRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.SampleResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.SampleRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.SampleResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -379,8 +379,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/StreamSamples',
-            serving_dot_pb_dot_vae__pb2.StreamSamplesRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.StreamSamplesResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.StreamSamplesRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.StreamSamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -406,8 +406,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/Reconstruct',
-            serving_dot_pb_dot_vae__pb2.ReconstructRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.ReconstructResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.ReconstructRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.ReconstructResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -433,8 +433,8 @@ class VaeService:
             request_iterator,
             target,
             '/vae.v1.VaeService/StreamReconstruct',
-            serving_dot_pb_dot_vae__pb2.StreamReconstructRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.StreamReconstructResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.StreamReconstructRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.StreamReconstructResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -460,8 +460,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/Interpolate',
-            serving_dot_pb_dot_vae__pb2.InterpolateRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.InterpolateResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.InterpolateRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.InterpolateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -487,8 +487,8 @@ class VaeService:
             request,
             target,
             '/vae.v1.VaeService/Score',
-            serving_dot_pb_dot_vae__pb2.ScoreRequest.SerializeToString,
-            serving_dot_pb_dot_vae__pb2.ScoreResponse.FromString,
+            latentd_dot_pb_dot_vae__pb2.ScoreRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

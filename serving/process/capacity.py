@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from serving import bundle
-from serving.errors import ConfigError
-from serving.models import storage
-from serving.models.loading import LoadedModel, ProfiledGraph, prepare
-from serving.rpc.methods import METHODS
-from serving.runtime import profiling
-from serving.runtime.engine import SessionFactory
-from serving.settings import Settings
+from latentd import bundle
+from latentd.errors import ConfigError
+from latentd.models import storage
+from latentd.models.loading import LoadedModel, ProfiledGraph, prepare
+from latentd.rpc.methods import METHODS
+from latentd.runtime import profiling
+from latentd.runtime.engine import SessionFactory
+from latentd.settings import Settings
 
 CALLS: Final = {
     "encode": "Encode",
@@ -103,7 +103,7 @@ def need(
 def measure(settings: Settings) -> tuple[LoadedModel, int]:
     """Load the default model as a worker would, with as many versions as it keeps; gives the newest
     and the most bytes this process has held. Raises ConfigError, BundleError."""
-    from serving.process import server  # noqa: F401  (a worker has it in memory)
+    from latentd.process import server  # noqa: F401  (a worker has it in memory)
 
     storage.check_root(Path(settings.bundles))
     folder = _folder(Path(settings.bundles), settings.default_model)

@@ -9,11 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-from serving import logs, settings
-from serving.errors import EXIT_CONFIG, ConfigError
-from serving.models import storage
-from serving.runtime import provider
-from serving.settings import Settings
+from latentd import logs, settings
+from latentd.errors import EXIT_CONFIG, ConfigError
+from latentd.models import storage
+from latentd.runtime import provider
+from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve_alone(chosen: Settings) -> int:
-    from serving.process import server
+    from latentd.process import server
 
     server.run(server.Server(chosen))
     return 0
 
 
 def _serve_many(chosen: Settings) -> int:
-    from serving.process.supervisor import Supervisor
+    from latentd.process.supervisor import Supervisor
 
     return Supervisor(chosen).run()

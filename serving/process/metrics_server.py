@@ -20,7 +20,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from serving.errors import ConfigError
+from latentd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from serving import settings
+from latentd import settings
 
 Subparsers = argparse._SubParsersAction  # argparse's own name for what add_subparsers returns
 
@@ -17,7 +17,7 @@ def add_serve_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         description="Serve every model under --bundles over gRPC. Each flag can also be set by "
         "its environment variable: --max-rows is LATENTD_MAX_ROWS. A flag wins over the "
         "environment, the environment over the default.",
-        epilog="Example: python -m serving serve --bundles models --port 50051",
+        epilog="Example: latentd serve --bundles models --port 50051",
     )
     settings.add_arguments(parser)
     parser.set_defaults(run=_serve, extra="serve")
@@ -30,7 +30,7 @@ def add_plan_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         help="say how many servers a rate of calls needs",
         description="Load a model as serve would, measure what it costs on this machine, and print "
         "how many servers a rate of calls needs, and how large.",
-        epilog="Example: python -m serving plan --bundles models --rate 500 --rows 16 --workers 2",
+        epilog="Example: latentd plan --bundles models --rate 500 --rows 16 --workers 2",
     )
     asked = parser.add_argument_group("load")
     asked.add_argument("--rate", type=float, required=True, help="calls a second, of all callers")
@@ -46,12 +46,12 @@ def add_plan_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from serving.process import command
+    from latentd.process import command
 
     return command.run(args)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from serving.process import plan
+    from latentd.process import plan
 
     return plan.run(args)

@@ -7,15 +7,15 @@ import dataclasses
 import math
 import sys
 
-from serving import settings
-from serving.errors import EXIT_CONFIG, BundleError, ConfigError
-from serving.models import scoring
-from serving.models.loading import LoadedModel
-from serving.process import capacity
-from serving.process.capacity import CALLS, Capacity, Workload
-from serving.rpc.methods import METHODS
-from serving.runtime import profiling
-from serving.runtime.provider import default_worker_count
+from latentd import settings
+from latentd.errors import EXIT_CONFIG, BundleError, ConfigError
+from latentd.models import scoring
+from latentd.models.loading import LoadedModel
+from latentd.process import capacity
+from latentd.process.capacity import CALLS, Capacity, Workload
+from latentd.rpc.methods import METHODS
+from latentd.runtime import profiling
+from latentd.runtime.provider import default_worker_count
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from serving.errors import ConfigError
+from latentd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

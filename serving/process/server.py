@@ -19,24 +19,24 @@ from typing import Final
 import grpc
 from prometheus_client import CollectorRegistry
 
-from serving.metrics import Metrics
-from serving.models.poller import Poller
-from serving.models.repository import Repository
-from serving.models.watchdog import EngineWatchdog
-from serving.process.metrics_server import expose
-from serving.process.port import address, announce, port_is_taken
-from serving.rpc.service import VaeService
-from serving.runtime.engine import SessionFactory
-from serving.settings import Settings
-from serving.transport import handlers, listener, reflection, tracing
-from serving.transport.access import Access
-from serving.transport.admission import AdmissionController
-from serving.transport.call_recorder import CallRecorder
-from serving.transport.guard import require_scope, require_token
-from serving.transport.health import Health
-from serving.transport.request_memory import PartialRequests
-from serving.transport.response_memory import PendingResponses
-from serving.transport.tls import Certificates
+from latentd.metrics import Metrics
+from latentd.models.poller import Poller
+from latentd.models.repository import Repository
+from latentd.models.watchdog import EngineWatchdog
+from latentd.process.metrics_server import expose
+from latentd.process.port import address, announce, port_is_taken
+from latentd.rpc.service import VaeService
+from latentd.runtime.engine import SessionFactory
+from latentd.settings import Settings
+from latentd.transport import handlers, listener, reflection, tracing
+from latentd.transport.access import Access
+from latentd.transport.admission import AdmissionController
+from latentd.transport.call_recorder import CallRecorder
+from latentd.transport.guard import require_scope, require_token
+from latentd.transport.health import Health
+from latentd.transport.request_memory import PartialRequests
+from latentd.transport.response_memory import PendingResponses
+from latentd.transport.tls import Certificates
 
 log = logging.getLogger(__name__)
 

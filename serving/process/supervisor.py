@@ -23,14 +23,14 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from serving.errors import ConfigError
-from serving.metrics import restarts
-from serving.models import trial_results
-from serving.process import worker
-from serving.process.metrics_server import expose
-from serving.process.port import announce, port_is_taken
-from serving.process.worker_metrics import WorkerMetrics
-from serving.settings import Settings
+from latentd.errors import ConfigError
+from latentd.metrics import restarts
+from latentd.models import trial_results
+from latentd.process import worker
+from latentd.process.metrics_server import expose
+from latentd.process.port import announce, port_is_taken
+from latentd.process.worker_metrics import WorkerMetrics
+from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 

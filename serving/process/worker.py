@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from serving import logs
-from serving.errors import EXIT_CONFIG, ConfigError
-from serving.process import worker_metrics
-from serving.process.server import Server, run
-from serving.settings import Settings
+from latentd import logs
+from latentd.errors import EXIT_CONFIG, ConfigError
+from latentd.process import worker_metrics
+from latentd.process.server import Server, run
+from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from prometheus_client import Metric
 
-from serving.metrics import Metrics, MultiprocessMode
+from latentd.metrics import Metrics, MultiprocessMode
 
 KEEP_SECONDS: Final = 1.0
 """How often the supervisor asks when nobody scrapes: a worker that dies takes no more with it."""

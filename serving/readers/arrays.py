@@ -18,11 +18,11 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from serving.bundle import DataSpec
-from serving.errors import BadData, ConfigError
-from serving.readers import files, kinds
-from serving.readers.files import VersionLoader
-from serving.readers.rows import Array, Chunk, check_form, checked
+from latentd.bundle import DataSpec
+from latentd.errors import BadData, ConfigError
+from latentd.readers import files, kinds
+from latentd.readers.files import VersionLoader
+from latentd.readers.rows import Array, Chunk, check_form, checked
 
 MAX_WHOLE_BYTES: Final = 4 << 30
 """Of an array that must be held as a whole."""

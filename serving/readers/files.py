@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from serving.errors import BadData, ConfigError
+from latentd.errors import BadData, ConfigError
 
 VersionLoader = Callable[[str], BinaryIO]
 """As open_file."""

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from serving import images
-from serving.bundle import DataSpec
-from serving.errors import BadData, ConfigError, InvalidArgument
-from serving.readers import files
-from serving.readers.files import VersionLoader
-from serving.readers.rows import Array, BadRow, Chunk, checked
+from latentd import images
+from latentd.bundle import DataSpec
+from latentd.errors import BadData, ConfigError, InvalidArgument
+from latentd.readers import files
+from latentd.readers.files import VersionLoader
+from latentd.readers.rows import Array, BadRow, Chunk, checked
 
 _BATCH: Final = 1024  # rows decoded at once
 _NO_BYTES: Final = (

@@ -9,11 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from serving import images
-from serving.bundle import DataSpec
-from serving.errors import InvalidArgument
-from serving.readers import files, verified
-from serving.readers.rows import BadRow, Chunk
+from latentd import images
+from latentd.bundle import DataSpec
+from latentd.errors import InvalidArgument
+from latentd.readers import files, verified
+from latentd.readers.rows import BadRow, Chunk
 
 _MOST_BYTES: Final = 1 << 29
 """A file that is larger is no photograph, and is not read into memory."""

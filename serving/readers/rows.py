@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import ranges
-from serving.bundle import DataSpec
-from serving.errors import ConfigError
-from serving.ranges import Counts
+from latentd import ranges
+from latentd.bundle import DataSpec
+from latentd.errors import ConfigError
+from latentd.ranges import Counts
 
 Array = NDArray[Any]
 

@@ -22,13 +22,13 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any, Final
 
-from serving.bundle import DataSpec
-from serving.errors import BadData, ConfigError
-from serving.readers import files, kinds
-from serving.readers.arrays import ArrayReader, file_and_key
-from serving.readers.kinds import Kind
-from serving.readers.parquet import TableReader
-from serving.readers.pictures import PictureReader
+from latentd.bundle import DataSpec
+from latentd.errors import BadData, ConfigError
+from latentd.readers import files, kinds
+from latentd.readers.arrays import ArrayReader, file_and_key
+from latentd.readers.kinds import Kind
+from latentd.readers.parquet import TableReader
+from latentd.readers.pictures import PictureReader
 
 HIDDEN: Final = "hidden (the name begins with a dot)"
 NOT_PLAIN: Final = "pipes, sockets or devices"

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from serving.errors import BadData, InvalidArgument
-from serving.readers import files
+from latentd.errors import BadData, InvalidArgument
+from latentd.readers import files
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -8,14 +8,14 @@ import secrets
 from pathlib import Path
 from typing import Final
 
-from serving import codec, latents
-from serving.batching.coroutines import CallContext, run_in_executor
-from serving.errors import InvalidArgument, PermissionDenied
-from serving.latents import POSTERIOR, NoiseRange
-from serving.models.inference import Model
-from serving.models.sources import PriorSamples
-from serving.pb import vae_pb2 as pb
-from serving.ranges import Counts
+from latentd import codec, latents
+from latentd.calls.coroutines import CallContext, run_in_executor
+from latentd.errors import InvalidArgument, PermissionDenied
+from latentd.latents import POSTERIOR, NoiseRange
+from latentd.models.inference import Model
+from latentd.models.sources import PriorSamples
+from latentd.pb import vae_pb2 as pb
+from latentd.ranges import Counts
 
 WithRows = (
     pb.SampleResponse

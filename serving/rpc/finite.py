@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.batching.runner import EngineError
-from serving.errors import InvalidArgument
+from latentd.batching.runner import EngineError
+from latentd.errors import InvalidArgument
 
 _MOST: Final = float(np.finfo(np.float32).max)
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from serving import codec, latents
-from serving.batching import coroutines
-from serving.batching.coroutines import CallContext, Future
-from serving.batching.runner import Outputs
-from serving.errors import InvalidArgument
-from serving.latents import Latents, NoiseRange
-from serving.models.inference import Model
-from serving.models.repository import Repository
-from serving.models.sources import GivenLatents, PosteriorSamples, PriorSamples
-from serving.pb import vae_pb2 as pb
-from serving.rpc import fields, finite
-from serving.rpc.methods import INFER
-from serving.rpc.stream_reconstruct import ReconstructStream
-from serving.runtime.engine import SessionFactory
-from serving.settings import Settings
+from latentd import codec, latents
+from latentd.batching.runner import Outputs
+from latentd.calls import coroutines
+from latentd.calls.coroutines import CallContext, Future
+from latentd.errors import InvalidArgument
+from latentd.latents import Latents, NoiseRange
+from latentd.models.inference import Model
+from latentd.models.repository import Repository
+from latentd.models.sources import GivenLatents, PosteriorSamples, PriorSamples
+from latentd.pb import vae_pb2 as pb
+from latentd.rpc import fields, finite
+from latentd.rpc.methods import INFER
+from latentd.rpc.stream_reconstruct import ReconstructStream
+from latentd.runtime.engine import SessionFactory
+from latentd.settings import Settings
 
 _DEFAULT_DRAWS = 16
 _DEFAULT_CHUNK = 256
@@ -30,7 +30,7 @@ _DEFAULT_CHUNK = 256
 class VaeService:
     """The methods of vae.v1.VaeService, each as protos/vae/v1/vae.proto describes it, on messages.
 
-    They raise the errors of `serving.errors`; `wire` gives them bytes, codes and metrics.
+    They raise the errors of `latentd.errors`; `wire` gives them bytes, codes and metrics.
     """
 
     def __init__(self, repository: Repository, engine: SessionFactory, settings: Settings) -> None:

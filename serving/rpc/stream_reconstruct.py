@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import codec
-from serving.batching.coroutines import CallContext, run_in_executor
-from serving.batching.runner import EngineError
-from serving.codec import Array
-from serving.latents import POSTERIOR
-from serving.models.inference import Model, Reconstruction
-from serving.pb import vae_pb2 as pb
-from serving.ranges import Counts
-from serving.rpc import fields, finite
+from latentd import codec
+from latentd.batching.runner import EngineError
+from latentd.calls.coroutines import CallContext, run_in_executor
+from latentd.codec import Array
+from latentd.latents import POSTERIOR
+from latentd.models.inference import Model, Reconstruction
+from latentd.pb import vae_pb2 as pb
+from latentd.ranges import Counts
+from latentd.rpc import fields, finite
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import ctypes
 import functools
 from typing import Any, Final
 
-from serving.runtime.capture_lock import GPU
+from latentd.runtime.capture_lock import GPU
 
 LIBRARY: Final = "libcudart.so.13"
 _NON_BLOCKING: Final = 1  # nor does it wait for CUDA's default stream

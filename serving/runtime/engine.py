@@ -12,13 +12,13 @@ from typing import Any, Final, Protocol
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from serving.errors import BundleError
-from serving.runtime import external_data
-from serving.runtime.capture_lock import GPU
-from serving.runtime.cuda import Cuda, Stream
-from serving.runtime.io_binding import IOBindingGraph
-from serving.runtime.provider import Provider
-from serving.settings import Settings
+from latentd.errors import BundleError
+from latentd.runtime import external_data
+from latentd.runtime.capture_lock import GPU
+from latentd.runtime.cuda import Cuda, Stream
+from latentd.runtime.io_binding import IOBindingGraph
+from latentd.runtime.provider import Provider
+from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from typing import IO, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import GOLDEN, LIKELIHOODS, Bundle, Manifest
-from serving.errors import BundleError
-from serving.runtime.engine import Graph
+from latentd.bundle import GOLDEN, LIKELIHOODS, Bundle, Manifest
+from latentd.errors import BundleError
+from latentd.runtime.engine import Graph
 
 
 class Tolerance(NamedTuple):

@@ -23,9 +23,9 @@ from typing import Final
 
 import onnxruntime as ort
 
-from serving.runtime.buffers import Array, Buffer, Device, Row, Stream
-from serving.runtime.capture_lock import GPU
-from serving.runtime.thread_buckets import Bucket, ThreadBuckets, bucket_rows, sizes
+from latentd.runtime.buffers import Array, Buffer, Device, Row, Stream
+from latentd.runtime.capture_lock import GPU
+from latentd.runtime.thread_buckets import Bucket, ThreadBuckets, bucket_rows, sizes
 
 WARM_UPS: Final = 3
 """Runs after which a bucket is as quick as it gets: one finds memory, one records, one replays."""

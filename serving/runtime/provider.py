@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
-from serving.errors import ConfigError
-from serving.runtime import cuda
+from latentd.errors import ConfigError
+from latentd.runtime import cuda
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import onnxruntime as ort
 
-from serving.runtime.buffers import Buffer, Device, Stream
-from serving.runtime.capture_lock import GPU
+from latentd.runtime.buffers import Buffer, Device, Stream
+from latentd.runtime.capture_lock import GPU
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from serving.errors import ConfigError, PermissionDenied, Unauthenticated
-from serving.rpc.methods import SCOPES
+from latentd.errors import ConfigError, PermissionDenied, Unauthenticated
+from latentd.rpc.methods import SCOPES
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serving.batching.rowqueue import WAIT_SAFETY_FACTOR
-from serving.models.repository import Repository
+from latentd.batching.rowqueue import WAIT_SAFETY_FACTOR
+from latentd.models.repository import Repository
 
 _RECENT: Final = 1.0  # seconds since its last batch for which a lane counts as asked for
 _ONE_IN: Final = 16

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import grpc
 
-from serving.metrics import Metrics
-from serving.transport.call_stats import REQUEST_ID, CallStats
-from serving.transport.status import Status
-from serving.transport.tracing import Tracer
+from latentd.calls.stats import REQUEST_ID, CallStats
+from latentd.metrics import Metrics
+from latentd.transport.status import Status
+from latentd.transport.tracing import Tracer
 
 log = logging.getLogger(__name__)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serving.batching.coroutines import CallContext
-from serving.errors import PermissionDenied, Unauthenticated
-from serving.metrics import Metrics
-from serving.rpc.methods import METHODS
-from serving.transport.access import Access
-from serving.transport.handlers import Handler
-from serving.transport.status import Status, status
+from latentd.calls.coroutines import CallContext
+from latentd.errors import PermissionDenied, Unauthenticated
+from latentd.metrics import Metrics
+from latentd.rpc.methods import METHODS
+from latentd.transport.access import Access
+from latentd.transport.handlers import Handler
+from latentd.transport.status import Status, status
 
 
 def require_scope(

@@ -15,17 +15,17 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import Message
 
-from serving.batching.coroutines import CallContext, Cancelled, Future
-from serving.errors import InvalidArgument, Overloaded
-from serving.metrics import Metrics
-from serving.pb import vae_pb2 as pb
-from serving.rpc.methods import METHODS
-from serving.rpc.service import VaeService
-from serving.transport.admission import AdmissionController
-from serving.transport.call_recorder import CallRecorder
-from serving.transport.call_stats import HEADERS
-from serving.transport.messages import parse
-from serving.transport.status import Metadata, Status, refused, status
+from latentd.calls.coroutines import CallContext, Cancelled, Future
+from latentd.calls.stats import HEADERS
+from latentd.errors import InvalidArgument, Overloaded
+from latentd.metrics import Metrics
+from latentd.pb import vae_pb2 as pb
+from latentd.rpc.methods import METHODS
+from latentd.rpc.service import VaeService
+from latentd.transport.admission import AdmissionController
+from latentd.transport.call_recorder import CallRecorder
+from latentd.transport.messages import parse
+from latentd.transport.status import Metadata, Status, refused, status
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
 PRIORITY: Final = "latentd-priority"

@@ -11,11 +11,11 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2
 
-from serving.batching.coroutines import Future
-from serving.errors import Overloaded, Unavailable
-from serving.transport import messages
-from serving.transport.handlers import Handler, Stream
-from serving.transport.status import Status
+from latentd.calls.coroutines import Future
+from latentd.errors import Overloaded, Unavailable
+from latentd.transport import messages
+from latentd.transport.handlers import Handler, Stream
+from latentd.transport.status import Status
 
 Response = health_pb2.HealthCheckResponse
 

@@ -19,15 +19,16 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from serving.batching import batcher, coroutines
-from serving.batching.coroutines import CallContext, Cancelled, Future
-from serving.errors import ConfigError
-from serving.transport import handlers
-from serving.transport.handlers import Handler
-from serving.transport.listener_aio import AioListener
-from serving.transport.request_memory import PartialRequests
-from serving.transport.response_memory import GIVEN_UP, STREAMED, UNARY, PendingResponses
-from serving.transport.status import Status
+from latentd.batching import batcher
+from latentd.calls import coroutines
+from latentd.calls.coroutines import CallContext, Cancelled, Future
+from latentd.errors import ConfigError
+from latentd.transport import handlers
+from latentd.transport.handlers import Handler
+from latentd.transport.listener_aio import AioListener
+from latentd.transport.request_memory import PartialRequests
+from latentd.transport.response_memory import GIVEN_UP, STREAMED, UNARY, PendingResponses
+from latentd.transport.status import Status
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import grpc
 
-from serving.batching import coroutines
-from serving.batching.coroutines import CallContext, Cancelled, Future
-from serving.errors import Overloaded
-from serving.transport import handlers
-from serving.transport.handlers import Handler
-from serving.transport.request_memory import PartialRequests
-from serving.transport.response_memory import STREAMED, UNARY, PendingResponses
-from serving.transport.status import Status, status
+from latentd.calls import coroutines
+from latentd.calls.coroutines import CallContext, Cancelled, Future
+from latentd.errors import Overloaded
+from latentd.transport import handlers
+from latentd.transport.handlers import Handler
+from latentd.transport.request_memory import PartialRequests
+from latentd.transport.response_memory import STREAMED, UNARY, PendingResponses
+from latentd.transport.status import Status, status
 
 log = logging.getLogger(__name__)
 

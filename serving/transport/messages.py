@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from serving.errors import InvalidArgument, Unsupported
+from latentd.errors import InvalidArgument, Unsupported
 
 M = TypeVar("M", bound=Message)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving.transport import messages
-from serving.transport.handlers import Handler, Stream
-from serving.transport.status import Status
+from latentd.transport import messages
+from latentd.transport.handlers import Handler, Stream
+from latentd.transport.status import Status
 
 
 def handlers(services: Sequence[str]) -> dict[str, Handler]:

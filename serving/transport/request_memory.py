@@ -24,9 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from serving.batching.coroutines import Future
-from serving.errors import Overloaded
-from serving.metrics import Metrics
+from latentd.calls.coroutines import Future
+from latentd.errors import Overloaded
+from latentd.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from serving.errors import Overloaded
-from serving.metrics import Metrics
+from latentd.errors import Overloaded
+from latentd.metrics import Metrics
 
 GiveUp = Callable[[], None]
 

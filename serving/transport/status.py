@@ -14,8 +14,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from serving.batching.coroutines import Cancelled
-from serving.errors import (
+from latentd.calls.coroutines import Cancelled
+from latentd.errors import (
     DeadlineExceeded,
     InvalidArgument,
     ModelNotFound,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.errors import ConfigError
+from latentd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from serving.errors import ConfigError
-from serving.rpc.methods import SCOPES, of_scope
-from serving.transport import access
+from latentd.errors import ConfigError
+from latentd.rpc.methods import SCOPES, of_scope
+from latentd.transport import access
 
 
 def add_token_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,8 +19,7 @@ def add_token_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         help="make a bearer token for a caller",
         description="Print a fresh token to standard output, and to standard error the line that "
         "grants it, for the file that serve --tokens reads. The token is kept nowhere else.",
-        epilog="Example: python -m serving token batch-jobs --scopes infer,models "
-        "> token 2>> tokens.txt",
+        epilog="Example: latentd token batch-jobs --scopes infer,models > token 2>> tokens.txt",
     )
     parser.add_argument("name", help="whose token it is, for log and error messages")
     parser.add_argument(

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from serving.errors import ConfigError
-from serving.transport.call_stats import MAX_SPANS, CallStats
+from latentd.calls.stats import MAX_SPANS, CallStats
+from latentd.errors import ConfigError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter

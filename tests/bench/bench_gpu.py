@@ -27,10 +27,10 @@ from gpu_nets import LARGE, SMALL, Net, latents, model
 from gpu_served import one_caller, through_grpc
 from gpu_table import Bench, ratio, report
 
-from serving import bundle
-from serving.runtime.provider import Provider
-from training.model import render
-from training.run import Run
+from latentd import bundle
+from latentd.runtime.provider import Provider
+from latentd.training.model import render
+from latentd.training.run import Run
 
 
 def engine_alone(b: Bench, net: Net) -> None:

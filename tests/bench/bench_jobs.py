@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from serving.jobs.plan import BATCH_ROWS
+from latentd.jobs.plan import BATCH_ROWS
 
 PICTURES = 10  # a folder holds one row in so many: to write them takes longer than to run them
 ALONE_SECONDS = 6.0  # how long the caller has the server to itself
@@ -77,7 +77,7 @@ def raw_loop(encoder: ort.InferenceSession, decoder: ort.InferenceSession, x: np
 def job(source: Path, output: Path, *flags: object) -> None:
     """The whole command."""
     shutil.rmtree(output, ignore_errors=True)
-    words = ("-m", "serving", "reconstruct", "--input", source, "--output", output, *flags)
+    words = ("-m", "latentd", "batch", "--input", source, "--output", output, *flags)
     command = [sys.executable, *map(str, words)]
     subprocess.run(command, cwd=processes.ROOT, check=True, capture_output=True)
 

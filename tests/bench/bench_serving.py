@@ -28,11 +28,11 @@ import uvloop
 from loadgen import Connection, Result, closed_loop, connect, open_loop
 from processes import Process
 
-from serving import bundle, codec
-from serving.pb import vae_pb2 as pb
-from serving.runtime import profiling
-from serving.runtime.engine import SessionFactory, Signature
-from serving.runtime.provider import Provider
+from latentd import bundle, codec
+from latentd.pb import vae_pb2 as pb
+from latentd.runtime import profiling
+from latentd.runtime.engine import SessionFactory, Signature
+from latentd.runtime.provider import Provider
 
 SERVICE = "/vae.v1.VaeService/"
 PIXELS = models.SHAPE[0] * models.SHAPE[1]

@@ -27,7 +27,7 @@ import uvloop
 from loadgen import Result, closed_loop, connect, open_loop
 from processes import Process
 
-from serving.pb import vae_pb2 as pb
+from latentd.pb import vae_pb2 as pb
 
 SAMPLE = "/vae.v1.VaeService/Sample"
 IN_FLIGHT = 64

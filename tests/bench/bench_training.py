@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from training import networks
-from training.config import Config
-from training.data import Dataset, Rows, load
-from training.model import build
-from training.run import Run
+from latentd.training import networks
+from latentd.training.config import Config
+from latentd.training.data import Dataset, Rows, load
+from latentd.training.model import build
+from latentd.training.run import Run
 
 BATCH = 128
 REACH = 0.33  # of the textbook's seconds

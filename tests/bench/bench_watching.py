@@ -17,12 +17,12 @@ from collections.abc import Callable
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
-from serving import logs
-from serving.metrics import Metrics
-from serving.pb import vae_pb2 as pb
-from serving.transport import call_recorder, handlers, tracing
-from serving.transport.call_recorder import CallRecorder
-from serving.transport.status import Status
+from latentd import logs
+from latentd.metrics import Metrics
+from latentd.pb import vae_pb2 as pb
+from latentd.transport import call_recorder, handlers, tracing
+from latentd.transport.call_recorder import CallRecorder
+from latentd.transport.status import Status
 
 CALLS, TURNS = 500, 400
 METADATA = (("user-agent", "grpc-python/1.85"), ("te", "trailers"))

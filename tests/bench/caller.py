@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from serving.client import Client
+from latentd.client import Client
 
 
 def main() -> None:

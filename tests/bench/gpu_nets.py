@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from serving import bundle
-from serving.bundle import DataSpec, Manifest
-from training import export, graphs, networks
-from training.config import Config
-from training.data import RowSpec
-from training.half import halved
-from training.model import Model, build
+from latentd import bundle
+from latentd.bundle import DataSpec, Manifest
+from latentd.training import export, graphs, networks
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.half import halved
+from latentd.training.model import Model, build
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from gpu_nets import SMALL, Net, latents
 from gpu_table import Bench
 from loadgen import closed_loop, connect
 
-from serving.pb import vae_pb2 as pb
+from latentd.pb import vae_pb2 as pb
 
 SAMPLE = "/vae.v1.VaeService/Sample"
 

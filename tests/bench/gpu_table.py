@@ -11,10 +11,10 @@ from pathlib import Path
 
 from gpu_nets import Net, publish
 
-from serving import bundle
-from serving.models import loading
-from serving.runtime.engine import Graph, SessionFactory
-from serving.runtime.provider import Provider
+from latentd import bundle
+from latentd.models import loading
+from latentd.runtime.engine import Graph, SessionFactory
+from latentd.runtime.provider import Provider
 
 
 @dataclass

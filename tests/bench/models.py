@@ -15,8 +15,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from serving import bundle
-from serving.bundle import DataSpec, Manifest
+from latentd import bundle
+from latentd.bundle import DataSpec, Manifest
 
 SHAPE = (28, 28)
 LATENT = 20

@@ -84,7 +84,7 @@ def _stat(pid: int) -> list[str]:
 def server(bundles: Path, *flags: str) -> Process:
     """`latentd serve` on free ports; one worker, unless the flags say otherwise."""
     ports = ("--port", "0", "--metrics-port", "0", "--lame-duck-seconds", "0")
-    command = ["-m", "serving", "serve", "--bundles", str(bundles), "--workers", "1"]
+    command = ["-m", "latentd", "serve", "--bundles", str(bundles), "--workers", "1"]
     return Process([*command, *ports, *flags])
 
 

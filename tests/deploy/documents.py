@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving import settings
+from latentd import settings
 
 
 def one(documents, kind, name="latentd"):

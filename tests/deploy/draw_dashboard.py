@@ -24,8 +24,8 @@ import numpy as np
 import yaml
 from observed import DASHBOARD, ROOT, Life, Prometheus, filled, until
 
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 sys.path.insert(0, str(ROOT / "tests/bench"))
 import models

@@ -24,8 +24,8 @@ from typing import Any
 import grpc
 import pytest
 
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "deploy/k8s/components/monitoring/dashboard.json"
@@ -67,7 +67,7 @@ class Life:
         ]
         ports = ["--port", "0", "--metrics-port", "0"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "serving", "serve", *flags, *limits, *ports],
+            [sys.executable, "-m", "latentd", "serve", *flags, *limits, *ports],
             cwd=ROOT,
             stderr=self._log,
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from serving.client import Client
+from latentd.client import Client
 
 CALLS = 400
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
@@ -97,7 +97,7 @@ def shares(servers) -> list[float]:
 
 
 def service(names: Names, servers) -> str:
-    return f"dns://127.0.0.1:{names.port}/latentd.latentd.svc:{servers[0].server.port}"
+    return f"dns://127.0.0.1:{names.port}/latentd.svc:{servers[0].server.port}"
 
 
 @pytest.mark.parametrize("count", [2, 3])

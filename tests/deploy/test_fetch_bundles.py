@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import bundle
+from latentd import bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(

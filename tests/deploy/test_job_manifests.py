@@ -9,14 +9,14 @@ from pathlib import Path
 
 from documents import one
 
-from serving.jobs import exit_codes
+from latentd.jobs import exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_job_ends_as_its_exit_status_says(build):
     documents = build("cpu", ["batch-job", "training-job"])
-    for name in ("latentd-reconstruct", "latentd-training"):
+    for name in ("latentd-batch", "latentd-training"):
         job = one(documents, "Job", name)["spec"]
         rules = job["podFailurePolicy"]["rules"]
         names = {c["name"] for c in job["template"]["spec"]["containers"]}
@@ -27,7 +27,7 @@ def test_a_job_ends_as_its_exit_status_says(build):
         assert all(r["onExitCodes"]["containerName"] in names for r in rules if "onExitCodes" in r)
         assert job["completionMode"] == "Indexed"
         assert job["ttlSecondsAfterFinished"] > 0
-    batch = one(documents, "Job", "latentd-reconstruct")["spec"]
+    batch = one(documents, "Job", "latentd-batch")["spec"]
     assert batch["backoffLimitPerIndex"] >= 1
     action = {r["action"]: r for r in batch["podFailurePolicy"]["rules"]}["FailIndex"]
     assert action["onExitCodes"]["values"] == [exit_codes.DATA, exit_codes.QUARANTINED]
@@ -56,10 +56,10 @@ def test_the_jobs_flags_are_the_commands(build):
     training = one(documents, "Job", "latentd-training")["spec"]["template"]["spec"]
     script = training["containers"][0]["args"][0]
     used = set(re.findall(r"--(?:out|data|resume)\b", script))
-    assert used == {"--out", "--data", "--resume"} <= flags("training", "train")
-    batch = one(documents, "Job", "latentd-reconstruct")["spec"]["template"]["spec"]
+    assert used == {"--out", "--data", "--resume"} <= flags("latentd", "train")
+    batch = one(documents, "Job", "latentd-batch")["spec"]["template"]["spec"]
     command, *given = batch["containers"][0]["args"]
     told = dict(argument.split("=") for argument in given)
-    assert told.keys() <= flags("serving", command)
+    assert told.keys() <= flags("latentd", command)
     assert int(told["--shard-count"]) == one(documents, "Job", "latentd-rec")["spec"]["completions"]
     assert told["--processes"] == batch["containers"][0]["resources"]["requests"]["cpu"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from documents import chosen, container, environment, one, pod_of
 
-from serving import settings
-from serving.console.parser import add_client_parser
-from serving.process.server import HEALTH_NAMES
-from serving.transport.health import Health
+from latentd import settings
+from latentd.console.parser import add_client_parser
+from latentd.process.server import HEALTH_NAMES
+from latentd.transport.health import Health
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from serving.metrics import Metrics, restarts
+from latentd.metrics import Metrics, restarts
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = ROOT / "deploy/k8s/components"

@@ -10,8 +10,8 @@ import grpc
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import settings
-from serving.transport import access
+from latentd import settings
+from latentd.transport import access
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -49,7 +49,7 @@ def test_probes_find_the_server_that_the_manifests_start(build, toy_bundles, sta
 def certify(folder: Path) -> None:
     """Put into a folder what the tls component's Secret holds."""
     authority = trustme.CA()
-    pair = authority.issue_cert("latentd.latentd.svc", "localhost")
+    pair = authority.issue_cert("latentd.svc", "localhost")
     authority.cert_pem.write_to_path(folder / "ca.crt")
     pair.private_key_pem.write_to_path(folder / "tls.key")
     (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
@@ -72,7 +72,7 @@ def test_with_tls_and_tokens_the_probes_commands_still_succeed(
     for name, probe in probes(documents).items():
         _, *command = probe["exec"]["command"]
         here = [w.replace("/tls/", f"{secret}/").replace(":50051", f":{port}") for w in command]
-        asked = [sys.executable, "-m", "serving", *here]
+        asked = [sys.executable, "-m", "latentd", *here]
         ran = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT)
         assert ran.returncode == 0, f"{name}: {ran.stdout}{ran.stderr}"
         # Without the certificate it fails: the server does ask for one.

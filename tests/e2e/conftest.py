@@ -18,9 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from slowed import slowed
 
-from serving import bundle
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import bundle
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60
@@ -28,10 +28,10 @@ ROOM = 96 << 20  # bytes that a watched server may take beyond what it had, what
 
 
 class Process:
-    """`python -m serving serve` on free ports; its log is read as it comes."""
+    """`latentd serve` on free ports; its log is read as it comes."""
 
     def __init__(self, *flags: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0"]
+        command = [sys.executable, "-m", "latentd", "serve", "--port", "0", "--metrics-port", "0"]
         self._process = subprocess.Popen(
             [*command, *flags],
             cwd=ROOT,

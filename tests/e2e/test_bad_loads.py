@@ -15,9 +15,9 @@ import grpc
 import pytest
 from slowed import slowed
 
-from serving import bundle
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import bundle
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 LONG = 60
 FLAGS = ("--poll-seconds", "0.2", "--lame-duck-seconds", "0.1", "--keep-versions", "1")

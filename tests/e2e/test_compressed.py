@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import Connection, body, call, message
 from limits import limited
 
-from serving.client import Client
-from serving.pb import vae_pb2 as pb
+from latentd.client import Client
+from latentd.pb import vae_pb2 as pb
 
 MIB = 1 << 20
 ROOM = 384 * MIB  # beyond what the server had before: three bombs as they used to be unpacked

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from http2 import Connection, body, call, message
 
-from serving.pb import vae_pb2 as pb
+from latentd.pb import vae_pb2 as pb
 
 SAMPLE = "/vae.v1.VaeService/Sample"
 REQUEST = message(pb.SampleRequest(count=3, seed=7).SerializeToString())

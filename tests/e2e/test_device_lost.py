@@ -11,8 +11,8 @@ import pytest
 import standin
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 pytestmark = pytest.mark.skipif(bool(standin.lacking()), reason=standin.lacking())
 

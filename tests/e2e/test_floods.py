@@ -25,9 +25,9 @@ from http2 import (
     message,
 )
 
-from serving.client import Client
-from serving.errors import LatentdError
-from serving.pb import vae_pb2 as pb
+from latentd.client import Client
+from latentd.errors import LatentdError
+from latentd.pb import vae_pb2 as pb
 
 OK = 0
 MIB = 1 << 20

@@ -8,7 +8,7 @@ import struct
 import pytest
 from http2 import Connection, body, call, message
 
-from serving.pb import vae_pb2 as pb
+from latentd.pb import vae_pb2 as pb
 
 MIB = 1 << 20
 CLIENTS = 1000

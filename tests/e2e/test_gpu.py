@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serving.client import Client
+from latentd.client import Client
 
 pytestmark = pytest.mark.gpu
 SIZES = (1, 2, 3, 7, 8, 33, 64, 100)

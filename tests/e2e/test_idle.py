@@ -9,8 +9,8 @@ import pytest
 import trustme
 from http2 import PREFACE, Connection, body, call, message
 
-from serving.client import Client
-from serving.process import server
+from latentd.client import Client
+from latentd.process import server
 
 HEALTH = "/grpc.health.v1.Health/Check"
 MILLISECONDS = 500

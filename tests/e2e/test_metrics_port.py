@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.process import metrics_server
+from latentd.process import metrics_server
 
 CONNECTIONS = 4 * metrics_server.MOST_CONNECTIONS
 SCRAPE_SECONDS = 5  # in which the page has to come

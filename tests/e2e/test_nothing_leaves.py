@@ -43,7 +43,12 @@ def traces(home: Path) -> list[Path]:
 
 @pytest.mark.parametrize(
     "module",
-    ["serving.process.worker", "serving.process.plan", "serving.jobs.worker", "training.parity"],
+    [
+        "latentd.process.worker",
+        "latentd.process.plan",
+        "latentd.jobs.worker",
+        "latentd.training.parity",
+    ],
 )
 def test_no_entry_point_lets_onnx_runtime_write_about_the_machine(tmp_path, module):
     code = f"import sys, {module}; assert 'onnxruntime' in sys.modules"
@@ -51,14 +56,13 @@ def test_no_entry_point_lets_onnx_runtime_write_about_the_machine(tmp_path, modu
     assert not traces(tmp_path)
 
 
-@pytest.mark.parametrize("package", ["serving.client", "training"])
+@pytest.mark.parametrize("package", ["latentd.client", "latentd.training"])
 def test_what_the_person_has_set_stays(tmp_path, package):
     names = {"ORT_DISABLE_TELEMETRY": "0", "RAY_USAGE_STATS_ENABLED": "1"}
     code = f"import os, {package}; print([os.environ.get(name) for name in {list(names)}])"
     command, given = [sys.executable, "-c", code], environment(tmp_path)
     said = [subprocess.check_output(command, env=e, text=True) for e in (given, given | names)]
-    quiet = ["1", "0"] if package == "serving.client" else ["1", None]  # training never meets Ray
-    assert said == [f"{quiet}\n", "['0', '1']\n"]
+    assert said == ["['1', '0']\n", "['0', '1']\n"]
 
 
 @pytest.mark.slow
@@ -67,19 +71,19 @@ def test_no_entry_point_calls_anybody(toy_bundles, tmp_path):
     np.save(tmp_path / "rows.npy", np.zeros((4, 4, 4), np.uint8))
     bundles, rows, out = str(toy_bundles), str(tmp_path / "rows.npy"), str(tmp_path / "out")
     serve = ["serve", "--bundles", bundles, "--port", "0", "--metrics-port", "0"]
-    job = ["reconstruct", "--input", rows, "--bundle", f"{bundles}/toy", "--output", out]
+    job = ["batch", "--input", rows, "--bundle", f"{bundles}/toy", "--output", out]
     ends = f"threading.Timer({SECONDS}, os.kill, (os.getpid(), signal.SIGTERM)).start()"
     lives = f"time.sleep({SECONDS})"
     entries = {
         "server": f"{ends}; sys.exit(main({[*serve, '--workers', '1']}))",
         "workers": f"{ends}; sys.exit(main({[*serve, '--workers', '2']}))",
         "job": f"assert main({[*job, '--processes', '1']}) == 0; {lives}",
-        "training": f"import training.export, training.figures; {lives}",
+        "training": f"import latentd.training.export, latentd.training.figures; {lives}",
     }
     running = {}
     for name, code in entries.items():
         code = (
-            "import os, signal, sys, threading, time; from serving.__main__ import main\n"
+            "import os, signal, sys, threading, time; from latentd.__main__ import main\n"
             f"if __name__ == '__main__': {code}\n"
         )
         script = tmp_path / f"of_{name}.py"  # a file, for workers import it

@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 from http2 import Connection, body, call, message
 
-from serving.pb import vae_pb2 as pb
+from latentd.pb import vae_pb2 as pb
 
 MIB = 1 << 20
 ROOM = 64 * MIB

@@ -13,9 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import Connection, body, call, message
 from slowed import SLOW
 
-from serving import codec
-from serving.client import Client
-from serving.pb import vae_pb2 as pb
+from latentd import codec
+from latentd.client import Client
+from latentd.pb import vae_pb2 as pb
 
 REQUESTS = {  # so few a second are too much that one connection brings ten times as many
     "core": pb.SampleRequest(count=2048, seed=7),

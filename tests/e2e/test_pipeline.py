@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from serving.__main__ import main as latentd
-from serving.client import Client, DataPoint, SampledPoint
-from training.__main__ import main as latentd_train
+from latentd.__main__ import main as latentd
+from latentd.client import Client, DataPoint, SampledPoint
+from latentd.training.__main__ import main as latentd_train
 
 
 @pytest.fixture(scope="module")

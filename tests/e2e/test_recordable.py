@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from serving.runtime.cuda import Stream
-from serving.runtime.engine import SessionFactory
-from serving.runtime.provider import CUDA, Provider, problem
-from training import graphs, networks
-from training.config import Config
-from training.data import RowSpec
-from training.half import halved
-from training.model import build
+from latentd.runtime.cuda import Stream
+from latentd.runtime.engine import SessionFactory
+from latentd.runtime.provider import CUDA, Provider, problem
+from latentd.training import graphs, networks
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.half import halved
+from latentd.training.model import build
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from serving.client import Client
-from serving.errors import Unavailable
+from latentd.client import Client
+from latentd.errors import Unavailable
 
 CALLERS = 12
 SECONDS = 60  # until something that should happen counts as missing

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import Connection, call, message
 
-from serving.client import Client
+from latentd.client import Client
 
 MIB = 1 << 20
 CONNECTIONS, CALLS = 4, 64

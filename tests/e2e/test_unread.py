@@ -10,9 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import Connection, body, call, message
 
-from serving.client import Client
-from serving.pb import vae_pb2 as pb
-from serving.transport.response_memory import CALL
+from latentd.client import Client
+from latentd.pb import vae_pb2 as pb
+from latentd.transport.response_memory import CALL
 
 MIB = 1 << 20
 ROWS = 12_500  # with their latents 1 MB: 2 of memory as one answer, 4 as a stream's

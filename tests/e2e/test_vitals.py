@@ -10,12 +10,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from slowed import SLOW
 
-from serving import codec
-from serving.models.watchdog import EngineWatchdog
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.runtime.cuda import CudaError
-from serving.runtime.engine import CpuGraph
+from latentd import codec
+from latentd.models.watchdog import EngineWatchdog
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.runtime.cuda import CudaError
+from latentd.runtime.engine import CpuGraph
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

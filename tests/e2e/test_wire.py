@@ -25,7 +25,7 @@ from http2 import (
     message,
 )
 
-from serving.pb import vae_pb2 as pb
+from latentd.pb import vae_pb2 as pb
 
 OK, CANCELLED, INVALID, LATE, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 1, 3, 4, 8, 12, 13
 MIB = 1 << 20

@@ -14,10 +14,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import settings
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.process.supervisor import Supervisor
+from latentd import settings
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.process.supervisor import Supervisor
 
 SECONDS = 60
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving.pb import vae_pb2 as pb
+from latentd.pb import vae_pb2 as pb
 
 # Numbers at the edges, where sizes overflow and ranges end.
 edges = st.sampled_from([0, 1, 2, 3, 15, 16, 17, 255, 4096, 2**31 - 1, 2**31, 2**32 - 1])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from inputs import mutated, wide
 from rounds import again_and_again, once
 
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport import handlers
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.transport import handlers
 
 PATIENCE = 30  # seconds for an answer
 

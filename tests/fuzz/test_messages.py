@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from inputs import mutant, mutated, requests
 from rounds import TRIED, again_and_again, once
 
-from serving.batching import coroutines
-from serving.batching.coroutines import CallContext, Future
-from serving.pb import vae_pb2 as pb
-from serving.transport import handlers
+from latentd.calls import coroutines
+from latentd.calls.coroutines import CallContext, Future
+from latentd.pb import vae_pb2 as pb
+from latentd.transport import handlers
 
 MUTANTS = 20  # of each input, where the tests go on for their seconds
 PATIENCE = 30  # seconds for an answer

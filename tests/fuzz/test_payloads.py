@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from inputs import files, mutated, png, tensors
 from rounds import again_and_again, once
 
-from serving import codec, images
-from serving.bundle import DataSpec
-from serving.errors import InvalidArgument
-from serving.pb import vae_pb2 as pb
+from latentd import codec, images
+from latentd.bundle import DataSpec
+from latentd.errors import InvalidArgument
+from latentd.pb import vae_pb2 as pb
 
 TOY = DataSpec("image", (4, 4), "uint8", (0.0, 255.0))
 

@@ -18,9 +18,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from serving import bundle
-from serving.__main__ import main
-from serving.bundle import DataSpec, Manifest
+from latentd import bundle
+from latentd.__main__ import main
+from latentd.bundle import DataSpec, Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 100
@@ -36,7 +36,7 @@ class Jobs:
         sources = source if isinstance(source, list) else [source]
         target = () if "--server" in flags else ("--bundle", self.bundle)
         words = (
-            *("reconstruct", "--input", *sources, *target, "--output", output),
+            *("batch", "--input", *sources, *target, "--output", output),
             *("--provider", "cpu", "--processes", 1, "--shard-rows", 24, "--batch-rows", 8),
             *("--max-quarantined", "100%"),  # tests of a few rows, many of them bad
             *("--niceness", 0),  # it could not be taken back from the process of the tests
@@ -58,7 +58,7 @@ class Jobs:
     ) -> subprocess.Popen:
         """In a process of its own; `prepare` is called in it first."""
         return subprocess.Popen(
-            [sys.executable, "-m", "serving", *self.command(source, output, *flags)],
+            [sys.executable, "-m", "latentd", *self.command(source, output, *flags)],
             **self.surroundings() | streams,
             preexec_fn=prepare,
         )

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[2]
 _PEAK = """
 import resource, sys
-from serving.__main__ import main
+from latentd.__main__ import main
 status = main(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 sys.exit(status)
@@ -33,7 +33,7 @@ sys.exit(status)
 
 
 def command(sources: Sequence[Path], bundle: Path, output: Path, *flags: object) -> list[str]:
-    words = ("reconstruct", "--input", *sources, "--bundle", bundle, "--output", output)
+    words = ("batch", "--input", *sources, "--bundle", bundle, "--output", output)
     return [str(word) for word in (*words, "--provider", "cpu", *flags)]
 
 
@@ -61,7 +61,7 @@ def killed(words: list[str], kills: int, seconds: float, seed: int) -> int:
     moments, met = random.Random(seed), 0
     for _ in range(kills):
         job = subprocess.Popen(
-            [sys.executable, "-m", "serving", *words],
+            [sys.executable, "-m", "latentd", *words],
             cwd=ROOT,
             env=environment(),
             stdout=subprocess.DEVNULL,
@@ -75,7 +75,7 @@ def killed(words: list[str], kills: int, seconds: float, seed: int) -> int:
             met += 1
         job.wait()
     subprocess.run(
-        [sys.executable, "-m", "serving", *words],
+        [sys.executable, "-m", "latentd", *words],
         cwd=ROOT,
         env=environment(),
         check=True,

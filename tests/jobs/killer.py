@@ -20,8 +20,8 @@ import onnxruntime  # noqa: F401 (imported once, before the forks)
 import pyarrow.parquet  # noqa: F401
 import tqdm  # noqa: F401
 
-import serving.jobs.command  # noqa: F401
-from serving.__main__ import main
+import latentd.jobs.command  # noqa: F401
+from latentd.__main__ import main
 
 WATCHED = ("fsync", "rename", "unlink")
 

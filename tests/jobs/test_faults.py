@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.jobs import shard
-from serving.jobs.store import Store
-from serving.readers import verified
+from latentd.jobs import shard
+from latentd.jobs.store import Store
+from latentd.readers import verified
 
 HERE = Path(__file__).parent
 
@@ -206,7 +206,7 @@ def test_an_error_of_our_own_is_a_sentence_with_its_place(jobs, npy, tmp_path, m
     def fail(*_: object) -> None:
         raise ValueError("unforeseen")
 
-    monkeypatch.setattr("serving.jobs.shard.joined", fail)
+    monkeypatch.setattr("latentd.jobs.shard.joined", fail)
     assert jobs.run(npy, tmp_path / "out") == 70
     said = capsys.readouterr().err
     assert "serving/jobs/shard.py, line" in said
@@ -410,7 +410,7 @@ def test_memory_does_not_grow_with_the_input(jobs, tmp_path):
     for rows in (20_000, 200_000):
         np.save(tmp_path / f"{rows}.npy", np.zeros((rows, 4, 4), np.uint8))
         code = (
-            "import resource, sys; from serving.__main__ import main; "
+            "import resource, sys; from latentd.__main__ import main; "
             "status = main(sys.argv[1:]); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
         )

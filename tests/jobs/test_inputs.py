@@ -16,12 +16,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from serving.bundle import DataSpec
-from serving.errors import BadData, ConfigError
-from serving.readers.files import open_file
-from serving.readers.parquet import TableReader
-from serving.readers.rows import check_form, checked
-from training.pictures import read_pictures
+from latentd.bundle import DataSpec
+from latentd.errors import BadData, ConfigError
+from latentd.readers.files import open_file
+from latentd.readers.parquet import TableReader
+from latentd.readers.rows import check_form, checked
+from latentd.training.pictures import read_pictures
 
 BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))
 FLOATS = DataSpec("vector", (3,), "float32", (-1, 1))

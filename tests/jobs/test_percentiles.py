@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from serving import bundle
-from serving.bundle import SCORES
+from latentd import bundle
+from latentd.bundle import SCORES
 
 LEVELS = [0.0, 1.0, 50.0, 99.0, 100.0]
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.errors import ConfigError
-from serving.jobs.quarantine import Limit, reasons
-from serving.readers.rows import BadRow
+from latentd.errors import ConfigError
+from latentd.jobs.quarantine import Limit, reasons
+from latentd.readers.rows import BadRow
 
 DEFAULT = ("--max-quarantined", "1%")
 

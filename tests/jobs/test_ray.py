@@ -8,7 +8,7 @@ pytest.importorskip("ray", reason="pip install 'latentd[ray]'")
 
 pytestmark = pytest.mark.slow  # to start a Ray takes longer than all the rest
 
-FLAGS = ("--engine", "ray", "--processes", 2)
+FLAGS = ("--executor", "ray", "--processes", 2)
 
 
 def test_ray_gives_the_same_bytes(jobs, npy, tmp_path):

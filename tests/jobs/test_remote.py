@@ -11,9 +11,9 @@ import pytest
 import trustme
 from PIL import Image
 
-from serving.__main__ import main
-from serving.client import Client
-from serving.errors import Overloaded
+from latentd.__main__ import main
+from latentd.client import Client
+from latentd.errors import Overloaded
 
 FLOATS = ("reconstruction_error", "kl", "elbo", "mean", "log_var")
 

@@ -20,11 +20,11 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 from PIL import Image
 
-from serving.client import Client
-from serving.jobs.plan import OutputSpec
-from serving.jobs.reconstruct import LocalReconstructor, load_bundle
-from serving.jobs.store import Store
-from serving.readers.rows import Chunk
+from latentd.client import Client
+from latentd.jobs.plan import OutputSpec
+from latentd.jobs.reconstruct import LocalReconstructor, load_bundle
+from latentd.jobs.store import Store
+from latentd.readers.rows import Chunk
 
 COLUMNS = ["row", "id", "reconstruction_error", "kl", "elbo", "mean", "log_var"]
 

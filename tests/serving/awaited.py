@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TypeVar
 
-from serving.batching.coroutines import Future
+from latentd.calls.coroutines import Future
 
 T = TypeVar("T")
 LONG = 20.0  # seconds; nothing here waits so long unless it is broken

@@ -12,10 +12,10 @@ from opened import BATCH, Opened, prepared_with
 from scripted import Running, Scripted
 from standin import COUNTERS, Counters
 
-from serving.client import Client
-from serving.runtime.engine import Graph, SessionFactory, Signature
-from serving.runtime.io_binding import IOBindingGraph
-from serving.settings import Settings
+from latentd.client import Client
+from latentd.runtime.engine import Graph, SessionFactory, Signature
+from latentd.runtime.io_binding import IOBindingGraph
+from latentd.settings import Settings
 
 
 @pytest.fixture

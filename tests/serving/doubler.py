@@ -9,10 +9,10 @@ import numpy as np
 from awaited import LONG, awaited
 from prometheus_client import CollectorRegistry
 
-from serving.batching.batcher import Batcher
-from serving.batching.coroutines import CallContext, Future
-from serving.batching.rowqueue import BatchItem, RowQueue
-from serving.metrics import Metrics
+from latentd.batching.batcher import Batcher
+from latentd.batching.rowqueue import BatchItem, RowQueue
+from latentd.calls.coroutines import CallContext, Future
+from latentd.metrics import Metrics
 
 
 class Doubler:

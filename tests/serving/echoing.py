@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from serving import bundle
-from serving.bundle import DataSpec, Manifest
+from latentd import bundle
+from latentd.bundle import DataSpec, Manifest
 
 SIZE = 4  # of a row, and of its latent
 HUGE = 3e38  # finite, and its square is not

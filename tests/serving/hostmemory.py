@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from serving.runtime.io_binding import IOBindingGraph
+from latentd.runtime.io_binding import IOBindingGraph
 
 
 class Memory:

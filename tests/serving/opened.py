@@ -9,16 +9,16 @@ import numpy as np
 from awaited import LONG
 from prometheus_client import CollectorRegistry
 
-from serving import bundle
-from serving.batching.coroutines import CallContext, Future
-from serving.metrics import Metrics
-from serving.models import loading
-from serving.models.inference import Model
-from serving.models.loading import LoadedModel
-from serving.models.sources import GivenLatents
-from serving.runtime.engine import Graph, SessionFactory
-from serving.runtime.provider import Provider
-from serving.settings import Settings
+from latentd import bundle
+from latentd.calls.coroutines import CallContext, Future
+from latentd.metrics import Metrics
+from latentd.models import loading
+from latentd.models.inference import Model
+from latentd.models.loading import LoadedModel
+from latentd.models.sources import GivenLatents
+from latentd.runtime.engine import Graph, SessionFactory
+from latentd.runtime.provider import Provider
+from latentd.settings import Settings
 
 BATCH = 16
 POISON = 13

@@ -12,13 +12,13 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2_grpc
 
-from serving import codec
-from serving.errors import (
+from latentd import codec
+from latentd.errors import (
     Unavailable,
 )
-from serving.pb import vae_pb2 as pb
-from serving.pb import vae_pb2_grpc
-from serving.transport import status
+from latentd.pb import vae_pb2 as pb
+from latentd.pb import vae_pb2_grpc
+from latentd.transport import status
 
 CHUNK = 4
 DRAINING = Unavailable("The server is draining.")

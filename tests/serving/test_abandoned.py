@@ -9,11 +9,11 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec
-from serving.batching.rowqueue import BatchItem
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.runtime.provider import CUDA
+from latentd import codec
+from latentd.batching.rowqueue import BatchItem
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.runtime.provider import CUDA
 
 ROWS = 4  # of a call, and of a full batch
 SECONDS = 30  # until what should happen counts as missing

@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec, logs
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport.call_stats import CallStats
+from latentd import codec, logs
+from latentd.calls.stats import CallStats
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 TIMING = re.compile(
     r'queue;dur=([\d.]+), run;dur=([\d.]+), total;dur=([\d.]+), rows;desc="(\d+)"'
@@ -106,7 +106,7 @@ def test_passes_are_remembered_for_who_asks_and_never_without_end():
 def lines_about_calls(caplog) -> list[dict[str, object]]:
     """As `--log-format json` writes them."""
     written = [json.loads(logs._Json(None).format(r)) for r in caplog.records]
-    return [line for line in written if line["logger"] == "serving.transport.call_recorder"]
+    return [line for line in written if line["logger"] == "latentd.transport.call_recorder"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def lines_about_calls(caplog) -> list[dict[str, object]]:
     [("none", []), ("failed", ["INVALID_ARGUMENT"]), ("all", ["OK", "INVALID_ARGUMENT"])],
 )
 def test_calls_are_logged_as_the_operator_wants_it(start_server, toy_bundles, caplog, says, codes):
-    caplog.set_level(logging.INFO, "serving")
+    caplog.set_level(logging.INFO, "latentd")
     server = start_server(toy_bundles, access_log=says)
     with grpc.insecure_channel(server.target) as channel:
         stub = VaeServiceStub(channel)

@@ -8,10 +8,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec
-from serving.latents import NoiseRange, standard_normal
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import codec
+from latentd.latents import NoiseRange, standard_normal
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.batching.coroutines import Future
-from serving.errors import Overloaded
-from serving.metrics import Metrics
-from serving.transport import request_memory
-from serving.transport.request_memory import PartialRequests
+from latentd.calls.coroutines import Future
+from latentd.errors import Overloaded
+from latentd.metrics import Metrics
+from latentd.transport import request_memory
+from latentd.transport.request_memory import PartialRequests
 
 MOST = 1000
 

@@ -11,16 +11,16 @@ import onnxruntime as ort
 import pytest
 from hostmemory import HostMemory, Stream, buckets, sizes
 
-from serving import bundle
-from serving.bundle import DECODER, ENCODER
-from serving.errors import BundleError
-from serving.models import loading
-from serving.runtime import golden
-from serving.runtime.capture_lock import GPU
-from serving.runtime.engine import SessionFactory, Signature
-from serving.runtime.io_binding import IOBindingGraph
-from serving.runtime.provider import Provider
-from serving.runtime.thread_buckets import bucket_rows
+from latentd import bundle
+from latentd.bundle import DECODER, ENCODER
+from latentd.errors import BundleError
+from latentd.models import loading
+from latentd.runtime import golden
+from latentd.runtime.capture_lock import GPU
+from latentd.runtime.engine import SessionFactory, Signature
+from latentd.runtime.io_binding import IOBindingGraph
+from latentd.runtime.provider import Provider
+from latentd.runtime.thread_buckets import bucket_rows
 
 
 @pytest.fixture(scope="module")

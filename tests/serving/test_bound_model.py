@@ -14,9 +14,9 @@ from awaited import awaited
 from hostmemory import buckets
 from opened import BATCH, POISON, Gate, Opened, images
 
-from serving.batching.runner import EngineError
-from serving.errors import Unavailable
-from serving.models.watchdog import EngineWatchdog
+from latentd.batching.runner import EngineError
+from latentd.errors import Unavailable
+from latentd.models.watchdog import EngineWatchdog
 
 
 @pytest.fixture

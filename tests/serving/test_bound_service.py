@@ -11,9 +11,9 @@ import pytest
 from hostmemory import buckets
 from opened import POISON, images
 
-from serving.client import Client
-from serving.errors import BundleError
-from serving.runtime.golden import Golden
+from latentd.client import Client
+from latentd.errors import BundleError
+from latentd.runtime.golden import Golden
 
 CALLERS = 8
 CALLS = 25  # of each

@@ -11,10 +11,10 @@ import grpc
 import permissions
 import pytest
 
-from serving import bundle
-from serving.errors import BundleError, ConfigError
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import bundle
+from latentd.errors import BundleError, ConfigError
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 
 def test_versions_are_numbered_and_load_checks_them(publish_toy, tmp_path):

@@ -13,8 +13,8 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import images
-from serving.client import (
+from latentd import images
+from latentd.client import (
     AsyncClient,
     Client,
     DataPoint,
@@ -22,9 +22,9 @@ from serving.client import (
     SampledPoint,
     ServiceError,
 )
-from serving.client.connection import Connection, parse_target
-from serving.errors import ConfigError, InvalidArgument, ModelNotFound, Unavailable
-from serving.latents import NoiseRange, standard_normal
+from latentd.client.connection import Connection, parse_target
+from latentd.errors import ConfigError, InvalidArgument, ModelNotFound, Unavailable
+from latentd.latents import NoiseRange, standard_normal
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from scripted import Running, Scripted
 
-from serving.client import Client
-from serving.errors import DeadlineExceeded
+from latentd.client import Client
+from latentd.errors import DeadlineExceeded
 
 
 def test_a_server_that_is_slow_is_asked_once(scripted: Running, script: Scripted) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scripted import CHUNK, DRAINING, Running, Scripted, sampled
 
-from serving.client import AsyncClient, Client, ServiceError
-from serving.errors import (
+from latentd.client import AsyncClient, Client, ServiceError
+from latentd.errors import (
     Overloaded,
     Unavailable,
 )

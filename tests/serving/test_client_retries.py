@@ -11,8 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from scripted import CHUNK, DRAINING, Running, Scripted, sampled
 
-from serving.client import AsyncClient, Client, ServiceError
-from serving.errors import (
+from latentd.client import AsyncClient, Client, ServiceError
+from latentd.errors import (
     DeadlineExceeded,
     InvalidArgument,
     ModelNotFound,

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from serving import images
-from serving.__main__ import main
-from serving.client import Client
+from latentd import images
+from latentd.__main__ import main
+from latentd.client import Client
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -257,7 +257,7 @@ def test_every_call_teaches_by_example(run: Run) -> None:
 
 @pytest.mark.parametrize("out", ["rows.npy", "rows.npz", "pictures"])
 def test_ctrl_c_leaves_nothing_behind(server: Any, tmp_path: Path, out: str) -> None:
-    command = [sys.executable, "-m", "serving", "client", "stream", "--server", server.target]
+    command = [sys.executable, "-m", "latentd", "client", "stream", "--server", server.target]
     process = subprocess.Popen(
         [*command, "--count", str(10**12), "--out", str(tmp_path / out)],
         stderr=subprocess.PIPE,

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import bundle
-from serving.bundle import DECODER, ENCODER
-from serving.errors import BundleError
-from serving.models import loading
-from serving.runtime import golden
-from serving.runtime.cuda import Cuda, CudaError, Memory, Stream
-from serving.runtime.engine import CpuGraph, SessionFactory
-from serving.runtime.io_binding import IOBindingGraph
-from serving.runtime.provider import CUDA, Provider, problem
+from latentd import bundle
+from latentd.bundle import DECODER, ENCODER
+from latentd.errors import BundleError
+from latentd.models import loading
+from latentd.runtime import golden
+from latentd.runtime.cuda import Cuda, CudaError, Memory, Stream
+from latentd.runtime.engine import CpuGraph, SessionFactory
+from latentd.runtime.io_binding import IOBindingGraph
+from latentd.runtime.provider import CUDA, Provider, problem
 
 pytestmark = [
     pytest.mark.gpu,

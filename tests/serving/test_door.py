@@ -10,12 +10,12 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.errors import Overloaded
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport.admission import AdmissionController
-from serving.transport.handlers import Handler
-from serving.transport.status import Status, status
+from latentd.errors import Overloaded
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.transport.admission import AdmissionController
+from latentd.transport.handlers import Handler
+from latentd.transport.status import Status, status
 
 DECODER = "decoder"
 

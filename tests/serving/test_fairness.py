@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec
-from serving.batching.batcher import Batcher
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import codec
+from latentd.batching.batcher import Batcher
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 SCORES, DRAWS = 500, 1024
 SAMPLES = 200  # of one row

@@ -10,9 +10,9 @@ import pytest
 from echoing import HUGE, SIZE, publish_echo
 from google.protobuf.message import Message
 
-from serving import codec
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import codec
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 Codes = grpc.StatusCode
 

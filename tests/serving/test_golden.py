@@ -8,13 +8,13 @@ import altered
 import numpy as np
 import pytest
 
-from serving import bundle
-from serving.errors import BundleError
-from serving.models import loading
-from serving.runtime import golden
-from serving.runtime.engine import SessionFactory
-from serving.runtime.provider import Provider
-from serving.settings import Settings
+from latentd import bundle
+from latentd.errors import BundleError
+from latentd.models import loading
+from latentd.runtime import golden
+from latentd.runtime.engine import SessionFactory
+from latentd.runtime.provider import Provider
+from latentd.settings import Settings
 
 ROWS = np.zeros((2, 16), np.float32)
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from serving.runtime.capture_lock import CaptureLock
+from latentd.runtime.capture_lock import CaptureLock
 
 LONG = 20.0  # seconds; nothing here waits so long unless it is broken
 

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.transport import health
-from serving.transport.messages import SMALL
+from latentd.transport import health
+from latentd.transport.messages import SMALL
 
 PATIENCE = 2000  # calls that a server may need to hear of a cancellation
 

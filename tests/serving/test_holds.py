@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from serving.batching.coroutines import CallContext
-from serving.batching.in_flight import InFlight
+from latentd.batching.in_flight import InFlight
+from latentd.calls.coroutines import CallContext
 
 LONG = 20.0
 

@@ -11,43 +11,43 @@ from pathlib import Path
 
 import pytest
 
-from serving import __main__, settings
-from serving.errors import ConfigError
-from training import __main__ as training_main
+from latentd import __main__, settings
+from latentd.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 ROOMS = {
     "": [
-        *("errors", "schema", "manifest", "bundle", "settings", "metrics", "logs"),
+        *("errors", "flags", "schema", "manifest", "bundle", "settings", "metrics", "logs"),
         *("ranges", "latents", "likelihood", "images", "codec"),
     ],
-    "batching": ["account", "tasks", "holds", "rowqueue", "runner", "graph"],
+    "calls": ["stats", "coroutines"],
+    "batching": ["in_flight", "rowqueue", "runner", "batcher"],
     "runtime": [
-        *("gpu", "cuda", "provider", "buffers", "hands", "bound"),
-        *("outside", "engine", "golden", "tuning", "memory"),
+        *("capture_lock", "cuda", "provider", "buffers", "thread_buckets", "io_binding"),
+        *("external_data", "engine", "golden", "profiling", "memory"),
     ],
     "models": [
-        *("sources", "scoring", "batches", "loading", "inference"),
-        *("shelf", "refusals", "loads", "attempts", "verdicts", "trial", "opening"),
-        *("repository", "watcher", "vitals"),
+        *("sources", "scoring", "payloads", "loading", "inference"),
+        *("storage", "rejected", "loads", "attempts", "trial_results", "trial", "version_loader"),
+        *("repository", "poller", "watchdog"),
     ],
-    "rpc": ["methods", "finite", "fields", "reconstructing", "service"],
+    "rpc": ["methods", "finite", "fields", "stream_reconstruct", "service"],
     "transport": [
-        *("access", "tokens", "certificates", "answers", "arrivals", "statuses", "tracing"),
-        *("messages", "ledger", "admission", "wire"),
+        *("access", "tokens", "tls", "response_memory", "request_memory", "status", "tracing"),
+        *("messages", "call_recorder", "admission", "handlers"),
         *("guard", "health", "reflection", "listener_aio", "listener"),
     ],
     "process": [
         *(
-            "exposition",
+            "metrics_server",
             "port",
             "server",
-            "workermetrics",
+            "worker_metrics",
             "worker",
             "supervisor",
             "command",
-            "sizing",
+            "capacity",
             "plan",
             "parser",
         ),
@@ -56,7 +56,7 @@ ROOMS = {
 SERVER = [f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name in names]
 """serving/ from low to high: a module imports only from those before it."""
 
-MULTIPROC_DIR_ENV = [
+SHARED = [
     "errors",
     "schema",
     "manifest",
@@ -70,25 +70,25 @@ MULTIPROC_DIR_ENV = [
 
 CLIENT = [
     *("spans", "results", "responses", "failures", "retries", "connection", "credentials"),
-    *("arguments", "calls", "resume", "unanswered", "streaming", "sender", "clients"),
+    *("arguments", "calls", "resume", "pending", "streaming", "base", "clients"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
 READERS = ["kinds", "files", "verified", "rows", "arrays", "pictures", "parquet", "sources"]
 
 JOBS = [
-    *("exits", "plan", "inputs"),
+    *("exit_codes", "plan", "inputs"),
     *("reconstruct", "percentiles", "outputs", "remote", "store", "shard"),
     "quarantine",
-    *("behind", "worker"),
+    *("background_writer", "worker"),
     "ray_data",
-    *("progress", "sheet", "job", "command", "parser"),
+    *("progress", "contact_sheet", "job", "command", "parser"),
 ]
 
 ORDERS = [
     SERVER,
     [
-        *MULTIPROC_DIR_ENV,
+        *SHARED,
         *(f"readers.{name}" for name in READERS),
         *(f"client.{name}" for name in CLIENT),
         "client",
@@ -136,25 +136,27 @@ def file_of(name: str) -> Path:
 
 @pytest.mark.parametrize("order", ORDERS, ids=["server", "client", "jobs"])
 def test_serving_imports_run_one_way(order):
-    names = {f"serving.{name}": position for position, name in enumerate(order)}
+    names = {f"latentd.{name}": position for position, name in enumerate(order)}
     for name, position in names.items():
-        for used in imports(file_of(name.removeprefix("serving."))) & every_module():
+        for used in imports(file_of(name.removeprefix("latentd."))) & every_module():
             if name.startswith(f"{used}."):
-                continue  # `from serving.client import calls` names the package on the way
+                continue  # `from latentd.client import calls` names the package on the way
             assert used in names, f"{name} imports {used}, which is not of its side"
             assert names[used] < position, f"{name} imports {used} from above"
 
 
 def every_module() -> set[str]:
     files = [p for p in (ROOT / "serving").rglob("*.py") if "pb" not in p.parts]
-    names = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files}
-    faces = {f"serving.{room.name}.__init__" for room in (ROOT / "serving").iterdir()}
-    names -= {"serving.__init__", "serving.__main__"} | (faces - {"serving.client.__init__"})
+    names = {
+        ".".join(("latentd", *p.relative_to(ROOT / "serving").with_suffix("").parts)) for p in files
+    }
+    faces = {f"latentd.{room.name}.__init__" for room in (ROOT / "serving").iterdir()}
+    names -= {"latentd.__init__", "latentd.__main__"} | (faces - {"latentd.client.__init__"})
     return {name.removesuffix(".__init__") for name in names}
 
 
 def test_every_serving_module_has_its_place_in_an_order():
-    placed = {f"serving.{name}" for order in ORDERS for name in order}
+    placed = {f"latentd.{name}" for order in ORDERS for name in order} | {"latentd.flags"}
     assert every_module() == placed
 
 
@@ -163,17 +165,20 @@ def test_training_imports_run_one_way():
     rooms = {p: p.relative_to(ROOT / "training").parts[0].removesuffix(".py") for p in files}
     assert set(rooms.values()) == set(TRAINING)
     for path, room in rooms.items():
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("training.")}
+        used = {n.split(".")[2] for n in imports(path) if n.startswith("latentd.training.")}
         assert not used & set(TRAINING[TRAINING.index(room) + 1 :]), path
 
 
 def test_the_bundle_is_the_only_bridge_between_the_halves():
+    shared = {"latentd", "latentd.__version__", "latentd.flags", "latentd.flags.Parser"}
     for path in modules("training"):
-        used = {m for m in imports(path) if m.split(".")[0] == "serving"}
-        bridge = {m for m in used if m.split(".")[1:2] in ([], ["bundle"], ["errors"])}
+        used = {m for m in imports(path) if m.split(".")[0] == "latentd"} - shared
+        used = {m for m in used if not f"{m}.".startswith("latentd.training.")}
+        bridge = {m for m in used if m.split(".")[1:2] in (["bundle"], ["errors"])}
         assert used <= bridge if path.name == "export.py" else not used, path
     for path in modules("serving"):
-        assert not {m for m in imports(path) if m.split(".")[0] in ("torch", "training")}, path
+        used = {m for m in imports(path) if f"{m}.".startswith(("torch.", "latentd.training."))}
+        assert not used, path
 
 
 def brought_in(*names: str) -> set[str]:
@@ -190,17 +195,17 @@ def brought_in(*names: str) -> set[str]:
 
 
 def test_no_serving_module_brings_in_torch():
-    loaded = brought_in(*sorted(every_module()), "serving.__main__")
-    assert not loaded & {"torch", "training", "sklearn", "matplotlib", "onnx"}
+    loaded = brought_in(*sorted(every_module()), "latentd.__main__")
+    assert not loaded & {"torch", "sklearn", "matplotlib", "onnx"}
 
 
 def test_the_client_needs_no_server_packages():
-    loaded = brought_in("serving.client")
+    loaded = brought_in("latentd.client")
     assert not loaded & {"onnxruntime", "prometheus_client", "uvloop"}
 
 
 def test_the_command_line_is_read_without_what_the_commands_need():
-    loaded = brought_in("serving.__main__")
+    loaded = brought_in("latentd.__main__")
     assert not loaded & {"grpc", "numpy", "onnxruntime", "prometheus_client", "pyarrow"}
 
 
@@ -236,24 +241,24 @@ def test_a_bad_setting_is_named_with_where_it_came_from(flag, value, said):
 
 
 @pytest.mark.parametrize(
-    ("half", "words", "said"),
+    ("words", "said"),
     [
-        (__main__, "serve --bundle models", "no flag --bundle. Did you mean --bundles?"),
-        (__main__, "serve --workers 2 --log-lvl=info", "Did you mean --log-level?"),
-        (__main__, "reconstruct --inp x", "no flag --inp. Did you mean --input?"),
-        (__main__, "plan --rat 3", "Did you mean --rate?"),
-        (__main__, "token someone --scope models", "Did you mean --scopes?"),
-        (__main__, "client sample --cuont 3", "Did you mean --count?"),
-        (__main__, "client score x.npy --nothing-like-it", "See latentd client score --help."),
-        (training_main, "train --ou runs", "no flag --ou. Did you mean --out?"),
-        (training_main, "export --bundle models", "Did you mean --bundles?"),
-        (training_main, "evaluate runs --sample 5", "Did you mean --samples?"),
-        (training_main, "compare --out runs --epoch 5", "Did you mean --epochs?"),
+        ("serve --bundle models", "no flag --bundle. Did you mean --bundles?"),
+        ("serve --workers 2 --log-lvl=info", "Did you mean --log-level?"),
+        ("batch --inp x", "no flag --inp. Did you mean --input?"),
+        ("plan --rat 3", "Did you mean --rate?"),
+        ("token someone --scope models", "Did you mean --scopes?"),
+        ("client sample --cuont 3", "Did you mean --count?"),
+        ("client score x.npy --nothing-like-it", "See latentd client score --help."),
+        ("train --ou runs", "no flag --ou. Did you mean --out?"),
+        ("export --bundle models", "Did you mean --bundles?"),
+        ("evaluate runs --sample 5", "Did you mean --samples?"),
+        ("compare --out runs --epoch 5", "Did you mean --epochs?"),
     ],
 )
-def test_a_flag_that_is_not_there_is_never_taken_for_another(capsys, half, words, said):
+def test_a_flag_that_is_not_there_is_never_taken_for_another(capsys, words, said):
     with pytest.raises(SystemExit) as refused:
-        half.main(words.split())
+        __main__.main(words.split())
     assert refused.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -265,7 +270,7 @@ def test_a_variable_is_read_by_the_command_that_uses_it(monkeypatch, capsys, tmp
     assert __main__.main(["token", "someone"]) == 0
     assert __main__.main(["serve", "--bundles", str(tmp_path / "none"), "--workers", "1"]) == 78
     assert "JOB_COMPLETION_INDEX" not in capsys.readouterr().err
-    job = ["reconstruct", "--input", "x", "--output", str(tmp_path / "y"), "--bundle", "z"]
+    job = ["batch", "--input", "x", "--output", str(tmp_path / "y"), "--bundle", "z"]
     assert __main__.main(job) == 78
     assert f"JOB_COMPLETION_INDEX={value}: this must be a whole" in capsys.readouterr().err
     assert __main__.main([*job, "--shard-index", "0"]) == 78

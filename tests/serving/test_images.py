@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import codec, images
-from serving.bundle import DataSpec
-from serving.errors import InvalidArgument
-from serving.pb import vae_pb2 as pb
+from latentd import codec, images
+from latentd.bundle import DataSpec
+from latentd.errors import InvalidArgument
+from latentd.pb import vae_pb2 as pb
 
 GREY = DataSpec("image", (4, 4), "uint8", (0, 255))
 COLOR = DataSpec("image", (4, 4, 3), "uint8", (0, 255))

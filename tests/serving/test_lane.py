@@ -10,10 +10,10 @@ import pytest
 from awaited import awaited
 from doubler import LONG, Harness, answer
 
-from serving.batching.batcher import Batcher, enable_inline_execution
-from serving.batching.coroutines import CallContext, Cancelled, Future
-from serving.batching.runner import EngineError
-from serving.errors import DeadlineExceeded, Overloaded, Unavailable
+from latentd.batching.batcher import Batcher, enable_inline_execution
+from latentd.batching.runner import EngineError
+from latentd.calls.coroutines import CallContext, Cancelled, Future
+from latentd.errors import DeadlineExceeded, Overloaded, Unavailable
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 from awaited import LONG, awaited
 from prometheus_client import CollectorRegistry
 
-from serving.batching.batcher import Batcher
-from serving.batching.coroutines import CallContext, Future
-from serving.batching.rowqueue import BatchItem, RowQueue
-from serving.batching.runner import EngineError
-from serving.metrics import Metrics
+from latentd.batching.batcher import Batcher
+from latentd.batching.rowqueue import BatchItem, RowQueue
+from latentd.batching.runner import EngineError
+from latentd.calls.coroutines import CallContext, Future
+from latentd.metrics import Metrics
 
 BATCH = 4
 LANE = {"graph": "test"}

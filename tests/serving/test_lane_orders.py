@@ -11,11 +11,11 @@ from doubler import Harness, answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batching import batcher
-from serving.batching.batcher import enable_inline_execution
-from serving.batching.coroutines import CallContext, Cancelled, Future
-from serving.batching.runner import EngineError
-from serving.errors import DeadlineExceeded, Overloaded
+from latentd.batching import batcher
+from latentd.batching.batcher import enable_inline_execution
+from latentd.batching.runner import EngineError
+from latentd.calls.coroutines import CallContext, Cancelled, Future
+from latentd.errors import DeadlineExceeded, Overloaded
 
 
 def help_lanes_no_more() -> None:

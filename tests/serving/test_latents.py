@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from serving import latents
-from serving.latents import NoiseRange, standard_normal
+from latentd import latents
+from latentd.latents import NoiseRange, standard_normal
 
 GOLDEN = "1ca4529b7140d5bccc3f544a1eba9a88dc19394e01bb887cfec5eac5c61feb70"
 

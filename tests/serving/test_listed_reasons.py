@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serving import bundle
-from serving.client import Client
-from serving.rpc.fields import without_folders
+from latentd import bundle
+from latentd.client import Client
+from latentd.rpc.fields import without_folders
 
 
 def test_a_listed_reason_shows_paths_below_the_root_only(start_server, publish_toy, tmp_path):

@@ -9,15 +9,15 @@ import pytest
 from grpc._cython import cygrpc
 from prometheus_client import CollectorRegistry
 
-from serving.errors import ConfigError
-from serving.metrics import Metrics
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport import listener
-from serving.transport.listener import CoreListener, choose
-from serving.transport.listener_aio import AioListener
-from serving.transport.request_memory import PartialRequests
-from serving.transport.response_memory import PendingResponses
+from latentd.errors import ConfigError
+from latentd.metrics import Metrics
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.transport import listener
+from latentd.transport.listener import CoreListener, choose
+from latentd.transport.listener_aio import AioListener
+from latentd.transport.request_memory import PartialRequests
+from latentd.transport.response_memory import PendingResponses
 
 
 @pytest.fixture

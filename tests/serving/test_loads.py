@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serving.errors import BundleError
-from serving.metrics import Metrics
-from serving.models import trial_results
-from serving.models.attempts import Attempts
-from serving.models.loading import Measured, Measurements
-from serving.models.loads import Cancelled
-from serving.models.rejected import RejectedVersions
-from serving.models.trial_results import TrialResult, TrialResults
-from serving.runtime import memory
-from serving.runtime.profiling import BatchTiming
+from latentd.errors import BundleError
+from latentd.metrics import Metrics
+from latentd.models import trial_results
+from latentd.models.attempts import Attempts
+from latentd.models.loading import Measured, Measurements
+from latentd.models.loads import Cancelled
+from latentd.models.rejected import RejectedVersions
+from latentd.models.trial_results import TrialResult, TrialResults
+from latentd.runtime import memory
+from latentd.runtime.profiling import BatchTiming
 
 ONE = Measured(10, 2, [BatchTiming(1, 0.5), BatchTiming(2, 0.75)], 2)
 VERDICT = TrialResult("sha256:1", Measurements(ONE, ONE))
@@ -28,8 +28,8 @@ GIB = 1 << 30
 
 DIES = """
 import os, sys
-from serving.models import trial_results
-from serving.models.attempts import Attempts
+from latentd.models import trial_results
+from latentd.models.attempts import Attempts
 with Attempts(sys.argv[1]).note("key"):
     os._exit(1)
 """

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import bundle, likelihood, schema
-from serving.bundle import DataSpec, Manifest
-from serving.errors import BundleError
+from latentd import bundle, likelihood, schema
+from latentd.bundle import DataSpec, Manifest
+from latentd.errors import BundleError
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,11 @@ WRONG = [
     ("x/extra", 1, "x.extra is unknown; expected kind, dtype, shape, range"),
     ("parity", None, "parity is None; expected an object"),
     ("training", [1], r"training is \[1\]; expected an object"),
-    ("training/config/rate", 1 << 70, "training.config.rate is .*; expected a whole number of 64"),
+    (
+        "training/config/rate",
+        1 << 70,
+        "training.config.rate is .*; expected a whole number of 64",
+    ),
     ("training/a key", "\ud800", "training.'a key' is '.ud800'; expected text that UTF-8 can hold"),
     ("training_scores", 5, "training_scores is 5; expected an object"),
     ("training_scores/rows", -1, "training_scores.rows is -1; expected a whole number from 1"),
@@ -139,7 +143,10 @@ MALFORMED = {
     "no JSON": (lambda s: "<html>404</html>", "not JSON in UTF-8: Expecting value"),
     "no object": (lambda s: "[]", r"the document is \[\]; expected an object"),
     "a key twice": (lambda s: s[:-1] + ', "opset": 1}', "the key 'opset' appears twice"),
-    "NaN": (lambda s: s.replace("0.001", "NaN"), "training.config.rate is nan; expected a finite"),
+    "NaN": (
+        lambda s: s.replace("0.001", "NaN"),
+        "training.config.rate is nan; expected a finite",
+    ),
     "infinity": (
         lambda s: s.replace("0.001", "-Infinity"),
         "config.rate is -inf; expected",

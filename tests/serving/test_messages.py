@@ -9,9 +9,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from serving.errors import InvalidArgument, Unsupported
-from serving.pb import vae_pb2 as pb
-from serving.transport.messages import parse
+from latentd.errors import InvalidArgument, Unsupported
+from latentd.pb import vae_pb2 as pb
+from latentd.transport.messages import parse
 
 REQUESTS = [
     health_pb2.HealthCheckRequest,

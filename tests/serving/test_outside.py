@@ -13,11 +13,11 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from serving import bundle
-from serving.errors import BundleError
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.runtime import external_data
+from latentd import bundle
+from latentd.errors import BundleError
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.runtime import external_data
 
 ELSEWHERE = ["weights.bin", "../../etc/passwd", "/etc/passwd", "link.bin", "hard.bin", ""]
 

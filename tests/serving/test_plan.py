@@ -7,12 +7,12 @@ import re
 
 import pytest
 
-from serving import __main__
-from serving.models.loading import LoadedModel, ProfiledGraph
-from serving.process import capacity
-from serving.process.capacity import CALL_SECONDS, CALLS, Workload
-from serving.runtime.profiling import BatchTiming
-from serving.settings import Settings
+from latentd import __main__
+from latentd.models.loading import LoadedModel, ProfiledGraph
+from latentd.process import capacity
+from latentd.process.capacity import CALL_SECONDS, CALLS, Workload
+from latentd.runtime.profiling import BatchTiming
+from latentd.settings import Settings
 
 TWO = Settings(workers=2)
 MIB = 1 << 20

@@ -8,12 +8,12 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from serving.bundle import DECODER
-from serving.errors import ConfigError
-from serving.runtime import cuda, provider
-from serving.runtime.engine import SessionFactory
-from serving.runtime.provider import CPU, CUDA, Provider
-from serving.settings import Settings
+from latentd.bundle import DECODER
+from latentd.errors import ConfigError
+from latentd.runtime import cuda, provider
+from latentd.runtime.engine import SessionFactory
+from latentd.runtime.provider import CPU, CUDA, Provider
+from latentd.settings import Settings
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from echoing import SIZE, publish_echo
 
-from serving import codec, ranges
-from serving.__main__ import main
-from serving.bundle import DataSpec
-from serving.client import Client, DataPoint
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import codec, ranges
+from latentd.__main__ import main
+from latentd.bundle import DataSpec
+from latentd.client import Client, DataPoint
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 UNIT = DataSpec("vector", (2,), "float32", (0.0, 1.0))
 

@@ -17,11 +17,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from serving.bundle import DataSpec
-from serving.errors import BadData, ConfigError
-from serving.readers import files, kinds, sources
-from serving.readers.arrays import ArrayFile
-from serving.readers.sources import Counts, Source
+from latentd.bundle import DataSpec
+from latentd.errors import BadData, ConfigError
+from latentd.readers import files, kinds, sources
+from latentd.readers.arrays import ArrayFile
+from latentd.readers.sources import Counts, Source
 
 
 def look(pattern: object) -> tuple[list[Source], Counts]:
@@ -37,7 +37,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_both_halves_take_the_same_pictures(tmp_path: Path) -> None:
-    from training import folder
+    from latentd.training import folder
 
     assert set(kinds.PICTURES) == set(folder.SUFFIXES)
     root = touch(tmp_path, "a.PNG", "sub/b.gif", "c.pgm", "d.heic", "._a.png", ".hidden/e.png")
@@ -49,7 +49,7 @@ def test_both_halves_take_the_same_pictures(tmp_path: Path) -> None:
 
 
 def test_both_halves_convert_pictures_by_the_same_rule(tmp_path: Path) -> None:
-    from training.pictures import read_pictures
+    from latentd.training.pictures import read_pictures
 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
     exif = Image.Exif()

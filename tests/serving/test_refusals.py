@@ -12,9 +12,9 @@ import pytest
 from echoing import publish_echo
 from google.rpc import error_details_pb2, status_pb2
 
-from serving import codec
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import codec
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 GOOD = np.zeros((1, 4, 4), np.uint8)
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from serving.batching.rowqueue import INTERACTIVE_WINDOW_SECONDS, MAX_INTERLEAVED, Entry, RowQueue
-from serving.errors import DeadlineExceeded, Overloaded
+from latentd.batching.rowqueue import INTERACTIVE_WINDOW_SECONDS, MAX_INTERLEAVED, Entry, RowQueue
+from latentd.errors import DeadlineExceeded, Overloaded
 
 
 def entry(rows: int, *, deadline: float = math.inf, background: bool = False) -> Entry:

@@ -8,10 +8,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.runtime.engine import Graph
+from latentd import codec
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.runtime.engine import Graph
 
 SECRET = b"nobody-sees-this"  # 4 x 4 pixels
 Z = np.full((1, 16), 0.123456789, np.float32)

@@ -11,10 +11,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec, images, settings
-from serving.client import AsyncClient, Client
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import codec, images, settings
+from latentd.client import AsyncClient, Client
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 
 @pytest.fixture(scope="module")

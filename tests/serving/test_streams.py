@@ -9,8 +9,8 @@ from types import AsyncGeneratorType
 import grpc
 import pytest
 
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 CHUNK_ROWS = 2048
 CHUNK_BYTES = CHUNK_ROWS * (16 + 64)  # x, and z as float32

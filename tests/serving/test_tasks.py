@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from serving.batching.coroutines import (
+from latentd.calls.coroutines import (
     CallContext,
     Cancelled,
     Future,

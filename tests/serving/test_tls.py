@@ -10,12 +10,12 @@ import grpc
 import pytest
 import trustme
 
-from serving.__main__ import main
-from serving.client import Client
-from serving.errors import ConfigError
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport.tls import Certificates
+from latentd.__main__ import main
+from latentd.client import Client
+from latentd.errors import ConfigError
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.transport.tls import Certificates
 
 
 class CredentialFiles:

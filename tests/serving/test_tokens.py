@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import codec
-from serving.__main__ import main
-from serving.errors import ConfigError, PermissionDenied, Unauthenticated
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.rpc.methods import METHODS, SCOPES, of_scope
-from serving.transport.access import Access, new_token
+from latentd import codec
+from latentd.__main__ import main
+from latentd.errors import ConfigError, PermissionDenied, Unauthenticated
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.rpc.methods import METHODS, SCOPES, of_scope
+from latentd.transport.access import Access, new_token
 
 Codes = grpc.StatusCode
 CONTRACT = pb.DESCRIPTOR.services_by_name["VaeService"]

@@ -15,13 +15,13 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import codec
-from serving.client import AsyncClient, Client
-from serving.errors import ConfigError
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
-from serving.transport import tracing
-from serving.transport.listener import CoreListener
+from latentd import codec
+from latentd.client import AsyncClient, Client
+from latentd.errors import ConfigError
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.transport import tracing
+from latentd.transport.listener import CoreListener
 
 otlp = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 otlp_grpc = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc")
@@ -224,7 +224,7 @@ def test_a_collector_that_is_not_there_costs_no_call(
 
 def test_off_brings_in_nothing_of_opentelemetry():
     code = (
-        "import json, sys\nimport serving.process.server\nfrom serving.transport import tracing\n"
+        "import json, sys\nimport latentd.process.server\nfrom latentd.transport import tracing\n"
         "assert tracing.choose('auto', {}) is None\n"
         "assert tracing.choose('off', {'OTEL_EXPORTER_OTLP_ENDPOINT': 'http://a:1'}) is None\n"
         "print(json.dumps([m for m in sys.modules if m.startswith('opentelemetry')]))"

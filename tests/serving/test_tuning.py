@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.runtime.profiling import (
+from latentd.runtime.profiling import (
     BatchTiming,
     background_batch_rows,
     choose_batch_size,

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import pytest
 
-from serving.errors import BadData, InvalidArgument
-from serving.readers import verified
-from serving.readers.verified import BLOCK, DIGEST_BYTES, Digests, open_verified, take_sums
+from latentd.errors import BadData, InvalidArgument
+from latentd.readers import verified
+from latentd.readers.verified import BLOCK, DIGEST_BYTES, Digests, open_verified, take_sums
 
 SIZE = 3 * BLOCK + 12_345
 

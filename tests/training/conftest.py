@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from runs import SIX_EPOCHS, TINY
 
-from training import data
-from training.__main__ import main
-from training.config import Config
+from latentd.training import data
+from latentd.training.__main__ import main
+from latentd.training.config import Config
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run `python -m training ...` in this process: exit status, stdout, stderr."""
+    """Run `latentd ...` in this process: exit status, stdout, stderr."""
 
     def run(*argv: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from serving import bundle
+from latentd import bundle
 
 Cli = Callable[..., tuple[int, str, str]]
 

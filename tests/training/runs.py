@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from training import checkpoint
+from latentd.training import checkpoint
 
-TRAIN = (sys.executable, "-m", "training", "train")
+TRAIN = (sys.executable, "-m", "latentd", "train")
 TINY = ("--epochs", 4, "--hidden", 16, "--latent-size", 3)
 SIX_EPOCHS = (*TINY, "--epochs", 6)
 

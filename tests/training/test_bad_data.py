@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.arrays import read_numpy
-from training.errors import TrainingError
+from latentd.training.arrays import read_numpy
+from latentd.training.errors import TrainingError
 
 BYTES = np.arange(40 * 6, dtype=np.uint8).reshape(40, 2, 3)
 FLOATS = np.linspace(0, 1, 40 * 5, dtype=np.float32).reshape(40, 5)
@@ -309,7 +309,7 @@ def test_bad_data_is_refused_in_a_sentence(
     of_bits = ("--likelihood", "bernoulli") if case == "bernoulli_beyond_its_range" else ()
     status, out, err = cli("train", "--data", argument, "--out", tmp_path / "run", *of_bits)
     assert status == 2
-    assert re.fullmatch(rf"latentd-train: .*{words}.*\.\n", err), err
+    assert re.fullmatch(rf"latentd: .*{words}.*\.\n", err), err
     assert out == ""
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -371,5 +371,5 @@ def test_bad_idx_is_refused_in_a_sentence(
     out = idx_folder.parent / "run"
     status, _, err = cli("train", "--data", f"idx:{idx_folder}", "--out", out)
     assert status == 2
-    assert re.fullmatch(rf"latentd-train: .*{words}.*\.\n", err), err
+    assert re.fullmatch(rf"latentd: .*{words}.*\.\n", err), err
     assert not out.exists()

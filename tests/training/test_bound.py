@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from training.config import Config
-from training.data import RowSpec
-from training.errors import RunFailed
-from training.evaluation.bound import bound
-from training.likelihoods import LIKELIHOODS
-from training.model import build
-from training.networks import fitted
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.errors import RunFailed
+from latentd.training.evaluation.bound import bound
+from latentd.training.likelihoods import LIKELIHOODS
+from latentd.training.model import build
+from latentd.training.networks import fitted
 
 SIZE, LATENT, STD = 7, 3, 0.3
 ROWS = 40

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from training import checkpoint
-from training.checkpoint import Checkpoint
-from training.config import Config
-from training.data import RowSpec
-from training.model import build
-from training.networks import fitted
+from latentd.training import checkpoint
+from latentd.training.checkpoint import Checkpoint
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.model import build
+from latentd.training.networks import fitted
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -179,7 +179,7 @@ def test_anything_else_is_refused_in_a_sentence(
         bundles = tmp_path / "bundles"
         status, _, err = cli("export", "--checkpoint", path, "--bundles", bundles, "--name", "m")
     assert status == 2
-    assert err.startswith("latentd-train: ")
+    assert err.startswith("latentd: ")
     assert words in err
     assert err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import numbers
 
-from training.comparison import (
+from latentd.training.comparison import (
     collapse,
     density,
     distribution,
@@ -18,8 +18,8 @@ from training.comparison import (
     overfitting,
     sampling,
 )
-from training.comparison.claim import AE, VAE, Claim, Spread
-from training.evaluation.subject import open_run
+from latentd.training.comparison.claim import AE, VAE, Claim, Spread
+from latentd.training.evaluation.subject import open_run
 
 
 def measured(out: Path, claim: Claim, what: str, model: str) -> float:

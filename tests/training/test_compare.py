@@ -1,4 +1,4 @@
-"""`python -m training compare`: the runs it makes, what it reports, what it refuses."""
+"""`latentd compare`: the runs it makes, what it reports, what it refuses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from runs import SIX_EPOCHS, numbers
 
-from training import checkpoint
-from training.comparison import (
+from latentd.training import checkpoint
+from latentd.training.comparison import (
     collapse,
     density,
     distribution,
@@ -26,12 +26,12 @@ from training.comparison import (
     overfitting,
     sampling,
 )
-from training.comparison.claim import Spread
-from training.comparison.plan import Plan
-from training.comparison.report import CLAIMS
-from training.comparison.stage import _finish, prepare
-from training.config import Config
-from training.train import train
+from latentd.training.comparison.claim import Spread
+from latentd.training.comparison.plan import Plan
+from latentd.training.comparison.report import CLAIMS
+from latentd.training.comparison.stage import _finish, prepare
+from latentd.training.config import Config
+from latentd.training.train import train
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.comparison import (
+from latentd.training.comparison import (
     density,
 )
-from training.comparison.claim import VAE, Spread, spread
-from training.comparison.plan import Plan, sizes
-from training.config import Config
-from training.errors import TrainingError
+from latentd.training.comparison.claim import VAE, Spread, spread
+from latentd.training.comparison.plan import Plan, sizes
+from latentd.training.config import Config
+from latentd.training.errors import TrainingError
 
 
 def test_sizes_are_those_the_data_permit() -> None:

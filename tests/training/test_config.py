@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from training.config import Config, flag
-from training.errors import TrainingError
-from training.likelihoods import LIKELIHOODS
-from training.model import MODELS
-from training.networks import NETWORKS
+from latentd.training.config import Config, flag
+from latentd.training.errors import TrainingError
+from latentd.training.likelihoods import LIKELIHOODS
+from latentd.training.model import MODELS
+from latentd.training.networks import NETWORKS
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -92,7 +92,7 @@ def test_typos_and_wrong_types_are_errors(raw: dict[str, object], words: str) ->
 
 def test_help_teaches_every_setting_without_torch() -> None:
     code = (
-        "import sys; from training.__main__ import main\n"
+        "import sys; from latentd.training.__main__ import main\n"
         "try: main(['train', '--help'])\n"
         "except SystemExit: print('torch' in sys.modules)"
     )

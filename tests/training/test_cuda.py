@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from training import checkpoint, data, networks
-from training.checkpoint import Checkpoint
-from training.config import Config
-from training.model import observe
-from training.recording import Cuda, Recorder
-from training.run import Run
+from latentd.training import checkpoint, data, networks
+from latentd.training.checkpoint import Checkpoint
+from latentd.training.config import Config
+from latentd.training.model import observe
+from latentd.training.recording import Cuda, Recorder
+from latentd.training.run import Run
 
 pytestmark = [
     pytest.mark.gpu,

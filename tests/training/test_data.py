@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from training.config import Config
-from training.data import Dataset, RowSpec, load
+from latentd.training.config import Config
+from latentd.training.data import Dataset, RowSpec, load
 
 BYTES = np.arange(40 * 6, dtype=np.uint8).reshape(40, 2, 3)
 FLOATS = np.linspace(0, 1, 40 * 5, dtype=np.float32).reshape(40, 5)

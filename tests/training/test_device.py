@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.device import chosen_device, chosen_precision
+from latentd.training.device import chosen_device, chosen_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -1,4 +1,4 @@
-"""`python -m training evaluate` on real runs, and what it says of each kind of model."""
+"""`latentd evaluate` on real runs, and what it says of each kind of model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from training import checkpoint, data
-from training.config import Config
-from training.evaluation.classifier import Classifier, classifier
-from training.evaluation.record import digest, recorded
-from training.evaluation.subject import open_run
-from training.run import evaluate as elbo_of
+from latentd.training import checkpoint, data
+from latentd.training.config import Config
+from latentd.training.evaluation.classifier import Classifier, classifier
+from latentd.training.evaluation.record import digest, recorded
+from latentd.training.evaluation.subject import open_run
+from latentd.training.run import evaluate as elbo_of
 
 Cli = Callable[..., tuple[int, str, str]]
 

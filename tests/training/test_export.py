@@ -15,8 +15,8 @@ import onnx
 import pytest
 from exports import export, session, source, train
 
-from serving import bundle
-from training import checkpoint
+from latentd import bundle
+from latentd.training import checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -24,7 +24,7 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def exported(digits: Path) -> bundle.Bundle:
     """The digits' bundle, exported in a process of its own as a user would."""
-    command = [sys.executable, "-m", "training", "export", "--checkpoint", digits]
+    command = [sys.executable, "-m", "latentd", "export", "--checkpoint", digits]
     done = subprocess.run(
         [*command, "--bundles", digits.parent / "bundles", "--name", "m"],
         capture_output=True,

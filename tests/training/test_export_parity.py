@@ -11,13 +11,13 @@ import pytest
 import torch
 from exports import export, session, source, train
 
-from serving import bundle
-from serving.models.loading import prepare
-from serving.runtime.engine import SessionFactory
-from serving.runtime.provider import Provider
-from serving.settings import Settings
-from training import checkpoint, graphs
-from training.model import POINT_LOG_VAR, VAE, render
+from latentd import bundle
+from latentd.models.loading import prepare
+from latentd.runtime.engine import SessionFactory
+from latentd.runtime.provider import Provider
+from latentd.settings import Settings
+from latentd.training import checkpoint, graphs
+from latentd.training.model import POINT_LOG_VAR, VAE, render
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -106,7 +106,7 @@ def test_lost_parity_publishes_nothing(
     )
     assert status == 1
     assert out == ""
-    assert err.startswith("latentd-train: Parity failed: at batch 1, ")
+    assert err.startswith("latentd: Parity failed: at batch 1, ")
     assert err.endswith("Nothing was published.\n")
     assert not (tmp_path / "bundles").exists()
 
@@ -165,7 +165,7 @@ def test_half_precision_is_judged_too(
     flags = ("--bundles", tmp_path / "bundles", "--name", "m", "--precision", "float16")
     status, _, err = cli("export", "--checkpoint", digits, *flags)
     assert status == 1
-    assert err.startswith("latentd-train: Parity failed: at batch 1, ")
+    assert err.startswith("latentd: Parity failed: at batch 1, ")
 
 
 def break_half(graph: bytes) -> bytes:

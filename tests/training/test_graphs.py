@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import pytest
 
-from training import graphs
+from latentd.training import graphs
 
 
 def graph_of(op: str, **attributes: Any) -> onnx.ModelProto:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from runs import TRAIN, untimed
 
-from training import checkpoint, data, networks
-from training.config import Config
-from training.run import Run
+from latentd.training import checkpoint, data, networks
+from latentd.training.config import Config
+from latentd.training.run import Run
 
 Cli = Callable[..., tuple[int, str, str]]
 # Everything that has a state or a place in time.

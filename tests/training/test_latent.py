@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from training.evaluation import samples
-from training.evaluation.aggregate import aggregate, mmd, mutual_information
-from training.evaluation.frechet import frechet
-from training.evaluation.probe import probe
-from training.evaluation.units import units, verdict
+from latentd.training.evaluation import samples
+from latentd.training.evaluation.aggregate import aggregate, mmd, mutual_information
+from latentd.training.evaluation.frechet import frechet
+from latentd.training.evaluation.probe import probe
+from latentd.training.evaluation.units import units, verdict
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from serving import likelihood as served
-from training.config import Config
-from training.likelihoods import LIKELIHOODS, DiscretisedLogistic, Gaussian
+from latentd import likelihood as served
+from latentd.training.config import Config
+from latentd.training.likelihoods import LIKELIHOODS, DiscretisedLogistic, Gaussian
 
 EVERY = torch.arange(256) / 255
 

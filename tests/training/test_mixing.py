@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training import data, networks
-from training import run as running
-from training.config import Config
-from training.run import Run, evaluate
+from latentd.training import data, networks
+from latentd.training import run as running
+from latentd.training.config import Config
+from latentd.training.run import Run, evaluate
 
 GPU = torch.device("meta")
 MOVES = ("aten::_to_copy", "aten::copy_")

@@ -8,12 +8,20 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from training.config import Config
-from training.data import RowSpec
-from training.errors import TrainingError
-from training.likelihoods import LIKELIHOODS
-from training.model import LOG_VAR_RANGE, POINT_LOG_VAR, build, gaussian_kl, observe, render, unit
-from training.networks import fitted
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.errors import TrainingError
+from latentd.training.likelihoods import LIKELIHOODS
+from latentd.training.model import (
+    LOG_VAR_RANGE,
+    POINT_LOG_VAR,
+    build,
+    gaussian_kl,
+    observe,
+    render,
+    unit,
+)
+from latentd.training.networks import fitted
 
 SPEC = RowSpec((8, 9), "uint8")
 

@@ -19,12 +19,12 @@ import torch
 from runs import TINY, assert_same_run, untimed
 from torch.utils._pytree import tree_leaves
 
-from training import checkpoint, data, networks
-from training.checkpoint import Checkpoint
-from training.comparison.stage import _finish
-from training.config import Config
-from training.run import Run
-from training.train import train
+from latentd.training import checkpoint, data, networks
+from latentd.training.checkpoint import Checkpoint
+from latentd.training.comparison.stage import _finish
+from latentd.training.config import Config
+from latentd.training.run import Run
+from latentd.training.train import train
 
 Cli = Callable[..., tuple[int, str, str]]
 MOVED = "This run was on cuda and goes on on cpu"

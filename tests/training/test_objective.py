@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Normal
 
-from training.config import Config
-from training.data import RowSpec
-from training.model import Draws, build, gaussian_kl, latent_kl, unit
-from training.networks import fitted
-from training.objective import importance_weighted, objective, paid_rate, trained
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.model import Draws, build, gaussian_kl, latent_kl, unit
+from latentd.training.networks import fitted
+from latentd.training.objective import importance_weighted, objective, paid_rate, trained
 
 SPEC = RowSpec((4, 5), "uint8")
 

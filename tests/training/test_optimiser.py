@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.optimiser import Optimiser
+from latentd.training.optimiser import Optimiser
 
 TRUE = torch.tensor(True)
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import torch
 
-from training import checkpoint, data, networks
-from training.config import Config
-from training.run import Run
+from latentd.training import checkpoint, data, networks
+from latentd.training.config import Config
+from latentd.training.run import Run
 
 Cli = Callable[..., tuple[int, str, str]]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 RANK = """
 import pathlib, sys, torch
-from training import data, networks, parallel
-from training.config import Config
-from training.run import Run
+from latentd.training import data, networks, parallel
+from latentd.training.config import Config
+from latentd.training.run import Run
 
 with parallel.processes(torch.device("cpu")) as device:
     config = Config(**{settings!r})
@@ -64,7 +64,7 @@ def test_a_run_of_two_is_a_run_of_one(cli: Cli, tmp_path: Path) -> None:
     flags = ("--epochs", 2, "--hidden", 16, "--latent-size", 3, "--batch-size", 97, "--ema", 0.9)
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli("train", "--out", one, *flags)[0] == 0
-    done = torchrun("-m", "training", "train", "--out", two, *flags)
+    done = torchrun("-m", "latentd", "train", "--out", two, *flags)
     assert done.returncode == 0, done.stderr
     ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (one, two))
     torch.testing.assert_close(theirs.weights, ours.weights, rtol=1e-3, atol=1e-4)

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageOps
 from runs import TINY, lines
 
-from training import machine
-from training.config import Config
-from training.data import load
-from training.errors import TrainingError
-from training.folder import find
-from training.pictures import read_pictures
+from latentd.training import machine
+from latentd.training.config import Config
+from latentd.training.data import load
+from latentd.training.errors import TrainingError
+from latentd.training.folder import find
+from latentd.training.pictures import read_pictures
 
 Cli = Callable[..., tuple[int, str, str]]
 

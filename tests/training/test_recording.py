@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training import data, networks
-from training.config import Config
-from training.recording import Recorder, Work
-from training.run import Run
+from latentd.training import data, networks
+from latentd.training.config import Config
+from latentd.training.recording import Recorder, Work
+from latentd.training.run import Run
 
 READS = "aten::_local_scalar_dense"  # .item(), bool(), tolist()
 DRAWS = ("aten::rand", "aten::normal", "aten::bernoulli", "aten::multinomial")
@@ -185,7 +185,7 @@ def test_a_step_that_cannot_be_recorded_is_said_and_goes_on(
 def test_steps_are_recorded_with_compile_on_a_gpu(
     device: str, settings: dict[str, Any], recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.run.Cuda", lambda _: Tapes())
+    monkeypatch.setattr("latentd.training.run.Cuda", lambda _: Tapes())
     run = run_with(None, **settings)
     run.device = torch.device(device)
     assert (run._recorder() is not None) == recorded

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from runs import TINY, TRAIN, assert_same_run, untimed
 
-from training import checkpoint
+from latentd.training import checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -47,7 +47,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_loses_nothing(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.rstrip().endswith(
-        f"latentd-train: interrupted. Continue with: python -m training train --out {out} --resume"
+        f"latentd: interrupted. Continue with: latentd train --out {out} --resume"
     )
     assert "Traceback" not in err
     epochs = len(checkpoint.load(out / "last.pt").history) + 2

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from training.config import Config
-from training.schedules import kl_weight, learning_rate
+from latentd.training.config import Config
+from latentd.training.schedules import kl_weight, learning_rate
 
 
 @pytest.mark.parametrize(

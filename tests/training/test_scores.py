@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import bundle
-from serving.errors import BundleError
-from serving.jobs.plan import OutputSpec
-from serving.jobs.reconstruct import Graphs
-from serving.readers.rows import Chunk
-from training import data
-from training.config import Config
+from latentd import bundle
+from latentd.errors import BundleError
+from latentd.jobs.plan import OutputSpec
+from latentd.jobs.reconstruct import Graphs
+from latentd.readers.rows import Chunk
+from latentd.training import data
+from latentd.training.config import Config
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from runs import TINY, lines
 
-from training import checkpoint, data, networks
-from training.config import Config
-from training.errors import RunFailed
-from training.model import Terms
-from training.run import Run, evaluate
+from latentd.training import checkpoint, data, networks
+from latentd.training.config import Config
+from latentd.training.errors import RunFailed
+from latentd.training.model import Terms
+from latentd.training.run import Run, evaluate
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from runs import TINY, assert_same_run, lines
 
-from training import checkpoint, machine, threads
-from training.threads import Contention, measure
+from latentd.training import checkpoint, machine, threads
+from latentd.training.threads import Contention, measure
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -145,7 +145,7 @@ def test_contention_is_said_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
 def test_too_few_steps_to_learn_are_warned_of(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: int
 ) -> None:
-    monkeypatch.setattr("training.train._FEW_STEPS", (10, enough))
+    monkeypatch.setattr("latentd.training.train._FEW_STEPS", (10, enough))
     status, _, err = cli("train", "--out", tmp_path / "run", *TINY, "--batch-size", 512)
     assert status == 0
     words = (

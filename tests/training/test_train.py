@@ -1,4 +1,4 @@
-"""`python -m training train`: what it learns, writes and says."""
+"""`latentd train`: what it learns, writes and says."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from runs import TINY, TRAIN, assert_same_run, lines, untimed
 
-from training import checkpoint, data
-from training.config import Config
+from latentd.training import checkpoint, data
+from latentd.training.config import Config
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -137,7 +137,7 @@ def test_few_rows_are_trained_on_and_drawn(cli: Cli, tmp_path: Path) -> None:
 def test_what_does_not_fit_into_memory_is_said(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("train", "--out", tmp_path / "run", "--k", 10**12)  # 8 PB
     assert status == 1
-    assert err.splitlines()[-1].startswith("latentd-train: it does not fit into memory. ")
+    assert err.splitlines()[-1].startswith("latentd: it does not fit into memory. ")
     assert "Traceback" not in err
 
 
@@ -190,7 +190,7 @@ def test_default_digits_are_told_apart_after_reconstruction(cli: Cli, tmp_path: 
     """A classifier trained on the pixels must read the reconstructions of test rows."""
     from sklearn.svm import SVC
 
-    from training.model import render
+    from latentd.training.model import render
 
     assert cli("train", "--out", tmp_path / "run")[0] == 0
     dataset = data.load(Config())

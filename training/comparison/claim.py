@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.comparison.stage import Stage
-from training.evaluation.classifier import Classifier
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation.classifier import Classifier
 
 VAE, AE = "VAE", "AE"
 MODELS = {VAE: "vae", AE: "ae"}  # as Stage.open has them

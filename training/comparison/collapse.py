@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from training.comparison.claim import Claim, Key, Numbers, Spread
-from training.comparison.stage import Stage
-from training.evaluation.units import units
+from latentd.training.comparison.claim import Claim, Key, Numbers, Spread
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation.units import units
 
 _AVERAGED: Final = "reconstruction averaged over pixels"
 _SUMMED: Final = "summed, as it should be"

@@ -1,4 +1,4 @@
-"""`python -m training compare`."""
+"""`latentd compare`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
-from training.config import Config, add_flags
-from training.evaluation.command import whole
+from latentd.training.config import Config, add_flags
+from latentd.training.evaluation.command import whole
 
 _OURS: Final = ("model", "seed", "patience", "validate_every")
 """Settings that are the comparison's own to choose."""
@@ -26,8 +26,8 @@ where the autoencoder wins, the report says so. Written into --out:
 """
 _EXAMPLES: Final = """\
 examples:
-  python -m training compare --out runs/compared                       # the digits: minutes
-  python -m training compare --data idx:mnist --other idx:fashion-mnist --net mlp --epochs 10 \\
+  latentd compare --out runs/compared                       # the digits: minutes
+  latentd compare --data idx:mnist --other idx:fashion-mnist --net mlp --epochs 10 \\
       --likelihood bernoulli --binarisation dynamic --out runs/compared-mnist
 
 Every other flag is one of `train`'s, for both models: see `train --help`. --epochs are those of
@@ -56,10 +56,10 @@ def add(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help should not.
-    from training.comparison import figures, report
-    from training.comparison.plan import Plan
-    from training.comparison.stage import prepare
-    from training.errors import TrainingError
+    from latentd.training.comparison import figures, report
+    from latentd.training.comparison.plan import Plan
+    from latentd.training.comparison.stage import prepare
+    from latentd.training.errors import TrainingError
 
     given = {
         field.name: getattr(arguments, field.name)

@@ -8,12 +8,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.comparison.claim import AE, VAE, Claim, Key, Numbers, Skipped, Spread
-from training.comparison.stage import Stage
-from training.evaluation import samples
-from training.evaluation.bound import bound
-from training.evaluation.subject import Subject
-from training.model import unit
+from latentd.training.comparison.claim import AE, VAE, Claim, Key, Numbers, Skipped, Spread
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation import samples
+from latentd.training.evaluation.bound import bound
+from latentd.training.evaluation.subject import Subject
+from latentd.training.model import unit
 
 _ROWS: Final = 500  # of each data set
 _DRAWS: Final = 50

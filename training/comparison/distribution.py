@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
-from training.comparison.stage import Stage
-from training.evaluation import samples
-from training.model import unit
+from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation import samples
+from latentd.training.model import unit
 
 _ROWS: Final = 300
 _DRAWS: Final = 20

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
-from training.comparison.stage import Stage
-from training.evaluation.probe import ROWS, probe
+from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation.probe import ROWS, probe
 
 _ACCURACY: Final = "accuracy of a linear probe on the mean of z, test rows"
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.comparison import interpolation
-from training.comparison.claim import MODELS
-from training.comparison.stage import Stage
-from training.evaluation import samples
-from training.evaluation.probe import ROWS
-from training.model import unit
+from latentd.training.comparison import interpolation
+from latentd.training.comparison.claim import MODELS
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation import samples
+from latentd.training.evaluation.probe import ROWS
+from latentd.training.model import unit
 
 _SIDE: Final = 8  # images along a square of samples
 _STEPS: Final = 11  # images of an interpolation

@@ -8,10 +8,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
-from training.comparison.stage import Stage
-from training.evaluation import samples
-from training.model import unit
+from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation import samples
+from latentd.training.model import unit
 
 _PAIRS: Final = 500
 _NEIGHBOURS: Final = 5000  # training rows

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread
-from training.comparison.stage import Stage
-from training.evaluation.aggregate import aggregate
-from training.evaluation.units import units
+from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation.aggregate import aggregate
+from latentd.training.evaluation.units import units
 
 _CENTRE: Final = "norm of the mean of z; 0 for N(0, I)"
 _NORM: Final = "mean norm of z, times that of N(0, I)"

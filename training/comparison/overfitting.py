@@ -8,10 +8,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread
-from training.comparison.stage import Stage
-from training.data import together
-from training.evaluation.subject import Subject
+from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread
+from latentd.training.comparison.stage import Stage
+from latentd.training.data import together
+from latentd.training.evaluation.subject import Subject
 
 _ROWS: Final = 5000  # of each part, at most
 

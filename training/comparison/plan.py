@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from training.config import Config
-from training.errors import TrainingError
+from latentd.training.config import Config
+from latentd.training.errors import TrainingError
 
 SIZES: Final = (1000, 5000, 50_000)  # training rows on which overfitting is measured
 _OF_THE_KL: Final = ("k", "beta", "kl_warm_up", "kl_cycles", "free_bits")  # an AE has none of it

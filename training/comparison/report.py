@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from tqdm import tqdm
 
-from training.comparison import (
+from latentd.training.comparison import (
     collapse,
     density,
     distribution,
@@ -23,9 +23,9 @@ from training.comparison import (
     overfitting,
     sampling,
 )
-from training.comparison.claim import Claim, Key, Skipped, Spread, spread
-from training.comparison.stage import Stage
-from training.config import Config, flag
+from latentd.training.comparison.claim import Claim, Key, Skipped, Spread, spread
+from latentd.training.comparison.stage import Stage
+from latentd.training.config import Config, flag
 
 CLAIMS: Final = tuple(
     module.CLAIM

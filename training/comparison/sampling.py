@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
-from training.comparison.stage import Stage
-from training.evaluation import samples
-from training.evaluation.frechet import frechet
-from training.evaluation.probe import ROWS
+from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
+from latentd.training.comparison.stage import Stage
+from latentd.training.evaluation import samples
+from latentd.training.evaluation.frechet import frechet
+from latentd.training.evaluation.probe import ROWS
 
 _PRIOR: Final = "Frechet distance, z from N(0, I)"
 _FITTED: Final = "Frechet distance, z from a Gaussian fitted to the codes"

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from training import checkpoint, data, networks
-from training.comparison.plan import Plan, sizes
-from training.config import Config
-from training.data import Dataset
-from training.errors import TrainingError
-from training.evaluation.classifier import Classifier, cache_folder, classifier
-from training.evaluation.subject import Subject, open_run
-from training.train import BEST, LAST, finished, train
+from latentd.training import checkpoint, data, networks
+from latentd.training.comparison.plan import Plan, sizes
+from latentd.training.config import Config
+from latentd.training.data import Dataset
+from latentd.training.errors import TrainingError
+from latentd.training.evaluation.classifier import Classifier, cache_folder, classifier
+from latentd.training.evaluation.subject import Subject, open_run
+from latentd.training.train import BEST, LAST, finished, train
 
 
 @dataclass(frozen=True)

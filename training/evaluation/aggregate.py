@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.model import POINT_LOG_VAR
+from latentd.training.model import POINT_LOG_VAR
 
 ROWS: Final = 1000  # at most: the distance takes time and memory by their square
 NULLS: Final = 40  # pairs of sets of draws from N(0, I) that the distance is compared with

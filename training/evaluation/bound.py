@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data import together
-from training.errors import RunFailed
-from training.model import Model, gaussian_kl
+from latentd.training.data import together
+from latentd.training.errors import RunFailed
+from latentd.training.model import Model, gaussian_kl
 
 AT_ONCE: Final = 1 << 12
 """Latents decoded at once, at most: so many that matrix products, not Python, take the time."""

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.data import Dataset, RowSpec
-from training.model import unit
+from latentd.training.data import Dataset, RowSpec
+from latentd.training.model import unit
 
 FEATURES: Final = 64
 _STEPS: Final = 800

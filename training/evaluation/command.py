@@ -1,4 +1,4 @@
-"""`python -m training evaluate`."""
+"""`latentd evaluate`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ and write into the run's folder, or --out:
 """
 _EXAMPLES: Final = """\
 examples:
-  python -m training evaluate runs/mnist
-  python -m training evaluate runs/mnist --rows 500 --samples 100     # a quick look
-  python -m training evaluate runs/mnist/last.pt --out runs/mnist-last
+  latentd evaluate runs/mnist
+  latentd evaluate runs/mnist --rows 500 --samples 100     # a quick look
+  latentd evaluate runs/mnist/last.pt --out runs/mnist-last
 
 A plain autoencoder has no ELBO and no NLL; the cross-entropy of grey pixels is none either. Both
 are said, not shown. The NLL of --likelihood gaussian is of a density. Compare numbers only where
@@ -73,10 +73,10 @@ def seed(text: str) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help should not.
-    from training.errors import TrainingError
-    from training.evaluation import figures, record, report
-    from training.evaluation.subject import open_run
-    from training.evaluation.table import table
+    from latentd.training.errors import TrainingError
+    from latentd.training.evaluation import figures, record, report
+    from latentd.training.evaluation.subject import open_run
+    from latentd.training.evaluation.table import table
 
     subject = open_run(arguments.checkpoint, arguments.data, arguments.device)
     out = arguments.out or subject.path.parent

@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from training import figures
-from training.evaluation import samples
-from training.evaluation.subject import Subject
+from latentd.training import figures
+from latentd.training.evaluation import samples
+from latentd.training.evaluation.subject import Subject
 
 _POINTS: Final = 2000  # rows in the latent map
 _BARS: Final = 100  # dimensions shown, the largest KL first

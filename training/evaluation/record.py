@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from training.model import Model
+from latentd.training.model import Model
 
 FILE: Final = "evaluation.json"
 

@@ -11,18 +11,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from training.data import Rows
-from training.errors import TrainingError
-from training.evaluation import samples
-from training.evaluation.aggregate import aggregate
-from training.evaluation.bound import Bound, bound
-from training.evaluation.classifier import cache_folder, classifier
-from training.evaluation.frechet import frechet
-from training.evaluation.probe import ROWS as PROBE_ROWS
-from training.evaluation.probe import probe
-from training.evaluation.subject import Subject
-from training.evaluation.units import ACTIVE, units, verdict
-from training.model import unit
+from latentd.training.data import Rows
+from latentd.training.errors import TrainingError
+from latentd.training.evaluation import samples
+from latentd.training.evaluation.aggregate import aggregate
+from latentd.training.evaluation.bound import Bound, bound
+from latentd.training.evaluation.classifier import cache_folder, classifier
+from latentd.training.evaluation.frechet import frechet
+from latentd.training.evaluation.probe import ROWS as PROBE_ROWS
+from latentd.training.evaluation.probe import probe
+from latentd.training.evaluation.subject import Subject
+from latentd.training.evaluation.units import ACTIVE, units, verdict
+from latentd.training.model import unit
 
 GAP_SAMPLES: Final = 100
 """Draws a row in the comparison of training with test rows: -ELBO does not depend on how many, and

@@ -7,9 +7,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from training.data import together
-from training.evaluation.bound import AT_ONCE
-from training.model import Model, render
+from latentd.training.data import together
+from latentd.training.evaluation.bound import AT_ONCE
+from latentd.training.model import Model, render
 
 COUNT: Final = 10_000  # what a Frechet distance is measured on
 

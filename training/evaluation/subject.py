@@ -10,15 +10,15 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from training import checkpoint, data
-from training.checkpoint import Checkpoint
-from training.config import Config
-from training.data import Dataset
-from training.device import chosen_device
-from training.errors import TrainingError
-from training.evaluation.record import digest
-from training.model import Model, observe
-from training.train import BEST
+from latentd.training import checkpoint, data
+from latentd.training.checkpoint import Checkpoint
+from latentd.training.config import Config
+from latentd.training.data import Dataset
+from latentd.training.device import chosen_device
+from latentd.training.errors import TrainingError
+from latentd.training.evaluation.record import digest
+from latentd.training.model import Model, observe
+from latentd.training.train import BEST
 
 _ENCODED: Final = 1024  # rows encoded at once, at most: bounds memory, changes no result
 

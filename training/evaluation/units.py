@@ -7,7 +7,7 @@ from typing import Final
 
 from torch import Tensor
 
-from training.model import latent_kl
+from latentd.training.model import latent_kl
 
 ACTIVE: Final = 0.01
 """A unit is active if Var_x E[z|x] exceeds this. Burda et al., 2016, arXiv:1509.00519, sec. 5."""

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from serving import bundle
-from serving.errors import EXIT_CONFIG, BundleError, ConfigError
+from latentd import bundle
+from latentd.errors import EXIT_CONFIG, BundleError, ConfigError
 
 EXIT_UNAVAILABLE = 1
 EXIT_DATA = 65  # EX_DATAERR of sysexits.h

@@ -9,9 +9,9 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import bundle, codec
-from serving.pb import vae_pb2 as pb
-from serving.pb.vae_pb2_grpc import VaeServiceStub
+from latentd import bundle, codec
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 
 class Stub(VaeServiceStub):

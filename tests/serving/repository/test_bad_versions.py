@@ -9,9 +9,9 @@ from pathlib import Path
 import permissions
 import pytest
 
-from serving import bundle
-from serving.errors import BundleError, ConfigError
-from serving.models.rejected import MAX_REASON
+from latentd import bundle
+from latentd.errors import BundleError, ConfigError
+from latentd.models.rejected import MAX_REASON
 
 
 def refused(server, reason: str) -> float:

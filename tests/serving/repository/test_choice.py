@@ -7,9 +7,9 @@ import shutil
 import grpc
 import pytest
 
-from serving import bundle
-from serving.errors import ConfigError
-from serving.pb import vae_pb2 as pb
+from latentd import bundle
+from latentd.errors import ConfigError
+from latentd.pb import vae_pb2 as pb
 
 
 def test_a_number_that_is_deleted_and_published_anew_is_served_anew(root, publish, server, stub):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import bundle, codec
-from serving.bundle import Manifest
-from serving.errors import BundleError
-from serving.pb import vae_pb2 as pb
+from latentd import bundle, codec
+from latentd.bundle import Manifest
+from latentd.errors import BundleError
+from latentd.pb import vae_pb2 as pb
 
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 5, 16, 255, 1 << 31, 1 << 32, 1 << 63, 1 << 64, 10**400),

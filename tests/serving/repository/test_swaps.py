@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
-from serving import bundle, codec
-from serving.pb import vae_pb2 as pb
+from latentd import bundle, codec
+from latentd.pb import vae_pb2 as pb
 
 RETIRED = {"result": "retired", "reason": ""}
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, TypeVar
 
-from serving.transport.call_stats import CallStats
+from latentd.calls.stats import CallStats
 
 log = logging.getLogger(__name__)
 
