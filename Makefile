@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
-STANDIN := $(RUN)python tests/standin/standin.py
+FAKE_CUDA := $(RUN)python tests/support/fake_cuda.py
 PROTOC := $(RUN)python -m grpc_tools.protoc -Ilatentd/pb=protos/vae/v1 --python_out=build/packages --pyi_out=build/packages --grpc_python_out=build/packages protos/vae/v1/vae.proto
 BUF    ?= buf
 FUZZ_SECONDS ?= 30
@@ -21,7 +21,7 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo clean \
-	test test-slow test-data test-gpu test-standin test-operate test-faults fuzz draw-dashboard \
+	test test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz draw-dashboard \
 	audit-manifests validate lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
 	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
@@ -72,9 +72,9 @@ test-gpu: install  ## the tests that need an NVIDIA GPU, and serving's others on
 	$(PYTEST) -m gpu --timeout 1200
 	LATENTD_TEST_PROVIDER=cuda $(PYTEST) tests/serving tests/e2e/test_pipeline.py --timeout 1200
 
-test-standin: install  ## serving's tests on ONNX Runtime's CUDA provider without a GPU (wants g++)
-	$(STANDIN) $(PYTEST) -m gpu tests/serving tests/e2e
-	LATENTD_TEST_PROVIDER=cuda $(STANDIN) $(PYTEST) tests/serving tests/e2e/test_pipeline.py
+test-fake-cuda: install  ## serving's tests on ONNX Runtime's CUDA provider without a GPU (wants g++)
+	$(FAKE_CUDA) $(PYTEST) -m gpu tests/serving tests/e2e
+	LATENTD_TEST_PROVIDER=cuda $(FAKE_CUDA) $(PYTEST) tests/serving tests/e2e/test_pipeline.py
 
 test-faults: install  ## servers lost, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
 	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not data' --timeout 1200
@@ -165,7 +165,7 @@ bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there;
 	$(RUN)python tests/bench/bench_gpu.py
 
 count-jobs: install  ## a million rows, the job killed again and again: none lost, none doubled
-	$(RUN)python tests/jobs/counted.py
+	$(RUN)python tests/support/row_accounting.py
 
 bench-training: install  ## a pass of the training loop beside the textbook's, as a table
 	$(RUN)python tests/bench/bench_training.py

@@ -22,10 +22,10 @@ import grpc
 import matplotlib as mpl
 import numpy as np
 import yaml
-from observed import DASHBOARD, ROOT, Life, Prometheus, filled, until
 
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support.prometheus_run import DASHBOARD, ROOT, Life, Prometheus, filled, until
 
 sys.path.insert(0, str(ROOT / "tests/bench"))
 import models

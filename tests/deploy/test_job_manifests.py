@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from documents import one
-
 from latentd.jobs import exit_codes
+from tests.support.manifests import one
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from documents import chosen, container, environment, one, pod_of
 
 from latentd import settings
 from latentd.console.parser import add_client_parser
 from latentd.process.server import HEALTH_NAMES
 from latentd.transport.health import Health
+from tests.support.manifests import chosen, container, environment, one, pod_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from observed import ROOT, Life, Prometheus, panels, tool, under_load, until, write_rules
+
+from tests.support.prometheus_run import (
+    ROOT,
+    Life,
+    Prometheus,
+    panels,
+    tool,
+    under_load,
+    until,
+    write_rules,
+)
 
 COMPONENTS = ROOT / "deploy/k8s/components"
 ALERTS = Path(__file__).with_name("alerts.yaml")

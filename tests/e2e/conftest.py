@@ -16,11 +16,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
-from slowed import slowed
 
 from latentd import bundle
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support.slow_engine import slowed
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60

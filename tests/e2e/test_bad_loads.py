@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import altered
 import grpc
 import pytest
-from slowed import slowed
 
 from latentd import bundle
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support import bad_bundles
+from tests.support.slow_engine import slowed
 
 LONG = 60
 FLAGS = ("--poll-seconds", "0.2", "--lame-duck-seconds", "0.1", "--keep-versions", "1")
@@ -238,27 +238,27 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 REPLACED: dict[str, tuple[str, Callable[[dict[str, bytes]], bytes], str]] = {
     "a decoder that takes 10 GB": (
         "decoder_onnx",
-        lambda good: altered.allocating(good[bundle.DECODER], 10),
+        lambda good: bad_bundles.allocating(good[bundle.DECODER], 10),
         "memory",
     ),
     "golden vectors that unpack to 1 GB": (
         "golden_npz",
-        lambda good: altered.bomb(good[bundle.GOLDEN], 1),
+        lambda good: bad_bundles.bomb(good[bundle.GOLDEN], 1),
         "golden",
     ),
     "golden vectors of no rows": (
         "golden_npz",
-        lambda good: altered.of_no_rows(good[bundle.GOLDEN]),
+        lambda good: bad_bundles.of_no_rows(good[bundle.GOLDEN]),
         "golden",
     ),
     "a negated decoder": (
         "decoder_onnx",
-        lambda good: altered.negated(good[bundle.DECODER]),
+        lambda good: bad_bundles.negated(good[bundle.DECODER]),
         "golden",
     ),
     "a decoder that is wrong beyond three rows": (
         "decoder_onnx",
-        lambda good: altered.wrong_beyond(good[bundle.DECODER], 3),
+        lambda good: bad_bundles.wrong_beyond(good[bundle.DECODER], 3),
         "golden",
     ),
 }

@@ -8,13 +8,13 @@ import zlib
 
 import grpc
 import pytest
-from flood import Attack, attacking
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from http2 import Connection, body, call, message
-from limits import limited
 
 from latentd.client import Client
 from latentd.pb import vae_pb2 as pb
+from tests.support.flood import Attack, attacking
+from tests.support.http2 import Connection, body, call, message
+from tests.support.limits import limited
 
 MIB = 1 << 20
 ROOM = 384 * MIB  # beyond what the server had before: three bombs as they used to be unpacked

@@ -5,9 +5,9 @@ so such a call cannot be refused (415, as gRPC over HTTP/2 has it). It is a call
 from __future__ import annotations
 
 import pytest
-from http2 import Connection, body, call, message
 
 from latentd.pb import vae_pb2 as pb
+from tests.support.http2 import Connection, body, call, message
 
 SAMPLE = "/vae.v1.VaeService/Sample"
 REQUEST = message(pb.SampleRequest(count=3, seed=7).SerializeToString())

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-import standin
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support import fake_cuda
 
-pytestmark = pytest.mark.skipif(bool(standin.lacking()), reason=standin.lacking())
+pytestmark = pytest.mark.skipif(bool(fake_cuda.lacking()), reason=fake_cuda.lacking())
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -24,15 +24,15 @@ LAUNCH_FAILURE = 719  # CUDA's cudaErrorLaunchFailure, which stays
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory) -> dict[str, str]:
-    return standin.environment(tmp_path_factory.mktemp("standin"))
+    return fake_cuda.environment(tmp_path_factory.mktemp("standin"))
 
 
 @pytest.fixture
-def card(libraries) -> standin.Counters:
+def card(libraries) -> fake_cuda.Counters:
     """The GPU of all servers of a test."""
-    path = Path(libraries[standin.COUNTERS])
+    path = Path(libraries[fake_cuda.COUNTERS])
     path.write_bytes(bytes(path.stat().st_size))
-    return standin.Counters(path)
+    return fake_cuda.Counters(path)
 
 
 def sample(stub: VaeServiceStub) -> pb.SampleResponse:

@@ -7,9 +7,13 @@ import struct
 import threading
 from collections.abc import Callable
 
-import http2
 import pytest
-from http2 import (
+
+from latentd.client import Client
+from latentd.errors import LatentdError
+from latentd.pb import vae_pb2 as pb
+from tests.support import http2
+from tests.support.http2 import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -24,10 +28,6 @@ from http2 import (
     frame,
     message,
 )
-
-from latentd.client import Client
-from latentd.errors import LatentdError
-from latentd.pb import vae_pb2 as pb
 
 OK = 0
 MIB = 1 << 20

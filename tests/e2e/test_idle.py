@@ -7,10 +7,10 @@ import time
 
 import pytest
 import trustme
-from http2 import PREFACE, Connection, body, call, message
 
 from latentd.client import Client
 from latentd.process import server
+from tests.support.http2 import PREFACE, Connection, body, call, message
 
 HEALTH = "/grpc.health.v1.Health/Check"
 MILLISECONDS = 500

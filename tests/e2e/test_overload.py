@@ -10,12 +10,12 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from http2 import Connection, body, call, message
-from slowed import SLOW
 
 from latentd import codec
 from latentd.client import Client
 from latentd.pb import vae_pb2 as pb
+from tests.support.http2 import Connection, body, call, message
+from tests.support.slow_engine import SLOW
 
 REQUESTS = {  # so few a second are too much that one connection brings ten times as many
     "core": pb.SampleRequest(count=2048, seed=7),

@@ -1,5 +1,5 @@
 """What `export` makes can be recorded as CUDA graphs: ONNX Runtime takes a graph for that only if
-all of it runs on the GPU. What recordings do is in tests/serving/test_cuda.py."""
+all of it runs on the GPU. What recordings do is in tests/serving/runtime/test_cuda.py."""
 
 from __future__ import annotations
 

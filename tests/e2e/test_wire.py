@@ -7,9 +7,11 @@ import os
 import random
 import re
 
-import http2
 import pytest
-from http2 import (
+
+from latentd.pb import vae_pb2 as pb
+from tests.support import http2
+from tests.support.http2 import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -24,8 +26,6 @@ from http2 import (
     frame,
     message,
 )
-
-from latentd.pb import vae_pb2 as pb
 
 OK, CANCELLED, INVALID, LATE, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 1, 3, 4, 8, 12, 13
 MIB = 1 << 20

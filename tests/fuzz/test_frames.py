@@ -6,15 +6,15 @@ import gzip
 import socket
 
 import grpc
-import http2
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs import mutated, wide
-from rounds import again_and_again, once
 
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.transport import handlers
+from tests.support import http2
+from tests.support.fuzz_inputs import mutated, wide
+from tests.support.fuzz_loop import again_and_again, once
 
 PATIENCE = 30  # seconds for an answer
 

@@ -13,13 +13,13 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs import mutant, mutated, requests
-from rounds import TRIED, again_and_again, once
 
 from latentd.calls import coroutines
 from latentd.calls.coroutines import CallContext, Future
 from latentd.pb import vae_pb2 as pb
 from latentd.transport import handlers
+from tests.support.fuzz_inputs import mutant, mutated, requests
+from tests.support.fuzz_loop import TRIED, again_and_again, once
 
 MUTANTS = 20  # of each input, where the tests go on for their seconds
 PATIENCE = 30  # seconds for an answer

@@ -7,13 +7,13 @@ import zlib
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from inputs import files, mutated, png, tensors
-from rounds import again_and_again, once
 
 from latentd import codec, images
 from latentd.bundle import DataSpec
 from latentd.errors import InvalidArgument
 from latentd.pb import vae_pb2 as pb
+from tests.support.fuzz_inputs import files, mutated, png, tensors
+from tests.support.fuzz_loop import again_and_again, once
 
 TOY = DataSpec("image", (4, 4), "uint8", (0.0, 255.0))
 

@@ -28,7 +28,7 @@ def test_killed_at_every_step_of_every_commit_it_ends_as_if_nothing_had_been(job
     wanted = jobs.content(tmp_path / "whole")
     command = jobs.command(npy, "unused", "--shard-rows", 50)
     at = command.index("--output")
-    killer = [sys.executable, str(HERE / "killer.py"), str(tmp_path)]
+    killer = [sys.executable, str(HERE.parent / "support" / "kill_points.py"), str(tmp_path)]
     done = subprocess.run(
         [*killer, *command[:at], *command[at + 2 :]], **jobs.surroundings(), check=True
     )

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hostmemory import HostMemory, Stream
-from opened import BATCH, Opened, prepared_with
-from scripted import Running, Scripted
-from standin import COUNTERS, Counters
 
 from latentd.client import Client
 from latentd.runtime.engine import Graph, SessionFactory, Signature
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.settings import Settings
+from tests.support.bound_model import BATCH, Opened, prepared_with
+from tests.support.fake_cuda import COUNTERS, Counters
+from tests.support.fake_device import HostMemory, Stream
+from tests.support.fake_server import Running, Scripted
 
 
 @pytest.fixture

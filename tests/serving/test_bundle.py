@@ -8,13 +8,13 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import permissions
 import pytest
 
 from latentd import bundle
 from latentd.errors import BundleError, ConfigError
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support import permissions
 
 
 def test_versions_are_numbered_and_load_checks_them(publish_toy, tmp_path):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import grpc
 import numpy as np
 import pytest
-from echoing import SIZE, publish_echo
 
 from latentd import codec, ranges
 from latentd.__main__ import main
@@ -15,6 +14,7 @@ from latentd.bundle import DataSpec
 from latentd.client import Client, DataPoint
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support.echo_bundle import SIZE, publish_echo
 
 UNIT = DataSpec("vector", (2,), "float32", (0.0, 1.0))
 

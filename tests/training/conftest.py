@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import SIX_EPOCHS, TINY
 
 from latentd.training import data
 from latentd.training.__main__ import main
 from latentd.training.config import Config
+from tests.support.runs import SIX_EPOCHS, TINY
 
 Cli = Callable[..., tuple[int, str, str]]
 

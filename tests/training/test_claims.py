@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import numbers
 
 from latentd.training.comparison import (
     collapse,
@@ -20,6 +19,7 @@ from latentd.training.comparison import (
 )
 from latentd.training.comparison.claim import AE, VAE, Claim, Spread
 from latentd.training.evaluation.subject import open_run
+from tests.support.runs import numbers
 
 
 def measured(out: Path, claim: Claim, what: str, model: str) -> float:

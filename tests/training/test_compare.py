@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import SIX_EPOCHS, numbers
 
 from latentd.training import checkpoint
 from latentd.training.comparison import (
@@ -32,6 +31,7 @@ from latentd.training.comparison.report import CLAIMS
 from latentd.training.comparison.stage import _finish, prepare
 from latentd.training.config import Config
 from latentd.training.train import train
+from tests.support.runs import SIX_EPOCHS, numbers
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exports import export, session, source, train
 
 from latentd import bundle
 from latentd.training import checkpoint
+from tests.support.exports import export, session, source, train
 
 Cli = Callable[..., tuple[int, str, str]]
 

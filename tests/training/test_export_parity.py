@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exports import export, session, source, train
 
 from latentd import bundle
 from latentd.models.loading import prepare
@@ -18,6 +17,7 @@ from latentd.runtime.provider import Provider
 from latentd.settings import Settings
 from latentd.training import checkpoint, graphs
 from latentd.training.model import POINT_LOG_VAR, VAE, render
+from tests.support.exports import export, session, source, train
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TRAIN, untimed
 
 from latentd.training import checkpoint, data, networks
 from latentd.training.config import Config
 from latentd.training.run import Run
+from tests.support.runs import TRAIN, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
 # Everything that has a state or a place in time.

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from runs import TINY, lines
 
 from latentd.training import machine
 from latentd.training.config import Config
@@ -18,6 +17,7 @@ from latentd.training.data import load
 from latentd.training.errors import TrainingError
 from latentd.training.folder import find
 from latentd.training.pictures import read_pictures
+from tests.support.runs import TINY, lines
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import TINY, TRAIN, assert_same_run, untimed
 
 from latentd.training import checkpoint
+from tests.support.runs import TINY, TRAIN, assert_same_run, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,7 @@ import pytest
 from latentd import bundle
 from latentd.errors import BundleError
 from latentd.jobs.plan import OutputSpec
-from latentd.jobs.reconstruct import Graphs
+from latentd.jobs.reconstruct import LocalReconstructor
 from latentd.readers.rows import Chunk
 from latentd.training import data
 from latentd.training.config import Config
@@ -53,7 +53,7 @@ def test_quantiles_are_those_of_what_serving_computes(
     scores = loaded.manifest.training_scores
     x = data.load(Config(likelihood=likelihood)).train.x.numpy()
     chunk = Chunk(np.arange(len(x)), [""] * len(x), x, [])
-    served = Graphs(loaded, OutputSpec(), "cpu").run(chunk)
+    served = LocalReconstructor(loaded, OutputSpec(), "cpu").run(chunk)
     assert scores["rows"] == len(x)
     for name in bundle.SCORES:
         wanted = np.percentile(getattr(served, name).astype(np.float64), scores["levels"])

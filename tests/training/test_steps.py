@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TINY, lines
 
 from latentd.training import checkpoint, data, networks
 from latentd.training.config import Config
 from latentd.training.errors import RunFailed
 from latentd.training.model import Terms
 from latentd.training.run import Run, evaluate
+from tests.support.runs import TINY, lines
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, assert_same_run, lines
 
 from latentd.training import checkpoint, machine, threads
 from latentd.training.threads import Contention, measure
+from tests.support.runs import TINY, assert_same_run, lines
 
 Cli = Callable[..., tuple[int, str, str]]
 

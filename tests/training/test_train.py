@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import TINY, TRAIN, assert_same_run, lines, untimed
 
 from latentd.training import checkpoint, data
 from latentd.training.config import Config
+from tests.support.runs import TINY, TRAIN, assert_same_run, lines, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
 

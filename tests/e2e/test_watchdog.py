@@ -1,0 +1,154 @@
+"""An engine that hangs or fails on everything: seen, said, and where possible mended."""
+
+from __future__ import annotations
+
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from latentd import codec
+from latentd.models.watchdog import EngineWatchdog
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.runtime.cuda import CudaError
+from latentd.runtime.engine import CpuGraph
+from tests.support.slow_engine import SLOW
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+ROUNDS = 10**15  # for ever
+
+
+@pytest.fixture
+def hanging_bundles(tmp_path, publish_slow):
+    publish_slow(tmp_path, ROUNDS)
+    return tmp_path
+
+
+def ask_for_what_hangs(target: str) -> None:
+    with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError):
+        VaeServiceStub(channel).Decode(pb.DecodeRequest(z=codec.to_tensor(SLOW)), timeout=2)
+
+
+def liveness(target: str) -> int:
+    with grpc.insecure_channel(target) as channel:
+        request = health_pb2.HealthCheckRequest(service="liveness")
+        try:
+            return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+        except grpc.RpcError:  # a probe that gets no answer fails as well
+            return NOT_SERVING
+
+
+@pytest.mark.parametrize("listener", ["core", "aio"])
+def test_a_run_that_hangs_turns_liveness_red(serve, hanging_bundles, listener):
+    flags = ("--workers", "1", "--watchdog-seconds", "1", "--listener", listener)
+    process = serve("--bundles", str(hanging_bundles), *flags)
+    target, _ = process.ready()
+    assert liveness(target) == SERVING
+    ask_for_what_hangs(target)
+    process.wait_for("A run of the decoder of toy version 1 has taken more than 1 s")
+    assert liveness(target) == NOT_SERVING
+
+
+def test_a_worker_whose_run_hangs_is_replaced(serve, hanging_bundles):
+    flags = ("--workers", "2", "--watchdog-seconds", "1")
+    process = serve("--bundles", str(hanging_bundles), *flags)
+    target, _ = process.ready()
+    ask_for_what_hangs(target)
+    replaced = process.wait_for(r"Worker (\d) died: exit status 70")
+    process.wait_for(rf"Worker {replaced[1]}: process \d+ takes its place")
+    assert liveness(target) == SERVING
+
+
+def test_an_engine_that_stays_broken_stops_readiness_until_it_works(server, monkeypatch):
+    work = CpuGraph.run
+    broken = threading.Event()
+
+    def run(self: CpuGraph, *args):
+        if broken.is_set():
+            raise RuntimeError("CUDA failure 719: unspecified launch failure")
+        return work(self, *args)
+
+    monkeypatch.setattr(CpuGraph, "run", run)
+    with grpc.insecure_channel(server.target) as channel:
+        stub, health = VaeServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="readiness"), timeout=60)
+        assert next(watch).status == SERVING
+        broken.set()
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as failed:
+                stub.Sample(pb.SampleRequest(count=1))
+            assert failed.value.code() is grpc.StatusCode.INTERNAL
+        assert next(watch).status == NOT_SERVING
+        assert server.metric("latentd_engine_faults", kind="broken") == 1
+        broken.clear()
+        assert next(watch).status == SERVING
+        watch.cancel()
+        assert stub.Sample(pb.SampleRequest(count=1)).x.tensor.data
+        assert server.metric("latentd_engine_faults", kind="broken") == 0
+
+
+def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monkeypatch):
+    work = CpuGraph.run
+
+    def run(self: CpuGraph, array, outputs):
+        if array.dtype == np.float32 and (array == 7).any():
+            raise RuntimeError("not these rows")
+        return work(self, array, outputs)
+
+    monkeypatch.setattr(CpuGraph, "run", run)
+    tried = threading.Event()
+    model = server.server.repository.models()[0]
+    probe = model.self_test
+    monkeypatch.setattr(model, "try_out", lambda: (probe(), tried.set()))
+    with grpc.insecure_channel(server.target) as channel:
+        stub = VaeServiceStub(channel)
+        poison = pb.DecodeRequest(z=codec.to_tensor(np.full((1, 16), 7, np.float32)))
+        for _ in range(5):
+            with pytest.raises(grpc.RpcError):
+                stub.Decode(poison)
+        assert tried.wait(60), "nobody looked whether it is the engine"
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(service="readiness")).status == SERVING
+
+
+def test_an_error_that_cuda_never_forgets_is_the_end_at_once(server, monkeypatch):
+    vitals = EngineWatchdog(server.server.repository, 60.0, on_cpu=False)
+    models = server.server.repository.models()
+
+    def run(self: CpuGraph, *args):
+        raise CudaError("cudaMalloc: cudaErrorMemoryAllocation, out of memory", sticky)
+
+    monkeypatch.setattr(CpuGraph, "run", run)
+    sticky = False
+    assert vitals.self_test(models) == "toy version 1"
+    assert not vitals.fatal_error()
+    sticky = True
+    assert vitals.self_test(models) == "toy version 1"
+    assert "The GPU is lost to this process (cudaMalloc" in vitals.fatal_error()
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_what_is_broken_on_a_gpu_for_long_is_broken_for_good(server, monkeypatch, on_cpu):
+    now = 0.0
+    vitals = EngineWatchdog(server.server.repository, 60.0, on_cpu, clock=lambda: now)
+    models = server.server.repository.models()
+    assert not vitals.fatal_error()
+
+    def run(self: CpuGraph, *args):
+        raise RuntimeError("CUDA failure 719: unspecified launch failure")
+
+    monkeypatch.setattr(CpuGraph, "run", run)
+    assert vitals.self_test(models) == "toy version 1"
+    now = 20.0
+    assert vitals.self_test(models)
+    assert not vitals.fatal_error()
+    now = 31.0  # since the first time, not the last
+    assert vitals.self_test(models)
+    assert bool(vitals.fatal_error()) is not on_cpu
+    monkeypatch.undo()
+    assert not vitals.self_test(models)
+    assert not vitals.fatal_error()

@@ -1,0 +1,281 @@
+"""A version that cannot be served is refused with the reason, while the one before serves on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from latentd import bundle
+from latentd.errors import BundleError, ConfigError
+from latentd.models.rejected import MAX_REASON
+from tests.support import permissions
+
+
+def refused(server, reason: str) -> float:
+    return server.metric("latentd_reloads_total", result="refused", reason=reason)
+
+
+def damage(path: Path, how: str) -> None:
+    """Make a published bundle one that must not be served."""
+    encoder, manifest = path / bundle.ENCODER, path / bundle.MANIFEST
+    match how:
+        case "a flipped bit":
+            data = bytearray(encoder.read_bytes())
+            data[len(data) // 2] ^= 1
+            encoder.write_bytes(data)
+        case "a truncated graph":
+            encoder.write_bytes(encoder.read_bytes()[:-1])
+        case "a missing graph":
+            encoder.unlink()
+        case "a link instead of a graph":
+            shutil.copy(encoder, path.parent / "elsewhere")
+            encoder.unlink()
+            encoder.symlink_to(path.parent / "elsewhere")
+        case "a manifest that is HTML":
+            manifest.write_text("<html>404</html>")
+        case "a manifest of unlikely types":
+            manifest.write_text(manifest.read_text().replace('"bernoulli"', "[[]]"))
+        case "an empty folder":
+            shutil.rmtree(path)
+            path.mkdir()
+
+
+DAMAGE = {
+    "a flipped bit": "checksum",
+    "a truncated graph": "checksum",
+    "a missing graph": "missing",
+    "a link instead of a graph": "missing",
+    "a manifest that is HTML": "format",
+    "a manifest of unlikely types": "format",
+    "an empty folder": "missing",
+}
+
+
+@pytest.mark.parametrize(("how", "reason"), DAMAGE.items(), ids=DAMAGE.keys())
+def test_a_damaged_version_is_refused_once_while_the_old_one_serves_on(
+    root, publish, server, stub, how, reason
+):
+    damage(publish(root), how)
+    for _ in range(3):
+        server.look()
+        assert stub.answering() == 1
+        assert list(stub.failed()) == [2]
+        assert stub.failed()[2].endswith(".")
+        assert str(root) not in stub.failed()[2], "where it lies is nobody's concern"
+        assert refused(server, reason) == 1, "the same content was tried again"
+    publish(root)
+    server.look()
+    assert stub.answering() == 3
+    assert not stub.failed(), "what lies behind the versions served is nobody's concern"
+
+
+WRONG = {
+    "no graph": ({"encoder_onnx": b"<html>"}, "engine"),
+    "no golden vectors": ({"golden_npz": b"PK"}, "golden"),
+    "an encoder as decoder": ("encoder", "signature"),
+    "a graph of other levels": ("levels", "golden"),
+}
+
+
+@pytest.mark.parametrize(("files", "reason"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_graph_with_right_checksums_is_refused_while_the_old_one_serves_on(
+    root, publish, server, stub, files, reason
+):
+    good = bundle.load(root / "toy" / "1").files
+    if files == "encoder":
+        files = {"decoder_onnx": good[bundle.ENCODER]}
+    elif files == "levels":  # version 1's decoder with the golden vectors of another
+        files = {"decoder_onnx": good[bundle.DECODER], "levels": 200}
+    publish(root, **files)
+    server.look()
+    assert stub.answering() == 1
+    assert refused(server, reason) == 1
+    assert list(stub.failed()) == [2]
+
+
+def test_a_bundle_that_is_copied_in_place_is_served_when_it_is_whole(
+    root, publish, server, stub, tmp_path_factory
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    publish(elsewhere)
+    source = publish(elsewhere)
+    target = root / "toy" / "2"
+    target.mkdir()
+    for name in sorted([bundle.MANIFEST, *bundle.FILES], reverse=True):  # the manifest is not last
+        data = (source / name).read_bytes()
+        with (target / name).open("wb") as file:
+            for half in (data[: len(data) // 2], data[len(data) // 2 :]):
+                server.look()
+                assert stub.answering() == 1
+                file.write(half)
+                file.flush()
+    server.look()
+    assert stub.answering() == 2
+    assert not stub.failed()
+
+
+def test_a_mended_version_is_tried_again_even_if_size_and_mtime_are_the_same(
+    root, publish, server, stub
+):
+    path = publish(root) / bundle.DECODER
+    good, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    os.utime(path, ns=times)
+    server.look()
+    assert stub.answering() == 1
+    path.write_bytes(good)
+    os.utime(path, ns=times)
+    server.look()
+    assert stub.answering() == 2
+
+
+def test_a_copy_under_another_number_is_told_what_to_do(root, server, stub):
+    shutil.copytree(root / "toy" / "1", root / "toy" / "2")
+    shutil.copytree(root / "toy" / "1", root / "other" / "1")
+    server.look()
+    assert stub.answering() == 1
+    reasons = [refused.reason for refused in server.server.repository.refused()]
+    assert reasons == [
+        "other/1 holds the model toy, version 1, says its manifest. Copy it to toy/1, or export it "
+        "under another name.",
+        "toy/2 holds a copy of version 1, says its manifest. Publish a new version with export; to "
+        "serve an old one again, write its number into toy/pinned.",
+    ]
+
+
+def scatter(root: Path) -> None:
+    """What file managers, rsync and people leave behind."""
+    for folder in (root, root / "toy", root / "toy" / "1"):
+        for name in (".DS_Store", "._manifest.json", ".decoder.onnx.x3f", "notes.txt", "7.bak"):
+            (folder / name).write_bytes(b"\0")
+        (folder / ".rsync-partial").mkdir()
+        (folder / "old").mkdir()
+    (root / "toy" / "9").write_text("a file, not a version")
+    (root / "toy" / "1" / os.fsdecode(b"\xff")).touch()  # no text at all
+
+
+def test_what_the_manifest_does_not_name_keeps_no_version_from_serving(
+    root, start_server, open_stub, caplog
+):
+    scatter(root)
+    server = start_server(root, poll_seconds=0)
+    stub = open_stub(server)
+    assert stub.answering() == 1
+    assert not stub.failed()
+    (said,) = [r.getMessage() for r in caplog.records if "ignored" in r.getMessage()]
+    assert said == (
+        "toy version 1: its folder holds files that its manifest does not name; they are ignored: "
+        "'7.bak', 'notes.txt', 'old', '\\udcff'."
+    )
+
+
+def test_names_that_begin_with_a_dot_are_no_reason_to_read_a_version_again(
+    root, publish, server, stub, monkeypatch
+):
+    damage(publish(root), "a flipped bit")
+    server.look()
+    read: list[Path] = []
+    load = bundle.load
+    monkeypatch.setattr(bundle, "load", lambda path, *more: read.append(path) or load(path, *more))
+    for version in ("1", "2"):
+        (root / "toy" / version / ".decoder.onnx.x3f").write_bytes(b"half")
+    server.look()
+    assert not read
+    assert refused(server, "checksum") == 1
+    (root / "toy" / "1" / "decoder.onnx").touch()
+    server.look()
+    assert read == [root / "toy" / "1"]
+    assert stub.answering() == 1
+
+
+@pytest.mark.parametrize("what", [bundle.MANIFEST, bundle.DECODER, "."])
+def test_what_may_not_be_read_is_a_sentence_and_served_once_it_may(
+    root, publish, server, stub, caplog, what
+):
+    path = publish(root)
+    mode = (path / what).stat().st_mode
+    with permissions.enforced():
+        (path / what).chmod(0)
+        for _ in range(2):
+            server.look()
+            assert stub.answering() == 1
+        name = bundle.MANIFEST if what == "." else what
+        assert stub.failed()[2] == (
+            f"toy/2/{name} cannot be read: Permission denied. Let the user that this process runs "
+            f"as, uid {os.geteuid()}, read it."
+        )
+        assert refused(server, "unreadable") == 1
+        assert not [record for record in caplog.records if record.exc_info]
+        (path / what).chmod(mode)
+        server.look()
+    assert stub.answering() == 2
+
+
+def test_a_model_that_may_not_be_read_keeps_no_other_from_serving(
+    root, publish, start_server, open_stub
+):
+    publish(root, model="secret")
+    (root / "link").symlink_to(root / "secret" / "1")
+    (root / "secret").chmod(0)
+    try:
+        with permissions.enforced():
+            server = start_server(root, poll_seconds=0)
+            assert open_stub(server).answering() == 1
+        reasons = {r.name: r.reason for r in server.server.repository.refused()}
+        assert list(reasons) == ["link", "secret"]
+        for name, reason in reasons.items():
+            assert reason.startswith(f"{name} cannot be read: Permission denied. Let the user")
+    finally:
+        (root / "secret").chmod(0o755)
+
+
+@pytest.mark.parametrize("closed", ["volume", "volume/models"])
+def test_a_root_that_may_not_be_read_is_told_at_the_start(tmp_path, publish, start_server, closed):
+    root = tmp_path / "volume" / "models"
+    publish(root)
+    (tmp_path / closed).chmod(0)
+    try:
+        with permissions.enforced(), pytest.raises(ConfigError) as error:
+            start_server(root)
+    finally:
+        (tmp_path / closed).chmod(0o755)
+    assert "The bundles' folder cannot be read: Permission denied. Let the user" in str(error.value)
+
+
+def test_a_root_whose_contents_are_lost_changes_nothing(root, server, stub):
+    with permissions.enforced():
+        root.chmod(0)
+        try:
+            server.look()
+            assert stub.answering() == 1
+            (said,) = server.server.repository.refused()
+            assert (said.name, said.reason.count("Permission denied")) == ("the bundles' folder", 1)
+        finally:
+            root.chmod(0o755)
+        for _ in range(2):  # the first still knows of it
+            server.look()
+    assert not server.server.repository.refused()
+
+
+@pytest.mark.parametrize("content", [b"two", b"1\n2", b"", b"\xff"])
+def test_a_pin_that_is_no_number_is_shown(root, publish, server, stub, content):
+    (root / "toy" / "pinned").write_bytes(content)
+    publish(root)
+    server.look()
+    assert stub.answering() == 1
+    (said,) = server.server.repository.refused()
+    assert said.name == "toy"
+    assert said.reason.startswith("toy/pinned holds '")
+
+
+@pytest.mark.parametrize("name", ["T" * 100_000, "\udcff" * 10])
+def test_a_reason_of_any_length_and_letters_can_be_told(root, publish, server, stub, name):
+    server.server.repository._refusals.add(
+        "toy", 2, BundleError("engine", f"{name} is no operator.")
+    )
+    (reason,) = stub.failed().values()
+    assert len(reason) <= MAX_REASON
+    assert reason.startswith(ascii(name)[1:60])

@@ -1,0 +1,131 @@
+"""Graphs whose weights lie in other files are refused before ONNX Runtime could read those."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
+
+from latentd import bundle
+from latentd.errors import BundleError
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.runtime import external_data
+
+ELSEWHERE = ["weights.bin", "../../etc/passwd", "/etc/passwd", "link.bin", "hard.bin", ""]
+
+
+def point(tensor: TensorProto, location: str) -> TensorProto:
+    """Let a tensor's data be read from a file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("offset", "0"), ("location", location), ("length", "4")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def in_an_initializer(model: onnx.ModelProto, location: str) -> None:
+    point(next(t for t in model.graph.initializer if t.name == "levels"), location)
+
+
+def in_a_constant(model: onnx.ModelProto, location: str) -> None:
+    value = point(from_array(np.float32(1)), location)
+    model.graph.node.append(helper.make_node("Constant", [], ["more"], value=value))
+
+
+def in_a_list_of_tensors(model: onnx.ModelProto, location: str) -> None:
+    values = [from_array(np.float32(1)), point(from_array(np.float32(1)), location)]
+    model.graph.node.append(helper.make_node("Custom", [], ["more"], values=values))
+
+
+def in_a_subgraph(model: onnx.ModelProto, location: str) -> None:
+    tensor = point(from_array(np.float32(1), "inner"), location)
+    branch = helper.make_graph([], "branch", [], [], [tensor])
+    model.graph.node.append(helper.make_node("If", ["levels"], ["more"], then_branch=branch))
+
+
+def in_a_sparse_tensor(model: onnx.ModelProto, location: str) -> None:
+    values, indices = from_array(np.ones(1, np.float32), "s"), from_array(np.zeros(1, np.int64))
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, point(indices, location), [4])
+    )
+
+
+def in_a_function(model: onnx.ModelProto, location: str) -> None:
+    constant = helper.make_node(
+        "Constant", [], ["y"], value=point(from_array(np.ones(1)), location)
+    )
+    opset = [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("own", "f", [], ["y"], [constant], opset))
+
+
+PLACES: list[Callable[[onnx.ModelProto, str], None]] = [
+    in_an_initializer,
+    in_a_constant,
+    in_a_list_of_tensors,
+    in_a_subgraph,
+    in_a_sparse_tensor,
+    in_a_function,
+]
+
+
+@pytest.mark.parametrize("location", ELSEWHERE)
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_a_tensor_elsewhere_is_found_wherever_it_stands(toy_bundles, place, location):
+    good = bundle.load(toy_bundles / "toy" / "1").files[bundle.ENCODER]
+    external_data.refuse(good)
+    model = onnx.load_model_from_string(good)
+    place(model, location)
+    with pytest.raises(BundleError, match="would be read from") as refusal:
+        external_data.refuse(model.SerializeToString())
+    assert refusal.value.reason == "external"
+    assert repr(location) in str(refusal.value)
+
+
+def test_a_location_without_a_path_is_refused_too(toy_bundles):
+    model = onnx.load_model_from_string(
+        bundle.load(toy_bundles / "toy" / "1").files[bundle.ENCODER]
+    )
+    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    with pytest.raises(BundleError, match="would be read from"):
+        external_data.refuse(model.SerializeToString())
+
+
+@pytest.mark.parametrize("junk", [b"", b"<html>", b"\xff" * 99, b"\x3a\x7f", b"\x3b" * 20_000])
+def test_what_is_no_graph_is_left_to_the_runtime(junk):
+    external_data.refuse(junk)
+
+
+@pytest.mark.parametrize("location", ELSEWHERE[:-1])
+def test_such_a_version_is_refused_with_a_reason_while_the_old_one_serves_on(
+    tmp_path: Path, publish_toy, start_server, monkeypatch, location
+):
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)  # so that a runtime that looked for the file would find it
+    weights = Path("weights.bin")
+    weights.write_bytes(np.float32(255).tobytes())
+    Path("link.bin").symlink_to(weights.resolve())
+    os.link(weights, "hard.bin")
+    root = tmp_path / "models"
+    publish_toy(root)
+    server = start_server(root)
+    model = onnx.load_model_from_string(bundle.load(root / "toy" / "1").files[bundle.ENCODER])
+    in_an_initializer(model, location)
+    publish_toy(root, encoder_onnx=model.SerializeToString())
+    server.look()
+    with grpc.insecure_channel(server.target) as channel:
+        stub = VaeServiceStub(channel)
+        assert stub.Sample(pb.SampleRequest(count=1)).served_by.version == 1
+        (refused,) = (m for m in stub.ListModels(pb.ListModelsRequest()).models if m.reason)
+    assert (refused.version.version, refused.state) == (2, pb.MODEL_STATE_FAILED)
+    # Absolute paths are cut for callers; the log has them whole.
+    assert (Path(location).name if location.startswith("/") else location) in refused.reason
+    assert server.metric("latentd_reloads_total", result="refused", reason="external") == 1

@@ -1,0 +1,131 @@
+"""Golden vectors must be able to prove something, and are run in the sizes of batch that serve."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from latentd import bundle
+from latentd.errors import BundleError
+from latentd.models import loading
+from latentd.runtime import golden
+from latentd.runtime.engine import SessionFactory
+from latentd.runtime.provider import Provider
+from latentd.settings import Settings
+from tests.support import bad_bundles
+
+ROWS = np.zeros((2, 16), np.float32)
+
+
+@pytest.fixture
+def files(toy_bundles):
+    return bundle.load(toy_bundles / "toy" / "1").files
+
+
+@pytest.fixture
+def prepare(publish_toy, tmp_path):
+    """Load the toy with some files replaced, for batches of 64 rows."""
+
+    def prepare(**replaced: bytes) -> loading.LoadedModel:
+        loaded = bundle.load(publish_toy(tmp_path, **replaced))
+        return loading.prepare(loaded, SessionFactory(Provider("cpu")), Settings(max_batch_rows=64))
+
+    return prepare
+
+
+REFUSED = {
+    "no rows": (bad_bundles.of_no_rows, "x has 0 row.*at least 2"),
+    "one row of z": (
+        lambda good: bad_bundles.golden_with(good, z=ROWS[:1]),
+        "z has 1 row.*at least 2",
+    ),
+    "fewer means than rows": (
+        lambda good: bad_bundles.golden_with(good, mean=ROWS[:1]),
+        "mean has 1 rows, and x has 2",
+    ),
+    "another latent size": (
+        lambda good: bad_bundles.golden_with(good, log_var=np.zeros((2, 3), np.float32)),
+        r"log_var is float32 of shape \(2, 3\), not float32 of shape \(rows, 16\)",
+    ),
+    "another dtype": (
+        lambda good: bad_bundles.golden_with(good, z=np.zeros((2, 16))),
+        r"z is float64 of shape",
+    ),
+    "one number": (
+        lambda good: bad_bundles.golden_with(good, z=np.float32(0)),
+        r"z is float32 of shape \(\)",
+    ),
+    "objects": (
+        lambda good: bad_bundles.golden_with(good, z=np.array([None, None])),
+        "z is object of shape",
+    ),
+    "more rows than it holds": (lambda good: bad_bundles.said_to_hold(good, 2), "cannot be read"),
+    "a file cut off": (lambda good: good[:-30], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("alter", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_golden_vectors_that_prove_nothing_are_refused(prepare, files, alter, said):
+    with pytest.raises(BundleError, match=said) as refusal:
+        prepare(golden_npz=alter(files[bundle.GOLDEN]))
+    assert refusal.value.reason == "golden"
+
+
+@pytest.mark.parametrize("gibibytes", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_golden_file_that_unpacks_to_gigabytes_is_refused_before_it_is(
+    publish_toy, tmp_path, files, gibibytes
+):
+    data = bad_bundles.bomb(files[bundle.GOLDEN], gibibytes)
+    loaded = bundle.load(publish_toy(tmp_path, golden_npz=data))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match=r"mean has 2 rows, and x has \d+"):
+            golden.read(loaded)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_golden_vectors_of_too_many_bytes_are_refused(prepare, files, monkeypatch):
+    monkeypatch.setattr(golden, "MOST_BYTES", 100)
+    with pytest.raises(BundleError, match="would unpack to"):
+        prepare(golden_npz=files[bundle.GOLDEN])
+
+
+def test_a_negated_decoder_is_found_out(prepare, files):
+    with pytest.raises(BundleError, match="differs from the golden output"):
+        prepare(decoder_onnx=bad_bundles.negated(files[bundle.DECODER]))
+
+
+@pytest.mark.parametrize("rows", [2, 17, 63])
+def test_a_graph_that_is_wrong_in_larger_batches_only_is_found_out(prepare, files, rows):
+    with pytest.raises(BundleError, match=r"differs from the golden output .* in a batch of 64"):
+        prepare(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], rows))
+    prepare(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], 64))
+
+
+def test_other_sizes_are_tried_for_as_long_as_there_is_time(files, toy_bundles, monkeypatch):
+    ran: list[int] = []
+    of_decoder = golden.read(bundle.load(toy_bundles / "toy" / "1"))[1]
+
+    class Exact:
+        """A graph that gives what it should."""
+
+        def sizes(self, most_rows):
+            return []
+
+        def run(self, array, outputs):
+            ran.append(len(array))
+            return [
+                np.resize(of_decoder.gives[o], (len(array), *of_decoder.gives[o].shape[1:]))
+                for o in outputs
+            ]
+
+    of_decoder.check(Exact(), 600)
+    assert ran == [2, 1, 600, 4, 8, 16, 32, 64, 128, 256, 512]
+    ran.clear()
+    monkeypatch.setattr(golden, "MORE_SIZES_SECONDS", -1.0)
+    of_decoder.check(Exact(), 600)
+    assert ran == [2, 1, 600]

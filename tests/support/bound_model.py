@@ -1,0 +1,78 @@
+"""A toy model whose graphs are bound, without a server, and a gate before its decoder."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from latentd import bundle
+from latentd.calls.coroutines import CallContext, Future
+from latentd.metrics import Metrics
+from latentd.models import loading
+from latentd.models.inference import Model
+from latentd.models.loading import LoadedModel
+from latentd.models.sources import GivenLatents
+from latentd.runtime.engine import Graph, SessionFactory
+from latentd.runtime.provider import Provider
+from latentd.settings import Settings
+from tests.support.wait import LONG
+
+BATCH = 16
+POISON = 13
+"""No image holds it. The decoder fails on a latent that does, divided by 255."""
+
+
+class Gate:
+    """Before a decoder: a run waits until it may pass, and fails on latents of POISON."""
+
+    def __init__(self, decoder: Graph) -> None:
+        self._run, self._came, self._open = decoder.run, threading.Semaphore(0), threading.Event()
+        self.runs: list[tuple[int, list[str]]] = []  # rows and what was asked for
+        decoder.run = self._pass
+
+    def _pass(self, z: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
+        self.runs.append((len(z), list(outputs)))
+        self._came.release()
+        assert self._open.wait(LONG)
+        if (np.rint(z * 255) == POISON).any():
+            raise RuntimeError("unlucky")
+        return self._run(z, outputs)
+
+    def wait_for_a_run(self) -> None:
+        assert self._came.acquire(timeout=LONG)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Opened:
+    """A model of the toy's, and calls to it."""
+
+    def __init__(self, prepared: LoadedModel, settings: Settings) -> None:
+        self.metrics = Metrics(CollectorRegistry())
+        self.model = Model(prepared, settings, self.metrics)
+        self.model.wait_until_ready()
+        self._closed = False
+
+    def close(self) -> None:
+        """Again is nothing."""
+        if not self._closed:
+            self._closed = True
+            self.model.close()
+
+    def decode(self, x: np.ndarray, *, params: bool = False) -> Future:
+        """Ask the decoder for these images, by the latents that it turns into them."""
+        z = x.reshape(len(x), -1) / np.float32(255)
+        return self.model.decode(GivenLatents(z), CallContext(), params=params)
+
+
+def prepared_with(toy_bundles: Path, settings: Settings) -> LoadedModel:
+    toy = bundle.load(toy_bundles / "toy" / "1")
+    return loading.prepare(toy, SessionFactory(Provider("cpu")), settings)
+
+
+def images(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(POISON + 1, 256, (rows, 4, 4), np.uint8)

@@ -1,0 +1,81 @@
+"""A lane on a clock that stands still, whose engine doubles what it is given."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from latentd.batching.batcher import Batcher
+from latentd.batching.rowqueue import BatchItem, RowQueue
+from latentd.calls.coroutines import CallContext, Future
+from latentd.metrics import Metrics
+from tests.support.wait import LONG, awaited
+
+
+class Doubler:
+    """An engine that doubles, can be held, fails on 13 and 99 and remembers every row it ran."""
+
+    def __init__(self) -> None:
+        self.loses_rows = False
+        self.check: Callable[[list[int]], None] = lambda rows: None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.running = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, batch: Sequence[BatchItem]) -> tuple[np.ndarray]:
+        rows = np.concatenate([share.payload[share.start : share.stop] for share in batch])
+        self.batches.append(rows.tolist())
+        self.threads.add(threading.get_ident())
+        self.running.set()
+        assert self.gate.wait(LONG)
+        self.check(rows.tolist())
+        if 13 in rows or 99 in rows % 100:
+            self.on_failure()
+            raise RuntimeError("unlucky")
+        return (rows[1:] if self.loses_rows else rows * 2,)
+
+    @property
+    def ran(self) -> list[int]:
+        return [row for batch in self.batches for row in batch]
+
+
+class Harness:
+    """A lane on a clock that stands still, and its engine."""
+
+    def __init__(self, batch_rows: int = 4, batch_seconds: float = 0.0) -> None:
+        self.engine = Doubler()
+        self.metrics = Metrics(CollectorRegistry())
+        self.queue = RowQueue(batch_rows, 1000, 1 << 20, batch_seconds)
+        self.now = 1000.0
+        self.batcher = Batcher(
+            "test", ("toy", 1), self.queue, self.engine, self.metrics, clock=lambda: self.now
+        )
+
+    def submit(self, *rows: int, caller: CallContext | None = None) -> Future:
+        array = np.array(rows)
+        return self.batcher.submit(array, len(array), array.nbytes, caller or CallContext())
+
+    def hold(self, caller: CallContext | None = None) -> Future:
+        """Occupy the engine with the row 0 until `release`."""
+        self.engine.gate.clear()
+        first = self.submit(0, caller=caller)
+        assert self.engine.running.wait(LONG)
+        return first
+
+    def release(self) -> None:
+        self.engine.gate.set()
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"latentd_{name}", labels) or 0.0
+
+
+def answer(reply: Future) -> list[int]:
+    """Wait for a reply's rows, or raise what it failed with."""
+    (rows,) = awaited(reply)
+    return rows.tolist()
