@@ -97,7 +97,7 @@ def shares(servers) -> list[float]:
 
 
 def service(names: Names, servers) -> str:
-    return f"dns://127.0.0.1:{names.port}/latentd.svc:{servers[0].server.port}"
+    return f"dns://127.0.0.1:{names.port}/latentd.latentd.svc:{servers[0].server.port}"
 
 
 @pytest.mark.parametrize("count", [2, 3])

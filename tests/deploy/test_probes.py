@@ -49,7 +49,7 @@ def test_probes_find_the_server_that_the_manifests_start(build, toy_bundles, sta
 def certify(folder: Path) -> None:
     """Put into a folder what the tls component's Secret holds."""
     authority = trustme.CA()
-    pair = authority.issue_cert("latentd.svc", "localhost")
+    pair = authority.issue_cert("latentd.latentd.svc", "localhost")
     authority.cert_pem.write_to_path(folder / "ca.crt")
     pair.private_key_pem.write_to_path(folder / "tls.key")
     (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
