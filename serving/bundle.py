@@ -30,6 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from latentd import atomic
 from latentd.errors import BundleError
 from latentd.manifest import (
     DECODER,
@@ -112,14 +113,14 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
             final.check()
             _write(beside / MANIFEST, final.to_json())
             beside.chmod(0o755)  # mkdtemp's 0700 would hide it from the server's own user
-            _sync_folder(beside)
+            atomic.sync(beside)
             try:
                 beside.rename(folder / str(version))
             except OSError:
                 if not (folder / str(version)).exists():
                     raise
                 continue  # another publisher took this number: try the next
-            _sync_folder(folder)
+            atomic.sync(folder)
             return folder / str(version)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -269,16 +270,6 @@ def _read(folder: Path, name: str, most_bytes: int) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(data)
     path.chmod(0o644)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    atomic.sync(path)

@@ -18,7 +18,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = {
     "": [
-        *("errors", "flags", "schema", "manifest", "bundle", "settings", "metrics", "logs"),
+        *(
+            "errors",
+            "flags",
+            "atomic",
+            "schema",
+            "manifest",
+            "bundle",
+            "settings",
+            "metrics",
+            "logs",
+        ),
         *("ranges", "latents", "likelihood", "images", "codec"),
     ],
     "calls": ["stats", "coroutines"],
@@ -58,6 +68,7 @@ SERVER = [f"{room}.{name}".lstrip(".") for room, names in ROOMS.items() for name
 
 SHARED = [
     "errors",
+    "atomic",
     "schema",
     "manifest",
     "bundle",
