@@ -80,8 +80,7 @@ SHARED = [
 """The rooms that the client shares with the server."""
 
 CLIENT = [
-    *("spans", "results", "responses", "failures", "retries", "connection", "credentials"),
-    *("arguments", "calls", "resume", "pending", "streaming", "base", "clients"),
+    *("results", "retry", "channel", "arguments", "calls", "streams", "client"),
 ]
 CONSOLE = ["inputs", "outputs", "terminal", "commands", "parser"]
 
@@ -89,10 +88,7 @@ READERS = ["kinds", "files", "verified", "rows", "arrays", "pictures", "parquet"
 
 JOBS = [
     *("exit_codes", "plan", "inputs"),
-    *("reconstruct", "percentiles", "outputs", "remote", "store", "shard"),
-    "quarantine",
-    *("background_writer", "worker"),
-    "ray_data",
+    *("reconstruct", "outputs", "remote", "store", "quarantine", "worker", "ray_data"),
     *("progress", "contact_sheet", "job", "command", "parser"),
 ]
 

@@ -11,8 +11,8 @@ ServiceError where none of them fits. Needs grpcio, numpy and pillow; nothing of
 
 from latentd.client.arguments import DataPoint, LatentPoint, SampledPoint
 from latentd.client.calls import CLIENT_TIMEOUT
-from latentd.client.clients import AsyncClient, Client
-from latentd.client.failures import ServiceError
+from latentd.client.client import AsyncClient, Client
+from latentd.client.retry import ServiceError
 
 __all__ = [
     "CLIENT_TIMEOUT",

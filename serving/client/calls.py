@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from latentd.client import arguments, responses, results
+from latentd.client import arguments, results
 from latentd.client.arguments import Data, LatentAnchor, SupportsArray
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
@@ -61,12 +61,12 @@ def get_model(
 ) -> Call[results.ModelInfo]:
     """Shapes, ranges, limits, versions and measured cost of the model."""
     request = pb.GetModelRequest(model=model, version=arguments.version(version))
-    return Call("GetModel", request, responses.model_info, timeout)
+    return Call("GetModel", request, results.read_model_info, timeout)
 
 
 def list_models(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[list[results.ListedModel]]:
     """Every model and version the server found, also those it refused."""
-    return Call("ListModels", pb.ListModelsRequest(), responses.listed_models, timeout)
+    return Call("ListModels", pb.ListModelsRequest(), results.read_listed_models, timeout)
 
 
 def encode(
@@ -92,7 +92,7 @@ def encode(
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Encode", request, responses.encoding, timeout)
+    return Call("Encode", request, results.read_encoding, timeout)
 
 
 def decode(
@@ -113,7 +113,7 @@ def decode(
         output=output,
         format=arguments.image_format(as_png),
     )
-    return Call("Decode", request, responses.decoding, timeout)
+    return Call("Decode", request, results.read_decoding, timeout)
 
 
 def sample(
@@ -142,7 +142,7 @@ def sample(
         format=arguments.image_format(as_png),
         include_z=include_z,
     )
-    return Call("Sample", request, responses.samples, timeout)
+    return Call("Sample", request, results.read_samples, timeout)
 
 
 def stream_samples(
@@ -177,7 +177,7 @@ def stream_samples(
         include_z=include_z,
         chunk_rows=arguments.whole("chunk_rows", chunk_rows, 32),
     )
-    return Call("StreamSamples", request, responses.samples, timeout)
+    return Call("StreamSamples", request, results.read_samples, timeout)
 
 
 def reconstruct(
@@ -204,7 +204,7 @@ def reconstruct(
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Reconstruct", request, responses.reconstruction, timeout)
+    return Call("Reconstruct", request, results.read_reconstruction, timeout)
 
 
 def stream_reconstruct(
@@ -270,7 +270,7 @@ def interpolate(
         format=arguments.image_format(as_png),
         include_z=include_z,
     )
-    return Call("Interpolate", request, responses.interpolation, timeout)
+    return Call("Interpolate", request, results.read_interpolation, timeout)
 
 
 def score(
@@ -295,7 +295,7 @@ def score(
         seed=arguments.seed(seed),
         offset=arguments.whole("offset", offset, 63),
     )
-    return Call("Score", request, responses.scores, timeout)
+    return Call("Score", request, results.read_scores, timeout)
 
 
 def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:

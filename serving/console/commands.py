@@ -14,7 +14,7 @@ import numpy as np
 from latentd import images
 from latentd.client import Client
 from latentd.client.arguments import seed as chosen_seed
-from latentd.client.credentials import CredentialFiles
+from latentd.client.channel import CredentialFiles
 from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
 from latentd.console import inputs, terminal

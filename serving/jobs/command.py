@@ -17,7 +17,7 @@ from typing import Any
 
 from latentd import images
 from latentd.bundle import DataSpec
-from latentd.client.credentials import CredentialFiles
+from latentd.client.channel import CredentialFiles
 from latentd.errors import ConfigError
 from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
 from latentd.jobs.inputs import Rows

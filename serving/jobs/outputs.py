@@ -11,6 +11,7 @@ reconstruction (PNG files, or the row's bytes in C order).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -19,7 +20,6 @@ import numpy as np
 from latentd import images, ranges
 from latentd.bundle import SCORES
 from latentd.errors import ConfigError
-from latentd.jobs import percentiles
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Floats, Results
 from latentd.ranges import Counts
@@ -81,8 +81,8 @@ def _numbers(results: Results, plan: Plan) -> dict[str, Floats | Counts]:
     scores = {name: found[name] for name in SCORES if found[name] is not None}
     known = plan.training_scores
     shares = {
-        column: percentiles.percentile(scores[name], name, known)
-        for column, name in percentiles.COLUMNS.items()
+        column: percentile(scores[name], name, known)
+        for column, name in PERCENTILES.items()
         if known and name in scores
     }
     latents = {name: found[name] for name in _LATENTS if found[name] is not None}
@@ -137,3 +137,18 @@ def _write_npy(results: Results, plan: Plan, file: BinaryIO) -> None:
     for name, values in columns.items():
         table[name] = values
     np.lib.format.write_array(file, table, allow_pickle=False)
+
+
+PERCENTILES: Final = {f"{name}_percentile": name for name in SCORES}
+"""Name of each column of percentiles, and of the score it is of."""
+
+
+def percentile(values: Floats, of: str, training_scores: Mapping[str, Any]) -> Floats:
+    """0 to 100 for each of `values`, which are scores of the kind `of`.
+
+    Linear between the bundle's quantiles. 100: no training row that was scored has more; so a
+    large reconstruction error is unusual near 100, and a small ELBO near 0.
+    """
+    levels, quantiles = training_scores["levels"], training_scores[of]
+    found: Floats = np.interp(values, quantiles, levels).astype(np.float32)
+    return found

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from latentd.errors import ConfigError
-from latentd.jobs.shard import Done
+from latentd.jobs.worker import Done
 
 _FILE_SECONDS: Final = 5.0
 

@@ -14,9 +14,8 @@ from typing import Any
 from latentd.errors import ConfigError
 from latentd.jobs import exit_codes, outputs, worker
 from latentd.jobs.inputs import Rows
-from latentd.jobs.shard import Done, Report
 from latentd.jobs.store import Store
-from latentd.jobs.worker import Failed, Failure, WorkerConfig, explain
+from latentd.jobs.worker import Done, Failed, Failure, Report, WorkerConfig, explain
 
 
 def run(setting: WorkerConfig, shards: Sequence[int], actors: int, report: Report) -> None:

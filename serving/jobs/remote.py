@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from latentd.client import Client
-from latentd.client.credentials import CredentialFiles
+from latentd.client.channel import CredentialFiles
 from latentd.client.results import ModelInfo, ModelVersion, StreamedReconstruction
 from latentd.errors import ConfigError
 from latentd.jobs.plan import BundleId, OutputSpec

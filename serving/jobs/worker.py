@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
 import operator
 import os
@@ -10,21 +12,121 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
-from typing import Final
+from types import FrameType, TracebackType
+from typing import Final, NamedTuple, Self
 
-from latentd.errors import LatentdError
-from latentd.jobs import exit_codes, outputs, shard
-from latentd.jobs.background_writer import BackgroundWriter
+import numpy as np
+
+from latentd.errors import BadData, LatentdError
+from latentd.jobs import exit_codes, outputs
 from latentd.jobs.inputs import Rows
 from latentd.jobs.plan import Plan
-from latentd.jobs.reconstruct import LocalReconstructor, Reconstruct, load_bundle
+from latentd.jobs.reconstruct import LocalReconstructor, Reconstruct, Results, joined, load_bundle
 from latentd.jobs.remote import RemoteReconstructor, Server
-from latentd.jobs.shard import Done, Report
-from latentd.jobs.store import Store
+from latentd.jobs.store import ShardManifest, Store
+
+WORST: Final = 32
+"""Of a shard, for the contact sheet: so many of its largest reconstruction errors are kept."""
+
+
+class Done(NamedTuple):
+    """Rows that are done; how many of them are quarantined, and how many were committed before."""
+
+    rows: int = 0
+    quarantined: int = 0
+    kept: int = 0
+
+
+Report = Callable[[Done], None]
+"""Is called again and again, with what was done since the last time."""
+
+
+def make_shard(
+    plan: Plan, shard: int, rows: Rows, reconstruct: Reconstruct, report: Report
+) -> Results:
+    """Run one shard's rows. Raises BadData."""
+    wanted = plan.shard(shard)
+    parts = []
+    chunks = rows.read(wanted.start, wanted.stop, plan.batch_rows)
+    for part in reconstruct(chunks):
+        parts.append(part)
+        report(Done(len(part.rows) + len(part.bad), len(part.bad)))
+    results = joined(parts)
+    if len(results.rows) + len(results.bad) != len(wanted):
+        raise BadData(
+            f"Shard {shard}: {len(wanted)} rows went in, {len(results.rows)} came out and "
+            f"{len(results.bad)} were quarantined."
+        )
+    return results
+
+
+def commit_shard(plan: Plan, shard: int, results: Results, store: Store) -> ShardManifest:
+    """Write one shard, whose lock is held, for good. Raises OSError."""
+    wanted = plan.shard(shard)
+    manifest = ShardManifest(
+        plan=plan.digest,
+        shard=shard,
+        start=wanted.start,
+        stop=wanted.stop,
+        rows=len(results.rows),
+        quarantined=results.bad,
+        outside=int(np.count_nonzero(results.outside)),
+        worst=_worst(results),
+        bytes=0,
+        sha256="",
+    )
+    write = functools.partial(outputs.write, results, plan)
+    return store.commit(shard, write, outputs.count, manifest)
+
+
+def _worst(results: Results) -> list[tuple[int, float, int]]:
+    """The largest reconstruction errors: the first row that has each, and how many have it."""
+    error = results.reconstruction_error
+    if error is None:
+        return []
+    lowest_first, at, counts = np.unique(-error, return_index=True, return_counts=True)
+    rows = results.rows[at]
+    found = zip(rows.tolist(), (-lowest_first).tolist(), counts.tolist(), strict=True)
+    return list(itertools.islice(found, WORST))
+
+
+class BackgroundWriter:
+    """Does what it is given while its owner goes on; `with` waits for the last of it.
+
+    What a piece raises comes out at the next one, or at the end of a block that raises nothing.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._last: Future[None] | None = None
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Begin a piece once the one before is done: no more than one waits in memory."""
+        self._wait()
+        self._last = self._pool.submit(work)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self._wait()
+
 
 _REPORT_SECONDS: Final = 0.2
 
@@ -104,12 +206,12 @@ def attempt(
             rows_of_it = len(plan.shard(index))
             report(Done(rows_of_it, len(done.quarantined), kept=rows_of_it))
             return True
-        results = shard.make(plan, index, rows, reconstruct, report)
+        results = make_shard(plan, index, rows, reconstruct, report)
         lock = holding.pop_all()
 
     def commit() -> None:
         with lock:
-            shard.commit(plan, index, results, store)
+            commit_shard(plan, index, results, store)
 
     try:
         do(commit)

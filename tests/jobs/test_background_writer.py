@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from latentd.jobs.background_writer import BackgroundWriter
+from latentd.jobs.worker import BackgroundWriter
 
 
 def test_a_piece_waits_for_the_one_before_and_all_for_the_end():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentd.jobs import shard
+from latentd.jobs import worker
 from latentd.jobs.store import Store
 from latentd.readers import verified
 
@@ -206,10 +206,10 @@ def test_an_error_of_our_own_is_a_sentence_with_its_place(jobs, npy, tmp_path, m
     def fail(*_: object) -> None:
         raise ValueError("unforeseen")
 
-    monkeypatch.setattr("latentd.jobs.shard.joined", fail)
+    monkeypatch.setattr("latentd.jobs.worker.joined", fail)
     assert jobs.run(npy, tmp_path / "out") == 70
     said = capsys.readouterr().err
-    assert "serving/jobs/shard.py, line" in said
+    assert "serving/jobs/worker.py, line" in said
     assert "ValueError: unforeseen" in said
 
 
@@ -297,7 +297,7 @@ def rewrite(path: Path, rows: np.ndarray) -> None:
 
 def at_shard(monkeypatch, index: int, before=lambda: None, after=lambda: None) -> None:
     """Have something done before one shard is made, or after it."""
-    make = shard.make
+    make = worker.make_shard
 
     def watched(plan, number, *rest):
         if number == index:
@@ -307,7 +307,7 @@ def at_shard(monkeypatch, index: int, before=lambda: None, after=lambda: None) -
             after()
         return results
 
-    monkeypatch.setattr(shard, "make", watched)
+    monkeypatch.setattr(worker, "make_shard", watched)
 
 
 def test_an_input_rewritten_with_its_time_restored_is_never_read_for_another(

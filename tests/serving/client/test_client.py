@@ -22,7 +22,7 @@ from latentd.client import (
     SampledPoint,
     ServiceError,
 )
-from latentd.client.connection import Connection, parse_target
+from latentd.client.channel import Connection, parse_target
 from latentd.errors import ConfigError, InvalidArgument, ModelNotFound, Unavailable
 from latentd.latents import NoiseRange, standard_normal
 

@@ -1,4 +1,4 @@
-"""How the client reaches servers: address, balancing, retries, keepalive, credentials."""
+"""How the client reaches servers: address, balancing, retries, keepalive, credentials, tracing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import ipaddress
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 from google.protobuf import message_factory, wrappers_pb2
 
-from latentd.client import retries, spans
+from latentd.client import retry
 from latentd.errors import ConfigError
 from latentd.pb import vae_pb2 as pb
 
@@ -113,7 +115,7 @@ class Connection:
                 # the server never sees them.
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             }
-        # Streams go on by themselves from any row (`resume`); a retry would come on top.
+        # Streams go on by themselves from any row (`streams`); a retry would come on top.
         streams = [
             {"service": SERVICE.full_name, "method": method.name}
             for method in SERVICE.methods
@@ -124,8 +126,8 @@ class Connection:
             "loadBalancingConfig": [{"round_robin": {}}],
             "methodConfig": [calls, {"name": streams}],
             "retryThrottling": {
-                "maxTokens": retries.MOST_TOKENS,
-                "tokenRatio": retries.TOKENS_PER_SUCCESS,
+                "maxTokens": retry.MOST_TOKENS,
+                "tokenRatio": retry.TOKENS_PER_SUCCESS,
             },
         }
         if self.healthy_only:
@@ -193,7 +195,7 @@ def _traced(call: Callable[..., Any]) -> Callable[..., Any]:
     """The call, below whatever span is current when it is made."""
 
     def begin(*requests: Any, timeout: float | None, metadata: tuple[Any, ...] = ()) -> Any:
-        return call(*requests, timeout=timeout, metadata=(*metadata, *spans.current()))
+        return call(*requests, timeout=timeout, metadata=(*metadata, *_current_span()))
 
     return begin
 
@@ -215,3 +217,48 @@ def is_loopback(target: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, and names can be made to look like anything
         return False
+
+
+@dataclass(frozen=True)
+class CredentialFiles:
+    """What --tls-ca, --tls-cert, --tls-key and --token-file name."""
+
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    token_file: str | None = None
+
+    def read(self) -> dict[str, Any]:
+        """`credentials` and `token` as clients take them. Raises ConfigError where the files
+        contradict each other or cannot be read."""
+        try:
+            token = Path(self.token_file).read_text().strip() if self.token_file else ""
+            if self.token_file and not token:
+                raise ConfigError(f"--token-file {self.token_file} holds no token.")
+            return {"credentials": self._credentials(), "token": token}
+        except OSError as error:
+            raise ConfigError(f"{error.filename} cannot be read: {error.strerror}.") from None
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ConfigError("--tls-cert and --tls-key go together: give both or none.")
+        if not self.tls_ca:
+            if self.tls_cert:
+                raise ConfigError(
+                    "--tls-cert needs --tls-ca, the authority that the server is from."
+                )
+            return None
+        files = (self.tls_ca, self.tls_key, self.tls_cert)
+        authority, key, certificate = (Path(file).read_bytes() if file else None for file in files)
+        return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+def _current_span() -> tuple[tuple[str, str], ...]:
+    """Metadata with W3C's trace context; empty where there is no span."""
+    if "opentelemetry.trace" not in sys.modules:
+        return ()  # who has a span has imported it
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    headers: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(headers)
+    return tuple(headers.items())
