@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
+UNMARKED := not slow and not gpu and not data
 FAKE_CUDA := $(RUN)python tests/support/fake_cuda.py
 PROTOC := $(RUN)python -m grpc_tools.protoc -Ilatentd/pb=protos/vae/v1 --python_out=build/packages --pyi_out=build/packages --grpc_python_out=build/packages protos/vae/v1/vae.proto
 BUF    ?= buf
@@ -21,13 +22,13 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo clean \
-	test test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz draw-dashboard \
-	audit-manifests validate lint format typecheck protos protos-check protos-lint \
+	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz \
+	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint \
 	train export serve evaluate compare \
 	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## create .venv and install everything into it, in the tested versions
 
@@ -59,8 +60,14 @@ sbom: $(VENV)/released  ## build/sbom.json: what is in the serving image (VARIAN
 demo: install  ## train on the digits, export, serve, call every RPC, leave pictures in demo/
 	PATH="$(abspath $(RUN)):$$PATH" deploy/demo.sh demo
 
-test: install  ## the tests that need nothing but this repository
-	$(PYTEST)
+test: install  ## unit and service tests, in under 3 minutes
+	$(PYTEST) -m '$(UNMARKED) and not e2e'
+
+test-e2e: install  ## the rest of test-all: whole commands, whole trainings, manifests
+	$(PYTEST) -m '$(UNMARKED) and e2e'
+
+test-all: install  ## all tests that need nothing but this repository
+	$(PYTEST) -m '$(UNMARKED)'
 
 test-slow: install  ## the tests that take longer
 	$(PYTEST) -m slow --timeout 1200
@@ -100,11 +107,12 @@ audit-manifests:  ## checkov over the manifests as kustomize builds them
 	kubectl kustomize build > build/manifests.yaml
 	build/checkov/bin/checkov --file build/manifests.yaml --framework kubernetes --skip-download --compact --quiet
 
-lint: install  ## style, without changing anything
+lint: install build/packages  ## style and the direction of imports, without changing anything
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
+	PYTHONPATH=build/packages $(RUN)lint-imports --no-cache --no-logo
 
-format: install  ## mend what lint complains of, where that can be done safely
+format: install  ## correct the style where that can be done safely
 	$(RUN)ruff check --fix .
 	$(RUN)ruff format .
 

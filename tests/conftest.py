@@ -274,6 +274,17 @@ def server(
     return module_servers(toy_bundles, listener=request.param)
 
 
+E2E = ("deploy", "e2e", "fuzz")
+"""Folders of tests that `make test` leaves to `make test-e2e`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in E2E:
+            item.add_marker("e2e")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What tests counted, those that say so by record_property("figures", ...)."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
