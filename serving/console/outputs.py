@@ -1,18 +1,16 @@
-"""Files that the command line writes: whole or not at all, beside their name and then renamed."""
+"""Files that the command line writes: whole or not at all."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from latentd import images
+from latentd import atomic, images
 from latentd.bundle import DataSpec
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
@@ -55,13 +53,13 @@ class OutputPath:
 
     def write(self, content: bytes) -> None:
         """A whole file."""
-        with self._beside() as beside:
-            beside.write_bytes(content)
+        with self._replacing() as temporary:
+            temporary.write_bytes(content)
 
     def write_arrays(self, arrays: Mapping[str, Any]) -> None:
         """An .npz; a None among `arrays` is left out."""
         given = {name: array for name, array in arrays.items() if array is not None}
-        with self._beside() as beside, beside.open("wb") as file:
+        with self._replacing() as temporary, temporary.open("wb") as file:
             np.savez(file, **given)
 
     @contextmanager
@@ -72,35 +70,24 @@ class OutputPath:
 
         facts: what else an .npz shall say; read when all rows have come.
         """
-        with self._beside() as beside:
+        with self._replacing() as temporary:
             if self.kind == "folder":
-                beside.mkdir()
-                yield _folder(beside, first, count)
+                temporary.mkdir()
+                yield _folder(temporary, first, count)
             elif self.kind == "npy":
-                with beside.open("wb") as file:
+                with temporary.open("wb") as file:
                     yield _array(file, count, x)
             else:
-                with zipfile.ZipFile(beside, "w") as archive:
+                with zipfile.ZipFile(temporary, "w") as archive:
                     with archive.open("x.npy", "w", force_zip64=True) as entry:
                         yield _array(entry, count, x)
                     for name, fact in facts.items():
                         with archive.open(f"{name}.npy", "w") as entry:
                             np.lib.format.write_array(entry, np.asarray(fact))
 
-    @contextmanager
-    def _beside(self) -> Iterator[Path]:
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
-            yield beside
-            os.replace(beside, self.path)  # an empty folder may be replaced too
-        except OSError as error:
-            error.filename = error.filename or str(self.path)  # a full disk does not say whose
-            raise
-        finally:
-            if beside.is_dir():
-                shutil.rmtree(beside)
-            else:
-                beside.unlink(missing_ok=True)
+    def _replacing(self) -> AbstractContextManager[Path]:
+        """A temporary path that becomes `self.path`; not fsynced: the command can be repeated."""
+        return atomic.replacing(self.path, durable=False)
 
 
 def _array(file: IO[bytes], count: int, x: DataSpec) -> Write:

@@ -10,25 +10,26 @@
         sheet.html, sheet.png     the worst reconstructions, for people
         _SUCCESS                  rows in = rows out + quarantined
 
-A shard is written beside, fsynced, its rows counted, renamed; then its manifest, likewise, which
-makes it count. Readers trust manifests and never a listing. A kill at any point leaves a shard
-committed or not, and never half.
+A shard is written to a temporary file, its rows are counted, and it is fsynced and renamed. Then
+its manifest is written in the same way, which commits the shard. Readers trust manifests and never
+a listing. A kill at any point leaves a shard committed or not, and never half.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from latentd import atomic
 from latentd.readers.rows import BadRow
 
 SUCCESS: Final = "_SUCCESS"
@@ -98,30 +99,24 @@ class Store:
     ) -> ShardManifest:
         """Publish one shard; `manifest` is completed with the file's size and sha256."""
         for left in self._shards.glob(f".{shard:05d}.*"):
-            left.unlink(missing_ok=True)  # by one that was killed: we hold its lock
-        # A manifest that is there is no valid one, or there would be nothing to commit.
+            left.unlink(missing_ok=True)  # a killed worker left it: this one has the lock
+        # A manifest that exists now is not valid: a shard with a valid one is not committed again.
         self._manifest(shard).unlink(missing_ok=True)
-        attempt = self._shards / f".{shard:05d}.{secrets.token_hex(4)}{self._suffix}"
-        try:
-            with _named(self.file(shard)), attempt.open("wb") as file:
+        path = self.file(shard)
+        with atomic.replacing(path) as temporary:
+            with temporary.open("wb") as file:
                 hashed = _Hashed(file)
                 write(hashed)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            if (rows := count(attempt)) != manifest.rows:
-                raise OSError(f"{attempt} holds {rows} rows after {manifest.rows} were written")
-            attempt.rename(self.file(shard))
-        except BaseException:
-            attempt.unlink(missing_ok=True)
-            raise
-        _sync_folder(self._shards)
+            if (rows := count(temporary)) != manifest.rows:
+                lost = f"{rows} rows in the file after {manifest.rows} were written"
+                raise OSError(errno.EIO, lost, str(path))
         manifest = dataclasses.replace(manifest, bytes=hashed.size, sha256=hashed.hexdigest())
-        self._publish(self._manifest(shard), to_json(dataclasses.asdict(manifest)))
+        atomic.write(self._manifest(shard), to_json(dataclasses.asdict(manifest)))
         return manifest
 
     def publish(self, name: str, data: bytes) -> None:
         """Write one of the job's own files, whole or not at all."""
-        self._publish(self.folder / name, data)
+        atomic.write(self.folder / name, data)
 
     @contextlib.contextmanager
     def locked(self, shard: int | None, wait: bool) -> Iterator[bool]:
@@ -143,43 +138,11 @@ class Store:
     def _manifest(self, shard: int) -> Path:
         return self._shards / f"_{shard:05d}.json"  # readers of Parquet folders skip "_"
 
-    def _publish(self, path: Path, data: bytes) -> None:
-        attempt = self._write_beside(path, data)
-        try:
-            attempt.rename(path)
-        except BaseException:
-            attempt.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-    def _write_beside(self, path: Path, data: bytes) -> Path:
-        attempt = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-        try:
-            with _named(path), attempt.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            attempt.unlink(missing_ok=True)
-            raise
-        return attempt
-
     def sweep(self) -> None:
         """Remove what killed workers left; under the job's lock, with every shard committed."""
         for folder in (self.folder, self._shards):
             for left in folder.glob(".*.*"):
                 left.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Have an OSError say which file it is about: those of writes do not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 def to_json(value: Any) -> bytes:
@@ -217,11 +180,3 @@ class _Hashed:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
