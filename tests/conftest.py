@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import io
+import logging
 import os
 import shutil
 import signal
@@ -231,6 +232,19 @@ def server_starter() -> Iterator[StartServer]:
             return server
 
         yield start
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers_as_they_were() -> Iterator[None]:
+    """A command that runs in this process configures the root logger, for a stderr that pytest
+    closes when the test ends."""
+    root = logging.getLogger()
+    before, level = set(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - before:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture
