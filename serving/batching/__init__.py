@@ -1,4 +1,6 @@
-"""Requests to batches and back: calls that wait, the queue's rules, and the lane that runs it.
+"""The batching engine: a queue with rules of fairness, a batcher, and the runner of its batches.
 
-Knows neither gRPC nor ONNX nor what a model is: rows in, rows out.
+Rows in, rows out: this package knows neither gRPC, nor authentication, nor ONNX, nor models. Of a
+call it knows `batcher.RequestContext`: a deadline, a priority, where to record times, and how to
+hear of a cancellation. Of `latentd.calls` it uses only `coroutines`.
 """

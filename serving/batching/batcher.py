@@ -1,13 +1,17 @@
-"""The batching engine: rows of many requests in, batches to one graph, rows back to each request.
+"""The batcher: rows of many requests in, batches to one graph, rows back to each request.
 
-A `Lane` is one graph's queue and whoever empties it: its own thread, or, for batches so short that
-handing them over would cost more, the thread that received the rows. Either pulls: whenever it is
-free and rows wait, it takes the next batch and runs it. So nothing is delayed for the sake of a
-fuller batch, and batches fill up by themselves exactly when the engine is the bottleneck. Where a
-device runs the graph, a second thread brings the next batch there meanwhile, if a full one waits: a
-batch that could still grow is left to.
+A `Batcher` is one graph's queue and the threads that empty it. A batch is run by one of the
+batcher's own threads. A batch too short to be worth a change of threads is run by the thread that
+received its rows. A thread that is free pulls the next batch as soon as rows wait. So the batcher
+never delays rows for the sake of a fuller batch, and batches fill up exactly when the engine is the
+bottleneck. For a graph on a device, a second thread sends the next batch there while one runs, if
+that batch is full: a batch that is not full stays in the queue, where it can still grow.
 
-Which rows come next is `rowqueue`'s matter; what becomes of a batch that fails, `runner`'s.
+`rowqueue` decides which rows come next. `runner` decides what becomes of a batch that fails.
+
+**The thread that runs a batch also resumes the calls that wait for it: the code after an `await`
+may run in another thread than the code before it.** serving/README.md, "How a call runs", lists the
+threads and what each may block on.
 """
 
 from __future__ import annotations
@@ -19,47 +23,76 @@ import operator
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from latentd.batching.rowqueue import BatchItem, Entry, RowQueue
-from latentd.batching.runner import BatchRunner, Outputs, Run
-from latentd.calls.coroutines import CallContext, Future
+from latentd.batching.runner import BatchRunner, Outputs, RunFn
+from latentd.calls.coroutines import Future
 from latentd.errors import DeadlineExceeded, Overloaded, Unavailable
 from latentd.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-Answer = tuple[Entry, Outputs | Exception]
+Result = tuple[Entry, Outputs | Exception]
 
 INLINE_MAX_SECONDS: Final = 0.006
-"""A batch that takes no longer is run by the thread that received its rows, if that one helps."""
+"""A batch that takes no longer runs in the thread that received its rows, if it runs inline."""
 
-_helper: Final = threading.local()
+_inline: Final = threading.local()
+
+
+class StatsRecorder(Protocol):
+    """Adds up what one call costs."""
+
+    def record(
+        self, graph: str, rows: int, queued_at: float, started_at: float, ended_at: float
+    ) -> None:
+        """Record that a graph has run some rows; times on time.monotonic's clock."""
+
+
+class RequestContext(Protocol):
+    """What a batcher must know of the call that submits rows.
+
+    deadline:   seconds on the batcher's clock; math.inf: none
+    background: the call lets others go first
+    """
+
+    deadline: float
+    background: bool
+
+    @property
+    def stats(self) -> StatsRecorder:
+        """Where the times of the call's rows are recorded."""
+
+    def on_cancel(self, future: Future[Any]) -> None:
+        """Fail `future` with Cancelled when the call is cancelled."""
 
 
 def enable_inline_execution() -> list[Batcher]:
-    """Let this thread help: short batches of rows that it submits are left for it to run.
+    """Let this thread run the short batches of the rows that it submits.
 
-    Two threads that take turns at Python's lock for every request spend more on the turns than on
-    the requests. Returns the list of lanes that wait for it: while there are any, it must not
-    block, and when it has nothing else to do, it must take one out and `run_next` it.
+    Two threads that pass Python's lock to each other for every request spend more time on that than
+    on the requests. Returns the list of batchers that wait for this thread. While the list is not
+    empty, the thread must not block. When it has nothing else to do, it must remove one from the
+    list and call its `run_next`.
     """
-    _helper.lanes = []
-    lanes: list[Batcher] = _helper.lanes
-    return lanes
+    _inline.scheduled = []
+    scheduled: list[Batcher] = _inline.scheduled
+    return scheduled
 
 
 class Batcher:
     """One graph's queue and the threads that empty it.
 
-    name:  "encoder" or "decoder"
+    name:  of the graph: "encoder" or "decoder"
     model: name and version, for the gauges
-    run:   called with the shares of one batch; by two threads at once, if there are two
-    clock: the one deadlines are told by
-    begin: called in each of the lane's own threads before anything else; no others run batches then
-    threads: 1, or 2 to have the next full batch on its way while one runs
+    run:   called with the items of one batch; with two threads, by both at once
+    clock: the clock of all deadlines
+    initializer: each of the batcher's own threads calls it first; with an initializer, no other
+                 threads run batches
+    threads: 1, or 2 to send the next full batch to the device while one runs
     """
 
     def __init__(
@@ -67,28 +100,28 @@ class Batcher:
         name: str,
         model: tuple[str, int],
         queue: RowQueue,
-        run: Run,
+        run: RunFn,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
-        begin: Callable[[], object] | None = None,
+        initializer: Callable[[], object] | None = None,
         threads: int = 1,
     ) -> None:
         self.name = name
         self._queue = queue
-        self._runner = BatchRunner(name, run, metrics, clock, queue.batch_rows, self._learn)
-        self._clock, self._begin = clock, begin
+        self._runner = BatchRunner(name, run, metrics, clock, queue.batch_rows, self._on_success)
+        self._clock, self._initializer = clock, initializer
         self._changed = threading.Condition()  # guards the queue and the flags
-        self._idle = 0  # how many of the lane's own threads wait to be called
-        self._running = 0  # batches under way, whoever runs them
-        self._ended = -math.inf  # when the last batch was done
-        self._promised = False  # a helping thread will run the next batch
+        self._idle = 0  # how many of the batcher's own threads wait to be woken
+        self._running = 0  # batches that run now, in any thread
+        self._last_batch_end = -math.inf
+        self._inline_scheduled = False  # a thread that runs inline will run the next batch
         self._closing = False
-        self._begun: list[concurrent.futures.Future[None]] = [
+        self._ready: list[concurrent.futures.Future[None]] = [
             concurrent.futures.Future() for _ in range(threads)
         ]
         self._threads = [
-            threading.Thread(target=self._work, args=(begun,), name=f"{name}-batcher", daemon=True)
-            for begun in self._begun
+            threading.Thread(target=self._work, args=(ready,), name=f"{name}-batcher", daemon=True)
+            for ready in self._ready
         ]
         self._metrics = metrics
         self._queue_seconds = metrics.queue_duration.labels(name)
@@ -100,215 +133,222 @@ class Batcher:
 
     @property
     def batch_rows(self) -> int:
-        """The most rows one batch takes."""
+        """The largest number of rows in one batch."""
         return self._queue.batch_rows
 
     @property
     def running_since(self) -> float | None:
-        """Since when a batch runs, on time.monotonic's clock; None: nothing runs."""
+        """When the oldest running batch started, on time.monotonic's clock; None: none runs."""
         return self._runner.running_since
 
     @property
     def failures(self) -> int:
-        """How many runs have raised since one did not."""
+        """How many runs have raised since the last success."""
         return self._runner.failures
 
     @property
     def min_wait(self) -> float:
-        """Seconds that rows submitted now would wait at least; without the lock: it is a guess."""
+        """Estimate of the least seconds that new rows would wait; read without the lock."""
         return self._queue.min_wait
 
     @property
     def last_batch_end(self) -> float:
-        """When the last batch was done, on the lane's clock; -inf: there was none yet."""
-        return self._ended
+        """When the last batch ended, on the batcher's clock; -inf: none has run yet."""
+        return self._last_batch_end
 
     def wait_until_ready(self) -> None:
-        """Block until the lane's threads are ready for batches. Raises what `begin` raised."""
-        for begun in self._begun:
-            begun.result()
+        """Block until all threads are ready for batches. Raises what `initializer` raised."""
+        for ready in self._ready:
+            ready.result()
 
     def submit(
         self,
         payload: Any,
         rows: int,
         nbytes: int,
-        caller: CallContext,
+        context: RequestContext,
         *,
         work: int = 0,
         weight: int = 1,
-        keep: bool = True,
+        keep_outputs: bool = True,
     ) -> Future[Outputs]:
-        """Queue `rows` rows of `payload`; the reply is their outputs, in order, however batched.
+        """Queue `rows` rows of `payload`. The future's result is their outputs, in order, however
+        the rows were batched.
 
-        work: rows of the whole call, as far as known, where this is a part of a stream
-        weight: each row costs a run as much as so many others, batch_rows at most
-        keep: False: `run` gives the payload what is wanted of the outputs, and the reply has none
-              of them where there were several batches
+        work: rows of the whole call, as far as known, if these rows are a part of a stream
+        weight: each row costs a run as much as so many others, at most batch_rows
+        keep_outputs: False: `run` hands the payload the outputs it needs, and the result has none
+                      of them if there were several batches
 
-        Raises Overloaded at once when there is no room or no time, DeadlineExceeded when it is too
-        late already, or would be however soon the rows ran, Unavailable when the lane is closing.
-        The reply fails with DeadlineExceeded when the deadline passes before the last row ran, with
-        EngineError when the engine fails on these rows. When the caller goes, what has not been run
-        is dropped.
+        Raises Overloaded at once when there is no room or no time; DeadlineExceeded when the
+        deadline has passed or is too near for these rows even in an empty queue; Unavailable when
+        the batcher is closing. The future fails with DeadlineExceeded when the deadline passes
+        before the last row has run, with EngineError when the engine fails on these rows. When the
+        call is cancelled, the rows that have not run are dropped.
         """
-        entry = Entry(payload, rows, nbytes, caller.deadline, caller.background)
-        entry.work, entry.weight, entry.keeps_outputs = work, weight, keep
-        reply: Future[Outputs] = Future(lambda: self._withdraw(entry))
-        entry.reply, entry.stats = reply, caller.stats
+        entry = Entry(payload, rows, nbytes, context.deadline, context.background)
+        entry.work, entry.weight, entry.keep_outputs = work, weight, keep_outputs
+        future: Future[Outputs] = Future(lambda: self._cancel(entry))
+        entry.future, entry.stats = future, context.stats
         now = self._clock()
-        if caller.deadline <= now:
-            raise self._runner.expired("when the rows reached the queue")
+        if context.deadline <= now:
+            raise self._runner.expired("before the rows were queued")
         with self._changed:
             if self._closing:
-                raise Unavailable("The server is stopping. Another one may answer.")
+                raise Unavailable("The server is shutting down. Retry on another server.")
             try:
                 self._queue.admit(entry, now)
-            except (Overloaded, DeadlineExceeded) as refusal:
-                self._count(refusal)
+            except (Overloaded, DeadlineExceeded) as error:
+                self._count_rejected(error)
                 raise
-            self._call_for_a_run()
-        caller.on_cancel(reply)
-        return reply
+            self._wake_one()
+        context.on_cancel(future)
+        return future
 
-    def check(self, rows: int, nbytes: int, caller: CallContext, weight: int = 1) -> None:
+    def check(self, rows: int, nbytes: int, context: RequestContext, weight: int = 1) -> None:
         """Raise what `submit` would raise now: for calls that run other rows first."""
-        entry = Entry(None, rows, nbytes, caller.deadline, caller.background, weight=weight)
+        entry = Entry(None, rows, nbytes, context.deadline, context.background, weight=weight)
         with self._changed:
             try:
                 self._queue.check(entry, self._clock())
-            except (Overloaded, DeadlineExceeded) as refusal:
-                self._count(refusal)
+            except (Overloaded, DeadlineExceeded) as error:
+                self._count_rejected(error)
                 raise
 
-    def _count(self, refusal: Overloaded | DeadlineExceeded) -> None:
-        if isinstance(refusal, Overloaded):
-            self._metrics.shed.labels(self.name, refusal.reason).inc()
+    def _count_rejected(self, error: Overloaded | DeadlineExceeded) -> None:
+        if isinstance(error, Overloaded):
+            self._metrics.shed.labels(self.name, error.reason).inc()
         else:
             self._metrics.dropped.labels(self.name, "expired").inc()
 
     def close(self) -> None:
-        """Run what waits, then end the threads; blocks. New rows are refused from now on."""
+        """Refuse new rows, run the rows that wait, then end the threads; blocks."""
         with self._changed:
             self._closing = True
-            self._call_all()
+            self._wake_all()
         for thread in self._threads:
             thread.join()
 
-    def _withdraw(self, entry: Entry) -> None:
+    def _cancel(self, entry: Entry) -> None:
         if self._finish(entry):
-            _take_reply(entry)
+            _detach_future(entry)
             self._metrics.dropped.labels(self.name, "cancelled").inc()
 
     def run_next(self) -> bool:
-        """Run the next batch in this thread, unless it is for others; False: nothing waits."""
+        """Run the next batch in this thread, unless another thread is to run it. Returns whether
+        more rows wait."""
         with self._changed:
-            self._promised = False
-            if not self._ready:
+            self._inline_scheduled = False
+            if not self._can_run:
                 return False
             now = self._clock()
-            batch, expired = self._queue.take(now)
+            batch, expired = self._queue.next_batch(now)
             if batch and not self._running:
-                self._queue.observe_dispatch_gap(now - max(self._ended, batch[0].entry.enqueued_at))
+                free_since = max(self._last_batch_end, batch[0].entry.queued_at)
+                self._queue.observe_dispatch_gap(now - free_since)
             self._running += 1
-            self._call_for_a_run()
+            self._wake_one()
         for entry in expired:
-            _take_reply(entry).set_exception(self._runner.expired())
-        answers = self._run_batch(batch)
+            _detach_future(entry).set_exception(self._runner.expired())
+        results = self._run_batch(batch)
         with self._changed:
-            self._running, self._ended = self._running - 1, self._clock()
+            self._running, self._last_batch_end = self._running - 1, self._clock()
             waiting = self._queue.rows > 0
             if waiting:
-                self._call_for_a_run()
+                self._wake_one()
             elif self._closing:
-                self._call_all()
-        for entry, answer in answers:
-            if isinstance(answer, Exception):
-                _take_reply(entry).set_exception(answer)
+                self._wake_all()
+        for entry, result in results:
+            if isinstance(result, Exception):
+                _detach_future(entry).set_exception(result)
             else:
-                _take_reply(entry).set_result(answer)
+                _detach_future(entry).set_result(result)
         return waiting
 
     @property
-    def _ready(self) -> bool:
-        """Whether a batch may be taken now: none runs, or a thread is free and a full one waits."""
+    def _can_run(self) -> bool:
+        """Whether a batch may start: none runs, or a thread is free and a full batch waits."""
         if not self._running:
             return self._queue.rows > 0
         free = self._running < len(self._threads)
         return free and self._queue.rows >= self._queue.batch_rows
 
-    def _call_for_a_run(self) -> None:
-        """See that somebody runs what waits: this thread if it helps, else one of the lane's."""
-        if self._promised or not self._ready:
+    def _wake_one(self) -> None:
+        """Have a thread run the rows that wait: this one if it runs inline, else one of ours."""
+        if self._inline_scheduled or not self._can_run:
             return
-        helped: list[Batcher] | None = getattr(_helper, "lanes", None)
+        scheduled: list[Batcher] | None = getattr(_inline, "scheduled", None)
         if (
-            helped is not None
-            and not self._begin
+            scheduled is not None
+            and not self._initializer
             and self._queue.next_seconds <= INLINE_MAX_SECONDS
         ):
-            self._promised = True
-            helped.append(self)
+            self._inline_scheduled = True
+            scheduled.append(self)
         elif self._idle:
             self._idle -= 1
             self._changed.notify()
 
-    def _call_all(self) -> None:
+    def _wake_all(self) -> None:
         self._idle = 0
         self._changed.notify_all()
 
-    def _work(self, begun: concurrent.futures.Future[None]) -> None:
-        """One of the lane's own threads."""
+    def _work(self, ready: concurrent.futures.Future[None]) -> None:
+        """One of the batcher's own threads."""
         try:
-            if self._begin:
-                self._begin()
+            if self._initializer:
+                self._initializer()
         except Exception as error:
-            begun.set_exception(error)
+            ready.set_exception(error)
         else:
-            begun.set_result(None)
+            ready.set_result(None)
         while True:
             with self._changed:
-                while self._promised or not self._ready:
+                while self._inline_scheduled or not self._can_run:
                     if self._closing and not self._queue.rows and not self._running:
                         return
                     self._idle += 1
                     self._changed.wait()
             self.run_next()
 
-    def _run_batch(self, batch: list[BatchItem]) -> list[Answer]:
-        """Run one batch; the answers that it completes."""
+    def _run_batch(self, batch: list[BatchItem]) -> list[Result]:
+        """Run one batch; returns the results of the entries that it completes."""
         now = self._clock()
-        for share in batch:
-            if share.start == 0:
-                share.entry.began = now
-                self._queue_seconds.observe(now - share.entry.enqueued_at)
-        answers: list[Answer] = []
-        outcomes, ended = self._runner.run(batch), self._clock()
-        for share, outcome in outcomes:
-            entry = share.entry
-            if not isinstance(outcome, Exception) and share.rows < entry.rows:
+        for item in batch:
+            if item.start == 0:
+                item.entry.started_at = now
+                self._queue_seconds.observe(now - item.entry.queued_at)
+        results: list[Result] = []
+        outcomes, ended_at = self._runner.run(batch), self._clock()
+        for item, outcome in outcomes:
+            entry = item.entry
+            if not isinstance(outcome, Exception) and item.rows < entry.rows:
                 with self._changed:
-                    entry.parts.append((share.start, outcome if entry.keeps_outputs else ()))
-                    entry.run += share.rows
-                    if entry.run < entry.rows:
+                    entry.parts.append((item.start, outcome if entry.keep_outputs else ()))
+                    entry.rows_run += item.rows
+                    if entry.rows_run < entry.rows:
                         continue
-                outcome = _rejoin(entry.parts)
-            if self._finish(entry, ended):
-                answers.append((entry, outcome))
-        return answers
+                outcome = _concat_parts(entry.parts)
+            if self._finish(entry, ended_at):
+                results.append((entry, outcome))
+        return results
 
-    def _learn(self, work: int, seconds: float) -> None:
+    def _on_success(self, work: int, seconds: float) -> None:
         with self._changed:
             self._queue.observe(work, seconds)
 
-    def _finish(self, entry: Entry, ended: float | None = None) -> bool:
-        """Mark the entry answered; False: somebody did before, or its caller has gone. If it was
-        run to its end, that is entered in its account."""
+    def _finish(self, entry: Entry, ended_at: float | None = None) -> bool:
+        """Mark the entry done. Returns False if it was done already, or its call was cancelled.
+
+        ended_at: when its last row had run: recorded in the call's statistics.
+        """
         with self._changed:
-            was_wanted = self._queue.discard(entry)
-            if was_wanted and ended is not None:
-                entry.stats.note(self.name, entry.rows, entry.enqueued_at, entry.began, ended)
-            return was_wanted
+            was_waiting = self._queue.discard(entry)
+            if was_waiting and ended_at is not None:
+                entry.stats.record(
+                    self.name, entry.rows, entry.queued_at, entry.started_at, ended_at
+                )
+            return was_waiting
 
     def _oldest_age(self) -> float:
         with self._changed:
@@ -316,18 +356,19 @@ class Batcher:
         return 0.0 if oldest is None else self._clock() - oldest
 
 
-def _take_reply(entry: Entry) -> Future[Outputs]:
-    """The entry's reply, which the entry lets go of: together they are a cycle that only the
-    garbage collector would free, with all the arrays it holds."""
-    reply: Future[Outputs] = entry.reply
-    entry.reply, entry.parts = None, []
-    return reply
+def _detach_future(entry: Entry) -> Future[Outputs]:
+    """The entry's future, removed from the entry: together they are a cycle that only the garbage
+    collector would free, with all of its arrays."""
+    future: Future[Outputs] = entry.future
+    entry.future, entry.parts = None, []
+    return future
 
 
-def _rejoin(parts: list[tuple[int, Outputs]]) -> Outputs:
-    """The outputs of one request's shares, one below the other, whichever was done first.
+def _concat_parts(parts: list[tuple[int, Outputs]]) -> Outputs:
+    """The outputs of one request's batch items, concatenated in the order of the rows.
 
-    An output that only some of its batches had was wanted by their other requests.
+    An output that is missing in some of the batches was not requested by this call, but by others
+    in the same batches: the result has None for it.
     """
     parts.sort(key=operator.itemgetter(0))
     columns = zip(*(outputs for _, outputs in parts), strict=True)

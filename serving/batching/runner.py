@@ -1,6 +1,6 @@
-"""Running a lane's batches: counted, timed, and when one fails, whom to blame found out.
+"""Runs a batcher's batches: counts and times them, and finds the request that makes one fail.
 
-Knows neither gRPC nor ONNX: `run` turns shares of payloads into arrays.
+Knows neither gRPC nor ONNX: `run` turns batch items into arrays.
 """
 
 from __future__ import annotations
@@ -18,40 +18,42 @@ from latentd.metrics import Metrics
 log = logging.getLogger(__name__)
 
 Outputs = tuple[Any, ...]
-"""What a run gives: arrays whose first axis is the batch's rows; None for what nobody wanted."""
-Run = Callable[[Sequence[BatchItem]], Outputs]
+"""The results of a run: arrays whose first axis is the batch's rows; None for an output that no
+request of the batch asked for."""
+RunFn = Callable[[Sequence[BatchItem]], Outputs]
 Outcome = tuple[BatchItem, Outputs | Exception]
 
 MAX_BISECT_RUNS: Final = 16
-"""Failing runs spent on finding whom to blame for one failed batch."""
+"""How many runs may fail in the search for the requests that make one batch fail."""
 
 
 class EngineError(LatentdError):
-    """The engine raised on these rows, or gave back another number of rows than it was given."""
+    """The engine raised on these rows, or returned another number of rows than it was given."""
 
 
 class BatchRunner:
-    """Runs the batches of one graph. Several threads may: their times are then told apart.
+    """Runs the batches of one graph. Several threads may run some at once: each is timed apart.
 
-    name, run, clock: as the lane's
-    batch_rows: the most rows that a batch may have, for the gauge of how full they are
-    learn: told the rows, times their weights, and the seconds of each run that did not fail
+    name, run, clock: as the batcher's
+    batch_rows: the largest number of rows in a batch, to measure how full batches are
+    on_success: called after each run that did not fail, with the rows times their weights and the
+                seconds
     """
 
     def __init__(
         self,
         name: str,
-        run: Run,
+        run: RunFn,
         metrics: Metrics,
         clock: Callable[[], float],
         batch_rows: int,
-        learn: Callable[[int, float], None],
+        on_success: Callable[[int, float], None],
     ) -> None:
         self._name, self._run, self._clock = name, run, clock
-        self._most_rows, self._learn = batch_rows, learn
-        self._began: dict[int, float] = {}  # by thread, on time.monotonic's clock
-        self._ended = 0.0  # the last run's end, on time.perf_counter's clock
-        self.failures = 0  # runs that raised since one did not
+        self._max_rows, self._on_success = batch_rows, on_success
+        self._started_at: dict[int, float] = {}  # by thread, on time.monotonic's clock
+        self._ended_at = 0.0  # the last run's end, on time.perf_counter's clock
+        self.failures = 0  # runs that raised since the last success
         self._run_seconds = metrics.compute_duration.labels(name)
         self._batch_rows = metrics.batch_rows.labels(name)
         self._batch_fill = metrics.batch_fill.labels(name)
@@ -61,28 +63,28 @@ class BatchRunner:
 
     @property
     def running_since(self) -> float | None:
-        """When the oldest run under way began, on time.monotonic's clock; None: there is none."""
-        return min(list(self._began.values()), default=None)
+        """When the oldest current run started, on time.monotonic's clock; None: none runs."""
+        return min(list(self._started_at.values()), default=None)
 
     def run(self, batch: list[BatchItem]) -> list[Outcome]:
-        """Run a batch; what became of each share that anybody still waits for."""
-        return self._isolate(batch, [MAX_BISECT_RUNS])
+        """Run a batch; returns the outcome of each item that is still wanted."""
+        return self._bisect(batch, [MAX_BISECT_RUNS])
 
-    def expired(self, when: str = "while the rows waited") -> DeadlineExceeded:
-        """What rows are answered with that are too late to be run; counts them."""
+    def expired(self, when: str = "while queued") -> DeadlineExceeded:
+        """The error for rows whose deadline passed before they ran; counts it."""
         self._expired.inc()
-        return DeadlineExceeded(f"The deadline passed {when}. They were not run.")
+        return DeadlineExceeded(f"Deadline exceeded {when}; the rows were not run.")
 
-    def _isolate(self, batch: list[BatchItem], attempts: list[int]) -> list[Outcome]:
-        """Run a batch; if that fails, run its halves, down to the request that is to blame.
+    def _bisect(self, batch: list[BatchItem], attempts: list[int]) -> list[Outcome]:
+        """Run a batch; if that fails, run its halves, down to the request that fails alone.
 
-        attempts: runs that may still fail before the rest is given up as the engine's own fault.
+        attempts: runs that may still fail before all remaining rows fail with the engine's error.
         """
         batch, outcomes = self._still_wanted(batch)
         if not batch:
             return outcomes
         try:
-            outputs = self._timed(batch)
+            outputs = self._run_timed(batch)
         except Exception as error:
             attempts[0] -= 1
             self.failures += 1
@@ -90,47 +92,48 @@ class BatchRunner:
             log.exception("The %s failed on a batch of %d requests.", self._name, len(batch))
             if len(batch) > 1 and attempts[0] > 0:
                 middle = len(batch) // 2
-                outcomes += self._isolate(batch[:middle], attempts)
-                outcomes += self._isolate(batch[middle:], attempts)
+                outcomes += self._bisect(batch[:middle], attempts)
+                outcomes += self._bisect(batch[middle:], attempts)
             else:
                 failure = EngineError(f"The {self._name} failed on these rows.")
                 failure.__cause__ = error
-                outcomes += [(share, failure) for share in batch]
+                outcomes += [(item, failure) for item in batch]
             return outcomes
         start = 0
-        for share in batch:
-            stop = start + share.rows
-            outcomes.append((share, tuple(o if o is None else o[start:stop] for o in outputs)))
+        for item in batch:
+            stop = start + item.rows
+            outcomes.append((item, tuple(o if o is None else o[start:stop] for o in outputs)))
             start = stop
         return outcomes
 
     def _still_wanted(self, batch: list[BatchItem]) -> tuple[list[BatchItem], list[Outcome]]:
-        """The last check before the run: without the cancelled, and the expired as outcomes."""
+        """The last check before a run: the batch without cancelled and expired items, and the
+        outcomes of the expired ones."""
         now = self._clock()
-        alive = [share for share in batch if not share.entry.dead]
-        late = [share for share in alive if share.entry.deadline <= now]
+        wanted = [item for item in batch if not item.entry.done]
+        late = [item for item in wanted if item.entry.deadline <= now]
         if late:
-            alive = [share for share in alive if share.entry.deadline > now]
-        return alive, [(share, self.expired()) for share in late]
+            wanted = [item for item in wanted if item.entry.deadline > now]
+        return wanted, [(item, self.expired()) for item in late]
 
-    def _timed(self, batch: list[BatchItem]) -> Outputs:
-        rows = sum(share.rows for share in batch)
-        began, me = time.perf_counter(), threading.get_ident()
-        self._began[me] = time.monotonic()
+    def _run_timed(self, batch: list[BatchItem]) -> Outputs:
+        rows = sum(item.rows for item in batch)
+        started_at, thread = time.perf_counter(), threading.get_ident()
+        self._started_at[thread] = time.monotonic()
         try:
             outputs = self._run(batch)
         finally:
-            del self._began[me]
-        ended = time.perf_counter()
-        # While another thread's run held the device, this one waited: that time is not its own.
-        seconds, self._ended = ended - max(began, self._ended), ended
+            del self._started_at[thread]
+        ended_at = time.perf_counter()
+        # While another thread's run occupied the device, this one waited: that time does not count.
+        seconds, self._ended_at = ended_at - max(started_at, self._ended_at), ended_at
         for output in outputs:
             if output is not None and len(output) != rows:
                 raise EngineError(f"{rows} rows went in and {len(output)} came out.")
         self.failures = 0
-        self._learn(sum(share.rows * share.entry.weight for share in batch), seconds)
+        self._on_success(sum(item.rows * item.entry.weight for item in batch), seconds)
         self._run_seconds.observe(seconds)
         self._busy.inc(seconds)
         self._batch_rows.observe(rows)
-        self._batch_fill.observe(rows / self._most_rows)
+        self._batch_fill.observe(rows / self._max_rows)
         return outputs

@@ -1,1 +1,1 @@
-"""A call: the coroutine that answers it, who asks and until when, and what it costs."""
+"""A call: its coroutine, its context, its statistics, and the things that it uses."""

@@ -1,21 +1,24 @@
-"""Calls as coroutines that are resumed by whoever has their answer.
+"""Runs each call as a coroutine, without an event loop.
 
-A method of the service is straight-line `async def` code, but no event loop runs it: loops, their
-tasks and their wake-ups across threads cost several times what a call itself does. `start` runs a
-coroutine in the thread that received the call until it waits for a Reply; the thread that resolves
-the Reply, a lane's most often, runs it on from there.
+A method of the service is straight-line `async def` code. No event loop runs it: a loop, its tasks
+and its wake-ups across threads cost several times what a call itself costs. `run_coroutine` runs
+the coroutine in the thread that received the call, until it awaits a Future that is not done. The
+thread that sets the Future's result, most often a batcher's, then resumes the coroutine.
+
+**Code after an `await` may run in another thread than the code before it.** So a coroutine keeps no
+thread-local state, holds no lock across an `await`, and never blocks. serving/README.md, "How a
+call runs", shows the path of a call and lists every thread.
+
+The names are those of asyncio and concurrent.futures.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, TypeVar
-
-from latentd.calls.stats import CallStats
 
 log = logging.getLogger(__name__)
 
@@ -23,42 +26,48 @@ T = TypeVar("T")
 
 
 class Cancelled(BaseException):
-    """The caller has gone. No Exception: only what cleans up should see it."""
+    """The client has cancelled the call or disconnected. Not an Exception, as asyncio's
+    CancelledError is not: only code that cleans up should catch it."""
 
 
 class Future(Generic[T]):
-    """An answer to come, from any thread to any thread. The first answer counts."""
+    """A result to come. Any thread may set it, and any thread may await it. The first result or
+    exception counts; later ones are ignored."""
 
-    __slots__ = ("_done", "_error", "_lock", "_on_cancel", "_resume", "_value")
+    __slots__ = ("_callback", "_done", "_error", "_lock", "_on_cancel", "_value")
 
     def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
-        """on_cancel: called when the reply fails because its caller has gone."""
+        """on_cancel: called when the future fails with Cancelled."""
         self._on_cancel = on_cancel
         self._lock = threading.Lock()
         self._done = False
         self._value: T | None = None
         self._error: BaseException | None = None
-        self._resume: Callable[[], None] | None = None
+        self._callback: Callable[[], None] | None = None
 
     def set_result(self, value: T) -> None:
-        """Answer; runs on here and now whoever waits."""
+        """Set the result. The coroutine that awaits it continues in this thread, before this method
+        returns."""
         self._finish(value, None)
 
     def set_exception(self, error: BaseException) -> None:
-        """Answer with an error, raised in whoever waits."""
+        """Set an exception, which `await` raises. The coroutine continues as in `set_result`."""
         self._finish(None, error)
 
-    @property
     def done(self) -> bool:
-        """Whether there is an answer."""
+        """Whether there is a result or an exception."""
         return self._done
 
-    def then(self, resume: Callable[[], None]) -> bool:
-        """Call `resume` once there is an answer; False: there is one already, go on yourself."""
+    def add_done_callback(self, callback: Callable[[], None]) -> bool:
+        """Call `callback`, without arguments, once there is a result or an exception.
+
+        There is room for one callback. Unlike asyncio's, a future that is done already returns
+        False and does not call it.
+        """
         with self._lock:
             if self._done:
                 return False
-            self._resume = resume
+            self._callback = callback
             return True
 
     def __await__(self) -> Generator[Future[T], None, T]:
@@ -68,8 +77,8 @@ class Future(Generic[T]):
             try:
                 raise self._error
             finally:
-                # The error's traceback holds this frame: with the reply in it they were a cycle,
-                # and all that the call held would wait for the garbage collector.
+                # The error's traceback refers to this frame. With the future in the frame they
+                # would be a cycle, and the call's memory would wait for the garbage collector.
                 del self
         return self._value  # type: ignore[return-value]
 
@@ -78,97 +87,36 @@ class Future(Generic[T]):
             if self._done:
                 return
             self._value, self._error, self._done = value, error, True
-            resume, self._resume = self._resume, None
+            callback, self._callback = self._callback, None
         if self._on_cancel is not None and isinstance(error, Cancelled):
             self._on_cancel()
-        if resume is not None:
-            resume()
-
-
-class CallContext:
-    """Who asks: by when, how urgently, and whether still.
-
-    deadline:   seconds on time.monotonic's clock; math.inf: none
-    background: lets others go first
-    authorization: the header of that name, "" where there is none
-    scopes:     of its token; None: the server asks for no tokens
-    header_bytes: all headers of the call together
-    account:    what the call costs
-    """
-
-    __slots__ = (
-        "_on_done",
-        "_pending",
-        "authorization",
-        "background",
-        "cancelled",
-        "deadline",
-        "header_bytes",
-        "scopes",
-        "stats",
-    )
-
-    def __init__(self, deadline: float = math.inf, background: bool = False) -> None:
-        self.deadline, self.background = deadline, background
-        self.authorization = ""
-        self.scopes: frozenset[str] | None = None
-        self.stats = CallStats()
-        self.header_bytes = 0
-        self.cancelled = False
-        self._pending: set[Future[Any]] = set()
-        self._on_done: Callable[[], None] | None = None
-
-    def on_cancel(self, reply: Future[Any]) -> None:
-        """Fail `reply` with Cancelled when the caller goes; at once if that has happened."""
-        for earlier in list(self._pending):
-            if earlier.done:  # a stream makes no end of them, each with the rows it brought
-                self._pending.discard(earlier)
-        self._pending.add(reply)
-        if self.cancelled:
-            reply.set_exception(Cancelled())
-
-    def cancel(self) -> None:
-        """The caller has gone: nothing that waits for it need be done."""
-        self.cancelled = True
-        for reply in list(self._pending):
-            reply.set_exception(Cancelled())
-
-    def on_done(self, act: Callable[[], None]) -> None:
-        """Call `act` when the call has ended, however. There is room for one."""
-        self._on_done = act
-
-    def done(self) -> None:
-        """The call has ended: what it still waits for need not be done either."""
-        for reply in list(self._pending):
-            reply.set_exception(Cancelled())
-        self._pending = set()
-        act, self._on_done = self._on_done, None
-        if act is not None:
-            act()
+        if callback is not None:
+            callback()
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine as far as it goes now; what it waits for runs it on."""
-    _Run(coroutine).step()
+    """Run a coroutine in this thread until it ends or awaits a future that is not done. The thread
+    that sets that future's result runs it on."""
+    _Task(coroutine).step()
 
 
 def create_task(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start a coroutine beside this one; the reply is what it returns or raises."""
-    reply: Future[T] = Future()
+    """Start another coroutine in this thread; the future is what it returns or raises."""
+    future: Future[T] = Future()
 
     async def run() -> None:
         try:
             result = await coroutine
-        except BaseException as error:  # Cancelled, too, is for who waits
-            reply.set_exception(error)
+        except BaseException as error:  # Cancelled, too, is for the code that awaits the future
+            future.set_exception(error)
         else:
-            reply.set_result(result)
+            future.set_result(result)
 
     run_coroutine(run())
-    return reply
+    return future
 
 
-class _Run:
+class _Task:
     __slots__ = ("_coroutine",)
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -177,29 +125,30 @@ class _Run:
     def step(self) -> None:
         try:
             while True:
-                reply: Future[Any] = self._coroutine.send(None)
-                if reply.then(self.step):
+                future: Future[Any] = self._coroutine.send(None)
+                if future.add_done_callback(self.step):
                     return
         except StopIteration:
             pass
-        except BaseException:  # it must not end the thread that happened to resume it
-            log.exception("A call ended by an error that nothing caught.")
+        except BaseException:  # it must not end the thread that happened to resume the call
+            log.exception("Unhandled exception in a call.")
 
 
-_pool: Final = ThreadPoolExecutor(thread_name_prefix="offload")
+_executor: Final = ThreadPoolExecutor(thread_name_prefix="offload")
 
 
-def run_in_executor(work: Callable[..., T], *args: Any) -> Future[T]:
-    """Do what takes milliseconds and no lane in a thread of its own, so that no call waits."""
-    reply: Future[T] = Future()
+def run_in_executor(function: Callable[..., T], *args: Any) -> Future[T]:
+    """Run `function` in the thread pool: for work of milliseconds that no batcher does, so that no
+    other call waits for it. The coroutine that awaits the future continues in the pool's thread."""
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            result = work(*args)
+            result = function(*args)
         except BaseException as error:
-            reply.set_exception(error)
+            future.set_exception(error)
         else:
-            reply.set_result(result)
+            future.set_result(result)
 
-    _pool.submit(run)
-    return reply
+    _executor.submit(run)
+    return future

@@ -1,4 +1,4 @@
-"""What one call costs: its rows, how long they waited and how long they ran."""
+"""What one call costs: its rows, how long they were queued and how long they ran."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final
 
 REQUEST_ID: Final = "x-request-id"
 HEADERS: Final = frozenset((REQUEST_ID, "traceparent", "tracestate"))
-"""Of a call, for its account: its own id, and W3C's trace context."""
-_HARMLESS: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-"""A caller's request id goes into logs and trailers: nothing there can be broken by these."""
+"""The headers that the statistics keep: the call's request id, and W3C's trace context."""
+_SAFE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+"""A client's request id goes into logs and trailers; these characters cannot break either."""
 MAX_SPANS: Final = 64
-"""Remembered of one call: a stream may have any number of them."""
+"""How many spans a call keeps: a stream may have any number of them."""
 
 _process: Final = secrets.token_hex(4)
 _numbers: Final = itertools.count(1)
@@ -22,56 +22,59 @@ _numbers: Final = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class BatchSpan:
-    """The way of some rows through a lane; times on time.monotonic's clock."""
+    """Some rows in one batcher; times on time.monotonic's clock."""
 
     graph: str
     rows: int
     queued_at: float
-    began: float  # when the first row left the queue
-    ended: float  # when the last one had been run
+    started_at: float  # when the first batch with some of the rows started
+    ended_at: float  # when the last of them had run
 
 
 class CallStats:
-    """Of one call.
+    """The statistics of one call.
 
-    request_id: the caller's own if it gave one that is harmless, else one made here
-    context:    the caller's trace context, by the names of W3C's headers
-    passes:     the first ones, while somebody wants them; None: nobody does
+    request_id: the client's, if it sent a safe one; otherwise generated here
+    context:    the client's trace context, by the names of W3C's headers; None: it sent none
+    spans:      the first MAX_SPANS, if a list was set to keep them in; None: not kept
     """
 
-    __slots__ = ("_graphs", "context", "passes", "request_id")
+    __slots__ = ("_graphs", "context", "request_id", "spans")
 
     def __init__(self) -> None:
         self.request_id = f"{_process}{next(_numbers):x}"
         self.context: dict[str, str] | None = None
-        self.passes: list[BatchSpan] | None = None
-        self._graphs: dict[str, list[Any]] = {}  # rows and seconds: waited, run
+        self.spans: list[BatchSpan] | None = None
+        self._graphs: dict[str, list[Any]] = {}  # rows, seconds queued, seconds run
 
     def set_header(self, header: str, value: str | bytes) -> None:
-        """Take in one of HEADERS."""
+        """Keep one of HEADERS."""
         if header != REQUEST_ID:
             self.context = {**(self.context or {}), header: str(value)}
-        elif isinstance(value, str) and _HARMLESS.fullmatch(value):
+        elif isinstance(value, str) and _SAFE_REQUEST_ID.fullmatch(value):
             self.request_id = value
 
-    def note(self, graph: str, rows: int, queued_at: float, began: float, ended: float) -> None:
-        """Enter a pass. Of each lane by one thread at a time, under the lane's lock."""
-        spent = self._graphs.get(graph)
-        if spent is None:
-            self._graphs[graph] = [rows, began - queued_at, ended - began]
+    def record(
+        self, graph: str, rows: int, queued_at: float, started_at: float, ended_at: float
+    ) -> None:
+        """Add some rows that a graph has run. For each graph, one thread at a time calls this,
+        under the batcher's lock."""
+        totals = self._graphs.get(graph)
+        if totals is None:
+            self._graphs[graph] = [rows, started_at - queued_at, ended_at - started_at]
         else:
-            spent[0] += rows
-            spent[1] += began - queued_at
-            spent[2] += ended - began
-        if self.passes is not None and len(self.passes) < MAX_SPANS:
-            self.passes.append(BatchSpan(graph, rows, queued_at, began, ended))
+            totals[0] += rows
+            totals[1] += started_at - queued_at
+            totals[2] += ended_at - started_at
+        if self.spans is not None and len(self.spans) < MAX_SPANS:
+            self.spans.append(BatchSpan(graph, rows, queued_at, started_at, ended_at))
 
-    def sum(self) -> tuple[int, float, float]:
-        """Over all passes: rows run in the lane that ran most of them; seconds from when rows were
-        queued until the first of them was run; and from then until the last had been run."""
-        rows, waited, ran = 0, 0.0, 0.0
-        for spent in self._graphs.values():
-            rows = max(rows, spent[0])
-            waited += spent[1]
-            ran += spent[2]
-        return rows, waited, ran
+    def totals(self) -> tuple[int, float, float]:
+        """Over all graphs: the rows of the graph that ran most; the seconds that rows were queued
+        until the first of them ran; the seconds from then until the last of them had run."""
+        rows, queued, ran = 0, 0.0, 0.0
+        for graph_rows, graph_queued, graph_ran in self._graphs.values():
+            rows = max(rows, graph_rows)
+            queued += graph_queued
+            ran += graph_ran
+        return rows, queued, ran

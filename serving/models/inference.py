@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from latentd import likelihood
 from latentd.batching.batcher import Batcher
-from latentd.batching.in_flight import InFlight
 from latentd.batching.rowqueue import RowQueue
-from latentd.batching.runner import Outputs, Run
+from latentd.batching.runner import Outputs, RunFn
 from latentd.bundle import LIKELIHOODS, Manifest
-from latentd.calls.coroutines import CallContext, Future, run_in_executor
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import Future, run_in_executor
+from latentd.calls.in_flight import InFlight
 from latentd.errors import InvalidArgument
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
@@ -64,7 +65,7 @@ class Model:
         largest = 4 * (self.params_per_element * self.manifest.x.size + self.manifest.latent_size)
         self.max_rows = max(1, min(settings.max_rows, settings.max_message_bytes // (largest + 64)))
 
-        def batcher(name: str, tuned: ProfiledGraph, run: Run) -> Batcher:
+        def batcher(name: str, tuned: ProfiledGraph, run: RunFn) -> Batcher:
             queue = RowQueue(
                 tuned.batch_rows,
                 settings.queue_rows,
@@ -73,9 +74,13 @@ class Model:
                 min(tuned.batch_rows, profiling.background_batch_rows(tuned.costs)),
             )
             version = (self.manifest.model, self.manifest.version)
-            begin = release_to_workers(tuned)
-            threads = 2 if begin else 1  # on a GPU copying is worth a thread, on a CPU it is not
-            return Batcher(name, version, queue, run, metrics, begin=begin, threads=threads)
+            initializer = release_to_workers(tuned)
+            threads = (
+                2 if initializer else 1
+            )  # on a GPU copying is worth a thread, on a CPU it is not
+            return Batcher(
+                name, version, queue, run, metrics, initializer=initializer, threads=threads
+            )
 
         encode = functools.partial(encode_batch, prepared.encoder.graph)
         decode = functools.partial(decode_batch, prepared.decoder.graph, self.manifest.latent_size)
@@ -155,7 +160,7 @@ class Model:
         source = PosteriorSamples(mean, log_var, draw, draws)
         scores = Scoring(x, source, self.manifest)
         decoding = DecodePayload(source, params=True, scoring=scores)
-        await self.decoder.submit(decoding, rows, nbytes, caller, weight=weight, keep=False)
+        await self.decoder.submit(decoding, rows, nbytes, caller, weight=weight, keep_outputs=False)
         return await run_in_executor(scores.scores)
 
     def _score_weight(self, rows: int) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from latentd import bundle
-from latentd.calls.coroutines import CallContext
+from latentd.calls.context import CallContext
 from latentd.errors import BundleError, ConfigError, ModelNotFound
 from latentd.metrics import Metrics
 from latentd.models import attempts, storage
@@ -117,7 +117,7 @@ class Repository:
         defaults. Raises ModelNotFound."""
         while True:
             model = self._find(name, version)
-            if model.in_flight.take(caller):
+            if model.in_flight.acquire(caller):
                 return model  # else it was replaced just now, and is found no more
 
     def versions(self, name: str) -> list[int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from latentd import codec, latents
-from latentd.calls.coroutines import CallContext, run_in_executor
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import run_in_executor
 from latentd.errors import InvalidArgument, PermissionDenied
 from latentd.latents import POSTERIOR, NoiseRange
 from latentd.models.inference import Model

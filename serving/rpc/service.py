@@ -10,7 +10,8 @@ import numpy as np
 from latentd import codec, latents
 from latentd.batching.runner import Outputs
 from latentd.calls import coroutines
-from latentd.calls.coroutines import CallContext, Future
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import Future
 from latentd.errors import InvalidArgument
 from latentd.latents import Latents, NoiseRange
 from latentd.models.inference import Model

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from latentd import codec
 from latentd.batching.runner import EngineError
-from latentd.calls.coroutines import CallContext, run_in_executor
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import run_in_executor
 from latentd.codec import Array
 from latentd.latents import POSTERIOR
 from latentd.models.inference import Model, Reconstruction

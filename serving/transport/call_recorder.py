@@ -35,7 +35,7 @@ class CallRecorder:
     def open(self, stats: CallStats) -> None:
         """Let a call that begins remember what will be asked of it."""
         if self._tracer is not None:
-            stats.passes = []
+            stats.spans = []
 
     def enter(self, stats: CallStats, began: float, served_by: Any, status: Status) -> Status:
         """Enter a call that has ended; its status, now with what it cost in the trailers.
@@ -51,7 +51,7 @@ class CallRecorder:
             self._answered[model, status.code] = counter
         counter.inc()
         self._seconds.observe(seconds)
-        rows, waited, ran = stats.sum()
+        rows, waited, ran = stats.totals()
         if self._says == "all" or (self._says == "errors" and status.code.value[0]):
             self._say(stats, model, version, status.code.name, seconds)
         if self._tracer is not None:
@@ -63,7 +63,7 @@ class CallRecorder:
         return status
 
     def _say(self, stats: CallStats, model: str, version: int, code: str, seconds: float) -> None:
-        rows, waited, ran = stats.sum()
+        rows, waited, ran = stats.totals()
         fields = {
             "request_id": stats.request_id,
             "method": self._method,

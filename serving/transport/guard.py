@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from latentd.calls.coroutines import CallContext
+from latentd.calls.context import CallContext
 from latentd.errors import PermissionDenied, Unauthenticated
 from latentd.metrics import Metrics
 from latentd.rpc.methods import METHODS

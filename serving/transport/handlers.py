@@ -15,7 +15,8 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import Message
 
-from latentd.calls.coroutines import CallContext, Cancelled, Future
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import Cancelled, Future
 from latentd.calls.stats import HEADERS
 from latentd.errors import InvalidArgument, Overloaded
 from latentd.metrics import Metrics
@@ -109,7 +110,7 @@ async def finish(handler: Handler, stream: Stream) -> Status:
     except (Exception, Cancelled) as error:
         return status(error, "A call", stream.caller.stats.request_id)
     finally:
-        stream.caller.done()
+        stream.caller.finish()
 
 
 def not_ready() -> dict[str, Handler]:

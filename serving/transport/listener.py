@@ -21,7 +21,8 @@ import grpc
 
 from latentd.batching import batcher
 from latentd.calls import coroutines
-from latentd.calls.coroutines import CallContext, Cancelled, Future
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import Cancelled, Future
 from latentd.errors import ConfigError
 from latentd.transport import handlers
 from latentd.transport.handlers import Handler

@@ -15,7 +15,8 @@ from typing import Any
 import grpc
 
 from latentd.calls import coroutines
-from latentd.calls.coroutines import CallContext, Cancelled, Future
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import Cancelled, Future
 from latentd.errors import Overloaded
 from latentd.transport import handlers
 from latentd.transport.handlers import Handler

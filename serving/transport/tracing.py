@@ -1,7 +1,7 @@
 """OpenTelemetry spans of calls: an extra (latentd[tracing]) that nothing imports until it is on.
 
 A call is traced when it has ended, from what its account says: while it runs, tracing costs
-nothing but the account's list of passes.
+nothing but the call's list of spans.
 
     vae.v1.VaeService/Sample      the call, below the caller's own span (W3C traceparent)
       read                        parsing the message and its rows
@@ -106,14 +106,14 @@ class Tracer:
                 span.set_attributes({f"latentd.{key}": v for key, v in attributes.items()})
                 span.end(epoch + int(stop * _NS))
 
-            passes = stats.passes or []
-            if passes:
-                part("read", began, passes[0].queued_at)
-            for one in passes:
-                part("queue", one.queued_at, one.began, graph=one.graph, rows=one.rows)
-                part("run", one.began, one.ended, graph=one.graph, rows=one.rows)
-            if 0 < len(passes) < MAX_SPANS and code is grpc.StatusCode.OK:
-                part("write", max(one.ended for one in passes), ended)
+            spans = stats.spans or []
+            if spans:
+                part("read", began, spans[0].queued_at)
+            for one in spans:
+                part("queue", one.queued_at, one.started_at, graph=one.graph, rows=one.rows)
+                part("run", one.started_at, one.ended_at, graph=one.graph, rows=one.rows)
+            if 0 < len(spans) < MAX_SPANS and code is grpc.StatusCode.OK:
+                part("write", max(one.ended_at for one in spans), ended)
             call.set_attributes(
                 {
                     "rpc.system": "grpc",
@@ -123,7 +123,7 @@ class Tracer:
                     "latentd.request_id": stats.request_id,
                     "latentd.model": model,
                     "latentd.version": version,
-                    "latentd.rows": stats.sum()[0],
+                    "latentd.rows": stats.totals()[0],
                 }
             )
             if code.name in _OURS:

@@ -53,7 +53,7 @@ def call(book: CallRecorder) -> Callable[[], object]:
         stats = handlers.call_context(METADATA, 10.0).stats
         book.open(stats)
         now = time.monotonic()
-        stats.note("decoder", 1, now, now, now)
+        stats.record("decoder", 1, now, now, now)
         book.enter(stats, now, SERVED_BY, Status(message=b""))
 
     return once

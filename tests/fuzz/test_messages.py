@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentd.calls import coroutines
-from latentd.calls.coroutines import CallContext, Future
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import Future
 from latentd.pb import vae_pb2 as pb
 from latentd.transport import handlers
 from tests.support.fuzz_inputs import mutant, mutated, requests

@@ -9,7 +9,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from latentd import bundle
-from latentd.calls.coroutines import CallContext, Future
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import Future
 from latentd.metrics import Metrics
 from latentd.models import loading
 from latentd.models.inference import Model

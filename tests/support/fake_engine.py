@@ -1,4 +1,4 @@
-"""A lane on a clock that stands still, whose engine doubles what it is given."""
+"""A batcher on a clock that a test moves, with an engine that doubles its input."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from prometheus_client import CollectorRegistry
 
 from latentd.batching.batcher import Batcher
 from latentd.batching.rowqueue import BatchItem, RowQueue
-from latentd.calls.coroutines import CallContext, Future
+from latentd.calls.context import CallContext
+from latentd.calls.coroutines import Future
 from latentd.metrics import Metrics
-from tests.support.wait import LONG, awaited
+from tests.support.wait import LONG, result_of
 
 
 class Doubler:
-    """An engine that doubles, can be held, fails on 13 and 99 and remembers every row it ran."""
+    """An engine that doubles rows, can be held, fails on 13 and 99, and records all rows it ran."""
 
     def __init__(self) -> None:
         self.loses_rows = False
@@ -29,7 +30,7 @@ class Doubler:
         self.batches: list[list[int]] = []
 
     def __call__(self, batch: Sequence[BatchItem]) -> tuple[np.ndarray]:
-        rows = np.concatenate([share.payload[share.start : share.stop] for share in batch])
+        rows = np.concatenate([item.payload[item.start : item.stop] for item in batch])
         self.batches.append(rows.tolist())
         self.threads.add(threading.get_ident())
         self.running.set()
@@ -46,7 +47,7 @@ class Doubler:
 
 
 class Harness:
-    """A lane on a clock that stands still, and its engine."""
+    """A batcher on a clock that a test moves, and its engine."""
 
     def __init__(self, batch_rows: int = 4, batch_seconds: float = 0.0) -> None:
         self.engine = Doubler()
@@ -57,14 +58,14 @@ class Harness:
             "test", ("toy", 1), self.queue, self.engine, self.metrics, clock=lambda: self.now
         )
 
-    def submit(self, *rows: int, caller: CallContext | None = None) -> Future:
+    def submit(self, *rows: int, context: CallContext | None = None) -> Future:
         array = np.array(rows)
-        return self.batcher.submit(array, len(array), array.nbytes, caller or CallContext())
+        return self.batcher.submit(array, len(array), array.nbytes, context or CallContext())
 
-    def hold(self, caller: CallContext | None = None) -> Future:
-        """Occupy the engine with the row 0 until `release`."""
+    def hold(self, context: CallContext | None = None) -> Future:
+        """Keep the engine busy with the row 0 until `release`."""
         self.engine.gate.clear()
-        first = self.submit(0, caller=caller)
+        first = self.submit(0, context=context)
         assert self.engine.running.wait(LONG)
         return first
 
@@ -75,7 +76,7 @@ class Harness:
         return self.metrics.registry.get_sample_value(f"latentd_{name}", labels) or 0.0
 
 
-def answer(reply: Future) -> list[int]:
-    """Wait for a reply's rows, or raise what it failed with."""
-    (rows,) = awaited(reply)
+def rows_of(future: Future) -> list[int]:
+    """Wait for a future's rows, or raise its exception."""
+    (rows,) = result_of(future)
     return rows.tolist()

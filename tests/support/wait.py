@@ -1,4 +1,4 @@
-"""Replies for tests that have threads and no coroutines."""
+"""Waits for futures in tests that have threads and no coroutines."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TypeVar
 from latentd.calls.coroutines import Future
 
 T = TypeVar("T")
-LONG = 20.0  # seconds; nothing here waits so long unless it is broken
+LONG = 20.0  # seconds; only broken code makes a test wait so long
 
 
-def awaited(reply: Future[T]) -> T:
-    """Wait for a reply, and return its value or raise what it failed with."""
-    answered = threading.Event()
-    if reply.then(answered.set):
-        assert answered.wait(LONG)
+def result_of(future: Future[T]) -> T:
+    """Wait for a future; returns its result or raises its exception."""
+    done = threading.Event()
+    if future.add_done_callback(done.set):
+        assert done.wait(LONG)
     try:
-        next(reply.__await__())
+        next(future.__await__())
     except StopIteration as result:
         value: T = result.value
         return value
-    raise AssertionError("an answered reply waited")
+    raise AssertionError("a done future blocked")

@@ -16,7 +16,7 @@ from latentd.errors import Unavailable
 from latentd.models.watchdog import EngineWatchdog
 from tests.support.bound_model import BATCH, POISON, Gate, Opened, images
 from tests.support.fake_device import buckets
-from tests.support.wait import awaited
+from tests.support.wait import result_of
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_only_what_somebody_in_the_batch_wants_is_copied(one, gate, params, copi
     replies += [one.decode(images(2), params=wanted) for wanted in params]
     gate.open()
     for reply in replies:
-        awaited(reply)
+        result_of(reply)
     assert gate.runs[2:] == [(4, copied)]
 
 
@@ -53,7 +53,7 @@ def test_closing_finishes_what_waits_and_gives_all_memory_back(one, gate, bound)
     gate.open()
     closing.join()
     for n, reply in enumerate(replies):
-        np.testing.assert_array_equal(awaited(reply)[0], images(7, seed=n))
+        np.testing.assert_array_equal(result_of(reply)[0], images(7, seed=n))
     with pytest.raises(Unavailable):
         one.decode(images(1))
     assert not any(buckets(graph) for graph in bound)
@@ -70,10 +70,10 @@ def test_a_graph_that_hangs_or_keeps_failing_is_noticed(one, gate):
     now += 1000
     assert "A run of the decoder of toy version 1" in vitals.fatal_error()
     gate.open()
-    awaited(hanging)
+    result_of(hanging)
     for _ in range(3):
         with pytest.raises(EngineError):
-            awaited(one.decode(np.full((1, 4, 4), POISON, np.uint8)))
+            result_of(one.decode(np.full((1, 4, 4), POISON, np.uint8)))
     assert vitals.models_to_probe() == [one.model]
     assert not vitals.self_test([one.model])  # it was these rows' fault
     graph = one.model.prepared.decoder.graph

@@ -94,13 +94,13 @@ def test_no_two_calls_are_given_one_id():
 
 def test_passes_are_remembered_for_who_asks_and_never_without_end():
     stats = CallStats()
-    stats.note("decoder", 1, 0.0, 1.0, 3.0)
-    assert stats.passes is None
-    stats.passes = []
+    stats.record("decoder", 1, 0.0, 1.0, 3.0)
+    assert stats.spans is None
+    stats.spans = []
     for _ in range(1000):
-        stats.note("decoder", 1, 0.0, 1.0, 3.0)
-    assert len(stats.passes) == 64
-    assert stats.sum() == (1001, 1001.0, 2002.0)
+        stats.record("decoder", 1, 0.0, 1.0, 3.0)
+    assert len(stats.spans) == 64
+    assert stats.totals() == (1001, 1001.0, 2002.0)
 
 
 def lines_about_calls(caplog) -> list[dict[str, object]]:

@@ -39,7 +39,7 @@ def expect(waiting: PartialRequests, number: int) -> list[Future]:
 
 
 def done(replies: list[Future]) -> list[bool]:
-    return [reply.done for reply in replies]
+    return [reply.done() for reply in replies]
 
 
 def test_as_long_as_there_is_room_nobody_is_given_up(heap, waiting):
@@ -81,7 +81,7 @@ def test_a_message_that_comes_between_two_looks_is_safe(heap, waiting):
         waiting.came(number)
         reply.set_result(b"")
         waiting.look()
-        assert reply.done
+        assert reply.done()
     late = expect(waiting, 1)
     waiting.look()
     waiting.look()
@@ -137,11 +137,11 @@ def test_small_ones_have_seconds_and_others_any_time(waiting):
     (large,), (few,) = expect(waiting, 1), small(waiting, 1)
     for _ in range(request_memory.SMALL_LOOKS):
         waiting.look()
-    assert not few.done, "it had hardly any time"
+    assert not few.done(), "it had hardly any time"
     for _ in range(request_memory.SMALL_LOOKS):
         waiting.look()
-    assert few.done
-    assert not large.done
+    assert few.done()
+    assert not large.done()
 
 
 def test_of_too_many_small_ones_the_oldest_is_given_up(waiting):
