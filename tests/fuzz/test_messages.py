@@ -47,7 +47,7 @@ class Call:
 
     def read(self) -> Future[bytes | None]:
         reply: Future[bytes | None] = Future()
-        reply.resolve(self._data)
+        reply.set_result(self._data)
         self._data = None  # it was the last
         return reply
 
@@ -56,7 +56,7 @@ class Call:
         if len(self.written) == MOST_CHUNKS:
             self.caller.cancel()
         reply: Future[None] = Future()
-        reply.resolve(None)
+        reply.set_result(None)
         return reply
 
 
