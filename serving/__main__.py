@@ -18,7 +18,7 @@ from latentd.errors import EXIT_CONFIG
 from latentd.flags import Parser
 from latentd.jobs.parser import add_batch_parser
 from latentd.process.parser import add_plan_parser, add_serve_parser
-from latentd.transport.tokens import add_token_parser
+from latentd.transport.parser import add_token_parser
 
 TRAINING: Final = {
     "train": "train a VAE on your data: checkpoints, pictures, log",

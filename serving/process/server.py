@@ -29,10 +29,9 @@ from latentd.rpc.service import VaeService
 from latentd.runtime.engine import SessionFactory
 from latentd.settings import Settings
 from latentd.transport import handlers, listener, reflection, tracing
-from latentd.transport.access import Access
 from latentd.transport.admission import AdmissionController
+from latentd.transport.auth import TokenStore, require_scope, require_token
 from latentd.transport.call_recorder import CallRecorder
-from latentd.transport.guard import require_scope, require_token
 from latentd.transport.health import Health
 from latentd.transport.request_memory import PartialRequests
 from latentd.transport.response_memory import PendingResponses
@@ -121,14 +120,14 @@ class Server:
     def _read_secrets(self) -> None:
         # Before anything that takes long: a wrong file is said at once.
         settings = self.settings
-        self._access = Access(Path(settings.tokens)) if settings.tokens else None
+        self._tokens = TokenStore(Path(settings.tokens)) if settings.tokens else None
         self._credentials: grpc.ServerCredentials | None = None
         if settings.tls_cert:
             client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
             files = Certificates(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
             self._credentials = files.credentials()
-        elif self._access and settings.host not in ("127.0.0.1", "::1", "localhost"):
-            log.warning("Tokens without TLS can be read on the way: give --tls-cert, --tls-key.")
+        elif self._tokens and settings.host not in ("127.0.0.1", "::1", "localhost"):
+            log.warning("Bearer tokens are sent in plain text. Set --tls-cert and --tls-key.")
 
     def _choose_engine(self) -> None:
         # Before the port opens: asked for CUDA and not getting it ends here.
@@ -141,7 +140,7 @@ class Server:
     async def _make_listener(self) -> None:
         settings = self.settings
         # The tracer before the port: it is closed after the last call has ended.
-        self._tracer = await asyncio.to_thread(tracing.choose, settings.tracing)
+        self._tracer = await asyncio.to_thread(tracing.create_tracer, settings.tracing)
         if self._tracer is not None:
             self._undo.push_async_callback(asyncio.to_thread, self._tracer.close)
         options = [
@@ -171,23 +170,23 @@ class Server:
             # Two servers on one port are a mistake, unless they were started as one.
             ("grpc.so_reuseport", int(self.shares_port)),
         ]
-        answers = PendingResponses(settings.unsent_response_bytes, self.metrics)
+        responses = PendingResponses(settings.unsent_response_bytes, self.metrics)
         repository = self.repository
-        arrivals = PartialRequests(
+        requests = PartialRequests(
             settings.partial_request_bytes, self.metrics, loads=lambda: repository.loads
         )
-        arrivals.start()
-        self._undo.push_async_callback(asyncio.to_thread, arrivals.stop)
+        requests.start()
+        self._undo.push_async_callback(asyncio.to_thread, requests.stop)
         self._listener = await asyncio.to_thread(
-            listener.choose, settings.listener, options, answers, arrivals
+            listener.create_listener, settings.listener, options, responses, requests
         )
         self._health = Health()
         self._health.set("liveness", True)
         self._own = self._health.handlers()
         if settings.reflection:
             reflected = reflection.handlers([handlers.SERVICE])
-            if self._access is not None:
-                reflected = require_token(reflected, self._access, self.metrics)
+            if self._tokens is not None:
+                reflected = require_token(reflected, self._tokens, self.metrics)
             self._own |= reflected
         self._listener.handlers = self._own | handlers.not_ready()
         self._set_health(False)
@@ -205,14 +204,14 @@ class Server:
     async def _load_models(self) -> None:
         await self.repository.load()
         service = VaeService(self.repository, self._engine, self.settings)
-        door = AdmissionController(self.repository)
+        admission = AdmissionController(self.repository)
 
-        def ledger(method: str) -> CallRecorder:
+        def recorder(method: str) -> CallRecorder:
             return CallRecorder(method, self.metrics, self.settings.access_log, self._tracer)
 
-        methods = handlers.handlers(service, door, self.metrics, ledger)
-        if self._access is not None:
-            methods = require_scope(methods, self._access, self.metrics)
+        methods = handlers.handlers(service, admission, self.metrics, recorder)
+        if self._tokens is not None:
+            methods = require_scope(methods, self._tokens, self.metrics)
         self._listener.handlers = self._own | methods
 
     def _open_doors(self) -> None:

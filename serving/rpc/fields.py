@@ -73,7 +73,7 @@ def need_scope(caller: CallContext, scope: str, field: str, content: str) -> Non
     if caller.scopes is not None and scope not in caller.scopes:
         has = ", ".join(sorted(caller.scopes))
         raise PermissionDenied(
-            f"{field}: {content} needs the scope {scope} too; this token has {has}."
+            f'{field}: scope "{scope}" required for {content}; this token has: {has}.'
         )
 
 

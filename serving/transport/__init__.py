@@ -1,4 +1,4 @@
-"""How calls come in and answers go out: gRPC, TLS, tokens, refusals, statuses, traces.
+"""gRPC transport: listeners, handlers, TLS, authorization, admission, statuses, tracing.
 
-Knows the methods by name only; what they do is `latentd.rpc`.
+It knows the methods by name only; `latentd.rpc` implements them.
 """

@@ -1,8 +1,8 @@
-"""Refusal before a call is read.
+"""Admission control: reject a call before its message is read.
 
-Where rows are cheap to run, receiving a call is most of its cost. Under overload a server that
-reads each call in order to refuse it has little left for the calls it could answer. So a call that
-its first lane would not admit is refused by its deadline alone, by the lane's own prediction.
+Rows can be so cheap to run that receiving a call is most of its cost. Under overload, a server that
+reads each call only to reject it has little time left for the calls it could answer. So a call is
+rejected by its deadline alone if the batcher of its first graph predicts too long a wait.
 """
 
 from __future__ import annotations
@@ -14,59 +14,62 @@ from typing import Final
 from latentd.batching.rowqueue import WAIT_SAFETY_FACTOR
 from latentd.models.repository import Repository
 
-_RECENT: Final = 1.0  # seconds since its last batch for which a lane counts as asked for
-_ONE_IN: Final = 16
-"""Of the calls to be refused, one in so many is read after all: it may want a lane that is free and
-was not asked for lately, another model's for one. Once that lane has run, it counts, and nobody is
-refused."""
-_LEAST_LEAD: Final = 0.0005  # seconds
-_MOST_LEAD: Final = 0.1
+_ACTIVE_SECONDS: Final = 1.0
+"""A batcher counts as in use for so long after its last batch."""
+_PROBE_EVERY: Final = 16
+"""Of the calls to reject, one in so many is read nevertheless. It may be for a batcher that is free
+and was not in use lately, another model's for example. Once that one has run, it counts, and no
+call is rejected."""
+_MIN_LEAD_STEP: Final = 0.0005  # seconds
+_MAX_LEAD: Final = 0.1  # seconds
 _GROW: Final = 1.1
 _SHRINK: Final = 0.99
-"""So that of the calls read under overload about one in ten is read in vain."""
+"""With these two, about one in ten of the calls read under overload is read in vain."""
 
 
 class AdmissionController:
-    """Who need not be read.
+    """Decides which calls are rejected before they are read.
 
-    lead: seconds by which the door refuses sooner than a lane would, for a call that is read has
-          less time left when it gets there. Learned from those that were read in vain.
+    lead_seconds: added to the predicted wait, as reading a call takes some of its time. Learned
+                  from the calls that were read in vain.
     """
 
     def __init__(self, repository: Repository, clock: Callable[[], float] = time.monotonic) -> None:
         self._repository, self._clock = repository, clock
-        self._refused = 0
-        self.lead = 0.0
+        self._rejected = 0
+        self.lead_seconds = 0.0
 
-    def wait(self, graph: str, deadline: float) -> float | None:
-        """Seconds that a call would wait in the least busy lane of that name, whatever it asks for,
-        if that is beyond its deadline; None: read it."""
+    def excess_wait(self, graph: str, deadline: float) -> float | None:
+        """The predicted wait in seconds, if it exceeds the deadline; None: read the call.
+
+        graph:    the wait is that of the least busy batcher for a graph of this name
+        deadline: on time.monotonic's clock
+        """
         now = self._clock()
-        least = self._least_wait(graph, now)
-        seconds = self.lead + least * WAIT_SAFETY_FACTOR
-        if not least or now + seconds <= deadline:
+        min_wait = self._min_wait(graph, now)
+        seconds = self.lead_seconds + min_wait * WAIT_SAFETY_FACTOR
+        if not min_wait or now + seconds <= deadline:
             return None
-        self._refused += 1
-        return seconds if self._refused % _ONE_IN else None
+        self._rejected += 1
+        return seconds if self._rejected % _PROBE_EVERY else None
 
     def on_admitted(self) -> None:
-        """A call that was read has been admitted."""
-        self.lead *= _SHRINK
+        """A call that was read has been admitted by its batcher."""
+        self.lead_seconds *= _SHRINK
 
     def on_rejected(self, graph: str, deadline: float) -> None:
-        """A call that was read has been refused by a lane of that name."""
+        """A call that was read has been rejected by a batcher for this graph."""
         now = self._clock()
-        if (
-            now + self._least_wait(graph, now) * WAIT_SAFETY_FACTOR > deadline
-        ):  # and any other would have been
-            self.lead = min(self.lead * _GROW + _LEAST_LEAD, _MOST_LEAD)
+        # Only if every other batcher would have rejected it too.
+        if now + self._min_wait(graph, now) * WAIT_SAFETY_FACTOR > deadline:
+            self.lead_seconds = min(self.lead_seconds * _GROW + _MIN_LEAD_STEP, _MAX_LEAD)
 
-    def _least_wait(self, name: str, now: float) -> float:
-        """The shortest wait in the lanes of that name which are in use; 0.0: none is."""
+    def _min_wait(self, graph: str, now: float) -> float:
+        """The shortest wait of the batchers in use for this graph; 0.0: none is in use."""
         waits = (
-            graph.min_wait
+            batcher.min_wait
             for model in self._repository.models()
-            for graph, _ in model.batchers()
-            if graph.name == name and now - graph.last_batch_end < _RECENT
+            for batcher, _ in model.batchers()
+            if batcher.name == graph and now - batcher.last_batch_end < _ACTIVE_SECONDS
         )
         return min(waits, default=0.0)

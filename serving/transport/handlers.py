@@ -1,7 +1,7 @@
-"""From bytes to the service's methods and back: parsing, serving, refusing.
+"""Handlers: parse a request's bytes, call the service's method, serialize its response.
 
-A `Handler` takes a Stream of bytes and returns the Status to end it with; how streams come off the
-network is the business of `listener`.
+A `Handler` takes a Stream of bytes and returns the Status that ends it. `listener` makes the
+streams from the network.
 """
 
 from __future__ import annotations
@@ -26,34 +26,35 @@ from latentd.rpc.service import VaeService
 from latentd.transport.admission import AdmissionController
 from latentd.transport.call_recorder import CallRecorder
 from latentd.transport.messages import parse
-from latentd.transport.status import Metadata, Status, refused, status
+from latentd.transport.status import Metadata, Status, overloaded, status
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
 PRIORITY: Final = "latentd-priority"
 BACKGROUND: Final = "background"
 
 MAX_METADATA_BYTES: Final = 16_384
-"""Of one call. gRPC is told of it too and (1.85) refuses by chance what is a little larger."""
+"""Limit for one call. gRPC has the same setting, but gRPC 1.85 rejects what is slightly larger only
+at random."""
 
 
 class Stream(Protocol):
     """One call as a handler sees it."""
 
     @property
-    def caller(self) -> CallContext: ...
+    def context(self) -> CallContext: ...
 
     @property
     def peer(self) -> str:
-        """The other end of the connection, as gRPC names it: its address and port."""
+        """The client's address and port, as gRPC writes them."""
 
     def read(self, small: bool = False) -> Future[bytes | None]:
-        """The next message; None: the caller has sent its last.
+        """The next message; None: the client has sent its last.
 
-        small: it has to come at once, and is given up before any other where memory is short
+        small: the message must arrive at once; it is dropped first if memory runs short
         """
 
     def write(self, message: bytes) -> Future[None]:
-        """Send a message; answered when the caller's flow control has room for the next."""
+        """Send a message; done when the client's flow control has room for the next one."""
 
 
 _TOO_MANY_HEADERS: Final = Status(
@@ -65,20 +66,20 @@ _TOO_MANY_HEADERS: Final = Status(
 Run = Callable[[Stream], Coroutine[Any, Any, Status]]
 
 
-def _admit(caller: CallContext) -> Status | None:
+def _never(context: CallContext) -> Status | None:
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """What answers a method's calls.
+    """Answers the calls of one method.
 
-    run:     takes one call to its end
-    refusal: the status to refuse a call with before anything of it is read; None: run it
+    run:    runs one call to its end
+    reject: the status that rejects a call before its message is read; None: run the call
     """
 
     run: Run
-    refusal: Callable[[CallContext], Status | None] = _admit
+    reject: Callable[[CallContext], Status | None] = _never
 
 
 Unary = Callable[[Any, CallContext], Coroutine[Any, Any, Message]]
@@ -88,33 +89,36 @@ Streaming = Callable[[Any, CallContext], AsyncIterator[Message]]
 
 def handlers(
     service: VaeService,
-    door: AdmissionController,
+    admission: AdmissionController,
     metrics: Metrics,
-    ledger: Callable[[str], CallRecorder],
+    recorder: Callable[[str], CallRecorder],
 ) -> dict[str, Handler]:
-    """The handler of each method of the contract, by its path; `ledger` makes a method's. Raises
-    KeyError for a method that is not in METHODS."""
+    """The handler of each method of the contract, by path.
+
+    recorder: makes the recorder of a method, by the method's name
+    Raises KeyError for a method that is not in METHODS.
+    """
     table: dict[str, Handler] = {}
     for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
         request = getattr(pb, method.input_type.name)
-        call = _Method(method.name, request, door, metrics, ledger(method.name))
+        call = _Method(method.name, request, admission, metrics, recorder(method.name))
         implementation = getattr(service, _snake_case(method.name))
-        table[f"/{SERVICE}/{method.name}"] = Handler(call.run(method, implementation), call.refusal)
+        table[f"/{SERVICE}/{method.name}"] = Handler(call.run(method, implementation), call.reject)
     return table
 
 
 async def finish(handler: Handler, stream: Stream) -> Status:
-    """Run a handler to its end, whatever that is."""
+    """Run a handler; every error it raises becomes a status."""
     try:
         return await handler.run(stream)
     except (Exception, Cancelled) as error:
-        return status(error, "A call", stream.caller.stats.request_id)
+        return status(error, "A call", stream.context.stats.request_id)
     finally:
-        stream.caller.finish()
+        stream.context.finish()
 
 
 def not_ready() -> dict[str, Handler]:
-    """What stands for `handlers` until the models are loaded."""
+    """Handlers for the contract's methods until the models are loaded: all answer UNAVAILABLE."""
 
     async def handle(stream: Stream) -> Status:
         return Status(grpc.StatusCode.UNAVAILABLE, "The server is loading its models.")
@@ -124,131 +128,136 @@ def not_ready() -> dict[str, Handler]:
 
 
 class _Method:
-    """One method's way from bytes to the service and back."""
+    """Bytes to the service and back, for one method."""
 
     def __init__(
         self,
         name: str,
         request: type[Message],
-        door: AdmissionController,
+        admission: AdmissionController,
         metrics: Metrics,
-        ledger: CallRecorder,
+        recorder: CallRecorder,
     ) -> None:
-        self._name, self._request, self._door, self._metrics = name, request, door, metrics
-        self._ledger = ledger
-        self._lane = METHODS[name].first_graph
-        if self._lane:
+        self._name, self._request, self._metrics = name, request, metrics
+        self._admission, self._recorder = admission, recorder
+        self._graph = METHODS[name].first_graph
+        if self._graph:
             self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
 
-    def refusal(self, caller: CallContext) -> Status | None:
+    def reject(self, context: CallContext) -> Status | None:
         """See Handler."""
-        if caller.header_bytes > MAX_METADATA_BYTES:
+        if context.header_bytes > MAX_METADATA_BYTES:
             self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
             return _TOO_MANY_HEADERS
-        if not self._lane or caller.deadline == math.inf:
+        if not self._graph or context.deadline == math.inf:
             return None
-        wait = self._door.wait(self._lane, caller.deadline)
+        wait = self._admission.excess_wait(self._graph, context.deadline)
         if wait is None:
             return None
-        self._metrics.shed.labels(self._lane, "admission").inc()
+        self._metrics.shed.labels(self._graph, "admission").inc()
         self._exhausted.inc()
-        return refused(math.ceil(wait * 100) / 100)
+        return overloaded(math.ceil(wait * 100) / 100)
 
     def run(self, method: Any, implementation: Any) -> Run:
-        """How the service's `implementation` of a method is called, by what of it is a stream."""
+        """The handler of the service's `implementation`, by which of its sides are streams."""
         if not method.server_streaming:
             return self.unary(implementation)
         return (self.bidi_streaming if method.client_streaming else self.streaming)(implementation)
 
     def unary(self, method: Unary) -> Run:
         async def handle(stream: Stream) -> Status:
-            caller, began, served_by = stream.caller, time.monotonic(), None
-            self._ledger.open(caller.stats)
+            context, started_at, served_by = stream.context, time.monotonic(), None
+            self._recorder.start(context.stats)
             try:
                 message = await stream.read()
-                began = time.monotonic()  # the call is complete only with its message
-                request = self._parse(message, caller)
-                response = await method(request, caller)
+                started_at = time.monotonic()  # a call counts from when its message is complete
+                request = self._parse(message, context)
+                response = await method(request, context)
                 served_by = _served_by(response)
                 ended = Status(message=response.SerializeToString())
-                self._door.on_admitted()
+                self._admission.on_admitted()
             except (Exception, Cancelled) as error:
-                ended = status(error, self._name, caller.stats.request_id)
-                if isinstance(error, Overloaded) and self._lane:
-                    self._door.on_rejected(self._lane, caller.deadline)
-            return self._ledger.enter(caller.stats, began, served_by, ended)
+                ended = status(error, self._name, context.stats.request_id)
+                if isinstance(error, Overloaded) and self._graph:
+                    self._admission.on_rejected(self._graph, context.deadline)
+            return self._recorder.finish(context.stats, started_at, served_by, ended)
 
         return handle
 
     def streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            stats, began = stream.caller.stats, time.monotonic()
-            self._ledger.open(stats)
+            stats, started_at = stream.context.stats, time.monotonic()
+            self._recorder.start(stats)
             try:
-                request = self._parse(await stream.read(), stream.caller)
+                request = self._parse(await stream.read(), stream.context)
             except (Exception, Cancelled) as error:
                 ended = status(error, self._name, stats.request_id)
-                return self._ledger.enter(stats, began, None, ended)
-            return await self._send(began, method(request, stream.caller), stream)
+                return self._recorder.finish(stats, started_at, None, ended)
+            return await self._send(started_at, method(request, stream.context), stream)
 
         return handle
 
     def bidi_streaming(self, method: Streaming) -> Run:
         async def handle(stream: Stream) -> Status:
-            began = time.monotonic()
-            self._ledger.open(stream.caller.stats)
-            return await self._send(began, method(self._requests(stream), stream.caller), stream)
+            started_at = time.monotonic()
+            self._recorder.start(stream.context.stats)
+            return await self._send(
+                started_at, method(self._requests(stream), stream.context), stream
+            )
 
         return handle
 
     async def _requests(self, stream: Stream) -> AsyncIterator[Message]:
         while (message := await stream.read()) is not None:
-            yield self._parse(message, stream.caller)
-        if stream.caller.cancelled:
-            raise Cancelled  # nobody said that this was all
+            yield self._parse(message, stream.context)
+        if stream.context.cancelled:
+            raise Cancelled  # the client has not ended its requests: some may be missing
 
     async def _send(
-        self, began: float, responses: AsyncIterator[Message], stream: Stream
+        self, started_at: float, responses: AsyncIterator[Message], stream: Stream
     ) -> Status:
-        stats, served_by, ended = stream.caller.stats, None, Status()
+        stats, served_by, ended = stream.context.stats, None, Status()
         response: Message | None
         try:
             async for response in responses:
                 served_by = served_by or _served_by(response)
                 await stream.write(response.SerializeToString())
-                response = None  # the next may be long in coming
+                response = None  # free it now: the next one may take long
         except (Exception, Cancelled) as error:
             ended = status(error, self._name, stats.request_id)
         finally:
-            # An error's traceback holds this frame, and so would all of the stream.
+            # An error's traceback holds this frame, which would keep all of the stream alive.
             del responses
             response = None
-        return self._ledger.enter(stats, began, served_by, ended)
+        return self._recorder.finish(stats, started_at, served_by, ended)
 
-    def _parse(self, data: bytes | None, caller: CallContext) -> Message:
+    def _parse(self, data: bytes | None, context: CallContext) -> Message:
         if data is None:
-            if caller.cancelled:
-                raise Cancelled  # it went before its message came
-            raise InvalidArgument("request", "the call ended before its message had come whole")
+            if context.cancelled:
+                raise Cancelled  # the client left before its message arrived
+            raise InvalidArgument(
+                "request", "the stream ended before the full message was received"
+            )
         return parse(self._request, data)
 
 
 def call_context(metadata: Metadata, seconds_left: float) -> CallContext:
-    """The caller that a call's deadline and metadata describe."""
-    caller = CallContext(time.monotonic() + seconds_left)
+    """The context of a call with this metadata, whose deadline is `seconds_left` from now."""
+    context = CallContext(time.monotonic() + seconds_left)
     for key, value in metadata:
-        caller.header_bytes += len(key) + len(value)
+        context.header_bytes += len(key) + len(value)
         if key == PRIORITY:
-            caller.background = value == BACKGROUND
+            context.background = value == BACKGROUND
         elif key == "authorization":
-            caller.authorization = str(value)
+            context.authorization = str(value)
         elif key in HEADERS:
-            caller.stats.set_header(key, value)
-    return caller
+            context.stats.set_header(key, value)
+    return context
 
 
 def _served_by(response: Any) -> pb.ModelVersion | None:
-    """The model that answered, for the metric: never the caller's words, which are unbounded."""
+    """The model that answered, for the metric's labels. They never come from the request, where
+    their number would be unbounded."""
     return getattr(response, "served_by", None)
 
 

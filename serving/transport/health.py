@@ -1,4 +1,4 @@
-"""grpc.health.v1: who serves, for probes and for clients that balance."""
+"""grpc.health.v1: the serving status, for probes and for clients that balance load."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from latentd.transport.status import Status
 
 Response = health_pb2.HealthCheckResponse
 
-MOST_WATCHES: Final = 4096
-"""Some 20 KB of memory each, for as long as their connections last."""
-MOST_WATCHES_EACH: Final = 16
-"""Over one connection; a gRPC client has one for each service whose health it follows."""
+MAX_WATCHES: Final = 4096
+"""Each takes about 20 KB of memory as long as its connection lasts."""
+MAX_WATCHES_PER_CONNECTION: Final = 16
+"""A gRPC client has one for each service whose health it follows."""
 _RETRY_AFTER: Final = 1.0  # seconds
 
 
 class Health:
-    """The status of each service name, and those who watch it."""
+    """The status of each service name, and the calls that watch it."""
 
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {}
         self._lock = threading.Lock()
         self._watchers: set[Future[None]] = set()
-        self._watches: Counter[str] = Counter()  # by the connection's other end
+        self._watches: Counter[str] = Counter()  # by the client's address and port
         self._closed = False
 
     def set(self, service: str, serving: bool) -> None:
-        """Say whether a service serves; tells those who watch."""
+        """Set whether a service serves, and notify its watches."""
         with self._lock:
             self._serving[service] = serving
             watchers, self._watchers = self._watchers, set()
@@ -45,7 +45,7 @@ class Health:
             watcher.set_result(None)
 
     def close(self) -> None:
-        """End the watches, which never end by themselves and would hold up a drain."""
+        """End the watches: they do not end by themselves, so a drain would wait for them."""
         with self._lock:
             self._closed = True
             watchers, self._watchers = self._watchers, set()
@@ -61,43 +61,43 @@ class Health:
         }
 
     async def _check(self, stream: Stream) -> Status:
-        name = await _asked_for(stream)
+        name = await _service_name(stream)
         if name not in self._serving:
-            return Status(grpc.StatusCode.NOT_FOUND, "No service of this name has a health status.")
+            return Status(grpc.StatusCode.NOT_FOUND, "Unknown service name.")
         return Status(message=self._response(name))
 
     async def _watch(self, stream: Stream) -> Status:
-        name = await _asked_for(stream)
+        name = await _service_name(stream)
         with self._counted(stream.peer):
             await self._follow(name, stream)
-        raise Unavailable("The server is stopping. Another one may answer.")
+        raise Unavailable("The server is shutting down. Retry on another server.")
 
     async def _follow(self, name: str, stream: Stream) -> None:
         """Send the status now and after each change, until the server stops."""
-        said = b""
+        sent = b""
         while not self._closed:
             changed: Future[None] = Future()
             with self._lock:
                 self._watchers.add(changed)
-            stream.caller.on_cancel(changed)
+            stream.context.on_cancel(changed)
             response = self._response(name)
             try:
-                if response != said:
+                if response != sent:
                     await stream.write(response)
-                    said = response
+                    sent = response
                 await changed
-            finally:  # a watcher that has left is not to be remembered until the next change
+            finally:  # forget a watch that has ended now, not at the next change
                 with self._lock:
                     self._watchers.discard(changed)
 
     @contextmanager
     def _counted(self, peer: str) -> Iterator[None]:
-        """Count a watch over the connection from `peer`. Raises Overloaded where there are enough:
-        nobody asks a watch for a token, and it may last for ever."""
+        """Count a watch of the client at `peer`. Raises Overloaded beyond the limits: a watch needs
+        no token and may last for ever."""
         with self._lock:
-            each, total = self._watches[peer], self._watches.total()
-            if each >= MOST_WATCHES_EACH or total >= MOST_WATCHES:
-                what = f"{each} watches of health over this connection and {total} in all are open"
+            here, total = self._watches[peer], self._watches.total()
+            if here >= MAX_WATCHES_PER_CONNECTION or total >= MAX_WATCHES:
+                what = f"Too many health watches: {here} on this connection, {total} in total"
                 raise Overloaded("watches", what, _RETRY_AFTER)
             self._watches[peer] += 1
         try:
@@ -117,8 +117,8 @@ class Health:
         return message
 
 
-async def _asked_for(stream: Stream) -> str:
-    """The name of the service whose health is asked for; whoever asks has no token."""
+async def _service_name(stream: Stream) -> str:
+    """The service name in a request. The request needs no token, so it must be small."""
     data = await stream.read(small=True)
     request = messages.parse(health_pb2.HealthCheckRequest, data or b"", messages.SMALL)
     return str(request.service)

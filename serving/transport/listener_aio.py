@@ -1,6 +1,6 @@
-"""The listener on grpc.aio's published interface: every method as a stream of bytes both ways.
+"""The listener on grpc.aio's published interface. Every method is a stream of bytes both ways.
 
-On the wire a unary call is a stream of one message, so one kind of handler serves all.
+On the wire a unary call is a stream of one message, so one kind of handler is enough.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from latentd.errors import Overloaded
 from latentd.transport import handlers
 from latentd.transport.handlers import Handler
 from latentd.transport.request_memory import PartialRequests
-from latentd.transport.response_memory import STREAMED, UNARY, PendingResponses
+from latentd.transport.response_memory import STREAM_COPIES, UNARY_COPIES, PendingResponses
 from latentd.transport.status import Status, status
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
+ServicerContext = grpc.aio.ServicerContext[bytes, bytes]
 
 
 def _worth_logging(record: logging.LogRecord) -> bool:
-    """Not that a call was over before its answer: its caller had gone, or gRPC had refused it."""
+    """Drop the error of a call that ended before its response: the client has left, or gRPC has
+    rejected the call."""
     kind = record.exc_info and record.exc_info[0]
     return not kind or kind.__name__ != "ExecuteBatchError"
 
@@ -42,13 +43,13 @@ class AioListener(grpc.GenericRpcHandler):
         self,
         handlers: Mapping[str, Handler],
         options: list[tuple[str, int]],
-        answers: PendingResponses,
-        arrivals: PartialRequests,
+        responses: PendingResponses,
+        requests: PartialRequests,
     ) -> None:
-        self.handlers, self._answers, self._arrivals = handlers, answers, arrivals
+        self.handlers, self._responses, self._requests = handlers, responses, requests
         self._options = options
         self._stopping = False
-        # grpc.aio's own, which tells of such calls with a traceback.
+        # grpc.aio's own logger, which logs such calls with a traceback.
         logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_logging)
 
     def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
@@ -67,146 +68,148 @@ class AioListener(grpc.GenericRpcHandler):
 
     async def start(self) -> None:
         await self._server.start()
-        self._revival = asyncio.create_task(self._revive())
+        self._restarts = asyncio.create_task(self._restart_if_terminated())
 
     async def stop(self, grace: float) -> None:
         self._stopping = True
         await self._server.stop(grace)
-        await self._revival
+        await self._restarts
 
-    async def _revive(self) -> None:
-        # grpc.aio (1.85) gives up its server, port and all, on a call whose path is no UTF-8.
+    async def _restart_if_terminated(self) -> None:
+        # A call whose path is not UTF-8 makes grpc.aio (1.85) stop its server and close its port.
         while True:
-            with contextlib.suppress(Exception):  # the log has it from grpc.aio
+            with contextlib.suppress(Exception):  # grpc.aio logs it
                 await self._server.wait_for_termination()
             if self._stopping:
                 return
-            log.error("grpc.aio gave up its server. Another takes over the port.")
+            log.error("grpc.aio server terminated unexpectedly; restarting it.")
             if not self.bind(self._address, self._credentials):
-                log.error("%s cannot be opened again.", self._address)
+                log.error("Cannot rebind %s.", self._address)
                 return
             await self._server.start()
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
-        """The method handler for a call, as grpc.aio asks for it."""
+        """The method handler for a call; grpc.aio calls this."""
         handler = self.handlers.get(details.method)
         if handler is None:
             return None
-        return grpc.stream_stream_rpc_method_handler(_run(handler, self._answers, self._arrivals))
+        return grpc.stream_stream_rpc_method_handler(
+            _method(handler, self._responses, self._requests)
+        )
 
 
-def _run(
-    handler: Handler, answers: PendingResponses, arrivals: PartialRequests
-) -> Callable[[Any, Context], Coroutine[Any, Any, None]]:
-    async def run(requests: Any, context: Context) -> None:
-        stream = _AioStream(context, answers, arrivals)
-        refusal = handler.refusal(stream.caller)
-        if refusal is not None:
-            return _end(context, refusal)
+def _method(
+    handler: Handler, responses: PendingResponses, requests: PartialRequests
+) -> Callable[[Any, ServicerContext], Coroutine[Any, Any, None]]:
+    async def run(_: Any, servicer: ServicerContext) -> None:
+        stream = _AioStream(servicer, responses, requests)
+        rejected = handler.reject(stream.context)
+        if rejected is not None:
+            return _set_status(servicer, rejected)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Status] = loop.create_future()
 
-        def end(how: Status) -> None:
+        def end(status: Status) -> None:
             if ended.done():
-                stream.let_go()
+                stream.release()
             else:
-                ended.set_result(how)
+                ended.set_result(status)
 
-        async def life() -> None:
-            loop.call_soon_threadsafe(end, stream.hold(await handlers.finish(handler, stream)))
+        async def handle() -> None:
+            loop.call_soon_threadsafe(end, stream.reserve(await handlers.finish(handler, stream)))
 
-        coroutines.run_coroutine(life())
+        coroutines.run_coroutine(handle())
         try:
-            how = await ended
-            if how.message is not None:
-                await context.write(how.message)
+            status = await ended
+            if status.message is not None:
+                await servicer.write(status.message)
         except asyncio.CancelledError:
-            stream.caller.cancel()
+            stream.context.cancel()
             raise
         finally:
-            stream.let_go()
-        _end(context, how)
+            stream.release()
+        _set_status(servicer, status)
 
     return run
 
 
-def _end(context: Context, how: Status) -> None:
-    """Say how the call ends. Abort would do it with an exception, which costs more than the refusal
-    of a call and leaves a cycle of all that the call held."""
-    context.set_trailing_metadata(how.trailers)
-    context.set_code(how.code)
-    context.set_details(how.text)
+def _set_status(servicer: ServicerContext, status: Status) -> None:
+    """Set the call's status. `abort` would raise an exception, which costs more than rejecting the
+    call and leaves a reference cycle with all that the call holds."""
+    servicer.set_trailing_metadata(status.trailers)
+    servicer.set_code(status.code)
+    servicer.set_details(status.details)
 
 
 class _AioStream:
-    """One call, for handlers that run in any thread."""
+    """One call. Thread-safe."""
 
     def __init__(
-        self, context: Context, answers: PendingResponses, arrivals: PartialRequests
+        self, servicer: ServicerContext, responses: PendingResponses, requests: PartialRequests
     ) -> None:
-        self._context, self._answers, self._arrivals = context, answers, arrivals
-        self._held: int | None = None
-        # Now: asked for when the call is over, grpc.aio (1.85) ends the process.
-        self.peer: str = context.peer()
+        self._servicer, self._responses, self._requests = servicer, responses, requests
+        self._reserved: int | None = None
+        # Read now: after the call has ended, grpc.aio (1.85) would end the process.
+        self.peer: str = servicer.peer()
         self._loop = asyncio.get_running_loop()
-        remaining = context.time_remaining()
-        metadata: Any = context.invocation_metadata() or ()
-        self.caller: CallContext = handlers.call_context(
+        remaining = servicer.time_remaining()
+        metadata: Any = servicer.invocation_metadata() or ()
+        self.context: CallContext = handlers.call_context(
             metadata, math.inf if remaining is None else remaining
         )
 
     def read(self, small: bool = False) -> Future[bytes | None]:
-        reply: Future[bytes | None] = Future()
-        number = self._arrivals.expect(reply, small)
+        future: Future[bytes | None] = Future()
+        number = self._requests.begin(future, small)
 
         async def read() -> bytes | None:
             try:
-                message = await self._context.read()
+                message = await self._servicer.read()
             finally:
-                self._arrivals.came(number)
+                self._requests.complete(number)
             return message if isinstance(message, bytes) else None  # grpc.aio.EOF
 
-        return self._in_loop(read(), reply)
+        return self._in_loop(read(), future)
 
     def write(self, message: bytes) -> Future[None]:
-        # Counted here and not in the loop, for which answers may have to wait too.
+        # Counted here, not in the loop: the response may have to wait for the loop too.
         try:
-            number = self._answers.hold(STREAMED * len(message), None)
-        except Overloaded as refusal:
-            reply: Future[None] = Future()
-            reply.set_exception(refusal.with_traceback(None))  # which would hold the message
-            return reply
+            number = self._responses.reserve(STREAM_COPIES * len(message), None)
+        except Overloaded as error:
+            future: Future[None] = Future()
+            future.set_exception(error.with_traceback(None))  # it would keep the message alive
+            return future
         return self._in_loop(self._send(message, number), Future())
 
-    def hold(self, how: Status) -> Status:
-        """Count the last message in, if there is one; a refusal where it has no room, for grpc.aio
-        ends no call before its time, whatever becomes of its handler."""
-        if how.message is None:
-            return how
+    def reserve(self, ending: Status) -> Status:
+        """Reserve memory for the last message, if there is one. If memory is full, returns a status
+        that rejects the call: grpc.aio cannot end the call later, from outside its handler."""
+        if ending.message is None:
+            return ending
         try:
-            self._held = self._answers.hold(UNARY * len(how.message), None)
-        except Overloaded as refusal:
-            return status(refusal, "A call", self.caller.stats.request_id)
-        return how
+            self._reserved = self._responses.reserve(UNARY_COPIES * len(ending.message), None)
+        except Overloaded as error:
+            return status(error, "A call", self.context.stats.request_id)
+        return ending
 
-    def let_go(self) -> None:
-        """Count the last message out."""
-        if self._held is not None:
-            self._answers.release(self._held)
+    def release(self) -> None:
+        """Release the memory of the last message."""
+        if self._reserved is not None:
+            self._responses.release(self._reserved)
 
     async def _send(self, message: bytes, number: int) -> None:
         try:
-            await self._context.write(message)
+            await self._servicer.write(message)
         finally:
-            self._answers.release(number)
-            del message  # the traceback of an error, which may live for a while, holds this frame
+            self._responses.release(number)
+            del message  # an error's traceback holds this frame, and may live for a while
 
-    def _in_loop(self, work: Any, reply: Future[Any]) -> Future[Any]:
+    def _in_loop(self, work: Any, future: Future[Any]) -> Future[Any]:
         async def run() -> None:
             try:
-                reply.set_result(await work)
-            except (Exception, asyncio.CancelledError):  # the call is over
-                reply.set_exception(Cancelled())
+                future.set_result(await work)
+            except (Exception, asyncio.CancelledError):  # the call has ended
+                future.set_exception(Cancelled())
 
         asyncio.run_coroutine_threadsafe(run(), self._loop)
-        return reply
+        return future

@@ -1,9 +1,9 @@
-"""Requests from bytes: what is compressed or too long is refused before anything is made of it.
+"""Parse requests; compressed and too long ones are rejected first.
 
 gRPC's own decompression is off: 60 KB may unpack to 60 MB, and gRPC (1.85) would unpack them before
-anybody could look. Its own refusal, an empty set of algorithms, is no better: it refuses faster
-than calls are taken from its queue, and the calls of others wait behind the refused or are lost.
-So compressed messages come as they are, are known by their first bytes, and are refused here.
+this server can check them. Nor is its own rejection used, an empty set of algorithms: it rejects
+calls faster than they are taken from its queue, and other calls wait behind them or are lost. So
+compressed messages arrive as they are, are recognized by their first bytes, and are rejected here.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from latentd.errors import InvalidArgument, Unsupported
 M = TypeVar("M", bound=Message)
 
 SMALL: Final = 1024
-"""Bytes of a request that only names something, as Health's and reflection's."""
+"""Limit in bytes for requests that only name something: health's and reflection's."""
 
 _GZIP: Final = b"\x1f\x8b"
 _ZLIB: Final = 0x78
-"""The first byte of what gRPC calls deflate. As protobuf it begins field 15, which no request has;
-as gzip's first would, had it a type that exists."""
+"""The first byte of what gRPC calls deflate. In protobuf it starts field 15, which no request has.
+Gzip's first byte has a field type that does not exist."""
 
 
-def parse(kind: type[M], data: bytes, most: int | None = None) -> M:
-    """The message of this kind.
+def parse(kind: type[M], data: bytes, max_bytes: int | None = None) -> M:
+    """Parse a message of this kind.
 
-    most: bytes that it may have; None: as many as gRPC takes
-    Raises Unsupported for a compressed one, InvalidArgument for bytes that are no such message.
+    max_bytes: None: only gRPC's limit holds
+    Raises Unsupported for a compressed message, InvalidArgument for a long or invalid one.
     """
     if data[:1] in (b"\x1f", b"\x78") and _compressed(data):
         raise Unsupported(
-            "The request is compressed, and this server takes no compressed messages: "
-            "send it without compression (grpc-encoding: identity)."
+            "The request is compressed; this server accepts uncompressed messages only. "
+            "Send it without compression (grpc-encoding: identity)."
         )
-    if most is not None and len(data) > most:
-        what = f"it has {len(data)} bytes and {most} are the most that this method takes"
+    if max_bytes is not None and len(data) > max_bytes:
+        what = f"{len(data)} bytes; the limit of this method is {max_bytes} bytes"
         raise InvalidArgument("request", what)
     try:
         return kind.FromString(data)
     except DecodeError:
         raise InvalidArgument(
             "request",
-            f"the bytes are no {kind.DESCRIPTOR.full_name} message",
+            f"the request is not a valid {kind.DESCRIPTOR.full_name} message",
             "Generate the client from this server's .proto file",
         ) from None
 

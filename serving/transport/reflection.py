@@ -1,4 +1,4 @@
-"""grpc.reflection.v1alpha: what this server's services are, for grpcurl, buf curl and the like."""
+"""grpc.reflection.v1alpha: describes this server's services to grpcurl, buf curl and others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latentd.transport.status import Status
 
 
 def handlers(services: Sequence[str]) -> dict[str, Handler]:
-    """The service's method by path; it lists `services`, health and itself."""
+    """The service's one method, by path. It lists `services`, health and reflection itself."""
     names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
     servicer = reflection.ReflectionServicer(names)
 

@@ -1,16 +1,16 @@
-"""Requests on their way: what has come of messages that are not whole, and the bound on it.
+"""The memory limit for requests that have arrived only in part.
 
-gRPC keeps what has come of a message until the rest is there, and a caller need never send it: a
-thousand calls that lack their last byte would hold a thousand messages for as long as their
-connection lasts. gRPC tells nobody how much that is. So the C heap is looked at, where it keeps
-them: what it has grown by since no request was long in coming is theirs at the most. Beyond the
-bound those that have been on their way longest are given up: who sends need not wait for those who
-do not. What a new version takes is not counted against them; what else may have grown meanwhile is,
-and they are told to come back.
+gRPC keeps the bytes of a message until the rest arrives, and a client need never send it. A
+thousand calls that lack their last byte would hold a thousand messages as long as their connections
+last. gRPC does not report how much that is, so the C heap is measured, where it keeps them. What
+the heap has grown by since no request was overdue is an upper bound. Beyond the limit, the requests
+that have been under way longest are dropped: clients that send do not wait for clients that do not.
+What a new version takes while it loads is not counted. Anything else that grows meanwhile is, and
+the dropped clients are told to retry.
 
-Small requests, Health's for one, need no token and come at once with their call. Those that do not
-are given up after seconds, beyond a number at once, and before all others where there is too much:
-a caller without a token costs no caller with one its place.
+Small requests, health's for example, need no token and arrive at once with their call. One that
+does not is dropped after some seconds, when too many are awaited, or before all others when memory
+is short: clients without a token take no place from clients with one.
 """
 
 from __future__ import annotations
@@ -30,45 +30,45 @@ from latentd.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 0.1
-"""From one look to the next: a request that comes within it is never given up."""
-MOST_SMALL: Final = 1024
-"""Small requests that are waited for at a time."""
-SMALL_LOOKS: Final = 50
-"""A small request that is not there after so many looks, or twice as many, is given up: 5 to 10
+CHECK_SECONDS: Final = 0.1
+"""From one check to the next. A request that arrives within this time is never dropped."""
+MAX_SMALL: Final = 1024
+"""Small requests that are awaited at a time."""
+SMALL_CHECKS: Final = 50
+"""A small request is dropped if it is not there after so many checks, or twice as many: 5 to 10
 seconds."""
 _SMALL_SHARE: Final = 4
-"""Small requests are given up once there is this part of what others may take."""
+"""Small requests are dropped beyond this fraction (1/4) of the limit for the others."""
 _RETRY_AFTER: Final = 1.0  # seconds
 
 
 class PartialRequests:
-    """The messages that calls wait for; expected and taken in any thread.
+    """The messages that calls wait for. Thread-safe.
 
-    most_bytes: of memory that they may take together
-    used_bytes: what the heap has in use now
-    loads:      how often the loading of a version has begun or ended: odd while one is loaded
+    max_bytes:  of memory, all together
+    used_bytes: returns what the heap has in use now
+    loads:      returns how many loads of a version have started or ended: odd during a load
     """
 
     def __init__(
         self,
-        most_bytes: int,
+        max_bytes: int,
         metrics: Metrics,
         used_bytes: Callable[[], int] | None = None,
         loads: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._most, self._given_up = most_bytes, metrics.partial_requests_dropped
-        self._used = used_bytes or heap()
-        self._calm = self._used()  # while no request was long in coming, or a version was loaded
-        self._calm_small = self._calm  # the same of small ones
-        self._loads, self._loaded = loads, loads()
+        self._max_bytes, self._dropped = max_bytes, metrics.partial_requests_dropped
+        self._used_bytes = used_bytes or heap_bytes()
+        self._baseline = self._used_bytes()  # when no request was overdue, or a version was loaded
+        self._small_baseline = self._baseline  # the same for small requests
+        self._loads, self._last_loads = loads, loads()
         self._numbers = itertools.count()
-        self._seen = 0  # numbers below it were there at the last look
+        self._overdue_below = 0  # numbers below it were awaited at the last check
         self._waiting: dict[int, Future[Any]] = {}  # the oldest first
         self._small: dict[int, Future[Any]] = {}  # likewise
-        self._looks = self._small_seen = 0
+        self._checks = self._expired_below = 0
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="arrivals", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="request-memory", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -77,69 +77,71 @@ class PartialRequests:
         self._stopped.set()
         self._thread.join()
 
-    def expect(self, reply: Future[Any], small: bool = False) -> int:
-        """Count a message in that is to resolve `reply`; its number, for `came`. The reply fails
-        with Overloaded if the message is given up."""
+    def begin(self, future: Future[Any], small: bool = False) -> int:
+        """Await a message; returns a number to `complete` it by. If the message is dropped, the
+        future fails with Overloaded."""
         number = next(self._numbers)
         if not small:
-            self._waiting[number] = reply
+            self._waiting[number] = future
             return number
-        self._small[number] = reply
-        if len(self._small) > MOST_SMALL:
-            self._give_up(next(iter(list(self._small))), f"{MOST_SMALL} others are awaited")
+        self._small[number] = future
+        if len(self._small) > MAX_SMALL:
+            self._drop(next(iter(list(self._small))), f"{MAX_SMALL} other requests are pending")
         return number
 
-    def came(self, number: int) -> None:
-        """The message is whole, or nobody is left to send it."""
+    def complete(self, number: int) -> None:
+        """The message has arrived in full, or its call has ended."""
         if self._waiting.pop(number, None) is None:
             self._small.pop(number, None)
 
-    def look(self) -> None:
-        """Give up the small ones that have had their time; and, if there is too much, all other
-        small ones that were here at the last look, or else the oldest of the rest: at least half of
-        them, and as many as leave half of the bound, were all alike."""
-        late = [number for number in list(self._waiting) if number < self._seen]
-        late_small = [number for number in list(self._small) if number < self._seen]
-        self._seen = next(self._numbers)
-        used, before, self._loaded = self._used(), self._loaded, self._loads()
-        self._give_up_overdue()
-        loads = self._loaded != before or self._loaded % 2
-        if loads or not late:
-            self._calm = used
-        if loads or not late_small:
-            self._calm_small = used
-        if (grown := used - self._calm_small) > self._most // _SMALL_SHARE:
-            for number in late_small:
-                self._give_up(number, f"{grown >> 20} MiB of such are here")
-        elif (grown := used - self._calm) > self._most:
-            for number in late[: max(1, round(len(late) * (1 - self._most / (2 * grown))))]:
-                self._give_up(number, f"{grown >> 20} MiB of such are here")
+    def enforce(self) -> None:
+        """Check once. Drop the small requests whose time is over. Beyond the limit for small ones,
+        drop all small ones that were awaited at the last check. Else, beyond the limit, drop the
+        oldest of the others: at least half, and enough to leave half of the limit if all are of one
+        size."""
+        overdue = [number for number in list(self._waiting) if number < self._overdue_below]
+        small_overdue = [number for number in list(self._small) if number < self._overdue_below]
+        self._overdue_below = next(self._numbers)
+        used, last_loads, self._last_loads = self._used_bytes(), self._last_loads, self._loads()
+        self._drop_expired()
+        loading = self._last_loads != last_loads or self._last_loads % 2
+        if loading or not overdue:
+            self._baseline = used
+        if loading or not small_overdue:
+            self._small_baseline = used
+        if (grown := used - self._small_baseline) > self._max_bytes // _SMALL_SHARE:
+            for number in small_overdue:
+                self._drop(number, f"{grown >> 20} MiB of partial requests are pending")
+        elif (grown := used - self._baseline) > self._max_bytes:
+            share = 1 - self._max_bytes / (2 * grown)
+            for number in overdue[: max(1, round(len(overdue) * share))]:
+                self._drop(number, f"{grown >> 20} MiB of partial requests are pending")
 
-    def _give_up_overdue(self) -> None:
-        self._looks += 1
-        if self._looks % SMALL_LOOKS == 0:
-            for number in [number for number in list(self._small) if number < self._small_seen]:
-                self._give_up(number, "it has had its time")
-            self._small_seen = self._seen
+    def _drop_expired(self) -> None:
+        self._checks += 1
+        if self._checks % SMALL_CHECKS == 0:
+            for number in [number for number in list(self._small) if number < self._expired_below]:
+                self._drop(number, "its time is over")
+            self._expired_below = self._overdue_below
 
-    def _give_up(self, number: int, why: str) -> None:
-        reply = self._waiting.pop(number, None) or self._small.pop(number, None)
-        if reply is None:
+    def _drop(self, number: int, reason: str) -> None:
+        future = self._waiting.pop(number, None) or self._small.pop(number, None)
+        if future is None:
             return
-        self._given_up.inc()
-        what = f"This request was long in coming, and {why}"
-        reply.set_exception(Overloaded("requests", what, _RETRY_AFTER))
+        self._dropped.inc()
+        what = f"Request not received completely in time; {reason}"
+        future.set_exception(Overloaded("requests", what, _RETRY_AFTER))
 
-    def _work(self) -> None:
-        while not self._stopped.wait(LOOK_SECONDS):
+    def _run(self) -> None:
+        while not self._stopped.wait(CHECK_SECONDS):
             try:
-                self.look()
-            except Exception:  # of our own making: the next look may do better
-                log.exception("Looking at what requests take failed.")
+                self.enforce()
+            except Exception:  # a bug of this server: the next check may succeed
+                log.exception("Measuring partial-request memory failed.")
 
 
 class _Mallinfo2(ctypes.Structure):
-    """What glibc's mallinfo2 gives, malloc.h."""
+    """The result of glibc's mallinfo2, from malloc.h."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -150,9 +152,9 @@ class _Mallinfo2(ctypes.Structure):
     )
 
 
-def heap() -> Callable[[], int]:
-    """What tells the bytes that the C heap has in use, in microseconds. Where glibc is not the
-    allocator: the memory that is resident, which shrinks late if ever."""
+def heap_bytes() -> Callable[[], int]:
+    """A function that returns the bytes the C heap has in use; it takes microseconds. Without
+    glibc's allocator it returns the resident memory, which shrinks late if ever."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:

@@ -1,10 +1,10 @@
-"""Answers on their way: what callers have not taken yet, and the bound on it.
+"""The memory limit for responses that clients have not read yet.
 
-gRPC keeps an answer until the caller's flow control lets it go, and a caller need never do so: a
-thousand streams that nobody reads would hold a thousand answers for as long as their connection
-lasts. So memory is counted while it waits, and where there is too much the callers that have let
-their answers wait longest lose them: who reads need not wait for those who do not. Where a call
-cannot be ended from outside, as in grpc.aio (1.85), new answers are refused instead.
+gRPC keeps a response until the client's flow control takes it, and a client need never do so. A
+thousand streams that are not read would hold a thousand responses as long as their connections
+last. So the memory of unread responses is counted. Beyond the limit, the calls whose responses have
+waited longest are ended: clients that read do not wait for clients that do not. grpc.aio (1.85)
+cannot end a call from outside its handler; there, new responses are rejected instead.
 """
 
 from __future__ import annotations
@@ -17,76 +17,76 @@ from typing import Final
 from latentd.errors import Overloaded
 from latentd.metrics import Metrics
 
-GiveUp = Callable[[], None]
+Drop = Callable[[], None]
 
-GIVEN_UP: Final = (
-    "The answer waited for its caller until its memory was needed for others. Read faster, ask for "
-    "fewer rows a call, or have fewer calls under way."
+DROPPED: Final = (
+    "Response dropped: the client did not read it in time and server memory for unsent responses "
+    "is full. Read faster, request fewer rows per call, or run fewer calls at once."
 )
 
-UNARY: Final = 2
-"""Copies of a message that waits: Python's and gRPC's."""
-STREAMED: Final = 4
-"""The same, the message it was made of, and the next one, which is made meanwhile."""
+UNARY_COPIES: Final = 2
+"""Copies of an unread message: Python's and gRPC's."""
+STREAM_COPIES: Final = 4
+"""The same two, the message they were serialized from, and the next one, made meanwhile."""
 
-CALL: Final = 32 << 10
-"""Bytes that a call takes besides, for as long as its answer waits: a million of small answers
-would be a little of data, and many gigabytes of calls."""
+CALL_BYTES: Final = 32 << 10
+"""Bytes that a call itself takes while its response waits. A million small responses would be
+little data, but many gigabytes of calls."""
 
-_VITAL: Final = 16
-"""Bytes of an answer that only health gives; it is refused last."""
-_VITAL_SHARE: Final = 2
-"""Where there is so many times what may wait, health's answers are refused as well."""
+_HEALTH_BYTES: Final = 16
+"""Only health's responses are at most so small; they are rejected last."""
+_HEALTH_LIMIT_FACTOR: Final = 2
+"""Health's responses are rejected only beyond the limit times this."""
 _RETRY_AFTER: Final = 1.0  # seconds
 
 
 class PendingResponses:
-    """The answers that wait for their callers; held and released in any thread.
+    """The responses that wait to be read. Thread-safe.
 
-    most_bytes: of memory; one answer alone may take more
+    max_bytes: of memory; a single response may take more
     """
 
-    def __init__(self, most_bytes: int, metrics: Metrics) -> None:
-        self._most, self._bytes = most_bytes, 0
+    def __init__(self, max_bytes: int, metrics: Metrics) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._waiting: dict[int, tuple[int, GiveUp | None]] = {}  # the oldest first
-        self._given_up = metrics.responses_dropped
+        self._waiting: dict[int, tuple[int, Drop | None]] = {}  # the oldest first
+        self._dropped = metrics.responses_dropped
         metrics.register_callback(metrics.unsent_response_bytes, lambda: self._bytes)
 
-    def hold(self, nbytes: int, give_up: GiveUp | None) -> int:
-        """Count an answer in, and the call that waits with it; its number, to `release` it by.
+    def reserve(self, nbytes: int, drop: Drop | None) -> int:
+        """Count a response and its call; returns a number to `release` them by.
 
-        Where there is no room, calls `give_up` of those that have waited longest; it has to end
-        the call, and at once. Raises Overloaded where this one came without: nothing is to be
-        given up there.
+        drop: ends the call at once. If memory is full, it is called for the responses that have
+              waited longest. None: the call cannot be ended.
+        Raises Overloaded if memory is full and `drop` is None.
         """
         number, lost = next(self._numbers), []
-        most = self._most if nbytes > _VITAL else _VITAL_SHARE * self._most
-        nbytes += CALL
+        factor = 1 if nbytes > _HEALTH_BYTES else _HEALTH_LIMIT_FACTOR
+        nbytes += CALL_BYTES
         with self._lock:
-            full = self._bytes + nbytes > self._most and bool(self._waiting)
-            if full and give_up is None and self._bytes + nbytes > most:
-                self._given_up.inc()
+            full = self._bytes + nbytes > self._max_bytes and bool(self._waiting)
+            if full and drop is None and self._bytes + nbytes > factor * self._max_bytes:
+                self._dropped.inc()
                 raise Overloaded(
-                    "answers",
-                    f"Other callers have let {self._bytes >> 20} MiB of answers wait",
+                    "responses",
+                    f"{self._bytes >> 20} MiB of responses are waiting to be read by clients",
                     _RETRY_AFTER,
                 )
-            self._waiting[number] = nbytes, give_up
+            self._waiting[number] = nbytes, drop
             self._bytes += nbytes
-            while full and give_up and self._bytes > self._most and len(self._waiting) > 1:
-                size, end = self._waiting.pop(next(iter(self._waiting)))
+            while full and drop and self._bytes > self._max_bytes and len(self._waiting) > 1:
+                size, drop_oldest = self._waiting.pop(next(iter(self._waiting)))
                 self._bytes -= size
-                if end is not None:
-                    lost.append(end)
-        for end in lost:
-            self._given_up.inc()
-            end()
+                if drop_oldest is not None:
+                    lost.append(drop_oldest)
+        for drop_oldest in lost:
+            self._dropped.inc()
+            drop_oldest()
         return number
 
     def release(self, number: int) -> None:
-        """The answer has been taken, or nobody is left to take it."""
+        """The response has been read, or its call has ended."""
         with self._lock:
             size, _ = self._waiting.pop(number, (0, None))
             self._bytes -= size

@@ -1,4 +1,4 @@
-"""What calls end with: the one place where errors become gRPC statuses."""
+"""The status that ends a call: the only place where errors become gRPC statuses."""
 
 from __future__ import annotations
 
@@ -39,53 +39,56 @@ STATUSES: Final[dict[type[BaseException], grpc.StatusCode]] = {
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     Cancelled: grpc.StatusCode.CANCELLED,
 }
-"""Everything else is INTERNAL: one fixed sentence for the caller, the whole story in the log."""
+"""Every other error is INTERNAL: a fixed sentence for the client, the traceback in the log."""
 
-_MOST_TEXT: Final = 1000
-"""Characters of a status: errors may quote what a caller sent, at any length."""
+_MAX_DETAILS: Final = 1000
+"""Characters of a status's details: errors may quote what a client sent, at any length."""
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
-@dataclass(slots=True)  # not frozen: one is made for every call, and that is slow
+@dataclass(slots=True)  # not frozen: one is made for each call, and frozen ones are slower
 class Status:
-    """How a call ends; with OK perhaps the last message, which then travels in the same write."""
+    """How a call ends.
+
+    message: with OK, the last message, sent in the same write; None: there is none
+    """
 
     code: grpc.StatusCode = grpc.StatusCode.OK
-    text: str = ""
+    details: str = ""
     trailers: Metadata = ()
     message: bytes | None = None
 
 
 def status(error: BaseException, method: str, request_id: str) -> Status:
-    """What an error becomes for the caller."""
+    """The status for an error."""
     code = STATUSES.get(type(error))
     if code is not None:
-        text = str(error)[:_MOST_TEXT]
-        return Status(code, text, _details(error, code, text))
+        details = str(error)[:_MAX_DETAILS]
+        return Status(code, details, _error_details(error, code, details))
     fields = {"request_id": request_id, "method": method}
-    said = "%s failed, request id %s."
-    log.error(said, method, request_id, exc_info=error, extra={"fields": fields})
+    message = "%s failed, request id %s."
+    log.error(message, method, request_id, exc_info=error, extra={"fields": fields})
     return Status(
         grpc.StatusCode.INTERNAL,
-        f"The server failed on this request. Its log has more under request id {request_id}.",
+        f"Internal error. See the server log for request id {request_id}.",
     )
 
 
 @functools.lru_cache(maxsize=1000)
-def refused(wait: float) -> Status:
-    """The end of a call that is not read, for it would wait so many seconds."""
-    # Kept: under overload the same few are needed thousands of times a second.
-    what = f"The wait would be about {wait:.2f} s and this call has less left"
+def overloaded(wait: float) -> Status:
+    """The status of a call that is not read because it would wait so many seconds."""
+    # Cached: under overload the same few are needed thousands of times a second.
+    what = f"Estimated wait {wait:.2f} s exceeds the call's deadline"
     return status(Overloaded("admission", what, wait), "", "")
 
 
-def _details(error: BaseException, code: grpc.StatusCode, text: str) -> Metadata:
-    """The trailing metadata that says what a program can act on."""
+def _error_details(error: BaseException, code: grpc.StatusCode, details: str) -> Metadata:
+    """Trailing metadata with google.rpc's error details, for programs to act on."""
     detail: Message
     if isinstance(error, InvalidArgument):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=text.removeprefix(f"{error.field}: ")
+            field=error.field, description=details.removeprefix(f"{error.field}: ")
         )
         detail = error_details_pb2.BadRequest(field_violations=[violation])
         pushback: Metadata = ()
@@ -93,12 +96,12 @@ def _details(error: BaseException, code: grpc.StatusCode, text: str) -> Metadata
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         detail = error_details_pb2.RetryInfo(retry_delay=delay)
-        # What grpc clients with a retry policy obey by themselves.
+        # gRPC clients with a retry policy wait as long by themselves.
         pushback = (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000))),)
     else:
         return ()
     packed = any_pb2.Any()
     packed.Pack(detail)
     number = code_pb2.Code.Value(code.name)
-    rich = status_pb2.Status(code=number, message=text, details=[packed])
+    rich = status_pb2.Status(code=number, message=details, details=[packed])
     return (("grpc-status-details-bin", rich.SerializeToString()), *pushback)

@@ -1,4 +1,4 @@
-"""TLS from files that may be replaced while the server runs."""
+"""TLS certificates from files that may be replaced while the server runs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from latentd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-Stamp = tuple[tuple[int, int, int], ...]
+FileStats = tuple[tuple[int, int, int], ...]
+"""Modification time, inode and size of each file."""
 
 
 class Certificates:
-    """A certificate with its key and, for mutual TLS, the authority that callers' must be from.
+    """A certificate, its key and, for mutual TLS, the CA that signs the clients' certificates.
 
-    The files are looked at with each new connection. What cannot be used is logged once and the
-    certificate before it stays, so that a mistake, or a look between the two files of a
-    replacement, cuts nobody off.
+    The files are checked at each new connection. If they cannot be used, that is logged once and
+    the previous certificate stays. So clients can still connect after a mistake, or while only one
+    of the two files has been replaced.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
@@ -28,43 +29,46 @@ class Certificates:
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._files = [file for file in (certificate, key, client_ca) if file]
         try:
-            self._seen = self._stamp()
+            self._last_stats = self._stats()
             self._current = self._read()
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"TLS cannot be had: {self._problem(error)}.") from None
+            raise ConfigError(f"Cannot load TLS files: {self._problem(error)}.") from None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """What a port is opened with."""
+        """The credentials to open a port with."""
         return grpc.dynamic_ssl_server_credentials(
             self._current,
-            self._fetch,  # type: ignore[arg-type]  # None is fine, says its documentation
+            self._reload_if_changed,  # type: ignore[arg-type]  # its documentation allows None
             require_client_authentication=self._client_ca is not None,
         )
 
-    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """In a thread of gRPC's, for each handshake: what to use from now on; None: as before."""
+    def _reload_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """The new configuration; None: unchanged. A thread of gRPC's calls it at each handshake."""
         try:
-            stamp = self._stamp()
-            if stamp == self._seen:
+            stats = self._stats()
+            if stats == self._last_stats:
                 return None
             self._current = self._read()
-            if self._stamp() != stamp:
-                return None  # replaced while being read: the next handshake looks again
+            if self._stats() != stats:
+                return None  # replaced while being read: the next handshake checks again
         except (OSError, ssl.SSLError) as error:
-            if stamp != self._seen:
-                log.error("The new certificate is not used: %s.", self._problem(error))
-            self._seen = stamp
+            if stats != self._last_stats:
+                log.error(
+                    "TLS certificate not reloaded; keeping the previous one: %s.",
+                    self._problem(error),
+                )
+            self._last_stats = stats
             return None
-        self._seen = stamp
-        log.info("From now on with the new certificate %s.", self._certificate)
+        self._last_stats = stats
+        log.info("Reloaded TLS certificate %s.", self._certificate)
         return self._current
 
-    def _stamp(self) -> Stamp:
+    def _stats(self) -> FileStats:
         stats = [file.stat() for file in self._files]
         return tuple((s.st_mtime_ns, s.st_ino, s.st_size) for s in stats)
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        # gRPC itself would only close connections, without a word, if these did not go together.
+        # Checked here: if they do not match, gRPC only closes connections, without a message.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._certificate, self._key)
         if self._client_ca:
@@ -78,5 +82,5 @@ class Certificates:
             return f"{error.filename or ' or '.join(map(str, self._files))} does not exist"
         if isinstance(error, ssl.SSLError):
             names = " and ".join(map(str, self._files))
-            return f"{names} do not hold PEM that goes together ({error.reason or error})"
+            return f"certificate and private key do not match: {names} ({error.reason or error})"
         return f"{error.filename}: {error.strerror}"

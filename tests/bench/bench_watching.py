@@ -51,10 +51,10 @@ def call(book: CallRecorder) -> Callable[[], object]:
 
     def once() -> None:
         stats = handlers.call_context(METADATA, 10.0).stats
-        book.open(stats)
+        book.start(stats)
         now = time.monotonic()
         stats.record("decoder", 1, now, now, now)
-        book.enter(stats, now, SERVED_BY, Status(message=b""))
+        book.finish(stats, now, SERVED_BY, Status(message=b""))
 
     return once
 

@@ -65,7 +65,7 @@ def test_requests_that_never_end_take_bounded_memory_and_nobodys_place(process, 
     assert process.value("latentd_partial_requests_dropped_total") >= len(ends)
     for end in ends:
         assert end.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-        assert b"long in coming" in end.headers[b"grpc-message"]
+        assert b"not received completely" in end.headers[b"grpc-message"]
         info = error_details_pb2.RetryInfo()
         assert end.rich.details[0].Unpack(info)
         assert info.retry_delay.ToMilliseconds() > 0

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latentd.client import Client
 from latentd.pb import vae_pb2 as pb
-from latentd.transport.response_memory import CALL
+from latentd.transport.response_memory import CALL_BYTES
 from tests.support import http2
 from tests.support.http2 import Connection, body, call, message
 
@@ -85,7 +85,7 @@ def test_a_caller_who_lets_its_answer_wait_is_told_why_it_lost_it(serve, toy_bun
     with ask(int(target.rpartition(":")[2]), ASKED["answers"]) as connection:
         (first,) = connection.wait_for(1)
     assert first.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-    assert b"waited for its caller" in first.headers[b"grpc-message"]
+    assert b"Response dropped" in first.headers[b"grpc-message"]
 
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
@@ -106,7 +106,7 @@ def test_small_answers_that_nobody_reads_count_with_their_calls(serve, toy_bundl
             else:
                 mute.enter_context(begin(port, "/grpc.health.v1.Health/Check", b"", 100))
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
-        while process.value("latentd_responses_dropped_total") < 2000 - most / CALL:
+        while process.value("latentd_responses_dropped_total") < 2000 - most / CALL_BYTES:
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
         assert process.value("latentd_unsent_response_bytes") <= 2 * most
         assert process.memory("VmHWM") - before < 64 * MIB  # 2,200 calls took more

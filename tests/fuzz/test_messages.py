@@ -24,7 +24,7 @@ from tests.support.fuzz_loop import TRIED, again_and_again, once
 
 MUTANTS = 20  # of each input, where the tests go on for their seconds
 PATIENCE = 30  # seconds for an answer
-MOST_CHUNKS = 3  # of a stream, before its caller leaves
+MAX_CHUNKS = 3  # of a stream, before its caller leaves
 
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -41,7 +41,7 @@ class Call:
     """One call as a handler sees it; its caller sends `data` and leaves a long stream early."""
 
     def __init__(self, data: bytes) -> None:
-        self.caller = CallContext()
+        self.context = CallContext()
         self._data: bytes | None = data
         self.written: list[bytes] = []
 
@@ -53,8 +53,8 @@ class Call:
 
     def write(self, message: bytes) -> Future[None]:
         self.written.append(message)
-        if len(self.written) == MOST_CHUNKS:
-            self.caller.cancel()
+        if len(self.written) == MAX_CHUNKS:
+            self.context.cancel()
         reply: Future[None] = Future()
         reply.set_result(None)
         return reply
@@ -82,8 +82,8 @@ def check(name: str, handler: handlers.Handler, data: bytes) -> None:
             answer.FromString(message)
     else:
         assert status.code in REFUSALS, status
-        assert len(status.text) <= 1000
-        assert "Traceback" not in status.text
+        assert len(status.details) <= 1000
+        assert "Traceback" not in status.details
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -84,7 +84,7 @@ class Scripted(vae_pb2_grpc.VaeServiceServicer):
 
 def _abort(context: Any, error: Exception) -> None:
     ended = status.status(error, "Sample", "ab12")
-    code, text, trailers = ended.code, ended.text, ended.trailers
+    code, text, trailers = ended.code, ended.details, ended.trailers
     context.set_trailing_metadata(trailers)
     context.abort(code, text)
 

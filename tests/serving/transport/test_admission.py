@@ -1,4 +1,4 @@
-"""Refusal before a call is read: only of what no lane would admit, and never for long."""
+"""Admission control: calls rejected before they are read are those no batcher would admit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from latentd.transport.status import Status, status
 DECODER = "decoder"
 
 
-class House:
-    """A door before decoder lanes that are as busy as a test wants them, each of a model of its
-    own."""
+class Overload:
+    """An AdmissionController over decoder batchers with the given waits, one model each."""
 
     def __init__(self, *waits: float) -> None:
         self.now = 100.0
@@ -32,88 +31,92 @@ class House:
         models = [
             SimpleNamespace(batchers=lambda one=batcher: [(one, None)]) for batcher in self.batchers
         ]
-        self.door = AdmissionController(SimpleNamespace(models=lambda: models), lambda: self.now)
+        self.admission = AdmissionController(
+            SimpleNamespace(models=lambda: models), lambda: self.now
+        )
 
-    def refuses(self, seconds_left: float, batcher: str = DECODER) -> bool:
-        return self.door.wait(batcher, self.now + seconds_left) is not None
-
-
-def test_who_has_less_time_than_the_lane_needs_is_refused():
-    house = House(0.1)
-    assert house.refuses(0.1)
-    assert not house.refuses(0.2)
+    def rejects(self, seconds_left: float, graph: str = DECODER) -> bool:
+        return self.admission.excess_wait(graph, self.now + seconds_left) is not None
 
 
-def test_the_shortest_lane_in_use_decides():
-    house = House(0.1, 0.01)
-    assert not house.refuses(0.05)
-    house.batchers[1].last_batch_end -= 60  # nobody has asked for that one of late
-    assert house.refuses(0.05)
+def test_call_is_rejected_when_the_wait_exceeds_its_deadline():
+    overload = Overload(0.1)
+    assert overload.rejects(0.1)
+    assert not overload.rejects(0.2)
 
 
-def test_a_busy_lane_refuses_no_call_that_enters_another_first():
-    house = House(0.1)
-    assert house.refuses(0.05)
-    assert not house.refuses(0.05, "encoder")
+def test_least_busy_batcher_in_use_decides():
+    overload = Overload(0.1, 0.01)
+    assert not overload.rejects(0.05)
+    overload.batchers[1].last_batch_end -= 60  # not in use lately
+    assert overload.rejects(0.05)
 
 
-def test_some_are_read_all_the_same_for_they_may_want_a_lane_that_is_free():
-    house = House(0.1)
-    assert [house.refuses(0.05) for _ in range(32)].count(False) == 2
+def test_busy_batcher_rejects_no_call_for_another_graph():
+    overload = Overload(0.1)
+    assert overload.rejects(0.05)
+    assert not overload.rejects(0.05, "encoder")
 
 
-def test_an_empty_lane_lets_everybody_in_whatever_was_learned():
-    house = House(0.1)
+def test_one_call_in_sixteen_is_read_nevertheless():
+    overload = Overload(0.1)
+    assert [overload.rejects(0.05) for _ in range(32)].count(False) == 2
+
+
+def test_idle_batcher_admits_every_call_whatever_was_learned():
+    overload = Overload(0.1)
     for _ in range(1000):
-        house.door.on_rejected(DECODER, house.now)
-    house.batchers[0].min_wait = 0.0
-    assert not house.refuses(0.0001)
+        overload.admission.on_rejected(DECODER, overload.now)
+    overload.batchers[0].min_wait = 0.0
+    assert not overload.rejects(0.0001)
 
 
-def test_calls_read_in_vain_make_the_door_stricter_and_calls_admitted_milder():
-    house = House(0.1)
-    assert not house.refuses(0.15)
+def test_lead_grows_with_rejected_calls_and_shrinks_with_admitted_ones():
+    overload = Overload(0.1)
+    assert not overload.rejects(0.15)
     for _ in range(100):
-        house.door.on_rejected(DECODER, house.now)
-    assert house.refuses(0.15)
+        overload.admission.on_rejected(DECODER, overload.now)
+    assert overload.rejects(0.15)
     for _ in range(1000):
-        house.door.on_admitted()
-    assert not house.refuses(0.15)
+        overload.admission.on_admitted()
+    assert not overload.rejects(0.15)
 
 
-def test_a_large_request_that_a_lane_refuses_teaches_the_door_nothing():
-    house = House(0.1)
+def test_lead_stays_when_only_a_large_request_is_rejected():
+    overload = Overload(0.1)
     for _ in range(100):
-        house.door.on_rejected(DECODER, house.now + 10)  # a small one would have been admitted
-    assert house.door.lead == 0
+        overload.admission.on_rejected(
+            DECODER, overload.now + 10
+        )  # a small one would have been admitted
+    assert overload.admission.lead_seconds == 0
 
 
 @pytest.fixture
-def refusing(server):
-    """The server, its Sample refusing at the door."""
+def rejecting(server):
+    """A server that rejects Sample before it reads the call."""
     before = server.server._listener.handlers
-    refusal = status(Overloaded("admission", "Too much to do", 0.25), "Sample", "")
+    rejected = status(Overloaded("admission", "Too much to do", 0.25), "Sample", "")
 
     async def never(stream) -> Status:
         raise AssertionError("the call was read")
 
     path = "/vae.v1.VaeService/Sample"
-    handlers = {**before, path: Handler(never, lambda caller: refusal)}
+    handlers = {**before, path: Handler(never, lambda context: rejected)}
     server.server._listener.handlers = handlers
     yield server
     server.server._listener.handlers = before
 
 
-def test_a_call_is_refused_without_its_message_and_told_when_to_come_back(refusing):
-    with grpc.insecure_channel(refusing.target) as channel:
+def test_call_is_rejected_with_retry_info_before_its_message_is_sent(rejecting):
+    with grpc.insecure_channel(rejecting.target) as channel:
         call = channel.stream_unary("/vae.v1.VaeService/Sample")
-        held: Future[None] = Future()
-        silent = iter(held.result, None)  # a caller that does not send its message
+        sent: Future[None] = Future()
+        silent = iter(sent.result, None)  # a client that does not send its message
         try:
             with pytest.raises(grpc.RpcError) as refused:
                 call(silent, timeout=20)
         finally:
-            held.set_result(None)
+            sent.set_result(None)
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         trailers = dict(refused.value.trailing_metadata())
         rich = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
@@ -128,17 +131,15 @@ def test_a_call_is_refused_without_its_message_and_told_when_to_come_back(refusi
 
 
 @pytest.mark.parametrize(
-    ("method", "batcher"),
+    ("method", "graph"),
     [("Sample", "decoder"), ("Encode", "encoder"), ("Reconstruct", "encoder")],
 )
-def test_what_the_door_refuses_is_counted_and_told_when_to_come_back(
-    server, monkeypatch, method, batcher
-):
-    def wait(self, entered: str, deadline: float) -> float | None:
-        return 0.25 if entered == batcher else None
+def test_rejected_call_is_counted_and_gets_retry_info(server, monkeypatch, method, graph):
+    def excess_wait(self, first_graph: str, deadline: float) -> float | None:
+        return 0.25 if first_graph == graph else None
 
-    monkeypatch.setattr(AdmissionController, "wait", wait)
-    shed = {"graph": batcher, "reason": "admission"}
+    monkeypatch.setattr(AdmissionController, "excess_wait", excess_wait)
+    shed = {"graph": graph, "reason": "admission"}
     before = server.metric("latentd_shed_total", **shed)
     with grpc.insecure_channel(server.target) as channel:
         call, request = getattr(VaeServiceStub(channel), method), getattr(pb, f"{method}Request")

@@ -1,4 +1,4 @@
-"""Bearer tokens: who may call what, and how that changes while the server runs."""
+"""Bearer tokens: their scopes, and how they change while the server runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from latentd.errors import ConfigError, PermissionDenied, Unauthenticated
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.rpc.methods import METHODS, SCOPES, of_scope
-from latentd.transport.access import Access, new_token
+from latentd.transport.auth import TokenStore, new_token
 
 Codes = grpc.StatusCode
 CONTRACT = pb.DESCRIPTOR.services_by_name["VaeService"]
 
 
-class Tokens:
-    """A file of tokens, which is replaced whole as an operator would."""
+class TokenFile:
+    """A file of tokens, replaced by a rename as an operator would."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "tokens.txt"
@@ -43,10 +43,10 @@ class Tokens:
 
 @pytest.fixture
 def tokens(tmp_path):
-    return Tokens(tmp_path)
+    return TokenFile(tmp_path)
 
 
-def code_of(call, request, token: str = "") -> grpc.StatusCode:
+def status_code(call, request, token: str = "") -> grpc.StatusCode:
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     try:
         call(request, metadata=metadata)
@@ -56,19 +56,19 @@ def code_of(call, request, token: str = "") -> grpc.StatusCode:
 
 
 @pytest.mark.parametrize("kind", ["core", "aio"])
-def test_a_call_needs_a_token_whose_scopes_include_it(start_server, toy_bundles, tokens, kind):
+def test_call_needs_a_token_with_its_scope(start_server, toy_bundles, tokens, kind):
     maker = tokens.add("maker", "generate")
     reader = tokens.add("reader", "models", "infer")
     server = start_server(toy_bundles, tokens=tokens.file, listener=kind)
     with grpc.insecure_channel(server.target) as channel:
         stub = VaeServiceStub(channel)
         sample = pb.SampleRequest(count=1)
-        assert code_of(stub.Sample, sample) is Codes.UNAUTHENTICATED
-        assert code_of(stub.Sample, sample, "guessed") is Codes.UNAUTHENTICATED
-        assert code_of(stub.Sample, sample, maker) is Codes.OK
-        assert code_of(stub.Sample, sample, reader) is Codes.PERMISSION_DENIED
-        assert code_of(stub.GetModel, pb.GetModelRequest(), reader) is Codes.OK
-        assert code_of(stub.GetModel, pb.GetModelRequest(), maker) is Codes.PERMISSION_DENIED
+        assert status_code(stub.Sample, sample) is Codes.UNAUTHENTICATED
+        assert status_code(stub.Sample, sample, "guessed") is Codes.UNAUTHENTICATED
+        assert status_code(stub.Sample, sample, maker) is Codes.OK
+        assert status_code(stub.Sample, sample, reader) is Codes.PERMISSION_DENIED
+        assert status_code(stub.GetModel, pb.GetModelRequest(), reader) is Codes.OK
+        assert status_code(stub.GetModel, pb.GetModelRequest(), maker) is Codes.PERMISSION_DENIED
         health = health_pb2_grpc.HealthStub(channel)
         assert health.Check(health_pb2.HealthCheckRequest()).status == 1, "probes send no token"
         reflect = channel.stream_stream(
@@ -84,7 +84,7 @@ def test_a_call_needs_a_token_whose_scopes_include_it(start_server, toy_bundles,
 
 
 @pytest.mark.parametrize("kind", ["core", "aio"])
-def test_interpolate_needs_infer_when_an_end_point_is_data(start_server, toy_bundles, tokens, kind):
+def test_interpolate_needs_infer_when_an_anchor_is_data(start_server, toy_bundles, tokens, kind):
     maker = tokens.add("maker", "generate")
     both = tokens.add("both", "generate", "infer")
     server = start_server(toy_bundles, tokens=tokens.file, listener=kind)
@@ -97,23 +97,23 @@ def test_interpolate_needs_infer_when_an_end_point_is_data(start_server, toy_bun
         def request(start: pb.LatentAnchor, end: pb.LatentAnchor) -> pb.InterpolateRequest:
             return pb.InterpolateRequest(start=start, end=end, steps=2, include_z=True)
 
-        assert code_of(interpolate, request(drawn, z), maker) is Codes.OK
+        assert status_code(interpolate, request(drawn, z), maker) is Codes.OK
         for field, ends in {"start.x": (x, z), "end.x": (drawn, x)}.items():
             with pytest.raises(grpc.RpcError) as refused:
                 interpolate(request(*ends), metadata=(("authorization", f"Bearer {maker}"),))
             assert refused.value.code() is Codes.PERMISSION_DENIED
             assert field in refused.value.details()
-            assert "needs the scope infer" in refused.value.details()
-            assert code_of(interpolate, request(*ends), both) is Codes.OK
+            assert 'scope "infer" required' in refused.value.details()
+            assert status_code(interpolate, request(*ends), both) is Codes.OK
 
 
-def test_the_table_of_methods_is_the_contract():
+def test_method_table_has_every_method_of_the_contract():
     assert set(METHODS) == {method.name for method in CONTRACT.methods}
     assert {method.scope for method in METHODS.values()} == set(SCOPES)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_server_does_not_start_when_a_method_is_not_in_the_table(
+def test_server_does_not_start_when_the_table_lacks_a_method(
     start_server, toy_bundles, monkeypatch, name
 ):
     monkeypatch.delitem(METHODS, name)
@@ -121,24 +121,24 @@ def test_a_server_does_not_start_when_a_method_is_not_in_the_table(
         start_server(toy_bundles)
 
 
-def test_methods_that_take_data_need_infer():
+def test_methods_with_data_x_need_infer():
     takes_x = {m.name for m in CONTRACT.methods if "x" in m.input_type.fields_by_name}
     assert takes_x == set(of_scope("infer"))
 
 
-def test_tokens_come_and_go_while_the_server_runs(start_server, toy_bundles, tokens):
+def test_tokens_are_reloaded_when_the_file_changes(start_server, toy_bundles, tokens):
     old = tokens.add("old", "generate")
     server = start_server(toy_bundles, tokens=tokens.file)
     with grpc.insecure_channel(server.target) as channel:
         sample, request = VaeServiceStub(channel).Sample, pb.SampleRequest(count=1)
-        assert code_of(sample, request, old) is Codes.OK
+        assert status_code(sample, request, old) is Codes.OK
         new = tokens.add("new", "generate")
-        while code_of(sample, request, new) is not Codes.OK:
-            pass  # the test's time limit says how long this may take
-        assert code_of(sample, request, old) is Codes.OK, "both, until the old one is taken out"
+        while status_code(sample, request, new) is not Codes.OK:
+            pass  # the test's time limit ends this loop
+        assert status_code(sample, request, old) is Codes.OK, "both, until the old one is removed"
         del tokens.lines["old"]
         tokens.write("\n".join(tokens.lines.values()))
-        while code_of(sample, request, old) is not Codes.UNAUTHENTICATED:
+        while status_code(sample, request, old) is not Codes.UNAUTHENTICATED:
             pass
 
 
@@ -146,57 +146,56 @@ class Clock:
     now = 0.0
 
     def __call__(self) -> float:
-        self.now += 2.0  # seconds: each check looks at the file
+        self.now += 2.0  # seconds: each call of `check` checks the file
         return self.now
 
 
-def test_a_file_that_cannot_be_read_leaves_the_tokens_as_they_were(tokens, caplog):
+def test_previous_tokens_stay_when_the_file_is_invalid(tokens, caplog):
     token = tokens.add("one", "infer")
-    access = Access(tokens.file, Clock())
-    for wrong in ("nonsense", "one infer,admin sha256:" + "0" * 64, "# nobody", "a b c d"):
+    store = TokenStore(tokens.file, Clock())
+    for wrong in ("nonsense", "one infer,admin sha256:" + "0" * 64, "# empty", "a b c d"):
         tokens.write(wrong)
-        access.check(f"Bearer {token}", "infer")
-        access.check(f"Bearer {token}", "infer")
+        store.check(f"Bearer {token}", "infer")
+        store.check(f"Bearer {token}", "infer")
     tokens.file.unlink()
-    access.check(f"Bearer {token}", "infer")
-    said = [record.getMessage() for record in caplog.records]
-    assert len([line for line in said if "stay as they were" in line]) >= 5
-    assert len([line for line in said if "line 1" in line]) == 3, "each mistake is said once"
+    store.check(f"Bearer {token}", "infer")
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([line for line in messages if "keeping the previous tokens" in line]) >= 5
+    assert len([line for line in messages if "line 1" in line]) == 3, "each error is logged once"
     assert token not in caplog.text
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic {}", "{}", "Bearer {}x"])
-def test_nothing_but_a_known_bearer_token_is_one(tokens, header):
+def test_other_headers_are_unauthenticated(tokens, header):
     token = tokens.add("one", "infer")
     with pytest.raises(Unauthenticated):
-        Access(tokens.file).check(header.format(token))
+        TokenStore(tokens.file).check(header.format(token))
 
 
-def test_refusals_say_what_the_token_is_for(tokens):
+def test_rejection_names_the_scopes_of_the_token(tokens):
     token = tokens.add("one", "infer", "models")
-    with pytest.raises(
-        PermissionDenied, match="needs the scope generate; the token of one has infer, m"
-    ):
-        Access(tokens.file).check(f"Bearer {token}", "generate")
+    message = 'Scope "generate" required; token "one" has: infer, models.'
+    with pytest.raises(PermissionDenied, match=message):
+        TokenStore(tokens.file).check(f"Bearer {token}", "generate")
 
 
-def test_a_server_does_not_start_with_a_file_it_cannot_use(tokens, tmp_path):
-    for content, said in {
-        "": "grants nothing",
-        "one infer": "line 1: this must be NAME",
-        "# who\none admin sha256:" + "0" * 64: "line 2: no scope admin",
+def test_invalid_file_is_a_config_error_at_start(tokens, tmp_path):
+    for content, message in {
+        "": "contains no tokens",
+        "one infer": "line 1: expected NAME",
+        "# comment\none admin sha256:" + "0" * 64: "line 2: unknown scope admin",
     }.items():
         tokens.write(content)
-        with pytest.raises(ConfigError, match=said):
-            Access(tokens.file)
+        with pytest.raises(ConfigError, match=message):
+            TokenStore(tokens.file)
     with pytest.raises(ConfigError, match="No such file"):
-        Access(tmp_path / "nowhere")
+        TokenStore(tmp_path / "missing")
 
 
-def test_the_shell_makes_tokens(capsys, tokens):
+def test_token_command_makes_a_token_and_its_line(capsys, tokens):
     assert main(["token", "jobs", "--scopes", "infer,models"]) == 0
-    said = capsys.readouterr()
-    tokens.write(said.err)
-    Access(tokens.file).check(f"Bearer {said.out.strip()}", "infer")
+    output = capsys.readouterr()
+    tokens.write(output.err)
+    TokenStore(tokens.file).check(f"Bearer {output.out.strip()}", "infer")
     assert main(["token", "jobs", "--scopes", "admin"]) == 2
-    assert "no scope admin; there are models, generate, infer" in capsys.readouterr().err
+    assert "unknown scope admin; valid scopes: models, generate, infer" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Calls whose callers are late or gone, over the wire: never run, and nobody else is the worse."""
+"""Expired and cancelled calls are never run, and other calls do not notice."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.runtime.provider import CUDA
 
 ROWS = 4  # of a call, and of a full batch
-SECONDS = 30  # until what should happen counts as missing
-PATIENCE = 5000  # calls that a server may need to hear of what has happened
+SECONDS = 30  # timeout of every wait
+MAX_CALLS = 5000  # until the server must have noticed a cancellation
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(provider):
     if provider == CUDA:
-        pytest.skip("what is counted here is of lanes with one thread; on a GPU they have two")
+        pytest.skip("these counts need batchers with one thread; on a GPU they have two")
 
 
 class Gate:
-    """In front of a lane's graph: each run waits until it is let through. Counts their rows."""
+    """Holds each batch of a batcher until `open` lets it run. Counts the rows that ran."""
 
     def __init__(self, graph) -> None:
         self._run, self._runner = graph._runner._run, graph._runner
-        self._came, self._passes = threading.Semaphore(0), threading.Semaphore(0)
+        self._started, self._permits = threading.Semaphore(0), threading.Semaphore(0)
         self.rows = 0
         self._runner._run = self._wait
-        # A run that takes so long is none for the thread that receives calls.
+        # So slow a graph is not run inline, in the listener thread.
         graph._queue.batch_seconds = 0.02
 
     def _wait(self, batch: Sequence[BatchItem]):
-        self._came.release()
-        assert self._passes.acquire(timeout=SECONDS)
-        self.rows += sum(share.rows for share in batch)
+        self._started.release()
+        assert self._permits.acquire(timeout=SECONDS)
+        self.rows += sum(item.rows for item in batch)
         return self._run(batch)
 
-    def wait_for_a_run(self) -> None:
-        assert self._came.acquire(timeout=SECONDS)
+    def wait_for_batch(self) -> None:
+        assert self._started.acquire(timeout=SECONDS)
 
-    def let_through(self, runs: int = 1000) -> None:
-        self._passes.release(runs)
+    def open(self, batches: int = 1000) -> None:
+        self._permits.release(batches)
 
     def remove(self) -> None:
-        self.let_through()
+        self.open()
         self._runner._run = self._run
 
 
@@ -79,10 +79,10 @@ def encode(number: int, rows: int = ROWS) -> pb.EncodeRequest:
 
 def wait_for(server, stub: VaeServiceStub, name: str, number: float, **labels: str) -> None:
     labels["graph"] = "encoder"
-    for _ in range(PATIENCE):
+    for _ in range(MAX_CALLS):
         if server.metric(name, **labels) >= number:
             return
-        stub.GetModel(pb.GetModelRequest())  # time passes
+        stub.GetModel(pb.GetModelRequest())  # takes time
     pytest.fail(f"{name} is {server.metric(name, **labels)}")
 
 
@@ -90,14 +90,15 @@ def wait_for_rows(server, stub: VaeServiceStub, rows: int) -> None:
     wait_for(server, stub, "latentd_queue_rows", rows, model="toy", version="1")
 
 
-def are_as_alone(stub: VaeServiceStub, requests, answers) -> bool:
+def match_single_calls(stub: VaeServiceStub, requests, answers) -> bool:
+    """Whether the answers are those that the requests get when each is sent alone."""
     alone = [stub.Encode(request) for request in requests]
     return [a.SerializeToString() for a in answers] == [a.SerializeToString() for a in alone]
 
 
-def test_late_and_cancelled_calls_never_reach_the_engine(server, stub, gate):
+def test_expired_and_cancelled_calls_are_never_run(server, stub, gate):
     running = stub.Encode.future(encode(0))
-    gate.wait_for_a_run()
+    gate.wait_for_batch()
     late = [stub.Encode.future(encode(n), timeout=4) for n in range(1, 6)]
     gone = [stub.Encode.future(encode(n)) for n in range(6, 11)]
     patient = [stub.Encode.future(encode(n)) for n in range(11, 14)]
@@ -105,30 +106,30 @@ def test_late_and_cancelled_calls_never_reach_the_engine(server, stub, gate):
     for call in gone:
         call.cancel()
     for call in late:
-        with pytest.raises(grpc.RpcError) as refusal:
+        with pytest.raises(grpc.RpcError) as failed:
             call.result(SECONDS)
-        assert refusal.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert failed.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     wait_for(server, stub, "latentd_dropped_total", 10, reason="cancelled")
-    gate.let_through()
+    gate.open()
     answers = [call.result(SECONDS) for call in (running, *patient)]
     assert gate.rows == 4 * ROWS
     assert server.metric("latentd_batch_rows_sum", graph="encoder") == 4 * ROWS
     queue = {"graph": "encoder", "model": "toy", "version": "1"}
     assert server.metric("latentd_queue_rows", **queue) == 0
-    assert are_as_alone(stub, [encode(n) for n in (0, 11, 12, 13)], answers)
+    assert match_single_calls(stub, [encode(n) for n in (0, 11, 12, 13)], answers)
 
 
-def test_a_call_cancelled_inside_a_batch_leaves_its_mates_as_they_were(server, stub, gate):
+def test_other_calls_of_a_batch_are_unchanged_when_one_is_cancelled(server, stub, gate):
     first = stub.Encode.future(encode(0))
-    gate.wait_for_a_run()
+    gate.wait_for_batch()
     calls = [stub.Encode.future(encode(n, rows=1)) for n in range(1, 5)]
     wait_for_rows(server, stub, ROWS)
-    gate.let_through(1)
+    gate.open(1)
     first.result(SECONDS)
-    gate.wait_for_a_run()  # all four are inside
+    gate.wait_for_batch()  # with all four
     calls[1].cancel()
     wait_for(server, stub, "latentd_dropped_total", 1, reason="cancelled")
-    gate.let_through()
+    gate.open()
     answers = [calls[n].result(SECONDS) for n in (0, 2, 3)]
     assert gate.rows == 2 * ROWS
-    assert are_as_alone(stub, [encode(n, rows=1) for n in (1, 3, 4)], answers)
+    assert match_single_calls(stub, [encode(n, rows=1) for n in (1, 3, 4)], answers)

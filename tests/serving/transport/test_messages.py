@@ -1,4 +1,4 @@
-"""Compressed requests are known by their first bytes, which no request of ours has."""
+"""Compressed requests are recognized by their first bytes, which no request has."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_no_request_can_be_taken_for_a_compressed_one(kind):
-    # gzip begins as field 3 of a type that protobuf does not have, deflate as field 15.
+def test_no_request_starts_like_a_compressed_one(kind):
+    # gzip starts like field 3 with a type that protobuf does not have, deflate like field 15.
     assert 15 not in kind.DESCRIPTOR.fields_by_number
 
 
 @pytest.mark.parametrize("level", range(10))
 @pytest.mark.parametrize("size", [0, 1, 1000, 1_000_000])
-def test_whatever_is_compressed_is_refused(level, size):
+def test_compressed_request_is_rejected(level, size):
     for packed in (gzip.compress(bytes(size), level), zlib.compress(bytes(size), level)):
         with pytest.raises(Unsupported, match="without compression"):
             parse(pb.SampleRequest, packed)
 
 
-def test_what_only_begins_alike_is_read():
+def test_request_is_parsed_when_only_its_first_byte_is_alike():
     unknown = b"\x78\x00"  # field 15, as a newer client might send it
     assert parse(pb.SampleRequest, unknown + b"\x18\x05").count == 5
-    with pytest.raises(InvalidArgument, match="no vae"):
+    with pytest.raises(InvalidArgument, match="not a valid vae"):
         parse(pb.SampleRequest, b"\x1f\x00")

@@ -1,4 +1,4 @@
-"""What callers send and are sent stays out of the log, whatever is logged of their calls."""
+"""The data that clients send and get never appears in the log."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.runtime.engine import Graph
 
-SECRET = b"nobody-sees-this"  # 4 x 4 pixels
+SECRET = b"secret-must-hide"  # 4 x 4 pixels
 Z = np.full((1, 16), 0.123456789, np.float32)
 X = pb.Rows(tensor=pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=[1, 4, 4], data=SECRET))
-SIGNS = ("nobody-sees", "110, 111, 98", "110 111 98", "0.12345")
+TRACES = ("secret-must", "115, 101, 99", "115 101 99", "0.12345")
 
 
 @pytest.fixture(params=["core", "aio"])
@@ -27,40 +27,40 @@ def stub(request, start_server, toy_bundles, caplog):
         yield VaeServiceStub(channel)
 
 
-def ask_everything(stub: VaeServiceStub) -> set[grpc.StatusCode]:
-    """Calls that end well, and calls of each kind that do not; how they ended."""
+def call_everything(stub: VaeServiceStub) -> set[grpc.StatusCode]:
+    """Make calls that succeed and calls that fail in each way; returns their statuses."""
     wrong = pb.Rows(tensor=pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=[1, 4, 4], data=SECRET[1:]))
-    end = pb.LatentAnchor(z=codec.to_tensor(Z))
+    anchor = pb.LatentAnchor(z=codec.to_tensor(Z))
     calls = [
         lambda: stub.Encode(pb.EncodeRequest(x=X, draw=True, seed=7)),
         lambda: stub.Decode(pb.DecodeRequest(z=codec.to_tensor(Z))),
         lambda: stub.Reconstruct(pb.ReconstructRequest(x=X)),
         lambda: list(stub.StreamReconstruct(iter([pb.StreamReconstructRequest(x=X)]))),
         lambda: stub.Score(pb.ScoreRequest(x=X)),
-        lambda: stub.Interpolate(pb.InterpolateRequest(start=end, end=end, steps=3)),
+        lambda: stub.Interpolate(pb.InterpolateRequest(start=anchor, end=anchor, steps=3)),
         lambda: stub.Encode(pb.EncodeRequest(x=wrong)),
         lambda: stub.Encode(pb.EncodeRequest(x=pb.Rows(png=pb.PngImages(files=[SECRET])))),
         lambda: stub.Encode(pb.EncodeRequest(x=X), timeout=1e-6),
     ]
-    ends = set()
-    for one in calls:
+    codes = set()
+    for call in calls:
         try:
-            one()
-            ends.add(grpc.StatusCode.OK)
+            call()
+            codes.add(grpc.StatusCode.OK)
         except grpc.RpcError as error:
-            ends.add(error.code())
-    return ends
+            codes.add(error.code())
+    return codes
 
 
 def test_no_payload_is_logged(stub, caplog, monkeypatch, graph_kind):
-    assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= ask_everything(stub)
+    assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= call_everything(stub)
 
     def fail(self: Graph, *args: object) -> None:
         raise RuntimeError("CUDA failure 719: unspecified launch failure")
 
     monkeypatch.setattr(graph_kind, "run", fail)
-    assert grpc.StatusCode.INTERNAL in ask_everything(stub)
-    said = caplog.text
-    assert "CUDA failure 719" in said
-    assert "Encode" in said
-    assert not [sign for sign in SIGNS if sign in said]
+    assert grpc.StatusCode.INTERNAL in call_everything(stub)
+    text = caplog.text
+    assert "CUDA failure 719" in text
+    assert "Encode" in text
+    assert not [trace for trace in TRACES if trace in text]

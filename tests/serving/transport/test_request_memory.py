@@ -1,4 +1,4 @@
-"""The bound on requests that have come in part."""
+"""The memory limit for requests that have arrived only in part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentd.metrics import Metrics
 from latentd.transport import request_memory
 from latentd.transport.request_memory import PartialRequests
 
-MOST = 1000
+LIMIT = 1000
 
 
 class Heap:
@@ -27,130 +27,123 @@ def heap() -> Heap:
 
 
 @pytest.fixture
-def waiting(heap) -> PartialRequests:
-    return PartialRequests(MOST, Metrics(CollectorRegistry()), heap)
+def requests(heap) -> PartialRequests:
+    return PartialRequests(LIMIT, Metrics(CollectorRegistry()), heap)
 
 
-def expect(waiting: PartialRequests, number: int) -> list[Future]:
-    replies: list[Future] = [Future() for _ in range(number)]
-    for reply in replies:
-        waiting.expect(reply)
-    return replies
+def begin(requests: PartialRequests, number: int, small: bool = False) -> list[Future]:
+    futures: list[Future] = [Future() for _ in range(number)]
+    for future in futures:
+        requests.begin(future, small)
+    return futures
 
 
-def done(replies: list[Future]) -> list[bool]:
-    return [reply.done() for reply in replies]
+def done(futures: list[Future]) -> list[bool]:
+    return [future.done() for future in futures]
 
 
-def test_as_long_as_there_is_room_nobody_is_given_up(heap, waiting):
-    replies = expect(waiting, 3)
-    waiting.look()
-    heap.used += MOST
+def test_no_request_is_dropped_below_the_limit(heap, requests):
+    futures = begin(requests, 3)
+    requests.enforce()
+    heap.used += LIMIT
     for _ in range(5):
-        waiting.look()
-    assert done(replies) == [False] * 3
+        requests.enforce()
+    assert done(futures) == [False] * 3
 
 
-def test_the_older_half_is_given_up_and_told_when_to_come_back(heap, waiting):
-    replies = expect(waiting, 4)
-    waiting.look()
-    heap.used += MOST + 1
-    waiting.look()
-    assert done(replies) == [True, True, False, False]
-    with pytest.raises(Overloaded, match="long in coming"):
-        replies[0].__await__().__next__()
-    waiting.look()
-    waiting.look()
-    assert done(replies) == [True] * 4
+def test_older_half_is_dropped_beyond_the_limit(heap, requests):
+    futures = begin(requests, 4)
+    requests.enforce()
+    heap.used += LIMIT + 1
+    requests.enforce()
+    assert done(futures) == [True, True, False, False]
+    with pytest.raises(Overloaded, match=r"not received completely in time; .* Retry in"):
+        futures[0].__await__().__next__()
+    requests.enforce()
+    requests.enforce()
+    assert done(futures) == [True] * 4
 
 
-def test_the_more_has_come_the_more_are_given_up_at_once(heap, waiting):
-    replies = expect(waiting, 4)
-    waiting.look()
-    heap.used += 2 * MOST
-    waiting.look()
-    assert done(replies) == [True, True, True, False], "so that half of the bound is left"
+def test_more_requests_are_dropped_the_more_memory_is_used(heap, requests):
+    futures = begin(requests, 4)
+    requests.enforce()
+    heap.used += 2 * LIMIT
+    requests.enforce()
+    assert done(futures) == [True, True, True, False], "half of the limit must be left"
 
 
-def test_a_message_that_comes_between_two_looks_is_safe(heap, waiting):
-    heap.used += MOST + 1
+def test_request_that_arrives_between_two_checks_is_not_dropped(heap, requests):
+    heap.used += LIMIT + 1
     for _ in range(5):
-        reply: Future[bytes] = Future()
-        number = waiting.expect(reply)
-        waiting.look()
-        waiting.came(number)
-        reply.set_result(b"")
-        waiting.look()
-        assert reply.done()
-    late = expect(waiting, 1)
-    waiting.look()
-    waiting.look()
-    assert done(late) == [False], "what has grown while nobody was late is not theirs"
+        future: Future[bytes] = Future()
+        number = requests.begin(future)
+        requests.enforce()
+        requests.complete(number)
+        future.set_result(b"")
+        requests.enforce()
+        assert future.done()
+    overdue = begin(requests, 1)
+    requests.enforce()
+    requests.enforce()
+    assert done(overdue) == [False], "memory that grew while no request was overdue does not count"
 
 
-def test_what_a_new_version_takes_is_not_held_against_those_who_wait(heap):
+def test_memory_of_a_version_that_loads_does_not_count(heap):
     loads = 0
-    waiting = PartialRequests(MOST, Metrics(CollectorRegistry()), heap, lambda: loads)
-    replies = expect(waiting, 2)
-    waiting.look()
-    heap.used, loads = heap.used + 10 * MOST, 1  # is being loaded
-    waiting.look()
-    heap.used += 10 * MOST
-    waiting.look()
-    heap.used, loads = heap.used + 10 * MOST, 2  # is loaded, between two looks
-    waiting.look()
-    assert done(replies) == [False, False]
-    heap.used += MOST + 1
-    waiting.look()
-    assert done(replies) == [True, False]
+    requests = PartialRequests(LIMIT, Metrics(CollectorRegistry()), heap, lambda: loads)
+    futures = begin(requests, 2)
+    requests.enforce()
+    heap.used, loads = heap.used + 10 * LIMIT, 1  # the load has started
+    requests.enforce()
+    heap.used += 10 * LIMIT
+    requests.enforce()
+    heap.used, loads = heap.used + 10 * LIMIT, 2  # it has ended between two checks
+    requests.enforce()
+    assert done(futures) == [False, False]
+    heap.used += LIMIT + 1
+    requests.enforce()
+    assert done(futures) == [True, False]
 
 
-def small(waiting: PartialRequests, number: int) -> list[Future]:
-    replies: list[Future] = [Future() for _ in range(number)]
-    for reply in replies:
-        waiting.expect(reply, small=True)
-    return replies
-
-
-def test_small_ones_are_given_up_before_any_other_and_sooner(heap, waiting):
-    large, few = expect(waiting, 2), small(waiting, 2)
-    waiting.look()
-    heap.used += MOST // 4 + 1
-    waiting.look()
-    assert done(few) == [True, True]
+def test_small_requests_are_dropped_first(heap, requests):
+    large, small = begin(requests, 2), begin(requests, 2, small=True)
+    requests.enforce()
+    heap.used += LIMIT // 4 + 1
+    requests.enforce()
+    assert done(small) == [True, True]
     assert done(large) == [False, False]
 
 
-def test_small_ones_cost_the_others_nothing_however_many_come(heap, waiting):
-    large = expect(waiting, 2)
+def test_others_are_not_dropped_however_many_small_requests_there_are(heap, requests):
+    large = begin(requests, 2)
     for _ in range(20):
-        few = small(waiting, 2)
-        waiting.look()
-        heap.used += 10 * MOST
-        waiting.look()
-        assert done(few) == [True, True]
-        heap.used -= 10 * MOST
+        small = begin(requests, 2, small=True)
+        requests.enforce()
+        heap.used += 10 * LIMIT
+        requests.enforce()
+        assert done(small) == [True, True]
+        heap.used -= 10 * LIMIT
     assert done(large) == [False, False]
 
 
-def test_small_ones_have_seconds_and_others_any_time(waiting):
-    (large,), (few,) = expect(waiting, 1), small(waiting, 1)
-    for _ in range(request_memory.SMALL_LOOKS):
-        waiting.look()
-    assert not few.done(), "it had hardly any time"
-    for _ in range(request_memory.SMALL_LOOKS):
-        waiting.look()
-    assert few.done()
+def test_only_small_requests_expire(requests):
+    (large,), (small,) = begin(requests, 1), begin(requests, 1, small=True)
+    for _ in range(request_memory.SMALL_CHECKS):
+        requests.enforce()
+    assert not small.done(), "it has hardly waited"
+    for _ in range(request_memory.SMALL_CHECKS):
+        requests.enforce()
+    assert small.done()
     assert not large.done()
 
 
-def test_of_too_many_small_ones_the_oldest_is_given_up(waiting):
-    replies = small(waiting, request_memory.MOST_SMALL + 2)
-    assert done(replies) == [True, True] + [False] * request_memory.MOST_SMALL
+def test_oldest_small_request_is_dropped_when_there_are_too_many(requests):
+    futures = begin(requests, request_memory.MAX_SMALL + 2, small=True)
+    assert done(futures) == [True, True] + [False] * request_memory.MAX_SMALL
 
 
-def test_the_heap_is_what_is_in_use_and_not_what_it_has_ever_taken():
-    used = request_memory.heap()
+def test_heap_bytes_are_what_is_in_use():
+    used = request_memory.heap_bytes()
     before = used()
     blocks = [bytes(10_000) for _ in range(10_000)]
     assert used() - before == pytest.approx(100e6, rel=0.1)

@@ -1,4 +1,4 @@
-"""TLS: who is let in, and certificates that are replaced while the server runs."""
+"""TLS: which clients may connect, and certificates replaced while the server runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from latentd.transport.tls import Certificates
 
 
 class CredentialFiles:
-    """A server's certificate and key on disk, replaced as a mounted secret is: each by a rename."""
+    """A server's certificate and key, each replaced by a rename, as in a mounted secret."""
 
     def __init__(self, folder: Path, authority: trustme.CA) -> None:
         self._authority = authority
@@ -72,13 +72,13 @@ def sample(target: str, credentials: grpc.ChannelCredentials) -> bytes:
         return VaeServiceStub(channel).Sample(request, timeout=30).x.tensor.data
 
 
-def shown(target: str) -> bytes:
-    """The certificate that a new connection is shown, as DER."""
+def server_certificate(target: str) -> bytes:
+    """The certificate that a new connection gets, as DER."""
     host, _, port = target.rpartition(":")
     return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, int(port))))
 
 
-def test_the_shipped_client_calls_over_tls_and_plain_text_is_not_answered(start, authority):
+def test_client_connects_over_tls_and_not_in_plain_text(start, authority):
     server = start()
     with Client(server.target, credentials=trusting(authority)) as client:
         assert client.sample(2, seed=7).x.shape[0] == 2
@@ -88,27 +88,27 @@ def test_the_shipped_client_calls_over_tls_and_plain_text_is_not_answered(start,
     ):
         VaeServiceStub(channel).Sample(pb.SampleRequest(count=1), timeout=30)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-    with pytest.raises(grpc.RpcError):  # a caller that trusts another authority
+    with pytest.raises(grpc.RpcError):  # a client that trusts another CA
         sample(server.target, trusting(trustme.CA()))
     assert sample(server.target, trusting(authority))
 
 
-def test_mutual_tls_lets_in_only_those_of_its_authority(start, authority, tmp_path):
+def test_mutual_tls_accepts_only_clients_of_its_ca(start, authority, tmp_path):
     ours = trustme.CA()
     client_ca = tmp_path / "clients.pem"
     ours.cert_pem.write_to_path(str(client_ca))
     server = start(tls_client_ca=client_ca)
 
-    def as_client_of(who: trustme.CA) -> grpc.ChannelCredentials:
-        issued = who.issue_cert("job@example.org")
+    def client_of(ca: trustme.CA) -> grpc.ChannelCredentials:
+        issued = ca.issue_cert("job@example.org")
         return trusting(
             authority,
             private_key=issued.private_key_pem.bytes(),
             certificate_chain=issued.cert_chain_pems[0].bytes(),
         )
 
-    assert sample(server.target, as_client_of(ours))
-    # The shell's client, with the same from files.
+    assert sample(server.target, client_of(ours))
+    # The command-line client, with the same files.
     words = ["client", "model", "--server", server.target, "--tls-ca", tmp_path / "ca.pem"]
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     mine = ours.issue_cert("job@example.org")
@@ -117,45 +117,45 @@ def test_mutual_tls_lets_in_only_those_of_its_authority(start, authority, tmp_pa
     words += ["--tls-cert", tmp_path / "mine.crt", "--tls-key", tmp_path / "mine.key"]
     assert main(list(map(str, words))) == 0
 
-    for other in (trusting(authority), as_client_of(trustme.CA())):
+    for other in (trusting(authority), client_of(trustme.CA())):
         with pytest.raises(grpc.RpcError) as refused:
             sample(server.target, other)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_new_certificate_is_taken_up_and_a_wrong_one_is_not(start, files, authority, caplog):
+def test_certificate_is_reloaded_when_valid_and_kept_when_not(start, files, authority, caplog):
     server = start()
-    first = shown(server.target)
+    first = server_certificate(server.target)
     with grpc.secure_channel(server.target, trusting(authority)) as channel:
         stub, request = VaeServiceStub(channel), pb.SampleRequest(count=1)
         stub.Sample(request)
 
         second = ssl.PEM_cert_to_DER_cert(files.renew().decode())
         assert second != first
-        assert shown(server.target) == second
+        assert server_certificate(server.target) == second
 
-        files.replace(files.certificate, b"no certificate at all")
-        assert shown(server.target) == second
+        files.replace(files.certificate, b"not a certificate")
+        assert server_certificate(server.target) == second
         files.replace(files.key, trustme.CA().issue_cert("elsewhere").private_key_pem.bytes())
-        assert shown(server.target) == second
-        assert "The new certificate is not used" in caplog.text
+        assert server_certificate(server.target) == second
+        assert "keeping the previous one" in caplog.text
         files.certificate.unlink()
-        assert shown(server.target) == second
+        assert server_certificate(server.target) == second
 
         third = ssl.PEM_cert_to_DER_cert(files.renew().decode())
-        assert shown(server.target) == third
-        stub.Sample(request)  # the connection from before went on all the while
+        assert server_certificate(server.target) == third
+        stub.Sample(request)  # the old connection still works
     assert sample(server.target, trusting(authority))
 
 
-def test_files_that_do_not_go_together_are_a_refusal_to_start(files, tmp_path):
+def test_unusable_files_are_a_config_error(files, tmp_path):
     Certificates(files.certificate, files.key)
     with pytest.raises(ConfigError, match="does not exist"):
-        Certificates(files.certificate, tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="do not hold PEM that goes together"):
+        Certificates(files.certificate, tmp_path / "missing")
+    with pytest.raises(ConfigError, match="certificate and private key do not match"):
         Certificates(files.key, files.certificate)
     files.replace(files.key, trustme.CA().issue_cert("elsewhere").private_key_pem.bytes())
-    with pytest.raises(ConfigError, match="do not hold PEM that goes together"):
+    with pytest.raises(ConfigError, match="certificate and private key do not match"):
         Certificates(files.certificate, files.key)
 
 
@@ -164,6 +164,6 @@ def test_files_that_do_not_go_together_are_a_refusal_to_start(files, tmp_path):
     [{"tls_cert": "a"}, {"tls_key": "a"}, {"tls_client_ca": "a"}],
     ids=lambda f: next(iter(f)),
 )
-def test_half_of_the_settings_is_a_refusal_too(start_server, toy_bundles, flags):
+def test_certificate_without_key_is_a_config_error(start_server, toy_bundles, flags):
     with pytest.raises(ConfigError, match="--tls-cert and --tls-key"):
         start_server(toy_bundles, **flags)

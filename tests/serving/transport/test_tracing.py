@@ -1,4 +1,4 @@
-"""Spans of calls, as a collector gets them: a real one over OTLP, of a real server."""
+"""Spans of calls: a real server sends them to a real collector over OTLP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from latentd.errors import ConfigError
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.transport import tracing
-from latentd.transport.listener import CoreListener
+from latentd.transport.listener_core import CoreListener
 
 otlp = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 otlp_grpc = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc")
@@ -33,7 +33,7 @@ SAMPLED = f"00-{TRACE}-{PARENT}-01"
 
 
 class Collector(otlp_grpc.TraceServiceServicer):
-    """What an OpenTelemetry collector is to those who send to it."""
+    """A collector that keeps the spans it gets."""
 
     def __init__(self) -> None:
         self.requests: queue.SimpleQueue = queue.SimpleQueue()
@@ -47,7 +47,7 @@ class Collector(otlp_grpc.TraceServiceServicer):
         return otlp.ExportTraceServiceResponse()
 
     def spans(self) -> list:
-        """All that have come so far; a server that has stopped has sent all of them."""
+        """All spans received so far. A server that has stopped has sent all of its spans."""
         found = []
         while not self.requests.empty():
             for resource in self.requests.get().resource_spans:
@@ -69,26 +69,26 @@ def collector(monkeypatch) -> Iterator[Collector]:
 
 
 @pytest.fixture(params=["core", "aio"])
-def ask(request, collector, start_server, toy_bundles):
-    """Call a traced server with these headers, stop it, and give what the collector got."""
+def spans_of(request, collector, start_server, toy_bundles):
+    """Call a traced server with these headers, stop it, and return the collector's spans."""
     server = start_server(toy_bundles, listener=request.param)
 
-    def ask(call, *metadata) -> list:
+    def spans_of(call, *metadata) -> list:
         with grpc.insecure_channel(server.target) as channel:
             call(VaeServiceStub(channel), metadata)
         server.stop()
         return collector.spans()
 
-    return ask
+    return spans_of
 
 
 def attributes(span) -> dict[str, object]:
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}
 
 
-def test_a_call_is_a_span_below_its_callers_and_above_its_parts(ask):
+def test_span_of_a_call_is_between_the_clients_span_and_its_parts(spans_of):
     x = codec.to_rows(np.zeros((3, 4, 4), np.uint8))
-    spans = ask(
+    spans = spans_of(
         lambda stub, metadata: stub.Reconstruct(pb.ReconstructRequest(x=x), metadata=metadata),
         ("traceparent", SAMPLED),
         ("tracestate", "vendor=1"),
@@ -98,9 +98,8 @@ def test_a_call_is_a_span_below_its_callers_and_above_its_parts(ask):
     assert (call.trace_id.hex(), call.parent_span_id.hex()) == (TRACE, PARENT)
     assert call.trace_state == "vendor=1"
     assert call.kind == call.SPAN_KIND_SERVER
-    said = attributes(call)
     assert (
-        said.items()
+        attributes(call).items()
         >= {
             "rpc.system": "grpc",
             "rpc.service": "vae.v1.VaeService",
@@ -123,46 +122,46 @@ def test_a_call_is_a_span_below_its_callers_and_above_its_parts(ask):
         ("write", None),
     ]
     assert all(attributes(part)["latentd.rows"] == 3 for part in parts[1:-1])
-    # One after the other, from the call's beginning to its end.
+    # One after the other, from the call's start to its end.
     assert parts[0].start_time_unix_nano == call.start_time_unix_nano
     assert parts[-1].end_time_unix_nano == call.end_time_unix_nano
     for part in parts:
         assert part.start_time_unix_nano <= part.end_time_unix_nano
 
 
-def test_a_call_without_a_caller_who_traces_begins_a_trace(ask):
-    spans = ask(lambda stub, metadata: stub.Sample(pb.SampleRequest(count=1), metadata=metadata))
+def test_call_starts_a_trace_when_the_client_sends_none(spans_of):
+    spans = spans_of(
+        lambda stub, metadata: stub.Sample(pb.SampleRequest(count=1), metadata=metadata)
+    )
     (call,) = [span for span in spans if not span.parent_span_id]
     assert call.name == "vae.v1.VaeService/Sample"
     assert {span.trace_id for span in spans} == {call.trace_id}
 
 
-def test_what_its_caller_does_not_sample_is_not_sent(ask):
+def test_call_is_not_traced_when_the_client_does_not_sample_it(spans_of):
     unsampled = SAMPLED[:-1] + "0"
-    spans = ask(
+    spans = spans_of(
         lambda stub, metadata: stub.Sample(pb.SampleRequest(count=1), metadata=metadata),
         ("traceparent", unsampled),
     )
     assert spans == []
 
 
-def test_a_refusal_has_its_status_and_is_no_error_of_the_servers(ask):
+def test_invalid_request_is_not_an_error_of_the_server(spans_of):
     def call(stub, metadata):
         with pytest.raises(grpc.RpcError):
             stub.Sample(pb.SampleRequest(count=0), metadata=metadata)
 
-    (span,) = ask(call, ("traceparent", SAMPLED))
+    (span,) = spans_of(call, ("traceparent", SAMPLED))
     assert attributes(span)["rpc.grpc.status_code"] == 3
     assert span.status.code == span.status.STATUS_CODE_UNSET
 
 
-def test_the_shipped_clients_calls_are_below_the_span_that_is_current(
-    collector, start_server, toy_bundles
-):
+def test_calls_of_the_client_are_children_of_the_current_span(collector, start_server, toy_bundles):
     server = start_server(toy_bundles)
     tracer = TracerProvider().get_tracer("test")
 
-    async def ask() -> None:
+    async def call() -> None:
         async with AsyncClient(server.target) as client:
             with tracer.start_as_current_span("awaited") as span:
                 parents["Encode"] = span
@@ -174,8 +173,8 @@ def test_the_shipped_clients_calls_are_below_the_span_that_is_current(
             parents["Sample"] = parents["StreamSamples"] = span
             client.sample(1)
             list(client.stream_samples(2))
-        client.decode(np.zeros((1, 16), np.float32))  # no span is current any more
-    asyncio.run(ask())
+        client.decode(np.zeros((1, 16), np.float32))  # no span is current
+    asyncio.run(call())
     server.stop()
     found = {s.name.rpartition("/")[2]: s.parent_span_id.hex() for s in collector.spans()}
     for method, span in parents.items():
@@ -183,38 +182,36 @@ def test_the_shipped_clients_calls_are_below_the_span_that_is_current(
     assert found["Decode"] == ""
 
 
-def test_a_call_that_ends_while_the_server_stops_is_told_of(
+def test_call_is_traced_when_it_ends_during_a_drain(
     collector, start_server, toy_bundles, monkeypatch
 ):
-    draining, held, stop = threading.Event(), threading.Event(), CoreListener.stop
+    draining, finish, stop = threading.Event(), threading.Event(), CoreListener.stop
 
-    async def noticed(listener, grace) -> None:
+    async def stop_noticed(listener, grace) -> None:
         draining.set()
         await stop(listener, grace)
 
-    monkeypatch.setattr(CoreListener, "stop", noticed)
+    monkeypatch.setattr(CoreListener, "stop", stop_noticed)
     server = start_server(toy_bundles, listener="core")
-    draining.clear()  # the rehearsal's
+    draining.clear()  # the self-test sets it too
     stopping = threading.Thread(target=server.stop)
 
     def requests():
         yield pb.StreamReconstructRequest(x=codec.to_rows(np.zeros((1, 4, 4), np.uint8)))
-        assert held.wait(60)
+        assert finish.wait(60)
 
     with grpc.insecure_channel(server.target) as channel:
         answers = VaeServiceStub(channel).StreamReconstruct(requests())
         next(answers)
         stopping.start()
         assert draining.wait(60)
-        held.set()
+        finish.set()
         assert list(answers) == []
         stopping.join()
     assert "StreamReconstruct" in {s.name.rpartition("/")[2] for s in collector.spans()}
 
 
-def test_a_collector_that_is_not_there_costs_no_call(
-    start_server, toy_bundles, monkeypatch, caplog
-):
+def test_calls_succeed_when_the_collector_is_down(start_server, toy_bundles, monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     server = start_server(toy_bundles)
@@ -222,21 +219,22 @@ def test_a_collector_that_is_not_there_costs_no_call(
         assert VaeServiceStub(channel).Sample(pb.SampleRequest(count=1)).x
 
 
-def test_off_brings_in_nothing_of_opentelemetry():
+def test_opentelemetry_is_not_imported_when_tracing_is_off():
     code = (
         "import json, sys\nimport latentd.process.server\nfrom latentd.transport import tracing\n"
-        "assert tracing.choose('auto', {}) is None\n"
-        "assert tracing.choose('off', {'OTEL_EXPORTER_OTLP_ENDPOINT': 'http://a:1'}) is None\n"
+        "assert tracing.create_tracer('auto', {}) is None\n"
+        "endpoint = {'OTEL_EXPORTER_OTLP_ENDPOINT': 'http://a:1'}\n"
+        "assert tracing.create_tracer('off', endpoint) is None\n"
         "print(json.dumps([m for m in sys.modules if m.startswith('opentelemetry')]))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(run.stdout) == []
 
 
-def test_who_asks_for_it_without_the_extra_is_told_what_to_install(monkeypatch, caplog):
+def test_missing_extra_is_named_with_the_package_to_install(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)  # as if it were not installed
-    with pytest.raises(ConfigError, match=r"--tracing on cannot be had: .*latentd\[tracing\]"):
-        tracing.choose("on", {})
+    with pytest.raises(ConfigError, match=r"--tracing on is not available: .*latentd\[tracing\]"):
+        tracing.create_tracer("on", {})
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"}
-    assert tracing.choose("auto", variables) is None
-    assert "No tracing: OpenTelemetry is not installed" in caplog.text
+    assert tracing.create_tracer("auto", variables) is None
+    assert "Tracing disabled: OpenTelemetry is not installed" in caplog.text

@@ -1,0 +1,172 @@
+"""Authorization: bearer tokens with scopes, read from a file that may be replaced at any time.
+
+Each line of the file holds a name, the scopes separated by commas, and the token's SHA-256:
+
+    batch-jobs infer,models sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+
+The file holds no tokens, so reading it gives no access.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from latentd.calls.context import CallContext
+from latentd.errors import ConfigError, PermissionDenied, Unauthenticated
+from latentd.metrics import Metrics
+from latentd.rpc.methods import METHODS, SCOPES
+from latentd.transport.handlers import Handler
+from latentd.transport.status import Status, status
+
+log = logging.getLogger(__name__)
+
+_CHECK_SECONDS: Final = 1.0
+"""From one check of the file for changes to the next."""
+_DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One line of the file."""
+
+    name: str
+    scopes: frozenset[str]
+    digest: bytes  # SHA-256 of the token
+
+
+class TokenStore:
+    """The grants of a file. They are reloaded when the file changes; an invalid file is logged, and
+    the previous grants stay."""
+
+    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises ConfigError if the file cannot be used."""
+        self._file, self._clock = file, clock
+        self._last_check = clock()
+        self._content = self._read()
+        self._grants = parse_tokens(self._content, file)
+
+    def check(self, authorization: str, scope: str = "") -> frozenset[str]:
+        """The scopes of the token in an `authorization` header.
+
+        scope: must be one of them; "": any known token will do
+        Raises Unauthenticated, PermissionDenied.
+        """
+        if self._clock() - self._last_check >= _CHECK_SECONDS:
+            self._reload_if_changed()
+        kind, _, token = authorization.partition(" ")
+        if kind.lower() != "bearer" or not token:
+            raise Unauthenticated(
+                'Missing bearer token. Send metadata "authorization: Bearer <token>".'
+            )
+        digest = hashlib.sha256(token.encode()).digest()
+        found: Grant | None = None
+        for grant in self._grants:  # all of them: the time taken must not depend on the token
+            if hmac.compare_digest(grant.digest, digest):
+                found = grant
+        if found is None:
+            raise Unauthenticated("Unknown or revoked token.")
+        if scope and scope not in found.scopes:
+            has = ", ".join(sorted(found.scopes))
+            raise PermissionDenied(f'Scope "{scope}" required; token "{found.name}" has: {has}.')
+        return found.scopes
+
+    def _reload_if_changed(self) -> None:
+        self._last_check = self._clock()
+        try:
+            content = self._read()
+            if content == self._content:
+                return
+            self._content = content  # invalid content too: its error is logged once
+            self._grants = parse_tokens(content, self._file)
+        except ConfigError as error:
+            log.error("Token file not reloaded; keeping the previous tokens: %s", error)
+            return
+        log.info("Reloaded tokens: %d active.", len(self._grants))
+
+    def _read(self) -> str:
+        try:
+            return self._file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError(f"--tokens {self._file} cannot be read: {reason}.") from None
+
+
+def parse_tokens(content: str, file: Path) -> list[Grant]:
+    """The grants of a file's content. Raises ConfigError naming the line."""
+    grants = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where, parts = f"--tokens {file}, line {number}", line.split()
+        digest = _DIGEST.fullmatch(parts[2]) if len(parts) == 3 else None
+        if digest is None:
+            raise ConfigError(
+                f"{where}: expected NAME SCOPE,SCOPE sha256:<64 hex digits>. "
+                "Run `latentd token NAME` to make such a line."
+            )
+        scopes = frozenset(parts[1].split(","))
+        unknown = scopes - set(SCOPES)
+        if unknown:
+            raise ConfigError(
+                f"{where}: unknown scope {', '.join(sorted(unknown))}; "
+                f"valid scopes: {', '.join(SCOPES)}."
+            )
+        grants.append(Grant(parts[0], scopes, bytes.fromhex(digest[1])))
+    if not grants:
+        raise ConfigError(f"--tokens {file} contains no tokens, so every call would be rejected.")
+    return grants
+
+
+def new_token(name: str, scopes: list[str]) -> tuple[str, str]:
+    """A new random token, and the line of the file that grants it."""
+    token = secrets.token_urlsafe(32)
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    return token, f"{name} {','.join(scopes)} sha256:{digest}"
+
+
+def require_scope(
+    handlers: Mapping[str, Handler], tokens: TokenStore, metrics: Metrics
+) -> dict[str, Handler]:
+    """Wrap handlers of the contract's methods: each rejects a call whose token lacks the method's
+    scope, before it reads the call. Raises KeyError for a method that is not in METHODS."""
+    return {
+        path: _with_token(path, inner, METHODS[_method_name(path)].scope, tokens, metrics)
+        for path, inner in handlers.items()
+    }
+
+
+def require_token(
+    handlers: Mapping[str, Handler], tokens: TokenStore, metrics: Metrics
+) -> dict[str, Handler]:
+    """Wrap handlers: each rejects a call without a known token, whatever the token's scopes."""
+    return {path: _with_token(path, inner, "", tokens, metrics) for path, inner in handlers.items()}
+
+
+def _method_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _with_token(
+    path: str, inner: Handler, scope: str, tokens: TokenStore, metrics: Metrics
+) -> Handler:
+    method = _method_name(path)
+
+    def reject(context: CallContext) -> Status | None:
+        try:
+            context.scopes = tokens.check(context.authorization, scope)
+        except (Unauthenticated, PermissionDenied) as error:
+            rejected = status(error, method, context.stats.request_id)
+            metrics.requests.labels(method, "", rejected.code.name).inc()
+            return rejected
+        return inner.reject(context)
+
+    return Handler(inner.run, reject)
