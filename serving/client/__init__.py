@@ -4,9 +4,9 @@
         samples = client.sample(16, seed=7)  # samples.x: uint8 of shape (16, 28, 28)
         latents = client.encode(samples.x).mean
 
-`AsyncClient` has the same methods to await. They are documented in `latentd.client.calls`, their
-results in `latentd.client.results`. Failures are raised as the errors of `latentd.errors`, and as
-ServiceError where none of them fits. Needs grpcio, numpy and pillow; nothing of the server.
+`AsyncClient` has the same methods to await. `latentd.client.calls` documents them, and
+`latentd.client.results` their results. A failed call raises an error of `latentd.errors`, or
+ServiceError if none of them fits. The client needs grpcio, numpy and pillow.
 """
 
 from latentd.client.arguments import DataPoint, LatentPoint, SampledPoint

@@ -1,4 +1,4 @@
-"""What a caller may pass to the client, and its form on the wire."""
+"""What may be passed to the client's methods, and the request messages made from it."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ PngFile: TypeAlias = bytes | str | os.PathLike[str]
 
 
 class SupportsArray(Protocol):
-    """What numpy can make an array of: a torch tensor, a pandas table, an array of another kind."""
+    """Anything that numpy can convert to an array: a torch tensor, a pandas table."""
 
     def __array__(self) -> Array: ...
 
 
 Data: TypeAlias = Array | SupportsArray | Sequence[PngFile]
-"""Rows of data: an array whose first axis counts them, or PNG files, one a row."""
+"""Rows of data: an array whose first axis is the rows, or PNG files, one for each row."""
 
 
 @dataclass(frozen=True)
 class DataPoint:
-    """An end point that is data: one row (an array of x_shape), or one PNG file."""
+    """One end of an interpolation, as data: one row (an array of x_shape) or one PNG file."""
 
     x: Array | SupportsArray | PngFile
 
 
 @dataclass(frozen=True)
 class LatentPoint:
-    """An end point that is a latent: floats of shape (latent size,)."""
+    """One end of an interpolation, as a latent: floats of shape (latent size,)."""
 
     z: Array | SupportsArray
 
 
 @dataclass(frozen=True)
 class SampledPoint:
-    """An end point that is row `index` of sample(seed=seed)."""
+    """One end of an interpolation, as row `index` of sample(seed=seed)."""
 
     seed: int
     index: int = 0
@@ -57,13 +57,12 @@ LatentAnchor: TypeAlias = DataPoint | LatentPoint | SampledPoint
 
 
 def seed(seed: int | None) -> int:
-    """The seed; for None a new one, chosen here and not by the server, so that a call that is
-    retried gives the same rows."""
-    return secrets.randbits(64) if seed is None else whole("seed", seed, 64)
+    """The seed. For None the client chooses one, so that a retried call returns the same rows."""
+    return secrets.randbits(64) if seed is None else check_uint("seed", seed, 64)
 
 
-def whole(field: str, value: int, bits: int) -> int:
-    """`value` as an integer of at most so many bits. Raises InvalidArgument naming the field."""
+def check_uint(field: str, value: int, bits: int) -> int:
+    """`value` as an unsigned integer of `bits` bits. Raises InvalidArgument with the field."""
     number = operator.index(value)
     if not 0 <= number < 1 << bits:
         raise InvalidArgument(field, f"{number} is out of range", f"Use 0 to 2^{bits} - 1")
@@ -71,38 +70,40 @@ def whole(field: str, value: int, bits: int) -> int:
 
 
 def version(version: int) -> int:
-    """The version asked for; 0: the newest. Raises InvalidArgument."""
-    return whole("version", version, 32)
+    """The requested version; 0: the newest. Raises InvalidArgument."""
+    return check_uint("version", version, 32)
 
 
 def image_format(as_png: bool) -> pb.Format:
-    """How rows are to come back."""
+    """The format of the rows in the response."""
     return pb.FORMAT_PNG if as_png else pb.FORMAT_RAW
 
 
 def rows(x: Data, field: str = "x") -> pb.Rows:
-    """x as it is, or its PNG files; an OSError says which file cannot be read."""
+    """x as an array, or its PNG files. Raises InvalidArgument, OSError for an unreadable file."""
     if isinstance(x, bytes | str | os.PathLike):
-        raise InvalidArgument(field, "one file, where a list of files is due", "Wrap it in [ ]")
+        raise InvalidArgument(field, "expected a list of files, got one file", "Wrap it in [ ]")
     if is_array(x):
         return codec.to_rows(_wire_dtype(to_array(x, field), f"{field}.tensor.dtype"))
-    sent: Any = x
-    files = [_png(file, f"{field}[{index}]") for index, file in enumerate(sent)]
+    given: Any = x
+    files = [_png(file, f"{field}[{index}]") for index, file in enumerate(given)]
     return pb.Rows(png=pb.PngImages(files=files))
 
 
 def is_array(x: Any) -> TypeGuard[Array | SupportsArray]:
-    """Whether numpy can make an array of x without guessing."""
+    """Whether numpy can convert x to an array without guessing."""
     return hasattr(x, "__array__") and not isinstance(x, np.generic)
 
 
 def to_array(x: Any, field: str) -> Array:
-    """x as a numpy array, without a copy if possible. Raises InvalidArgument with the reason that
-    the library of x gives: a tensor is on a GPU, for instance, or needs gradients."""
+    """x as a numpy array, without a copy if possible. Raises InvalidArgument with the reason of
+    x's library: for example, a tensor is on a GPU or requires gradients."""
     try:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgument(field, f"cannot become an array: {str(error).rstrip('.')}") from None
+        raise InvalidArgument(
+            field, f"cannot be converted to an array: {str(error).rstrip('.')}"
+        ) from None
 
 
 def _png(file: Any, field: str) -> bytes:
@@ -112,21 +113,21 @@ def _png(file: Any, field: str) -> bytes:
         return Path(file).read_bytes()
     raise InvalidArgument(
         field,
-        f"a {type(file).__name__}",
+        f"unsupported type {type(file).__name__}",
         "Pass one array of all rows, or a list of PNG files (paths or bytes)",
     )
 
 
 def latents(z: Array | SupportsArray, field: str = "z") -> pb.Tensor:
-    """z, numbers of any width, as float32."""
+    """z, numbers of any width, as float32. Raises InvalidArgument."""
     array = to_array(z, field)
     if array.dtype.kind not in "fiub":
-        raise InvalidArgument(field, f"{array.dtype} is not a number", "Pass floats")
+        raise InvalidArgument(field, f"{array.dtype} is not a numeric dtype", "Pass floats")
     return codec.to_tensor(array.astype(np.float32, copy=False))
 
 
 def _wire_dtype(x: Array, field: str) -> Array:
-    """Floats of any width travel as float32. Integers must be uint8: another might not fit."""
+    """Floats of any width are sent as float32. Integers must be uint8: others may not fit."""
     if np.issubdtype(x.dtype, np.floating):
         return x.astype(np.float32, copy=False)
     if x.dtype != np.uint8:
@@ -138,8 +139,8 @@ def _wire_dtype(x: Array, field: str) -> Array:
     return x
 
 
-def end_point(point: LatentAnchor, field: str) -> pb.LatentAnchor:
-    """One end of an interpolation. Raises InvalidArgument where it is none of the three."""
+def latent_anchor(point: LatentAnchor, field: str) -> pb.LatentAnchor:
+    """One end of an interpolation. Raises InvalidArgument for any other type."""
     match point:
         case DataPoint(x):
             if is_array(x):
@@ -150,10 +151,12 @@ def end_point(point: LatentAnchor, field: str) -> pb.LatentAnchor:
         case SampledPoint(seed, index):
             return pb.LatentAnchor(
                 sample=pb.SampledPoint(
-                    seed=whole(f"{field}.sample.seed", seed, 64),
-                    index=whole(f"{field}.sample.index", index, 63),
+                    seed=check_uint(f"{field}.sample.seed", seed, 64),
+                    index=check_uint(f"{field}.sample.index", index, 63),
                 )
             )
     raise InvalidArgument(
-        field, f"a {type(point).__name__}", "Wrap it in DataPoint, LatentPoint or SampledPoint"
+        field,
+        f"unsupported type {type(point).__name__}",
+        "Wrap it in DataPoint, LatentPoint or SampledPoint",
     )

@@ -1,8 +1,9 @@
-"""The calls a client can make, before any transport: arguments in, a request and its reader out.
+"""The methods of the client without transport: each turns arguments into a request and its reader.
 
 Both clients in `latentd.client` take their methods, with signatures and docstrings, from here.
-Every call but list_models and health takes `model` (empty: the client's own, else the server's
-default) and `version` (0: the newest; where no model is named either: the client's own).
+Every call except list_models and health takes `model` and `version`. An empty `model` means the
+client's model, or the server's default. `version` 0 means the newest, or, if `model` is empty too,
+the client's version.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Chunks = TypeVar("Chunks", bound=Iterable[Array] | AsyncIterable[Array])
 
 
 class Default(enum.Enum):
-    """The type of CLIENT_TIMEOUT, which None, meaning no deadline, could not be."""
+    """The type of CLIENT_TIMEOUT. None cannot serve: it means no deadline."""
 
     CLIENT_TIMEOUT = "the client's own timeout"
 
@@ -48,7 +49,7 @@ class Call(Generic[T_co]):
 
 @dataclass(frozen=True)
 class ChunkedCall(Generic[Chunks]):
-    """StreamReconstruct of `chunks`; `request`: what its first message says beside its rows."""
+    """StreamReconstruct of `chunks`; `request`: the options that its first message carries."""
 
     request: pb.StreamReconstructRequest
     chunks: Chunks
@@ -65,7 +66,7 @@ def get_model(
 
 
 def list_models(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[list[results.ListedModel]]:
-    """Every model and version the server found, also those it refused."""
+    """Every model and version that the server found, including rejected ones."""
     return Call("ListModels", pb.ListModelsRequest(), results.read_listed_models, timeout)
 
 
@@ -79,16 +80,16 @@ def encode(
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Encoding]:
-    """x -> mean and log_var of its latent distribution; with `draw` also z drawn from it.
+    """x -> mean and log_var of its latent distribution; with `draw` also a z drawn from it.
 
-    Row j draws the noise of row offset + j of `seed` (None: a new seed, returned).
+    Row j uses the noise of row offset + j of `seed` (None: the client chooses a seed).
     """
     request = pb.EncodeRequest(
         model=model,
         version=arguments.version(version),
         x=arguments.rows(x),
         draw=draw,
-        offset=arguments.whole("offset", offset, 63),
+        offset=arguments.check_uint("offset", offset, 63),
     )
     if draw:
         request.seed = arguments.seed(seed)
@@ -104,7 +105,7 @@ def decode(
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Decoding]:
-    """z, floats of shape (rows, latent size) -> x; with `params` the parameters of p(x | z)."""
+    """z, floats of shape (rows, latent size) -> x, or with `params` the parameters of p(x | z)."""
     output = pb.DECODE_OUTPUT_PARAMS if params else pb.DECODE_OUTPUT_X
     request = pb.DecodeRequest(
         model=model,
@@ -128,16 +129,17 @@ def sample(
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Samples]:
-    """`count` new rows: row i is always the same for the same bundle, seed and offset + i.
+    """`count` new rows. Row i depends only on the bundle, the seed and offset + i.
 
-    seed: 0 .. 2^64 - 1; None: a new one, returned. temperature: standard deviation of the latents.
+    seed: 0 .. 2^64 - 1; None: the client chooses one, and the result holds it.
+    temperature: standard deviation of the latents.
     """
     request = pb.SampleRequest(
         model=model,
         version=arguments.version(version),
-        count=arguments.whole("count", count, 32),
+        count=arguments.check_uint("count", count, 32),
         seed=arguments.seed(seed),
-        offset=arguments.whole("offset", offset, 63),
+        offset=arguments.check_uint("offset", offset, 63),
         temperature=temperature,
         format=arguments.image_format(as_png),
         include_z=include_z,
@@ -158,24 +160,24 @@ def stream_samples(
     version: int = 0,
     timeout: float | None = None,
 ) -> Call[results.Samples]:
-    """As sample, for any count, in chunks of up to `chunk_rows` rows (0: the server's choice).
+    """Like sample, for any count, in chunks of up to `chunk_rows` rows (0: the server's choice).
 
-    Survives the loss of a server: the stream goes on from the first row that is missing, with the
-    same seed and the same version, so that no row comes twice and none is lost. Stop iterating and
-    the server stops too. `timeout` is for the whole stream; None, the default: no deadline.
+    If a server is lost, the stream resumes at the first missing row with the same seed and version:
+    no row is lost or repeated. If you stop iterating, the server stops too. `timeout` covers the
+    whole stream; None, the default: no deadline.
     """
-    if count == 0:  # the stream would be complete before the server could say so
-        raise InvalidArgument("count", "0 rows", "Ask for at least 1")
+    if count == 0:  # the client would have all rows before the server could reject it
+        raise InvalidArgument("count", "0 rows", "Request at least 1")
     request = pb.StreamSamplesRequest(
         model=model,
         version=arguments.version(version),
-        count=arguments.whole("count", count, 63),
+        count=arguments.check_uint("count", count, 63),
         seed=arguments.seed(seed),
-        offset=arguments.whole("offset", offset, 63),
+        offset=arguments.check_uint("offset", offset, 63),
         temperature=temperature,
         format=arguments.image_format(as_png),
         include_z=include_z,
-        chunk_rows=arguments.whole("chunk_rows", chunk_rows, 32),
+        chunk_rows=arguments.check_uint("chunk_rows", chunk_rows, 32),
     )
     return Call("StreamSamples", request, results.read_samples, timeout)
 
@@ -192,13 +194,13 @@ def reconstruct(
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Reconstruction]:
-    """x -> latent -> x': through the latent's mean, or with `draw` through a draw (see encode)."""
+    """x -> latent -> x': from the latent's mean, or with `draw` from a draw (see encode)."""
     request = pb.ReconstructRequest(
         model=model,
         version=arguments.version(version),
         x=arguments.rows(x),
         draw=draw,
-        offset=arguments.whole("offset", offset, 63),
+        offset=arguments.check_uint("offset", offset, 63),
         format=arguments.image_format(as_png),
         include_scores=include_scores,
     )
@@ -221,18 +223,18 @@ def stream_reconstruct(
     version: int = 0,
     timeout: float | None = None,
 ) -> ChunkedCall[Chunks]:
-    """As reconstruct, for any number of chunks of rows: an answer to each, in order.
+    """Like reconstruct, for any number of chunks of rows: one response for each, in order.
 
-    At most `in_flight` chunks are sent and not yet answered; `chunks` is not read further. Survives
-    the loss or the overload of a server: what is not answered is sent again, after the time that
-    the server names. `timeout` is for the whole stream; None: no deadline. AsyncClient takes
-    asynchronous iterables too.
+    At most `in_flight` chunks wait for their response; until then `chunks` is not read further. If
+    a server is lost or overloaded, the client resends the pending chunks after the delay that the
+    server names. `timeout` covers the whole stream; None: no deadline. AsyncClient also takes
+    asynchronous iterables.
     """
     request = pb.StreamReconstructRequest(
         model=model,
         version=arguments.version(version),
         draw=draw,
-        offset=arguments.whole("offset", offset, 63),
+        offset=arguments.check_uint("offset", offset, 63),
         include_scores=include_scores,
         include_latents=include_latents,
         include_x=include_x,
@@ -257,15 +259,13 @@ def interpolate(
     """`steps` rows from `start` to `end`, both included; path: "slerp" or "lerp"."""
     paths = {"slerp": pb.INTERPOLATION_PATH_SLERP, "lerp": pb.INTERPOLATION_PATH_LERP}
     if path not in paths:
-        raise InvalidArgument(
-            "path", f"{path!r} is no way between latents", 'Say "slerp" or "lerp"'
-        )
+        raise InvalidArgument("path", f"unknown path {path!r}", 'Use "slerp" or "lerp"')
     request = pb.InterpolateRequest(
         model=model,
         version=arguments.version(version),
-        start=arguments.end_point(start, "start"),
-        end=arguments.end_point(end, "end"),
-        steps=arguments.whole("steps", steps, 32),
+        start=arguments.latent_anchor(start, "start"),
+        end=arguments.latent_anchor(end, "end"),
+        steps=arguments.check_uint("steps", steps, 32),
         path=paths[path],
         format=arguments.image_format(as_png),
         include_z=include_z,
@@ -285,33 +285,33 @@ def score(
 ) -> Call[results.Scores]:
     """ELBO and importance-weighted log-likelihood of each row, in nats.
 
-    draws: for each row; 0: the server's default. More give a tighter bound.
+    draws: number for each row; 0: the server's default. More draws give a tighter bound.
     """
     request = pb.ScoreRequest(
         model=model,
         version=arguments.version(version),
         x=arguments.rows(x),
-        draws=arguments.whole("draws", draws, 32),
+        draws=arguments.check_uint("draws", draws, 32),
         seed=arguments.seed(seed),
-        offset=arguments.whole("offset", offset, 63),
+        offset=arguments.check_uint("offset", offset, 63),
     )
     return Call("Score", request, results.read_scores, timeout)
 
 
 def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:
-    """The server's health: "SERVING", "NOT_SERVING", ... A client that is `healthy_only` gets
-    Unavailable from a server that is not SERVING; give it healthy_only=False to hear the state.
+    """The server's health: "SERVING", "NOT_SERVING", ... With healthy_only=True, the default, a
+    client raises Unavailable for a server that is not SERVING; use healthy_only=False here.
     """
     states = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
     request = wrappers_pb2.StringValue(value=service)
     return Call("Health", request, lambda response: states[response.value], timeout)
 
 
-def address(request: Message, model: str, version: int) -> None:
-    """Write the client's own model and version into a request that names neither.
+def set_model(request: Message, model: str, version: int) -> None:
+    """Write the client's model and version into a request that names neither.
 
-    A request that names a version only asks for that version of the client's model; one that names
-    a model only, for the newest of that model. ListModels asks about all models.
+    A request with only a version means that version of the client's model. A request with only a
+    model means the newest version of that model. ListModels is about all models.
     """
     if "model" not in request.DESCRIPTOR.fields_by_name or request.model:  # type: ignore[attr-defined]
         return

@@ -22,41 +22,41 @@ from latentd.pb import vae_pb2 as pb
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"]
 MIB: Final = 1 << 20
 DEFAULT_PORT: Final = 50051
-"""Where `latentd serve` listens if it is not told otherwise."""
+"""The default port of `latentd serve`."""
 
 _SCHEMES: Final = ("dns:", "unix:", "ipv4:", "ipv6:", "unix-abstract:", "vsock:", "xds:")
-"""The forms of an address that gRPC resolves itself."""
+"""The address schemes that gRPC resolves itself."""
 _PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
-"""The variables in which gRPC looks for a proxy; the first that is set counts."""
+"""The variables that name gRPC's proxy; gRPC uses the first that is set."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Where calls go and what each of them carries.
+    """The server's address and the settings of every call.
 
-    Raises ConfigError where the fields contradict each other.
+    Raises ConfigError if the fields contradict each other.
     """
 
     target: str  # as `parse_target` returns it
     credentials: grpc.ChannelCredentials | None = None  # None: no TLS
     token: str = field(default="", repr=False)  # sent as a bearer token
     background: bool = False  # lets interactive calls go first
-    attempts: int = 4  # at a call that the server refuses or loses; 1: never retry
-    healthy_only: bool = True  # pass over servers whose health check does not say SERVING
-    max_message_bytes: int = 64 * MIB  # either way
+    max_attempts: int = 4  # for a call that a server rejects or loses; 1: never retry
+    healthy_only: bool = True  # skip servers whose health check is not SERVING
+    max_message_bytes: int = 64 * MIB  # of a request or a response
 
     def __post_init__(self) -> None:
         if self.token and self.credentials is None and not is_loopback(self.target):
             raise ConfigError(
-                f"The token would travel readable to {self.target}. Give credentials= (TLS), or "
-                "call a server on this machine."
+                f"Refusing to send the token in plain text to {self.target}. Pass credentials= "
+                "(TLS), or call a server on this machine."
             )
-        if not 1 <= self.attempts <= 5:
-            raise ConfigError(f"attempts={self.attempts}: gRPC makes 1 to 5 attempts at a call.")
+        if not 1 <= self.max_attempts <= 5:
+            raise ConfigError(f"attempts={self.max_attempts}: must be between 1 and 5.")
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries."""
+        """The metadata of every call."""
         priority = (("latentd-priority", "background"),) if self.background else ()
         return priority + ((("authorization", f"Bearer {self.token}"),) if self.token else ())
 
@@ -67,66 +67,64 @@ class Connection:
             ("grpc.service_config", json.dumps(self._service_config())),
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
-            # A request that does not fit here is not retried; the default is 256 KiB.
+            # gRPC does not retry a larger request; the default is 256 KiB.
             ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),
-            # A server that is stopped or cut off sends no reset; calls to it are tried elsewhere
-            # after these 5 s. Without the ping timeout gRPC waits for its own, a minute.
+            # A frozen or disconnected server sends no reset. After these 5 s gRPC retries its
+            # calls elsewhere. Without the ping timeout gRPC waits for its default, a minute.
             ("grpc.keepalive_time_ms", 2_000),
             ("grpc.keepalive_timeout_ms", 3_000),
             ("grpc.http2.ping_timeout_ms", 3_000),
             ("grpc.http2.max_pings_without_data", 0),
-            # A restarted server is found again within seconds.
+            # The client reconnects to a restarted server within seconds.
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.min_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 5_000),
-            # gRPC would ask a proxy for this machine's own addresses too.
+            # By default gRPC uses the proxy for this machine's own addresses too.
             ("grpc.enable_http_proxy", int(not is_loopback(self.target))),
         ]
 
     def proxy_variable(self, environment: Mapping[str, str] = os.environ) -> str:
-        """The variable that sends this connection through an HTTP proxy; empty: none does."""
+        """The variable that sends this connection through an HTTP proxy; empty: none."""
         if is_loopback(self.target):
             return ""
         excluded = environment.get("no_grpc_proxy") or environment.get("no_proxy") or ""
         host = self.target.rpartition("/")[2].rpartition(":")[0].strip("[]")
-        # As gRPC compares them, but for ranges of addresses.
+        # As gRPC compares them, except for ranges of addresses.
         if any(host.endswith(entry.strip()) for entry in excluded.split(",") if entry.strip()):
             return ""
         return next((name for name in _PROXY_VARIABLES if environment.get(name)), "")
 
     def open(self, transport: Any) -> Any:
-        """A channel of `transport`, grpc or grpc.aio; it connects with the first call."""
+        """A channel of `transport`, which is grpc or grpc.aio. The first call connects it."""
         if self.credentials is None:
             return transport.insecure_channel(self.target, options=self.options)
         return transport.secure_channel(self.target, self.credentials, options=self.options)
 
     def _service_config(self) -> dict[str, Any]:
         calls: dict[str, Any] = {"name": [{"service": SERVICE.full_name}]}
-        if self.attempts > 1:
-            # Safe: every RPC only computes. What is RESOURCE_EXHAUSTED the clients try again
-            # themselves, and only where the server says when: gRPC takes any for overload, also a
-            # message that is too large, and would send it in vain as often as it may.
+        if self.max_attempts > 1:
+            # Safe: every RPC only computes. The clients retry RESOURCE_EXHAUSTED themselves, and
+            # only if the server says when. gRPC would also retry a message that is too large.
             calls["retryPolicy"] = {
-                "maxAttempts": self.attempts,
+                "maxAttempts": self.max_attempts,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                # CANCELLED, from the server: so gRPC (1.85) refuses calls it has no place for, and
-                # the server never sees them.
+                # CANCELLED: a server whose gRPC (1.85) is full sends it before latentd sees a call.
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             }
-        # Streams go on by themselves from any row (`streams`); a retry would come on top.
+        # `streams` resumes streams at any row; gRPC's retries would come on top.
         streams = [
             {"service": SERVICE.full_name, "method": method.name}
             for method in SERVICE.methods
             if method.server_streaming
         ]
         config: dict[str, Any] = {
-            # Every address behind the name, and not only the first one that answers.
+            # Use every address of the name, and not only the first that answers.
             "loadBalancingConfig": [{"round_robin": {}}],
             "methodConfig": [calls, {"name": streams}],
             "retryThrottling": {
-                "maxTokens": retry.MOST_TOKENS,
+                "maxTokens": retry.MAX_TOKENS,
                 "tokenRatio": retry.TOKENS_PER_SUCCESS,
             },
         }
@@ -138,8 +136,8 @@ class Connection:
 def parse_target(text: str) -> str:
     """A server's address in gRPC's form.
 
-    text: host:port, grpc://host:port, or a form of gRPC's own as dns:///name:port and unix:/path.
-    Raises ConfigError that says what is missing.
+    text: host:port, grpc://host:port, or a gRPC address such as dns:///name:port and unix:/path.
+    Raises ConfigError, which says what is missing.
     """
     target = text.removeprefix("grpc://")
     if "://" in target and not target.startswith(_SCHEMES):
@@ -166,7 +164,7 @@ def parse_target(text: str) -> str:
 
 
 def methods(channel: Any) -> dict[str, Callable[..., Any]]:
-    """Name of each RPC -> what calls it on a channel of grpc or grpc.aio."""
+    """Name of each RPC -> its callable on a channel of grpc or grpc.aio."""
     methods = {}
     for method in SERVICE.methods:
         kind = channel.unary_stream if method.server_streaming else channel.unary_unary
@@ -181,8 +179,8 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
             response_deserializer=response.FromString,
         )
         methods[method.name] = _traced(call)
-    # The health service's messages hold one string and one enum: on the wire, these two. Its own
-    # come with grpcio-health-checking, which a client does not need.
+    # The health service's messages hold one string and one enum, encoded like these two. So the
+    # client does not need grpcio-health-checking.
     methods["Health"] = channel.unary_unary(
         "/grpc.health.v1.Health/Check",
         request_serializer=wrappers_pb2.StringValue.SerializeToString,
@@ -192,12 +190,12 @@ def methods(channel: Any) -> dict[str, Callable[..., Any]]:
 
 
 def _traced(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call, below whatever span is current when it is made."""
+    """The callable, with the metadata of the span that is current when it is called."""
 
-    def begin(*requests: Any, timeout: float | None, metadata: tuple[Any, ...] = ()) -> Any:
+    def start(*requests: Any, timeout: float | None, metadata: tuple[Any, ...] = ()) -> Any:
         return call(*requests, timeout=timeout, metadata=(*metadata, *_current_span()))
 
-    return begin
+    return start
 
 
 def _is_ipv6(host: str) -> bool:
@@ -208,20 +206,20 @@ def _is_ipv6(host: str) -> bool:
 
 
 def is_loopback(target: str) -> bool:
-    """Whether an address is this machine's own, by its form alone."""
+    """Whether an address is this machine's own, judged by its text alone."""
     if target.startswith("unix:"):
         return True
     address = target.rpartition("/")[2].removeprefix("ipv4:").removeprefix("ipv6:")
     host = address.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, and names can be made to look like anything
+    except ValueError:  # a name: it may resolve to any address
         return False
 
 
 @dataclass(frozen=True)
 class CredentialFiles:
-    """What --tls-ca, --tls-cert, --tls-key and --token-file name."""
+    """The files of --tls-ca, --tls-cert, --tls-key and --token-file."""
 
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -229,23 +227,25 @@ class CredentialFiles:
     token_file: str | None = None
 
     def read(self) -> dict[str, Any]:
-        """`credentials` and `token` as clients take them. Raises ConfigError where the files
+        """The clients' arguments `credentials` and `token`. Raises ConfigError if the files
         contradict each other or cannot be read."""
         try:
             token = Path(self.token_file).read_text().strip() if self.token_file else ""
             if self.token_file and not token:
-                raise ConfigError(f"--token-file {self.token_file} holds no token.")
+                raise ConfigError(
+                    f"--token-file {self.token_file} is empty. Write the bearer token into it."
+                )
             return {"credentials": self._credentials(), "token": token}
         except OSError as error:
-            raise ConfigError(f"{error.filename} cannot be read: {error.strerror}.") from None
+            raise ConfigError(f"Cannot read {error.filename}: {error.strerror}.") from None
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if bool(self.tls_cert) != bool(self.tls_key):
-            raise ConfigError("--tls-cert and --tls-key go together: give both or none.")
+            raise ConfigError("--tls-cert and --tls-key must be set together.")
         if not self.tls_ca:
             if self.tls_cert:
                 raise ConfigError(
-                    "--tls-cert needs --tls-ca, the authority that the server is from."
+                    "--tls-cert needs --tls-ca, the certificate authority of the server."
                 )
             return None
         files = (self.tls_ca, self.tls_key, self.tls_cert)
@@ -254,9 +254,12 @@ class CredentialFiles:
 
 
 def _current_span() -> tuple[tuple[str, str], ...]:
-    """Metadata with W3C's trace context; empty where there is no span."""
+    """Metadata with the W3C trace context of the current OpenTelemetry span; empty without one.
+
+    The server's span becomes its child.
+    """
     if "opentelemetry.trace" not in sys.modules:
-        return ()  # who has a span has imported it
+        return ()  # without this import there can be no span
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     headers: dict[str, str] = {}

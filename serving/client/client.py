@@ -1,4 +1,4 @@
-"""The two clients, blocking and asyncio: one set of methods, all made from `calls`."""
+"""The two clients, blocking and asyncio. The methods of both are built from `calls`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import grpc
 import grpc.aio
 
 from latentd.client import calls, streams
-from latentd.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, address
+from latentd.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, set_model
 from latentd.client.channel import MIB, Connection, methods, parse_target
 from latentd.client.results import ModelVersion, Samples, StreamedReconstruction
 from latentd.client.retry import Backoff, Throttle, from_rpc
@@ -31,12 +31,12 @@ from latentd.client.streams import PendingChunks, ResumableSamples
 from latentd.codec import Array
 from latentd.errors import ConfigError, LatentdError, Overloaded
 
-_LONGEST: Final = 1e9
-"""Seconds, some 30 years: what is longer is no limit, where gRPC would take it for the past."""
+_MAX_TIMEOUT: Final = 1e9
+"""Seconds, some 30 years. A longer timeout means no limit: gRPC would take it for the past."""
 
 
 class BaseClient:
-    """A connection, and how calls are sent over it. Subclasses open the channels."""
+    """A connection and the sending of calls over it. Subclasses open the channels."""
 
     def __init__(
         self,
@@ -52,22 +52,22 @@ class BaseClient:
         healthy_only: bool = True,
         max_message_bytes: int = 64 * MIB,
     ) -> None:
-        """Connects with the first call.
+        """The first call connects.
 
         target:       host:port (grpc://host:port is the same), or dns:///name:port to spread calls
-                      over all addresses of a name. An HTTP proxy, where the variables grpc_proxy,
-                      https_proxy or http_proxy name one, is not asked for this machine's addresses.
-        timeout:      seconds for each call that names none itself; None: no deadline.
+                      over all addresses of a name. An HTTP proxy, set by the variables grpc_proxy,
+                      https_proxy or http_proxy, is not used for this machine's addresses.
+        timeout:      seconds for each call that sets none itself; None: no deadline.
         model:        empty: the server's default. version: 0: the newest.
-        background:   let other clients' calls go first; stream_reconstruct then waits for an
-                      overloaded server until its deadline.
+        background:   other clients' calls go first; stream_reconstruct then retries an overloaded
+                      server until its deadline.
         credentials:  grpc.ssl_channel_credentials(...) for TLS; None: no TLS.
         token:        bearer token; without TLS only to this machine.
-        attempts:     at each call while servers are unavailable or overloaded, 1 to 5.
-        healthy_only: pass over servers whose health check does not say SERVING.
+        attempts:     maximum for each call if servers are unavailable or overloaded, 1 to 5.
+        healthy_only: skip servers whose health check is not SERVING.
         max_message_bytes: of a request or a response.
 
-        Raises ConfigError where these contradict each other.
+        Raises ConfigError if these contradict each other.
         """
         self._connection = Connection(
             parse_target(target),
@@ -79,57 +79,57 @@ class BaseClient:
             max_message_bytes,
         )
         if timeout is not None and not timeout > 0:
-            raise ConfigError(f"timeout={timeout}: say seconds above 0, or no limit.")
+            raise ConfigError(f"timeout={timeout}: must be positive, or None for no limit.")
         self._timeout, self._model, self._version = timeout, model, version
         self._metadata = self._connection.metadata
         self._throttle = Throttle()
         self._open()
 
     def _open(self) -> None:
-        """Prepare what `_methods` needs."""
+        """Prepare for `_methods`."""
         raise NotImplementedError
 
     @property
     def _methods(self) -> Mapping[str, Callable[..., Any]]:
-        """Name of each RPC -> what calls it."""
+        """Name of each RPC -> its callable."""
         raise NotImplementedError
 
-    def pinned(self, served_by: ModelVersion) -> Self:
-        """This client for one version only. It shares the connection: close just the original."""
+    def with_version(self, served_by: ModelVersion) -> Self:
+        """This client for one version only. It shares the connection: close only the original."""
         view = copy.copy(self)
         view._model, view._version = served_by.model, served_by.version
         return view
 
     def _send(self, call: Call[Any], seconds: float | None) -> Any:
-        """Start the call: a response of grpc's, a call of grpc.aio's, an iterator for a stream."""
+        """Start the call. Returns grpc's response, grpc.aio's call, or a stream's iterator."""
         return self._methods[call.method](call.request, timeout=seconds, metadata=self._metadata)
 
-    def _failure(self, error: grpc.RpcError) -> LatentdError:
+    def _to_error(self, error: grpc.RpcError) -> LatentdError:
         failure = from_rpc(error, self._connection.target, self._connection.proxy_variable())
         failure.__cause__ = error
         return failure
 
     def _backoff(self, call: Call[Any]) -> Backoff:
-        return Backoff(self._seconds(call), self._connection.attempts)
+        return Backoff(self._seconds(call), self._connection.max_attempts)
 
     def _wait_after(self, error: grpc.RpcError, backoff: Backoff) -> float:
-        """Seconds until a call that is no stream is tried again; raises what `error` says if it is
-        not: servers that were unavailable gRPC has tried already."""
-        failure = self._failure(error)
+        """Seconds until the next attempt of a unary call. Raises `error`'s LatentdError if there is
+        none. Only Overloaded is retried here: gRPC itself has already retried UNAVAILABLE."""
+        failure = self._to_error(error)
         if not isinstance(failure, Overloaded) or not self._throttle.failed():
             raise failure
         return backoff.wait_after(failure)
 
-    def _unanswered(self, call: ChunkedCall[Any]) -> PendingChunks:
-        address(call.request, self._model, self._version)
+    def _pending_chunks(self, call: ChunkedCall[Any]) -> PendingChunks:
+        set_model(call.request, self._model, self._version)
         return PendingChunks(call.request, call.in_flight)
 
-    def _missing(self, call: Call[Samples]) -> ResumableSamples:
-        return ResumableSamples(call.request, self._seconds(call), self._connection.attempts)
+    def _missing_samples(self, call: Call[Samples]) -> ResumableSamples:
+        return ResumableSamples(call.request, self._seconds(call), self._connection.max_attempts)
 
     def _seconds(self, call: Call[Any]) -> float | None:
         seconds = self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout
-        return None if seconds is not None and seconds > _LONGEST else seconds
+        return None if seconds is not None and seconds > _MAX_TIMEOUT else seconds
 
 
 SampleChunks: TypeAlias = Generator[Samples, None, None]
@@ -209,7 +209,7 @@ def _documented(method: M, build: Callable[..., Any]) -> M:
 
 
 class Client(BaseClient):
-    """Calls that block. Safe to share between threads; not to be used across a fork."""
+    """Calls that block. Threads may share one client; do not use it across a fork."""
 
     get_model = _blocking(calls.get_model)
     list_models = _blocking(calls.list_models)
@@ -232,7 +232,7 @@ class Client(BaseClient):
         return self._opened
 
     def close(self) -> None:
-        """Cancel what is under way and disconnect."""
+        """Cancel calls in flight and disconnect."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -247,7 +247,7 @@ class Client(BaseClient):
         self.close()
 
     def _call(self, call: Call[T]) -> T:
-        address(call.request, self._model, self._version)
+        set_model(call.request, self._model, self._version)
         backoff = self._backoff(call)
         while True:
             try:
@@ -259,43 +259,43 @@ class Client(BaseClient):
                 return call.read(response)
 
     def _stream(self, call: Call[Samples]) -> SampleChunks:
-        address(call.request, self._model, self._version)
-        missing = self._missing(call)
+        set_model(call.request, self._model, self._version)
+        missing = self._missing_samples(call)
         while not missing.done:
             responses = self._send(call, missing.remaining())
             try:
                 for response in responses:
                     yield missing.accept(call.read(response))
-                failure = missing.ended()
+                failure = missing.check_end()
             except grpc.RpcError as error:
-                failure = self._failure(error)
+                failure = self._to_error(error)
             finally:
-                responses.cancel()  # also when the caller stops iterating: the server stops too
+                responses.cancel()  # also if the caller stops iterating: the server stops too
             if failure is not None and not missing.done:
                 time.sleep(missing.wait_after(failure))
 
     def _stream_chunks(self, call: ChunkedCall[Iterable[Array]]) -> Reconstructions:
-        return streams.blocking(
+        return streams.reconstruct_blocking(
             call.chunks,
-            self._unanswered(call),
-            Backoff(call.timeout, self._connection.attempts, self._connection.background),
+            self._pending_chunks(call),
+            Backoff(call.timeout, self._connection.max_attempts, self._connection.background),
             lambda requests, seconds: self._methods["StreamReconstruct"](
                 requests, timeout=seconds, metadata=self._metadata
             ),
-            self._failure,
+            self._to_error,
         )
 
 
 class _Opened(NamedTuple):
-    """A channel and what calls each RPC on it."""
+    """A channel and the callable of each RPC on it."""
 
     channel: grpc.aio.Channel
     methods: Mapping[str, Callable[..., Any]]
 
 
 class AsyncClient(BaseClient):
-    """The same calls, awaited. Make it anywhere, also at module level: each event loop that calls
-    has a channel of its own, which its first call opens."""
+    """The same calls, awaited. Create it anywhere, also at module level: each event loop has a
+    channel of its own, which the loop's first call opens."""
 
     get_model = _awaiting(calls.get_model)
     list_models = _awaiting(calls.list_models)
@@ -323,7 +323,7 @@ class AsyncClient(BaseClient):
         return self._channels[loop].methods
 
     async def close(self) -> None:
-        """Cancel what is under way in this event loop and disconnect; a later call reconnects."""
+        """Cancel this event loop's calls in flight and disconnect; a later call reconnects."""
         opened = self._channels.pop(asyncio.get_running_loop(), None)
         if opened is not None:
             await opened.channel.close()
@@ -340,7 +340,7 @@ class AsyncClient(BaseClient):
         await self.close()
 
     async def _call(self, call: Call[T]) -> T:
-        address(call.request, self._model, self._version)
+        set_model(call.request, self._model, self._version)
         backoff = self._backoff(call)
         while True:
             pending = self._send(call, backoff.remaining())
@@ -352,33 +352,33 @@ class AsyncClient(BaseClient):
                 self._throttle.succeeded()
                 return call.read(response)
             finally:
-                pending.cancel()  # where our own task was cancelled, so that the server stops too
+                pending.cancel()  # if this task was cancelled, the server stops too
 
     async def _stream(self, call: Call[Samples]) -> AsyncSampleChunks:
-        address(call.request, self._model, self._version)
-        missing = self._missing(call)
+        set_model(call.request, self._model, self._version)
+        missing = self._missing_samples(call)
         while not missing.done:
             responses = self._send(call, missing.remaining())
             try:
                 async for response in responses:
                     yield missing.accept(call.read(response))
-                failure = missing.ended()
+                failure = missing.check_end()
             except grpc.RpcError as error:
-                failure = self._failure(error)
+                failure = self._to_error(error)
             finally:
-                responses.cancel()  # also when the caller stops iterating: the server stops too
+                responses.cancel()  # also if the caller stops iterating: the server stops too
             if failure is not None and not missing.done:
                 await asyncio.sleep(missing.wait_after(failure))
 
     def _stream_chunks(
         self, call: ChunkedCall[Iterable[Array] | AsyncIterable[Array]]
     ) -> AsyncReconstructions:
-        return streams.awaited(
+        return streams.reconstruct_async(
             call.chunks,
-            self._unanswered(call),
-            Backoff(call.timeout, self._connection.attempts, self._connection.background),
+            self._pending_chunks(call),
+            Backoff(call.timeout, self._connection.max_attempts, self._connection.background),
             lambda seconds: self._methods["StreamReconstruct"](
                 timeout=seconds, metadata=self._metadata
             ),
-            self._failure,
+            self._to_error,
         )

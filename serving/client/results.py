@@ -1,9 +1,9 @@
-"""What the client gives back: one frozen dataclass an RPC, arrays in the model's own dtype.
+"""Results of the client's methods, one frozen dataclass for each RPC, read from its response.
 
-`values_outside_range` counts the values of each row that lie beyond the model's range: there the
-model was never trained, so that its answer for such a row says mostly that it is unusual.
+`values_outside_range` counts, for each row, the values outside the model's range. The model was
+never trained there: its result for such a row mostly means that the row is unusual.
 
-Arrays are read-only views of the message that brought them; copy one before writing into it.
+Arrays have the model's dtype. They are read-only views of the response; copy one to write to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from latentd.pb import vae_pb2 as pb
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """Which model and version answered."""
+    """The model and version that served a call."""
 
     model: str
     version: int
@@ -37,7 +37,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server refuses beyond."""
+    """The server rejects requests beyond these."""
 
     max_rows: int  # in one request or response
     max_message_bytes: int
@@ -50,12 +50,12 @@ class GraphProfile:
 
     graph: str  # encoder | decoder
     max_batch_rows: int
-    seconds: dict[int, float]  # rows in a batch -> fastest of several runs
+    seconds: dict[int, float]  # batch size in rows -> fastest of several runs
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What one model is, where it runs and what it costs."""
+    """A model: its data, where it runs and what it costs."""
 
     served_by: ModelVersion
     family: str  # vae | ae
@@ -65,16 +65,16 @@ class ModelInfo:
     params_per_element: int
     limits: Limits
     provider: str
-    versions: list[int]  # every one being served, ascending
+    versions: list[int]  # all served versions, ascending
     profiles: list[GraphProfile]
     preprocessing: str
     created: str  # UTC, ISO 8601
-    training_scores: dict[str, Any]  # as in a bundle's manifest; {}: the bundle does not say
+    training_scores: dict[str, Any]  # as in a bundle's manifest; {}: not in the bundle
 
 
 @dataclass(frozen=True)
 class ListedModel:
-    """One version the server found; state "ready", "failed" for the reason given, or "loading"."""
+    """A version that the server found. state: "ready", "failed" (see `reason`) or "loading"."""
 
     version: ModelVersion
     state: str
@@ -86,24 +86,23 @@ class ListedModel:
 
 @dataclass(frozen=True, repr=False)
 class Rows:
-    """Rows of data as a response brought them. A notebook shows them as one picture."""
+    """Rows of data in a response. A notebook shows them as one image."""
 
-    tensor: Array | None  # None where PNG files, or other outputs, were asked for
-    png: list[bytes]  # one file a row; only with as_png=True
+    tensor: Array | None  # None if the call requested PNG files or params
+    png: list[bytes]  # one file for each row; only with as_png=True
 
     @functools.cached_property
     def x(self) -> Array:
-        """The rows in the model's dtype, rows x x_shape; from the PNG files where those came.
+        """The rows in the model's dtype, rows x x_shape; decoded from the PNG files, if any.
 
-        A grey model's PNG files hold no channel axis: x is then rows x height x width. Raises
-        AttributeError where the call asked for params in place of x.
+        PNG files of a grey model have no channel axis: x is then rows x height x width. Raises
+        AttributeError if the call requested params instead of x.
         """
         if self.tensor is not None:
             return self.tensor
         if not self.png:
             raise AttributeError(
-                f"this {type(self).__name__} holds params and no x: make the call without "
-                "params=True to get x"
+                f"this {type(self).__name__} has params and no x: call without params=True to get x"
             )
         return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in self.png])
 
@@ -114,34 +113,34 @@ class Rows:
         return len(self.png) if self.tensor is None else len(self.tensor)
 
     def grid(self, columns: int = 0) -> Image.Image:
-        """All rows in one picture, `columns` wide (0: square). Raises TypeError where the rows are
-        not 8-bit images."""
-        if not self._are_pictures():
-            raise TypeError(f"rows of {self._described()} are not 8-bit images")
+        """All rows in one image, `columns` wide (0: square). Raises TypeError if the rows are not
+        8-bit images."""
+        if not self._are_images():
+            raise TypeError(f"rows of {self._description()} are not 8-bit images")
         return Image.open(io.BytesIO(images.make_grid(self.x, columns)))
 
     def __repr__(self) -> str:
-        """What came and what replays it, without the numbers themselves."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        shown = [f"{len(self)} rows of {self._described()}"]
-        for name, value in given.items():
+        """Shapes, dtypes, and the values that reproduce the call, without the arrays."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = [f"{len(self)} rows of {self._description()}"]
+        for name, value in values.items():
             if isinstance(value, np.ndarray) and name != "tensor":
                 shown.append(f"{name}: {value.dtype} {value.shape}")
             elif isinstance(value, int):
                 shown.append(f"{name}={value}")
-        return f"{type(self).__name__}({', '.join(shown)}, {given['served_by']})"
+        return f"{type(self).__name__}({', '.join(shown)}, {values['served_by']})"
 
     def _repr_png_(self) -> bytes | None:
-        """What IPython shows; None: the text."""
-        return images.make_grid(self.x) if self._are_pictures() and len(self) else None
+        """The image that IPython shows; None: IPython shows the text."""
+        return images.make_grid(self.x) if self._are_images() and len(self) else None
 
-    def _are_pictures(self) -> bool:
+    def _are_images(self) -> bool:
         if self.tensor is None:
             return bool(self.png)
         shape = self.tensor.shape[1:]
         return self.tensor.dtype == np.uint8 and (len(shape) == 2 or shape[2:] in ((1,), (3,)))
 
-    def _described(self) -> str:
+    def _description(self) -> str:
         if self.tensor is None:
             return "PNG" if self.png else "params"
         return f"{self.tensor.dtype} {'x'.join(map(str, self.tensor.shape[1:]))}"
@@ -154,8 +153,8 @@ class Encoding:
     mean: Array  # float32, rows x latent size
     log_var: Array  # float32, rows x latent size
     z: Array | None  # float32, rows x latent size; only with draw=True
-    seed: int  # what the draw used; 0 without one
-    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
+    seed: int  # of the draw; 0 without a draw
+    values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
 
 
@@ -169,7 +168,7 @@ class Decoding(Rows):
 
 @dataclass(frozen=True, repr=False)
 class Samples(Rows):
-    """New data. served_by, seed and offset replay it."""
+    """New data. served_by, seed and offset reproduce it."""
 
     z: Array | None  # float32, rows x latent size; only with include_z=True
     seed: int
@@ -179,22 +178,22 @@ class Samples(Rows):
 
 @dataclass(frozen=True, repr=False)
 class Reconstruction(Rows):
-    """What the model makes of each row; the scores, in nats, only with include_scores=True."""
+    """The reconstruction of each row; the scores, in nats, only with include_scores=True."""
 
     reconstruction_error: Array | None  # float32, rows
     kl: Array | None  # float32, rows
     elbo: Array | None  # float32, rows
-    seed: int  # what the draw used; 0 without one
-    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
+    seed: int  # of the draw; 0 without a draw
+    values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
 
 
 @dataclass(frozen=True)
 class StreamedReconstruction:
-    """What the model makes of the rows of one chunk. All but `errors` leaves out the rows there."""
+    """The reconstructions of one chunk. All fields except `errors` omit the rows in `errors`."""
 
     offset: int  # index of the chunk's first row
-    errors: dict[int, str]  # place in the chunk -> why this row could not be taken
+    errors: dict[int, str]  # index in the chunk -> why the row was rejected
     x: Array  # rows x x_shape in the model's dtype; empty with include_x=False
     reconstruction_error: (
         Array  # float32, rows; nats, as the next two; empty without include_scores=True
@@ -203,17 +202,17 @@ class StreamedReconstruction:
     elbo: Array
     mean: Array | None  # float32, rows x latent size; only with include_latents=True
     log_var: Array | None
-    seed: int  # what the draws use; 0 without
-    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
+    seed: int  # of the draws; 0 without draws
+    values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
 
 
 @dataclass(frozen=True, repr=False)
 class Interpolation(Rows):
-    """The path from one end point to the other, both included; a row is a step."""
+    """The path from one end to the other, both included; each row is a step."""
 
     z: Array | None  # float32, steps x latent size; only with include_z=True
-    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
+    values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
 
 
@@ -226,7 +225,7 @@ class Scores:
     kl: Array  # float32, rows
     seed: int
     draws: int  # for each row
-    values_outside_range: Array | None  # uint32, rows: of each the values beyond; None: none is
+    values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
 
 
@@ -234,12 +233,12 @@ _DTYPE_NAMES: Final = {value: name for name, value in codec.DATA_TYPES.items()}
 
 
 def read_version(message: pb.ModelVersion) -> ModelVersion:
-    """Which model and version a response names."""
+    """The model and version of a response."""
     return ModelVersion(message.model, message.version, message.digest)
 
 
 def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
-    """GetModel's response."""
+    """Read GetModel's response."""
     return ModelInfo(
         served_by=read_version(message.served_by),
         family=message.family,
@@ -277,7 +276,7 @@ def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:
 
 
 def read_listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:
-    """ListModels' response."""
+    """Read ListModels' response."""
     return [
         ListedModel(
             read_version(model.version),
@@ -292,28 +291,28 @@ def read_listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:
 
 
 def read_encoding(message: pb.EncodeResponse) -> Encoding:
-    """Encode's response."""
+    """Read Encode's response."""
     return Encoding(
         codec.from_tensor(message.mean, "mean"),
         codec.from_tensor(message.log_var, "log_var"),
-        _given(message.HasField("z"), message.z, "z"),
+        _optional_tensor(message.HasField("z"), message.z, "z"),
         message.seed,
-        _outside(message),
+        _outside_range(message),
         read_version(message.served_by),
     )
 
 
 def read_decoding(message: pb.DecodeResponse) -> Decoding:
-    """Decode's response."""
-    params = _given(message.HasField("params"), message.params, "params")
+    """Read Decode's response."""
+    params = _optional_tensor(message.HasField("params"), message.params, "params")
     return Decoding(*_rows(message.x), params, read_version(message.served_by))
 
 
 def read_samples(message: pb.SampleResponse | pb.StreamSamplesResponse) -> Samples:
-    """Sample's response, or one of StreamSamples'."""
+    """Read Sample's response, or one of StreamSamples' responses."""
     return Samples(
         *_rows(message.x),
-        _given(message.HasField("z"), message.z, "z"),
+        _optional_tensor(message.HasField("z"), message.z, "z"),
         message.seed,
         message.offset,
         read_version(message.served_by),
@@ -321,20 +320,20 @@ def read_samples(message: pb.SampleResponse | pb.StreamSamplesResponse) -> Sampl
 
 
 def read_reconstruction(message: pb.ReconstructResponse) -> Reconstruction:
-    """Reconstruct's response."""
+    """Read Reconstruct's response."""
     return Reconstruction(
         *_rows(message.x),
         _floats(message.reconstruction_error) if message.reconstruction_error else None,
         _floats(message.kl) if message.kl else None,
         _floats(message.elbo) if message.elbo else None,
         message.seed,
-        _outside(message),
+        _outside_range(message),
         read_version(message.served_by),
     )
 
 
 def read_streamed_reconstruction(message: pb.StreamReconstructResponse) -> StreamedReconstruction:
-    """One of StreamReconstruct's responses."""
+    """Read one of StreamReconstruct's responses."""
     return StreamedReconstruction(
         message.offset,
         {error.row: error.description for error in message.errors},
@@ -342,35 +341,37 @@ def read_streamed_reconstruction(message: pb.StreamReconstructResponse) -> Strea
         _floats(message.reconstruction_error),
         _floats(message.kl),
         _floats(message.elbo),
-        _given(message.HasField("mean"), message.mean, "mean"),
-        _given(message.HasField("log_var"), message.log_var, "log_var"),
+        _optional_tensor(message.HasField("mean"), message.mean, "mean"),
+        _optional_tensor(message.HasField("log_var"), message.log_var, "log_var"),
         message.seed,
-        _outside(message),
+        _outside_range(message),
         read_version(message.served_by),
     )
 
 
 def read_interpolation(message: pb.InterpolateResponse) -> Interpolation:
-    """Interpolate's response."""
-    z = _given(message.HasField("z"), message.z, "z")
-    return Interpolation(*_rows(message.x), z, _outside(message), read_version(message.served_by))
+    """Read Interpolate's response."""
+    z = _optional_tensor(message.HasField("z"), message.z, "z")
+    return Interpolation(
+        *_rows(message.x), z, _outside_range(message), read_version(message.served_by)
+    )
 
 
 def read_scores(message: pb.ScoreResponse) -> Scores:
-    """Score's response."""
+    """Read Score's response."""
     return Scores(
         _floats(message.elbo),
         _floats(message.log_likelihood),
         _floats(message.kl),
         message.seed,
         message.draws,
-        _outside(message),
+        _outside_range(message),
         read_version(message.served_by),
     )
 
 
 def _rows(rows: pb.Rows) -> tuple[Array | None, list[bytes]]:
-    """The fields of results.Rows."""
+    """The fields of `Rows`."""
     if rows.WhichOneof("content") == "tensor":
         return codec.from_tensor(rows.tensor, "x.tensor"), []
     return None, list(rows.png.files)
@@ -381,7 +382,7 @@ def _tensor_or_empty(rows: pb.Rows) -> Array:
     return np.empty(0, np.uint8) if tensor is None else tensor
 
 
-def _given(present: bool, tensor: pb.Tensor, field: str) -> Array | None:
+def _optional_tensor(present: bool, tensor: pb.Tensor, field: str) -> Array | None:
     return codec.from_tensor(tensor, field) if present else None
 
 
@@ -389,7 +390,7 @@ def _floats(values: Iterable[float]) -> Array:
     return np.fromiter(values, np.float32)
 
 
-def _outside(message: Any) -> Array | None:
-    """How many values of each row lie outside the model's range; None: none does."""
+def _outside_range(message: Any) -> Array | None:
+    """The number of values of each row that lie outside the model's range; None: none."""
     counts = message.values_outside_range
     return np.fromiter(counts, np.uint32) if counts else None

@@ -36,54 +36,54 @@ class ServiceError(LatentdError):
 
 
 def from_rpc(error: grpc.RpcError, target: str, proxy_variable: str = "") -> LatentdError:
-    """What `error`, of a call to `target`, says; raise the result `from error`.
+    """The LatentdError for `error`, from a call to `target`; raise it `from error`.
 
-    proxy_variable: the environment variable whose proxy the call goes through; empty: none.
+    proxy_variable: the environment variable that names the call's proxy; empty: no proxy.
     """
     call: Any = error  # both libraries' errors are calls too: code, details, trailers
     code: grpc.StatusCode = call.code()
-    said: str = call.details() or ""
+    details: str = call.details() or ""
     match code:
         case grpc.StatusCode.INVALID_ARGUMENT:
-            return _invalid_input(call, said)
+            return _invalid_argument(call, details)
         case grpc.StatusCode.NOT_FOUND:
-            return ModelNotFound(said)
+            return ModelNotFound(details)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return _exhausted(call, said)
+            return _exhausted(call, details)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(
-                f"{target} did not answer before the deadline ({said.rstrip('.')}). "
-                "Allow more time with timeout=, or ask for fewer rows."
+                f"{target} did not answer before the deadline ({details.rstrip('.')}). "
+                "Increase timeout=, or request fewer rows."
             )
         case grpc.StatusCode.UNAVAILABLE:
             return Unavailable(
-                f"{target} cannot take calls now ({said.rstrip('.')})."
+                f"{target} is unavailable ({details.rstrip('.')})."
                 + (f" {_PROXY.format(proxy_variable)}" if proxy_variable else "")
             )
-    return ServiceError(code.name, f"{target} answered {code.name}: {said.rstrip('.')}.")
+    return ServiceError(code.name, f"{target} returned {code.name}: {details.rstrip('.')}.")
 
 
-def _invalid_input(call: Any, said: str) -> InvalidArgument:
+def _invalid_argument(call: Any, details: str) -> InvalidArgument:
     bad = _detail(call, error_details_pb2.BadRequest)
     if bad is None or not bad.field_violations:
-        return InvalidArgument("request", said.rstrip("."))
+        return InvalidArgument("request", details.rstrip("."))
     violation = bad.field_violations[0]
     return InvalidArgument(violation.field, violation.description.rstrip("."))
 
 
-def _exhausted(call: Any, said: str) -> LatentdError:
-    """Overloaded only where the server says when to come back: waiting shrinks no message."""
+def _exhausted(call: Any, details: str) -> LatentdError:
+    """Overloaded only if the server says when to retry: waiting does not shrink a message."""
     retry = _detail(call, error_details_pb2.RetryInfo)
     if retry is None:
         return ServiceError(
             "RESOURCE_EXHAUSTED",
-            f"A limit was passed that waiting does not lift ({said.rstrip('.')}). Send or ask for "
-            "fewer rows a call; get_model().limits says how many bytes a message may have.",
+            f"Request exceeds a limit; retrying will not help ({details.rstrip('.')}). Send or "
+            "request fewer rows per call; get_model().limits has the limits.",
         )
     delay = retry.retry_delay
     return Overloaded(
-        "",  # why is the server's own to know
-        said.partition(" Retry in ")[0].rstrip("."),  # Overloaded says the time itself
+        "",  # only the server knows the reason
+        details.partition(" Retry in ")[0].rstrip("."),  # Overloaded appends the delay itself
         delay.seconds + delay.nanos / 1e9,
     )
 
@@ -92,7 +92,10 @@ def _detail(call: Any, kind: Any) -> Any:
     """The google.rpc detail of this kind, or None."""
     try:
         status = rpc_status.from_call(call)
-    except (ValueError, DecodeError):  # a proxy rewrote the status: its details are another's
+    except (
+        ValueError,
+        DecodeError,
+    ):  # a proxy replaced the status: its details do not belong to it
         return None
     for packed in status.details if status is not None else ():
         if packed.Is(kind.DESCRIPTOR):
@@ -102,65 +105,69 @@ def _detail(call: Any, kind: Any) -> Any:
     return None
 
 
-FIRST_WAIT: Final = 0.2  # seconds; doubled with each failure in a row
-LONGEST_WAIT: Final = 5.0  # seconds
-PATIENCE: Final = 8  # failures in a row, about 12 seconds, before rows already won are given up
+FIRST_WAIT: Final = 0.2  # seconds; doubled with each consecutive failure
+MAX_WAIT: Final = 5.0  # seconds
+MAX_STREAM_ATTEMPTS: Final = 8  # consecutive, about 12 seconds, before a started stream fails
 
-MOST_TOKENS: Final = 200
+MAX_TOKENS: Final = 200
 TOKENS_PER_SUCCESS: Final = 0.2
-"""Each failure costs a token, each success earns a fifth; under half: no retries, which would only
-add to the load of servers that are all failing. The half is as many calls as may be under way at
-one server when it goes, and still be tried elsewhere."""
+"""Each failure costs a token, each success earns a fifth. Below half of MAX_TOKENS the client does
+not retry: retries would only add load to servers that are all failing. So 100 calls in flight to a
+server that goes away can all be retried elsewhere."""
 
 
 class Throttle:
-    """gRPC's throttling of retries (its proposal A6), for those that gRPC leaves to us."""
+    """gRPC's retry throttling (proposal A6), for the retries that the client makes itself."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tokens: float = MOST_TOKENS
+        self._tokens: float = MAX_TOKENS
 
     def failed(self) -> bool:
-        """Count a failure; whether it may be followed by another attempt."""
+        """Count a failure; returns whether the client may retry."""
         with self._lock:
             self._tokens = max(self._tokens - 1, 0)
-            return self._tokens > MOST_TOKENS / 2
+            return self._tokens > MAX_TOKENS / 2
 
     def succeeded(self) -> None:
         """Count a success."""
         with self._lock:
-            self._tokens = min(self._tokens + TOKENS_PER_SUCCESS, MOST_TOKENS)
+            self._tokens = min(self._tokens + TOKENS_PER_SUCCESS, MAX_TOKENS)
 
 
 class Backoff:
     """How long to wait after a call's failures, and when to give up."""
 
-    def __init__(self, timeout: float | None, attempts: int, patient: bool = False) -> None:
-        """timeout: seconds for all attempts; None: no deadline. attempts: at a call, or at a
-        stream's beginning; one that has begun is given PATIENCE, unless attempts is 1. patient: an
-        overloaded server, which says when to come back, is come back to until the deadline."""
+    def __init__(self, timeout: float | None, max_attempts: int, patient: bool = False) -> None:
+        """timeout: seconds for all attempts; None: no deadline.
+
+        max_attempts: for a call, or for a stream until its first response. After that a stream has
+                      MAX_STREAM_ATTEMPTS, unless max_attempts is 1.
+        patient:      retry an overloaded server, which says when, until the deadline.
+        """
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._attempts, self._patient = attempts, patient
-        self._begun = False
-        self._failures = 0  # in a row: any answer ends the row
+        self._max_attempts, self._patient = max_attempts, patient
+        self._started = False
+        self._failures = 0  # consecutive: any response resets it
 
     def remaining(self) -> float | None:
         """Seconds until the deadline of all attempts; None: no deadline."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def progress(self) -> None:
-        """An answer of a stream has come."""
-        self._begun, self._failures = True, 0
+        """Count a response of a stream."""
+        self._started, self._failures = True, 0
 
     def wait_after(self, error: LatentdError) -> float:
-        """Seconds until the next attempt; raises `error` where there shall be none."""
+        """Seconds until the next attempt. Raises `error` if there is none."""
         self._failures += 1
-        most = PATIENCE if self._begun and self._attempts > 1 else self._attempts
-        waits = self._patient and self._attempts > 1 and isinstance(error, Overloaded)
-        if not (waits or (self._failures < most and isinstance(error, Unavailable | Overloaded))):
+        retries = self._max_attempts > 1
+        limit = MAX_STREAM_ATTEMPTS if self._started and retries else self._max_attempts
+        waits = self._patient and retries and isinstance(error, Overloaded)
+        if not (waits or (self._failures < limit and isinstance(error, Unavailable | Overloaded))):
             raise error
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failures - 1))
-        # Spread out: the callers of a server that went down should not come back in one wave.
+        longest = min(MAX_WAIT, FIRST_WAIT * 2 ** (self._failures - 1))
+        # Random, so that the clients of a lost server do not all return at the same moment.
         wait = random.uniform(longest / 2, longest)  # noqa: S311 (no secret)
         if isinstance(error, Overloaded):
             wait = max(wait, error.retry_after)

@@ -1,4 +1,7 @@
-"""Streams that survive the loss of a server: what is missing, and the loops that ask for it."""
+"""Streams that survive the loss of a server: what is still missing, and the loops that request it.
+
+The loops call again until nothing is missing: a lost or overloaded server costs a wait, and no row.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,21 @@ from latentd.pb import vae_pb2 as pb
 
 
 class ResumableSamples:
-    """The rows of one StreamSamples call that are still missing.
+    """The rows of one StreamSamples call that are still missing. Makes no calls itself.
 
-    request: asks for just those; send it to begin, and again after each failure.
+    request: asks for these rows; send it first, and again after each failure.
     """
 
     def __init__(
-        self, request: pb.StreamSamplesRequest, timeout: float | None, attempts: int
+        self, request: pb.StreamSamplesRequest, timeout: float | None, max_attempts: int
     ) -> None:
         self.request = request
-        self._backoff = Backoff(timeout, attempts)
+        self._backoff = Backoff(timeout, max_attempts)
         self._digest = ""
 
     @property
     def done(self) -> bool:
-        """Whether every row has come."""
+        """Whether all rows were received."""
         return self.request.count == 0
 
     def remaining(self) -> float | None:
@@ -51,25 +54,26 @@ class ResumableSamples:
         return self._backoff.remaining()
 
     def accept(self, chunk: Samples) -> Samples:
-        """Count `chunk` in and return it. Raises ServiceError where it is not the one due."""
+        """Count the rows of `chunk` and return it. Raises ServiceError if another was expected."""
         request = self.request
         if self._digest and chunk.served_by.digest != self._digest:
             raise ServiceError(
                 "ABORTED",
-                f"The model changed while it was streaming: row {chunk.offset} came from "
-                f"{chunk.served_by}, the rows before from {self._digest[:15]}. Start again, "
-                "with version= set.",
+                f"The model changed during the stream: row {chunk.offset} is from "
+                f"{chunk.served_by}, earlier rows are from {self._digest[:15]}. Restart the "
+                "stream with version= set.",
             )
         if (chunk.offset, chunk.seed) != (request.offset, request.seed) or not (
             1 <= len(chunk) <= request.count
         ):
             raise ServiceError(
                 "DATA_LOSS",
-                f"{len(chunk)} rows from {chunk.offset} on came with seed {chunk.seed}, where up "
-                f"to {request.count} from {request.offset} on with seed {request.seed} were due.",
+                f"Out-of-order response: expected row {request.offset} of seed {request.seed} and "
+                f"up to {request.count} rows, got row {chunk.offset} of seed {chunk.seed} and "
+                f"{len(chunk)} rows.",
             )
         self._digest = chunk.served_by.digest
-        # A newer version would give other rows for the same seed.
+        # A newer version would return different rows for the same seed.
         request.model, request.version = chunk.served_by.model, chunk.served_by.version
         request.offset += len(chunk)
         request.count -= len(chunk)
@@ -80,43 +84,43 @@ class ResumableSamples:
         """See Backoff."""
         return self._backoff.wait_after(error)
 
-    def ended(self) -> LatentdError | None:
-        """What is wrong with a stream that ended well: nothing, or rows that never came."""
+    def check_end(self) -> LatentdError | None:
+        """The error of a stream that ended without one: None, or that rows are missing."""
         if self.done:
             return None
         return Unavailable(f"The stream ended {self.request.count} rows early.")
 
 
 class PendingChunks:
-    """What is left of a stream's chunks.
+    """The chunks of a reconstruction stream that wait for their response. Makes no calls itself.
 
-    options:   what the stream's first message says beside its rows
-    in_flight: chunks that may wait for their answers
+    options:   the options that the stream's first message carries
+    in_flight: maximum number of pending chunks
     """
 
     def __init__(self, options: pb.StreamReconstructRequest, in_flight: int) -> None:
         self._options, self._offset, self._in_flight = options, options.offset, in_flight
-        self._waiting: deque[pb.StreamReconstructRequest] = deque()
-        self._exhausted = self._begun = False
+        self._chunks: deque[pb.StreamReconstructRequest] = deque()
+        self._exhausted = self._started = False
 
     @property
-    def left(self) -> bool:
-        """Whether answers are still to come, as far as is known."""
-        return bool(self._waiting) or not self._exhausted
+    def pending(self) -> bool:
+        """Whether responses are missing, or more chunks may follow."""
+        return bool(self._chunks) or not self._exhausted
 
     def replay(self) -> Iterator[pb.StreamReconstructRequest]:
-        """What a new stream must begin with."""
-        self._begun = False
-        for request in self._waiting:
-            yield self._first(request)
+        """The requests that a new stream must send first."""
+        self._started = False
+        for request in self._chunks:
+            yield self._with_options(request)
 
     @property
-    def room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether another chunk may be sent now."""
-        return len(self._waiting) < self._in_flight and not self._exhausted
+        return len(self._chunks) < self._in_flight and not self._exhausted
 
-    def take(self, chunk: Array | None) -> pb.StreamReconstructRequest | None:
-        """What to send for the next chunk; None: there are no more."""
+    def add(self, chunk: Array | None) -> pb.StreamReconstructRequest | None:
+        """The request for the next chunk. None, for None: there are no more chunks."""
         if chunk is None:
             self._exhausted = True
             return None
@@ -124,28 +128,28 @@ class PendingChunks:
         content = request.x.WhichOneof("content")
         files, shape = request.x.png.files, request.x.tensor.shape
         self._offset += len(files) if content == "png" else shape[0] if shape else 0
-        self._waiting.append(request)
-        return self._first(request)
+        self._chunks.append(request)
+        return self._with_options(request)
 
     def accept(self, response: pb.StreamReconstructResponse) -> StreamedReconstruction:
-        """The answer to the oldest chunk. Raises ServiceError where it is another's, or where
-        another version answers than before."""
-        answer = results.read_streamed_reconstruction(response)
-        due = self._waiting.popleft().offset if self._waiting else -1
-        if answer.offset != due:
+        """The result for the oldest chunk. Raises ServiceError if it belongs to another chunk."""
+        result = results.read_streamed_reconstruction(response)
+        expected = self._chunks.popleft().offset if self._chunks else -1
+        if result.offset != expected:
             raise ServiceError(
-                "DATA_LOSS", f"The answer for row {answer.offset} came where row {due} was due."
+                "DATA_LOSS",
+                f"Out-of-order response: expected row {expected}, got row {result.offset}.",
             )
-        # A newer version would give other numbers.
-        by = answer.served_by
+        # A newer version would return different numbers.
+        by = result.served_by
         self._options.model, self._options.version = by.model, by.version
-        return answer
+        return result
 
-    def _first(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructRequest:
-        """The request; with the options, if it is the stream's first."""
-        if self._begun:
+    def _with_options(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructRequest:
+        """The request, with the options if it is the first of its stream."""
+        if self._started:
             return request
-        self._begun = True
+        self._started = True
         first = pb.StreamReconstructRequest()
         first.CopyFrom(self._options)
         first.x.CopyFrom(request.x)
@@ -153,89 +157,89 @@ class PendingChunks:
         return first
 
 
-Failure = Callable[[grpc.RpcError], LatentdError]
+ToError = Callable[[grpc.RpcError], LatentdError]
 
-_ENDED = "The stream ended before its last answer."
+_ENDED = "The stream ended before its last response."
 
 
-def blocking(
+def reconstruct_blocking(
     chunks: Iterable[Array],
-    unanswered: PendingChunks,
+    pending: PendingChunks,
     backoff: Backoff,
     start: Callable[[Iterator[Any], float | None], Any],
-    failed: Failure,
+    to_error: ToError,
 ) -> Generator[StreamedReconstruction, None, None]:
-    """start: makes the call, given its requests and its deadline in seconds."""
+    """start: starts the call with these requests and this deadline in seconds."""
     source = iter(chunks)
-    while unanswered.left:
+    while pending.pending:
         requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for request in unanswered.replay():
+        for request in pending.replay():
             requests.put(request)
         responses = start(iter(requests.get, None), backoff.remaining())
         try:
-            while unanswered.left:
-                while unanswered.room:
-                    more = unanswered.take(next(source, None))
-                    if more is not None:
-                        requests.put(more)
-                if not unanswered.left:
+            while pending.pending:
+                while pending.has_capacity:
+                    added = pending.add(next(source, None))
+                    if added is not None:
+                        requests.put(added)
+                if not pending.pending:
                     return
-                yield unanswered.accept(next(responses))
+                yield pending.accept(next(responses))
                 backoff.progress()
         except StopIteration:
             failure: LatentdError = Unavailable(_ENDED)
         except grpc.RpcError as error:
-            failure = failed(error)
+            failure = to_error(error)
         finally:
-            requests.put(None)  # ends the thread of grpc's that reads them
+            requests.put(None)  # ends gRPC's thread that reads them
             responses.cancel()
-        if unanswered.left:
+        if pending.pending:
             time.sleep(backoff.wait_after(failure))
 
 
-async def awaited(
+async def reconstruct_async(
     chunks: Iterable[Array] | AsyncIterable[Array],
-    unanswered: PendingChunks,
+    pending: PendingChunks,
     backoff: Backoff,
     start: Callable[[float | None], Any],
-    failed: Failure,
+    to_error: ToError,
 ) -> AsyncGenerator[StreamedReconstruction, None]:
-    """start: makes the call, given its deadline in seconds; requests are written to it."""
+    """start: starts the call with this deadline in seconds; requests are written to it."""
     source = _each(chunks)
-    while unanswered.left:
+    while pending.pending:
         call = start(backoff.remaining())
         try:
-            for request in unanswered.replay():
+            for request in pending.replay():
                 await _write(call, request)
-            while unanswered.left:
-                while unanswered.room:
-                    more = unanswered.take(await anext(source, None))
-                    if more is not None:
-                        await _write(call, more)
-                if not unanswered.left:
+            while pending.pending:
+                while pending.has_capacity:
+                    added = pending.add(await anext(source, None))
+                    if added is not None:
+                        await _write(call, added)
+                if not pending.pending:
                     return
                 response = await call.read()
                 if response is grpc.aio.EOF:
                     raise _Ended
-                yield unanswered.accept(response)
+                yield pending.accept(response)
                 backoff.progress()
         except _Ended:
             failure: LatentdError = Unavailable(_ENDED)
         except grpc.RpcError as error:
-            failure = failed(error)
+            failure = to_error(error)
         finally:
-            call.cancel()  # also when the caller stops iterating: the server stops too
-        if unanswered.left:
+            call.cancel()  # also if the caller stops iterating: the server stops too
+        if pending.pending:
             await asyncio.sleep(backoff.wait_after(failure))
 
 
 class _Ended(Exception):
-    """The call is over, and what ended it cannot be told."""
+    """The call ended, for a reason that gRPC does not report."""
 
 
 async def _write(call: Any, request: Any) -> None:
-    """Raises _Ended: grpc.aio knows no other status for a call that ends while it is written to
-    than INTERNAL, whatever the server said. A call that is made again tells it when it is read."""
+    """Raises _Ended. If a call ends during a write, grpc.aio reports INTERNAL instead of the
+    server's status. If the cause persists, reading from the next call reports it."""
     try:
         await call.write(request)
     except (asyncio.InvalidStateError, grpc.RpcError):

@@ -241,7 +241,7 @@ def _pin(client: Client, out: OutputPath | None = None) -> tuple[ModelInfo, Clie
     info = client.get_model()
     if out is not None:
         out.check(info.x)
-    return info, client.pinned(info.served_by)
+    return info, client.with_version(info.served_by)
 
 
 def _outside(parts: Sequence[tuple[Array | None, int]]) -> Array | None:

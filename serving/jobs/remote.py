@@ -47,7 +47,7 @@ class RemoteReconstructor:
     def __init__(self, server: Server, bundle: BundleId, wanted: OutputSpec) -> None:
         self._wanted, self._digest = wanted, bundle.digest
         version = ModelVersion(bundle.model, bundle.version, bundle.digest)
-        self._client = server.client().pinned(version)
+        self._client = server.client().with_version(version)
         self._info = self._client.get_model()
 
     def __call__(self, chunks: Iterator[Chunk]) -> Iterator[Results]:

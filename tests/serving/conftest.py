@@ -15,25 +15,25 @@ from latentd.settings import Settings
 from tests.support.bound_model import BATCH, Opened, prepared_with
 from tests.support.fake_cuda import COUNTERS, Counters
 from tests.support.fake_device import HostMemory, Stream
-from tests.support.fake_server import Running, Scripted
+from tests.support.fake_server import FakeServer, ScriptedService
 
 
 @pytest.fixture
-def scripted() -> Iterator[Running]:
+def scripted() -> Iterator[FakeServer]:
     """A scripted server that is up until the test ends."""
-    running = Running()
+    running = FakeServer()
     yield running
     running.stop()
 
 
 @pytest.fixture
-def script(scripted: Running) -> Scripted:
+def script(scripted: FakeServer) -> ScriptedService:
     """What that server does: append to its `faults`."""
     return scripted.script
 
 
 @pytest.fixture
-def client(scripted: Running) -> Iterator[Client]:
+def client(scripted: FakeServer) -> Iterator[Client]:
     """A client of that server."""
     with Client(scripted.target) as client:
         yield client

@@ -1,4 +1,4 @@
-"""A server that fails to order: real gRPC, a real port, the service's statuses."""
+"""A server with scripted failures: real gRPC, a real port, the service's statuses."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ DRAINING = Unavailable("The server is draining.")
 
 
 def sampled(seed: int, start: int, stop: int) -> np.ndarray:
-    """Rows start..stop of a seed, 2 x 3 images: as the service's, a function of seed and row."""
+    """Rows start..stop of a seed, 2 x 3 images. As in the service, they depend on seed and row."""
     return (np.arange(start * 6, stop * 6) * 7 + seed % 251).astype(np.uint8).reshape(-1, 2, 3)
 
 
-class Scripted(vae_pb2_grpc.VaeServiceServicer):
-    """Takes one entry of `faults` a call, and answers well once they are used up.
+class ScriptedService(vae_pb2_grpc.VaeServiceServicer):
+    """Each call takes one entry of `faults`; calls succeed when there are no more.
 
     An exception is raised at once; (n, exception) after n chunks; (n, None) ends the stream there;
-    a function is called with the call's context, and then all goes well.
+    a function is called with the call's context, and then the call succeeds.
     """
 
     def __init__(self) -> None:
@@ -41,14 +41,14 @@ class Scripted(vae_pb2_grpc.VaeServiceServicer):
         self.requests: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
         self.version = 3
-        self.left = threading.Event()  # the last call has ended, however
+        self.call_ended = threading.Event()  # set when a call ends in any way
 
     def Sample(self, request: Any, context: Any) -> Any:  # noqa: N802 (the RPC's own name)
-        self._begin(request, context)
+        self._start(request, context)
         return self._rows(pb.SampleResponse, request, request.offset, request.count)
 
     def StreamSamples(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
-        chunks, fault = self._begin(request, context)
+        chunks, fault = self._start(request, context)
         end = request.offset + request.count
         for start in range(request.offset, end, CHUNK):
             if chunks == 0:
@@ -58,12 +58,12 @@ class Scripted(vae_pb2_grpc.VaeServiceServicer):
             chunks -= 1
             yield self._rows(pb.StreamSamplesResponse, request, start, min(CHUNK, end - start))
 
-    def _begin(self, request: Any, context: Any) -> tuple[int, Exception | None]:
+    def _start(self, request: Any, context: Any) -> tuple[int, Exception | None]:
         copy = type(request)()
         copy.CopyFrom(request)
         self.requests.append(copy)
         self.metadata.append(dict(context.invocation_metadata()))
-        context.add_callback(self.left.set)
+        context.add_callback(self.call_ended.set)
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, Exception):
             _abort(context, fault)
@@ -84,16 +84,15 @@ class Scripted(vae_pb2_grpc.VaeServiceServicer):
 
 def _abort(context: Any, error: Exception) -> None:
     ended = status.status(error, "Sample", "ab12")
-    code, text, trailers = ended.code, ended.details, ended.trailers
-    context.set_trailing_metadata(trailers)
-    context.abort(code, text)
+    context.set_trailing_metadata(ended.trailers)
+    context.abort(ended.code, ended.details)
 
 
-class Running:
-    """A scripted server that is up: `script` says what it does, `health` what it says it is."""
+class FakeServer:
+    """A running server: `script` sets its failures, `health` its health status."""
 
     def __init__(self, port: int = 0) -> None:
-        self.script = Scripted()
+        self.script = ScriptedService()
         self.health = health.HealthServicer(experimental_non_blocking=False)
         options = [("grpc.max_receive_message_length", 1 << 20)]
         self._server = grpc.server(ThreadPoolExecutor(16), options=options)

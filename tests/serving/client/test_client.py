@@ -1,4 +1,4 @@
-"""The client and a real server of the toy model, whose encoder and decoder undo each other."""
+"""The client against a real server of the toy model, whose encoder and decoder are inverses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def client(server: Any) -> Iterator[Client]:
 
 
 class OnAnotherDevice:
-    """As a tensor on a GPU, which has the method and refuses."""
+    """Like a tensor on a GPU: it has the method, which raises."""
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         raise TypeError("can't convert cuda:0 device type tensor to numpy.")
@@ -45,11 +45,11 @@ def pixels(count: int, seed: int = 0) -> np.ndarray:
 
 
 def decoded(z: np.ndarray) -> np.ndarray:
-    """What the toy model's decoder makes of latents."""
+    """The toy model's decoder."""
     return np.round(255 * np.clip(z, 0, 1)).astype(np.uint8).reshape(-1, 4, 4)
 
 
-def test_get_model_says_what_the_model_is(client: Client) -> None:
+def test_get_model_describes_the_model(client: Client) -> None:
     info = client.get_model()
     assert (info.x.kind, info.x.shape, info.x.dtype, info.x.range) == (
         *("image", (4, 4), "uint8"),
@@ -62,13 +62,13 @@ def test_get_model_says_what_the_model_is(client: Client) -> None:
     assert str(info.served_by) == f"toy version 1 ({info.served_by.digest[:15]})"
 
 
-def test_list_models_says_which_answers_when_none_is_named(client: Client) -> None:
+def test_list_models_names_the_default(client: Client) -> None:
     (listed,) = client.list_models()
     assert (listed.state, listed.newest, listed.default) == ("ready", True, True)
     assert listed.version == client.get_model().served_by
 
 
-def test_encode_gives_the_distribution_and_a_draw_only_on_request(client: Client) -> None:
+def test_encode_returns_z_only_on_request(client: Client) -> None:
     x = pixels(5)
     encoding = client.encode(x)
     np.testing.assert_array_equal(encoding.mean, x.reshape(5, 16).astype(np.float32) / 255)
@@ -80,7 +80,7 @@ def test_encode_gives_the_distribution_and_a_draw_only_on_request(client: Client
     np.testing.assert_array_equal(whole.z, np.concatenate(parts))  # type: ignore[arg-type]
 
 
-def test_decode_gives_data_or_its_parameters(client: Client) -> None:
+def test_decode_returns_data_or_params(client: Client) -> None:
     z = np.random.default_rng(1).normal(size=(3, 16))  # float64 travels as float32
     np.testing.assert_array_equal(client.decode(z).x, decoded(z.astype(np.float32)))
     decoding = client.decode(z, params=True)
@@ -91,7 +91,7 @@ def test_decode_gives_data_or_its_parameters(client: Client) -> None:
     assert (len(decoding), "params: float32 (3, 1, 4, 4)" in repr(decoding)) == (3, True)
 
 
-def test_sample_is_replayed_by_its_own_seed(client: Client) -> None:
+def test_sample_is_reproduced_by_its_seed(client: Client) -> None:
     samples = client.sample(8, include_z=True)
     assert samples.z is not None
     np.testing.assert_array_equal(samples.z, standard_normal([NoiseRange(samples.seed, 0, 8)], 16))
@@ -105,7 +105,7 @@ def test_sample_is_replayed_by_its_own_seed(client: Client) -> None:
     assert not mode.z.any()
 
 
-def test_stream_samples_gives_the_rows_of_sample(client: Client) -> None:
+def test_stream_samples_equals_sample(client: Client) -> None:
     chunks = list(client.stream_samples(50, seed=7, offset=3, chunk_rows=16, include_z=True))
     assert [(chunk.offset, len(chunk)) for chunk in chunks] == [
         (3, 16),
@@ -118,7 +118,7 @@ def test_stream_samples_gives_the_rows_of_sample(client: Client) -> None:
     np.testing.assert_array_equal(np.concatenate([chunk.z for chunk in chunks]), whole.z)
 
 
-def test_reconstruct_scores_only_on_request(client: Client) -> None:
+def test_reconstruct_returns_scores_only_on_request(client: Client) -> None:
     x = pixels(6)
     plain = client.reconstruct(x)
     np.testing.assert_array_equal(plain.x, x)
@@ -131,7 +131,7 @@ def test_reconstruct_scores_only_on_request(client: Client) -> None:
     np.testing.assert_allclose(scored.elbo, -scored.reconstruction_error - scored.kl, rtol=1e-5)
 
 
-def test_interpolate_ends_where_its_end_points_say(client: Client) -> None:
+def test_interpolate_ends_at_its_anchors(client: Client) -> None:
     x, z = pixels(1)[0], np.linspace(0, 1, 16)
     way = client.interpolate(DataPoint(x), LatentPoint(z), steps=5, path="lerp")
     assert way.x.shape == (5, 4, 4)
@@ -145,7 +145,7 @@ def test_interpolate_ends_where_its_end_points_say(client: Client) -> None:
     np.testing.assert_array_equal(way.x[0], x)
 
 
-def test_score_is_repeated_by_its_seed(client: Client) -> None:
+def test_score_is_reproduced_by_its_seed(client: Client) -> None:
     x = pixels(4)
     scores = client.score(x, draws=8)
     assert (scores.log_likelihood.shape, scores.draws) == ((4,), 8)
@@ -153,7 +153,7 @@ def test_score_is_repeated_by_its_seed(client: Client) -> None:
     np.testing.assert_allclose(part.elbo, scores.elbo[2:], rtol=1e-5)
 
 
-def test_png_goes_as_bytes_or_paths_and_comes_as_files(client: Client, tmp_path: Path) -> None:
+def test_png_is_sent_as_bytes_or_paths(client: Client, tmp_path: Path) -> None:
     x = pixels(3)
     files = images.encode_pngs(x)
     path = tmp_path / "one.png"
@@ -166,7 +166,7 @@ def test_png_goes_as_bytes_or_paths_and_comes_as_files(client: Client, tmp_path:
     assert len(client.sample(3, as_png=True)) == 3
 
 
-def test_the_async_client_gives_the_same(server: Any, client: Client) -> None:
+def test_async_client_equals_the_blocking_one(server: Any, client: Client) -> None:
     async def calls() -> None:
         async with AsyncClient(server.target) as other:
             x = pixels(5)
@@ -178,14 +178,14 @@ def test_the_async_client_gives_the_same(server: Any, client: Client) -> None:
             np.testing.assert_array_equal(encoding.mean, client.encode(x).mean)
             chunks = [chunk.x async for chunk in other.stream_samples(5, seed=9, chunk_rows=2)]
             np.testing.assert_array_equal(np.concatenate(chunks), samples.x)
-            assert await other.pinned(info.served_by).health() == "SERVING"
+            assert await other.with_version(info.served_by).health() == "SERVING"
             with pytest.raises(InvalidArgument, match=r"^count: 5000 "):
                 await other.sample(5000)
 
     asyncio.run(calls())
 
 
-def test_the_servers_refusals_name_the_field(client: Client) -> None:
+def test_invalid_argument_names_the_field(client: Client) -> None:
     with pytest.raises(
         InvalidArgument, match=r"^x\.tensor\.shape: \[2, 9\] was sent[^.]*\.$"
     ) as bad:
@@ -213,20 +213,20 @@ def test_the_servers_refusals_name_the_field(client: Client) -> None:
         ("x.tensor.dtype", lambda client: client.encode(pixels(1).astype(np.int64))),
     ],
 )
-def test_what_cannot_be_sent_is_refused_before_it_is(client: Client, field: str, call: Any) -> None:
+def test_invalid_argument_is_raised_before_sending(client: Client, field: str, call: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
         call(client)
     assert caught.value.field == field
-    assert caught.value.__cause__ is None  # no server was asked
+    assert caught.value.__cause__ is None  # no call was made
 
 
-def test_a_model_or_version_that_is_not_served_is_not_found(server: Any) -> None:
+def test_unknown_model_or_version_is_not_found(server: Any) -> None:
     for named in ({"model": "other"}, {"version": 9}):
         with Client(server.target, **named) as client, pytest.raises(ModelNotFound):  # type: ignore[arg-type]
             client.sample(1)
 
 
-def test_a_message_past_the_clients_own_limit_says_to_send_less(server: Any) -> None:
+def test_message_over_the_clients_limit_is_rejected(server: Any) -> None:
     with (
         Client(server.target, max_message_bytes=1 << 10) as client,
         pytest.raises(ServiceError, match="fewer rows") as caught,
@@ -236,25 +236,25 @@ def test_a_message_past_the_clients_own_limit_says_to_send_less(server: Any) -> 
 
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
-def test_a_message_past_the_servers_limit_is_sent_once(
+def test_message_over_the_servers_limit_is_sent_once(
     start_server: Any, toy_bundles: Path, listener: str
 ) -> None:
     server = start_server(toy_bundles, listener=listener, max_message_mib=1)
 
     async def send_another() -> None:
         async with AsyncClient(server.target) as client:
-            with pytest.raises(ServiceError, match="A limit was passed that waiting does not lift"):
+            with pytest.raises(ServiceError, match="retrying will not help"):
                 await client.encode(pixels(100_000))
 
     with Client(server.target) as client:
-        with pytest.raises(ServiceError, match="A limit was passed that waiting does not lift"):
+        with pytest.raises(ServiceError, match="retrying will not help"):
             client.encode(pixels(100_000))
         asyncio.run(send_another())
         client.sample(1)
     assert server.calls("Encode") == 2
 
 
-def test_one_client_serves_many_threads(client: Client) -> None:
+def test_threads_share_one_client(client: Client) -> None:
     def draw(seed: int) -> np.ndarray:
         return client.sample(3, seed=seed).x
 
@@ -263,8 +263,8 @@ def test_one_client_serves_many_threads(client: Client) -> None:
             np.testing.assert_array_equal(x, decoded(standard_normal([NoiseRange(seed, 0, 3)], 16)))
 
 
-def test_a_token_stays_off_a_plain_connection_to_elsewhere() -> None:
-    with pytest.raises(ConfigError, match=r"readable to models\.example:443"):
+def test_token_is_not_sent_in_plain_text_to_other_hosts() -> None:
+    with pytest.raises(ConfigError, match=r"in plain text to models\.example:443"):
         Client("models.example:443", token="s3cret")
     Client("models.example:443", token="s3cret", credentials=grpc.ssl_channel_credentials()).close()
     for here in ("127.0.0.1:1", "[::1]:1", "dns:///localhost:1", "unix:/tmp/socket"):
@@ -274,7 +274,7 @@ def test_a_token_stays_off_a_plain_connection_to_elsewhere() -> None:
             Client(elsewhere, token="s3cret")
 
 
-def test_both_clients_show_the_same_documented_methods() -> None:
+def test_both_clients_have_the_same_signatures() -> None:
     for name in ("sample", "stream_samples", "encode", "score"):
         blocking, awaited = getattr(Client, name), getattr(AsyncClient, name)
         assert blocking.__doc__
@@ -283,7 +283,7 @@ def test_both_clients_show_the_same_documented_methods() -> None:
         assert inspect.signature(blocking) == inspect.signature(awaited)
 
 
-def test_a_call_names_its_own_model_and_version(server: Any) -> None:
+def test_call_overrides_the_clients_model_and_version(server: Any) -> None:
     with Client(server.target, model="other", version=9) as client:
         assert client.sample(1, model="toy").served_by.version == 1
         assert client.get_model(model="toy", version=1).served_by.model == "toy"
@@ -296,7 +296,7 @@ def test_a_call_names_its_own_model_and_version(server: Any) -> None:
         assert client.sample(1, version=1).served_by.version == 1
 
 
-def test_tensors_and_floats_of_any_width_are_taken_as_arrays(client: Client) -> None:
+def test_tensors_and_wide_floats_are_accepted(client: Client) -> None:
     torch = pytest.importorskip("torch")
     x = pixels(3)
     np.testing.assert_array_equal(client.encode(torch.tensor(x)).mean, client.encode(x).mean)
@@ -306,11 +306,11 @@ def test_tensors_and_floats_of_any_width_are_taken_as_arrays(client: Client) -> 
     np.testing.assert_array_equal(path.x[0], x[0])
     (answer,) = client.stream_reconstruct([torch.tensor(x)])
     np.testing.assert_array_equal(answer.x, x)
-    with pytest.raises(InvalidArgument, match=r"^z: cannot become an array: .*requires grad"):
+    with pytest.raises(InvalidArgument, match=r"^z: cannot be converted to .*requires grad"):
         client.decode(z.requires_grad_())
 
 
-def test_a_notebook_shows_rows_as_one_picture(client: Client) -> None:
+def test_notebook_shows_rows_as_one_image(client: Client) -> None:
     samples = client.sample(9, seed=7)
     png = samples._repr_png_()
     assert png is not None
@@ -328,7 +328,7 @@ def test_a_notebook_shows_rows_as_one_picture(client: Client) -> None:
         parameters.grid()
 
 
-def test_an_async_client_made_outside_any_loop_serves_each_loop(server: Any) -> None:
+def test_async_client_created_outside_a_loop_works_in_each(server: Any) -> None:
     client = AsyncClient(server.target)
 
     async def draw(close: bool) -> None:
@@ -336,7 +336,9 @@ def test_an_async_client_made_outside_any_loop_serves_each_loop(server: Any) -> 
         assert [len(chunk) async for chunk in client.stream_samples(3)] == [3]
         if close:
             await client.close()
-            assert len(await client.pinned((await client.get_model()).served_by).sample(1)) == 1
+            assert (
+                len(await client.with_version((await client.get_model()).served_by).sample(1)) == 1
+            )
             await client.close()
 
     asyncio.run(draw(close=True))
@@ -346,7 +348,7 @@ def test_an_async_client_made_outside_any_loop_serves_each_loop(server: Any) -> 
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
-def test_a_proxy_is_not_asked_for_this_machine(
+def test_proxy_is_not_used_for_this_machine(
     server: Any, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "http://user:secret@127.0.0.1:9")
@@ -354,7 +356,7 @@ def test_a_proxy_is_not_asked_for_this_machine(
         assert len(client.sample(1)) == 1
 
 
-def test_a_proxy_that_fails_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_proxy_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
     with Client("models.example:443", attempts=1, timeout=10) as client:
         with pytest.raises(Unavailable, match="environment variable http_proxy") as failed:
@@ -374,7 +376,7 @@ def test_a_proxy_that_fails_is_named_by_its_variable(monkeypatch: pytest.MonkeyP
         ("unix:/run/latentd", "unix:/run/latentd"),
     ],
 )
-def test_an_address_is_taken_in_grpcs_forms(given: str, target: str) -> None:
+def test_parse_target_accepts_grpc_addresses(given: str, target: str) -> None:
     assert parse_target(given) == target
 
 
@@ -391,13 +393,13 @@ def test_an_address_is_taken_in_grpcs_forms(given: str, target: str) -> None:
         ("localhost:70000", r"a port from 1 to 65535"),
     ],
 )
-def test_an_address_that_cannot_be_one_says_what_to_write(given: str, advice: str) -> None:
+def test_parse_target_rejects_invalid_addresses(given: str, advice: str) -> None:
     with pytest.raises(ConfigError, match=advice):
         Client(given)
 
 
 @pytest.mark.parametrize("seconds", [None, float("inf"), 1e12])
-def test_a_limit_that_is_none_is_none(server: Any, client: Client, seconds: float | None) -> None:
+def test_timeout_may_be_unlimited(server: Any, client: Client, seconds: float | None) -> None:
     assert len(client.sample(1, timeout=seconds).x) == 1
-    with Client(server.target, timeout=seconds) as patient:
-        assert sum(map(len, (chunk.x for chunk in patient.stream_samples(3)))) == 3
+    with Client(server.target, timeout=seconds) as unlimited:
+        assert sum(map(len, (chunk.x for chunk in unlimited.stream_samples(3)))) == 3

@@ -1,4 +1,4 @@
-"""Hedging, to ask a second server while the first still works, is off: it would double overload."""
+"""Hedging, a second call while the first is pending, is off: it would double an overload."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 
 from latentd.client import Client
 from latentd.errors import DeadlineExceeded
-from tests.support.fake_server import Running, Scripted
+from tests.support.fake_server import FakeServer, ScriptedService
 
 
-def test_a_server_that_is_slow_is_asked_once(scripted: Running, script: Scripted) -> None:
-    script.faults.append(lambda context: script.left.wait(30))
+def test_slow_server_is_called_once(scripted: FakeServer, script: ScriptedService) -> None:
+    script.faults.append(lambda context: script.call_ended.wait(30))
     with Client(scripted.target, timeout=1) as client, pytest.raises(DeadlineExceeded):
         client.sample(1)
     assert len(script.requests) == 1

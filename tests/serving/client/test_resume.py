@@ -1,4 +1,4 @@
-"""A stream of the client's that breaks: gone on with at the first missing row, or told of."""
+"""A broken stream resumes at the first missing row, or raises."""
 
 from __future__ import annotations
 
@@ -17,42 +17,44 @@ from latentd.errors import (
     Overloaded,
     Unavailable,
 )
-from tests.support.fake_server import CHUNK, DRAINING, Running, Scripted, sampled
+from tests.support.fake_server import CHUNK, DRAINING, FakeServer, ScriptedService, sampled
 
 
 def collect(chunks: Iterator[Any]) -> np.ndarray:
     return np.concatenate([chunk.x for chunk in chunks])
 
 
-def test_a_broken_stream_goes_on_where_it_broke(client: Client, script: Scripted) -> None:
+def test_broken_stream_resumes_at_the_first_missing_row(
+    client: Client, script: ScriptedService
+) -> None:
     busy = Overloaded("full", "The queue is full", 0.01)
     script.faults.extend([(2, DRAINING), DRAINING, (1, busy), (1, None)])
     got = collect(client.stream_samples(5 * CHUNK + 1, seed=8, offset=100))
     np.testing.assert_array_equal(got, sampled(8, 100, 100 + 5 * CHUNK + 1))
-    asked = [(r.offset, r.count, r.seed, r.model, r.version) for r in script.requests]
-    assert asked == [
+    requested = [(r.offset, r.count, r.seed, r.model, r.version) for r in script.requests]
+    assert requested == [
         (100, 21, 8, "", 0),
-        (108, 13, 8, "toy", 3),  # of the version that drew the rows before
+        (108, 13, 8, "toy", 3),  # the version of the earlier rows
         (108, 13, 8, "toy", 3),
         (112, 9, 8, "toy", 3),
-        (116, 5, 8, "toy", 3),  # the one before ended early, and without a word
+        (116, 5, 8, "toy", 3),  # the call before ended early and without an error
     ]
 
 
-def test_a_stream_outlives_its_server() -> None:
-    first = Running()
+def test_stream_outlives_its_server() -> None:
+    first = FakeServer()
     with Client(first.target) as client:
         chunks = client.stream_samples(20_000, seed=8)
         rows = [next(chunks).x]
         first.stop()
-        second = Running(int(first.target.rpartition(":")[2]))
+        second = FakeServer(int(first.target.rpartition(":")[2]))
         rows += [chunk.x for chunk in chunks]
     np.testing.assert_array_equal(np.concatenate(rows), sampled(8, 0, 20_000))
     assert second.script.requests
     second.stop()
 
 
-def test_a_stream_gives_up_where_going_on_cannot_help(client: Client, script: Scripted) -> None:
+def test_stream_raises_when_a_retry_cannot_help(client: Client, script: ScriptedService) -> None:
     script.faults.extend([DRAINING] * 9)
     with pytest.raises(Unavailable, match="draining"):
         list(client.stream_samples(CHUNK))
@@ -63,50 +65,50 @@ def test_a_stream_gives_up_where_going_on_cannot_help(client: Client, script: Sc
         list(client.stream_samples(2 * CHUNK))
     assert len(script.requests) == 5
     script.faults.append(Overloaded("full", "The queue is full", 9.0))
-    with pytest.raises(Overloaded):  # to come back then would be too late
+    with pytest.raises(Overloaded):  # the retry would miss the deadline
         list(client.stream_samples(CHUNK, timeout=5))
     assert len(script.requests) == 6
 
 
-def test_a_stream_never_mixes_two_models(client: Client, script: Scripted) -> None:
+def test_stream_never_mixes_two_models(client: Client, script: ScriptedService) -> None:
     script.faults.append((1, DRAINING))
     chunks = client.stream_samples(3 * CHUNK)
     next(chunks)
     script.version = 4
-    with pytest.raises(ServiceError, match="changed while it was streaming") as caught:
+    with pytest.raises(ServiceError, match="changed during the stream") as caught:
         list(chunks)
     assert caught.value.code == "ABORTED"
 
 
-def test_leaving_a_stream_stops_the_server(client: Client, script: Scripted) -> None:
+def test_leaving_a_stream_stops_the_server(client: Client, script: ScriptedService) -> None:
     for chunk in client.stream_samples(10**9):
         assert len(chunk) == CHUNK
         break
-    assert script.left.wait(10)
+    assert script.call_ended.wait(10)
 
 
 def test_leaving_an_async_stream_or_call_stops_the_server(
-    scripted: Running, script: Scripted
+    scripted: FakeServer, script: ScriptedService
 ) -> None:
     arrived = threading.Event()
 
     def hang(context: grpc.ServicerContext) -> None:
         arrived.set()
-        script.left.wait(30)
+        script.call_ended.wait(30)
 
     async def leave() -> None:
         async with AsyncClient(scripted.target) as client:
             async with aclosing(client.stream_samples(10**9)) as chunks:
                 async for _ in chunks:
                     break
-            assert await asyncio.to_thread(script.left.wait, 10)
-            script.left.clear()
+            assert await asyncio.to_thread(script.call_ended.wait, 10)
+            script.call_ended.clear()
             script.faults.append(hang)
             task = asyncio.create_task(client.sample(1))
             assert await asyncio.to_thread(arrived.wait, 10)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await asyncio.to_thread(script.left.wait, 10)
+            assert await asyncio.to_thread(script.call_ended.wait, 10)
 
     asyncio.run(leave())

@@ -1,4 +1,4 @@
-"""A call of the client's that fails: raised as what it is, or repeated when that is safe."""
+"""A failed call raises the matching error, or is retried if that is safe."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from latentd.errors import (
     Overloaded,
     Unavailable,
 )
-from tests.support.fake_server import CHUNK, DRAINING, Running, Scripted, sampled
+from tests.support.fake_server import CHUNK, DRAINING, FakeServer, ScriptedService, sampled
 
 
-def test_the_client_names_its_model_and_a_pinned_one_the_version_that_answered(
-    scripted: Running, script: Scripted
+def test_with_version_sends_the_version_that_served(
+    scripted: FakeServer, script: ScriptedService
 ) -> None:
     with Client(scripted.target, model="toy", background=True, token="s3cret") as client:
         served_by = client.sample(1).served_by
-        client.pinned(served_by).sample(1)
+        client.with_version(served_by).sample(1)
         client.sample(1)
     assert [(r.model, r.version) for r in script.requests] == [("toy", 0), ("toy", 3), ("toy", 0)]
     assert script.metadata[0]["latentd-priority"] == "background"
@@ -40,8 +40,8 @@ def test_the_client_names_its_model_and_a_pinned_one_the_version_that_answered(
         ModelNotFound("No model 'other' is served here; there is toy."),
     ],
 )
-def test_an_error_of_the_service_arrives_as_it_left(
-    client: Client, script: Scripted, error: Exception
+def test_service_error_is_raised_unchanged(
+    client: Client, script: ScriptedService, error: Exception
 ) -> None:
     script.faults.append(error)
     with pytest.raises(type(error)) as caught:
@@ -49,33 +49,31 @@ def test_an_error_of_the_service_arrives_as_it_left(
     assert str(caught.value) == str(error)
     assert getattr(caught.value, "field", None) == getattr(error, "field", None)
     assert isinstance(caught.value.__cause__, grpc.RpcError)
-    assert len(script.requests) == 1  # such a call is never repeated
+    assert len(script.requests) == 1  # not retried
 
 
-def test_any_other_failure_keeps_its_code(client: Client, script: Scripted) -> None:
+def test_other_failure_keeps_its_code(client: Client, script: ScriptedService) -> None:
     script.faults.append(RuntimeError("a secret"))
     with pytest.raises(ServiceError, match=r"INTERNAL: .* request id [0-9a-f]+\.$") as caught:
         client.sample(1)
     assert caught.value.code == "INTERNAL"
 
 
-def test_the_deadline_is_grpcs_own_and_each_call_may_name_another(
-    scripted: Running, script: Scripted
-) -> None:
-    left: list[float | None] = []
-    script.faults.append(lambda context: script.left.wait(30))
+def test_call_overrides_the_clients_timeout(scripted: FakeServer, script: ScriptedService) -> None:
+    remaining: list[float | None] = []
+    script.faults.append(lambda context: script.call_ended.wait(30))
     with Client(scripted.target, timeout=0.2) as client:
-        with pytest.raises(DeadlineExceeded, match="Allow more time"):
+        with pytest.raises(DeadlineExceeded, match="Increase timeout="):
             client.sample(1)
-        script.faults.extend([lambda context: left.append(context.time_remaining())] * 2)
+        script.faults.extend([lambda context: remaining.append(context.time_remaining())] * 2)
         client.sample(1, timeout=60)
         client.sample(1, timeout=None)
-    assert 50 < (left[0] or 0) < 61
-    assert left[1] is None or left[1] > 1e8  # no deadline
+    assert 50 < (remaining[0] or 0) < 61
+    assert remaining[1] is None or remaining[1] > 1e8  # no deadline
 
 
-def test_a_server_that_is_not_there_is_not_ready() -> None:
-    running = Running()
+def test_missing_server_is_unavailable() -> None:
+    running = FakeServer()
     running.stop()
     with (
         Client(running.target, attempts=1) as client,
@@ -84,13 +82,13 @@ def test_a_server_that_is_not_there_is_not_ready() -> None:
         client.sample(1)
 
 
-def test_a_message_past_the_servers_limit_claims_no_time_to_come_back(client: Client) -> None:
+def test_message_over_the_servers_limit_is_not_overloaded(client: Client) -> None:
     with pytest.raises(ServiceError, match="fewer rows") as caught:
         client.score(np.zeros((2, 1 << 20), np.uint8))
     assert caught.value.code == "RESOURCE_EXHAUSTED"
 
 
-def test_a_retried_sample_asks_for_the_same_rows(client: Client, script: Scripted) -> None:
+def test_retried_sample_requests_the_same_rows(client: Client, script: ScriptedService) -> None:
     script.faults.extend([DRAINING, DRAINING])
     samples = client.sample(2)
     np.testing.assert_array_equal(samples.x, sampled(samples.seed, 0, 2))
@@ -98,16 +96,16 @@ def test_a_retried_sample_asks_for_the_same_rows(client: Client, script: Scripte
     assert client.sample(2).seed != samples.seed
 
 
-def test_a_call_that_grpc_itself_had_no_place_for_is_made_again(
-    client: Client, script: Scripted
+def test_call_that_grpc_rejects_as_cancelled_is_retried(
+    client: Client, script: ScriptedService
 ) -> None:
-    # So it refuses, by chance, what comes while others flood the server.
+    # gRPC sometimes rejects calls in this way during a flood.
     script.faults.append(lambda context: context.abort(grpc.StatusCode.CANCELLED, "CANCELLED"))
     assert len(client.sample(2)) == 2
     assert len(script.requests) == 2
 
 
-def test_attempts_1_never_repeats_a_call(scripted: Running, script: Scripted) -> None:
+def test_attempts_1_never_retries(scripted: FakeServer, script: ScriptedService) -> None:
     script.faults.extend([DRAINING, (1, DRAINING)])
     with Client(scripted.target, attempts=1) as client:
         with pytest.raises(Unavailable):
@@ -117,8 +115,8 @@ def test_attempts_1_never_repeats_a_call(scripted: Running, script: Scripted) ->
     assert len(script.requests) == 2
 
 
-def test_an_overloaded_server_says_when_to_come_back(
-    scripted: Running, client: Client, script: Scripted
+def test_overloaded_server_sets_the_delay(
+    scripted: FakeServer, client: Client, script: ScriptedService
 ) -> None:
     script.faults.append(Overloaded("full", "The queue is full", 0.4))
     began = time.monotonic()
@@ -131,7 +129,9 @@ def test_an_overloaded_server_says_when_to_come_back(
     assert caught.value.retry_after == pytest.approx(0.25)
 
 
-def test_refusals_in_a_row_end_the_retries_of_a_client(scripted: Running, script: Scripted) -> None:
+def test_consecutive_rejections_stop_the_retries(
+    scripted: FakeServer, script: ScriptedService
+) -> None:
     script.faults.extend([Overloaded("full", "The queue is full", 0.001)] * 150)
 
     async def flood() -> None:
@@ -144,7 +144,7 @@ def test_refusals_in_a_row_end_the_retries_of_a_client(scripted: Running, script
     assert len(script.requests) == 200  # 99 of the 100 that failed were tried again, and no more
 
 
-def test_a_server_that_says_it_is_not_serving_is_passed_over(scripted: Running) -> None:
+def test_not_serving_server_is_skipped(scripted: FakeServer) -> None:
     scripted.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     with Client(scripted.target, attempts=1) as client, pytest.raises(Unavailable):
         client.sample(1)
@@ -153,8 +153,8 @@ def test_a_server_that_says_it_is_not_serving_is_passed_over(scripted: Running) 
     assert scripted.script.requests == []
 
 
-def test_the_async_client_retries_resumes_and_raises_alike(
-    scripted: Running, script: Scripted
+def test_async_client_retries_resumes_and_raises(
+    scripted: FakeServer, script: ScriptedService
 ) -> None:
     async def calls() -> None:
         async with AsyncClient(scripted.target) as client:

@@ -220,8 +220,12 @@ def test_score_prints_a_table(done: Callable[..., str], client: Client) -> None:
         ("score good.npz --rows 7:", 2, "no rows are left of 2"),
         ("interpolate --start seed:x --end seed:1", 2, "--start: 'seed:x' is no sampled point"),
         ("interpolate --start good.npz --end seed:1", 2, "good.npz holds 2 rows, where one is due"),
-        ("model --server localhost:1", 1, "localhost:1 cannot take calls now"),
-        ("model --server a.example:1 --token-file full/note", 2, "The token would travel readable"),
+        ("model --server localhost:1", 1, "localhost:1 is unavailable"),
+        (
+            "model --server a.example:1 --token-file full/note",
+            2,
+            "token in plain text to a.example",
+        ),
         ("", 2, "CALL"),
     ],
 )
@@ -279,7 +283,7 @@ def test_ctrl_c_leaves_nothing_behind(server: Any, tmp_path: Path, out: str) -> 
         (("sample", "--timeout", "nan"), "timeout=nan: "),
         (("sample", "--server", ""), "Invalid address ''"),
         (("sample", "--server", "http://localhost:1"), "use host:port, without http://"),
-        (("sample", "--token-file", "empty.txt"), "--token-file empty.txt holds no token"),
+        (("sample", "--token-file", "empty.txt"), "--token-file empty.txt is empty"),
     ],
 )
 def test_what_cannot_be_asked_is_told_in_a_sentence(run: Run, words: tuple[str], said: str) -> None:
