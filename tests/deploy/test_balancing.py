@@ -18,6 +18,7 @@ import grpc
 import pytest
 
 from latentd.client import Client
+from tests.support.server import free_port
 
 CALLS = 400
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
@@ -206,13 +207,6 @@ backend latentd
     server a 127.0.0.1:{port} proto h2
     server b 127.0.0.2:{port} proto h2
 """
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import signal
-import socket
 
 import grpc
 import numpy as np
@@ -14,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from latentd import bundle, codec
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support.server import free_port
 from tests.support.slow_engine import SLOW
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -34,12 +34,6 @@ def slow_golden(toy_bundles) -> bytes:
     data = io.BytesIO()
     np.savez(data, **golden)
     return data.getvalue()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def impatient_channel(port: int) -> grpc.Channel:
