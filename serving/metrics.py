@@ -113,7 +113,7 @@ class Metrics:
         )
         self.reloads = counter(
             "reloads_total",
-            "Versions loaded, refused (with the reason) or retired.",
+            "Versions loaded, rejected (with the reason) or unloaded.",
             "result",
             "reason",
         )
@@ -130,9 +130,9 @@ class Metrics:
             "When the bundles' folder was last read to its end.",
             together="min",
         )
-        self.retiring = gauge(
-            "retiring_versions",
-            "Versions that calls still hold and nobody finds any more.",
+        self.unloading = gauge(
+            "unloading_versions",
+            "Versions that finish their calls and are then closed.",
             together="sum",
         )
         self.max_batch_rows = gauge(

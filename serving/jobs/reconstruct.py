@@ -22,7 +22,7 @@ from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
 from latentd.models import loading
-from latentd.models.payloads import ENCODED
+from latentd.models.payloads import ENCODER_OUTPUTS
 from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
 from latentd.readers.rows import Array, BadRow, Chunk
@@ -118,7 +118,7 @@ class LocalReconstructor:
             ) from None
 
     def _columns(self, chunk: Chunk) -> dict[str, Array]:
-        mean, log_var = self._encoder.run(chunk.x, ENCODED)
+        mean, log_var = self._encoder.run(chunk.x, ENCODER_OUTPUTS)
         columns: dict[str, Array] = {}
         if self._wanted.latents:
             columns |= {"mean": mean, "log_var": log_var}

@@ -1,6 +1,7 @@
-"""From a verified bundle to graphs that can serve: loaded, checked, warm, and their costs known.
+"""Turns a verified bundle into graphs that can serve: loaded, profiled, checked and warm.
 
-All of it happens before the first request meets the graphs, and away from those who serve others.
+All of it happens before the first request reaches the graphs, and without disturbing models that
+serve.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from latentd.batching.runner import Outputs
 from latentd.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
-from latentd.models.payloads import ENCODED, DecodePayload, decode_batch, encode_batch
+from latentd.models.payloads import ENCODER_OUTPUTS, DecodePayload, decode_batch, encode_batch
 from latentd.models.sources import PriorSamples
 from latentd.runtime import golden, profiling
 from latentd.runtime.engine import Graph, SessionFactory, Signature
@@ -33,66 +34,64 @@ from latentd.settings import Settings
 log = logging.getLogger(__name__)
 
 RunRows = Callable[[Graph, int], Outputs]
-"""Runs a batch of so many rows of nothing in particular."""
+"""Runs a batch of that many rows of zeros or noise."""
 
-REST: Final = 4.0
-"""While others are being served: how long to rest after each step, in times its own. A fifth of one
-CPU is what a new version may cost them."""
-_SAME_SIZE: Final = 0.01
+IDLE_RATIO: Final = 4.0
+"""While another version serves: after each step, loading rests for this many times the step's
+duration. So a new version costs the calls a fifth of one CPU."""
+_SIZE_TOLERANCE: Final = 0.01
 """Two graph files whose sizes differ by less hold the same net with other weights."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """How a graph is run and what that costs: all that another process needs to run it so."""
+class GraphProfile:
+    """How a graph runs and what that costs: all that another process needs to run it the same."""
 
     file_bytes: int
-    threads: int
-    costs: list[BatchTiming]
-    batch_rows: int  # the most rows that one batch should hold
+    threads: int  # of ONNX Runtime, for one run
+    timings: list[BatchTiming]
+    batch_rows: int  # the largest batch
+
+    @property
+    def batch_seconds(self) -> float:
+        """Duration of the largest batch."""
+        return profiling.seconds_of(self.batch_rows, self.timings)
 
 
 @dataclass(frozen=True, slots=True)
-class Measurements:
-    """Of both graphs of a bundle."""
+class ModelProfile:
+    """The profiles of a bundle's two graphs."""
 
-    encoder: Measured
-    decoder: Measured
+    encoder: GraphProfile
+    decoder: GraphProfile
 
     def to_json(self) -> dict[str, Any]:
-        """As `from_json` takes it."""
+        """As `from_json` reads it."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Measurements:
-        """What `to_json` gave. Raises KeyError, TypeError for anything else."""
+    def from_json(cls, raw: Mapping[str, Any]) -> ModelProfile:
+        """Read what `to_json` returned. Raises KeyError or TypeError for anything else."""
 
-        def measured(one: Mapping[str, Any]) -> Measured:
-            return Measured(**{**one, "costs": [BatchTiming(**cost) for cost in one["costs"]]})
+        def graph(one: Mapping[str, Any]) -> GraphProfile:
+            timings = [BatchTiming(**timing) for timing in one["timings"]]
+            return GraphProfile(**{**one, "timings": timings})
 
-        return cls(measured(raw["encoder"]), measured(raw["decoder"]))
+        return cls(graph(raw["encoder"]), graph(raw["decoder"]))
 
 
 @dataclass(frozen=True, slots=True)
 class ProfiledGraph:
-    """A graph, what it has to give, how it is run and what that costs."""
+    """A loaded graph, the outputs that it must give, and its profile."""
 
     graph: Graph
     golden: Golden
-    file_bytes: int
-    threads: int
-    costs: list[BatchTiming]
-    batch_rows: int  # the most rows that one batch should hold
+    profile: GraphProfile
 
     def check(self) -> float:
-        """See that the graph gives what it should, in every size of batch that this thread would
-        run; the largest difference. Raises BundleError(golden)."""
-        return self.golden.check(self.graph, self.batch_rows)
-
-    @property
-    def measured(self) -> Measured:
-        """Without the graph."""
-        return Measured(self.file_bytes, self.threads, self.costs, self.batch_rows)
+        """Run the golden inputs in every batch size that this thread would run; returns the largest
+        absolute error. Raises BundleError(golden)."""
+        return self.golden.check(self.graph, self.profile.batch_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,97 +102,103 @@ class LoadedModel:
     digest: str
     encoder: ProfiledGraph
     decoder: ProfiledGraph
-    golden_max_abs_error: float  # the largest between the golden outputs and this machine's
+    golden_max_abs_error: float  # between the golden outputs and this machine's
 
     @property
-    def measurements(self) -> Measurements:
-        """Without the graphs."""
-        return Measurements(self.encoder.measured, self.decoder.measured)
+    def profile(self) -> ModelProfile:
+        """The profiles of both graphs."""
+        return ModelProfile(self.encoder.profile, self.decoder.profile)
 
     def close(self) -> None:
-        """Give the memory of both graphs back; no run may follow."""
+        """Free the memory of both graphs; no run may follow."""
         self.encoder.graph.close()
         self.decoder.graph.close()
 
 
-def prepare(
+def load_model(
     bundle: Bundle,
     engine: SessionFactory,
     settings: Settings,
-    before: Measurements | None = None,
-    tried: Measurements | None = None,
+    previous: ModelProfile | None = None,
+    measured: ModelProfile | None = None,
 ) -> LoadedModel:
-    """Load both graphs, measure what they cost and run them on the golden vectors; blocks.
+    """Load both graphs, profile them and run them on the golden vectors; blocks.
 
-    before: of another version of the model, which serves now. Its costs are taken over where they
-    hold, and where they do not, measuring goes gently.
-    tried: of these very graphs, from another process of this server: nothing is measured again.
+    previous: of another version of the model, which serves now. Its profile is reused if it is
+    still valid. If it is not, profiling rests between its steps.
+    measured: of these very graphs, from a trial: nothing is measured again.
     Raises BundleError.
     """
-    rest = REST if before else 0.0
+    idle_ratio = IDLE_RATIO if previous else 0.0
     m = bundle.manifest
-    takes_x, takes_z = signatures(m)
-    of_encoder, of_decoder = golden.read(bundle)
+    encoder_signature, decoder_signature = signatures(m)
+    encoder_golden, decoder_golden = golden.read(bundle)
 
     def encode(graph: Graph, rows: int) -> Outputs:
         return encode_batch(graph, single_item_batch(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
 
     def decode(graph: Graph, rows: int) -> Outputs:
-        decoding = DecodePayload(
-            PriorSamples(NoiseRange(seed=0, offset=0, rows=rows)), params=False
-        )
-        return decode_batch(graph, m.latent_size, single_item_batch(decoding, rows))
+        payload = DecodePayload(PriorSamples(NoiseRange(seed=0, offset=0, rows=rows)), params=False)
+        return decode_batch(graph, m.latent_size, single_item_batch(payload, rows))
 
-    def tuned(
+    def profiled(
         file: str,
         signature: Signature,
         golden: Golden,
         run: RunRows,
-        known: Measured | None,
-        exact: Measured | None,
+        previous: GraphProfile | None,
+        measured: GraphProfile | None,
     ) -> ProfiledGraph:
         def load(threads: int) -> Graph:
-            with profiling.throttled(rest):
+            with profiling.throttled(idle_ratio):
                 return engine.load(bundle.files[file], signature, threads)
 
-        def as_in(measured: Measured, graph: Graph) -> ProfiledGraph:
-            threads, costs, rows = measured.threads, measured.costs, measured.batch_rows
-            return ProfiledGraph(graph, golden, file_bytes, threads, costs, rows)
-
         file_bytes = len(bundle.files[file])
-        if exact:
-            with _closed_on_failure(load(exact.threads)) as graph, profiling.throttled(rest):
-                run(graph, exact.batch_rows)
-            return as_in(exact, graph)
-        if known and abs(known.file_bytes - file_bytes) <= _SAME_SIZE * file_bytes:
-            with _closed_on_failure(load(known.threads)) as graph:
-                again = functools.partial(run, graph)
-                if profiling.profile_still_valid(again, known.costs, known.batch_rows, REST):
-                    return as_in(known, graph)
+        if measured:
+            graph = load(measured.threads)
+            with _closed_on_failure(graph), profiling.throttled(idle_ratio):
+                run(graph, measured.batch_rows)
+            return ProfiledGraph(graph, golden, measured)
+        if previous and abs(previous.file_bytes - file_bytes) <= _SIZE_TOLERANCE * file_bytes:
+            graph = load(previous.threads)
+            with _closed_on_failure(graph):
+                run_rows, timings = functools.partial(run, graph), previous.timings
+                if profiling.profile_still_valid(
+                    run_rows, timings, previous.batch_rows, IDLE_RATIO
+                ):
+                    reused = dataclasses.replace(previous, file_bytes=file_bytes)
+                    return ProfiledGraph(graph, golden, reused)
             graph.close()
         row_bytes = m.x.nbytes + m.latent_size * 4
-        if not engine.on_cpu:  # there a batch has room for all that its graph gives
+        if not engine.on_cpu:  # a GPU batch has buffers for all outputs of its graph
             row_bytes += m.x.size * LIKELIHOODS[m.likelihood] * 4
-        return _measured(load, golden, file_bytes, run, row_bytes, settings, rest)
+        return _profile(load, golden, file_bytes, run, row_bytes, settings, idle_ratio)
 
     try:
-        known, exact = (one.encoder if one else None for one in (before, tried))
-        encoder = tuned(ENCODER, takes_x, of_encoder, encode, known, exact)
+        encoder = profiled(
+            *(ENCODER, encoder_signature, encoder_golden, encode),
+            previous.encoder if previous else None,
+            measured.encoder if measured else None,
+        )
         with _closed_on_failure(encoder.graph):
-            known, exact = (one.decoder if one else None for one in (before, tried))
-            decoder = tuned(DECODER, takes_z, of_decoder, decode, known, exact)
+            decoder = profiled(
+                *(DECODER, decoder_signature, decoder_golden, decode),
+                previous.decoder if previous else None,
+                measured.decoder if measured else None,
+            )
     except (BundleError, ConfigError):
         raise
-    except Exception as error:  # the runtime has no common base for what it raises
+    except Exception as error:  # the errors of ONNX Runtime have no base class of their own
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
     with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
-        difference = max(encoder.check(), decoder.check())
-    return LoadedModel(m, bundle.digest, encoder, decoder, difference)
+        max_abs_error = max(encoder.check(), decoder.check())
+    return LoadedModel(m, bundle.digest, encoder, decoder, max_abs_error)
 
 
 @contextmanager
 def _closed_on_failure(graph: Graph) -> Iterator[Graph]:
-    """What a graph holds on a GPU is given back in turn, never by whoever drops it last."""
+    """Close the graph if the body raises. GPU memory must be freed in order, not by the garbage
+    collector."""
     try:
         yield graph
     except BaseException:
@@ -201,49 +206,56 @@ def _closed_on_failure(graph: Graph) -> Iterator[Graph]:
         raise
 
 
-def release_to_workers(tuned: ProfiledGraph) -> Callable[[], object] | None:
-    """Let go of the graph in this thread, which has loaded and checked it; what each thread that
-    is to run it should do first: make its buckets and see that they give what they should. None: a
-    graph that takes batches as they come does not care."""
-    if not isinstance(tuned.graph, IOBindingGraph):
+def release_to_workers(profiled: ProfiledGraph) -> Callable[[], object] | None:
+    """Free what the graph holds for this thread, which has loaded and checked it.
+
+    Returns what each batcher thread must run first: it makes the thread's buckets and checks their
+    outputs. None: the graph has nothing for each thread.
+    """
+    if not isinstance(profiled.graph, IOBindingGraph):
         return None
-    tuned.graph.leave()
-    return tuned.check
+    profiled.graph.leave()
+    return profiled.check
 
 
 def signatures(m: Manifest) -> tuple[Signature, Signature]:
-    """What the encoder and the decoder of such a bundle take and give."""
+    """The inputs and outputs that the bundle's encoder and decoder must have."""
     latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
-    takes_x = Signature(("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODED, ("float32", latent)))
-    takes_z = Signature(
+    encoder = Signature(
+        ("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODER_OUTPUTS, ("float32", latent))
+    )
+    decoder = Signature(
         ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
     )
-    return takes_x, takes_z
+    return encoder, decoder
 
 
-def _measured(
+def _profile(
     load: Callable[[int], Graph],
     golden: Golden,
     file_bytes: int,
     run: RunRows,
     row_bytes: int,
     settings: Settings,
-    rest: float,
+    idle_ratio: float,
 ) -> ProfiledGraph:
-    """Load a graph with as many threads as it is worth, and choose its batches."""
-    budget = settings.max_batch_latency_ms / 1000
+    """Choose the number of threads and the batch size by measurement; load the graph so."""
+    max_seconds = settings.max_batch_latency_ms / 1000
 
-    def costs_with(threads: int) -> list[BatchTiming]:
+    def measure(threads: int) -> list[BatchTiming]:
         with closing(load(threads)) as graph:
-            return profiling.measure(functools.partial(run, graph), row_bytes, budget, rest)
+            return profiling.measure(
+                functools.partial(run, graph), row_bytes, max_seconds, idle_ratio
+            )
 
     threads = settings.intra_op_threads or 1
-    costs = costs_with(threads)
-    if not settings.intra_op_threads and costs[0].seconds > profiling.ONE_THREAD_SECONDS:
+    timings = measure(threads)
+    if not settings.intra_op_threads and timings[0].seconds > profiling.ONE_THREAD_SECONDS:
         threads = max(1, available_cpus() // max(1, settings.workers))
-        costs = costs_with(threads)
-    batch_rows = settings.max_batch_rows or profiling.choose_batch_size(costs, budget)
-    graph = load(threads)  # anew: a session keeps the memory of the largest batch it ever ran
+        timings = measure(threads)
+    batch_rows = settings.max_batch_rows or profiling.choose_batch_size(timings, max_seconds)
+    # A new session, because a session keeps the memory of the largest batch that it ever ran.
+    graph = load(threads)
     with _closed_on_failure(graph):
         run(graph, batch_rows)
-    return ProfiledGraph(graph, golden, file_bytes, threads, costs, batch_rows)
+    return ProfiledGraph(graph, golden, GraphProfile(file_bytes, threads, timings, batch_rows))

@@ -1,4 +1,4 @@
-"""What is being tried or loaded now, each version in a thread of its own."""
+"""Keeps the list of versions that are being loaded and runs each load in a thread of its own."""
 
 from __future__ import annotations
 
@@ -17,111 +17,113 @@ from latentd.models.storage import Fingerprint
 log = logging.getLogger(__name__)
 
 SLOW_SECONDS: Final = 5.0
-"""After so long a load is said to be slow, and others may begin beside it."""
-MOST: Final = 4
+"""A load that takes longer is slow: other loads may start while it runs."""
+MAX_LOADS: Final = 4
 """Loads at a time, all but the last of them slow."""
 
 
 class Cancelled(Exception):
-    """The load is not wanted any more: its version is gone, or the server stops."""
+    """The load was cancelled: its version is gone, or the server shuts down."""
 
 
 @dataclass(eq=False)
 class Load:
-    """A version on its way to being served or refused."""
+    """The load of one version, until the repository serves or rejects it."""
 
     model: str
     version: int
     path: Path
-    content: Fingerprint  # what lay in its folder when the load began
-    key: str  # of both
+    content: Fingerprint  # of the version's folder when the load started
+    key: str  # load_markers.content_key of path and content
     since: str = field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )  # UTC, ISO 8601
     slow: bool = False
-    wanted: bool = True  # else its trial is given up
+    cancelled: bool = False
 
-    def go_on(self) -> None:
-        """Raises Cancelled when the load is not wanted any more."""
-        if not self.wanted:
+    def raise_if_cancelled(self) -> None:
+        """Raises Cancelled after the load was cancelled."""
+        if self.cancelled:
             raise Cancelled
 
 
 class Loads:
-    """The loads under way.
+    """The loads that run now.
 
-    work: a load's whole work, in its thread. on_slow: called once when it has become slow.
+    load: does the whole work of a load, in the load's thread.
+    on_slow: called once when a load has become slow.
     """
 
     def __init__(
-        self, work: Callable[[Load], None], on_slow: Callable[[Load], None], metrics: Metrics
+        self, load: Callable[[Load], None], on_slow: Callable[[Load], None], metrics: Metrics
     ) -> None:
-        self._work, self._on_slow, self._gauge = work, on_slow, metrics.loading
-        # Replaced and never changed, so that those who read it need no lock.
-        self._standing: dict[tuple[str, int], Load] = {}
+        self._load, self._on_slow, self._gauge = load, on_slow, metrics.loading
+        # Replaced, never changed: readers need no lock.
+        self._current: dict[tuple[str, int], Load] = {}
         self._threads: list[threading.Thread] = []
 
-    def standing(self) -> list[Load]:
-        """By model and version."""
-        standing = self._standing
-        return [standing[key] for key in sorted(standing)]
+    def current(self) -> list[Load]:
+        """The loads that run, by model and version."""
+        current = self._current
+        return [current[key] for key in sorted(current)]
 
     def find(self, model: str, version: int) -> Load | None:
-        """The load of this version, if there is one."""
-        return self._standing.get((model, version))
+        """The load of this version, if one runs."""
+        return self._current.get((model, version))
 
     def busy(self) -> bool:
-        """Whether no further load may begin now."""
-        standing = self._standing
-        return len(standing) >= MOST or not all(load.slow for load in standing.values())
+        """Whether another load must wait."""
+        current = self._current
+        return len(current) >= MAX_LOADS or not all(load.slow for load in current.values())
 
-    def begin(self, load: Load) -> None:
-        """Start its thread. One caller at a time."""
-        self._standing = {**self._standing, (load.model, load.version): load}
-        self._gauge.set(len(self._standing))
+    def start(self, load: Load) -> None:
+        """Start the load's thread. Callers hold the repository's lock."""
+        self._current = {**self._current, (load.model, load.version): load}
+        self._gauge.set(len(self._current))
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        # Daemons: a graph that never ends must not keep the process from ending.
+        # Daemons: a graph that never ends must not keep the process from exiting.
         self._threads.append(threading.Thread(target=self._run, args=(load,), daemon=True))
         self._threads[-1].start()
 
-    def end(self, load: Load) -> None:
-        """It is served or refused. One caller at a time."""
-        self._standing = {key: one for key, one in self._standing.items() if one is not load}
-        self._gauge.set(len(self._standing))
+    def finish(self, load: Load) -> None:
+        """Remove a load that has ended. Callers hold the repository's lock."""
+        self._current = {key: one for key, one in self._current.items() if one is not load}
+        self._gauge.set(len(self._current))
 
-    def keep(self, model: str, versions: list[int]) -> None:
-        """Give up the trials of other versions of this model."""
-        for load in self._standing.values():
+    def cancel_others(self, model: str, versions: list[int]) -> None:
+        """Cancel the loads of this model's versions, except `versions`."""
+        for load in self._current.values():
             if load.model == model and load.version not in versions:
-                load.wanted = False
+                load.cancelled = True
 
-    def let_others_pass(self, load: Load) -> None:
-        """Take the load for a slow one from now on."""
+    def mark_slow(self, load: Load) -> None:
+        """Let other loads start while this one runs."""
         load.slow = True
         self._on_slow(load)
 
     def join(self, seconds: float) -> bool:
-        """Wait so long, all in all, for the threads to end; whether they have."""
+        """Wait for the threads to end, at most `seconds` in total; returns whether they have."""
         until = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self, load: Load) -> None:
-        began = time.monotonic()
-        timer = threading.Timer(SLOW_SECONDS, self._is_slow, (load,))
+        started = time.monotonic()
+        timer = threading.Timer(SLOW_SECONDS, self._on_timer, (load,))
         timer.daemon = True
         timer.start()
         try:
-            self._work(load)
+            self._load(load)
         finally:
             timer.cancel()
-            log.debug("%s version %d: %.1f s.", load.model, load.version, time.monotonic() - began)
+            seconds = time.monotonic() - started
+            log.debug("%s version %d: loading took %.1f s.", load.model, load.version, seconds)
 
-    def _is_slow(self, load: Load) -> None:
-        if self._standing.get((load.model, load.version)) is load:
+    def _on_timer(self, load: Load) -> None:
+        if self._current.get((load.model, load.version)) is load:
             log.warning(
-                "%s version %d has been loading for %g s: other versions are loaded beside it.",
+                "%s version %d has been loading for %g s; loading other versions meanwhile.",
                 *(load.model, load.version, SLOW_SECONDS),
             )
-            self.let_others_pass(load)
+            self.mark_slow(load)

@@ -1,4 +1,4 @@
-"""What the lanes do with a batch: its requests' rows gathered, run, and handed back as columns."""
+"""Runs a batch: gathers the rows of its requests, runs the graph, returns the outputs."""
 
 from __future__ import annotations
 
@@ -18,36 +18,34 @@ from latentd.runtime.engine import Graph
 
 Array = NDArray[Any]
 
-ENCODED: Final = ("mean", "log_var")
+ENCODER_OUTPUTS: Final = ("mean", "log_var")
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePayload:
-    """What waits in the decoder lane."""
+    """What a request to the decoder puts in its queue."""
 
     source: Source
-    params: bool  # the parameters of p(x | z) are wanted, not only its mean
-    scoring: Scoring | None = None  # takes params and z; then none of them is wanted
+    params: bool  # also return the parameters of p(x | z), not only its mean
+    scoring: Scoring | None = None  # receives params and z, which are then not returned
 
 
 def encode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
-    """mean and log_var for the rows of a batch whose payloads are x."""
-    rows = [share.payload[share.start : share.stop] for share in batch]
-    return tuple(graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), ENCODED))
+    """mean and log_var, float32 (rows, latent size), of a batch whose payloads are x."""
+    rows = [item.payload[item.start : item.stop] for item in batch]
+    return tuple(graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), ENCODER_OUTPUTS))
 
 
 def decode_batch(graph: Graph, latent_size: int, batch: Sequence[BatchItem]) -> Outputs:
-    """x, params (None if nobody wants them) and z for a batch whose payloads are decodings."""
+    """x, params (None if no request wants them) and z of a batch of DecodePayloads."""
     z = sources.materialize(batch, latent_size)
-    if any(share.payload.params for share in batch):
+    if any(item.payload.params for item in batch):
         x, params = graph.run(z, ["x", "params"])
         start = 0
-        for share in batch:
-            stop = start + share.rows
-            if share.payload.scoring is not None:
-                share.payload.scoring.take(
-                    share.start, share.stop, z[start:stop], params[start:stop]
-                )
+        for item in batch:
+            stop = start + item.rows
+            if item.payload.scoring is not None:
+                item.payload.scoring.add(item.start, item.stop, z[start:stop], params[start:stop])
             start = stop
         return x, params, z
     return *graph.run(z, ["x"]), None, z

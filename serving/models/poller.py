@@ -1,6 +1,6 @@
-"""When to look for new versions: every so many seconds, in a thread of its own.
+"""Scans for new versions every few seconds, in a thread of its own.
 
-Polling, for what tells of changes on a local disk (inotify) tells nothing on a network volume.
+It polls because notifications of a local disk (inotify) do not work on network volumes.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ log = logging.getLogger(__name__)
 
 
 class Poller:
-    """Calls `look` every `seconds` seconds from `start` to `stop`; 0: never."""
+    """Calls `scan` every `seconds` seconds from `start` to `stop`. 0: never."""
 
-    def __init__(self, look: Callable[[], None], seconds: float) -> None:
-        self._look, self._seconds = look, seconds
+    def __init__(self, scan: Callable[[], None], seconds: float) -> None:
+        self._scan, self._seconds = scan, seconds
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="poller", daemon=True)
 
     def start(self) -> None:
-        """Look for the first time after `seconds`."""
+        """Scan for the first time after `seconds`."""
         if self._seconds:
             self._thread.start()
 
     def stop(self) -> None:
-        """Begin no more looks."""
+        """Start no more scans."""
         self._stopped.set()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while not self._stopped.wait(self._seconds):
             try:
-                self._look()
-            except Exception:  # of our own making: the next look may do better
-                log.exception("Looking for new versions failed.")
+                self._scan()
+            except Exception:  # a fault of this program; the next scan may succeed
+                log.exception("Scanning for new versions failed.")

@@ -1,6 +1,6 @@
-"""What was found and is not served, and why: told once, and not looked into again until changed.
+"""Keeps which versions the server rejected and why, so that each content is tried and logged once.
 
-Want of memory may be the moment's and not the version's: that is looked into again after a while.
+A version rejected for lack of memory is retried after a while: more may be available then.
 """
 
 from __future__ import annotations
@@ -19,82 +19,81 @@ from latentd.models.storage import Fingerprint
 log = logging.getLogger(__name__)
 
 MAX_REASON: Final = 1000
-MEMORY_SECONDS: Final = 600.0
-"""After so long a version that was refused for want of memory is tried again."""
+MEMORY_RETRY_SECONDS: Final = 600.0
+"""After this time a version that was rejected for lack of memory is retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedVersion:
-    """A version that is not served, or not as it lies there now."""
+    """A version that is not served with its present content."""
 
-    model: str  # empty: the root as a whole
-    version: int  # 0: the model as a whole
+    model: str  # empty: the whole bundle directory
+    version: int  # 0: the whole model
     reason: str  # a sentence of at most MAX_REASON characters
-    content: Fingerprint  # what was there when it was refused
-    stands_until: float = math.inf  # seconds of the clock
+    content: Fingerprint  # of its folder when it was rejected
+    retry_at: float = math.inf  # seconds of the clock
 
     @property
     def name(self) -> str:
-        """Of what is refused, for people."""
+        """What was rejected, for people."""
         if self.version:
             return f"{self.model} version {self.version}"
-        return self.model or "the bundles' folder"
+        return self.model or "the bundle directory"
 
 
 class RejectedVersions:
-    """The refusals that stand. One thread at a time writes; any may read `standing`."""
+    """The rejections in force. One thread at a time writes; any thread may call `current`."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics, self._clock = metrics, clock
-        self._standing: dict[tuple[str, int], RejectedVersion] = {}
-        self._met: set[tuple[str, int]] = set()  # since the last sweep
+        self._current: dict[tuple[str, int], RejectedVersion] = {}
+        self._seen: set[tuple[str, int]] = set()  # since the last `prune`
 
-    def standing(self) -> list[RejectedVersion]:
-        """By model and version."""
-        standing = self._standing
-        return [standing[key] for key in sorted(standing)]
+    def current(self) -> list[RejectedVersion]:
+        """The rejections in force, by model and version."""
+        current = self._current
+        return [current[key] for key in sorted(current)]
 
-    def stands(
+    def is_known(
         self, model: str, version: int, content: Fingerprint, also_changed: bool = False
     ) -> bool:
-        """Whether this very content was refused before, or with `also_changed` any."""
-        refused = self._standing.get((model, version))
-        if refused is None or not (also_changed or refused.content == content):
+        """Whether this content was rejected before; with `also_changed`, whether any was."""
+        rejected = self._current.get((model, version))
+        if rejected is None or not (also_changed or rejected.content == content):
             return False
-        if self._clock() >= refused.stands_until:
+        if self._clock() >= rejected.retry_at:
             return False
-        self._met.add((model, version))
+        self._seen.add((model, version))
         return True
 
     def add(self, model: str, version: int, error: Exception, content: Fingerprint = ()) -> None:
-        """Refuse; in the log and the metric only if it was not refused for this before."""
+        """Reject; logged and counted unless the same content was rejected for the same reason."""
         key = (model, version)
-        known = isinstance(error, LatentdError | OSError)
-        passing = getattr(error, "reason", "") == "memory"
-        until = self._clock() + MEMORY_SECONDS if passing else math.inf
-        refused = RejectedVersion(model, version, _sentence(error), content, until)
-        self._met.add(key)
-        before = self._standing.get(key)
-        self._standing = {**self._standing, key: refused}
-        if before is None or (before.reason, before.content) != (refused.reason, content):
-            self._metrics.reloads.labels("refused", getattr(error, "reason", "unreadable")).inc()
-            trace = None if known else error
-            log.error("Refused %s: %s", refused.name, refused.reason, exc_info=trace)
+        label = getattr(error, "reason", "unreadable")
+        retry_at = self._clock() + MEMORY_RETRY_SECONDS if label == "memory" else math.inf
+        rejected = RejectedVersion(model, version, _sentence(error), content, retry_at)
+        self._seen.add(key)
+        previous = self._current.get(key)
+        self._current = {**self._current, key: rejected}
+        if previous is None or (previous.reason, previous.content) != (rejected.reason, content):
+            self._metrics.reloads.labels("rejected", label).inc()
+            trace = None if isinstance(error, LatentdError | OSError) else error
+            log.error("Rejected %s: %s", rejected.name, rejected.reason, exc_info=trace)
 
-    def sweep(self) -> None:
-        """Forget what was not met again since the last sweep: it is mended or gone."""
-        self._standing = {key: r for key, r in self._standing.items() if key in self._met}
-        self._met = set()
+    def prune(self) -> None:
+        """Remove what was not seen since the last `prune`: it was fixed or deleted."""
+        self._current = {key: one for key, one in self._current.items() if key in self._seen}
+        self._seen = set()
 
 
 def _sentence(error: Exception) -> str:
-    """Why, as a log and a protobuf string can hold it: short, and text whatever a file was called
-    or a library says."""
+    """The reason as a log and a protobuf string can hold it: short, and valid UTF-8 whatever the
+    error's text is."""
     if isinstance(error, LatentdError):
-        said = str(error)
+        text = str(error)
     elif isinstance(error, OSError):
-        said = f"It cannot be read: {error.strerror or type(error).__name__}."
+        text = f"It cannot be read: {error.strerror or type(error).__name__}."
     else:
-        said = f"Loading it failed unexpectedly ({error!r}); the log has the traceback."
-    said = said.encode(errors="backslashreplace").decode()
-    return said if len(said) <= MAX_REASON else said[: MAX_REASON - 4] + " ..."
+        text = f"Unexpected error while loading ({error!r}). See the traceback in the server log."
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 4] + " ..."

@@ -1,7 +1,7 @@
-"""Where the decoder's latents come from: given, drawn from the prior, or drawn around an encoding.
+"""The sources of the decoder's latents: given, drawn from the prior, or drawn around an encoding.
 
-Requests carry *sources*, not latents: the lane's thread turns the sources of a whole batch into
-one array, making all its draws in one vectorised pass.
+Requests carry *sources*, not latents. The batcher's thread turns the sources of a whole batch into
+one array and makes all draws in one vectorized pass.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from latentd.latents import Latents, NoiseRange, standard_normal
 
 @dataclass(frozen=True, slots=True)
 class GivenLatents:
-    """Latents as they are."""
+    """Latents that the request contains."""
 
     z: Latents
 
     @property
     def rows(self) -> int:
-        """How many latents it gives."""
+        """The number of latents."""
         return len(self.z)
 
 
@@ -37,16 +37,16 @@ class PriorSamples:
 
     @property
     def rows(self) -> int:
-        """How many latents it gives."""
+        """The number of latents."""
         return self.draw.rows
 
 
 @dataclass(frozen=True, slots=True)
 class PosteriorSamples:
-    """z = mean + exp(log_var / 2) * eps: the reparameterised draw (Kingma and Welling 2014).
+    """z = mean + exp(log_var / 2) * eps: the reparameterized draw (Kingma and Welling 2014).
 
-    With several draws it gives each encoding so many latents: first one of all encodings, by the
-    draw's own stream, then another of all, by the next stream, and so on.
+    `draws` is the number of latents of each encoding. First comes one latent of every encoding,
+    from the draw's own stream, then another of every encoding, from the next stream, and so on.
     """
 
     mean: Latents
@@ -56,11 +56,11 @@ class PosteriorSamples:
 
     @property
     def rows(self) -> int:
-        """How many latents it gives."""
+        """The number of latents."""
         return self.draw.rows * self.draws
 
     def parts(self, start: int, stop: int) -> list[NoiseRange]:
-        """The draws of rows start..stop."""
+        """The noise of rows start..stop."""
         if self.draws == 1:
             return [self.draw.part(start, stop)]
         each, draw, parts = self.draw.rows, self.draw, []
@@ -94,42 +94,42 @@ Source = GivenLatents | PriorSamples | PosteriorSamples
 
 def materialize(batch: Sequence[BatchItem], latent_size: int) -> Latents:
     """The latents of a batch of decodings, (rows, latent_size)."""
-    if all(type(share.payload.source) is PriorSamples for share in batch):
-        # Sample's own batches: nothing to be done row by row.
-        parts = [share.payload.source.draw.part(share.start, share.stop) for share in batch]
+    if all(type(item.payload.source) is PriorSamples for item in batch):
+        # A batch of Sample calls only: faster than item by item.
+        parts = [item.payload.source.draw.part(item.start, item.stop) for item in batch]
         return _scale(standard_normal(parts, latent_size), batch)
     draws: list[NoiseRange] = []
-    for share in batch:
-        if isinstance(share.payload.source, PriorSamples):
-            draws.append(share.payload.source.draw.part(share.start, share.stop))
-        elif isinstance(share.payload.source, PosteriorSamples):
-            draws += share.payload.source.parts(share.start, share.stop)
+    for item in batch:
+        if isinstance(item.payload.source, PriorSamples):
+            draws.append(item.payload.source.draw.part(item.start, item.stop))
+        elif isinstance(item.payload.source, PosteriorSamples):
+            draws += item.payload.source.parts(item.start, item.stop)
     normal = (
         standard_normal(draws, latent_size) if draws else np.empty((0, latent_size), np.float32)
     )
-    z = np.empty((sum(share.rows for share in batch), latent_size), np.float32)
+    z = np.empty((sum(item.rows for item in batch), latent_size), np.float32)
     at = drawn = 0
-    for share in batch:
-        source, rows = share.payload.source, slice(share.start, share.stop)
-        into = z[at : at + share.rows]
-        at += share.rows
+    for item in batch:
+        source, rows = item.payload.source, slice(item.start, item.stop)
+        into = z[at : at + item.rows]
+        at += item.rows
         if isinstance(source, GivenLatents):
             into[:] = source.z[rows]
             continue
-        eps = normal[drawn : drawn + share.rows]
-        drawn += share.rows
+        eps = normal[drawn : drawn + item.rows]
+        drawn += item.rows
         if isinstance(source, PriorSamples):
             np.multiply(eps, np.float32(source.temperature), out=into)
         else:
-            around = source.encodings(share.start, share.stop)
+            around = source.encodings(item.start, item.stop)
             into[:] = reparameterize(source.mean[around], source.log_var[around], eps)
     return z
 
 
 def _scale(normal: Latents, batch: Sequence[BatchItem]) -> Latents:
     """Each row times its request's temperature."""
-    temperatures = [share.payload.source.temperature for share in batch]
+    temperatures = [item.payload.source.temperature for item in batch]
     if all(temperature == 1.0 for temperature in temperatures):
         return normal
-    rows = [share.rows for share in batch]
+    rows = [item.rows for item in batch]
     return normal * np.repeat(np.array(temperatures, np.float32), rows)[:, None]

@@ -1,7 +1,7 @@
-"""What lies under the bundles' root: models, versions, pins, and whether any of it has changed.
+"""Reads the bundle directory: models, versions, pins, and whether any of them has changed.
 
 <root>/<model>/<version>/    bundles; see latentd.bundle
-<root>/<model>/pinned        optional: the number of the version that shall count as the newest
+<root>/<model>/pinned        optional: the number of the version that counts as the newest
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from latentd import bundle
 from latentd.errors import BundleError, ConfigError
 
 PINNED: Final = "pinned"
-_MOST_PIN_BYTES: Final = 4096
+_MAX_PIN_BYTES: Final = 4096
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
-"""Name, size, mtime and ctime of the files in a bundle's folder, the times in nanoseconds. mtime
-can be set back by anybody (cp -p, rsync -t, tar), ctime cannot. Inode numbers are left out: some
-network volumes invent new ones. So are names that begin with a dot: what Finder and rsync write
-there is no reason to read a version again."""
+"""Name, size, mtime and ctime of the files in a bundle's folder, the times in nanoseconds.
+
+Any program can set mtime back (cp -p, rsync -t, tar), but not ctime. Inode numbers are left out,
+because some network volumes change them. Names that begin with a dot are left out too: files of
+Finder and rsync are no reason to read a version again."""
 
 
 def models(root: Path) -> list[Path]:
-    """The models' folders; also through links, which is how volumes are swapped as a whole.
+    """The models' folders. Links are followed, because some volumes are replaced by links.
 
     Raises BundleError(unreadable) when the root cannot be read.
     """
-    with bundle.readable("The bundles' folder"):
+    with bundle.readable("The bundle directory"):
         entries = [entry for entry in root.iterdir() if bundle.MODEL_NAME.fullmatch(entry.name)]
     return sorted(entry for entry in entries if bundle.may_be_folder(entry))
 
 
 def may_have_versions(folder: Path) -> bool:
-    """Whether a model's folder holds versions, or cannot be read: to be refused by its name."""
+    """Whether a model's folder holds versions, or cannot be read and must be rejected by name."""
     try:
         return bool(bundle.versions(folder))
     except BundleError:
@@ -43,11 +44,11 @@ def may_have_versions(folder: Path) -> bool:
 
 
 def check_root(root: Path) -> None:
-    """Raises ConfigError unless models can lie under `root`; says which folder may be meant."""
+    """Raises ConfigError unless `root` can hold models; the message suggests the right folder."""
     if not bundle.may_be_folder(root):
         raise ConfigError(
-            f"The bundles' folder {root} does not exist. Export a model into it "
-            "(latentd export --bundles ...), or name another with --bundles."
+            f"Bundle directory {root} does not exist. Export a model into it "
+            "(latentd export --bundles ...), or set --bundles to another directory."
         )
     meant = bundle.root_above(root)
     if meant is not None:
@@ -57,7 +58,7 @@ def check_root(root: Path) -> None:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Changes when a file in a bundle's folder does; empty when the folder cannot be read."""
+    """Changes when a file in a bundle's folder changes; empty if the folder cannot be read."""
     try:
         with os.scandir(path) as entries:
             found = [
@@ -72,38 +73,39 @@ def fingerprint(path: Path) -> Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The version that counts as the newest: those after it are as if they were not there."""
+    """The version that counts as the newest: later versions are ignored."""
 
     version: int
-    source: str  # where it was said, for people
+    source: str  # the flag or file, for people
 
 
 def pin(folder: Path, given: dict[str, int]) -> Pin | None:
-    """The pin of the model in `folder`: of the setting, else of its file. Raises BundleError: pin
-    when the file does not hold one number, unreadable when it cannot be read."""
+    """The pin of the model in `folder`, from --pin or else from its file. Raises BundleError: pin
+    if the file does not hold one number, unreadable if it cannot be read."""
     if folder.name in given:
         return Pin(given[folder.name], "--pin")
     source = f"{folder.name}/{PINNED}"
     with bundle.readable(source):
         try:
-            # Also through a link, as Kubernetes mounts a ConfigMap's keys.
-            data = bundle.read_plain(folder / PINNED, _MOST_PIN_BYTES, link=True)
+            # Links are followed: Kubernetes mounts the keys of a ConfigMap as links.
+            data = bundle.read_plain(folder / PINNED, _MAX_PIN_BYTES, link=True)
         except FileNotFoundError:
             return None
     text = data.decode(errors="replace").strip()
     if not bundle.VERSION.fullmatch(text):
         raise BundleError(
-            "pin", f"{source} holds {text[:20]!a}: write the number of a version, or remove it."
+            "pin",
+            f"{source} holds {text[:20]!a}; expected the number of a version. Fix or remove it.",
         )
     return Pin(int(text), source)
 
 
-def read_pins(text: str) -> dict[str, int]:
-    """The setting `pin`: model=version, with commas between. Raises ConfigError."""
+def parse_pins(text: str) -> dict[str, int]:
+    """Parse --pin: model=version, separated by commas. Raises ConfigError."""
     pins = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         model, _, version = part.partition("=")
         if not (bundle.MODEL_NAME.fullmatch(model) and bundle.VERSION.fullmatch(version)):
-            raise ConfigError(f"--pin {part}: write model=version, with commas between several.")
+            raise ConfigError(f"--pin {part}: expected model=version, separated by commas.")
         pins[model] = int(version)
     return pins

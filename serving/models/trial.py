@@ -1,13 +1,13 @@
-"""A version is tried before it is loaded, in a process of its own, where it can harm nothing.
+"""Tries a bundle in a child process, so that a bad graph cannot harm the server.
 
-What a graph does is known only once it has run: it may never end, take all memory or bring its
-process down. So a child process does all that loading takes (files verified, sessions made, costs
-measured, golden vectors run) under limits of time and memory, and reports what it measured. The
-server then only makes the sessions and runs the golden vectors once more.
+What a graph does is known only when it runs: it may never end, use all memory or crash its process.
+So a child process first does all that loading needs (verify the files, create the sessions, profile
+them, run the golden vectors), with limits on time and memory. It reports the profile that it
+measured. The server then only creates the sessions and runs the golden vectors again.
 
-The child is the first that the kernel kills when memory runs out, runs at a low priority and ends
-with its parent. Its memory is bounded from both sides: it may map only so much (RLIMIT_DATA; not
-on a GPU, whose driver maps more than it takes), and the parent watches what it has.
+When memory runs out, the kernel kills the child first. The child runs at a low priority and ends
+with its parent. Two limits bound its memory: RLIMIT_DATA (not on a GPU, whose driver maps more
+memory than it uses), and the parent, which watches the memory that the child uses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from latentd import bundle
 from latentd.errors import BundleError, ConfigError
-from latentd.models.loading import Measurements, prepare
+from latentd.models.loading import ModelProfile, load_model
 from latentd.models.trial_results import TrialResult
 from latentd.runtime import memory
 from latentd.runtime.engine import SessionFactory
@@ -38,72 +38,77 @@ from latentd.settings import Settings
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.05
-_SHARE: Final = 0.8  # of the memory that is available, which a load may take
-_LEFT: Final = 0.05  # of it, that must be left at any time
-_BARE: Final = 128 << 20  # bytes that the child may have before it has loaded anything
-_LAST_WORDS: Final = 2000  # characters of a trial's stderr that are logged when it crashes
+_MAX_MEMORY_SHARE: Final = 0.8  # of the available memory: the limit of one load
+_MIN_FREE_SHARE: Final = 0.05  # of the memory that was available: must stay free during a trial
+_BASE_BYTES: Final = 128 << 20  # the child may use these before it loads anything
+_MAX_STDERR: Final = 2000  # characters of the child's stderr that are logged after a crash
 _NICE: Final = 10
 _PR_SET_PDEATHSIG: Final = 1
-_NO_MEMORY: Final = ("bad_alloc", "bad allocation", "Failed to allocate", "Cannot allocate memory")
+_OUT_OF_MEMORY: Final = (
+    *("bad_alloc", "bad allocation", "Failed to allocate", "Cannot allocate memory"),
+)
 
 
-def most_bytes(settings: Settings) -> int:
-    """What the load of one version may take here and now, its files included."""
-    return settings.load_memory_mib << 20 or int(_SHARE * memory.available_bytes())
+def max_load_bytes(settings: Settings) -> int:
+    """The memory that the load of one version may use now, its files included."""
+    return settings.load_memory_mib << 20 or int(_MAX_MEMORY_SHARE * memory.available_bytes())
+
+
+# The parent.
 
 
 def run(
     path: Path,
     settings: Settings,
-    before: Measurements | None,
-    go_on: Callable[[], None],
+    previous: ModelProfile | None,
+    check_cancelled: Callable[[], None],
 ) -> TrialResult:
     """Try the bundle in `path`; blocks.
 
-    settings: with the provider that was chosen. before: as `prepare` takes it. go_on: called every
-    50 ms; what it raises ends the trial. Raises BundleError with what the child refused the bundle
-    for, or timeout, memory or crash.
+    settings: with the provider that the server chose. previous: as `load_model` takes it.
+    check_cancelled: called every 50 ms; if it raises, the trial ends. Raises BundleError: with the
+    child's reason, or timeout, memory or crash.
     """
-    available, most = memory.available_bytes(), most_bytes(settings)
+    available, max_bytes = memory.available_bytes(), max_load_bytes(settings)
     request = {
         "path": str(path),
         "settings": dataclasses.asdict(settings),
-        "before": before and before.to_json(),
-        "most_bytes": most,
+        "previous": previous and previous.to_json(),
+        "max_bytes": max_bytes,
         "parent": os.getpid(),
     }
-    with _child() as child:
+    with _start_child() as child:
         try:
-            said, complained = _watched(
-                child, json.dumps(request), settings, most, available, go_on
+            stdout, stderr = _communicate(
+                child, json.dumps(request), settings, max_bytes, available, check_cancelled
             )
         finally:
             child.kill()
     if child.returncode == -signal.SIGKILL:
-        raise _too_large(most)
+        raise _out_of_memory(max_bytes)
     try:
-        answer = json.loads(said)
+        response = json.loads(stdout)
     except ValueError:
         code = child.returncode
-        why = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        log.error("The last words of a trial: %s", complained[-_LAST_WORDS:].strip())
+        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        log.error("End of the trial's stderr: %s", stderr[-_MAX_STDERR:].strip())
         raise BundleError(
-            "crash", f"Trying it ended its process ({why}): ONNX Runtime cannot bear this graph."
+            "crash", f"Its trial crashed ({how}): ONNX Runtime cannot run this graph."
         ) from None
-    if "refused" in answer:
-        raise BundleError(answer["refused"], answer["what"])
-    # Each worker is going to hold as much.
-    if answer["bytes"] * settings.workers > int(_SHARE * memory.available_bytes()):
+    if "rejected" in response:
+        raise BundleError(response["rejected"], response["message"])
+    # Each worker will use as much.
+    if response["bytes"] * settings.workers > int(_MAX_MEMORY_SHARE * memory.available_bytes()):
         raise BundleError(
             "memory",
-            f"It takes {answer['bytes'] >> 20} MiB in each of {settings.workers} worker(s), and "
+            f"It needs {response['bytes'] >> 20} MiB in each of {settings.workers} worker(s), and "
             f"{memory.available_bytes() >> 20} MiB are available. Give the server more memory or "
             "fewer --workers, or serve fewer versions (--keep-versions).",
         )
-    return TrialResult(answer["digest"], Measurements.from_json(answer["measurements"]))
+    return TrialResult(response["digest"], ModelProfile.from_json(response["profile"]))
 
 
-def _child() -> subprocess.Popen[str]:
+def _start_child() -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "latentd.models.trial"],
@@ -115,40 +120,40 @@ def _child() -> subprocess.Popen[str]:
     )
 
 
-def _watched(
+def _communicate(
     child: subprocess.Popen[str],
     request: str,
     settings: Settings,
-    most: int,
+    max_bytes: int,
     available: int,
-    go_on: Callable[[], None],
+    check_cancelled: Callable[[], None],
 ) -> tuple[str, str]:
-    """What the child has written at its end, to stdout and stderr, if it gets there within its
-    limits."""
-    seconds, began = settings.load_timeout_seconds, time.monotonic()
-    given: str | None = request
+    """Send the request and wait for the child to end; returns its stdout and stderr. Raises
+    BundleError when the child exceeds a limit."""
+    max_seconds, started = settings.load_timeout_seconds, time.monotonic()
+    unsent: str | None = request
     while True:
         try:
-            return child.communicate(given, timeout=_POLL_SECONDS)
+            return child.communicate(unsent, timeout=_POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            given = None  # it goes on being sent
-        go_on()
-        if seconds and time.monotonic() - began > seconds:
+            unsent = None  # the next call continues to send it
+        check_cancelled()
+        if max_seconds and time.monotonic() - started > max_seconds:
             raise BundleError(
                 "timeout",
-                f"Its trial had not ended after {seconds:g} s. If this model needs longer, raise "
-                "--load-timeout-seconds; else its graphs may never end.",
+                f"Its trial did not end within {max_seconds:g} s. If this model needs longer, "
+                "raise --load-timeout-seconds; otherwise its graphs may never end.",
             )
-        over = memory.private_bytes(child.pid) > most + _BARE
-        if over or memory.available_bytes() < _LEFT * available:
-            raise _too_large(most)
+        too_large = memory.private_bytes(child.pid) > max_bytes + _BASE_BYTES
+        if too_large or memory.available_bytes() < _MIN_FREE_SHARE * available:
+            raise _out_of_memory(max_bytes)
 
 
-def _too_large(most: int) -> BundleError:
+def _out_of_memory(max_bytes: int) -> BundleError:
     return BundleError(
         "memory",
-        f"It needs more memory than a load may take here, {most >> 20} MiB. Give the server more, "
-        "or raise --load-memory-mib where there is more.",
+        f"It needs more memory than a load may use, {max_bytes >> 20} MiB. Give the server more "
+        "memory, or raise --load-memory-mib if more is available.",
     )
 
 
@@ -156,51 +161,52 @@ def _too_large(most: int) -> BundleError:
 
 
 def main() -> None:
-    """Read a request from stdin, try what it names, write the answer to stdout."""
+    """Read a request from stdin, try the bundle that it names, write the response to stdout."""
     request = json.load(sys.stdin)
     _limit_harm(request["parent"])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    logging.disable(logging.WARNING)  # the server says it when it loads the version itself
-    with answers:
-        json.dump(_answer(request), answers)
-        answers.flush()
-        os._exit(0)  # without waiting for anything that the graphs have begun
+    responses = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # output of libraries is not part of the response
+    logging.disable(logging.WARNING)  # the server logs the same when it loads the version itself
+    with responses:
+        json.dump(_respond(request), responses)
+        responses.flush()
+        os._exit(0)  # without waiting for threads that the graphs have started
 
 
 def _limit_harm(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its child
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit("The server is gone.")
+        sys.exit("The server has exited.")
     os.nice(_NICE)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    settings, most = Settings(**request["settings"]), request["most_bytes"]
+def _respond(request: dict[str, Any]) -> dict[str, Any]:
+    settings, max_bytes = Settings(**request["settings"]), request["max_bytes"]
     on_cpu = False
     try:
         engine = SessionFactory.from_settings(settings)
         on_cpu = engine.on_cpu
-        had = memory.private_bytes()
+        base_bytes = memory.private_bytes()
         if on_cpu:
-            allowed = memory.data_bytes() + most
-            resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
-        before = request["before"] and Measurements.from_json(request["before"])
-        loaded = bundle.load(Path(request["path"]), most)
-        prepared = prepare(loaded, engine, settings, before)
-        del loaded  # nor does the server keep the files' bytes
+            limit = memory.data_bytes() + max_bytes
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        previous = request["previous"] and ModelProfile.from_json(request["previous"])
+        verified = bundle.load(Path(request["path"]), max_bytes)
+        loaded = load_model(verified, engine, settings, previous)
+        del verified  # the server does not keep the files' bytes either
     except (BundleError, ConfigError, MemoryError, OSError) as error:
-        if isinstance(error, MemoryError) or (on_cpu and any(n in str(error) for n in _NO_MEMORY)):
-            error = _too_large(most)
-        return {"refused": getattr(error, "reason", "engine"), "what": str(error)}
+        no_memory = on_cpu and any(text in str(error) for text in _OUT_OF_MEMORY)
+        if isinstance(error, MemoryError) or no_memory:
+            error = _out_of_memory(max_bytes)
+        return {"rejected": getattr(error, "reason", "engine"), "message": str(error)}
     return {
-        "digest": prepared.digest,
-        "measurements": prepared.measurements.to_json(),
-        "bytes": max(0, memory.private_bytes() - had),
+        "digest": loaded.digest,
+        "profile": loaded.profile.to_json(),
+        "bytes": max(0, memory.private_bytes() - base_bytes),
     }
 
 

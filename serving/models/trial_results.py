@@ -1,4 +1,8 @@
-"""What trials found, shared by the workers of one server: a version is tried once, not by each."""
+"""Shares the results of trials among the workers of one server, so that one worker tries a version.
+
+The workers share a folder with a file for each version. The worker that holds the file's lock runs
+the trial and writes the result; the others wait for the lock and read it.
+"""
 
 from __future__ import annotations
 
@@ -15,38 +19,42 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from latentd.errors import BundleError
-from latentd.models import attempts
-from latentd.models.loading import Measurements
+from latentd.models import load_markers
+from latentd.models.loading import ModelProfile
 
 _POLL_SECONDS: Final = 0.05
+_PREFIX: Final = "trials-"
 
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """On a bundle that can be served."""
+    """The outcome for a bundle that can serve."""
 
     digest: str
-    measurements: Measurements
+    profile: ModelProfile
 
 
 @contextmanager
-def shared(state: str) -> Iterator[Path | None]:
-    """A folder for the verdicts of one server, in the one for notes; None: there is none, and each
-    worker finds out for itself. What servers that were killed have left there is removed."""
-    folder = attempts.usable(state)
-    if folder is None:
+def shared_folder(state: str) -> Iterator[Path | None]:
+    """A folder for the results of one server, inside the state folder; removed at the end.
+
+    None: there is no state folder, and each worker runs its own trials. Folders of killed servers
+    are removed: theirs have no lock.
+    """
+    parent = load_markers.state_folder(state)
+    if parent is None:
         yield None
         return
-    for left in folder.glob("verdicts-*"):
-        with suppress(OSError), _opened(left) as descriptor:
-            if not attempts.is_locked(descriptor):
-                shutil.rmtree(left)
+    for old in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError), _opened(old) as descriptor:
+            if not load_markers.is_locked(descriptor):
+                shutil.rmtree(old)
     with (
-        TemporaryDirectory(prefix="verdicts-", dir=folder, ignore_cleanup_errors=True) as made,
-        _opened(Path(made)) as descriptor,
+        TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True) as folder,
+        _opened(Path(folder)) as descriptor,
     ):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield Path(made)
+        yield Path(folder)
 
 
 @contextmanager
@@ -59,8 +67,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 class TrialResults:
-    """Kept in a folder that lasts as long as the server. None: a server of one process, which
-    shares nothing."""
+    """The results in `folder`. None: the server has one process, and nothing is shared."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -68,36 +75,37 @@ class TrialResults:
     def get(
         self,
         key: str,
-        find: Callable[[], TrialResult],
-        wait: Callable[[], None],
+        run_trial: Callable[[], TrialResult],
+        on_wait: Callable[[], None],
     ) -> TrialResult:
-        """The verdict on what `key` names: another worker's, else what `find` gives or raises.
+        """The result for the content `key`: another worker's, or what `run_trial` returns.
 
-        wait: called every 50 ms while another worker is at it; what it raises ends the wait. Raises
-        BundleError as the worker did that found it.
+        on_wait: called every 50 ms while another worker runs the trial; if it raises, the wait
+        ends. Raises BundleError, also if another worker's trial raised it.
         """
         if self._folder is None:
-            return find()
-        self._folder.mkdir(parents=True, exist_ok=True)  # if it was cleaned away
+            return run_trial()
+        # Something may have removed the folder since the start.
+        self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"{key}.json").open("a+") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    wait()
+                    on_wait()
                     time.sleep(_POLL_SECONDS)
             file.seek(0)
-            if known := file.read():
-                raw = json.loads(known)
-                if "refused" in raw:
-                    raise BundleError(raw["refused"], raw["what"])
-                return TrialResult(raw["digest"], Measurements.from_json(raw))
+            if text := file.read():
+                raw = json.loads(text)
+                if "rejected" in raw:
+                    raise BundleError(raw["rejected"], raw["message"])
+                return TrialResult(raw["digest"], ModelProfile.from_json(raw))
             try:
-                found = find()
+                result = run_trial()
             except BundleError as error:
-                if error.reason != "memory":  # of which there may be more later
-                    json.dump({"refused": error.reason, "what": str(error)}, file)
+                if error.reason != "memory":  # more memory may be available later
+                    json.dump({"rejected": error.reason, "message": str(error)}, file)
                 raise
-            json.dump({"digest": found.digest, **found.measurements.to_json()}, file)
-            return found
+            json.dump({"digest": result.digest, **result.profile.to_json()}, file)
+            return result

@@ -1,4 +1,12 @@
-"""From a version on disk to a model that can be looked up: noted, tried elsewhere, opened here."""
+"""Loads one version in steps: verify its files, try it in a child process, then load it here.
+
+1. Mark the load on disk (`load_markers`), so that a crash is known after a restart.
+2. Verify the files. If the served version has the same files, keep that one.
+3. Try the bundle in a child process (`trial`), or wait for another worker's result
+   (`trial_results`).
+4. Load and check the graphs in this process (`loading`), with the profile that the trial measured.
+5. Start the batchers (`inference`). The repository then serves the model.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +20,9 @@ from latentd import bundle
 from latentd.errors import BundleError
 from latentd.metrics import Metrics
 from latentd.models import trial
-from latentd.models.attempts import Attempts
-from latentd.models.inference import Model
-from latentd.models.loading import LoadedModel, Measurements, prepare
+from latentd.models.inference import ServedModel
+from latentd.models.load_markers import LoadMarkers
+from latentd.models.loading import LoadedModel, ModelProfile, load_model
 from latentd.models.loads import Load
 from latentd.models.trial_results import TrialResult, TrialResults
 from latentd.runtime.engine import SessionFactory
@@ -22,14 +30,14 @@ from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Served = Callable[[], dict[int, Model]]
-"""Gives the versions of the model that serve now, by number."""
+ServedVersions = Callable[[], dict[int, ServedModel]]
+"""Returns the versions of the model that are served now, by number."""
 
 
 class VersionLoader:
-    """Opens versions, each in the thread that asks for it.
+    """Loads versions, each in the thread of the caller.
 
-    verdicts: a folder that the workers of one server share; None: this is its only process.
+    trial_results: a folder that the workers of one server share. None: the server has one process.
     """
 
     def __init__(
@@ -40,74 +48,81 @@ class VersionLoader:
         trial_results: Path | None,
     ) -> None:
         self._settings, self._engine, self._metrics = settings, engine, metrics
-        self._attempts, self._verdicts = Attempts(settings.state), TrialResults(trial_results)
-        self._opening = threading.Lock()  # one version at a time is opened in this process
-        self.loads = 0  # begun and ended, each counted: odd while a version is opened
+        self._markers, self._trials = LoadMarkers(settings.state), TrialResults(trial_results)
+        self._load_lock = threading.Lock()  # this process loads the graphs of one version at a time
+        # Counts each start and each end of step 4 and 5: odd while graphs are loaded.
+        self.transitions = 0
 
-    def ended_in(self, key: str) -> int:
-        """How many processes died while they loaded what `key` names."""
-        return self._attempts.ended_in(key)
+    def crashes(self, key: str) -> int:
+        """How many processes died while they loaded this content."""
+        return self._markers.crashes(key)
 
-    def open(self, load: Load, served: Served, on_wait: Callable[[], None]) -> Model:
-        """A model that is ready to serve; the one that serves already where it has these files.
+    def load(
+        self, load: Load, served: ServedVersions, on_other_worker: Callable[[], None]
+    ) -> ServedModel:
+        """A model that is ready to serve; the served one if it has the same files.
 
-        on_wait: called once when another worker is at it. Raises Cancelled when the load is not
-        wanted any more, BundleError, ConfigError, and whatever else a bundle makes of us.
+        on_other_worker: called once if another worker runs the trial. Raises Cancelled after the
+        load was cancelled, BundleError, ConfigError, and unexpected errors that a bundle causes.
         """
-        if self.ended_in(load.key) > self._settings.workers:
+        if self.crashes(load.key) > self._settings.workers:
             raise BundleError(
                 "crash",
-                "The server has ended again and again while it loaded this version. Publish "
-                "another one. (Touch one of its files to have it tried again.)",
+                "The server has crashed repeatedly while it loaded this version. Publish another "
+                "version, or touch one of its files to retry.",
             )
-        with self._attempts.note(load.key):
-            most = trial.most_bytes(self._settings)
-            digest = _verified(load, most)
+        with self._markers.mark(load.key):
+            max_bytes = trial.max_load_bytes(self._settings)
+            digest = _verify(load, max_bytes)
             same = served().get(load.version)
             if same is not None and same.digest == digest:
                 return same
-            # No bytes of it are kept meanwhile: a trial takes memory enough.
-            tried = self._tried(load, served, on_wait) if self._settings.load_trial else None
-            checked = bundle.load(load.path, most)
-            if checked.digest != digest or (tried and tried.digest != digest):
+            # The verified bytes are not kept during the trial, which needs memory itself.
+            result = self._try(load, served, on_other_worker) if self._settings.load_trial else None
+            verified = bundle.load(load.path, max_bytes)
+            if verified.digest != digest or (result and result.digest != digest):
                 raise BundleError("checksum", "Its files changed while it was loaded.")
-            with self._opening:
-                load.go_on()
-                return self._opened(checked, served, tried.measurements if tried else None)
+            with self._load_lock:
+                load.raise_if_cancelled()
+                return self._load_here(verified, served, result.profile if result else None)
 
-    def _tried(self, load: Load, served: Served, on_wait: Callable[[], None]) -> TrialResult:
-        """What the version's graphs cost, found out where it can harm nothing."""
+    def _try(
+        self, load: Load, served: ServedVersions, on_other_worker: Callable[[], None]
+    ) -> TrialResult:
         settings = self._settings
         if self._engine.on_cpu:
             settings = dataclasses.replace(settings, provider="cpu")
-        before = _newest(served())
+        previous = _newest_profile(served())
 
-        def find() -> TrialResult:
-            return trial.run(load.path, settings, before, load.go_on)
+        def run_trial() -> TrialResult:
+            return trial.run(load.path, settings, previous, load.raise_if_cancelled)
 
-        def wait() -> None:
-            load.go_on()
+        def on_wait() -> None:
+            load.raise_if_cancelled()
             if not load.slow:
-                on_wait()
+                on_other_worker()
 
-        return self._verdicts.get(load.key, find, wait)
+        return self._trials.get(load.key, run_trial, on_wait)
 
-    def _opened(self, checked: bundle.Bundle, served: Served, tried: Measurements | None) -> Model:
-        name, version = checked.manifest.model, checked.manifest.version
-        self.loads += 1
+    def _load_here(
+        self, verified: bundle.Bundle, served: ServedVersions, measured: ModelProfile | None
+    ) -> ServedModel:
+        name, version = verified.manifest.model, verified.manifest.version
+        self.transitions += 1
         try:
-            prepared = prepare(checked, self._engine, self._settings, _newest(served()), tried)
-            # Deleted and published anew between two looks: digests tell answers apart.
+            previous = _newest_profile(served())
+            loaded = load_model(verified, self._engine, self._settings, previous, measured)
+            # Clients tell the two apart by the digest in each response.
             if version in served():
-                log.warning("%s version %d has other content than it had.", name, version)
-                self._metrics.remove_model(name, version)  # its successor's series have its labels
-            return self._begun(prepared)
+                log.warning("%s version %d changed on disk; replacing it.", name, version)
+                self._metrics.remove_model(name, version)  # the new series have the same labels
+            return self._start(loaded)
         finally:
-            self.loads += 1
+            self.transitions += 1
 
-    def _begun(self, prepared: LoadedModel) -> Model:
-        """A model whose lanes are ready. Raises what one of them fails with."""
-        model = Model(prepared, self._settings, self._metrics)
+    def _start(self, loaded: LoadedModel) -> ServedModel:
+        """Start the batchers and wait until they are ready. Raises what one of them raises."""
+        model = ServedModel(loaded, self._settings, self._metrics)
         try:
             model.wait_until_ready()
         except Exception:
@@ -117,17 +132,17 @@ class VersionLoader:
         return model
 
 
-def _newest(served: dict[int, Model]) -> Measurements | None:
-    return served[max(served)].prepared.measurements if served else None
+def _newest_profile(served: dict[int, ServedModel]) -> ModelProfile | None:
+    return served[max(served)].loaded.profile if served else None
 
 
-def _verified(load: Load, most_bytes: int) -> str:
-    """The digest of a bundle whose files are right; says which other files lie beside them."""
-    found = bundle.load(load.path, most_bytes)
-    if found.stray:
+def _verify(load: Load, max_bytes: int) -> str:
+    """Verify the bundle's files and return its digest; log the other files in its folder."""
+    verified = bundle.load(load.path, max_bytes)
+    if verified.stray:
         log.warning(
             "%s version %d: its folder holds files that its manifest does not name; they are "
             "ignored: %s.",
-            *(load.model, load.version, ", ".join(map(ascii, found.stray))),
+            *(load.model, load.version, ", ".join(map(ascii, verified.stray))),
         )
-    return found.digest
+    return verified.digest

@@ -14,9 +14,8 @@ from typing import Final
 from latentd import bundle
 from latentd.errors import ConfigError
 from latentd.models import storage
-from latentd.models.loading import LoadedModel, ProfiledGraph, prepare
+from latentd.models.loading import GraphProfile, LoadedModel, load_model
 from latentd.rpc.methods import METHODS
-from latentd.runtime import profiling
 from latentd.runtime.engine import SessionFactory
 from latentd.settings import Settings
 
@@ -60,9 +59,9 @@ class Capacity:
     queue_rows: int  # waiting in one replica: when there are more, autoscaling should add one
 
 
-def batchers(demand: Workload, prepared: LoadedModel) -> dict[str, ProfiledGraph]:
+def batchers(demand: Workload, prepared: LoadedModel) -> dict[str, GraphProfile]:
     """The graphs that the calls pass, by lane."""
-    both = {"encoder": prepared.encoder, "decoder": prepared.decoder}
+    both = {"encoder": prepared.encoder.profile, "decoder": prepared.decoder.profile}
     return {name: both[name] for name in METHODS[CALLS[demand.call]].graphs}
 
 
@@ -80,7 +79,7 @@ def need(
     """
     draws = demand.draws if METHODS[CALLS[demand.call]].per_draw else 1
     *before, last = (
-        profiling.seconds_of(batcher.batch_rows, batcher.costs) / batcher.batch_rows
+        batcher.batch_seconds / batcher.batch_rows
         for batcher in batchers(demand, prepared).values()
     )
     row_seconds = sum(before) + draws * (last + density_seconds)
@@ -113,7 +112,7 @@ def measure(settings: Settings) -> tuple[LoadedModel, int]:
     # Where there are fewer as yet, the oldest stands in for those to come.
     paths = paths[:1] * (settings.keep_versions - len(paths)) + paths
     engine = SessionFactory.from_settings(settings)
-    kept = [prepare(bundle.load(path), engine, settings) for path in paths]
+    kept = [load_model(bundle.load(path), engine, settings) for path in paths]
     status = Path("/proc/self/status").read_text()
     return kept[-1], int(status.partition("VmHWM:")[2].split()[0]) << 10
 

@@ -14,7 +14,6 @@ from latentd.models.loading import LoadedModel
 from latentd.process import capacity
 from latentd.process.capacity import CALLS, Capacity, Workload
 from latentd.rpc.methods import METHODS
-from latentd.runtime import profiling
 from latentd.runtime.provider import default_worker_count
 
 
@@ -49,7 +48,7 @@ def _told(demand: Workload, prepared: LoadedModel, need: Capacity, workers: int)
     model = prepared.manifest
     graphs = [
         f"  {name}: {tuned.batch_rows} rows in "
-        f"{profiling.seconds_of(tuned.batch_rows, tuned.costs) * 1e3:.3g} ms "
+        f"{tuned.batch_seconds * 1e3:.3g} ms "
         f"with {tuned.threads} thread(s)"
         for name, tuned in capacity.batchers(demand, prepared).items()
     ]

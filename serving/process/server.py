@@ -134,8 +134,8 @@ class Server:
         self._engine = SessionFactory.from_settings(self.settings)
         self.repository = Repository(self.settings, self._engine, self.metrics, self._verdicts)
         self._undo.push_async_callback(self.repository.close)
-        self._watcher = Poller(self.repository.look, self.settings.poll_seconds)
-        self._undo.callback(self._watcher.stop)
+        self._poller = Poller(self.repository.scan, self.settings.poll_seconds)
+        self._undo.callback(self._poller.stop)
 
     async def _make_listener(self) -> None:
         settings = self.settings
@@ -173,7 +173,7 @@ class Server:
         responses = PendingResponses(settings.unsent_response_bytes, self.metrics)
         repository = self.repository
         requests = PartialRequests(
-            settings.partial_request_bytes, self.metrics, loads=lambda: repository.loads
+            settings.partial_request_bytes, self.metrics, loads=lambda: repository.load_transitions
         )
         requests.start()
         self._undo.push_async_callback(asyncio.to_thread, requests.stop)
@@ -219,7 +219,7 @@ class Server:
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)  # calls leave no cycles behind: look seldom
-        self._watcher.start()
+        self._poller.start()
         self.metrics.workers.set(1)
         self._undo.push_async_callback(self._close_doors)
         self._watch_engine()
@@ -258,7 +258,7 @@ class Server:
 
     async def _close_doors(self) -> None:
         # Clients that watch health leave by themselves; calls they still send are answered.
-        self._watcher.stop()
+        self._poller.stop()
         log.info("Stopping: NOT_SERVING for clients to go elsewhere, then the calls under way.")
         self._set_health(False)
         if self._patient:

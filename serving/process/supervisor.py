@@ -77,7 +77,7 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT; returns the exit status. Raises ConfigError."""
         with ExitStack() as undo:
             self._listen_to_signals(undo)
-            self._verdicts = undo.enter_context(trial_results.shared(self._settings.state))
+            self._verdicts = undo.enter_context(trial_results.shared_folder(self._settings.state))
             registry = CollectorRegistry()
             self._restarts = restarts(registry)
             registry.register(self._metrics)

@@ -13,7 +13,7 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
 from latentd.errors import InvalidArgument, PermissionDenied
 from latentd.latents import POSTERIOR, NoiseRange
-from latentd.models.inference import Model
+from latentd.models.inference import ServedModel
 from latentd.models.sources import PriorSamples
 from latentd.pb import vae_pb2 as pb
 from latentd.ranges import Counts
@@ -85,7 +85,7 @@ def without_folders(reason: str, root: Path) -> str:
     return _ABSOLUTE.sub(r"\1", reason)
 
 
-def served_by(model: Model) -> pb.ModelVersion:
+def served_by(model: ServedModel) -> pb.ModelVersion:
     """Which model and version answers: a part of every response."""
     return pb.ModelVersion(
         model=model.manifest.model, version=model.manifest.version, digest=model.digest
@@ -93,7 +93,7 @@ def served_by(model: Model) -> pb.ModelVersion:
 
 
 async def read_rows(
-    rows: pb.Rows, model: Model, field: str, most: int = 0
+    rows: pb.Rows, model: ServedModel, field: str, most: int = 0
 ) -> tuple[codec.Array, Counts | None]:
     """x, checked, and how many values of each row lie outside the model's range; PNG files are
     decoded off the thread that receives calls."""

@@ -14,7 +14,7 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.errors import InvalidArgument
 from latentd.latents import Latents, NoiseRange
-from latentd.models.inference import Model
+from latentd.models.inference import ServedModel
 from latentd.models.repository import Repository
 from latentd.models.sources import GivenLatents, PosteriorSamples, PriorSamples
 from latentd.pb import vae_pb2 as pb
@@ -64,9 +64,9 @@ class VaeService:
                 pb.GraphProfile(
                     graph=batcher.name,
                     max_batch_rows=batcher.batch_rows,
-                    costs=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in tuned.costs],
+                    costs=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in profile.timings],
                 )
-                for batcher, tuned in model.batchers()
+                for batcher, profile in model.batchers()
             ],
             preprocessing=manifest.preprocessing,
             created=manifest.created,
@@ -88,13 +88,13 @@ class VaeService:
             )
             for model in models
         ]
-        refused = [
+        rejected = [
             pb.ListedModel(
                 version=pb.ModelVersion(model=entry.model, version=entry.version),
                 state=pb.MODEL_STATE_FAILED,
                 reason=fields.without_folders(entry.reason, root),
             )
-            for entry in repository.refused()
+            for entry in repository.rejected()
         ]
         loading = [
             pb.ListedModel(
@@ -104,7 +104,7 @@ class VaeService:
             )
             for load in repository.loading()
         ]
-        return pb.ListModelsResponse(models=ready + refused + loading)
+        return pb.ListModelsResponse(models=ready + rejected + loading)
 
     async def encode(self, request: pb.EncodeRequest, caller: CallContext) -> pb.EncodeResponse:
         model = self._repository.find(request.model, request.version, caller)
@@ -308,7 +308,7 @@ class VaeService:
 
 
 async def _end_point(
-    model: Model, point: pb.LatentAnchor, field: str, caller: CallContext
+    model: ServedModel, point: pb.LatentAnchor, field: str, caller: CallContext
 ) -> tuple[Latents, int]:
     """The latent of one end of an interpolation, shape (latent size,), and how many values of the
     data it was given as lie outside the model's range."""

@@ -14,7 +14,7 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
 from latentd.codec import Array
 from latentd.latents import POSTERIOR
-from latentd.models.inference import Model, Reconstruction
+from latentd.models.inference import Reconstruction, ServedModel
 from latentd.pb import vae_pb2 as pb
 from latentd.ranges import Counts
 from latentd.rpc import fields, finite
@@ -32,7 +32,7 @@ class ReconstructStream:
     """What a stream's first message asks for, of all its messages."""
 
     def __init__(
-        self, model: Model, first: pb.StreamReconstructRequest, caller: CallContext
+        self, model: ServedModel, first: pb.StreamReconstructRequest, caller: CallContext
     ) -> None:
         self._model, self._caller = model, caller
         self._png = codec.read_format(first.format, model.manifest.x)

@@ -63,7 +63,7 @@ async def swap(server: Process, root: Path, ready: list[Path]) -> list[Span]:
         server.new_log()
         began = time.perf_counter()
         path.rename(root / path.parent.name / path.name)
-        while "Retired " not in server.new_log():  # noqa: ASYNC110 - another process's log
+        while "Unloaded " not in server.new_log():  # noqa: ASYNC110 - another process's log
             await asyncio.sleep(0.005)
         spans.append((began, time.perf_counter()))
     await asyncio.sleep(PAUSE)

@@ -146,7 +146,7 @@ def test_a_restart_beside_a_version_that_never_ends_serves_the_one_before(
         assert time.monotonic() < by, "the trial outlives its server"
     again = serve(*flags)
     asked = Asked(again)
-    assert "toy version 2 ended the server while it was loaded" in "".join(again.log)
+    assert "toy version 2 crashed a server while it was loaded" in "".join(again.log)
     assert not any("loading for 5 s" in line for line in again.log), "it was not tried last"
     asked.until(lambda: 2 in asked.listed(pb.MODEL_STATE_LOADING))
     again.signal(signal.SIGTERM)
@@ -164,7 +164,7 @@ def test_a_version_that_ends_the_server_again_is_not_tried_again(serve, root, pu
         kill(process)
     asked = Asked(serve(*flags))
     asked.until(lambda: 2 in asked.listed(pb.MODEL_STATE_FAILED))
-    assert "again and again" in asked.listed(pb.MODEL_STATE_FAILED)[2].reason
+    assert "crashed repeatedly" in asked.listed(pb.MODEL_STATE_FAILED)[2].reason
     os.utime(root / "toy" / "2" / bundle.GOLDEN)
     asked.until(lambda: 2 in asked.listed(pb.MODEL_STATE_LOADING))
 
@@ -178,7 +178,7 @@ def test_sigterm_ends_a_server_that_loads_without_a_trial(serve, root, publish_t
     process.wait_for("toy version 2 has been loading for 5 s")
     process.signal(signal.SIGTERM)
     assert process.exit_status() == 0
-    process.wait_for("does not come to an end")
+    process.wait_for("exiting without waiting")
 
 
 @pytest.mark.slow  # for as long as the deadline
@@ -188,7 +188,7 @@ def test_a_load_has_a_deadline(serve, root, publish_toy, endless):
     publish_toy(root, decoder_onnx=endless)
     asked.until(lambda: 2 in asked.listed(pb.MODEL_STATE_FAILED))
     assert "--load-timeout-seconds" in asked.listed(pb.MODEL_STATE_FAILED)[2].reason
-    assert process.value("latentd_reloads_total", result="refused", reason="timeout") >= 1
+    assert process.value("latentd_reloads_total", result="rejected", reason="timeout") >= 1
     assert not trials(process)
 
 
@@ -202,7 +202,7 @@ def test_a_trial_that_dies_refuses_the_version(serve, root, publish_toy, endless
     asked.until(lambda: bool(trials(process)))
     os.kill(trials(process)[0], number)
     asked.until(lambda: 2 in asked.listed(pb.MODEL_STATE_FAILED))
-    assert process.value("latentd_reloads_total", result="refused", reason=reason) == 1
+    assert process.value("latentd_reloads_total", result="rejected", reason=reason) == 1
 
 
 def sparse(path: Path) -> None:
@@ -287,7 +287,7 @@ def test_what_would_take_the_server_down_is_refused_and_the_next_is_served(
         made.rename(root / "toy" / made.name)
         shutil.rmtree(beside)
         asked.until(lambda: number in asked.listed(pb.MODEL_STATE_FAILED))  # noqa: B023
-        counted = process.value("latentd_reloads_total", result="refused", reason=reason)
+        counted = process.value("latentd_reloads_total", result="rejected", reason=reason)
         assert counted >= 1, (what, asked.listed(pb.MODEL_STATE_FAILED)[number].reason)
     assert process.memory("VmHWM") - before < 96 << 20
     (root / "toy" / "pinned").unlink(missing_ok=True)
@@ -303,7 +303,7 @@ def test_a_pin_that_cannot_be_read_is_said_and_not_waited_for(serve, root, alter
     asked = Asked(process)
     (root / "toy" / "pinned").write_text("1")
     alter(root / "toy" / "pinned")
-    process.wait_for("Refused toy: .*pinned cannot be read")
+    process.wait_for("Rejected toy: .*pinned cannot be read")
     assert asked.version() == 1
 
 

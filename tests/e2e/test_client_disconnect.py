@@ -19,7 +19,7 @@ STREAM = "/vae.v1.VaeService/StreamSamples"
 ONE = message(pb.SampleRequest(count=1, seed=7).SerializeToString())
 ENDLESS = message(pb.StreamSamplesRequest(count=10**9, seed=7).SerializeToString())
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST, as the kernel does for the killed
-GAUGES = ("latentd_queue_rows", "latentd_unsent_response_bytes", "latentd_retiring_versions")
+GAUGES = ("latentd_queue_rows", "latentd_unsent_response_bytes", "latentd_unloading_versions")
 
 
 def killed(port: int) -> None:

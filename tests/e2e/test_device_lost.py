@@ -112,7 +112,7 @@ def test_a_version_that_finds_no_memory_is_refused_and_the_one_before_serves_on(
         taken = card.allocated
         card.tell("memory", taken + 1000)
         publish_toy(tmp_path)
-        process.wait_for("Refused toy version 2: .*memory")
+        process.wait_for("Rejected toy version 2: .*memory")
         assert sample(stub).served_by.version == 1
         assert card.allocated == taken
-        assert process.value("latentd_reloads_total", result="refused", reason="engine") >= 1
+        assert process.value("latentd_reloads_total", result="rejected", reason="engine") >= 1

@@ -91,7 +91,7 @@ def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publis
         try:
             for _ in range(5):
                 publish_toy(tmp_path)
-                server.look()
+                server.scan()
         finally:
             over.set()
         for caller in callers:

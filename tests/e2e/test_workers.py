@@ -68,7 +68,7 @@ def test_every_worker_takes_up_a_new_version(serve, publish_toy, tmp_path):
     target, _ = process.ready()
     publish_toy(tmp_path)
     versions = set()
-    while process.value("latentd_reloads_total", result="retired") < 2:
+    while process.value("latentd_reloads_total", result="unloaded") < 2:
         with connect(target) as channel:
             answer = VaeServiceStub(channel).Sample(pb.SampleRequest(count=1))
         versions.add(answer.served_by.version)

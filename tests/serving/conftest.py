@@ -12,7 +12,7 @@ from latentd.client import Client
 from latentd.runtime.engine import Graph, SessionFactory, Signature
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.settings import Settings
-from tests.support.bound_model import BATCH, Opened, prepared_with
+from tests.support.bound_model import BATCH, Opened, load_toy
 from tests.support.fake_cuda import COUNTERS, Counters
 from tests.support.fake_device import HostMemory, Stream
 from tests.support.fake_server import FakeServer, ScriptedService
@@ -73,7 +73,7 @@ def open_model(toy_bundles, bound) -> Iterator[Callable[..., Opened]]:
 
     def open_(**chosen: object) -> Opened:
         settings = Settings(max_batch_rows=BATCH, **chosen)
-        opened.append(Opened(prepared_with(toy_bundles, settings), settings))
+        opened.append(Opened(load_toy(toy_bundles, settings), settings))
         return opened[-1]
 
     yield open_

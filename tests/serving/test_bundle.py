@@ -124,7 +124,7 @@ def test_a_damaged_bundle_is_refused_and_the_version_before_it_is_served(
     assert (ready.version.version, ready.state) == (1, pb.MODEL_STATE_READY)
     assert (failed.version.version, failed.state) == (2, pb.MODEL_STATE_FAILED)
     assert failed.reason.endswith(".")
-    assert server.metric("latentd_reloads_total", result="refused", reason=reason) == 1
+    assert server.metric("latentd_reloads_total", result="rejected", reason=reason) == 1
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_wrong_graph_with_right_checksums_is_refused(
         replaced = {"encoder_onnx": encoder}
     publish_toy(tmp_path, **replaced)
     server = start_server(tmp_path)
-    assert server.metric("latentd_reloads_total", result="refused", reason=reason) == 1
+    assert server.metric("latentd_reloads_total", result="rejected", reason=reason) == 1
     assert server.metric("latentd_reloads_total", result="loaded", reason="") == 1
 
 
@@ -163,7 +163,7 @@ def test_the_newest_versions_are_served_and_the_older_are_not(publish_toy, start
         assert list(stub.GetModel(pb.GetModelRequest()).versions) == [3, 4]
         assert stub.Sample(pb.SampleRequest(count=1)).served_by.version == 4
         assert stub.Sample(pb.SampleRequest(count=1, version=3)).served_by.version == 3
-        with pytest.raises(grpc.RpcError, match="no version 2"):
+        with pytest.raises(grpc.RpcError, match="toy version 2 is not served"):
             stub.Sample(pb.SampleRequest(count=1, version=2))
 
 

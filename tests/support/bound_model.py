@@ -13,7 +13,7 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.metrics import Metrics
 from latentd.models import loading
-from latentd.models.inference import Model
+from latentd.models.inference import ServedModel
 from latentd.models.loading import LoadedModel
 from latentd.models.sources import GivenLatents
 from latentd.runtime.engine import Graph, SessionFactory
@@ -52,14 +52,14 @@ class Gate:
 class Opened:
     """A model of the toy's, and calls to it."""
 
-    def __init__(self, prepared: LoadedModel, settings: Settings) -> None:
+    def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
         self.metrics = Metrics(CollectorRegistry())
-        self.model = Model(prepared, settings, self.metrics)
+        self.model = ServedModel(loaded, settings, self.metrics)
         self.model.wait_until_ready()
         self._closed = False
 
     def close(self) -> None:
-        """Again is nothing."""
+        """Idempotent."""
         if not self._closed:
             self._closed = True
             self.model.close()
@@ -70,9 +70,9 @@ class Opened:
         return self.model.decode(GivenLatents(z), CallContext(), params=params)
 
 
-def prepared_with(toy_bundles: Path, settings: Settings) -> LoadedModel:
+def load_toy(toy_bundles: Path, settings: Settings) -> LoadedModel:
     toy = bundle.load(toy_bundles / "toy" / "1")
-    return loading.prepare(toy, SessionFactory(Provider("cpu")), settings)
+    return loading.load_model(toy, SessionFactory(Provider("cpu")), settings)
 
 
 def images(rows: int, seed: int = 0) -> np.ndarray:

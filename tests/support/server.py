@@ -55,9 +55,9 @@ class RunningServer:
             self.loop.call_soon_threadsafe(self.server.request_stop, False)
             self._thread.join()
 
-    def look(self) -> None:
-        """Have it look for new versions now, as its watcher would after a while."""
-        self.server.repository.look()
+    def scan(self) -> None:
+        """Scan for new versions now, as the poller would, and wait for the loads."""
+        self.server.repository.scan()
         self.server.repository.settle()
 
     def metric(self, name: str, **labels: str) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from latentd import bundle
-from latentd.models.loading import prepare
+from latentd.models.loading import load_model
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import Provider
 from latentd.settings import Settings
@@ -153,8 +153,8 @@ def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelih
             assert (one.dtype, one.shape) == (other.dtype, other.shape)
             atol = 4 if one.dtype == np.uint8 else 0.05
             np.testing.assert_allclose(np.float64(one), np.float64(other), rtol=0.02, atol=atol)
-    prepared = prepare(half, SessionFactory(Provider("cpu")), Settings(max_batch_rows=8))
-    assert 0 < prepared.golden_max_abs_error < 0.05
+    loaded = load_model(half, SessionFactory(Provider("cpu")), Settings(max_batch_rows=8))
+    assert 0 < loaded.golden_max_abs_error < 0.05
 
 
 def test_half_precision_is_judged_too(

@@ -37,7 +37,7 @@ def test_with_version_sends_the_version_that_served(
     "error",
     [
         InvalidArgument("count", "5000 were asked for", "Ask for less"),
-        ModelNotFound("No model 'other' is served here; there is toy."),
+        ModelNotFound("Model 'other' is not served; served models: toy."),
     ],
 )
 def test_service_error_is_raised_unchanged(

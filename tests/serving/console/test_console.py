@@ -203,7 +203,7 @@ def test_score_prints_a_table(done: Callable[..., str], client: Client) -> None:
         ("sample --count many", 2, "invalid int value"),
         ("sample --out grid.jpg", 2, "End it in .png or .npz or .npy, or name a folder."),
         ("sample --out no/such/grid.png", 2, "the folder no/such does not exist"),
-        ("sample --model other", 2, "there is toy"),
+        ("sample --model other", 2, "served models: toy"),
         ("stream --count 5 --out full", 2, "full already holds files"),
         ("stream --count 0 --out rows.npy", 2, "count: 0 rows"),
         ("encode missing.png --out z.npz", 2, "missing.png: there is no such file"),

@@ -15,7 +15,7 @@ from tests.support import permissions
 
 
 def refused(server, reason: str) -> float:
-    return server.metric("latentd_reloads_total", result="refused", reason=reason)
+    return server.metric("latentd_reloads_total", result="rejected", reason=reason)
 
 
 def damage(path: Path, how: str) -> None:
@@ -60,14 +60,14 @@ def test_a_damaged_version_is_refused_once_while_the_old_one_serves_on(
 ):
     damage(publish(root), how)
     for _ in range(3):
-        server.look()
+        server.scan()
         assert stub.answering() == 1
         assert list(stub.failed()) == [2]
         assert stub.failed()[2].endswith(".")
         assert str(root) not in stub.failed()[2], "where it lies is nobody's concern"
         assert refused(server, reason) == 1, "the same content was tried again"
     publish(root)
-    server.look()
+    server.scan()
     assert stub.answering() == 3
     assert not stub.failed(), "what lies behind the versions served is nobody's concern"
 
@@ -90,7 +90,7 @@ def test_a_wrong_graph_with_right_checksums_is_refused_while_the_old_one_serves_
     elif files == "levels":  # version 1's decoder with the golden vectors of another
         files = {"decoder_onnx": good[bundle.DECODER], "levels": 200}
     publish(root, **files)
-    server.look()
+    server.scan()
     assert stub.answering() == 1
     assert refused(server, reason) == 1
     assert list(stub.failed()) == [2]
@@ -108,11 +108,11 @@ def test_a_bundle_that_is_copied_in_place_is_served_when_it_is_whole(
         data = (source / name).read_bytes()
         with (target / name).open("wb") as file:
             for half in (data[: len(data) // 2], data[len(data) // 2 :]):
-                server.look()
+                server.scan()
                 assert stub.answering() == 1
                 file.write(half)
                 file.flush()
-    server.look()
+    server.scan()
     assert stub.answering() == 2
     assert not stub.failed()
 
@@ -124,20 +124,20 @@ def test_a_mended_version_is_tried_again_even_if_size_and_mtime_are_the_same(
     good, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     os.utime(path, ns=times)
-    server.look()
+    server.scan()
     assert stub.answering() == 1
     path.write_bytes(good)
     os.utime(path, ns=times)
-    server.look()
+    server.scan()
     assert stub.answering() == 2
 
 
 def test_a_copy_under_another_number_is_told_what_to_do(root, server, stub):
     shutil.copytree(root / "toy" / "1", root / "toy" / "2")
     shutil.copytree(root / "toy" / "1", root / "other" / "1")
-    server.look()
+    server.scan()
     assert stub.answering() == 1
-    reasons = [refused.reason for refused in server.server.repository.refused()]
+    reasons = [refused.reason for refused in server.server.repository.rejected()]
     assert reasons == [
         "other/1 holds the model toy, version 1, says its manifest. Copy it to toy/1, or export it "
         "under another name.",
@@ -176,17 +176,17 @@ def test_names_that_begin_with_a_dot_are_no_reason_to_read_a_version_again(
     root, publish, server, stub, monkeypatch
 ):
     damage(publish(root), "a flipped bit")
-    server.look()
+    server.scan()
     read: list[Path] = []
     load = bundle.load
     monkeypatch.setattr(bundle, "load", lambda path, *more: read.append(path) or load(path, *more))
     for version in ("1", "2"):
         (root / "toy" / version / ".decoder.onnx.x3f").write_bytes(b"half")
-    server.look()
+    server.scan()
     assert not read
     assert refused(server, "checksum") == 1
     (root / "toy" / "1" / "decoder.onnx").touch()
-    server.look()
+    server.scan()
     assert read == [root / "toy" / "1"]
     assert stub.answering() == 1
 
@@ -200,7 +200,7 @@ def test_what_may_not_be_read_is_a_sentence_and_served_once_it_may(
     with permissions.enforced():
         (path / what).chmod(0)
         for _ in range(2):
-            server.look()
+            server.scan()
             assert stub.answering() == 1
         name = bundle.MANIFEST if what == "." else what
         assert stub.failed()[2] == (
@@ -210,7 +210,7 @@ def test_what_may_not_be_read_is_a_sentence_and_served_once_it_may(
         assert refused(server, "unreadable") == 1
         assert not [record for record in caplog.records if record.exc_info]
         (path / what).chmod(mode)
-        server.look()
+        server.scan()
     assert stub.answering() == 2
 
 
@@ -224,7 +224,7 @@ def test_a_model_that_may_not_be_read_keeps_no_other_from_serving(
         with permissions.enforced():
             server = start_server(root, poll_seconds=0)
             assert open_stub(server).answering() == 1
-        reasons = {r.name: r.reason for r in server.server.repository.refused()}
+        reasons = {r.name: r.reason for r in server.server.repository.rejected()}
         assert list(reasons) == ["link", "secret"]
         for name, reason in reasons.items():
             assert reason.startswith(f"{name} cannot be read: Permission denied. Let the user")
@@ -242,38 +242,43 @@ def test_a_root_that_may_not_be_read_is_told_at_the_start(tmp_path, publish, sta
             start_server(root)
     finally:
         (tmp_path / closed).chmod(0o755)
-    assert "The bundles' folder cannot be read: Permission denied. Let the user" in str(error.value)
+    assert "The bundle directory cannot be read: Permission denied. Let the user" in str(
+        error.value
+    )
 
 
 def test_a_root_whose_contents_are_lost_changes_nothing(root, server, stub):
     with permissions.enforced():
         root.chmod(0)
         try:
-            server.look()
+            server.scan()
             assert stub.answering() == 1
-            (said,) = server.server.repository.refused()
-            assert (said.name, said.reason.count("Permission denied")) == ("the bundles' folder", 1)
+            (said,) = server.server.repository.rejected()
+            assert (said.name, said.reason.count("Permission denied")) == (
+                "the bundle directory",
+                1,
+            )
         finally:
             root.chmod(0o755)
         for _ in range(2):  # the first still knows of it
-            server.look()
-    assert not server.server.repository.refused()
+            server.scan()
+    assert not server.server.repository.rejected()
 
 
 @pytest.mark.parametrize("content", [b"two", b"1\n2", b"", b"\xff"])
 def test_a_pin_that_is_no_number_is_shown(root, publish, server, stub, content):
     (root / "toy" / "pinned").write_bytes(content)
     publish(root)
-    server.look()
+    server.scan()
     assert stub.answering() == 1
-    (said,) = server.server.repository.refused()
+    (said,) = server.server.repository.rejected()
     assert said.name == "toy"
     assert said.reason.startswith("toy/pinned holds '")
 
 
 @pytest.mark.parametrize("name", ["T" * 100_000, "\udcff" * 10])
 def test_a_reason_of_any_length_and_letters_can_be_told(root, publish, server, stub, name):
-    server.server.repository._refusals.add(
+    server.server.repository._rejected.add(
         "toy", 2, BundleError("engine", f"{name} is no operator.")
     )
     (reason,) = stub.failed().values()

@@ -14,23 +14,23 @@ from prometheus_client import CollectorRegistry
 from latentd.errors import BundleError
 from latentd.metrics import Metrics
 from latentd.models import trial_results
-from latentd.models.attempts import Attempts
-from latentd.models.loading import Measured, Measurements
+from latentd.models.load_markers import LoadMarkers
+from latentd.models.loading import GraphProfile, ModelProfile
 from latentd.models.loads import Cancelled
 from latentd.models.rejected import RejectedVersions
 from latentd.models.trial_results import TrialResult, TrialResults
 from latentd.runtime import memory
 from latentd.runtime.profiling import BatchTiming
 
-ONE = Measured(10, 2, [BatchTiming(1, 0.5), BatchTiming(2, 0.75)], 2)
-VERDICT = TrialResult("sha256:1", Measurements(ONE, ONE))
+ONE = GraphProfile(10, 2, [BatchTiming(1, 0.5), BatchTiming(2, 0.75)], 2)
+RESULT = TrialResult("sha256:1", ModelProfile(ONE, ONE))
 GIB = 1 << 30
 
 DIES = """
 import os, sys
 from latentd.models import trial_results
-from latentd.models.attempts import Attempts
-with Attempts(sys.argv[1]).note("key"):
+from latentd.models.load_markers import LoadMarkers
+with LoadMarkers(sys.argv[1]).mark("key"):
     os._exit(1)
 """
 
@@ -40,25 +40,25 @@ def die_in_a_load(folder: Path) -> None:
 
 
 def test_a_load_that_ended_its_process_is_found_until_another_has_ended(tmp_path):
-    attempts = Attempts(str(tmp_path))
-    assert attempts.ended_in("key") == 0
+    markers = LoadMarkers(str(tmp_path))
+    assert markers.crashes("key") == 0
     for count in (1, 2):
         die_in_a_load(tmp_path)
-        assert attempts.ended_in("key") == count
-    assert attempts.ended_in("another") == 0
+        assert markers.crashes("key") == count
+    assert markers.crashes("another") == 0
 
     def give_up() -> None:
-        assert attempts.ended_in("key") == 2, "a load that goes on has not ended anything"
+        assert markers.crashes("key") == 2, "a load that goes on has not ended anything"
         raise Cancelled
 
-    with pytest.raises(Cancelled), attempts.note("key"):
+    with pytest.raises(Cancelled), markers.mark("key"):
         give_up()
-    assert attempts.ended_in("key") == 2, "a load that was given up has shown nothing"
-    with attempts.note("key"):
+    assert markers.crashes("key") == 2, "a load that was given up has shown nothing"
+    with markers.mark("key"):
         pass
-    assert attempts.ended_in("key") == 0
+    assert markers.crashes("key") == 0
     die_in_a_load(tmp_path)
-    with pytest.raises(BundleError), attempts.note("key"):
+    with pytest.raises(BundleError), markers.mark("key"):
         raise BundleError("golden", "No.")
     assert not list(tmp_path.iterdir())
 
@@ -67,14 +67,14 @@ def test_notes_go_where_they_can_be_written(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "file" / "cannot"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
-    with Attempts().note("key"):
+    with LoadMarkers().mark("key"):
         assert len(list((tmp_path / "home" / "latentd").iterdir())) == 1
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "service"))
-    with Attempts().note("key"):
+    with LoadMarkers().mark("key"):
         assert len(list((tmp_path / "service").iterdir())) == 1
     assert not caplog.records
-    with Attempts(str(tmp_path / "file" / "cannot")).note("key"):
-        assert "(--state)" in caplog.text
+    with LoadMarkers(str(tmp_path / "file" / "cannot")).mark("key"):
+        assert "--state" in caplog.text
 
 
 def test_a_verdict_is_found_once_and_shared(tmp_path):
@@ -82,10 +82,10 @@ def test_a_verdict_is_found_once_and_shared(tmp_path):
 
     def find() -> TrialResult:
         found.append("found")
-        return VERDICT
+        return RESULT
 
     workers = [TrialResults(tmp_path), TrialResults(tmp_path)]
-    assert [one.get("key", find, lambda: None) for one in workers] == [VERDICT, VERDICT]
+    assert [one.get("key", find, lambda: None) for one in workers] == [RESULT, RESULT]
     assert found == ["found"]
     alone = TrialResults(None)
     assert alone.get("key", find, lambda: None) == alone.get("key", find, lambda: None)
@@ -93,12 +93,15 @@ def test_a_verdict_is_found_once_and_shared(tmp_path):
 
 
 def test_verdicts_last_as_long_as_their_server(tmp_path):
-    (tmp_path / "verdicts-left").mkdir()
-    with trial_results.shared(str(tmp_path)) as one, trial_results.shared(str(tmp_path)) as other:
+    (tmp_path / "trials-left").mkdir()
+    with (
+        trial_results.shared_folder(str(tmp_path)) as one,
+        trial_results.shared_folder(str(tmp_path)) as other,
+    ):
         assert one != other
         assert set(tmp_path.iterdir()) == {one, other}
         shutil.rmtree(one)  # as whoever cleans does
-        assert TrialResults(one).get("key", lambda: VERDICT, lambda: None) == VERDICT
+        assert TrialResults(one).get("key", lambda: RESULT, lambda: None) == RESULT
     assert not list(tmp_path.iterdir())
 
 
@@ -113,20 +116,20 @@ def test_a_refusal_is_shared_and_what_may_end_otherwise_the_next_time_is_not(tmp
         with pytest.raises(type(error)):
             TrialResults(tmp_path).get("key", fail(error), lambda: None)
     with pytest.raises(BundleError, match="Too long") as refusal:
-        TrialResults(tmp_path).get("key", lambda: VERDICT, lambda: None)
+        TrialResults(tmp_path).get("key", lambda: RESULT, lambda: None)
     assert refusal.value.reason == "timeout"
 
 
 def test_want_of_memory_is_not_for_ever():
     now = 0.0
-    refusals = RejectedVersions(Metrics(CollectorRegistry()), clock=lambda: now)
-    refusals.add("toy", 1, BundleError("memory", "Too large."), ())
-    refusals.add("toy", 2, BundleError("golden", "Wrong."), ())
+    rejected = RejectedVersions(Metrics(CollectorRegistry()), clock=lambda: now)
+    rejected.add("toy", 1, BundleError("memory", "Too large."), ())
+    rejected.add("toy", 2, BundleError("golden", "Wrong."), ())
     now = 599.0
-    assert refusals.stands("toy", 1, ())
+    assert rejected.is_known("toy", 1, ())
     now = 600.0
-    assert not refusals.stands("toy", 1, ())
-    assert refusals.stands("toy", 2, ())
+    assert not rejected.is_known("toy", 1, ())
+    assert rejected.is_known("toy", 2, ())
 
 
 def test_a_worker_waits_for_the_one_that_is_at_it_and_no_longer_than_it_should(tmp_path):
@@ -135,7 +138,7 @@ def test_a_worker_waits_for_the_one_that_is_at_it_and_no_longer_than_it_should(t
     def find() -> TrialResult:
         at_it.set()
         assert done.wait(60)
-        return VERDICT
+        return RESULT
 
     first = threading.Thread(target=TrialResults(tmp_path).get, args=("key", find, lambda: None))
     first.start()
@@ -146,7 +149,7 @@ def test_a_worker_waits_for_the_one_that_is_at_it_and_no_longer_than_it_should(t
 
     with pytest.raises(Cancelled):
         TrialResults(tmp_path).get("key", find, give_up)
-    assert TrialResults(tmp_path).get("key", pytest.fail, done.set) == VERDICT
+    assert TrialResults(tmp_path).get("key", pytest.fail, done.set) == RESULT
     first.join()
 
 

@@ -18,7 +18,7 @@ REASONS = ("engine", "external", "signature", "golden")
 
 
 def refusals(server, reason: str) -> float:
-    return server.metric("latentd_reloads_total", result="refused", reason=reason)
+    return server.metric("latentd_reloads_total", result="rejected", reason=reason)
 
 
 def altered(graph: bytes, how: str) -> bytes:
@@ -60,7 +60,7 @@ def test_a_graph_of_another_world_is_refused_while_the_old_version_serves_on(
 ):
     good = bundle.load(root / "toy" / "1").files[file]
     publish(root, levels=101, **{file.replace(".", "_"): altered(good, how)})
-    server.look()
+    server.scan()
     assert stub.answering() == 1
     assert refusals(server, "engine") == 1, stub.failed()
     reason = stub.failed()[2]
@@ -85,7 +85,7 @@ def test_a_graph_with_one_byte_changed_is_refused_or_does_what_it_should(
         graph[chance.choice(places)] ^= chance.randrange(1, 256)
         path = publish(root, levels=101, **{file.replace(".", "_"): bytes(graph)})
         before = {reason: refusals(server, reason) for reason in REASONS}
-        server.look()
+        server.scan()
         (ended,) = {r for r in REASONS if refusals(server, r) > before[r]} or {"served"}
         ends[ended] += 1
         # Whoever answers now, gives what version 1 gave.
@@ -93,7 +93,7 @@ def test_a_graph_with_one_byte_changed_is_refused_or_does_what_it_should(
         assert answer.served_by.version == (2 if ended == "served" else 1)
         assert np.abs(codec.from_rows(answer.x).astype(int) - x).max() <= 1
         shutil.rmtree(path)
-        server.look()
+        server.scan()
         assert stub.answering() == 1
     record_property("figures", f"{mutants} mutants: {dict(ends)}")
     assert ends["golden"] > 0

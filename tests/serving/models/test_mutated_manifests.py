@@ -70,7 +70,7 @@ def test_whatever_is_accepted_can_be_told(root, publish, server, stub, most, rec
     served = 0
     for what, data in picked:
         (path / bundle.MANIFEST).write_bytes(data)
-        server.look()
+        server.scan()
         stub.ListModels(pb.ListModelsRequest())
         told = stub.GetModel(pb.GetModelRequest())
         served += told.served_by.version == 2

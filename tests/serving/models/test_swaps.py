@@ -16,7 +16,7 @@ import pytest
 from latentd import bundle, codec
 from latentd.pb import vae_pb2 as pb
 
-RETIRED = {"result": "retired", "reason": ""}
+UNLOADED = {"result": "unloaded", "reason": ""}
 
 
 def test_a_new_version_is_found_and_served_without_a_restart(
@@ -27,8 +27,8 @@ def test_a_new_version_is_found_and_served_without_a_restart(
     assert stub.answering() == 1
     publish(root)
     stub.wait_until(lambda: stub.answering() == 2)
-    stub.wait_until(lambda: server.metric("latentd_reloads_total", **RETIRED) == 1)
-    with pytest.raises(grpc.RpcError, match="no version 1"):
+    stub.wait_until(lambda: server.metric("latentd_reloads_total", **UNLOADED) == 1)
+    with pytest.raises(grpc.RpcError, match="toy version 1 is not served"):
         stub.answering(version=1)
 
 
@@ -50,7 +50,7 @@ def test_the_metrics_tell_what_is_served(root, publish, server, stub, provider):
     assert (info(1), info(2)) == (1, 0)
     assert cost(1) > 0
     first = loaded_at(1)
-    server.look()
+    server.scan()
     stub.wait_until(lambda: not info(1))
     assert (info(2), cost(1), loaded_at(1)) == (1, 0, 0)
     assert cost(2) > 0
@@ -70,7 +70,7 @@ def test_batches_and_threads_can_be_fixed_and_the_log_tells_the_costs(
         assert graph.max_batch_rows == 7
         said = f"{graph.graph}, toy version 1: batches of up to 7 rows, 2 thread(s); "
         (line,) = (r.getMessage() for r in caplog.records if said in r.getMessage())
-        assert line.partition("batch: ")[2].count(",") == len(graph.costs) - 1
+        assert line.partition("ms: ")[2].count(",") == len(graph.costs) - 1
 
 
 def test_a_version_of_the_same_size_takes_over_the_costs_and_another_is_measured(
@@ -81,14 +81,14 @@ def test_a_version_of_the_same_size_takes_over_the_costs_and_another_is_measured
 
     first = costs()
     publish(root)
-    server.look()
+    server.scan()
     assert (stub.answering(), costs()) == (2, first)
     path = publish(root)
     encoder = onnx.load_model_from_string(bundle.load(path).files[bundle.ENCODER])
     encoder.doc_string = "a larger file"
     shutil.rmtree(path)
     publish(root, encoder_onnx=encoder.SerializeToString())
-    server.look()
+    server.scan()
     assert stub.answering() == 3
     assert costs() != first
 
@@ -103,14 +103,14 @@ def test_a_call_ends_on_the_version_it_began_on_which_then_is_released(
     chunks = [next(stream)]
     publish(root)
     shutil.rmtree(root / "toy" / "1")
-    server.look()
+    server.scan()
     assert stub.answering() == 2
-    assert server.metric("latentd_retiring_versions") == 1
+    assert server.metric("latentd_unloading_versions") == 1
     chunks += stream
     assert {chunk.served_by.version for chunk in chunks} == {1}
     assert len(chunks) == 2000
-    stub.wait_until(lambda: server.metric("latentd_reloads_total", **RETIRED) == 1)
-    assert server.metric("latentd_retiring_versions") == 0
+    stub.wait_until(lambda: server.metric("latentd_reloads_total", **UNLOADED) == 1)
+    assert server.metric("latentd_unloading_versions") == 0
     assert server.metric("latentd_model_loaded_timestamp_seconds", model="toy", version="1") == 0
 
 
@@ -142,7 +142,7 @@ def test_50_swaps_under_load_are_noticed_by_nobody(
         for _ in range(times):
             version = int(publish(root).name)
             stub.wait_until(lambda version=version: stub.answering() == version)
-        stub.wait_until(lambda: server.metric("latentd_retiring_versions") == 0)
+        stub.wait_until(lambda: server.metric("latentd_unloading_versions") == 0)
         return resident_bytes()
 
     with ThreadPoolExecutor(8) as pool:
@@ -157,7 +157,7 @@ def test_50_swaps_under_load_are_noticed_by_nobody(
     )
     assert len(set.union(*seen)) > 10, "the callers hardly met a swap"
     assert after - before < 10 << 20, f"{before >> 20} MiB became {after >> 20}"
-    assert server.metric("latentd_reloads_total", **RETIRED) == 70
+    assert server.metric("latentd_reloads_total", **UNLOADED) == 70
 
 
 def resident_bytes() -> int:

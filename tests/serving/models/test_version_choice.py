@@ -16,25 +16,25 @@ def test_a_number_that_is_deleted_and_published_anew_is_served_anew(root, publis
     before = stub.GetModel(pb.GetModelRequest()).served_by
     shutil.rmtree(root / "toy" / "1")
     (publish(root, family="ae") / bundle.ENCODER).write_bytes(b"damaged")
-    server.look()
+    server.scan()
     assert stub.GetModel(pb.GetModelRequest()).served_by == before
     shutil.rmtree(root / "toy" / "1")
     publish(root, family="ae")
-    server.look()
+    server.scan()
     assert stub.answering() == 1
     assert stub.GetModel(pb.GetModelRequest()).family == "ae"
     assert server.metric("latentd_queue_rows", graph="decoder", model="toy", version="1") == 0
     stub.wait_until(
-        lambda: server.metric("latentd_reloads_total", result="retired", reason="") == 1
+        lambda: server.metric("latentd_reloads_total", result="unloaded", reason="") == 1
     )
 
 
 def test_deleting_the_newest_version_rolls_back(root, publish, server, stub):
     path = publish(root)
-    server.look()
+    server.scan()
     assert stub.answering() == 2
     shutil.rmtree(path)
-    server.look()
+    server.scan()
     assert stub.answering() == 1
 
 
@@ -50,24 +50,24 @@ def test_what_disappears_altogether_is_served_on(root, publish, server, stub, wh
         case "model for a bad one":
             (publish(root) / bundle.ENCODER).write_bytes(b"damaged")
             shutil.rmtree(root / "toy" / "1")
-    server.look()
-    server.look()
+    server.scan()
+    server.scan()
     assert stub.answering() == 1
     root.mkdir(exist_ok=True)
     publish(root)
     newest = publish(root)
-    server.look()
+    server.scan()
     assert stub.answering() == int(newest.name)
 
 
 def test_a_model_that_was_removed_is_served_no_more_and_the_others_are(root, publish, server, stub):
     publish(root, model="other")
-    server.look()
+    server.scan()
     assert stub.answering(model="other") == 1
     assert stub.answering() == 1, "who names no model goes on being answered by the first"
     shutil.rmtree(root / "other")
-    server.look()
-    with pytest.raises(grpc.RpcError, match="No model 'other'"):
+    server.scan()
+    with pytest.raises(grpc.RpcError, match="Model 'other' is not served"):
         stub.answering(model="other")
     assert stub.answering() == 1
 
@@ -78,20 +78,20 @@ def test_a_pin_rolls_back_and_its_removal_rolls_forward(root, publish, server, s
     pinned = root / "toy" / "pinned"
     for text, version in (("2\n", 2), ("1", 1), (None, 3), ("3", 3)):
         pinned.write_text(text) if text else pinned.unlink()
-        server.look()
+        server.scan()
         assert stub.answering() == version
     publish(root)
-    server.look()
+    server.scan()
     assert stub.answering() == 3
 
 
 @pytest.mark.parametrize("text", ["", "newest", "-1", "1 2", "9"])
 def test_a_pin_to_nothing_changes_nothing_and_says_so(root, publish, server, stub, text):
     (root / "toy" / "pinned").write_text(text)
-    server.look()
-    server.look()
+    server.scan()
+    server.scan()
     assert stub.answering() == 1
-    assert server.metric("latentd_reloads_total", result="refused", reason="pin") == 1
+    assert server.metric("latentd_reloads_total", result="rejected", reason="pin") == 1
     (reason,) = stub.failed().values()
     assert "pinned" in reason
 
@@ -114,7 +114,7 @@ def test_a_pin_of_a_model_that_is_not_there_is_said(root, publish, start_server,
     with caplog.at_level("WARNING"):
         start_server(root, pin="toy=1,tpy=2")
     said = [r.getMessage() for r in caplog.records if "--pin" in r.getMessage()]
-    assert said == ["--pin names tpy, which is not among those served: toy."]
+    assert said == ["--pin: model tpy is not served; served models: toy."]
 
 
 def test_a_volume_that_is_swapped_as_a_whole_by_its_link_is_followed(
@@ -131,5 +131,5 @@ def test_a_volume_that_is_swapped_as_a_whole_by_its_link_is_followed(
     assert stub.answering() == 1
     (tmp_path / "..new").symlink_to("..two")
     (tmp_path / "..new").rename(tmp_path / "..data")
-    server.look()
+    server.scan()
     assert stub.answering() == 2

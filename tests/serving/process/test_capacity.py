@@ -8,7 +8,7 @@ import re
 import pytest
 
 from latentd import __main__
-from latentd.models.loading import LoadedModel, ProfiledGraph
+from latentd.models.loading import GraphProfile, LoadedModel, ProfiledGraph
 from latentd.process import capacity
 from latentd.process.capacity import CALL_SECONDS, CALLS, Workload
 from latentd.runtime.profiling import BatchTiming
@@ -18,17 +18,19 @@ TWO = Settings(workers=2)
 MIB = 1 << 20
 
 
-def prepared(encoder_seconds: float, decoder_seconds: float) -> LoadedModel:
+def loaded(encoder_seconds: float, decoder_seconds: float) -> LoadedModel:
     """Graphs that run 10 rows at once, in so many seconds."""
     encoder, decoder = (
-        ProfiledGraph(None, None, 0, 1, [BatchTiming(1, seconds), BatchTiming(10, seconds)], 10)  # type: ignore[arg-type]
+        ProfiledGraph(
+            None, None, GraphProfile(0, 1, [BatchTiming(1, seconds), BatchTiming(10, seconds)], 10)
+        )  # type: ignore[arg-type]
         for seconds in (encoder_seconds, decoder_seconds)
     )
     return LoadedModel(None, "", encoder, decoder, 0.0)  # type: ignore[arg-type]
 
 
 def test_a_call_costs_its_rows_in_full_batches_on_every_lane_it_passes():
-    graphs = prepared(0.1, 0.3)
+    graphs = loaded(0.1, 0.3)
     for call, rows_seconds in {"encode": 0.01, "sample": 0.03, "reconstruct": 0.04}.items():
         found = capacity.need(Workload(call, 1, 5, 0.5), graphs, TWO, 0)
         assert found.seconds == pytest.approx(CALL_SECONDS + 5 * rows_seconds), call
@@ -36,7 +38,7 @@ def test_a_call_costs_its_rows_in_full_batches_on_every_lane_it_passes():
 
 def test_score_costs_a_decoder_run_and_a_density_for_each_draw():
     demand = Workload("score", 1, 5, 0.5, draws=7)
-    found = capacity.need(demand, prepared(0.1, 0.3), TWO, 0, density_seconds=0.02)
+    found = capacity.need(demand, loaded(0.1, 0.3), TWO, 0, density_seconds=0.02)
     row_seconds = 0.01 + 7 * (0.03 + 0.02)
     assert found.seconds == pytest.approx(CALL_SECONDS + 5 * row_seconds)
     assert found.queue_rows == round(2 / found.seconds * 5 * 7 * 0.1)
@@ -50,7 +52,7 @@ def test_a_plain_autoencoder_answers_no_score(publish_toy, tmp_path, capsys):
 
 
 def test_replicas_carry_the_rate_when_one_is_gone():
-    graphs = prepared(0.0, 0.1)
+    graphs = loaded(0.0, 0.1)
     for rate in (1, 10, 99, 1000):
         found = capacity.need(Workload("sample", rate, 10, 0.6), graphs, TWO, 0)
         each = found.rate / found.replicas
@@ -63,13 +65,13 @@ def test_memory_holds_every_worker_its_queues_and_a_version_that_is_tried():
     small = dataclasses.replace(
         TWO, queue_mib=16, max_unsent_response_mib=8, max_partial_request_mib=4
     )
-    found = capacity.need(Workload("sample", 1, 1, 0.6), prepared(0.1, 0.1), small, 100 * MIB)
+    found = capacity.need(Workload("sample", 1, 1, 0.6), loaded(0.1, 0.1), small, 100 * MIB)
     assert found.memory_bytes == 200 * MIB
     assert found.memory_limit_bytes == 300 * MIB + 2 * (2 * 16 + 8 + 4) * MIB
 
 
 def test_the_autoscaler_is_told_the_rows_that_a_replica_runs_in_a_tenth_of_a_second():
-    found = capacity.need(Workload("sample", 1, 10, 0.6), prepared(0.0, 0.1), TWO, 0)
+    found = capacity.need(Workload("sample", 1, 10, 0.6), loaded(0.0, 0.1), TWO, 0)
     assert found.queue_rows == round(10 * 0.1 * 2 / found.seconds)
 
 

@@ -124,7 +124,7 @@ def test_a_stream_leaves_such_rows_out_and_answers_the_others(stub):
 def faulty(server, monkeypatch):
     """The server, its decoder giving NaN in each batch of more than one row."""
     (model,) = server.server.repository.models()
-    graph = model.prepared.decoder.graph
+    graph = model.loaded.decoder.graph
     run = type(graph).run
 
     def wrong(self, taken, wanted):

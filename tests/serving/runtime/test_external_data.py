@@ -120,7 +120,7 @@ def test_such_a_version_is_refused_with_a_reason_while_the_old_one_serves_on(
     model = onnx.load_model_from_string(bundle.load(root / "toy" / "1").files[bundle.ENCODER])
     in_an_initializer(model, location)
     publish_toy(root, encoder_onnx=model.SerializeToString())
-    server.look()
+    server.scan()
     with grpc.insecure_channel(server.target) as channel:
         stub = VaeServiceStub(channel)
         assert stub.Sample(pb.SampleRequest(count=1)).served_by.version == 1
@@ -128,4 +128,4 @@ def test_such_a_version_is_refused_with_a_reason_while_the_old_one_serves_on(
     assert (refused.version.version, refused.state) == (2, pb.MODEL_STATE_FAILED)
     # Absolute paths are cut for callers; the log has them whole.
     assert (Path(location).name if location.startswith("/") else location) in refused.reason
-    assert server.metric("latentd_reloads_total", result="refused", reason="external") == 1
+    assert server.metric("latentd_reloads_total", result="rejected", reason="external") == 1

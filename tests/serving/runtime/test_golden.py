@@ -25,14 +25,16 @@ def files(toy_bundles):
 
 
 @pytest.fixture
-def prepare(publish_toy, tmp_path):
+def load(publish_toy, tmp_path):
     """Load the toy with some files replaced, for batches of 64 rows."""
 
-    def prepare(**replaced: bytes) -> loading.LoadedModel:
+    def load(**replaced: bytes) -> loading.LoadedModel:
         loaded = bundle.load(publish_toy(tmp_path, **replaced))
-        return loading.prepare(loaded, SessionFactory(Provider("cpu")), Settings(max_batch_rows=64))
+        return loading.load_model(
+            loaded, SessionFactory(Provider("cpu")), Settings(max_batch_rows=64)
+        )
 
-    return prepare
+    return load
 
 
 REFUSED = {
@@ -67,9 +69,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("alter", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_golden_vectors_that_prove_nothing_are_refused(prepare, files, alter, said):
+def test_golden_vectors_that_prove_nothing_are_refused(load, files, alter, said):
     with pytest.raises(BundleError, match=said) as refusal:
-        prepare(golden_npz=alter(files[bundle.GOLDEN]))
+        load(golden_npz=alter(files[bundle.GOLDEN]))
     assert refusal.value.reason == "golden"
 
 
@@ -88,22 +90,22 @@ def test_a_golden_file_that_unpacks_to_gigabytes_is_refused_before_it_is(
         tracemalloc.stop()
 
 
-def test_golden_vectors_of_too_many_bytes_are_refused(prepare, files, monkeypatch):
+def test_golden_vectors_of_too_many_bytes_are_refused(load, files, monkeypatch):
     monkeypatch.setattr(golden, "MOST_BYTES", 100)
     with pytest.raises(BundleError, match="would unpack to"):
-        prepare(golden_npz=files[bundle.GOLDEN])
+        load(golden_npz=files[bundle.GOLDEN])
 
 
-def test_a_negated_decoder_is_found_out(prepare, files):
+def test_a_negated_decoder_is_found_out(load, files):
     with pytest.raises(BundleError, match="differs from the golden output"):
-        prepare(decoder_onnx=bad_bundles.negated(files[bundle.DECODER]))
+        load(decoder_onnx=bad_bundles.negated(files[bundle.DECODER]))
 
 
 @pytest.mark.parametrize("rows", [2, 17, 63])
-def test_a_graph_that_is_wrong_in_larger_batches_only_is_found_out(prepare, files, rows):
+def test_a_graph_that_is_wrong_in_larger_batches_only_is_found_out(load, files, rows):
     with pytest.raises(BundleError, match=r"differs from the golden output .* in a batch of 64"):
-        prepare(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], rows))
-    prepare(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], 64))
+        load(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], rows))
+    load(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], 64))
 
 
 def test_other_sizes_are_tried_for_as_long_as_there_is_time(files, toy_bundles, monkeypatch):

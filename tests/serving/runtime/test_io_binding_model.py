@@ -26,7 +26,7 @@ def one(open_model) -> Opened:
 
 @pytest.fixture
 def gate(one) -> Iterator[Gate]:
-    gate = Gate(one.model.prepared.decoder.graph)
+    gate = Gate(one.model.loaded.decoder.graph)
     yield gate
     gate.open()
 
@@ -76,6 +76,6 @@ def test_a_graph_that_hangs_or_keeps_failing_is_noticed(one, gate):
             result_of(one.decode(np.full((1, 4, 4), POISON, np.uint8)))
     assert vitals.models_to_probe() == [one.model]
     assert not vitals.self_test([one.model])  # it was these rows' fault
-    graph = one.model.prepared.decoder.graph
+    graph = one.model.loaded.decoder.graph
     graph.run = lambda *_: 1 / 0
     assert vitals.self_test([one.model]) == "toy version 1"

@@ -76,7 +76,7 @@ def test_a_stream_gets_what_it_asked_for_and_is_told_of_the_row_that_fails(
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     (model,) = server.server.repository.models()
-    graph = model.prepared.encoder.graph
+    graph = model.loaded.encoder.graph
     run = graph.run
 
     def fail_on_poison(x, outputs):
@@ -106,9 +106,10 @@ def test_a_version_serves_when_all_its_threads_are_ready_and_not_before(
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     (model,) = server.server.repository.models()
-    for graph, tuned in model.batchers():
-        assert len(graph._threads) == 2
-        ready = [hand for hand in tuned.graph._hands if sorted(hand.buckets) == [1, 2, 4, 8, 16]]
+    loaded = (model.loaded.encoder, model.loaded.decoder)
+    for (batcher, _), profiled in zip(model.batchers(), loaded, strict=True):
+        assert len(batcher._threads) == 2
+        ready = [hand for hand in profiled.graph._hands if sorted(hand.buckets) == [1, 2, 4, 8, 16]]
         assert len(ready) == 2
 
 
@@ -127,14 +128,14 @@ def test_a_version_whose_threads_do_not_get_ready_is_refused(
 
     monkeypatch.setattr(Golden, "check", broken)
     publish_toy(tmp_path)
-    server.look()
+    server.scan()
     assert ask_all(server.target) == {1}
-    (refused,) = server.server.repository.refused()
+    (refused,) = server.server.repository.rejected()
     assert (refused.version, refused.reason) == (
         2,
         "A graph fails on its golden inputs: out of memory",
     )
-    assert server.metric("latentd_reloads_total", result="refused", reason="golden") == 1
+    assert server.metric("latentd_reloads_total", result="rejected", reason="golden") == 1
     gone = {"graph": graph, "model": "toy", "version": "2"}
     assert server.server.metrics.registry.get_sample_value("latentd_queue_rows", gone) is None
     kept = [graph for graph in bound if buckets(graph)]
@@ -150,9 +151,9 @@ def test_a_version_that_is_let_go_of_gives_its_buffers_back(
     old = list(bound)
     assert ask_all(server.target) == {1}
     publish_toy(tmp_path)
-    server.look()
+    server.scan()
     assert ask_all(server.target) == {2}
-    for thread in repository._draining:
+    for thread in repository._unload_threads:
         thread.join()
     served = [graph for graph in bound if buckets(graph)]
     assert len(served) == 2
