@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
-UNMARKED := not slow and not gpu and not data
+UNMARKED := not slow and not gpu and not fake_cuda and not data
 FAKE_CUDA := $(RUN)python tests/support/fake_cuda.py
 PROTOC := $(RUN)python -m grpc_tools.protoc -Ilatentd/pb=protos/vae/v1 --python_out=build/packages --pyi_out=build/packages --grpc_python_out=build/packages protos/vae/v1/vae.proto
 BUF    ?= buf
@@ -80,11 +80,12 @@ test-gpu: install  ## the tests that need an NVIDIA GPU, and serving's others on
 	LATENTD_TEST_PROVIDER=cuda $(PYTEST) tests/serving tests/e2e/test_pipeline.py --timeout 1200
 
 test-fake-cuda: install  ## serving's tests on ONNX Runtime's CUDA provider without a GPU (wants g++)
+	$(PYTEST) -m fake_cuda tests/e2e
 	$(FAKE_CUDA) $(PYTEST) -m gpu tests/serving tests/e2e
 	LATENTD_TEST_PROVIDER=cuda $(FAKE_CUDA) $(PYTEST) tests/serving tests/e2e/test_pipeline.py
 
 test-faults: install  ## servers lost, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
-	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not data' --timeout 1200
+	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not fake_cuda and not data' --timeout 1200
 
 fuzz: install  ## arbitrary bytes for every method and for the port, FUZZ_SECONDS for each test
 	LATENTD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0

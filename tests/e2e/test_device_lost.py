@@ -14,7 +14,7 @@ from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from tests.support import fake_cuda
 
-pytestmark = pytest.mark.skipif(bool(fake_cuda.lacking()), reason=fake_cuda.lacking())
+pytestmark = pytest.mark.fake_cuda
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -71,7 +71,7 @@ def test_a_lost_gpu_is_said_to_callers_and_to_both_probes(serve, toy_bundles, li
             with pytest.raises(grpc.RpcError) as failed:
                 sample(stub)
             assert failed.value.code() is grpc.StatusCode.INTERNAL
-            assert "Its log has more under request id" in failed.value.details()
+            assert "See the server log for request id" in failed.value.details()
         assert {next(watch).status for watch in watches.values()} == {NOT_SERVING}
     process.wait_for("cudaErrorLaunchFailure")
     process.wait_for(r"The GPU is lost to this process .* Nothing but a new process helps")
