@@ -214,7 +214,7 @@ def release_to_workers(profiled: ProfiledGraph) -> Callable[[], object] | None:
     """
     if not isinstance(profiled.graph, IOBindingGraph):
         return None
-    profiled.graph.leave()
+    profiled.graph.release_thread()
     return profiled.check
 
 

@@ -1,1 +1,1 @@
-"""ONNX Runtime: which provider runs a graph, its memory, what it costs, and whether it is right."""
+"""ONNX Runtime: which provider runs a graph, its memory, its cost, and whether it is correct."""

@@ -1,6 +1,6 @@
-"""Memory for batches on a device and beside it.
+"""Memory for batches, on a device and in this process.
 
-Devices are whatever fits the protocols: cuda.Cuda, and in tests this process's own memory.
+A device is any class that fits the protocols: cuda.Cuda, and in tests this process's own memory.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Row = tuple[str, tuple[int, ...]]
+RowSpec = tuple[str, tuple[int, ...]]
 """dtype and shape of one row."""
 
 
-class Memory(Protocol):
+class Allocation(Protocol):
     """Bytes at an address."""
 
     address: int
 
     def close(self) -> None:
-        """Give them back; again is nothing."""
+        """Free them. Idempotent."""
 
 
 class Stream(Protocol):
-    """An order in which a device does what it is asked for."""
+    """A queue of a device's work, which runs in order."""
 
     @property
     def address(self) -> int:
-        """What a provider's option names it by."""
+        """Its handle, for a provider's option."""
 
-    def copy(self, to: int, origin: int, nbytes: int) -> None:
-        """Copy between addresses."""
+    def copy(self, destination: int, source: int, nbytes: int) -> None:
+        """Queue a copy between two addresses."""
 
-    def follow(self, other: Any) -> None:
-        """Do what comes after all that `other`, a stream of the same device, was asked for."""
+    def wait_stream(self, other: Any) -> None:
+        """Later work in this stream waits for the work already in `other`, of the same device."""
 
-    def wait(self) -> None:
-        """Block until all is done."""
+    def synchronize(self) -> None:
+        """Block until all work is done."""
 
     def close(self) -> None:
-        """Give it back."""
+        """Destroy it."""
 
 
 class Device(Protocol):
@@ -52,35 +52,35 @@ class Device(Protocol):
     def name(self) -> str:
         """ONNX Runtime's name of such devices."""
 
-    def stream(self) -> Stream:
-        """A new one."""
+    def create_stream(self) -> Stream:
+        """A new stream."""
 
-    def memory(self, nbytes: int) -> tuple[Memory, Memory]:
-        """On the device, and beside it in this process."""
+    def allocate(self, nbytes: int) -> tuple[Allocation, Allocation]:
+        """Memory on the device, and as much in this process."""
 
 
 class Buffer:
-    """Rows on the device, and the same rows where this process can reach them."""
+    """Rows on the device, and the same rows in this process's memory."""
 
-    def __init__(self, rows: int, row: Row, device: Device) -> None:
-        self.shape, self.kind = (rows, *row[1]), np.dtype(row[0])
-        self._row_bytes = int(np.prod(row[1], dtype=np.int64)) * self.kind.itemsize
+    def __init__(self, rows: int, row: RowSpec, device: Device) -> None:
+        self.shape, self.dtype = (rows, *row[1]), np.dtype(row[0])
+        self._row_bytes = int(np.prod(row[1], dtype=np.int64)) * self.dtype.itemsize
         nbytes = rows * self._row_bytes
-        self.there, self._here = device.memory(nbytes)
-        bytes_here = memoryview((ctypes.c_ubyte * nbytes).from_address(self._here.address))
-        self.rows: Array = np.ndarray(self.shape, self.kind, bytes_here)
+        self.device, self._host = device.allocate(nbytes)
+        host_bytes = memoryview((ctypes.c_ubyte * nbytes).from_address(self._host.address))
+        self.rows: Array = np.ndarray(self.shape, self.dtype, host_bytes)
         self.rows[...] = 0
 
     def upload(self, rows: int, stream: Stream) -> None:
-        """Have the first rows copied to the device; what follows is what was there before."""
-        stream.copy(self.there.address, self._here.address, rows * self._row_bytes)
+        """Queue a copy of the first rows to the device; the other rows there do not change."""
+        stream.copy(self.device.address, self._host.address, rows * self._row_bytes)
 
     def download(self, rows: int, stream: Stream) -> None:
-        """Have the first rows copied back."""
-        stream.copy(self._here.address, self.there.address, rows * self._row_bytes)
+        """Queue a copy of the first rows from the device."""
+        stream.copy(self._host.address, self.device.address, rows * self._row_bytes)
 
     def close(self) -> None:
-        """Give the memory back; no copy may follow."""
-        self.rows = np.empty(0, self.kind)
-        self.there.close()
-        self._here.close()
+        """Free the memory; no copy may follow."""
+        self.rows = np.empty(0, self.dtype)
+        self.device.close()
+        self._host.close()

@@ -1,4 +1,4 @@
-"""ONNX Runtime: bytes to a session, arrays in, arrays out."""
+"""ONNX Runtime: makes a session of a graph's bytes; arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from latentd.errors import BundleError
 from latentd.runtime import external_data
-from latentd.runtime.capture_lock import GPU
+from latentd.runtime.capture_lock import CUDA_CAPTURE
 from latentd.runtime.cuda import Cuda, Stream
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.runtime.provider import Provider
@@ -22,8 +22,8 @@ from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_WHERE: Final = re.compile(r"/\S+:\d+ [^(]*\([^)]*\) ")
-"""The place in ONNX Runtime's source that its errors name: not for callers of ListModels."""
+_SOURCE_LOCATION: Final = re.compile(r"/\S+:\d+ [^(]*\([^)]*\) ")
+"""A place in ONNX Runtime's source, as in its errors: clients of ListModels do not need it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +37,29 @@ class Signature:
 class Graph(Protocol):
     """One ONNX graph, loaded from bytes that have been verified."""
 
-    def sizes(self, most_rows: int) -> list[int]:
-        """Every size that batches of up to so many rows are run in; empty: each as it comes."""
+    def batch_sizes(self, max_rows: int) -> list[int]:
+        """The sizes that batches of up to so many rows are padded to; empty: no padding."""
 
     def run(self, array: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Run one batch; `array` has shape (rows, ...). Releases the GIL while the graph runs."""
 
     def close(self) -> None:
-        """Give the session's memory back now, whoever still holds the graph; no run may follow."""
+        """Free the session's memory now, even while the graph is referenced; no run may follow."""
 
 
 class CpuGraph:
-    """A graph that takes batches as they come: on the CPU."""
+    """A graph on the CPU, which runs batches of any size."""
 
-    def __init__(self, session: ort.InferenceSession, takes: str) -> None:
-        self._session, self._takes = session, takes
+    def __init__(self, session: ort.InferenceSession, input_name: str) -> None:
+        self._session, self._input_name = session, input_name
 
-    def sizes(self, most_rows: int) -> list[int]:
-        """As Graph.sizes."""
+    def batch_sizes(self, max_rows: int) -> list[int]:
+        """As Graph.batch_sizes."""
         return []
 
     def run(self, array: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """As Graph.run."""
-        arrays: list[NDArray[Any]] = self._session.run(outputs, {self._takes: array})
+        arrays: list[NDArray[Any]] = self._session.run(outputs, {self._input_name: array})
         return arrays
 
     def close(self) -> None:
@@ -68,9 +68,9 @@ class CpuGraph:
 
 
 class SessionFactory:
-    """Loads graphs onto the provider that was chosen when the process started.
+    """Makes sessions on the provider that was chosen when the process started.
 
-    cuda_graphs: record what a graph does for each bucket and replay it, where that can be done.
+    cuda_graphs: capture each bucket's run as a CUDA graph and replay it, if the graph allows it.
     """
 
     def __init__(self, provider: Provider, cuda_graphs: bool = True) -> None:
@@ -78,13 +78,13 @@ class SessionFactory:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> SessionFactory:
-        """Raises ConfigError when a GPU was asked for and cannot be had."""
+        """Raises ConfigError when CUDA was requested but is not available."""
         provider = Provider(settings.provider, settings.gpu_arena_limit_mib)
         return cls(provider, settings.cuda_graphs)
 
     @property
     def provider(self) -> str:
-        """ONNX Runtime's name of it."""
+        """The provider, by ONNX Runtime's name."""
         return self._provider.name
 
     @property
@@ -92,39 +92,40 @@ class SessionFactory:
         return self._provider.on_cpu
 
     def load(self, model: bytes, signature: Signature, threads: int) -> Graph:
-        """Make a session of a graph's bytes, with so many threads for a run if it is on the CPU.
+        """Make a session of a graph's bytes. threads: for one run, on the CPU.
 
         Raises BundleError(external | engine | signature).
         """
-        external_data.refuse(model)
+        external_data.reject(model)
         if self.on_cpu:
             session = self._session(model, threads)
             _check_signature(session, signature)
             return CpuGraph(session, signature.input[0])
         if self._cuda_graphs:
             try:
-                return self._bound(model, signature, cuda_graph=True)
+                return self._load_bound(model, signature, cuda_graph=True)
             except BundleError as error:
                 if error.reason != "engine":
                     raise
                 # A node that only the CPU can run, or a shape that depends on values. As text: the
-                # error's traceback holds the session, whose memory the next one may need.
-                log.warning("A graph cannot be recorded as a CUDA graph: %s", str(error))
-        return self._bound(model, signature, cuda_graph=False)
+                # error's traceback refers to the session, and the next one may need its memory.
+                log.warning("A graph cannot be captured as a CUDA graph: %s", str(error))
+        return self._load_bound(model, signature, cuda_graph=False)
 
-    def _bound(self, model: bytes, signature: Signature, cuda_graph: bool) -> Graph:
+    def _load_bound(self, model: bytes, signature: Signature, cuda_graph: bool) -> Graph:
         with ExitStack() as undo:
-            with GPU.use():
+            with CUDA_CAPTURE.shared():
                 stream = undo.enter_context(closing(Stream()))
                 session = self._session(model, 1, cuda_graph, stream.address)
-            self._provider.confirm(session)
+            self._provider.verify(session)
             _check_signature(session, signature)
-            if self.on_cpu:  # auto has fallen back, aloud
+            if self.on_cpu:  # --provider auto has fallen back, and logged it
                 return CpuGraph(session, signature.input[0])
-            undo.pop_all()  # the graph's, from here on
+            undo.pop_all()  # from here on the graph closes the stream
         name, dtype, shape = signature.input
-        takes, gives = (name, (dtype, shape)), dict(signature.outputs)
-        graph = IOBindingGraph(session, takes, gives, Cuda(), stream, cuda_graph)
+        input_ = (name, (dtype, shape))
+        outputs = dict(signature.outputs)
+        graph = IOBindingGraph(session, input_, outputs, Cuda(), stream, cuda_graph)
         try:
             graph.warm_up(1)
         except Exception as error:
@@ -138,32 +139,32 @@ class SessionFactory:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Spinning workers would take the event loop's CPU while they wait.
+        # Worker threads that spin while they wait would take the CPU from the listener.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors; what it says of fallbacks is said by Provider
+        options.log_severity_level = 3  # errors only: Provider logs fallbacks
         providers = self._provider.options(cuda_graph, stream)
         try:
             return ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # the runtime has no common base for what it raises
-            said = _WHERE.sub("", " ".join(str(error).split()))
-            raise BundleError("engine", f"ONNX Runtime cannot load the graph: {said}") from error
+            message = _SOURCE_LOCATION.sub("", " ".join(str(error).split()))
+            raise BundleError("engine", f"ONNX Runtime cannot load the graph: {message}") from error
 
 
 _TYPES: Final = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
-def _check_signature(session: ort.InferenceSession, wanted: Signature) -> None:
-    """Refuse a graph whose names, types or shapes are not the contract's."""
-    name, dtype, shape = wanted.input
-    found = {value.name: value for value in session.get_inputs()}
-    if set(found) != {name}:
-        raise BundleError("signature", f"The graph's inputs are {sorted(found)}, not ['{name}'].")
-    _check_value(found[name], dtype, shape)
-    given = {value.name: value for value in session.get_outputs()}
-    for output, (dtype, shape) in wanted.outputs.items():
-        if output not in given:
+def _check_signature(session: ort.InferenceSession, expected: Signature) -> None:
+    """Raise BundleError if the graph's names, types or shapes are not the expected ones."""
+    name, dtype, shape = expected.input
+    inputs = {value.name: value for value in session.get_inputs()}
+    if set(inputs) != {name}:
+        raise BundleError("signature", f"The graph's inputs are {sorted(inputs)}, not ['{name}'].")
+    _check_value(inputs[name], dtype, shape)
+    outputs = {value.name: value for value in session.get_outputs()}
+    for output, (dtype, shape) in expected.outputs.items():
+        if output not in outputs:
             raise BundleError("signature", f"The graph has no output named {output}.")
-        _check_value(given[output], dtype, shape)
+        _check_value(outputs[output], dtype, shape)
 
 
 def _check_value(value: Any, dtype: str, shape: tuple[int, ...]) -> None:

@@ -1,11 +1,11 @@
-"""What an ONNX file would have its runtime read elsewhere: tensors whose data are in other files.
+"""Rejects ONNX graphs with external data: tensors whose values are stored in other files.
 
-ONNX Runtime refuses some of the paths and follows others (a hard link, a file in the working
-directory). A bundle's weights are inside its graphs, where the checksum covers them: so any such
-tensor is refused, wherever it points, before the runtime sees the file.
+ONNX Runtime rejects some of the paths and follows others (a hard link, a file in the working
+directory). A bundle's weights are inside its graphs, where the checksum covers them. So this module
+rejects any such tensor, with any path, before the runtime sees the file.
 
-The file is read as what it is, a protobuf message of onnx.proto, by the numbers of the few fields
-on the way to a tensor: the server needs nothing else of the onnx package.
+It reads the file as a protobuf message of onnx.proto, by the numbers of the few fields that lead to
+a tensor: the server needs nothing else of the onnx package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 
 from latentd.errors import BundleError
 
-_INSIDE: Final[dict[str, dict[int, str]]] = {
+_CHILDREN: Final[dict[str, dict[int, str]]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
@@ -27,26 +27,26 @@ _INSIDE: Final[dict[str, dict[int, str]]] = {
     },
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }
-"""Kind of message -> number of a field -> kind of the messages it holds."""
+"""Kind of message -> field number -> kind of the messages in that field."""
 
 _EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
-_KEY, _VALUE = 1, 2  # of an entry of external data
+_KEY, _VALUE = 1, 2  # fields of an entry of external_data
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def refuse(model: bytes) -> None:
-    """Raises BundleError(external) naming where a tensor's data would be. What is no ONNX at all is
-    left to the runtime."""
+def reject(model: bytes) -> None:
+    """Raise BundleError(external) with the path of the first external tensor. Bytes that are not an
+    ONNX graph pass: the runtime rejects them."""
     try:
         for tensor in _tensors(memoryview(model), "model"):
-            _refuse(tensor)
-    except (IndexError, RecursionError):  # cut off, or nested deeper than any graph
+            _reject_external(tensor)
+    except (IndexError, RecursionError):  # truncated, or nested deeper than any graph
         return
 
 
 def _tensors(message: memoryview, kind: str) -> Iterator[memoryview]:
     for number, value in _fields(message):
-        inner = _INSIDE[kind].get(number)
+        inner = _CHILDREN[kind].get(number)
         if inner is None or isinstance(value, int):
             continue
         if inner == "tensor":
@@ -55,26 +55,26 @@ def _tensors(message: memoryview, kind: str) -> Iterator[memoryview]:
             yield from _tensors(value, inner)
 
 
-def _refuse(tensor: memoryview) -> None:
-    external, where = False, ""
+def _reject_external(tensor: memoryview) -> None:
+    external, location = False, ""
     for number, value in _fields(tensor):
         if isinstance(value, int):
             external |= (number, value) == (_DATA_LOCATION, _EXTERNAL)
         elif number == _EXTERNAL_DATA:
             external = True
-            said = {n: bytes(v) for n, v in _fields(value) if not isinstance(v, int)}
-            if said.get(_KEY) == b"location":
-                where = said.get(_VALUE, b"").decode(errors="replace")
+            entry = {n: bytes(v) for n, v in _fields(value) if not isinstance(v, int)}
+            if entry.get(_KEY) == b"location":
+                location = entry.get(_VALUE, b"").decode(errors="replace")
     if external:
         raise BundleError(
             "external",
-            f"A tensor's data would be read from {where!r}. Export the graph with its weights "
-            "inside: a bundle has no other files.",
+            f"Tensor data is stored in the external file {location!r}. A bundle must embed all "
+            "weights; export the graph without external data.",
         )
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Number and value of each field. Raises IndexError where the message ends within one."""
+    """Number and value of each field. Raises IndexError if the message ends inside a field."""
     at = 0
 
     def varint() -> int:
@@ -99,4 +99,4 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
                 raise IndexError
             yield number, message[at : at + size]
             at += size
-        # Anything else, a group of old for one, has no value of its own.
+        # Other wire types, such as the deprecated groups, have no value of their own.

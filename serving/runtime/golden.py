@@ -1,8 +1,8 @@
-"""Golden vectors: inputs in the bundle with the outputs that training computed for them.
+"""Golden vectors: inputs in the bundle, with the outputs that training computed for them.
 
-A checksum says that the bytes are the published ones; only running them says that this machine's
-runtime computes what the training did. A file that could prove nothing (no rows, arrays of another
-model's shapes) is refused, and nothing in it is unpacked before its size has been checked.
+A checksum proves that the bytes are the published ones. Only a run proves that this machine's
+runtime computes what training computed. A file that cannot prove anything (no rows, arrays of
+another model's shapes) is rejected, and no array is unpacked before its size has been checked.
 """
 
 from __future__ import annotations
@@ -26,86 +26,87 @@ from latentd.runtime.engine import Graph
 
 
 class Tolerance(NamedTuple):
-    """What this machine may differ by from the golden outputs."""
+    """How much this machine's outputs may differ from the golden ones."""
 
     atol: float
     rtol: float
-    levels: int  # of uint8 outputs: they are rounded
+    levels: int  # for uint8 outputs: they are rounded
 
 
 TOLERANCES: Final = {
-    # Ten times the export's own: other CPUs and a GPU add up in another order.
+    # Ten times the export's own: other CPUs and GPUs add in another order.
     "float32": Tolerance(atol=1e-4, rtol=1e-3, levels=1),
-    # Two or three times: the spacing of float16 is most of it, and is the same everywhere.
+    # Two or three times the export's own: mostly the spacing of float16, the same everywhere.
     "float16": Tolerance(atol=5e-2, rtol=2e-2, levels=4),
 }
 
-LEAST_ROWS: Final = 2
-"""Rows of x, and of z: one row alone cannot show that rows of a batch are kept apart."""
-MOST_BYTES: Final = 1 << 30
-"""Of all arrays together, unpacked."""
+MIN_ROWS: Final = 2
+"""Rows of x, and of z: a single row cannot show that the rows of a batch are kept apart."""
+MAX_BYTES: Final = 1 << 30
+"""Limit for all arrays together, unpacked."""
 MORE_SIZES_SECONDS: Final = 1.0
-"""Time after which no further sizes of batch are tried than those that must be."""
+"""After this time only the required batch sizes are still tried."""
 
 Array = NDArray[Any]
-_COMPARED_ROWS: Final = 256  # at a time: comparing takes several times the memory of its rows
+_COMPARED_ROWS: Final = 256  # at a time: a comparison takes several times the memory of its rows
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """What one graph has to give, by the names of its outputs, for some rows that it takes."""
+    """Input rows of one graph, and the expected outputs by name."""
 
-    takes: Array
-    gives: dict[str, Array]
-    allowed: Tolerance
+    input: Array
+    outputs: dict[str, Array]
+    tolerance: Tolerance
 
     def check(self, graph: Graph, batch_rows: int = 0) -> float:
-        """Run a graph on these rows, again and again up to batches of `batch_rows`, the most that
-        will serve; returns the largest absolute difference of floats.
+        """Run a graph on these rows, repeated up to `batch_rows`, the largest batch that will
+        serve. Returns the largest absolute difference of floats.
 
-        A graph that pads its batches is run in each of its sizes. One that takes them as they come
-        is run on the rows as they are, on one row and on `batch_rows`; also on 2, 4, 8, ... rows
-        for as long as all of it has taken less than MORE_SIZES_SECONDS. Raises BundleError(golden)
-        when it fails or a difference is beyond tolerance.
+        A graph that pads its batches runs in each of its sizes. Any other graph runs on the rows
+        themselves, on one row and on `batch_rows`; then on 2, 4, 8, ... rows until
+        MORE_SIZES_SECONDS have passed. Raises BundleError(golden) when a run fails or a difference
+        exceeds the tolerance.
         """
-        worst = 0.0
-        for rows in graph.sizes(batch_rows) or self._sizes(batch_rows):
+        max_error = 0.0
+        for rows in graph.batch_sizes(batch_rows) or self._sizes(batch_rows):
             try:
-                found = graph.run(_sized(self.takes, rows), list(self.gives))
+                arrays = graph.run(_tile(self.input, rows), list(self.outputs))
             except Exception as error:
-                said = f"A graph fails on its golden inputs: {error}"
-                raise BundleError("golden", said) from error
-            for (name, expected), array in zip(self.gives.items(), found, strict=True):
-                worst = max(worst, _compare(name, array, expected, rows, self.allowed))
-        return worst
+                message = f"A graph fails on its golden inputs: {error}"
+                raise BundleError("golden", message) from error
+            for (name, expected), array in zip(self.outputs.items(), arrays, strict=True):
+                difference = _compare(name, array, expected, rows, self.tolerance)
+                max_error = max(max_error, difference)
+        return max_error
 
     def _sizes(self, batch_rows: int) -> Iterator[int]:
-        began = time.monotonic()
-        first = dict.fromkeys((len(self.takes), 1, max(1, batch_rows)))
-        yield from first
+        start = time.monotonic()
+        required = dict.fromkeys((len(self.input), 1, max(1, batch_rows)))
+        yield from required
         for rows in itertools.takewhile(lambda n: n < batch_rows, (1 << n for n in range(1, 32))):
-            if time.monotonic() - began > MORE_SIZES_SECONDS:
+            if time.monotonic() - start > MORE_SIZES_SECONDS:
                 return
-            if rows not in first:
+            if rows not in required:
                 yield rows
 
 
 def read(bundle: Bundle) -> tuple[Golden, Golden]:
-    """The encoder's and the decoder's. Raises BundleError(golden) when the file cannot be used."""
+    """The encoder's and the decoder's golden vectors. Raises BundleError(golden)."""
     m = bundle.manifest
     try:
         with zipfile.ZipFile(io.BytesIO(bundle.files[GOLDEN])) as file:
             arrays = _read(file, m)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError("golden", f"{GOLDEN} cannot be read: {error}") from None
-    allowed = TOLERANCES[m.precision]
+    tolerance = TOLERANCES[m.precision]
     encoded = {name: arrays[name] for name in ("mean", "log_var")}
     decoded = {"x": arrays["decoded_x"], "params": arrays["params"]}
-    return Golden(arrays["x"], encoded, allowed), Golden(arrays["z"], decoded, allowed)
+    return Golden(arrays["x"], encoded, tolerance), Golden(arrays["z"], decoded, tolerance)
 
 
 def _read(file: zipfile.ZipFile, m: Manifest) -> dict[str, Array]:
-    """The arrays by name. None is unpacked before its dtype, shape and size are as they must be."""
+    """The arrays by name. None is unpacked before its dtype, shape and size have been checked."""
     latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
     rows_of = {
         "x": (m.x.dtype, m.x.shape),
@@ -120,28 +121,28 @@ def _read(file: zipfile.ZipFile, m: Manifest) -> dict[str, Array]:
         if found_dtype != np.dtype(dtype) or found_shape[1:] != shape or not found_shape:
             raise BundleError(
                 "golden",
-                f"{GOLDEN}: {name} is {found_dtype} of shape {found_shape}, not {dtype} of shape "
-                f"(rows, {', '.join(map(str, shape))}).",
+                f"{GOLDEN}: {name} has dtype {found_dtype} and shape {found_shape}, expected "
+                f"{dtype} and (rows, {', '.join(map(str, shape))}).",
             )
         rows[name] = found_shape[0]
         total += math.prod(found_shape) * found_dtype.itemsize
-    for taken, given in (("x", ("mean", "log_var")), ("z", ("decoded_x", "params"))):
-        if rows[taken] < LEAST_ROWS:
+    for input_, outputs in (("x", ("mean", "log_var")), ("z", ("decoded_x", "params"))):
+        if rows[input_] < MIN_ROWS:
             raise BundleError(
                 "golden",
-                f"{GOLDEN}: {taken} has {rows[taken]} row(s), which prove nothing; at "
-                f"least {LEAST_ROWS} are needed. Export the model again.",
+                f"{GOLDEN}: {input_} has {rows[input_]} row(s), expected at least {MIN_ROWS}. "
+                "Export the model again.",
             )
-        for name in given:
-            if rows[name] != rows[taken]:
+        for name in outputs:
+            if rows[name] != rows[input_]:
                 raise BundleError(
                     "golden",
-                    f"{GOLDEN}: {name} has {rows[name]} rows, and {taken} has {rows[taken]}.",
+                    f"{GOLDEN}: {name} has {rows[name]} rows, but {input_} has {rows[input_]}.",
                 )
-    if total > MOST_BYTES:
+    if total > MAX_BYTES:
         raise BundleError(
             "golden",
-            f"{GOLDEN} would unpack to {total >> 20} MiB; {MOST_BYTES >> 20} MiB are the most.",
+            f"{GOLDEN} would unpack to {total >> 20} MiB; the limit is {MAX_BYTES >> 20} MiB.",
         )
     arrays = {}
     for name in rows_of:
@@ -151,7 +152,7 @@ def _read(file: zipfile.ZipFile, m: Manifest) -> dict[str, Array]:
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype, as the file says that they are. Raises ValueError."""
+    """Shape and dtype by the file's header. Raises ValueError."""
     version = np.lib.format.read_magic(member)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
@@ -160,38 +161,39 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _sized(array: Array, rows: int) -> Array:
-    """The first rows, or all of them again and again."""
+def _tile(array: Array, rows: int) -> Array:
+    """The first `rows` rows; if there are fewer, all of them repeatedly."""
     return np.resize(array, (rows, *array.shape[1:]))
 
 
-def _compare(name: str, found: Array, expected: Array, rows: int, allowed: Tolerance) -> float:
-    """See that `found` is `expected`, again and again for so many rows; the largest difference."""
+def _compare(name: str, found: Array, expected: Array, rows: int, tolerance: Tolerance) -> float:
+    """Check that `found` is `expected`, repeated up to `rows`; returns the largest difference."""
     shape = (rows, *expected.shape[1:])
     if found.shape != shape or found.dtype != expected.dtype:
         raise BundleError(
             "golden",
-            f"{name} came out as {found.dtype} {found.shape}, not {expected.dtype} {shape}.",
+            f"Output {name} has dtype {found.dtype} and shape {found.shape}, expected "
+            f"{expected.dtype} and {shape}.",
         )
-    # The terms of a sum decide what rounding costs, also where they cancel to almost nothing.
+    # The size of a sum's terms decides the rounding error, even if they almost cancel.
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
-    tiled = _sized(expected, -(-_COMPARED_ROWS // len(expected)) * len(expected))
-    worst = 0.0
+    tiled = _tile(expected, -(-_COMPARED_ROWS // len(expected)) * len(expected))
+    max_error = 0.0
     for start in range(0, rows, len(tiled)):
         part = found[start : start + len(tiled)]
-        wanted = tiled[: len(part)]
-        difference = np.abs(part.astype(np.float64) - wanted.astype(np.float64))
-        most = (
-            allowed.levels
+        reference = tiled[: len(part)]
+        difference = np.abs(part.astype(np.float64) - reference.astype(np.float64))
+        limit = (
+            tolerance.levels
             if found.dtype == np.uint8
-            else allowed.atol * scale + allowed.rtol * np.abs(wanted)
+            else tolerance.atol * scale + tolerance.rtol * np.abs(reference)
         )
-        if not (difference <= most).all():  # NaN compares false: it is refused too
+        if not (difference <= limit).all():  # NaN compares false, so it fails too
             raise BundleError(
                 "golden",
                 f"{name} differs from the golden output by up to {np.max(difference):.3g} in a "
-                f"batch of {rows} row(s). The graph was damaged before it was published, or this "
-                "runtime computes it wrongly.",
+                f"batch of {rows} row(s). Either the graph was damaged before it was published, "
+                "or this runtime computes it incorrectly.",
             )
-        worst = max(worst, float(difference.max(initial=0.0)))
-    return 0.0 if found.dtype == np.uint8 else worst
+        max_error = max(max_error, float(difference.max(initial=0.0)))
+    return 0.0 if found.dtype == np.uint8 else max_error

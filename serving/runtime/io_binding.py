@@ -1,16 +1,16 @@
-"""A graph on a GPU: batches of few sizes, each with memory that stays where it is.
+"""A graph on a GPU: batches of a few fixed sizes, each bound to memory at fixed addresses.
 
-A GPU is asked for the same thing again and again at its best: a new shape means new kernels to
-choose and new memory to find, and a recorded CUDA graph holds for one shape and one place only. So
-each batch is padded to the next power of two, its bucket, whose buffers are made once: one on the
-device for the input and one for each output, and one beside each in page-locked memory, from which
-the device copies by itself. A graph computes all of its outputs, whichever are asked for; only
-those are copied.
+A GPU is fastest when it repeats the same work: a new shape means new kernels to choose and new
+memory to allocate, and a captured CUDA graph holds for one shape at one address. So each batch is
+padded to the next power of two, its bucket, whose buffers are allocated once. A bucket has one
+buffer on the device for the input and one for each output. For each of these it has one in
+page-locked host memory, from which the device itself can copy. A graph computes all of its outputs
+in every run; only the requested ones are copied to the host.
 
-A run is asked for in one breath: rows up, the graph, rows down, each on the device's own order to
-follow the one before; the host waits once. Each thread that runs a graph has buckets and a stream
-for its copies of its own, so that one copies while another's batch is computed. (ONNX Runtime, too,
-keeps what it recorded for each thread.)
+A run queues everything at once: copies to the device, the graph, copies back. Each waits on the
+device for the one before, and the host waits once, at the end. Each thread that runs a graph has
+its own buckets and its own stream for copies, so that one thread copies while another's batch is
+computed. (ONNX Runtime, too, keeps its captured CUDA graphs for each thread.)
 """
 
 from __future__ import annotations
@@ -23,104 +23,107 @@ from typing import Final
 
 import onnxruntime as ort
 
-from latentd.runtime.buffers import Array, Buffer, Device, Row, Stream
-from latentd.runtime.capture_lock import GPU
-from latentd.runtime.thread_buckets import Bucket, ThreadBuckets, bucket_rows, sizes
+from latentd.runtime.buffers import Array, Buffer, Device, RowSpec, Stream
+from latentd.runtime.capture_lock import CUDA_CAPTURE
+from latentd.runtime.thread_buckets import Bucket, ThreadBuckets, bucket_rows, bucket_sizes
 
-WARM_UPS: Final = 3
-"""Runs after which a bucket is as quick as it gets: one finds memory, one records, one replays."""
+WARM_UP_RUNS: Final = 3
+"""Runs until a bucket has its final speed: one allocates memory, one captures, one replays."""
 
 
 class IOBindingGraph:
     """One ONNX graph whose batches are padded to powers of two.
 
-    session: computes on `stream`, where `device` has streams
-    takes, gives: name -> dtype and shape of a row
-    cuda_graph: the session records the runs of each bucket and replays them
+    session: computes on `stream`, if `device` has streams
+    input, outputs: name -> dtype and shape of a row
+    cuda_graph: the session captures the runs of each bucket and replays them
     """
 
     def __init__(
         self,
         session: ort.InferenceSession,
-        takes: tuple[str, Row],
-        gives: dict[str, Row],
+        input: tuple[str, RowSpec],
+        outputs: dict[str, RowSpec],
         device: Device,
         stream: Stream,
         cuda_graph: bool,
     ) -> None:
-        self._session, self._takes, self._gives = session, takes, gives
+        self._session, self._input, self._outputs = session, input, outputs
         self._device, self._stream, self._cuda_graph = device, stream, cuda_graph
-        self._hands = ThreadBuckets(device, self._made)
-        self._numbers = itertools.count(1)
-        self._one_at_a_time = threading.Lock()  # all threads' runs share the stream's order
+        self._thread_buckets = ThreadBuckets(device, self._build_bucket)
+        self._graph_ids = itertools.count(1)
+        self._run_lock = threading.Lock()  # all threads queue their runs in one stream
 
-    def sizes(self, most_rows: int) -> list[int]:
-        """As Graph.sizes."""
-        return sizes(most_rows)
+    def batch_sizes(self, max_rows: int) -> list[int]:
+        """As Graph.batch_sizes."""
+        return bucket_sizes(max_rows)
 
     def run(self, array: Array, outputs: Sequence[str]) -> list[Array]:
-        """Run one batch; `array` has shape (rows, ...). The answers are the caller's own."""
-        bucket, copies = self._hands.bucket(bucket_rows(len(array)))
-        gives, rows = [bucket.outputs[output] for output in outputs], len(array)
-        with GPU.use():
+        """Run one batch; `array` has shape (rows, ...). The results are copies."""
+        bucket, copies = self._thread_buckets.bucket(bucket_rows(len(array)))
+        requested, rows = [bucket.outputs[output] for output in outputs], len(array)
+        with CUDA_CAPTURE.shared():
             bucket.input.rows[:rows] = array
             bucket.input.upload(rows, copies)
-            self._compute(bucket, copies)
-            for buffer in gives:
+            self._queue_run(bucket, copies)
+            for buffer in requested:
                 buffer.download(rows, copies)
-            copies.wait()
-        return [buffer.rows[:rows].copy() for buffer in gives]
+            copies.synchronize()
+        return [buffer.rows[:rows].copy() for buffer in requested]
 
-    def warm_up(self, most_rows: int) -> None:
-        """Make this thread's buckets of up to so many rows. Raises what the runtime raises."""
-        self._hands.warm_up(most_rows)
+    def warm_up(self, max_rows: int) -> None:
+        """Build this thread's buckets of up to so many rows. Raises what the runtime raises."""
+        self._thread_buckets.warm_up(max_rows)
 
-    def leave(self) -> None:
-        """Give back this thread's buckets: it is not going to run the graph again."""
-        self._hands.leave()
+    def release_thread(self) -> None:
+        """Free this thread's buckets: it will not run the graph again."""
+        self._thread_buckets.release_thread()
 
     def close(self) -> None:
-        """Give the memory back now, whoever still holds the graph; no run may follow."""
-        with GPU.use(), self._one_at_a_time:
-            self._hands.close()
+        """Free the memory now, even while the graph is referenced; no run may follow."""
+        with CUDA_CAPTURE.shared(), self._run_lock:
+            self._thread_buckets.close()
             del self._session
             self._stream.close()
 
-    def _made(self, rows: int, copies: Stream) -> Bucket:
-        """A bucket that has run on zeros until it was recorded and replayed; while GPU.record() is
-        held. Raises what the runtime raises, and CudaError."""
+    def _build_bucket(self, rows: int, copies: Stream) -> Bucket:
+        """A bucket that has run on zeros until it was captured and replayed. The caller holds
+        CUDA_CAPTURE as exclusive. Raises what the runtime raises, and CudaError."""
         with ExitStack() as undo:
 
-            def buffer(row: Row) -> Buffer:
+            def buffer(row: RowSpec) -> Buffer:
                 return undo.enter_context(closing(Buffer(rows, row, self._device)))
 
-            name, row = self._takes
-            takes = buffer(row)
-            takes.upload(rows, copies)
-            gives = {output: buffer(row) for output, row in self._gives.items()}
-            binding, place = self._session.io_binding(), self._device.name
-            binding.bind_input(name, place, 0, takes.kind, takes.shape, takes.there.address)
-            for output, b in gives.items():
-                binding.bind_output(output, place, 0, b.kind, b.shape, b.there.address)
-            bucket = Bucket(takes, gives, binding, self._options())
-            for _ in range(WARM_UPS):
-                self._compute(bucket, copies)
-                copies.wait()
+            name, row = self._input
+            input_buffer = buffer(row)
+            input_buffer.upload(rows, copies)
+            outputs = {output: buffer(row) for output, row in self._outputs.items()}
+            binding, device = self._session.io_binding(), self._device.name
+            binding.bind_input(
+                *(name, device, 0, input_buffer.dtype, input_buffer.shape),
+                input_buffer.device.address,
+            )
+            for output, b in outputs.items():
+                binding.bind_output(output, device, 0, b.dtype, b.shape, b.device.address)
+            bucket = Bucket(input_buffer, outputs, binding, self._run_options())
+            for _ in range(WARM_UP_RUNS):
+                self._queue_run(bucket, copies)
+                copies.synchronize()
             undo.pop_all()
         return bucket
 
-    def _compute(self, bucket: Bucket, copies: Stream) -> None:
-        """Have the device run the graph after what `copies` was asked for until now and before what
-        it will be; while GPU.use() is held."""
-        with self._one_at_a_time:
-            self._stream.follow(copies)
+    def _queue_run(self, bucket: Bucket, copies: Stream) -> None:
+        """Queue a run of the graph between the earlier and the later work of `copies`. The caller
+        holds CUDA_CAPTURE."""
+        with self._run_lock:
+            self._stream.wait_stream(copies)
             self._session.run_with_iobinding(bucket.binding, bucket.options)
-            copies.follow(self._stream)
+            copies.wait_stream(self._stream)
 
-    def _options(self) -> ort.RunOptions:
+    def _run_options(self) -> ort.RunOptions:
         options = ort.RunOptions()
-        # The session's stream says when a run is over, and the copies that follow it wait for that.
+        # The copies back wait for the session's stream on the device: the host need not wait here.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self._cuda_graph:  # every bucket's recording has a number of its own
-            options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
+        if self._cuda_graph:  # each bucket's captured graph has an id of its own
+            options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
         return options

@@ -1,6 +1,6 @@
-"""How much memory there is for this process, and how much one has taken; of Linux, from its files.
+"""How much memory is available to this process, and how much a process uses; from Linux's files.
 
-Where they are missing (another system), memory is taken to be without end.
+Without these files (on another system), memory counts as unlimited.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Final
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _GROUPS: Final = (
-    # folder, limit, usage, and what of the usage the kernel takes back by itself: cgroup v2, v1
+    # folder, limit, usage, and the part of the usage that the kernel can reclaim: cgroup v2, v1
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
 def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What may be taken before the machine, or the control group, has no more."""
+    """Bytes that a process can allocate before the machine or the control group has none left."""
     available = sys.maxsize
     try:
         line = (proc / "meminfo").read_text().partition("MemAvailable:")[2]
@@ -30,19 +30,21 @@ def available_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgr
         pass  # not Linux
     for folder, limit, usage, reclaimed in _groups(proc, groups):
         try:
-            most = int((folder / limit).read_text())  # v2 says "max" where there is none
+            max_bytes = int(
+                (folder / limit).read_text()
+            )  # without a limit v2 has "max": ValueError
             used = int((folder / usage).read_text())
             stat = (folder / "memory.stat").read_text().split()
             cached = dict(zip(stat[::2], map(int, stat[1::2]), strict=True)).get(reclaimed, 0)
         except (OSError, ValueError):
             continue
-        available = min(available, max(0, most - used + cached))
+        available = min(available, max(0, max_bytes - used + cached))
     return available
 
 
 def _groups(proc: Path, groups: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """The control groups that bound this process: the one that is mounted, as in a container, and
-    its own below that, as of a service of systemd's."""
+    """The control groups that limit this process: the mounted one, as in a container, and the
+    process's own below it, as for a systemd service."""
     own = {"": "", "memory": ""}  # by the controller's name; v2's is empty
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():
@@ -55,8 +57,7 @@ def _groups(proc: Path, groups: Path) -> Iterator[tuple[Path, str, str, str]]:
 
 
 def private_bytes(pid: int | str = "self") -> int:
-    """What a process has of memory now, without what it has of files; 0 where that is not known, or
-    it has ended."""
+    """Bytes of memory that a process uses, without mapped files; 0 if unknown or it has ended."""
     try:
         resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
         return (int(resident) - int(shared)) * _PAGE_BYTES
@@ -65,7 +66,7 @@ def private_bytes(pid: int | str = "self") -> int:
 
 
 def data_bytes() -> int:
-    """What this process has mapped to write to: what RLIMIT_DATA counts."""
+    """Bytes of writable private mappings of this process: what RLIMIT_DATA counts."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmData:")[2].split()[0]) << 10

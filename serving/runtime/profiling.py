@@ -1,4 +1,4 @@
-"""How large a batch should be: measured on this machine at start-up, not guessed."""
+"""How large a batch should be: measured on this machine when a model is loaded."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from dataclasses import dataclass
 from typing import Final
 
 GOOD_ENOUGH: Final = 0.95
-"""Share of the best throughput that is as good as the best."""
+"""A batch with this share of the best throughput counts as equally good."""
 SHORT: Final = 0.1
-"""Share of the longest run allowed that nobody minds waiting for."""
+"""A batch within this share of the longest allowed time is short: waiting for it does not hurt."""
 BACKGROUND_SECONDS: Final = 0.0005
-"""Seconds until a batch is over that an interactive row hardly notices having waited for."""
+"""A background batch of this length hardly delays an interactive row that arrives during it."""
 ONE_THREAD_SECONDS: Final = 0.002
-"""A graph that takes no longer for one row gets one thread: waking a second one for it costs more
-than it saves, and the CPUs are wanted for receiving and answering."""
+"""A graph that takes no longer for one row gets one thread: waking a second thread costs more than
+it saves, and receiving calls and sending responses needs the CPUs."""
 MAX_DRIFT: Final = 4.0
-"""A batch that takes as many times what a curve says, at the most, is as the curve says: a machine
-that serves meanwhile is not quiet, and to measure anew would disturb it more."""
+"""A known profile stays valid while a batch takes at most so many times what it says: a machine
+that serves meanwhile is not quiet, and a new measurement would disturb it more."""
 _RUNS: Final = 5
-_BYTES: Final = 256 << 20  # of input and output in one batch, at the most
+_MAX_BYTES: Final = 256 << 20  # of input and output in one batch
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTiming:
-    """What one batch of `rows` rows takes, in seconds: the fastest of several runs.
+    """The seconds that one batch of `rows` rows takes: the fastest of several runs.
 
-    The fastest, for what slows the others down is the machine's other work, not the graph's.
+    The fastest, because the machine's other work slows the others down, not the graph.
     """
 
     rows: int
@@ -36,76 +36,77 @@ class BatchTiming:
 
 
 @contextmanager
-def throttled(rest: float) -> Iterator[None]:
-    """Do what is inside, then rest `rest` times as long: those who serve get the CPUs back, and
-    their queues empty before the next step."""
-    began = time.perf_counter()
+def throttled(idle_ratio: float) -> Iterator[None]:
+    """Run the block, then sleep `idle_ratio` times as long. Threads that serve get the CPUs
+    meanwhile, and their queues empty before the next step."""
+    start = time.perf_counter()
     yield
-    time.sleep(rest * (time.perf_counter() - began))
+    time.sleep(idle_ratio * (time.perf_counter() - start))
 
 
 def measure(
-    run: Callable[[int], object], row_bytes: int, most_seconds: float, rest: float = 0.0
+    run: Callable[[int], object], row_bytes: int, max_seconds: float, idle_ratio: float = 0.0
 ) -> list[BatchTiming]:
     """Time `run`, which runs a batch of so many rows, for 1, 2, 4, ... rows, until one batch takes
-    longer than `most_seconds`.
+    longer than `max_seconds`.
 
-    rest: after each run, as in `resting`.
+    idle_ratio: as in `throttled`, after each run.
     """
-    costs: list[BatchTiming] = []
+    timings: list[BatchTiming] = []
     rows = 1
-    while rows <= 4096 and (rows == 1 or rows * row_bytes <= _BYTES):
-        costs.append(_time(run, rows, rest))
-        if costs[-1].seconds > most_seconds:
+    while rows <= 4096 and (rows == 1 or rows * row_bytes <= _MAX_BYTES):
+        timings.append(_time(run, rows, idle_ratio))
+        if timings[-1].seconds > max_seconds:
             break
         rows *= 2
-    return costs
+    return timings
 
 
 def profile_still_valid(
-    run: Callable[[int], object], costs: Sequence[BatchTiming], rows: int, rest: float
+    run: Callable[[int], object], timings: Sequence[BatchTiming], rows: int, idle_ratio: float
 ) -> bool:
-    """Whether a curve that another graph gave tells what `run` costs, as far as one row shows.
+    """Whether the timings of another graph hold for `run`, judged by one row.
 
-    Also warms the graph, up to `rows`. One that is faster than the curve says is as good: the curve
-    errs to the safe side.
+    Also warms the graph, up to `rows`. A faster graph passes: the timings then err on the safe
+    side.
     """
-    with throttled(rest):
+    with throttled(idle_ratio):
         run(rows)
-    return _time(run, 1, rest).seconds <= MAX_DRIFT * costs[0].seconds
+    return _time(run, 1, idle_ratio).seconds <= MAX_DRIFT * timings[0].seconds
 
 
-def _time(run: Callable[[int], object], rows: int, rest: float) -> BatchTiming:
+def _time(run: Callable[[int], object], rows: int, idle_ratio: float) -> BatchTiming:
     run(rows)  # the first run of a shape allocates
     times = []
     for _ in range(_RUNS):
-        with throttled(rest):
-            began = time.perf_counter()
+        with throttled(idle_ratio):
+            start = time.perf_counter()
             run(rows)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
     return BatchTiming(rows, min(times))
 
 
-def choose_batch_size(costs: Sequence[BatchTiming], most_seconds: float) -> int:
-    """How many rows a batch should hold at the most.
+def choose_batch_size(timings: Sequence[BatchTiming], max_seconds: float) -> int:
+    """How many rows a batch should hold at most.
 
-    Of those with nearly the best throughput among the batches within `most_seconds`: the largest
-    that is short, for a batch must also hold whole requests; else the smallest, for it waits least.
+    Candidates are the batches within `max_seconds` with nearly the best throughput. Of these, the
+    largest short one, because a batch must also hold whole requests. If none is short, the
+    smallest, because it waits least.
     """
-    within = [cost for cost in costs if cost.seconds <= most_seconds] or list(costs[:1])
-    best = max(cost.rows / cost.seconds for cost in within)
-    good = [cost for cost in within if cost.rows / cost.seconds >= GOOD_ENOUGH * best]
-    short = [cost.rows for cost in good if cost.seconds <= most_seconds * SHORT]
+    within = [t for t in timings if t.seconds <= max_seconds] or list(timings[:1])
+    best = max(t.rows / t.seconds for t in within)
+    good = [t for t in within if t.rows / t.seconds >= GOOD_ENOUGH * best]
+    short = [t.rows for t in good if t.seconds <= max_seconds * SHORT]
     return max(short, default=good[0].rows)
 
 
-def background_batch_rows(costs: Sequence[BatchTiming]) -> int:
-    """The most rows of a batch that is soon over: within SOON, or half as long again as one row."""
-    most = max(BACKGROUND_SECONDS, 1.5 * costs[0].seconds)
-    return max(cost.rows for cost in costs if cost.seconds <= most)
+def background_batch_rows(timings: Sequence[BatchTiming]) -> int:
+    """The largest batch that takes at most BACKGROUND_SECONDS, or 1.5 times as long as one row."""
+    max_seconds = max(BACKGROUND_SECONDS, 1.5 * timings[0].seconds)
+    return max(t.rows for t in timings if t.seconds <= max_seconds)
 
 
-def seconds_of(rows: int, costs: Sequence[BatchTiming]) -> float:
-    """What a batch of `rows` takes, by the measured batch nearest to it."""
-    nearest = min(costs, key=lambda cost: abs(cost.rows - rows))
+def seconds_of(rows: int, timings: Sequence[BatchTiming]) -> float:
+    """The seconds that a batch of `rows` takes, estimated from the nearest measured batch."""
+    nearest = min(timings, key=lambda timing: abs(timing.rows - rows))
     return nearest.seconds * rows / nearest.rows

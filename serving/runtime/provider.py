@@ -1,8 +1,8 @@
 """Which of ONNX Runtime's providers runs the graphs.
 
-ONNX Runtime falls back to the CPU without failing when CUDA cannot be had. Here nothing falls back
-in silence: asked for CUDA and not getting it is a ConfigError that says why; `auto` says aloud
-what it chose.
+ONNX Runtime silently falls back to the CPU when CUDA is not available. This module never does. If
+CUDA is requested but not available, it raises a ConfigError with the reason; `auto` logs its
+choice.
 """
 
 from __future__ import annotations
@@ -31,85 +31,86 @@ _LIBRARIES: Final = (
     ("libcublasLt.so.13", "nvidia-cublas"),
     ("libcurand.so.10", "nvidia-curand"),
 )
-"""What the CUDA provider loads, and the package that brings it."""
+"""The libraries that the CUDA provider loads, and the packages that contain them."""
 _CUDNN: Final = "libcudnn.so.9", "nvidia-cudnn-cu13"
-"""For nets with convolutions only, and looked for when the first of them is loaded."""
+"""Only for networks with convolutions; the CUDA provider loads it with the first of them."""
 
-_MOST_WORKERS: Final = 8
+_MAX_WORKERS: Final = 8
 
 
 class Provider:
-    """The provider that was asked for, or the one that stands in for it.
+    """The requested provider, or its fallback.
 
-    asked: auto | cuda | cpu. gpu_memory_mib: the most of a device's memory that one
-    graph may take; 0: no limit. Raises ConfigError when a GPU was asked for and cannot be had.
+    requested: auto | cuda | cpu. gpu_arena_limit_mib: limit of the device memory that one graph may
+    take; 0: none. Raises ConfigError when CUDA was requested but is not available.
     """
 
-    def __init__(self, asked: str = "auto", gpu_arena_limit_mib: int = 0) -> None:
-        self._asked, self._gpu_memory_mib = asked, gpu_arena_limit_mib
-        self.name = CPU if asked == "cpu" else self._find()
+    def __init__(self, requested: str = "auto", gpu_arena_limit_mib: int = 0) -> None:
+        self._requested, self._gpu_arena_limit_mib = requested, gpu_arena_limit_mib
+        self.name = CPU if requested == "cpu" else self._find()
 
     @property
     def on_cpu(self) -> bool:
         return self.name == CPU
 
     def options(self, cuda_graph: bool = False, stream: int = 0) -> list[Any]:
-        """What a session is told, the provider first.
+        """The `providers` argument of a session, the preferred one first.
 
-        cuda_graph: record runs and replay them.
-        stream: the address of the one to compute on; 0: the session has one of its own.
+        cuda_graph: capture runs as CUDA graphs and replay them.
+        stream: the address of the stream to compute on; 0: the session makes its own.
         """
         if self.on_cpu:
             return [CPU]
-        on_cuda = {
+        cuda_options = {
             "device_id": "0",
-            # The default search runs every algorithm at each new shape, for seconds.
+            # The default search tries every algorithm at each new shape, which takes seconds.
             "cudnn_conv_algo_search": "HEURISTIC",
-            # Sums in TF32 would differ from training's in the third digit.
+            # Sums in TF32 would differ from those of training in the third digit.
             "use_tf32": "0",
-            # Batches come in few sizes: what they need is known, and doubling would waste.
+            # Batches have few sizes, so the needed memory is known; doubling would waste it.
             "arena_extend_strategy": "kSameAsRequested",
             "enable_cuda_graph": str(int(cuda_graph)),
         }
         if stream:
-            on_cuda["user_compute_stream"] = str(stream)
-        if self._gpu_memory_mib:
-            on_cuda["gpu_mem_limit"] = str(self._gpu_memory_mib << 20)
-        return [(CUDA, on_cuda), CPU]
+            cuda_options["user_compute_stream"] = str(stream)
+        if self._gpu_arena_limit_mib:
+            cuda_options["gpu_mem_limit"] = str(self._gpu_arena_limit_mib << 20)
+        return [(CUDA, cuda_options), CPU]
 
-    def confirm(self, session: ort.InferenceSession) -> None:
-        """See that a session runs where it should; raises ConfigError, or falls back aloud."""
+    def verify(self, session: ort.InferenceSession) -> None:
+        """Check that a session runs on this provider. Otherwise raises ConfigError, or falls back
+        and logs it."""
         if session.get_providers()[0] != self.name:
-            why = f"ONNX Runtime could not start its {self.name}; its own message stands above"
-            self.name = self._fall_back(why)
+            reason = f"ONNX Runtime could not start its {self.name}; see its log output above"
+            self.name = self._fall_back(reason)
 
     def _find(self) -> str:
-        why = problem()
-        if not why:
-            with contextlib.redirect_stdout(None):  # what it would print of failures is said here
+        reason = unavailable_reason()
+        if not reason:
+            with contextlib.redirect_stdout(None):  # it prints failures; we report them ourselves
                 ort.preload_dlls()  # finds the CUDA libraries in the nvidia-* packages
-            why = _missing_library() or cuda.refusal()
-        if why:
-            return self._fall_back(why)
-        ort.set_default_logger_severity(3)  # each session would warn that CUDA is no plugin
-        if not _loads(_CUDNN[0]):
-            said = "%s cannot be loaded: no net with convolutions can run; install %s."
-            log.warning(said, *_CUDNN)
-        log.info("Provider: %s.", CUDA)
+            reason = _missing_library() or cuda.unavailable_reason()
+        if reason:
+            return self._fall_back(reason)
+        ort.set_default_logger_severity(3)  # each session would warn that CUDA is not a plugin
+        if not _can_load(_CUDNN[0]):
+            message = "%s cannot be loaded, so networks with convolutions cannot run. Install %s."
+            log.warning(message, *_CUDNN)
+        log.info("Using %s.", CUDA)
         return CUDA
 
     def _fall_back(self, reason: str) -> str:
-        if self._asked != "auto":
+        if self._requested != "auto":
             raise ConfigError(
-                f"CUDA was asked for and cannot be had: {reason}. "
-                "Mend that, or start with --provider cpu or auto."
+                f"CUDA requested but not available: {reason}. "
+                "Fix this, or use --provider cpu or auto."
             )
-        log.warning("Provider: %s, because %s.", CPU, reason)
+        log.warning("Using %s: %s.", CPU, reason)
         return CPU
 
 
-def problem() -> str:
-    """Why CUDA cannot be had here; empty when nothing is known against it."""
+def unavailable_reason() -> str:
+    """Why CUDA is not available on this machine; empty: no reason is known."""
     if CUDA not in ort.get_available_providers():
         return "this build of ONNX Runtime has no CUDA provider; install onnxruntime-gpu"
     try:
@@ -123,14 +124,14 @@ def problem() -> str:
 
 
 def _missing_library() -> str:
-    """The first of CUDA's libraries that is not there, as a sentence's end; empty: none."""
+    """Which of CUDA's libraries is missing, as a clause for an error message; empty: none."""
     for library, package in _LIBRARIES:
-        if not _loads(library):
+        if not _can_load(library):
             return f"{library} cannot be loaded; install {package}"
     return ""
 
 
-def _loads(library: str) -> bool:
+def _can_load(library: str) -> bool:
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -138,21 +139,21 @@ def _loads(library: str) -> bool:
     return True
 
 
-def default_worker_count(asked: str) -> int:
-    """How many processes should serve: one with a GPU, which one process keeps busy; else one for
-    each CPU, up to as many as a machine's memory may be expected to hold the models of."""
-    if asked == "cuda" or (asked == "auto" and not problem()):
+def default_worker_count(requested: str) -> int:
+    """How many processes should serve with the requested provider. With a GPU, one: it keeps the
+    GPU busy. Otherwise one for each CPU, but at most as many as have room for their models."""
+    if requested == "cuda" or (requested == "auto" and not unavailable_reason()):
         return 1
-    return min(available_cpus(), _MOST_WORKERS)
+    return min(available_cpus(), _MAX_WORKERS)
 
 
 def available_cpus() -> int:
-    """CPUs this process may really use: its affinity mask, cut by its cgroup's quota."""
+    """CPUs this process may use: its affinity mask, limited by its cgroup's quota."""
     cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
             cpus = min(cpus, int(quota) / int(period))
     except (OSError, ValueError):
-        pass  # no cgroup v2 here: no quota
+        pass  # no cgroup v2: no quota
     return max(1, math.floor(cpus))

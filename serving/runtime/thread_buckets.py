@@ -1,5 +1,7 @@
-"""What each thread runs batches with: a stream for its copies, and a bucket for each size of batch,
-which are the powers of two."""
+"""What each thread runs batches with: a stream for its copies, and one bucket for each batch size.
+
+The sizes are the powers of two.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from dataclasses import dataclass, field
 import onnxruntime as ort
 
 from latentd.runtime.buffers import Buffer, Device, Stream
-from latentd.runtime.capture_lock import GPU
+from latentd.runtime.capture_lock import CUDA_CAPTURE
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """All that batches of one size need."""
+    """The buffers and options for batches of one size."""
 
     input: Buffer
     outputs: dict[str, Buffer]
@@ -23,75 +25,75 @@ class Bucket:
     options: ort.RunOptions
 
     def close(self) -> None:
-        """Give the memory back; no run may follow."""
+        """Free the memory; no run may follow."""
         for buffer in (self.input, *self.outputs.values()):
             buffer.close()
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadState:
-    """What one thread runs batches with: a stream for its copies, and its buckets by their rows."""
+    """One thread's stream for copies, and its buckets by their rows."""
 
-    copies: Stream
+    copy_stream: Stream
     buckets: dict[int, Bucket] = field(default_factory=dict)
 
     def close(self) -> None:
-        """Give all of it back."""
+        """Free everything."""
         for bucket in self.buckets.values():
             bucket.close()
         self.buckets.clear()
-        self.copies.close()
+        self.copy_stream.close()
 
 
 class ThreadBuckets:
-    """Each thread's hand, made when it is first asked for.
+    """The state of each thread, created on the thread's first run.
 
-    make: a bucket of so many rows, for a thread that copies on this stream; called while nobody
-    else uses the device.
+    build_bucket: makes a bucket of so many rows, for a thread that copies on this stream; called
+    while no other thread uses the device.
     """
 
-    def __init__(self, device: Device, make: Callable[[int, Stream], Bucket]) -> None:
-        self._device, self._make = device, make
-        self._hands: dict[threading.Thread, ThreadState] = {}
+    def __init__(self, device: Device, build_bucket: Callable[[int, Stream], Bucket]) -> None:
+        self._device, self._build_bucket = device, build_bucket
+        self._states: dict[threading.Thread, ThreadState] = {}
 
     def __iter__(self) -> Iterator[ThreadState]:
-        """Those that there are now."""
-        return iter(list(self._hands.values()))
+        """The current states."""
+        return iter(list(self._states.values()))
 
     def bucket(self, rows: int) -> tuple[Bucket, Stream]:
-        """This thread's for batches of so many rows, made if there is none, and its stream."""
-        me = threading.current_thread()
-        hand = self._hands.get(me)
-        if hand is None or rows not in hand.buckets:
-            with GPU.record():
-                if hand is None:
-                    hand = self._hands[me] = ThreadState(self._device.stream())
-                hand.buckets[rows] = self._make(rows, hand.copies)
-        return hand.buckets[rows], hand.copies
+        """This thread's bucket of so many rows, built if it is missing, and its stream."""
+        thread = threading.current_thread()
+        state = self._states.get(thread)
+        if state is None or rows not in state.buckets:
+            with CUDA_CAPTURE.exclusive():
+                if state is None:
+                    state = self._states[thread] = ThreadState(self._device.create_stream())
+                state.buckets[rows] = self._build_bucket(rows, state.copy_stream)
+        return state.buckets[rows], state.copy_stream
 
-    def warm_up(self, most_rows: int) -> None:
-        """Make this thread's buckets of up to so many rows. Raises what making one raises."""
-        for rows in sizes(most_rows):
+    def warm_up(self, max_rows: int) -> None:
+        """Build this thread's buckets of up to so many rows. Raises what `build_bucket` raises."""
+        for rows in bucket_sizes(max_rows):
             self.bucket(rows)
 
-    def leave(self) -> None:
-        """Give back what is this thread's."""
-        with GPU.use():
-            hand = self._hands.pop(threading.current_thread(), None)
-            if hand:
-                hand.close()
+    def release_thread(self) -> None:
+        """Free this thread's state."""
+        with CUDA_CAPTURE.shared():
+            state = self._states.pop(threading.current_thread(), None)
+            if state:
+                state.close()
 
     def close(self) -> None:
-        """Give back everybody's; while GPU.use() is held."""
-        while self._hands:
-            self._hands.popitem()[1].close()
+        """Free the states of all threads. The caller holds CUDA_CAPTURE."""
+        while self._states:
+            self._states.popitem()[1].close()
 
 
 def bucket_rows(rows: int) -> int:
-    """The least power of two that holds so many rows."""
+    """The smallest power of two that holds so many rows."""
     return 1 << max(0, rows - 1).bit_length()
 
 
-def sizes(most_rows: int) -> list[int]:
-    """The buckets of batches of up to so many rows: 1, 2, 4, ..."""
-    return [1 << power for power in range(bucket_rows(most_rows).bit_length())]
+def bucket_sizes(max_rows: int) -> list[int]:
+    """The buckets for batches of up to so many rows: 1, 2, 4, ..."""
+    return [1 << power for power in range(bucket_rows(max_rows).bit_length())]

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from latentd import bundle
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
-from tests.support.slow_engine import slowed
+from tests.support.slow_engine import slow_graph
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60
@@ -161,7 +161,7 @@ def publish_slow(publish_toy, toy_bundles) -> Callable[..., Path]:
     decoder = bundle.load(version).files[bundle.DECODER]
 
     def publish(root: Path, rounds: int, **replaced: bytes) -> Path:
-        return publish_toy(root, decoder_onnx=slowed(decoder, rounds), **replaced)
+        return publish_toy(root, decoder_onnx=slow_graph(decoder, rounds), **replaced)
 
     return publish
 

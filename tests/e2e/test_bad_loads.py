@@ -17,7 +17,7 @@ from latentd import bundle
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from tests.support import bad_bundles
-from tests.support.slow_engine import slowed
+from tests.support.slow_engine import slow_graph
 
 LONG = 60
 FLAGS = ("--poll-seconds", "0.2", "--lame-duck-seconds", "0.1", "--keep-versions", "1")
@@ -33,7 +33,7 @@ def good(toy_bundles) -> dict[str, bytes]:
 @pytest.fixture
 def endless(good) -> bytes:
     """A decoder that never gives anything."""
-    return slowed(good[bundle.DECODER], 10**15, beyond=-1e30)
+    return slow_graph(good[bundle.DECODER], 10**15, above=-1e30)
 
 
 @pytest.fixture

@@ -43,20 +43,22 @@ def sample(stub: VaeServiceStub) -> pb.SampleResponse:
 def test_a_driver_too_old_is_told_of_before_anything_is_loaded(
     serve, toy_bundles, libraries, card, asked
 ):
-    card.tell("fail", INSUFFICIENT_DRIVER)
+    card.set("fail", INSUFFICIENT_DRIVER)
     process = serve("--bundles", str(toy_bundles), "--provider", asked, **libraries)
     if asked == "cuda":
-        process.wait_for("CUDA was asked for and cannot be had: CUDA does not start .*Insufficient")
+        process.wait_for(
+            "CUDA requested but not available: CUDA initialization failed .*Insufficient"
+        )
         assert process.exit_status() == 78
     else:
-        process.wait_for("Provider: CPUExecutionProvider, because CUDA does not start")
+        process.wait_for("Using CPUExecutionProvider: CUDA initialization failed")
         process.answer()
 
 
 def test_a_lost_gpu_is_said_to_callers_and_to_both_probes(serve, toy_bundles, libraries, card):
     process = serve("--bundles", str(toy_bundles), "--provider", "cuda", **libraries)
     target, _ = process.ready()
-    process.wait_for("Provider: CUDAExecutionProvider")
+    process.wait_for("Using CUDAExecutionProvider")
     with grpc.insecure_channel(target) as channel:
         stub, health = VaeServiceStub(channel), health_pb2_grpc.HealthStub(channel)
         watches = {
@@ -66,7 +68,7 @@ def test_a_lost_gpu_is_said_to_callers_and_to_both_probes(serve, toy_bundles, li
         assert {next(watch).status for watch in watches.values()} == {SERVING}
         assert sample(stub).x.tensor.data
         assert card.replayed > 0
-        card.tell("fail", LAUNCH_FAILURE)
+        card.set("fail", LAUNCH_FAILURE)
         for _ in range(3):
             with pytest.raises(grpc.RpcError) as failed:
                 sample(stub)
@@ -87,12 +89,12 @@ def test_a_worker_that_has_lost_its_gpu_is_replaced(serve, toy_bundles, librarie
     with grpc.insecure_channel(target, options) as channel:
         stub = VaeServiceStub(channel)
         assert sample(stub).x.tensor.data
-        card.tell("fail", LAUNCH_FAILURE)
+        card.set("fail", LAUNCH_FAILURE)
         for _ in range(3):
             with pytest.raises(grpc.RpcError):
                 sample(stub)
     replaced = process.wait_for(r"Worker (\d) died: exit status 70")
-    card.tell("fail", 0)  # another process finds the GPU well
+    card.set("fail", 0)  # another process finds the GPU well
     process.wait_for(rf"Worker {replaced[1]}: process \d+ takes its place")
     with grpc.insecure_channel(target, options) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -110,7 +112,7 @@ def test_a_version_that_finds_no_memory_is_refused_and_the_one_before_serves_on(
         stub = VaeServiceStub(channel)
         assert sample(stub).served_by.version == 1
         taken = card.allocated
-        card.tell("memory", taken + 1000)
+        card.set("memory", taken + 1000)
         publish_toy(tmp_path)
         process.wait_for("Rejected toy version 2: .*memory")
         assert sample(stub).served_by.version == 1

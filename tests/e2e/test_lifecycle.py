@@ -34,7 +34,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def test_a_server_is_healthy_reflects_itself_and_shows_metrics(serve, toy_bundles):
     process = serve("--bundles", str(toy_bundles), "--provider", "auto")
     target, metrics = process.ready()
-    process.wait_for("Provider: CPUExecutionProvider, because|Provider: CUDA")
+    process.wait_for("Using CPUExecutionProvider|Using CUDA")
     with grpc.insecure_channel(target) as channel:
         for service in ("", "vae.v1.VaeService", "readiness", "liveness"):
             assert health_of(channel, service) == SERVING
@@ -96,7 +96,7 @@ def test_asked_for_cuda_and_not_getting_it_is_a_refusal_that_says_why(serve, toy
     process = serve("--bundles", str(toy_bundles), "--provider", "cuda")
     assert process.exit_status() == 78
     said = "".join(process.log)
-    assert "CUDA was asked for and cannot be had: " in said
+    assert "CUDA requested but not available: " in said
     assert "Traceback" not in said
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from latentd.runtime.cuda import Stream
 from latentd.runtime.engine import SessionFactory
-from latentd.runtime.provider import CUDA, Provider, problem
+from latentd.runtime.provider import CUDA, Provider, unavailable_reason
 from latentd.training import graphs, networks
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
@@ -16,7 +16,7 @@ from latentd.training.model import build
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(bool(problem()), reason=f"no GPU to be had: {problem()}"),
+    pytest.mark.skipif(bool(unavailable_reason()), reason=f"no GPU: {unavailable_reason()}"),
 ]
 LATENT = 4
 

@@ -12,9 +12,9 @@ from latentd.client import Client
 from latentd.runtime.engine import Graph, SessionFactory, Signature
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.settings import Settings
-from tests.support.bound_model import BATCH, Opened, load_toy
+from tests.support.bound_model import BATCH, BoundModel, load_toy
 from tests.support.fake_cuda import COUNTERS, Counters
-from tests.support.fake_device import HostMemory, Stream
+from tests.support.fake_device import HostDevice, Stream
 from tests.support.fake_server import FakeServer, ScriptedService
 
 
@@ -41,23 +41,23 @@ def client(scripted: FakeServer) -> Iterator[Client]:
 
 @pytest.fixture
 def counters() -> Counters:
-    """What the stand-in for CUDA's libraries was asked for; a GPU itself does not count."""
+    """The counters of the fake CUDA libraries; a real GPU has none."""
     path = os.environ.get(COUNTERS)
     if not path:
-        pytest.skip("only the stand-in for a GPU counts what is asked of it")
+        pytest.skip("only the fake CUDA libraries count calls")
     return Counters(Path(path))
 
 
 @pytest.fixture
 def bound(monkeypatch) -> list[IOBindingGraph]:
-    """Every graph that is loaded from now on: bound, as on a GPU, but on the CPU provider."""
+    """Every graph that is loaded from now on: bound to buffers, as on a GPU, but on the CPU."""
     loaded: list[IOBindingGraph] = []
 
     def load(self: SessionFactory, model: bytes, signature: Signature, threads: int) -> Graph:
         name, dtype, shape = signature.input
-        session, takes = self._session(model, threads), (name, (dtype, shape))
+        session, input_ = self._session(model, threads), (name, (dtype, shape))
         graph = IOBindingGraph(
-            session, takes, dict(signature.outputs), HostMemory(), Stream(), False
+            session, input_, dict(signature.outputs), HostDevice(), Stream(), False
         )
         loaded.append(graph)
         return graph
@@ -67,13 +67,13 @@ def bound(monkeypatch) -> list[IOBindingGraph]:
 
 
 @pytest.fixture
-def open_model(toy_bundles, bound) -> Iterator[Callable[..., Opened]]:
-    """Open models of bound graphs, with settings of the test's own; they close when it ends."""
-    opened: list[Opened] = []
+def open_model(toy_bundles, bound) -> Iterator[Callable[..., BoundModel]]:
+    """Opens models of bound graphs, with the test's settings; they close when the test ends."""
+    opened: list[BoundModel] = []
 
-    def open_(**chosen: object) -> Opened:
+    def open_(**chosen: object) -> BoundModel:
         settings = Settings(max_batch_rows=BATCH, **chosen)
-        opened.append(Opened(load_toy(toy_bundles, settings), settings))
+        opened.append(BoundModel(load_toy(toy_bundles, settings), settings))
         return opened[-1]
 
     yield open_

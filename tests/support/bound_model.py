@@ -1,4 +1,4 @@
-"""A toy model whose graphs are bound, without a server, and a gate before its decoder."""
+"""A toy model with bound graphs, without a server, and a gate before its decoder."""
 
 from __future__ import annotations
 
@@ -23,34 +23,38 @@ from tests.support.wait import LONG
 
 BATCH = 16
 POISON = 13
-"""No image holds it. The decoder fails on a latent that does, divided by 255."""
+"""A value that no image has. The decoder fails on latents that have it, divided by 255."""
 
 
 class Gate:
-    """Before a decoder: a run waits until it may pass, and fails on latents of POISON."""
+    """Holds the runs of a decoder until it is opened; a run fails on latents of POISON."""
 
     def __init__(self, decoder: Graph) -> None:
-        self._run, self._came, self._open = decoder.run, threading.Semaphore(0), threading.Event()
-        self.runs: list[tuple[int, list[str]]] = []  # rows and what was asked for
+        self._run, self._started, self._open = (
+            decoder.run,
+            threading.Semaphore(0),
+            threading.Event(),
+        )
+        self.runs: list[tuple[int, list[str]]] = []  # rows and requested outputs
         decoder.run = self._pass
 
     def _pass(self, z: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         self.runs.append((len(z), list(outputs)))
-        self._came.release()
+        self._started.release()
         assert self._open.wait(LONG)
         if (np.rint(z * 255) == POISON).any():
             raise RuntimeError("unlucky")
         return self._run(z, outputs)
 
-    def wait_for_a_run(self) -> None:
-        assert self._came.acquire(timeout=LONG)
+    def wait_for_run(self) -> None:
+        assert self._started.acquire(timeout=LONG)
 
     def open(self) -> None:
         self._open.set()
 
 
-class Opened:
-    """A model of the toy's, and calls to it."""
+class BoundModel:
+    """The toy as a served model, and calls to it."""
 
     def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
         self.metrics = Metrics(CollectorRegistry())
@@ -65,7 +69,7 @@ class Opened:
             self.model.close()
 
     def decode(self, x: np.ndarray, *, params: bool = False) -> Future:
-        """Ask the decoder for these images, by the latents that it turns into them."""
+        """Decode the latents that the decoder turns into these images."""
         z = x.reshape(len(x), -1) / np.float32(255)
         return self.model.decode(GivenLatents(z), CallContext(), params=params)
 

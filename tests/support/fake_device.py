@@ -8,7 +8,7 @@ from typing import Any
 from latentd.runtime.io_binding import IOBindingGraph
 
 
-class Memory:
+class Allocation:
     """Bytes of this process."""
 
     def __init__(self, nbytes: int) -> None:
@@ -20,41 +20,41 @@ class Memory:
 
 
 class Stream:
-    """Everything asked for here is done already."""
+    """All work is done before a call returns."""
 
     address = 0
 
-    def copy(self, to: int, origin: int, nbytes: int) -> None:
-        assert to == origin
+    def copy(self, destination: int, source: int, nbytes: int) -> None:
+        assert destination == source
 
-    def follow(self, other: Any) -> None:
+    def wait_stream(self, other: Any) -> None:
         pass
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-class HostMemory:
-    """Rows on the device are the rows beside it."""
+class HostDevice:
+    """Its memory is the host's: a buffer's two allocations are one."""
 
     name = "cpu"
 
-    def stream(self) -> Stream:
+    def create_stream(self) -> Stream:
         return Stream()
 
-    def memory(self, nbytes: int) -> tuple[Memory, Memory]:
-        here = Memory(nbytes)
-        return here, here
+    def allocate(self, nbytes: int) -> tuple[Allocation, Allocation]:
+        memory = Allocation(nbytes)
+        return memory, memory
 
 
 def buckets(graph: IOBindingGraph) -> list[Any]:
-    """All that any thread has of a graph's."""
-    return [bucket for hand in graph._hands for bucket in hand.buckets.values()]
+    """The buckets of a graph, of all threads."""
+    return [bucket for state in graph._thread_buckets for bucket in state.buckets.values()]
 
 
-def sizes(graph: IOBindingGraph) -> list[int]:
-    """Their rows."""
-    return sorted(rows for hand in graph._hands for rows in hand.buckets)
+def bucket_sizes(graph: IOBindingGraph) -> list[int]:
+    """The rows of these buckets."""
+    return sorted(rows for state in graph._thread_buckets for rows in state.buckets)

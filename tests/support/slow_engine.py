@@ -1,4 +1,4 @@
-"""A graph that takes as long as a test wants."""
+"""A graph that takes as long as a test needs."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ import onnx
 from onnx import TensorProto, helper
 
 SLOW: Final = np.full((1, 16), 9, np.float32)
-"""A latent of the toy's that the loop is for."""
+"""A latent of the toy that makes the loop run."""
 
 
-def slowed(decoder: bytes, rounds: int, beyond: float = 5.0) -> bytes:
-    """The graph, preceded by a loop of so many rounds where a latent is > `beyond`; one takes about
-    a microsecond."""
+def slow_graph(decoder: bytes, iterations: int, above: float = 5.0) -> bytes:
+    """The graph, preceded by a loop of so many iterations if any latent is > `above`; an iteration
+    takes about a microsecond."""
     model = onnx.load_from_string(decoder)
     graph = model.graph
     for node in graph.node:
         for at, name in enumerate(node.input):
             if name == "z":
-                node.input[at] = "z_at_last"
+                node.input[at] = "z_after_loop"
     body = helper.make_graph(
         [
-            helper.make_node("Identity", ["going"], ["going_on"]),
-            helper.make_node("Identity", ["held"], ["held_on"]),
+            helper.make_node("Identity", ["condition"], ["condition_out"]),
+            helper.make_node("Identity", ["state"], ["state_out"]),
         ],
-        "round",
+        "body",
         [
-            helper.make_tensor_value_info("number", TensorProto.INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("held", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("iteration", TensorProto.INT64, []),
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
         ],
         [
-            helper.make_tensor_value_info("going_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("held_on", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("condition_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_out", TensorProto.FLOAT, None),
         ],
     )
     first = [
         helper.make_node("ReduceMax", ["z"], ["largest"], keepdims=0),
-        helper.make_node("Greater", ["largest", "five"], ["beyond"]),
-        helper.make_node("Cast", ["beyond"], ["one_or_none"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["one_or_none", "many"], ["rounds"]),
-        helper.make_node("Loop", ["rounds", "", "z"], ["z_at_last"], body=body),
+        helper.make_node("Greater", ["largest", "threshold"], ["is_above"]),
+        helper.make_node("Cast", ["is_above"], ["zero_or_one"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["zero_or_one", "max_iterations"], ["iterations"]),
+        helper.make_node("Loop", ["iterations", "", "z"], ["z_after_loop"], body=body),
     ]
     graph.initializer.extend(
         [
-            helper.make_tensor("five", TensorProto.FLOAT, [], [beyond]),
-            helper.make_tensor("many", TensorProto.INT64, [], [rounds]),
+            helper.make_tensor("threshold", TensorProto.FLOAT, [], [above]),
+            helper.make_tensor("max_iterations", TensorProto.INT64, [], [iterations]),
         ]
     )
     nodes = [*first, *graph.node]

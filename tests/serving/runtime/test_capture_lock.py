@@ -1,4 +1,4 @@
-"""Uses of the GPU go side by side; a recording is alone, and not put off for ever."""
+"""Any number of threads hold the lock as shared; an exclusive holder is alone and never starves."""
 
 from __future__ import annotations
 
@@ -9,78 +9,78 @@ import pytest
 
 from latentd.runtime.capture_lock import CaptureLock
 
-LONG = 20.0  # seconds; nothing here waits so long unless it is broken
+LONG = 20.0  # seconds; only broken code makes a test wait so long
 
 
-class Other:
-    """A thread that uses or records, says when it does, and stays until it is let go."""
+class Holder:
+    """A thread that takes the lock, sets `inside`, and keeps the lock until `end`."""
 
-    def __init__(self, turns: CaptureLock, kind: str) -> None:
-        self.inside, self.leave = threading.Event(), threading.Event()
-        self._turn = getattr(turns, kind)
+    def __init__(self, lock: CaptureLock, kind: str) -> None:
+        self.inside, self.may_leave = threading.Event(), threading.Event()
+        self._acquire = getattr(lock, kind)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        with self._turn():
+        with self._acquire():
             self.inside.set()
-            self.leave.wait(LONG)
+            self.may_leave.wait(LONG)
 
     def end(self) -> None:
-        self.leave.set()
+        self.may_leave.set()
         self._thread.join(LONG)
         assert not self._thread.is_alive()
 
 
-def wait_until_waiting(turns: CaptureLock, threads: int) -> None:
+def wait_until_waiting(lock: CaptureLock, threads: int) -> None:
     deadline = time.monotonic() + LONG
-    while len(turns._changed._waiters) < threads:  # type: ignore[attr-defined]
+    while len(lock._changed._waiters) < threads:  # type: ignore[attr-defined]
         assert time.monotonic() < deadline
 
 
-def test_uses_go_side_by_side():
-    turns = CaptureLock()
-    others = [Other(turns, "use") for _ in range(3)]
-    for other in others:
-        assert other.inside.wait(LONG)
-    for other in others:
-        other.end()
+def test_shared_holders_run_at_once():
+    lock = CaptureLock()
+    holders = [Holder(lock, "shared") for _ in range(3)]
+    for holder in holders:
+        assert holder.inside.wait(LONG)
+    for holder in holders:
+        holder.end()
 
 
-@pytest.mark.parametrize("kind", ["use", "record"])
-def test_nobody_is_beside_a_recording(kind):
-    turns = CaptureLock()
-    with turns.record():
-        other = Other(turns, kind)
-        wait_until_waiting(turns, 1)
-        assert not other.inside.is_set()
-    assert other.inside.wait(LONG)
-    other.end()
+@pytest.mark.parametrize("kind", ["shared", "exclusive"])
+def test_exclusive_holder_is_alone(kind):
+    lock = CaptureLock()
+    with lock.exclusive():
+        holder = Holder(lock, kind)
+        wait_until_waiting(lock, 1)
+        assert not holder.inside.is_set()
+    assert holder.inside.wait(LONG)
+    holder.end()
 
 
-def test_who_waits_to_record_goes_before_new_uses():
-    turns = CaptureLock()
-    with turns.use():
-        recording = Other(turns, "record")
-        wait_until_waiting(turns, 1)
-        use = Other(turns, "use")
-        wait_until_waiting(turns, 2)
-        assert not recording.inside.is_set()
-        assert not use.inside.is_set()
-    assert recording.inside.wait(LONG)
-    wait_until_waiting(turns, 1)
-    assert not use.inside.is_set()
-    recording.end()
-    assert use.inside.wait(LONG)
-    use.end()
+def test_waiting_exclusive_goes_before_later_shared():
+    lock = CaptureLock()
+    with lock.shared():
+        exclusive = Holder(lock, "exclusive")
+        wait_until_waiting(lock, 1)
+        shared = Holder(lock, "shared")
+        wait_until_waiting(lock, 2)
+        assert not exclusive.inside.is_set()
+        assert not shared.inside.is_set()
+    assert exclusive.inside.wait(LONG)
+    wait_until_waiting(lock, 1)
+    assert not shared.inside.is_set()
+    exclusive.end()
+    assert shared.inside.wait(LONG)
+    shared.end()
 
 
-def test_what_fails_inside_leaves_the_turn():
-    turns = CaptureLock()
-    for turn in (turns.use, turns.record):
-        with pytest.raises(ZeroDivisionError), turn():
+def test_lock_is_released_when_the_block_raises():
+    lock = CaptureLock()
+    for acquire in (lock.shared, lock.exclusive):
+        with pytest.raises(ZeroDivisionError), acquire():
             _ = 1 / 0
-    with turns.record():
+    with lock.exclusive():
         pass
-    with turns.use():
+    with lock.shared():
         pass

@@ -1,6 +1,6 @@
-"""Graphs on CUDA: what is asked of the device, in what order, and that it is given back.
+"""Graphs on CUDA: which calls the device gets, in which order, and that all memory is freed.
 
-On a GPU, or on the fake CUDA libraries, which also count (tests/support/fake_cuda.py)."""
+On a GPU, or on the fake CUDA libraries, which also count the calls (tests/support/fake_cuda.py)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from latentd.bundle import DECODER, ENCODER
 from latentd.errors import BundleError
 from latentd.models import loading
 from latentd.runtime import golden
-from latentd.runtime.cuda import Cuda, CudaError, Memory, Stream
+from latentd.runtime.cuda import Allocation, Cuda, CudaError, Stream
 from latentd.runtime.engine import CpuGraph, SessionFactory
 from latentd.runtime.io_binding import IOBindingGraph
-from latentd.runtime.provider import CUDA, Provider, problem
+from latentd.runtime.provider import CUDA, Provider, unavailable_reason
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(bool(problem()), reason=f"no GPU to be had: {problem()}"),
+    pytest.mark.skipif(bool(unavailable_reason()), reason=f"no GPU: {unavailable_reason()}"),
 ]
 SIZES = (1, 2, 3, 5, 8, 13, 31)
 
@@ -50,10 +50,10 @@ def latents(toy: bundle.Bundle, rows: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_every_size_gives_what_the_cpu_gives(toy, cuda_graphs):
+def test_every_size_gives_the_results_of_the_cpu(toy, cuda_graphs):
     decoder, plain = load(toy, DECODER, cuda_graphs), load(toy, DECODER, provider="cpu")
     assert decoder._session.get_providers()[0] == CUDA
-    for rows in (*SIZES, *SIZES):  # recorded, and replayed
+    for rows in (*SIZES, *SIZES):  # captured, then replayed
         z = latents(toy, rows, seed=rows)
         x, params = decoder.run(z, ["x", "params"])
         expected_x, expected_params = plain.run(z, ["x", "params"])
@@ -62,7 +62,7 @@ def test_every_size_gives_what_the_cpu_gives(toy, cuda_graphs):
     decoder.close()
 
 
-def test_golden_vectors_go_through_every_bucket(toy):
+def test_golden_vectors_run_in_every_bucket(toy):
     encoder, decoder = load(toy, ENCODER), load(toy, DECODER)
     of_encoder, of_decoder = golden.read(toy)
     assert 0 <= of_encoder.check(encoder, 64) < 1e-3
@@ -72,7 +72,7 @@ def test_golden_vectors_go_through_every_bucket(toy):
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_a_run_is_asked_for_in_one_breath_and_waited_for_once(toy, counters, cuda_graphs):
+def test_run_queues_everything_and_waits_once(toy, counters, cuda_graphs):
     decoder, z = load(toy, DECODER, cuda_graphs), latents(toy, 5)
     decoder.run(z, ["x", "params"])
     before = {name: getattr(counters, name) for name in ("waits", "up_locked", "down_locked")}
@@ -87,21 +87,23 @@ def test_a_run_is_asked_for_in_one_breath_and_waited_for_once(toy, counters, cud
     decoder.close()
 
 
-def test_nobody_waits_for_the_device_while_others_could_ask_for_more(toy, counters, monkeypatch):
+def test_threads_queue_work_while_another_waits(toy, counters, monkeypatch):
     decoder, before = load(toy, DECODER), counters.overlaps
     expected = {seed: decoder.run(latents(toy, 4, seed), ["params"])[0] for seed in range(2)}
-    both_have_asked, wait = threading.Barrier(2, timeout=20), Stream.wait
+    both_queued, synchronize = threading.Barrier(2, timeout=20), Stream.synchronize
 
     def ask(seed: int) -> bool:
-        decoder.run(latents(toy, 4), ["params"])  # makes the bucket
+        decoder.run(latents(toy, 4), ["params"])  # builds the bucket
         met.wait()
         return bool((decoder.run(latents(toy, 4, seed), ["params"])[0] == expected[seed]).all())
 
-    def wait_late(stream: Stream) -> None:
-        both_have_asked.wait()
-        wait(stream)
+    def synchronize_late(stream: Stream) -> None:
+        both_queued.wait()
+        synchronize(stream)
 
-    met = threading.Barrier(2, action=lambda: monkeypatch.setattr(Stream, "wait", wait_late))
+    met = threading.Barrier(
+        2, action=lambda: monkeypatch.setattr(Stream, "synchronize", synchronize_late)
+    )
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(ask, expected))
     monkeypatch.undo()
@@ -109,18 +111,18 @@ def test_nobody_waits_for_the_device_while_others_could_ask_for_more(toy, counte
     decoder.close()
 
 
-def test_recordings_and_uses_take_turns(toy, counters):
-    """Threads that make buckets, load graphs and run them all the while: CUDA's rule is kept."""
+def test_captures_are_alone_on_the_device(toy, counters):
+    """Threads build buckets, load graphs and run them at once: no call breaks CUDA's rule."""
     encoder, before = load(toy, ENCODER), counters.recorded
     x = np.random.default_rng(0).integers(0, 256, (4, 4, 4), np.uint8)
-    over = threading.Event()
-    counters.tell("linger", 2000)
+    stop = threading.Event()
+    counters.set("linger", 2000)
 
     def use() -> None:
-        while not over.is_set():
+        while not stop.is_set():
             encoder.run(x, ["mean"])
 
-    def record(rows: int) -> None:
+    def capture(rows: int) -> None:
         graph = load(toy, DECODER)
         graph.warm_up(rows)
         graph.close()
@@ -128,10 +130,10 @@ def test_recordings_and_uses_take_turns(toy, counters):
     with ThreadPoolExecutor(4) as pool:
         users = [pool.submit(use) for _ in range(2)]
         try:
-            list(pool.map(record, (2, 4, 8, 16, 2, 4, 8, 16)))
+            list(pool.map(capture, (2, 4, 8, 16, 2, 4, 8, 16)))
         finally:
-            over.set()
-            counters.tell("linger", 0)
+            stop.set()
+            counters.set("linger", 0)
         for user in users:
             user.result()
     assert counters.recorded > before
@@ -139,7 +141,7 @@ def test_recordings_and_uses_take_turns(toy, counters):
     encoder.close()
 
 
-def test_everything_is_given_back(toy, counters):
+def test_all_memory_is_freed(toy, counters):
     before = counters.allocated, counters.page_locked, counters.graphs
     for _ in range(5):
         encoder, decoder = load(toy, ENCODER), load(toy, DECODER)
@@ -147,17 +149,17 @@ def test_everything_is_given_back(toy, counters):
         decoder.warm_up(64)
         assert counters.allocated > before[0]
         assert counters.page_locked > before[1]
-        decoder.leave()
+        decoder.release_thread()
         encoder.close()
         decoder.close()
     assert (counters.allocated, counters.page_locked, counters.graphs) == before
 
 
-def test_no_memory_left_is_said_and_costs_nothing(toy, counters):
+def test_out_of_memory_fails_one_batch_and_leaks_nothing(toy, counters):
     decoder = load(toy, DECODER)
     z, taken = latents(toy, 64), (counters.allocated, counters.page_locked)
     try:
-        counters.tell("memory", counters.allocated + 1000)
+        counters.set("memory", counters.allocated + 1000)
         with pytest.raises(CudaError, match=r"cudaMalloc: .* out of memory") as failed:
             decoder.run(z, ["x", "params"])
         assert not failed.value.sticky
@@ -165,26 +167,26 @@ def test_no_memory_left_is_said_and_costs_nothing(toy, counters):
         assert len(decoder.run(latents(toy, 1), ["x", "params"])[0]) == 1
         with pytest.raises(BundleError, match="memory"):
             load(toy, ENCODER)
-        gc.collect()  # the error's traceback holds the session
+        gc.collect()  # the error's traceback refers to the session
         assert (counters.allocated, counters.page_locked) == taken
     finally:
-        counters.tell("memory", 0)
+        counters.set("memory", 0)
     assert len(decoder.run(z, ["x", "params"])[0]) == 64
     decoder.close()
 
 
-def test_streams_are_in_order_and_follow_one_another():
+def test_streams_run_in_order_and_wait_for_each_other():
     first, second = Stream(), Stream()
-    there, here = Cuda().memory(8)
-    elsewhere = Memory(8, page_locked=True)
-    sent = ctypes.c_double.from_address(here.address)
-    came = ctypes.c_double.from_address(elsewhere.address)
+    device, host = Cuda().allocate(8)
+    other_host = Allocation(8, page_locked=True)
+    sent = ctypes.c_double.from_address(host.address)
+    received = ctypes.c_double.from_address(other_host.address)
     for number in range(100):
         sent.value = number
-        first.copy(there.address, here.address, 8)
-        second.follow(first)
-        second.copy(elsewhere.address, there.address, 8)
-        second.wait()
-        assert came.value == number
-    for each in (there, here, elsewhere, first, second):
+        first.copy(device.address, host.address, 8)
+        second.wait_stream(first)
+        second.copy(other_host.address, device.address, 8)
+        second.synchronize()
+        assert received.value == number
+    for each in (device, host, other_host, first, second):
         each.close()

@@ -1,4 +1,4 @@
-"""Graphs whose weights lie in other files are refused before ONNX Runtime could read those."""
+"""Graphs with external data are rejected before ONNX Runtime could read the files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ELSEWHERE = ["weights.bin", "../../etc/passwd", "/etc/passwd", "link.bin", "hard
 
 
 def point(tensor: TensorProto, location: str) -> TensorProto:
-    """Let a tensor's data be read from a file."""
+    """Make a tensor's data external."""
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("offset", "0"), ("location", location), ("length", "4")):
@@ -78,38 +78,38 @@ PLACES: list[Callable[[onnx.ModelProto, str], None]] = [
 
 @pytest.mark.parametrize("location", ELSEWHERE)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-def test_a_tensor_elsewhere_is_found_wherever_it_stands(toy_bundles, place, location):
+def test_external_tensor_is_found_in_every_place(toy_bundles, place, location):
     good = bundle.load(toy_bundles / "toy" / "1").files[bundle.ENCODER]
-    external_data.refuse(good)
+    external_data.reject(good)
     model = onnx.load_model_from_string(good)
     place(model, location)
-    with pytest.raises(BundleError, match="would be read from") as refusal:
-        external_data.refuse(model.SerializeToString())
-    assert refusal.value.reason == "external"
-    assert repr(location) in str(refusal.value)
+    with pytest.raises(BundleError, match="external file") as error:
+        external_data.reject(model.SerializeToString())
+    assert error.value.reason == "external"
+    assert repr(location) in str(error.value)
 
 
-def test_a_location_without_a_path_is_refused_too(toy_bundles):
+def test_external_tensor_without_a_path_is_rejected(toy_bundles):
     model = onnx.load_model_from_string(
         bundle.load(toy_bundles / "toy" / "1").files[bundle.ENCODER]
     )
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    with pytest.raises(BundleError, match="would be read from"):
-        external_data.refuse(model.SerializeToString())
+    with pytest.raises(BundleError, match="external file"):
+        external_data.reject(model.SerializeToString())
 
 
 @pytest.mark.parametrize("junk", [b"", b"<html>", b"\xff" * 99, b"\x3a\x7f", b"\x3b" * 20_000])
-def test_what_is_no_graph_is_left_to_the_runtime(junk):
-    external_data.refuse(junk)
+def test_bytes_that_are_not_a_graph_pass(junk):
+    external_data.reject(junk)
 
 
 @pytest.mark.parametrize("location", ELSEWHERE[:-1])
-def test_such_a_version_is_refused_with_a_reason_while_the_old_one_serves_on(
+def test_version_with_external_data_is_rejected_and_the_old_one_still_serves(
     tmp_path: Path, publish_toy, start_server, monkeypatch, location
 ):
-    there = tmp_path / "there"
-    there.mkdir()
-    monkeypatch.chdir(there)  # so that a runtime that looked for the file would find it
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)  # a runtime that reads the file finds it here
     weights = Path("weights.bin")
     weights.write_bytes(np.float32(255).tobytes())
     Path("link.bin").symlink_to(weights.resolve())
@@ -126,6 +126,6 @@ def test_such_a_version_is_refused_with_a_reason_while_the_old_one_serves_on(
         assert stub.Sample(pb.SampleRequest(count=1)).served_by.version == 1
         (refused,) = (m for m in stub.ListModels(pb.ListModelsRequest()).models if m.reason)
     assert (refused.version.version, refused.state) == (2, pb.MODEL_STATE_FAILED)
-    # Absolute paths are cut for callers; the log has them whole.
+    # Clients see only the file name of an absolute path; the log has the whole path.
     assert (Path(location).name if location.startswith("/") else location) in refused.reason
     assert server.metric("latentd_reloads_total", result="rejected", reason="external") == 1

@@ -1,4 +1,4 @@
-"""Golden vectors must be able to prove something, and are run in the sizes of batch that serve."""
+"""Golden vectors must be able to prove something, and run in the batch sizes that serve."""
 
 from __future__ import annotations
 
@@ -45,83 +45,83 @@ REFUSED = {
     ),
     "fewer means than rows": (
         lambda good: bad_bundles.golden_with(good, mean=ROWS[:1]),
-        "mean has 1 rows, and x has 2",
+        "mean has 1 rows, but x has 2",
     ),
     "another latent size": (
         lambda good: bad_bundles.golden_with(good, log_var=np.zeros((2, 3), np.float32)),
-        r"log_var is float32 of shape \(2, 3\), not float32 of shape \(rows, 16\)",
+        r"log_var has dtype float32 and shape \(2, 3\), expected float32 and \(rows, 16\)",
     ),
     "another dtype": (
         lambda good: bad_bundles.golden_with(good, z=np.zeros((2, 16))),
-        r"z is float64 of shape",
+        r"z has dtype float64",
     ),
     "one number": (
         lambda good: bad_bundles.golden_with(good, z=np.float32(0)),
-        r"z is float32 of shape \(\)",
+        r"z has dtype float32 and shape \(\)",
     ),
     "objects": (
         lambda good: bad_bundles.golden_with(good, z=np.array([None, None])),
-        "z is object of shape",
+        "z has dtype object",
     ),
-    "more rows than it holds": (lambda good: bad_bundles.said_to_hold(good, 2), "cannot be read"),
-    "a file cut off": (lambda good: good[:-30], "cannot be read"),
+    "more rows than it has": (lambda good: bad_bundles.said_to_hold(good, 2), "cannot be read"),
+    "a truncated file": (lambda good: good[:-30], "cannot be read"),
 }
 
 
-@pytest.mark.parametrize(("alter", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_golden_vectors_that_prove_nothing_are_refused(load, files, alter, said):
-    with pytest.raises(BundleError, match=said) as refusal:
+@pytest.mark.parametrize(("alter", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_golden_vectors_are_rejected_when_they_prove_nothing(load, files, alter, message):
+    with pytest.raises(BundleError, match=message) as error:
         load(golden_npz=alter(files[bundle.GOLDEN]))
-    assert refusal.value.reason == "golden"
+    assert error.value.reason == "golden"
 
 
 @pytest.mark.parametrize("gibibytes", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_golden_file_that_unpacks_to_gigabytes_is_refused_before_it_is(
+def test_huge_golden_file_is_rejected_before_it_is_unpacked(
     publish_toy, tmp_path, files, gibibytes
 ):
     data = bad_bundles.bomb(files[bundle.GOLDEN], gibibytes)
     loaded = bundle.load(publish_toy(tmp_path, golden_npz=data))
     tracemalloc.start()
     try:
-        with pytest.raises(BundleError, match=r"mean has 2 rows, and x has \d+"):
+        with pytest.raises(BundleError, match=r"mean has 2 rows, but x has \d+"):
             golden.read(loaded)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
 
 
-def test_golden_vectors_of_too_many_bytes_are_refused(load, files, monkeypatch):
-    monkeypatch.setattr(golden, "MOST_BYTES", 100)
+def test_golden_vectors_are_rejected_when_too_large(load, files, monkeypatch):
+    monkeypatch.setattr(golden, "MAX_BYTES", 100)
     with pytest.raises(BundleError, match="would unpack to"):
         load(golden_npz=files[bundle.GOLDEN])
 
 
-def test_a_negated_decoder_is_found_out(load, files):
+def test_negated_decoder_is_rejected(load, files):
     with pytest.raises(BundleError, match="differs from the golden output"):
         load(decoder_onnx=bad_bundles.negated(files[bundle.DECODER]))
 
 
 @pytest.mark.parametrize("rows", [2, 17, 63])
-def test_a_graph_that_is_wrong_in_larger_batches_only_is_found_out(load, files, rows):
+def test_graph_is_rejected_when_only_large_batches_are_wrong(load, files, rows):
     with pytest.raises(BundleError, match=r"differs from the golden output .* in a batch of 64"):
         load(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], rows))
     load(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], 64))
 
 
-def test_other_sizes_are_tried_for_as_long_as_there_is_time(files, toy_bundles, monkeypatch):
+def test_other_batch_sizes_run_until_the_time_is_used_up(files, toy_bundles, monkeypatch):
     ran: list[int] = []
     of_decoder = golden.read(bundle.load(toy_bundles / "toy" / "1"))[1]
 
     class Exact:
-        """A graph that gives what it should."""
+        """A graph with the expected outputs."""
 
-        def sizes(self, most_rows):
+        def batch_sizes(self, max_rows):
             return []
 
         def run(self, array, outputs):
             ran.append(len(array))
             return [
-                np.resize(of_decoder.gives[o], (len(array), *of_decoder.gives[o].shape[1:]))
+                np.resize(of_decoder.outputs[o], (len(array), *of_decoder.outputs[o].shape[1:]))
                 for o in outputs
             ]
 

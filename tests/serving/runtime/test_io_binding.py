@@ -1,5 +1,5 @@
-"""Bound graphs: buckets, padding, memory that stays. On the CPU provider, where buffers on the
-device and off it are the same; what needs a GPU is in test_cuda.py."""
+"""Bound graphs: buckets, padding, memory at fixed addresses. On the CPU provider, where host and
+device memory are the same. test_cuda.py has the tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from latentd.bundle import DECODER, ENCODER
 from latentd.errors import BundleError
 from latentd.models import loading
 from latentd.runtime import golden
-from latentd.runtime.capture_lock import GPU
+from latentd.runtime.capture_lock import CUDA_CAPTURE
 from latentd.runtime.engine import SessionFactory, Signature
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.runtime.provider import Provider
 from latentd.runtime.thread_buckets import bucket_rows
-from tests.support.fake_device import HostMemory, Stream, buckets, sizes
+from tests.support.fake_device import HostDevice, Stream, bucket_sizes, buckets
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def toy(toy_bundles: Path) -> bundle.Bundle:
 def bound(toy: bundle.Bundle, file: str, signature: Signature) -> IOBindingGraph:
     session = ort.InferenceSession(toy.files[file], providers=["CPUExecutionProvider"])
     name, dtype, shape = signature.input
-    takes, gives = (name, (dtype, shape)), dict(signature.outputs)
-    return IOBindingGraph(session, takes, gives, HostMemory(), Stream(), cuda_graph=False)
+    input_, outputs = (name, (dtype, shape)), dict(signature.outputs)
+    return IOBindingGraph(session, input_, outputs, HostDevice(), Stream(), cuda_graph=False)
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def latents(toy: bundle.Bundle, rows: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (64, 64), (65, 128)]
 )
-def test_the_bucket_is_the_next_power_of_two(rows: int, bucket: int) -> None:
+def test_bucket_is_the_next_power_of_two(rows: int, bucket: int) -> None:
     assert bucket_rows(rows) == bucket
 
 
-def test_the_sizes_of_batches(decoder: IOBindingGraph) -> None:
-    assert decoder.sizes(1) == [1]
-    assert decoder.sizes(9) == [1, 2, 4, 8, 16]
-    assert decoder.sizes(16) == [1, 2, 4, 8, 16]
+def test_batch_sizes(decoder: IOBindingGraph) -> None:
+    assert decoder.batch_sizes(1) == [1]
+    assert decoder.batch_sizes(9) == [1, 2, 4, 8, 16]
+    assert decoder.batch_sizes(16) == [1, 2, 4, 8, 16]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 13, 31])
@@ -76,7 +76,7 @@ def test_padding_changes_no_row(toy: bundle.Bundle, decoder: IOBindingGraph, row
     assert (decoder.run(z, ["x"])[0] == x).all()
 
 
-def test_answers_stay_when_the_buffers_are_used_again(
+def test_results_stay_when_the_buffers_are_reused(
     toy: bundle.Bundle, decoder: IOBindingGraph
 ) -> None:
     first = decoder.run(latents(toy, 3, seed=1), ["params"])[0]
@@ -86,28 +86,28 @@ def test_answers_stay_when_the_buffers_are_used_again(
     assert (first != second).any()
 
 
-def test_a_batch_never_sees_the_rows_of_the_one_before(
+def test_batch_never_sees_the_rows_of_the_previous_one(
     toy: bundle.Bundle, decoder: IOBindingGraph
 ) -> None:
     alone = decoder.run(latents(toy, 3, seed=1), ["params"])[0]
-    decoder.run(latents(toy, 4, seed=2), ["params"])  # the same bucket, filled to the brim
+    decoder.run(latents(toy, 4, seed=2), ["params"])  # the same bucket, full
     assert (decoder.run(latents(toy, 3, seed=1), ["params"])[0] == alone).all()
 
 
-def test_memory_stays_where_it_is(toy: bundle.Bundle, decoder: IOBindingGraph) -> None:
-    def places() -> set[int]:
+def test_memory_stays_at_the_same_addresses(toy: bundle.Bundle, decoder: IOBindingGraph) -> None:
+    def addresses() -> set[int]:
         made = [(bucket.input, *bucket.outputs.values()) for bucket in buckets(decoder)]
-        return {buffer.there.address for all_ in made for buffer in all_}
+        return {buffer.device.address for all_ in made for buffer in all_}
 
     decoder.warm_up(16)
-    before = places()
+    before = addresses()
     assert len(before) == 3 * 5  # input, x and params of 1, 2, 4, 8 and 16 rows
     for rows in (*range(1, 17), *range(16, 0, -1)):
         decoder.run(latents(toy, rows), ["x", "params"])
-    assert places() == before
+    assert addresses() == before
 
 
-def test_threads_share_a_graph_and_no_buffer(toy: bundle.Bundle, decoder: IOBindingGraph) -> None:
+def test_threads_share_a_graph_but_no_buffer(toy: bundle.Bundle, decoder: IOBindingGraph) -> None:
     expected = {seed: decoder.run(latents(toy, 4, seed), ["params"])[0] for seed in range(4)}
     wrong: list[int] = []
 
@@ -122,54 +122,54 @@ def test_threads_share_a_graph_and_no_buffer(toy: bundle.Bundle, decoder: IOBind
     for thread in threads:
         thread.join()
     assert not wrong
-    places = {bucket.input.there.address for bucket in buckets(decoder)}
-    assert len(places) == 1 + len(threads)
+    addresses = {bucket.input.device.address for bucket in buckets(decoder)}
+    assert len(addresses) == 1 + len(threads)
 
 
-def test_a_bucket_is_made_and_recorded_while_nobody_uses_the_device(
+def test_bucket_is_built_while_no_thread_uses_the_device(
     toy: bundle.Bundle, decoder: IOBindingGraph
 ) -> None:
     decoder.run(latents(toy, 2), ["x"])
     decoder.run(latents(toy, 2), ["x"])
-    answered = threading.Event()
+    done = threading.Event()
 
     def ask() -> None:
         decoder.run(latents(toy, 4), ["x"])
-        answered.set()
+        done.set()
 
     thread = threading.Thread(target=ask)
-    with GPU.use():
+    with CUDA_CAPTURE.shared():
         thread.start()
-        while not GPU._changed._waiters:  # type: ignore[attr-defined]
+        while not CUDA_CAPTURE._changed._waiters:  # type: ignore[attr-defined]
             assert thread.is_alive()
-        assert sizes(decoder) == [2]
+        assert bucket_sizes(decoder) == [2]
     thread.join()
-    assert answered.is_set()
-    assert sizes(decoder) == [2, 4]
+    assert done.is_set()
+    assert bucket_sizes(decoder) == [2, 4]
 
 
-def test_who_leaves_gives_its_buckets_back_and_others_have_their_own(
+def test_release_thread_frees_only_its_own_buckets(
     toy: bundle.Bundle, decoder: IOBindingGraph
 ) -> None:
     for rows in (1, 2, 16):
         decoder.run(latents(toy, rows), ["x"])
-    decoder.leave()
+    decoder.release_thread()
     assert not buckets(decoder)
     thread = threading.Thread(target=decoder.warm_up, args=(4,))
     thread.start()
     thread.join()
-    assert sizes(decoder) == [1, 2, 4]
+    assert bucket_sizes(decoder) == [1, 2, 4]
     decoder.close()
     assert not buckets(decoder)
 
 
-def test_golden_vectors_go_through_every_bucket(
+def test_golden_vectors_run_in_every_bucket(
     toy: bundle.Bundle, encoder: IOBindingGraph, decoder: IOBindingGraph
 ) -> None:
     of_encoder, of_decoder = golden.read(toy)
     assert 0 <= of_encoder.check(encoder, 64) < 1e-4
     assert 0 <= of_decoder.check(decoder, 64) < 1e-4
-    assert sizes(decoder) == [1, 2, 4, 8, 16, 32, 64]
+    assert bucket_sizes(decoder) == [1, 2, 4, 8, 16, 32, 64]
 
     work = decoder.run
 

@@ -1,5 +1,5 @@
-"""A server whose graphs are bound, as on a GPU, but on the CPU provider: buckets, two threads a
-lane, new versions. What needs a GPU is in test_cuda.py."""
+"""A server whose graphs are bound, as on a GPU, but on the CPU provider: buckets, two threads for
+each batcher, new versions. test_cuda.py has the tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from latentd.runtime.golden import Golden
 from tests.support.bound_model import POISON, images
 from tests.support.fake_device import buckets
 
-CALLERS = 8
+CLIENTS = 8
 CALLS = 25  # of each
 
 
 def ask(target: str, caller: int) -> list[int]:
-    """Reconstruct rows that nobody else sends, in one go and in two; the versions that answered."""
+    """Reconstruct rows that only this client sends, in one call and in two; the versions used."""
     versions = []
     rng = np.random.default_rng(caller)
     with Client(target) as client:
         for rows in rng.integers(1, 40, CALLS):
             x = rng.integers(0, 256, (rows, 4, 4), np.uint8)
             answer = client.reconstruct(x)
-            assert (answer.x == x).all()  # the toy's two graphs are each other's inverse
+            assert (answer.x == x).all()  # the toy's two graphs are inverse to each other
             versions.append(answer.served_by.version)
             encoding = client.encode(x)
             decoded = client.decode(encoding.mean)
@@ -37,32 +37,32 @@ def ask(target: str, caller: int) -> list[int]:
 
 
 def ask_all(target: str) -> set[int]:
-    with ThreadPoolExecutor(CALLERS) as pool:
-        answered = pool.map(lambda caller: ask(target, caller), range(CALLERS))
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answered = pool.map(lambda caller: ask(target, caller), range(CLIENTS))
         return {version for versions in answered for version in versions}
 
 
-LANES = ["encoder", "decoder"]
+GRAPHS = ["encoder", "decoder"]
 
 
-def test_everybody_gets_their_own_rows(tmp_path, publish_toy, start_server, bound):
+def test_every_client_gets_its_own_rows(tmp_path, publish_toy, start_server, bound):
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     assert ask_all(server.target) == {1}
-    for graph in LANES:
+    for graph in GRAPHS:
         full = server.metric("latentd_batch_rows_bucket", graph=graph, le="8.0")
         assert server.metric("latentd_batch_rows_count", graph=graph) > full  # some were full
     assert server.metric("latentd_golden_max_abs_error", model="toy", version="1") < 1e-4
 
 
-def test_every_lane_is_told_of(tmp_path, publish_toy, start_server, bound):
+def test_every_graph_is_reported(tmp_path, publish_toy, start_server, bound):
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     with Client(server.target) as client:
-        told = {graph.graph: graph for graph in client.get_model().profiles}
-    assert list(told) == LANES
+        reported = {graph.graph: graph for graph in client.get_model().profiles}
+    assert list(reported) == GRAPHS
     of_toy = {"model": "toy", "version": "1"}
-    for name, graph in told.items():
+    for name, graph in reported.items():
         assert graph.max_batch_rows == 16
         assert server.metric("latentd_max_batch_rows", graph=name, **of_toy) == 16
         cost = server.metric("latentd_batch_profile_seconds", graph=name, rows="16", **of_toy)
@@ -70,7 +70,7 @@ def test_every_lane_is_told_of(tmp_path, publish_toy, start_server, bound):
 
 
 @pytest.mark.parametrize("scores", [True, False])
-def test_a_stream_gets_what_it_asked_for_and_is_told_of_the_row_that_fails(
+def test_stream_gets_its_outputs_and_the_number_of_a_failing_row(
     tmp_path, publish_toy, start_server, bound, scores
 ):
     publish_toy(tmp_path)
@@ -100,21 +100,23 @@ def test_a_stream_gets_what_it_asked_for_and_is_told_of_the_row_that_fails(
     assert len(np.concatenate([part.elbo for part in parts])) == (39 if scores else 0)
 
 
-def test_a_version_serves_when_all_its_threads_are_ready_and_not_before(
-    tmp_path, publish_toy, start_server, bound
-):
+def test_version_serves_after_all_its_threads_are_ready(tmp_path, publish_toy, start_server, bound):
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16)
     (model,) = server.server.repository.models()
     loaded = (model.loaded.encoder, model.loaded.decoder)
     for (batcher, _), profiled in zip(model.batchers(), loaded, strict=True):
         assert len(batcher._threads) == 2
-        ready = [hand for hand in profiled.graph._hands if sorted(hand.buckets) == [1, 2, 4, 8, 16]]
+        ready = [
+            state
+            for state in profiled.graph._thread_buckets
+            if sorted(state.buckets) == [1, 2, 4, 8, 16]
+        ]
         assert len(ready) == 2
 
 
-@pytest.mark.parametrize("graph", LANES)
-def test_a_version_whose_threads_do_not_get_ready_is_refused(
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_version_is_refused_when_its_threads_do_not_get_ready(
     tmp_path, publish_toy, start_server, bound, monkeypatch, graph
 ):
     publish_toy(tmp_path)
@@ -142,9 +144,7 @@ def test_a_version_whose_threads_do_not_get_ready_is_refused(
     assert len(kept) == 2
 
 
-def test_a_version_that_is_let_go_of_gives_its_buffers_back(
-    tmp_path, publish_toy, start_server, bound
-):
+def test_unloaded_version_frees_its_buffers(tmp_path, publish_toy, start_server, bound):
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cpu", max_batch_rows=16, keep_versions=1)
     repository = server.server.repository

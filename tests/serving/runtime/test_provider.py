@@ -1,4 +1,4 @@
-"""Which provider runs the graphs, and what is said when it cannot be the one asked for."""
+"""Which provider runs the graphs, and the message when the requested one is not available."""
 
 from __future__ import annotations
 
@@ -17,64 +17,66 @@ from latentd.settings import Settings
 
 
 @pytest.fixture
-def as_if_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that finds a GPU."""
-    monkeypatch.setattr(provider, "problem", lambda: "")
+def fake_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that finds a GPU."""
+    monkeypatch.setattr(provider, "unavailable_reason", lambda: "")
 
 
 @pytest.fixture
-def as_if_with_a_gpu(as_if_with_a_driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And CUDA's libraries. The sessions are real, and fall back as they do."""
+def fake_gpu(fake_driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver and CUDA's libraries. The sessions are real: they fall back to the CPU."""
     monkeypatch.setattr(provider, "_missing_library", lambda: "")
-    monkeypatch.setattr(cuda, "refusal", lambda: "")
+    monkeypatch.setattr(cuda, "unavailable_reason", lambda: "")
 
 
-def test_no_gpu_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
-    if not provider.problem():
+def test_auto_logs_the_fallback_without_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
+    if not provider.unavailable_reason():
         pytest.skip("this machine has a GPU")
     with caplog.at_level(logging.WARNING):
         assert Provider("auto").name == CPU
-    assert f"Provider: {CPU}, because" in caplog.text
+    assert f"Using {CPU}: " in caplog.text
 
 
-def test_a_gpu_that_was_asked_for_is_never_replaced_in_silence() -> None:
-    if not provider.problem():
+def test_cuda_raises_without_a_gpu() -> None:
+    if not provider.unavailable_reason():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ConfigError, match=r"CUDA was asked for and cannot be had: .*--provider"):
+    with pytest.raises(ConfigError, match=r"CUDA requested but not available: .*--provider"):
         Provider("cuda")
 
 
-def test_a_runtime_without_cuda_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reason_names_the_package_when_the_runtime_has_no_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CPU])
-    assert "install onnxruntime-gpu" in provider.problem()
+    assert "install onnxruntime-gpu" in provider.unavailable_reason()
 
 
-def test_a_library_that_is_missing_is_named_with_what_brings_it(
-    as_if_with_a_driver: None, capsys: pytest.CaptureFixture[str]
+def test_missing_library_is_named_with_its_package(
+    fake_driver: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not provider._missing_library():
-        pytest.skip("every library is here")
+        pytest.skip("no library is missing")
     with pytest.raises(ConfigError, match=r"lib\w+\.so\.\d+ cannot be loaded; install \S+"):
         Provider("cuda")
     assert Provider("auto").name == CPU
-    assert not capsys.readouterr().out  # ONNX Runtime's helper would print what it has not found
+    assert not capsys.readouterr().out  # ONNX Runtime's helper would print the missing ones
 
 
-def test_a_session_that_fell_back_is_found_out(
-    as_if_with_a_gpu: None, toy_bundles: Path, caplog: pytest.LogCaptureFixture
+def test_verify_detects_a_session_that_fell_back(
+    fake_gpu: None, toy_bundles: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     graph = (toy_bundles / "toy" / "1" / DECODER).read_bytes()
     session = ort.InferenceSession(graph, providers=[CPU])
-    with pytest.raises(ConfigError, match=r"CUDA was asked for and cannot be had: .* its own"):
-        Provider("cuda").confirm(session)
+    with pytest.raises(ConfigError, match=r"CUDA requested but not available: .* log output"):
+        Provider("cuda").verify(session)
     chosen = Provider("auto")
     assert not chosen.on_cpu
-    chosen.confirm(session)
+    chosen.verify(session)
     assert chosen.on_cpu
-    assert f"Provider: {CPU}, because" in caplog.text
+    assert f"Using {CPU}: " in caplog.text
 
 
-def test_what_a_session_is_told(as_if_with_a_gpu: None) -> None:
+def test_options_of_a_session(fake_gpu: None) -> None:
     assert Provider("cpu").options(cuda_graph=True, stream=4096) == [CPU]
     (name, cuda), last = Provider("cuda", gpu_arena_limit_mib=3).options(
         cuda_graph=True, stream=4096
@@ -89,7 +91,7 @@ def test_what_a_session_is_told(as_if_with_a_gpu: None) -> None:
     assert cuda["enable_cuda_graph"] == "0"
 
 
-def test_an_engine_of_settings() -> None:
+def test_session_factory_from_settings() -> None:
     engine = SessionFactory.from_settings(Settings(provider="cpu"))
     assert engine.on_cpu
     assert engine.provider == CPU
