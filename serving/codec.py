@@ -1,7 +1,7 @@
-"""Protocol messages to arrays and back, for the service and the client alike.
+"""Protocol messages to arrays and back, for both the service and the client.
 
-Reading checks what the array would not: dtype, shape, byte count, finiteness and range. Each fault
-raises an InvalidArgument that names the field. Nothing is allocated before it has been checked.
+Messages are checked: dtype, shape, byte count, finite values and range. Each fault raises an
+InvalidArgument that names the field. No memory is allocated for a message before its check.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ DATA_TYPES: Final[dict[str, pb.DataType]] = {
     "uint8": pb.DATA_TYPE_UINT8,
     "float32": pb.DATA_TYPE_FLOAT32,
 }
-_KINDS: Final = {"B": pb.DATA_TYPE_UINT8, "f": pb.DATA_TYPE_FLOAT32}  # by numpy's type code
+_DATA_TYPE_OF_CHAR: Final = {
+    "B": pb.DATA_TYPE_UINT8,
+    "f": pb.DATA_TYPE_FLOAT32,
+}  # by numpy's type character
 _DTYPES: Final[dict[int, np.dtype[Any]]] = {
     pb.DATA_TYPE_UINT8: np.dtype("u1"),
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -35,14 +38,14 @@ _DTYPES: Final[dict[int, np.dtype[Any]]] = {
 
 def write_tensor(array: Array, into: pb.Tensor) -> None:
     """Fill a message with a uint8 or float32 array."""
-    into.dtype = _KINDS[array.dtype.char]
+    into.dtype = _DATA_TYPE_OF_CHAR[array.dtype.char]
     into.shape.extend(array.shape)
     # The wire is little-endian.
     into.data = (array if sys.byteorder == "little" else array.byteswap()).tobytes()
 
 
 def to_tensor(array: Array) -> pb.Tensor:
-    """A uint8 or float32 array as a message of its own."""
+    """A uint8 or float32 array as a new message."""
     tensor = pb.Tensor()
     write_tensor(array, tensor)
     return tensor
@@ -54,17 +57,18 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
     if dtype is None:
         raise InvalidArgument(
             f"{field}.dtype",
-            f"data type {tensor.dtype} is not one of this contract",
+            f"unknown data type {tensor.dtype}",
             "Send DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
         )
     shape = tuple(tensor.shape)
     if any(n < 0 for n in shape):
-        raise InvalidArgument(f"{field}.shape", f"{list(shape)} has a negative length")
+        raise InvalidArgument(f"{field}.shape", f"{list(shape)} has a negative size")
     expected = math.prod(shape) * dtype.itemsize
     if len(tensor.data) != expected:
         raise InvalidArgument(
             f"{field}.data",
-            f"{len(tensor.data)} bytes, where shape {list(shape)} of {dtype.name} takes {expected}",
+            f"expected {expected} bytes for shape {list(shape)} and dtype {dtype.name}, "
+            f"got {len(tensor.data)}",
             "Send the array in row-major order without padding",
         )
     array: Array = np.frombuffer(tensor.data, dtype).reshape(shape)
@@ -72,10 +76,10 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
 
 
 def read_latents(tensor: pb.Tensor, latent_size: int, max_rows: int, field: str) -> Array:
-    """z: float32 of shape (rows, latent_size), finite, 1 to max_rows rows."""
+    """z, checked: float32 of shape (rows, latent_size), finite, 1 to max_rows rows."""
     if not tensor.shape and not tensor.data:
-        raise InvalidArgument(field, "missing", f"Send float32 of shape rows, {latent_size}")
-    _check_form(tensor, "float32", (latent_size,), max_rows, field)
+        raise InvalidArgument(field, "missing", f"Send float32 of shape [rows, {latent_size}]")
+    _check_signature(tensor, "float32", (latent_size,), max_rows, field)
     z = from_tensor(tensor, field)
     _check_finite(z, f"{field}.data")
     return z
@@ -84,32 +88,33 @@ def read_latents(tensor: pb.Tensor, latent_size: int, max_rows: int, field: str)
 def read_rows(
     rows: pb.Rows, x: DataSpec, likelihood: str, max_rows: int, field: str
 ) -> tuple[Array, Counts | None]:
-    """x: the model's own dtype and shape, 1 to max_rows rows; and how many values of each row lie
-    outside the model's range, None where none does."""
+    """x, checked: the model's dtype and shape, 1 to max_rows rows. Also how many values of each row
+    lie outside the model's range; None: no value does."""
     if _is_png(rows, x, field):
         _check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
         return images.decode_pngs(rows.png.files, x, f"{field}.png.files"), None
     field = f"{field}.tensor"
-    _check_form(rows.tensor, x.dtype, x.shape, max_rows, field)
+    _check_signature(rows.tensor, x.dtype, x.shape, max_rows, field)
     checked = ranges.check(from_tensor(rows.tensor, field), x, likelihood)
-    for row, why in checked.refused.items():
+    for row, reason in checked.rejected.items():
         raise InvalidArgument(
-            f"{field}.data", f"row {row} {why}", "Send values scaled as the training data was"
+            f"{field}.data", f"row {row} {reason}", "Scale the values like the training data"
         )
-    return checked.values, checked.outside
+    return checked.values, checked.out_of_range
 
 
 def decode_rows_lenient(
     rows: pb.Rows, x: DataSpec, likelihood: str, max_rows: int, field: str
 ) -> tuple[Array, Counts | None, dict[int, str]]:
-    """As read_rows; but a row that cannot be used, and would not keep the others from being read,
-    is the lowest value throughout, and is told of by its number with the reason."""
+    """As read_rows, but a bad row does not reject the message: it is filled with the range's lowest
+    value. Also returns why each bad row cannot be used, by row. Raises InvalidArgument for faults
+    of the whole message."""
     errors: dict[int, str] = {}
     if _is_png(rows, x, field):
         files = rows.png.files
         _check_rows(len(files), max_rows, f"{field}.png.files")
         if not images.is_png_compatible(x):
-            raise InvalidArgument(field, "this model's rows are no 8-bit images", "Send a tensor")
+            raise InvalidArgument(field, images.NOT_PNG, "Send a tensor")
         pixels = np.zeros((len(files), *x.shape), np.uint8)
         for row, file in enumerate(files):
             try:
@@ -117,13 +122,13 @@ def decode_rows_lenient(
             except InvalidArgument as error:
                 errors[row] = error.reason
         return pixels, None, errors
-    _check_form(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
+    _check_signature(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
     checked = ranges.check(from_tensor(rows.tensor, f"{field}.tensor"), x, likelihood)
     values = checked.values
-    if checked.refused:
+    if checked.rejected:
         values = values.copy()
-        values[list(checked.refused)] = x.range[0]
-    return values, checked.outside, checked.refused
+        values[list(checked.rejected)] = x.range[0]
+    return values, checked.out_of_range, checked.rejected
 
 
 def _is_png(rows: pb.Rows, x: DataSpec, field: str) -> bool:
@@ -132,15 +137,15 @@ def _is_png(rows: pb.Rows, x: DataSpec, field: str) -> bool:
         raise InvalidArgument(
             field,
             "missing",
-            f"Send a tensor of {x.dtype} with shape rows, {_listed(x.shape)}"
+            f"Send a tensor of {x.dtype} with shape [rows, {_format_shape(x.shape)}]"
             + (", or PNG files" if images.is_png_compatible(x) else ""),
         )
     return bool(content == "png")
 
 
 def write_rows(values: Array, png: bool, into: pb.Rows) -> None:
-    """x as a tensor, or as one PNG a row. Fills the message in place: nesting one made before
-    would copy its pixels once more at every level."""
+    """Fill a message with x, as a tensor or as one PNG per row. Filling in place avoids a copy of
+    the pixels for each level of nesting."""
     if png:
         into.png.files.extend(images.encode_pngs(values))
     else:
@@ -148,52 +153,50 @@ def write_rows(values: Array, png: bool, into: pb.Rows) -> None:
 
 
 def to_rows(values: Array, png: bool = False) -> pb.Rows:
-    """x as a message of its own."""
+    """x as a new message."""
     rows = pb.Rows()
     write_rows(values, png, rows)
     return rows
 
 
 def from_rows(rows: pb.Rows) -> Array | list[bytes]:
-    """What a response holds: an array, or the PNG files as they came."""
+    """The rows of a response: an array, or the PNG files unchanged."""
     if rows.WhichOneof("content") == "png":
         return list(rows.png.files)
     return from_tensor(rows.tensor)
 
 
 def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> bool:
-    """Whether PNG was asked for."""
+    """Whether PNG is requested. Raises InvalidArgument if the model's rows cannot be PNG."""
     if value in (pb.FORMAT_UNSPECIFIED, pb.FORMAT_RAW):
         return False
     if value != pb.FORMAT_PNG:
-        raise InvalidArgument(
-            field, f"{value} is not one of this contract", "Send FORMAT_RAW or _PNG"
-        )
+        raise InvalidArgument(field, f"unknown enum value {value}", "Use FORMAT_RAW or FORMAT_PNG")
     if not images.is_png_compatible(x):
         raise InvalidArgument(
             field,
-            f"PNG holds 8-bit grey or RGB images; this model's rows are {x.dtype} {x.kind}s of "
-            f"shape {_listed(x.shape)}",
-            "Ask for FORMAT_RAW",
+            f"PNG holds 8-bit gray or RGB images; this model's rows are {x.dtype} {x.kind}s of "
+            f"shape [{_format_shape(x.shape)}]",
+            "Use FORMAT_RAW",
         )
     return True
 
 
-def _check_form(
+def _check_signature(
     tensor: pb.Tensor, dtype: str, row_shape: Sequence[int], max_rows: int, field: str
 ) -> None:
-    """Dtype, row shape and number of rows, before the bytes are looked at."""
+    """Check dtype, row shape and number of rows. The bytes are not read."""
     if tensor.dtype != DATA_TYPES[dtype]:
         sent = _DTYPES.get(tensor.dtype)
         raise InvalidArgument(
             f"{field}.dtype",
-            f"{sent.name if sent else 'none'} was sent, the model takes {dtype}",
-            "Send the data as the model was trained on it; GetModel says how",
+            f"expected {dtype}, got {sent.name if sent else 'none'}",
+            "Send the data in the model's dtype; see GetModel",
         )
     if len(tensor.shape) != len(row_shape) + 1 or tuple(tensor.shape[1:]) != tuple(row_shape):
         raise InvalidArgument(
             f"{field}.shape",
-            f"{list(tensor.shape)} was sent, the model takes [rows, {_listed(row_shape)}]",
+            f"expected [rows, {_format_shape(row_shape)}], got {list(tensor.shape)}",
         )
     _check_rows(tensor.shape[0], max_rows, f"{field}.shape")
 
@@ -202,7 +205,7 @@ def _check_rows(rows: int, max_rows: int, field: str) -> None:
     if not 1 <= rows <= max_rows:
         raise InvalidArgument(
             field,
-            f"{rows} rows, where 1 to {max_rows} are served in one request",
+            f"{rows} rows sent; the limit is 1 to {max_rows} per request",
             "Send the rows in several requests" if rows > max_rows else "",
         )
 
@@ -213,5 +216,5 @@ def _check_finite(values: Array, field: str) -> None:
         raise InvalidArgument(field, f"row {row} holds NaN or infinity", "Send finite numbers")
 
 
-def _listed(shape: Sequence[int]) -> str:
+def _format_shape(shape: Sequence[int]) -> str:
     return ", ".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""Image files to pixel rows and back, and grids of images for people to look at."""
+"""Image files to pixel rows and back, and grids of images for display."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from latentd.errors import InvalidArgument
 
 Pixels = NDArray[np.uint8]
 
-_READABLE: Final = {"L": ("L", "1"), "RGB": ("RGB", "P", "L", "1")}
-"""What each kind of model takes: its own mode and those that widen to it without loss."""
+_ACCEPTED_MODES: Final = {"L": ("L", "1"), "RGB": ("RGB", "P", "L", "1")}
+"""Pillow's modes that each kind of model accepts: its own, and those that convert without loss."""
 
 _ORIENTATION: Final = 0x0112  # EXIF's tag
-_TURNS: Final = {
+_TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -31,11 +31,13 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_THEIR_SIDE: Final = (5, 6, 7, 8)
+_SWAP_SIDES: Final = (5, 6, 7, 8)  # orientations that swap width and height
+
+NOT_PNG: Final = "this model's data is not 8-bit images"
 
 
 def is_png_compatible(x: DataSpec) -> bool:
-    """Whether rows of this kind can travel as PNG."""
+    """Whether rows of this kind can be sent as PNG."""
     channels = x.shape[2:] or (1,)
     return x.kind == "image" and x.dtype == "uint8" and channels in ((1,), (3,))
 
@@ -43,11 +45,11 @@ def is_png_compatible(x: DataSpec) -> bool:
 def decode_pngs(files: Sequence[bytes], x: DataSpec, field: str) -> Pixels:
     """uint8 of shape (len(files), *x.shape). Raises InvalidArgument naming the file's index.
 
-    The header is checked before a pixel is decoded, so that a small file cannot ask for a large
-    image's memory.
+    The header is checked before pixels are decoded, so a small file cannot make the server allocate
+    a large image.
     """
     if not is_png_compatible(x):
-        raise InvalidArgument(field, "this model's rows are no 8-bit images", "Send a tensor")
+        raise InvalidArgument(field, NOT_PNG, "Send a tensor")
     rows = np.empty((len(files), *x.shape), np.uint8)
     for index, data in enumerate(files):
         rows[index] = decode_image(data, x, f"{field}[{index}]")
@@ -61,11 +63,13 @@ def decode_image(
     formats: tuple[str, ...] | None = ("PNG",),
     resize: bool = False,
 ) -> Pixels:
-    """uint8 of x.shape from one file of a model that `fits`; of several frames the first.
+    """uint8 of x.shape from one image file; x must be `is_png_compatible`. Of several frames, the
+    first is used.
 
-    formats: Pillow's names of those that are read; None: every one that Pillow knows, turned as
-    its camera was held. resize: converted and resized to the model's, as training does. Raises
-    InvalidArgument naming `field`, whatever Pillow raises.
+    formats: Pillow's names of the accepted formats; None: all that Pillow knows, rotated by their
+             EXIF orientation
+    resize:  convert and resize the image to the model's, as training does
+    Raises InvalidArgument naming `field`, whatever Pillow raises.
     """
     kind = formats[0] if formats and len(formats) == 1 else "image"
     try:
@@ -74,16 +78,16 @@ def decode_image(
         raise
     except Image.DecompressionBombError:
         raise _too_large(field) from None
-    except Exception:  # the bytes of a foreign file can make Pillow raise anything
+    except Exception:  # on a bad file Pillow may raise any exception
         raise InvalidArgument(field, f"not a readable {kind} file") from None
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise _too_large(field)
     orientation = 1 if formats else _orientation(image)
     if not resize:
-        _check_same(image, orientation, x, field, kind, "" if formats else "Pass --resize")
+        _check_lossless(image, orientation, x, field, kind, "" if formats else "Pass --resize")
     try:
-        if orientation in _TURNS:
-            image = image.transpose(_TURNS[orientation])
+        if orientation in _TRANSPOSE:
+            image = image.transpose(_TRANSPOSE[orientation])
         image = _converted(image, "RGB" if x.shape[2:] == (3,) else "L")
         if resize:
             image = image.resize((x.shape[1], x.shape[0]), Image.Resampling.LANCZOS)
@@ -93,27 +97,27 @@ def decode_image(
     except InvalidArgument as error:
         raise InvalidArgument(field, error.what, error.hint) from None
     except Exception:  # as above
-        raise InvalidArgument(field, f"a damaged {kind} file: its pixels cannot be read") from None
+        raise InvalidArgument(field, f"damaged {kind} file: its pixels cannot be read") from None
     return pixels.reshape(x.shape)
 
 
 @contextmanager
-def oddities_ignored() -> Iterator[None]:
-    """Pillow warns of damaged EXIF and the like in files that it can read: nothing to tell a person
-    who has thousands of them. The filter is the process's: for use in one thread at a time."""
+def pillow_warnings_ignored() -> Iterator[None]:
+    """Hide Pillow's warnings of damaged EXIF and the like in files that it can read: users may have
+    thousands of them. The filter is global to the process, so use it in one thread at a time."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 
 
 def _too_large(field: str) -> InvalidArgument:
-    most = Image.MAX_IMAGE_PIXELS
-    return InvalidArgument(field, f"more than {most:,} pixels", "Make it smaller")
+    limit = Image.MAX_IMAGE_PIXELS
+    return InvalidArgument(field, f"more than {limit:,} pixels", "Use a smaller image")
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1, upright, where the EXIF is missing or damaged. The tag alone is read:
-    ImageOps.exif_transpose writes the EXIF again, which some cameras' does not survive."""
+    """EXIF's orientation, 1 to 8; 1 (upright) if the EXIF is missing or damaged. Only the tag is
+    read: ImageOps.exif_transpose also rewrites the EXIF, which fails for that of some cameras."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except MemoryError:
@@ -122,49 +126,48 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _check_same(
+def _check_lossless(
     image: Image.Image, orientation: int, x: DataSpec, field: str, kind: str, flag: str
 ) -> None:
-    """Raise InvalidArgument unless the image is the model's without any loss. flag: what would
-    convert it, where there is something."""
-    width, height = image.size[::-1] if orientation in _ON_THEIR_SIDE else image.size
+    """Raise InvalidArgument unless the image converts to the model's size and mode without loss.
+    flag: the option that would convert it, for the error message; "": there is none."""
+    width, height = image.size[::-1] if orientation in _SWAP_SIDES else image.size
     if (width, height) != (x.shape[1], x.shape[0]):
         raise InvalidArgument(
             field,
-            f"{width} x {height} pixels, where the model takes "
-            f"{x.shape[1]} x {x.shape[0]} (width x height)",
-            f"{flag} to resize it" if flag else "Resize it as the training images were",
+            f"expected {x.shape[1]} x {x.shape[0]} pixels (width x height), got {width} x {height}",
+            f"{flag} to resize it" if flag else "Resize it like the training images",
         )
     mode = "RGB" if x.shape[2:] == (3,) else "L"
-    if image.mode not in _READABLE[mode] or image.has_transparency_data:
+    if image.mode not in _ACCEPTED_MODES[mode] or image.has_transparency_data:
         transparent = " with transparency" if image.has_transparency_data else ""
         raise InvalidArgument(
             field,
-            f"{kind} of mode {image.mode}{transparent}, where the model takes {mode}",
+            f"expected a {kind} of mode {mode}, got mode {image.mode}{transparent}",
             f"{flag} to convert it"
             if flag
-            else f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'grey'} without alpha",
+            else f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'gray'} without alpha",
         )
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB, as training converts it: transparency is put on white, 16 bits
-    are scaled to 8, everything else is what Pillow's own conversion makes of it. Raises
-    InvalidArgument for pixels that have no stated range."""
+    """The image in mode L or RGB, converted as training does: transparency becomes white, 16 bits
+    are scaled to 8, and Pillow converts all else. Raises InvalidArgument for pixels without a
+    defined range."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 0xFFFF:
-            raise InvalidArgument("", "pixels of 32 bits", "Save it with 8 bits")
+            raise InvalidArgument("", "32-bit pixels", "Save it with 8 bits")
         image = Image.fromarray(((wide.astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
-        raise InvalidArgument("", "pixels that are floats (mode F)", "Save it with 8 bits")
+        raise InvalidArgument("", "floating-point pixels (mode F)", "Save it with 8 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         image = Image.alpha_composite(white, layer)
     if image.mode == mode:
         return image
-    image.load()  # what is damaged says so here
+    image.load()  # raises if the file is damaged
     try:
         return image.convert(mode)
     except ValueError:
@@ -173,17 +176,20 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def encode_pngs(rows: Pixels) -> list[bytes]:
-    """One PNG a row of uint8 (rows, height, width[, 1 or 3])."""
+    """One PNG per row of uint8 (rows, height, width[, 1 or 3])."""
     files = []
     for row in rows:
         file = io.BytesIO()
-        _image(row).save(file, "PNG", compress_level=1)  # small images: speed over the last bytes
+        _image(row).save(
+            file, "PNG", compress_level=1
+        )  # small images: speed matters more than size
         files.append(file.getvalue())
     return files
 
 
 def make_grid(rows: Pixels, columns: int = 0, min_side: int = 512) -> bytes:
-    """All rows in one PNG, `columns` wide (0: square), enlarged by whole pixels for the eye."""
+    """All rows in one PNG with `columns` columns (0: square), enlarged by a whole factor to about
+    `min_side` pixels."""
     count, height, width = rows.shape[:3]
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     lines = -(-count // columns)

@@ -1,11 +1,11 @@
-"""Latents: seeded, seekable normal draws, and the ways between two points.
+"""Latents: seeded normal noise with random access, and interpolation between two latents.
 
-Row i of a draw is a pure function of (seed, stream, i): each row owns a fixed number of blocks of
+Row i of the noise is a pure function of (seed, stream, i). Each row has a fixed number of blocks of
 the counter-based generator Philox 4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as
-1, 2, 3"), so any range of rows can be drawn alone, in any order, on any machine.
+1, 2, 3"). So any range of rows can be drawn alone, in any order, on any machine.
 
-"Any machine" is meant to the bit. numpy's log, exp and cos pick their code by the CPU's vector
-instructions and differ in the last place between machines; additions, multiplications, divisions
+All machines draw the same bits. numpy's log, exp and cos choose their code by the CPU's vector
+instructions and differ in the last place between machines. Additions, multiplications, divisions
 and square roots are exact to IEEE 754 everywhere. The transform to normals uses only those.
 """
 
@@ -25,41 +25,41 @@ Latents = NDArray[np.float32]
 PRIOR: Final = 0
 """The stream of Sample: z ~ N(0, I)."""
 POSTERIOR: Final = 1
-"""The first stream of draws around an encoding; draw k of a row comes from POSTERIOR + k."""
+"""The first stream of samples from a posterior; sample k of a row uses POSTERIOR + k."""
 
 _BLOCK: Final = 8  # normals from one Philox block: four words of 64 bits, two normals a word
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseRange:
-    """`rows` rows of standard normals, named but not yet drawn."""
+    """`rows` rows of standard normal noise, not drawn yet."""
 
     seed: int  # 0 .. 2^64 - 1
     offset: int  # index of the first row; offset + rows <= 2^63
     rows: int
     stream: int = PRIOR
 
-    def part(self, start: int, stop: int) -> NoiseRange:
-        """Rows start..stop of this draw, as a draw of its own."""
+    def slice(self, start: int, stop: int) -> NoiseRange:
+        """Rows start..stop of this range."""
         if stop - start == self.rows:
             return self
         return NoiseRange(self.seed, self.offset + start, stop - start, self.stream)
 
 
-def standard_normal(draws: Sequence[NoiseRange], latent_size: int) -> Latents:
-    """Standard normals for all `draws`, one below the other, in one vectorised pass.
+def standard_normal(ranges: Sequence[NoiseRange], latent_size: int) -> Latents:
+    """The noise of all `ranges`, one below the other, in one vectorized pass.
 
     Returns float32 of shape (sum of rows, latent_size).
     """
     blocks = -(-latent_size // _BLOCK)
-    words = [_words(draw, blocks) for draw in draws]
+    words = [_philox_words(noise, blocks) for noise in ranges]
     raw = words[0] if len(words) == 1 else np.concatenate(words)
     uniform = raw.view("<u4").reshape(-1, blocks * _BLOCK)[:, :latent_size]
-    return _normal(uniform)
+    return _inverse_normal_cdf(uniform)
 
 
 class _Generator(threading.local):
-    """One Philox a thread, moved to wherever a draw begins: building one costs ten times more."""
+    """One Philox per thread, moved to each range's start: creating one costs ten times more."""
 
     def __init__(self) -> None:
         self.philox = np.random.Philox(key=0)
@@ -69,7 +69,7 @@ class _Generator(threading.local):
             "bit_generator": "Philox",
             "state": {"counter": self.counter, "key": self.key},
             "buffer": np.zeros(4, np.uint64),
-            "buffer_pos": 4,  # the buffer is spent: begin with a fresh block
+            "buffer_pos": 4,  # the buffer is used up: start with a new block
             "has_uint32": 0,
             "uinteger": 0,
         }
@@ -78,19 +78,19 @@ class _Generator(threading.local):
 _generator: Final = _Generator()
 
 
-def _words(draw: NoiseRange, blocks: int) -> NDArray[np.uint64]:
+def _philox_words(noise: NoiseRange, blocks: int) -> NDArray[np.uint64]:
     generator = _generator
-    first = draw.offset * blocks
+    first = noise.offset * blocks
     generator.counter[0], generator.counter[1] = first & 0xFFFF_FFFF_FFFF_FFFF, first >> 64
-    generator.key[0], generator.key[1] = draw.seed, draw.stream
+    generator.key[0], generator.key[1] = noise.seed, noise.stream
     generator.philox.state = generator.state
-    words: NDArray[np.uint64] = generator.philox.random_raw(draw.rows * blocks * 4)
+    words: NDArray[np.uint64] = generator.philox.random_raw(noise.rows * blocks * 4)
     return words.astype("<u8", copy=False)
 
 
 # Wichura (1988), "Algorithm AS 241: The percentage points of the normal distribution", PPND7:
 # relative error about 1e-7, the precision of float32. Evaluated in float64.
-_CENTRE: Final = 0.425
+_CENTER: Final = 0.425
 _A: Final = (5.9109374720e01, 1.5929113202e02, 5.0434271938e01, 3.3871327179e00)
 _B: Final = (6.7187563600e01, 7.8757757664e01, 1.7895169469e01, 1.0)
 _C: Final = (1.7023821103e-01, 1.3067284816e00, 2.7568153900e00, 1.4234372777e00)
@@ -99,10 +99,10 @@ _E: Final = (1.7337203997e-02, 4.2868294337e-01, 3.0812263860e00, 6.6579051150e0
 _F: Final = (1.2258202635e-02, 2.4197894225e-01, 1.0)
 
 
-def _normal(uniform: NDArray[np.uint32]) -> Latents:
-    """Inverse normal distribution function at (uniform + 1/2) / 2^32: within +-6.4."""
+def _inverse_normal_cdf(uniform: NDArray[np.uint32]) -> Latents:
+    """The inverse normal distribution function at (uniform + 1/2) / 2^32: within +-6.4."""
     q = (uniform.astype(np.float64) + (0.5 - 2.0**31)) * 2.0**-32  # exact; -1/2 < q < 1/2
-    r = _CENTRE * _CENTRE - q * q
+    r = _CENTER * _CENTER - q * q
     tail = r < 0
     z = q * (_polynomial(_A, r) / _polynomial(_B, r))
     q = q[tail]
@@ -130,7 +130,7 @@ def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDAr
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Natural logarithm by exact operations: log x = e log 2 + 2 artanh((m - 1) / (m + 1)).
 
-    Good to 1e-11, far below the transform's own 1e-7.
+    Its error is about 1e-11, far below the transform's own 1e-7.
     """
     mantissa, exponent = np.frexp(x)
     low = mantissa < 0.7071067811865476  # bring the mantissa to [sqrt(1/2), sqrt(2))
@@ -142,34 +142,35 @@ def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def lerp(start: Latents, end: Latents, steps: int) -> Latents:
-    """The straight line: shape (steps, latent size) from two of (latent size,), ends exact."""
+    """The straight line from start to end, both exact: shape (steps, latent size) from two of
+    (latent size,)."""
     t = np.linspace(0.0, 1.0, steps)[:, None]
-    return _with_ends((1.0 - t) * start + t * end, start, end)
+    return _pin_ends((1.0 - t) * start + t * end, start, end)
 
 
 def slerp(start: Latents, end: Latents, steps: int) -> Latents:
-    """Along the great circle (Shoemake 1985; White 2016 for latents), ends exact.
+    """The great circle from start to end, both exact (Shoemake 1985; White 2016 for latents).
 
-    The direction turns evenly and the length changes evenly, so the way stays where N(0, I) has
-    its mass. A zero or an opposite end point has no single great circle: then the straight line,
-    as also for parallel ones, where both ways are the same.
+    The direction and the length change evenly, so the path stays where N(0, I) has its mass. If an
+    end is zero or the ends are opposite, there is no single great circle: the result is the
+    straight line. It is also for parallel ends, where both paths are the same.
     """
     a, b = start.astype(np.float64), end.astype(np.float64)
     length_a, length_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     if not (length_a > 0.0 and length_b > 0.0):
         return lerp(start, end, steps)
     a, b = a / length_a, b / length_b
-    # From the chord and its counterpart: exact also where arccos of the dot product is not.
+    # From the chord and its counterpart: precise for all angles, unlike arccos of the dot product.
     angle = 2.0 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
     if np.sin(angle) < 1e-6:
         return lerp(start, end, steps)
     t = np.linspace(0.0, 1.0, steps)[:, None]
     direction = (np.sin((1.0 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
-    return _with_ends(direction * ((1.0 - t) * length_a + t * length_b), start, end)
+    return _pin_ends(direction * ((1.0 - t) * length_a + t * length_b), start, end)
 
 
-def _with_ends(way: NDArray[np.float64], start: Latents, end: Latents) -> Latents:
-    with np.errstate(over="ignore"):  # between latents that are huge
-        z = way.astype(np.float32)
+def _pin_ends(path: NDArray[np.float64], start: Latents, end: Latents) -> Latents:
+    with np.errstate(over="ignore"):  # between huge latents
+        z = path.astype(np.float32)
     z[0], z[-1] = start, end
     return z

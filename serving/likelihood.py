@@ -1,4 +1,4 @@
-"""Log-densities of rows in nats, from what the graphs give: p(x | z), KL to the prior, weights.
+"""Log-densities of rows in nats, from the graphs' outputs: p(x | z), KL to the prior, weights.
 
 Kingma and Welling (2014), "Auto-encoding variational Bayes"; Burda, Grosse and Salakhutdinov
 (2016), "Importance weighted autoencoders".
@@ -19,17 +19,17 @@ Nats = NDArray[np.float64]
 """float64, shape (rows,)."""
 
 _quiet: Final = np.errstate(over="ignore", invalid="ignore")
-"""Rows far from all that a model knows give what is not finite; callers look at the result."""
+"""Rows far from a model's training data may give results that are not finite; callers check."""
 
 _LOG_2PI: Final = math.log(2 * math.pi)
 
 
 def to_unit_interval(x: NDArray[Any], spec: DataSpec) -> NDArray[np.float32]:
-    """x brought from its value range to [0, 1], float32, as the likelihoods see it."""
+    """x scaled from its value range to [0, 1], float32, as the likelihoods take it."""
     low, high = spec.range
     span = np.float32(high - low)
     values: NDArray[np.float32]
-    if not low:  # at once, and the same bits
+    if not low:  # one pass, and the same bits
         values = np.divide(x, span, dtype=np.float32)
         return values
     values = np.subtract(x, np.float32(low), dtype=np.float32)
@@ -38,7 +38,7 @@ def to_unit_interval(x: NDArray[Any], spec: DataSpec) -> NDArray[np.float32]:
 
 
 def binarize(x: NDArray[Any], spec: DataSpec) -> NDArray[Any]:
-    """x with every element at the end of its range that is nearer; the middle goes up."""
+    """x with every element moved to the nearer end of its range; the middle moves up."""
     low, high = spec.range
     values: NDArray[Any] = np.where(x >= (low + high) / 2, high, low).astype(x.dtype)
     return values
@@ -55,7 +55,7 @@ def log_prob(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: st
     if likelihood == "bernoulli":
         return _log_bernoulli(x, params[:, 0])
     if likelihood == "discretised-logistic":
-        terms = _log_discretised_logistic(x, params[:, 0], params[:, 1])
+        terms = _log_discretized_logistic(x, params[:, 0], params[:, 1])
     else:
         mean, log_std = params[:, 0], params[:, 1]
         terms = -0.5 * (np.square((x - mean) * np.exp(-log_std)) + _LOG_2PI) - log_std
@@ -65,9 +65,9 @@ def log_prob(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: st
 def _log_bernoulli(x: NDArray[np.float32], logits: NDArray[np.float32]) -> Nats:
     """The sum of x l - log(1 + exp(l)), as x l - max(l, 0) - log(1 + exp(-|l|)).
 
-    Each term within float32's step at 1, 1.2e-7; none is above 0, so numpy's pairwise sums lose
-    nothing in float32. Made of what numpy has vector code for (logaddexp takes seven times as
-    long, as long as a small decoder itself), in two arrays that stay in the processor's cache.
+    Each term's error is within float32's step at 1, 1.2e-7. No term is above 0, so numpy's pairwise
+    sums lose nothing in float32. It uses only functions with vector code in numpy: logaddexp takes
+    seven times as long, as long as a small decoder. Its two arrays stay in the processor's cache.
     """
     size = np.abs(logits)
     terms = logits + size
@@ -83,7 +83,7 @@ def _log_bernoulli(x: NDArray[np.float32], logits: NDArray[np.float32]) -> Nats:
     return sums
 
 
-def _log_discretised_logistic(
+def _log_discretized_logistic(
     x: NDArray[np.float32], mean: NDArray[np.float32], log_scale: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The log of a logistic distribution's mass within half a level, 1/510, of each byte; 0 and
@@ -94,9 +94,9 @@ def _log_discretised_logistic(
     log_below_upper = -np.logaddexp(zero, -above)  # log sigmoid(above)
     log_above_lower = -np.logaddexp(zero, below)
     # sigmoid(above) - sigmoid(below), factored so that nothing cancels.
-    inside = log_below_upper + log_above_lower + np.log(-np.expm1(-sharpness / np.float32(255)))
+    between = log_below_upper + log_above_lower + np.log(-np.expm1(-sharpness / np.float32(255)))
     terms: NDArray[np.float32] = np.where(
-        x == 0, log_below_upper, np.where(x == 1, log_above_lower, inside)
+        x == 0, log_below_upper, np.where(x == 1, log_above_lower, between)
     )
     return terms
 
@@ -116,6 +116,6 @@ def log_prior_ratio(z: Latents, mean: Latents, log_var: Latents) -> Nats:
 
 
 def _sum(terms: NDArray[Any]) -> Nats:
-    """Over a row's elements, in float64: hundreds of terms that nearly cancel."""
+    """Sum over a row's elements, in float64, as hundreds of terms nearly cancel."""
     sums: Nats = terms.sum(axis=1, dtype=np.float64)
     return sums

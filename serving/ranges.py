@@ -1,8 +1,8 @@
-"""Which values a model takes: one rule for data that is sent and data that is read from files.
+"""Which values a model accepts: one rule, for data in requests and data in files.
 
-A value within rounding of the model's range is taken as the bound: scalers give 1.0000000000000002
-for 1. A value beyond it is taken where the likelihood is defined there, and counted, for it is what
-makes a row unusual. NaN and infinity are never taken.
+A value outside the model's range by no more than rounding is replaced by the bound: scalers compute
+1.0000000000000002 for 1. Any other value outside is accepted if the likelihood is defined there,
+and counted, as such values make a row unusual. NaN and infinity are never accepted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from latentd.bundle import DataSpec
 
 ROUNDING: Final = 1e-6
-"""Of the range's width. A value that lies no further beyond a bound is taken as the bound."""
+"""Fraction of the range's width. A value no further outside than this is replaced by the bound."""
 UNBOUNDED: Final = frozenset({"gaussian"})
-"""The likelihoods that are defined for every number; the others only for the model's range."""
+"""The likelihoods defined for every number. The others are defined only in the model's range."""
 
 Counts = NDArray[np.uint32]
 """How many values of each row lie outside the range, shape (rows,)."""
@@ -28,15 +28,14 @@ Counts = NDArray[np.uint32]
 class Checked:
     """Rows that were checked.
 
-    values:  as the model takes them, in the shape and dtype they came in; a copy only where some
-             were taken as the bound
-    outside: None where no value lies outside the range
-    refused: by row, why the model cannot take it; such rows are as they came
+    values:       in the shape and dtype given; a copy only if values were replaced by a bound
+    out_of_range: None: no value lies outside the range
+    rejected:     why the model cannot take a row, by row; such rows are unchanged
     """
 
     values: NDArray[Any]
-    outside: Counts | None
-    refused: dict[int, str]
+    out_of_range: Counts | None
+    rejected: dict[int, str]
 
 
 def check(values: NDArray[Any], x: DataSpec, likelihood: str) -> Checked:
@@ -48,32 +47,32 @@ def check(values: NDArray[Any], x: DataSpec, likelihood: str) -> Checked:
         if values.min() >= low and values.max() <= high:  # false where there is NaN
             return Checked(values, None, {})
     flat = values.reshape(len(values), -1)
-    beyond = ~((flat >= low) & (flat <= high))
-    found = flat[beyond].astype(np.float64)
+    outside = ~((flat >= low) & (flat <= high))
+    found = flat[outside].astype(np.float64)
     slack = ROUNDING * (high - low)
     rounded = (found >= low - slack) & (found <= high + slack)
     if rounded.any():
         found[rounded] = found[rounded].clip(low, high)
         flat = flat.copy()
-        flat[beyond] = found
-        beyond[beyond] = ~rounded
-    counts = beyond.sum(axis=1, dtype=np.uint32)
-    refused = {
-        row: why
+        flat[outside] = found
+        outside[outside] = ~rounded
+    counts = outside.sum(axis=1, dtype=np.uint32)
+    rejected = {
+        row: reason
         for row in np.flatnonzero(counts).tolist()
-        if (why := _why(flat[row][beyond[row]], x, likelihood))
+        if (reason := _rejection(flat[row][outside[row]], x, likelihood))
     }
-    return Checked(flat.reshape(values.shape), counts if counts.any() else None, refused)
+    return Checked(flat.reshape(values.shape), counts if counts.any() else None, rejected)
 
 
-def _why(outside: NDArray[Any], x: DataSpec, likelihood: str) -> str:
-    """Why a row with these values outside the range is refused; "": it is not."""
+def _rejection(outside: NDArray[Any], x: DataSpec, likelihood: str) -> str:
+    """Why a row with these values outside the range is rejected; "": it is accepted."""
     if not np.isfinite(outside).all():
         return "holds NaN or infinity"
     if likelihood in UNBOUNDED:
         return ""
     low, high = x.range
     return (
-        f"holds {outside[0]:g}, outside the model's range {low:g} to {high:g}, beyond which its "
-        f"{likelihood} likelihood is not defined"
+        f"holds {outside[0]:g}, outside the model's range {low:g} to {high:g}; its {likelihood} "
+        "likelihood is not defined there"
     )

@@ -93,7 +93,7 @@ class LocalReconstructor:
                 raise
             if len(chunk.rows) == 1:
                 self._check_engine(error)
-                reason = f"the model fails on it: {_line(error)}"
+                reason = f"the model fails on this row: {_line(error)}"
                 return self._without(chunk, np.ones(1, bool), reason)
             middle = len(chunk.rows) // 2
             return joined([self.run(_part(chunk, 0, middle)), self.run(_part(chunk, middle))])

@@ -62,7 +62,7 @@ class PosteriorSamples:
     def parts(self, start: int, stop: int) -> list[NoiseRange]:
         """The noise of rows start..stop."""
         if self.draws == 1:
-            return [self.draw.part(start, stop)]
+            return [self.draw.slice(start, stop)]
         each, draw, parts = self.draw.rows, self.draw, []
         for k in range(start // each, -(-stop // each)):
             first, last = max(start - k * each, 0), min(stop - k * each, each)
@@ -96,12 +96,12 @@ def materialize(batch: Sequence[BatchItem], latent_size: int) -> Latents:
     """The latents of a batch of decodings, (rows, latent_size)."""
     if all(type(item.payload.source) is PriorSamples for item in batch):
         # A batch of Sample calls only: faster than item by item.
-        parts = [item.payload.source.draw.part(item.start, item.stop) for item in batch]
+        parts = [item.payload.source.draw.slice(item.start, item.stop) for item in batch]
         return _scale(standard_normal(parts, latent_size), batch)
     draws: list[NoiseRange] = []
     for item in batch:
         if isinstance(item.payload.source, PriorSamples):
-            draws.append(item.payload.source.draw.part(item.start, item.stop))
+            draws.append(item.payload.source.draw.slice(item.start, item.stop))
         elif isinstance(item.payload.source, PosteriorSamples):
             draws += item.payload.source.parts(item.start, item.stop)
     normal = (

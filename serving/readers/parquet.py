@@ -229,7 +229,7 @@ def _row(value: Any, x: DataSpec, resize: bool) -> Array:
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype)
         if images.is_png_compatible(x):
-            with images.oddities_ignored():
+            with images.pillow_warnings_ignored():
                 return images.decode_image(value, x, "x", None, resize).reshape(-1)
         raise InvalidArgument("x", f"{len(value)} bytes, where {x.nbytes} make a row")
     try:

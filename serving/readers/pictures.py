@@ -73,7 +73,7 @@ class PictureReader:
         bad: list[BadRow] = []
         for row, name in enumerate(names, start):
             try:
-                with images.oddities_ignored():
+                with images.pillow_warnings_ignored():
                     x[len(good)] = self._picture(row, name)
             except InvalidArgument as error:
                 bad.append(BadRow(row, files.printable(name), error.reason))

@@ -89,13 +89,13 @@ def checked(values: Array, ids: Sequence[str], start: int, x: DataSpec, likeliho
         for row in np.flatnonzero(wide.any(axis=1)).tolist():
             refused[row] = f"holds {flat[row][wide[row]][0]}, where bytes are 0 to 255"
     found = ranges.check(values, x, likelihood)
-    refused = found.refused | refused
+    refused = found.rejected | refused
     rows, taken = np.arange(start, start + len(values)), found.values
     if not refused:
-        return Chunk(rows, ids, taken.astype(x.dtype, copy=False), [], found.outside)
+        return Chunk(rows, ids, taken.astype(x.dtype, copy=False), [], found.out_of_range)
     bad = [BadRow(start + row, ids[row], why) for row, why in sorted(refused.items())]
     good = np.ones(len(values), bool)
     good[list(refused)] = False
     kept = [ids[row] for row in np.flatnonzero(good).tolist()]
-    outside = None if found.outside is None else found.outside[good]
+    outside = None if found.out_of_range is None else found.out_of_range[good]
     return Chunk(rows[good], kept, taken[good].astype(x.dtype, copy=False), bad, outside)

@@ -1,1 +1,1 @@
-"""The contract in protos/, method by method: messages to arrays, a model's answer to messages."""
+"""The methods of the contract in protos/: messages to arrays, the model's results to messages."""

@@ -1,4 +1,4 @@
-"""Fields that several methods share: who answered, rows in either form, seeds and their draws."""
+"""Fields that several methods share: rows in either format, seeds, noise, model versions."""
 
 from __future__ import annotations
 
@@ -28,30 +28,34 @@ WithRows = (
 )
 """The responses that hold rows x."""
 
-_ABSOLUTE: Final = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
-_END = 2**63  # rows are numbered below this
-_HOTTEST = 10.0  # temperature
+_ABSOLUTE_PATH: Final = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
+_ROW_INDEX_LIMIT: Final = 2**63  # exclusive
+_MAX_TEMPERATURE: Final = 10.0
 
 
-def prior(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> PriorSamples:
+def prior_samples(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> PriorSamples:
     """The latents that Sample decodes: `rows` rows from the request's offset on."""
     temperature = request.temperature if request.HasField("temperature") else 1.0
-    if not 0.0 <= temperature <= _HOTTEST:
-        raise InvalidArgument("temperature", f"{temperature:g} is not from 0 to {_HOTTEST:g}")
-    return PriorSamples(draw(seed(request), request.offset, rows, "offset"), temperature)
+    if not 0.0 <= temperature <= _MAX_TEMPERATURE:
+        raise InvalidArgument(
+            "temperature", f"must be between 0 and {_MAX_TEMPERATURE:g}, got {temperature:g}"
+        )
+    return PriorSamples(noise_range(seed(request), request.offset, rows, "offset"), temperature)
 
 
-def posterior_draw(
+def posterior_noise(
     request: pb.EncodeRequest | pb.ReconstructRequest | pb.ScoreRequest, rows: int
 ) -> NoiseRange:
-    """The noise of `rows` draws around encodings."""
-    return draw(seed(request), request.offset, rows, "offset", POSTERIOR)
+    """The noise of samples from the posteriors of `rows` rows."""
+    return noise_range(seed(request), request.offset, rows, "offset", POSTERIOR)
 
 
-def draw(seed: int, offset: int, rows: int, field: str, stream: int = latents.PRIOR) -> NoiseRange:
-    """Rows offset .. offset + rows of a seed. Raises InvalidArgument if they exceed the last."""
-    if offset + rows > _END:
-        raise InvalidArgument(field, f"{offset} and {rows} rows more go beyond 2^63")
+def noise_range(
+    seed: int, offset: int, rows: int, field: str, stream: int = latents.PRIOR
+) -> NoiseRange:
+    """Rows offset .. offset + rows of a seed. Raises InvalidArgument beyond the last row index."""
+    if offset + rows > _ROW_INDEX_LIMIT:
+        raise InvalidArgument(field, f"offset {offset} + {rows} rows exceeds 2^63")
     return NoiseRange(seed, offset, rows, stream)
 
 
@@ -63,47 +67,51 @@ def seed(
     | pb.StreamReconstructRequest
     | pb.ScoreRequest,
 ) -> int:
-    """The caller's seed, or one of our choice, which the response will name."""
+    """The request's seed, or a random one, which the response returns."""
     return request.seed if request.HasField("seed") else secrets.randbits(64)
 
 
-def need_scope(caller: CallContext, scope: str, field: str, content: str) -> None:
-    """Check that the caller's token has the scope that a field's content needs beside the method's.
-    Raises PermissionDenied."""
-    if caller.scopes is not None and scope not in caller.scopes:
-        has = ", ".join(sorted(caller.scopes))
+def require_scope(context: CallContext, scope: str, field: str, content: str) -> None:
+    """Check that the call's token has the scope that a field's content needs in addition to the
+    method's. Raises PermissionDenied."""
+    if context.scopes is not None and scope not in context.scopes:
+        has = ", ".join(sorted(context.scopes))
         raise PermissionDenied(
             f'{field}: scope "{scope}" required for {content}; this token has: {has}.'
         )
 
 
 def without_folders(reason: str, root: Path) -> str:
-    """A reason for callers: paths below the bundles' root are shown relative to it, and of all
-    other absolute paths only the last part. Where things lie is the operator's business."""
+    """A reason that clients may see. Paths below the bundles' root are shown relative to it, other
+    absolute paths by their last part: clients need not know the server's folders."""
     for folder in {str(root), str(root.absolute()), str(root.resolve())}:
         reason = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", reason)
-    return _ABSOLUTE.sub(r"\1", reason)
+    return _ABSOLUTE_PATH.sub(r"\1", reason)
 
 
 def served_by(model: ServedModel) -> pb.ModelVersion:
-    """Which model and version answers: a part of every response."""
+    """The model and version that answers, a field of every response."""
     return pb.ModelVersion(
         model=model.manifest.model, version=model.manifest.version, digest=model.digest
     )
 
 
 async def read_rows(
-    rows: pb.Rows, model: ServedModel, field: str, most: int = 0
+    rows: pb.Rows, model: ServedModel, field: str, max_rows: int = 0
 ) -> tuple[codec.Array, Counts | None]:
-    """x, checked, and how many values of each row lie outside the model's range; PNG files are
-    decoded off the thread that receives calls."""
+    """x, checked, and how many values of each row lie outside the model's range. PNG files are
+    decoded in the thread pool, as that takes milliseconds.
+
+    max_rows: 0: the model's
+    """
     x, likelihood = model.manifest.x, model.manifest.likelihood
-    read = functools.partial(codec.read_rows, rows, x, likelihood, most or model.max_rows, field)
+    limit = max_rows or model.max_rows
+    read = functools.partial(codec.read_rows, rows, x, likelihood, limit, field)
     return await run_in_executor(read) if rows.WhichOneof("content") == "png" else read()
 
 
 async def write_rows(values: codec.Array, png: bool, response: WithRows) -> None:
-    """Fill the response's x; PNG files are compressed off the thread that receives calls."""
+    """Fill the response's x. PNG files are compressed in the thread pool."""
     if png:
         await run_in_executor(codec.write_rows, values, png, response.x)
     else:

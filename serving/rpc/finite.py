@@ -1,4 +1,4 @@
-"""No answer holds NaN or infinity: who sent what makes a model compute them is told so."""
+"""Responses hold finite numbers only: a request that makes the model compute others is rejected."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from latentd.batching.runner import EngineError
 from latentd.errors import InvalidArgument
 
-_MOST: Final = float(np.finfo(np.float32).max)
+_MAX: Final = float(np.finfo(np.float32).max)
 
 REASON: Final = "makes the model compute NaN or infinity"
 
 
 def bad_row(*arrays: NDArray[Any] | None) -> int | None:
-    """The first row that is not finite numbers in all of these arrays; None: all rows are.
+    """The first row with a number that is not finite in one of these arrays; None: there is none.
 
-    Numbers too large for float32, as which they are sent, are not; bytes are not looked at.
+    Responses are float32, so larger numbers count as infinite. Arrays of bytes are not checked.
     """
     for values in arrays:
         if values is not None and values.dtype.char != "B" and not _finite(values).all():
@@ -28,7 +28,7 @@ def bad_row(*arrays: NDArray[Any] | None) -> int | None:
 
 
 def good_rows(*arrays: NDArray[Any] | None) -> NDArray[np.bool_]:
-    """Which rows are finite numbers in all of these arrays, shape (rows,). One must be given."""
+    """Which rows are finite in all of these arrays, shape (rows,). One array must be given."""
     given = [values for values in arrays if values is not None]
     good = np.ones(len(given[0]), bool)
     for values in given:
@@ -39,7 +39,7 @@ def good_rows(*arrays: NDArray[Any] | None) -> NDArray[np.bool_]:
 
 def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
     finite: NDArray[np.bool_] = (
-        np.isfinite(values) if values.dtype.char == "f" else np.abs(values) <= _MOST
+        np.isfinite(values) if values.dtype.char == "f" else np.abs(values) <= _MAX
     )
     return finite
 
@@ -47,18 +47,18 @@ def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
 async def cause(
     row: int, field: str, alone: Awaitable[Iterable[NDArray[Any] | None]], unit: str = "row"
 ) -> InvalidArgument | EngineError:
-    """Why a row of an answer is not finite.
+    """The error for a row of a response that is not finite.
 
     field: of the request, which holds the row
-    alone: what the model gives for that row without others: if it is not finite either, the request
-           is the cause, else the engine
-    unit:  what is counted by `row`
+    alone: the model's result for that row alone. If it is not finite either, the request is the
+           cause, else the engine
+    unit:  what `row` counts
     """
     if bad_row(*await alone) is None:
-        return not_from_the_request()
+        return engine_error()
     return InvalidArgument(field, f"{unit} {row} {REASON}", "Send values like its training data")
 
 
-def not_from_the_request() -> EngineError:
-    """The error for an answer that is not finite through no fault of the request."""
-    return EngineError("The model gave NaN or infinity for rows that do not cause it.")
+def engine_error() -> EngineError:
+    """The error for a response that is not finite although its request is valid."""
+    return EngineError("The model computed NaN or infinity for rows that do not cause it.")

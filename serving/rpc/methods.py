@@ -1,4 +1,4 @@
-"""The methods of the contract in one table: whose tokens may call them, and what they run.
+"""The methods of the contract in one table: the scope that each needs, and the graphs it runs.
 
 Authorization, admission, help texts and capacity planning read the table with []: a method without
 an entry stops the server when it starts.
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 MODELS: Final = "models"
-"""The scope of those who may ask what is served."""
+"""The scope for describing and listing models."""
 GENERATE: Final = "generate"
-"""The scope of those who may have new data made."""
+"""The scope for generating new data."""
 INFER: Final = "infer"
-"""The scope of those who may have their own data x read, in whichever method it is sent."""
+"""The scope for sending data x, in any method."""
 SCOPES: Final = (MODELS, GENERATE, INFER)
 
 ENCODER: Final = "encoder"
@@ -25,7 +25,7 @@ DECODER: Final = "decoder"
 class Method:
     """What a method needs.
 
-    scope:    the scope that a caller's token must have
+    scope:    the scope that a call's token must have
     graphs:   each row of a call runs once through each of these, in this order
     per_draw: a row runs through the last of them once for each of the call's draws
     """
@@ -52,11 +52,11 @@ METHODS: Final[dict[str, Method]] = {
     "StreamSamples": _SAMPLE,
     "Reconstruct": _RECONSTRUCT,
     "StreamReconstruct": _RECONSTRUCT,
-    "Interpolate": _SAMPLE,  # an end point given as x needs INFER too, and the encoder for one row
+    "Interpolate": _SAMPLE,  # an anchor given as x also needs INFER, and the encoder for one row
     "Score": Method(INFER, (ENCODER, DECODER), per_draw=True),
 }
 
 
 def of_scope(scope: str) -> list[str]:
-    """The names of the methods that a scope is for."""
+    """The names of the methods that need a scope."""
     return [name for name, method in METHODS.items() if method.scope == scope]

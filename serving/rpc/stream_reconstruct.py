@@ -1,4 +1,4 @@
-"""One StreamReconstruct call: messages of rows, each answered whole, bad rows told of."""
+"""One StreamReconstruct call: each message of rows gets a response, which lists its bad rows."""
 
 from __future__ import annotations
 
@@ -22,57 +22,58 @@ from latentd.rpc import fields, finite
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows start.. of a message; made: None where the model fails on this one row."""
+    """Rows of a message from `start` on. result: None for a single row on which the model fails."""
 
     start: int
-    made: Reconstruction | None
+    result: Reconstruction | None
 
 
 class ReconstructStream:
-    """What a stream's first message asks for, of all its messages."""
+    """The options of a stream, which its first message sets for all of its messages."""
 
     def __init__(
-        self, model: ServedModel, first: pb.StreamReconstructRequest, caller: CallContext
+        self, model: ServedModel, first: pb.StreamReconstructRequest, context: CallContext
     ) -> None:
-        self._model, self._caller = model, caller
+        self._model, self._context = model, context
         self._png = codec.read_format(first.format, model.manifest.x)
         self._draw, self._seed = first.draw, fields.seed(first) if first.draw else 0
-        self._scores, self._latents = first.include_scores, first.include_latents
-        self._with_x = first.include_x or not first.HasField("include_x")
+        self._include_scores = first.include_scores
+        self._include_latents = first.include_latents
+        self._include_x = first.include_x or not first.HasField("include_x")
         self._rows = 0  # of all messages so far
 
-    async def answer(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructResponse:
-        """The message's answer. Raises what ends the stream: InvalidArgument for a fault of the
-        whole message, Overloaded, DeadlineExceeded, Unavailable."""
-        x, outside, errors = await self._read(request.x)
+    async def handle(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructResponse:
+        """The response to a message. These errors end the stream: InvalidArgument for a fault of
+        the whole message, Overloaded, DeadlineExceeded, Unavailable."""
+        x, out_of_range, errors = await self._read(request.x)
         self._rows += len(x)
         parts = await self._run(x, request.offset, 0)
         for part in parts:
-            if part.made is None:
-                errors.setdefault(part.start, "the model fails on it")
-            elif finite.bad_row(*part.made) is not None:
-                for row in np.flatnonzero(~finite.good_rows(*part.made)).tolist():
+            if part.result is None:
+                errors.setdefault(part.start, "the model fails on this row")
+            elif finite.bad_row(*part.result) is not None:
+                for row in np.flatnonzero(~finite.good_rows(*part.result)).tolist():
                     errors.setdefault(part.start + row, finite.REASON)
-        made = [part.made for part in parts if part.made is not None]
+        results = [part.result for part in parts if part.result is not None]
         response = pb.StreamReconstructResponse(
             served_by=fields.served_by(self._model),
             offset=request.offset,
             seed=self._seed,
             errors=[pb.RowError(row=r, description=errors[r]) for r in sorted(errors)],
         )
-        if made:
-            failed = {part.start for part in parts if part.made is None}
+        if results:
+            failed = {part.start for part in parts if part.result is None}
             rows = [row for row in range(len(x)) if row not in failed]
-            await self._fill(response, made, np.array([row not in errors for row in rows], bool))
-            if outside is not None:
+            await self._fill(response, results, np.array([row not in errors for row in rows], bool))
+            if out_of_range is not None:
                 kept = [row for row in rows if row not in errors]
-                response.values_outside_range.extend(outside[kept])
+                response.values_outside_range.extend(out_of_range[kept])
         return response
 
     async def _fill(
         self,
         response: pb.StreamReconstructResponse,
-        made: list[Reconstruction],
+        results: list[Reconstruction],
         keep: NDArray[np.bool_],
     ) -> None:
         def column(parts: list[Array]) -> Array:
@@ -80,12 +81,12 @@ class ReconstructStream:
             kept: Array = whole if keep.all() else whole[keep]
             return kept
 
-        if self._with_x:
-            await fields.write_rows(column([part.x for part in made]), self._png, response)
-        if self._latents:
-            codec.write_tensor(column([part.mean for part in made]), response.mean)
-            codec.write_tensor(column([part.log_var for part in made]), response.log_var)
-        scores = [part.scores for part in made if part.scores is not None]
+        if self._include_x:
+            await fields.write_rows(column([part.x for part in results]), self._png, response)
+        if self._include_latents:
+            codec.write_tensor(column([part.mean for part in results]), response.mean)
+            codec.write_tensor(column([part.log_var for part in results]), response.log_var)
+        scores = [part.scores for part in results if part.scores is not None]
         if scores:
             error = [s.reconstruction_error for s in scores if s.reconstruction_error is not None]
             response.reconstruction_error.extend(column(error))
@@ -93,13 +94,13 @@ class ReconstructStream:
             response.elbo.extend(column([s.elbo for s in scores]))
 
     async def _run(self, x: Array, offset: int, start: int) -> list[_Part]:
-        """All rows, halved where the model fails until it is one row that it fails on."""
-        draw = None
+        """Run all rows. If the model fails, run each half alone, down to the rows that fail."""
+        noise = None
         if self._draw:
-            draw = fields.draw(self._seed, offset, len(x), "offset", POSTERIOR)
+            noise = fields.noise_range(self._seed, offset, len(x), "offset", POSTERIOR)
         try:
-            made = await self._model.reconstruct(
-                x, draw, self._scores, self._caller, work=self._rows
+            result = await self._model.reconstruct(
+                x, noise, self._include_scores, self._context, work=self._rows
             )
         except EngineError:
             if len(x) == 1:
@@ -107,11 +108,13 @@ class ReconstructStream:
             half = len(x) // 2
             first = await self._run(x[:half], offset, start)
             return first + await self._run(x[half:], offset + half, start + half)
-        return [_Part(start, made)]
+        return [_Part(start, result)]
 
     async def _read(self, rows: pb.Rows) -> tuple[Array, Counts | None, dict[int, str]]:
-        """x, how many values of each row lie outside the range, and the rows that cannot be taken
-        with the reason: they keep their places, so that the others keep their draws."""
-        m, most = self._model.manifest, self._model.max_rows
-        read = functools.partial(codec.decode_rows_lenient, rows, m.x, m.likelihood, most, "x")
+        """x, how many values of each row lie outside the range, and why a row cannot be used, by
+        row. Such rows keep their places, so that the other rows keep their noise."""
+        manifest, max_rows = self._model.manifest, self._model.max_rows
+        read = functools.partial(
+            codec.decode_rows_lenient, rows, manifest.x, manifest.likelihood, max_rows, "x"
+        )
         return await run_in_executor(read) if rows.WhichOneof("content") == "png" else read()

@@ -26,8 +26,7 @@ from latentd.training.pictures import read_pictures
 BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))
 FLOATS = DataSpec("vector", (3,), "float32", (-1, 1))
 BEYOND = (
-    "holds 1.5, outside the model's range -1 to 1, beyond which its bernoulli likelihood is not "
-    "defined"
+    "holds 1.5, outside the model's range -1 to 1; its bernoulli likelihood is not defined there"
 )
 
 
@@ -142,7 +141,7 @@ def test_bad_images_are_quarantined_and_stop_nobody(jobs, x, tmp_path):
     assert set(reasons) == {"cut.png", "empty.png", "large.png", "colour.png"}
     assert "damaged" in reasons["cut.png"]
     assert "not a readable image" in reasons["empty.png"]
-    assert "4 x 5 pixels, where the model takes 4 x 4" in reasons["large.png"]
+    assert "expected 4 x 4 pixels (width x height), got 4 x 5" in reasons["large.png"]
     assert "mode RGB" in reasons["colour.png"]
     assert len(jobs.table(tmp_path / "out")) == 10
 

@@ -237,7 +237,7 @@ def test_rows_that_the_model_fails_on_are_found_and_the_others_are_not_harmed(
     assert type(jobs)(folder).run(npy, tmp_path / "out") == 0
     reasons = jobs.quarantine(tmp_path / "out")
     assert set(reasons) == poison
-    assert all(reason.startswith("the model fails on it") for reason in reasons.values())
+    assert all(reason.startswith("the model fails on this row") for reason in reasons.values())
     rows, good = jobs.table(tmp_path / "out"), jobs.table(tmp_path / "good")
     kept = [i for i in range(len(x)) if str(i) not in poison]
     assert rows["row"].to_pylist() == kept

@@ -199,7 +199,7 @@ def test_score_prints_a_table(done: Callable[..., str], client: Client) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
-        ("sample --count 5000", 2, "count: 5000 was asked for"),
+        ("sample --count 5000", 2, "count: 5000 rows requested"),
         ("sample --count many", 2, "invalid int value"),
         ("sample --out grid.jpg", 2, "End it in .png or .npz or .npy, or name a folder."),
         ("sample --out no/such/grid.png", 2, "the folder no/such does not exist"),
@@ -313,7 +313,7 @@ def test_a_photograph_is_taken_with_resize(done: Callable[..., str], run: Run) -
     Image.fromarray(photo).save("photo.jpg", quality=95)
     status, _, err = run("encode", "photo.jpg", "--out", "z.npz")
     assert status == 2
-    assert "photo.jpg: 7 x 9 pixels, where the model takes 4 x 4" in err
+    assert "photo.jpg: expected 4 x 4 pixels (width x height), got 7 x 9" in err
     assert "Pass --resize to resize it" in err
     done("reconstruct", "photo.jpg", "--resize", "--out", "back.npz")
     with Image.open("photo.jpg") as image:

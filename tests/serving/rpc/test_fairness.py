@@ -1,4 +1,4 @@
-"""Fairness of work: calls of many rows or draws beside calls of one row, on a real server."""
+"""Fairness: calls of many rows or draws together with calls of one row, on a real server."""
 
 from __future__ import annotations
 
@@ -21,85 +21,87 @@ Codes = grpc.StatusCode
 
 
 class Scorers:
-    """So many Score calls at once; when one is answered, two more come: the queue stays full."""
+    """Sends this many Score calls, then two more after each success, to keep the queue full."""
 
     def __init__(self, stub: VaeServiceStub, calls: int) -> None:
         self._stub = stub
         self.ended: Counter[Codes] = Counter()
         self._changed = threading.Condition()
-        self._under_way = 0
-        self._going = True
+        self._in_flight = 0
+        self._running = True
         x = np.arange(16, dtype=np.uint8).reshape(1, 4, 4)
         self._request = pb.ScoreRequest(x=codec.to_rows(x), draws=DRAWS, seed=1)
         for _ in range(calls):
-            self._ask()
+            self._send()
 
-    def _ask(self) -> None:
+    def _send(self) -> None:
         with self._changed:
-            self._under_way += 1
+            self._in_flight += 1
         self._stub.Score.future(self._request).add_done_callback(self._end)
 
     def _end(self, call: grpc.Future) -> None:
         with self._changed:
             self.ended[call.code()] += 1
-            self._under_way -= 1
-            again = 2 if self._going and call.code() is Codes.OK else 0
+            self._in_flight -= 1
+            again = 2 if self._running and call.code() is Codes.OK else 0
             self._changed.notify_all()
         for _ in range(again):
-            self._ask()
+            self._send()
 
     def wait_for(self, code: Codes, calls: int) -> None:
-        """Until so many calls have ended with this status."""
+        """Wait until this many calls have ended with this status."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.ended[code] >= calls, 60)
 
     def stop(self) -> None:
         with self._changed:
-            self._going = False
-            assert self._changed.wait_for(lambda: not self._under_way, 60)
+            self._running = False
+            assert self._changed.wait_for(lambda: not self._in_flight, 60)
 
 
-def sampled(stub: VaeServiceStub) -> list[float]:
-    """The seconds of each Sample of one row, one after another, slowest last. None may fail."""
+def sample_seconds(stub: VaeServiceStub) -> list[float]:
+    """Seconds of Samples of one row, made one after another, sorted. None may fail."""
     seconds = []
     for _ in range(SAMPLES):
-        began = time.perf_counter()
+        started = time.perf_counter()
         stub.Sample(pb.SampleRequest(count=1), timeout=30)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
     return sorted(seconds)
 
 
 @pytest.mark.parametrize("batch_rows", [64, 4096])
-def test_one_row_samples_beside_500_scores_are_all_answered(
+def test_samples_of_one_row_succeed_during_500_scores(
     start_server, toy_bundles, record_property, batch_rows
 ):
     server = start_server(toy_bundles, max_batch_rows=batch_rows)
     with grpc.insecure_channel(server.target) as one, grpc.insecure_channel(server.target) as two:
-        polite = VaeServiceStub(one)
-        alone = sampled(polite)
+        stub = VaeServiceStub(one)
+        alone = sample_seconds(stub)
         scorers = Scorers(VaeServiceStub(two), SCORES)
         try:
             scorers.wait_for(Codes.RESOURCE_EXHAUSTED, 1)  # the queue is full of draws
-            beside = sampled(polite)
+            loaded = sample_seconds(stub)
             scorers.wait_for(Codes.OK, 1)
         finally:
             scorers.stop()
-        p99 = beside[int(SAMPLES * 0.99) - 1]
+        p99 = loaded[int(SAMPLES * 0.99) - 1]
         figures = (
             f"p99 of {SAMPLES} Samples: {alone[int(SAMPLES * 0.99) - 1] * 1e3:.1f} ms alone, "
-            f"{p99 * 1e3:.1f} ms beside {SCORES} Scores of {DRAWS} draws, 0 failed; "
+            f"{p99 * 1e3:.1f} ms during {SCORES} Scores of {DRAWS} draws, 0 failed; "
             f"Scores answered {scorers.ended[Codes.OK]}, "
-            f"refused {scorers.ended[Codes.RESOURCE_EXHAUSTED]}"
+            f"rejected {scorers.ended[Codes.RESOURCE_EXHAUSTED]}"
         )
         record_property("figures", figures)
         print(figures)
         assert set(scorers.ended) <= {Codes.OK, Codes.RESOURCE_EXHAUSTED}
-        # A Sample waits for two batches, never for a Score; generous, for machines that are busy.
+        # A Sample waits for two batches, never for a Score. The limit allows for a busy machine.
         assert p99 < max(0.3, 50 * alone[int(SAMPLES * 0.99) - 1])
         assert server.metric("latentd_shed_total", graph="decoder", reason="queue_full") > 0
 
 
-def test_parts_of_a_stream_say_how_large_the_whole_call_is(start_server, toy_bundles, monkeypatch):
+def test_batches_of_a_stream_carry_the_size_of_the_whole_call(
+    start_server, toy_bundles, monkeypatch
+):
     seen, submit = [], Batcher.submit
 
     def spy(self, *args, work=0, **kwargs):

@@ -1,4 +1,4 @@
-"""No answer holds NaN or infinity: a row that causes it is named, all else is INTERNAL."""
+"""No response holds NaN or infinity: the error names the row that causes it, or is INTERNAL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rows(*values: float) -> np.ndarray:
 
 
 def requests(values: np.ndarray) -> dict[str, tuple[str, Message]]:
-    """By a name: the method and a request that brings it these rows, as x or as z."""
+    """By name: a method and a request with these rows, as x or as z."""
     x, z = codec.to_rows(values), codec.to_tensor(values)
     last_x, last_z = codec.to_rows(values[-1:]), codec.to_tensor(values[-1:])
     middle = pb.LatentAnchor(z=codec.to_tensor(rows(0.5)))
@@ -59,7 +59,7 @@ def requests(values: np.ndarray) -> dict[str, tuple[str, Message]]:
 
 
 NAMES = tuple(requests(rows(0)))
-BLAMED = {
+ERROR_STARTS = {
     "decode": "z: row 1",
     "params": "z: row 1",
     "from x": "start.x: row 0",
@@ -68,14 +68,14 @@ BLAMED = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_row_that_makes_the_model_compute_nan_is_named(stub, name):
+def test_row_is_named_when_the_model_computes_nan_for_it(stub, name):
     method, request = requests(rows(0.5, HUGE))[name]
     with pytest.raises(grpc.RpcError) as refused:
         getattr(stub, method)(request)
     assert refused.value.code() is Codes.INVALID_ARGUMENT
-    said = refused.value.details()
-    assert said.startswith(BLAMED.get(name, "x: row 1"))
-    assert "makes the model compute NaN or infinity" in said
+    details = refused.value.details()
+    assert details.startswith(ERROR_STARTS.get(name, "x: row 1"))
+    assert "makes the model compute NaN or infinity" in details
 
 
 def numbers(message: Message) -> Iterator[np.ndarray]:
@@ -90,7 +90,7 @@ def numbers(message: Message) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("value", [3.4e38, -3.4e38, HUGE, 1e30, 1e25, -1e20, 1.5e19, 1e10, 1e-40])
-def test_an_answer_is_finite_or_a_refusal(stub, value):
+def test_response_is_finite_or_invalid_argument(stub, value):
     for method, request in requests(rows(0.5, value)).values():
         call = getattr(stub, method).future(request)
         assert call.code() in (Codes.OK, Codes.INVALID_ARGUMENT), method
@@ -98,7 +98,7 @@ def test_an_answer_is_finite_or_a_refusal(stub, value):
             assert all(np.isfinite(array).all() for array in numbers(call.result())), method
 
 
-def test_a_path_between_finite_latents_that_leaves_float32_is_refused(stub):
+def test_path_that_leaves_float32_is_invalid_argument(stub):
     start, end = np.full((1, SIZE), 3.4e38, np.float32), np.full((1, SIZE), 3.4e38, np.float32)
     start[0, ::2] *= -1
     ends = [pb.LatentAnchor(z=codec.to_tensor(z)) for z in (start, end)]
@@ -107,7 +107,7 @@ def test_a_path_between_finite_latents_that_leaves_float32_is_refused(stub):
     assert refused.value.code() is Codes.INVALID_ARGUMENT
 
 
-def test_a_stream_leaves_such_rows_out_and_answers_the_others(stub):
+def test_stream_leaves_bad_rows_out_and_returns_the_others(stub):
     request = pb.StreamReconstructRequest(
         x=codec.to_rows(rows(0.5, HUGE, 0.25)), include_scores=True, include_latents=True
     )
@@ -122,19 +122,19 @@ def test_a_stream_leaves_such_rows_out_and_answers_the_others(stub):
 
 @pytest.fixture
 def faulty(server, monkeypatch):
-    """The server, its decoder giving NaN in each batch of more than one row."""
+    """Make the server's decoder return NaN for each batch of more than one row."""
     (model,) = server.server.repository.models()
     graph = model.loaded.decoder.graph
     run = type(graph).run
 
-    def wrong(self, taken, wanted):
-        given = run(self, taken, wanted)
-        if self is graph and len(taken) > 1:
-            given = [np.where(np.isfinite(array), np.nan, array) for array in given]
-            given = [array.astype(np.float32) for array in given]
-        return given
+    def run_wrong(self, rows, names):
+        outputs = run(self, rows, names)
+        if self is graph and len(rows) > 1:
+            outputs = [np.where(np.isfinite(array), np.nan, array) for array in outputs]
+            outputs = [array.astype(np.float32) for array in outputs]
+        return outputs
 
-    monkeypatch.setattr(type(graph), "run", wrong)
+    monkeypatch.setattr(type(graph), "run", run_wrong)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def faulty(server, monkeypatch):
         ("Reconstruct", pb.ReconstructRequest(x=codec.to_rows(rows(0.5, 0.25)))),
     ],
 )
-def test_what_no_row_causes_is_a_fault_of_the_server(stub, faulty, method, request_):
+def test_nan_that_no_row_causes_is_internal(stub, faulty, method, request_):
     call = getattr(stub, method)
     call = call(request_) if method == "StreamSamples" else call.future(request_)
     assert call.code() is Codes.INTERNAL

@@ -1,4 +1,4 @@
-"""Bad input over the wire: the right status, the field named, and the server serving on."""
+"""Bad input over the wire: the right status, the field named, and the server keeps serving."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def latent(*values: float) -> pb.Tensor:
 
 
 def png(width: int, height: int, mode: int = 0, body: bytes | None = None) -> bytes:
-    """A PNG written by hand, so that its header can claim what no encoder would write."""
+    """A PNG made here, so that its header may claim anything."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -68,20 +68,20 @@ def pngs(*files: bytes) -> pb.Rows:
     return pb.Rows(png=pb.PngImages(files=files))
 
 
-A, B = (
+START, END = (
     pb.LatentAnchor(sample=pb.SampledPoint(seed=1)),
     pb.LatentAnchor(sample=pb.SampledPoint(seed=2)),
 )
 
 BAD = {
-    "no rows at all": ("Encode", pb.EncodeRequest(), "x"),
+    "no rows": ("Encode", pb.EncodeRequest(), "x"),
     "wrong dtype": (
         "Encode",
         pb.EncodeRequest(x=image(data_type=pb.DATA_TYPE_FLOAT32, data=bytes(64))),
         "x.tensor.dtype",
     ),
     "dtype unspecified": ("Encode", pb.EncodeRequest(x=image(data_type=0)), "x.tensor.dtype"),
-    "dtype of another contract": (
+    "dtype unknown": (
         "Encode",
         pb.EncodeRequest(x=image(data_type=77)),
         "x.tensor.dtype",
@@ -105,7 +105,7 @@ BAD = {
         pb.ReconstructRequest(x=image(data=bytes(17))),
         "x.tensor.data",
     ),
-    "no PNG": ("Encode", pb.EncodeRequest(x=pngs(b"GIF89a")), "x.png.files[0]"),
+    "not a PNG": ("Encode", pb.EncodeRequest(x=pngs(b"GIF89a")), "x.png.files[0]"),
     "the second PNG of the wrong size": (
         "Encode",
         pb.EncodeRequest(x=pngs(png(4, 4), png(5, 4))),
@@ -116,7 +116,7 @@ BAD = {
         pb.EncodeRequest(x=pngs(png(65500, 65500))),
         "x.png.files[0]",
     ),
-    "a colour PNG for a grey model": (
+    "a color PNG for a gray model": (
         "Encode",
         pb.EncodeRequest(x=pngs(png(4, 4, mode=2))),
         "x.png.files[0]",
@@ -158,18 +158,22 @@ BAD = {
         pb.StreamSamplesRequest(count=1, chunk_rows=2**31),
         "chunk_rows",
     ),
-    "no end points": ("Interpolate", pb.InterpolateRequest(steps=3), "start"),
-    "one step": ("Interpolate", pb.InterpolateRequest(start=A, end=B, steps=1), "steps"),
-    "10^9 steps": ("Interpolate", pb.InterpolateRequest(start=A, end=B, steps=10**9), "steps"),
+    "no anchors": ("Interpolate", pb.InterpolateRequest(steps=3), "start"),
+    "one step": ("Interpolate", pb.InterpolateRequest(start=START, end=END, steps=1), "steps"),
+    "10^9 steps": (
+        "Interpolate",
+        pb.InterpolateRequest(start=START, end=END, steps=10**9),
+        "steps",
+    ),
     "an unknown path": (
         "Interpolate",
-        pb.InterpolateRequest(start=A, end=B, steps=2, path=7),
+        pb.InterpolateRequest(start=START, end=END, steps=2, path=7),
         "path",
     ),
-    "an end point of two rows": (
+    "an anchor of two rows": (
         "Interpolate",
         pb.InterpolateRequest(
-            start=A, end=pb.LatentAnchor(z=codec.to_tensor(np.zeros((2, 16), "f4"))), steps=3
+            start=START, end=pb.LatentAnchor(z=codec.to_tensor(np.zeros((2, 16), "f4"))), steps=3
         ),
         "end.z.shape",
     ),
@@ -179,11 +183,11 @@ BAD = {
 
 @pytest.mark.parametrize(("method", "request_", "field"), BAD.values(), ids=BAD.keys())
 def test_bad_input_names_its_field(stub, method, request_, field):
-    with pytest.raises(grpc.RpcError) as refusal:
+    with pytest.raises(grpc.RpcError) as failed:
         list(getattr(stub, method)(request_)) if "Stream" in method else getattr(stub, method)(
             request_
         )
-    error = refusal.value
+    error = failed.value
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     details = status_pb2.Status.FromString(
         dict(error.trailing_metadata())["grpc-status-details-bin"]
@@ -195,37 +199,37 @@ def test_bad_input_names_its_field(stub, method, request_, field):
     assert error.details().endswith(".")
 
 
-def test_an_unknown_model_and_an_unknown_version_are_not_found(stub):
+def test_unknown_model_or_version_is_not_found(stub):
     for request in (
-        pb.SampleRequest(model="nobody", count=1),
+        pb.SampleRequest(model="missing", count=1),
         pb.SampleRequest(version=9, count=1),
     ):
-        with pytest.raises(grpc.RpcError) as refusal:
+        with pytest.raises(grpc.RpcError) as failed:
             stub.Sample(request)
-        assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
-        assert "toy" in refusal.value.details() or "1" in refusal.value.details()
+        assert failed.value.code() == grpc.StatusCode.NOT_FOUND
+        assert "toy" in failed.value.details() or "1" in failed.value.details()
 
 
-def test_bytes_that_are_no_message_are_refused_without_the_parsers_words(server):
+def test_invalid_message_is_invalid_argument(server):
     with grpc.insecure_channel(server.target) as channel:
         call = channel.unary_unary("/vae.v1.VaeService/Sample")
-        with pytest.raises(grpc.RpcError) as refusal:
+        with pytest.raises(grpc.RpcError) as failed:
             call(b"\xff\xff\xff\xff")
-    assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "vae.v1.SampleRequest" in refusal.value.details()
+    assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "vae.v1.SampleRequest" in failed.value.details()
 
 
-def test_a_message_beyond_the_limit_is_refused(start_server, toy_bundles):
+def test_too_large_message_is_resource_exhausted(start_server, toy_bundles):
     server = start_server(toy_bundles, max_message_mib=1)
     with grpc.insecure_channel(server.target) as channel:
         stub = VaeServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as refusal:
+        with pytest.raises(grpc.RpcError) as failed:
             stub.Encode(pb.EncodeRequest(x=image(data=bytes(2 << 20))))
-        assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert failed.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert stub.Sample(pb.SampleRequest(count=1)).x.tensor.data
 
 
-def test_png_is_refused_where_rows_are_no_8_bit_images(start_server, tmp_path):
+def test_png_is_invalid_argument_when_data_is_not_8_bit_images(start_server, tmp_path):
     publish_echo(tmp_path)
     with grpc.insecure_channel(start_server(tmp_path).target) as channel:
         stub = VaeServiceStub(channel)
@@ -233,13 +237,13 @@ def test_png_is_refused_where_rows_are_no_8_bit_images(start_server, tmp_path):
             (pb.SampleRequest(model="echo", count=1, format=pb.FORMAT_PNG), stub.Sample),
             (pb.EncodeRequest(model="echo", x=pngs(png(4, 4))), stub.Encode),
         ):
-            with pytest.raises(grpc.RpcError) as refusal:
+            with pytest.raises(grpc.RpcError) as failed:
                 call(request)
-            assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_what_a_caller_sent_is_quoted_in_part_only(stub):
-    with pytest.raises(grpc.RpcError) as refusal:
+def test_error_quotes_a_long_request_only_in_part(stub):
+    with pytest.raises(grpc.RpcError) as failed:
         stub.Sample(pb.SampleRequest(model="x" * 1_000_000, count=1))
-    assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
-    assert 500 < len(refusal.value.details()) <= 1000
+    assert failed.value.code() == grpc.StatusCode.NOT_FOUND
+    assert 500 < len(failed.value.details()) <= 1000

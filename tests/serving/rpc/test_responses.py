@@ -1,4 +1,4 @@
-"""Every RPC over a real port: the right answer, to the right caller, the same however batched."""
+"""Every RPC over a real port: the right response to each client, the same in any batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def latents_of(response) -> bytes:
     return response.z.data
 
 
-def test_get_model_says_what_a_client_needs_to_know(stub, provider):
+def test_get_model_describes_the_model(stub, provider):
     model = stub.GetModel(pb.GetModelRequest())
     assert (model.family, model.kind, list(model.x_shape)) == ("vae", "image", [4, 4])
     assert (model.x_dtype, model.x_min, model.x_max) == (pb.DATA_TYPE_UINT8, 0, 255)
@@ -52,7 +52,7 @@ def test_list_models_marks_the_default_and_the_newest(stub):
     assert listed.default
 
 
-def test_encode_gives_mean_log_var_and_a_seeded_draw(stub):
+def test_encode_returns_mean_log_var_and_a_seeded_sample(stub):
     x = images(3)
     response = stub.Encode(pb.EncodeRequest(x=rows(x), draw=True, seed=5))
     mean = codec.from_tensor(response.mean)
@@ -63,7 +63,7 @@ def test_encode_gives_mean_log_var_and_a_seeded_draw(stub):
     assert response.seed == 5
 
 
-def test_an_encoding_in_pieces_has_the_draws_it_has_in_one(stub):
+def test_encode_in_pieces_draws_the_same_z_as_in_one_call(stub):
     x = images(6)
     whole = stub.Encode(pb.EncodeRequest(x=rows(x), draw=True, seed=5))
     second = stub.Encode(pb.EncodeRequest(x=rows(x[4:]), draw=True, seed=5, offset=4))
@@ -72,13 +72,13 @@ def test_an_encoding_in_pieces_has_the_draws_it_has_in_one(stub):
     )
 
 
-def test_encode_without_a_draw_returns_no_z_and_no_seed(stub):
+def test_encode_returns_no_z_and_no_seed_without_draw(stub):
     response = stub.Encode(pb.EncodeRequest(x=rows(images(1))))
     assert not response.HasField("z")
     assert response.seed == 0
 
 
-def test_decode_gives_x_or_the_parameters(stub):
+def test_decode_returns_x_or_params(stub):
     z = np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 16)
     x = codec.from_rows(stub.Decode(pb.DecodeRequest(z=codec.to_tensor(z))).x)
     np.testing.assert_array_equal(x, np.round(z * 255).astype(np.uint8).reshape(2, 4, 4))
@@ -93,20 +93,20 @@ def test_reconstruct_returns_each_row_with_its_scores(stub):
     np.testing.assert_array_equal(codec.from_rows(response.x), x)
     unit = x.reshape(5, 16).astype(np.float64) / 255
     kl = 0.5 * (unit**2 + np.exp(-2) - 1 + 2).sum(axis=1)
-    error = -(unit * unit - np.log1p(np.exp(unit))).sum(axis=1)  # logits are the pixels here
+    error = -(unit * unit - np.log1p(np.exp(unit))).sum(axis=1)  # the logits are the pixels
     np.testing.assert_allclose(response.kl, kl, rtol=1e-5)
     np.testing.assert_allclose(response.reconstruction_error, error, rtol=1e-5)
     np.testing.assert_allclose(response.elbo, -error - kl, rtol=1e-5)
 
 
-def test_reconstruct_through_a_draw_is_repeatable_by_its_seed(stub):
+def test_reconstruct_with_draw_is_repeatable_by_its_seed(stub):
     first = stub.Reconstruct(pb.ReconstructRequest(x=rows(images(2)), draw=True))
     again = stub.Reconstruct(pb.ReconstructRequest(x=rows(images(2)), draw=True, seed=first.seed))
     assert first.x == again.x
     assert first.x != rows(images(2))
 
 
-def test_a_grey_png_goes_in_and_comes_out(stub):
+def test_gray_png_is_accepted_and_returned(stub):
     x = images(3)
     png = codec.to_rows(x, png=True)
     response = stub.Reconstruct(pb.ReconstructRequest(x=png, format=pb.FORMAT_PNG))
@@ -114,7 +114,7 @@ def test_a_grey_png_goes_in_and_comes_out(stub):
 
 
 @pytest.mark.parametrize("path", [pb.INTERPOLATION_PATH_LERP, pb.INTERPOLATION_PATH_SLERP])
-def test_interpolation_begins_and_ends_exactly_at_its_end_points(stub, path):
+def test_interpolation_starts_and_ends_exactly_at_its_anchors(stub, path):
     x = images(1)
     z = np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
     response = stub.Interpolate(
@@ -135,7 +135,7 @@ def test_interpolation_begins_and_ends_exactly_at_its_end_points(stub, path):
     assert codec.from_tensor(response.z)[-1:].tobytes() == z.tobytes()
 
 
-def test_a_seed_as_end_point_is_that_row_of_sample(stub):
+def test_sampled_anchor_is_that_row_of_sample(stub):
     sample = stub.Sample(pb.SampleRequest(count=4, seed=9, include_z=True))
     response = stub.Interpolate(
         pb.InterpolateRequest(
@@ -153,21 +153,21 @@ def test_score_bounds_the_log_likelihood_from_below(stub):
     x = images(4)
     few = stub.Score(pb.ScoreRequest(x=rows(x), draws=1, seed=3))
     many = stub.Score(pb.ScoreRequest(x=rows(x), draws=500, seed=3))
-    # log p(x) of the toy in closed form is not to be had, but K = 500 must tighten K = 1, and its
+    # log p(x) of the toy has no closed form, but K = 500 must tighten K = 1, and its
     # ELBO must agree with the bound's own definition on average.
     assert np.mean(many.log_likelihood) > np.mean(few.log_likelihood)
     assert (np.array(many.log_likelihood) > np.array(many.elbo)).all()
     assert many.draws == 500
 
 
-def test_score_of_one_row_does_not_depend_on_its_neighbours(stub):
+def test_score_of_a_row_does_not_depend_on_other_rows(stub):
     x = images(4)
     together = stub.Score(pb.ScoreRequest(x=rows(x), draws=8, seed=3))
     alone = stub.Score(pb.ScoreRequest(x=rows(x[2:3]), draws=8, seed=3, offset=2))
     assert alone.log_likelihood[0] == pytest.approx(together.log_likelihood[2], rel=1e-5)
 
 
-def test_the_same_seed_gives_the_same_latents_however_it_is_asked(stub):
+def test_same_seed_gives_the_same_latents_in_any_chunks(stub):
     def draw(count: int, offset: int) -> bytes:
         request = pb.SampleRequest(count=count, seed=7, offset=offset, include_z=True)
         return latents_of(stub.Sample(request))
@@ -181,7 +181,7 @@ def test_the_same_seed_gives_the_same_latents_however_it_is_asked(stub):
     assert b"".join(map(latents_of, streamed)) == whole
 
 
-def test_the_same_seed_gives_the_same_latents_amid_other_traffic(server, stub):
+def test_same_seed_gives_the_same_latents_during_other_traffic(server, stub):
     alone = stub.Sample(pb.SampleRequest(count=16, seed=7, include_z=True)).z.data
 
     async def amid() -> set[bytes]:
@@ -201,7 +201,7 @@ def test_the_same_seed_gives_the_same_latents_amid_other_traffic(server, stub):
     assert asyncio.run(amid()) == {alone}
 
 
-def test_the_same_seed_gives_the_same_latents_after_a_restart(stub, start_server, toy_bundles):
+def test_same_seed_gives_the_same_latents_after_a_restart(stub, start_server, toy_bundles):
     request = pb.SampleRequest(count=16, seed=7, include_z=True)
     with grpc.insecure_channel(start_server(toy_bundles).target) as channel:
         assert latents_of(VaeServiceStub(channel).Sample(request)) == latents_of(
@@ -209,7 +209,7 @@ def test_the_same_seed_gives_the_same_latents_after_a_restart(stub, start_server
         )
 
 
-def test_sample_without_a_seed_names_the_one_it_chose(stub):
+def test_sample_returns_the_seed_when_none_is_given(stub):
     first = stub.Sample(pb.SampleRequest(count=2))
     second = stub.Sample(pb.SampleRequest(count=2))
     assert first.seed != second.seed
@@ -225,7 +225,7 @@ def test_temperature_scales_the_latents(stub):
     assert not z(0.0).any()
 
 
-def test_64_callers_at_once_each_get_their_own_answer_from_shared_batches(server):
+def test_64_clients_each_get_their_own_response_from_shared_batches(server):
     graph = "encoder"
     before = server.metric("latentd_batch_rows_bucket", graph=graph, le="1.0")
     runs = server.metric("latentd_batch_rows_count", graph=graph)
@@ -246,10 +246,10 @@ def test_64_callers_at_once_each_get_their_own_answer_from_shared_batches(server
     alone = server.metric("latentd_batch_rows_bucket", graph=graph, le="1.0") - before
     batches = server.metric("latentd_batch_rows_count", graph=graph) - runs
     assert alone < batches, "no batch held more than one row"
-    assert batches < 64 * 20, "every request was run by itself"
+    assert batches < 64 * 20, "each request ran alone"
 
 
-def test_a_request_larger_than_a_batch_is_split_and_rejoined_in_order(start_server, toy_bundles):
+def test_request_larger_than_a_batch_is_split_and_joined_in_order(start_server, toy_bundles):
     server = start_server(toy_bundles, max_batch_rows=7)
     x = images(100)
     with grpc.insecure_channel(server.target) as channel:
@@ -258,7 +258,7 @@ def test_a_request_larger_than_a_batch_is_split_and_rejoined_in_order(start_serv
     assert server.metric("latentd_batch_rows_count", graph="encoder") == 15
 
 
-def test_a_plain_autoencoder_serves_all_but_scores(start_server, publish_toy, tmp_path):
+def test_plain_autoencoder_has_no_scores(start_server, publish_toy, tmp_path):
     publish_toy(tmp_path, model="plain", family="ae")
     with grpc.insecure_channel(start_server(tmp_path).target) as channel:
         stub = VaeServiceStub(channel)
@@ -267,7 +267,7 @@ def test_a_plain_autoencoder_serves_all_but_scores(start_server, publish_toy, tm
             lambda: stub.Score(pb.ScoreRequest(x=rows(images(1)))),
             lambda: stub.Reconstruct(pb.ReconstructRequest(x=rows(images(1)), include_scores=True)),
         ):
-            with pytest.raises(grpc.RpcError) as refusal:
+            with pytest.raises(grpc.RpcError) as failed:
                 call()
-            assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-            assert "plain autoencoder" in refusal.value.details()
+            assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert "plain autoencoder" in failed.value.details()

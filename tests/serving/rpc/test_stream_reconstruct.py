@@ -1,4 +1,4 @@
-"""StreamReconstruct: an answer to each message, in order, whatever one of its rows holds."""
+"""StreamReconstruct: a response to each message, in order, whatever its rows hold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def x() -> np.ndarray:
 
 
 def messages(x: np.ndarray, rows: int, **first: object) -> list[pb.StreamReconstructRequest]:
-    """x in messages of so many rows; what holds for the stream in the first."""
+    """x in messages of this many rows. first: the fields of the first message."""
     return [
         pb.StreamReconstructRequest(
             x=codec.to_rows(x[at : at + rows]), offset=at, **({} if at else first)
@@ -38,7 +38,7 @@ def messages(x: np.ndarray, rows: int, **first: object) -> list[pb.StreamReconst
     ]
 
 
-def test_each_message_is_answered_in_order_as_reconstruct_would(stub, server, x):
+def test_responses_are_in_order_and_equal_reconstruct(stub, server, x):
     asked = messages(x, 7, include_scores=True, include_latents=True)
     answers = list(stub.StreamReconstruct(iter(asked)))
     assert [answer.offset for answer in answers] == [message.offset for message in asked]
@@ -52,7 +52,7 @@ def test_each_message_is_answered_in_order_as_reconstruct_would(stub, server, x)
     np.testing.assert_allclose(elbo, wanted.elbo, rtol=1e-6)
 
 
-def test_one_caller_may_wait_for_each_answer_before_it_sends_more(stub, x):
+def test_client_may_wait_for_each_response_before_it_sends_more(stub, x):
     answered = threading.Semaphore(1)
 
     def one_by_one() -> Iterator[pb.StreamReconstructRequest]:
@@ -67,7 +67,7 @@ def test_one_caller_may_wait_for_each_answer_before_it_sends_more(stub, x):
     assert offsets == [0, 10, 20, 30, 40]
 
 
-def test_draws_belong_to_rows_whatever_the_message(stub, x):
+def test_noise_depends_on_the_row_and_not_on_the_message(stub, x):
     def elbo(rows: int) -> list[float]:
         asked = messages(x, rows, include_scores=True, draw=True, seed=5, include_x=False)
         answers = list(stub.StreamReconstruct(iter(asked)))
@@ -77,24 +77,22 @@ def test_draws_belong_to_rows_whatever_the_message(stub, x):
     np.testing.assert_allclose(elbo(50), elbo(3), rtol=1e-6)
 
 
-def test_a_bad_row_is_told_of_and_ends_nothing(stub, x):
+def test_bad_rows_are_listed_and_do_not_end_the_stream(stub, x):
     files = images.encode_pngs(x[:6])
-    files[1], files[4] = b"no image", images.encode_pngs(np.zeros((1, 5, 4), np.uint8))[0]
-    spoiled = pb.StreamReconstructRequest(
-        x=pb.Rows(png=pb.PngImages(files=files)), include_scores=True
-    )
+    files[1], files[4] = b"not an image", images.encode_pngs(np.zeros((1, 5, 4), np.uint8))[0]
+    bad = pb.StreamReconstructRequest(x=pb.Rows(png=pb.PngImages(files=files)), include_scores=True)
     after = pb.StreamReconstructRequest(x=codec.to_rows(x[6:9]), offset=6)
-    first, second = stub.StreamReconstruct(iter([spoiled, after]))
+    first, second = stub.StreamReconstruct(iter([bad, after]))
     assert [error.row for error in first.errors] == [1, 4]
     assert "not a readable PNG" in first.errors[0].description
-    assert "4 x 5 pixels" in first.errors[1].description
+    assert "got 4 x 5" in first.errors[1].description
     np.testing.assert_array_equal(codec.from_tensor(first.x.tensor), x[[0, 2, 3, 5]])
     assert len(first.elbo) == 4
     assert not second.errors
     np.testing.assert_array_equal(codec.from_tensor(second.x.tensor), x[6:9])
 
 
-def test_a_message_of_another_form_ends_the_stream_by_its_name(stub, x):
+def test_message_of_wrong_shape_ends_the_stream_and_names_the_field(stub, x):
     wrong = pb.StreamReconstructRequest(x=codec.to_rows(x[:2, :3]))
     stream = stub.StreamReconstruct(iter([*messages(x[:5], 5), wrong]))
     assert next(stream).offset == 0
@@ -104,12 +102,12 @@ def test_a_message_of_another_form_ends_the_stream_by_its_name(stub, x):
     assert "x.tensor.shape" in caught.value.details()
 
 
-def test_a_stream_of_nothing_ends_well(stub):
+def test_empty_stream_is_ok(stub):
     assert list(stub.StreamReconstruct(iter([]))) == []
 
 
-def test_a_caller_that_does_not_read_is_not_read(stub, x):
-    """The server takes what gRPC's windows and its two messages hold, and no more."""
+def test_server_stops_reading_when_the_client_does_not_read(stub, x):
+    """The server reads what gRPC's windows and its two messages hold, and no more."""
     sent = 0
     stopped = threading.Event()
 
@@ -124,7 +122,7 @@ def test_a_caller_that_does_not_read_is_not_read(stub, x):
 
     stream = stub.StreamReconstruct(endless())
     assert next(stream).offset == 0
-    # While this one is read by nobody another stream goes on; and this one comes to rest.
+    # While nothing reads this stream, other streams continue; this one stops.
     others, reached = messages(np.repeat(x, 80, axis=0)[:1000], 10), [-1, 0]
     while reached[-1] != reached[-2]:
         assert len(list(stub.StreamReconstruct(iter(others)))) == 100
@@ -134,7 +132,7 @@ def test_a_caller_that_does_not_read_is_not_read(stub, x):
     stream.cancel()
 
 
-def test_the_client_streams_chunks_and_gets_an_answer_to_each(server, x):
+def test_client_gets_a_result_for_each_chunk(server, x):
     with Client(server.target, background=True) as client:
         chunks = [x[at : at + 8] for at in range(0, len(x), 8)]
         answers = list(client.stream_reconstruct(iter(chunks), include_scores=True, in_flight=2))
@@ -145,7 +143,7 @@ def test_the_client_streams_chunks_and_gets_an_answer_to_each(server, x):
     np.testing.assert_allclose(elbo, wanted.elbo, rtol=1e-6)
 
 
-def test_the_client_reads_no_further_than_may_be_in_flight(server, x):
+def test_client_reads_no_more_chunks_than_may_be_in_flight(server, x):
     read = 0
 
     def chunks() -> Iterator[np.ndarray]:
@@ -160,7 +158,7 @@ def test_the_client_reads_no_further_than_may_be_in_flight(server, x):
         assert list(client.stream_reconstruct(iter([]))) == []
 
 
-def test_the_client_goes_on_where_another_server_takes_over(server, x, toy_bundles, start_server):
+def test_client_resumes_on_another_server(server, x, toy_bundles, start_server):
     chosen = {"bundles": str(toy_bundles), "provider": "cpu", "port": "0", "metrics_port": "0"}
     chosen |= {"lame_duck_seconds": "0", "drain_seconds": "0.5"}  # the stream outlasts them
     first = type(server)(settings.load_settings(chosen, environment={}))
@@ -176,8 +174,8 @@ def test_the_client_goes_on_where_another_server_takes_over(server, x, toy_bundl
     np.testing.assert_array_equal(np.concatenate([answer.x for answer in answers]), x)
 
 
-@pytest.mark.parametrize("kind", ["iterable", "asynchronous"])
-def test_the_asynchronous_client_streams_too(server, x, kind):
+@pytest.mark.parametrize("kind", ["iterable", "async"])
+def test_async_client_streams(server, x, kind):
     read = 0
 
     def chunks() -> Iterator[np.ndarray]:
@@ -210,9 +208,7 @@ def test_the_asynchronous_client_streams_too(server, x, kind):
     np.testing.assert_allclose(elbo, wanted.elbo, rtol=1e-6)
 
 
-def test_the_asynchronous_client_goes_on_where_another_server_takes_over(
-    server, x, toy_bundles, start_server
-):
+def test_async_client_resumes_on_another_server(server, x, toy_bundles, start_server):
     chosen = {"bundles": str(toy_bundles), "provider": "cpu", "port": "0", "metrics_port": "0"}
     chosen |= {"lame_duck_seconds": "0", "drain_seconds": "0.5"}  # the stream outlasts them
     first = type(server)(settings.load_settings(chosen, environment={}))

@@ -91,7 +91,7 @@ def test_stream_gets_its_outputs_and_the_number_of_a_failing_row(
         parts = list(
             client.stream_reconstruct([x[:10], x[10:]], include_latents=True, include_scores=scores)
         )
-    assert [part.errors for part in parts] == [{}, {13: "the model fails on it"}]
+    assert [part.errors for part in parts] == [{}, {13: "the model fails on this row"}]
     kept = np.delete(x, 23, axis=0)
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), kept)
     mean = np.concatenate([part.mean for part in parts])
