@@ -153,31 +153,31 @@ serve: install  ## serve MODELS until Ctrl-C
 	$(RUN)latentd serve --bundles $(MODELS)
 
 bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, as a table
-	$(RUN)python tests/bench/bench_serving.py
+	PYTHONPATH=. $(RUN)python tests/bench/bench_serving.py
 
 bench-workers: install  ## the same load on servers of one and of two workers
-	$(RUN)python tests/bench/bench_workers.py
+	PYTHONPATH=. $(RUN)python tests/bench/bench_workers.py
 
 bench-watching: install  ## what an account, a log line and a span add to a call
 	PYTHONPATH=. $(RUN)python tests/bench/bench_watching.py
 
 bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed row by row
-	$(RUN)python tests/bench/bench_decoders.py
+	PYTHONPATH=. $(RUN)python tests/bench/bench_decoders.py
 
 bench-swaps: install  ## latency while new versions are swapped in under load
-	$(RUN)python tests/bench/bench_swaps.py
+	PYTHONPATH=. $(RUN)python tests/bench/bench_swaps.py
 
 bench-jobs: install  ## batch jobs beside ONNX Runtime in a loop over rows in memory
-	$(RUN)python tests/bench/bench_jobs.py
+	PYTHONPATH=. $(RUN)python tests/bench/bench_jobs.py
 
 bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there; a table in build/GPU.md
-	$(RUN)python tests/bench/bench_gpu.py
+	PYTHONPATH=. $(RUN)python tests/bench/bench_gpu.py
 
 count-jobs: install  ## a million rows, the job killed again and again: none lost, none doubled
 	$(RUN)python tests/support/row_accounting.py
 
 bench-training: install  ## a pass of the training loop beside the textbook's, as a table
-	$(RUN)python tests/bench/bench_training.py
+	PYTHONPATH=. $(RUN)python tests/bench/bench_training.py
 
 clean:  ## remove the environment and everything made by these targets
 	rm -rf $(VENV) demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

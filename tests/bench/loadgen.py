@@ -16,20 +16,31 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-END_STREAM, END_HEADERS, ACK = 1, 4, 1
+from tests.support.http2 import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FIRST_WINDOW,
+    GOAWAY,
+    HEADERS,
+    INITIAL_WINDOW,
+    MAX_FRAME_SIZE,
+    PIECE,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    frame,
+    message,
+    settings,
+    window,
+)
+
 WINDOW = 1 << 30
 _HEADER = struct.Struct(">HBBBI")  # of a frame
 _STREAM = struct.Struct(">I")
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return (
-        struct.pack(">I", len(payload))[1:]
-        + bytes((kind, flags))
-        + struct.pack(">I", stream)
-        + payload
-    )
 
 
 def _literal(name: bytes, value: bytes) -> bytes:
@@ -61,8 +72,8 @@ class Connection(asyncio.Protocol):
     """One HTTP/2 connection on which one method is called again and again."""
 
     def __init__(self, path: str, messages: list[bytes], deadline: str = "30S") -> None:
-        """messages: serialised requests, sent in turn; deadline: the calls' grpc-timeout."""
-        self._bodies = [struct.pack(">BI", 0, len(m)) + m for m in messages]
+        """messages: serialized requests, sent in turn; deadline: the calls' grpc-timeout."""
+        self._bodies = [message(m) for m in messages]
         self._first = b"\x83\x86" + b"".join(
             (
                 _literal(b"\x44", path.encode()),
@@ -76,13 +87,13 @@ class Connection(asyncio.Protocol):
         again = b"\x83\x86\xc2\xc1\xc0\xbf\xbe"
         self._again = frame(HEADERS, END_HEADERS, 0, again)[:5], again
         self._small = [
-            frame(DATA, END_STREAM, 0, body)[:5] if len(body) <= 16384 else b""
+            frame(DATA, END_STREAM, 0, body)[:5] if len(body) <= PIECE else b""
             for body in self._bodies
         ]
         self._buffer = b""
         self._next = 1
-        self._window = 65535  # what the server lets us send on the connection
-        self._stream_window = 65535
+        self._window = FIRST_WINDOW  # what the server lets us send on the connection
+        self._stream_window = FIRST_WINDOW
         self._begun: dict[int, float] = {}
         self._got_data: set[int] = set()
         self._unacknowledged = 0
@@ -128,11 +139,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._out: list[bytes] = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
-        # INITIAL_WINDOW_SIZE 4, MAX_FRAME_SIZE 5
-        settings = struct.pack(">HIHI", 4, WINDOW, 5, 1 << 20)
-        self._out.append(frame(SETTINGS, 0, 0, settings))
-        self._out.append(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW - 65535)))
+        self._out: list[bytes] = [PREFACE]
+        self._out.append(settings({INITIAL_WINDOW: WINDOW, MAX_FRAME_SIZE: 1 << 20}))
+        self._out.append(window(0, WINDOW - FIRST_WINDOW))
         self.flush()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -160,14 +169,14 @@ class Connection(asyncio.Protocol):
             at += 9 + length
         self._buffer = buffer[at:]
         if self._unacknowledged > 1 << 20:
-            self._out.append(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._unacknowledged)))
+            self._out.append(window(0, self._unacknowledged))
             self._unacknowledged = 0
         self.flush()
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == SETTINGS and not flags & ACK:
             for key, value in struct.iter_unpack(">HI", payload):
-                if key == 4:
+                if key == INITIAL_WINDOW:
                     self._stream_window = value
             self._out.append(frame(SETTINGS, ACK, 0))
             if not self.ready.done():
@@ -187,9 +196,9 @@ class Connection(asyncio.Protocol):
             stream, body = self._waiting.popleft()
             assert len(body) <= self._stream_window, "a message larger than the stream's window"
             self._window -= len(body)
-            for start in range(0, len(body), 16384):
-                piece = body[start : start + 16384]
-                last = END_STREAM if start + 16384 >= len(body) else 0
+            for start in range(0, len(body), PIECE):
+                piece = body[start : start + PIECE]
+                last = END_STREAM if start + PIECE >= len(body) else 0
                 self._out.append(frame(DATA, last, stream, piece))
 
     def _ended(self, stream: int) -> None:

@@ -1,4 +1,4 @@
-"""HTTP/2 spoken by hand, frame by frame: for what no well-behaved client would ever send.
+"""HTTP/2 frame by frame, for what no correct client sends and for the load generator of bench/.
 
 HTTP/2: RFC 9113. Header compression: RFC 7541, of which the settings below leave literals and the
 static table. gRPC over HTTP/2: the protocol document of grpc.
@@ -20,15 +20,15 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING = 0, 1, 3, 4, 6
 GOAWAY, WINDOW_UPDATE, CONTINUATION = 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-PIECE: Final = 16384  # the most that a frame holds, unless the peer allows more
-FIRST_WINDOW: Final = 65535  # of each stream and of the connection, before anybody says otherwise
+PIECE: Final = 16384  # bytes that a frame may hold unless the peer allows more
+FIRST_WINDOW: Final = 65535  # bytes; of each stream and of the connection at the start
 SECONDS: Final = 30  # until a silent server counts as dead
 
-_HEADER_TABLE_SIZE, _INITIAL_WINDOW, _TRUE_BINARY = 1, 4, 0xFE03
+HEADER_TABLE_SIZE, INITIAL_WINDOW, MAX_FRAME_SIZE, TRUE_BINARY = 1, 4, 5, 0xFE03
 _OURS: Final = {
-    _HEADER_TABLE_SIZE: 0,  # so that headers need no memory to be read
-    _INITIAL_WINDOW: (1 << 31) - 1,
-    _TRUE_BINARY: 1,  # grpc's own: "-bin" headers come as they are, not in base64
+    HEADER_TABLE_SIZE: 0,  # no dynamic table: each header block is read by itself
+    INITIAL_WINDOW: (1 << 31) - 1,
+    TRUE_BINARY: 1,  # gRPC's own: "-bin" headers are sent as they are, not in base64
 }
 _STATIC: Final = {
     **{8 + i: (b":status", code) for i, code in enumerate((b"200", b"204", b"206", b"304"))},
@@ -47,7 +47,7 @@ def settings(values: dict[int, int]) -> bytes:
 
 
 def block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Headers as literals that nobody need remember."""
+    """Headers as literals outside the dynamic table."""
     return b"".join(b"\0" + _string(name) + _string(value) for name, value in headers)
 
 
@@ -59,7 +59,7 @@ def call(
     end: bool = False,
     **changed: bytes,
 ) -> bytes:
-    """The HEADERS frame that begins a gRPC call; `changed` replaces pseudo-headers by name."""
+    """The HEADERS frame that starts a gRPC call; `changed` replaces pseudo-headers by name."""
     pseudo = {"method": b"POST", "scheme": b"http", "path": path.encode("latin-1")} | changed
     headers = [(b":" + name.encode(), value) for name, value in pseudo.items()]
     headers += [
@@ -88,7 +88,7 @@ def message(payload: bytes, *, compressed: bool = False, length: int | None = No
 
 
 def body(stream: int, data: bytes, *, end: bool = True) -> bytes:
-    """DATA frames. Only the first 64 KiB of a connection need no leave of the server."""
+    """DATA frames. A connection's first 64 KiB need no WINDOW_UPDATE from the server."""
     pieces = [data[i : i + PIECE] for i in range(0, len(data), PIECE)] or [b""]
     last = [0] * (len(pieces) - 1) + [END_STREAM if end else 0]
     return b"".join(frame(DATA, flag, stream, p) for p, flag in zip(pieces, last, strict=True))
@@ -96,9 +96,9 @@ def body(stream: int, data: bytes, *, end: bool = True) -> bytes:
 
 @dataclass
 class Answer:
-    """What came back on one stream."""
+    """The response on one stream."""
 
-    headers: dict[bytes, bytes] = field(default_factory=dict)  # the trailers too
+    headers: dict[bytes, bytes] = field(default_factory=dict)  # with the trailers
     data: bytes = b""
     reset: int | None = None  # the error code, where the stream was reset
     ended: bool = False
@@ -115,16 +115,16 @@ class Answer:
 
 
 class Connection:
-    """A TCP connection to a server. `answers` grows while `read` or `wait_for` take frames in."""
+    """A TCP connection to a server. `read` and `wait_for` read frames and add to `answers`."""
 
     def __init__(self, port: int, *, preface: bool = True) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.answers: dict[int, Answer] = {}
-        self.heard = b""  # every byte that came, while a test may want to look at it
+        self.heard = b""  # the last million bytes that came
         self.goaway: int | None = None  # the error code
         self.pongs = 0
-        self.room = {0: FIRST_WINDOW}  # bytes that the server lets us send; 0: all streams together
+        self.room = {0: FIRST_WINDOW}  # bytes we may send, by stream; 0: the connection
         self._first_window = FIRST_WINDOW
         self._rest = b""
         if preface:
@@ -142,7 +142,7 @@ class Connection:
         self.socket.close()
 
     def send(self, *frames: bytes) -> bool:
-        """Whether the server still took it all."""
+        """Whether the connection was still open."""
         try:
             self.socket.sendall(b"".join(frames))
         except (BrokenPipeError, ConnectionResetError):
@@ -150,8 +150,10 @@ class Connection:
         return True
 
     def pour(self, bodies: dict[int, bytes]) -> None:
-        """Send these on their streams, a piece of each in turn, as fast as the server lets us, and
-        end none; one that the server ends is left."""
+        """Send these bodies on their streams, a piece of each in turn, as the windows allow.
+
+        Ends no stream, and skips a stream that the server has ended.
+        """
         rests = {stream: memoryview(data) for stream, data in bodies.items()}
         while rests := {s: r for s, r in rests.items() if r and not self._ended(s)}:
             sent = 0
@@ -164,7 +166,7 @@ class Connection:
                     sent += len(piece)
                     assert self.send(frame(DATA, 0, stream, bytes(piece)))
             readable, _, _ = select.select([self.socket], [], [], 0 if sent else SECONDS)
-            assert readable or sent, "the server lets nobody send"
+            assert readable or sent, "the server opens no window"
             if readable:
                 assert self.read(), f"closed, GOAWAY {self.goaway}"
 
@@ -175,19 +177,19 @@ class Connection:
         return self.room.setdefault(stream, self._first_window)
 
     def wait_for(self, *streams: int) -> list[Answer]:
-        """Their answers, once all have ended; fails where the server closes before that."""
+        """Their answers when all have ended; fails if the server closes before."""
         while not all(map(self._ended, streams)):
             assert self.read(), f"closed after {self.answers}, GOAWAY {self.goaway}"
         return [self.answers[stream] for stream in streams]
 
     def drain(self) -> bytes:
-        """Read until the server closes; everything that ever came."""
+        """Read until the server closes; returns `heard`."""
         while self.read():
             pass
         return self.heard
 
     def read(self) -> bool:
-        """Take in what comes next; False: the server has closed."""
+        """Read what comes next; False: the server has closed."""
         try:
             data = self.socket.recv(1 << 16)
         except ConnectionResetError:
@@ -229,7 +231,7 @@ class Connection:
 
     def _hear(self, payload: bytes) -> None:
         for name, value in struct.iter_unpack(">HI", payload):
-            if name == _INITIAL_WINDOW:
+            if name == INITIAL_WINDOW:
                 for stream in set(self.room) - {0}:
                     self.room[stream] += value - self._first_window
                 self._first_window = value
@@ -244,7 +246,7 @@ def _string(text: bytes) -> bytes:
 
 
 def _number(value: int, bits: int) -> bytes:
-    """An integer of RFC 7541, 5.1, whose first byte has nothing else in it."""
+    """An integer of RFC 7541, 5.1, with no other bits in its first byte."""
     most = (1 << bits) - 1
     if value < most:
         return bytes((value,))
