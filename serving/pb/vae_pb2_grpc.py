@@ -90,22 +90,22 @@ class VaeServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetModel(self, request, context):
-        """What one model is: shapes, ranges, limits, where it runs and what it costs.
+        """Describes one model: shapes, ranges, limits, provider and measured speed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Every model and version the server found, also those it refused, with the reason, and those it
-        is loading, with since when.
+        """Lists every model and version that the server found: those that serve, those that were
+        rejected, with the reason, and those that are loading, with the time they started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Encode(self, request, context):
-        """x -> mean and log_var of its latent distribution; on request also a draw z from it.
+        """x -> mean and log_var of its latent distribution; on request also a sample z of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,39 +120,39 @@ class VaeServiceServicer:
 
     def Sample(self, request, context):
         """New data: z ~ N(0, temperature^2 I) -> x. Row i is a pure function of the bundle, the seed and
-        i, whatever the batch, the chunk or the server that drew it.
+        i: it does not depend on the batch, the chunk or the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamSamples(self, request, context):
-        """Sample for any count, in chunks, as fast as the caller reads. To resume after a failure, ask
-        again with the seed of any response and the offset of the first row that is missing.
+        """Sample for any count, in chunks, as fast as the client reads. To resume after a failure, call
+        again with the seed of any response and the offset of the first missing row.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reconstruct(self, request, context):
-        """x -> latent -> x': what the model makes of each row; on request with scores.
+        """x -> z -> x: the model's reconstruction of each row; on request with scores.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamReconstruct(self, request_iterator, context):
-        """Reconstruct for any number of rows: messages of rows go in and an answer to each comes out, in
-        the same order, as fast as the server computes and the caller reads. A row that cannot be
-        taken is told of in its answer and does not end the stream. The server holds two messages at
-        most. To resume after a failure, send what is not answered yet in a new stream.
+        """Reconstruct for any number of rows. Each message of rows gets one response, in the same order,
+        as fast as the server computes and the client reads. A bad row is listed in its response and
+        does not end the stream. The server holds at most two messages. To resume after a failure, send
+        the messages without a response in a new stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Interpolate(self, request, context):
-        """The way through latent space from one end point to the other, both ends included exactly.
+        """A path through latent space from one anchor to another; it includes both exactly.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
