@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The stand-ins for CUDA's libraries, into the folder $1.
+# Builds the fake CUDA libraries in the folder $1.
 set -euo pipefail
 cd "$(dirname "$0")"
 out=$1
@@ -11,7 +11,7 @@ library() {  # name, sources and flags
     g++ -std=c++20 -O2 -Wall -Wextra -shared -fPIC -Wl,-soname,"$name" -o "$out/$name" "$@"
 }
 
-versioned() {  # as library; ONNX Runtime asks for each symbol of `name` in the version `name`
+versioned() {  # as library; ONNX Runtime looks up each symbol of `name` by the version `name`
     echo "$1 { global: *; };" > "$out/$1.version"
     library "$@" -Wl,--version-script="$out/$1.version"
 }
@@ -20,4 +20,4 @@ versioned libcudart.so.13 runtime.cpp memory.cpp streams.cpp launches.cpp kernel
 versioned libcublas.so.13 cublas.cpp "$out/libcudart.so.13"
 versioned libcublasLt.so.13 cublaslt.cpp
 library libcuda.so.1 driver.cpp
-library libcurand.so.10 -x c++ /dev/null  # wanted, and never called
+library libcurand.so.10 -x c++ /dev/null  # loaded, but never called

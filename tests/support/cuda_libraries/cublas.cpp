@@ -1,4 +1,4 @@
-// cuBLAS without a GPU: products of float32 matrices, by the definition.
+// cuBLAS without a GPU: multiplies float32 matrices by the definition.
 
 #include <cstdint>
 
@@ -52,7 +52,7 @@ int cublasSetStream_v2(void* handle, void* stream) {
 int cublasSetMathMode(void*, int) { return 0; }
 int cublasGetMathMode(void*, int* mode) { return *mode = 0, 0; }
 const char* cublasGetStatusName(int) { return "CUBLAS_STATUS"; }
-const char* cublasGetStatusString(int) { return "a status of the stand-in's"; }
+const char* cublasGetStatusString(int) { return "a status of the fake library"; }
 
 int cublasSgemm_v2(void* handle, int a_turned, int b_turned, int m, int n, int k, const float* alpha,
                    const float* a, int lda, const float* b, int ldb, const float* beta, float* c,

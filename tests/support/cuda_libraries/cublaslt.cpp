@@ -1,4 +1,4 @@
-// cuBLASLt without a GPU: handles, and nothing to do with them.
+// cuBLASLt without a GPU: only creates and destroys handles.
 
 extern "C" {
 

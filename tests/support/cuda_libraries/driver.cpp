@@ -1,4 +1,4 @@
-// The driver: it starts, and finds one GPU.
+// The driver: initializes and reports one GPU.
 extern "C" {
 int cuInit(unsigned) { return 0; }
 int cuDeviceGetCount(int* count) { return *count = 1, 0; }

@@ -1,4 +1,4 @@
-// What the stand-ins for CUDA's libraries share.
+// Shared by the fake CUDA libraries.
 #pragma once
 
 #include <cstddef>
@@ -7,13 +7,13 @@
 
 using Op = std::function<void()>;
 
-// Have `op` done on a CUDA stream, when somebody waits for that; an error of the runtime's.
+// Queue `op` on a CUDA stream; it runs when a thread waits for it. Returns a runtime error.
 __attribute__((visibility("default"))) int enqueue(void* stream, Op op);
 
 __attribute__((visibility("default"))) bool on_device(const void* at, size_t size);
 
-// What reading beyond the device's memory leads to: no call succeeds any more.
+// Called after an access outside of the device's memory: every later call fails.
 __attribute__((visibility("default"))) void illegal_address();
 
-// What a kernel of ONNX Runtime's does with these arguments, by its mangled name; empty: not known.
+// The work of an ONNX Runtime kernel with these arguments, by its mangled name; empty: unknown.
 Op kernel(const std::string& name, void** arguments);

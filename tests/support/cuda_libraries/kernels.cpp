@@ -1,6 +1,6 @@
-// ONNX Runtime's kernels for small nets of dense layers, one element after another.
+// ONNX Runtime's kernels for small dense networks, one element after another.
 //
-// A kernel is known by the beginning of its signature; its arguments are those of the signature.
+// A kernel is found by the beginning of its signature. Each comment lists its arguments.
 
 #include <cxxabi.h>
 
@@ -20,7 +20,7 @@ T argument(void** arguments, int index) {
   return *static_cast<T*>(arguments[index]);
 }
 
-// What ONNX Runtime divides by on a device, passed by value.
+// ONNX Runtime's divisor for device code, passed by value.
 struct DivMod {
   int divisor;
   uint32_t multiplier, shift;
@@ -46,7 +46,7 @@ Op unary(void** arguments) {
   };
 }
 
-// (left, right, out, functor, n); step: 1, or 0 where right is one number
+// (left, right, out, functor, n); step: 1, or 0 if right is a single number
 template <float (*f)(float, float), int step = 0>
 Op binary(void** arguments) {
   const auto* left = argument<const float*>(arguments, 0);
@@ -60,7 +60,7 @@ Op binary(void** arguments) {
   };
 }
 
-// (left, right, out, functor, n), where right is one number
+// (left, right, out, functor, n); right is a single number
 Op greater(void** arguments) {
   const auto* left = argument<const float*>(arguments, 0);
   const auto* right = argument<const float*>(arguments, 1);
@@ -71,7 +71,7 @@ Op greater(void** arguments) {
   };
 }
 
-// (condition, where it holds, where it does not, out, n)
+// (condition, value if true, value if false, out, n)
 Op where(void** arguments) {
   const auto* condition = argument<const bool*>(arguments, 0);
   const auto *yes = argument<const float*>(arguments, 1), *no = argument<const float*>(arguments, 2);
@@ -82,7 +82,7 @@ Op where(void** arguments) {
   };
 }
 
-// (in, out, least, most, the same where there is no tensor of it, n)
+// (in, out, min tensor, max tensor, min and max if there is no tensor, n)
 Op clip(void** arguments) {
   const auto* in = argument<const float*>(arguments, 0);
   auto* out = argument<float*>(arguments, 1);

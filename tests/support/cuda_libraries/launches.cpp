@@ -1,4 +1,4 @@
-// The device as it describes itself, and kernels as nvcc's host code registers and launches them.
+// The device's properties, and kernels as nvcc's host code registers and launches them.
 
 #include <cstdio>
 #include <cstdlib>
@@ -97,7 +97,7 @@ int cudaRuntimeGetVersion(int* version) { return *version = 13000, 0; }
 int cudaGetDeviceProperties(void* properties, int) {  // CUDA 13's cudaDeviceProp: offsets in bytes
   char* const at = static_cast<char*>(properties);
   memset(at, 0, 1008);
-  strcpy(at, "No GPU: a stand-in");
+  strcpy(at, "Fake GPU");
   auto put = [at](size_t offset, auto value) { memcpy(at + offset, &value, sizeof value); };
   put(288, size_t{1} << 30);   // totalGlobalMem
   put(296, size_t{49152});     // sharedMemPerBlock
@@ -132,7 +132,7 @@ int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const vo
                                                            unsigned) {
   return *blocks = 2, 0;
 }
-// What a provider may ask for and our graphs never need.
+// Functions that the provider needs to load, and that our graphs never call.
 
 #define REFUSED(name) \
   int name() { return fail(kNotSupported); }

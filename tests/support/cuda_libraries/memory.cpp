@@ -1,4 +1,4 @@
-// Memory of the device and page-locked memory, and copies between them.
+// Device memory and page-locked memory, and copies between them.
 
 #include <cstdlib>
 #include <cstring>
@@ -22,7 +22,7 @@ int allocate(void** at, size_t size, Blocks& memory, int64_t& taken, int64_t mos
   if (int code = forbidden()) return code;
   if (most && taken + static_cast<int64_t>(size) > most) return fail(kOutOfMemory);
   char* block = static_cast<char*>(aligned_alloc(256, (size + 511) / 256 * 256));
-  memset(block, 0xFB, size);  // no number that anybody would take for an answer
+  memset(block, 0xFB, size);  // a value that no test expects
   memory[block] = size;
   taken += static_cast<int64_t>(size);
   *at = block;

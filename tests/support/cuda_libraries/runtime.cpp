@@ -1,4 +1,4 @@
-// The state of the stand-in, its streams' work, and its errors.
+// The state of the fake runtime: its counters, its streams' work, and its errors.
 
 #include "runtime.h"
 
@@ -10,7 +10,7 @@
 std::recursive_mutex lock;
 std::vector<Stream*> streams;
 Stream legacy;
-int recordings = 0;
+int captures = 0;
 
 namespace {
 int sticky = 0;
@@ -42,7 +42,7 @@ int broken() {
 
 int forbidden() {
   if (broken()) return sticky;
-  if (!recordings) return kSuccess;
+  if (!captures) return kSuccess;
   counters().violations++;
   for (Stream* stream : streams)
     if (stream->capture) stream->capture->broken = true;

@@ -1,9 +1,9 @@
-// The CUDA runtime without a GPU: memory is the host's, kernels run when somebody waits for them.
+// The CUDA runtime without a GPU: memory is the host's, and kernels run when a thread waits for them.
 //
-// It is as unhelpful as CUDA may be. What is asked of a stream happens no earlier than the wait that
-// guarantees it, so that who reads too early reads what was there before; nobody but the recording
-// stream may be touched while a CUDA graph is recorded; freed memory is gone for graphs that hold
-// it; an error stays as long as the process. `Counters` says what has been done, and takes orders.
+// It is as strict as CUDA may be. A stream's work runs as late as allowed, at the wait that
+// guarantees it: code that reads too early reads the old values. While a CUDA graph is captured, only
+// the capturing stream may be used. A graph that refers to freed memory fails. An error stays until
+// the process ends. `Counters` counts the calls; a test also sets some of them as inputs.
 #pragma once
 
 #include <cstdint>
@@ -15,22 +15,22 @@
 
 #include "fake_cuda.h"
 
-// A file that the test maps too: numbers of 64 bits, in this order.
+// A file that the test maps too: 64-bit numbers in this order.
 struct Counters {
-  int64_t fail;          // in: the error that every call gives from now on, for good
+  int64_t fail;          // in: the error that every call returns from now on
   int64_t memory;        // in: bytes that the device has; 0: a GiB
-  int64_t allocated;     // bytes of the device that are taken
-  int64_t page_locked;   // bytes of host memory likewise
-  int64_t up_locked, up_pageable;      // copies to the device, from which memory
-  int64_t down_locked, down_pageable;  // and from it
+  int64_t allocated;     // bytes allocated on the device
+  int64_t page_locked;   // bytes allocated as page-locked host memory
+  int64_t up_locked, up_pageable;      // copies to the device, by the kind of host memory
+  int64_t down_locked, down_pageable;  // copies from the device
   int64_t recorded, replayed;          // CUDA graphs
   int64_t kernels, unknown_kernels;
-  int64_t violations;    // calls that a recording forbids
+  int64_t violations;    // calls that a capture forbids
   int64_t overlaps;      // copies to the device while a stream had work to do
   int64_t across;        // copies within the device
-  int64_t waits;         // of the host for a stream, an event or the device
+  int64_t waits;         // by the host for a stream, an event or the device
   int64_t graphs;        // CUDA graphs that could be replayed
-  int64_t linger;        // in: microseconds that a recording is kept open, for others to get in
+  int64_t linger;        // in: microseconds that a capture is kept open, so that other threads interfere
 };
 
 // Of the runtime's error codes.
@@ -50,28 +50,28 @@ struct Stream {
   std::unique_ptr<Capture> capture;
 };
 
-// All that follows is for who holds the lock.
+// The caller of everything below holds the lock.
 extern std::recursive_mutex lock;
 extern std::vector<Stream*> streams;
 extern Stream legacy;   // the default one
-extern int recordings;  // under way
+extern int captures;  // captures in progress
 
 Counters& counters();
 
-// Have a call end with this error.
+// Make a call return this error.
 int fail(int code);
 
-// The error that stays, if there is one.
+// The sticky error, if there is one.
 int broken();
 
-// The error of who allocates, frees, waits or copies at once while somebody records: CUDA fails that
-// call and the recording with it.
+// The error of a call that allocates, frees, waits or copies at once during a capture: CUDA fails the
+// call and the capture.
 int forbidden();
 
 // The stream that a handle names.
 Stream& of(void* handle);
 
-// Do what a stream was asked for, up to its op of that number.
+// Run a stream's queued work, up to the op with that number.
 void drain(Stream& stream, uint64_t until = UINT64_MAX);
 void drain_blocking();
 void drain_all();

@@ -81,11 +81,11 @@ int cudaLaunchHostFunc(void* stream, void (*function)(void*), void* data) {
 
 // CUDA graphs.
 
-int cudaStreamBeginCapture(void* stream, int) {  // whatever the mode: as the strictest one
+int cudaStreamBeginCapture(void* stream, int) {  // every mode counts as the strictest one
   std::lock_guard guard(lock);
   if (int code = broken()) return code;
   of(stream).capture = std::make_unique<Capture>();
-  recordings++;
+  captures++;
   return 0;
 }
 int cudaStreamIsCapturing(void* stream, int* status) {
@@ -98,7 +98,7 @@ int cudaStreamEndCapture(void* stream, void** graph) {
   std::lock_guard guard(lock);
   if (int code = broken()) return code;
   auto capture = std::move(of(stream).capture);
-  recordings--;
+  captures--;
   *graph = nullptr;
   if (capture->broken) return fail(kCaptureInvalidated);
   counters().recorded++;
