@@ -76,7 +76,7 @@ def test_a_lost_gpu_is_said_to_callers_and_to_both_probes(serve, toy_bundles, li
             assert "See the server log for request id" in failed.value.details()
         assert {next(watch).status for watch in watches.values()} == {NOT_SERVING}
     process.wait_for("cudaErrorLaunchFailure")
-    process.wait_for(r"The GPU is lost to this process .* Nothing but a new process helps")
+    process.wait_for("Unrecoverable CUDA error: cuda.*cudaErrorLaunchFailure")
     process.signal(15)
     assert process.exit_status() == 0
 

@@ -25,7 +25,7 @@ COUNTERS: Final = "LATENTD_FAKE_CUDA"
 FIELDS: Final = (
     *("fail", "memory", "allocated", "page_locked"),
     *("up_locked", "up_pageable", "down_locked", "down_pageable"),
-    *("recorded", "replayed", "kernels", "unknown_kernels"),
+    *("captured", "replayed", "kernels", "unknown_kernels"),
     *("violations", "overlaps", "across", "waits", "graphs", "linger"),
 )
 """The fields of Counters in runtime.h, which describes them."""

@@ -113,7 +113,7 @@ def test_threads_queue_work_while_another_waits(toy, counters, monkeypatch):
 
 def test_captures_are_alone_on_the_device(toy, counters):
     """Threads build buckets, load graphs and run them at once: no call breaks CUDA's rule."""
-    encoder, before = load(toy, ENCODER), counters.recorded
+    encoder, before = load(toy, ENCODER), counters.captured
     x = np.random.default_rng(0).integers(0, 256, (4, 4, 4), np.uint8)
     stop = threading.Event()
     counters.set("linger", 2000)
@@ -136,7 +136,7 @@ def test_captures_are_alone_on_the_device(toy, counters):
             counters.set("linger", 0)
         for user in users:
             user.result()
-    assert counters.recorded > before
+    assert counters.captured > before
     assert not counters.violations
     encoder.close()
 

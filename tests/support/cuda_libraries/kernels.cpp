@@ -109,8 +109,8 @@ Op bias(void** arguments) {
   };
 }
 
-// (elements from block to block in, size of the axis, from block to block out, what follows the
-// axis, indices, their size, in, out, n)
+// (elements of a block of in, size of the axis, elements of a block of out, elements after the axis,
+// indices, their size, in, out, n)
 Op gather(void** arguments) {
   const auto from = argument<int64_t>(arguments, 0), axis = argument<int64_t>(arguments, 1);
   const int to = argument<DivMod>(arguments, 2).divisor, rest = argument<DivMod>(arguments, 3).divisor;
@@ -126,9 +126,9 @@ Op gather(void** arguments) {
   };
 }
 
-// Where an element of the whole, cut along an axis into equal parts, lies: in which, and where there.
+// A tensor cut along an axis into equal parts: the part of each element, and its place there.
 struct Cut {
-  int block, after, axis;  // elements: of the axis and what follows, what follows, of a part's axis
+  int block, after, axis;  // elements: from the axis on, after the axis; size of a part's axis
 
   explicit Cut(void** arguments)
       : block(argument<DivMod>(arguments, 0).divisor),
@@ -160,7 +160,7 @@ Op join_evenly(void** arguments) {
   };
 }
 
-// (bytes of a row in each part, in, the parts, bytes of a row, all of it in units of 16 bytes)
+// (bytes of a row in each part, in, the parts, bytes of a row, total in units of 16 bytes)
 Op split(void** arguments) {
   const auto sizes = argument<Few<int64_t, 4>>(arguments, 0);
   const auto* in = argument<const char*>(arguments, 1);

@@ -85,7 +85,7 @@ int enqueue(void* on, Op op) {
     op();
   } else {
     stream.ops.push_back(std::move(op));
-    stream.asked++;
+    stream.queued++;
   }
   return kSuccess;
 }

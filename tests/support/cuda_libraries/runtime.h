@@ -23,7 +23,7 @@ struct Counters {
   int64_t page_locked;   // bytes allocated as page-locked host memory
   int64_t up_locked, up_pageable;      // copies to the device, by the kind of host memory
   int64_t down_locked, down_pageable;  // copies from the device
-  int64_t recorded, replayed;          // CUDA graphs
+  int64_t captured, replayed;          // CUDA graphs
   int64_t kernels, unknown_kernels;
   int64_t violations;    // calls that a capture forbids
   int64_t overlaps;      // copies to the device while a stream had work to do
@@ -46,7 +46,7 @@ struct Capture {
 struct Stream {
   bool blocking = true;
   std::deque<Op> ops;
-  uint64_t asked = 0, done = 0;
+  uint64_t queued = 0, done = 0;
   std::unique_ptr<Capture> capture;
 };
 

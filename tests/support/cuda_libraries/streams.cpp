@@ -8,7 +8,7 @@ namespace {
 
 struct Event {
   Stream* stream = nullptr;
-  uint64_t asked = 0;
+  uint64_t queued = 0;
 };
 
 struct Graph {
@@ -57,7 +57,7 @@ int cudaEventDestroy(void* event) { return delete static_cast<Event*>(event), 0;
 int cudaEventRecordWithFlags(void* event, void* stream, unsigned) {
   std::lock_guard guard(lock);
   if (int code = broken()) return code;
-  *static_cast<Event*>(event) = {&of(stream), of(stream).asked};
+  *static_cast<Event*>(event) = {&of(stream), of(stream).queued};
   return 0;
 }
 int cudaEventRecord(void* event, void* stream) { return cudaEventRecordWithFlags(event, stream, 0); }
@@ -66,14 +66,14 @@ int cudaEventSynchronize(void* event) {
   counters().waits++;
   if (int code = forbidden()) return code;
   const Event& mark = *static_cast<Event*>(event);
-  if (mark.stream) drain(*mark.stream, mark.asked);
+  if (mark.stream) drain(*mark.stream, mark.queued);
   return broken();
 }
 int cudaEventElapsedTime(float* milliseconds, void*, void*) { return *milliseconds = 0.01f, 0; }
 int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
   const Event mark = *static_cast<Event*>(event);
   if (!mark.stream || mark.stream == &of(stream)) return 0;
-  return enqueue(stream, [mark] { drain(*mark.stream, mark.asked); });
+  return enqueue(stream, [mark] { drain(*mark.stream, mark.queued); });
 }
 int cudaLaunchHostFunc(void* stream, void (*function)(void*), void* data) {
   return enqueue(stream, [=] { function(data); });
@@ -101,7 +101,7 @@ int cudaStreamEndCapture(void* stream, void** graph) {
   captures--;
   *graph = nullptr;
   if (capture->broken) return fail(kCaptureInvalidated);
-  counters().recorded++;
+  counters().captured++;
   *graph = new Graph{std::move(capture->ops)};
   return 0;
 }
