@@ -1,6 +1,6 @@
 """Batch reconstruction: data sets of any size in, every row of them accounted for.
 
-`latentd batch`. A plan fixes what goes in, which bundle it goes through and how it
-is cut into shards; each shard is a pure function of the plan and is committed once; a job that was
-killed goes on where it was. In process on ONNX Runtime, or through a server.
+`latentd batch`. A plan fixes the inputs, the bundle and the shards. Each shard is a pure function
+of the plan and is committed once, so a killed job can resume. The model runs in process on ONNX
+Runtime, or on a server.
 """

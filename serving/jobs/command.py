@@ -1,4 +1,4 @@
-"""What `latentd batch` does, and what it says on the way."""
+"""`latentd batch`: run a job, print a summary."""
 
 from __future__ import annotations
 
@@ -20,87 +20,88 @@ from latentd.bundle import DataSpec
 from latentd.client.channel import CredentialFiles
 from latentd.errors import ConfigError
 from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
-from latentd.jobs.inputs import Rows
+from latentd.jobs.inputs import RowReader
 from latentd.jobs.job import ShardRange
 from latentd.jobs.plan import BundleId, OutputSpec, Plan, default_shard_rows
 from latentd.jobs.progress import Progress
 from latentd.jobs.quarantine import Limit
-from latentd.jobs.reconstruct import check_wanted, load_bundle
-from latentd.jobs.remote import Server
+from latentd.jobs.reconstruct import check_output_spec, load_bundle
+from latentd.jobs.remote import RemoteServer
 from latentd.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store
-from latentd.jobs.worker import Failed, WorkerConfig, explain
+from latentd.jobs.worker import WorkerConfig, WorkerFailed, explain
 from latentd.readers import files
 from latentd.readers.rows import BadRow
 from latentd.runtime.provider import default_worker_count
 
-_TRIED_ROWS = 2048  # run by --dry-run to estimate the time
+_TRIAL_ROWS = 2048  # run by --dry-run to estimate the time
 
 
 def run(args: argparse.Namespace) -> int:
     """Run a job; returns the exit status."""
     before = signal.getsignal(signal.SIGTERM)
-    worker.terminate_as_exit()
-    _give_way(args.niceness)
+    worker.exit_on_sigterm()
+    _lower_priority(args.niceness)
     try:
         status = _dry_run(args) if args.dry_run else _run(args)
         _flush()
         return status
-    except Failed as error:
-        _say(error.failure.what)
+    except WorkerFailed as error:
+        _print_error(error.failure.message)
         return error.failure.status
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        _say(explain(error))
+        _print_error(explain(error))
         return exit_codes.status(error)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _give_way(niceness: int) -> None:
-    """Let whoever answers somebody have the CPUs first: a job has hours. Threads and processes
-    begun from now on inherit it; nobody who has given way already is made to do so less."""
+def _lower_priority(niceness: int) -> None:
+    """Let interactive processes have the CPUs first. Threads and processes started later inherit
+    the niceness. A niceness that is already higher stays."""
     if niceness > os.getpriority(os.PRIO_PROCESS, 0):
         os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def _run(args: argparse.Namespace) -> int:
-    folder, share, limit = _folder(args), _share(args), Limit(args.max_quarantined)
+    folder, shard_range, limit = _folder(args), _shard_range(args), Limit(args.max_quarantined)
     target = _target(args)
     folder.mkdir(parents=True, exist_ok=True)
-    # One plans, the others wait and find the plan there.
+    # One process plans; the others wait, then find the plan in the folder.
     with contextlib.closing(Store(folder)) as store, store.locked(None, wait=True):
-        plan, beside = _plan(args, target, folder)
-        job.settle(plan, beside, store)
-    setting = WorkerConfig(folder, plan, target.bundle, args.provider, _server(args))
-    ours = sum(len(plan.shard(i)) for i in range(plan.shards)[share.index :: share.count])
-    began = time.monotonic()
+        plan, plan_files = _plan(args, target, folder)
+        job.start_or_resume(plan, plan_files, store)
+    config = WorkerConfig(folder, plan, target.bundle, args.provider, _server(args))
+    own_shards = range(plan.shards)[shard_range.index :: shard_range.count]
+    own_rows = sum(len(plan.shard(i)) for i in own_shards)
+    start = time.monotonic()
     metrics = Path(args.metrics_file) if args.metrics_file else None
-    with Progress(ours, metrics) as progress:
-        job.run(setting, share, _processes(args), progress, args.executor)
-    seconds = time.monotonic() - began
+    with Progress(own_rows, metrics) as progress:
+        job.run(config, shard_range, _processes(args), progress, args.executor)
+    seconds = time.monotonic() - start
     try:
-        outcome = job.finish(setting, share, limit)
-    finally:  # a summary that cannot be printed does not keep the job from being finished
-        print(_rate(progress, seconds))
+        outcome = job.finish(config, shard_range, limit)
+    finally:  # after the job is finished: the summary may fail to print
+        print(_format_rate(progress, seconds))
     if outcome.missing:
         print(
-            f"This share of {folder} is done; other machines are still at theirs: "
+            f"This machine's shards of {folder} are done; others are still running: "
             f"{outcome.missing} of {plan.shards} shards are missing."
         )
         return 0
-    _summarise(plan, outcome.manifests, folder)
+    _print_summary(plan, outcome.manifests, folder)
     return 0
 
 
-def _rate(progress: Progress, seconds: float) -> str:
-    """What this run did, and how fast; rows that were there before count for nothing."""
+def _format_rate(progress: Progress, seconds: float) -> str:
+    """The rows of this run and its rate; rows of earlier runs do not count towards the rate."""
     ran, kept = progress.rows - progress.kept, progress.kept
     if not ran:
-        return f"All {kept:,} rows were finished already; their shards are whole."
-    before = f" {kept:,} others were finished already." if kept else ""
-    return f"{ran:,} rows in {seconds:,.1f} s, {ran / max(seconds, 1e-9):,.0f} a second.{before}"
+        return f"All {kept:,} rows were finished already; their shards are intact."
+    earlier = f" {kept:,} others were finished already." if kept else ""
+    return f"{ran:,} rows in {seconds:,.1f} s, {ran / max(seconds, 1e-9):,.0f} per second.{earlier}"
 
 
-def _summarise(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None:
+def _print_summary(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None:
     bad = [row for m in manifests for row in m.quarantined]
     outside = sum(m.outside for m in manifests)
     print(
@@ -109,76 +110,76 @@ def _summarise(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None
     )
     if outside:
         print(
-            f"{outside:,} rows hold values outside the range of the training data, which makes "
-            f"their scores extreme: the column {outputs.OUTSIDE} counts them."
+            f"{outside:,} rows hold values outside the range of the training data, so their "
+            f"scores are extreme: the column {outputs.OUTSIDE} counts these values."
         )
     if bad:
         print(f"{quarantine.share(len(bad), plan.rows)} are quarantined. The reasons:")
-        print(f"{quarantine.reasons(bad)}\nEvery one is in {folder / QUARANTINE}.")
+        print(f"{quarantine.reasons(bad)}\nAll of them are in {folder / QUARANTINE}.")
     if (folder / "sheet.html").exists():
-        print(f"Look at {folder}/sheet.html.")
+        print(f"Contact sheet: {folder}/sheet.html")
 
 
 def _dry_run(args: argparse.Namespace) -> int:
-    folder, share, limit = _folder(args), _share(args), Limit(args.max_quarantined)
+    folder, shard_range, limit = _folder(args), _shard_range(args), Limit(args.max_quarantined)
     target = _target(args)
-    plan, beside = _plan(args, target, folder)
+    plan, plan_files = _plan(args, target, folder)
     for entry in plan.inputs:
         path = files.printable(entry.path) or "images"
         print(f"{entry.rows:>12,} rows, {entry.bytes:>14,} bytes  {path}")
-    print(f"{plan.rows:>12,} rows in all, {plan.shards} shards of up to {plan.shard_rows:,}")
+    print(f"{plan.rows:>12,} rows in total, {plan.shards} shards of up to {plan.shard_rows:,}")
     b = plan.bundle
-    print(f"Through {b.model} version {b.version} ({b.digest[:15]}), {plan.batch_rows} at once.")
+    print(f"Model: {b.model} version {b.version} ({b.digest[:15]}), batches of {plan.batch_rows}.")
     size = plan.rows * outputs.bytes_per_row(plan, target.latent_size)
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
-    print(f"About {size / 1e9:,.3f} GB into {folder}, where {free / 1e9:,.1f} GB are free.")
-    rows, seconds, bad = _try(args, target, plan, beside)
+    print(f"About {size / 1e9:,.3f} GB of output in {folder}; {free / 1e9:,.1f} GB are free.")
+    rows, seconds, bad = _trial_run(args, target, plan, plan_files)
     processes = min(_processes(args) or 1, plan.shards)
-    whole = seconds / rows * plan.rows / (processes * share.count)
+    total = seconds / rows * plan.rows / (processes * shard_range.count)
     print(
-        f"{rows / seconds:,.0f} rows a second in one process, tried on {rows:,}; about "
-        f"{whole:,.0f} s with {processes} on each of {share.count} machine(s)."
+        f"{rows / seconds:,.0f} rows per second in one process, measured on {rows:,}; about "
+        f"{total:,.0f} s with {processes} on each of {shard_range.count} machine(s)."
     )
-    print(f"{quarantine.share(len(bad), rows)} that were tried would be quarantined.")
+    print(f"{quarantine.share(len(bad), rows)} of this trial would be quarantined.")
     if bad:
         print(quarantine.reasons(bad))
     if len(bad) * plan.rows > limit.rows(plan.rows) * rows:
         print(
-            "With as many in all of it, the job would end with status "
+            "At this rate the job would end with status "
             f"{exit_codes.QUARANTINED} and without {SUCCESS}: --max-quarantined {limit.text} "
             "allows fewer."
         )
     if size > free:
-        print("It will not fit.")
+        print("Not enough disk space.")
     return 0
 
 
-def _try(
-    args: argparse.Namespace, target: _Target, plan: Plan, beside: dict[str, bytes]
+def _trial_run(
+    args: argparse.Namespace, target: _Target, plan: Plan, plan_files: dict[str, bytes]
 ) -> tuple[int, float, list[BadRow]]:
-    """Run the first rows and throw them away: how many, in how many seconds, and the bad ones."""
+    """Run the first rows and discard the results: number of rows, seconds, and the bad rows."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in beside.items():
+        for name, content in plan_files.items():
             (Path(folder) / name).write_bytes(content)
-        setting = WorkerConfig(Path(folder), plan, target.bundle, args.provider, _server(args))
-        reconstruct = worker.reconstruction(setting)
-        rows = Rows(plan, Path(folder))
-        count = min(plan.rows, _TRIED_ROWS)
+        config = WorkerConfig(Path(folder), plan, target.bundle, args.provider, _server(args))
+        reconstruct = worker.create_reconstructor(config)
+        rows = RowReader(plan, Path(folder))
+        count = min(plan.rows, _TRIAL_ROWS)
         with contextlib.closing(rows):
-            list(reconstruct(rows.read(0, min(count, plan.batch_rows), plan.batch_rows)))  # warm
-            began = time.monotonic()
+            list(reconstruct(rows.read(0, min(count, plan.batch_rows), plan.batch_rows)))  # warm-up
+            start = time.monotonic()
             results = list(reconstruct(rows.read(0, count, plan.batch_rows)))
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - start
             return count, seconds, [bad for result in results for bad in result.bad]
 
 
 @dataclass(frozen=True)
 class _Target:
-    """The model that the job goes through, and what is known of it beforehand."""
+    """The model of the job. bundle: its folder; None: a server runs the model."""
 
     bundle: Path | None
-    who: BundleId
+    bundle_id: BundleId
     x: DataSpec
     likelihood: str
     latent_size: int
@@ -189,35 +190,35 @@ class _Target:
 def _target(args: argparse.Namespace) -> _Target:
     server = _server(args)
     if server is not None:
-        info = remote.look(server, args.model)
+        info = remote.get_model(server, args.model)
         if args.batch_rows > info.limits.max_rows:
             raise ConfigError(
-                f"--batch-rows {args.batch_rows}: {args.server} takes {info.limits.max_rows} rows "
-                "in one message."
+                f"--batch-rows {args.batch_rows}: {args.server} accepts at most "
+                f"{info.limits.max_rows} rows per message."
             )
         by = info.served_by
-        who = BundleId(by.model, by.version, by.digest)
+        bundle_id = BundleId(by.model, by.version, by.digest)
         scores = info.training_scores
         rest = info.latent_size, info.family, scores
-        return _Target(None, who, info.x, info.likelihood, *rest)
+        return _Target(None, bundle_id, info.x, info.likelihood, *rest)
     loaded = load_bundle(Path(args.bundle))
     m = loaded.manifest
-    who = BundleId(m.model, m.version, loaded.digest)
-    # The version's own folder: "the newest" may be another when a worker looks.
+    bundle_id = BundleId(m.model, m.version, loaded.digest)
+    # The version's own folder: a worker may find a newer version.
     rest = m.latent_size, m.family, m.training_scores
-    return _Target(loaded.path, who, m.x, m.likelihood, *rest)
+    return _Target(loaded.path, bundle_id, m.x, m.likelihood, *rest)
 
 
-def _server(args: argparse.Namespace) -> Server | None:
+def _server(args: argparse.Namespace) -> RemoteServer | None:
     if not args.server:
         return None
-    return Server(
+    return RemoteServer(
         args.server, CredentialFiles(args.tls_ca, args.tls_cert, args.tls_key, args.token_file)
     )
 
 
 def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan, dict[str, bytes]]:
-    """The plan that is asked for, and the files that belong beside it."""
+    """The requested plan, and the files that belong to it."""
     wanted = OutputSpec(
         format=args.format,
         scores=not args.no_scores,
@@ -226,12 +227,12 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
         draw=args.draw,
         seed=args.seed,
     )
-    check_wanted(wanted, target.family, images.is_png_compatible(target.x))
+    check_output_spec(wanted, target.family, images.is_png_compatible(target.x))
     columns, known = (args.column, args.id_column), job.known_plan(folder)
-    found = inputs.look(args.input, target.x, *columns, known, folder)
+    found = inputs.find_inputs(args.input, target.x, *columns, known, folder)
     print(f"--input: {found.counts}.", flush=True)
     plan = Plan(
-        bundle=target.who,
+        bundle=target.bundle_id,
         x=target.x,
         likelihood=target.likelihood,
         inputs=found.inputs,
@@ -249,39 +250,38 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
 def _folder(args: argparse.Namespace) -> Path:
     if files.is_remote(args.output):
         raise ConfigError(
-            f"--output {args.output}: results are committed by fsync, rename and locks, which "
-            "object stores do not have. Give a folder, of a mounted volume perhaps, and copy it "
-            "once it holds _SUCCESS."
+            f"--output {args.output}: must be a local or mounted directory (object stores lack "
+            "atomic rename and locks). Copy it to the store once it has _SUCCESS."
         )
     return Path(args.output)
 
 
-def _share(args: argparse.Namespace) -> ShardRange:
+def _shard_range(args: argparse.Namespace) -> ShardRange:
     if not 0 <= args.shard_index < args.shard_count:
         raise ConfigError(
-            f"--shard-index {args.shard_index} (or JOB_COMPLETION_INDEX) is not below "
-            f"--shard-count {args.shard_count}: indexes go from 0 to one less than the count."
+            f"--shard-index {args.shard_index} (or JOB_COMPLETION_INDEX) must be less than "
+            f"--shard-count {args.shard_count}: indexes start at 0."
         )
     return ShardRange(args.shard_index, args.shard_count)
 
 
 def _processes(args: argparse.Namespace) -> int:
     if args.executor == "ray":
-        return int(args.processes)  # 0: what the cluster has
+        return int(args.processes)  # 0: as many as the cluster allows
     if args.processes or args.server:
         return int(args.processes) or 1
     return default_worker_count(args.provider)
 
 
 def _flush() -> None:
-    """Have what was printed written now, where an error can still be said. Raises OSError."""
+    """Write buffered output now, while an error can still be reported. Raises OSError."""
     try:
         sys.stdout.flush()
     except OSError:
-        # Python would try once more at its end, and print a traceback.
+        # Python would flush again at exit and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
 
 
-def _say(what: str) -> None:
-    print(f"latentd: {what}", file=sys.stderr)
+def _print_error(message: str) -> None:
+    print(f"latentd: {message}", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""The contact sheet: rows beside what the model makes of them, the worst scored first.
+"""The contact sheet: rows and their reconstructions, the largest errors first.
 
-For people to look at: is what scores badly odd, or is the model? Below the worst come rows picked
-evenly from the whole job, in the same order. Images are shown as such, other rows as line plots
-with the numbers that differ most. Equal rows are shown once. One file, which asks for no other.
+It helps people judge whether the rows with bad scores are odd, or the model is. After the worst
+rows come rows picked evenly from the whole job, also with the largest errors first. Images are
+shown as images, other rows as line plots with the numbers that differ most. Equal rows are shown
+once. The HTML file needs no other file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from latentd import images
 from latentd.bundle import DataSpec
-from latentd.jobs.inputs import Rows
+from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Reconstruct
 from latentd.jobs.store import ShardManifest
@@ -26,16 +27,16 @@ from latentd.readers.rows import Array, Chunk
 WORST: Final = 32
 EVENLY: Final = 32
 _COLUMNS: Final = 8  # pairs side by side in the PNG
-_SPARE: Final = 8  # rows that are run in case that some of the worst are equal
+_SPARE: Final = 8  # extra rows, because some of the worst may be equal
 _POINTS: Final = 200  # of a line plot
-_NAMED: Final = 3  # numbers that are printed below a plot
+_SHOWN_DIFFERENCES: Final = 3  # numbers that are printed below a plot
 
 _STYLE: Final = (
     "body{font:14px sans-serif;margin:2em;background:#fff;color:#222}"
     "div{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0;width:14em}"
     "img{width:6.5em;image-rendering:pixelated;border:1px solid #ccc;margin-right:.3em}"
     "svg{width:14em;height:6em;border:1px solid #ccc}polyline{fill:none;stroke-width:1.5;"
-    "vector-effect:non-scaling-stroke}.row{stroke:#222}.made{stroke:#e60}rect{fill:#eee}"
+    "vector-effect:non-scaling-stroke}.row{stroke:#222}.reconstruction{stroke:#e60}rect{fill:#eee}"
     "figcaption{font-size:12px;overflow-wrap:anywhere}"
 )
 
@@ -48,57 +49,59 @@ class _Pair:
     id: str
     error: float | None  # nats
     x: Array
-    made: Array
-    equal: int = 0  # other rows that score the same
+    reconstruction: Array
+    equal: int = 0  # other rows with the same score
 
 
-def draw(
-    plan: Plan, manifests: Sequence[ShardManifest], rows: Rows, reconstruct: Reconstruct
+def render(
+    plan: Plan, manifests: Sequence[ShardManifest], rows: RowReader, reconstruct: Reconstruct
 ) -> dict[str, bytes]:
-    """sheet.html and, where rows are images, sheet.png. `reconstruct` gives x and, where the job
-    scores, scores."""
+    """sheet.html and, if rows are images, sheet.png, by name. `reconstruct` must return x, and the
+    scores if the job has them."""
     top = _worst(manifests)
     even = {i * plan.rows // EVENLY for i in range(EVENLY)}
     pairs = {pair.row: pair for pair in _pairs(sorted({*top, *even}), rows, reconstruct)}
     for row, equal in top.items():
         if row in pairs:
             pairs[row].equal = equal
-    first = _distinct([pairs[row] for row in top if row in pairs])[:WORST]
-    shown = {pair.x.tobytes() for pair in first}
+    worst = _distinct([pairs[row] for row in top if row in pairs])[:WORST]
+    shown = {pair.x.tobytes() for pair in worst}
     picked = {pairs[row].x.tobytes(): pairs[row] for row in sorted(even - set(top)) if row in pairs}
     others = [pair for x, pair in picked.items() if x not in shown]
     others.sort(key=lambda pair: -(pair.error or 0.0))
-    if not first + others:
+    if not worst + others:
         return {}
-    sheets = {"sheet.html": _html(plan, first, others)}
-    if _is_picture(plan.x):
-        both = [_pixels(x, plan.x) for pair in first + others for x in (pair.x, pair.made)]
+    sheets = {"sheet.html": _html(plan, worst, others)}
+    if _is_image(plan.x):
+        both = [
+            _pixels(x, plan.x) for pair in worst + others for x in (pair.x, pair.reconstruction)
+        ]
         sheets["sheet.png"] = images.make_grid(np.stack(both), 2 * _COLUMNS, min_side=1024)
     return sheets
 
 
 def _worst(manifests: Sequence[ShardManifest]) -> dict[int, int]:
-    """A row for each of the largest errors, the largest first, and how many others have it."""
+    """A row for each of the largest errors, the largest first -> how many other rows have it."""
     found: dict[float, tuple[int, int]] = {}
     for row, error, count in sorted(worst for m in manifests for worst in m.worst):
-        first, before = found.get(error, (row, -1))
-        found[error] = first, before + count
+        first, others = found.get(error, (row, -1))
+        found[error] = first, others + count
     ranked = sorted(found.items(), key=lambda item: -item[0])
     return dict(rows for _, rows in ranked[: WORST + _SPARE])
 
 
 def _distinct(pairs: Sequence[_Pair]) -> list[_Pair]:
-    """The first of every row that is there; the others are counted with it. Errors of equal rows
-    can differ in their last bits."""
+    """One pair for each distinct row; it counts the others. Equal rows can have errors that differ
+    in the last bits."""
     seen: dict[bytes, _Pair] = {}
     for pair in pairs:
-        before = seen.setdefault(pair.x.tobytes(), pair)
-        if before is not pair:
-            before.equal += 1 + pair.equal
+        first = seen.setdefault(pair.x.tobytes(), pair)
+        if first is not pair:
+            first.equal += 1 + pair.equal
     return list(seen.values())
 
 
-def _pairs(wanted: Sequence[int], rows: Rows, reconstruct: Reconstruct) -> Iterator[_Pair]:
+def _pairs(wanted: Sequence[int], rows: RowReader, reconstruct: Reconstruct) -> Iterator[_Pair]:
     seen: list[Array] = []
 
     def chunks() -> Iterator[Chunk]:
@@ -115,7 +118,7 @@ def _pairs(wanted: Sequence[int], rows: Rows, reconstruct: Reconstruct) -> Itera
         yield _Pair(int(results.rows[0]), results.ids[0], error, seen[index][0], results.x[0])
 
 
-def _is_picture(x: DataSpec) -> bool:
+def _is_image(x: DataSpec) -> bool:
     return x.kind == "image" and x.shape[2:] in ((), (1,), (3,))
 
 
@@ -127,21 +130,21 @@ def _pixels(x: Array, spec: DataSpec) -> images.Pixels:
     return scaled
 
 
-def _html(plan: Plan, first: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
+def _html(plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
     title = f"{plan.bundle.model} version {plan.bundle.version}: {plan.rows:,} rows"
-    how = "Left the row, right its reconstruction"
-    if not _is_picture(plan.x):
-        how = (
-            "Black the row, orange its reconstruction, in grey the model's range. The last lines "
+    legend = "Left: the row. Right: its reconstruction"
+    if not _is_image(plan.x):
+        legend = (
+            "Black: the row. Orange: its reconstruction. Grey: the model's range. The last lines "
             "below are the numbers that differ most"
         )
     parts = [
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>',
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
-        f"<p>{how}. The first line below is its name and its reconstruction error in nats. Of rows "
-        "that score the same one is shown.</p>",
+        f"<p>{legend}. The first line below is the row's name and its reconstruction error in "
+        "nats. Of rows with the same score only one is shown.</p>",
     ]
-    for heading, pairs in (("Worst scored", first), ("Picked evenly", others)):
+    for heading, pairs in (("Largest errors", worst), ("Picked evenly", others)):
         if pairs:
             figures = "".join(_figure(pair, plan.x) for pair in pairs)
             parts.append(f"<h2>{heading}</h2><div>{figures}</div>")
@@ -149,8 +152,8 @@ def _html(plan: Plan, first: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
 
 
 def _figure(pair: _Pair, spec: DataSpec) -> str:
-    if _is_picture(spec):
-        both = np.stack([_pixels(x, spec) for x in (pair.x, pair.made)])
+    if _is_image(spec):
+        both = np.stack([_pixels(x, spec) for x in (pair.x, pair.reconstruction)])
         shown = "".join(
             f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             for png in images.encode_pngs(both)
@@ -159,19 +162,20 @@ def _figure(pair: _Pair, spec: DataSpec) -> str:
     else:
         shown, numbers = _plot(pair, spec), _largest_differences(pair)
     score = "" if pair.error is None else f": {pair.error:,.1f}"
-    equal = f" (and {pair.equal:,} that score the same)" if pair.equal else ""
+    equal = f" (and {pair.equal:,} with the same score)" if pair.equal else ""
     caption = f"{html.escape(pair.id)}{score}{equal}{numbers}"
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
 def _plot(pair: _Pair, spec: DataSpec) -> str:
-    """Both as lines. Of long rows one element in each of _POINTS parts: that which differs most."""
-    x, made = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.made))
-    parts = np.array_split(np.abs(x - made), min(_POINTS, len(x)))
-    begins = np.cumsum([0, *map(len, parts[:-1])])
-    at = begins + [int(part.argmax()) for part in parts]
+    """Both as lines. A long row is cut into _POINTS parts; the line has the element of each
+    part that differs most."""
+    x, reconstruction = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.reconstruction))
+    parts = np.array_split(np.abs(x - reconstruction), min(_POINTS, len(x)))
+    starts = np.cumsum([0, *map(len, parts[:-1])])
+    at = starts + [int(part.argmax()) for part in parts]
     low, high = spec.range
-    bottom, top = (float(f((*x[at], *made[at], low, high))) for f in (np.min, np.max))
+    bottom, top = (float(f((*x[at], *reconstruction[at], low, high))) for f in (np.min, np.max))
     height = (top - bottom) or 1.0
 
     def y(value: float) -> float:
@@ -182,18 +186,18 @@ def _plot(pair: _Pair, spec: DataSpec) -> str:
         f'<polyline class="{name}" points="'
         + " ".join(f"{i * across:.1f},{y(value):.1f}" for i, value in enumerate(values[at]))
         + '"/>'
-        for name, values in (("row", x), ("made", made))
+        for name, values in (("row", x), ("reconstruction", reconstruction))
     )
     band = f'<rect x="0" width="200" y="{y(high):.1f}" height="{100 * (high - low) / height:.1f}"/>'
     return f'<svg viewBox="0 0 200 100" preserveAspectRatio="none">{band}{lines}</svg>'
 
 
 def _largest_differences(pair: _Pair) -> str:
-    """The elements that differ most: where, in the row, and in its reconstruction."""
-    x, made = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.made))
-    order = np.argsort(-np.abs(x - made), kind="stable")[:_NAMED]
+    """The elements that differ most: index, value in the row, value in its reconstruction."""
+    x, reconstruction = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.reconstruction))
+    order = np.argsort(-np.abs(x - reconstruction), kind="stable")[:_SHOWN_DIFFERENCES]
     places = (np.unravel_index(int(i), pair.x.shape) for i in order)
     return "".join(
-        f"<br>[{', '.join(map(str, place))}] {x[i]:.4g}, made {made[i]:.4g}"
+        f"<br>[{', '.join(map(str, place))}] {x[i]:.4g}, reconstruction {reconstruction[i]:.4g}"
         for i, place in zip(order.tolist(), places, strict=True)
     )

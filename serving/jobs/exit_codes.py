@@ -1,15 +1,15 @@
-"""How a job ends: exit statuses of sysexits.h, so that a scheduler knows whether to try again.
+"""Exit statuses of a job, from sysexits.h, so that a scheduler knows whether to retry.
 
 0    done: every row is written or quarantined with a reason
-65   EX_DATAERR: an input is not what it claims, or changed; trying again changes nothing
-66   more rows are quarantined than --max-quarantined allows, so there is no _SUCCESS; all else is
-     done, and the command with a higher limit only adds that
-69   EX_UNAVAILABLE: the server could not be reached for long
-70   EX_SOFTWARE: a worker died, or an error of our own
-74   EX_IOERR: the disk is full or broken, or finished shards are gone from it; repair that and
-     repeat the command
-78   EX_CONFIG: flags, bundle or plan contradict each other; no use to try again unchanged
-130  Ctrl-C, and 143 SIGTERM: repeat the command to go on
+65   EX_DATAERR: an input is damaged or changed; a retry does not help
+66   more rows are quarantined than --max-quarantined allows: all shards are done, _SUCCESS is
+     missing; rerun the command with a higher limit to add it
+69   EX_UNAVAILABLE: the server was unavailable for too long
+70   EX_SOFTWARE: a worker died, or latentd has a bug
+74   EX_IOERR: the disk is full or broken, or lost finished shards; fix the disk and rerun the
+     command
+78   EX_CONFIG: flags, bundle or plan contradict each other; a retry does not help
+130  Ctrl-C, and 143 SIGTERM: rerun the command to resume
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ TERMINATED: Final = 143
 
 
 class WorkerDied(LatentdError):
-    """A worker process ended without saying why: killed, or out of memory."""
+    """A worker process ended without a message: killed, or out of memory."""
 
 
 class EngineBroken(LatentdError):
-    """The model fails on rows that it is known to be right for: the fault is not a row's."""
+    """The model fails on its own golden vectors: the engine is at fault, not a row."""
 
 
 class ShardsLost(LatentdError):
-    """Shards that this process committed are no longer there."""
+    """Shards that this process committed have disappeared."""
 
 
 class TooManyQuarantined(LatentdError):
-    """More rows are quarantined than the job may have."""
+    """More rows are quarantined than --max-quarantined allows."""
 
 
 def status(error: BaseException) -> int:
-    """The exit status that an error leads to."""
+    """The exit status for an error."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else SOFTWARE
     if isinstance(error, KeyboardInterrupt):
@@ -67,6 +67,6 @@ def status(error: BaseException) -> int:
         return IO
     if isinstance(error, WorkerDied | EngineBroken):
         return SOFTWARE
-    if isinstance(error, LatentdError):  # what is left of the tree comes from a server
+    if isinstance(error, LatentdError):  # all other errors of the tree come from a server
         return UNAVAILABLE
     return IO if isinstance(error, OSError) else SOFTWARE

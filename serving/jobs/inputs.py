@@ -1,4 +1,4 @@
-"""From what --input names to the plan's inputs, and from those to rows."""
+"""Find the inputs that --input names, and read their rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,13 +32,13 @@ _UNREADABLE: Final = bytes(DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """What --input names.
+class FoundInputs:
+    """The inputs that --input names.
 
     names:  the content of plan.names, the names of all images
-    sums:   the content of plan.sums: of each input in turn, the sha256 of every block of
-            verified.BLOCK bytes, or of every image
-    counts: how many files were found, taken and left out
+    sums:   the content of plan.sums: for each input, the sha256 of every block of verified.BLOCK
+            bytes, or of every image
+    counts: number of files found, taken and left out
     """
 
     inputs: tuple[Input, ...]
@@ -46,54 +47,53 @@ class Looked:
     counts: Counts
 
     def files(self) -> dict[str, bytes]:
-        """What belongs beside the plan, by name."""
+        """The files that are stored with the plan, by name."""
         return {NAMES: self.names, SUMS: self.sums}
 
 
-def look(
+def find_inputs(
     patterns: Sequence[str],
     x: DataSpec,
     column: str,
     id_column: str,
     known: Plan | None,
     folder: Path,
-) -> Looked:
-    """Find the inputs that `patterns` name, and take their sums.
+) -> FoundInputs:
+    """Find the inputs that `patterns` name, and compute their checksums.
 
-    known: the plan in `folder`, whose sums of an input hold as long as its stamp is the same:
-    without one, every input is read once. Raises ConfigError, BadData.
+    known: the plan in `folder`. The checksums of an input are reused if its stamp is unchanged;
+    otherwise the input is read once. Raises ConfigError, BadData.
     """
-    before = _sums_before(known, folder)
+    known_sums = _read_known_sums(known, folder)
     inputs: list[Input] = []
     names, sums, counts = b"", [], Counts()
     for pattern in patterns:
         for source in sources.find(pattern, counts, "--input"):
             if source.kind != "picture":
-                entry, digests = _look_at_file(source, x, column, id_column, before)
+                entry, digests = _describe_file(source, x, column, id_column, known_sums)
             elif images.is_png_compatible(x):
-                entry, digests, lines = _look_at_pictures(source, before)
+                entry, digests, lines = _describe_pictures(source, known_sums)
                 names += lines
             else:
                 raise ConfigError(
-                    f"--input {files.printable(pattern)} holds images; this model takes "
+                    f"--input {files.printable(pattern)} has images; this model takes "
                     f"{x.kind}s of {x.dtype} {list(x.shape)}."
                 )
             inputs.append(entry)
             sums.append(digests)
     if not sum(i.rows for i in inputs):
-        raise ConfigError("--input holds no rows.")
-    return Looked(tuple(inputs), names, b"".join(sums), counts)
+        raise ConfigError("--input has no rows.")
+    return FoundInputs(tuple(inputs), names, b"".join(sums), counts)
 
 
 def changed(plan: Plan, folder: Path) -> list[str]:
-    """Paths of the inputs that are not what they were when the plan was made. One is read only
-    where its stamp says that it was written to."""
+    """Paths of the inputs that changed since the plan was made. An input is read only if its stamp
+    changed."""
     paths, first = [], 0
     for entry in plan.inputs:
         if entry.kind == "pictures":
-            listed = Names(folder / NAMES)
-            names = listed.read(first, first + entry.rows)
-            listed.close()
+            with closing(Names(folder / NAMES)) as stored:
+                names = stored.read(first, first + entry.rows)
             first += entry.rows
             stamp, _ = _stamp_pictures(entry.path, names)
             same = stamp == entry.stamp or _sum_pictures(entry.path, names)[0] == entry.sha256
@@ -106,8 +106,8 @@ def changed(plan: Plan, folder: Path) -> list[str]:
     return paths
 
 
-class Rows:
-    """The rows of all inputs, numbered through; opens what is asked for and keeps the last open."""
+class RowReader:
+    """Reads the rows of all inputs, numbered over the job. It keeps only the last input open."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self._plan, self._folder = plan, folder
@@ -116,12 +116,12 @@ class Rows:
         self._names: Names | None = None
         self._sums: Digests | None = None
 
-    def read(self, start: int, stop: int, most: int) -> Iterator[Chunk]:
-        """Rows start..stop in chunks of up to `most` rows of one input each."""
+    def read(self, start: int, stop: int, max_rows: int) -> Iterator[Chunk]:
+        """Rows start..stop in chunks of up to `max_rows` rows of one input each."""
         while start < stop:
             index = bisect_right(self._starts, start) - 1
             shift = self._starts[index]
-            end = min(start + most, stop, self._starts[index + 1])
+            end = min(start + max_rows, stop, self._starts[index + 1])
             chunk = self._reader(index).read(start - shift, end - shift)
             bad = [BadRow(row.row + shift, row.id, row.reason) for row in chunk.bad]
             yield dataclasses.replace(chunk, rows=chunk.rows + shift, bad=bad)
@@ -137,14 +137,14 @@ class Rows:
         if self._open is None or self._open[0] != index:
             if self._open is not None:
                 self._open[1].close()
-            self._open = index, self._make(index)
+            self._open = index, self._create_reader(index)
         return self._open[1]
 
-    def _make(self, index: int) -> Reader:
+    def _create_reader(self, index: int) -> Reader:
         plan, entry = self._plan, self._plan.inputs[index]
         if self._sums is None:
             self._sums = Digests(self._folder / SUMS)
-        digest = self._sums.after(sum(map(_sums_of, plan.inputs[:index])))
+        digest = self._sums.after(sum(map(_sum_count, plan.inputs[:index])))
         if entry.kind != "pictures":
             opener = functools.partial(open_verified, size=entry.bytes, digest=digest)
             if entry.kind == "array":
@@ -153,11 +153,11 @@ class Rows:
             return TableReader(entry.path, plan.x, plan.likelihood, *columns, plan.resize, opener)
         if self._names is None:
             self._names = Names(self._folder / NAMES)
-        every = self._names
+        all_names = self._names
         before = sum(i.rows for i in plan.inputs[:index] if i.kind == "pictures")
         return PictureReader(
             entry.path,
-            lambda start, stop: every.read(before + start, before + stop),
+            lambda start, stop: all_names.read(before + start, before + stop),
             entry.rows,
             plan.x,
             plan.resize,
@@ -165,29 +165,29 @@ class Rows:
         )
 
 
-_Before = dict[tuple[str, str], tuple[str, bytes]]
-"""By path and stamp of an input: its sha256 and its part of plan.sums."""
+_KnownSums = dict[tuple[str, str], tuple[str, bytes]]
+"""(path, stamp) of an input -> its sha256 and its part of plan.sums."""
 
 
-def _sums_before(known: Plan | None, folder: Path) -> _Before:
+def _read_known_sums(known: Plan | None, folder: Path) -> _KnownSums:
     if known is None or not (folder / SUMS).exists():
         return {}
     digests, found, first = Digests(folder / SUMS), {}, 0
     for entry in known.inputs:
-        count = _sums_of(entry)
+        count = _sum_count(entry)
         found[entry.path, entry.stamp] = entry.sha256, digests.read(first, count)
         first += count
     digests.close()
     return found
 
 
-def _sums_of(entry: Input) -> int:
-    """How many digests an input has in plan.sums."""
+def _sum_count(entry: Input) -> int:
+    """The number of digests that an input has in plan.sums."""
     return entry.rows if entry.kind == "pictures" else verified.blocks(entry.bytes)
 
 
-def _look_at_file(
-    source: Source, x: DataSpec, column: str, id_column: str, before: _Before
+def _describe_file(
+    source: Source, x: DataSpec, column: str, id_column: str, known_sums: _KnownSums
 ) -> tuple[Input, bytes]:
     path, _ = file_and_key(source.path)
     size, stamp = files.size_and_stamp(path)
@@ -198,39 +198,39 @@ def _look_at_file(
         kind, columns = "array", ("", "")
     rows = reader.rows
     reader.close()
-    whole, digests = before.get((source.path, stamp)) or verified.take_sums(path)
+    whole, digests = known_sums.get((source.path, stamp)) or verified.take_sums(path)
     if len(digests) != DIGEST_BYTES * verified.blocks(size):
-        raise BadData(f"{files.printable(path)} grew or shrank while it was read. Try again.")
+        raise BadData(f"{files.printable(path)} changed size while it was read. Retry.")
     return Input(kind, source.path, rows, size, whole, *columns, stamp=stamp), digests
 
 
-def _look_at_pictures(source: Source, before: _Before) -> tuple[Input, bytes, bytes]:
+def _describe_pictures(source: Source, known_sums: _KnownSums) -> tuple[Input, bytes, bytes]:
     """The input, its part of plan.sums, and its part of plan.names."""
     folder, names = source.path, source.names
     lines = Names.to_bytes(names)
     stamp, size = _stamp_pictures(folder, names)
-    whole, digests = before.get((folder, stamp)) or _sum_pictures(folder, names)
-    listed = hashlib.sha256(lines).hexdigest()
-    entry = Input("pictures", folder, len(names), size, whole, names=listed, stamp=stamp)
+    whole, digests = known_sums.get((folder, stamp)) or _sum_pictures(folder, names)
+    names_sum = hashlib.sha256(lines).hexdigest()
+    entry = Input("pictures", folder, len(names), size, whole, names=names_sum, stamp=stamp)
     return entry, digests, lines
 
 
 def _sum_pictures(folder: str, names: Sequence[str]) -> tuple[str, bytes]:
-    """A sha256 of all the files together, and that of each; one that cannot be read is a bad row
-    later, and no error here."""
-    every, digests = hashlib.sha256(), []
+    """The sha256 of all files together, and of each. A file that cannot be read raises nothing
+    here: it becomes a bad row later."""
+    total, digests = hashlib.sha256(), []
     for name in names:
         try:
             digest = files.sha256(_path(folder, name))
         except BadData:
             digest = _UNREADABLE
-        every.update(f"{name}\0{digest.hex()}\n".encode("utf-8", "surrogatepass"))
+        total.update(f"{name}\0{digest.hex()}\n".encode("utf-8", "surrogatepass"))
         digests.append(digest)
-    return every.hexdigest(), b"".join(digests)
+    return total.hexdigest(), b"".join(digests)
 
 
 def _stamp_pictures(folder: str, names: Sequence[str]) -> tuple[str, int]:
-    """A stamp of all the files together, and their bytes."""
+    """One stamp of all files together, and their total bytes."""
     stamps, total = hashlib.sha256(), 0
     for name in names:
         try:

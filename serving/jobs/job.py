@@ -1,4 +1,4 @@
-"""A whole job: plan it or go on with it, share it out, finish it."""
+"""A whole job: start or resume it, run its shards, finish it."""
 
 from __future__ import annotations
 
@@ -14,173 +14,177 @@ from typing import Any
 from latentd.errors import BadData, ConfigError
 from latentd.jobs import contact_sheet, exit_codes, inputs, outputs, quarantine, ray_data, worker
 from latentd.jobs.exit_codes import ShardsLost, TooManyQuarantined, WorkerDied
-from latentd.jobs.inputs import PLAN, Rows
+from latentd.jobs.inputs import PLAN, RowReader
 from latentd.jobs.plan import Plan, check_same
 from latentd.jobs.progress import Progress
 from latentd.jobs.quarantine import Limit
 from latentd.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store, to_json
-from latentd.jobs.worker import Failed, Failure, WorkerConfig
+from latentd.jobs.worker import Failure, WorkerConfig, WorkerFailed
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRange:
-    """Which part of the job is done here: shards index, index + count, ... of all."""
+    """The shards of this machine: index, index + count, ... of all shards."""
 
     index: int = 0
     count: int = 1
 
 
-def settle(asked: Plan, beside: Mapping[str, bytes], store: Store) -> None:
-    """Begin the job that is asked for, or go on with it if it is the one in the folder; the job's
-    lock is held. beside: the files that belong to the plan. Raises ConfigError where another job is
-    there."""
-    begun = known_plan(store.folder)
-    if begun is not None:
-        check_same(begun, asked)
+def start_or_resume(requested: Plan, files: Mapping[str, bytes], store: Store) -> None:
+    """Start the requested job, or resume it if the folder has it; requires the job's lock.
+
+    files: stored with the plan, by name. Raises ConfigError if the folder has another job.
+    """
+    known = known_plan(store.folder)
+    if known is not None:
+        check_same(known, requested)
     elif any((store.folder / "shards").iterdir()):
-        raise ConfigError(f"{store.folder} holds shards and no plan. Give another --output.")
-    there = all((store.folder / name).exists() for name in beside)
-    if begun != asked or not there:  # new, or the same inputs with other times
-        for name, content in beside.items():
+        raise ConfigError(f"{store.folder} has shards but no plan. Use another --output.")
+    complete = all((store.folder / name).exists() for name in files)
+    if known != requested or not complete:  # new, or the same inputs with new stamps
+        for name, content in files.items():
             store.publish(name, content)
-        store.publish(PLAN, asked.to_json())
+        store.publish(PLAN, requested.to_json())
 
 
 def known_plan(folder: Path) -> Plan | None:
-    """The plan in `folder`; None: no job was begun there."""
+    """The plan in `folder`; None: there is no job. Raises ConfigError."""
     path = folder / PLAN
     return Plan.from_json(path.read_bytes()) if path.exists() else None
 
 
 def run(
-    setting: WorkerConfig,
-    share: ShardRange,
+    config: WorkerConfig,
+    shard_range: ShardRange,
     processes: int,
     progress: Progress,
     executor: str = "processes",
 ) -> None:
-    """Commit every shard of a share. executor: processes | ray.
+    """Commit every shard of `shard_range`. executor: processes | ray.
 
-    Raises Failed, BadData, OSError, LatentdError.
+    Raises WorkerFailed, BadData, OSError, LatentdError.
     """
-    plan = setting.plan
-    shards = list(range(plan.shards))[share.index :: share.count]
-    store = Store(setting.output, plan.digest, outputs.suffix(plan))
+    plan = config.plan
+    shards = list(range(plan.shards))[shard_range.index :: shard_range.count]
+    store = Store(config.output, plan.digest, outputs.suffix(plan))
     try:
         processes = min(processes, len(shards))
         if executor == "ray" and shards:
-            ray_data.run(setting, shards, processes, progress)
+            ray_data.run(config, shards, processes, progress)
         elif processes > 1:
-            _run_many(setting, shards, processes, progress)
+            _run_many(config, shards, processes, progress)
         elif shards:
-            worker.work(plan, shards, store, worker.reconstruction(setting), progress)
+            worker.run_shards(plan, shards, store, worker.create_reconstructor(config), progress)
     finally:
         store.close()
 
 
 def _run_many(
-    setting: WorkerConfig, shards: Sequence[int], processes: int, progress: Progress
+    config: WorkerConfig, shards: Sequence[int], processes: int, progress: Progress
 ) -> None:
-    spawn = multiprocessing.get_context("spawn")  # no thread or session is to be forked
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy threads and sessions
     running: dict[Connection, Any] = {}
     failures: list[Failure] = []
     for first in range(processes):
-        ours, theirs = spawn.Pipe(duplex=False)
-        share = list(shards[first::processes])
-        child = spawn.Process(target=worker.process, args=(setting, share, theirs))
+        parent_conn, child_conn = spawn.Pipe(duplex=False)
+        own_shards = list(shards[first::processes])
+        child = spawn.Process(target=worker.worker_main, args=(config, own_shards, child_conn))
         child.start()
-        theirs.close()
-        running[ours] = child
+        child_conn.close()
+        running[parent_conn] = child
     try:
         while running:
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
                 try:
-                    said = ready.recv()
+                    message = ready.recv()
                 except EOFError:
                     child = running.pop(ready)
                     child.join()
                     if child.exitcode and not failures:
                         failures.append(_death(child.exitcode))
                     continue
-                if isinstance(said, Failure):
-                    failures.append(said)
+                if isinstance(message, Failure):
+                    failures.append(message)
                 else:
-                    progress(said)
+                    progress(message)
     finally:
         for child in running.values():
             child.terminate()
         for child in running.values():
             child.join()
     if failures:
-        raise Failed(failures[0])
+        raise WorkerFailed(failures[0])
 
 
 def _death(code: int) -> Failure:
     return Failure(
         exit_codes.SOFTWARE,
-        f"A worker process was ended by signal {-code}; out of memory, perhaps. What is committed "
-        "stays: repeat the command to go on, with fewer --processes if memory was short.",
+        f"Worker killed by signal {-code} (possibly out of memory). Committed shards are kept; "
+        "rerun the command to resume, with fewer --processes if memory was short.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """manifests: of the shards that are committed; missing: how many are not yet, all of them other
-    machines'; the job is finished when there are none."""
+    """manifests: of the committed shards; missing: number of shards that other machines still have
+    to commit. The job is finished when it is 0."""
 
     manifests: list[ShardManifest]
     missing: int
 
 
-def finish(setting: WorkerConfig, share: ShardRange, limit: Limit) -> Outcome:
-    """Once a share is done: write what only a whole job has, if the job is whole.
+def finish(config: WorkerConfig, shard_range: ShardRange, limit: Limit) -> Outcome:
+    """Once this machine's shards are done: finish the job if all shards are committed.
 
-    Raises BadData where the inputs changed, ShardsLost, TooManyQuarantined, OSError, LatentdError.
+    Raises BadData if the inputs changed, ShardsLost, TooManyQuarantined, OSError, LatentdError.
     """
-    plan = setting.plan
-    store = Store(setting.output, plan.digest, outputs.suffix(plan))
+    plan = config.plan
+    store = Store(config.output, plan.digest, outputs.suffix(plan))
     try:
         with store.locked(None, wait=True):
             found = [store.committed(index) for index in range(plan.shards)]
-            _check_own(found, share, store)
+            _check_own(found, shard_range, store)
             manifests = [manifest for manifest in found if manifest is not None]
             missing = len(found) - len(manifests)
             if not missing and not (store.folder / SUCCESS).exists():
-                _finish(setting, store, manifests, limit)
+                _finish(config, store, manifests, limit)
             return Outcome(manifests, missing)
     finally:
         store.close()
 
 
-def _check_own(found: Sequence[ShardManifest | None], share: ShardRange, store: Store) -> None:
-    """Raise ShardsLost where a shard of this share, all of which was committed, is not there."""
-    own = range(share.index, len(found), share.count)
+def _check_own(
+    found: Sequence[ShardManifest | None], shard_range: ShardRange, store: Store
+) -> None:
+    """Raise ShardsLost if one of this machine's shards, all committed before, is missing."""
+    own = range(shard_range.index, len(found), shard_range.count)
     lost = [str(store.file(index)) for index in own if found[index] is None]
     if lost:
         raise ShardsLost(
-            f"{len(lost)} shard(s) that this job had finished are gone, or cannot be read: "
-            f"{', '.join(lost[:3])}{' and others' if len(lost) > 3 else ''}. Somebody removed "
-            "them, or the disk lost them. Repeat the command: it makes only these again."
+            f"{len(lost)} finished shard(s) are missing or unreadable: "
+            f"{', '.join(lost[:3])}{' and others' if len(lost) > 3 else ''}. They were removed, or "
+            "the disk lost them. Rerun the command: it makes only the missing shards."
         )
 
 
 def _finish(
-    setting: WorkerConfig, store: Store, manifests: Sequence[ShardManifest], limit: Limit
+    config: WorkerConfig, store: Store, manifests: Sequence[ShardManifest], limit: Limit
 ) -> None:
-    """Write what only a whole job has; the job's lock is held."""
-    plan = setting.plan
+    """Write the files of a finished job; requires the job's lock."""
+    plan = config.plan
     changed = inputs.changed(plan, store.folder)
     if changed:
         raise BadData(
-            f"{', '.join(changed)} changed while the job ran: what is there now is other than what "
-            "was read. Start again with another --output, or restore it and repeat the command."
+            f"{', '.join(changed)} changed while the job ran, so the results do not match the "
+            "input. Start over with another --output, or restore the input and rerun the command."
         )
     written = sum(m.rows for m in manifests)
     quarantined = [row for m in manifests for row in m.quarantined]
     if written + len(quarantined) != plan.rows:
         raise WorkerDied(
-            f"{plan.rows} rows went in, {written} came out and {len(quarantined)} were quarantined."
+            f"Row count mismatch: {plan.rows} rows read, {written} written, "
+            f"{len(quarantined)} quarantined."
         )
     lines = b"".join(_line({"row": b.row, "id": b.id, "reason": b.reason}) for b in quarantined)
     store.publish(QUARANTINE, lines)
@@ -189,27 +193,27 @@ def _finish(
         raise TooManyQuarantined(
             f"{quarantine.share(len(quarantined), plan.rows)} are quarantined; --max-quarantined "
             f"{limit.text} allows {allowed:,}. The reasons:\n{quarantine.reasons(quarantined)}\n"
-            f"Every one is in {store.folder / QUARANTINE}. The job is done but for {SUCCESS}: if "
-            "these rows may be missing, repeat the command with a higher --max-quarantined, which "
-            "runs no row again."
+            f"All of them are in {store.folder / QUARANTINE}. Only {SUCCESS} is missing: to accept "
+            "these rows as missing, rerun the command with a higher --max-quarantined. No row "
+            "runs again."
         )
-    for name, data in _sheet(setting, store, manifests).items():
+    for name, data in _sheet(config, store, manifests).items():
         store.publish(name, data)
     store.sweep()
-    facts = {"plan": plan.digest, "shards": plan.shards, "rows": plan.rows, "written": written}
-    store.publish(SUCCESS, to_json(facts | {"quarantined": len(quarantined)}))
+    content = {"plan": plan.digest, "shards": plan.shards, "rows": plan.rows, "written": written}
+    store.publish(SUCCESS, to_json(content | {"quarantined": len(quarantined)}))
 
 
 def _sheet(
-    setting: WorkerConfig, store: Store, manifests: Sequence[ShardManifest]
+    config: WorkerConfig, store: Store, manifests: Sequence[ShardManifest]
 ) -> dict[str, bytes]:
-    """The contact sheet's files; none where every row is quarantined."""
-    plan = setting.plan
+    """The contact sheet's files; none if every row is quarantined."""
+    plan = config.plan
     wanted = dataclasses.replace(plan.wanted, reconstruction="raw", latents=False)
-    with_x = dataclasses.replace(setting, plan=dataclasses.replace(plan, wanted=wanted))
-    rows = Rows(plan, store.folder)
+    with_x = dataclasses.replace(config, plan=dataclasses.replace(plan, wanted=wanted))
+    rows = RowReader(plan, store.folder)
     try:
-        return contact_sheet.draw(plan, manifests, rows, worker.reconstruction(with_x))
+        return contact_sheet.render(plan, manifests, rows, worker.create_reconstructor(with_x))
     finally:
         rows.close()
 

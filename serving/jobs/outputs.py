@@ -1,11 +1,14 @@
-"""One shard's results as one file, the same bytes for the same results.
+"""The file of one shard's results: the same bytes for the same results.
 
-Parquet: a column each for row, id, values_outside_range (uint32: how many of the row's values lie
-outside the range of the training data; only where the model's likelihood scores such), the scores
-reconstruction_error, kl, elbo (float32, nats), the percentile of each among the training rows
-(float32, where the bundle knows their scores), mean, log_var (fixed-size lists of float32) and
-reconstruction (PNG files, or the row's bytes in C order).
-.npy: one structured array with the same fields and no id, to be mapped with numpy.load(mmap_mode).
+Parquet has these columns:
+    row, id
+    values_outside_range      uint32: number of the row's values outside the range of the training
+                              data; only if the model's likelihood scores such values
+    reconstruction_error, kl, elbo      float32, nats
+    *_percentile              float32: of each score among the training rows, if the bundle has them
+    mean, log_var             fixed-size lists of float32
+    reconstruction            a PNG file, or the row's bytes in C order
+.npy is one structured array with the same fields except id, for numpy.load(mmap_mode=...).
 """
 
 from __future__ import annotations
@@ -33,13 +36,13 @@ def suffix(plan: Plan) -> str:
 
 
 def check(plan: Plan) -> None:
-    """Raise ConfigError where the format's package is missing: before work, not after it."""
+    """Raise ConfigError if the format's package is missing, before any work is done."""
     if plan.wanted.format == "parquet":
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise ConfigError(
-                "Parquet needs pyarrow: pip install 'latentd[jobs]', or say --format npy."
+                "Parquet needs pyarrow: pip install 'latentd[jobs]', or use --format npy."
             ) from None
 
 
@@ -49,7 +52,7 @@ def write(results: Results, plan: Plan, file: BinaryIO) -> None:
 
 
 def count(path: Path) -> int:
-    """Rows in a file that `write` wrote, as it says itself."""
+    """The number of rows that the file itself declares."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -59,7 +62,7 @@ def count(path: Path) -> int:
 
 
 def bytes_per_row(plan: Plan, latent_size: int) -> int:
-    """About; PNG files counted as half of their pixels."""
+    """An estimate; PNG files count as half of their pixels."""
     wanted = plan.wanted
     x = {"none": 0, "png": plan.x.nbytes // 2, "raw": plan.x.nbytes}[wanted.reconstruction]
     scores = (24 if plan.training_scores else 12) if wanted.scores else 0
@@ -68,25 +71,24 @@ def bytes_per_row(plan: Plan, latent_size: int) -> int:
 
 
 def _counts_outside(plan: Plan) -> bool:
-    """Whether rows may hold values outside the model's range, so that they are counted."""
+    """Whether rows may hold values outside the model's range, so that the file counts them."""
     every_byte = plan.x.dtype == "uint8" and plan.x.range == (0, 255)
     return plan.likelihood in ranges.UNBOUNDED and not every_byte
 
 
 def _numbers(results: Results, plan: Plan) -> dict[str, Floats | Counts]:
-    """The columns of values outside the range, of scores, of their percentiles and of latents that
-    are wanted and known."""
+    """The requested numeric columns: values outside the range, scores, percentiles, latents."""
     outside = {OUTSIDE: results.outside} if _counts_outside(plan) else {}
-    found = {name: getattr(results, name) for name in (*SCORES, *_LATENTS)}
-    scores = {name: found[name] for name in SCORES if found[name] is not None}
-    known = plan.training_scores
-    shares = {
-        column: percentile(scores[name], name, known)
+    columns = {name: getattr(results, name) for name in (*SCORES, *_LATENTS)}
+    scores = {name: columns[name] for name in SCORES if columns[name] is not None}
+    training = plan.training_scores
+    percentiles = {
+        column: percentile(scores[name], name, training)
         for column, name in PERCENTILES.items()
-        if known and name in scores
+        if training and name in scores
     }
-    latents = {name: found[name] for name in _LATENTS if found[name] is not None}
-    return outside | scores | shares | latents
+    latents = {name: columns[name] for name in _LATENTS if columns[name] is not None}
+    return outside | scores | percentiles | latents
 
 
 def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
@@ -115,11 +117,11 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
             "latentd.x": json.dumps({"shape": list(plan.x.shape), "dtype": plan.x.dtype}),
         }
     )
-    # Latents and scores are as good as noise: nothing to be won from them.
+    # Latents and scores are close to noise: compression would gain nothing.
     compression = {name: "none" for name in columns} | {"id": "snappy"}
     if plan.wanted.reconstruction == "raw":
         compression["reconstruction"] = "snappy"
-    # Nor does anybody look up ranges of latents or of pixels.
+    # Readers do not filter by ranges of latents or pixels.
     statistics = [name for name in columns if name not in (*_LATENTS, "reconstruction")]
     pq.write_table(
         table, file, compression=compression, use_dictionary=False, write_statistics=statistics
@@ -140,15 +142,15 @@ def _write_npy(results: Results, plan: Plan, file: BinaryIO) -> None:
 
 
 PERCENTILES: Final = {f"{name}_percentile": name for name in SCORES}
-"""Name of each column of percentiles, and of the score it is of."""
+"""Name of each percentile column -> its score."""
 
 
 def percentile(values: Floats, of: str, training_scores: Mapping[str, Any]) -> Floats:
-    """0 to 100 for each of `values`, which are scores of the kind `of`.
+    """The share of training rows that score no higher, 0 to 100, for each of `values`.
 
-    Linear between the bundle's quantiles. 100: no training row that was scored has more; so a
-    large reconstruction error is unusual near 100, and a small ELBO near 0.
+    of: the score's name, one of SCORES. The result is linear between the bundle's quantiles. A
+    large reconstruction error is unusual near 100, a small ELBO near 0.
     """
     levels, quantiles = training_scores["levels"], training_scores[of]
-    found: Floats = np.interp(values, quantiles, levels).astype(np.float32)
-    return found
+    result: Floats = np.interp(values, quantiles, levels).astype(np.float32)
+    return result

@@ -1,4 +1,4 @@
-"""The command line of `latentd batch`. Imports nothing that takes time to import."""
+"""The flags of `latentd batch`. This module imports nothing slow: --help must be fast."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ examples:
       --reconstruction png --dry-run
 
 It writes OUTPUT/shards/*.parquet with a manifest each, quarantine.jsonl (rows that could not be
-reconstructed, with the reason), sheet.html (the worst scored beside their reconstructions) and, at
-the very end, _SUCCESS. To read it: pyarrow.parquet.read_table("scored/shards").
+reconstructed, with the reason), sheet.html (rows with the largest errors and their reconstructions)
+and, last, _SUCCESS. To read it: pyarrow.parquet.read_table("scored/shards").
 
-Killed, or the disk was full? Repeat the command: committed shards are kept, none is done twice.
+Killed, or the disk was full? Rerun the command: committed shards are kept, none is done twice.
 The same command in a second shell shares the work.
 
 exit status:
   0 done; 65 an input is damaged or changed; 66 more rows are quarantined than --max-quarantined
-  allows; 69 no server; 70 a worker died; 74 disk full, or finished shards are gone; 78 flags,
-  bundle or plan contradict each other; 143 SIGTERM. After 69, 70, 74 and 143: repeat the command.
+  allows; 69 server unavailable; 70 a worker died; 74 disk full, or finished shards are missing;
+  78 flags, bundle or plan contradict each other; 143 SIGTERM. After 69, 70, 74, 143: rerun it.
 """
 
 
@@ -48,15 +48,15 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         required=True,
         metavar="PATH",
         help="images, .npy, .npz (or FILE.npz:key), .parquet, IDX (.gz or not), a folder or glob "
-        "of these, or an fsspec URL (s3://bucket/*.npy). A folder gives its images if it has any, "
-        "else its Parquet files, else its arrays; linked folders are followed, hidden files left "
-        "out, and a line says how many files were taken",
+        "of these, or an fsspec URL (s3://bucket/*.npy). Of a folder the images are read if it has "
+        "any, else the Parquet files, else the arrays; linked folders are followed, hidden files "
+        "skipped, and a line says how many files are read",
     )
     add(
         "--output",
         required=True,
         metavar="DIR",
-        help="folder for the results, on this machine or a mounted volume; no URL",
+        help="folder for the results, local or on a mounted volume; not a URL",
     )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument(
@@ -65,7 +65,7 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
     model.add_argument(
         "--server",
         metavar="HOST:PORT",
-        help="go through a server, as background traffic",
+        help="run the model on a server, as background traffic",
     )
     add("--dry-run", action="store_true", help="print the plan and an estimate, write nothing")
 
@@ -73,77 +73,98 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
     add = server.add_argument
     add("--model", default="", help="(the server's default)")
     add("--tls-ca", metavar="FILE", help="use TLS, trusting these certificates")
-    add("--tls-cert", metavar="FILE", help="show this certificate (mutual TLS)")
+    add("--tls-cert", metavar="FILE", help="present this certificate (mutual TLS)")
     add("--tls-key", metavar="FILE", help="its private key")
     add("--token-file", metavar="FILE", help="send the bearer token in this file")
 
-    what = parser.add_argument_group("what is written of each row")
-    what.add_argument(
+    columns = parser.add_argument_group("columns")
+    columns.add_argument(
         "--format", choices=FORMATS, default="parquet", help="of the shards (parquet)"
     )
-    what.add_argument(
-        "--reconstruction", choices=RECONSTRUCTIONS, default="none", help="x' itself (none)"
+    columns.add_argument(
+        "--reconstruction", choices=RECONSTRUCTIONS, default="none", help="format of x' (none)"
     )
-    what.add_argument("--no-scores", action="store_true", help="no reconstruction_error, kl, elbo")
-    what.add_argument("--no-latents", action="store_true", help="no mean and log_var")
-    what.add_argument(
-        "--draw", action="store_true", help="decode a draw around the mean, not the mean"
+    columns.add_argument(
+        "--no-scores", action="store_true", help="omit reconstruction_error, kl, elbo"
     )
-    what.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    columns.add_argument("--no-latents", action="store_true", help="omit mean and log_var")
+    columns.add_argument(
+        "--draw",
+        action="store_true",
+        help="decode a draw from the latent distribution, not its mean",
+    )
+    columns.add_argument("--seed", type=int, default=0, help="of the draws (0)")
 
     add = parser.add_argument_group("image inputs").add_argument
     add(
         "--resize",
         action="store_true",
-        help="convert them to the model's colors and size, as --image-size does in training",
+        help="convert images to the model's colors and size, as --image-size does in training",
     )
 
     tables = parser.add_argument_group("Parquet inputs")
-    tables.add_argument("--column", default="", help="of the data (x, or the only one it can be)")
-    tables.add_argument("--id-column", default="", help="to name the rows by (their number)")
+    tables.add_argument(
+        "--column", default="", help="column of the data (x, or the only suitable one)"
+    )
+    tables.add_argument(
+        "--id-column", default="", help="column of the rows' names (the row numbers)"
+    )
 
-    how = parser.add_argument_group("how")
-    how.add_argument("--processes", type=_whole, default=0, help="0: one a CPU, with CUDA one (0)")
-    how.add_argument(
+    execution = parser.add_argument_group("execution")
+    execution.add_argument(
+        "--processes",
+        type=_non_negative_int,
+        default=0,
+        help="0: one per CPU, or one with CUDA (0)",
+    )
+    execution.add_argument(
         "--executor",
         choices=("processes", "ray"),
         default="processes",
-        help="ray: so many actors of Ray Data instead, on the cluster of $RAY_ADDRESS or on this "
-        "machine; every node must see --input and --output (processes)",
+        help="ray: run --processes actors of Ray Data, on the cluster of $RAY_ADDRESS or on this "
+        "machine; every node must have --input and --output at the same paths (processes)",
     )
-    how.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="auto", help="(auto)")
-    how.add_argument(
-        "--shard-rows", type=_whole, default=0, help=f"rows committed at once (up to {SHARD_ROWS})"
+    execution.add_argument(
+        "--provider", choices=("auto", "cuda", "cpu"), default="auto", help="(auto)"
     )
-    how.add_argument(
-        "--batch-rows", type=_whole, default=BATCH_ROWS, help=f"rows run at once ({BATCH_ROWS})"
+    execution.add_argument(
+        "--shard-rows",
+        type=_non_negative_int,
+        default=0,
+        help=f"rows per shard (up to {SHARD_ROWS})",
     )
-    how.add_argument(
+    execution.add_argument(
+        "--batch-rows",
+        type=_non_negative_int,
+        default=BATCH_ROWS,
+        help=f"rows per batch ({BATCH_ROWS})",
+    )
+    execution.add_argument(
         "--shard-index",
-        type=_whole,
-        help=f"this machine's number among --shard-count (${_INDEX}, as Kubernetes sets it, or 0)",
+        type=_non_negative_int,
+        help=f"index of this machine, below --shard-count (${_INDEX}, set by Kubernetes, or 0)",
     )
-    how.add_argument(
-        "--shard-count", type=_whole, default=1, help="machines that share the job (1)"
+    execution.add_argument(
+        "--shard-count", type=_non_negative_int, default=1, help="machines that share the job (1)"
     )
-    how.add_argument(
+    execution.add_argument(
         "--max-quarantined",
         metavar="ROWS",
         default="1%",
-        help="rows that may be quarantined, as a number or a percentage of all rows; beyond it the "
-        "job ends with status 66 and without _SUCCESS, and repeating the command with a higher "
-        "limit runs no row again (1%%)",
+        help="limit of quarantined rows, as a number or a percentage of all rows; beyond it "
+        "the job ends with status 66 and without _SUCCESS; rerunning it with a higher limit runs "
+        "no row again (1%%)",
     )
-    how.add_argument(
+    execution.add_argument(
         "--niceness",
-        type=_whole,
+        type=_non_negative_int,
         choices=range(20),
         metavar="0..19",
         default=10,
-        help="how far the job gives way to other work on this machine, as of nice(1) (10)",
+        help="CPU priority as in nice(1): higher lets other processes go first (10)",
     )
-    how.add_argument(
-        "--metrics-file", metavar="FILE", help="keep Prometheus metrics there (FILE.prom)"
+    execution.add_argument(
+        "--metrics-file", metavar="FILE", help="write Prometheus metrics to FILE.prom"
     )
     parser.set_defaults(run=_run, extra="jobs")
 
@@ -153,13 +174,13 @@ def _run(args: argparse.Namespace) -> int:
         given = os.environ.get(_INDEX, "0")
         if not given.isdecimal():
             print(
-                f"latentd: {_INDEX}={given}: this must be a whole number, this machine's number "
-                "among --shard-count. Unset it, or give --shard-index, which wins.",
+                f"latentd: {_INDEX}={given}: must be an integer from 0, the index of this machine. "
+                "Unset it, or set --shard-index, which takes precedence.",
                 file=sys.stderr,
             )
             return EXIT_CONFIG
         args.shard_index = int(given)
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # an import has nothing to undo or to say
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # an import needs no cleanup or message
     try:
         from latentd.jobs import command
     finally:
@@ -167,11 +188,11 @@ def _run(args: argparse.Namespace) -> int:
     return command.run(args)
 
 
-def _whole(text: str) -> int:
+def _non_negative_int(text: str) -> int:
     value = int(text)
     if value < 0:
         raise ValueError
     return value
 
 
-_whole.__name__ = "whole number"  # argparse names it in its complaints
+_non_negative_int.__name__ = "non-negative integer"  # argparse shows it in its errors

@@ -1,4 +1,4 @@
-"""How far a job is: a bar on a terminal, and a file of metrics for who scrapes such."""
+"""Progress of a job: a bar on a terminal, and a file of Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _FILE_SECONDS: Final = 5.0
 
 
 class Progress:
-    """Counts rows. metrics: a file in Prometheus' text format, replaced whole every few seconds,
-    as node_exporter's textfile collector reads them; None: none."""
+    """Counts rows.
+
+    metrics: a file in Prometheus' text format for node_exporter's textfile collector, replaced
+             atomically every few seconds; None: no file
+    """
 
     def __init__(self, rows: int, metrics: Path | None = None) -> None:
         try:
@@ -31,7 +34,7 @@ class Progress:
         self.rows += done.rows
         self.quarantined += done.quarantined
         self.kept += done.kept
-        if done.kept and not self._bar.disable:  # the rate is of the rows that were run now
+        if done.kept and not self._bar.disable:  # the rate covers only the rows of this run
             self._bar.initial += done.kept
             self._bar.n += done.kept
             self._bar.last_print_n += done.kept
@@ -42,15 +45,15 @@ class Progress:
             self._refresh()
 
     def __enter__(self) -> Self:
-        """Raises ConfigError where the file of metrics cannot be written."""
+        """Raises ConfigError if the metrics file cannot be written."""
         try:
             self._write()
         except OSError as error:
             self._bar.close()
             raise ConfigError(
-                f"--metrics-file {self._metrics} cannot be written: {error.strerror or error}."
+                f"Cannot write --metrics-file {self._metrics}: {error.strerror or error}."
             ) from None
-        self._written = 0.0  # the first rows are news
+        self._written = 0.0  # the first progress is written at once
         return self
 
     def __exit__(
@@ -63,12 +66,12 @@ class Progress:
         self._bar.close()
 
     def _refresh(self) -> None:
-        """Write the file; a job that can go on does not end for its metrics."""
+        """Write the file; an error is printed and does not stop the job."""
         try:
             self._write()
         except OSError as error:
             self._bar.write(
-                f"latentd: --metrics-file {self._metrics} could not be written this time: "
+                f"latentd: Cannot write --metrics-file {self._metrics} now: "
                 f"{error.strerror or error}.",
                 file=sys.stderr,
             )
@@ -80,12 +83,12 @@ class Progress:
         from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
         registry = CollectorRegistry()
-        for name, text, value in (
+        for name, help, value in (
             ("rows", "Rows of the job.", self._total),
             ("rows_done", "Rows written or quarantined.", self.rows),
             ("rows_quarantined", "Rows quarantined.", self.quarantined),
-            ("updated_seconds", "When this was written, in seconds since 1970.", time.time()),
+            ("updated_seconds", "Time of this update, in seconds since 1970.", time.time()),
         ):
-            Gauge(f"latentd_job_{name}", text, registry=registry).set(value)
+            Gauge(f"latentd_job_{name}", help, registry=registry).set(value)
         write_to_textfile(str(self._metrics), registry)
         self._written = time.monotonic()

@@ -1,4 +1,4 @@
-"""Quarantined rows: how many of them a job may have, and for which reasons it has them."""
+"""Quarantined rows: the limit of a job, and a summary of the reasons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentd.errors import ConfigError
 from latentd.readers.rows import BadRow
 
 SHOWN: Final = 5
-"""Reasons that are printed."""
+"""Number of printed reasons."""
 
 _LIMIT: Final = re.compile(r"(\d+)|(\d+(?:\.\d+)?)%")
 _NUMBER: Final = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -20,38 +20,38 @@ _NUMBER: Final = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The most rows that a job may quarantine and still succeed: --max-quarantined.
+    """--max-quarantined: the maximum number of quarantined rows of a job that succeeds.
 
-    text: as it was given, "1%" of all rows or "20" of them
+    text: "1%" of all rows, or "20" rows
     """
 
     text: str
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
-        found = _LIMIT.fullmatch(self.text)
-        if found is None or (found[2] and Decimal(found[2]) > 100):
+        match = _LIMIT.fullmatch(self.text)
+        if match is None or (match[2] and Decimal(match[2]) > 100):
             raise ConfigError(
-                f"--max-quarantined {self.text}: give a percentage of the rows, 0% to 100%, or a "
-                "number of rows, such as 20."
+                f"--max-quarantined {self.text}: must be a percentage of the rows, 0% to 100%, or "
+                "a number of rows, such as 20."
             )
 
     def rows(self, of: int) -> int:
-        """The rows that may be quarantined of so many; a percentage is rounded down."""
+        """The limit for a job of `of` rows; a percentage is rounded down."""
         if self.text.endswith("%"):
             return int(of * Decimal(self.text[:-1]) / 100)
         return int(self.text)
 
 
 def share(bad: int, rows: int) -> str:
-    """How many, and in percent: "3 of 400 rows (0.75%)"."""
+    """Number and percentage: "3 of 400 rows (0.75%)"."""
     return f"{bad:,} of {rows:,} rows ({100 * bad / max(rows, 1):.3g}%)"
 
 
 def reasons(bad: Iterable[BadRow]) -> str:
-    """A line for each of the most frequent reasons: the count, the reason, the first row.
+    """One line for each of the most frequent reasons: the count, the reason, the first row.
 
-    Reasons that differ only in numbers, or in the row's own name, are counted as one.
+    Reasons that differ only in numbers or in the row's name count as one.
     """
     groups: dict[str, list[BadRow]] = {}
     for row in bad:

@@ -1,7 +1,7 @@
-"""The pure function under every job: rows in, what was wanted of each row out.
+"""Reconstruct rows in process, on ONNX Runtime: the pure function of every job.
 
-In process, on ONNX Runtime. A row's results depend on the bundle, the row, its number and the rows
-of its batch, which the plan fixes; so who computes them, when, or how often changes nothing.
+A row's results depend only on the bundle, the row, its number and the other rows of its batch. The
+plan fixes all of these, so it does not matter which worker computes them, when, or how often.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What was wanted of some rows, in their order; None: it was not wanted.
+    """The requested results of some rows, in order; None: not requested.
 
-    rows: their numbers; ids: their names; bad: rows left out; outside: of each row the number of
-    values outside the model's range.
+    rows: their numbers; ids: their names; bad: rows without results; outside: number of values of
+    each row that lie outside the model's range.
     """
 
     rows: NDArray[np.int64]
@@ -54,21 +54,24 @@ class Results:
 
 
 Reconstruct = Callable[[Iterator[Chunk]], Iterator[Results]]
-"""One result for each chunk, in order."""
+"""Returns one result for each chunk, in order."""
 
 
 class LocalReconstructor:
-    """A bundle's graphs, loaded and checked on its golden vectors."""
+    """Runs a bundle's graphs in this process. They are checked on the golden vectors first."""
 
     def __init__(
         self, loaded: Bundle, wanted: OutputSpec, provider: str = "auto", batch_rows: int = 0
     ) -> None:
-        """One thread each on a CPU: processes share the CPUs, and results then never depend on how
-        many there are. batch_rows: the most rows of a batch. Raises BundleError, ConfigError."""
+        """batch_rows: maximum rows of a batch. Raises BundleError, ConfigError.
+
+        On a CPU each graph has one thread: processes share the CPUs, and results do not depend on
+        the number of CPUs.
+        """
         engine = SessionFactory(Provider(provider))
-        takes_x, takes_z = loading.signatures(loaded.manifest)
-        self._encoder = engine.load(loaded.files[bundle.ENCODER], takes_x, threads=1)
-        self._decoder = engine.load(loaded.files[bundle.DECODER], takes_z, threads=1)
+        encoder_signature, decoder_signature = loading.signatures(loaded.manifest)
+        self._encoder = engine.load(loaded.files[bundle.ENCODER], encoder_signature, threads=1)
+        self._decoder = engine.load(loaded.files[bundle.DECODER], decoder_signature, threads=1)
         self._golden = golden.read(loaded)
         self._check_golden(batch_rows)
         self._manifest, self._wanted = loaded.manifest, wanted
@@ -80,41 +83,43 @@ class LocalReconstructor:
         return map(self.run, chunks)
 
     def run(self, chunk: Chunk) -> Results:
-        """One batch. Rows that make a graph fail, or for which it gives no finite numbers, are
-        found by halving the batch, and left out."""
+        """Run one batch. If a graph fails, the halves of the batch run again, until single rows
+        fail: those are bad rows. So are rows with results that are not finite."""
         if not len(chunk.rows):
             m = self._manifest
-            empty = nothing(self._wanted, m.x, m.latent_size)
+            empty = empty_columns(self._wanted, m.x, m.latent_size)
             return Results(chunk.rows, [], chunk.bad, chunk.counts_outside, **empty)
         try:
             columns = self._columns(chunk)
-        except Exception as error:  # the runtime has no common base for what it raises
+        except Exception as error:  # the runtime's errors have no common base class
             if isinstance(error, MemoryError):
                 raise
             if len(chunk.rows) == 1:
                 self._check_engine(error)
-                reason = f"the model fails on this row: {_line(error)}"
+                reason = f"the model fails on this row: {_first_line(error)}"
                 return self._without(chunk, np.ones(1, bool), reason)
             middle = len(chunk.rows) // 2
-            return joined([self.run(_part(chunk, 0, middle)), self.run(_part(chunk, middle))])
+            return concat_results(
+                [self.run(_part(chunk, 0, middle)), self.run(_part(chunk, middle))]
+            )
         finite = _finite(columns)
         if not finite.all():
-            return self._without(chunk, ~finite, "the model gives no finite numbers for it")
+            return self._without(chunk, ~finite, "the model's results for this row are not finite")
         return Results(chunk.rows, chunk.ids, chunk.bad, chunk.counts_outside, **columns)
 
     def _check_golden(self, batch_rows: int = 0) -> None:
-        """Raises BundleError where the graphs' outputs are not those of the golden vectors."""
+        """Raises BundleError if the graphs' outputs differ from the golden vectors."""
         for vectors, graph in zip(self._golden, (self._encoder, self._decoder), strict=True):
             vectors.check(graph, batch_rows)
 
     def _check_engine(self, error: Exception) -> None:
-        """Raise EngineBroken unless golden vectors still pass: then the fault is the row's own."""
+        """Raise EngineBroken if the golden vectors fail too: then the row is not at fault."""
         try:
             self._check_golden()
         except Exception:
             raise EngineBroken(
-                f"The model fails on every row, also on its own golden vectors: {_line(error)}. "
-                "Finished shards are kept: repeat the command once the device works again."
+                f"The model also fails on its own golden vectors: {_first_line(error)}. "
+                "Finished shards are kept; rerun the command once the device works again."
             ) from None
 
     def _columns(self, chunk: Chunk) -> dict[str, Array]:
@@ -124,7 +129,7 @@ class LocalReconstructor:
             columns |= {"mean": mean, "log_var": log_var}
         if not self._outputs:
             return columns
-        z = self._drawn(chunk.rows, mean, log_var) if self._wanted.draw else mean
+        z = self._draw(chunk.rows, mean, log_var) if self._wanted.draw else mean
         decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
         if self._wanted.scores:
             m = self._manifest
@@ -137,35 +142,35 @@ class LocalReconstructor:
             columns["x"] = decoded["x"]
         return columns
 
-    def _drawn(self, rows: NDArray[np.int64], mean: Latents, log_var: Latents) -> Latents:
-        ends = np.flatnonzero(np.diff(rows, append=-1) != 1)
-        begins = np.concatenate([[0], ends[:-1] + 1])
+    def _draw(self, rows: NDArray[np.int64], mean: Latents, log_var: Latents) -> Latents:
+        lasts = np.flatnonzero(np.diff(rows, append=-1) != 1)  # of each range without gaps
+        firsts = np.concatenate([[0], lasts[:-1] + 1])
         draws = [
             NoiseRange(self._wanted.seed, int(rows[a]), int(b - a + 1), POSTERIOR)
-            for a, b in zip(begins, ends, strict=True)
+            for a, b in zip(firsts, lasts, strict=True)
         ]
         return reparameterize(mean, log_var, standard_normal(draws, self._manifest.latent_size))
 
     def _without(self, chunk: Chunk, bad: NDArray[np.bool_], reason: str) -> Results:
-        """The chunk's results once the rows at fault are left out; the others run again."""
-        found = [
+        """The chunk's results without the bad rows. The other rows run again."""
+        bad_rows = [
             BadRow(int(chunk.rows[i]), chunk.ids[i], reason) for i in np.flatnonzero(bad).tolist()
         ]
         keep = np.flatnonzero(~bad).tolist()
-        ids, all_bad = [chunk.ids[i] for i in keep], [*chunk.bad, *found]
+        ids, all_bad = [chunk.ids[i] for i in keep], [*chunk.bad, *bad_rows]
         return self.run(
             Chunk(chunk.rows[keep], ids, chunk.x[keep], all_bad, chunk.counts_outside[keep])
         )
 
 
-def _line(error: Exception) -> str:
-    """The first line of what a library says, or the error's name where it says nothing."""
+def _first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
-    """Which rows have finite numbers only."""
-    if "elbo" in columns:  # the sum of all that can be infinite: mean, log_var and p(x | z)
+    """Whether all results of a row are finite, for each row."""
+    if "elbo" in columns:  # a sum of mean, log_var and p(x | z): finite only if they are
         elbo: NDArray[np.bool_] = np.isfinite(columns["elbo"])
         return elbo
     if "mean" in columns:
@@ -175,8 +180,8 @@ def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
     return np.ones(len(columns["x"]), bool)
 
 
-def nothing(wanted: OutputSpec, x: DataSpec, latent_size: int) -> dict[str, Array]:
-    """Columns without rows."""
+def empty_columns(wanted: OutputSpec, x: DataSpec, latent_size: int) -> dict[str, Array]:
+    """The requested columns, with no rows."""
     latent = dict.fromkeys(("mean", "log_var"), np.empty((0, latent_size), np.float32))
     score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
     return {
@@ -191,22 +196,22 @@ def load_bundle(path: Path) -> Bundle:
     numbers = bundle.versions(path)
     if not numbers and not (path / bundle.MANIFEST).exists():
         raise ConfigError(
-            f"--bundle {path}: no bundle there. Name a folder <root>/<model>/<version>, or "
-            "<root>/<model> for its newest version."
+            f"--bundle {path}: not a bundle. Use <root>/<model>/<version>, or <root>/<model> for "
+            "the newest version."
         )
     return bundle.load(path / str(max(numbers)) if numbers else path)
 
 
-def check_wanted(wanted: OutputSpec, family: str, png: bool) -> None:
-    """Raise ConfigError where this model cannot give what is wanted; png: its rows fit into PNG."""
+def check_output_spec(wanted: OutputSpec, family: str, png: bool) -> None:
+    """Raise ConfigError if the model cannot produce an output. png: its rows can be PNG files."""
     if wanted.scores and family != "vae":
         raise ConfigError(
-            "A plain autoencoder defines no likelihood to score with: say --no-scores."
+            "A plain autoencoder has no likelihood, so it has no scores. Use --no-scores."
         )
     if wanted.reconstruction == "png" and not png:
-        raise ConfigError("This model's rows fit into no PNG: say --reconstruction raw.")
+        raise ConfigError("This model's data cannot be stored as PNG. Use --reconstruction raw.")
     if wanted.reconstruction == "png" and wanted.format == "npy":
-        raise ConfigError("PNG files have no place in .npy: say --reconstruction raw.")
+        raise ConfigError(".npy cannot hold PNG. Use --reconstruction raw.")
 
 
 def _part(chunk: Chunk, start: int, stop: int | None = None) -> Chunk:
@@ -217,8 +222,8 @@ def _part(chunk: Chunk, start: int, stop: int | None = None) -> Chunk:
     )
 
 
-def joined(parts: Sequence[Results]) -> Results:
-    """Results one below the other, bad rows in their order."""
+def concat_results(parts: Sequence[Results]) -> Results:
+    """The results of all parts in order; bad rows sorted by row number."""
     columns: dict[str, Any] = {}
     for field in dataclasses.fields(Results):
         values = [getattr(part, field.name) for part in parts]

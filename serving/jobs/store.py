@@ -1,14 +1,14 @@
-"""The output folder: what is committed there, and how.
+"""The output folder: its files, and how they are committed.
 
     <output>/
-        plan.json, plan.names     what the job is
-        plan.sums                 sha256 of what goes in, block by block
+        plan.json, plan.names     the plan of the job
+        plan.sums                 sha256 of the inputs, for each block
         shards/00000.parquet      results of one shard
         shards/_00000.json        its manifest: rows, quarantined rows, the sha256 of the file
-        shards/.00000.<attempt>   being written, or left by a worker that was killed
+        shards/.00000.<random>    being written, or left by a killed worker
         quarantine.jsonl          every quarantined row with its reason
-        sheet.html, sheet.png     the worst reconstructions, for people
-        _SUCCESS                  rows in = rows out + quarantined
+        sheet.html, sheet.png     contact sheet of the worst reconstructions
+        _SUCCESS                  all rows are written or quarantined
 
 A shard is written to a temporary file, its rows are counted, and it is fsynced and renamed. Then
 its manifest is written in the same way, which commits the shard. Readers trust manifests and never
@@ -36,37 +36,39 @@ SUCCESS: Final = "_SUCCESS"
 QUARANTINE: Final = "quarantine.jsonl"
 _SHARDS: Final = "shards"
 _LOCKS: Final = ".locks"
-_WHOLE_JOB: Final = 1 << 40  # this byte of .locks; byte i is shard i's
+_WHOLE_JOB: Final = 1 << 40  # byte of .locks for the job's lock; byte i is for shard i
 
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """shards/_00000.json. Nothing in it differs between two runs."""
+    """shards/_00000.json. Two runs write the same bytes."""
 
     plan: str  # digest
     shard: int
     start: int
     stop: int
-    rows: int  # written; with the quarantined ones stop - start
+    rows: int  # written; rows + quarantined = stop - start
     quarantined: list[BadRow]
     outside: int  # rows with values outside the range of the training data
-    worst: list[tuple[int, float, int]]  # row, its error in nats, rows that have it; largest first
+    worst: list[
+        tuple[int, float, int]
+    ]  # row, its error in nats, number of rows with this error; largest first
     bytes: int
     sha256: str
 
 
 class Store:
-    """One job's output folder. Locks belong to this process: one Store for each."""
+    """One job's output folder. Locks belong to the process, so each process needs one Store."""
 
     def __init__(self, folder: Path, plan: str = "", suffix: str = "") -> None:
-        """plan: digest of the plan whose shards these are; suffix: of their files."""
+        """plan: digest of the plan of the shards; suffix: of the shards' files."""
         self.folder, self._plan, self._suffix = folder, plan, suffix
         self._shards = folder / _SHARDS
         self._shards.mkdir(parents=True, exist_ok=True)
         self._locks = os.open(folder / _LOCKS, os.O_RDWR | os.O_CREAT, 0o644)
 
     def close(self) -> None:
-        """Closes the file of locks, and so releases all that this process holds."""
+        """Close the lock file, which releases all locks of this process."""
         os.close(self._locks)
         self._locks = -1
 
@@ -74,8 +76,8 @@ class Store:
         return self._shards / f"{shard:05d}{self._suffix}"
 
     def committed(self, shard: int, thorough: bool = False) -> ShardManifest | None:
-        """The shard's manifest, if it is this plan's and its file is there, of its size and, when
-        `thorough`, of its sha256."""
+        """The shard's manifest, if it belongs to this plan and matches its file in size and, with
+        `thorough`, in sha256; else None."""
         try:
             raw = json.loads(self._manifest(shard).read_bytes())
             raw["quarantined"] = [BadRow(**row) for row in raw["quarantined"]]
@@ -97,9 +99,12 @@ class Store:
         count: Callable[[Path], int],
         manifest: ShardManifest,
     ) -> ShardManifest:
-        """Publish one shard; `manifest` is completed with the file's size and sha256."""
-        for left in self._shards.glob(f".{shard:05d}.*"):
-            left.unlink(missing_ok=True)  # a killed worker left it: this one has the lock
+        """Commit one shard; requires its lock. Returns `manifest` with the file's size and sha256.
+
+        write: writes the file; count: counts the rows of a written file. Raises OSError.
+        """
+        for leftover in self._shards.glob(f".{shard:05d}.*"):
+            leftover.unlink(missing_ok=True)  # a killed worker left it: this one has the lock
         # A manifest that exists now is not valid: a shard with a valid one is not committed again.
         self._manifest(shard).unlink(missing_ok=True)
         path = self.file(shard)
@@ -115,34 +120,34 @@ class Store:
         return manifest
 
     def publish(self, name: str, data: bytes) -> None:
-        """Write one of the job's own files, whole or not at all."""
+        """Write one of the job's own files atomically."""
         atomic.write(self.folder / name, data)
 
     @contextlib.contextmanager
     def locked(self, shard: int | None, wait: bool) -> Iterator[bool]:
-        """Hold a shard's lock, or with None the whole job's; gives whether it was to be had. The
-        kernel takes it from a process that dies."""
-        at = _WHOLE_JOB if shard is None else shard
+        """Hold a shard's lock, or with None the job's. Yields False if another process holds it and
+        `wait` is False. The kernel releases the lock of a process that dies."""
+        position = _WHOLE_JOB if shard is None else shard
         try:
             flags = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
-            fcntl.lockf(self._locks, flags, 1, at)
-        except (BlockingIOError, PermissionError):  # either, says POSIX
+            fcntl.lockf(self._locks, flags, 1, position)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             yield False
             return
         try:
             yield True
         finally:
             if self._locks >= 0:  # else `close` has released it
-                fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, at)
+                fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, position)
 
     def _manifest(self, shard: int) -> Path:
         return self._shards / f"_{shard:05d}.json"  # readers of Parquet folders skip "_"
 
     def sweep(self) -> None:
-        """Remove what killed workers left; under the job's lock, with every shard committed."""
+        """Remove the files of killed workers. Requires the job's lock and all shards committed."""
         for folder in (self.folder, self._shards):
-            for left in folder.glob(".*.*"):
-                left.unlink(missing_ok=True)
+            for leftover in folder.glob(".*.*"):
+                leftover.unlink(missing_ok=True)
 
 
 def to_json(value: Any) -> bytes:
@@ -150,7 +155,7 @@ def to_json(value: Any) -> bytes:
 
 
 class _Hashed:
-    """A file that is written once from its beginning, with the sha256 of what went in."""
+    """A file that is written sequentially; computes the sha256 of what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._sha256, self.size = file, hashlib.sha256(), 0
@@ -174,7 +179,7 @@ class _Hashed:
         return True
 
     def close(self) -> None:
-        """Whoever opened the file closes it, after its fsync."""
+        """Does nothing: the caller closes the file."""
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What one process does: its share of the shards, each under its lock, each at most once."""
+"""A worker process: it makes and commits its shards, each under its lock, each at most once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import itertools
 import logging
 import operator
-import os
 import signal
 import time
 import traceback
@@ -23,30 +22,36 @@ import numpy as np
 
 from latentd.errors import BadData, LatentdError
 from latentd.jobs import exit_codes, outputs
-from latentd.jobs.inputs import Rows
+from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
-from latentd.jobs.reconstruct import LocalReconstructor, Reconstruct, Results, joined, load_bundle
-from latentd.jobs.remote import RemoteReconstructor, Server
+from latentd.jobs.reconstruct import (
+    LocalReconstructor,
+    Reconstruct,
+    Results,
+    concat_results,
+    load_bundle,
+)
+from latentd.jobs.remote import RemoteReconstructor, RemoteServer
 from latentd.jobs.store import ShardManifest, Store
 
 WORST: Final = 32
-"""Of a shard, for the contact sheet: so many of its largest reconstruction errors are kept."""
+"""Number of a shard's largest reconstruction errors in its manifest, for the contact sheet."""
 
 
 class Done(NamedTuple):
-    """Rows that are done; how many of them are quarantined, and how many were committed before."""
+    """Number of rows done, of these quarantined, and of these committed before this run."""
 
     rows: int = 0
     quarantined: int = 0
     kept: int = 0
 
 
-Report = Callable[[Done], None]
-"""Is called again and again, with what was done since the last time."""
+ProgressCallback = Callable[[Done], None]
+"""Called repeatedly, with the rows done since the last call."""
 
 
 def make_shard(
-    plan: Plan, shard: int, rows: Rows, reconstruct: Reconstruct, report: Report
+    plan: Plan, shard: int, rows: RowReader, reconstruct: Reconstruct, report: ProgressCallback
 ) -> Results:
     """Run one shard's rows. Raises BadData."""
     wanted = plan.shard(shard)
@@ -55,17 +60,17 @@ def make_shard(
     for part in reconstruct(chunks):
         parts.append(part)
         report(Done(len(part.rows) + len(part.bad), len(part.bad)))
-    results = joined(parts)
+    results = concat_results(parts)
     if len(results.rows) + len(results.bad) != len(wanted):
         raise BadData(
-            f"Shard {shard}: {len(wanted)} rows went in, {len(results.rows)} came out and "
-            f"{len(results.bad)} were quarantined."
+            f"Row count mismatch in shard {shard}: {len(wanted)} rows read, "
+            f"{len(results.rows)} reconstructed, {len(results.bad)} quarantined."
         )
     return results
 
 
 def commit_shard(plan: Plan, shard: int, results: Results, store: Store) -> ShardManifest:
-    """Write one shard, whose lock is held, for good. Raises OSError."""
+    """Write and commit one shard; requires its lock. Raises OSError."""
     wanted = plan.shard(shard)
     manifest = ShardManifest(
         plan=plan.digest,
@@ -84,7 +89,7 @@ def commit_shard(plan: Plan, shard: int, results: Results, store: Store) -> Shar
 
 
 def _worst(results: Results) -> list[tuple[int, float, int]]:
-    """The largest reconstruction errors: the first row that has each, and how many have it."""
+    """The largest reconstruction errors: the first row with each, and the number of such rows."""
     error = results.reconstruction_error
     if error is None:
         return []
@@ -95,19 +100,20 @@ def _worst(results: Results) -> list[tuple[int, float, int]]:
 
 
 class BackgroundWriter:
-    """Does what it is given while its owner goes on; `with` waits for the last of it.
+    """Runs tasks in a thread, one at a time, while the caller continues.
 
-    What a piece raises comes out at the next one, or at the end of a block that raises nothing.
+    A task's error is raised by the next `submit`, or at the end of the `with` block, which waits
+    for the last task. A `with` block that itself raises keeps its own error.
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._last: Future[None] | None = None
 
-    def do(self, work: Callable[[], None]) -> None:
-        """Begin a piece once the one before is done: no more than one waits in memory."""
+    def submit(self, task: Callable[[], None]) -> None:
+        """Start a task once the previous one is done: at most one waits in memory."""
         self._wait()
-        self._last = self._pool.submit(work)
+        self._last = self._pool.submit(task)
 
     def _wait(self) -> None:
         last, self._last = self._last, None
@@ -133,107 +139,110 @@ _REPORT_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How a worker ended: the exit status it leads to, and the sentence."""
+    """How a worker failed: the exit status and the message."""
 
     status: int
-    what: str
+    message: str
 
 
-class Failed(Exception):
-    """A worker failed; its words and exit status."""
+class WorkerFailed(Exception):
+    """A worker failed."""
 
     def __init__(self, failure: Failure) -> None:
         self.failure = failure
-        super().__init__(failure.what)
+        super().__init__(failure.message)
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker process needs to know to begin.
+    """What a worker process needs to start.
 
-    bundle: folder of the bundle; provider: as in engine.Engine
-    server: to go there instead
+    bundle: its folder; None: `server` runs the model. provider: as in engine.SessionFactory
     """
 
     output: Path
     plan: Plan
     bundle: Path | None
     provider: str
-    server: Server | None = None
+    server: RemoteServer | None = None
 
 
-def work(
-    plan: Plan, shards: Iterable[int], store: Store, reconstruct: Reconstruct, report: Report
+def run_shards(
+    plan: Plan,
+    shards: Iterable[int],
+    store: Store,
+    reconstruct: Reconstruct,
+    report: ProgressCallback,
 ) -> None:
-    """Commit every one of these shards that is not, whoever else works on them.
+    """Commit each of these shards that is not committed. Other processes may do the same.
 
-    Those that another process holds are waited for at the end. Raises BadData, OSError, and what
-    `reconstruct` does.
+    Shards that another process has locked come last, with a wait. Raises BadData, OSError, and what
+    `reconstruct` raises.
     """
-    rows = Rows(plan, store.folder)
+    rows = RowReader(plan, store.folder)
     try:
-        with BackgroundWriter() as behind:  # a shard is written while the next one is made
-            held = [
+        with BackgroundWriter() as writer:  # writes a shard while the next one is made
+            busy = [
                 i
                 for i in shards
-                if not attempt(plan, i, rows, store, reconstruct, report, False, behind.do)
+                if not process_shard(
+                    plan, i, rows, store, reconstruct, report, False, writer.submit
+                )
             ]
-        for i in held:
-            attempt(plan, i, rows, store, reconstruct, report, True)
+        for i in busy:
+            process_shard(plan, i, rows, store, reconstruct, report, True)
     finally:
         rows.close()
 
 
-def attempt(
+def process_shard(
     plan: Plan,
     index: int,
-    rows: Rows,
+    rows: RowReader,
     store: Store,
     reconstruct: Reconstruct,
-    report: Report,
+    report: ProgressCallback,
     wait: bool,
-    do: Callable[[Callable[[], None]], None] = operator.call,
+    submit: Callable[[Callable[[], None]], None] = operator.call,
 ) -> bool:
-    """Commit a shard, unless it is; False: another process is at it, and `wait` was not wanted.
+    """Commit a shard unless it is committed. False: another process holds its lock; not `wait`.
 
-    do: has the commit done; the shard's lock is held until it is.
+    submit: runs the commit; the shard's lock is held until the commit is done.
     """
-    with contextlib.ExitStack() as holding:
-        if not holding.enter_context(store.locked(index, wait)):
+    with contextlib.ExitStack() as stack:
+        if not stack.enter_context(store.locked(index, wait)):
             return False
-        done = store.committed(index, thorough=True)
-        if done is not None:
-            rows_of_it = len(plan.shard(index))
-            report(Done(rows_of_it, len(done.quarantined), kept=rows_of_it))
+        committed = store.committed(index, thorough=True)
+        if committed is not None:
+            count = len(plan.shard(index))
+            report(Done(count, len(committed.quarantined), kept=count))
             return True
         results = make_shard(plan, index, rows, reconstruct, report)
-        lock = holding.pop_all()
+        lock = stack.pop_all()
 
     def commit() -> None:
         with lock:
             commit_shard(plan, index, results, store)
 
     try:
-        do(commit)
-    except BaseException:  # of the commit before this one, perhaps: this one then never began
+        submit(commit)
+    except BaseException:  # perhaps from the previous commit; this one was then not started
         lock.close()
         raise
     return True
 
 
-def reconstruction(setting: WorkerConfig) -> Reconstruct:
-    """What `setting` says shall run the model."""
-    if setting.bundle is None:
-        assert setting.server is not None
-        return RemoteReconstructor(setting.server, setting.plan.bundle, setting.plan.wanted)
-    loaded = load_bundle(setting.bundle)
-    return LocalReconstructor(
-        loaded, setting.plan.wanted, setting.provider, setting.plan.batch_rows
-    )
+def create_reconstructor(config: WorkerConfig) -> Reconstruct:
+    """What runs the model: this process or a server."""
+    if config.bundle is None:
+        assert config.server is not None
+        return RemoteReconstructor(config.server, config.plan.bundle, config.plan.wanted)
+    loaded = load_bundle(config.bundle)
+    return LocalReconstructor(loaded, config.plan.wanted, config.provider, config.plan.batch_rows)
 
 
-def terminate_as_exit() -> None:
-    """SIGTERM unwinds the stack, so that what is half-written is removed."""
+def exit_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack, which removes temporary files."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(exit_codes.TERMINATED)
@@ -241,17 +250,17 @@ def terminate_as_exit() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def process(setting: WorkerConfig, shards: list[int], parent: Connection) -> None:
-    """A worker process's whole life. Sends a Done now and then, and a Failure at the end if there
-    was one; ends by itself once its parent is gone."""
-    terminate_as_exit()
-    logging.getLogger("latentd").setLevel(logging.ERROR)  # what there is to say, the parent says
+def worker_main(config: WorkerConfig, shards: list[int], parent: Connection) -> None:
+    """The main function of a worker process. It sends a Done several times a second, and a Failure
+    at the end if it failed. It exits if its parent has exited."""
+    exit_on_sigterm()
+    logging.getLogger("latentd").setLevel(logging.ERROR)  # the parent process logs
     failure: Failure | None = None
     report = ProgressThrottle(parent.send)
     try:
-        store = Store(setting.output, setting.plan.digest, outputs.suffix(setting.plan))
+        store = Store(config.output, config.plan.digest, outputs.suffix(config.plan))
         with contextlib.closing(store):
-            work(setting.plan, shards, store, reconstruction(setting), report)
+            run_shards(config.plan, shards, store, create_reconstructor(config), report)
         report.flush()
     except BrokenPipeError:
         failure = Failure(exit_codes.SOFTWARE, "")
@@ -264,46 +273,47 @@ def process(setting: WorkerConfig, shards: list[int], parent: Connection) -> Non
 
 
 def explain(error: BaseException) -> str:
-    """A sentence for the person at the terminal."""
+    """The error as a message for the user."""
     if isinstance(error, LatentdError):
         return str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "Interrupted. Repeat the command to go on."
+        return "Interrupted. Rerun the command to resume."
     if isinstance(error, FileNotFoundError):
         return (
-            f"A file or folder of the job is gone: {error.filename or error}. Somebody removed it, "
-            "or the disk lost it. Repeat the command: it makes again only what is missing."
+            f"A file or folder of the job is missing: {error.filename or error}. It was removed, "
+            "or the disk lost it. Rerun the command: it makes only what is missing."
         )
     if isinstance(error, OSError):
         return (
             f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}. "
-            "Finished shards are kept: remove the cause, then repeat the command to go on."
+            "Finished shards are kept: fix the cause, then rerun the command to resume."
         )
     if isinstance(error, MemoryError):
         return (
-            "There is not enough memory. Finished shards are kept: repeat the command with a "
-            "smaller --batch-rows or fewer --processes."
+            "Out of memory. Finished shards are kept: rerun the command with a smaller "
+            "--batch-rows or fewer --processes."
         )
     return (
-        f"{_place(error)}{type(error).__name__}: {error}. This is a fault of latentd itself; "
-        "please report it. Finished shards are kept."
+        f"{_location(error)}{type(error).__name__}: {error}. This is a bug in latentd; please "
+        "report it. Finished shards are kept."
     )
 
 
-def _place(error: BaseException) -> str:
-    """Where in this project an unforeseen error came from: "serving/jobs/shard.py, line 40: "."""
+def _location(error: BaseException) -> str:
+    """Where in latentd an unexpected error was raised: "latentd/jobs/worker.py, line 40: "."""
+    package = Path(__file__).parents[1]
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if f"{os.sep}serving{os.sep}" in frame.filename]
-    if not ours:
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    if not own:
         return ""
-    path = ours[-1].filename
-    return f"{path[path.rindex(f'{os.sep}serving{os.sep}') + 1 :]}, line {ours[-1].lineno}: "
+    path = "latentd" / Path(own[-1].filename).relative_to(package)
+    return f"{path}, line {own[-1].lineno}: "
 
 
 class ProgressThrottle:
-    """A Report that passes sums on, a few times a second."""
+    """A ProgressCallback that sums up and calls `send` a few times a second."""
 
-    def __init__(self, send: Report) -> None:
+    def __init__(self, send: ProgressCallback) -> None:
         self._send, self._done = send, Done()
         self._sent = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Jobs on the toy bundle: run here, or in processes of their own, and read back."""
+"""Run jobs on the toy bundle, in this process or their own, and read their output."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Jobs:
         words = (
             *("batch", "--input", *sources, *target, "--output", output),
             *("--provider", "cpu", "--processes", 1, "--shard-rows", 24, "--batch-rows", 8),
-            *("--max-quarantined", "100%"),  # tests of a few rows, many of them bad
-            *("--niceness", 0),  # it could not be taken back from the process of the tests
+            *("--max-quarantined", "100%"),  # tests have few rows, many of them bad
+            *("--niceness", 0),  # the tests' process could not undo it
             *flags,
         )
         return list(map(str, words))
 
     def run(self, source: object, output: object, *flags: object) -> int:
-        """Here; gives the exit status."""
+        """Run in this process; returns the exit status."""
         return main(self.command(source, output, *flags))
 
     def start(
@@ -56,22 +56,22 @@ class Jobs:
         prepare: Callable | None = None,
         **streams: Any,
     ) -> subprocess.Popen:
-        """In a process of its own; `prepare` is called in it first."""
+        """Run in a process of its own, which calls `prepare` first."""
         return subprocess.Popen(
             [sys.executable, "-m", "latentd", *self.command(source, output, *flags)],
-            **self.surroundings() | streams,
+            **self.popen_arguments() | streams,
             preexec_fn=prepare,
         )
 
     @staticmethod
     def wait_for(path: Path, process: subprocess.Popen) -> None:
-        """Until the process has made the file."""
+        """Wait until the process has created the file."""
         while not path.exists():
             assert process.poll() is None, process.communicate()
 
     @staticmethod
-    def surroundings(**environment: str) -> dict:
-        """How processes are started here: in the repository, all that they say captured."""
+    def popen_arguments(**environment: str) -> dict:
+        """Arguments of Popen: run in the repository, capture the output."""
         return {
             "cwd": ROOT,
             "env": os.environ | {"PYTHONPATH": str(ROOT)} | environment,
@@ -82,7 +82,7 @@ class Jobs:
 
     @staticmethod
     def content(folder: Path) -> dict[str, bytes]:
-        """Every file of an output but those that know when the input was written."""
+        """Every file of an output except those that depend on the input's times."""
         return {
             str(p.relative_to(folder)): p.read_bytes()
             for p in folder.rglob("*")

@@ -17,10 +17,10 @@ def test_a_piece_waits_for_the_one_before_and_all_for_the_end():
         done.append(1)
 
     with BackgroundWriter() as behind:
-        behind.do(wait_and_note)
+        behind.submit(wait_and_note)
         assert done == []
         first.set()
-        behind.do(lambda: done.append(2))
+        behind.submit(lambda: done.append(2))
         assert done[:1] == [1]
     assert done == [1, 2]
 
@@ -30,11 +30,11 @@ def test_what_a_piece_raises_comes_out():
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"), BackgroundWriter() as behind:
-        behind.do(fail)
+        behind.submit(fail)
     with BackgroundWriter() as behind:
-        behind.do(fail)
+        behind.submit(fail)
         with pytest.raises(OSError, match="disk full"):
-            behind.do(fail)
+            behind.submit(fail)
 
 
 def test_an_error_of_the_owner_goes_first():
@@ -43,7 +43,7 @@ def test_an_error_of_the_owner_goes_first():
 
     def own() -> None:
         with BackgroundWriter() as behind:
-            behind.do(fail)
+            behind.submit(fail)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Killed, crowded, out of space, fed with other data: nothing is lost and nothing is doubled."""
+"""Kills, full disks, concurrent runs, changed inputs: no row is lost and no row is doubled."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_killed_at_every_step_of_every_commit_it_ends_as_if_nothing_had_been(jobs, npy, tmp_path):
+def test_job_killed_at_any_step_of_a_commit_resumes(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole", "--shard-rows", 50) == 0
-    wanted = jobs.content(tmp_path / "whole")
+    expected = jobs.content(tmp_path / "whole")
     command = jobs.command(npy, "unused", "--shard-rows", 50)
     at = command.index("--output")
-    killer = [sys.executable, str(HERE.parent / "support" / "kill_points.py"), str(tmp_path)]
+    driver = [sys.executable, str(HERE.parent / "support" / "kill_points.py"), str(tmp_path)]
     done = subprocess.run(
-        [*killer, *command[:at], *command[at + 2 :]], **jobs.surroundings(), check=True
+        [*driver, *command[:at], *command[at + 2 :]], **jobs.popen_arguments(), check=True
     )
     kills = [json.loads(line[7:]) for line in done.stdout.splitlines() if "KILLED" in line]
     # Two shards and their manifests, each with a file and its folder to sync, and what a job has
@@ -40,13 +40,13 @@ def test_killed_at_every_step_of_every_commit_it_ends_as_if_nothing_had_been(job
     for kill in kills:
         assert (kill["status"], kill["again"]) == (-signal.SIGKILL, 0), kill
         assert kill["torn"] == [], kill
-        assert jobs.content(Path(kill["output"])) == wanted, kill
+        assert jobs.content(Path(kill["output"])) == expected, kill
 
 
-def test_a_killed_worker_is_told_of_and_its_shards_are_done_the_next_time(jobs, npy, tmp_path):
+def test_killed_worker_is_reported_and_its_shards_are_made_later(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
-    # One shard is held, so that both workers live until it is let go.
+    # One shard is locked, so that both workers run until its lock is released.
     store = Store(output)
     with store.locked(1, wait=False):
         job = jobs.start(npy, output, "--processes", 2)
@@ -59,13 +59,13 @@ def test_a_killed_worker_is_told_of_and_its_shards_are_done_the_next_time(jobs, 
         _, said = job.communicate()
     store.close()
     assert job.returncode == 70, said
-    assert "ended by signal 9" in said
+    assert "Worker killed by signal 9" in said
     assert not (output / "_SUCCESS").exists()
     assert jobs.run(npy, output) == 0
     assert jobs.content(output) == jobs.content(tmp_path / "whole")
 
 
-def only_a_sentence(said: str) -> bool:
+def has_no_traceback(said: str) -> bool:
     return "Traceback" not in said and "Exception ignored" not in said
 
 
@@ -73,7 +73,7 @@ def cmdline(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_sigterm_leaves_nothing_half_written(jobs, npy, tmp_path):
+def test_sigterm_removes_temporary_files(jobs, npy, tmp_path):
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(2, wait=False):
@@ -83,20 +83,18 @@ def test_sigterm_leaves_nothing_half_written(jobs, npy, tmp_path):
         _, said = job.communicate()
     store.close()
     assert job.returncode == 143, said
-    assert "Repeat the command" in said
+    assert "Rerun the command" in said
     assert not list((output / "shards").glob(".*"))
     assert len(list((output / "shards").glob("_*.json"))) == 4
 
 
-def test_two_workers_never_work_on_one_shard(jobs, npy, tmp_path):
+def test_locked_shard_is_made_by_one_worker(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(0, wait=False):
         job = jobs.start(npy, output)
-        jobs.wait_for(
-            output / "shards" / "_00004.json", job
-        )  # it has gone past the one that is held
+        jobs.wait_for(output / "shards" / "_00004.json", job)  # it skipped the locked shard
         assert not (output / "shards" / "_00000.json").exists()
     _, said = job.communicate()
     store.close()
@@ -104,7 +102,7 @@ def test_two_workers_never_work_on_one_shard(jobs, npy, tmp_path):
     assert jobs.content(output) == jobs.content(tmp_path / "whole")
 
 
-def test_the_same_command_twice_at_once_shares_the_work(jobs, npy, tmp_path):
+def test_same_command_twice_at_once_shares_the_work(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     both = [jobs.start(npy, tmp_path / "out") for _ in range(2)]
     for job in both:
@@ -113,25 +111,27 @@ def test_the_same_command_twice_at_once_shares_the_work(jobs, npy, tmp_path):
     assert jobs.content(tmp_path / "out") == jobs.content(tmp_path / "whole")
 
 
-def test_a_full_disk_is_said_and_costs_nothing(jobs, npy, tmp_path):
+def test_full_disk_is_reported_and_the_job_resumes(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
 
-    def short_of_space() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # the plan fits, no shard does
+    def limit_file_size() -> None:
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (4000, 4000)
+        )  # enough for the plan, too little for a shard
 
-    job = jobs.start(npy, output, prepare=short_of_space)
+    job = jobs.start(npy, output, prepare=limit_file_size)
     _, said = job.communicate()
     assert job.returncode == 74, said
-    assert "repeat the command" in said
-    assert only_a_sentence(said)
+    assert "rerun the command" in said
+    assert has_no_traceback(said)
     assert list((output / "shards").iterdir()) == []
     assert jobs.run(npy, output) == 0
     assert jobs.content(output) == jobs.content(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
-def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_committed(jobs, npy, tmp_path):
+def test_disk_that_fills_up_keeps_committed_shards(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
     output.mkdir()
@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_committed(jobs, npy, t
         _, said = job.communicate()
         assert job.returncode == 74, said
         assert f"No space left on device ({output}/shards/" in said
-        assert only_a_sentence(said)
+        assert has_no_traceback(said)
         committed = len(list((output / "shards").glob("_*.json")))
         assert 0 < committed < 5
         (output / "ballast").unlink()
@@ -155,7 +155,7 @@ def test_a_disk_that_fills_up_in_the_middle_keeps_what_is_committed(jobs, npy, t
         subprocess.run(["umount", str(output)], check=True)
 
 
-def test_what_is_committed_is_not_done_again(jobs, npy, tmp_path):
+def test_committed_shards_are_not_made_again(jobs, npy, tmp_path):
     output = tmp_path / "out"
     assert jobs.run(npy, output, "--shard-index", 0, "--shard-count", 2) == 0
     before = {p.name: p.stat().st_ino for p in (output / "shards").iterdir()}
@@ -163,11 +163,11 @@ def test_what_is_committed_is_not_done_again(jobs, npy, tmp_path):
     assert jobs.run(npy, output) == 0
     after = {p.name: p.stat().st_ino for p in (output / "shards").iterdir()}
     assert before.items() <= after.items()
-    assert jobs.run(npy, output) == 0  # nothing is left to do
+    assert jobs.run(npy, output) == 0  # all shards are done
     assert after == {p.name: p.stat().st_ino for p in (output / "shards").iterdir()}
 
 
-def test_shards_that_are_deleted_while_the_job_runs_are_a_fault_of_the_disk(jobs, npy, tmp_path):
+def test_shards_deleted_during_the_job_are_reported(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
     store = Store(output)
@@ -179,16 +179,16 @@ def test_shards_that_are_deleted_while_the_job_runs_are_a_fault_of_the_disk(jobs
     said, errors = job.communicate()
     store.close()
     assert job.returncode == 74, errors
-    assert "2 shard(s) that this job had finished are gone" in errors
+    assert "2 finished shard(s) are missing" in errors
     assert "00002.parquet" in errors
-    assert "other machines" not in said + errors
+    assert "others are still running" not in said + errors
     assert not (output / "_SUCCESS").exists()
     assert jobs.run(npy, output) == 0
     assert jobs.content(output) == jobs.content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_output_that_is_moved_away_is_a_sentence(jobs, npy, tmp_path, processes):
+def test_moved_output_is_reported(jobs, npy, tmp_path, processes):
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(1, wait=False):
@@ -198,55 +198,55 @@ def test_an_output_that_is_moved_away_is_a_sentence(jobs, npy, tmp_path, process
     _, said = job.communicate()
     store.close()
     assert job.returncode == 74, said
-    assert f"is gone: {output}/" in said
-    assert only_a_sentence(said)
+    assert f"is missing: {output}/" in said
+    assert has_no_traceback(said)
 
 
-def test_an_error_of_our_own_is_a_sentence_with_its_place(jobs, npy, tmp_path, monkeypatch, capsys):
+def test_bug_is_reported_with_its_location(jobs, npy, tmp_path, monkeypatch, capsys):
     def fail(*_: object) -> None:
         raise ValueError("unforeseen")
 
-    monkeypatch.setattr("latentd.jobs.worker.joined", fail)
+    monkeypatch.setattr("latentd.jobs.worker.concat_results", fail)
     assert jobs.run(npy, tmp_path / "out") == 70
     said = capsys.readouterr().err
-    assert "serving/jobs/worker.py, line" in said
+    assert "latentd/jobs/worker.py, line" in said
     assert "ValueError: unforeseen" in said
 
 
-def test_a_summary_that_cannot_be_printed_is_a_sentence(jobs, npy, tmp_path):
+def test_summary_that_cannot_be_printed_is_reported(jobs, npy, tmp_path):
     with Path("/dev/full").open("wb") as full:
         job = jobs.start(npy, tmp_path / "full", stdout=full.fileno())
         _, said = job.communicate()
     assert job.returncode == 74, said
     assert "No space left" in said
-    assert only_a_sentence(said)
+    assert has_no_traceback(said)
     store = Store(tmp_path / "pipe")
     with store.locked(0, wait=False):
-        buffered = jobs.surroundings(PYTHONUNBUFFERED="")["env"]
+        buffered = jobs.popen_arguments(PYTHONUNBUFFERED="")["env"]
         job = jobs.start(npy, tmp_path / "pipe", env=buffered)
         assert job.stdout.readline().startswith("--input")
-        job.stdout.close()  # its reader is gone before the summary
+        job.stdout.close()  # the reader closes the pipe before the summary
     said = job.stderr.read()
     job.stderr.close()
     store.close()
     assert job.wait() == 74, said
     assert "Broken pipe" in said
-    assert only_a_sentence(said)
+    assert has_no_traceback(said)
     assert (tmp_path / "pipe" / "_SUCCESS").exists()
 
 
-def test_metrics_that_cannot_be_written_are_said_before_the_work(jobs, npy, tmp_path, capsys):
+def test_unwritable_metrics_file_fails_before_the_work(jobs, npy, tmp_path, capsys):
     flags = ("--metrics-file", tmp_path / "gone" / "job.prom")
     assert jobs.run(npy, tmp_path / "out", *flags) == 78
-    assert "job.prom cannot be written: No such file" in capsys.readouterr().err
+    assert "job.prom: No such file" in capsys.readouterr().err
     assert not list((tmp_path / "out" / "shards").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest"])
-def test_a_damaged_shard_is_made_anew(jobs, npy, tmp_path, damage):
+def test_damaged_shard_is_made_again(jobs, npy, tmp_path, damage):
     output = tmp_path / "out"
     assert jobs.run(npy, output) == 0
-    wanted = jobs.content(output)
+    expected = jobs.content(output)
     shard = output / "shards" / "00002.parquet"
     data = shard.read_bytes()
     if damage == "flip":
@@ -258,22 +258,22 @@ def test_a_damaged_shard_is_made_anew(jobs, npy, tmp_path, damage):
     else:
         shard.with_name("_00002.json").write_text("{}")
     assert jobs.run(npy, output) == 0
-    assert jobs.content(output) == wanted
+    assert jobs.content(output) == expected
 
 
-def test_another_input_is_refused(jobs, npy, x, tmp_path, capsys):
+def test_changed_input_is_rejected(jobs, npy, x, tmp_path, capsys):
     output = tmp_path / "out"
     assert jobs.run(npy, output, "--shard-index", 0, "--shard-count", 2) == 0
     before = jobs.content(output)
     np.save(npy, x[::-1])
     assert jobs.run(npy, output) == 78
-    assert f"changed since: {npy}" in capsys.readouterr().err
+    assert f"inputs added, removed or changed: {npy}" in capsys.readouterr().err
     assert jobs.content(output) == before
-    np.save(npy, x)  # another time, the same bytes
+    np.save(npy, x)  # new times, same bytes
     assert jobs.run(npy, output) == 0
 
 
-def test_an_input_that_changes_while_the_job_runs_gives_no_success(jobs, npy, x, tmp_path):
+def test_input_that_changes_during_the_job_gives_no_success(jobs, npy, x, tmp_path):
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(0, wait=False):
@@ -296,7 +296,7 @@ def rewrite(path: Path, rows: np.ndarray) -> None:
 
 
 def at_shard(monkeypatch, index: int, before=lambda: None, after=lambda: None) -> None:
-    """Have something done before one shard is made, or after it."""
+    """Call `before` before one shard is made, and `after` after it."""
     make = worker.make_shard
 
     def watched(plan, number, *rest):
@@ -310,9 +310,7 @@ def at_shard(monkeypatch, index: int, before=lambda: None, after=lambda: None) -
     monkeypatch.setattr(worker, "make_shard", watched)
 
 
-def test_an_input_rewritten_with_its_time_restored_is_never_read_for_another(
-    jobs, tmp_path, monkeypatch, capsys
-):
+def test_rewritten_input_with_restored_times_is_detected(jobs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verified, "BLOCK", 4096)  # as if the file had many blocks
     rows = np.random.default_rng(0).integers(0, 256, (5000, 4, 4), np.uint8)
     npy = tmp_path / "x.npy"
@@ -324,22 +322,22 @@ def test_an_input_rewritten_with_its_time_restored_is_never_read_for_another(
         assert jobs.run(npy, tmp_path / "out", *flags) == 65
     assert "x.npy changed while the job ran: its bytes" in capsys.readouterr().err
     assert not (tmp_path / "out" / "_SUCCESS").exists()
-    assert jobs.run(npy, tmp_path / "out", *flags) == 78  # other inputs than the plan's
+    assert jobs.run(npy, tmp_path / "out", *flags) == 78  # the inputs are not the plan's
     rewrite(npy, rows)
     assert jobs.run(npy, tmp_path / "out", *flags) == 0
     assert jobs.table(tmp_path / "out").equals(jobs.table(tmp_path / "whole"))
 
 
-def test_an_input_rewritten_after_the_last_of_it_was_read_is_found(
+def test_input_rewritten_after_the_last_read_is_detected(
     jobs, npy, x, tmp_path, monkeypatch, capsys
 ):
     at_shard(monkeypatch, 4, after=lambda: rewrite(npy, x[::-1]))
     assert jobs.run(npy, tmp_path / "out") == 65
-    assert "what is there now is other than what was read" in capsys.readouterr().err
+    assert "so the results do not match the input" in capsys.readouterr().err
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
-def test_a_picture_that_is_another_for_a_while_is_quarantined(jobs, x, tmp_path, monkeypatch):
+def test_temporarily_replaced_image_is_quarantined(jobs, x, tmp_path, monkeypatch):
     folder = tmp_path / "in"
     folder.mkdir()
     for number, row in enumerate(x[:60]):
@@ -357,43 +355,43 @@ def test_a_picture_that_is_another_for_a_while_is_quarantined(jobs, x, tmp_path,
     assert reasons == {"50.png": "the file changed after the job was planned"}
 
 
-def test_a_plan_holds_the_sums_of_its_inputs(jobs, npy, tmp_path):
+def test_plan_has_the_checksums_of_its_inputs(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "out") == 0
     (entry,) = json.loads((tmp_path / "out" / "plan.json").read_text())["inputs"]
     assert entry["sha256"] == hashlib.sha256(npy.read_bytes()).hexdigest()
     (tmp_path / "out" / "plan.sums").unlink()
     (tmp_path / "out" / "shards" / "00001.parquet").unlink()
-    assert jobs.run(npy, tmp_path / "out") == 0  # the sums are taken again
+    assert jobs.run(npy, tmp_path / "out") == 0  # the checksums are computed again
 
 
-def test_a_plan_of_an_older_release_is_refused_in_a_sentence(jobs, npy, tmp_path, capsys):
+def test_plan_of_an_older_release_is_rejected(jobs, npy, tmp_path, capsys):
     assert jobs.run(npy, tmp_path / "out") == 0
     plan = tmp_path / "out" / "plan.json"
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"format": 1}))
     assert jobs.run(npy, tmp_path / "out") == 78
-    assert "plan.json is of format 1; this release reads 2" in capsys.readouterr().err
+    assert "plan.json has format 1; this release reads 2" in capsys.readouterr().err
 
 
-def test_another_bundle_is_refused(jobs, npy, tmp_path, publish_toy, capsys):
+def test_other_bundle_is_rejected(jobs, npy, tmp_path, publish_toy, capsys):
     root = tmp_path / "bundles"
     publish_toy(root)
     newest = type(jobs)(root / "toy")
     assert newest.run(npy, tmp_path / "out", "--shard-index", 0, "--shard-count", 2) == 0
     publish_toy(root, levels=100)
     assert newest.run(npy, tmp_path / "out") == 78
-    assert "begun with toy version 1" in capsys.readouterr().err
+    assert "bundle toy version 1" in capsys.readouterr().err
     assert type(jobs)(root / "toy" / "1").run(npy, tmp_path / "out") == 0
 
 
-def test_other_wishes_are_refused(jobs, npy, tmp_path, capsys):
+def test_other_options_are_rejected(jobs, npy, tmp_path, capsys):
     assert jobs.run(npy, tmp_path / "out") == 0
     assert jobs.run(npy, tmp_path / "out", "--draw") == 78
-    assert "with draw False and not True" in capsys.readouterr().err
+    assert "draw False -> True" in capsys.readouterr().err
     assert jobs.run(npy, tmp_path / "out", "--shard-rows", 25) == 78
-    assert "shard rows 24 and not 25" in capsys.readouterr().err
+    assert "shard rows 24 -> 25" in capsys.readouterr().err
 
 
-def test_a_damaged_bundle_is_refused_before_anything_is_written(
+def test_damaged_bundle_is_rejected_before_the_output_is_created(
     jobs, npy, tmp_path, publish_toy, capsys
 ):
     folder = publish_toy(tmp_path / "bundles")
@@ -417,7 +415,7 @@ def test_memory_does_not_grow_with_the_input(jobs, tmp_path):
         flags = ("--shard-rows", 5000, "--batch-rows", 500, "--reconstruction", "raw")
         command = jobs.command(tmp_path / f"{rows}.npy", tmp_path / f"out{rows}", *flags)
         done = subprocess.run(
-            [sys.executable, "-c", code, *command], **jobs.surroundings(), check=True
+            [sys.executable, "-c", code, *command], **jobs.popen_arguments(), check=True
         )
         peaks[rows] = int(done.stdout.split()[-1])
     assert peaks[200_000] < peaks[20_000] * 1.1, peaks

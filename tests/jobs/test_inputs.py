@@ -1,4 +1,4 @@
-"""Every kind of input gives the same rows; what is wrong with one row stays with that row."""
+"""Every kind of input gives the same rows; a bad row does not affect others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_table(path, x, kind):
 
 
 def write(folder, x, kind):
-    """An input of that kind, as --input names it."""
+    """Write an input of this kind; returns the value for --input."""
     folder.mkdir()
     if kind == "npy":
         np.save(folder / "x.npy", x)
@@ -115,7 +115,7 @@ def test_inputs_of_several_kinds_are_one_job(jobs, x, tmp_path):
     np.testing.assert_allclose(elbo, np.broadcast_to(elbo[0], elbo.shape), rtol=1e-6)
 
 
-def test_a_remote_store_is_as_good_as_a_disk(jobs, x, tmp_path):
+def test_remote_store_is_read(jobs, x, tmp_path):
     memory = MemoryFileSystem()
     file = io.BytesIO()
     np.save(file, x)
@@ -129,24 +129,24 @@ def test_a_remote_store_is_as_good_as_a_disk(jobs, x, tmp_path):
     assert len(jobs.table(tmp_path / "out")) == 2 * len(x) + 2
 
 
-def test_bad_images_are_quarantined_and_stop_nobody(jobs, x, tmp_path):
+def test_bad_images_are_quarantined(jobs, x, tmp_path):
     folder = write(tmp_path / "in", x[:10], "images")
     (folder / "cut.png").write_bytes(png(x[0])[:-30])
     (folder / "empty.png").write_bytes(b"")
     (folder / "large.png").write_bytes(png(np.zeros((5, 4), np.uint8)))
-    (folder / "colour.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
-    (folder / "notes.txt").write_text("no image at all, and not asked to be")
+    (folder / "color.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+    (folder / "notes.txt").write_text("not an image, and not expected to be")
     assert jobs.run(folder, tmp_path / "out") == 0
     reasons = jobs.quarantine(tmp_path / "out")
-    assert set(reasons) == {"cut.png", "empty.png", "large.png", "colour.png"}
+    assert set(reasons) == {"cut.png", "empty.png", "large.png", "color.png"}
     assert "damaged" in reasons["cut.png"]
     assert "not a readable image" in reasons["empty.png"]
     assert "expected 4 x 4 pixels (width x height), got 4 x 5" in reasons["large.png"]
-    assert "mode RGB" in reasons["colour.png"]
+    assert "mode RGB" in reasons["color.png"]
     assert len(jobs.table(tmp_path / "out")) == 10
 
 
-def test_bad_table_values_are_quarantined_by_the_callers_own_ids(jobs, x, tmp_path):
+def test_bad_table_values_are_quarantined_by_id(jobs, x, tmp_path):
     good = png(x[0])
     values = [good, None, b"short", good[:-30], x[1].tobytes()]
     table = pa.table({"image": values, "name": ["a", "b", "c", "d", "e"]})
@@ -158,7 +158,7 @@ def test_bad_table_values_are_quarantined_by_the_callers_own_ids(jobs, x, tmp_pa
     assert jobs.table(tmp_path / "out")["row"].to_pylist() == [0, 4]
 
 
-def test_a_table_of_paths_is_told_to_hold_bytes(jobs, x, tmp_path):
+def test_table_of_paths_is_quarantined(jobs, x, tmp_path):
     values = [{"bytes": png(x[0]), "path": None}, {"bytes": None, "path": "a.png"}, None]
     pq.write_table(pa.table({"image": values}), tmp_path / "x.parquet")
     assert jobs.run(tmp_path / "x.parquet", tmp_path / "out") == 0
@@ -167,7 +167,7 @@ def test_a_table_of_paths_is_told_to_hold_bytes(jobs, x, tmp_path):
     assert "its bytes are null; paths are not read" in reasons["1"]
 
 
-def test_numbers_that_the_model_cannot_have_are_bad_rows():
+def test_invalid_numbers_are_bad_rows():
     values = np.array([[0, 1, -1], [0, np.nan, 0], [0, 0, 1.5], [np.inf, 0, 0]], np.float64)
     chunk = checked(values, ["a", "b", "c", "d"], 7, FLOATS, "bernoulli")
     assert chunk.rows.tolist() == [7]
@@ -179,7 +179,7 @@ def test_numbers_that_the_model_cannot_have_are_bad_rows():
     ]
 
 
-def test_a_gaussian_model_takes_numbers_outside_its_range_and_counts_them():
+def test_gaussian_model_counts_values_outside_its_range():
     values = np.array([[0, 1 + 2**-52, -1], [2, -3, 0], [0, 1 + 2**-20, 0], [np.inf, 2, 0]])
     chunk = checked(values, ["a", "b", "c", "d"], 0, FLOATS, "gaussian")
     assert chunk.rows.tolist() == [0, 1, 2]
@@ -189,7 +189,7 @@ def test_a_gaussian_model_takes_numbers_outside_its_range_and_counts_them():
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-def test_wide_integers_that_are_not_bytes_are_bad_rows(likelihood):
+def test_integers_beyond_bytes_are_bad_rows(likelihood):
     values = np.array([[0] * 16, [256] * 16, [-1] * 16, [255] * 16])
     chunk = checked(values, ["a", "b", "c", "d"], 0, BYTES, likelihood)
     assert chunk.rows.tolist() == [0, 3]
@@ -202,12 +202,12 @@ def test_wide_integers_that_are_not_bytes_are_bad_rows(likelihood):
     ("dtype", "shape", "x"),
     [("float32", (4, 4), BYTES), ("uint8", (4, 5), BYTES), ("uint8", (3,), FLOATS)],
 )
-def test_arrays_of_another_form_are_refused(dtype, shape, x):
+def test_arrays_of_other_dtypes_and_shapes_are_rejected(dtype, shape, x):
     with pytest.raises(ConfigError, match=r"a\.npy holds rows of"):
         check_form(np.dtype(dtype), shape, x, "a.npy")
 
 
-def test_a_table_is_read_forward_and_back(x, tmp_path):
+def test_table_is_read_forward_and_backward(x, tmp_path):
     write_table(tmp_path / "x.parquet", x, "fixed_list")
     reader = TableReader(str(tmp_path / "x.parquet"), BYTES, "bernoulli")
     for start, stop in [(0, 5), (5, 40), (80, 100), (33, 34), (0, 100), (99, 100)]:
@@ -218,7 +218,7 @@ def test_a_table_is_read_forward_and_back(x, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npy", "idx", "idx.gz", "compressed npz", "binary"])
-def test_an_input_that_ends_early_is_bad_data(jobs, x, tmp_path, capsys, kind):
+def test_truncated_input_is_bad_data(jobs, x, tmp_path, capsys, kind):
     source = write(tmp_path / "in", x, kind)
     path = next((tmp_path / "in").iterdir())
     path.write_bytes(path.read_bytes()[:-40])
@@ -227,7 +227,7 @@ def test_an_input_that_ends_early_is_bad_data(jobs, x, tmp_path, capsys, kind):
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
-def test_a_table_that_is_damaged_inside_is_bad_data(x, tmp_path):
+def test_damaged_table_is_bad_data(x, tmp_path):
     write_table(tmp_path / "x.parquet", x, "binary")
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     data[200:500] = bytes(300)
@@ -247,7 +247,7 @@ def test_a_table_that_is_damaged_inside_is_bad_data(x, tmp_path):
         ("gone://x/y.npy", "cannot be reached"),
     ],
 )
-def test_an_input_that_names_nothing_is_refused(jobs, tmp_path, capsys, name, said):
+def test_input_without_files_is_rejected(jobs, tmp_path, capsys, name, said):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("a")
@@ -257,12 +257,12 @@ def test_an_input_that_names_nothing_is_refused(jobs, tmp_path, capsys, name, sa
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
-def test_images_are_resized_and_turned_as_training_does(jobs, tmp_path, kind):
+def test_images_are_resized_and_rotated_as_in_training(jobs, tmp_path, kind):
     folder = tmp_path / "in"
     folder.mkdir()
     large = np.random.default_rng(0).integers(0, 256, (3, 9, 7), np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 6  # held on its side: to be turned by a quarter
+    exif[0x0112] = 6  # the camera was held sideways: rotate by 90 degrees
     for i, row in enumerate(large):
         Image.fromarray(row).save(folder / f"{i}.png", exif=exif if i == 2 else None)
     wanted = read_pictures(folder, "4x4").pixels
@@ -275,18 +275,18 @@ def test_images_are_resized_and_turned_as_training_does(jobs, tmp_path, kind):
     assert jobs.run(source, tmp_path / "out", *flags) == 0
     made = jobs.table(tmp_path / "out")["reconstruction"].to_pylist()
     pixels = np.frombuffer(b"".join(made), np.uint8)
-    np.testing.assert_array_equal(pixels.reshape(wanted.shape), wanted)  # the toy gives x back
+    np.testing.assert_array_equal(pixels.reshape(wanted.shape), wanted)  # the toy model returns x
     assert jobs.run(source, tmp_path / "out", "--reconstruction", "raw") == 78
 
 
-def test_images_of_another_size_are_quarantined_without_resize(jobs, tmp_path):
+def test_images_of_other_sizes_are_quarantined_without_resize(jobs, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(np.zeros((9, 7), np.uint8)).save(tmp_path / "in" / "a.png")
     assert jobs.run(tmp_path / "in", tmp_path / "out") == 0
     assert "got 7 x 9" in jobs.quarantine(tmp_path / "out")["a.png"]
 
 
-def exif_that_cannot_be_written_again():
+def exif_that_pillow_cannot_write():
     """Orientation 6, and an XResolution of type SRATIONAL (-1, 0), as some cameras write it."""
     header = b"II*\0" + struct.pack("<IH", 8, 2)
     orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
@@ -295,10 +295,10 @@ def exif_that_cannot_be_written_again():
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_odd_files_end_no_job(jobs, x, tmp_path, processes):
+def test_odd_files_do_not_end_the_job(jobs, x, tmp_path, processes):
     folder = write(tmp_path / "in", x[:30], "images")
     odd = Image.fromarray(np.zeros((4, 4), np.uint8))
-    odd.save(folder / "photo.jpg", exif=exif_that_cannot_be_written_again())
+    odd.save(folder / "photo.jpg", exif=exif_that_pillow_cannot_write())
     name = os.fsdecode(b"caf\xe9.png")
     (folder / name).write_bytes(png(x[0]))
     (folder / f"bad-{name}").write_bytes(b"no image")
@@ -313,7 +313,7 @@ def test_odd_files_end_no_job(jobs, x, tmp_path, processes):
     assert {r"caf\xe9.png", "photo.jpg"} <= set(ids)
 
 
-def test_folders_whose_names_are_not_utf8_are_read_and_written(jobs, x, tmp_path):
+def test_folders_with_names_that_are_not_utf8(jobs, x, tmp_path):
     folder = write(tmp_path / os.fsdecode(b"caf\xe9"), x[:10], "images")
     output = tmp_path / os.fsdecode(b"r\xe9sultat")
     process = jobs.start(folder, output)
@@ -323,7 +323,7 @@ def test_folders_whose_names_are_not_utf8_are_read_and_written(jobs, x, tmp_path
     assert (output / "_SUCCESS").exists()
 
 
-def test_a_file_that_nobody_may_read_is_quarantined(jobs, x, tmp_path, monkeypatch):
+def test_unreadable_file_is_quarantined(jobs, x, tmp_path, monkeypatch):
     folder = write(tmp_path / "in", x[:30], "images")
     (folder / "closed.png").write_bytes(png(x[0]))
     opened = os.open
@@ -338,7 +338,7 @@ def test_a_file_that_nobody_may_read_is_quarantined(jobs, x, tmp_path, monkeypat
     assert "Permission denied" in jobs.quarantine(tmp_path / "out")["closed.png"]
 
 
-def test_a_machine_that_lacks_something_quarantines_no_file(jobs, x, tmp_path, monkeypatch):
+def test_errors_of_the_machine_quarantine_no_file(jobs, x, tmp_path, monkeypatch):
     folder = write(tmp_path / "in", x[:3], "images")
 
     def none_left(path, *flags, **options):
@@ -349,7 +349,7 @@ def test_a_machine_that_lacks_something_quarantines_no_file(jobs, x, tmp_path, m
         open_file(str(folder / "sub0" / "000.png"))
 
 
-def test_the_files_that_were_found_are_counted_and_kept(jobs, x, tmp_path, capsys):
+def test_found_files_are_counted_in_the_plan(jobs, x, tmp_path, capsys):
     folder = write(tmp_path / "in", x[:10], "images")
     (folder / ".DS_Store").write_bytes(b"")
     (folder / "live.heic").write_bytes(b"")
@@ -359,11 +359,11 @@ def test_the_files_that_were_found_are_counted_and_kept(jobs, x, tmp_path, capsy
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert plan["files"]["taken"] == 10
     assert sum(plan["files"]["left_out"].values()) == 2
-    (folder / "._000.png").write_bytes(b"")  # it takes no part: the job is the same
+    (folder / "._000.png").write_bytes(b"")  # skipped: the job is the same
     assert jobs.run(folder, tmp_path / "out") == 0
 
 
-def test_linked_folders_are_part_of_the_job(jobs, x, tmp_path):
+def test_linked_folders_are_read(jobs, x, tmp_path):
     elsewhere = write(tmp_path / "elsewhere", x[:8], "images")
     folder = write(tmp_path / "in", x[8:10], "images")
     (folder / "linked").symlink_to(elsewhere)
@@ -372,7 +372,7 @@ def test_linked_folders_are_part_of_the_job(jobs, x, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["binary", "npy", "idx"])
-def test_a_folder_of_shards_is_one_input(jobs, x, tmp_path, kind):
+def test_folder_of_shards_is_read(jobs, x, tmp_path, kind):
     (tmp_path / "in").mkdir()
     for i in range(0, len(x), 50):
         shard = write(tmp_path / "in" / f"part={i:02d}", x[i : i + 50], kind)
@@ -385,13 +385,13 @@ def test_a_folder_of_shards_is_one_input(jobs, x, tmp_path, kind):
     np.testing.assert_array_equal(pixels.reshape(-1, 4, 4), x)
 
 
-def test_a_home_is_meant_by_a_tilde(jobs, x, tmp_path, monkeypatch):
+def test_tilde_means_the_home_folder(jobs, x, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     np.savez(tmp_path / "x.npz", rows=x, y=np.arange(3))
     assert jobs.run("~/x.npz:rows", tmp_path / "out") == 0
 
 
-def test_integers_of_any_width_are_bytes_where_they_fit(jobs, x, tmp_path):
+def test_wide_integers_are_read_as_bytes(jobs, x, tmp_path):
     values = x.astype(np.int64)
     values[7, 0, 0] = 300
     np.save(tmp_path / "x.npy", values)

@@ -1,4 +1,4 @@
-"""A row's scores beside those of the training rows, where the bundle knows them."""
+"""Percentiles of a row's scores among the training rows, if the bundle has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEVELS = [0.0, 1.0, 50.0, 99.0, 100.0]
 
 @pytest.fixture(scope="session")
 def known(jobs, x, tmp_path_factory):
-    """Jobs on a toy bundle whose training rows were half of x; and what it knows of them."""
+    """Jobs on a toy bundle whose training rows were half of x, and their scores."""
     folder = tmp_path_factory.mktemp("known")
     np.save(folder / "x.npy", x)
     assert jobs.run(folder / "x.npy", folder / "out") == 0
@@ -29,7 +29,7 @@ def known(jobs, x, tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy"])
-def test_each_score_has_its_percentile(known, npy, tmp_path, form):
+def test_each_score_has_a_percentile(known, npy, tmp_path, form):
     jobs, scores = known
     assert jobs.run(npy, tmp_path / "out", "--format", form) == 0
     if form == "parquet":
@@ -50,18 +50,18 @@ def test_each_score_has_its_percentile(known, npy, tmp_path, form):
         assert (np.diff(shares[np.argsort(values, kind="stable")]) >= 0).all()
 
 
-def test_a_bundle_that_knows_none_gives_no_columns(jobs, npy, tmp_path):
+def test_bundle_without_training_scores_has_no_percentiles(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "out") == 0
     assert not any("percentile" in name for name in jobs.table(tmp_path / "out").column_names)
 
 
-def test_without_scores_there_are_no_percentiles(known, npy, tmp_path):
+def test_no_scores_omits_percentiles(known, npy, tmp_path):
     assert known[0].run(npy, tmp_path / "out", "--no-scores") == 0
     names = known[0].table(tmp_path / "out").column_names
     assert names == ["row", "id", "mean", "log_var"]
 
 
-def test_a_server_passes_them_on(known, npy, tmp_path, start_server):
+def test_server_provides_training_scores(known, npy, tmp_path, start_server):
     jobs, _ = known
     server = start_server(jobs.bundle.parents[1])
     assert jobs.run(npy, tmp_path / "here") == 0

@@ -1,4 +1,4 @@
-"""A job that had to leave rows out: how many are too many, and what is said of them."""
+"""The limit of quarantined rows, and the summary of the reasons."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def write(path, x: np.ndarray, bad: int):
         ("0", 7, 0),
     ],
 )
-def test_a_limit_is_a_share_or_a_number(text, of, rows):
+def test_limit_is_a_percentage_or_a_number(text, of, rows):
     assert Limit(text).rows(of) == rows
 
 
 @pytest.mark.parametrize("text", ["", "%", "-1", "101%", "0.5", "1e3", "many", "1 %"])
-def test_a_limit_that_is_neither_is_refused(text):
+def test_invalid_limit_is_rejected(text):
     with pytest.raises(ConfigError, match="--max-quarantined"):
         Limit(text)
 
 
 @pytest.mark.parametrize(("bad", "status"), [(1, 0), (2, 66)])
-def test_one_percent_may_be_quarantined_and_no_more(jobs, x, tmp_path, capsys, bad, status):
+def test_default_limit_is_one_percent(jobs, x, tmp_path, capsys, bad, status):
     table = write(tmp_path / "x.parquet", x, bad)
     assert jobs.run(table, tmp_path / "out", *DEFAULT) == status
     assert (tmp_path / "out" / "_SUCCESS").exists() == (status == 0)
@@ -55,9 +55,7 @@ def test_one_percent_may_be_quarantined_and_no_more(jobs, x, tmp_path, capsys, b
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_job_of_bad_rows_alone_fails_and_needs_no_work_to_pass(
-    jobs, x, tmp_path, capsys, processes
-):
+def test_job_over_the_limit_finishes_with_a_higher_limit(jobs, x, tmp_path, capsys, processes):
     table, output = write(tmp_path / "x.parquet", x, len(x)), tmp_path / "out"
     flags = (*DEFAULT, "--processes", processes)
     assert jobs.run(table, output, *flags) == 66
@@ -72,7 +70,7 @@ def test_a_job_of_bad_rows_alone_fails_and_needs_no_work_to_pass(
     assert json.loads((output / "_SUCCESS").read_text())["quarantined"] == 100
 
 
-def test_reasons_are_counted_and_the_most_frequent_come_first():
+def test_reasons_are_counted_most_frequent_first():
     bad = [BadRow(i, f"{i}.png", f"{i}.png: holds {i / 7:g}, outside 0 to 1") for i in range(3)]
     bad += [BadRow(9, "9", "no value")]
     bad += [BadRow(20 + i, "a", "no value " + "x" * i) for i in range(1, 9)]

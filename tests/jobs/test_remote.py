@@ -1,4 +1,4 @@
-"""Jobs through a server: the same rows as in process, and its refusals are obeyed."""
+"""Jobs through a server: the same rows as in process, and retries as the server asks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def target(toy_bundles, module_servers) -> str:
     return module_servers(toy_bundles).target
 
 
-def test_a_server_gives_the_rows_of_its_bundle(jobs, npy, tmp_path, target):
+def test_server_gives_the_same_rows_as_its_bundle(jobs, npy, tmp_path, target):
     assert jobs.run(npy, tmp_path / "here", "--reconstruction", "png") == 0
     flags = ("--reconstruction", "png", "--server", target)
     assert jobs.run(npy, tmp_path / "there", *flags) == 0
@@ -36,14 +36,14 @@ def test_a_server_gives_the_rows_of_its_bundle(jobs, npy, tmp_path, target):
     assert (tmp_path / "there" / "sheet.html").exists()
 
 
-def test_a_job_begun_here_may_go_on_there(jobs, npy, tmp_path, target):
+def test_local_job_resumes_through_a_server(jobs, npy, tmp_path, target):
     flags = ("--shard-index", 0, "--shard-count", 2)
     assert jobs.run(npy, tmp_path / "out", *flags) == 0
     assert jobs.run(npy, tmp_path / "out", "--server", target, "--processes", 2) == 0
     assert jobs.table(tmp_path / "out")["row"].to_pylist() == list(range(100))
 
 
-def test_bad_rows_never_reach_the_server(jobs, tmp_path, target):
+def test_bad_rows_are_not_sent(jobs, tmp_path, target):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in "abcdefghij":
@@ -53,7 +53,7 @@ def test_bad_rows_never_reach_the_server(jobs, tmp_path, target):
     assert jobs.table(tmp_path / "out").num_rows == 0
 
 
-def test_the_server_works_for_it_in_the_background(jobs, npy, tmp_path, toy_bundles, start_server):
+def test_job_respects_the_servers_row_limit(jobs, npy, tmp_path, toy_bundles, start_server):
     server = start_server(toy_bundles, max_rows=8)
     assert jobs.run(npy, tmp_path / "out", "--server", server.target) == 0
     labels = {"method": "StreamReconstruct", "model": "toy", "code": "OK"}
@@ -61,7 +61,7 @@ def test_the_server_works_for_it_in_the_background(jobs, npy, tmp_path, toy_bund
     assert jobs.run(npy, tmp_path / "b", "--server", server.target, "--batch-rows", 9) == 78
 
 
-def test_draws_are_those_of_the_bundle(jobs, npy, tmp_path, target):
+def test_draws_equal_those_of_the_bundle(jobs, npy, tmp_path, target):
     flags = ("--draw", "--seed", 7, "--reconstruction", "raw")
     assert jobs.run(npy, tmp_path / "here", *flags) == 0
     assert jobs.run(npy, tmp_path / "there", *flags, "--server", target) == 0
@@ -74,7 +74,7 @@ def test_draws_are_those_of_the_bundle(jobs, npy, tmp_path, target):
     assert np.abs(a - b).max() <= 1
 
 
-def test_bad_rows_cost_the_others_nothing_not_even_their_draws(jobs, x, tmp_path, target):
+def test_bad_rows_do_not_change_the_draws_of_others(jobs, x, tmp_path, target):
     folder = tmp_path / "in"
     folder.mkdir()
     for i, row in enumerate(x[:40]):
@@ -91,7 +91,7 @@ def test_bad_rows_cost_the_others_nothing_not_even_their_draws(jobs, x, tmp_path
     assert jobs.quarantine(tmp_path / "here") == jobs.quarantine(tmp_path / "there")
 
 
-def test_with_tls_and_a_token(jobs, npy, tmp_path, toy_bundles, start_server, capsys):
+def test_tls_and_token(jobs, npy, tmp_path, toy_bundles, start_server, capsys):
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1", "localhost")
     issued.private_key_pem.write_to_path(tmp_path / "tls.key")
@@ -118,7 +118,7 @@ def test_with_tls_and_a_token(jobs, npy, tmp_path, toy_bundles, start_server, ca
 
 @contextlib.contextmanager
 def overload(target: str, callers: int = 3) -> Iterator[None]:
-    """Callers of whom always one has the decoder's queue to himself, full beyond its measure."""
+    """Clients that keep the decoder's queue over its limit."""
     over = threading.Event()
 
     def call() -> None:
@@ -139,15 +139,15 @@ def overload(target: str, callers: int = 3) -> Iterator[None]:
             thread.join()
 
 
-@pytest.mark.slow  # it waits as long as it is told to
-def test_an_overloaded_server_is_waited_for(jobs, npy, tmp_path, toy_bundles, start_server):
+@pytest.mark.slow  # it waits as long as the server asks
+def test_overloaded_server_is_retried(jobs, npy, tmp_path, toy_bundles, start_server):
     server = start_server(toy_bundles, max_batch_rows=1, queue_rows=16)
     there = ("--server", server.target)
     assert jobs.run(npy, tmp_path / "calm", *there) == 0
     refused = {"method": "StreamReconstruct", "model": "", "code": "RESOURCE_EXHAUSTED"}
     with overload(server.target):
         job = jobs.start(npy, tmp_path / "out", *there)
-        # More than the four times after which a client gives up what cannot wait.
+        # More than the four attempts of a client that is not in the background.
         while server.metric("latentd_requests_total", **refused) < 6:
             assert job.poll() is None, job.communicate()
     _, said = job.communicate()
@@ -155,6 +155,6 @@ def test_an_overloaded_server_is_waited_for(jobs, npy, tmp_path, toy_bundles, st
     assert jobs.content(tmp_path / "out") == jobs.content(tmp_path / "calm")
 
 
-def test_no_server_is_said(jobs, npy, tmp_path, capsys):
+def test_missing_server_is_reported(jobs, npy, tmp_path, capsys):
     assert jobs.run(npy, tmp_path / "out", "--server", "127.0.0.1:1") == 69
     assert "127.0.0.1:1" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a job writes: the right numbers for every row, whoever computes them and in what shares."""
+"""What a job writes: the right numbers for every row, for any executor and sharding."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ from latentd.readers.rows import Chunk
 COLUMNS = ["row", "id", "reconstruction_error", "kl", "elbo", "mean", "log_var"]
 
 
-def test_every_row_has_what_the_server_gives_for_it(
-    jobs, npy, x, tmp_path, toy_bundles, start_server
-):
+def test_every_row_equals_the_servers_result(jobs, npy, x, tmp_path, toy_bundles, start_server):
     assert jobs.run(npy, tmp_path / "out", "--reconstruction", "raw") == 0
     table = jobs.table(tmp_path / "out")
     with Client(start_server(toy_bundles).target) as client:
@@ -44,10 +42,10 @@ def test_every_row_has_what_the_server_gives_for_it(
     np.testing.assert_array_equal(np.stack(table["mean"].to_numpy()), encoding.mean)
     np.testing.assert_array_equal(np.stack(table["log_var"].to_numpy()), encoding.log_var)
     pixels = np.frombuffer(b"".join(table["reconstruction"].to_pylist()), np.uint8)
-    np.testing.assert_array_equal(pixels.reshape(x.shape), x)  # the toy gives x back
+    np.testing.assert_array_equal(pixels.reshape(x.shape), x)  # the toy model returns x
 
 
-def test_the_folder_of_shards_reads_as_one_table(jobs, npy, tmp_path):
+def test_shards_read_as_one_table(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "out") == 0
     table = pq.read_table(tmp_path / "out" / "shards")
     assert table.equals(jobs.table(tmp_path / "out"))
@@ -63,7 +61,7 @@ def test_png_reconstructions_are_images(jobs, npy, x, tmp_path):
     np.testing.assert_array_equal(images, x)
 
 
-def test_npy_shards_are_structured_arrays_of_the_same_numbers(jobs, npy, x, tmp_path):
+def test_npy_shards_have_the_same_numbers(jobs, npy, x, tmp_path):
     assert jobs.run(npy, tmp_path / "a", "--reconstruction", "raw") == 0
     assert jobs.run(npy, tmp_path / "b", "--reconstruction", "raw", "--format", "npy") == 0
     shards = sorted((tmp_path / "b" / "shards").glob("*.npy"))
@@ -75,7 +73,7 @@ def test_npy_shards_are_structured_arrays_of_the_same_numbers(jobs, npy, x, tmp_
     np.testing.assert_array_equal(rows["mean"], np.stack(table["mean"].to_numpy()))
 
 
-def test_draws_belong_to_rows_and_not_to_shards(jobs, npy, x, tmp_path):
+def test_draws_do_not_depend_on_shards(jobs, npy, x, tmp_path):
     for name, flags in {"a": (), "b": ("--shard-rows", 7, "--batch-rows", 3)}.items():
         assert jobs.run(npy, tmp_path / name, "--draw", "--seed", 3, *flags) == 0
     a, b = (jobs.table(tmp_path / name)["elbo"].to_numpy() for name in "ab")
@@ -97,17 +95,17 @@ def test_processes_and_machines_write_the_same_bytes(jobs, npy, tmp_path):
     assert jobs.content(tmp_path / "shared") == wanted
 
 
-def test_kubernetes_says_which_share_this_is(jobs, npy, tmp_path, monkeypatch, capsys):
+def test_kubernetes_sets_the_shard_index(jobs, npy, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     assert jobs.run(npy, tmp_path / "out", "--shard-count", 2) == 0
     assert sorted(p.name for p in (tmp_path / "out" / "shards").glob("_*.json")) == [
         "_00001.json",
         "_00003.json",
     ]
-    assert "other machines are still at theirs" in capsys.readouterr().out
+    assert "others are still running" in capsys.readouterr().out
 
 
-def test_the_sheet_begins_with_the_row_that_scores_worst(jobs, npy, tmp_path):
+def test_sheet_starts_with_the_largest_error(jobs, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "out") == 0
     errors = jobs.table(tmp_path / "out")["reconstruction_error"].to_numpy()
     page = (tmp_path / "out" / "sheet.html").read_text()
@@ -118,21 +116,21 @@ def test_the_sheet_begins_with_the_row_that_scores_worst(jobs, npy, tmp_path):
         assert image.width > image.height > 100
 
 
-def test_the_sheet_shows_equal_rows_once(jobs, x, tmp_path):
+def test_sheet_shows_equal_rows_once(jobs, x, tmp_path):
     rows = x.copy()
-    rows[[3, *range(50, 95)]] = 71  # the worst that the toy can score, more than a shard remembers
+    rows[[3, *range(50, 95)]] = 71  # the toy's largest error, in more rows than a manifest has
     np.save(tmp_path / "x.npy", rows)
     assert jobs.run(tmp_path / "x.npy", tmp_path / "out", "--shard-rows", 50) == 0
     page = (tmp_path / "out" / "sheet.html").read_text()
     shown = re.findall(r"<figcaption>(\d+): ([^<]+)<", page)
     same = [text for row, text in shown if row == "3" or 50 <= int(row) < 95]
     assert len(same) == 1
-    assert same[0].endswith("(and 45 that score the same)")
+    assert same[0].endswith("(and 45 with the same score)")
     assert len(re.findall("<img", page)) == 2 * len(shown) > 64
 
 
 @pytest.mark.parametrize(("kind", "form"), [("npy", "parquet"), ("parquet", "npy")])
-def test_rows_outside_the_range_are_scored_and_counted(vector_jobs, tmp_path, capsys, kind, form):
+def test_values_outside_the_range_are_counted(vector_jobs, tmp_path, capsys, kind, form):
     rows = np.random.default_rng(0).uniform(0, 1, (60, 3))  # float64
     rows[7] = [1.4, 0.5, -0.2]
     rows[30, 0] = 1.0000000000000002
@@ -159,7 +157,7 @@ def test_rows_outside_the_range_are_scored_and_counted(vector_jobs, tmp_path, ca
     np.testing.assert_allclose(errors, wanted, rtol=1e-5)
 
 
-def test_rows_outside_the_range_go_through_a_server_too(
+def test_server_counts_values_outside_the_range(
     vector_jobs, tmp_path, publish_vectors, start_server
 ):
     publish_vectors(tmp_path / "bundles")
@@ -186,13 +184,16 @@ def test_vectors_have_a_sheet_of_line_plots(vector_jobs, tmp_path):
     errors = vector_jobs.table(tmp_path / "out")["reconstruction_error"].to_numpy()
     assert f"<figcaption>{errors.argmax()}: " in figures[0]
     assert all(figure.count("<polyline") == 2 for figure in figures)
-    assert f"[1] {rows[errors.argmax()][1]:.4g}, made {rows[errors.argmax()][1]:.4g}" in figures[0]
+    assert (
+        f"[1] {rows[errors.argmax()][1]:.4g}, reconstruction {rows[errors.argmax()][1]:.4g}"
+        in figures[0]
+    )
     assert "http" not in page.replace("http-equiv", "")
     assert not (tmp_path / "out" / "sheet.png").exists()
 
 
 def poisoned(levels: int = 200) -> bytes:
-    """The toy's encoder, which fails where a row's first byte is `levels` or more."""
+    """The toy's encoder, which fails on rows whose first byte is `levels` or more."""
     value = helper.make_tensor_value_info
     constants = {
         "table": np.zeros(levels, np.float32),
@@ -227,9 +228,7 @@ def poisoned(levels: int = 200) -> bytes:
     return model.SerializeToString()
 
 
-def test_rows_that_the_model_fails_on_are_found_and_the_others_are_not_harmed(
-    jobs, npy, x, tmp_path, publish_toy
-):
+def test_rows_that_fail_are_quarantined_alone(jobs, npy, x, tmp_path, publish_toy):
     folder = publish_toy(tmp_path / "bundles", encoder_onnx=poisoned())
     poison = {str(i) for i in np.flatnonzero(x[:, 0, 0] >= 200)}
     assert 3 < len(poison) < 50
@@ -246,7 +245,7 @@ def test_rows_that_the_model_fails_on_are_found_and_the_others_are_not_harmed(
     assert success["written"] + success["quarantined"] == success["rows"] == len(x)
 
 
-def test_a_batch_that_holds_only_poison_gives_no_rows(tmp_path, publish_toy):
+def test_batch_of_failing_rows_gives_no_rows(tmp_path, publish_toy):
     folder = publish_toy(tmp_path / "bundles", encoder_onnx=poisoned())
     run = LocalReconstructor(load_bundle(folder), OutputSpec(), "cpu").run
     x = np.full((3, 4, 4), 255, np.uint8)
@@ -257,22 +256,20 @@ def test_a_batch_that_holds_only_poison_gives_no_rows(tmp_path, publish_toy):
 
 
 class Broken:
-    """A graph on a device that is lost."""
+    """A graph on a lost device."""
 
     def run(self, *_: object) -> None:
         raise RuntimeError("CUDA failure 719")
 
 
-def test_an_engine_that_is_broken_is_not_the_fault_of_a_row(
-    jobs, npy, x, tmp_path, monkeypatch, capsys
-):
+def test_broken_engine_quarantines_no_row(jobs, npy, x, tmp_path, monkeypatch, capsys):
     load = LocalReconstructor.__init__
 
-    def loaded_and_lost(self, *given: object, **named: object) -> None:
+    def load_then_lose(self, *given: object, **named: object) -> None:
         load(self, *given, **named)
         self._decoder = Broken()
 
-    monkeypatch.setattr(LocalReconstructor, "__init__", loaded_and_lost)
+    monkeypatch.setattr(LocalReconstructor, "__init__", load_then_lose)
     assert jobs.run(npy, tmp_path / "out") == 70
     assert "its own golden vectors: CUDA failure 719." in capsys.readouterr().err
     assert not list((tmp_path / "out" / "shards").iterdir())
@@ -281,17 +278,17 @@ def test_an_engine_that_is_broken_is_not_the_fault_of_a_row(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--reconstruction", "png", "--format", "npy"), "say --reconstruction raw"),
-        (("--shard-index", 2, "--shard-count", 2), "is not below --shard-count 2"),
+        (("--reconstruction", "png", "--format", "npy"), "Use --reconstruction raw"),
+        (("--shard-index", 2, "--shard-count", 2), "must be less than --shard-count 2"),
     ],
 )
-def test_wishes_that_cannot_be_met_are_refused(jobs, npy, tmp_path, capsys, flags, said):
+def test_invalid_flags_are_rejected(jobs, npy, tmp_path, capsys, flags, said):
     assert jobs.run(npy, tmp_path / "out", *flags) == 78
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
-def test_a_plain_autoencoder_has_no_scores(jobs, npy, tmp_path, publish_toy, capsys):
+def test_plain_autoencoder_has_no_scores(jobs, npy, tmp_path, publish_toy, capsys):
     ae = type(jobs)(publish_toy(tmp_path / "bundles", family="ae"))
     assert ae.run(npy, tmp_path / "out") == 78
     assert "--no-scores" in capsys.readouterr().err
@@ -299,28 +296,28 @@ def test_a_plain_autoencoder_has_no_scores(jobs, npy, tmp_path, publish_toy, cap
     assert jobs.table(tmp_path / "out").column_names == ["row", "id", "mean", "log_var"]
 
 
-def test_a_dry_run_says_what_would_be_and_writes_nothing(jobs, npy, tmp_path, capsys):
+def test_dry_run_prints_the_plan_and_writes_nothing(jobs, npy, tmp_path, capsys):
     assert jobs.run(npy, tmp_path / "out", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "100 rows in all, 5 shards of up to 24" in said
-    assert "rows a second in one process" in said
+    assert "100 rows in total, 5 shards of up to 24" in said
+    assert "rows per second in one process" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_tells_of_rows_that_would_be_quarantined(jobs, tmp_path, capsys):
+def test_dry_run_reports_bad_rows(jobs, tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "cut.png").write_bytes(b"")
     assert jobs.run(folder, tmp_path / "out", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "1 of 1 rows (100%) that were tried would be quarantined" in said
+    assert "1 of 1 rows (100%) of this trial would be quarantined" in said
     assert "not a readable image file (first: row 0, cut.png)" in said
     assert "status 66" not in said
     assert jobs.run(folder, tmp_path / "out", "--dry-run", "--max-quarantined", "50%") == 0
     assert "would end with status 66" in capsys.readouterr().out
 
 
-def test_a_job_that_was_finished_already_claims_no_rate(jobs, npy, tmp_path, capsys):
+def test_finished_job_prints_no_rate(jobs, npy, tmp_path, capsys):
     half = ("--shard-index", 0, "--shard-count", 2)
     assert jobs.run(npy, tmp_path / "out", *half) == 0
     assert "52 rows in " in capsys.readouterr().out
@@ -331,10 +328,10 @@ def test_a_job_that_was_finished_already_claims_no_rate(jobs, npy, tmp_path, cap
     assert jobs.run(npy, tmp_path / "out", "--processes", 2) == 0
     said = capsys.readouterr().out
     assert "All 100 rows were finished already" in said
-    assert "a second" not in said
+    assert "per second" not in said
 
 
-def test_a_job_gives_way_to_other_work(jobs, npy, tmp_path):
+def test_job_lowers_its_priority(jobs, npy, tmp_path):
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(0, wait=False):
@@ -346,36 +343,36 @@ def test_a_job_gives_way_to_other_work(jobs, npy, tmp_path):
     assert job.returncode == 0
 
 
-def test_a_url_is_no_output(jobs, npy, tmp_path, capsys):
+def test_url_as_output_is_rejected(jobs, npy, tmp_path, capsys):
     for flags in ((), ("--dry-run",)):
         assert jobs.run(npy, "memory://bucket/out", *flags) == 78
-        assert "--output memory://bucket/out: results are committed by" in capsys.readouterr().err
+        assert "--output memory://bucket/out: must be a local" in capsys.readouterr().err
 
 
-def test_a_terminal_sees_rate_and_time_left_and_a_scraper_the_rows_so_far(jobs, npy, tmp_path):
+def test_terminal_and_metrics_file_show_progress(jobs, npy, tmp_path):
     output, metrics = tmp_path / "out", tmp_path / "job.prom"
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    terminal, job_end = pty.openpty()
+    fcntl.ioctl(job_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     store = Store(output)
     with store.locked(1, wait=False):
-        job = jobs.start(npy, output, "--metrics-file", metrics, stderr=theirs)
-        os.close(theirs)
+        job = jobs.start(npy, output, "--metrics-file", metrics, stderr=job_end)
+        os.close(job_end)
         jobs.wait_for(output / "shards" / "_00004.json", job)
         lines = metrics.read_text().splitlines()
     job.communicate()
     store.close()
     shown = b""
-    with contextlib.suppress(OSError):  # which is how a terminal ends
-        while read := os.read(ours, 1 << 16):
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while read := os.read(terminal, 1 << 16):
             shown += read
-    os.close(ours)
+    os.close(terminal)
     assert job.returncode == 0, shown
     assert re.search(rb" [1-9][\d.]+/100 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+k? rows/s\]", shown), shown
     (done,) = [line.split()[1] for line in lines if line.startswith("latentd_job_rows_done ")]
     assert 0 < float(done) < 100
 
 
-def test_metrics_are_left_in_a_file(jobs, npy, tmp_path):
+def test_metrics_file_has_the_totals(jobs, npy, tmp_path):
     metrics = tmp_path / "job.prom"
     assert jobs.run(npy, tmp_path / "out", "--metrics-file", metrics) == 0
     lines = metrics.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""MNIST's 70,000 images, the job killed again and again: each row is there exactly once."""
+"""A job over MNIST's 70,000 images, killed repeatedly: each row is in the output exactly once."""
 
 from __future__ import annotations
 

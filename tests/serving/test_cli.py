@@ -41,7 +41,7 @@ def test_variable_is_read_only_by_the_command_that_uses_it(monkeypatch, capsys, 
     assert "JOB_COMPLETION_INDEX" not in capsys.readouterr().err
     job = ["batch", "--input", "x", "--output", str(tmp_path / "y"), "--bundle", "z"]
     assert __main__.main(job) == 78
-    assert f"JOB_COMPLETION_INDEX={value}: this must be a whole" in capsys.readouterr().err
+    assert f"JOB_COMPLETION_INDEX={value}: must be an integer" in capsys.readouterr().err
     assert __main__.main([*job, "--shard-index", "0"]) == 78
     assert "JOB_COMPLETION_INDEX" not in capsys.readouterr().err
     assert __main__.main(["client", "health"]) == 2
