@@ -99,13 +99,13 @@ def test_cancel_fails_the_futures_of_the_call(when):
 
 def test_finish_cancels_only_futures_that_are_not_done():
     context, cancelled = CallContext(), []
-    answered: Future[int] = Future(on_cancel=lambda: cancelled.append("answered"))
-    ahead: Future[int] = Future(on_cancel=lambda: cancelled.append("ahead"))
-    context.on_cancel(answered)
-    answered.set_result(1)
-    context.on_cancel(ahead)
+    done: Future[int] = Future(on_cancel=lambda: cancelled.append("done"))
+    pending: Future[int] = Future(on_cancel=lambda: cancelled.append("pending"))
+    context.on_cancel(done)
+    done.set_result(1)
+    context.on_cancel(pending)
     context.finish()
-    assert cancelled == ["ahead"]
+    assert cancelled == ["pending"]
 
 
 def test_long_call_keeps_no_reference_to_earlier_results():
@@ -120,12 +120,12 @@ def test_long_call_keeps_no_reference_to_earlier_results():
 
     context, chunks = CallContext(), [Rows() for _ in range(3)]
     futures: list[Future[Rows]] = [Future() for _ in chunks]
-    kept = [weakref.ref(chunk) for chunk in chunks]
+    references = [weakref.ref(chunk) for chunk in chunks]
     for future, chunk in zip(futures, chunks, strict=True):
         future.set_result(chunk)
     run_coroutine(stream())
     del future, chunk, chunks[:], futures[:]
-    assert [chunk() for chunk in kept] == [None] * 3
+    assert [chunk() for chunk in references] == [None] * 3
 
 
 class Failure(Exception):
@@ -139,13 +139,13 @@ def test_exception_leaves_no_reference_cycle():
 
     future: Future[int] = Future()
     waiting, error = [future], Failure("no")
-    gone = weakref.ref(error)
+    reference = weakref.ref(error)
     gc.disable()
     try:
         run_coroutine(call())
         future.set_exception(error)
         del future, error
-        assert gone() is None
+        assert reference() is None
     finally:
         gc.enable()
 

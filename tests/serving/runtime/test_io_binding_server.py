@@ -19,10 +19,10 @@ CLIENTS = 8
 CALLS = 25  # of each
 
 
-def ask(target: str, caller: int) -> list[int]:
+def ask(target: str, seed: int) -> list[int]:
     """Reconstruct rows that only this client sends, in one call and in two; the versions used."""
     versions = []
-    rng = np.random.default_rng(caller)
+    rng = np.random.default_rng(seed)
     with Client(target) as client:
         for rows in rng.integers(1, 40, CALLS):
             x = rng.integers(0, 256, (rows, 4, 4), np.uint8)
@@ -38,7 +38,7 @@ def ask(target: str, caller: int) -> list[int]:
 
 def ask_all(target: str) -> set[int]:
     with ThreadPoolExecutor(CLIENTS) as pool:
-        answered = pool.map(lambda caller: ask(target, caller), range(CLIENTS))
+        answered = pool.map(lambda seed: ask(target, seed), range(CLIENTS))
         return {version for versions in answered for version in versions}
 
 
@@ -138,10 +138,9 @@ def test_version_is_refused_when_its_threads_do_not_get_ready(
         "A graph fails on its golden inputs: out of memory",
     )
     assert server.metric("latentd_reloads_total", result="rejected", reason="golden") == 1
-    gone = {"graph": graph, "model": "toy", "version": "2"}
-    assert server.server.metrics.registry.get_sample_value("latentd_queue_rows", gone) is None
-    kept = [graph for graph in bound if buckets(graph)]
-    assert len(kept) == 2
+    unloaded = {"graph": graph, "model": "toy", "version": "2"}
+    assert server.server.metrics.registry.get_sample_value("latentd_queue_rows", unloaded) is None
+    assert len([graph for graph in bound if buckets(graph)]) == 2
 
 
 def test_unloaded_version_frees_its_buffers(tmp_path, publish_toy, start_server, bound):

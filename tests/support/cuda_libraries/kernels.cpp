@@ -214,16 +214,16 @@ const std::vector<std::pair<std::string, Kernel>> known{
 std::string signature(const std::string& mangled) {
   int status;
   char* const text = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
-  std::string said = text ? text : mangled;
+  std::string found = text ? text : mangled;
   free(text);
   for (const std::string noise : {"void ", "onnxruntime::cuda::"})
-    for (size_t at; (at = said.find(noise)) != std::string::npos;) said.erase(at, noise.size());
-  return said;
+    for (size_t at; (at = found.find(noise)) != std::string::npos;) found.erase(at, noise.size());
+  return found;
 }
 
 Op kernel(const std::string& name, void** arguments) {
-  const std::string said = signature(name);
+  const std::string found = signature(name);
   for (const auto& [beginning, make] : known)
-    if (said.starts_with(beginning)) return make(arguments);
+    if (found.starts_with(beginning)) return make(arguments);
   return {};
 }

@@ -112,9 +112,9 @@ int cudaPointerGetAttributes(void* attributes, const void* at) {
   struct {
     int type, device;
     const void *on_device, *on_host;
-  } said{on_device(at, 1) ? 2 : within(locked_memory, at, 1) ? 1 : 0, 0, at, at};
+  } found{on_device(at, 1) ? 2 : within(locked_memory, at, 1) ? 1 : 0, 0, at, at};
   memset(attributes, 0, 88);
-  memcpy(attributes, &said, sizeof said);
+  memcpy(attributes, &found, sizeof found);
   return 0;
 }
 
