@@ -11,10 +11,10 @@ BUF    ?= buf
 FUZZ_SECONDS ?= 30
 VARIANT ?= cpu
 
-# The package says so itself; some benchmarks import ONNX Runtime before it.
+# The package sets this itself, but some benchmarks import ONNX Runtime before it.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-# What `make train export serve` work on; e.g. make train DATA=images:photos NAME=photos
+# Inputs of `make train export serve`, e.g. make train DATA=images:photos NAME=photos
 DATA   ?= digits
 NAME   ?= digits
 OUT    ?= runs/$(NAME)
@@ -45,7 +45,7 @@ $(VENV)/released: $(VENV)/installed
 lock: $(VENV)/released  ## deploy/docker/locked: what the images install, every file by its hash
 	PATH="$(abspath $(RUN)):$$PATH" deploy/docker/lock.sh
 
-lock-check: $(VENV)/released  ## fail when locked/ is not what pyproject.toml and deploy/constraints.txt make
+lock-check: $(VENV)/released  ## fail if locked/ is not what pyproject.toml and deploy/constraints.txt make
 	rm -rf build/locked && mkdir -p build && cp -r deploy/docker/locked build/locked
 	PATH="$(abspath $(RUN)):$$PATH" deploy/docker/lock.sh build/locked
 	diff -r deploy/docker/locked build/locked
@@ -75,26 +75,26 @@ test-slow: install  ## the tests that take longer
 test-data: install  ## the tests on MNIST and Fashion-MNIST (LATENTD_DATA, default ../shared/data)
 	$(PYTEST) -m data --timeout 1200
 
-test-gpu: install  ## the tests that need an NVIDIA GPU, and serving's others on it
+test-gpu: install  ## the tests that need an NVIDIA GPU, and serving's other tests on it
 	$(PYTEST) -m gpu --timeout 1200
 	LATENTD_TEST_PROVIDER=cuda $(PYTEST) tests/serving tests/e2e/test_pipeline.py --timeout 1200
 
-test-fake-cuda: install  ## serving's tests on ONNX Runtime's CUDA provider without a GPU (wants g++)
+test-fake-cuda: install  ## serving's tests on ONNX Runtime's CUDA provider without a GPU (needs g++)
 	$(PYTEST) -m fake_cuda tests/e2e
 	$(FAKE_CUDA) $(PYTEST) -m gpu tests/serving tests/e2e
 	LATENTD_TEST_PROVIDER=cuda $(FAKE_CUDA) $(PYTEST) tests/serving tests/e2e/test_pipeline.py
 
-test-faults: install  ## servers lost, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
+test-faults: install  ## servers killed, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
 	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not fake_cuda and not data' --timeout 1200
 
-fuzz: install  ## arbitrary bytes for every method and for the port, FUZZ_SECONDS for each test
+fuzz: install  ## arbitrary bytes for every method and the port, FUZZ_SECONDS for each test
 	LATENTD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0
 
-test-operate: install  ## images, manifests, alerts, dashboard (wants kubectl and Debian's prometheus, nginx, haproxy)
+test-operate: install  ## images, manifests, alerts, dashboard (needs kubectl and Debian's prometheus, nginx, haproxy)
 	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[operate]'
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
 
-validate: test-operate audit-manifests  ## both: every validator, each brought along where PyPI has it
+validate: test-operate audit-manifests  ## test-operate and audit-manifests
 
 draw-dashboard: install  ## the dashboard's panels from a real Prometheus under load, as a picture
 	PYTHONPATH=. $(RUN)python tests/deploy/draw_dashboard.py deploy/pictures/dashboard.png
@@ -130,7 +130,7 @@ build/packages:
 protos: install build/packages  ## generate serving/pb from protos/
 	$(PROTOC)
 
-protos-check: protos  ## fail when serving/pb is not what protos/ generates
+protos-check: protos  ## fail if serving/pb is not what protos/ generates
 	git diff --exit-code -- serving/pb
 
 protos-lint:  ## buf's STANDARD rules (get it with: npm install @bufbuild/buf)
@@ -140,10 +140,10 @@ protos-lint:  ## buf's STANDARD rules (get it with: npm install @bufbuild/buf)
 train: install  ## train a VAE on DATA into OUT
 	$(RUN)latentd train --data $(DATA) --out $(OUT)
 
-evaluate: install  ## measure OUT's best checkpoint on its test rows: likelihood, latent space, samples
+evaluate: install  ## measure OUT's best checkpoint on its test rows
 	$(RUN)latentd evaluate $(OUT)
 
-compare: install  ## measure on DATA what a VAE is for, beside an autoencoder; report in runs/compared-NAME
+compare: install  ## compare a VAE with an autoencoder on DATA; report in runs/compared-NAME
 	$(RUN)latentd compare --data $(DATA) --out runs/compared-$(NAME)
 
 export: install  ## publish OUT's best checkpoint as the next version of NAME in MODELS
@@ -152,13 +152,13 @@ export: install  ## publish OUT's best checkpoint as the next version of NAME in
 serve: install  ## serve MODELS until Ctrl-C
 	$(RUN)latentd serve --bundles $(MODELS)
 
-bench: install  ## the server beside a bare echo and the raw ONNX Runtime loop, as a table
+bench: install  ## the server compared with a bare echo and a raw ONNX Runtime loop
 	PYTHONPATH=. $(RUN)python tests/bench/bench_serving.py
 
 bench-workers: install  ## the same load on servers of one and of two workers
 	PYTHONPATH=. $(RUN)python tests/bench/bench_workers.py
 
-bench-watching: install  ## what an account, a log line and a span add to a call
+bench-watching: install  ## what statistics, a log line and a span add to a call
 	PYTHONPATH=. $(RUN)python tests/bench/bench_watching.py
 
 bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed row by row
@@ -167,16 +167,16 @@ bench-decoders: install  ## transposed, upsampled and sub-pixel decoders, timed 
 bench-swaps: install  ## latency while new versions are swapped in under load
 	PYTHONPATH=. $(RUN)python tests/bench/bench_swaps.py
 
-bench-jobs: install  ## batch jobs beside ONNX Runtime in a loop over rows in memory
+bench-jobs: install  ## batch jobs compared with a raw ONNX Runtime loop
 	PYTHONPATH=. $(RUN)python tests/bench/bench_jobs.py
 
-bench-gpu: install  ## engine, server and trainer on a GPU beside PyTorch there; a table in build/GPU.md
+bench-gpu: install  ## engine, server and trainer on a GPU compared with PyTorch; a table in build/GPU.md
 	PYTHONPATH=. $(RUN)python tests/bench/bench_gpu.py
 
-count-jobs: install  ## a million rows, the job killed again and again: none lost, none doubled
+count-jobs: install  ## a job of a million rows, killed many times: no row lost or doubled
 	$(RUN)python tests/support/row_accounting.py
 
-bench-training: install  ## a pass of the training loop beside the textbook's, as a table
+bench-training: install  ## an epoch of the trainer compared with the textbook's loop
 	PYTHONPATH=. $(RUN)python tests/bench/bench_training.py
 
 clean:  ## remove the environment and everything made by these targets

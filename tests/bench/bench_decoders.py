@@ -1,7 +1,8 @@
-"""What a decoder's way to larger images costs on ONNX Runtime's CPU provider.
+"""What each way to upsample in a decoder costs on ONNX Runtime's CPU provider.
 
-Three ways, untrained, their widths chosen for as many parameters: transposed convolution (4x4,
-stride 2), nearest-neighbour upsampling before a 3x3 convolution, and a 3x3 sub-pixel convolution.
+Three ways, untrained, with widths chosen for an equal number of parameters: transposed convolution
+(4x4, stride 2), nearest-neighbor upsampling before a 3x3 convolution, and a 3x3 sub-pixel
+convolution.
 The three are timed in turns, round by round; the table shows medians. Usage:
 python tests/bench/bench_decoders.py [--rounds 7] [--threads 1] [--out bench/decoders.json]
 """
@@ -48,7 +49,7 @@ CHANNELS = {
 
 
 def decoder(way: str, size: int) -> tuple[bytes, int]:
-    """A graph z -> x of `size` x `size` grey images, and its parameters."""
+    """A graph z -> x of `size` x `size` gray images, and its parameters."""
     coarse, fine = CHANNELS[size][way]
     side = size // 4
     g = models.Graph(0)
@@ -105,7 +106,7 @@ def main() -> None:
     lines = [line for size in CHANNELS for line in compare(size, args.rounds, args.threads)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(lines, indent=2))
-    print(f"Times are a row's; behind each its ratio to sub-pixel's. Written to {args.out}.")
+    print(f"Times are per row, each followed by its ratio to sub-pixel. Written to {args.out}.")
 
 
 if __name__ == "__main__":

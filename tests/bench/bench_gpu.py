@@ -1,8 +1,8 @@
-"""What the engine, the server and the trainer make of a GPU, beside PyTorch on the same card.
+"""How fast the engine, the server and the trainer are on a GPU, compared with PyTorch on the card.
 
-Builds every net, bundle and server it needs, measures what is compared in turns, and prints one
-table, which it also writes as Markdown with the card's name, driver and versions. With --device cpu
-everything runs on the CPU provider: its figures mean nothing, but it shows that the script works.
+Builds every net, bundle and server, measures in turns what it compares, and prints one table. It
+also writes the table as Markdown with the card's name, driver and versions. With --device cpu all
+runs on the CPU provider: the figures then mean nothing, but show that the script works.
 Usage: python tests/bench/bench_gpu.py [--device cuda] [--seconds 1] [--rounds 5]
 [--precision float32] [--out build/GPU.md]
 """
@@ -34,7 +34,7 @@ from latentd.training.run import Run
 
 
 def engine_alone(b: Bench, net: Net) -> None:
-    """Latents in host memory to images in host memory, beside PyTorch's."""
+    """From latents in host memory to images in host memory, compared with PyTorch."""
     eager, graph = model(net).to(b.device), b.graph(net, cuda_graphs=True)
     compiled = torch.compile(model(net).to(b.device).decode, mode="reduce-overhead")
 
@@ -58,11 +58,11 @@ def engine_alone(b: Bench, net: Net) -> None:
                 reach = 1.0 if way == "compiled" else None
             detail = f"{rate:.0f} and {statistics.median(found[way]) * rows:.0f} images/s"
             work = f"{net.name}, engine, {rows} rows / PyTorch {way}"
-            b.say(work, ratio(found["engine"], found[way]), reach, detail)
+            b.report_row(work, ratio(found["engine"], found[way]), reach, detail)
 
 
 def cuda_graphs(b: Bench, net: Net) -> None:
-    """A replayed graph beside session.run as most people call it."""
+    """A replayed CUDA graph compared with a plain session.run."""
     replayed, loaded = b.graph(net, cuda_graphs=True), bundle.load(b.path(net))
     options = Provider(b.device).options(cuda_graph=False)
     plain = onnxruntime.InferenceSession(loaded.files[bundle.DECODER], providers=options)
@@ -79,12 +79,14 @@ def cuda_graphs(b: Bench, net: Net) -> None:
         )
         work = f"{net.name}, {rows} rows, CUDA graph / plain session.run"
         reach = 2.0 if net is SMALL else None
-        b.say(work, ratio(found["replayed"], found["plain"]), reach, detail)
+        b.report_row(work, ratio(found["replayed"], found["plain"]), reach, detail)
 
 
 def training(b: Bench) -> None:
-    """A pass over 60,000 rows of MNIST's shape, gated net, beside the textbook's loop. On a GPU
-    --compile replays its steps from CUDA graphs."""
+    """An epoch of 60,000 rows of MNIST's shape, gated net, compared with the textbook's loop.
+
+    On a GPU --compile replays the steps from CUDA graphs.
+    """
     rows = 60_000 if b.device == "cuda" else 2_560
     dataset = noise(rows)
     theirs = Textbook(settings("gated"), dataset, torch.device(b.device))
@@ -110,29 +112,29 @@ def training(b: Bench) -> None:
             f"{statistics.median(seconds[name]):.2f} s" for name in (way, "textbook")
         )
         work = f"training, gated, {way}: epochs/s / textbook's at 128"
-        b.say(work, ratio(seconds["textbook"], seconds[way]), 20.0, f"{detail} a pass")
+        b.report_row(work, ratio(seconds["textbook"], seconds[way]), 20.0, f"{detail} a pass")
 
 
 def about(device: str) -> str:
-    """The card, its driver and the versions that were measured."""
+    """The card, its driver and the versions of what is measured."""
     versions = f"PyTorch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}"
     if device == "cpu":
-        return f"CPU provider, {versions}: a rehearsal of the script, no measurement."
+        return f"CPU provider, {versions}: a trial of the script, not a measurement."
     driver = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     card = subprocess.run(driver, capture_output=True, text=True, check=True).stdout.strip()
     return f"{card}, CUDA {torch.version.cuda}, {versions}."
 
 
 def checked(device: str) -> str:
-    """Run the tests that need a GPU; how they ended."""
+    """Run the tests that need a GPU; returns their summary."""
     if device == "cpu":
         return ""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--timeout", "300"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = (run.stdout.strip() or run.stderr.strip()).splitlines() or ["nothing"]
+    summary = (run.stdout.strip() or run.stderr.strip()).splitlines() or ["nothing"]
     if run.returncode:
         print(run.stdout, run.stderr, sep="\n")
-    return f"Tests for a GPU: {said[-1].strip('= ')}."
+    return f"Tests for a GPU: {summary[-1].strip('= ')}."
 
 
 async def measure(b: Bench, nets: tuple[Net, ...]) -> None:

@@ -1,12 +1,11 @@
-"""Batch jobs beside ONNX Runtime in a loop over the same rows already in memory.
+"""Batch jobs compared with a raw ONNX Runtime loop over the same rows in memory.
 
-Both run the same graphs with one thread on batches of the same size and, in turns, the same rows.
-The job reads its input, scores every row, and writes scores and latents, fsyncs included; it is a
-process of its own, timed from the command to _SUCCESS, less what the same command takes for a
-single batch: its start-up, given apart. Then the same through a server, with and without a caller
-of 50 rows a second, and that caller beside a job in process. Every ratio comes with its target,
-and whether it is met. Where the machine has other work the ratios of time say little; those of
-CPU time still do.
+Both run the same graphs with one thread, on batches of the same size, in turns. The job reads its
+input, scores every row, and writes scores and latents with fsync. It runs as its own process. Its
+time goes from the command to _SUCCESS, minus its start-up: the time of the same command for one
+batch, printed separately. Then the same job runs through a server, with and without a caller of 50
+rows a second. That caller also runs while a job runs in process. Every ratio is printed with its
+target and whether it is met. On a busy machine trust the ratios of CPU time, not those of time.
 Usage: python tests/bench/bench_jobs.py [--rows 200000] [--rounds 3] [--models mlp conv]
        [--only remote]
 """
@@ -38,8 +37,8 @@ from PIL import Image
 
 from latentd.jobs.plan import BATCH_ROWS
 
-PICTURES = 10  # a folder holds one row in so many: to write them takes longer than to run them
-ALONE_SECONDS = 6.0  # how long the caller has the server to itself
+PICTURES = 10  # a folder holds one row in ten: writing images takes longer than running them
+ALONE_SECONDS = 6.0  # how long the caller is the only client
 CALLS_PER_SECOND = 50
 TURNS = 3  # a round's turns of the caller: a p99 of 300 calls is one call in a bad moment
 HERE = Path(__file__).parent
@@ -56,7 +55,7 @@ class BatchTiming(NamedTuple):
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU seconds of this process and of its children that have ended."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(u.ru_utime + u.ru_stime for u in used)
 
@@ -149,8 +148,8 @@ def measure(name: str, x: np.ndarray, rounds: int, folder: Path) -> None:
             print(f"{line}, {more:.2f} of one worker {verdict(more, least=goal)}", flush=True)
 
 
-class CallContext:
-    """Somebody who has one row reconstructed now and then, see caller.py."""
+class Caller:
+    """A client process that reconstructs one row at a time, see caller.py."""
 
     def __init__(self, target: str, rows: Path) -> None:
         words = (HERE / "caller.py", target, rows, CALLS_PER_SECOND)
@@ -165,12 +164,12 @@ class CallContext:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
-    def __enter__(self) -> CallContext:
+    def __enter__(self) -> Caller:
         return self
 
     def __exit__(self, *_: object) -> None:
-        said, _ = self._process.communicate()
-        self.latencies: list[float] = json.loads(said)
+        output, _ = self._process.communicate()
+        self.latencies: list[float] = json.loads(output)
 
 
 def percentile(latencies: list[float], share: float) -> float:
@@ -179,15 +178,15 @@ def percentile(latencies: list[float], share: float) -> float:
 
 
 def measure_remote(name: str, rows: int, rounds: int, folder: Path) -> None:
-    """Through a server of one worker: against in process, and what it does to a caller.
+    """Through a server of one worker: compared with in process, and its effect on a caller.
 
-    The same caller is also beside the job in process, with which the server has nothing to do:
+    The same caller also runs during a job in process, which does not use the server:
     that is what sharing the CPUs costs him, and the least that he can be made to wait.
     """
     source = folder / "x.npy"
     here = ("--bundle", folder / "models" / name, "--provider", "cpu", "--processes", 1)
-    found: dict[str, list[BatchTiming]] = {"here": [], "there": [], "beside": []}
-    calls: dict[str, list[list[float]]] = {"alone": [], "beside": [], "floor": []}
+    found: dict[str, list[BatchTiming]] = {"here": [], "there": [], "during": []}
+    calls: dict[str, list[list[float]]] = {"alone": [], "during": [], "floor": []}
     with processes.server(folder / "models") as server:
         target = f"localhost:{server.port}"
         there = ("--server", target)
@@ -197,13 +196,13 @@ def measure_remote(name: str, rows: int, rounds: int, folder: Path) -> None:
             with measured(found["there"]):
                 job(source, folder / "out", *there)
             for _ in range(TURNS):
-                with CallContext(target, source) as alone:
+                with Caller(target, source) as alone:
                     time.sleep(ALONE_SECONDS)
-                with CallContext(target, source) as beside, measured(found["beside"]):
+                with Caller(target, source) as during, measured(found["during"]):
                     job(source, folder / "out", *there)
-                with CallContext(target, source) as floor:
+                with Caller(target, source) as floor:
                     job(source, folder / "out", *here)
-                for case, caller in zip(calls, (alone, beside, floor), strict=True):
+                for case, caller in zip(calls, (alone, during, floor), strict=True):
                     calls[case].append(caller.latencies)
     speed = ratio(found["here"], found["there"], "time")
     rate = rows / median(found["there"], "time")
@@ -211,18 +210,18 @@ def measure_remote(name: str, rows: int, rounds: int, folder: Path) -> None:
         f"{name}: through a server    {rate:9,.0f} rows/s, {speed:.2f} of in process "
         f"{verdict(speed, least=0.7)}"
     )
-    print(f"{name}: the same beside a caller {rows / median(found['beside'], 'time'):,.0f} rows/s")
+    print(f"{name}: the same with a caller {rows / median(found['during'], 'time'):,.0f} rows/s")
     for share in (0.5, 0.9, 0.99):
         values = {
             case: [percentile(turn, share) for turn in turns] for case, turns in calls.items()
         }
         ms = {case: statistics.median(each) for case, each in values.items()}
-        slower = {case: ms[case] / ms["alone"] for case in ("beside", "floor")}
+        slower = {case: ms[case] / ms["alone"] for case in ("during", "floor")}
         print(
             f"{name}: a caller's p{100 * share:.0f} {ms['alone']:.1f} ms alone, "
-            f"{ms['beside']:.1f} ms beside the job, {slower['beside']:.2f}x "
-            f"{verdict(slower['beside'], most=1.5) if share == 0.99 else ''}; "
-            f"{ms['floor']:.1f} ms, {slower['floor']:.2f}x beside one that shares only the CPUs",
+            f"{ms['during']:.1f} ms during the job, {slower['during']:.2f}x "
+            f"{verdict(slower['during'], most=1.5) if share == 0.99 else ''}; "
+            f"{ms['floor']:.1f} ms, {slower['floor']:.2f}x during a job that shares only the CPUs",
             flush=True,
         )
 
@@ -232,7 +231,7 @@ def median(costs: list[BatchTiming], what: str) -> float:
 
 
 def ratio(a: list[BatchTiming], b: list[BatchTiming], what: str) -> float:
-    """The median over the rounds: a round's parts met the same machine."""
+    """The median over the rounds; the parts of one round ran under the same load."""
     return statistics.median(getattr(x, what) / getattr(y, what) for x, y in zip(a, b, strict=True))
 
 

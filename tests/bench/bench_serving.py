@@ -1,8 +1,8 @@
-"""What serving costs: the server beside a bare echo and beside the raw ONNX Runtime loop.
+"""What serving costs: the server compared with a bare echo and with a raw ONNX Runtime loop.
 
-Prints a table of ratios and writes them as JSON. Everything that is compared runs in turns, round
-by round, in one call of this script: absolute figures say more about the machine's mood than about
-the server, ratios within a round hold. Usage: python tests/bench/bench_serving.py [--seconds 2]
+Prints a table of ratios and writes them as JSON. One call of this script runs everything that it
+compares in turns, round by round. Absolute figures depend on the load of the machine; ratios within
+a round do not. Usage: python tests/bench/bench_serving.py [--seconds 2]
 [--rounds 5] [--models mlp conv] [--out bench/serving.json]
 """
 
@@ -145,7 +145,7 @@ async def one_caller(s: Subjects) -> list[Row]:
 
 
 async def overload(s: Subjects, images: int) -> list[Row]:
-    """Twice the measured peak, each call with a budget of 100 ms."""
+    """Calls at twice the measured peak rate, each with a deadline of 100 ms."""
     budget = 0.1
     peak_load = await connect(s.server.port, SERVICE + "Sample", sample_requests(images))
     pressed = await connect(s.server.port, SERVICE + "Sample", sample_requests(images), "100m")
@@ -197,7 +197,7 @@ def engine_costs(path: Path, rounds: int) -> tuple[float, float]:
     loaded = bundle.load(path)
     spec = {"x": ("uint8", models.SHAPE), "params": ("float32", (1, *models.SHAPE))}
     signature = Signature(("z", "float32", (models.LATENT,)), spec)
-    # A thread more costs CPU and gives none back.
+    # A second thread would cost CPU and save none.
     graph = SessionFactory(Provider("cpu")).load(loaded.files[bundle.DECODER], signature, threads=1)
 
     def run(rows: int) -> object:

@@ -1,9 +1,9 @@
-"""What a new version costs the callers of the old one: latency during a swap and outside it.
+"""What a new version costs callers: latency during a swap and outside it.
 
-Versions made beforehand are renamed into the served folder one after the other, under load. A swap
-lasts from the rename until the old version is released, and is compared with as long a time just
-before it: the machine's mood changes faster than a run ends. Medians over the swaps. Two loads:
-half of what the server can bear, and all of it. Usage: python tests/bench/bench_swaps.py
+The script renames prepared versions into the served folder one after the other, under load. A swap
+lasts from the rename until the server unloads the old version. It is compared with an equally long
+time just before it, because the load of the machine changes within a run. Medians over the swaps.
+Two loads: half of the server's capacity, and all of it. Usage: python tests/bench/bench_swaps.py
 [--swaps 50] [--models mlp conv] [--out bench/swaps.json]
 """
 
@@ -56,7 +56,7 @@ class Row:
 
 
 async def swap(server: Process, root: Path, ready: list[Path]) -> list[Span]:
-    """Publish what is ready, one after the other; when each swap began and ended."""
+    """Publish these versions one after the other; returns when each swap started and ended."""
     spans = []
     for path in ready:
         await asyncio.sleep(PAUSE)
@@ -77,7 +77,7 @@ def p99(latencies: list[float]) -> float:
 async def measure(
     name: str, load: str, run: Callable[[], Awaitable[Result]], swaps: Awaitable[list[Span]], server
 ) -> Row:
-    """Swap for as long as there is something to swap while `run` makes load, run by run."""
+    """Swap versions until none is left, while `run` makes load, run by run."""
     before = server.resident_bytes()
     swapping = asyncio.ensure_future(swaps)
     calls: list[tuple[float, float]] = []  # when it ended, how long it took
@@ -89,7 +89,7 @@ async def measure(
     spans = swapping.result()
 
     def met(began: float, ended: float) -> list[float]:
-        """How long the calls took that were under way in that time."""
+        """How long the calls took that were in flight in that time."""
         return [took for end, took in calls if began <= end and end - took <= ended]
 
     during = [met(began, ended) for began, ended in spans]
@@ -114,9 +114,9 @@ async def measure(
 
 async def compare(name: str, swaps: int, seconds: float) -> list[Row]:
     with contextlib.ExitStack() as stack:
-        root, beside = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in "ab")
+        root, prepared = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in "ab")
         models.publish(root, name)
-        ready = [models.publish(beside, name) for _ in range(2 * swaps + 1)][1:]
+        ready = [models.publish(prepared, name) for _ in range(2 * swaps + 1)][1:]
         server = stack.enter_context(processes.server(root, *FLAGS))
         requests = [pb.SampleRequest(count=1, seed=n).SerializeToString() for n in range(997)]
         load = await connect(server.port, SAMPLE, requests)

@@ -1,10 +1,11 @@
-"""What a pass over the training rows takes: this project's loop beside the textbook's.
+"""How long an epoch takes: this project's loop compared with the textbook's.
 
 The textbook: a Dataset that turns one picture at a time into a float tensor, as torchvision does, a
 DataLoader of batches of 128, Adam, loss.item() in every step. Same net, same objective, same rows,
-and both in turns, round by round, in one call of this script: ratios hold where absolute figures
-follow the machine's mood. Usage: python tests/bench/bench_training.py [--rows 12800] [--rounds 5]
-[--nets iwae ...] [--data idx:DIR] [--out bench/training.json]
+and both in turns, round by round, in one call of this script. Absolute figures depend on the load
+of the machine; ratios do not.
+Usage: python tests/bench/bench_training.py [--rows 12800] [--rounds 5] [--nets iwae ...]
+       [--data idx:DIR] [--out bench/training.json]
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from latentd.training.run import Run
 
 BATCH = 128
 REACH = 0.33  # of the textbook's seconds
-NETS = {"mlp": 20, "iwae": 50, "gated": 40, "conv": 20}  # name -> latent size
+NETS = {"mlp": 20, "iwae": 50, "gated": 40, "conv": 20}  # architecture -> latent size
 
 
 @dataclass
 class Images(torch.utils.data.Dataset[Tensor]):
-    """uint8 images (rows, height, width), each made a float tensor when it is asked for."""
+    """uint8 images (rows, height, width), each converted to a float tensor when it is read."""
 
     images: np.ndarray[Any, Any]
 
@@ -54,7 +55,7 @@ class Images(torch.utils.data.Dataset[Tensor]):
 
 
 class Textbook:
-    """The loop of many a tutorial."""
+    """The loop of many tutorials."""
 
     def __init__(
         self, config: Config, dataset: Dataset, device: torch.device | None = None
@@ -62,13 +63,13 @@ class Textbook:
         self.device = device or torch.device("cpu")
         self.model = build(config, dataset.spec).to(self.device)
         self.loader = DataLoader(Images(dataset.train.x.numpy()), BATCH, shuffle=True)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
     def epoch(self) -> float:
         total = 0.0
         for batch in self.loader:
             x = torch.bernoulli(batch[:, 0].to(self.device))
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             mean, log_var = self.model.encode(x)
             z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_var)
             logits = self.model.decode(z)[:, 0]
@@ -76,7 +77,7 @@ class Textbook:
             rate = -0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
             loss = (distortion + rate) / len(x)
             loss.backward()
-            self.optimiser.step()
+            self.optimizer.step()
             total += loss.item()
         return total
 
@@ -119,7 +120,7 @@ def measure(net: str, dataset: Dataset, rounds: int) -> list[dict[str, Any]]:
         for name, run in passes.items():
             start, cpu_start = time.perf_counter(), time.process_time()
             run()
-            if turn:  # the first warms up
+            if turn:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - start)
                 cpu[name].append(time.process_time() - cpu_start)
     lines = []
@@ -142,12 +143,12 @@ def measure(net: str, dataset: Dataset, rounds: int) -> list[dict[str, Any]]:
 
 
 def median_ratio(measured: list[float], reference: list[float]) -> float:
-    """Of the rounds, each taken with itself."""
+    """The median over the rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(measured, reference, strict=True))
 
 
 def noise(rows: int) -> Dataset:
-    """Random images, of which as many pixels are black as of MNIST's."""
+    """Random images with as many black pixels as MNIST's."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (rows, 28, 28), np.uint8) * (rng.random((rows, 28, 28)) < 0.2)
     some = Rows(torch.from_numpy(x[:16].astype(np.uint8)), None)

@@ -1,8 +1,8 @@
-"""What it costs a call to be watched: its account and trailers, a log line, its spans.
+"""What observability costs a call: its statistics and trailers, a log line, its spans.
 
-Times what happens at a call's end and beginning, without network and engine, and takes the fastest
-of many turns: differences of microseconds are lost in what a whole call takes from turn to turn.
-Spans are made and dropped, not sent: sending is another thread's work. Usage:
+Times what happens at the start and the end of a call, without network and engine. Takes the fastest
+of many rounds, because a whole call varies by more than these microseconds. Spans are made and
+dropped, not sent: another thread sends them. Usage:
 python tests/bench/bench_watching.py
 """
 
@@ -24,7 +24,7 @@ from latentd.transport import call_recorder, handlers, tracing
 from latentd.transport.call_recorder import CallRecorder
 from latentd.transport.status import Status
 
-CALLS, TURNS = 500, 400
+CALLS, ROUNDS = 500, 400
 METADATA = (("user-agent", "grpc-python/1.85"), ("te", "trailers"))
 SERVED_BY = pb.ModelVersion(model="digits", version=3)
 
@@ -37,8 +37,8 @@ class Nowhere(SpanExporter):
 
 
 def spent(work: Callable[[], object]) -> float:
-    """Microseconds, at the best."""
-    return min(timeit.repeat(work, number=CALLS, repeat=TURNS)) / CALLS * 1e6
+    """Microseconds a call in the fastest round."""
+    return min(timeit.repeat(work, number=CALLS, repeat=ROUNDS)) / CALLS * 1e6
 
 
 def tracer(sampler: str) -> tracing.Tracer:
@@ -46,21 +46,21 @@ def tracer(sampler: str) -> tracing.Tracer:
     return tracing.Tracer(Nowhere())
 
 
-def call(book: CallRecorder) -> Callable[[], object]:
-    """A call's beginning and end, as wire and lane do it for one row of Sample."""
+def call(recorder: CallRecorder) -> Callable[[], object]:
+    """Start and end of a call, as the handlers and the batcher record them for a row of Sample."""
 
     def once() -> None:
         stats = handlers.call_context(METADATA, 10.0).stats
-        book.start(stats)
+        recorder.start(stats)
         now = time.monotonic()
         stats.record("decoder", 1, now, now, now)
-        book.finish(stats, now, SERVED_BY, Status(message=b""))
+        recorder.finish(stats, now, SERVED_BY, Status(message=b""))
 
     return once
 
 
 def bare(metrics: Metrics) -> Callable[[], object]:
-    """The same without anything to tell: counted and timed."""
+    """The same with a counter and a timer only."""
     counter = metrics.requests.labels("Sample", "digits", "OK")
     seconds = metrics.request_seconds.labels("Sample")
 
@@ -82,16 +82,16 @@ def main() -> None:
     call_recorder.log.setLevel("INFO")
     call_recorder.log.propagate = False
 
-    def book(says: str = "none", traced: tracing.Tracer | None = None) -> CallRecorder:
-        return CallRecorder("Sample", metrics, says, traced)
+    def recorder(access_log: str = "none", traced: tracing.Tracer | None = None) -> CallRecorder:
+        return CallRecorder("Sample", metrics, access_log, traced)
 
-    least = spent(bare(metrics))
-    print(f"counted and timed only                 {least:6.1f} us")
+    baseline = spent(bare(metrics))
+    print(f"counted and timed only                 {baseline:6.1f} us")
     for name, one in {
-        "account and trailers (always)": book(),
-        "--access-log all, as JSON": book("all"),
-        "--tracing on, not sampled": book(traced=tracer("always_off")),
-        "--tracing on, sampled": book(traced=tracer("always_on")),
+        "statistics and trailers (always)": recorder(),
+        "--access-log all, as JSON": recorder("all"),
+        "--tracing on, not sampled": recorder(traced=tracer("always_off")),
+        "--tracing on, sampled": recorder(traced=tracer("always_on")),
     }.items():
         print(f"{name:38} {spent(call(one)):6.1f} us")
 

@@ -1,7 +1,7 @@
-"""How many workers pay: the same load on servers of one and of two workers, in turns.
+"""How many workers are worth it: the same load on servers of one and of two workers, in turns.
 
-Each load comes over 16 connections, which the kernel shares out among the workers. The generator
-takes a CPU of its own: on a machine with two, two workers have less than that to win.
+Each load comes over 16 connections, which the kernel distributes among the workers. The load
+generator takes one CPU itself, so on a machine with two CPUs a second worker can gain little.
 Usage: python tests/bench/bench_workers.py [--workers 1 2] [--seconds 2] [--rounds 5]
 """
 

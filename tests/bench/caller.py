@@ -1,8 +1,8 @@
-"""Somebody who has one row reconstructed now and then, in a process of his own.
+"""A client process that reconstructs one row at a time.
 
-Usage: caller.py TARGET ROWS.npy CALLS_PER_SECOND. Says ready once it is connected, calls until its
-standard input ends, then prints a JSON list of the calls' seconds. Calls do not overlap; one that
-is late makes the next ones wait.
+Usage: caller.py TARGET ROWS.npy CALLS_PER_SECOND. Prints "ready" when it is connected, calls until
+its standard input ends, then prints a JSON list of the calls' seconds. Calls do not overlap; a late
+call delays the next.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main() -> None:
             due = max(due + 1 / rate, time.perf_counter())
             if select.select([sys.stdin], [], [], max(due - time.perf_counter(), 0))[0]:
                 break
-            began = time.perf_counter()
+            started = time.perf_counter()
             client.reconstruct(row)
-            latencies.append(time.perf_counter() - began)
+            latencies.append(time.perf_counter() - started)
     print(json.dumps(latencies))
 
 

@@ -1,6 +1,6 @@
-"""The yardstick: a bare grpc.aio server that answers every call with as many bytes as it is told.
+"""The baseline: a bare grpc.aio server that answers every call with the same number of bytes.
 
-Usage: python echo.py BYTES. Prints where it listens.
+Usage: python echo.py BYTES. Prints its address.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the server makes of a GPU: Sample through gRPC."""
+"""How fast the server is on a GPU: Sample through gRPC."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLE = "/vae.v1.VaeService/Sample"
 
 
 async def through_grpc(b: Bench, net: Net) -> None:
-    """64 images a request, with as many workers as it takes, beside the engine alone."""
+    """64 images a request for each number of workers, compared with the engine alone."""
     graph, z = b.graph(net, cuda_graphs=True), latents(64, net).numpy()
     alone = statistics.median(b.rates({"engine": lambda: graph.run(z, ["x"])})["engine"]) * 64
     graph.close()
@@ -39,34 +39,34 @@ async def through_grpc(b: Bench, net: Net) -> None:
         share = f", GPU busy {statistics.mean(shares):.0f} %" if shares else ""
         detail = f"{rate:.0f} and {alone:.0f} images/s{share}"
         work = f"{net.name}, through gRPC, {workers} worker(s) / engine"
-        b.say(work, rate / alone, None if net is SMALL else 0.85, detail)
+        b.report_row(work, rate / alone, None if net is SMALL else 0.85, detail)
 
 
 @contextmanager
 def busy(device: str) -> Iterator[list[float]]:
-    """Per cent of time in which a kernel ran, as the driver says, while inside."""
+    """Percent of the time in which a kernel ran, sampled from the driver until the context ends."""
     shares: list[float] = []
     done = threading.Event()
 
-    def look() -> None:
+    def poll() -> None:
         query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
         while not done.wait(0.2):
-            told = subprocess.run(query, capture_output=True, text=True, check=False)
-            shares.extend(float(line) for line in told.stdout.split() if line.isdigit())
+            answer = subprocess.run(query, capture_output=True, text=True, check=False)
+            shares.extend(float(line) for line in answer.stdout.split() if line.isdigit())
 
-    looking = threading.Thread(target=look)
+    poller = threading.Thread(target=poll)
     if device == "cuda":
-        looking.start()
+        poller.start()
     try:
         yield shares
     finally:
         done.set()
-        if looking.ident:
-            looking.join()
+        if poller.ident:
+            poller.join()
 
 
 async def one_caller(b: Bench, net: Net) -> None:
-    """One image at a time, beside a bare echo and the engine's own time."""
+    """One image at a time, compared with a bare echo plus the engine's own time."""
     graph, z = b.graph(net, cuda_graphs=True), latents(1, net).numpy()
     alone = 1 / statistics.median(b.rates({"engine": lambda: graph.run(z, ["x"])})["engine"])
     graph.close()
@@ -85,4 +85,4 @@ async def one_caller(b: Bench, net: Net) -> None:
             ratios.append((theirs + alone) / taken[-1])
     detail = f"p50 {statistics.median(taken) * 1e6:.0f} us, engine {alone * 1e6:.0f} us"
     work = f"{net.name}, one caller: (echo's p50 + engine's) / p50"
-    b.say(work, statistics.median(ratios), None, detail)
+    b.report_row(work, statistics.median(ratios), None, detail)

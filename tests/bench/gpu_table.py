@@ -1,4 +1,4 @@
-"""What all measurements on a GPU share: the nets' bundles, rounds in turns, one table."""
+"""Shared by all measurements on a GPU: the nets' bundles, rounds in turns, one table."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Row:
 
 
 class Bench:
-    """What all measurements share."""
+    """The nets' bundles, rounds in turns and the table."""
 
     def __init__(self, args: argparse.Namespace, root: Path) -> None:
         self.device, self.seconds, self.rounds = args.device, args.seconds, args.rounds
         self.precision, self.workers, self.root = args.precision, args.workers, root
         self.table: list[Row] = []
 
-    def say(self, work: str, ratio: float, reach: float | None, detail: str) -> None:
+    def report_row(self, work: str, ratio: float, reach: float | None, detail: str) -> None:
         row = Row(work, ratio, reach, detail)
         self.table.append(row)
         bound = "" if reach is None else f">= {reach:g}"

@@ -1,8 +1,8 @@
-"""A load generator that costs little: gRPC calls as raw HTTP/2 frames over one connection.
+"""A cheap load generator: gRPC calls as raw HTTP/2 frames over one connection.
 
-A Python gRPC client spends more on a call than the server under test does, so on two cores it would
-measure itself. This one sends frames built beforehand and reads frame headers only. It counts a
-call as answered when data and then trailers came; a stream that ends without data was refused.
+A Python gRPC client spends more CPU on a call than the server under test, so on two cores it would
+measure itself. This one sends prepared frames and reads only frame headers. It counts a call as
+answered when data and then trailers came, and as refused when the stream ended without data.
 
 HTTP/2: RFC 9113. Header compression: RFC 7541. gRPC over HTTP/2: the protocol document of grpc.
 """
@@ -44,20 +44,20 @@ _STREAM = struct.Struct(">I")
 
 
 def _literal(name: bytes, value: bytes) -> bytes:
-    """A header that joins the dynamic table; `name` is an index byte or a whole name."""
+    """A header for the dynamic table; `name` is an index byte or a whole name."""
     key = name if len(name) == 1 else b"\x40" + bytes((len(name),)) + name
     return key + bytes((len(value),)) + value
 
 
 @dataclass
 class Result:
-    """What one run of load saw."""
+    """The results of one run of load."""
 
     seconds: float = 0.0
     answered: int = 0
     refused: int = 0
     latencies: list[float] = field(default_factory=list)  # seconds, of the answered
-    ends: list[float] = field(default_factory=list)  # when each of these was answered
+    ends: list[float] = field(default_factory=list)  # when each of these ended
 
     @property
     def rate(self) -> float:
@@ -92,28 +92,28 @@ class Connection(asyncio.Protocol):
         ]
         self._buffer = b""
         self._next = 1
-        self._window = FIRST_WINDOW  # what the server lets us send on the connection
+        self._window = FIRST_WINDOW  # bytes that the server accepts on the connection
         self._stream_window = FIRST_WINDOW
-        self._begun: dict[int, float] = {}
+        self._started: dict[int, float] = {}
         self._got_data: set[int] = set()
         self._unacknowledged = 0
-        self._waiting: deque[tuple[int, bytes]] = deque()  # bodies the window has no room for
+        self._waiting: deque[tuple[int, bytes]] = deque()  # bodies that wait for the window
         self.ready = asyncio.get_running_loop().create_future()
         self.result = Result()
         self.on_end = lambda: None
 
-    # What the runs below use.
+    # Used by the loops below.
 
     def call(self) -> None:
-        """Begin one call."""
+        """Start one call."""
         stream, self._next = self._next, self._next + 2
         which = (stream >> 1) % len(self._bodies)
         body, prefix = self._bodies[which], self._small[which]
-        self._begun[stream] = time.perf_counter()
+        self._started[stream] = time.perf_counter()
         if stream == 1:
             self._out.append(frame(HEADERS, END_HEADERS, stream, self._first))
         elif prefix and not self._waiting and len(body) <= self._window:
-            # Nearly always: all in one piece, without a function call.
+            # The usual case: all in one piece, without a function call.
             number = _STREAM.pack(stream)
             self._out += (self._again[0], number, self._again[1], prefix, number, body)
             self._window -= len(body)
@@ -133,7 +133,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def in_flight(self) -> int:
-        return len(self._begun)
+        return len(self._started)
 
     # asyncio.Protocol.
 
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
         elif kind == RST_STREAM:
             self._ended(stream)
         elif kind == GOAWAY:
-            raise ConnectionError(f"the server said GOAWAY: {payload!r}")
+            raise ConnectionError(f"the server sent GOAWAY: {payload!r}")
 
     def _send_bodies(self) -> None:
         while self._waiting and len(self._waiting[0][1]) <= self._window:
@@ -202,14 +202,14 @@ class Connection(asyncio.Protocol):
                 self._out.append(frame(DATA, last, stream, piece))
 
     def _ended(self, stream: int) -> None:
-        begun = self._begun.pop(stream, None)
-        if begun is None:
+        started = self._started.pop(stream, None)
+        if started is None:
             return
         if stream in self._got_data:
             self._got_data.discard(stream)
             self.result.answered += 1
             now = time.perf_counter()
-            self.result.latencies.append(now - begun)
+            self.result.latencies.append(now - started)
             self.result.ends.append(now)
         else:
             self.result.refused += 1
@@ -226,7 +226,7 @@ async def connect(port: int, path: str, messages: list[bytes], deadline: str = "
 
 
 async def closed_loop(connection: Connection, in_flight: int, seconds: float) -> Result:
-    """Keep `in_flight` calls under way for `seconds`, each answer followed by the next call."""
+    """Keep `in_flight` calls in flight for `seconds`: each answer starts the next call."""
     done = asyncio.get_running_loop().create_future()
     end = time.perf_counter() + seconds
     connection.result = Result()
@@ -238,26 +238,26 @@ async def closed_loop(connection: Connection, in_flight: int, seconds: float) ->
             done.set_result(None)
 
     connection.on_end = again
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(in_flight):
         connection.call()
     connection.flush()
     await done
-    connection.result.seconds = time.perf_counter() - begun
+    connection.result.seconds = time.perf_counter() - started
     return connection.result
 
 
 async def open_loop(connection: Connection, rate: float, seconds: float) -> Result:
-    """Begin `rate` calls a second, whatever becomes of them."""
+    """Start `rate` calls a second, whether or not earlier ones have ended."""
     connection.result, connection.on_end = Result(), lambda: None
-    begun, sent = time.perf_counter(), 0
-    while (now := time.perf_counter()) < begun + seconds:
-        while sent < (now - begun) * rate:
+    started, sent = time.perf_counter(), 0
+    while (now := time.perf_counter()) < started + seconds:
+        while sent < (now - started) * rate:
             connection.call()
             sent += 1
         connection.flush()
         await asyncio.sleep(0.002)
-    connection.result.seconds = time.perf_counter() - begun
+    connection.result.seconds = time.perf_counter() - started
     await _drained(connection)
     return connection.result
 
@@ -265,10 +265,10 @@ async def open_loop(connection: Connection, rate: float, seconds: float) -> Resu
 async def _drained(connection: Connection) -> None:
     empty = asyncio.get_running_loop().create_future()
 
-    def look() -> None:
+    def check() -> None:
         if not connection.in_flight and not empty.done():
             empty.set_result(None)
 
-    connection.on_end = look
-    look()
+    connection.on_end = check
+    check()
     await empty

@@ -1,6 +1,6 @@
 """Bundles to measure with: an MLP and a small convolutional net of MNIST's size, random weights.
 
-What a graph costs does not depend on what its weights say, so nothing is trained here.
+The cost of a graph does not depend on its weights, so nothing is trained here.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Process:
     """A child process with a gRPC port; `with` ends it. CPU and memory include its children."""
 
     def __init__(self, command: list[str]) -> None:
-        # To a file: a pipe that nobody reads would stop the process when it is full.
+        # To a file: a full pipe without a reader would block the process.
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT
@@ -54,8 +54,8 @@ class Process:
         raise RuntimeError(self._log.read())
 
     def new_log(self) -> str:
-        """What it has logged since this was last asked."""
-        # Not by reading the file: its position is the child's, too.
+        """What it has logged since the last call."""
+        # pread: the file's position is shared with the child.
         data = os.pread(self._log.fileno(), 1 << 20, self._log_read)
         self._log_read += len(data)
         return data.decode(errors="replace")
@@ -82,12 +82,12 @@ def _stat(pid: int) -> list[str]:
 
 
 def server(bundles: Path, *flags: str) -> Process:
-    """`latentd serve` on free ports; one worker, unless the flags say otherwise."""
+    """`latentd serve` on free ports, with one worker unless the flags set another number."""
     ports = ("--port", "0", "--metrics-port", "0", "--lame-duck-seconds", "0")
     command = ["-m", "latentd", "serve", "--bundles", str(bundles), "--workers", "1"]
     return Process([*command, *ports, *flags])
 
 
-def echo(unsent_response_bytes: int) -> Process:
-    """A bare grpc.aio server that answers every call with so many bytes."""
-    return Process([str(HERE / "echo.py"), str(unsent_response_bytes)])
+def echo(response_bytes: int) -> Process:
+    """A bare grpc.aio server that answers every call with this many bytes."""
+    return Process([str(HERE / "echo.py"), str(response_bytes)])
