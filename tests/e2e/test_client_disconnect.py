@@ -1,4 +1,4 @@
-"""Callers that are killed in the middle of their calls, and more callers than there is room for."""
+"""Clients killed during their calls, and more clients than the connection limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.http2 import Connection, body, call, message
 MIB = 1 << 20
 CLIENTS = 1000
 AT_ONCE = 100
-ROOM = 16 * MIB  # by which memory may differ after nine tenths of them
+ROOM = 16 * MIB  # memory may grow by this during the last nine tenths
 SAMPLE = "/vae.v1.VaeService/Sample"
 STREAM = "/vae.v1.VaeService/StreamSamples"
 ONE = message(pb.SampleRequest(count=1, seed=7).SerializeToString())
@@ -22,20 +22,18 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST, as the kernel d
 GAUGES = ("latentd_queue_rows", "latentd_unsent_response_bytes", "latentd_unloading_versions")
 
 
-def killed(port: int) -> None:
-    """A client with an endless stream, a call begun and a message begun, that is no more."""
+def connect_and_die(port: int) -> None:
+    """A client that dies with an endless stream, a call and a partial message."""
     connection = Connection(port)
-    begun = call(5, SAMPLE) + body(5, ONE[:-1], end=False)
-    connection.send(call(1, STREAM) + body(1, ENDLESS), call(3, SAMPLE) + body(3, ONE), begun)
-    connection.wait_for(3)  # the stream is under way as well
+    partial = call(5, SAMPLE) + body(5, ONE[:-1], end=False)
+    connection.send(call(1, STREAM) + body(1, ENDLESS), call(3, SAMPLE) + body(3, ONE), partial)
+    connection.wait_for(3)  # the stream has started too
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     connection.socket.close()
 
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
-def test_a_thousand_clients_killed_mid_call_leave_nothing(
-    serve, toy_bundles, listener, record_property
-):
+def test_thousand_killed_clients_leave_nothing(serve, toy_bundles, listener, record_property):
     process = serve("--bundles", str(toy_bundles), "--workers=1", f"--listener={listener}")
     target, _ = process.ready()
     port = int(target.rpartition(":")[2])
@@ -43,10 +41,10 @@ def test_a_thousand_clients_killed_mid_call_leave_nothing(
     for number in range(CLIENTS):
         if number == AT_ONCE:
             before = process.memory("VmRSS")
-        killed(port)
+        connect_and_die(port)
     with Connection(port) as connection:
         stream = 1
-        while any(process.value(gauge) for gauge in GAUGES):  # until it has heard of the last ones
+        while any(process.value(gauge) for gauge in GAUGES):  # until it has noticed the last ones
             connection.send(call(stream, SAMPLE) + body(stream, ONE))
             connection.wait_for(stream)
             stream += 2
@@ -55,9 +53,7 @@ def test_a_thousand_clients_killed_mid_call_leave_nothing(
     assert after - before < ROOM
 
 
-def test_connections_beyond_the_limit_are_not_accepted_and_leave_room_when_they_go(
-    serve, toy_bundles
-):
+def test_connections_beyond_the_limit_are_accepted_when_others_close(serve, toy_bundles):
     flags = ("--workers=1", "--max-connections=20")
     target, _ = serve("--bundles", str(toy_bundles), *flags).ready()
     port = int(target.rpartition(":")[2])
@@ -73,7 +69,7 @@ def test_connections_beyond_the_limit_are_not_accepted_and_leave_room_when_they_
     assert sum(map(answered, connections)) == 20
     for connection in connections:
         connection.socket.close()
-    while True:  # the server hears of it in its own time
+    while True:  # the server takes time to notice it
         with Connection(port) as connection:
             if answered(connection):
                 break

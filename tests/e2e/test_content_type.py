@@ -1,5 +1,5 @@
-"""A content type that is not gRPC's: gRPC's core takes the header away before anybody else sees it,
-so such a call cannot be refused (415, as gRPC over HTTP/2 has it). It is a call like any other.
+"""A content type other than gRPC's. gRPC's core removes the header, so the server cannot reject
+such a call (with 415, as gRPC over HTTP/2 asks for). It is a call like any other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TYPES = {
     "JSON": b"application/json",
     "gRPC-Web": b"application/grpc-web+proto",
     "gRPC and more": b"application/grpc+json",
-    "no text": b"\xff\xfe\x80",
+    "not text": b"\xff\xfe\x80",
     "10 KB": b"x" * 10_000,
 }
 
@@ -32,7 +32,7 @@ def port(request, module_serve, toy_bundles):
     return int(target.rpartition(":")[2])
 
 
-def ask(connection: Connection, stream: int, content_type: bytes | None):
+def sample(connection: Connection, stream: int, content_type: bytes | None):
     if content_type is None:
         head = call(stream, SAMPLE, without=b"content-type")
     else:
@@ -42,10 +42,10 @@ def ask(connection: Connection, stream: int, content_type: bytes | None):
 
 
 @pytest.mark.parametrize("content_type", TYPES.values(), ids=TYPES.keys())
-def test_it_changes_nothing(port, content_type):
+def test_content_type_changes_nothing(port, content_type):
     with Connection(port) as connection:
-        usual, got = ask(connection, 1, GRPC), ask(connection, 3, content_type)
+        usual, got = sample(connection, 1, GRPC), sample(connection, 3, content_type)
         assert (got.status, got.data) == (0, usual.data)
-        # Never in the caller's words: a browser is told that this is no page.
+        # Never the client's value: a browser must not take this for a page.
         assert got.headers[b"content-type"] == GRPC
-        assert ask(connection, 5, GRPC).data == usual.data
+        assert sample(connection, 5, GRPC).data == usual.data

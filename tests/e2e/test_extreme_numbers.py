@@ -1,5 +1,5 @@
-"""Numbers that no client of the contract would send, as bytes: refused by the name of their field,
-before anything of their size is made."""
+"""Numbers that no client sends, as bytes: rejected by the name of their field, before memory of
+their size is allocated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.http2 import Connection, body, call, message
 MIB = 1 << 20
 ROOM = 64 * MIB
 INVALID = 3
-MINUS_ONE = 2**64 - 1  # as ten bytes, what any signed type makes of -1
+MINUS_ONE = 2**64 - 1  # ten bytes, as any signed type encodes -1
 NUMBERS = {"0": 0, "-1": MINUS_ONE, "2^31": 2**31, "2^32 - 1": 2**32 - 1, "10^9": 10**9}
 FIELDS = [
     ("Sample", "count"),
@@ -21,10 +21,10 @@ FIELDS = [
     ("Score", "draws"),
 ]
 CASES = [
-    pytest.param(*of, number, id=f"{of[1]} {name}")
-    for of in FIELDS
+    pytest.param(*field, number, id=f"{field[1]} {name}")
+    for field in FIELDS
     for name, number in NUMBERS.items()
-    if number or of[1] in ("count", "steps")  # 0 of the others leaves the choice to the server
+    if number or field[1] in ("count", "steps")  # in the others, 0 lets the server choose
 ]
 GOOD = {
     "Sample": pb.SampleRequest(),
@@ -55,7 +55,7 @@ def process(request, module_serve, toy_bundles):
 
 
 @pytest.mark.parametrize(("method", "field", "number"), CASES)
-def test_a_number_beyond_reason_is_refused_by_its_field(process, method, field, number):
+def test_extreme_number_is_rejected_by_its_field(process, method, field, number):
     request = GOOD[method]
     tag = varint(request.DESCRIPTOR.fields_by_name[field].number << 3)
     data = message(request.SerializeToString() + tag + varint(number))
@@ -65,7 +65,7 @@ def test_a_number_beyond_reason_is_refused_by_its_field(process, method, field, 
         connection.send(call(1, f"/vae.v1.VaeService/{method}"), body(1, data))
         (answer,) = connection.wait_for(1)
     assert answer.status == INVALID
-    refusal = error_details_pb2.BadRequest()
-    assert answer.rich.details[0].Unpack(refusal)
-    assert refusal.field_violations[0].field == field
+    bad = error_details_pb2.BadRequest()
+    assert answer.rich.details[0].Unpack(bad)
+    assert bad.field_violations[0].field == field
     assert process.memory("VmHWM") - before < ROOM

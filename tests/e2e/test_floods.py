@@ -1,4 +1,4 @@
-"""More of everything than anybody needs: others are answered, and memory stays bounded."""
+"""Floods of frames, calls and connections: other clients are served, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.support.http2 import (
 
 OK = 0
 MIB = 1 << 20
-ROOM = 96 * MIB  # that idle connections may take
+ROOM = 96 * MIB  # limit for the memory of idle connections
 SAMPLE = "/vae.v1.VaeService/Sample"
 GOOD = message(pb.SampleRequest(count=1, seed=7).SerializeToString())
 
 
 def rapid_reset(connection: Connection) -> None:
-    """20,000 calls, each taken back at once."""
+    """20,000 calls, each canceled at once."""
     for first in range(1, 40_001, 200):
         streams = range(first, first + 200, 2)
         cancel = struct.pack(">I", 8)
@@ -48,7 +48,7 @@ def rapid_reset(connection: Connection) -> None:
 
 
 def watches(connection: Connection) -> None:
-    """20,000 watches of health, each left at once."""
+    """20,000 watches of health, each canceled at once."""
     for first in range(1, 40_001, 200):
         streams = range(first, first + 200, 2)
         empty, cancel = message(b""), struct.pack(">I", 8)
@@ -69,7 +69,7 @@ def many(flood: bytes, times: int) -> Callable[[Connection], None]:
 
 
 def endless_headers(connection: Connection) -> None:
-    """64 MiB of one call's headers, and no end of them."""
+    """64 MiB of headers of one call, without an end."""
     piece = block([(b"x-more", b"x" * 8000)]) * 2
     connection.send(frame(HEADERS, 0, 1, piece))
     for _ in range(64 * MIB // len(piece)):
@@ -78,7 +78,7 @@ def endless_headers(connection: Connection) -> None:
 
 
 def header_bomb(connection: Connection) -> None:
-    """A header of 4 KB remembered, and recalled 16,000 times a frame: 64 MiB each."""
+    """A header of 4 KB in the table, repeated 16,000 times per frame: 64 MiB each."""
     remembered = b"\x40" + b"\x01x" + b"\x7f\xa1\x1e" + b"x" * 4000
     connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, remembered + b"\xbe" * 12_000))
     for stream in range(3, 21, 2):
@@ -98,7 +98,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
-def test_a_flood_is_survived_while_others_are_answered(port, flood):
+def test_server_survives_a_flood_and_serves_others(port, flood):
     with Connection(port) as connection, Connection(port) as other:
         connection.socket.settimeout(60)
         other.send(call(1, SAMPLE), body(1, GOOD))
@@ -107,21 +107,21 @@ def test_a_flood_is_survived_while_others_are_answered(port, flood):
         assert [got.status for got in other.wait_for(1, 3)] == [OK, OK]
 
 
-def test_500_idle_connections_keep_nobody_out(watched, port):
+def test_500_idle_connections_do_not_block_others(watched, port):
     before = watched.memory("VmRSS")
     idle = [Connection(port) for _ in range(400)]
-    mute = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
     with Connection(port) as other:
         other.send(call(1, SAMPLE), body(1, GOOD))
         assert other.wait_for(1)[0].status == OK
     assert watched.memory("VmRSS") - before < ROOM
     for connection in idle:
         connection.socket.close()
-    for one in mute:
+    for one in silent:
         one.close()
 
 
-HANGING_ROOM = 224 * MIB  # 30,000 calls would take some 600
+HANGING_ROOM = 224 * MIB  # 30,000 calls would take about 600
 HANGING = {
     "watches": ("/grpc.health.v1.Health/Watch", True),
     "checks without a request": ("/grpc.health.v1.Health/Check", False),
@@ -130,7 +130,7 @@ HANGING = {
 
 
 @pytest.mark.parametrize(("path", "whole"), HANGING.values(), ids=HANGING.keys())
-def test_calls_that_never_end_leave_room_for_others(watched, path, whole, record_property):
+def test_calls_that_never_end_do_not_block_others(watched, path, whole, record_property):
     target, _ = watched.ready()
     port = int(target.rpartition(":")[2])
     watched.answer()
@@ -148,7 +148,7 @@ def test_calls_that_never_end_leave_room_for_others(watched, path, whole, record
         thread.start()
     calls = lost = in_a_row = 0
     with Client(target, timeout=30) as client:
-        # In the burst itself gRPC refuses some calls by chance; while they hang it refuses none.
+        # During the burst gRPC rejects some calls at random; after it, it rejects none.
         while any(thread.is_alive() for thread in threads) or in_a_row < 20:
             try:
                 calls += 1
@@ -157,7 +157,7 @@ def test_calls_that_never_end_leave_room_for_others(watched, path, whole, record
             except LatentdError:
                 lost, in_a_row = lost + 1, 0
     taken = (watched.memory("VmRSS") - before) >> 20
-    record_property("figures", f"{taken} MiB; of {calls} polite calls {lost} lost in the burst")
+    record_property("figures", f"{taken} MiB; of {calls} other calls {lost} lost in the burst")
     watched.answer()
     assert watched.memory("VmRSS") - before < HANGING_ROOM
     for one in connections:
@@ -165,7 +165,7 @@ def test_calls_that_never_end_leave_room_for_others(watched, path, whole, record
 
 
 def test_streams_of_one_connection_are_limited(port):
-    # Calls that never send their message: without a limit each would be kept for ever.
+    # Calls that never send their message: without a limit the server would keep all of them.
     with Connection(port) as connection:
         connection.send(call(1, SAMPLE), body(1, GOOD))
         connection.wait_for(1)

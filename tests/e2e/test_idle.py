@@ -1,4 +1,4 @@
-"""Connections that begin and say nothing more: closed, so that their places are others'."""
+"""Connections that stay silent are closed, so that others can use their places."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def listener(request):
     return request.param
 
 
-@pytest.mark.parametrize("sent", [b"", PREFACE], ids=["mute", "without settings"])
+@pytest.mark.parametrize("sent", [b"", PREFACE], ids=["silent", "without settings"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_a_handshake_that_never_ends_is_given_up(
+def test_connection_is_closed_when_its_handshake_does_not_end(
     start_server, toy_bundles, listener, tls, sent, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(server, "_HANDSHAKE_MS", MILLISECONDS)
@@ -33,15 +33,15 @@ def test_a_handshake_that_never_ends_is_given_up(
         issued.private_key_pem.write_to_path(tmp_path / "key")
         issued.cert_chain_pems[0].write_to_path(tmp_path / "cert")
         chosen = {"tls_cert": str(tmp_path / "cert"), "tls_key": str(tmp_path / "key")}
-        sent = sent and b"\x16\x03\x01\x02\0\x01\0\x01"  # the beginning of a ClientHello
+        sent = sent and b"\x16\x03\x01\x02\0\x01\0\x01"  # the start of a ClientHello
     port = int(start_server(toy_bundles, listener=listener, **chosen).target.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as mute:
-        mute.sendall(sent)
-        while mute.recv(1 << 16):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as silent:
+        silent.sendall(sent)
+        while silent.recv(1 << 16):
             pass
 
 
-def test_a_connection_without_a_call_is_closed_and_costs_its_client_nothing(
+def test_idle_connection_is_closed_and_its_client_reconnects(
     start_server, toy_bundles, listener, monkeypatch
 ):
     monkeypatch.setattr(server, "_IDLE_MS", MILLISECONDS)
@@ -51,7 +51,7 @@ def test_a_connection_without_a_call_is_closed_and_costs_its_client_nothing(
         with Connection(int(target.rpartition(":")[2])) as connection:
             connection.send(call(1, HEALTH), body(1, message(b"")))
             connection.wait_for(1)
-            connection.drain()  # until the server hangs up
-        began = time.monotonic()
+            connection.drain()  # until the server closes it
+        started = time.monotonic()
         assert len(client.sample(1, seed=7)) == 1
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - started < 5

@@ -1,4 +1,4 @@
-"""The port of the page of metrics, open to anybody: threads, memory and time are bounded."""
+"""The metrics port, which needs no token: threads, memory and time are bounded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from latentd.process import metrics_server
 
 CONNECTIONS = 4 * metrics_server.MOST_CONNECTIONS
-SCRAPE_SECONDS = 5  # in which the page has to come
+SCRAPE_SECONDS = 5  # timeout of a scrape
 ROOM = 48 << 20
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: test\r\n"
 
@@ -42,8 +42,10 @@ def threads(process) -> int:
     return len(list(Path(f"/proc/{process.pid}/task").iterdir()))
 
 
-@pytest.mark.parametrize("sent", [b"", REQUEST, REQUEST + b"\r\n"], ids=["mute", "half", "unread"])
-def test_more_connections_than_anybody_needs_keep_no_scrape_out(process, page, sent):
+@pytest.mark.parametrize(
+    "sent", [b"", REQUEST, REQUEST + b"\r\n"], ids=["silent", "half", "unread"]
+)
+def test_excess_connections_do_not_block_a_scrape(process, page, sent):
     scrape(page)
     before, memory = threads(process), process.memory("VmRSS")
     with ExitStack() as stack:
@@ -57,7 +59,7 @@ def test_more_connections_than_anybody_needs_keep_no_scrape_out(process, page, s
         assert process.memory("VmRSS") - memory < ROOM
 
 
-def test_a_request_longer_than_any_is_not_waited_for(page):
+def test_too_long_request_is_closed(page):
     with connect(page) as connection:
         connection.settimeout(metrics_server.SECONDS / 2)
         connection.sendall(REQUEST + b"X-More: " + b"x" * metrics_server.MOST_REQUEST_BYTES)
@@ -65,13 +67,13 @@ def test_a_request_longer_than_any_is_not_waited_for(page):
             while connection.recv(1 << 16):
                 pass
         except ConnectionResetError:
-            pass  # as what it had not read makes it end
+            pass  # closed before all was read
     assert b"latentd_" in scrape(page)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [b"", REQUEST], ids=["mute", "half"])
-def test_a_connection_that_lasts_is_closed(page, sent):
+@pytest.mark.parametrize("sent", [b"", REQUEST], ids=["silent", "half"])
+def test_idle_connection_is_closed(page, sent):
     with connect(page) as connection:
         connection.sendall(sent)
         connection.settimeout(metrics_server.SECONDS + 5)

@@ -1,4 +1,4 @@
-"""Ten times what the server can do, over the wire: refused in order, and over when it is over."""
+"""Ten times the server's capacity: excess calls are rejected, and the server recovers at once."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from latentd.pb import vae_pb2 as pb
 from tests.support.http2 import Connection, body, call, message
 from tests.support.slow_engine import SLOW
 
-REQUESTS = {  # so few a second are too much that one connection brings ten times as many
+REQUESTS = {  # so slow that one connection can send ten times the server's capacity
     "core": pb.SampleRequest(count=2048, seed=7),
-    # grpc.aio's loop takes some 1,500 calls a second here: of more, half and more expire before
-    # anybody could refuse them. So they are fewer, and slower.
+    # grpc.aio's loop takes about 1,500 calls a second here. Of more calls, at least half expire
+    # before the server can reject them. So these are slower.
     "aio": pb.DecodeRequest(z=codec.to_tensor(SLOW)),
 }
-ROUNDS = 20_000  # which take some hundredths of a second
-PATIENCE = b"200m"  # grpc-timeout, milliseconds
+ROUNDS = 20_000  # they take some hundredths of a second
+TIMEOUT = b"200m"  # grpc-timeout, milliseconds
 OK, EXPIRED, EXHAUSTED = 0, 4, 8
-REFUSED = "REFUSED_STREAM"  # HTTP/2's own, beyond 1024 calls over one connection: never begun
+REFUSED = "REFUSED_STREAM"  # by HTTP/2, beyond 1024 calls on one connection: never started
 TIMES = 10
-HEALTH_SECONDS = 1.0  # in which health has to answer
+HEALTH_SECONDS = 1.0  # health must answer within this time
 
 
 class Flood:
-    """Calls over one connection at a steady rate, whatever becomes of them."""
+    """Sends calls over one connection at a constant rate, without waiting for responses."""
 
     def __init__(self, port: int, request: pb.SampleRequest | pb.DecodeRequest) -> None:
         self.connection = Connection(port)
@@ -42,38 +42,38 @@ class Flood:
         self._message = message(request.SerializeToString())
 
     def send(self, calls: int) -> list[int]:
-        """Begin some calls; their streams."""
+        """Start calls; returns their streams."""
         streams = [self._next + 2 * i for i in range(calls)]
         self._next += 2 * calls
-        path, timeout = self._path, (b"grpc-timeout", PATIENCE)
+        path, timeout = self._path, (b"grpc-timeout", TIMEOUT)
         self.connection.send(*(call(s, path, timeout) + body(s, self._message) for s in streams))
         return streams
 
     def capacity(self) -> float:
-        """Calls a second that are answered when two are always under way."""
-        began, calls = time.perf_counter(), 100
+        """Calls per second that succeed when two are always in flight."""
+        started, calls = time.perf_counter(), 100
         for _ in range(calls // 2):
             self.connection.wait_for(*self.send(2))
-        return calls / (time.perf_counter() - began)
+        return calls / (time.perf_counter() - started)
 
     def pour(self, rate: float, seconds: float) -> Counter[int | str | None]:
-        """Send `rate` calls a second and wait for the ends of all; how many ended how."""
-        reader_sees_end = threading.Event()
+        """Send `rate` calls per second and wait until all have ended; returns counts by status."""
+        all_sent = threading.Event()
         sent: list[int] = []
 
         def read() -> None:
-            while not reader_sees_end.is_set() or not self._ended(sent):
+            while not all_sent.is_set() or not self._ended(sent):
                 if not self.connection.read():
                     return
 
         reader = threading.Thread(target=read)
         reader.start()
-        began = time.perf_counter()
-        while (passed := time.perf_counter() - began) < seconds:
+        started = time.perf_counter()
+        while (passed := time.perf_counter() - started) < seconds:
             sent += self.send(int(passed * rate) - len(sent))
             time.sleep(0.005)
-        reader_sees_end.set()
-        sent += self.send(1)  # whose end lets the reader look again
+        all_sent.set()
+        sent += self.send(1)  # its end makes the reader check again
         reader.join()
         ends = [self.connection.answers[stream] for stream in sent]
         return Counter(REFUSED if end.reset == 7 else end.status for end in ends)
@@ -84,7 +84,7 @@ class Flood:
 
 
 class Others:
-    """Meanwhile: the prober, and a client with patience and the usual policy of retries."""
+    """Meanwhile: a prober, and a client with the default timeout and retries."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -126,7 +126,7 @@ class Others:
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("listener", ["core", "aio"])
-def test_ten_times_the_capacity_is_refused_in_order_and_leaves_nothing(
+def test_excess_calls_are_rejected_and_the_server_recovers(
     serve, publish_slow, tmp_path, listener, seconds, record_property
 ):
     publish_slow(tmp_path, ROUNDS)
@@ -141,8 +141,8 @@ def test_ten_times_the_capacity_is_refused_in_order_and_leaves_nothing(
     record_property(
         "figures",
         f"{TIMES} times {capacity:.0f} calls/s for {seconds} s: {sum(ends.values())} calls, "
-        f"{ends[OK]} answered, {ends[EXHAUSTED]} refused, {ends[EXPIRED]} expired, "
-        f"{ends[REFUSED]} refused by HTTP/2; {others.probes} probes, {others.samples} patient "
+        f"{ends[OK]} answered, {ends[EXHAUSTED]} rejected, {ends[EXPIRED]} expired, "
+        f"{ends[REFUSED]} refused by HTTP/2; {others.probes} probes, {others.samples} other "
         f"calls, {len(others.failures)} of both lost",
     )
     assert others.failures == []
@@ -157,8 +157,8 @@ def test_ten_times_the_capacity_is_refused_in_order_and_leaves_nothing(
             assert answer.rich.details[0].Unpack(info)
             assert info.retry_delay.ToMilliseconds() > 0
             assert int(answer.headers[b"grpc-retry-pushback-ms"]) > 0
-    while process.value("latentd_queue_rows"):  # of calls that have expired
+    while process.value("latentd_queue_rows"):  # rows of expired calls
         pass
-    for _ in range(20):  # each in its 200 ms again
+    for _ in range(20):  # each within its 200 ms again
         assert flood.connection.wait_for(*flood.send(1))[0].status == OK
     flood.connection.socket.close()

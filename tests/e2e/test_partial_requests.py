@@ -1,4 +1,4 @@
-"""Callers that begin a request and never end it: memory is bounded, and others are answered."""
+"""Clients that never complete their requests: memory is bounded, and others are served."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.support.http2 import Connection, call, message
 
 MIB = 1 << 20
 CONNECTIONS, CALLS = 4, 64
-MOST_MESSAGE = 4 * MIB  # all of them together would take 1 GiB
-MOST = 32 * MIB  # of requests
-ROOM = 512 * MIB  # beyond what it had before: on a busy machine much comes between two looks
+MAX_MESSAGE = 4 * MIB  # all of them together would take 1 GiB
+LIMIT = 32 * MIB  # for partial requests
+ROOM = 512 * MIB  # above its memory before: on a busy machine much arrives between two checks
 METHODS = ["/vae.v1.VaeService/Encode", "/vae.v1.VaeService/StreamReconstruct"]
 HEALTH = "/grpc.health.v1.Health/Check"
 
@@ -25,23 +25,23 @@ HEALTH = "/grpc.health.v1.Health/Check"
 @pytest.fixture(params=["core", "aio"])
 def process(request, serve, toy_bundles):
     limits = (
-        f"--max-message-mib={MOST_MESSAGE // MIB} --max-partial-request-mib={MOST // MIB}".split()
+        f"--max-message-mib={MAX_MESSAGE // MIB} --max-partial-request-mib={LIMIT // MIB}".split()
     )
     flags = (*limits, "--workers=1", f"--listener={request.param}")
     return serve("--bundles", str(toy_bundles), *flags)
 
 
 def begin(connection: Connection, path: str) -> list[int]:
-    """Calls with all of a message but its last bytes; their streams."""
+    """Start calls with all of a message but its last bytes; returns their streams."""
     streams = list(range(1, 2 * CALLS, 2))
     connection.send(*(call(s, path) for s in streams))
-    most = message(bytes(MOST_MESSAGE - 100), length=MOST_MESSAGE - 50)
-    connection.pour(dict.fromkeys(streams, most))
+    partial = message(bytes(MAX_MESSAGE - 100), length=MAX_MESSAGE - 50)
+    connection.pour(dict.fromkeys(streams, partial))
     return streams
 
 
 @pytest.mark.parametrize("path", [*METHODS, HEALTH], ids=lambda path: path.rpartition("/")[2])
-def test_requests_that_never_end_take_bounded_memory_and_nobodys_place(process, path):
+def test_partial_requests_take_bounded_memory_and_others_are_served(process, path):
     target, _ = process.ready()
     process.forget_peak()
     before = process.memory("VmRSS")
@@ -58,9 +58,9 @@ def test_requests_that_never_end_take_bounded_memory_and_nobodys_place(process, 
             assert len(client.sample(1, seed=7)) == 1
         ends = [a for c in connections for a in c.answers.values() if a.ended]
     peak = process.memory("VmHWM") - before
-    print(f"{len(ends)} of {CONNECTIONS * CALLS} given up, {peak >> 20} MiB at the most")
+    print(f"{len(ends)} of {CONNECTIONS * CALLS} dropped, peak {peak >> 20} MiB")
     assert peak < ROOM
-    # What was not given up fits, with what came after the last look.
+    # The others fit, together with those that arrived after the last check.
     assert len(ends) > CONNECTIONS * CALLS / 2
     assert process.value("latentd_partial_requests_dropped_total") >= len(ends)
     for end in ends:
@@ -73,12 +73,12 @@ def test_requests_that_never_end_take_bounded_memory_and_nobodys_place(process, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", [0, 1], ids=["idle", "with a call"])
-def test_a_caller_whose_machine_is_gone_is_hung_up_on(serve, toy_bundles, calls):
+def test_connection_is_closed_when_its_client_is_unreachable(serve, toy_bundles, calls):
     target, _ = serve("--bundles", str(toy_bundles), "--workers", "1").ready()
     with Connection(int(target.rpartition(":")[2])) as connection:
         connection.send(call(1, METHODS[0], end=True))
         connection.wait_for(1)
         connection.send(*(call(3, METHODS[0]) for _ in range(calls)))
         connection.socket.settimeout(80)  # it takes 50 s
-        while connection.socket.recv(1 << 16):  # and nothing is answered, pings neither
+        while connection.socket.recv(1 << 16):  # nothing is answered, not even pings
             pass

@@ -1,4 +1,4 @@
-"""Callers that ask and never read: what their answers take is bounded, and others are answered."""
+"""Clients that never read their responses: memory is bounded, and others are served."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tests.support import http2
 from tests.support.http2 import Connection, body, call, message
 
 MIB = 1 << 20
-ROWS = 12_500  # with their latents 1 MB: 2 of memory as one answer, 4 as a stream's
-CALLS = 125  # over each connection
+ROWS = 12_500  # 1 MB with their latents: 2 MB of memory in a unary response, 4 MB in a stream
+CALLS = 125  # per connection
 CONNECTIONS = 4
-MOST = 32 * MIB  # of answers
-ROOM = 256 * MIB  # beyond what it had before: a sixth of what all would take
+LIMIT = 32 * MIB  # for unread responses
+ROOM = 256 * MIB  # above its memory before: a sixth of what all responses would take
 INITIAL_WINDOW, TABLE, TRUE_BINARY = 4, 1, 0xFE03
 
-ASKED = {
-    "answers": pb.SampleRequest(count=ROWS, seed=7, include_z=True),
+REQUESTS = {
+    "unary": pb.SampleRequest(count=ROWS, seed=7, include_z=True),
     "streams": pb.StreamSamplesRequest(count=10**9, chunk_rows=ROWS, seed=7, include_z=True),
 }
 
@@ -34,7 +34,7 @@ def process(request, serve, toy_bundles):
         "max-rows": ROWS,
         "queue-rows": 10**8,
         "queue-mib": 4096,
-        "max-unsent-response-mib": MOST // MIB,
+        "max-unsent-response-mib": LIMIT // MIB,
     }
     flags = [f"--{name}={limit}" for name, limit in limits.items()]
     flags += ["--workers=1", f"--listener={request.param}"]
@@ -43,15 +43,15 @@ def process(request, serve, toy_bundles):
     )
 
 
-def ask(
-    port: int, asked: pb.SampleRequest | pb.StreamSamplesRequest, calls: int = CALLS
+def start_calls(
+    port: int, request: pb.SampleRequest | pb.StreamSamplesRequest, calls: int = CALLS
 ) -> Connection:
-    """Calls over a connection whose windows never open; its statuses still come."""
-    path = f"/vae.v1.VaeService/{type(asked).__name__.removesuffix('Request')}"
-    return begin(port, path, asked.SerializeToString(), calls)
+    """Start calls over a connection whose windows never open; statuses still arrive."""
+    path = f"/vae.v1.VaeService/{type(request).__name__.removesuffix('Request')}"
+    return start_raw_calls(port, path, request.SerializeToString(), calls)
 
 
-def begin(port: int, path: str, request: bytes, calls: int) -> Connection:
+def start_raw_calls(port: int, path: str, request: bytes, calls: int) -> Connection:
     connection = Connection(port, preface=False)
     closed = http2.settings({INITIAL_WINDOW: 0, TABLE: 0, TRUE_BINARY: 1})
     data = message(request)
@@ -62,14 +62,14 @@ def begin(port: int, path: str, request: bytes, calls: int) -> Connection:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED.keys())
-def test_answers_that_nobody_reads_take_bounded_memory_and_nobodys_place(process, asked):
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS.keys())
+def test_unread_responses_take_bounded_memory_and_others_are_served(process, request_):
     target, _ = process.ready()
     before = process.memory("VmRSS")
-    fitting = MOST // (2 * MIB)
-    with ExitStack() as mute, grpc.insecure_channel(target) as channel, Client(target) as client:
+    fitting = LIMIT // (2 * MIB)
+    with ExitStack() as silent, grpc.insecure_channel(target) as channel, Client(target) as client:
         for _ in range(CONNECTIONS):
-            mute.enter_context(ask(int(target.rpartition(":")[2]), asked))
+            silent.enter_context(start_calls(int(target.rpartition(":")[2]), request_))
         health = health_pb2_grpc.HealthStub(channel)
         while process.value("latentd_responses_dropped_total") < CONNECTIONS * CALLS - fitting:
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
@@ -78,35 +78,37 @@ def test_answers_that_nobody_reads_take_bounded_memory_and_nobodys_place(process
     assert process.memory("VmHWM") - before < ROOM
 
 
-def test_a_caller_who_lets_its_answer_wait_is_told_why_it_lost_it(serve, toy_bundles):
+def test_client_learns_why_its_unread_response_was_dropped(serve, toy_bundles):
     flags = f"--workers=1 --listener=core --max-rows={ROWS} --queue-rows={10**8}"
     flags += " --max-unsent-response-mib=1"
     target, _ = serve("--bundles", str(toy_bundles), *flags.split()).ready()
-    with ask(int(target.rpartition(":")[2]), ASKED["answers"]) as connection:
+    with start_calls(int(target.rpartition(":")[2]), REQUESTS["unary"]) as connection:
         (first,) = connection.wait_for(1)
     assert first.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert b"Response dropped" in first.headers[b"grpc-message"]
 
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
-def test_small_answers_that_nobody_reads_count_with_their_calls(serve, toy_bundles, listener):
-    # Streams of one row a message, and checks of health, for which no token is asked.
+def test_small_unread_responses_count_with_their_calls(serve, toy_bundles, listener):
+    # Streams of one row per message, and health checks, which need no token.
     flags = f"--workers=1 --listener={listener} --max-unsent-response-mib=8"
     process = serve("--bundles", str(toy_bundles), *flags.split())
     target, _ = process.ready()
     port = int(target.rpartition(":")[2])
     process.answer()
-    before, most = process.memory("VmRSS"), 8 * MIB
+    before, limit = process.memory("VmRSS"), 8 * MIB
     stream = pb.StreamSamplesRequest(count=10**9, chunk_rows=1, seed=7)
-    with ExitStack() as mute, grpc.insecure_channel(target) as channel:
+    with ExitStack() as silent, grpc.insecure_channel(target) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for asked in ("streams", "checks") * 2:
-            if asked == "streams":
-                mute.enter_context(ask(port, stream, 1000))
+        for kind in ("streams", "checks") * 2:
+            if kind == "streams":
+                silent.enter_context(start_calls(port, stream, 1000))
             else:
-                mute.enter_context(begin(port, "/grpc.health.v1.Health/Check", b"", 100))
+                silent.enter_context(
+                    start_raw_calls(port, "/grpc.health.v1.Health/Check", b"", 100)
+                )
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
-        while process.value("latentd_responses_dropped_total") < 2000 - most / CALL_BYTES:
+        while process.value("latentd_responses_dropped_total") < 2000 - limit / CALL_BYTES:
             assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
-        assert process.value("latentd_unsent_response_bytes") <= 2 * most
+        assert process.value("latentd_unsent_response_bytes") <= 2 * limit
         assert process.memory("VmHWM") - before < 64 * MIB  # 2,200 calls took more

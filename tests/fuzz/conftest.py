@@ -1,4 +1,4 @@
-"""A real server to be fed with nonsense."""
+"""A real server for the fuzz tests."""
 
 from __future__ import annotations
 

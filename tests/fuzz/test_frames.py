@@ -1,4 +1,4 @@
-"""Arbitrary and mutated HTTP/2 frames for the port."""
+"""Arbitrary and mutated HTTP/2 frames, sent to the port."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.transport import handlers
 from tests.support import http2
 from tests.support.fuzz_inputs import mutated, wide
-from tests.support.fuzz_loop import again_and_again, once
+from tests.support.fuzz_loop import once, run_repeatedly
 
-PATIENCE = 30  # seconds for an answer
+SECONDS = 30  # timeout of a call
 
 
 CALL = (
@@ -35,7 +35,7 @@ PACKED = (
 )
 
 
-def test_any_frames_leave_the_server_serving(running, request):
+def test_server_keeps_serving_after_any_frames(running, request):
     port = int(running.target.rpartition(":")[2])
     frames = st.tuples(st.integers(0, 12), st.integers(0, 255), wide, st.binary(max_size=64)).map(
         lambda parts: http2.frame(parts[0], parts[1], parts[2] % 2**32, parts[3])
@@ -55,12 +55,12 @@ def test_any_frames_leave_the_server_serving(running, request):
             connection.socket.sendall(data)
             try:
                 connection.socket.shutdown(socket.SHUT_WR)
-            except OSError:  # it has hung up already
+            except OSError:  # the server has closed it already
                 return
-            while connection.socket.recv(1 << 16):  # until it hangs up
+            while connection.socket.recv(1 << 16):  # until the server closes it
                 pass
 
-    again_and_again(property_, request)
+    run_repeatedly(property_, request)
     with grpc.insecure_channel(running.target) as channel:
-        answer = VaeServiceStub(channel).Sample(pb.SampleRequest(count=1), timeout=PATIENCE)
+        answer = VaeServiceStub(channel).Sample(pb.SampleRequest(count=1), timeout=SECONDS)
         assert len(answer.x.tensor.data) == 16

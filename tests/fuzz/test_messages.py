@@ -1,7 +1,7 @@
 """Arbitrary and mutated bytes for every method, through the real handlers, service and engine.
 
-A few hundred inputs each by default; `make fuzz FUZZ_SECONDS=300` goes on for that long with new
-ones, and says how many there were. A server that dies fails its test.
+A few hundred inputs for each method by default. `make fuzz FUZZ_SECONDS=300` continues for that
+time with new ones, and prints their number. A server that dies fails its test.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from latentd.calls.coroutines import Future
 from latentd.pb import vae_pb2 as pb
 from latentd.transport import handlers
 from tests.support.fuzz_inputs import mutant, mutated, requests
-from tests.support.fuzz_loop import TRIED, again_and_again, once
+from tests.support.fuzz_loop import TRIED, once, run_repeatedly
 
-MUTANTS = 20  # of each input, where the tests go on for their seconds
-PATIENCE = 30  # seconds for an answer
-MAX_CHUNKS = 3  # of a stream, before its caller leaves
+MUTANTS = 20  # of each input, with FUZZ_SECONDS
+SECONDS = 30  # timeout of a call
+MAX_CHUNKS = 3  # of a stream, then its client cancels
 
-REFUSALS = {
+REJECTIONS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNIMPLEMENTED,  # it begins as what is compressed does
-    grpc.StatusCode.CANCELLED,  # by ourselves, when a stream has gone on for long enough
+    grpc.StatusCode.UNIMPLEMENTED,  # it starts like a compressed message
+    grpc.StatusCode.CANCELLED,  # by the test, after MAX_CHUNKS
 }
 
 METHODS = {m.name: m for m in pb.DESCRIPTOR.services_by_name["VaeService"].methods}
 
 
 class Call:
-    """One call as a handler sees it; its caller sends `data` and leaves a long stream early."""
+    """One call as a handler sees it; its client sends `data` and cancels a long stream early."""
 
     def __init__(self, data: bytes) -> None:
         self.context = CallContext()
@@ -46,22 +46,22 @@ class Call:
         self.written: list[bytes] = []
 
     def read(self) -> Future[bytes | None]:
-        reply: Future[bytes | None] = Future()
-        reply.set_result(self._data)
-        self._data = None  # it was the last
-        return reply
+        future: Future[bytes | None] = Future()
+        future.set_result(self._data)
+        self._data = None  # the client has sent its last
+        return future
 
     def write(self, message: bytes) -> Future[None]:
         self.written.append(message)
         if len(self.written) == MAX_CHUNKS:
             self.context.cancel()
-        reply: Future[None] = Future()
-        reply.set_result(None)
-        return reply
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
 
 
-def ask(handler: handlers.Handler, data: bytes) -> tuple[handlers.Status, Call]:
-    """Make a call and wait for its end."""
+def make_call(handler: handlers.Handler, data: bytes) -> tuple[handlers.Status, Call]:
+    """Make a call and wait until it has ended."""
     call, ended, statuses = Call(data), threading.Event(), []
 
     async def run() -> None:
@@ -69,25 +69,25 @@ def ask(handler: handlers.Handler, data: bytes) -> tuple[handlers.Status, Call]:
         ended.set()
 
     coroutines.run_coroutine(run())
-    assert ended.wait(PATIENCE), data
+    assert ended.wait(SECONDS), data
     return statuses[0], call
 
 
 def check(name: str, handler: handlers.Handler, data: bytes) -> None:
-    """The call ends well, or with a refusal that is the caller's fault and says little."""
-    status, call = ask(handler, data)
+    """Assert that the call succeeds, or fails with an error of the client and a short message."""
+    status, call = make_call(handler, data)
     if status.code is grpc.StatusCode.OK:
         answer = getattr(pb, METHODS[name].output_type.name)
         for message in call.written if status.message is None else [status.message]:
             answer.FromString(message)
     else:
-        assert status.code in REFUSALS, status
+        assert status.code in REJECTIONS, status
         assert len(status.details) <= 1000
         assert "Traceback" not in status.details
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_any_bytes_and_any_fields_are_answered_or_refused(running, request, name):
+def test_any_request_succeeds_or_is_rejected(running, request, name):
     handler = running.server._listener.handlers[f"/{handlers.SERVICE}/{name}"]
     kind = getattr(pb, METHODS[name].input_type.name)
 
@@ -106,8 +106,10 @@ def test_any_bytes_and_any_fields_are_answered_or_refused(running, request, name
                 check(name, handler, mutant(data, chance))
         inputs.clear()
 
-    again_and_again(property_, request, mutants)
-    status, _ = ask(running.server._listener.handlers[f"/{handlers.SERVICE}/Sample"], b"\x18\x01")
+    run_repeatedly(property_, request, mutants)
+    status, _ = make_call(
+        running.server._listener.handlers[f"/{handlers.SERVICE}/Sample"], b"\x18\x01"
+    )
     assert status.code is grpc.StatusCode.OK
     for graph in ("encoder", "decoder"):
         assert running.metric("latentd_failed_batches_total", graph=graph) == 0

@@ -1,4 +1,4 @@
-"""Tensors and images that anybody might send, read or refused."""
+"""Arbitrary tensors and images are decoded or rejected."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from latentd.bundle import DataSpec
 from latentd.errors import InvalidArgument
 from latentd.pb import vae_pb2 as pb
 from tests.support.fuzz_inputs import files, mutated, png, tensors
-from tests.support.fuzz_loop import again_and_again, once
+from tests.support.fuzz_loop import once, run_repeatedly
 
 TOY = DataSpec("image", (4, 4), "uint8", (0.0, 255.0))
 
 
-def test_a_tensor_is_read_or_refused_and_what_is_read_goes_back(request):
+def test_tensor_is_decoded_and_encoded_again_or_rejected(request):
     @once
     @given(tensors)
     def property_(tensor: pb.Tensor) -> None:
@@ -30,12 +30,12 @@ def test_a_tensor_is_read_or_refused_and_what_is_read_goes_back(request):
             field = "tensor." if codec.to_tensor(array) == tensor else "another tensor"
         assert field.startswith("tensor.")
 
-    again_and_again(property_, request)
+    run_repeatedly(property_, request)
 
 
-def test_an_image_is_read_or_refused(request):
-    # A checksum that is right lets changes through to the decoder.
-    def sealed(file: bytes) -> bytes:
+def test_image_is_decoded_or_rejected(request):
+    # With a valid checksum, changes reach the decoder.
+    def with_checksums(file: bytes) -> bytes:
         at, out = 8, file[:8]
         while len(file) - at >= 12:
             length = min(int.from_bytes(file[at : at + 4], "big"), len(file) - at - 12)
@@ -45,7 +45,7 @@ def test_an_image_is_read_or_refused(request):
         return out
 
     @once
-    @given(st.one_of(files, mutated(png(4, 4, "L")).map(sealed)))
+    @given(st.one_of(files, mutated(png(4, 4, "L")).map(with_checksums)))
     def property_(file: bytes) -> None:
         try:
             array = images.decode_pngs([file], TOY, "x")
@@ -56,4 +56,4 @@ def test_an_image_is_read_or_refused(request):
             assert (array.shape, array.dtype) == ((1, 4, 4), np.uint8)
         assert field == "x[0]"
 
-    again_and_again(property_, request)
+    run_repeatedly(property_, request)

@@ -12,7 +12,7 @@ from latentd.bundle import DataSpec, Manifest
 from tests.support.onnx_graphs import npz, serialized
 
 SIZE = 4  # of a row, and of its latent
-HUGE = 3e38  # finite, and its square is not
+HUGE = 3e38  # finite, but its square is not
 
 
 def publish_echo(root: Path, likelihood: str = "gaussian", model: str = "echo") -> Path:
@@ -53,8 +53,8 @@ def publish_echo(root: Path, likelihood: str = "gaussian", model: str = "echo") 
     return bundle.publish(root, manifest, files)
 
 
-def _graph(taken: str, nodes: list[tuple[str, list[str], str]]) -> bytes:
-    """A graph whose nodes may use x_, its input, and zeros. Both are NaN where x² overflows."""
+def _graph(input_: str, nodes: list[tuple[str, list[str], str]]) -> bytes:
+    """A graph whose nodes may use x_, its input, and zeros. Both are NaN if x² overflows."""
     constants = {
         "zero": np.float32(0),
         "minus_one": np.float32(-1),
@@ -63,9 +63,9 @@ def _graph(taken: str, nodes: list[tuple[str, list[str], str]]) -> bytes:
         "two_of_size": np.array([-1, 2, SIZE]),
     }
     nodes = [
-        ("Mul", [taken, taken], "square"),
+        ("Mul", [input_, input_], "square"),
         ("Mul", ["square", "zero"], "zeros"),
-        ("Add", [taken, "zeros"], "x_"),
+        ("Add", [input_, "zeros"], "x_"),
         *nodes,
     ]
     outputs = [name for *_, name in nodes if name in ("mean", "log_var", "x", "params")]
@@ -76,7 +76,7 @@ def _graph(taken: str, nodes: list[tuple[str, list[str], str]]) -> bytes:
             helper.make_node(kind, names, [name], **({"axis": 1} if kind == "Concat" else {}))
             for kind, names, name in nodes
         ],
-        {taken: ("float32", (SIZE,))},
+        {input_: ("float32", (SIZE,))},
         {name: ("float32", shapes.get(name, (SIZE,))) for name in outputs},
         constants,
     )

@@ -1,4 +1,4 @@
-"""Calls by the thousand over loopback, from processes of their own: see `attack`."""
+"""Thousands of calls over loopback, from separate processes: see `attacking`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from tests.support.http2 import Connection, call
 
 PROCESSES = 2
-AT_ONCE = 4  # calls under way over each connection
+AT_ONCE = 4  # calls in flight per connection
 
 
 @dataclass(frozen=True)
 class Attack:
-    """The same call again and again, over `connections` connections, for `seconds`.
+    """The same call repeatedly, over `connections` connections, for `seconds`.
 
-    payload: the call's DATA, prefix and all
+    payload: the call's DATA, including the prefix
     """
 
     port: int
@@ -33,14 +33,14 @@ class Attack:
 
 @dataclass
 class Ends:
-    """How the calls ended: each gRPC status, and None for those that had none."""
+    """How the calls ended: counts by gRPC status; None: without a status."""
 
     statuses: Counter[int | None] = field(default_factory=Counter)
 
 
 @contextmanager
 def attacking(attack: Attack) -> Iterator[Ends]:
-    """The attack goes on while the block runs, and ends when its seconds are over."""
+    """Run the attack during the block; it ends after its seconds."""
     context = multiprocessing.get_context("spawn")
     ends = Ends()
     with context.Pool(PROCESSES) as pool:
@@ -55,12 +55,12 @@ def _attack(attack: Attack, part: int) -> Counter[int | None]:
     statuses: Counter[int | None] = Counter()
     until = time.monotonic() + attack.seconds
 
-    def one() -> None:
+    def run() -> None:
         while time.monotonic() < until:
             with Connection(attack.port) as connection:
                 statuses.update(_calls(connection, attack, until))
 
-    threads = [threading.Thread(target=one) for _ in range(part, attack.connections, PROCESSES)]
+    threads = [threading.Thread(target=run) for _ in range(part, attack.connections, PROCESSES)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -69,7 +69,8 @@ def _attack(attack: Attack, part: int) -> Counter[int | None]:
 
 
 def _calls(connection: Connection, attack: Attack, until: float) -> list[int | None]:
-    """Calls over one connection until time is up, or the server closes it; their statuses."""
+    """Make calls over one connection until the time ends or the server closes it; returns their
+    statuses."""
     first = 1
     while time.monotonic() < until:
         streams = range(first, first + 2 * AT_ONCE, 2)
@@ -78,6 +79,6 @@ def _calls(connection: Connection, attack: Attack, until: float) -> list[int | N
             connection.send(*(call(s, attack.path, *attack.headers) for s in streams))
             connection.pour(dict.fromkeys(streams, attack.payload))
             connection.wait_for(*streams)
-        except (AssertionError, OSError):  # the server has had enough of this connection
+        except (AssertionError, OSError):  # the server has closed this connection
             break
     return [answer.status for answer in connection.answers.values() if answer.ended]

@@ -1,4 +1,4 @@
-"""Messages, files and numbers: right, at the edge, wrong, or right until bytes were changed."""
+"""Messages, files and numbers: valid, at a limit, invalid, or valid with some bytes changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from latentd.pb import vae_pb2 as pb
 
-# Numbers at the edges, where sizes overflow and ranges end.
+# Numbers at limits, where sizes overflow and ranges end.
 edges = st.sampled_from([0, 1, 2, 3, 15, 16, 17, 255, 4096, 2**31 - 1, 2**31, 2**32 - 1])
 wide = st.one_of(edges, st.sampled_from([2**63 - 1, 2**63, 2**64 - 1]), st.integers(0, 2**64 - 1))
 
@@ -24,7 +24,7 @@ def png(width: int, height: int, mode: str) -> bytes:
 
 @st.composite
 def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
-    """`whole` with bytes changed, cut out, put in or repeated."""
+    """`whole` with bytes changed, removed, inserted or repeated."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -43,7 +43,7 @@ def mutated(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 def mutant(whole: bytes, chance: random.Random) -> bytes:
-    """The same for less: hypothesis takes longer over an input than the server."""
+    """The same, but faster: hypothesis takes longer for an input than the server."""
     data = bytearray(whole)
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(data) + 1)
@@ -80,7 +80,7 @@ rows = st.one_of(
     st.builds(pb.Rows, tensor=tensors),
     st.builds(pb.Rows, png=st.builds(pb.PngImages, files=st.lists(files, max_size=3))),
 )
-points = st.one_of(
+anchors = st.one_of(
     st.builds(pb.LatentAnchor),
     st.builds(pb.LatentAnchor, x=rows),
     st.builds(pb.LatentAnchor, z=tensors),
@@ -89,8 +89,8 @@ points = st.one_of(
 fields = {
     "x": rows,
     "z": tensors,
-    "start": points,
-    "end": points,
+    "start": anchors,
+    "end": anchors,
     "count": edges,
     "steps": edges,
     "draws": edges,
@@ -98,7 +98,7 @@ fields = {
     "seed": wide,
     "offset": wide,
     "temperature": st.floats(width=32),
-    "model": st.sampled_from(["", "toy", "nobody", "../toy", "x" * 5000, "\0"]),
+    "model": st.sampled_from(["", "toy", "missing", "../toy", "x" * 5000, "\0"]),
     "version": st.integers(0, 3),
     "format": st.integers(0, 4),
     "output": st.integers(0, 4),
@@ -112,7 +112,7 @@ fields = {
 
 
 def requests(kind: type[Message]) -> st.SearchStrategy[bytes]:
-    """Messages whose fields are each right or wrong; those of a field that is new here fail."""
+    """Messages whose fields are valid or invalid. A field without a strategy in `fields` fails."""
     known = {field.name: fields[field.name] for field in kind.DESCRIPTOR.fields}
     built = st.fixed_dictionaries({}, optional=known).map(lambda given: kind(**given))
     return built.map(lambda message: message.SerializeToString())

@@ -1,4 +1,4 @@
-"""A property tried for as long as `make fuzz FUZZ_SECONDS=300` says, with new inputs each time."""
+"""Run a property for the seconds of `make fuzz FUZZ_SECONDS=300`, with new inputs each time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, seed, settings
 
-SECONDS = float(os.environ.get("LATENTD_FUZZ_SECONDS", "0"))  # of each test
-EXAMPLES = 300  # in one go
-TRIED = {"inputs": 0}  # so far, by all the tests
+SECONDS = float(os.environ.get("LATENTD_FUZZ_SECONDS", "0"))  # per test
+EXAMPLES = 300  # per round
+TRIED = {"inputs": 0}  # so far, in all tests
 
 
-def again_and_again(
+def run_repeatedly(
     test: Callable[[], None],
     request: pytest.FixtureRequest,
     mutants: Callable[[random.Random], None] = lambda chance: None,
 ) -> None:
-    """Run a property once; or, with new inputs each time and `mutants` of them, until its seconds
-    are over."""
+    """Run a property once. With FUZZ_SECONDS, repeat it for that time with new inputs, and run
+    `mutants` of them after each round."""
     until, rounds = time.monotonic() + SECONDS, 0
     inner = test.hypothesis.inner_test  # type: ignore[attr-defined]
     before = TRIED["inputs"]
@@ -40,7 +40,7 @@ def again_and_again(
             mutants(random.Random(rounds))
     if SECONDS:
         with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            print(f" {TRIED['inputs'] - before:,} inputs, {TRIED['inputs']:,} in all")
+            print(f" {TRIED['inputs'] - before:,} inputs, {TRIED['inputs']:,} in total")
 
 
 once = settings(

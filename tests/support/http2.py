@@ -1,7 +1,7 @@
-"""HTTP/2 frame by frame, for what no correct client sends and for the load generator of bench/.
+"""HTTP/2 frames, for input that no correct client sends and for the load generator of bench/.
 
-HTTP/2: RFC 9113. Header compression: RFC 7541, of which the settings below leave literals and the
-static table. gRPC over HTTP/2: the protocol document of grpc.
+HTTP/2: RFC 9113. Header compression: RFC 7541, of which the settings below allow only literals
+and the static table. gRPC over HTTP/2: the protocol document of grpc.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ END_STREAM, END_HEADERS, ACK = 1, 4, 1
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PIECE: Final = 16384  # bytes that a frame may hold unless the peer allows more
 FIRST_WINDOW: Final = 65535  # bytes; of each stream and of the connection at the start
-SECONDS: Final = 30  # until a silent server counts as dead
+SECONDS: Final = 30  # timeout for a silent server
 
 HEADER_TABLE_SIZE, INITIAL_WINDOW, MAX_FRAME_SIZE, TRUE_BINARY = 1, 4, 5, 0xFE03
-_OURS: Final = {
-    HEADER_TABLE_SIZE: 0,  # no dynamic table: each header block is read by itself
+_CLIENT_SETTINGS: Final = {
+    HEADER_TABLE_SIZE: 0,  # no dynamic table: each header block can be read alone
     INITIAL_WINDOW: (1 << 31) - 1,
     TRUE_BINARY: 1,  # gRPC's own: "-bin" headers are sent as they are, not in base64
 }
@@ -98,9 +98,9 @@ def body(stream: int, data: bytes, *, end: bool = True) -> bytes:
 class Answer:
     """The response on one stream."""
 
-    headers: dict[bytes, bytes] = field(default_factory=dict)  # with the trailers
+    headers: dict[bytes, bytes] = field(default_factory=dict)  # including the trailers
     data: bytes = b""
-    reset: int | None = None  # the error code, where the stream was reset
+    reset: int | None = None  # the error code, if the stream was reset
     ended: bool = False
 
     @property
@@ -121,14 +121,14 @@ class Connection:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.answers: dict[int, Answer] = {}
-        self.heard = b""  # the last million bytes that came
+        self.heard = b""  # the last million bytes received
         self.goaway: int | None = None  # the error code
         self.pongs = 0
-        self.room = {0: FIRST_WINDOW}  # bytes we may send, by stream; 0: the connection
+        self.room = {0: FIRST_WINDOW}  # bytes that may be sent, by stream; 0: the connection
         self._first_window = FIRST_WINDOW
         self._rest = b""
         if preface:
-            self.socket.sendall(PREFACE + settings(_OURS) + window(0, 1 << 30))
+            self.socket.sendall(PREFACE + settings(_CLIENT_SETTINGS) + window(0, 1 << 30))
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +142,7 @@ class Connection:
         self.socket.close()
 
     def send(self, *frames: bytes) -> bool:
-        """Whether the connection was still open."""
+        """Send frames; returns whether the connection was open."""
         try:
             self.socket.sendall(b"".join(frames))
         except (BrokenPipeError, ConnectionResetError):
@@ -177,7 +177,7 @@ class Connection:
         return self.room.setdefault(stream, self._first_window)
 
     def wait_for(self, *streams: int) -> list[Answer]:
-        """Their answers when all have ended; fails if the server closes before."""
+        """Wait until all have ended; returns their answers. Fails if the server closes first."""
         while not all(map(self._ended, streams)):
             assert self.read(), f"closed after {self.answers}, GOAWAY {self.goaway}"
         return [self.answers[stream] for stream in streams]
@@ -189,7 +189,7 @@ class Connection:
         return self.heard
 
     def read(self) -> bool:
-        """Read what comes next; False: the server has closed."""
+        """Read the next bytes; False: the server has closed the connection."""
         try:
             data = self.socket.recv(1 << 16)
         except ConnectionResetError:
@@ -203,12 +203,12 @@ class Connection:
             kind, flags = self._rest[3], self._rest[4]
             stream = int.from_bytes(self._rest[5:9], "big") & 0x7FFFFFFF
             payload, self._rest = self._rest[9 : 9 + length], self._rest[9 + length :]
-            self._take(kind, flags, stream, payload)
+            self._on_frame(kind, flags, stream, payload)
         return bool(data)
 
-    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def _on_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == SETTINGS and not flags & ACK:
-            self._hear(payload)
+            self._on_settings(payload)
             self.send(frame(SETTINGS, ACK, 0))
         elif kind == WINDOW_UPDATE:
             self.room[stream] = self._room_of(stream) + int.from_bytes(payload, "big")
@@ -224,12 +224,12 @@ class Connection:
                 answer.data += payload
             elif kind == HEADERS:
                 assert flags & END_HEADERS
-                answer.headers.update(_unpack(payload))
+                answer.headers.update(_decode_headers(payload))
             else:
                 answer.reset = int.from_bytes(payload, "big")
             answer.ended |= kind == RST_STREAM or bool(flags & END_STREAM)
 
-    def _hear(self, payload: bytes) -> None:
+    def _on_settings(self, payload: bytes) -> None:
         for name, value in struct.iter_unpack(">HI", payload):
             if name == INITIAL_WINDOW:
                 for stream in set(self.room) - {0}:
@@ -247,16 +247,16 @@ def _string(text: bytes) -> bytes:
 
 def _number(value: int, bits: int) -> bytes:
     """An integer of RFC 7541, 5.1, with no other bits in its first byte."""
-    most = (1 << bits) - 1
-    if value < most:
+    limit = (1 << bits) - 1
+    if value < limit:
         return bytes((value,))
-    value, out = value - most, bytes((most,))
+    value, out = value - limit, bytes((limit,))
     while value >= 128:
         value, out = value >> 7, out + bytes((value & 127 | 128,))
     return out + bytes((value,))
 
 
-def _unpack(packed: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _decode_headers(packed: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The headers of a block that uses neither the dynamic table nor Huffman's code."""
     at = 0
 

@@ -1,4 +1,4 @@
-"""A limit on a process's memory: its own cgroup where one can be made, else RLIMIT_AS."""
+"""A limit on a process's memory: its own cgroup if one can be made, else RLIMIT_AS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_CGROUPS: Final = {  # where groups are made, and the file of a group that limits it
+_CGROUPS: Final = {  # the folder of groups, and the file of a group that limits it
     Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",  # version 1
     Path("/sys/fs/cgroup"): "memory.max",
 }
@@ -17,8 +17,8 @@ _CGROUPS: Final = {  # where groups are made, and the file of a group that limit
 
 @contextmanager
 def limited(pid: int, nbytes: int) -> Iterator[str]:
-    """The process may take so many bytes beyond what it has; yields by what it is limited. The
-    process must have ended before the block does."""
+    """Limit the process to `nbytes` more than it has; yields what limits it. The process must end
+    before the block does."""
     for root, limit in _CGROUPS.items():
         group = root / f"latentd-test-{pid}"
         try:
@@ -36,8 +36,8 @@ def limited(pid: int, nbytes: int) -> Iterator[str]:
         finally:
             group.rmdir()
         return
-    most = _status(pid, "VmSize") + nbytes
-    resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
+    limit_bytes = _status(pid, "VmSize") + nbytes
+    resource.prlimit(pid, resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     yield "RLIMIT_AS"
 
 
