@@ -34,7 +34,7 @@ def files(*suffixes: str) -> list[Path]:
     for folder in SOURCES:
         found += (ROOT / folder).rglob("*")
     skipped = {"pb", "__pycache__"}
-    return [p for p in found if p.suffix in suffixes and not skipped & set(p.parts)]
+    return [p for p in found if p.is_file() and p.suffix in suffixes and not skipped & set(p.parts)]
 
 
 def readmes() -> list[Path]:
