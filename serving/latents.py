@@ -153,7 +153,7 @@ def slerp(start: Latents, end: Latents, steps: int) -> Latents:
 
     The direction and the length change evenly, so the path stays where N(0, I) has its mass. If an
     end is zero or the ends are opposite, there is no single great circle: the result is the
-    straight line. It is also for parallel ends, where both paths are the same.
+    straight line. So it is for parallel ends, where both paths are the same.
     """
     a, b = start.astype(np.float64), end.astype(np.float64)
     length_a, length_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))

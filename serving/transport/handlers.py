@@ -84,7 +84,7 @@ class Handler:
 
 Unary = Callable[[Any, CallContext], Coroutine[Any, Any, Message]]
 Streaming = Callable[[Any, CallContext], AsyncIterator[Message]]
-"""The first argument is the request; or, where requests are a stream, an iterator over them."""
+"""The first argument is the request; or, if requests are a stream, an iterator over them."""
 
 
 def handlers(
