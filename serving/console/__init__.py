@@ -1,1 +1,1 @@
-"""`latentd client ...`: a server called by people, from the shell."""
+"""`latentd client ...`: call a server from the shell."""

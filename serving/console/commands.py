@@ -1,4 +1,4 @@
-"""What each `latentd client` call does: read, ask, write, and say in a line what came back."""
+"""The `latentd client` commands: read inputs, call the server, write results, print a summary."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from latentd.console import inputs, terminal
 from latentd.console.outputs import OutputPath
 from latentd.errors import ModelNotFound
 
-PICTURES: Final = ("png", "npz", "npy", "folder")
-COLUMNS: Final = 16  # of a picture of rows above their reconstructions
+OUTPUT_KINDS: Final = ("png", "npz", "npy", "folder")
+COLUMNS: Final = 16  # of an image of rows above their reconstructions
 
 
 def model(args: argparse.Namespace) -> int:
-    """What the model is, its limits and what it costs."""
+    """Print the model, its limits and its cost."""
     with _connect(args) as client:
         info = client.get_model()
     if args.json:
@@ -37,7 +37,7 @@ def model(args: argparse.Namespace) -> int:
 
 
 def models(args: argparse.Namespace) -> int:
-    """Every model and version that was found, with what became of it."""
+    """Print every model and version that the server found, with its state."""
     with _connect(args) as client:
         listed = client.list_models()
     if args.json:
@@ -53,12 +53,12 @@ def models(args: argparse.Namespace) -> int:
 
 
 def encode(args: argparse.Namespace) -> int:
-    """x to mean and log_var, and with --draw z, in an .npz."""
+    """Write mean and log_var of x, and with --draw z, to an .npz."""
     out = OutputPath(args.out, ("npz",))
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info.x, _how(args, info))
+        x = inputs.read_rows(args.files, args.rows, info.x, _read_options(args, info))
         parts = [
             client.encode(x[piece], draw=args.draw, seed=seed, offset=piece.start)
             for piece in _pieces(x, info)
@@ -68,48 +68,52 @@ def encode(args: argparse.Namespace) -> int:
         for name in (("mean", "log_var", "z") if args.draw else ("mean", "log_var"))
     }
     outside = _outside([(part.values_outside_range, len(part.mean)) for part in parts])
-    facts = {"values_outside_range": outside, **_facts(info.served_by, seed=seed)}
-    out.write_arrays(arrays | facts)
+    metadata = {"values_outside_range": outside, **_provenance(info.served_by, seed=seed)}
+    out.write_arrays(arrays | metadata)
     what = f"{', '.join(arrays)} of {len(x)} rows, float32 {info.latent_size}"
-    terminal.say(what, _path(out), info.served_by, seed=seed)
-    terminal.say_outside(outside)
+    terminal.print_result(what, _path(out), info.served_by, seed=seed)
+    terminal.print_outside_range(outside)
     return 0
 
 
 def decode(args: argparse.Namespace) -> int:
-    """Latents to x."""
-    out = _destination(args, PICTURES)
+    """Decode latents."""
+    out = _output_path(args, OUTPUT_KINDS)
     z = inputs.read_latents(args.latents)
     with _connect(args) as client:
         info, client = _pin(client, out)
         x = np.concatenate([client.decode(z[piece]).x for piece in _pieces(z, info)])
     _write(out, x, info, {})
-    terminal.say(terminal.described(x), _path(out), info.served_by)
+    terminal.print_result(terminal.describe_rows(x), _path(out), info.served_by)
     return 0
 
 
 def sample(args: argparse.Namespace) -> int:
-    """New rows in one answer."""
-    out = _destination(args, PICTURES)
+    """Sample new rows in one call."""
+    out = _output_path(args, OUTPUT_KINDS)
     with _connect(args) as client:
         info, client = _pin(client, out)
-        got = client.sample(
+        result = client.sample(
             args.count,
             seed=args.seed,
             offset=args.offset,
             temperature=args.temperature,
             include_z=out is not None and out.kind == "npz",
         )
-    facts = {"z": got.z, "seed": np.uint64(got.seed), "temperature": args.temperature}
-    _write(out, got.x, info, facts, first=got.offset)
-    terminal.say(
-        terminal.described(got.x), _path(out), got.served_by, seed=got.seed, offset=got.offset
+    metadata = {"z": result.z, "seed": np.uint64(result.seed), "temperature": args.temperature}
+    _write(out, result.x, info, metadata, first=result.offset)
+    terminal.print_result(
+        terminal.describe_rows(result.x),
+        _path(out),
+        result.served_by,
+        seed=result.seed,
+        offset=result.offset,
     )
     return 0
 
 
 def stream(args: argparse.Namespace) -> int:
-    """New rows as they come, written without being held."""
+    """Sample new rows as a stream, writing each chunk as it arrives."""
     out = OutputPath(args.out, ("npy", "npz", "folder"))
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
@@ -121,33 +125,35 @@ def stream(args: argparse.Namespace) -> int:
             temperature=args.temperature,
             chunk_rows=args.chunk_rows,
         )
-        facts = _facts(info.served_by, seed=seed, offset=args.offset, temperature=args.temperature)
+        metadata = _provenance(
+            info.served_by, seed=seed, offset=args.offset, temperature=args.temperature
+        )
         with (
-            out.rows(args.count, info.x, args.offset, facts) as write,
-            terminal.Progress(args.count) as on,
+            out.rows(args.count, info.x, args.offset, metadata) as write,
+            terminal.Progress(args.count) as progress,
         ):
             for chunk in chunks:
                 write(chunk.x)
-                on(len(chunk))
+                progress(len(chunk))
     what = f"{args.count} rows of {info.x.dtype} {terminal.shape_of(info.x.shape)}"
-    terminal.say(what, _path(out), info.served_by, seed=seed, offset=args.offset)
+    terminal.print_result(what, _path(out), info.served_by, seed=seed, offset=args.offset)
     return 0
 
 
 def reconstruct(args: argparse.Namespace) -> int:
-    """x to x', with --scores in nats; a picture shows each row above its x'."""
-    out = _destination(args, ("png", "npz"))
+    """Reconstruct x, with --scores in nats; an image shows each row above its reconstruction."""
+    out = _output_path(args, ("png", "npz"))
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client, out)
-        x = inputs.read_rows(args.files, args.rows, info.x, _how(args, info))
+        x = inputs.read_rows(args.files, args.rows, info.x, _read_options(args, info))
         parts = [
             client.reconstruct(
                 x[piece], draw=args.draw, seed=seed, offset=piece.start, include_scores=args.scores
             )
             for piece in _pieces(x, info)
         ]
-    made = np.concatenate([part.x for part in parts])
+    reconstruction = np.concatenate([part.x for part in parts])
     scores = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("reconstruction_error", "kl", "elbo")
@@ -155,61 +161,70 @@ def reconstruct(args: argparse.Namespace) -> int:
     }
     outside = _outside([(part.values_outside_range, len(part)) for part in parts])
     if out is not None and out.kind == "png":
-        out.write(images.make_grid(_above(x, made), columns=min(len(x), COLUMNS)))
+        out.write(images.make_grid(_interleave(x, reconstruction), columns=min(len(x), COLUMNS)))
     elif out is not None:
-        arrays = {"x": x, "reconstruction": made, **scores, "values_outside_range": outside}
-        out.write_arrays(arrays | _facts(info.served_by, seed=seed))
+        arrays = {
+            "x": x,
+            "reconstruction": reconstruction,
+            **scores,
+            "values_outside_range": outside,
+        }
+        out.write_arrays(arrays | _provenance(info.served_by, seed=seed))
     terminal.show_table(scores)
-    terminal.say(terminal.described(made), _path(out), info.served_by, seed=seed)
-    terminal.say_outside(outside)
+    terminal.print_result(
+        terminal.describe_rows(reconstruction), _path(out), info.served_by, seed=seed
+    )
+    terminal.print_outside_range(outside)
     return 0
 
 
 def interpolate(args: argparse.Namespace) -> int:
-    """The way from --start to --end."""
-    out = _destination(args, PICTURES)
+    """Interpolate from --start to --end."""
+    out = _output_path(args, OUTPUT_KINDS)
     with _connect(args) as client:
         info, client = _pin(client, out)
-        way = client.interpolate(
-            inputs.read_point(args.start, info.x, "--start", _how(args, info)),
-            inputs.read_point(args.end, info.x, "--end", _how(args, info)),
+        result = client.interpolate(
+            inputs.read_point(args.start, info.x, "--start", _read_options(args, info)),
+            inputs.read_point(args.end, info.x, "--end", _read_options(args, info)),
             steps=args.steps,
             path=args.path,
             include_z=out is not None and out.kind == "npz",
         )
-    _write(out, way.x, info, {"z": way.z}, columns=args.steps)
-    terminal.say(terminal.described(way.x), _path(out), way.served_by)
+    _write(out, result.x, info, {"z": result.z}, columns=args.steps)
+    terminal.print_result(terminal.describe_rows(result.x), _path(out), result.served_by)
     return 0
 
 
 def score(args: argparse.Namespace) -> int:
-    """ELBO and log-likelihood of each row, in nats."""
+    """Print ELBO and log-likelihood of each row, in nats."""
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
         info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info.x, _how(args, info))
+        x = inputs.read_rows(args.files, args.rows, info.x, _read_options(args, info))
         # The server bounds rows x draws: max_rows * 64.
-        most = info.limits.max_rows * 64 // max(1, args.draws)
+        max_rows = info.limits.max_rows * 64 // max(1, args.draws)
         parts = [
             client.score(x[piece], draws=args.draws, seed=seed, offset=piece.start)
-            for piece in _pieces(x, info, most)
+            for piece in _pieces(x, info, max_rows)
         ]
     names = ("elbo", "log_likelihood", "kl")
     terminal.show_table(
         {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     )
     what = f"{len(x)} rows, {parts[0].draws} draws each, in nats"
-    terminal.say(what, None, info.served_by, seed=seed)
-    terminal.say_outside(_outside([(part.values_outside_range, len(part.elbo)) for part in parts]))
+    terminal.print_result(what, None, info.served_by, seed=seed)
+    terminal.print_outside_range(
+        _outside([(part.values_outside_range, len(part.elbo)) for part in parts])
+    )
     return 0
 
 
 def health(args: argparse.Namespace) -> int:
-    """What the server says of itself; status 0 only if that is SERVING."""
+    """Print the server's health; status 0 only if it is SERVING."""
     with _connect(args, healthy_only=False) as client:
         try:
             state = client.health(args.service)
-        except ModelNotFound:  # the health service answers so about services it does not know
+        except ModelNotFound:  # the health service's error for an unknown service
             state = "SERVICE_UNKNOWN"
     print(state)
     return 0 if state == "SERVING" else 1
@@ -236,8 +251,10 @@ def _connect(args: argparse.Namespace, healthy_only: bool = True) -> Client:
 
 
 def _pin(client: Client, out: OutputPath | None = None) -> tuple[ModelInfo, Client]:
-    """The model, refused if `out` cannot show it, and a client for just its version: one file
-    never holds rows of two."""
+    """The model, and a client for exactly its version: one file never has rows of two versions.
+
+    Raises InvalidArgument if `out` cannot store the model's data.
+    """
     info = client.get_model()
     if out is not None:
         out.check(info.x)
@@ -245,8 +262,8 @@ def _pin(client: Client, out: OutputPath | None = None) -> tuple[ModelInfo, Clie
 
 
 def _outside(parts: Sequence[tuple[Array | None, int]]) -> Array | None:
-    """How many values of each row lie outside the model's range, from each answer's counts and its
-    number of rows; None: none does."""
+    """The number of values of each row outside the model's range, from the counts and the number of
+    rows of each response; None: all are 0."""
     if all(counts is None for counts, _ in parts):
         return None
     return np.concatenate(
@@ -254,20 +271,20 @@ def _outside(parts: Sequence[tuple[Array | None, int]]) -> Array | None:
     )
 
 
-def _pieces(rows: Array, info: ModelInfo, most: int = 1 << 30) -> Iterator[slice]:
-    """Ranges of rows that fit into one call, each with room for the answer."""
+def _pieces(rows: Array, info: ModelInfo, max_rows: int = 1 << 30) -> Iterator[slice]:
+    """Ranges of rows that fit into one call, also the response."""
     row_bytes = max(rows[0].nbytes if len(rows) else 1, info.x.nbytes, 8 * info.latent_size)
     by_bytes = info.limits.max_message_bytes // (2 * row_bytes)
-    step = max(1, min(info.limits.max_rows, by_bytes, most))
+    step = max(1, min(info.limits.max_rows, by_bytes, max_rows))
     for start in range(0, len(rows), step):
         yield slice(start, min(len(rows), start + step))
 
 
-def _how(args: argparse.Namespace, info: ModelInfo) -> inputs.How:
-    return inputs.How(info.likelihood, args.resize, args.column)
+def _read_options(args: argparse.Namespace, info: ModelInfo) -> inputs.ReadOptions:
+    return inputs.ReadOptions(info.likelihood, args.resize, args.column)
 
 
-def _destination(args: argparse.Namespace, kinds: tuple[str, ...]) -> OutputPath | None:
+def _output_path(args: argparse.Namespace, kinds: tuple[str, ...]) -> OutputPath | None:
     return OutputPath(args.out, kinds) if args.out else None
 
 
@@ -279,7 +296,7 @@ def _write(
     out: OutputPath | None,
     x: Array,
     info: ModelInfo,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     columns: int = 0,
     first: int = 0,
 ) -> None:
@@ -288,25 +305,25 @@ def _write(
     if out.kind == "png":
         out.write(images.make_grid(x, columns))
     elif out.kind == "npz":
-        out.write_arrays({"x": x, **facts} | _facts(info.served_by, offset=first))
+        out.write_arrays({"x": x, **metadata} | _provenance(info.served_by, offset=first))
     else:
         with out.rows(len(x), info.x, first, {}) as write:
             write(x)
 
 
-def _above(x: Array, made: Array) -> Array:
-    """x and made, by lines of COLUMNS: rows, and below each its reconstruction."""
+def _interleave(x: Array, reconstruction: Array) -> Array:
+    """Lines of up to COLUMNS rows, each followed by the line of their reconstructions."""
     lines = []
     for start in range(0, len(x), COLUMNS):
-        for rows in (x[start : start + COLUMNS], made[start : start + COLUMNS]):
+        for rows in (x[start : start + COLUMNS], reconstruction[start : start + COLUMNS]):
             blank = min(COLUMNS, len(x)) - len(rows)
             lines += [rows, np.full((blank, *x.shape[1:]), 255, x.dtype)]
     return np.concatenate(lines)
 
 
-def _facts(served_by: ModelVersion, **numbers: Any) -> dict[str, Any]:
-    """What an .npz says about itself, enough to make it again."""
-    given = {name: number for name, number in numbers.items() if number is not None}
-    if "seed" in given:
-        given["seed"] = np.uint64(given["seed"])
-    return given | dataclasses.asdict(served_by)
+def _provenance(served_by: ModelVersion, **numbers: Any) -> dict[str, Any]:
+    """The values that reproduce an .npz, for storing in it."""
+    result = {name: number for name, number in numbers.items() if number is not None}
+    if "seed" in result:
+        result["seed"] = np.uint64(result["seed"])
+    return result | dataclasses.asdict(served_by)

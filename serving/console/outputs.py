@@ -19,9 +19,9 @@ Write = Callable[[Array], None]
 
 
 class OutputPath:
-    """Where --out points, checked before any work is done for it.
+    """The path of --out, checked before any work is done.
 
-    kind: "png", "npy", "npz" or "folder" (no ending). Raises InvalidArgument naming --out.
+    kind: "png", "npy", "npz" or "folder" (no suffix). Raises InvalidArgument for --out.
     """
 
     def __init__(self, out: str, kinds: tuple[str, ...]) -> None:
@@ -33,42 +33,43 @@ class OutputPath:
             endings = [f".{kind}" for kind in kinds if kind != "folder"]
             raise InvalidArgument(
                 "--out",
-                f"{out} is none of what this call writes",
-                f"End it in {' or '.join(endings)}"
-                + (", or name a folder" if "folder" in kinds else ""),
+                f"unsupported output {out}",
+                f"Use a {' or '.join(endings)} path"
+                + (", or a folder" if "folder" in kinds else ""),
             )
         if not self.path.absolute().parent.is_dir():
-            raise InvalidArgument("--out", f"the folder {self.path.parent} does not exist")
+            raise InvalidArgument("--out", f"folder {self.path.parent} does not exist")
         if self.kind == "folder" and self.path.exists() and any(self.path.iterdir()):
-            raise InvalidArgument("--out", f"{out} already holds files", "Name a new folder")
+            raise InvalidArgument("--out", f"{out} is not empty", "Use a new folder")
 
     def check(self, x: DataSpec) -> None:
-        """Refuse pictures of what is none."""
+        """Raise InvalidArgument for PNG output of data that is not 8-bit images."""
         if self.kind in ("png", "folder") and not images.is_png_compatible(x):
             raise InvalidArgument(
                 "--out",
-                f"PNG shows 8-bit images; this model's rows are {x.dtype} {x.kind}s",
-                "End it in .npz or .npy",
+                f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.kind}s",
+                "Use a .npz or .npy path",
             )
 
     def write(self, content: bytes) -> None:
-        """A whole file."""
+        """Write a whole file."""
         with self._replacing() as temporary:
             temporary.write_bytes(content)
 
     def write_arrays(self, arrays: Mapping[str, Any]) -> None:
-        """An .npz; a None among `arrays` is left out."""
+        """Write an .npz without the arrays that are None."""
         given = {name: array for name, array in arrays.items() if array is not None}
         with self._replacing() as temporary, temporary.open("wb") as file:
             np.savez(file, **given)
 
     @contextmanager
     def rows(
-        self, count: int, x: DataSpec, first: int, facts: Mapping[str, Any]
+        self, count: int, x: DataSpec, first: int, metadata: Mapping[str, Any]
     ) -> Iterator[Write]:
-        """Take `count` rows of x, from row `first` on, piece by piece, holding one at a time.
+        """Yields a function that writes the next rows, `count` rows of x in total.
 
-        facts: what else an .npz shall say; read when all rows have come.
+        first: number of the first row, for file names. metadata: other arrays of an .npz, read
+        after all rows are written.
         """
         with self._replacing() as temporary:
             if self.kind == "folder":
@@ -81,9 +82,9 @@ class OutputPath:
                 with zipfile.ZipFile(temporary, "w") as archive:
                     with archive.open("x.npy", "w", force_zip64=True) as entry:
                         yield _array(entry, count, x)
-                    for name, fact in facts.items():
+                    for name, value in metadata.items():
                         with archive.open(f"{name}.npy", "w") as entry:
-                            np.lib.format.write_array(entry, np.asarray(fact))
+                            np.lib.format.write_array(entry, np.asarray(value))
 
     def _replacing(self) -> AbstractContextManager[Path]:
         """A temporary path that becomes `self.path`; not fsynced: the command can be repeated."""
@@ -91,7 +92,7 @@ class OutputPath:
 
 
 def _array(file: IO[bytes], count: int, x: DataSpec) -> Write:
-    """Rows into a .npy written front to back: on a full disk a memory map would die of SIGBUS."""
+    """Write a .npy sequentially: with a memory map, a full disk would raise SIGBUS."""
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(x.dtype)),
         "fortran_order": False,
@@ -106,7 +107,7 @@ def _array(file: IO[bytes], count: int, x: DataSpec) -> Write:
 
 
 def _folder(folder: Path, first: int, count: int) -> Write:
-    digits = len(str(first + count - 1))  # as many for each, so that names sort by row
+    digits = len(str(first + count - 1))  # zero-padded, so that names sort by row
     row = first
 
     def write(rows: Array) -> None:

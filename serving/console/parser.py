@@ -1,7 +1,6 @@
-"""`latentd client ...`: the arguments a person types, and errors as one sentence and a status.
+"""The flags of `latentd client ...`, and its errors as a message and an exit status.
 
-Exit status: 0 done; 1 the server failed or cannot be reached; 2 the input cannot be right;
-130 interrupted.
+Exit status: 0 done; 1 the server failed or is unreachable; 2 invalid input; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ SERVER: Final = "localhost:50051"
 _VARIABLE: Final = "LATENTD_SERVER"
 
 _FILES: Final = (
-    "images, .npy, .npz (key x; another one: FILE.npz:key), .parquet or IDX files, folders or "
+    "images, .npy, .npz (array x, or FILE.npz:key), .parquet or IDX files, folders or "
     "globs of these"
 )
-_OUT: Final = ".png: one grid; .npz or .npy: arrays; anything else: a folder of PNG files"
+_OUT: Final = ".png: one grid; .npz or .npy: arrays; no suffix: a folder of PNG files"
 
 Subparsers = argparse._SubParsersAction  # argparse's own name for what add_subparsers returns
 
 
 def add_client_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
-    """Add `client` and its calls; each sets `run`, which takes the arguments, gives the status."""
+    """Add `client` and its calls. Each sets `run`, which returns the exit status."""
     parser = subparsers.add_parser(
         "client",
         help="call a server",
@@ -43,95 +42,106 @@ def add_client_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
   latentd client sample --count 16 --seed 7 --out grid.png
   latentd client encode digits.npz --rows 0:100 --out latents.npz
   latentd client reconstruct photo.jpg --resize --out side_by_side.png
-  latentd client interpolate --start seed:7 --end photo.png --steps 9 --out way.png
+  latentd client interpolate --start seed:7 --end photo.png --steps 9 --out path.png
   latentd client CALL --help""",
     )
     calls = parser.add_subparsers(metavar="CALL", required=True)
-    model = _add(calls, "model", "what a model is, its limits and what it costs")
-    model.add_argument("--json", action="store_true", help="for programs")
-    models = _add(calls, "models", "every model and version the server found")
-    models.add_argument("--json", action="store_true", help="for programs")
+    model = _add(calls, "model", "describe a model, its limits and its cost")
+    model.add_argument("--json", action="store_true", help="print JSON")
+    models = _add(calls, "models", "list the models and versions that the server found")
+    models.add_argument("--json", action="store_true", help="print JSON")
     _add_with_files(calls)
     _add_with_latents(calls)
-    health = _add(calls, "health", "whether the server serves; status 0 if so, else 1")
-    health.add_argument("--service", default="", help="what to ask about (the server as a whole)")
+    health = _add(calls, "health", "print the server's health; status 0 if SERVING, else 1")
+    health.add_argument("--service", default="", help="service to check (the whole server)")
 
 
 def _add_with_files(calls: Subparsers[argparse.ArgumentParser]) -> None:
     encode = _add(
         calls,
         "encode",
-        "data to mean and log_var of its latents",
+        "encode data to mean and log_var of its latents",
         "encode digits.npz --rows 0:100 --out latents.npz",
     )
     _add_files(encode)
-    encode.add_argument("--out", required=True, help=".npz with mean, log_var and, drawn, z")
+    encode.add_argument("--out", required=True, help=".npz with mean, log_var and, with --draw, z")
     _add_draw(encode)
 
     reconstruct = _add(
         calls,
         "reconstruct",
-        "what the model makes of each row, below the row itself",
+        "reconstruct rows",
         "reconstruct one.png two.png --out side_by_side.png --scores",
     )
     _add_files(reconstruct)
-    reconstruct.add_argument("--out", help=".png: both in one picture; .npz: x, reconstruction")
-    reconstruct.add_argument("--scores", action="store_true", help="also print the ELBO's parts")
+    reconstruct.add_argument(
+        "--out", help=".png: rows above their reconstructions; .npz: x, reconstruction"
+    )
+    reconstruct.add_argument(
+        "--scores", action="store_true", help="print reconstruction error, KL and ELBO"
+    )
     _add_draw(reconstruct)
 
     score = _add(
         calls,
         "score",
-        "how likely each row is, in nats",
+        "score how likely each row is, in nats",
         "score digits.npz --rows 0:8 --draws 64",
     )
     _add_files(score)
-    score.add_argument("--draws", type=int, default=0, help="for each row (0: the server's choice)")
+    score.add_argument(
+        "--draws", type=int, default=0, help="for each row (0: the server's default)"
+    )
     score.add_argument("--seed", type=int, help="of the draws (a new one, printed)")
 
 
 def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
-    decode = _add(calls, "decode", "latents to data", "decode latents.npz --out grid.png")
-    decode.add_argument(
-        "latents", help=".npy, or .npz (key z, else mean; another one: FILE.npz:key)"
-    )
+    decode = _add(calls, "decode", "decode latents to data", "decode latents.npz --out grid.png")
+    decode.add_argument("latents", help=".npy, or .npz (array z, else mean, or FILE.npz:key)")
     decode.add_argument("--out", help=_OUT)
 
     for name, text, example in (
-        ("sample", "new data, in one answer", "sample --count 16 --seed 7 --out grid.png"),
-        ("stream", "new data, as much as you want", "stream --count 100000 --out samples.npy"),
+        ("sample", "sample new data in one call", "sample --count 16 --seed 7 --out grid.png"),
+        (
+            "stream",
+            "sample any amount of new data as a stream",
+            "stream --count 100000 --out samples.npy",
+        ),
     ):
         sample = _add(calls, name, text, example)
         sample.add_argument("--count", type=int, default=16, help="rows (16)")
         sample.add_argument("--seed", type=int, help="0 to 2^64 - 1 (a new one, printed)")
         sample.add_argument("--offset", type=int, default=0, help="index of the first row (0)")
         sample.add_argument(
-            "--temperature", type=float, default=1.0, help="below 1: safer, less varied (1)"
+            "--temperature", type=float, default=1.0, help="below 1: more typical, less varied (1)"
         )
         if name == "sample":
             sample.add_argument("--out", help=_OUT)
         else:
             sample.add_argument("--out", required=True, help=".npy, .npz or a folder of PNG files")
             sample.add_argument(
-                "--chunk-rows", type=int, default=0, help="in each message (0: the server's choice)"
+                "--chunk-rows",
+                type=int,
+                default=0,
+                help="in each message (0: the server's default)",
             )
 
     interpolate = _add(
         calls,
         "interpolate",
-        "the way from one point to another",
-        "interpolate --start seed:7 --end seed:7@1 --steps 9 --out way.png",
+        "interpolate between two points",
+        "interpolate --start seed:7 --end seed:7@1 --steps 9 --out path.png",
     )
     for end in ("--start", "--end"):
         interpolate.add_argument(
             end,
             required=True,
             metavar="POINT",
-            help="a file of one row, an image perhaps; seed:7 or seed:7@3 (row 3 of that seed); "
+            help="a file of one row, such as an image; seed:7 or seed:7@3 (row 3 of seed 7); "
             "z:FILE.npy (one latent)",
         )
     _add_reading(interpolate)
-    interpolate.add_argument("--steps", type=int, default=9, help="both end points included (9)")
+    interpolate.add_argument("--steps", type=int, default=9, help="including both ends (9)")
     interpolate.add_argument("--path", choices=("slerp", "lerp"), default="slerp")
     interpolate.add_argument("--out", help=_OUT)
 
@@ -156,9 +166,11 @@ def _add(
     common.add_argument(
         "--timeout", type=float, default=30.0, help="seconds for each call, 0: no limit (30)"
     )
-    common.add_argument("--background", action="store_true", help="let other callers go first")
+    common.add_argument(
+        "--background", action="store_true", help="let other clients' calls go first"
+    )
     common.add_argument("--tls-ca", metavar="FILE", help="use TLS, trusting these certificates")
-    common.add_argument("--tls-cert", metavar="FILE", help="show this certificate (mutual TLS)")
+    common.add_argument("--tls-cert", metavar="FILE", help="present this certificate (mutual TLS)")
     common.add_argument("--tls-key", metavar="FILE", help="its private key")
     common.add_argument("--token-file", metavar="FILE", help="send the bearer token in this file")
     parser.set_defaults(run=_run, call=name, extra="client")
@@ -180,7 +192,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         help="convert images to the model's colors and size, as --image-size does in training",
     )
     parser.add_argument(
-        "--column", default="", help="of Parquet files (x, or the only one that can hold rows)"
+        "--column", default="", help="of Parquet files (x, or the only suitable one)"
     )
 
 
@@ -196,18 +208,17 @@ def _rows(text: str) -> slice:
             raise ValueError
         return slice(int(start) if start else None, int(stop) if stop else None)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no range of rows; say e.g. 0:8") from None
+        raise argparse.ArgumentTypeError(f"invalid range {text!r}, use for example 0:8") from None
 
 
 def _run(args: argparse.Namespace) -> int:
-    # gRPC's own log lines would stand between ours, and it reads this when it is imported:
-    # therefore also the import in here.
+    # Silence gRPC's log lines. It reads the variable when it is imported, hence the late import.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from latentd.console import commands
 
-    named_by = "--server"
+    source = "--server"
     if args.server is None and (server := os.environ.get(_VARIABLE)) is not None:
-        args.server, named_by = server, _VARIABLE
+        args.server, source = server, _VARIABLE
     elif args.server is None:
         args.server = SERVER
     try:
@@ -216,14 +227,14 @@ def _run(args: argparse.Namespace) -> int:
         return status
     except KeyboardInterrupt:
         return _fail("Interrupted; nothing was written.", 130)
-    except BrokenPipeError:  # the reader, `head` perhaps, has what it wanted
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Unavailable as error:
-        return _fail(f"{error}{_advice(str(error), named_by)}", 1)
+        return _fail(f"{error}{_advice(str(error), source)}", 1)
     except ConfigError as error:
-        of_address = named_by == _VARIABLE and str(error).startswith("Invalid address")
-        return _fail(f"{_VARIABLE}: {error}" if of_address else str(error), 2)
+        is_address = source == _VARIABLE and str(error).startswith("Invalid address")
+        return _fail(f"{_VARIABLE}: {error}" if is_address else str(error), 2)
     except (InvalidArgument, BadData, ModelNotFound) as error:
         return _fail(str(error), 2)
     except OSError as error:
@@ -232,20 +243,20 @@ def _run(args: argparse.Namespace) -> int:
         return _fail(str(error), 1)
 
 
-def _advice(failure: str, named_by: str) -> str:
-    """What to do about a server that cannot be reached, where gRPC's own words tell the cause."""
+def _advice(failure: str, source: str) -> str:
+    """How to fix an unreachable server, if gRPC's message has the cause."""
     if "proxy" in failure:
-        return ""  # the failure names the variable
+        return ""  # the message names the variable
     if "Connection refused" in failure or "No such file" in failure:
         return (
-            " Is a server running there? Start one with `latentd serve --bundles FOLDER`, or name "
-            f"another with {named_by}."
+            " Is a server running there? Start one with `latentd serve --bundles FOLDER`, or set "
+            f"{source} to another server."
         )
     if "errors resolving" in failure:
-        return f" The name cannot be resolved; check {named_by}."
+        return f" The host name cannot be resolved; check {source}."
     return ""
 
 
-def _fail(sentence: str, status: int) -> int:
-    print(f"latentd: {sentence}", file=sys.stderr)
+def _fail(message: str, status: int) -> int:
+    print(f"latentd: {message}", file=sys.stderr)
     return status

@@ -1,4 +1,4 @@
-"""What the command line says: to people, on a terminal."""
+"""Output for people on a terminal."""
 
 from __future__ import annotations
 
@@ -12,41 +12,46 @@ from latentd.codec import Array
 
 
 def show_model(info: ModelInfo) -> None:
-    """All that GetModel says, a line each."""
+    """Print GetModel's response, one line for each field."""
     low, high = info.x.range
     print(f"{info.served_by}, served: {', '.join(map(str, info.versions))}")
     print(f"  {info.family} of {info.x.kind}s, created {info.created}")
-    print(f"  x           {info.x.dtype} {shape_of(info.x.shape)}, {low:g} to {high:g}")
-    print(f"  z           float32 {info.latent_size}")
-    print(f"  p(x | z)    {info.likelihood}, {info.params_per_element} parameter(s) an element")
-    print(f"  inside      {info.preprocessing}")
+    print(f"  x              {info.x.dtype} {shape_of(info.x.shape)}, {low:g} to {high:g}")
+    print(f"  z              float32 {info.latent_size}")
+    print(f"  p(x | z)       {info.likelihood}, {info.params_per_element} parameter(s) per element")
+    print(f"  preprocessing  {info.preprocessing}")
     limits = info.limits
     print(
-        f"  limits      {limits.max_rows} rows, {limits.max_message_bytes >> 20} MiB a message, "
-        f"{limits.max_draws} draws a row"
+        f"  limits         {limits.max_rows} rows, {limits.max_message_bytes >> 20} MiB per message"
+        f", {limits.max_draws} draws per row"
     )
-    print(f"  runs on     {info.provider}")
+    print(f"  provider       {info.provider}")
     for graph in info.profiles:
         known = [rows for rows in (1, graph.max_batch_rows) if rows in graph.seconds]
-        costs = "".join(f", {rows} in {graph.seconds[rows] * 1e3:.3g} ms" for rows in known)
-        print(f"  {graph.graph:11} batches of up to {graph.max_batch_rows} rows{costs}")
+        costs = "".join(
+            f", {graph.seconds[rows] * 1e3:.3g} ms for {rows} row{'s' * (rows > 1)}"
+            for rows in known
+        )
+        print(f"  {graph.graph:14} batches of up to {graph.max_batch_rows} rows{costs}")
 
 
-def say(what: str, path: Path | None, served_by: ModelVersion, **replay: int | None) -> None:
-    """One line: what came back, where it is, and what replays it."""
+def print_result(
+    what: str, path: Path | None, served_by: ModelVersion, **replay: int | None
+) -> None:
+    """Print one line: the result, its file, and the values that reproduce it."""
     where = f" in {path}" if path else ""
     numbers = "".join(f", {name} {value}" for name, value in replay.items() if value is not None)
     print(f"{what}{where}, by {served_by}{numbers}.")
 
 
-def say_outside(counts: Array | None) -> None:
-    """One line where rows hold values that the model was never trained on; None: none does."""
+def print_outside_range(counts: Array | None) -> None:
+    """Print one line if rows have values outside the training data's range; None: no row has."""
     if counts is not None:
         rows = sum(count > 0 for count in counts)
         print(f"{rows} of {len(counts)} rows hold values outside the range of the training data.")
 
 
-def described(x: Array) -> str:
+def describe_rows(x: Array) -> str:
     """Number, dtype and shape of rows."""
     return f"{len(x)} rows of {x.dtype} {shape_of(x.shape[1:])}"
 
@@ -57,7 +62,7 @@ def shape_of(shape: tuple[int, ...]) -> str:
 
 
 def show_table(columns: Mapping[str, Array]) -> None:
-    """One line a row, and below them the mean of each column."""
+    """Print one line for each row, and then the mean of each column."""
     if not columns:
         return
     print(f"{'row':>6}" + "".join(f"{name:>22}" for name in columns))
@@ -67,25 +72,25 @@ def show_table(columns: Mapping[str, Array]) -> None:
 
 
 class Progress:
-    """Rows so far, in one line on a terminal's stderr, at most ten times a second."""
+    """Prints the rows so far on stderr, if it is a terminal, at most ten times a second."""
 
     def __init__(self, count: int) -> None:
         self._count, self._rows = count, 0
-        self._began = self._shown = time.monotonic()
-        self._shows = sys.stderr.isatty()
+        self._start = self._shown = time.monotonic()
+        self._enabled = sys.stderr.isatty()
 
     def __call__(self, rows: int) -> None:
         self._rows += rows
         now = time.monotonic()
-        if self._shows and now - self._shown > 0.1:
+        if self._enabled and now - self._shown > 0.1:
             self._shown = now
-            speed = self._rows / (now - self._began)
-            line = f"\r{self._rows:,} of {self._count:,} rows, {speed:,.0f} a second "
+            speed = self._rows / (now - self._start)
+            line = f"\r{self._rows:,} of {self._count:,} rows, {speed:,.0f} per second "
             print(line, end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shows:
+        if self._enabled:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -198,7 +198,7 @@ def _describe_file(
         kind, columns = "array", ("", "")
     rows = reader.rows
     reader.close()
-    whole, digests = known_sums.get((source.path, stamp)) or verified.take_sums(path)
+    whole, digests = known_sums.get((source.path, stamp)) or verified.compute_digests(path)
     if len(digests) != DIGEST_BYTES * verified.blocks(size):
         raise BadData(f"{files.printable(path)} changed size while it was read. Retry.")
     return Input(kind, source.path, rows, size, whole, *columns, stamp=stamp), digests

@@ -1,1 +1,1 @@
-"""Readers of rows in files: images, .npy, .npz, IDX and Parquet, for jobs and the console alike."""
+"""Readers of rows from files: images, .npy, .npz, IDX and Parquet. Used by jobs and console."""

@@ -1,6 +1,6 @@
-"""Files by path or by fsspec URL: opened, stamped, hashed.
+"""Open, stamp and hash files given by path or fsspec URL.
 
-A URL is whatever holds "://". Local files never touch fsspec.
+Every name with "://" is a URL. Local files do not need fsspec.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, Final
 
 from latentd.errors import BadData, ConfigError
 
-VersionLoader = Callable[[str], BinaryIO]
-"""As open_file."""
+FileOpener = Callable[[str], BinaryIO]
+"""A function like open_file."""
 
 _MACHINE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
-"""Errors that are no file's own: the machine lacks something."""
+"""Errors of the machine, and not of a file."""
 
 
 def is_remote(path: str) -> bool:
@@ -27,42 +27,44 @@ def is_remote(path: str) -> bool:
 
 
 def open_file(path: str) -> BinaryIO:
-    """The file's bytes; seekable. Raises BadData where it cannot be opened or is no plain file,
-    OSError where the machine is at fault."""
+    """Open a file; the result is seekable. Raises BadData if the file cannot be opened or is not a
+    regular file, OSError for an error of the machine."""
     try:
         if not is_remote(path):
-            return _open_plain(path)
+            return _open_regular(path)
         system, inside = remote_system(path)
         file: BinaryIO = system.open(inside, "rb")
         return file
     except (BadData, ConfigError, MemoryError):
         raise
-    except Exception as error:  # a store's own package can raise anything
-        if of_the_machine(error):
+    except Exception as error:  # a store's package can raise anything
+        if is_machine_error(error):
             raise
-        raise BadData(f"{printable(path)} cannot be opened: {said(error)}.") from None
+        raise BadData(f"{printable(path)} cannot be opened: {describe(error)}.") from None
 
 
-def _open_plain(path: str) -> BinaryIO:
-    """A pipe without a writer would wait for ever, and a device may act on being opened: what the
-    name stands for is looked at before, and again once it is open."""
-    plain = stat.S_ISREG(os.stat(path).st_mode)
-    if plain:
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (the caller closes it)
-        plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        if plain:
+def _open_regular(path: str) -> BinaryIO:
+    """Check the type before and after opening: opening a pipe without a writer would block, and
+    opening a device may have effects."""
+    is_regular = stat.S_ISREG(os.stat(path).st_mode)
+    if is_regular:
+        file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115 (the caller closes it)
+        is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        if is_regular:
             return file
         file.close()
-    raise BadData(f"{printable(path)} is no plain file: pipes, sockets and devices are not read.")
+    raise BadData(
+        f"{printable(path)} is not a regular file: pipes, sockets and devices are not read."
+    )
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def size_and_stamp(path: str) -> tuple[int, str]:
-    """Bytes, and what changes when the file does: its times, its inode and its size, for the time
-    of modification alone can be set back; or what a remote store tells of it."""
+    """The size in bytes, and a stamp that changes with the file. The stamp has its times, inode and
+    size, because the modification time alone can be set back; or a remote store's key."""
     try:
         if not is_remote(path):
             status = Path(path).stat()
@@ -72,7 +74,7 @@ def size_and_stamp(path: str) -> tuple[int, str]:
         size = int(system.size(inside))
         return size, f"{system.ukey(inside)}-{size}"
     except OSError as error:
-        raise BadData(f"{printable(path)} cannot be looked at: {said(error)}.") from None
+        raise BadData(f"Cannot stat {printable(path)}: {describe(error)}.") from None
 
 
 def sha256(path: str) -> bytes:
@@ -86,21 +88,21 @@ def join(folder: str, name: str) -> str:
 
 
 def printable(name: str) -> str:
-    r"""A name as text that every file and terminal takes: bytes that are not UTF-8 become \xe9."""
+    r"""A name that any file and terminal accepts: bytes that are not UTF-8 become \xe9."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that no file system made
+    except UnicodeEncodeError:  # a surrogate that is not from a file system
         return name.encode("utf-8", "backslashreplace").decode()
 
 
-def said(error: BaseException) -> str:
-    """What an exception of a library says, as the end of a sentence."""
+def describe(error: BaseException) -> str:
+    """An exception's message, as the end of a sentence."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(text).rstrip(".") or type(error).__name__
 
 
-def of_the_machine(error: BaseException) -> bool:
-    """Whether an exception on reading a file says nothing of that file."""
+def is_machine_error(error: BaseException) -> bool:
+    """Whether an exception from reading a file is an error of the machine."""
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in _MACHINE
     )
@@ -115,5 +117,5 @@ def remote_system(url: str) -> tuple[Any, str]:
     try:
         system, inside = url_to_fs(url)
     except (ImportError, ValueError) as error:  # the store's own package, or an unknown scheme
-        raise ConfigError(f"{url} cannot be reached: {error}.") from None
+        raise ConfigError(f"Cannot reach {url}: {error}.") from None
     return system, str(inside)

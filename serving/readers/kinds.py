@@ -1,6 +1,6 @@
-"""The kinds of files that are read, told by how their names end: one list for jobs and console.
+"""The kinds of files that are read, by suffix: one list for jobs and console.
 
-training.folder has the same list of pictures. The halves share no code: a test holds both equal.
+Training has the same list of images. The halves share no code; a test keeps both lists equal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, Literal
 Kind = Literal["picture", "npy", "npz", "idx", "parquet"]
 
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-"""Image files, in either case. Of several frames the first is taken."""
+"""Suffixes of image files, in any case. Of several frames the first is read."""
 
 _OTHER_PICTURES: Final = (
     *(".avif", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".pbm", ".pgm", ".pnm", ".ppm"),
@@ -30,13 +30,13 @@ ENDINGS: Final[dict[str, Kind]] = {
     ".idx": "idx",
     ".idx.gz": "idx",
 }
-"""How a name ends, in lower case, and what the file is."""
+"""Ending of a name, in lower case -> kind of the file."""
 
 LABELS: Final = ("idx1-ubyte", "idx1-ubyte.gz")
-"""How the names of IDX files end that hold one number for each row."""
+"""Endings of IDX files that hold one number for each row."""
 
 TAKEN: Final = (
-    f"Taken are images ({' '.join(PICTURES)}), .npy, .npz (or FILE.npz:key), .parquet and IDX "
+    f"Supported: images ({' '.join(PICTURES)}), .npy, .npz (or FILE.npz:key), .parquet and IDX "
     "files (train-images-idx3-ubyte, .gz or not), folders of one of these, and globs"
 )
 
@@ -46,7 +46,7 @@ _TENSORS: Final = (".pt", ".pth", ".pkl", ".pickle", ".safetensors", ".h5", ".hd
 
 
 def kind_of(name: str) -> Kind | None:
-    """The kind of a file by its name or path; None: its name tells none that is read."""
+    """The kind of a file by its name or path; None: not a supported ending."""
     lower = name.lower()
     for ending, kind in ENDINGS.items():
         if lower.endswith(ending):
@@ -54,16 +54,16 @@ def kind_of(name: str) -> Kind | None:
     return None
 
 
-def why_not(name: str) -> str:
-    """Why a file whose kind is None is left out, by its suffix."""
+def skip_reason(name: str) -> str:
+    """Why a file whose kind is None is skipped, by its suffix."""
     suffix = PurePath(name.lower()).suffix
     if suffix in _OTHER_PICTURES:
-        return f"{suffix} (images of a kind that is not read)"
-    return f"{suffix} (not read)" if suffix else "without a suffix (not read)"
+        return f"{suffix} (image format not supported)"
+    return f"{suffix} (not supported)" if suffix else "without a suffix (not supported)"
 
 
 def hint(name: str) -> str:
-    """What to do with a file whose kind is None."""
+    """How to convert a file whose kind is None."""
     lower = name.lower()
     if lower.endswith(_ARCHIVES):
         return "Unpack it and name the folder."

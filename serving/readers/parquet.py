@@ -1,7 +1,7 @@
-"""Parquet columns of rows: numbers in lists, bytes, or whole image files.
+"""Read rows from a Parquet column: lists of numbers, bytes, or image files.
 
-Read forward in small batches; what lies between two ranges is skipped by row groups where it can
-be, so that a worker that takes every other shard decodes a file once and never twice.
+The column is read forward in small batches. Whole row groups between two ranges are skipped, so a
+worker that makes every other shard decodes a file at most once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from latentd import images
 from latentd.bundle import DataSpec
 from latentd.errors import BadData, ConfigError, InvalidArgument
 from latentd.readers import files
-from latentd.readers.files import VersionLoader
-from latentd.readers.rows import Array, BadRow, Chunk, checked
+from latentd.readers.files import FileOpener
+from latentd.readers.rows import Array, BadRow, Chunk, make_chunk
 
 _BATCH: Final = 1024  # rows decoded at once
 _NO_BYTES: Final = (
@@ -27,8 +27,8 @@ _NO_BYTES: Final = (
 class TableReader:
     """See rows.Reader.
 
-    column:    of the data; "": x, or the only one that can hold it
-    id_column: whose values name the rows; "": they are numbered
+    column:    column of the data; "": x, or the only suitable one
+    id_column: column of the rows' names; "": the row numbers
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TableReader:
         column: str = "",
         id_column: str = "",
         resize: bool = False,
-        open_file: VersionLoader = files.open_file,
+        open_file: FileOpener = files.open_file,
     ) -> None:
         try:
             import pyarrow.parquet as pq
@@ -49,17 +49,17 @@ class TableReader:
         self._likelihood = likelihood
         self._file = open_file(path)
         try:
-            # Unbuffered, a whole row group would be read at once.
+            # Without a buffer Arrow would read a whole row group at once.
             self._parquet = pq.ParquetFile(self._file, buffer_size=1 << 20, pre_buffer=False)
         except BadData:
             self._file.close()
             raise
-        except Exception as error:  # the bytes of a foreign file can make Arrow raise anything
+        except Exception as error:  # Arrow can raise anything on damaged bytes
             self._file.close()
-            if files.of_the_machine(error):
+            if files.is_machine_error(error):
                 raise
             raise BadData(
-                f"{files.printable(path)} cannot be read as Parquet: {files.said(error)}."
+                f"{files.printable(path)} cannot be read as Parquet: {files.describe(error)}."
             ) from None
         metadata = self._parquet.metadata
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -69,7 +69,7 @@ class TableReader:
             self.column = _choose(self._parquet.schema_arrow, column, files.printable(path))
             if id_column and id_column not in self._parquet.schema_arrow.names:
                 raise ConfigError(
-                    f"{files.printable(path)} has no column {id_column} to name the rows by."
+                    f"{files.printable(path)} has no column {id_column} (--id-column)."
                 )
         except ConfigError:
             self._parquet.close()
@@ -77,14 +77,14 @@ class TableReader:
             raise
         self._columns = [self.column] + ([id_column] if id_column else [])
         self._batches: Iterator[Any] = iter(())
-        self._at = self.rows  # first row of the batch that comes next
-        self._batch: Any = None  # read and not used up
+        self._next_row = self.rows  # first row of the next batch
+        self._batch: Any = None  # the last decoded batch
 
     def read(self, start: int, stop: int) -> Chunk:
         chunks, at = [], start
         while at < stop:
-            begin, batch = self._containing(at)
-            taken = batch.slice(at - begin, min(stop, begin + batch.num_rows) - at)
+            first, batch = self._containing(at)
+            taken = batch.slice(at - first, min(stop, first + batch.num_rows) - at)
             chunks.append(self._rows(taken, at))
             at += taken.num_rows
         if len(chunks) == 1:
@@ -103,29 +103,32 @@ class TableReader:
         self._file.close()
 
     def _containing(self, row: int) -> tuple[int, Any]:
-        """The decoded batch that holds `row`, and the number of its first."""
+        """The decoded batch with `row`, and the number of its first row."""
         group = int(np.searchsorted(self._ends, row, side="right"))
-        begin = self._at - (self._batch.num_rows if self._batch is not None else 0)
-        reached = int(np.searchsorted(self._ends, self._at, side="right"))
-        if row < begin or group > reached:
+        first = self._next_row - (self._batch.num_rows if self._batch is not None else 0)
+        reached = int(np.searchsorted(self._ends, self._next_row, side="right"))
+        if row < first or group > reached:
             self._batches = self._parquet.iter_batches(
                 _BATCH, range(group, len(self._ends)), columns=self._columns
             )
-            self._at, self._batch = int(self._ends[group - 1]) if group else 0, None
-        while self._batch is None or row >= self._at:
+            self._next_row, self._batch = int(self._ends[group - 1]) if group else 0, None
+        while self._batch is None or row >= self._next_row:
             try:
                 self._batch = next(self._batches)
             except BadData:
                 raise
             except StopIteration:
-                raise BadData(f"{files.printable(self._path)} ends before row {row:,}.") from None
+                raise BadData(
+                    f"{files.printable(self._path)} declares {self.rows:,} rows but ends before "
+                    f"row {row:,}."
+                ) from None
             except Exception as error:
-                if files.of_the_machine(error):
+                if files.is_machine_error(error):
                     raise
-                path, why = files.printable(self._path), files.said(error)
+                path, why = files.printable(self._path), files.describe(error)
                 raise BadData(f"{path} is damaged ({why}). Copy it again.") from None
-            self._at += self._batch.num_rows
-        return self._at - self._batch.num_rows, self._batch
+            self._next_row += self._batch.num_rows
+        return self._next_row - self._batch.num_rows, self._batch
 
     def _rows(self, batch: Any, start: int) -> Chunk:
         import pyarrow as pa
@@ -140,7 +143,7 @@ class TableReader:
             column, missing = column.field("bytes"), _NO_BYTES
         whole = _as_array(column, self._x)
         if whole is not None:
-            return checked(whole, ids, start, self._x, self._likelihood)
+            return make_chunk(whole, ids, start, self._x, self._likelihood)
         good, bad = [], []
         for index, value in enumerate(column):
             try:
@@ -149,13 +152,13 @@ class TableReader:
                 good.append((index, _row(value.as_py(), self._x, self._resize)))
             except InvalidArgument as error:
                 bad.append(BadRow(start + index, ids[index], error.reason))
-            except Exception as error:  # a value that Arrow cannot give to Python
-                if files.of_the_machine(error):
+            except Exception as error:  # a value that Arrow cannot convert to Python
+                if files.is_machine_error(error):
                     raise
-                reason = f"cannot be read: {files.said(error)}"
+                reason = f"cannot be read: {files.describe(error)}"
                 bad.append(BadRow(start + index, ids[index], reason))
         x = np.array([row for _, row in good], self._x.dtype).reshape(-1, *self._x.shape)
-        chunk = checked(x, [ids[i] for i, _ in good], 0, self._x, self._likelihood)
+        chunk = make_chunk(x, [ids[i] for i, _ in good], 0, self._x, self._likelihood)
         numbers = np.array([start + i for i, _ in good], np.int64)
         bad += [BadRow(int(numbers[b.row]), b.id, b.reason) for b in chunk.bad]
         bad.sort(key=lambda b: b.row)
@@ -166,7 +169,7 @@ def _choose(schema: Any, column: str, path: str) -> str:
     import pyarrow as pa
 
     def fits(kind: Any) -> bool:
-        if pa.types.is_struct(kind):  # as Hugging Face's datasets store images
+        if pa.types.is_struct(kind):  # the format of Hugging Face datasets for images
             return bool(kind.get_field_index("bytes") >= 0)
         return bool(
             pa.types.is_binary(kind)
@@ -181,14 +184,14 @@ def _choose(schema: Any, column: str, path: str) -> str:
     chosen = column or ("x" if "x" in able else able[0] if len(able) == 1 else "")
     if chosen not in able:
         raise ConfigError(
-            f"{path}: name the column of the data with --column; lists or bytes are in "
+            f"{path}: set --column to the column of the data. Columns with lists or bytes: "
             f"{', '.join(able) or 'none'}."
         )
     return chosen
 
 
 def _as_array(column: Any, x: DataSpec) -> Array | None:
-    """The column without a copy, where every row has exactly x's numbers; else None."""
+    """The column without a copy, if every row has exactly x's numbers; else None."""
     import pyarrow as pa
 
     rows, kind = len(column), column.type
@@ -224,20 +227,20 @@ def _same_numbers(kind: Any, x: DataSpec) -> bool:
 
 
 def _row(value: Any, x: DataSpec, resize: bool) -> Array:
-    """One value of a column, of any kind. Raises InvalidArgument with what is wrong with it."""
+    """One row from a value of a column. Raises InvalidArgument with the reason."""
     if isinstance(value, bytes):
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype)
         if images.is_png_compatible(x):
             with images.pillow_warnings_ignored():
                 return images.decode_image(value, x, "x", None, resize).reshape(-1)
-        raise InvalidArgument("x", f"{len(value)} bytes, where {x.nbytes} make a row")
+        raise InvalidArgument("x", f"expected {x.nbytes} bytes for a row, got {len(value)}")
     try:
         numbers = np.array(value, np.float64).reshape(-1)
     except (TypeError, ValueError):
-        raise InvalidArgument("x", "not a list of numbers, or one with gaps") from None
+        raise InvalidArgument("x", "not a numeric list, or it contains nulls") from None
     if len(numbers) != x.size:
-        raise InvalidArgument("x", f"{len(numbers)} numbers, where {x.size} make a row")
+        raise InvalidArgument("x", f"expected {x.size} numbers for a row, got {len(numbers)}")
     if x.dtype == "uint8" and not ((numbers % 1 == 0) & (numbers >= 0) & (numbers <= 255)).all():
-        raise InvalidArgument("x", "numbers that are no bytes")
+        raise InvalidArgument("x", "values are not integers in 0..255")
     return numbers.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Folders of images, a row a file, in the order of their names."""
+"""Read image files, one row for each file, in the order of their names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from latentd.errors import InvalidArgument
 from latentd.readers import files, verified
 from latentd.readers.rows import BadRow, Chunk
 
-_MOST_BYTES: Final = 1 << 29
-"""A file that is larger is no photograph, and is not read into memory."""
+_MAX_BYTES: Final = 1 << 29
+"""The maximum size of an image file. Larger files are not read into memory."""
 
 
 class Names:
-    """A list of file names on disk, a JSON string a line: of a million only their offsets, eight
-    bytes each, are in memory."""
+    """A list of file names on disk, one JSON string on each line. Memory holds only an offset of
+    eight bytes for each name."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -47,11 +47,11 @@ class Names:
 
 
 class PictureReader:
-    """See rows.Reader. A file that is no image of the model's size is a bad row, whatever reading
-    it raises.
+    """See rows.Reader. A file that is not an image of the model's size is a bad row, whatever error
+    reading it raises.
 
-    names: gives the names start..stop, relative to the folder; rows: how many there are
-    digest: gives the sha256 that a row's file must have; None: none must
+    names: returns the names start..stop, relative to the folder; rows: number of names
+    digest: returns the sha256 that a row's file must have; None: no check
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class PictureReader:
         for row, name in enumerate(names, start):
             try:
                 with images.pillow_warnings_ignored():
-                    x[len(good)] = self._picture(row, name)
+                    x[len(good)] = self._read_image(row, name)
             except InvalidArgument as error:
                 bad.append(BadRow(row, files.printable(name), error.reason))
             except Exception as error:
-                if files.of_the_machine(error):
+                if files.is_machine_error(error):
                     raise
-                reason = f"cannot be read: {files.said(error)}"
+                reason = f"cannot be read: {files.describe(error)}"
                 bad.append(BadRow(row, files.printable(name), reason))
             else:
                 good.append(row)
@@ -88,13 +88,15 @@ class PictureReader:
         return Chunk(np.array(good, np.int64), ids, x[: len(good)], bad)
 
     def close(self) -> None:
-        """The names are shared, and others' to close."""
+        """Does nothing: the owner of `names` closes them."""
 
-    def _picture(self, row: int, name: str) -> images.Pixels:
+    def _read_image(self, row: int, name: str) -> images.Pixels:
         with files.open_file(files.join(self._folder, name) if self._folder else name) as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise InvalidArgument(name, f"larger than {_MOST_BYTES >> 20} MiB, so no image")
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise InvalidArgument(
+                name, f"larger than {_MAX_BYTES >> 20} MiB, the limit for an image"
+            )
         if self._digest is not None:
-            verified.check(data, self._digest(row))
+            verified.check_digest(data, self._digest(row))
         return images.decode_image(data, self._x, name, None, self._resize)

@@ -1,4 +1,4 @@
-"""What every reader gives: rows that fit the model, and those that do not with the reason."""
+"""The result of every reader: rows that fit the model, and bad rows with the reason."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be reconstructed. row: counted over the whole job, once a reader's count
-    within its own input has been shifted."""
+    """A row that cannot be reconstructed. row: its number within the input, or, after RowReader has
+    added the offset of the input, within the job."""
 
     row: int
     id: str
@@ -32,10 +32,10 @@ class Chunk:
     """Some rows of one input.
 
     rows: numbers of the rows of x, int64 (good,), ascending
-    ids:  a name for each, for people and joins
+    ids:  a name for each row, for people and joins
     x:    in the model's dtype, (good, *shape)
-    bad:  those left out
-    outside: how many values of each row of x lie outside the model's range; None: none of any
+    bad:  rows that are not in x
+    outside: number of values of each row of x outside the model's range; None: all are 0
     """
 
     rows: NDArray[np.int64]
@@ -46,42 +46,44 @@ class Chunk:
 
     @property
     def counts_outside(self) -> Counts:
-        """`outside`, with zeros for None."""
+        """`outside`, or zeros for None."""
         return np.zeros(len(self.rows), np.uint32) if self.outside is None else self.outside
 
 
 class Reader(Protocol):
-    """One input, opened. Rows are counted from 0 within it."""
+    """An open input. Its rows are numbered from 0."""
 
     rows: int
 
     def read(self, start: int, stop: int) -> Chunk:
         """Rows start..stop. Reading forward is cheap for every kind, backward for some. Raises
-        BadData where the input ends early or is damaged."""
+        BadData if the input is truncated or damaged."""
 
     def close(self) -> None: ...
 
 
-def check_form(dtype: np.dtype[Any], shape: tuple[int, ...], x: DataSpec, name: str) -> None:
-    """Refuse an array whose rows cannot be the model's; `shape` is one row's.
+def check_signature(dtype: np.dtype[Any], shape: tuple[int, ...], x: DataSpec, name: str) -> None:
+    """Raise ConfigError for an array whose rows cannot be the model's; shape: of one row.
 
-    Axes of length 1 may be there or not. Floats of any width are read as float32, integers of any
-    width as bytes; but neither as the other, for they are mostly scaled by 255 between them.
+    Axes of length 1 do not matter. Floats of any width are read as float32, integers of any width
+    as bytes. Neither is read as the other: they usually differ by a factor of 255.
     """
     fits = dtype.kind in ("iu" if x.dtype == "uint8" else "f")
     if not fits or [n for n in shape if n != 1] != [n for n in x.shape if n != 1]:
         raise ConfigError(
-            f"{name} holds rows of {dtype} {list(shape)}; the model takes {x.dtype} "
-            f"{list(x.shape)}. Convert it as the training data was."
+            f"{name} has rows of {dtype} {list(shape)}; the model expects {x.dtype} "
+            f"{list(x.shape)}. Convert it like the training data."
         )
 
 
-def checked(values: Array, ids: Sequence[str], start: int, x: DataSpec, likelihood: str) -> Chunk:
-    """A chunk of rows numbered from `start`; those with numbers the model cannot take are bad."""
+def make_chunk(
+    values: Array, ids: Sequence[str], start: int, x: DataSpec, likelihood: str
+) -> Chunk:
+    """A chunk of rows numbered from `start`. Rows with values the model cannot take are bad."""
     values = values.reshape(len(values), *x.shape)
     refused: dict[int, str] = {}
     if x.dtype == "float32":
-        with np.errstate(over="ignore"):  # what becomes infinite is a bad row
+        with np.errstate(over="ignore"):  # a value that becomes infinite makes a bad row
             values = values.astype(np.float32, copy=False)
     elif values.dtype != np.uint8:
         flat = values.reshape(len(values), -1)

@@ -1,12 +1,11 @@
-"""What a path, folder, glob or URL names: the files that are read, and how many are left out, why.
+"""Find the files that a path, folder, glob or URL names; count skipped files by reason.
 
-One rule for jobs and console, on disk and in remote stores:
+The rules are the same for jobs and console, on disk and in remote stores:
 
-    hidden files and folders (a name that begins with a dot) are left out
-    linked files and folders are read as if they lay there, each folder once
+    hidden files and folders (a name that starts with a dot) are skipped
+    links to files and folders are followed; each folder is read once
     pipes, sockets and devices are never opened
-    a folder gives rows of one kind: its images if it has any, else its Parquet files, else its
-    arrays; what else it holds is left out
+    of a folder one kind is read: its images if it has any, else its Parquet files, else its arrays
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from latentd.readers.kinds import Kind
 from latentd.readers.parquet import TableReader
 from latentd.readers.pictures import PictureReader
 
-HIDDEN: Final = "hidden (the name begins with a dot)"
+HIDDEN: Final = "hidden (the name starts with a dot)"
 NOT_PLAIN: Final = "pipes, sockets or devices"
 BROKEN: Final = "broken links"
 SEEN: Final = "links to folders read already"
 CLOSED: Final = "folders that cannot be opened"
-SPARK: Final = 'Parquet files or folders whose name begins with "_"'
+SPARK: Final = 'Parquet files or folders whose name starts with "_"'
 
 _NAMED: Final = 6  # reasons in the sentence; the rest are added up
 
 
 @dataclass
 class Counts:
-    """Of the files that were found: how many are read, and how many not, by reason."""
+    """Number of found files that are read, and of skipped files by reason."""
 
     taken: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
@@ -87,24 +86,24 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
     shown = f"{flag} {files.printable(pattern)}".strip()
     pattern = os.path.expanduser(pattern.removeprefix("file://"))
     path, key = file_and_key(pattern)
-    ours = Counts()
-    matches = _remote(path, ours) if files.is_remote(path) else _local(path, ours, shown)
+    own = Counts()
+    matches = _remote(path, own) if files.is_remote(path) else _local(path, own, shown)
     if not matches.paths and not matches.folders:
-        raise ConfigError(f"{shown}: there is no such file or folder.")
-    found = _by_kind(matches.paths, ours)
+        raise ConfigError(f"{shown}: no such file or folder.")
+    found = _by_kind(matches.paths, own)
     for folder, names in matches.folders:
-        found += _in_folder(folder, sorted(names), ours)
-    if not found and not ours.found:
+        found += _in_folder(folder, sorted(names), own)
+    if not found and not own.found:
         raise ConfigError(f"{shown}: the folder is empty.")
     if not found and matches.paths:
         hint = kinds.hint(matches.paths[0])
-        raise ConfigError(f"{shown} is not of a kind that is read. {hint} {kinds.TAKEN}.")
+        raise ConfigError(f"{shown}: unsupported file. {hint} {kinds.TAKEN}.")
     if not found:
-        raise ConfigError(f"{shown}: nothing that is read is in there ({ours}). {kinds.TAKEN}.")
+        raise ConfigError(f"{shown}: no supported files ({own}). {kinds.TAKEN}.")
     if key:
         found = [_with_key(source, key, shown) for source in found]
-    counts.taken += ours.taken
-    for reason, count in ours.left_out.items():
+    counts.taken += own.taken
+    for reason, count in own.left_out.items():
         counts.leave_out(reason, count)
     return found
 
@@ -117,7 +116,7 @@ def open_source(
     id_column: str = "",
     resize: bool = False,
 ) -> ArrayReader | TableReader | PictureReader:
-    """The source's reader. Raises ConfigError where its rows cannot be the model's, BadData."""
+    """The source's reader. Raises ConfigError if its rows cannot be the model's, BadData."""
     if source.kind == "picture":
         names = source.names
         return PictureReader(
@@ -130,19 +129,19 @@ def open_source(
 
 @dataclass(frozen=True, slots=True)
 class _Matches:
-    """Plain files that are named each, and folders with the names of the plain files below."""
+    """Regular files, and folders with the names of the regular files below them."""
 
     paths: Sequence[str] = ()
     folders: Sequence[tuple[str, list[str]]] = ()
 
 
 def _by_kind(paths: Sequence[str], counts: Counts) -> list[Source]:
-    """Files that were named each or by a glob: all that are read, of whatever kinds."""
+    """The sources of files that were named one by one or by a glob, of any kinds."""
     found, pictures = [], []
     for path in paths:
-        kind = kinds.kind_of(path) or _told_by_content(path)
+        kind = kinds.kind_of(path) or _kind_by_content(path)
         if kind is None:
-            counts.leave_out(kinds.why_not(path))
+            counts.leave_out(kinds.skip_reason(path))
             continue
         counts.taken += 1
         if kind == "picture":
@@ -158,9 +157,9 @@ def _in_folder(folder: str, names: Sequence[str], counts: Counts) -> list[Source
     for name in names:
         kind = kinds.kind_of(name)
         if kind is None:
-            counts.leave_out(kinds.why_not(name))
+            counts.leave_out(kinds.skip_reason(name))
         elif kind == "parquet" and any(part.startswith("_") for part in PurePath(name).parts):
-            counts.leave_out(SPARK)  # its own notes, and what it has not committed
+            counts.leave_out(SPARK)  # Spark's metadata, and files that it has not committed
         elif name.lower().endswith(kinds.LABELS):
             counts.leave_out("IDX files of labels")
         else:
@@ -169,7 +168,7 @@ def _in_folder(folder: str, names: Sequence[str], counts: Counts) -> list[Source
     chosen = next((group for group, members in groups.items() if members), "")
     for group, members in groups.items():
         if members and group != chosen:
-            counts.leave_out(f"{group} beside {chosen}", len(members))
+            counts.leave_out(f"{group} next to {chosen}", len(members))
     taken = groups.get(chosen, [])
     counts.taken += len(taken)
     if chosen == "images":
@@ -177,8 +176,8 @@ def _in_folder(folder: str, names: Sequence[str], counts: Counts) -> list[Source
     return [Source(kinds.kind_of(name) or "idx", files.join(folder, name)) for name in taken]
 
 
-def _told_by_content(path: str) -> Kind | None:
-    """IDX files go by any name; they begin with two zero bytes and the type of their numbers."""
+def _kind_by_content(path: str) -> Kind | None:
+    """IDX files may have any name; they start with two zero bytes and the type of their numbers."""
     if kinds.hint(path):
         return None
     try:
@@ -192,7 +191,7 @@ def _told_by_content(path: str) -> Kind | None:
 
 def _with_key(source: Source, key: str, shown: str) -> Source:
     if source.kind != "npz":
-        raise ConfigError(f"{shown}: only .npz files hold arrays by name.")
+        raise ConfigError(f"{shown}: only .npz files have arrays by name.")
     return Source("npz", f"{source.path}:{key}")
 
 
@@ -202,21 +201,21 @@ def _local(path: str, counts: Counts, shown: str) -> _Matches:
     except (FileNotFoundError, NotADirectoryError):
         return _matching(path, counts)
     except OSError as error:
-        raise ConfigError(f"{shown} cannot be looked at: {files.said(error)}.") from None
+        raise ConfigError(f"Cannot stat {shown}: {files.describe(error)}.") from None
     if stat.S_ISDIR(mode):
         return _Matches(folders=[(path, list(_below(path, counts)))])
     if not stat.S_ISREG(mode):
         raise ConfigError(
-            f"{shown} is a pipe, socket or device, and only plain files are read. Write its "
+            f"{shown} is a pipe, socket or device; only regular files are read. Write its "
             "content to a file."
         )
     return _Matches([path])
 
 
 def _matching(pattern: str, counts: Counts) -> _Matches:
-    """A glob's files; its folders where it matches no file."""
+    """A glob's files, or its folders if it matches no file."""
     parts = PurePath(pattern).parts
-    if "**" in parts:  # Python's own would follow a cycle of links some forty times
+    if "**" in parts:  # Python's glob would follow a cycle of links some forty times
         at = parts.index("**")
         return _Matches(list(_matching_below(os.path.join("", *parts[:at]), parts[at:], counts)))
     plain, folders = [], []
@@ -240,7 +239,7 @@ def _matching_below(root: str, pattern: Sequence[str], counts: Counts) -> Iterat
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a path fits a glob, part by part; ** stands for any number of folders."""
+    """Whether a path matches a glob, part by part; ** matches any number of folders."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -249,12 +248,12 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _below(root: str, counts: Counts) -> Iterator[str]:
-    """The plain files below a folder, relative to it. Links are followed, each folder is read once:
-    so a cycle of links ends."""
+    """The regular files below a folder, relative to it. Links are followed, and each folder is read
+    once, so a cycle of links ends."""
     folders, linked = [""], list[str]()
     seen: set[tuple[int, int]] = set()
     while folders or linked:
-        # Links last: a folder that is also below the root itself goes by its own name.
+        # Links last: a folder that is also below the root itself keeps its own name.
         inside = folders.pop() if folders else linked.pop(0)
         folder = os.path.join(root, inside) or os.curdir
         try:
@@ -265,7 +264,7 @@ def _below(root: str, counts: Counts) -> Iterator[str]:
             seen.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            counts.leave_out(f"{CLOSED} ({files.said(error)})")
+            counts.leave_out(f"{CLOSED} ({files.describe(error)})")
             continue
         for entry in entries:
             name = os.path.join(inside, entry.name)
@@ -285,8 +284,8 @@ def _remote(url: str, counts: Counts) -> _Matches:
         if glob.has_magic(inside):
             matched: dict[str, Any] = system.glob(inside, detail=True)
             plain = [path for path, about in matched.items() if about.get("type") == "file"]
-            # The stores' own globs match hidden names by *, the shell's do not.
-            shown = _shown(plain, counts, last_part_only=True)
+            # In stores * matches hidden names, in a shell it does not.
+            shown = _not_hidden(plain, counts, last_part_only=True)
             return _Matches(sorted(str(system.unstrip_protocol(path)) for path in shown))
         if system.isdir(inside):
             prefix = inside.rstrip("/") + "/"
@@ -297,16 +296,18 @@ def _remote(url: str, counts: Counts) -> _Matches:
                     names.append(path.removeprefix(prefix))
                 else:
                     counts.leave_out(NOT_PLAIN)
-            return _Matches(folders=[(url, list(_shown(names, counts)))])
+            return _Matches(folders=[(url, list(_not_hidden(names, counts)))])
         return _Matches([url] if system.exists(inside) else [])
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # the store's own package can raise anything
-        raise ConfigError(f"{url} cannot be reached: {files.said(error)}.") from None
+    except Exception as error:  # the store's package can raise anything
+        raise ConfigError(f"Cannot reach {url}: {files.describe(error)}.") from None
 
 
-def _shown(paths: Iterable[str], counts: Counts, last_part_only: bool = False) -> Iterator[str]:
-    """Those that are not hidden."""
+def _not_hidden(
+    paths: Iterable[str], counts: Counts, last_part_only: bool = False
+) -> Iterator[str]:
+    """The paths that are not hidden."""
     for path in paths:
         parts = PurePath(path).parts
         if any(part.startswith(".") for part in (parts[-1:] if last_part_only else parts)):

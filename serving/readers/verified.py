@@ -1,8 +1,8 @@
-"""Files whose bytes are checked while they are read, against sums that were taken before.
+"""Read files and verify their bytes against checksums that were computed before.
 
-A file's times can be set back, and a file can be rewritten and restored between two looks at it. So
-the sha256 of each block of BLOCK bytes is taken once, and a block is used only while it still has
-it: what was read is then what was summed, whatever was done to the file meanwhile.
+A file's times can be set back, and a file can be rewritten and restored between two checks. So the
+sha256 of each block of BLOCK bytes is computed once. A block is used only if it still matches, so
+the rows that are read are those of the checksums, whatever happened to the file meanwhile.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 BLOCK: Final = 1 << 20
 DIGEST_BYTES: Final = 32
-_BLOCKS_HELD: Final = 4  # a table's columns are read in turn, each at a place of its own
+_CACHED_BLOCKS: Final = 4  # a table's columns are read alternately, each at its own position
 
 
 def blocks(size: int) -> int:
-    """The number of blocks in a file of so many bytes."""
+    """The number of blocks in a file of `size` bytes."""
     return -(-size // BLOCK)
 
 
-def take_sums(path: str) -> tuple[str, bytes]:
-    """The sha256 of a file in hexadecimal, and the digests of its blocks one after another."""
+def compute_digests(path: str) -> tuple[str, bytes]:
+    """The sha256 of a file in hexadecimal, and the concatenated digests of its blocks."""
     whole, digests = hashlib.sha256(), []
-    with files.open_file(path) as file, ThreadPoolExecutor(1) as beside:
+    with files.open_file(path) as file, ThreadPoolExecutor(1) as executor:
         for block in _read_blocks(file):
-            digest = beside.submit(_sum, block)  # hashlib lets both run at once
+            digest = executor.submit(_sha256, block)  # hashlib releases the GIL: both run at once
             whole.update(block)
             digests.append(digest.result())
     return whole.hexdigest(), b"".join(digests)
 
 
 def open_verified(path: str, size: int, digest: Callable[[int], bytes]) -> BinaryIO:
-    """The file, of which every block that is read must have its digest. Raises BadData here where
-    its size is another, and in `read` where a block is."""
+    """Open a file whose blocks must match their digests. Raises BadData if its size changed; `read`
+    raises BadData if a block changed."""
     file = files.open_file(path)
     found = file.seek(0, io.SEEK_END)
     if found != size:
@@ -53,20 +53,20 @@ def open_verified(path: str, size: int, digest: Callable[[int], bytes]) -> Binar
     return io.BufferedReader(_VerifiedFile(file, path, size, digest))
 
 
-def check(data: bytes, digest: bytes) -> None:
-    """Raise InvalidArgument unless the content of a whole file has this digest."""
-    if _sum(data) != digest:
+def check_digest(data: bytes, digest: bytes) -> None:
+    """Raise InvalidArgument unless `data`, a whole file, has this digest."""
+    if _sha256(data) != digest:
         raise InvalidArgument("x", "the file changed after the job was planned")
 
 
 class Digests:
-    """Digests in a file, one after another, of which none is kept in memory."""
+    """Concatenated digests in a file; none is kept in memory."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
 
     def after(self, first: int) -> Callable[[int], bytes]:
-        """Gives the digest with a number counted from `first`."""
+        """A function that returns digest first + i for i."""
         return lambda number: self.read(first + number, 1)
 
     def read(self, first: int, count: int) -> bytes:
@@ -81,8 +81,8 @@ class _VerifiedFile(io.RawIOBase):
         self, file: BinaryIO, path: str, size: int, digest: Callable[[int], bytes]
     ) -> None:
         self._file, self._path, self._size, self._digest = file, path, size, digest
-        self._at = 0
-        self._held: dict[int, bytes] = {}  # the block used last is the last
+        self._position = 0
+        self._cache: dict[int, bytes] = {}  # the most recently used block is the last
 
     def readable(self) -> bool:
         return True
@@ -91,20 +91,22 @@ class _VerifiedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        self._position = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        )
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        if self._at >= self._size:
+        if self._position >= self._size:
             return 0
-        index, skipped = divmod(self._at, BLOCK)
+        index, skipped = divmod(self._position, BLOCK)
         into = memoryview(buffer).cast("B")
         part = memoryview(self._block(index))[skipped : skipped + len(into)]
         into[: len(part)] = part
-        self._at += len(part)
+        self._position += len(part)
         return len(part)
 
     def close(self) -> None:
@@ -113,19 +115,17 @@ class _VerifiedFile(io.RawIOBase):
         super().close()
 
     def _block(self, index: int) -> bytes:
-        block = self._held.pop(index, None)
+        block = self._cache.pop(index, None)
         if block is None:
             self._file.seek(index * BLOCK)
             block = self._file.read(BLOCK)
-            if _sum(block) != self._digest(index):
+            if _sha256(block) != self._digest(index):
                 first = index * BLOCK
                 last = min(first + BLOCK, self._size) - 1
-                raise _changed(
-                    self._path, f"its bytes {first:,} to {last:,} are not those that the plan knows"
-                )
-            if len(self._held) == _BLOCKS_HELD:
-                del self._held[next(iter(self._held))]
-        self._held[index] = block
+                raise _changed(self._path, f"its bytes {first:,} to {last:,} do not match the plan")
+            if len(self._cache) == _CACHED_BLOCKS:
+                del self._cache[next(iter(self._cache))]
+        self._cache[index] = block
         return block
 
 
@@ -134,12 +134,12 @@ def _read_blocks(file: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-def _sum(data: bytes) -> bytes:
+def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
 def _changed(path: str, how: str) -> BadData:
     return BadData(
         f"{files.printable(path)} changed while the job ran: {how}. "
-        "Start again with another --output, or restore the file and repeat the command."
+        "Start over with another --output, or restore the file and rerun the command."
     )

@@ -20,7 +20,7 @@ from latentd.bundle import DataSpec
 from latentd.errors import BadData, ConfigError
 from latentd.readers.files import open_file
 from latentd.readers.parquet import TableReader
-from latentd.readers.rows import check_form, checked
+from latentd.readers.rows import check_signature, make_chunk
 from latentd.training.pictures import read_pictures
 
 BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))
@@ -169,7 +169,7 @@ def test_table_of_paths_is_quarantined(jobs, x, tmp_path):
 
 def test_invalid_numbers_are_bad_rows():
     values = np.array([[0, 1, -1], [0, np.nan, 0], [0, 0, 1.5], [np.inf, 0, 0]], np.float64)
-    chunk = checked(values, ["a", "b", "c", "d"], 7, FLOATS, "bernoulli")
+    chunk = make_chunk(values, ["a", "b", "c", "d"], 7, FLOATS, "bernoulli")
     assert chunk.rows.tolist() == [7]
     assert chunk.x.dtype == np.float32
     assert [(row.row, row.id, row.reason) for row in chunk.bad] == [
@@ -181,7 +181,7 @@ def test_invalid_numbers_are_bad_rows():
 
 def test_gaussian_model_counts_values_outside_its_range():
     values = np.array([[0, 1 + 2**-52, -1], [2, -3, 0], [0, 1 + 2**-20, 0], [np.inf, 2, 0]])
-    chunk = checked(values, ["a", "b", "c", "d"], 0, FLOATS, "gaussian")
+    chunk = make_chunk(values, ["a", "b", "c", "d"], 0, FLOATS, "gaussian")
     assert chunk.rows.tolist() == [0, 1, 2]
     assert chunk.counts_outside.tolist() == [0, 2, 0]
     np.testing.assert_array_equal(chunk.x, np.array([[0, 1, -1], [2, -3, 0], [0, 1, 0]], "f4"))
@@ -191,7 +191,7 @@ def test_gaussian_model_counts_values_outside_its_range():
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_integers_beyond_bytes_are_bad_rows(likelihood):
     values = np.array([[0] * 16, [256] * 16, [-1] * 16, [255] * 16])
-    chunk = checked(values, ["a", "b", "c", "d"], 0, BYTES, likelihood)
+    chunk = make_chunk(values, ["a", "b", "c", "d"], 0, BYTES, likelihood)
     assert chunk.rows.tolist() == [0, 3]
     assert chunk.x.dtype == np.uint8
     assert [row.id for row in chunk.bad] == ["b", "c"]
@@ -203,8 +203,8 @@ def test_integers_beyond_bytes_are_bad_rows(likelihood):
     [("float32", (4, 4), BYTES), ("uint8", (4, 5), BYTES), ("uint8", (3,), FLOATS)],
 )
 def test_arrays_of_other_dtypes_and_shapes_are_rejected(dtype, shape, x):
-    with pytest.raises(ConfigError, match=r"a\.npy holds rows of"):
-        check_form(np.dtype(dtype), shape, x, "a.npy")
+    with pytest.raises(ConfigError, match=r"a\.npy has rows of"):
+        check_signature(np.dtype(dtype), shape, x, "a.npy")
 
 
 def test_table_is_read_forward_and_backward(x, tmp_path):
@@ -241,10 +241,10 @@ def test_damaged_table_is_bad_data(x, tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nothing.npy", "there is no such file"),
+        ("nothing.npy", "no such file"),
         ("empty", "the folder is empty"),
-        ("notes", "nothing that is read is in there (1 file found, 0 taken, 1 left out: 1 .txt"),
-        ("gone://x/y.npy", "cannot be reached"),
+        ("notes", "no supported files (1 file found, 0 taken, 1 left out: 1 .txt"),
+        ("gone://x/y.npy", "Cannot reach"),
     ],
 )
 def test_input_without_files_is_rejected(jobs, tmp_path, capsys, name, said):
@@ -355,7 +355,7 @@ def test_found_files_are_counted_in_the_plan(jobs, x, tmp_path, capsys):
     (folder / "live.heic").write_bytes(b"")
     assert jobs.run(folder, tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert "12 files found, 10 taken, 2 left out: 1 hidden (the name begins with a dot), 1 " in said
+    assert "12 files found, 10 taken, 2 left out: 1 hidden (the name starts with a dot), 1 " in said
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert plan["files"]["taken"] == 10
     assert sum(plan["files"]["left_out"].values()) == 2

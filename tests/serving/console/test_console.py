@@ -1,4 +1,4 @@
-"""`latentd client` as a person runs it: what it prints, what it writes, its exit status."""
+"""`latentd client` as a user runs it: output, files, exit status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """Run a client call in an empty folder; gives its status, stdout and stderr."""
+    """Run a client call in an empty folder; returns its status, stdout and stderr."""
     monkeypatch.setenv("LATENTD_SERVER", server.target)
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
     monkeypatch.chdir(tmp_path)
@@ -41,8 +41,8 @@ def run(
     def run(*words: str) -> tuple[int, str, str]:
         try:
             status = main(["client", *words])
-        except SystemExit as left:  # argparse refuses by leaving
-            status = int(left.code or 0)
+        except SystemExit as exited:  # argparse exits on errors
+            status = int(exited.code or 0)
         said = capsys.readouterr()
         return status, said.out, said.err
 
@@ -51,12 +51,12 @@ def run(
 
 @pytest.fixture
 def done(run: Run) -> Callable[..., str]:
-    """Run a call that must succeed; gives its stdout."""
+    """Run a call that must succeed; returns its stdout."""
 
     def done(*words: str) -> str:
         status, out, err = run(*words)
         assert (status, err) == (0, "")
-        assert list(Path().glob(".*")) == []  # nothing half-written stays
+        assert list(Path().glob(".*")) == []  # no temporary file is left
         return out
 
     return done
@@ -77,7 +77,7 @@ def read_png(path: str | Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_model_and_models_and_health_read_well(done: Callable[..., str], run: Run) -> None:
+def test_model_models_and_health(done: Callable[..., str], run: Run) -> None:
     said = done("model")
     assert said.startswith("toy version 1 (sha256:")
     assert "uint8 4 x 4, 0 to 255" in said
@@ -85,10 +85,10 @@ def test_model_and_models_and_health_read_well(done: Callable[..., str], run: Ru
     assert "ready  default  newest" in done("models")
     assert json.loads(done("models", "--json"))[0]["state"] == "ready"
     assert done("health") == "SERVING\n"
-    assert run("health", "--service", "nobody") == (1, "SERVICE_UNKNOWN\n", "")
+    assert run("health", "--service", "unknown") == (1, "SERVICE_UNKNOWN\n", "")
 
 
-def test_sample_writes_what_the_ending_says(done: Callable[..., str], client: Client) -> None:
+def test_sample_writes_the_format_of_the_suffix(done: Callable[..., str], client: Client) -> None:
     rows = client.sample(12, seed=7, offset=3).x
     words = ("sample", "--count", "12", "--seed", "7", "--offset", "3", "--out")
     said = done(*words, "grid.png")
@@ -109,7 +109,7 @@ def test_sample_writes_what_the_ending_says(done: Callable[..., str], client: Cl
     np.testing.assert_array_equal(read_png("pictures/14.png"), rows[11])
 
 
-def test_a_seed_that_was_chosen_is_printed_and_replays(done: Callable[..., str]) -> None:
+def test_chosen_seed_is_printed_and_reproduces(done: Callable[..., str]) -> None:
     said = done("sample", "--count", "2", "--out", "a.npy")
     seed = said.rpartition("seed ")[2].partition(",")[0]
     done("sample", "--count", "2", "--seed", seed, "--out", "b.npy")
@@ -117,9 +117,7 @@ def test_a_seed_that_was_chosen_is_printed_and_replays(done: Callable[..., str])
 
 
 @pytest.mark.parametrize("out", ["rows.npy", "rows.npz", "pictures"])
-def test_stream_writes_chunks_as_they_come(
-    done: Callable[..., str], client: Client, out: str
-) -> None:
+def test_stream_writes_all_rows(done: Callable[..., str], client: Client, out: str) -> None:
     words = ("--count", "100", "--seed", "5", "--chunk-rows", "7", "--out", out)
     assert done("stream", *words).startswith(f"100 rows of uint8 4 x 4 in {out}, by toy")
     if out == "pictures":
@@ -130,7 +128,7 @@ def test_stream_writes_chunks_as_they_come(
     np.testing.assert_array_equal(got, client.sample(100, seed=5).x)
 
 
-def test_encode_and_decode_undo_each_other(done: Callable[..., str], client: Client) -> None:
+def test_decode_inverts_encode(done: Callable[..., str], client: Client) -> None:
     np.savez("data.npz", x=pixels(9), others=pixels(3))
     done("encode", "data.npz", "--rows", "2:8", "--out", "latents.npz")
     with np.load("latents.npz") as arrays:
@@ -142,13 +140,11 @@ def test_encode_and_decode_undo_each_other(done: Callable[..., str], client: Cli
     with np.load("drawn.npz") as arrays:
         assert arrays["seed"] == 1
         expected = client.decode(arrays["z"]).x
-    done("decode", "drawn.npz", "--out", "back.npy")  # z goes before mean
+    done("decode", "drawn.npz", "--out", "back.npy")  # z is preferred to mean
     np.testing.assert_array_equal(np.load("back.npy"), expected)
 
 
-def test_more_rows_than_fit_into_one_call_go_in_several(
-    done: Callable[..., str], client: Client
-) -> None:
+def test_many_rows_are_sent_in_several_calls(done: Callable[..., str], client: Client) -> None:
     np.save("many.npy", np.tile(pixels(1), (5000, 1, 1)))
     done("encode", "many.npy", "--draw", "--seed", "3", "--out", "latents.npz")
     with np.load("latents.npz") as arrays:
@@ -156,7 +152,7 @@ def test_more_rows_than_fit_into_one_call_go_in_several(
         np.testing.assert_array_equal(arrays["z"][4999:], last.z)  # type: ignore[arg-type]
 
 
-def test_reconstruct_puts_each_row_above_its_reconstruction(done: Callable[..., str]) -> None:
+def test_reconstruct_writes_rows_above_reconstructions(done: Callable[..., str]) -> None:
     x = pixels(18)  # two lines of them
     for row, png in enumerate(images.encode_pngs(x)):
         Path(f"{row:02d}.png").write_bytes(png)
@@ -171,7 +167,7 @@ def test_reconstruct_puts_each_row_above_its_reconstruction(done: Callable[..., 
         np.testing.assert_array_equal(arrays["reconstruction"], x[:2])
 
 
-def test_interpolate_takes_files_seeds_and_latents(
+def test_interpolate_accepts_files_seeds_and_latents(
     done: Callable[..., str], client: Client
 ) -> None:
     x = pixels(1)
@@ -197,29 +193,33 @@ def test_score_prints_a_table(done: Callable[..., str], client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "says"),
+    ("words", "status", "message"),
     [
         ("sample --count 5000", 2, "count: 5000 rows requested"),
         ("sample --count many", 2, "invalid int value"),
-        ("sample --out grid.jpg", 2, "End it in .png or .npz or .npy, or name a folder."),
-        ("sample --out no/such/grid.png", 2, "the folder no/such does not exist"),
+        ("sample --out grid.jpg", 2, "Use a .png or .npz or .npy path, or a folder."),
+        ("sample --out no/such/grid.png", 2, "folder no/such does not exist"),
         ("sample --model other", 2, "served models: toy"),
-        ("stream --count 5 --out full", 2, "full already holds files"),
+        ("stream --count 5 --out full", 2, "full is not empty"),
         ("stream --count 0 --out rows.npy", 2, "count: 0 rows"),
-        ("encode missing.png --out z.npz", 2, "missing.png: there is no such file"),
-        ("encode full/note --out z.npz", 2, "full/note is not of a kind that is read"),
+        ("encode missing.png --out z.npz", 2, "missing.png: no such file"),
+        ("encode full/note --out z.npz", 2, "full/note: unsupported file"),
         ("encode bad.npy --out z.npz", 2, "bad.npy cannot be read as an array"),
         ("encode bad.png --out z.npz", 2, "bad.png: not a readable image"),
-        ("encode good.npz:y --out z.npz", 2, "no array named y. Name one of its own: good.npz:x"),
+        ("encode good.npz:y --out z.npz", 2, "no array named y. Use one of: good.npz:x"),
         (
             "encode good.npz good.npy --out z.npz",
             2,
-            "good.npy holds rows of float32 [4, 4]",
+            "good.npy has rows of float32 [4, 4]",
         ),
-        ("score good.npz --rows 7", 2, "'7' is no range of rows; say e.g. 0:8"),
-        ("score good.npz --rows 7:", 2, "no rows are left of 2"),
-        ("interpolate --start seed:x --end seed:1", 2, "--start: 'seed:x' is no sampled point"),
-        ("interpolate --start good.npz --end seed:1", 2, "good.npz holds 2 rows, where one is due"),
+        ("score good.npz --rows 7", 2, "invalid range '7', use for example 0:8"),
+        ("score good.npz --rows 7:", 2, "selects no rows out of 2"),
+        ("interpolate --start seed:x --end seed:1", 2, "--start: invalid point 'seed:x'"),
+        (
+            "interpolate --start good.npz --end seed:1",
+            2,
+            "expected exactly one row, good.npz has 2",
+        ),
         ("model --server localhost:1", 1, "localhost:1 is unavailable"),
         (
             "model --server a.example:1 --token-file full/note",
@@ -229,27 +229,25 @@ def test_score_prints_a_table(done: Callable[..., str], client: Client) -> None:
         ("", 2, "CALL"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_a_status(
-    run: Run, words: str, status: int, says: str
-) -> None:
+def test_error_is_a_message_and_a_status(run: Run, words: str, status: int, message: str) -> None:
     Path("full").mkdir()
     for name in ("full/note", "bad.npy", "bad.png"):
-        Path(name).write_text("nothing of the kind")
+        Path(name).write_text("neither an array nor an image")
     np.savez("good.npz", x=pixels(2))
     np.save("good.npy", pixels(2).astype(np.float32))
     before = sorted(Path().rglob("*"))
     got, _, err = run(*words.split())
     assert got == status
-    assert says in err
+    assert message in err
     assert "Traceback" not in err
     assert sorted(Path().rglob("*")) == before
 
 
-def test_a_server_that_is_not_there_comes_with_how_to_start_one(run: Run) -> None:
+def test_missing_server_explains_how_to_start_one(run: Run) -> None:
     assert "latentd serve --bundles" in run("sample", "--server", "localhost:1")[2]
 
 
-def test_every_call_teaches_by_example(run: Run) -> None:
+def test_every_call_has_an_example(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
     calls = "model models encode decode sample stream reconstruct interpolate score health"
@@ -259,7 +257,7 @@ def test_every_call_teaches_by_example(run: Run) -> None:
 
 
 @pytest.mark.parametrize("out", ["rows.npy", "rows.npz", "pictures"])
-def test_ctrl_c_leaves_nothing_behind(server: Any, tmp_path: Path, out: str) -> None:
+def test_ctrl_c_leaves_no_files(server: Any, tmp_path: Path, out: str) -> None:
     command = [sys.executable, "-m", "latentd", "client", "stream", "--server", server.target]
     process = subprocess.Popen(
         [*command, "--count", str(10**12), "--out", str(tmp_path / out)],
@@ -278,7 +276,7 @@ def test_ctrl_c_leaves_nothing_behind(server: Any, tmp_path: Path, out: str) -> 
     ("words", "said"),
     [
         (("sample", "--version", "-1"), "version: -1 is out of range"),
-        (("decode", "none.npy"), "none.npy: no latents in it"),
+        (("decode", "none.npy"), "none.npy: has no latents"),
         (("sample", "--timeout", "-1"), "timeout=-1.0: "),
         (("sample", "--timeout", "nan"), "timeout=nan: "),
         (("sample", "--server", ""), "Invalid address ''"),
@@ -286,7 +284,7 @@ def test_ctrl_c_leaves_nothing_behind(server: Any, tmp_path: Path, out: str) -> 
         (("sample", "--token-file", "empty.txt"), "--token-file empty.txt is empty"),
     ],
 )
-def test_what_cannot_be_asked_is_told_in_a_sentence(run: Run, words: tuple[str], said: str) -> None:
+def test_invalid_flag_is_reported(run: Run, words: tuple[str], said: str) -> None:
     np.save("none.npy", np.empty((0, 3), np.float32))
     Path("empty.txt").touch()
     status, out, err = run(*words)
@@ -295,7 +293,7 @@ def test_what_cannot_be_asked_is_told_in_a_sentence(run: Run, words: tuple[str],
 
 
 @pytest.mark.parametrize("out", ["rows.npy", "rows.npz", "pictures"])
-def test_a_full_disk_is_told_with_the_name_of_what_was_written(run: Run, out: str) -> None:
+def test_full_disk_names_the_output(run: Run, out: str) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails instead
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
@@ -308,7 +306,7 @@ def test_a_full_disk_is_told_with_the_name_of_what_was_written(run: Run, out: st
     assert not Path(out).exists()
 
 
-def test_a_photograph_is_taken_with_resize(done: Callable[..., str], run: Run) -> None:
+def test_resize_accepts_a_photo(done: Callable[..., str], run: Run) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     Image.fromarray(photo).save("photo.jpg", quality=95)
     status, _, err = run("encode", "photo.jpg", "--out", "z.npz")
@@ -320,10 +318,10 @@ def test_a_photograph_is_taken_with_resize(done: Callable[..., str], run: Run) -
         wanted = image.convert("L").resize((4, 4), Image.Resampling.LANCZOS)
     with np.load("back.npz") as arrays:
         np.testing.assert_array_equal(arrays["x"][0], np.asarray(wanted))
-    done("interpolate", "--start", "photo.jpg", "--end", "seed:1", "--resize", "--out", "way.npy")
+    done("interpolate", "--start", "photo.jpg", "--end", "seed:1", "--resize", "--out", "path.npy")
 
 
-def test_every_kind_of_file_that_jobs_take_is_taken(
+def test_reads_every_kind_of_file_that_jobs_read(
     done: Callable[..., str], run: Run, client: Client
 ) -> None:
     x = pixels(6)
@@ -344,15 +342,15 @@ def test_every_kind_of_file_that_jobs_take_is_taken(
             np.testing.assert_array_equal(arrays["mean"], client.encode(x[1:5]).mean, name)
     Path("pictures/.DS_Store").write_bytes(b"hidden")
     _, _, err = run("encode", "pictures", "--out", "z.npz")
-    assert err == "7 files found, 6 taken, 1 left out: 1 hidden (the name begins with a dot).\n"
+    assert err == "7 files found, 6 taken, 1 left out: 1 hidden (the name starts with a dot).\n"
 
 
-def test_a_home_is_meant_by_a_tilde(
+def test_tilde_means_the_home_folder(
     done: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(Path.cwd()))
     np.save("z.npy", np.zeros((1, 16), np.float32))
-    done("interpolate", "--start", "z:~/z.npy", "--end", "seed:1", "--out", "way.npy")
+    done("interpolate", "--start", "z:~/z.npy", "--end", "seed:1", "--out", "path.npy")
     np.savez("x.npz", rows=pixels(2), y=np.zeros(2))
     done("encode", "~/x.npz:rows", "--out", "back.npz")
 
@@ -362,7 +360,7 @@ def test_what_cannot_be_used_is_named_by_file_or_row(run: Run) -> None:
     for name in ("a.png", "b.png"):
         Path("pictures", name).write_bytes(b"no image")
     _, _, err = run("encode", "pictures", "--out", "z.npz")
-    assert "pictures/a.png: not a readable image file (and 1 other rows cannot be used)" in err
+    assert "pictures/a.png: not a readable image file (and 1 other invalid rows)" in err
     x = pixels(3).astype(np.int64)
     x[1, 0, 0] = 300
     np.save("x.npy", x)

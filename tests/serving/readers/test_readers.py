@@ -1,4 +1,4 @@
-"""What a path names: which files are read, which are left out, and that both are counted."""
+"""The files that a path names: read and skipped files are counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from latentd.readers.arrays import ArrayFile
 from latentd.readers.sources import Counts, Source
 
 
-def look(pattern: object) -> tuple[list[Source], Counts]:
+def find(pattern: object) -> tuple[list[Source], Counts]:
     counts = Counts()
     return sources.find(str(pattern), counts), counts
 
@@ -36,19 +36,19 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_both_halves_take_the_same_pictures(tmp_path: Path) -> None:
+def test_both_halves_read_the_same_images(tmp_path: Path) -> None:
     from latentd.training import folder
 
     assert set(kinds.PICTURES) == set(folder.SUFFIXES)
     root = touch(tmp_path, "a.PNG", "sub/b.gif", "c.pgm", "d.heic", "._a.png", ".hidden/e.png")
     (root / "sub" / "up").symlink_to(root)
-    [source], counts = look(root)
+    [source], counts = find(root)
     found = folder.find(root)
     assert list(source.names) == [str(path.relative_to(root)) for path in found.paths]
     assert sum(counts.left_out.values()) == sum(found.left_out.values())
 
 
-def test_both_halves_convert_pictures_by_the_same_rule(tmp_path: Path) -> None:
+def test_both_halves_convert_images_alike(tmp_path: Path) -> None:
     from latentd.training.pictures import read_pictures
 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
@@ -67,7 +67,7 @@ def test_both_halves_convert_pictures_by_the_same_rule(tmp_path: Path) -> None:
         image.save(tmp_path / name, exif=exif if name == "turned.jpg" else b"")
     trained = read_pictures(tmp_path, "4x5").pixels
     x = DataSpec("image", (4, 5, 3), "uint8", (0, 255))
-    [source], _ = look(tmp_path)
+    [source], _ = find(tmp_path)
     with closing(sources.open_source(source, x, "bernoulli", resize=True)) as reader:
         np.testing.assert_array_equal(reader.read(0, len(made)).x, trained)
 
@@ -89,11 +89,11 @@ def test_both_halves_convert_pictures_by_the_same_rule(tmp_path: Path) -> None:
         ("png", None),
     ],
 )
-def test_a_kind_is_told_by_the_end_of_a_name(name: str, kind: str | None) -> None:
+def test_kind_of_a_file_by_its_name(name: str, kind: str | None) -> None:
     assert kinds.kind_of(name) == kind
 
 
-def test_a_folder_is_read_through_links_and_every_file_is_counted(tmp_path: Path) -> None:
+def test_folder_follows_links_and_counts_every_file(tmp_path: Path) -> None:
     elsewhere = touch(tmp_path / "elsewhere", "far.jpg")
     root = touch(
         tmp_path / "root",
@@ -101,13 +101,13 @@ def test_a_folder_is_read_through_links_and_every_file_is_counted(tmp_path: Path
         *("._a.png", ".DS_Store", ".cache/e.png"),
     )
     (root / "linked").symlink_to(elsewhere)
-    (root / "sub" / "up").symlink_to(root)  # leads back into itself
+    (root / "sub" / "up").symlink_to(root)  # a cycle
     (root / "again.png").symlink_to(elsewhere / "far.jpg")
     (root / "gone.png").symlink_to(root / "nothing")
     os.mkfifo(root / "pipe.png")
     with closing(socket.socket(socket.AF_UNIX)) as unix:
         unix.bind(str(root / "socket.png"))
-    [source], counts = look(root)
+    [source], counts = find(root)
     assert source.kind == "picture"
     assert source.names == ["a.png", "again.png", "linked/far.jpg", "sub/b.JPG", "sub/c.gif"]
     assert counts.taken == 5
@@ -116,33 +116,31 @@ def test_a_folder_is_read_through_links_and_every_file_is_counted(tmp_path: Path
         sources.NOT_PLAIN: 2,
         sources.BROKEN: 1,
         sources.SEEN: 1,
-        ".heic (images of a kind that is not read)": 1,
-        ".txt (not read)": 1,
-        "without a suffix (not read)": 1,
-        "arrays beside images": 1,
+        ".heic (image format not supported)": 1,
+        ".txt (not supported)": 1,
+        "without a suffix (not supported)": 1,
+        "arrays next to images": 1,
     }
     assert str(counts).startswith("16 files found, 5 taken, 11 left out: 3 hidden")
     assert str(Counts(2)) == "2 files found, 2 taken, none left out"
 
 
-def test_a_glob_through_every_folder_reads_each_once(
+def test_recursive_glob_reads_each_folder_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, "a.png", "sub/b.png", "sub/deep/c.png", "sub/deep/d.npy", ".e.png")
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
-    [source], counts = look(tmp_path / "**" / "*.png")
+    [source], counts = find(tmp_path / "**" / "*.png")
     assert [Path(name).name for name in source.names] == ["a.png", "b.png", "c.png"]
     assert counts.left_out == {sources.HIDDEN: 1, sources.SEEN: 1}
     monkeypatch.chdir(tmp_path)
-    [source], _ = look("**/deep/*.png")
+    [source], _ = find("**/deep/*.png")
     assert source.names == ["sub/deep/c.png"]
-    [source], _ = look("s*/**/c.png")
+    [source], _ = find("s*/**/c.png")
     assert source.names == ["sub/deep/c.png"]
 
 
-def test_a_folder_that_cannot_be_opened_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_folder_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = touch(tmp_path, "a.png", "closed/b.png")
     scandir = os.scandir
 
@@ -152,36 +150,36 @@ def test_a_folder_that_cannot_be_opened_is_counted(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    _, counts = look(root)
+    _, counts = find(root)
     assert counts.left_out == {f"{sources.CLOSED} (Permission denied)": 1}
 
 
-def test_a_folder_of_parquet_shards_is_read_as_spark_and_hive_write_it(tmp_path: Path) -> None:
+def test_folder_of_spark_and_hive_shards_is_read(tmp_path: Path) -> None:
     touch(
         tmp_path,
         *("day=1/part-0.parquet", "day=2/part-1.parquet", "_SUCCESS"),
         *("_temporary/0/part-2.parquet", "._day=1.parquet"),
     )
-    found, counts = look(tmp_path)
+    found, counts = find(tmp_path)
     assert [Path(source.path).name for source in found] == ["part-0.parquet", "part-1.parquet"]
     assert counts.left_out == {
-        "without a suffix (not read)": 1,
+        "without a suffix (not supported)": 1,
         sources.SPARK: 1,
         sources.HIDDEN: 1,
     }
 
 
-def test_a_remote_store_is_read_by_the_same_rule() -> None:
+def test_remote_store_follows_the_same_rules() -> None:
     memory = MemoryFileSystem()
     for name in ("a.png", "sub/b.jpg", ".hidden/c.png", "._a.png", "d.heic"):
         memory.pipe(f"/rule/{name}", b"some bytes")
-    [source], counts = look("memory://rule")
+    [source], counts = find("memory://rule")
     assert source.names == ["a.png", "sub/b.jpg"]
     assert counts.left_out == {
         sources.HIDDEN: 2,
-        ".heic (images of a kind that is not read)": 1,
+        ".heic (image format not supported)": 1,
     }
-    [source], counts = look("memory://rule/*.png")
+    [source], counts = find("memory://rule/*.png")
     assert len(source.names) == 1
     assert counts.left_out == {sources.HIDDEN: 1}
 
@@ -189,27 +187,27 @@ def test_a_remote_store_is_read_by_the_same_rule() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a.tar.gz", "Unpack it and name the folder. Taken are images"),
-        ("a.zip", "Unpack it and name the folder. Taken are images"),
+        ("a.tar.gz", "Unpack it and name the folder. Supported: images"),
+        ("a.zip", "Unpack it and name the folder. Supported: images"),
         ("a.csv", "Write its rows to a .npy or .parquet file"),
         ("a.heic", "Convert it to .png or .jpg"),
-        ("notes", "is not of a kind that is read"),
+        ("notes", "unsupported file"),
         ("pipe", "is a pipe, socket or device"),
-        ("a.npy:key", "there is no such file"),
+        ("a.npy:key", "no such file"),
     ],
 )
-def test_what_is_not_read_is_refused_with_what_to_do(tmp_path: Path, name: str, said: str) -> None:
+def test_unsupported_file_is_rejected_with_advice(tmp_path: Path, name: str, said: str) -> None:
     if name == "pipe":
         os.mkfifo(tmp_path / name)
     elif ":" not in name:
         touch(tmp_path, name)
     with pytest.raises(ConfigError, match=said):
-        look(tmp_path / name)
+        find(tmp_path / name)
 
 
-def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+def test_opening_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.npy")
-    with pytest.raises(BadData, match="no plain file"):
+    with pytest.raises(BadData, match="not a regular file"):
         files.open_file(str(tmp_path / "x.npy"))
 
 
@@ -223,9 +221,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "idx3-ubyte", "idx3-ubyte.gz"])
-def test_a_header_that_promises_more_than_the_file_can_hold_is_refused(
-    tmp_path: Path, name: str
-) -> None:
+def test_header_that_declares_too_much_is_rejected(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "x.npy":
         path.write_bytes(npy_header((1 << 40, 4, 4)))
@@ -240,14 +236,14 @@ def test_a_header_that_promises_more_than_the_file_can_hold_is_refused(
         ArrayFile(str(path))
 
 
-def test_an_array_in_fortran_order_is_read(tmp_path: Path) -> None:
+def test_array_in_fortran_order_is_read(tmp_path: Path) -> None:
     x = np.asfortranarray(np.arange(24).reshape(4, 3, 2))
     np.save(tmp_path / "x.npy", x)
     with closing(ArrayFile(str(tmp_path / "x.npy"))) as array:
         np.testing.assert_array_equal(array.read(1, 3), x[1:3])
 
 
-def test_labels_are_named_as_such(tmp_path: Path) -> None:
+def test_labels_are_reported(tmp_path: Path) -> None:
     (tmp_path / "labels").write_bytes(idx(3, data=b"\1\2\3"))
-    with pytest.raises(BadData, match="labels perhaps"):
+    with pytest.raises(BadData, match="perhaps labels"):
         ArrayFile(str(tmp_path / "labels"))

@@ -1,4 +1,4 @@
-"""What is read is what was summed, or is refused."""
+"""Bytes that are read match their checksums, or are rejected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from latentd.errors import BadData, InvalidArgument
 from latentd.readers import verified
-from latentd.readers.verified import BLOCK, DIGEST_BYTES, Digests, open_verified, take_sums
+from latentd.readers.verified import BLOCK, DIGEST_BYTES, Digests, compute_digests, open_verified
 
 SIZE = 3 * BLOCK + 12_345
 
@@ -36,17 +36,17 @@ def opened(path: Path, sums: bytes) -> Iterator[BinaryIO]:
         yield file
 
 
-def test_sums_are_of_the_whole_and_of_each_block(path):
+def test_digests_cover_the_file_and_each_block(path):
     data = path.read_bytes()
-    whole, digests = take_sums(str(path))
+    whole, digests = compute_digests(str(path))
     assert whole == hashlib.sha256(data).hexdigest()
     assert digests[-DIGEST_BYTES:] == hashlib.sha256(data[3 * BLOCK :]).digest()
     assert len(digests) == DIGEST_BYTES * verified.blocks(SIZE) == 4 * DIGEST_BYTES
 
 
-def test_a_file_that_is_as_it_was_reads_like_any(path):
+def test_unchanged_file_is_read(path):
     data, places = path.read_bytes(), random.Random(1)
-    with opened(path, take_sums(str(path))[1]) as file:
+    with opened(path, compute_digests(str(path))[1]) as file:
         assert file.read() == data
         for _ in range(200):
             begin, length = places.randrange(SIZE + 10), places.randrange(2 * BLOCK)
@@ -56,20 +56,22 @@ def test_a_file_that_is_as_it_was_reads_like_any(path):
         assert file.read() == data[-5:]
 
 
-def test_a_changed_block_is_refused_though_the_times_are_as_they_were(path):
-    sums, times = take_sums(str(path))[1], path.stat()
+def test_changed_block_is_rejected_despite_restored_times(path):
+    sums, times = compute_digests(str(path))[1], path.stat()
     with path.open("r+b") as file:
         file.seek(2 * BLOCK + 7)
         file.write(b"other")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with opened(path, sums) as file:
         file.read(2 * BLOCK)
-        with pytest.raises(BadData, match=r"its bytes 2,097,152 to 3,145,727 are not those"):
+        with pytest.raises(
+            BadData, match=r"its bytes 2,097,152 to 3,145,727 do not match the plan"
+        ):
             file.read(1)
 
 
-def test_a_change_after_opening_is_found_by_the_next_reader_of_the_block(path):
-    sums, data = take_sums(str(path))[1], path.read_bytes()
+def test_change_after_opening_is_detected(path):
+    sums, data = compute_digests(str(path))[1], path.read_bytes()
     with opened(path, sums) as file:
         assert file.read(10) == data[:10]
         path.write_bytes(bytes(SIZE))  # in place: the same inode
@@ -77,8 +79,8 @@ def test_a_change_after_opening_is_found_by_the_next_reader_of_the_block(path):
             file.read(2 * BLOCK)
 
 
-def test_another_size_is_refused_at_once(path):
-    sums = take_sums(str(path))[1]
+def test_other_size_is_rejected_at_once(path):
+    sums = compute_digests(str(path))[1]
     with path.open("ab") as file:
         file.write(b"more")
     refused = pytest.raises(BadData, match="it has 3,158,077 bytes, and had 3,158,073")
@@ -86,7 +88,7 @@ def test_another_size_is_refused_at_once(path):
         pass
 
 
-def test_a_whole_file_is_checked_by_its_digest():
-    verified.check(b"pixels", hashlib.sha256(b"pixels").digest())
+def test_whole_file_is_checked_by_its_digest():
+    verified.check_digest(b"pixels", hashlib.sha256(b"pixels").digest())
     with pytest.raises(InvalidArgument, match="changed after the job was planned"):
-        verified.check(b"others", hashlib.sha256(b"pixels").digest())
+        verified.check_digest(b"others", hashlib.sha256(b"pixels").digest())
