@@ -355,10 +355,10 @@ def test_tilde_means_the_home_folder(
     done("encode", "~/x.npz:rows", "--out", "back.npz")
 
 
-def test_what_cannot_be_used_is_named_by_file_or_row(run: Run) -> None:
+def test_invalid_row_names_its_file_or_row(run: Run) -> None:
     Path("pictures").mkdir()
     for name in ("a.png", "b.png"):
-        Path("pictures", name).write_bytes(b"no image")
+        Path("pictures", name).write_bytes(b"not an image")
     _, _, err = run("encode", "pictures", "--out", "z.npz")
     assert "pictures/a.png: not a readable image file (and 1 other invalid rows)" in err
     x = pixels(3).astype(np.int64)
