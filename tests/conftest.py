@@ -30,14 +30,27 @@ atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 # A shell starts background jobs with SIGINT ignored, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-E2E = ("deploy", "e2e", "fuzz")
-"""Folders of tests that `make test` leaves to `make test-e2e`."""
+E2E = (
+    *("deploy", "e2e", "fuzz"),
+    *(f"jobs/test_{name}.py" for name in ("faults", "ray", "remote", "row_accounting")),
+    *(f"serving/models/test_mutated_{name}.py" for name in ("graphs", "manifests")),
+    "serving/test_extras.py",
+    *(f"training/test_{name}.py" for name in ("claims", "compare", "evaluate", "export")),
+    *(f"training/test_{name}.py" for name in ("export_parity", "killed", "parallel", "resume")),
+    *(f"training/test_{name}.py" for name in ("resume_on_other_device", "scores", "threads")),
+    "training/test_train.py",
+)
+"""Folders and modules that `make test` leaves to `make test-e2e`: they run whole commands or
+trainings, or try many mutations."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
+    paths = [Path(__file__).parent / name for name in E2E]
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise pytest.UsageError(f"E2E in tests/conftest.py names {missing}, which do not exist")
     for item in items:
-        if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in E2E:
+        if any(item.path.is_relative_to(path) for path in paths):
             item.add_marker("e2e")
 
 

@@ -177,7 +177,7 @@ class Server:
         )
         requests.start()
         self._undo.push_async_callback(asyncio.to_thread, requests.stop)
-        self._listener = await asyncio.to_thread(
+        self.listener = await asyncio.to_thread(
             listener.create_listener, settings.listener, options, responses, requests
         )
         self._health = Health()
@@ -188,18 +188,18 @@ class Server:
             if self._tokens is not None:
                 reflected = require_token(reflected, self._tokens, self.metrics)
             self._own |= reflected
-        self._listener.handlers = self._own | handlers.not_ready()
+        self.listener.handlers = self._own | handlers.not_ready()
         self._set_health(False)
 
     async def _open_port(self) -> None:
         # Before the models load, for health alone: probes must tell loading from dead. All else is
         # answered UNAVAILABLE until `_load_models` is done.
         settings = self.settings
-        self.port = self._listener.bind(address(settings.host, settings.port), self._credentials)
+        self.port = self.listener.bind(address(settings.host, settings.port), self._credentials)
         if not self.port:
             raise port_is_taken(settings.host, settings.port)
-        await self._listener.start()
-        self._undo.push_async_callback(self._listener.stop, settings.drain_seconds)
+        await self.listener.start()
+        self._undo.push_async_callback(self.listener.stop, settings.drain_seconds)
 
     async def _load_models(self) -> None:
         await self.repository.load()
@@ -212,7 +212,7 @@ class Server:
         methods = handlers.handlers(service, admission, self.metrics, recorder)
         if self._tokens is not None:
             methods = require_scope(methods, self._tokens, self.metrics)
-        self._listener.handlers = self._own | methods
+        self.listener.handlers = self._own | methods
 
     def _open_doors(self) -> None:
         # What start-up left behind lives as long as the process: keep the collector off it.

@@ -88,7 +88,7 @@ def check(name: str, handler: handlers.Handler, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_any_request_succeeds_or_is_rejected(running, request, name):
-    handler = running.server._listener.handlers[f"/{handlers.SERVICE}/{name}"]
+    handler = running.server.listener.handlers[f"/{handlers.SERVICE}/{name}"]
     kind = getattr(pb, METHODS[name].input_type.name)
 
     inputs: list[bytes] = []
@@ -108,7 +108,7 @@ def test_any_request_succeeds_or_is_rejected(running, request, name):
 
     run_repeatedly(property_, request, mutants)
     status, _ = make_call(
-        running.server._listener.handlers[f"/{handlers.SERVICE}/Sample"], b"\x18\x01"
+        running.server.listener.handlers[f"/{handlers.SERVICE}/Sample"], b"\x18\x01"
     )
     assert status.code is grpc.StatusCode.OK
     for graph in ("encoder", "decoder"):

@@ -94,7 +94,7 @@ def test_lead_stays_when_only_a_large_request_is_rejected():
 @pytest.fixture
 def rejecting(server):
     """A server that rejects Sample before it reads the call."""
-    before = server.server._listener.handlers
+    before = server.server.listener.handlers
     rejected = status(Overloaded("admission", "Too much to do", 0.25), "Sample", "")
 
     async def never(stream) -> Status:
@@ -102,9 +102,9 @@ def rejecting(server):
 
     path = "/vae.v1.VaeService/Sample"
     handlers = {**before, path: Handler(never, lambda context: rejected)}
-    server.server._listener.handlers = handlers
+    server.server.listener.handlers = handlers
     yield server
-    server.server._listener.handlers = before
+    server.server.listener.handlers = before
 
 
 def test_call_is_rejected_with_retry_info_before_its_message_is_sent(rejecting):

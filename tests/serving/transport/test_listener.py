@@ -52,7 +52,7 @@ def _unknown_grpcio(request, monkeypatch):
 @pytest.mark.usefixtures("_unknown_grpcio")
 def test_auto_is_grpc_aio_with_an_unknown_grpcio(start_server, toy_bundles):
     server = start_server(toy_bundles)
-    assert isinstance(server.server._listener, AioListener)
+    assert isinstance(server.server.listener, AioListener)
     with grpc.insecure_channel(server.target) as channel:
         assert VaeServiceStub(channel).Sample(pb.SampleRequest(count=1)).x.tensor.data
 
