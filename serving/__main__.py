@@ -17,7 +17,7 @@ from latentd.console.parser import add_client_parser
 from latentd.errors import EXIT_CONFIG
 from latentd.flags import Parser
 from latentd.jobs.parser import add_batch_parser
-from latentd.process.parser import add_plan_parser, add_serve_parser
+from latentd.process.cli import add_plan_parser, add_serve_parser
 from latentd.transport.parser import add_token_parser
 
 TRAINING: Final = {

@@ -29,15 +29,15 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"latentd_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str, *labels: str, together: MultiprocessMode = "max") -> Gauge:
-            self.together[f"latentd_{name}"] = together
+        def gauge(name: str, text: str, *labels: str, mode: MultiprocessMode = "max") -> Gauge:
+            self.multiprocess_modes[f"latentd_{name}"] = mode
             return Gauge(f"latentd_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"latentd_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.registry = registry
-        self.together: dict[str, MultiprocessMode] = {}  # by the gauge's name
+        self.multiprocess_modes: dict[str, MultiprocessMode] = {}  # by the gauge's name
         self.requests = counter(
             "requests_total", "Calls answered, by gRPC status code.", "method", "model", "code"
         )
@@ -61,13 +61,13 @@ class Metrics:
             "batch_fill_ratio", "Rows in each batch over the most it may hold.", RATIO, "graph"
         )
         self.queue_rows = gauge(
-            "queue_rows", "Rows waiting now.", "graph", "model", "version", together="sum"
+            "queue_rows", "Rows waiting now.", "graph", "model", "version", mode="sum"
         )
         self.queue_rows_limit = gauge(
             "queue_rows_limit",
             "Rows that may wait before more are shed.",
             *("graph", "model", "version"),
-            together="sum",
+            mode="sum",
         )
         self.queue_oldest = gauge(
             "queue_oldest_seconds",
@@ -82,7 +82,7 @@ class Metrics:
         self.unsent_response_bytes = gauge(
             "unsent_response_bytes",
             "Memory of answers that callers have not taken yet.",
-            together="sum",
+            mode="sum",
         )
         self.responses_dropped = counter(
             "responses_dropped_total", "Calls ended because their callers let answers wait."
@@ -120,7 +120,7 @@ class Metrics:
         self.loading = gauge(
             "loading_versions",
             "Versions that are being tried or loaded now.",
-            together="sum",
+            mode="sum",
         )
         self.loaded_at = gauge(
             "model_loaded_timestamp_seconds", "When the version was loaded.", "model", "version"
@@ -128,12 +128,12 @@ class Metrics:
         self.last_scan = gauge(
             "repository_last_scan_timestamp_seconds",
             "When the bundles' folder was last read to its end.",
-            together="min",
+            mode="min",
         )
         self.unloading = gauge(
             "unloading_versions",
             "Versions that finish their calls and are then closed.",
-            together="sum",
+            mode="sum",
         )
         self.max_batch_rows = gauge(
             "max_batch_rows", "The most rows one batch takes.", "graph", "model", "version"
@@ -151,7 +151,7 @@ class Metrics:
             "1 while a run hangs, or a graph fails on whatever it is given.",
             "kind",
         )
-        self.workers = gauge("workers", "Processes that serve.", together="sum")
+        self.workers = gauge("workers", "Processes that serve.", mode="sum")
 
     def register_callback(self, metric: Gauge, read: Callable[[], float], *labels: str) -> None:
         """Let a gauge say what `read` gives whenever it is asked."""

@@ -1,22 +1,26 @@
-"""How many servers, and how large, a rate of calls needs: from what a bundle's graphs cost here.
+"""`latentd plan`: computes how many servers a rate of calls needs, from what a bundle costs here.
 
-A call costs its worker some CPU for itself, and its rows cost what they cost in the batches that
-the server would make. Under load batches are full, so a full batch tells what a row costs.
+A call costs its worker some CPU time, and each of its rows costs its share of a batch. Under load
+batches are full, so the cost of a row is that of a full batch, divided by its rows.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from latentd import bundle
-from latentd.errors import ConfigError
-from latentd.models import storage
+from latentd import bundle, settings
+from latentd.errors import EXIT_CONFIG, BundleError, ConfigError
+from latentd.models import scoring, storage
 from latentd.models.loading import GraphProfile, LoadedModel, load_model
 from latentd.rpc.methods import METHODS
 from latentd.runtime.engine import SessionFactory
+from latentd.runtime.provider import default_worker_count
 from latentd.settings import Settings
 
 CALLS: Final = {
@@ -27,47 +31,55 @@ CALLS: Final = {
     "reconstruct": "Reconstruct",
     "score": "Score",
 }
-"""The method of each call that `plan` knows."""
+"""The RPC method of each --call."""
 
 CALL_SECONDS: Final = 0.00012
-"""CPU of a call beside its graphs' runs: `make bench`, Sample of one row, on a Zen 4."""
-WAIT_SECONDS: Final = 0.1
-"""What autoscaling aims at: no more rows wait in a server than it runs in this time."""
-_SPARE: Final = 1  # of the servers may be gone: being replaced, or lost
+"""CPU time of a call without its graphs' runs: `make bench`, Sample of one row, on a Zen 4."""
+MAX_WAIT_SECONDS: Final = 0.1
+"""The autoscaler's target: in a server wait no more rows than it runs in this time."""
+_SPARE_REPLICAS: Final = 1  # one may be lost or restarting
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What callers want."""
+    """The calls that a deployment must serve."""
 
     call: str  # a key of CALLS
-    rate: float  # calls a second, of all together
+    rate: float  # calls per second, of all clients
     rows: int  # in each call
-    busy: float  # share of the servers' time that this may take, above 0 and up to 1
-    draws: int = 1  # of each row, in calls that draw: Score
+    utilization: float  # share of the servers' time that the calls may use, above 0 and up to 1
+    draws: int = 1  # of each row, for calls that draw: Score
+
+    def check(self) -> None:
+        """Raises ConfigError, which names the flag."""
+        if not (min(self.rate, self.rows, self.draws) > 0 and 0 < self.utilization <= 1):
+            raise ConfigError(
+                "--rate, --rows and --draws must be above 0, --target-utilization above 0 and at "
+                "most 1."
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What that takes."""
+    """The deployment that a workload needs."""
 
-    seconds: float  # of one worker, for one call
-    replicas: int  # with the spare one
-    rate: float  # calls a second of all of them with nothing to spare
-    memory_bytes: int  # of one replica that is idle
-    memory_limit_bytes: int  # of one full of rows, answers and requests, that tries a version
-    queue_rows: int  # waiting in one replica: when there are more, autoscaling should add one
-
-
-def batchers(demand: Workload, prepared: LoadedModel) -> dict[str, GraphProfile]:
-    """The graphs that the calls pass, by lane."""
-    both = {"encoder": prepared.encoder.profile, "decoder": prepared.decoder.profile}
-    return {name: both[name] for name in METHODS[CALLS[demand.call]].graphs}
+    seconds: float  # CPU time of one worker for one call
+    replicas: int  # including the spare one
+    rate: float  # calls per second of all replicas at full utilization
+    memory_bytes: int  # of one idle replica
+    memory_limit_bytes: int  # of one replica with full queues that also tries a version
+    queue_rows: int  # in one replica: with more rows waiting the autoscaler must add one
 
 
-def need(
-    demand: Workload,
-    prepared: LoadedModel,
+def profiles(workload: Workload, model: LoadedModel) -> dict[str, GraphProfile]:
+    """The profiles of the graphs that a call runs, by the graph's name."""
+    both = {"encoder": model.encoder.profile, "decoder": model.decoder.profile}
+    return {name: both[name] for name in METHODS[CALLS[workload.call]].graphs}
+
+
+def compute(
+    workload: Workload,
+    model: LoadedModel,
     settings: Settings,
     resident_bytes: int,
     density_seconds: float = 0.0,
@@ -75,49 +87,73 @@ def need(
     """Size a deployment whose replicas have `settings.workers` workers.
 
     resident_bytes:  of one worker, with as many versions as it keeps
-    density_seconds: what one draw of one row costs beside its run, for Score
+    density_seconds: CPU time of log p(x | z) of one draw of one row, for Score
     """
-    draws = demand.draws if METHODS[CALLS[demand.call]].per_draw else 1
-    *before, last = (
-        batcher.batch_seconds / batcher.batch_rows
-        for batcher in batchers(demand, prepared).values()
+    draws = workload.draws if METHODS[CALLS[workload.call]].per_draw else 1
+    *others, last = (
+        profile.batch_seconds / profile.batch_rows for profile in profiles(workload, model).values()
     )
-    row_seconds = sum(before) + draws * (last + density_seconds)
-    seconds = CALL_SECONDS + demand.rows * row_seconds
-    carried = settings.workers / seconds  # calls a second, by one replica
-    replicas = math.ceil(demand.rate / (carried * demand.busy)) + _SPARE
-    idle = settings.workers * resident_bytes
+    row_seconds = sum(others) + draws * (last + density_seconds)
+    seconds = CALL_SECONDS + workload.rows * row_seconds
+    replica_rate = settings.workers / seconds
+    replicas = math.ceil(workload.rate / (replica_rate * workload.utilization)) + _SPARE_REPLICAS
+    idle_bytes = settings.workers * resident_bytes
     queues = 2 * settings.queue_mib  # the encoder's and the decoder's
-    held = queues + settings.max_unsent_response_mib + settings.max_partial_request_mib
+    full_mib = queues + settings.max_unsent_response_mib + settings.max_partial_request_mib
     return Capacity(
         seconds=seconds,
         replicas=replicas,
-        rate=replicas * carried,
-        memory_bytes=idle,
-        memory_limit_bytes=idle + resident_bytes + (settings.workers * held << 20),
-        queue_rows=max(1, round(carried * demand.rows * draws * WAIT_SECONDS)),
+        rate=replicas * replica_rate,
+        memory_bytes=idle_bytes,
+        memory_limit_bytes=idle_bytes + resident_bytes + (settings.workers * full_mib << 20),
+        queue_rows=max(1, round(replica_rate * workload.rows * draws * MAX_WAIT_SECONDS)),
     )
 
 
-def measure(settings: Settings) -> tuple[LoadedModel, int]:
-    """Load the default model as a worker would, with as many versions as it keeps; gives the newest
-    and the most bytes this process has held. Raises ConfigError, BundleError."""
+def plan(args: argparse.Namespace) -> int:
+    """Measure, compute and print; returns the exit status."""
+    workload = Workload(args.call, args.rate, args.rows, args.target_utilization, args.draws)
+    try:
+        workload.check()
+        chosen = settings.load_settings(vars(args))
+        workers = chosen.workers or default_worker_count(chosen.provider)
+        chosen = dataclasses.replace(chosen, workers=workers)
+        model, resident_bytes = _measure(chosen)
+        per_draw = METHODS[CALLS[workload.call]].per_draw
+        if per_draw and model.manifest.family != "vae":
+            raise ConfigError(
+                f"--call score: {model.manifest.model} is a plain autoencoder, which defines no "
+                "likelihood. Choose another call, or a VAE."
+            )
+        density = scoring.measure(model.manifest).density if per_draw else 0.0
+    except (ConfigError, BundleError) as error:
+        print(f"latentd: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    print(
+        _format(workload, model, compute(workload, model, chosen, resident_bytes, density), workers)
+    )
+    return 0
+
+
+def _measure(settings: Settings) -> tuple[LoadedModel, int]:
+    """Load the default model as a worker would, with as many versions as it keeps; returns the
+    newest and this process's peak memory in bytes. Raises ConfigError, BundleError."""
     from latentd.process import server  # noqa: F401  (a worker has it in memory)
 
     storage.check_root(Path(settings.bundles))
-    folder = _folder(Path(settings.bundles), settings.default_model)
+    folder = _model_folder(Path(settings.bundles), settings.default_model)
     paths = [folder / str(v) for v in bundle.versions(folder)[-settings.keep_versions :]]
     if not paths:
         raise ConfigError(f"There is no version of a model in {folder}.")
-    # Where there are fewer as yet, the oldest stands in for those to come.
+    # If there are fewer versions so far, the oldest stands in for those to come.
     paths = paths[:1] * (settings.keep_versions - len(paths)) + paths
     engine = SessionFactory.from_settings(settings)
-    kept = [load_model(bundle.load(path), engine, settings) for path in paths]
+    loaded = [load_model(bundle.load(path), engine, settings) for path in paths]
     status = Path("/proc/self/status").read_text()
-    return kept[-1], int(status.partition("VmHWM:")[2].split()[0]) << 10
+    return loaded[-1], int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
-def _folder(root: Path, model: str) -> Path:
+def _model_folder(root: Path, model: str) -> Path:
     if model:
         return root / model
     found = [path for path in sorted(root.glob("*")) if bundle.versions(path)]
@@ -125,3 +161,32 @@ def _folder(root: Path, model: str) -> Path:
         names = ", ".join(path.name for path in found) or "none"
         raise ConfigError(f"--default-model must name one of the models in {root}: {names}.")
     return found[0]
+
+
+def _format(workload: Workload, model: LoadedModel, capacity: Capacity, workers: int) -> str:
+    graphs = [
+        f"  {name}: {profile.batch_rows} rows in {profile.batch_seconds * 1e3:.3g} ms "
+        f"with {profile.threads} thread(s)"
+        for name, profile in profiles(workload, model).items()
+    ]
+    draws = f" of {workload.draws} draws" if METHODS[CALLS[workload.call]].per_draw else ""
+    return "\n".join(
+        [
+            f"{workload.rate:g} {workload.call} calls a second, {workload.rows} row(s){draws} "
+            f"each, of {model.manifest.model} version {model.manifest.version}; servers "
+            f"{workload.utilization:.0%} busy.",
+            *graphs,
+            f"  a call: {capacity.seconds * 1e3:.3g} ms of a worker",
+            f"replicas         {capacity.replicas} (one is spare; all carry "
+            f"{capacity.rate:,.0f} calls/s)",
+            f"workers          {workers} in each, a CPU for each",
+            f"memory, request  {_mebibytes(capacity.memory_bytes)}",
+            f"memory, limit    {_mebibytes(capacity.memory_limit_bytes)} (with every queue full)",
+            f"averageValue     {capacity.queue_rows} (rows waiting, for the autoscaler)",
+        ]
+    )
+
+
+def _mebibytes(count: int) -> str:
+    """In Kubernetes' notation, rounded up to 64 MiB."""
+    return f"{math.ceil(count / (64 << 20)) * 64}Mi"

@@ -1,7 +1,7 @@
-"""The page of metrics, over HTTP for Prometheus.
+"""Serves the metrics over HTTP for Prometheus.
 
-Anybody may connect, and no token is asked for. So a connection has seconds for all it does, a
-request few bytes, and of too many connections the oldest is closed to make room.
+The port asks for no token, so any client may connect. Therefore a connection lasts a few seconds at
+most, a request has few bytes, and of too many connections the oldest is closed.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from latentd.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-SECONDS: Final = 10.0
-"""That a connection may last; a scrape takes milliseconds."""
-MOST_CONNECTIONS: Final = 32
-"""At a time, a thread each."""
-MOST_REQUEST_BYTES: Final = 16_384
-_LOOK_SECONDS: Final = 0.5  # from one look at the connections' age to the next
+MAX_CONNECTION_SECONDS: Final = 10.0
+"""How long a connection may last; a scrape takes milliseconds."""
+MAX_CONNECTIONS: Final = 32
+"""Connections at a time; each has a thread."""
+MAX_REQUEST_BYTES: Final = 16_384
+_POLL_SECONDS: Final = 0.5  # between checks of the connections' age
 
 
 def expose(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Callable[[], None]]:
-    """Open the page; returns its port and what closes it. Raises ConfigError if it cannot."""
+    """Start to serve; returns the port and a function that stops it. Raises ConfigError."""
     try:
-        http = _Page(host, port, registry)
+        http = _MetricsServer(host, port, registry)
     except socket.gaierror as error:
         raise ConfigError(
-            f"--host {host} is no address of this machine: {error.strerror}. "
-            "Name one, without brackets; 0.0.0.0 is every interface, :: with IPv6 too."
+            f"--host {host} cannot be resolved: {error.strerror}. Set an address of this machine, "
+            "without brackets; 0.0.0.0 is every interface, :: includes IPv6."
         ) from None
     except OSError as error:
         raise ConfigError(
-            f"The metrics port {port} cannot be opened: {error.strerror}. "
-            "Choose another with --metrics-port (0: any free one)."
+            f"Cannot listen on metrics port {port}: {error.strerror}. "
+            "Choose another with --metrics-port (0: any free port)."
         ) from None
     work = threading.Thread(
-        target=http.serve_forever, args=(_LOOK_SECONDS,), name="metrics", daemon=True
+        target=http.serve_forever, args=(_POLL_SECONDS,), name="metrics", daemon=True
     )
     work.start()
 
@@ -59,48 +59,52 @@ def expose(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Call
 
 
 class _Request(WSGIRequestHandler):
-    """One request, of few bytes, and the end of its connection."""
+    """One short request; its connection is closed after it."""
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = io.BufferedReader(_Few(self.connection))
+        self.rfile = io.BufferedReader(_LimitedReader(self.connection))
 
     def parse_request(self) -> bool:
-        # To a request cut off by a hang-up a page would be made as to a whole one.
-        page: Any = self.server
-        return super().parse_request() and page.is_open(self.connection)
+        # A request cut off by `_shut_down` must not get a response as a complete one does.
+        server: Any = self.server
+        return super().parse_request() and server.is_open(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Not logged: a line for each scrape tells nothing, and anybody could make millions."""
+        """Do nothing: a line for each scrape is useless, and clients could cause millions."""
 
 
-class _Few(io.RawIOBase):
-    """What comes over a connection, until it has been enough: then it seems to have ended."""
+class _LimitedReader(io.RawIOBase):
+    """A connection's input, which ends after MAX_REQUEST_BYTES."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._left = connection, MOST_REQUEST_BYTES
+        self._connection, self._remaining = connection, MAX_REQUEST_BYTES
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._connection.recv_into(memoryview(buffer)[: self._left]) if self._left else 0
-        self._left -= count
+        count = (
+            self._connection.recv_into(memoryview(buffer)[: self._remaining])
+            if self._remaining
+            else 0
+        )
+        self._remaining -= count
         return count
 
 
-class _Page(ThreadingMixIn, WSGIServer):
-    """Answers each connection in a thread of its own, for SECONDS at the most."""
+class _MetricsServer(ThreadingMixIn, WSGIServer):
+    """Serves each connection in a thread, for at most MAX_CONNECTION_SECONDS."""
 
     daemon_threads = True
-    block_on_close = False  # their threads end with the process, whatever their callers do
+    block_on_close = False  # clients cannot keep the process from exiting
     request_queue_size = 128
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, *_, address = infos[0]
-        self._changed, self._answering = threading.Condition(), 0
-        self._open: dict[socket.socket, float] = {}  # since when, the oldest first
+        self._changed, self._active = threading.Condition(), 0
+        self._open: dict[socket.socket, float] = {}  # and since when, the oldest first
         super().__init__(address, _Request)  # type: ignore[arg-type]  # IPv6 has four parts
         self.set_app(make_wsgi_app(registry))
 
@@ -108,24 +112,24 @@ class _Page(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._changed:
-            while self._answering >= MOST_CONNECTIONS:
+            while self._active >= MAX_CONNECTIONS:
                 if self._open:
-                    self._hang_up(next(iter(self._open)))
-                self._changed.wait(_LOOK_SECONDS)
+                    self._shut_down(next(iter(self._open)))
+                self._changed.wait(_POLL_SECONDS)
             self._open[request] = time.monotonic()
-            self._answering += 1
+            self._active += 1
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
         with self._changed:
-            since = time.monotonic() - SECONDS
+            since = time.monotonic() - MAX_CONNECTION_SECONDS
             for connection in [one for one, began in self._open.items() if began < since]:
-                self._hang_up(connection)
+                self._shut_down(connection)
 
-    def _hang_up(self, connection: socket.socket) -> None:
+    def _shut_down(self, connection: socket.socket) -> None:
         """End what its thread waits for; the thread closes it."""
         del self._open[connection]
-        with suppress(OSError):  # its caller was faster
+        with suppress(OSError):  # the client has closed it
             connection.shutdown(socket.SHUT_RDWR)
 
     # In the connection's thread.
@@ -139,10 +143,10 @@ class _Page(ThreadingMixIn, WSGIServer):
             self._open.pop(request, None)
         super().shutdown_request(request)
         with self._changed:
-            self._answering -= 1
+            self._active -= 1
             self._changed.notify()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # Nothing is logged that any caller could cause millions of times.
+        # Do not log what any client could cause millions of times.
         if not isinstance(sys.exception(), OSError):
-            log.exception("The page of metrics failed.")
+            log.exception("Unhandled error in the metrics server.")

@@ -1,6 +1,8 @@
-"""The server's life, in order: provider, health, models, port, SERVING; and on SIGTERM back again.
+"""Runs one server process from start to stop.
 
-Nothing runs from a constructor. Each step is a method with a sentence on why it stands there.
+`start` takes its steps in this order: metrics, provider, listener, port, models, SERVING. SIGTERM
+undoes them in reverse. Nothing runs from a constructor. Each step is a method with a comment on why
+it has its place.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from typing import Final
 import grpc
 from prometheus_client import CollectorRegistry
 
+from latentd.errors import ConfigError
 from latentd.metrics import Metrics
 from latentd.models.poller import Poller
 from latentd.models.repository import Repository
 from latentd.models.watchdog import EngineWatchdog
 from latentd.process.metrics_server import expose
-from latentd.process.port import address, announce, port_is_taken
 from latentd.rpc.service import VaeService
 from latentd.runtime.engine import SessionFactory
 from latentd.settings import Settings
@@ -40,36 +42,37 @@ from latentd.transport.tls import Certificates
 log = logging.getLogger(__name__)
 
 HEALTH_NAMES: Final = ("", handlers.SERVICE, "readiness")
-"""What turns NOT_SERVING while no work is taken. `liveness` only says that the loop answers."""
+"""Services that report NOT_SERVING while the server accepts no work. `liveness` reports only that
+the event loop runs."""
 
 _HANDSHAKE_MS: Final = 10_000
 _IDLE_MS: Final = 300_000
-_LAG_SECONDS: Final = 0.25
-_VITALS_SECONDS: Final = 0.5
+_LAG_POLL_SECONDS: Final = 0.25
+_WATCHDOG_POLL_SECONDS: Final = 0.5
 
 
 class Server:
-    """One process that serves bundles. `await serve()` is its whole life.
+    """One process that serves bundles; `await serve()` runs it.
 
-    Every step of `start` leaves behind how it is undone; `stop` undoes them last to first.
+    Every step of `start` registers how to undo it; `stop` undoes the steps in reverse order.
     """
 
-    shares_port = False  # with other processes that were started together with this one
+    shares_port = False  # with the other workers of one supervisor
 
     def __init__(self, settings: Settings, trial_results: Path | None = None) -> None:
-        """verdicts: a folder where workers share what they found out about versions."""
-        self.settings, self._verdicts = settings, trial_results
+        """trial_results: as Repository takes it."""
+        self.settings, self._trial_results = settings, trial_results
         self.metrics = Metrics(CollectorRegistry())
         self.port = 0  # known once bound
         self.metrics_port = 0
         self._stop = asyncio.Event()
-        self._patient = True  # SIGTERM leaves clients time to notice; Ctrl-C does not
-        self._takes_work = False
-        self._well = True
-        self._undo = AsyncExitStack()
+        self._graceful = True  # SIGTERM gives clients time to notice; Ctrl-C does not
+        self._accepting = False
+        self._healthy = True
+        self._exit_stack = AsyncExitStack()
 
     async def serve(self) -> None:
-        """Start, serve until SIGTERM or SIGINT, drain. Raises ConfigError when it cannot start."""
+        """Start, serve until SIGTERM or SIGINT, drain. Raises ConfigError if it cannot start."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.request_stop)
         loop.add_signal_handler(signal.SIGINT, self.request_stop, False)
@@ -86,39 +89,39 @@ class Server:
             await self.stop()
 
     async def start(self) -> None:
-        """Every step up to SERVING."""
+        """Take every step up to SERVING."""
         self._start_metrics()
-        self._watch_loop()
+        self._measure_loop_lag()
         self._read_secrets()
         self._choose_engine()
         await self._make_listener()
         await self._open_port()
         await self._load_models()
-        self._open_doors()
+        self._start_accepting()
         self._announce()
 
     async def stop(self) -> None:
-        """Every step back: no call that was accepted is lost inside the drain time."""
-        await self._undo.aclose()
+        """Undo every step: calls in flight have the drain time to finish."""
+        await self._exit_stack.aclose()
         log.info("Stopped.")
 
     async def stopping(self) -> None:
-        """Return once a stop has been asked for."""
+        """Return after `request_stop` was called."""
         await self._stop.wait()
 
-    def request_stop(self, patient: bool = True) -> None:
-        """Ask `serve` to stop; asking again changes nothing."""
-        self._patient = self._patient and patient
+    def request_stop(self, graceful: bool = True) -> None:
+        """Make `serve` stop; idempotent. graceful: wait --lame-duck-seconds first."""
+        self._graceful = self._graceful and graceful
         self._stop.set()
 
     def _start_metrics(self) -> None:
-        # First, so that a server that is still loading, or fails to, can be watched doing so.
+        # First, so that metrics are available while the models load and when loading fails.
         page = expose(self.metrics.registry, self.settings.host, self.settings.metrics_port)
         self.metrics_port, close = page
-        self._undo.push_async_callback(asyncio.to_thread, close)
+        self._exit_stack.push_async_callback(asyncio.to_thread, close)
 
     def _read_secrets(self) -> None:
-        # Before anything that takes long: a wrong file is said at once.
+        # Before anything slow, so that a wrong file is reported at once.
         settings = self.settings
         self._tokens = TokenStore(Path(settings.tokens)) if settings.tokens else None
         self._credentials: grpc.ServerCredentials | None = None
@@ -130,44 +133,44 @@ class Server:
             log.warning("Bearer tokens are sent in plain text. Set --tls-cert and --tls-key.")
 
     def _choose_engine(self) -> None:
-        # Before the port opens: asked for CUDA and not getting it ends here.
+        # Before the port opens: without the requested CUDA the server must not start.
         self._engine = SessionFactory.from_settings(self.settings)
-        self.repository = Repository(self.settings, self._engine, self.metrics, self._verdicts)
-        self._undo.push_async_callback(self.repository.close)
+        self.repository = Repository(self.settings, self._engine, self.metrics, self._trial_results)
+        self._exit_stack.push_async_callback(self.repository.close)
         self._poller = Poller(self.repository.scan, self.settings.poll_seconds)
-        self._undo.callback(self._poller.stop)
+        self._exit_stack.callback(self._poller.stop)
 
     async def _make_listener(self) -> None:
         settings = self.settings
-        # The tracer before the port: it is closed after the last call has ended.
+        # The tracer before the port, so that it is closed after the last call has ended.
         self._tracer = await asyncio.to_thread(tracing.create_tracer, settings.tracing)
         if self._tracer is not None:
-            self._undo.push_async_callback(asyncio.to_thread, self._tracer.close)
+            self._exit_stack.push_async_callback(asyncio.to_thread, self._tracer.close)
         options = [
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
-            # Compressed messages come as they are, and `messages` refuses them.
+            # Compressed messages arrive as they are; `messages` rejects them.
             ("grpc.per_message_decompression", 0),
             ("grpc.max_concurrent_streams", 1024),
-            # Between half of this and this gRPC would refuse by chance.
+            # Between half of this limit and the limit, gRPC rejects calls at random.
             ("grpc.max_metadata_size", handlers.MAX_METADATA_BYTES),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
-            # A place among them is nobody's who says nothing: until TLS and HTTP/2 have begun, and
-            # without a call. Clients connect again by themselves, with their next call.
+            # Idle connections must not use up that limit: those without a TLS and HTTP/2 handshake,
+            # and those without calls. Clients reconnect with their next call.
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.max_connection_idle_ms", _IDLE_MS),
-            *_age(settings),
-            # gRPC's default, five minutes, answers our own client's keepalive with GOAWAY.
+            *_connection_age_options(settings),
+            # gRPC's default, five minutes, answers the keepalive of latentd.client with GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-            # Else the window of every stream grows with the rate of its connection, to 256 MiB, and
-            # fills with messages that nobody has asked for yet.
+            # Without this, the window of each stream grows with the connection's bandwidth, up to
+            # 256 MiB, and fills with messages that the server has not read.
             ("grpc.http2.bdp_probe", 0),
-            # Callers whose machine is gone say nothing: their connections, idle or not, are closed.
+            # A client whose machine is gone sends nothing: keepalive closes its connections.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.ping_timeout_ms", 20_000),  # without it gRPC (1.85) waits a minute
+            ("grpc.http2.ping_timeout_ms", 20_000),  # the default of gRPC (1.85) is a minute
             ("grpc.keepalive_permit_without_calls", 1),
-            # Two servers on one port are a mistake, unless they were started as one.
+            # Two servers on one port are a mistake, unless they are workers of one supervisor.
             ("grpc.so_reuseport", int(self.shares_port)),
         ]
         responses = PendingResponses(settings.unsent_response_bytes, self.metrics)
@@ -176,30 +179,30 @@ class Server:
             settings.partial_request_bytes, self.metrics, loads=lambda: repository.load_transitions
         )
         requests.start()
-        self._undo.push_async_callback(asyncio.to_thread, requests.stop)
+        self._exit_stack.push_async_callback(asyncio.to_thread, requests.stop)
         self.listener = await asyncio.to_thread(
             listener.create_listener, settings.listener, options, responses, requests
         )
         self._health = Health()
         self._health.set("liveness", True)
-        self._own = self._health.handlers()
+        self._open_handlers = self._health.handlers()
         if settings.reflection:
-            reflected = reflection.handlers([handlers.SERVICE])
+            reflection_handlers = reflection.handlers([handlers.SERVICE])
             if self._tokens is not None:
-                reflected = require_token(reflected, self._tokens, self.metrics)
-            self._own |= reflected
-        self.listener.handlers = self._own | handlers.not_ready()
+                reflection_handlers = require_token(reflection_handlers, self._tokens, self.metrics)
+            self._open_handlers |= reflection_handlers
+        self.listener.handlers = self._open_handlers | handlers.not_ready()
         self._set_health(False)
 
     async def _open_port(self) -> None:
-        # Before the models load, for health alone: probes must tell loading from dead. All else is
-        # answered UNAVAILABLE until `_load_models` is done.
+        # Before the models load, for health checks: probes must tell loading from dead. Other calls
+        # get UNAVAILABLE until `_load_models` is done.
         settings = self.settings
         self.port = self.listener.bind(address(settings.host, settings.port), self._credentials)
         if not self.port:
-            raise port_is_taken(settings.host, settings.port)
+            raise port_in_use(settings.host, settings.port)
         await self.listener.start()
-        self._undo.push_async_callback(self.listener.stop, settings.drain_seconds)
+        self._exit_stack.push_async_callback(self.listener.stop, settings.drain_seconds)
 
     async def _load_models(self) -> None:
         await self.repository.load()
@@ -212,96 +215,115 @@ class Server:
         methods = handlers.handlers(service, admission, self.metrics, recorder)
         if self._tokens is not None:
             methods = require_scope(methods, self._tokens, self.metrics)
-        self.listener.handlers = self._own | methods
+        self.listener.handlers = self._open_handlers | methods
 
-    def _open_doors(self) -> None:
-        # What start-up left behind lives as long as the process: keep the collector off it.
+    def _start_accepting(self) -> None:
+        # Objects made so far live as long as the process: exclude them from garbage collection.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(10_000, 20, 20)  # calls leave no cycles behind: look seldom
+        gc.set_threshold(10_000, 20, 20)  # calls leave no cycles: collect rarely
         self._poller.start()
         self.metrics.workers.set(1)
-        self._undo.push_async_callback(self._close_doors)
+        self._exit_stack.push_async_callback(self._stop_accepting)
         self._watch_engine()
 
     def _watch_engine(self) -> None:
-        vitals = EngineWatchdog(
+        watchdog = EngineWatchdog(
             self.repository, self.settings.watchdog_seconds, on_cpu=self._engine.on_cpu
         )
 
         async def watch() -> None:
-            while not (fault := vitals.fatal_error()):
-                models_to_probe = vitals.models_to_probe()
-                if models_to_probe or not self._well:
-                    broken = await asyncio.to_thread(vitals.self_test, models_to_probe)
+            while not (fault := watchdog.fatal_error()):
+                models_to_probe = watchdog.models_to_probe()
+                if models_to_probe or not self._healthy:
+                    broken = await asyncio.to_thread(watchdog.self_test, models_to_probe)
                     self.metrics.faults.labels("broken").set(bool(broken))
-                    if self._well != (not broken):
-                        self._well = not broken
-                        self._set_health(self._takes_work)
-                await asyncio.sleep(_VITALS_SECONDS)
-            log.critical("%s Nothing but a new process helps.", fault)
+                    if self._healthy != (not broken):
+                        self._healthy = not broken
+                        self._set_health(self._accepting)
+                await asyncio.sleep(_WATCHDOG_POLL_SECONDS)
+            log.critical("%s This process cannot recover and must be restarted.", fault)
             self.metrics.faults.labels("hung").set(1)
             self._on_hung()
 
-        self._undo.callback(asyncio.create_task(watch()).cancel)
+        self._exit_stack.callback(asyncio.create_task(watch()).cancel)
 
     def _on_hung(self) -> None:
-        # Whoever looks at liveness restarts the process.
-        self._well = False
-        self._set_health(self._takes_work)
+        # A liveness probe then restarts the process.
+        self._healthy = False
+        self._set_health(self._accepting)
         self._health.set("liveness", False)
 
     def _announce(self) -> None:
-        # Last: from now on clients come.
+        # Last: from now on clients send calls.
         self._set_health(True)
         announce(self.settings.host, self.port, self.metrics_port)
 
-    async def _close_doors(self) -> None:
-        # Clients that watch health leave by themselves; calls they still send are answered.
+    async def _stop_accepting(self) -> None:
+        # Clients that watch health go to other servers; the calls they still send are served.
         self._poller.stop()
-        log.info("Stopping: NOT_SERVING for clients to go elsewhere, then the calls under way.")
+        log.info("Shutting down: reporting NOT_SERVING, then draining in-flight calls.")
         self._set_health(False)
-        if self._patient:
+        if self._graceful:
             await asyncio.sleep(self.settings.lame_duck_seconds)
         self._health.close()
 
     def _set_health(self, serving: bool) -> None:
-        """Say that work is taken, which stays unsaid while the engine is broken."""
-        self._takes_work = serving
+        """Report whether the server accepts work; NOT_SERVING while a model is broken."""
+        self._accepting = serving
         for name in HEALTH_NAMES:
-            self._health.set(name, serving and self._well)
+            self._health.set(name, serving and self._healthy)
 
-    def _watch_loop(self) -> None:
+    def _measure_loop_lag(self) -> None:
         async def watch() -> None:
             while True:
-                due = time.perf_counter() + _LAG_SECONDS
-                await asyncio.sleep(_LAG_SECONDS)
+                due = time.perf_counter() + _LAG_POLL_SECONDS
+                await asyncio.sleep(_LAG_POLL_SECONDS)
                 self.metrics.loop_lag.set(max(0.0, time.perf_counter() - due))
 
-        self._undo.callback(asyncio.create_task(watch()).cancel)
+        self._exit_stack.callback(asyncio.create_task(watch()).cancel)
 
 
-def _age(settings: Settings) -> list[tuple[str, int]]:
+def _connection_age_options(settings: Settings) -> list[tuple[str, int]]:
     if not settings.max_connection_age_seconds:
         return []
     return [
         ("grpc.max_connection_age_ms", int(settings.max_connection_age_seconds * 1000)),
-        # Calls under way have as long as they would have in a drain.
+        # In-flight calls have as long as they have in a drain.
         ("grpc.max_connection_age_grace_ms", int(settings.drain_seconds * 1000)),
     ]
 
 
 def run(server: Server) -> None:
-    """A server's whole life, in an event loop of its own. Raises ConfigError."""
+    """Run a server in an event loop of its own until it stops. Raises ConfigError."""
     try:
         import uvloop
 
         factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
-    except ImportError:  # it is not made for every platform; asyncio's own loop serves as well
+    except ImportError:  # not available on every platform; asyncio has its own loop
         factory = None
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(server.serve())
     if server.repository.hangs:
-        # ONNX Runtime would abort the process where its threads still run at the end.
+        # ONNX Runtime aborts a process that exits while one of its threads still runs.
         logging.shutdown()
         os._exit(0)
+
+
+def address(host: str, port: int) -> str:
+    """host:port, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def port_in_use(host: str, port: int) -> ConfigError:
+    """The error for a port that cannot be opened."""
+    return ConfigError(
+        f"Cannot listen on {address(host, port)}: address in use or not available. "
+        "Choose another with --port (0: any free port) or --host."
+    )
+
+
+def announce(host: str, port: int, metrics_port: int) -> None:
+    """Log where clients and Prometheus find the server."""
+    grpc, http = address(host, port), address(host, metrics_port)
+    log.info("Listening on %s, metrics on http://%s/metrics.", grpc, http)

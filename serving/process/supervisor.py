@@ -1,8 +1,8 @@
-"""Several workers that share a port: started, counted, replaced when they die, stopped together.
+"""Starts several workers that share a port, restarts those that die, and stops them together.
 
-This process serves nothing but the page of metrics, and starts no gRPC: what forks or spawns
-beside gRPC's threads is asking for trouble. The kernel shares connections out among the workers
-(SO_REUSEPORT); a connection stays with its worker.
+This process serves only the metrics. It starts no gRPC, because a process with gRPC's threads must
+not start others. The kernel distributes connections among the workers (SO_REUSEPORT); a connection
+stays with its worker.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from latentd.metrics import restarts
 from latentd.models import trial_results
 from latentd.process import worker
 from latentd.process.metrics_server import expose
-from latentd.process.port import announce, port_is_taken
+from latentd.process.server import announce, port_in_use
 from latentd.process.worker_metrics import WorkerMetrics
 from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 
 EXIT_CRASHES: Final = 70
-"""EX_SOFTWARE: workers die faster than they can be replaced."""
-_MOST_DEATHS: Final = 3  # for each worker, within
-_LATELY: Final = 60.0  # seconds
-_FIRST_PAUSE: Final = 0.1  # seconds before a replacement; doubled with each recent death
-_LONGEST_PAUSE: Final = 5.0
-_SLACK: Final = 5.0  # seconds that a worker may take beyond its own drain time
+"""EX_SOFTWARE: too many workers crashed."""
+_MAX_CRASHES: Final = 3  # for each worker, in the window
+_CRASH_WINDOW_SECONDS: Final = 60.0
+_MIN_BACKOFF_SECONDS: Final = 0.1  # before a restart; doubled with each recent crash
+_MAX_BACKOFF_SECONDS: Final = 5.0
+_STOP_SLACK_SECONDS: Final = 5.0  # that a worker may take beyond its drain time
 
 
 @dataclass(eq=False)
@@ -49,74 +49,75 @@ class _Worker:
     process: SpawnProcess
     pipe: Connection[Any, Any]
     metrics: Connection[Any, Any]
-    waits: bool = False  # for its turn to load
-    loads: bool = False
+    wants_load: bool = False
+    loading: bool = False
     ready: bool = False
-    serves: bool = False  # and says so
-    refused: str = ""  # why it cannot start
+    healthy: bool = False  # and reports it
+    failure: str = ""  # why it cannot start
 
 
 class Supervisor:
-    """`run` is its whole life."""
+    """The parent process of the workers; `run` does everything."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        self._due: list[tuple[float, int]] = []  # when to start which replacement
-        self._deaths: deque[float] = deque()
+        self._restarts_due: list[tuple[float, int]] = []  # when to restart which worker
+        self._crashes: deque[float] = deque()
         self._metrics = WorkerMetrics()
-        self._replaced = 0
-        self._served = False  # all were ready once
+        self._restart_count = 0
+        self._all_ready_once = False  # whether all were ready at the same time
         self._announced = False
-        self._stopping = 0  # the signal that asked for it
+        self._stopping = 0  # the signal that stops the server; 0: none
         self._exit = 0
-        self._refused: ConfigError | None = None  # why no worker can start, of the first
+        self._start_failure: ConfigError | None = None  # why the first worker cannot start
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit status. Raises ConfigError."""
-        with ExitStack() as undo:
-            self._listen_to_signals(undo)
-            self._verdicts = undo.enter_context(trial_results.shared_folder(self._settings.state))
+        with ExitStack() as stack:
+            self._listen_to_signals(stack)
+            shared = trial_results.shared_folder(self._settings.state)
+            self._trial_results = stack.enter_context(shared)
             registry = CollectorRegistry()
-            self._restarts = restarts(registry)
+            self._restarts_metric = restarts(registry)
             registry.register(self._metrics)
             settings = self._settings
             self._metrics_port, close = expose(registry, settings.host, settings.metrics_port)
-            undo.callback(close)
-            self._keep_metrics(undo)
-            self._reserve_port(undo)
+            stack.callback(close)
+            self._poll_metrics(stack)
+            self._reserve_port(stack)
             for number in range(1, settings.workers + 1):
-                if not self._stopping:  # starting many takes long, stopping must not
+                if not self._stopping:  # starting many takes long; a signal must end it
                     self._start(number)
             while not self._stopping:
-                self._wait()
+                self._handle_events()
             self._stop()
-        if self._refused:
-            raise self._refused
+        if self._start_failure:
+            raise self._start_failure
         return self._exit
 
-    def _listen_to_signals(self, undo: ExitStack) -> None:
-        ours, self._woken = socket.socketpair()
-        ours.setblocking(False)
-        self._woken.setblocking(False)
-        undo.callback(ours.close)
-        undo.callback(self._woken.close)
-        undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(ours.fileno()))
+    def _listen_to_signals(self, stack: ExitStack) -> None:
+        wakeup, self._signal_conn = socket.socketpair()
+        wakeup.setblocking(False)
+        self._signal_conn.setblocking(False)
+        stack.callback(wakeup.close)
+        stack.callback(self._signal_conn.close)
+        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(wakeup.fileno()))
         for number in (signal.SIGTERM, signal.SIGINT):
-            undo.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._stopping = self._stopping or number
 
-    def _keep_metrics(self, undo: ExitStack) -> None:
+    def _poll_metrics(self, stack: ExitStack) -> None:
         stopping = threading.Event()
-        undo.callback(stopping.set)
-        keep = self._metrics.keep
-        threading.Thread(target=keep, args=(stopping,), name="metrics", daemon=True).start()
+        stack.callback(stopping.set)
+        target = self._metrics.poll
+        threading.Thread(target=target, args=(stopping,), name="metrics", daemon=True).start()
 
-    def _reserve_port(self, undo: ExitStack) -> None:
-        """Hold the port for the workers, without listening: what is not ours must not share it."""
+    def _reserve_port(self, stack: ExitStack) -> None:
+        """Bind the port without listening: workers share it, other programs cannot."""
         host, port = self._settings.host, self._settings.port
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -124,93 +125,96 @@ class Supervisor:
                 alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 alone.bind(address)
                 port = alone.getsockname()[1]
-            held = undo.enter_context(socket.socket(family))
+            held = stack.enter_context(socket.socket(family))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((address[0], port, *address[2:]))
         except OSError:
-            raise port_is_taken(host, port) from None
+            raise port_in_use(host, port) from None
         self._settings = replace(self._settings, port=port)
 
     def _start(self, number: int) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        asks, answers = self._context.Pipe()
+        parent_conn, child_conn = self._context.Pipe()
+        metrics_conn, child_metrics_conn = self._context.Pipe()
         process = self._context.Process(
             target=worker.main,
-            args=(self._settings, number, theirs, answers, self._served, self._verdicts),
+            args=(
+                *(self._settings, number, child_conn, child_metrics_conn),
+                *(self._all_ready_once, self._trial_results),
+            ),
             name=f"latentd-worker-{number}",
         )
         process.start()
-        theirs.close()
-        answers.close()
-        self._metrics.add(asks)
-        self._workers.append(_Worker(number, process, ours, asks))
+        child_conn.close()
+        child_metrics_conn.close()
+        self._metrics.add(metrics_conn)
+        self._workers.append(_Worker(number, process, parent_conn, metrics_conn))
         return self._workers[-1]
 
-    def _wait(self) -> None:
-        """Until something happens, and what follows from it."""
+    def _handle_events(self) -> None:
+        """Wait for messages, exits and due restarts, and handle them."""
         now = time.monotonic()
-        next_start = min((due for due, _ in self._due), default=None)
+        next_start = min((due for due, _ in self._restarts_due), default=None)
         timeout = None if next_start is None else max(0.0, next_start - now)
         by_pipe = {one.pipe: one for one in self._workers}
-        by_end = {one.process.sentinel: one for one in self._workers}
-        happened = wait([*by_pipe, *by_end, self._woken], timeout)
-        for source in happened:
+        by_sentinel = {one.process.sentinel: one for one in self._workers}
+        events = wait([*by_pipe, *by_sentinel, self._signal_conn], timeout)
+        for source in events:
             if isinstance(source, Connection):
-                self._hear(by_pipe[source])
-        for source in happened:
+                self._on_message(by_pipe[source])
+        for source in events:
             if isinstance(source, int):
-                self._bury(by_end[source])
-        for due, number in list(self._due):
+                self._on_exit(by_sentinel[source])
+        for due, number in list(self._restarts_due):
             if due <= time.monotonic() and not self._stopping:
-                self._due.remove((due, number))
-                self._replace(number)
+                self._restarts_due.remove((due, number))
+                self._restart(number)
         if not self._stopping:
-            self._give_turn()
+            self._grant_load_slot()
 
-    def _hear(self, one: _Worker) -> bool:
-        """Take what the worker says; False when it says no more."""
+    def _on_message(self, one: _Worker) -> bool:
+        """Handle a message of the worker; returns False if there are no more."""
         try:
-            said = one.pipe.recv()
+            message = one.pipe.recv()
         except (EOFError, ConnectionResetError):
-            return False  # it is dead, which its sentinel says as well
-        if isinstance(said, worker.RejectedVersion):
-            one.refused = said.reason
-        elif said == worker.ASKS:
-            one.waits = True
-        elif said == worker.READY:
-            one.loads, one.ready = False, True
+            return False  # it is dead; its sentinel reports that too
+        if isinstance(message, worker.StartFailure):
+            one.failure = message.reason
+        elif message == worker.LOAD_REQUEST:
+            one.wants_load = True
+        elif message == worker.READY:
+            one.loading, one.ready = False, True
             log.info("Worker %d is ready (process %d).", one.number, one.process.pid)
-            if self._served:
-                self._tell(one, True)
-            elif all(w.ready for w in self._workers) and not self._due:
-                self._served = True
+            if self._all_ready_once:
+                self._send(one, True)
+            elif all(w.ready for w in self._workers) and not self._restarts_due:
+                self._all_ready_once = True
                 for each in self._workers:
-                    self._tell(each, True)
-        elif said == worker.SAID:
-            one.serves = True
-            if not self._announced and all(w.serves for w in self._workers):
+                    self._send(each, True)
+        elif message == worker.HEALTH_SET:
+            one.healthy = True
+            if not self._announced and all(w.healthy for w in self._workers):
                 self._announced = True
-                # Last, once every worker says that it serves: from now on clients come.
+                # Last, when every worker reports healthy: from now on clients send calls.
                 announce(self._settings.host, self._settings.port, self._metrics_port)
         return True
 
-    def _give_turn(self) -> None:
-        if not any(one.loads for one in self._workers):
+    def _grant_load_slot(self) -> None:
+        if not any(one.loading for one in self._workers):
             for one in self._workers:
-                if one.waits:
-                    one.waits, one.loads = False, True
-                    self._tell(one, worker.LOAD)
+                if one.wants_load:
+                    one.wants_load, one.loading = False, True
+                    self._send(one, worker.LOAD_GRANT)
                     return
 
-    def _tell(self, one: _Worker, what: object) -> None:
-        # Where it is dead, its sentinel says so as well.
+    def _send(self, one: _Worker, what: object) -> None:
+        # If the worker is dead, its sentinel reports that too.
         with suppress(BrokenPipeError, ConnectionResetError):
             one.pipe.send(what)
 
-    def _bury(self, one: _Worker) -> None:
-        """A worker has ended although nobody asked it to."""
+    def _on_exit(self, one: _Worker) -> None:
+        """Handle the exit of a worker."""
         one.process.join()
-        while one.pipe.poll() and self._hear(one):
+        while one.pipe.poll() and self._on_message(one):
             pass
         one.pipe.close()
         self._workers.remove(one)
@@ -218,40 +222,44 @@ class Supervisor:
         code = one.process.exitcode or 0
         if self._stopping:
             return
-        if one.refused and not self._served:
-            self._refused, self._stopping = ConfigError(one.refused), signal.SIGTERM
+        if one.failure and not self._all_ready_once:
+            self._start_failure, self._stopping = ConfigError(one.failure), signal.SIGTERM
             return
         ended = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        why = one.refused.removesuffix(".") or ended
+        why = one.failure.removesuffix(".") or ended
         log.error("Worker %d died: %s.", one.number, why)
         now = time.monotonic()
-        self._deaths.append(now)
-        while self._deaths[0] < now - _LATELY:
-            self._deaths.popleft()
-        if len(self._deaths) > _MOST_DEATHS * self._settings.workers:
-            log.error("%d workers died within %.0f s: giving up.", len(self._deaths), _LATELY)
+        self._crashes.append(now)
+        while self._crashes[0] < now - _CRASH_WINDOW_SECONDS:
+            self._crashes.popleft()
+        if len(self._crashes) > _MAX_CRASHES * self._settings.workers:
+            log.error(
+                "Too many worker crashes (%d in %.0f s); exiting.",
+                *(len(self._crashes), _CRASH_WINDOW_SECONDS),
+            )
             self._exit, self._stopping = EXIT_CRASHES, signal.SIGTERM
             return
-        pause = min(_FIRST_PAUSE * 2 ** (len(self._deaths) - 1), _LONGEST_PAUSE)
-        self._due.append((now + pause, one.number))
+        backoff = min(_MIN_BACKOFF_SECONDS * 2 ** (len(self._crashes) - 1), _MAX_BACKOFF_SECONDS)
+        self._restarts_due.append((now + backoff, one.number))
 
-    def _replace(self, number: int) -> None:
-        self._replaced += 1
-        self._restarts.inc()
+    def _restart(self, number: int) -> None:
+        self._restart_count += 1
+        self._restarts_metric.inc()
         pid = self._start(number).process.pid
-        text = "Worker %d: process %d takes its place (replacement %d)."
-        log.info(text, number, pid, self._replaced)
+        text = "Restarted worker %d as process %d (restart %d)."
+        log.info(text, number, pid, self._restart_count)
 
     def _stop(self) -> None:
-        """Pass the signal on, and see that all end."""
+        """Pass the signal to the workers and wait for them; kill those that do not stop."""
         settings = self._settings
         for one in self._workers:
             os.kill(one.process.pid or 0, self._stopping)
-        until = time.monotonic() + settings.lame_duck_seconds + settings.drain_seconds + _SLACK
+        seconds = settings.lame_duck_seconds + settings.drain_seconds + _STOP_SLACK_SECONDS
+        until = time.monotonic() + seconds
         for one in self._workers:
             one.process.join(max(0.0, until - time.monotonic()))
             if one.process.is_alive():
-                log.error("Worker %d does not stop; killing it.", one.number)
+                log.error("Worker %d did not stop in time; sending SIGKILL.", one.number)
                 one.process.kill()
                 one.process.join()
         log.info("Stopped.")

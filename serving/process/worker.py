@@ -1,8 +1,13 @@
-"""One of several processes that share a port. Its supervisor says when to load, and speaks for all.
+"""Runs one of several server processes that share a port, under a supervisor.
 
-They talk over a pipe: the worker sends ASKS before it loads and READY when it could serve, the
-supervisor sends LOAD when it is its turn, and then True or False for what health is to say, which
-the worker answers with SAID. A worker that cannot start sends Refused, for its supervisor to say.
+The two exchange messages over a pipe:
+
+    worker -> supervisor   LOAD_REQUEST   before it loads its models
+    supervisor -> worker   LOAD_GRANT     one worker at a time may load
+    worker -> supervisor   READY          it could serve
+    supervisor -> worker   True or False  what health must report
+    worker -> supervisor   HEALTH_SET     health reports it
+    worker -> supervisor   StartFailure   it cannot start
 """
 
 from __future__ import annotations
@@ -26,15 +31,15 @@ from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 
-ASKS: Final = "asks"
+LOAD_REQUEST: Final = "load request"
 READY: Final = "ready"
-LOAD: Final = "load"
-SAID: Final = "said"
+LOAD_GRANT: Final = "load grant"
+HEALTH_SET: Final = "message"
 
 
 @dataclass(frozen=True)
-class RejectedVersion:
-    """Why a worker cannot start: the sentence of a ConfigError."""
+class StartFailure:
+    """Why a worker cannot start: the message of a ConfigError."""
 
     reason: str
 
@@ -43,10 +48,10 @@ EXIT_HUNG: Final = 70  # EX_SOFTWARE
 
 
 class Worker(Server):
-    """A server without a page of metrics, whose health is that of all workers.
+    """A server without a metrics port, whose health is that of all workers.
 
-    replaces: this one stands in for another that died. It opens the port only when it can serve:
-    callers must not be sent to a process that loads while others are ready.
+    is_replacement: it replaces a worker that died. It opens the port only when it can serve:
+    clients must not reach a process that loads while others are ready.
     """
 
     shares_port = True
@@ -55,80 +60,81 @@ class Worker(Server):
         self,
         settings: Settings,
         pipe: Connection[Any, Any],
-        questions: Connection[Any, Any],
-        replaces: bool,
+        metrics_pipe: Connection[Any, Any],
+        is_replacement: bool,
         trial_results: Path | None,
     ) -> None:
         super().__init__(settings, trial_results)
-        self._pipe, self._questions, self._replaces = pipe, questions, replaces
-        self._turn = asyncio.Event()
+        self._pipe, self._metrics_pipe, self._is_replacement = pipe, metrics_pipe, is_replacement
+        self._load_granted = asyncio.Event()
 
     async def start(self) -> None:
-        """As any server, loading when it is its turn; health waits for the others."""
-        self._follow()
+        """As any server, but load when the supervisor allows it; health waits for the others."""
+        self._listen_to_supervisor()
         self._start_metrics()
-        self._watch_loop()
+        self._measure_loop_lag()
         self._read_secrets()
         self._choose_engine()
         await self._make_listener()
-        if not self._replaces:
+        if not self._is_replacement:
             await self._open_port()
-        # One worker at a time: what they measure of their graphs must not be each other.
-        self._pipe.send(ASKS)
-        await self._turn.wait()
+        # One worker at a time, so that they do not disturb each other's measurements.
+        self._pipe.send(LOAD_REQUEST)
+        await self._load_granted.wait()
         await self._load_models()
-        if self._replaces:
+        if self._is_replacement:
             self._set_health(True)
             await self._open_port()
-        self._open_doors()
+        self._start_accepting()
         self._announce()
 
     def _start_metrics(self) -> None:
         # In a thread: the event loop may be late, and must not wait for the supervisor.
-        answer, to = worker_metrics.answer, (self._questions, self.metrics)
-        threading.Thread(target=answer, args=to, name="metrics", daemon=True).start()
+        args = (self._metrics_pipe, self.metrics)
+        target = worker_metrics.respond
+        threading.Thread(target=target, args=args, name="metrics", daemon=True).start()
 
     def _announce(self) -> None:
         self._pipe.send(READY)
 
     def _on_hung(self) -> None:
-        # Its supervisor replaces it. Not by an orderly exit, which would wait for the run.
+        # The supervisor replaces it. An orderly exit would wait for the run.
         os._exit(EXIT_HUNG)
 
-    def _follow(self) -> None:
+    def _listen_to_supervisor(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._pipe.fileno(), self._hear)
-        self._undo.callback(loop.remove_reader, self._pipe.fileno())
+        loop.add_reader(self._pipe.fileno(), self._on_message)
+        self._exit_stack.callback(loop.remove_reader, self._pipe.fileno())
 
-    def _hear(self) -> None:
+    def _on_message(self) -> None:
         try:
-            said = self._pipe.recv()
-        except EOFError:  # the supervisor was killed: nobody would ever stop this process
-            log.error("The supervisor is gone; stopping.")
+            message = self._pipe.recv()
+        except EOFError:  # the supervisor was killed
+            log.error("Supervisor exited; shutting down.")
             asyncio.get_running_loop().remove_reader(self._pipe.fileno())
             self.request_stop()
             return
-        if said == LOAD:
-            self._turn.set()
+        if message == LOAD_GRANT:
+            self._load_granted.set()
         elif not self._stop.is_set():
-            self._set_health(said)
-            self._pipe.send(SAID)
+            self._set_health(message)
+            self._pipe.send(HEALTH_SET)
 
 
 def main(
     settings: Settings,
     number: int,
     pipe: Connection[Any, Any],
-    questions: Connection[Any, Any],
-    replaces: bool,
+    metrics_pipe: Connection[Any, Any],
+    is_replacement: bool,
     trial_results: Path | None,
 ) -> None:
-    """The whole life of a worker process. pipe: as above; questions: the supervisor's, for what
-    this worker has counted. verdicts: as Server's."""
+    """Run a worker process until it stops. pipe: as above. metrics_pipe: on it the supervisor asks
+    for this worker's metrics. trial_results: as Repository takes it."""
     logs.configure(settings.log_level, settings.log_format, number)
     try:
-        run(Worker(settings, pipe, questions, replaces, trial_results))
+        run(Worker(settings, pipe, metrics_pipe, is_replacement, trial_results))
     except ConfigError as error:
-        with suppress(OSError):  # the supervisor is gone
-            pipe.send(RejectedVersion(str(error)))
+        with suppress(OSError):  # the supervisor has exited
+            pipe.send(StartFailure(str(error)))
         sys.exit(EXIT_CONFIG)

@@ -1,7 +1,7 @@
-"""The metrics of several workers on one page: the supervisor asks each worker, and adds up.
+"""Combines the metrics of several workers: the supervisor asks each worker and adds them up.
 
-Every worker counts in its own memory and answers over a pipe and in a thread of its own. Nothing
-lies in files, so nothing can be cleaned away, and nothing stays behind when processes are killed.
+Every worker counts in its own memory, and a thread of it responds over a pipe. There are no files
+that another program could delete or that killed processes would leave.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from prometheus_client import Metric
 
 from latentd.metrics import Metrics, MultiprocessMode
 
-KEEP_SECONDS: Final = 1.0
-"""How often the supervisor asks when nobody scrapes: a worker that dies takes no more with it."""
-_ANSWER_SECONDS: Final = 1.0  # a worker that hangs must not keep the page from Prometheus for long
+POLL_SECONDS: Final = 1.0
+"""How often the supervisor asks without a scrape: a worker that dies loses at most this much."""
+_RESPONSE_SECONDS: Final = 1.0  # a worker that hangs must not delay a scrape for longer
 
 _COMBINE: Final[Mapping[MultiprocessMode, Callable[[float, float], float]]] = {
     "sum": operator.add,
@@ -29,61 +29,61 @@ _COMBINE: Final[Mapping[MultiprocessMode, Callable[[float, float], float]]] = {
 }
 
 
-def answer(pipe: Connection[Any, Any], metrics: Metrics) -> None:
-    """Answer the supervisor's questions until it is gone; for a thread of the worker."""
+def respond(pipe: Connection[Any, Any], metrics: Metrics) -> None:
+    """Send the metrics whenever the supervisor asks, until it exits; for a thread."""
     try:
         while True:
             pipe.recv()
-            pipe.send((list(metrics.registry.collect()), metrics.together))
+            pipe.send((list(metrics.registry.collect()), metrics.multiprocess_modes))
     except (EOFError, OSError):
         return
 
 
 class WorkerMetrics:
-    """What all workers have counted, as a collector for prometheus-client's registry.
+    """The metrics of all workers, as a collector for prometheus-client's registry.
 
-    Counters and histograms of workers that died are kept; their gauges are left out.
+    Counters and histograms of workers that died stay included; their gauges do not.
     """
 
     def __init__(self) -> None:
         self._workers: list[_Worker] = []
         self._dead = _Page()
-        self._asking = threading.Lock()  # by one thread at a time: a scrape, or `keep`
+        self._ask_lock = threading.Lock()  # held by a scrape or by `poll`
 
     def add(self, pipe: Connection[Any, Any]) -> None:
-        """Ask this worker too from now on."""
+        """Include this worker from now on."""
         self._workers.append(_Worker(pipe))
 
     def remove(self, pipe: Connection[Any, Any]) -> None:
-        """This worker has died. Returns at once, also while others are being asked."""
+        """Record that this worker has died; does not block."""
         for worker in self._workers:
             worker.dead = worker.dead or worker.pipe is pipe
 
-    def keep(self, stopping: threading.Event) -> None:
-        """Ask again and again, so that little is lost with a worker that dies; for a thread."""
-        while not stopping.wait(KEEP_SECONDS):
-            with self._asking:
+    def poll(self, stopping: threading.Event) -> None:
+        """Ask every POLL_SECONDS, so that little is lost with a worker that dies; for a thread."""
+        while not stopping.wait(POLL_SECONDS):
+            with self._ask_lock:
                 self._ask()
 
     def collect(self) -> Iterable[Metric]:
-        """The page, asked for now; a worker that does not answer in time stands with its last."""
+        """The metrics now; of a worker that does not respond in time, its last ones."""
         page = _Page()
-        with self._asking:
+        with self._ask_lock:
             self._ask()
             page.add(self._dead.metrics(), {})
             for worker in self._workers:
-                page.add(worker.metrics, worker.together)
+                page.add(worker.metrics, worker.modes)
         return page.metrics()
 
     def _ask(self) -> None:
-        self._bury()
-        unanswered = {worker.pipe: worker for worker in self._workers if worker.ask()}
-        until = time.monotonic() + _ANSWER_SECONDS
-        while unanswered and (left := until - time.monotonic()) > 0:
-            for pipe in wait(list(unanswered), left):
-                unanswered.pop(pipe).set_header()  # type: ignore[call-overload]  # not sockets, not numbers
+        self._remove_dead()
+        waiting_for = {worker.pipe: worker for worker in self._workers if worker.ask()}
+        until = time.monotonic() + _RESPONSE_SECONDS
+        while waiting_for and (left := until - time.monotonic()) > 0:
+            for pipe in wait(list(waiting_for), left):
+                waiting_for.pop(pipe).receive()  # type: ignore[call-overload]  # not sockets, not numbers
 
-    def _bury(self) -> None:
+    def _remove_dead(self) -> None:
         for worker in [one for one in self._workers if one.dead]:
             self._workers.remove(worker)
             self._dead.add((m for m in worker.metrics if m.type != "gauge"), {})
@@ -94,56 +94,56 @@ class WorkerMetrics:
 class _Worker:
     pipe: Connection[Any, Any]
     dead: bool = False
-    asked: bool = False  # and has not answered yet
+    waiting: bool = False  # for its response
     metrics: list[Metric] = field(default_factory=list)
-    together: Mapping[str, MultiprocessMode] = field(default_factory=dict)
+    modes: Mapping[str, MultiprocessMode] = field(default_factory=dict)
 
     def ask(self) -> bool:
-        """Whether an answer to a new question is under way."""
-        if self.asked and self.pipe.poll():  # late, of an earlier question
-            self.set_header()
-        if self.asked:
-            return True  # still the earlier one: questions to a worker that hangs do not pile up
+        """Ask for the metrics; returns whether a response is expected."""
+        if self.waiting and self.pipe.poll():  # late, to an earlier question
+            self.receive()
+        if self.waiting:
+            return True  # do not send more questions to a worker that hangs
         try:
             self.pipe.send(None)
         except OSError:
-            return False  # it is dying, which its supervisor finds out
-        self.asked = True
+            return False  # it has died; the supervisor notices that itself
+        self.waiting = True
         return True
 
-    def set_header(self) -> None:
-        """Read the answer that has come."""
-        self.asked = False
+    def receive(self) -> None:
+        """Read the response that has arrived."""
+        self.waiting = False
         try:
-            self.metrics, self.together = self.pipe.recv()
+            self.metrics, self.modes = self.pipe.recv()
         except (EOFError, OSError):
             return
 
 
-_Sample = tuple[str, tuple[tuple[str, str], ...]]  # name and labels
+_SampleKey = tuple[str, tuple[tuple[str, str], ...]]  # name and labels
 
 
 class _Page:
-    """Metrics of several processes, each sample once."""
+    """The combined metrics of several processes."""
 
     def __init__(self) -> None:
-        self._families: dict[str, tuple[Metric, dict[_Sample, float]]] = {}
+        self._families: dict[str, tuple[Metric, dict[_SampleKey, float]]] = {}
 
-    def add(self, metrics: Iterable[Metric], together: Mapping[str, MultiprocessMode]) -> None:
-        """Combine with what is there; together: of the gauges, by name. All others are added."""
+    def add(self, metrics: Iterable[Metric], modes: Mapping[str, MultiprocessMode]) -> None:
+        """Combine with the metrics so far. modes: of gauges, by name; all others are summed."""
         for metric in metrics:
-            combine = _COMBINE[together.get(metric.name, "sum")]
+            combine = _COMBINE[modes.get(metric.name, "sum")]
             empty = Metric(metric.name, metric.documentation, metric.type)
             _, values = self._families.setdefault(metric.name, (empty, {}))
             for sample in metric.samples:
                 if sample.name.endswith("_created"):
-                    continue  # the times when series began, which have no sum
+                    continue  # start times of series, which cannot be summed
                 key = (sample.name, tuple(sample.labels.items()))
                 old = values.get(key)
                 values[key] = sample.value if old is None else combine(old, sample.value)
 
     def metrics(self) -> list[Metric]:
-        """In the order of their first worker."""
+        """The combined metrics, in the order of the first worker."""
         for metric, values in self._families.values():
             metric.samples = []
             for (name, labels), value in values.items():

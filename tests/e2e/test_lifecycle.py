@@ -110,9 +110,9 @@ def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, w
         port = str(taken.getsockname()[1])
         cases = {
             "does not exist": ["--bundles", str(tmp_path / "nowhere")],
-            "cannot be opened": ["--bundles", str(toy_bundles), "--port", port],
+            "Cannot listen on": ["--bundles", str(toy_bundles), "--port", port],
             "--metrics-port": ["--bundles", str(toy_bundles), "--metrics-port", port],
-            "--host nowhere.invalid is no address": [
+            "--host nowhere.invalid cannot be resolved": [
                 *("--bundles", str(toy_bundles), "--host", "nowhere.invalid")
             ],
             "tokens, line 1: this must be": [

@@ -12,7 +12,7 @@ import pytest
 
 from latentd.process import metrics_server
 
-CONNECTIONS = 4 * metrics_server.MOST_CONNECTIONS
+CONNECTIONS = 4 * metrics_server.MAX_CONNECTIONS
 SCRAPE_SECONDS = 5  # timeout of a scrape
 ROOM = 48 << 20
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: test\r\n"
@@ -55,14 +55,14 @@ def test_excess_connections_do_not_block_a_scrape(process, page, sent):
             if number % 20 == 0:
                 assert b"latentd_" in scrape(page)
         assert b"latentd_" in scrape(page)
-        assert threads(process) - before <= metrics_server.MOST_CONNECTIONS
+        assert threads(process) - before <= metrics_server.MAX_CONNECTIONS
         assert process.memory("VmRSS") - memory < ROOM
 
 
 def test_too_long_request_is_closed(page):
     with connect(page) as connection:
-        connection.settimeout(metrics_server.SECONDS / 2)
-        connection.sendall(REQUEST + b"X-More: " + b"x" * metrics_server.MOST_REQUEST_BYTES)
+        connection.settimeout(metrics_server.MAX_CONNECTION_SECONDS / 2)
+        connection.sendall(REQUEST + b"X-More: " + b"x" * metrics_server.MAX_REQUEST_BYTES)
         try:
             while connection.recv(1 << 16):
                 pass
@@ -76,6 +76,6 @@ def test_too_long_request_is_closed(page):
 def test_idle_connection_is_closed(page, sent):
     with connect(page) as connection:
         connection.sendall(sent)
-        connection.settimeout(metrics_server.SECONDS + 5)
+        connection.settimeout(metrics_server.MAX_CONNECTION_SECONDS + 5)
         while connection.recv(1 << 16):
             pass

@@ -45,7 +45,7 @@ def traces(home: Path) -> list[Path]:
     "module",
     [
         "latentd.process.worker",
-        "latentd.process.plan",
+        "latentd.process.capacity",
         "latentd.jobs.worker",
         "latentd.training.parity",
     ],

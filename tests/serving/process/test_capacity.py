@@ -32,13 +32,13 @@ def loaded(encoder_seconds: float, decoder_seconds: float) -> LoadedModel:
 def test_a_call_costs_its_rows_in_full_batches_on_every_lane_it_passes():
     graphs = loaded(0.1, 0.3)
     for call, rows_seconds in {"encode": 0.01, "sample": 0.03, "reconstruct": 0.04}.items():
-        found = capacity.need(Workload(call, 1, 5, 0.5), graphs, TWO, 0)
+        found = capacity.compute(Workload(call, 1, 5, 0.5), graphs, TWO, 0)
         assert found.seconds == pytest.approx(CALL_SECONDS + 5 * rows_seconds), call
 
 
 def test_score_costs_a_decoder_run_and_a_density_for_each_draw():
-    demand = Workload("score", 1, 5, 0.5, draws=7)
-    found = capacity.need(demand, loaded(0.1, 0.3), TWO, 0, density_seconds=0.02)
+    workload = Workload("score", 1, 5, 0.5, draws=7)
+    found = capacity.compute(workload, loaded(0.1, 0.3), TWO, 0, density_seconds=0.02)
     row_seconds = 0.01 + 7 * (0.03 + 0.02)
     assert found.seconds == pytest.approx(CALL_SECONDS + 5 * row_seconds)
     assert found.queue_rows == round(2 / found.seconds * 5 * 7 * 0.1)
@@ -54,7 +54,7 @@ def test_a_plain_autoencoder_answers_no_score(publish_toy, tmp_path, capsys):
 def test_replicas_carry_the_rate_when_one_is_gone():
     graphs = loaded(0.0, 0.1)
     for rate in (1, 10, 99, 1000):
-        found = capacity.need(Workload("sample", rate, 10, 0.6), graphs, TWO, 0)
+        found = capacity.compute(Workload("sample", rate, 10, 0.6), graphs, TWO, 0)
         each = found.rate / found.replicas
         assert each == pytest.approx(2 / found.seconds)
         assert (found.replicas - 1) * each * 0.6 >= rate
@@ -65,13 +65,13 @@ def test_memory_holds_every_worker_its_queues_and_a_version_that_is_tried():
     small = dataclasses.replace(
         TWO, queue_mib=16, max_unsent_response_mib=8, max_partial_request_mib=4
     )
-    found = capacity.need(Workload("sample", 1, 1, 0.6), loaded(0.1, 0.1), small, 100 * MIB)
+    found = capacity.compute(Workload("sample", 1, 1, 0.6), loaded(0.1, 0.1), small, 100 * MIB)
     assert found.memory_bytes == 200 * MIB
     assert found.memory_limit_bytes == 300 * MIB + 2 * (2 * 16 + 8 + 4) * MIB
 
 
 def test_the_autoscaler_is_told_the_rows_that_a_replica_runs_in_a_tenth_of_a_second():
-    found = capacity.need(Workload("sample", 1, 10, 0.6), loaded(0.0, 0.1), TWO, 0)
+    found = capacity.compute(Workload("sample", 1, 10, 0.6), loaded(0.0, 0.1), TWO, 0)
     assert found.queue_rows == round(10 * 0.1 * 2 / found.seconds)
 
 
@@ -100,7 +100,7 @@ def test_the_command_plans_a_real_bundle(toy_bundles, capsys, call):
     ("flags", "said"),
     [
         (["--rate", "0"], "--rate, --rows and --draws must be above 0"),
-        (["--rate", "1", "--busy", "2"], "--busy above 0 and at most 1"),
+        (["--rate", "1", "--target-utilization", "2"], "--target-utilization above 0"),
         (["--rate", "1", "--workers", "many"], "--workers=many"),
         (["--rate", "1", "--default-model", "nobody"], "There is no version of a model in"),
     ],
