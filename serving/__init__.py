@@ -6,9 +6,9 @@ latentd.training ever imports torch.
 
 import os
 
-# Nothing leaves the machine unless the person has set these otherwise. ONNX Runtime sends telemetry
-# from every process that imports it, Ray from every cluster that it starts. Each reads its variable
-# at that moment, so this stands before every other import of this package.
+# No telemetry leaves the machine unless the user sets these variables otherwise. ONNX Runtime sends
+# it from every process that imports it, Ray from every cluster that it starts. Each reads its
+# variable then, so this comes before every other import of this package.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -1,4 +1,4 @@
-"""The `latentd` command: train, export and serve models, and call a server from the shell."""
+"""Runs the `latentd` command: train, export and serve models, and call a server from the shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from latentd import __version__
 
-# Parsers alone: what a command needs it imports when it runs, so that `latentd client` needs
+# Only parsers: a command imports what it needs when it runs, so that `latentd client` needs
 # neither onnxruntime nor prometheus-client.
 from latentd.console.parser import add_client_parser
 from latentd.errors import EXIT_CONFIG
@@ -26,14 +26,16 @@ TRAINING: Final = {
     "compare": "measure what a VAE is for, with a plain autoencoder as the baseline",
     "export": "publish a checkpoint as the next version of a bundle",
 }
-"""The commands of latentd.training, whose parsers are read only when one of them is named."""
+"""The commands of latentd.training; their parsers are imported only for one of them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may not be UTF-8
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as stderr does: file names may not be UTF-8
     if words and words[0] in TRAINING:
         return int(importlib.import_module("latentd.training.__main__").main(words))
     parser = _parser()
@@ -46,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "latentd"):
-            raise  # a fault of ours
+            raise  # a fault of this program
         print(
-            f"latentd: the package {package} is not installed, which this command needs. "
-            f"pip install 'latentd[{args.extra}]' brings it.",
+            f"latentd: this command needs the package {package}, which is not installed. "
+            f"Run: pip install 'latentd[{args.extra}]'",
             file=sys.stderr,
         )
         return EXIT_CONFIG

@@ -1,15 +1,15 @@
-"""The bundle: the one thing that passes from training to serving.
+"""Publishes and loads bundles, the only thing that training passes to serving.
 
     <root>/<model>/<version>/
         manifest.json   what the model is, and the sha256 of every other file
         encoder.onnx    x -> mean, log_var
         decoder.onnx    z -> x, params
-        golden.npz      inputs and the outputs they must give
+        golden.npz      inputs, and the outputs that they must give
 
-A version is a positive whole number and immutable: `publish` writes beside and renames, `load`
-checks every byte before anybody uses it and hands on the very bytes it checked. Only the files that
-the manifest names are read; whatever else lies in the folder is ignored. Standard library only, so
-that both halves, and any script, can read and write bundles.
+A version is a positive integer and immutable. `publish` writes to a temporary folder and renames
+it. `load` checks every byte and returns the bytes that it checked. It reads only the files that the
+manifest names and ignores all others. Standard library only, so that both halves, and any script,
+can read and write bundles.
 """
 
 from __future__ import annotations
@@ -73,23 +73,23 @@ VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose every byte has been checked against its manifest."""
+    """A bundle that was checked against its manifest, byte by byte."""
 
     path: Path
     manifest: Manifest
-    digest: str  # "sha256:<hex>" of manifest.json, which holds the digests of all the rest
+    digest: str  # "sha256:<hex>" of manifest.json, which has the digests of the other files
     files: Mapping[str, bytes]
-    # Names in its folder that the manifest does not have; without those that begin with a dot, as
-    # Finder and rsync write them.
+    # Names in its folder that the manifest does not list, except those that begin with a dot, which
+    # Finder and rsync write.
     stray: tuple[str, ...] = ()
 
 
 def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     """Write `files` as the next version of `manifest.model` under `root`; returns its folder.
 
-    The version appears whole or not at all: everything is written and fsynced in a hidden folder
-    beside, then renamed. Two publishers at once get two versions. Raises BundleError(format) for
-    a manifest `load` would refuse, before anything is written.
+    The version appears whole or not at all: all files are written and fsynced in a hidden folder,
+    which is then renamed. Two concurrent publishers get two versions. Raises BundleError(format)
+    before anything is written, for a manifest that `load` would reject.
     """
     final = dataclasses.replace(
         manifest,
@@ -103,19 +103,19 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     final.check()
     folder = root / manifest.model
     folder.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".publishing-", dir=folder))
+    temporary = Path(tempfile.mkdtemp(prefix=".publishing-", dir=folder))
     try:
         for name, data in files.items():
-            _write(beside / name, data)
+            _write(temporary / name, data)
         while True:
             version = _next_version(folder)
             final = dataclasses.replace(final, version=version)
             final.check()
-            _write(beside / MANIFEST, final.to_json())
-            beside.chmod(0o755)  # mkdtemp's 0700 would hide it from the server's own user
-            atomic.sync(beside)
+            _write(temporary / MANIFEST, final.to_json())
+            temporary.chmod(0o755)  # mkdtemp's 0700 would hide it from the server's user
+            atomic.sync(temporary)
             try:
-                beside.rename(folder / str(version))
+                temporary.rename(folder / str(version))
             except OSError:
                 if not (folder / str(version)).exists():
                     raise
@@ -123,16 +123,16 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
             atomic.sync(folder)
             return folder / str(version)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def load(path: Path, most_bytes: int = sys.maxsize) -> Bundle:
+def load(path: Path, max_bytes: int = sys.maxsize) -> Bundle:
     """Read and verify the bundle in `path`, a folder <root>/<model>/<version>.
 
-    Files that the manifest does not name are ignored. most_bytes: of all files but the manifest
-    together; checked before any of them is read. Raises BundleError with reason missing,
-    unreadable, checksum, format or memory; it names files from the model's folder on.
+    Ignores files that the manifest does not name. max_bytes: limit of all files together without
+    the manifest, checked before any of them is read. Raises BundleError with reason missing,
+    unreadable, checksum, format or memory; it names files relative to the root.
     """
     folder = f"{path.parent.name}/{path.name}"
     with readable(f"{folder}/{MANIFEST}"):
@@ -140,9 +140,9 @@ def load(path: Path, most_bytes: int = sys.maxsize) -> Bundle:
     manifest = Manifest.from_json(data, f"{folder}/{MANIFEST}")
     _check_place(manifest, path)
     total = sum(entry["bytes"] for entry in manifest.files.values())
-    if total > most_bytes:
+    if total > max_bytes:
         raise BundleError(
-            "memory", f"Its files hold {total >> 20} MiB, and {most_bytes >> 20} MiB may be loaded."
+            "memory", f"Its files hold {total >> 20} MiB; the limit is {max_bytes >> 20} MiB."
         )
     files = {}
     for name, entry in manifest.files.items():
@@ -175,9 +175,9 @@ def versions(folder: Path) -> list[int]:
 
 
 def root_above(folder: Path) -> Path | None:
-    """The root that was probably meant, where `folder` is that of one version or of one model.
+    """The root that was probably meant, if `folder` is the folder of a version or of a model.
 
-    None: it can be a root, as far as it can be read.
+    None: it can be a root, or it cannot be read.
     """
     try:
         if (folder / MANIFEST).is_file():
@@ -193,7 +193,7 @@ def root_above(folder: Path) -> Path | None:
 
 
 def may_be_folder(path: Path) -> bool:
-    """Whether this is a folder, or cannot be examined: reading it then raises the reason."""
+    """Whether this is a folder, or cannot be examined: reading it later raises the reason."""
     try:
         return path.is_dir()
     except OSError:
@@ -201,13 +201,13 @@ def may_be_folder(path: Path) -> bool:
 
 
 def _next_version(folder: Path) -> int:
-    """One above whatever bears a version's name, be it a folder or not."""
+    """One more than the largest name that is a version number, of folders and files."""
     names = [entry.name for entry in folder.iterdir() if VERSION.fullmatch(entry.name)]
     return max(map(int, names), default=0) + 1
 
 
 def _check_place(manifest: Manifest, path: Path) -> None:
-    """Raises BundleError(format) unless the folders bear the manifest's model and version."""
+    """Raises BundleError(format) unless the folders' names are the manifest's model and version."""
     model, version = path.parent.name, path.name
     if (manifest.model, str(manifest.version)) == (model, version):
         return
@@ -215,12 +215,12 @@ def _check_place(manifest: Manifest, path: Path) -> None:
         what = f"the model {manifest.model}, version {manifest.version}"
         hint = f"Copy it to {manifest.model}/{manifest.version}, or export it under another name"
     else:
-        what = f"a copy of version {manifest.version}"
+        what = f"version {manifest.version}"
         hint = (
             "Publish a new version with export; to serve an old one again, write its number into "
             f"{model}/pinned"
         )
-    raise BundleError("format", f"{model}/{version} holds {what}, says its manifest. {hint}.")
+    raise BundleError("format", f"The manifest in {model}/{version} is that of {what}. {hint}.")
 
 
 @contextmanager
@@ -231,41 +231,43 @@ def readable(what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise BundleError("missing", f"{what} is missing.") from None
     except OSError as error:
-        said = f"{what} cannot be read: {error.strerror or type(error).__name__}."
+        message = f"{what} cannot be read: {error.strerror or type(error).__name__}."
         if isinstance(error, PermissionError):
-            said += f" Let the user that this process runs as, uid {os.geteuid()}, read it."
-        raise BundleError("unreadable", said) from None
+            message += f" Give read permission to uid {os.geteuid()}, the user of this process."
+        raise BundleError("unreadable", message) from None
 
 
-def read_plain(path: Path, most_bytes: int, *, link: bool = False) -> bytes:
-    """The bytes of a plain file, read in one go and never waited for: no pipe, no device.
+def read_plain(path: Path, max_bytes: int, *, link: bool = False) -> bytes:
+    """The bytes of a regular file. Never blocks: pipes and devices are rejected.
 
-    link: follow a symbolic link. Raises OSError, also for what is no plain file or is larger than
-    `most_bytes`, which is found out before anything is read.
+    link: follow a symbolic link. Raises OSError, also if this is not a regular file or is larger
+    than `max_bytes`; both are checked before anything is read.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if link else os.O_NOFOLLOW)
     with open(os.open(path, flags), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", path.name)
-        if status.st_size > most_bytes:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes; at most {most_bytes:,} are read")
+            raise OSError(errno.EINVAL, "not a regular file", path.name)
+        if status.st_size > max_bytes:
+            raise OSError(
+                errno.EFBIG, f"it has {status.st_size:,} bytes; the limit is {max_bytes:,}"
+            )
         data = file.read(status.st_size + 1)
     if len(data) != status.st_size:
-        raise OSError(errno.EAGAIN, "it changed while it was read", path.name)
+        raise OSError(errno.EAGAIN, "it changed during the read", path.name)
     return data
 
 
-def _read(folder: Path, name: str, most_bytes: int) -> bytes:
+def _read(folder: Path, name: str, max_bytes: int) -> bytes:
     what = f"{folder.parent.name}/{folder.name}/{name}"
     try:
-        # A link could be changed behind the checksum's back, or point out of the bundle.
-        return read_plain(folder / name, most_bytes)
+        # A link could change after the checksum, or point out of the bundle.
+        return read_plain(folder / name, max_bytes)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL):
-            raise BundleError("missing", f"{what} is missing or not a plain file.") from None
+            raise BundleError("missing", f"{what} is missing or not a regular file.") from None
         if error.errno in (errno.EFBIG, errno.EAGAIN):
-            raise BundleError("checksum", f"{what} cannot be used: {error.strerror}.") from None
+            raise BundleError("checksum", f"{what} cannot be read: {error.strerror}.") from None
         raise
 
 

@@ -1,19 +1,19 @@
-"""What can go wrong in the service, said without naming a transport.
+"""The errors of the service, independent of the transport.
 
     LatentdError
-    ├── InvalidArgument       the caller's request cannot be right; names the field
-    ├── BadData            a file of rows is not what it claims to be
-    ├── Unsupported        the call asks for what no server of this kind does
+    ├── InvalidArgument    the request is invalid; names the field
+    ├── BadData            a file of rows is not valid in its format
+    ├── Unsupported        the server does not support this kind of call
     ├── ModelNotFound      no such model or version is served
-    ├── Unauthenticated   the caller sent no token that is known
-    ├── PermissionDenied         the caller's token is not for this
-    ├── Overloaded         refused at the door; says when to come back
-    ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
-    ├── Unavailable           starting, draining or stopped; another server may answer
-    ├── BundleError        a bundle on disk is not what its manifest says
-    └── ConfigError        the operator's settings cannot be served
+    ├── Unauthenticated    the client sent no known token
+    ├── PermissionDenied   the client's token lacks a scope
+    ├── Overloaded         admission rejected the call; says when to retry
+    ├── DeadlineExceeded   the call's deadline passed before the response was ready
+    ├── Unavailable        the server starts, drains or has stopped; another may respond
+    ├── BundleError        a bundle on disk cannot be served
+    └── ConfigError        the server cannot start with these settings
 
-`latentd.transport.status` holds the one table that turns these into gRPC statuses.
+`latentd.transport.status` holds the table that turns them into gRPC statuses.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from __future__ import annotations
 from typing import Final
 
 EXIT_CONFIG: Final = 78
-"""Exit status after a ConfigError, EX_CONFIG of sysexits.h: no use to try again unchanged."""
+"""Exit status after a ConfigError, EX_CONFIG of sysexits.h: a retry needs other settings."""
 
 
 class LatentdError(Exception):
-    """Base of every error whose message is a sentence written for the person who reads it."""
+    """Base of every error whose message is a sentence for users."""
 
 
 class InvalidArgument(LatentdError):
-    """A request that cannot be right.
+    """The request is invalid.
 
     field: path of the request's field, as in the .proto file ("x.data", "count").
-    what:  what is wrong with it, with the offending value where it is small.
+    what:  what is wrong, with the invalid value if it is short.
     hint:  what to do instead.
     """
 
@@ -42,17 +42,16 @@ class InvalidArgument(LatentdError):
 
     @property
     def reason(self) -> str:
-        """What is wrong and what to do, for a row that is named elsewhere."""
+        """What is wrong and what to do, without the field."""
         return f"{self.what}. {self.hint}".rstrip(". ")
 
 
 class BadData(LatentdError):
-    """A file that cannot be read as what it claims to be, as a whole: no single row of it is at
-    fault."""
+    """A file cannot be read in its format; the fault is not in a single row."""
 
 
 class Unsupported(LatentdError):
-    """The call is made in a way that this server does not support; the message says how to."""
+    """The server does not support this kind of call; the message says what it supports."""
 
 
 class ModelNotFound(LatentdError):
@@ -60,15 +59,15 @@ class ModelNotFound(LatentdError):
 
 
 class Unauthenticated(LatentdError):
-    """The call carries no token, or one that is not known here."""
+    """The call has no token, or an unknown one."""
 
 
 class PermissionDenied(LatentdError):
-    """The token is known and its scopes do not include this."""
+    """The token is known, but lacks the scope that the method requires."""
 
 
 class Overloaded(LatentdError):
-    """The queue is full, or its wait would outlast the caller's deadline.
+    """The queue is full, or the estimated wait exceeds the call's deadline.
 
     retry_after: seconds after which a retry is likely to be admitted.
     """
@@ -79,15 +78,15 @@ class Overloaded(LatentdError):
 
 
 class DeadlineExceeded(LatentdError):
-    """The caller's deadline passed while its rows waited; they were never run."""
+    """The call's deadline passed while its rows were queued; they were not run."""
 
 
 class Unavailable(LatentdError):
-    """This server cannot take the call now: it is starting or draining."""
+    """The server cannot accept the call now: it starts, drains or has stopped."""
 
 
 class BundleError(LatentdError):
-    """A bundle is missing a file, altered, or not of a format this code reads.
+    """A bundle cannot be served: files are missing, altered or invalid, or its load fails.
 
     reason: one word for the metric label (missing, unreadable, checksum, format, external,
         signature, golden, engine, pin; of a load: timeout, memory, crash).
@@ -99,4 +98,4 @@ class BundleError(LatentdError):
 
 
 class ConfigError(LatentdError):
-    """The settings ask for what this machine cannot give; the server refuses to start."""
+    """The settings are invalid or not possible on this machine; the server does not start."""

@@ -1,6 +1,6 @@
-"""The argument parser of every command: a flag is taken for what it says, or refused.
+"""The argument parser of every command; it rejects unknown and abbreviated flags.
 
-Standard library only, so that `--help` answers at once in both halves.
+Standard library only, so that `--help` responds at once in both halves.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, for a command and all below it, but no flag is taken for another.
+    """An ArgumentParser that does not accept abbreviations.
 
-    A shortened or misspelled flag is an error that names the nearest flag there is.
+    An abbreviated or misspelled flag is an error that suggests the nearest flag.
     """
 
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **given)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, but unknown flags come before what then seems to be missing."""
+        """As argparse does, but report unknown flags before missing ones."""
         words = sys.argv[1:] if args is None else list(args)
-        if self._subparsers is None:  # else most of them are a subcommand's, which looks itself
+        if self._subparsers is None:  # else the subcommand's parser checks them
             for word in itertools.takewhile(lambda word: word != "--", words):
                 self._check(word.partition("=")[0])
         return super().parse_known_args(args, namespace)

@@ -1,4 +1,4 @@
-"""Log lines on stderr: sentences for people, or one JSON object a line for machines."""
+"""Logs to stderr: text for people, or one JSON object per line for machines."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ import sys
 from datetime import UTC, datetime
 
 
-def configure(level: str, form: str, worker: int | None = None) -> None:
-    """Set up the root logger. level: debug | info | warning | error; form: text | json; worker:
-    the number of this process among several, said in each line."""
-    who = "" if worker is None else f"worker {worker}: "
-    text = logging.Formatter(f"%(asctime)s %(levelname)-7s {who}%(message)s")
+def configure(level: str, format: str, worker: int | None = None) -> None:
+    """Set up the root logger.
+
+    level: debug | info | warning | error. format: text | json. worker: the number of this worker
+    process, written in each line.
+    """
+    prefix = "" if worker is None else f"worker {worker}: "
+    text = logging.Formatter(f"%(asctime)s %(levelname)-7s {prefix}%(message)s")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json(worker) if form == "json" else text)
+    handler.setFormatter(_Json(worker) if format == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_says_no_header)
-    # gRPC's C core writes to stderr by itself, and a line for each compressed or malformed call:
-    # any caller could fill the disk. It reads this variable when the first server is made.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_drops_header_values)
+    # gRPC's C core writes to stderr itself, a line for each compressed or malformed call: any
+    # client could fill the disk. It reads this variable when the first server is created.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
-def _says_no_header(record: logging.LogRecord) -> bool:
-    # gRPC logs, with a traceback, each header that is no text: a token with a typing error, say.
+def _drops_header_values(record: logging.LogRecord) -> bool:
+    # gRPC logs each header that is not ASCII, with a traceback: for example a mistyped token.
     return not str(record.msg).startswith("Invalid encoding")
 
 
 class _Json(logging.Formatter):
     def __init__(self, worker: int | None) -> None:
         super().__init__()
-        self._who: dict[str, object] = {} if worker is None else {"worker": worker}
+        self._worker: dict[str, object] = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -39,7 +42,7 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-        } | self._who
+        } | self._worker
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -1,7 +1,6 @@
-"""manifest.json: what a model is, field by field, and what each field may hold.
+"""Defines manifest.json: what a model is, field by field, and the valid values of each field.
 
-What GetModel says of a model, and what its graphs' signatures are made of, stands here. Standard
-library only.
+GetModel's response and the signatures of the graphs are made from it. Standard library only.
 """
 
 from __future__ import annotations
@@ -40,18 +39,18 @@ SCORES: Final = ("reconstruction_error", "kl", "elbo")
 
 _MAX_VERSION: Final = 999_999_999
 _MAX_ELEMENTS: Final = 1 << 28  # of one row
-_LARGEST: Final = 1e30
-"""Of float32 data: differences and quotients of such numbers are finite in float32, too."""
+_MAX_FLOAT: Final = 1e30
+"""Of float32 data: differences and quotients of such numbers are finite in float32."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """One row of data, as the caller has it and as it travels."""
+    """One row of data, as clients send and receive it."""
 
     kind: str  # image | vector
     shape: tuple[int, ...]  # of one row; images are height, width[, channels]
     dtype: str  # uint8 | float32
-    range: tuple[float, float]  # lowest and highest value, both allowed
+    range: tuple[float, float]  # lowest and highest valid value
 
     @property
     def size(self) -> int:
@@ -74,13 +73,13 @@ class Manifest:
     likelihood: str  # a key of LIKELIHOODS
     family: str  # vae | ae: a plain autoencoder gives a point, so it has no ELBO
     opset: int
-    preprocessing: str  # what the graphs do to x first, in words: clients need not do it
-    parity: dict[str, Any]  # measured at export: batches, rows, largest differences, tolerance
+    preprocessing: str  # what the graphs do to x first, in words; clients must not do it
+    parity: dict[str, Any]  # measured at export: batches, rows, largest errors, tolerance
     training: dict[str, Any] = field(default_factory=dict)  # configuration and metrics
-    evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, where there was one
-    precision: str = "float32"  # of the graphs' nets; inputs and outputs are float32 or bytes
+    evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, if there was one
+    precision: str = "float32"  # inside the graphs; inputs and outputs are float32 or bytes
     # How training rows score: rows, and for each of `levels` (percent, ascending) the quantile of
-    # each of SCORES, in nats. {}: unknown, as in bundles of before, or an autoencoder's.
+    # each of SCORES, in nats. {}: unknown, as in older bundles and for autoencoders.
     training_scores: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {sha256, bytes}
     version: int = 0  # given by publish
@@ -92,17 +91,17 @@ class Manifest:
         return (json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n").encode()
 
     def check(self) -> None:
-        """Raises BundleError(format) if from_json would refuse it."""
+        """Raises BundleError(format) if from_json would reject it."""
         _check(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes, name: str = MANIFEST) -> Manifest:
-        """Parse and check. Raises BundleError(format), which says the file's name, the key and what
-        was expected."""
+        """Parse and check. Raises BundleError(format): it names the file, the key and what was
+        expected."""
         if len(data) > MAX_MANIFEST_BYTES:
             raise BundleError(
                 "format",
-                f"{name} has {len(data)} bytes; expected {MAX_MANIFEST_BYTES} at most.",
+                f"{name} has {len(data)} bytes; expected at most {MAX_MANIFEST_BYTES}.",
             )
         try:
             raw = schema.parse(data)
@@ -134,13 +133,13 @@ def _is_range_of_bytes(value: Any) -> bool:
 
 
 def _is_range_of_floats(value: Any) -> bool:
-    if not all(-_LARGEST <= end <= _LARGEST for end in value):
+    if not all(-_MAX_FLOAT <= end <= _MAX_FLOAT for end in value):
         return False
     low, high = struct.unpack("2f", struct.pack("2f", *value))  # as float32 has them
-    return bool(high - low >= 1 / _LARGEST)
+    return bool(high - low >= 1 / _MAX_FLOAT)
 
 
-def _is_rising(value: Any) -> bool:
+def _is_ascending(value: Any) -> bool:
     return (
         schema.is_list(value)
         and len(value) >= 2
@@ -152,10 +151,10 @@ def _is_rising(value: Any) -> bool:
 _FILE: Final = schema.Fields(
     {
         "sha256": schema.pattern(re.compile("[0-9a-f]{64}"), "64 hexadecimal digits in lower case"),
-        "bytes": schema.whole(0, 1 << 40),
+        "bytes": schema.integer(0, 1 << 40),
     }
 )
-_QUANTILES: Final = schema.Rule("two or more ascending numbers", _is_rising)
+_QUANTILES: Final = schema.Rule("two or more ascending numbers", _is_ascending)
 _FORMAT_1: Final = schema.Fields(
     {
         "format": schema.one_of(1),
@@ -164,7 +163,7 @@ _FORMAT_1: Final = schema.Fields(
             "1 to 64 lower-case letters, digits, '.', '_' or '-', beginning and ending with a "
             "letter or a digit",
         ),
-        "version": schema.whole(1, _MAX_VERSION),
+        "version": schema.integer(1, _MAX_VERSION),
         "created": schema.time(),
         "family": schema.one_of(*FAMILIES),
         "x": schema.Fields(
@@ -177,9 +176,9 @@ _FORMAT_1: Final = schema.Fields(
                 "range": schema.Rule("the lowest and the highest value, both finite", _is_range),
             }
         ),
-        "latent_size": schema.whole(1, 1 << 16),
+        "latent_size": schema.integer(1, 1 << 16),
         "likelihood": schema.one_of(*LIKELIHOODS),
-        "opset": schema.whole(1, 1000),
+        "opset": schema.integer(1, 1000),
         "preprocessing": schema.text(10_000),
         "parity": schema.Tree(),
         "files": schema.Fields(dict.fromkeys(FILES, _FILE)),
@@ -190,24 +189,24 @@ _FORMAT_1: Final = schema.Fields(
         "precision": schema.one_of(*PRECISIONS),
         "training_scores": schema.EmptyOr(
             schema.Fields(
-                {"rows": schema.whole(1, (1 << 32) - 1)}
+                {"rows": schema.integer(1, (1 << 32) - 1)}
                 | dict.fromkeys(("levels", *SCORES), _QUANTILES)
             )
         ),
     },
 )
 _FORMATS: Final[Mapping[int, schema.Fields]] = {1: _FORMAT_1}
-"""What each format's manifests hold, by `format`."""
+"""The fields of each manifest format, by its number."""
 
 
 def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]]:
-    """The checks that depend on another key: the key, its value and the check."""
+    """Rules that depend on another key: the key, its value and the rule."""
     x = manifest["x"]
     if x["dtype"] == "uint8":
-        ends = "two ascending whole numbers from 0 to 255, as x.dtype is uint8"
+        ends = "two ascending integers from 0 to 255, as x.dtype is uint8"
         yield "x.range", x["range"], schema.Rule(ends, _is_range_of_bytes)
     else:
-        ends = f"two ascending numbers from {-_LARGEST:g} to {_LARGEST:g}, apart in float32"
+        ends = f"two ascending numbers from {-_MAX_FLOAT:g} to {_MAX_FLOAT:g}, apart in float32"
         yield "x.range", x["range"], schema.Rule(ends, _is_range_of_floats)
     if x["kind"] == "image":
         lengths = "height, width[, channels], as x.kind is image"
@@ -230,15 +229,14 @@ def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]
 
 
 def _check(manifest: Any, name: str = MANIFEST) -> None:
-    """Raises BundleError(format) unless this is a manifest: what GetModel says of it, and what the
-    graphs' signatures are made of, is of the type and the sense that they need."""
+    """Raises BundleError(format) unless every field of the manifest is valid."""
     found = manifest.get("format") if isinstance(manifest, dict) else FORMAT
     if type(found) is not int:
-        found = FORMAT  # whose table names the fault
+        found = FORMAT  # its table reports the error
     if found not in _FORMATS:
         raise BundleError(
             "format",
-            f"{name} has format {schema.shown(found)}; this release reads format "
+            f"{name} has format {schema.format_value(found)}; this release reads format "
             f"{', '.join(map(str, _FORMATS))}. Export the model again with the matching release.",
         )
     try:

@@ -1,7 +1,7 @@
-"""Every metric, its labels and its buckets.
+"""Defines every metric, its labels and its buckets.
 
-The registry is passed in, so that each test counts for itself. Each of several workers counts for
-itself too; latentd.process.worker_metrics adds them up.
+The registry is a parameter, so that each test has its own. Each worker has its own too;
+latentd.process.worker_metrics combines them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 MultiprocessMode = Literal["sum", "max", "min"]
-"""What one gauge of several workers says."""
+"""How a gauge of several workers is combined."""
 
 SECONDS: Final = (
     *(50e-6, 100e-6, 200e-6, 500e-6),
@@ -39,10 +39,10 @@ class Metrics:
         self.registry = registry
         self.multiprocess_modes: dict[str, MultiprocessMode] = {}  # by the gauge's name
         self.requests = counter(
-            "requests_total", "Calls answered, by gRPC status code.", "method", "model", "code"
+            "requests_total", "Calls completed, by gRPC status code.", "method", "model", "code"
         )
         self.request_seconds = histogram(
-            "request_seconds", "From the call's arrival to its answer.", SECONDS, "method"
+            "request_seconds", "Time from the call's arrival to its response.", SECONDS, "method"
         )
         self.queue_duration = histogram(
             "queue_duration_seconds",
@@ -52,13 +52,13 @@ class Metrics:
         )
         self.compute_duration = histogram(
             "compute_duration_seconds",
-            "Time of a batch: its rows are gathered and the graph runs.",
+            "Time of a batch: gather its rows and run the graph.",
             SECONDS,
             "graph",
         )
         self.batch_rows = histogram("batch_rows", "Rows in each batch run.", ROWS, "graph")
         self.batch_fill = histogram(
-            "batch_fill_ratio", "Rows in each batch over the most it may hold.", RATIO, "graph"
+            "batch_fill_ratio", "Rows in each batch divided by the maximum.", RATIO, "graph"
         )
         self.queue_rows = gauge(
             "queue_rows", "Rows waiting now.", "graph", "model", "version", mode="sum"
@@ -77,29 +77,31 @@ class Metrics:
             "version",
         )
         self.dropped = counter(
-            "dropped_total", "Requests given up before they were run.", "graph", "reason"
+            "dropped_total", "Requests dropped before they ran.", "graph", "reason"
         )
         self.unsent_response_bytes = gauge(
             "unsent_response_bytes",
-            "Memory of answers that callers have not taken yet.",
+            "Memory of responses that clients have not read yet.",
             mode="sum",
         )
         self.responses_dropped = counter(
-            "responses_dropped_total", "Calls ended because their callers let answers wait."
+            "responses_dropped_total",
+            "Responses dropped because clients did not read them in time.",
         )
         self.partial_requests_dropped = counter(
-            "partial_requests_dropped_total", "Calls ended because their messages never came whole."
+            "partial_requests_dropped_total",
+            "Calls ended because their messages did not arrive completely.",
         )
-        self.shed = counter("shed_total", "Requests refused at the door.", "graph", "reason")
-        self.failed_batches = counter(
-            "failed_batches_total", "Runs that raised inside the engine.", "graph"
+        self.shed = counter(
+            "shed_total", "Requests rejected by admission or the queue.", "graph", "reason"
         )
+        self.failed_batches = counter("failed_batches_total", "Batches whose run failed.", "graph")
         self.engine_busy = counter(
             "engine_busy_seconds_total", "Time spent gathering and running batches.", "graph"
         )
         self.models = gauge(
             "model_info",
-            "1 for each version served, with where it runs.",
+            "1 for each version served, with its provider.",
             "model",
             "version",
             "digest",
@@ -107,7 +109,7 @@ class Metrics:
         )
         self.golden_max_abs_error = gauge(
             "golden_max_abs_error",
-            "The largest difference between the golden outputs and this machine's, of floats.",
+            "Largest absolute error against the golden outputs, of float outputs.",
             "model",
             "version",
         )
@@ -127,7 +129,7 @@ class Metrics:
         )
         self.last_scan = gauge(
             "repository_last_scan_timestamp_seconds",
-            "When the bundles' folder was last read to its end.",
+            "When the bundle directory was last scanned completely.",
             mode="min",
         )
         self.unloading = gauge(
@@ -136,38 +138,38 @@ class Metrics:
             mode="sum",
         )
         self.max_batch_rows = gauge(
-            "max_batch_rows", "The most rows one batch takes.", "graph", "model", "version"
+            "max_batch_rows", "Maximum rows in one batch.", "graph", "model", "version"
         )
         self.batch_profile = gauge(
             "batch_profile_seconds",
-            "What a batch of so many rows took when the version was loaded.",
+            "Duration of a batch of this many rows, measured when the version was loaded.",
             *("graph", "model", "version", "rows"),
         )
         self.loop_lag = gauge(
-            "event_loop_lag_seconds", "How late the event loop last woke a timer: its backlog."
+            "event_loop_lag_seconds", "How late the event loop ran its last timer."
         )
         self.faults = gauge(
             "engine_faults",
-            "1 while a run hangs, or a graph fails on whatever it is given.",
+            "1 while a run hangs or a model fails its self-test.",
             "kind",
         )
         self.workers = gauge("workers", "Processes that serve.", mode="sum")
 
     def register_callback(self, metric: Gauge, read: Callable[[], float], *labels: str) -> None:
-        """Let a gauge say what `read` gives whenever it is asked."""
+        """Let a gauge call `read` at each scrape."""
         (metric.labels(*labels) if labels else metric).set_function(read)
 
     def remove_model(self, model: str, version: int) -> None:
-        """Drop what was said of a version that is served no more."""
+        """Remove the series of a version that is no longer served."""
         gone = {"model": model, "version": str(version)}
         of_queues = (self.queue_rows, self.queue_rows_limit, self.queue_oldest)
         of_versions = (self.models, self.loaded_at, self.golden_max_abs_error)
-        of_lanes = (self.max_batch_rows, self.batch_profile)
-        for metric in (*of_queues, *of_versions, *of_lanes):
+        of_graphs = (self.max_batch_rows, self.batch_profile)
+        for metric in (*of_queues, *of_versions, *of_graphs):
             metric.remove_by_labels(gone)
 
 
 def restarts(registry: CollectorRegistry) -> Counter:
-    """What the supervisor of several workers counts."""
-    text = "Workers that died and were replaced."
+    """The supervisor's own counter."""
+    text = "Workers that died and were restarted."
     return Counter("latentd_worker_restarts_total", text, registry=registry)

@@ -48,7 +48,7 @@ WRONG = [
     ("format", None, "format is None; expected 1"),
     ("model", "Toy", "model is 'Toy'; expected 1 to 64 lower-case letters"),
     ("model", ["toy"], r"model is \['toy'\]"),
-    ("version", 0, "version is 0; expected a whole number from 1 to 999999999"),
+    ("version", 0, "version is 0; expected an integer from 1 to 999999999"),
     ("version", 1.0, "version is 1.0"),
     ("version", True, "version is True"),
     ("created", "yesterday", "created is 'yesterday'; expected a time in ISO 8601"),
@@ -61,9 +61,9 @@ WRONG = [
     ("family", "gan", "family is 'gan'; expected one of vae, ae"),
     ("likelihood", [[]], r"likelihood is \[\[\]\]; expected one of bernoulli, gaussian"),
     ("likelihood", 1, "likelihood is 1"),
-    ("latent_size", 65537, "latent_size is 65537; expected a whole number from 1 to 65536"),
+    ("latent_size", 65537, "latent_size is 65537; expected an integer from 1 to 65536"),
     ("latent_size", "16", "latent_size is '16'"),
-    ("opset", -1, "opset is -1; expected a whole number from 1 to 1000"),
+    ("opset", -1, "opset is -1; expected an integer from 1 to 1000"),
     ("preprocessing", 5, "preprocessing is 5; expected text"),
     ("preprocessing", "\ud800", "preprocessing is '.ud800'; expected text"),
     ("preprocessing", "x" * 10_001, "preprocessing is 'x+...x+'; expected text of at most 10000"),
@@ -79,7 +79,7 @@ WRONG = [
     ("x/shape", [4, 4, 1, 1], "x.shape is"),
     ("x/range", ["0", "255"], r"x.range is \['0', '255'\]; expected the lowest and the highest"),
     ("x/range", [0, 255, 1], "x.range is"),
-    ("x/range", [0, 256], r"x.range is \[0, 256\]; expected two ascending whole numbers from 0 to"),
+    ("x/range", [0, 256], r"x.range is \[0, 256\]; expected two ascending integers from 0 to"),
     ("x/range", [255, 0], "x.range is"),
     ("x/range", [0.5, 255], "x.range is"),
     ("x/range", [0, 10**400], "x.range is"),
@@ -89,11 +89,11 @@ WRONG = [
     (
         "training/config/rate",
         1 << 70,
-        "training.config.rate is .*; expected a whole number of 64",
+        "training.config.rate is .*; expected a 64-bit integer",
     ),
     ("training/a key", "\ud800", "training.'a key' is '.ud800'; expected text that UTF-8 can hold"),
     ("training_scores", 5, "training_scores is 5; expected an object"),
-    ("training_scores/rows", -1, "training_scores.rows is -1; expected a whole number from 1"),
+    ("training_scores/rows", -1, "training_scores.rows is -1; expected an integer from 1"),
     ("training_scores/rows", 1 << 32, "training_scores.rows is"),
     (
         "training_scores/levels",
@@ -118,7 +118,7 @@ WRONG = [
     ("files/up.sh", {}, "files.up.sh is unknown; expected encoder.onnx, decoder.onnx, golden.npz"),
     ("files/golden.npz/sha256", "0" * 63, "sha256 is .*; expected 64 hexadecimal digits"),
     ("files/golden.npz/sha256", "A" * 64, "sha256 is"),
-    ("files/golden.npz/bytes", -1, "bytes is -1; expected a whole number from 0"),
+    ("files/golden.npz/bytes", -1, "bytes is -1; expected an integer from 0"),
     ("files/golden.npz/bytes", 1.5, "bytes is 1.5"),
     ("extra", 1, "extra is unknown; expected format, model, version"),
 ]
@@ -161,7 +161,7 @@ MALFORMED = {
     "great depth": (lambda s: "[" * 100_000, "not JSON in UTF-8: maximum recursion depth"),
     "size": (
         lambda s: s.replace("0.001", "[" + "0," * (1 << 19) + "0]"),
-        "bytes; expected 1048576",
+        "bytes; expected at most 1048576",
     ),
 }
 
@@ -213,4 +213,4 @@ def test_what_shows_a_value_is_short_and_can_be_sent():
     for _ in range(10):
         nested = [nested] * 10
     for value in (nested, "x" * 10_000, {"\ud800": 1}, 10**4000, "\udcff"):
-        assert len(schema.shown(value).encode()) < 500
+        assert len(schema.format_value(value).encode()) < 500

@@ -23,13 +23,13 @@ def test_flag_wins_over_environment_and_environment_over_default():
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("port", "fifty", "--port=fifty: this must be a whole number"),
-        ("port", "-1", "--port=-1: this must be 0 to 65535"),
-        ("port", "65536", "--port=65536: this must be 0 to 65535"),
-        ("max_rows", "0", "--max-rows=0: this must be at least 1"),
-        ("provider", "tpu", "--provider=tpu: choose from auto, cuda, cpu"),
-        ("reflection", "maybe", "--reflection=maybe: say true or false"),
-        ("drain_seconds", "inf", "--drain-seconds=inf: this must be a finite number"),
+        ("port", "fifty", "--port=fifty: must be an integer"),
+        ("port", "-1", "--port=-1: must be 0 to 65535"),
+        ("port", "65536", "--port=65536: must be 0 to 65535"),
+        ("max_rows", "0", "--max-rows=0: must be at least 1"),
+        ("provider", "tpu", "--provider=tpu: must be one of auto, cuda, cpu"),
+        ("reflection", "maybe", "--reflection=maybe: must be true or false"),
+        ("drain_seconds", "inf", "--drain-seconds=inf: must be a finite number"),
         ("drain_seconds", "nan", "--drain-seconds=nan"),
     ],
 )

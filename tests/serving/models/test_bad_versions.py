@@ -139,10 +139,10 @@ def test_a_copy_under_another_number_is_told_what_to_do(root, server, stub):
     assert stub.answering() == 1
     reasons = [refused.reason for refused in server.server.repository.rejected()]
     assert reasons == [
-        "other/1 holds the model toy, version 1, says its manifest. Copy it to toy/1, or export it "
-        "under another name.",
-        "toy/2 holds a copy of version 1, says its manifest. Publish a new version with export; to "
-        "serve an old one again, write its number into toy/pinned.",
+        "The manifest in other/1 is that of the model toy, version 1. Copy it to toy/1, or export "
+        "it under another name.",
+        "The manifest in toy/2 is that of version 1. Publish a new version with export; to serve "
+        "an old one again, write its number into toy/pinned.",
     ]
 
 
@@ -204,8 +204,8 @@ def test_what_may_not_be_read_is_a_sentence_and_served_once_it_may(
             assert stub.answering() == 1
         name = bundle.MANIFEST if what == "." else what
         assert stub.failed()[2] == (
-            f"toy/2/{name} cannot be read: Permission denied. Let the user that this process runs "
-            f"as, uid {os.geteuid()}, read it."
+            f"toy/2/{name} cannot be read: Permission denied. Give read permission to "
+            f"uid {os.geteuid()}, the user of this process."
         )
         assert refused(server, "unreadable") == 1
         assert not [record for record in caplog.records if record.exc_info]
@@ -227,7 +227,7 @@ def test_a_model_that_may_not_be_read_keeps_no_other_from_serving(
         reasons = {r.name: r.reason for r in server.server.repository.rejected()}
         assert list(reasons) == ["link", "secret"]
         for name, reason in reasons.items():
-            assert reason.startswith(f"{name} cannot be read: Permission denied. Let the user")
+            assert reason.startswith(f"{name} cannot be read: Permission denied. Give read")
     finally:
         (root / "secret").chmod(0o755)
 
@@ -242,9 +242,7 @@ def test_a_root_that_may_not_be_read_is_told_at_the_start(tmp_path, publish, sta
             start_server(root)
     finally:
         (tmp_path / closed).chmod(0o755)
-    assert "The bundle directory cannot be read: Permission denied. Let the user" in str(
-        error.value
-    )
+    assert "The bundle directory cannot be read: Permission denied. Give read" in str(error.value)
 
 
 def test_a_root_whose_contents_are_lost_changes_nothing(root, server, stub):
