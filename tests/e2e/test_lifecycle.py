@@ -115,17 +115,17 @@ def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, w
             "--host nowhere.invalid cannot be resolved": [
                 *("--bundles", str(toy_bundles), "--host", "nowhere.invalid")
             ],
-            "tokens, line 1: this must be": [
+            "tokens, line 1: expected NAME": [
                 *("--bundles", str(toy_bundles), "--tokens", str(tokens))
             ],
-            "The default model 'other' is not": [
+            "model 'other' is not served": [
                 *("--bundles", str(toy_bundles), "--default-model", "other")
             ],
             f"Did you mean {toy_bundles}?": ["--bundles", str(toy_bundles / "toy")],
             f"of one model or version. Did you mean {toy_bundles}?": [
                 *("--bundles", str(toy_bundles / "toy" / "1"))
             ],
-            "choose from": ["--bundles", str(toy_bundles), "--provider", "tpu"],
+            "must be one of": ["--bundles", str(toy_bundles), "--provider", "tpu"],
         }
         running = {said: serve(*flags, "--workers", workers) for said, flags in cases.items()}
         for said, process in running.items():

@@ -103,14 +103,14 @@ def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monke
     tried = threading.Event()
     model = server.server.repository.models()[0]
     probe = model.self_test
-    monkeypatch.setattr(model, "try_out", lambda: (probe(), tried.set()))
+    monkeypatch.setattr(model, "self_test", lambda: (probe(), tried.set()))
     with grpc.insecure_channel(server.target) as channel:
         stub = VaeServiceStub(channel)
         poison = pb.DecodeRequest(z=codec.to_tensor(np.full((1, 16), 7, np.float32)))
         for _ in range(5):
             with pytest.raises(grpc.RpcError):
                 stub.Decode(poison)
-        assert tried.wait(60), "nobody looked whether it is the engine"
+        assert tried.wait(60), "the watchdog did not test the model"
         health = health_pb2_grpc.HealthStub(channel)
         assert health.Check(health_pb2.HealthCheckRequest(service="readiness")).status == SERVING
 

@@ -179,7 +179,7 @@ def test_two_servers_do_not_share_a_port(pair, serve, toy_bundles):
     for workers in ("1", "2"):
         second = serve("--bundles", str(toy_bundles), "--port", port, "--workers", workers)
         assert second.exit_status() == 78
-        assert "it is in use" in "".join(second.log)
+        assert "address in use" in "".join(second.log)
 
 
 def test_a_stop_in_the_middle_of_starting_workers_starts_no_more(toy_bundles, monkeypatch):
