@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd import bundle, likelihood
-from latentd.bundle import Bundle, DataSpec
+from latentd import bundle
+from latentd.bundle import SCORES, Bundle, DataSpec
 from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
 from latentd.models import loading
 from latentd.models.payloads import ENCODER_OUTPUTS
+from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
 from latentd.readers.rows import Array, BadRow, Chunk
@@ -132,12 +133,10 @@ class LocalReconstructor:
         z = self._draw(chunk.rows, mean, log_var) if self._wanted.draw else mean
         decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
         if self._wanted.scores:
-            m = self._manifest
-            scaled = likelihood.to_unit_interval(chunk.x, m.x)
-            error = -likelihood.log_prob(scaled, decoded["params"], m.likelihood)
-            kl = likelihood.kl_to_standard_normal(mean, log_var)
-            scores = {"reconstruction_error": error, "kl": kl, "elbo": -error - kl}
-            columns |= {name: values.astype(np.float32) for name, values in scores.items()}
+            scores = score_reconstructions(
+                chunk.x, mean, log_var, decoded["params"], self._manifest
+            )
+            columns |= {name: getattr(scores, name).astype(np.float32) for name in SCORES}
         if "x" in decoded:
             columns["x"] = decoded["x"]
         return columns

@@ -134,10 +134,10 @@ class ServedModel:
         decoded, params, _ = await self.decode(source, caller, params=scores, work=work)
         if not scores:
             return Reconstruction(decoded, mean, log_var, None)
-        distortion = await self._distortion(x, params)
-        kl = likelihood.kl_to_standard_normal(mean, log_var)
-        found = Scores(kl, -distortion - kl, reconstruction_error=distortion)
-        return Reconstruction(decoded, mean, log_var, found)
+        score = functools.partial(
+            scoring.score_reconstructions, x, mean, log_var, params, self.manifest
+        )
+        return Reconstruction(decoded, mean, log_var, await run_in_executor(score))
 
     async def score(self, x: Array, draws: int, draw: NoiseRange, caller: CallContext) -> Scores:
         """ELBO and importance-weighted bound of each row with `draws` draws: the first is `draw`,
@@ -166,15 +166,6 @@ class ServedModel:
         row_seconds = profile.batch_seconds / profile.batch_rows
         weight = 1 + (seconds.density + seconds.draw / rows) / row_seconds
         return min(math.ceil(weight), profile.batch_rows)
-
-    def _distortion(self, x: Array, params: Array) -> Future[likelihood.Nats]:
-        """-log p(x | z) of each row."""
-
-        def compute() -> likelihood.Nats:
-            scaled = likelihood.to_unit_interval(x, self.manifest.x)
-            return -likelihood.log_prob(scaled, params, self.manifest.likelihood)
-
-        return run_in_executor(compute)
 
     def _check_scores(self, field: str) -> None:
         if self.manifest.family != "vae":

@@ -38,6 +38,20 @@ class Scores:
         return iter((self.kl, self.elbo, self.reconstruction_error, self.log_likelihood))
 
 
+def score_reconstructions(
+    x: NDArray[Any],
+    mean: Latents,
+    log_var: Latents,
+    params: NDArray[np.float32],
+    manifest: Manifest,
+) -> Scores:
+    """The scores of rows x, shape (rows, *shape), from the params decoded from one latent each."""
+    scaled = likelihood.to_unit_interval(x, manifest.x)
+    distortion = -likelihood.log_prob(scaled, params, manifest.likelihood)
+    kl = likelihood.kl_to_standard_normal(mean, log_var)
+    return Scores(kl, -distortion - kl, reconstruction_error=distortion)
+
+
 class Scoring:
     """The scores of rows x, shape (rows, *shape), from draws around their encodings."""
 
