@@ -1,1 +1,1 @@
-"""Models in service: found on disk, verified, loaded, composed over their lanes, let go of."""
+"""Models: found on disk, verified, tried, loaded, served through batchers, unloaded."""
