@@ -1,46 +1,27 @@
-"""Authorization: bearer tokens with scopes, read from a file that may be replaced at any time.
-
-Each line of the file holds a name, the scopes separated by commas, and the token's SHA-256:
-
-    batch-jobs infer,models sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
-
-The file holds no tokens, so reading it gives no access.
-"""
+"""Authorization: bearer tokens with scopes, read from a file that may be replaced at any time."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-import re
-import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from latentd.calls.context import CallContext
 from latentd.errors import ConfigError, PermissionDenied, Unauthenticated
 from latentd.metrics import Metrics
-from latentd.rpc.methods import METHODS, SCOPES
+from latentd.rpc.methods import METHODS
 from latentd.transport.handlers import Handler
 from latentd.transport.status import Status, status
+from latentd.transport.tokens import Grant, parse_tokens
 
 log = logging.getLogger(__name__)
 
 _CHECK_SECONDS: Final = 1.0
 """From one check of the file for changes to the next."""
-_DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """One line of the file."""
-
-    name: str
-    scopes: frozenset[str]
-    digest: bytes  # SHA-256 of the token
 
 
 class TokenStore:
@@ -98,39 +79,6 @@ class TokenStore:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"--tokens {self._file} cannot be read: {reason}.") from None
-
-
-def parse_tokens(content: str, file: Path) -> list[Grant]:
-    """The grants of a file's content. Raises ConfigError naming the line."""
-    grants = []
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        where, parts = f"--tokens {file}, line {number}", line.split()
-        digest = _DIGEST.fullmatch(parts[2]) if len(parts) == 3 else None
-        if digest is None:
-            raise ConfigError(
-                f"{where}: expected NAME SCOPE,SCOPE sha256:<64 hex digits>. "
-                "Run `latentd token NAME` to make such a line."
-            )
-        scopes = frozenset(parts[1].split(","))
-        unknown = scopes - set(SCOPES)
-        if unknown:
-            raise ConfigError(
-                f"{where}: unknown scope {', '.join(sorted(unknown))}; "
-                f"valid scopes: {', '.join(SCOPES)}."
-            )
-        grants.append(Grant(parts[0], scopes, bytes.fromhex(digest[1])))
-    if not grants:
-        raise ConfigError(f"--tokens {file} contains no tokens, so every call would be rejected.")
-    return grants
-
-
-def new_token(name: str, scopes: list[str]) -> tuple[str, str]:
-    """A new random token, and the line of the file that grants it."""
-    token = secrets.token_urlsafe(32)
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    return token, f"{name} {','.join(scopes)} sha256:{digest}"
 
 
 def require_scope(

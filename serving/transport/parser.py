@@ -8,6 +8,7 @@ from pathlib import Path
 
 from latentd.errors import ConfigError
 from latentd.rpc.methods import SCOPES, of_scope
+from latentd.transport import tokens
 
 
 def add_token_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,11 +32,9 @@ def add_token_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _run(args: argparse.Namespace) -> int:
-    from latentd.transport import auth  # it loads grpc, which --help does not need
-
-    token, line = auth.new_token(args.name, args.scopes.split(","))
+    token, line = tokens.new_token(args.name, args.scopes.split(","))
     try:
-        auth.parse_tokens(line, Path(args.name))
+        tokens.parse_tokens(line, Path(args.name))
     except ConfigError as error:
         print(f"latentd: {str(error).partition(': ')[2]}", file=sys.stderr)
         return 2

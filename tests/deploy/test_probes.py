@@ -11,7 +11,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from latentd import settings
-from latentd.transport import auth
+from latentd.transport import tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -61,7 +61,7 @@ def test_with_tls_and_tokens_the_probes_commands_still_succeed(
     documents = build("cpu", ["tls"])
     secret = tmp_path
     certify(secret)
-    _, line = auth.new_token("caller", ["models"])
+    _, line = tokens.new_token("caller", ["models"])
     (secret / "tokens.txt").write_text(line + "\n")
     told = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
     for mount in ("/tls/", "/tokens/"):

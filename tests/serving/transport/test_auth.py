@@ -16,7 +16,8 @@ from latentd.errors import ConfigError, PermissionDenied, Unauthenticated
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.rpc.methods import METHODS, SCOPES, of_scope
-from latentd.transport.auth import TokenStore, new_token
+from latentd.transport.auth import TokenStore
+from latentd.transport.tokens import new_token
 
 Codes = grpc.StatusCode
 CONTRACT = pb.DESCRIPTOR.services_by_name["VaeService"]
