@@ -81,7 +81,7 @@ def make_chunk(
 ) -> Chunk:
     """A chunk of rows numbered from `start`. Rows with values the model cannot take are bad."""
     values = values.reshape(len(values), *x.shape)
-    refused: dict[int, str] = {}
+    rejected: dict[int, str] = {}
     if x.dtype == "float32":
         with np.errstate(over="ignore"):  # a value that becomes infinite makes a bad row
             values = values.astype(np.float32, copy=False)
@@ -89,15 +89,15 @@ def make_chunk(
         flat = values.reshape(len(values), -1)
         wide = (flat < 0) | (flat > 255)
         for row in np.flatnonzero(wide.any(axis=1)).tolist():
-            refused[row] = f"holds {flat[row][wide[row]][0]}, where bytes are 0 to 255"
+            rejected[row] = f"holds {flat[row][wide[row]][0]}, which is not a byte (0 to 255)"
     found = ranges.check(values, x, likelihood)
-    refused = found.rejected | refused
+    rejected = found.rejected | rejected
     rows, taken = np.arange(start, start + len(values)), found.values
-    if not refused:
+    if not rejected:
         return Chunk(rows, ids, taken.astype(x.dtype, copy=False), [], found.out_of_range)
-    bad = [BadRow(start + row, ids[row], why) for row, why in sorted(refused.items())]
+    bad = [BadRow(start + row, ids[row], why) for row, why in sorted(rejected.items())]
     good = np.ones(len(values), bool)
-    good[list(refused)] = False
+    good[list(rejected)] = False
     kept = [ids[row] for row in np.flatnonzero(good).tolist()]
     outside = None if found.out_of_range is None else found.out_of_range[good]
     return Chunk(rows[good], kept, taken[good].astype(x.dtype, copy=False), bad, outside)

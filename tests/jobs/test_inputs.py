@@ -195,7 +195,7 @@ def test_integers_beyond_bytes_are_bad_rows(likelihood):
     assert chunk.rows.tolist() == [0, 3]
     assert chunk.x.dtype == np.uint8
     assert [row.id for row in chunk.bad] == ["b", "c"]
-    assert all("bytes are 0 to 255" in row.reason for row in chunk.bad)
+    assert all("not a byte (0 to 255)" in row.reason for row in chunk.bad)
 
 
 @pytest.mark.parametrize(
@@ -396,4 +396,4 @@ def test_wide_integers_are_read_as_bytes(jobs, x, tmp_path):
     values[7, 0, 0] = 300
     np.save(tmp_path / "x.npy", values)
     assert jobs.run(tmp_path / "x.npy", tmp_path / "out") == 0
-    assert jobs.quarantine(tmp_path / "out") == {"7": "holds 300, where bytes are 0 to 255"}
+    assert jobs.quarantine(tmp_path / "out") == {"7": "holds 300, which is not a byte (0 to 255)"}

@@ -144,11 +144,11 @@ def test_overloaded_server_is_retried(jobs, npy, tmp_path, toy_bundles, start_se
     server = start_server(toy_bundles, max_batch_rows=1, queue_rows=16)
     there = ("--server", server.target)
     assert jobs.run(npy, tmp_path / "calm", *there) == 0
-    refused = {"method": "StreamReconstruct", "model": "", "code": "RESOURCE_EXHAUSTED"}
+    rejected = {"method": "StreamReconstruct", "model": "", "code": "RESOURCE_EXHAUSTED"}
     with overload(server.target):
         job = jobs.start(npy, tmp_path / "out", *there)
         # More than the four attempts of a client that is not in the background.
-        while server.metric("latentd_requests_total", **refused) < 6:
+        while server.metric("latentd_requests_total", **rejected) < 6:
             assert job.poll() is None, job.communicate()
     _, said = job.communicate()
     assert job.returncode == 0, said

@@ -1,10 +1,10 @@
-"""A driver for test_faults: kills a job at every step of its commits, one after the other.
+"""A driver for test_faults: kill a job at every step of its commits, one step at a time.
 
-Usage: killer.py FOLDER RECONSTRUCT_ARGUMENTS...  The job's --output is added here. Each attempt is
-a forked process in which the calls that touch the disk are counted and, before or after the n-th,
-SIGKILL comes; then the command is repeated, unharmed. Prints KILLED and a JSON object for each n:
-where it was killed, the manifests that were wrong then, and the exit status and output folder of
-the repetition.
+Usage: kill_points.py FOLDER BATCH_ARGUMENTS...  The driver adds --output. Each attempt is a forked
+process that counts its fsync, rename and unlink calls and sends itself SIGKILL before or after the
+n-th. Then the command runs again without a kill. For each n the driver prints KILLED and a JSON
+object: the place of the kill, the manifests that were wrong then, and the exit status and output
+folder of the second run.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from latentd.__main__ import main
 WATCHED = ("fsync", "rename", "unlink")
 
 
-def kill_at(step: int, told: Path) -> None:
-    """Have this process killed at the step-th moment before or after a watched call."""
-    moments = 0
+def kill_at(step: int, record: Path) -> None:
+    """Kill this process before or after a watched call: step 1 is before the first call."""
+    steps = 0
 
-    def moment(name: str) -> None:
-        nonlocal moments
-        moments += 1
-        if moments == step:
-            told.write_text(name)
+    def count_step(name: str) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            record.write_text(name)
             os.kill(os.getpid(), signal.SIGKILL)
 
     for name in WATCHED:
         real = getattr(os, name)
 
         def watched(*args, real=real, name=name, **kwargs):
-            moment(f"before {name}")
+            count_step(f"before {name}")
             result = real(*args, **kwargs)
-            moment(f"after {name}")
+            count_step(f"after {name}")
             return result
 
         setattr(os, name, watched)
 
 
 def torn(output: Path) -> list[str]:
-    """Manifests that vouch for a file which is not there, or is another: a reader, who trusts
-    manifests, would be misled."""
+    """Manifests whose file is missing or has other bytes: they would mislead a reader, who trusts
+    manifests."""
     found = []
     for path in (output / "shards").glob("_*.json"):
         shard = path.with_name(f"{path.stem[1:]}.parquet")
@@ -62,7 +62,7 @@ def torn(output: Path) -> list[str]:
 
 
 def forked(work) -> int:
-    """Run `work` in a child; gives its exit status, negative for a signal."""
+    """Run `work` in a child; returns its exit status, negative for a signal."""
     child = os.fork()
     if not child:
         try:
@@ -75,20 +75,20 @@ def forked(work) -> int:
 def run() -> None:
     folder, arguments = Path(sys.argv[1]), sys.argv[2:]
     for step in range(1, 1000):
-        output, told = folder / f"step{step}", folder / f"step{step}.txt"
+        output, record = folder / f"step{step}", folder / f"step{step}.txt"
         command = [*arguments, "--output", str(output)]
 
-        def harmed(step=step, told=told, command=command) -> int:
-            kill_at(step, told)
+        def run_and_kill(step=step, record=record, command=command) -> int:
+            kill_at(step, record)
             return main(command)
 
-        status = forked(harmed)
+        status = forked(run_and_kill)
         if status == 0:
-            return  # it came through: there are no more steps
-        misled = torn(output)
+            return  # not killed: there are no more steps
+        wrong = torn(output)
         again = forked(lambda command=command: main(command))
-        where = told.read_text() if told.exists() else ""
-        line = {"step": step, "where": where, "status": status, "again": again, "torn": misled}
+        where = record.read_text() if record.exists() else ""
+        line = {"step": step, "where": where, "status": status, "again": again, "torn": wrong}
         print("KILLED", json.dumps(line | {"output": str(output)}), flush=True)
 
 

@@ -1,8 +1,9 @@
-"""Kill a job again and again, and count: nothing may be lost, nothing doubled.
+"""Kill a job repeatedly and count its rows: none may be lost or doubled.
 
 Usage: python tests/support/row_accounting.py [--rows 1000000] [--kills 6]   (make count-jobs)
-Makes so many rows, runs the job whole, then once more under SIGKILL at random moments until it
-ends by itself, and compares. Prints the count, and the peak of memory against a tenth of the rows.
+It runs a job to its end, then a second job that it kills with SIGKILL at random moments and finally
+lets end, and compares the outputs. It prints the counts, and the peak memory compared with a job of
+a tenth of the rows.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def environment() -> dict[str, str]:
 
 
 def whole(words: list[str]) -> tuple[float, int]:
-    """Run a job; seconds, and its peak of memory in KiB."""
-    began = time.monotonic()
+    """Run a job; returns its seconds and its peak memory in KiB."""
+    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, *words],
         cwd=ROOT,
@@ -52,12 +53,14 @@ def whole(words: list[str]) -> tuple[float, int]:
         capture_output=True,
         text=True,
     )
-    return time.monotonic() - began, int(done.stdout.split()[-1])
+    return time.monotonic() - start, int(done.stdout.split()[-1])
 
 
 def killed(words: list[str], kills: int, seconds: float, seed: int) -> int:
-    """Run a job, killed so often at random moments of so many seconds, then to its end. Gives the
-    kills that met it alive."""
+    """Run a job `kills` times, each killed at a random moment within `seconds`, then to its end.
+
+    Returns the number of kills that the job did not finish before.
+    """
     moments, met = random.Random(seed), 0
     for _ in range(kills):
         job = subprocess.Popen(
@@ -85,7 +88,7 @@ def killed(words: list[str], kills: int, seconds: float, seed: int) -> int:
 
 
 def count(output: Path) -> np.ndarray:
-    """How often each row is in the shards that manifests vouch for."""
+    """The number of times each row is in the shards that have a manifest."""
     manifests = sorted((output / "shards").glob("_*.json"))
     shards = [m.with_name(f"{m.stem[1:]}.parquet") for m in manifests]
     rows = [pq.read_table(shard, columns=["row"])["row"].to_numpy() for shard in shards]
@@ -93,7 +96,7 @@ def count(output: Path) -> np.ndarray:
 
 
 def digests(output: Path) -> dict[str, str]:
-    """sha256 of every file of an output but those that know when its input was written."""
+    """sha256 of every file of an output except those that depend on the input's times."""
     return {
         str(p.relative_to(output)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in output.rglob("*")
@@ -124,7 +127,10 @@ def main() -> None:
         one = ("--processes", 1)
         seconds, peak = whole(command(sources, bundle, folder / "whole", *one))
         tenth = whole(command(sources[:1], bundle, folder / "tenth", *one))[1]
-        print(f"{args.rows:,} rows in {seconds:.0f} s; peak {peak >> 10} MiB, of a tenth ", end="")
+        print(
+            f"{args.rows:,} rows in {seconds:.0f} s; peak memory {peak >> 10} MiB, for a tenth ",
+            end="",
+        )
         print(f"of the rows {tenth >> 10} MiB: {peak / tenth:.2f}x", flush=True)
         words = command(sources, bundle, folder / "killed", "--processes", 2)
         met = killed(words, args.kills, seconds / args.kills, seed=0)
@@ -133,7 +139,7 @@ def main() -> None:
             f"killed {met} times: {(times == 0).sum() + args.rows - len(times)} rows lost, ", end=""
         )
         same = digests(folder / "killed") == digests(folder / "whole")
-        print(f"{(times > 1).sum()} doubled, {(times == 1).sum():,} there once; ", end="")
+        print(f"{(times > 1).sum()} doubled, {(times == 1).sum():,} exactly once; ", end="")
         print(f"output {'identical to the byte' if same else 'DIFFERENT'}")
         if not same or len(times) != args.rows or (times != 1).any() or peak > 1.15 * tenth:
             sys.exit(1)

@@ -83,8 +83,8 @@ def test_other_size_is_rejected_at_once(path):
     sums = compute_digests(str(path))[1]
     with path.open("ab") as file:
         file.write(b"more")
-    refused = pytest.raises(BadData, match="it has 3,158,077 bytes, and had 3,158,073")
-    with refused, opened(path, sums):
+    rejected = pytest.raises(BadData, match="it has 3,158,077 bytes, and had 3,158,073")
+    with rejected, opened(path, sums):
         pass
 
 
