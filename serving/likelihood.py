@@ -54,7 +54,7 @@ def log_prob(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: st
     rows = len(x)
     if likelihood == "bernoulli":
         return _log_bernoulli(x, params[:, 0])
-    if likelihood == "discretised-logistic":
+    if likelihood == "discretized-logistic":
         terms = _log_discretized_logistic(x, params[:, 0], params[:, 1])
     else:
         mean, log_std = params[:, 0], params[:, 1]

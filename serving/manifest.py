@@ -30,10 +30,11 @@ KINDS: Final = ("image", "vector")
 DTYPES: Final = ("uint8", "float32")
 FAMILIES: Final = ("vae", "ae")
 PRECISIONS: Final = ("float32", "float16")
-LIKELIHOODS: Final = {"bernoulli": 1, "gaussian": 2, "discretised-logistic": 2}
+LIKELIHOODS: Final = {"bernoulli": 1, "gaussian": 2, "discretized-logistic": 2}
 """Each likelihood's name and its parameters per element of x: the decoder's `params` output has
 shape (rows, parameters, *x.shape). bernoulli: logits. gaussian: mean, log standard deviation.
-discretised-logistic, of bytes: mean, log scale. All of x scaled to [0, 1]."""
+discretized-logistic, of bytes: mean, log scale. All of x scaled to [0, 1]."""
+_BRITISH: Final = "discretised-logistic"  # in early bundles; read for good, never written
 
 SCORES: Final = ("reconstruction_error", "kl", "elbo")
 
@@ -107,6 +108,8 @@ class Manifest:
             raw = schema.parse(data)
         except schema.Invalid as error:
             raise BundleError("format", f"{name}: {error}") from None
+        if isinstance(raw, dict) and raw.get("likelihood") == _BRITISH:
+            raw["likelihood"] = "discretized-logistic"
         _check(raw, name)
         x = raw["x"]
         low, high = map(float, x["range"])
@@ -214,8 +217,8 @@ def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]
     else:
         lengths = "one length, as x.kind is vector"
         yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 1)
-    if manifest["likelihood"] == "discretised-logistic":
-        bytes_ = schema.Rule("uint8, as likelihood is discretised-logistic", "uint8".__eq__)
+    if manifest["likelihood"] == "discretized-logistic":
+        bytes_ = schema.Rule("uint8, as likelihood is discretized-logistic", "uint8".__eq__)
         yield "x.dtype", x["dtype"], bytes_
     if scores := manifest.get("training_scores"):
         levels = scores["levels"]

@@ -21,10 +21,10 @@ from latentd.training.evaluation import command as evaluation
 PROGRAM: Final = "latentd"
 _CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds", "device", "precision", "threads")
 """What may be given anew when a run is resumed."""
-_FULL: Final = r"out of memory|can't allocate memory"  # what torch says, of a GPU and of a CPU
-_NO_ROOM: Final = (
-    "it does not fit into memory. In training, make --batch-size, --hidden or --k smaller; or use "
-    "fewer or smaller rows."
+_OUT_OF_MEMORY: Final = r"out of memory|can't allocate memory"  # torch's words: GPU, CPU
+_MEMORY_ADVICE: Final = (
+    "out of memory. In training, use a smaller --batch-size, --hidden-size or "
+    "--importance-samples; or use fewer or smaller rows."
 )
 
 _TRAIN: Final = """\
@@ -37,12 +37,13 @@ Train a variational autoencoder and write a folder:
 _TRAIN_EXAMPLES: Final = """\
 examples:
   latentd train --data digits --out runs/digits
-  latentd train --data idx:mnist --likelihood bernoulli --binarisation dynamic \\
+  latentd train --data idx:mnist --likelihood bernoulli --binarization dynamic \\
       --latent-size 50 --epochs 20 --out runs/mnist
   latentd train --data images:photos --image-size 48x64 --out runs/photos
-  latentd train --data npz:spectra.npz --net mlp --out runs/spectra
-  latentd train --data idx:mnist --net iwae --latent-size 50 --k 50 \\
-      --likelihood bernoulli --binarisation dynamic --schedule cosine --ema 0.999 --out runs/iwae
+  latentd train --data npz:spectra.npz --architecture mlp --out runs/spectra
+  latentd train --data idx:mnist --architecture iwae --latent-size 50 --importance-samples 50 \\
+      --likelihood bernoulli --binarization dynamic --lr-schedule cosine --ema-decay 0.999 \\
+      --out runs/iwae
   torchrun --nproc-per-node 8 -m latentd train --data images:photos --out runs/photos
   latentd train --out runs/digits --resume --epochs 300
 
@@ -90,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:  # torch has no exception for a CPU's memory
-        if not isinstance(error, MemoryError) and not re.search(_FULL, str(error)):
+        if not isinstance(error, MemoryError) and not re.search(_OUT_OF_MEMORY, str(error)):
             raise
-        print(f"{PROGRAM}: {_NO_ROOM}", file=sys.stderr)
+        print(f"{PROGRAM}: {_MEMORY_ADVICE}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

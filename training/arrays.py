@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from latentd.training.errors import TrainingError
-from latentd.training.files import open_plain, require_memory, shown
+from latentd.training.files import open_plain, printable, require_memory
 
 Array = npt.NDArray[Any]
 
 _HEADER_BYTES: Final = 1 << 16  # of a .npy, at most: numpy's own are of 128
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")  # how an archive begins, and an empty one
-_FEWER: Final = "Use fewer or smaller rows, or a machine with more memory."
+_MEMORY_ADVICE: Final = "Use fewer or smaller rows, or a machine with more memory."
 
 
 class Arrays(NamedTuple):
@@ -49,24 +49,26 @@ def read_numpy(path: Path, key: str | None = None) -> Arrays:
                 with zipfile.ZipFile(file) as archive:
                     return _from_archive(path, archive, key)
             if key is not None:
-                raise TrainingError(f"{shown(path)} is no .npz file; leave out ':{key}'.")
+                raise TrainingError(f"{printable(path)} is no .npz file; leave out ':{key}'.")
             file.seek(0)
-            require_memory(shown(path), _promised(file), _FEWER)
+            require_memory(printable(path), _declared_bytes(file), _MEMORY_ADVICE)
             file.seek(0)
             return Arrays(np.lib.format.read_array(file, allow_pickle=False))
     except FileNotFoundError:
         raise TrainingError(
-            f"{shown(path)} does not exist; npz:FILE names a .npy or .npz file."
+            f"{printable(path)} does not exist; npz:FILE names a .npy or .npz file."
         ) from None
     except OSError as error:
-        raise TrainingError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+        raise TrainingError(
+            f"{printable(path)} cannot be read: {error.strerror or error}."
+        ) from None
     except TrainingError:
         raise
     except Exception as error:  # the bytes of a foreign file can make numpy raise anything
         objects = "Object arrays" in str(error)  # a pickle could run code
         what = "holds Python objects" if objects else "is no .npy or .npz file, or is damaged"
         raise TrainingError(
-            f"{shown(path)} {what}; write an array of numbers with numpy.save or numpy.savez."
+            f"{printable(path)} {what}; write an array of numbers with numpy.save or numpy.savez."
         ) from None
 
 
@@ -74,7 +76,7 @@ def _from_archive(path: Path, archive: zipfile.ZipFile, key: str | None) -> Arra
     names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
     if key is not None:
         if key not in names:
-            raise TrainingError(f"{shown(path)} has no array {key!r}; it holds {_listed(names)}.")
+            raise TrainingError(f"{printable(path)} has no array {key!r}; it holds {_join(names)}.")
         roles = {"x": key}
     elif len(names) == 1:
         roles = {"x": names[0]}
@@ -84,15 +86,15 @@ def _from_archive(path: Path, archive: zipfile.ZipFile, key: str | None) -> Arra
         roles = {"x": "x_train", "y": "y_train", "x_test": "x_test", "y_test": "y_test"}
     else:
         raise TrainingError(
-            f"{shown(path)} holds {_listed(names)}; name the array of rows x, or x_train and "
-            f"x_test, or choose one: npz:{shown(path)}:NAME."
+            f"{printable(path)} holds {_join(names)}; name the array of rows x, or x_train and "
+            f"x_test, or choose one: npz:{printable(path)}:NAME."
         )
     members = {role: f"{name}.npy" for role, name in roles.items() if name in names}
-    promised = 0
+    declared = 0
     for member in members.values():
         with archive.open(member) as file:
-            promised += _promised(file)
-    require_memory(shown(path), promised, _FEWER)
+            declared += _declared_bytes(file)
+    require_memory(printable(path), declared, _MEMORY_ADVICE)
     arrays: dict[str, Any] = {}
     for role, member in members.items():
         with archive.open(member) as file:
@@ -100,7 +102,7 @@ def _from_archive(path: Path, archive: zipfile.ZipFile, key: str | None) -> Arra
     return Arrays(**arrays)
 
 
-def _promised(file: IO[bytes]) -> int:
+def _declared_bytes(file: IO[bytes]) -> int:
     """The bytes of the array whose .npy header stands at the start of `file`. Raises ValueError."""
     start = io.BytesIO(file.read(_HEADER_BYTES))
     version = np.lib.format.read_magic(start)
@@ -116,7 +118,7 @@ def _promised(file: IO[bytes]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
 
 
@@ -125,7 +127,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
 
     Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, type, dimensions, sizes, data).
     """
-    name = shown(path)
+    name = printable(path)
     try:
         with ExitStack() as stack:
             file: BinaryIO = stack.enter_context(open_plain(path))
@@ -138,7 +140,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
                     f"(it begins with {start[:4].hex(' ') or 'nothing'}); download it again."
                 )
             shape = struct.unpack(f">{dimensions}I", start[4:])
-            require_memory(name, math.prod(shape), _FEWER)
+            require_memory(name, math.prod(shape), _MEMORY_ADVICE)
             array = np.empty(shape, np.uint8)
             held = _fill(array, file)
             if held < array.size or file.read(1):

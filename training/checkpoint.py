@@ -17,7 +17,7 @@ from torch import Tensor
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.errors import TrainingError
-from latentd.training.files import open_plain, require_memory, shown
+from latentd.training.files import open_plain, printable, require_memory
 from latentd.training.model import Model, build
 
 FORMAT: Final = "latentd checkpoint 1"
@@ -30,11 +30,11 @@ class Checkpoint:
     config: Config  # fitted: net, hidden and depth decided
     spec: RowSpec
     weights: dict[str, Tensor]  # what is validated and exported
-    optimiser: dict[str, Any]
+    optimizer: dict[str, Any]
     generators: dict[str, Tensor]  # torch.Generator states: noise now, order as the epoch began
     history: list[dict[str, Any]]  # the log's line for each epoch so far
     split: dict[str, Any]  # Dataset.summary()
-    trained: dict[str, Tensor] | None = None  # what the optimiser moves, if `weights` average it
+    raw_weights: dict[str, Tensor] | None = None  # what the optimizer moves, if `weights` is an EMA
     epoch: dict[str, Any] = dataclasses.field(default_factory=dict)  # the one begun: Run.checkpoint
 
     def model(self) -> Model:
@@ -48,13 +48,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write `path` whole or not at all: a crash leaves the old file, never half a new one.
 
     Raises OSError naming `path` where it cannot be written."""
-    beside = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}.writing")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             write(file, checkpoint)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         # torch closes its archive also after a write that failed, and then tells of the closing.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
@@ -64,39 +64,41 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from None
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write(file: BinaryIO, checkpoint: Checkpoint) -> None:
     """The bytes `load` reads."""
     fields = dataclasses.fields(checkpoint)
-    raw = {field.name: getattr(checkpoint, field.name) for field in fields}
-    raw |= {
+    document = {field.name: getattr(checkpoint, field.name) for field in fields}
+    document |= {
         "format": FORMAT,
         "config": dataclasses.asdict(checkpoint.config),
         "spec": dataclasses.asdict(checkpoint.spec),
     }
-    torch.save(raw, file)
+    torch.save(document, file)
 
 
 def load(path: Path) -> Checkpoint:
     """Read `path` onto the CPU. Raises TrainingError for a file that is missing, damaged, or not
     written by `save`, and for one that asks for more memory than its own bytes account for."""
-    raw = _read(path)
-    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+    document = _read(path)
+    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
         raise TrainingError(
-            f"{shown(path)} was not written by this release of latentd; train again."
+            f"{printable(path)} was not written by this release of latentd; train again."
         )
     try:
-        spec = RowSpec(tuple(raw["spec"]["shape"]), raw["spec"]["dtype"])
+        spec = RowSpec(tuple(document["spec"]["shape"]), document["spec"]["dtype"])
         checkpoint = Checkpoint(
-            **{**raw, "config": Config.from_dict(raw["config"]), "spec": spec},
+            **{**document, "config": Config.from_dict(document["config"]), "spec": spec},
         )
         _check_shapes(checkpoint)
         checkpoint.model()  # the weights fit the config
     except Exception as error:  # settings and tensors of a foreign file can be anything
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise TrainingError(f"{shown(path)} does not fit together ({why}); train again.") from None
+        raise TrainingError(
+            f"{printable(path)} does not fit together ({why}); train again."
+        ) from None
     return checkpoint
 
 
@@ -104,31 +106,33 @@ def _read(path: Path) -> Any:
     try:
         with open_plain(path) as file:
             size = os.fstat(file.fileno()).st_size
-            require_memory(shown(path), _unpacked(file), "Use a machine with more memory.")
+            require_memory(printable(path), _archive_bytes(file), "Use a machine with more memory.")
             file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                raw = torch.load(file, map_location="cpu", weights_only=True)
+                document = torch.load(file, map_location="cpu", weights_only=True)
         # A tensor with a stride of 0 has any size and needs no bytes, until it is copied.
-        if sum(t.numel() * t.element_size() for t in _tensors(raw)) > size:
+        if sum(t.numel() * t.element_size() for t in _tensors(document)) > size:
             raise ValueError("tensors of more bytes than the file")
     except FileNotFoundError:
         raise TrainingError(
-            f"{shown(path)} does not exist; `train` writes best.pt and last.pt into --out."
+            f"{printable(path)} does not exist; `train` writes best.pt and last.pt into --out."
         ) from None
     except TrainingError:
         raise
     except OSError as error:
-        raise TrainingError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
+        raise TrainingError(
+            f"{printable(path)} cannot be read: {error.strerror or error}."
+        ) from None
     except Exception:  # the bytes of a foreign file can make the unpickler raise anything
         raise TrainingError(
-            f"{shown(path)} is damaged or was not written by latentd; train again, or use another "
-            "one."
+            f"{printable(path)} is damaged or was not written by latentd. Train again, or use "
+            "another file."
         ) from None
-    return raw
+    return document
 
 
-def _unpacked(file: BinaryIO) -> int:
+def _archive_bytes(file: BinaryIO) -> int:
     """Bytes in the archive that torch writes, which compresses nothing. Raises ValueError where
     something is compressed: it could be of any size."""
     with zipfile.ZipFile(file) as archive:
@@ -156,6 +160,6 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
     with torch.device("meta"):
         net = build(checkpoint.config, checkpoint.spec)
     wanted = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    for part in (checkpoint.weights, checkpoint.trained):
+    for part in (checkpoint.weights, checkpoint.raw_weights):
         if part is not None and {name: tensor.shape for name, tensor in part.items()} != wanted:
             raise ValueError("the weights are not of the net that its settings describe")

@@ -17,154 +17,154 @@ from typing import Any, Final, get_args, get_type_hints
 from latentd.training.errors import TrainingError
 
 
-def _setting(default: Any, teaches: str, **allowed: Any) -> Any:
+def _field(default: Any, help: str, **allowed: Any) -> Any:
     """A field. allowed: choices, or bounds: least (inclusive), above and below (exclusive)."""
-    return dataclasses.field(default=default, metadata={"help": teaches, **allowed})
+    return dataclasses.field(default=default, metadata={"help": help, **allowed})
 
 
 @dataclass(frozen=True)
 class Config:
     """What a run is made of. A value out of its bounds raises TrainingError that names the flag."""
 
-    data: str = _setting("digits", "rows: digits, idx:DIR, npz:FILE[:ARRAY] or images:DIR")
-    image_size: str | None = _setting(None, "HEIGHTxWIDTH, pixels: resize images:DIR to this")
-    bad_images: str = _setting(
+    data: str = _field("digits", "rows: digits, idx:DIR, npz:FILE[:ARRAY] or images:DIR")
+    image_size: str | None = _field(None, "HEIGHTxWIDTH, pixels: resize images:DIR to this")
+    bad_images: str = _field(
         "fail",
         "files of images:DIR that cannot be used: fail, one report of all of them; or skip, "
         "train without them and say which",
         choices=("fail", "skip"),
     )
-    validation: float = _setting(
+    val_fraction: float = _field(
         0.1, "fraction of the training rows held out to choose best.pt", above=0, below=1
     )
-    test: float = _setting(
+    test_fraction: float = _field(
         0.1, "fraction of the rows held out, if the source has no test rows", above=0, below=1
     )
-    model: str = _setting(
+    model: str = _field(
         "vae", "vae, or ae: the same net, a point for a code, no KL", choices=("vae", "ae")
     )
-    net: str = _setting(
+    architecture: str = _field(
         "auto",
         "auto: conv for images whose shorter side has 28 pixels or more, else mlp; iwae: tanh "
         "layers as in Burda et al. (2016); gated: A(x) * sigmoid(B(x)) layers as in Tomczak and "
         "Welling (2018)",
         choices=("auto", "mlp", "iwae", "gated", "conv"),
     )
-    latent_size: int = _setting(16, "numbers in the latent vector z", least=1, below=1 << 16)
-    hidden: int | None = _setting(
+    latent_size: int = _field(16, "numbers in the latent vector z", min=1, below=1 << 16)
+    hidden_size: int | None = _field(
         None,
         "layer width [mlp 256, iwae 200, gated 300]; conv: channels at the coarsest level [64]",
-        least=1,
+        min=1,
     )
-    depth: int | None = _setting(
-        None, "hidden layers each way [2]; conv: halvings of the image [2]", least=1, below=65
+    depth: int | None = _field(
+        None, "hidden layers each way [2]; conv: halvings of the image [2]", min=1, below=65
     )
-    likelihood: str = _setting(
+    likelihood: str = _field(
         "gaussian",
-        "p(x|z), independent for each pixel; discretised-logistic: of the 256 levels of a byte",
-        choices=("gaussian", "bernoulli", "discretised-logistic"),
+        "p(x|z), independent for each pixel; discretized-logistic: of the 256 levels of a byte",
+        choices=("gaussian", "bernoulli", "discretized-logistic"),
     )
-    least_std: float = _setting(
+    min_std: float = _field(
         0.2, "gaussian: least standard deviation, of x scaled to [0, 1]", above=0
     )
-    fixed_std: float | None = _setting(
+    fixed_std: float | None = _field(
         None,
         "gaussian: this standard deviation for every pixel, instead of a learned one",
         above=0,
     )
-    binarisation: str = _setting(
+    binarization: str = _field(
         "none",
         "bernoulli: none, grey pixels as they are (their cross-entropy is no likelihood); "
         "dynamic, black or white drawn anew in each pass with probability x; fixed, drawn once",
         choices=("none", "dynamic", "fixed"),
     )
-    binarisation_seed: int = _setting(
-        777, "fixed: decides the black and white pixels", least=0, below=1 << 63
+    binarization_seed: int = _field(
+        777, "fixed: decides the black and white pixels", min=0, below=1 << 63
     )
-    beta: float = _setting(1.0, "weight of the KL in what is trained; 1 is the ELBO", above=0)
-    kl_warm_up: float = _setting(
-        0.0, "epochs in which the KL's weight rises from 0 to beta, against collapse", least=0
+    beta: float = _field(1.0, "weight of the KL in what is trained; 1 is the ELBO", above=0)
+    kl_warmup_epochs: float = _field(
+        0.0, "epochs in which the KL's weight rises from 0 to beta, against collapse", min=0
     )
-    kl_cycles: int = _setting(
+    kl_cycles: int = _field(
         0,
         "0, or let the KL's weight rise from 0 to beta this many times over the epochs, each time "
         "in the first half of the cycle (Fu et al., 2019)",
-        least=0,
+        min=0,
     )
-    free_bits: float = _setting(
+    free_bits: float = _field(
         0.0,
         "nats that each latent may cost for nothing, in the batch's mean (Kingma et al., 2016)",
-        least=0,
+        min=0,
     )
-    k: int = _setting(
+    importance_samples: int = _field(
         1,
         "draws of z for each row; above 1 trains the importance-weighted bound (Burda et al., "
         "2016) instead of the ELBO",
-        least=1,
+        min=1,
     )
-    epochs: int = _setting(200, "passes over the training rows", least=1)
-    batch_size: int = _setting(128, "rows in a step, over all processes together", least=1)
-    optimiser: str = _setting(
+    epochs: int = _field(200, "passes over the training rows", min=1)
+    batch_size: int = _field(128, "rows in a step, over all processes together", min=1)
+    optimizer: str = _field(
         "adam",
         "adam; muon: matrices are moved by their gradients made orthogonal (Jordan et al., 2024), "
         "the rest by adam: dearer steps, and fewer",
         choices=("adam", "muon"),
     )
-    learning_rate: float = _setting(2e-3, "the step size, at its highest", above=0)
-    schedule: str = _setting(
+    learning_rate: float = _field(2e-3, "the step size, at its highest", above=0)
+    lr_schedule: str = _field(
         "constant",
         "of the learning rate over the epochs; cosine: falls to 0; one-cycle: rises for 30% of "
         "them and falls to 0",
         choices=("constant", "cosine", "one-cycle"),
     )
-    learning_rate_warm_up: float = _setting(
-        0.0, "epochs in which the learning rate rises from 0, whatever the schedule", least=0
+    lr_warmup_epochs: float = _field(
+        0.0, "epochs in which the learning rate rises from 0, whatever the schedule", min=0
     )
-    ema: float = _setting(
+    ema_decay: float = _field(
         0.0,
         "0, or the decay by step of an average of the weights, such as 0.999; then the average is "
         "what is validated and exported",
-        least=0,
+        min=0,
         below=1,
     )
-    max_gradient_norm: float = _setting(
+    clip_grad_norm: float = _field(
         200.0, "clip the L2 norm of the gradient, of nats per example, to this", above=0
     )
-    validate_every: int = _setting(1, "epochs from one validation to the next", least=1)
-    patience: int = _setting(
-        0, "0, or stop after this many epochs without a better validation ELBO", least=0
+    validate_every: int = _field(1, "epochs from one validation to the next", min=1)
+    patience: int = _field(
+        0, "0, or stop after this many epochs without a better validation ELBO", min=0
     )
-    checkpoint_seconds: float = _setting(
+    checkpoint_seconds: float = _field(
         60.0, "write last.pt this often within an epoch, besides at the end of each", above=0
     )
-    precision: str = _setting(
+    precision: str = _field(
         "auto",
         "of the nets' arithmetic in training; auto: bfloat16 where a GPU has it, else float32. "
         "Weights, losses and validation are float32 always",
         choices=("auto", "float32", "bfloat16"),
     )
-    compile: bool = _setting(
+    compile: bool = _field(
         False,
         "compile the nets and the bound with torch.compile, where there is a compiler: a minute "
         "at first, then shorter steps. On a GPU also replay steps from CUDA graphs, in which small "
-        "nets do not wait for launches (one process, --optimiser adam)",
+        "nets do not wait for launches (one process, --optimizer adam)",
     )
-    seed: int = _setting(
-        0, "decides the split, the weights, the order and every draw", least=0, below=1 << 63
+    seed: int = _field(
+        0, "decides the split, the weights, the order and every draw", min=0, below=1 << 63
     )
-    device: str = _setting(
+    device: str = _field(
         "auto",
         "auto: cuda if there, else cpu. A resumed run stays on its own unless one is given; on the "
         "other it has all it had but its noise, drawn anew",
         choices=("auto", "cpu", "cuda"),
     )
 
-    threads: int = _setting(
+    threads: int = _field(
         0,
         "CPU threads of one operation; 0: OMP_NUM_THREADS where that is set, else a short "
         "measurement chooses them. Other numbers of threads round differently: the log names the "
         "one used, and a resumed run keeps it",
-        least=0,
+        min=0,
         below=1 << 10,
     )
 
@@ -177,40 +177,41 @@ class Config:
                 raise TrainingError("--image-size resizes images:DIR only; leave it out.")
         for unwanted, sentence in (
             (
-                self.binarisation != "none" and self.likelihood != "bernoulli",
-                f"--binarisation {self.binarisation} draws black or white pixels, which only "
-                "--likelihood bernoulli describes; use that, or --binarisation none.",
+                self.binarization != "none" and self.likelihood != "bernoulli",
+                f"--binarization {self.binarization} draws black or white pixels, which only "
+                "--likelihood bernoulli describes; use that, or --binarization none.",
             ),
             (
                 self.fixed_std is not None and self.likelihood != "gaussian",
                 "--fixed-std is of --likelihood gaussian; leave it out.",
             ),
             (
-                self.model == "ae" and self._shapes_the_kl(),
-                "--model ae has no KL and draws no z; leave out --k, --beta, --kl-warm-up, "
-                "--kl-cycles and --free-bits.",
+                self.model == "ae" and self._changes_the_kl(),
+                "--model ae has no KL and samples no z. Leave out --importance-samples, --beta, "
+                "--kl-warmup-epochs, --kl-cycles and --free-bits.",
             ),
             (
-                self.k > 1 and self._shapes_the_kl(but="k"),
-                "--k above 1 trains the importance-weighted bound, which has no KL term to weigh; "
-                "leave out --beta, --kl-warm-up, --kl-cycles and --free-bits.",
+                self.importance_samples > 1 and self._changes_the_kl(but="importance_samples"),
+                "--importance-samples above 1 trains the importance-weighted bound, which has no "
+                "KL term to weight. Leave out --beta, --kl-warmup-epochs, --kl-cycles and "
+                "--free-bits.",
             ),
             (
-                self.kl_warm_up > 0 and self.kl_cycles > 0,
-                "--kl-warm-up raises the KL's weight once and --kl-cycles several times; "
+                self.kl_warmup_epochs > 0 and self.kl_cycles > 0,
+                "--kl-warmup-epochs raises the KL's weight once and --kl-cycles several times; "
                 "choose one.",
             ),
         ):
             if unwanted:
                 raise TrainingError(sentence)
 
-    def _shapes_the_kl(self, but: str = "") -> bool:
-        names = {"k", "beta", "kl_warm_up", "kl_cycles", "free_bits"} - {but}
+    def _changes_the_kl(self, but: str = "") -> bool:
+        names = {"importance_samples", "beta", "kl_warmup_epochs", "kl_cycles", "free_bits"} - {but}
         return any(
             getattr(self, f.name) != f.default for f in dataclasses.fields(self) if f.name in names
         )
 
-    def on(self, source: str) -> Config:
+    def with_data(self, source: str) -> Config:
         """The same settings for the rows of `source`, in --data's notation; --image-size goes along
         where it means something."""
         size = self.image_size if source.startswith("images:") else None
@@ -231,20 +232,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser, unsaid: Collection[str] = ()) -> None:
+def add_flags(parser: argparse.ArgumentParser, hidden_fields: Collection[str] = ()) -> None:
     """Derive one flag from each field of Config. A flag not given stays out of the namespace.
 
     unsaid: fields that --help leaves out, for commands that refuse them with a reason.
     """
     for field in dataclasses.fields(Config):
-        shown = "" if field.default in (None, False) else f" [{field.default}]"
+        default = "" if field.default in (None, False) else f" [{field.default}]"
         choices = field.metadata.get("choices")
         kind = _type(field)
-        told = field.metadata["help"].replace("%", "%%") + shown
+        text = field.metadata["help"].replace("%", "%%") + default
         common: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
-            "help": argparse.SUPPRESS if field.name in unsaid else told,
+            "help": argparse.SUPPRESS if field.name in hidden_fields else text,
         }
         if kind is bool:
             parser.add_argument(flag(field.name), action="store_true", **common)
@@ -282,7 +283,7 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise TrainingError(f"{name} must be a finite number, not {value}.")
     rule = field.metadata
-    if "least" in rule and value < rule["least"]:
+    if "min" in rule and value < rule["min"]:
         raise TrainingError(f"{name} must be at least {rule['least']}, not {value}.")
     if "above" in rule and value <= rule["above"]:
         raise TrainingError(f"{name} must be above {rule['above']}, not {value}.")

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from latentd.training.arrays import Array
 from latentd.training.config import Config
+from latentd.training.datasets import read
+from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
-from latentd.training.parallel import notice
-from latentd.training.sources import read
 
-VALUES: Final = 1 << 22
-"""Values of x computed on together, at most, where nothing is learnt: bounds memory."""
+MAX_VALUES: Final = 1 << 22
+"""Values of x computed on together, at most, where nothing is learned: bounds memory."""
 
 ROUNDING: Final = 1e-6
 """How far beyond the range a float may lie to be taken as the bound: scalers round."""
@@ -98,11 +98,11 @@ def load(config: Config) -> Dataset:
     """
     source = read(config)
     x, y = _checked(config.data, source.x, source.y)
-    notes = [*source.notes, *_on_dark_bytes(config.data, x)]
-    if config.likelihood == "discretised-logistic" and x.dtype != torch.uint8:
+    notes = [*source.notes, *_check_dark_bytes(config.data, x)]
+    if config.likelihood == "discretized-logistic" and x.dtype != torch.uint8:
         raise TrainingError(
-            f"--likelihood discretised-logistic is of bytes and {config.data} holds {_words(x)}; "
-            "save its values as uint8, or use --likelihood gaussian."
+            f"--likelihood discretized-logistic needs uint8 rows and {config.data} has "
+            f"{_format_rows(x)}. Save its values as uint8, or use --likelihood gaussian."
         )
     rows = np.random.default_rng(config.seed).permutation(len(x))
     if source.x_test is not None:
@@ -112,25 +112,25 @@ def load(config: Config) -> Dataset:
         test = Rows(*_checked(name, source.x_test, source.y_test, beyond))
         if test.x.shape[1:] != x.shape[1:] or test.x.dtype != x.dtype:
             raise TrainingError(
-                f"{config.data}: test rows are {_words(test.x)} and training rows {_words(x)}; "
-                "make them the same."
+                f"{config.data}: test rows are {_format_rows(test.x)} and training rows "
+                f"{_format_rows(x)}; they must match."
             )
         held_out = 0
     else:
-        held_out = round(config.test * len(x))
+        held_out = round(config.test_fraction * len(x))
         test = _take(x, y, rows[:held_out])
-    validating = round(config.validation * (len(x) - held_out))
+    validating = round(config.val_fraction * (len(x) - held_out))
     validation = _take(x, y, rows[held_out : held_out + validating])
     train = _take(x, y, rows[held_out + validating :])
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         if not len(part):
             raise TrainingError(
                 f"{config.data} has {len(x)} rows, too few to split: none is left for {name}. "
-                "Add rows, or change --validation or --test."
+                "Add rows, or change --val-fraction or --test-fraction."
             )
-    if config.binarisation == "fixed":
-        draws = torch.Generator().manual_seed(config.binarisation_seed)
-        train, validation, test = (_black_or_white(p, draws) for p in (train, validation, test))
+    if config.binarization == "fixed":
+        draws = torch.Generator().manual_seed(config.binarization_seed)
+        train, validation, test = (_binarize_fixed(p, draws) for p in (train, validation, test))
     digest = hashlib.sha256()
     for part in (train, validation, test):
         digest.update(part.x.numpy().tobytes())
@@ -140,9 +140,9 @@ def load(config: Config) -> Dataset:
     return Dataset(train, validation, test, own_test, digest.hexdigest(), source.classes)
 
 
-def together(shape: tuple[int, ...], most: int) -> int:
+def max_batch_rows(shape: tuple[int, ...], limit: int) -> int:
     """How many rows of `shape` to compute on together: `most`, or fewer if they are large."""
-    return max(1, min(most, VALUES // math.prod(shape)))
+    return max(1, min(limit, MAX_VALUES // math.prod(shape)))
 
 
 def to(dataset: Dataset, device: torch.device) -> Dataset:
@@ -159,7 +159,7 @@ def to(dataset: Dataset, device: torch.device) -> Dataset:
     )
 
 
-def _black_or_white(rows: Rows, draws: torch.Generator) -> Rows:
+def _binarize_fixed(rows: Rows, draws: torch.Generator) -> Rows:
     """Every value at the end of its range, the upper one with its own chance."""
     highest = 255 if rows.x.dtype == torch.uint8 else 1
     white = torch.rand(rows.x.shape, generator=draws) < rows.x / highest
@@ -231,7 +231,7 @@ def _in_range(name: str, x: Array, beyond: list[str] | None) -> Array:
     return x
 
 
-def _on_dark_bytes(name: str, x: Tensor) -> list[str]:
+def _check_dark_bytes(name: str, x: Tensor) -> list[str]:
     """A warning about bytes that are likely to be of another range than 0..255. Bytes of 0 and 1
     are refused: the net would see 0 and 1/255, and the posterior collapse. No flag overrides this,
     for multiplying by 255 loses nothing."""
@@ -248,5 +248,5 @@ def _on_dark_bytes(name: str, x: Tensor) -> list[str]:
     ]
 
 
-def _words(x: Tensor) -> str:
+def _format_rows(x: Tensor) -> str:
     return f"{x.dtype} {tuple(x.shape[1:])}".removeprefix("torch.")

@@ -8,7 +8,7 @@ from latentd.training import threads
 from latentd.training.errors import TrainingError
 
 
-def chosen_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """auto, cpu or cuda -> the device. Raises TrainingError for a GPU that is not there.
 
     float32 means float32 from here on: of itself cuDNN rounds what it convolves to TF32's ten bits,
@@ -16,13 +16,13 @@ def chosen_device(name: str) -> torch.device:
     """
     torch.set_num_threads(threads.default())
     torch.backends.cudnn.allow_tf32 = False
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
         raise TrainingError("--device cuda: there is no CUDA device here; use --device cpu.")
-    return torch.device("cuda" if name != "cpu" and there else "cpu")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
-def chosen_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: str, device: torch.device) -> str:
     """auto, float32 or bfloat16 -> one of the two. GPUs older than Ampere only imitate bfloat16,
     and are slower for it."""
     if name != "auto":

@@ -17,16 +17,16 @@ from torch import Tensor
 from latentd import bundle
 from latentd.bundle import DataSpec, Manifest
 from latentd.errors import BundleError
-from latentd.training import checkpoint, data, graphs, parity, scores
+from latentd.training import checkpoint, data, onnx_graphs, parity, score_quantiles
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.errors import TrainingError
-from latentd.training.evaluation.record import digest, recorded
-from latentd.training.half import halved
+from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
+from latentd.training.fp16 import to_half
 from latentd.training.likelihoods import LIKELIHOODS
-from latentd.training.model import Model, render
-from latentd.training.objective import words
+from latentd.training.model import Model, to_data
+from latentd.training.objective import describe_elbo
 
 assert {name: make(Config()).parameters for name, make in LIKELIHOODS.items()} == bundle.LIKELIHOODS
 
@@ -60,29 +60,29 @@ def export(
     saved = checkpoint.load(path)
     dataset = _dataset(saved, source)
     model = saved.model()
-    exported = halved(model) if precision == "float16" else model
-    encoder = graphs.encoder(exported, name)
-    decoder = graphs.decoder(exported, name, saved.config.latent_size)
+    exported = to_half(model) if precision == "float16" else model
+    encoder = onnx_graphs.encoder(exported, name)
+    decoder = onnx_graphs.decoder(exported, name, saved.config.latent_size)
     rows, counts = parity.rows(dataset)
     measured = counts | parity.measure(model, encoder, decoder, rows, precision)
     manifest = Manifest(
         model=name,
-        x=_xspec(saved.spec),
+        x=_data_spec(saved.spec),
         latent_size=saved.config.latent_size,
         likelihood=saved.config.likelihood,
         family=saved.config.model,
-        opset=graphs.opset(encoder),
+        opset=onnx_graphs.opset(encoder),
         preprocessing=_preprocessing(saved.spec),
         parity=measured,
         training={
             "config": dataclasses.asdict(saved.config),
-            "objective": words(saved.config),
+            "objective": describe_elbo(saved.config),
             "split": saved.split,
             "metrics": saved.history[-1] if saved.history else {},  # none: of the first epoch
         },
-        evaluation=recorded(path, digest(model)),
+        evaluation=saved_evaluation(path, weights_digest(model)),
         precision=precision,
-        training_scores=scores.distribution(model, encoder, decoder, dataset),
+        training_scores=score_quantiles.quantiles(model, encoder, decoder, dataset),
     )
     files = {
         bundle.ENCODER: encoder,
@@ -112,7 +112,7 @@ def golden(model: Model, x: Tensor) -> bytes:
         "mean": mean,
         "log_var": log_var,
         "z": z,
-        "decoded_x": render(model, params),
+        "decoded_x": to_data(model, params),
         "params": params,
     }
     arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
@@ -140,7 +140,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:
-    config = saved.config if source is None else saved.config.on(source)
+    config = saved.config if source is None else saved.config.with_data(source)
     try:
         dataset = data.load(config)
     except TrainingError as error:
@@ -155,7 +155,7 @@ def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:
     return dataset
 
 
-def _xspec(spec: RowSpec) -> DataSpec:
+def _data_spec(spec: RowSpec) -> DataSpec:
     return DataSpec(spec.kind, spec.shape, spec.dtype, (0.0, spec.highest))
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentd.training.model import Model, render
+from latentd.training.model import Model, to_data
 
 _COLUMNS: Final = 12
 _WIDE: Final = 900  # pixels, about: small images are enlarged to fill it
@@ -24,19 +24,19 @@ def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], s
     """Write the four PNGs. model: on the CPU; x: test rows (rows, *shape), a few are used."""
     x = x[:_COLUMNS]
     mean, _ = model.encode(x)
-    decoded = render(model, model.decode(mean))
+    decoded = to_data(model, model.decode(mean))
     grid(folder / "reconstructions.png", [x, decoded])
 
     noise = torch.Generator().manual_seed(seed)
     z = torch.randn((8 * _COLUMNS, mean.shape[1]), generator=noise)
-    grid(folder / "samples.png", torch.split(render(model, model.decode(z)), _COLUMNS))
+    grid(folder / "samples.png", torch.split(to_data(model, model.decode(z)), _COLUMNS))
 
     steps = torch.linspace(0, 1, _COLUMNS)[:, None]
     # A single row has no other to go to: it goes nowhere.
     pairs = zip(mean[0::2], mean[1::2] if len(x) > 1 else mean, strict=False)
     grid(
         folder / "interpolation.png",
-        [render(model, model.decode(torch.lerp(a, b, steps))) for a, b in pairs],
+        [to_data(model, model.decode(torch.lerp(a, b, steps))) for a, b in pairs],
     )
     _curves(folder / "curves.png", history)
 
@@ -56,7 +56,7 @@ def grid(path: Path, lines: Sequence[Tensor]) -> None:
             top, left = _GAP + i * (height + _GAP), _GAP + j * (width + _GAP)
             sheet[top : top + height, left : left + width] = tile
     larger = max(1, round(_WIDE / sheet.shape[1]))
-    # Nearest neighbour by repetition: pixels stay pixels.
+    # Nearest neighbor by repetition: pixels stay pixels.
     sheet = sheet.repeat(larger, 0).repeat(larger, 1)
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path)
 

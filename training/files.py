@@ -30,11 +30,11 @@ def require_memory(what: object, nbytes: int, advice: str) -> None:
     available = machine.memory()
     if nbytes > available // 2:
         raise TrainingError(
-            f"{what} holds {machine.in_words(nbytes)} of values, and at most half of the available "
-            f"memory ({machine.in_words(available)}) may be used for them. {advice}"
+            f"{what} holds {machine.format_bytes(nbytes)} of values; at most half of the "
+            f"available memory ({machine.format_bytes(available)}) may be used for them. {advice}"
         )
 
 
-def shown(path: Path | str) -> str:
+def printable(path: Path | str) -> str:
     """A path as text that can always be printed: bytes that are no UTF-8 become \\xNN."""
     return os.fsencode(path).decode(errors="backslashreplace")

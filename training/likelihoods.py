@@ -53,22 +53,22 @@ class Gaussian:
     """params: mean and log standard deviation of each pixel. -log p is of a density, so it may
     be negative.
 
-    least_std: the floor of the standard deviation. Without one, pixels that never change (a black
+    min_std: the floor of the standard deviation. Without one, pixels that never change (a black
     border) earn unbounded density and drown the rest. fixed_std: the standard deviation itself,
     for every pixel; the network then gives means only.
     """
 
     parameters = 2
 
-    def __init__(self, least_std: float, fixed_std: float | None) -> None:
-        self.least = math.log(least_std)
-        self.fixed = None if fixed_std is None else math.log(fixed_std)
+    def __init__(self, min_std: float, fixed_std: float | None) -> None:
+        self.log_floor = math.log(min_std)
+        self.log_fixed_std = None if fixed_std is None else math.log(fixed_std)
         self.outputs = 1 if fixed_std else 2
 
     def params(self, raw: Tensor) -> Tensor:
-        if self.fixed is not None:
-            return torch.cat((raw, torch.full_like(raw, self.fixed)), dim=1)
-        return _with_least_log(raw, self.least)
+        if self.log_fixed_std is not None:
+            return torch.cat((raw, torch.full_like(raw, self.log_fixed_std)), dim=1)
+        return _with_log_floor(raw, self.log_floor)
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         mean, log_std = params[:, 0], params[:, 1]
@@ -79,18 +79,18 @@ class Gaussian:
         return params[:, 0].clamp(0, 1)
 
 
-class DiscretisedLogistic:
+class DiscretizedLogistic:
     """params: mean and log scale of a logistic distribution for each pixel, whose mass between the
-    middles of neighbouring levels, 1/255 apart, is the byte's; 0 and 255 have the tails. -log p is
+    middles of neighboring levels, 1/255 apart, is the byte's; 0 and 255 have the tails. -log p is
     of a probability, so it is never negative. Kingma et al. (2016), arXiv:1606.04934; Salimans et
     al. (2017), arXiv:1701.05517.
     """
 
     outputs = parameters = 2
-    least = -7.0  # log scale: a quarter of a level, where a byte is as good as certain
+    log_floor = -7.0  # log scale: a quarter of a level, where a byte is as good as certain
 
     def params(self, raw: Tensor) -> Tensor:
-        return _with_least_log(raw, self.least)
+        return _with_log_floor(raw, self.log_floor)
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         mean, sharpness = params[:, 0], (-params[:, 1]).exp()
@@ -106,14 +106,14 @@ class DiscretisedLogistic:
         return params[:, 0].clamp(0, 1)
 
 
-def _with_least_log(raw: Tensor, least: float) -> Tensor:
+def _with_log_floor(raw: Tensor, log_floor: float) -> Tensor:
     """Means as they are, log widths bent so that none is below `least`."""
     mean, log_width = raw.chunk(2, dim=1)
-    return torch.cat((mean, least + F.softplus(log_width - least)), dim=1)
+    return torch.cat((mean, log_floor + F.softplus(log_width - log_floor)), dim=1)
 
 
 LIKELIHOODS: Final[dict[str, Callable[[Config], Likelihood]]] = {
     "bernoulli": lambda config: Bernoulli(),
-    "gaussian": lambda config: Gaussian(config.least_std, config.fixed_std),
-    "discretised-logistic": lambda config: DiscretisedLogistic(),
+    "gaussian": lambda config: Gaussian(config.min_std, config.fixed_std),
+    "discretized-logistic": lambda config: DiscretizedLogistic(),
 }

@@ -44,7 +44,7 @@ def memory() -> int:
     return max(0, free)
 
 
-def in_words(nbytes: int) -> str:
+def format_bytes(nbytes: int) -> str:
     """3_200_000_000 -> '3.2 GB'."""
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:,.1f} MB"
 

@@ -33,7 +33,7 @@ class Terms(NamedTuple):
     rate: Tensor  # KL(q(z|x) || p(z))
 
 
-class Draws(NamedTuple):
+class PosteriorSamples(NamedTuple):
     """q(z|x) of each row, k draws of z from it, and how well each explains its row."""
 
     mean: Tensor  # (rows, latent_size)
@@ -48,7 +48,7 @@ class VAE(nn.Module):
     def __init__(self, config: Config, spec: RowSpec) -> None:
         super().__init__()
         self.spec, self.latent_size = spec, config.latent_size
-        self.binarise = config.binarisation == "dynamic"
+        self.binarize = config.binarization == "dynamic"
         self.likelihood = LIKELIHOODS[config.likelihood](config)
         self.encoder, self.decoder = networks.build(
             config, spec.shape, 2 * config.latent_size, self.likelihood.outputs
@@ -57,30 +57,30 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (rows, *shape) -> mean, log_var: float32 (rows, latent_size)."""
         # float(): under autocast the nets' outputs are bfloat16, too coarse for exp and sums.
-        mean, log_var = self.encoder(unit(x)).float().chunk(2, dim=1)
+        mean, log_var = self.encoder(to_unit(x)).float().chunk(2, dim=1)
         return mean, log_var.clamp(*LOG_VAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
         """float32 (rows, latent_size) -> params of p(x|z): float32 (rows, parameters, *shape)."""
         return self.likelihood.params(self.decoder(z).float())
 
-    def draw(self, x: Tensor, noise: Tensor) -> Draws:
+    def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
         """x: as observed, in [0, 1], (rows, *shape); noise: N(0, I), (k, rows, latent_size)."""
         mean, log_var = self.encode(x)
         z = mean + (0.5 * log_var).exp() * noise
         params = self.decode(z.flatten(0, 1))
         repeated = x if len(z) == 1 else x.repeat(len(z), *[1] * (x.ndim - 1))
         nll = self.likelihood.nll(repeated, params)
-        return Draws(mean, log_var, z, nll.view(z.shape[:2]))
+        return PosteriorSamples(mean, log_var, z, nll.view(z.shape[:2]))
 
-    def terms(self, draws: Draws) -> Terms:
+    def terms(self, draws: PosteriorSamples) -> Terms:
         """The ELBO and its parts, the distortion averaged over the draws."""
         distortion, rate = draws.nll.mean(0), gaussian_kl(draws.mean, draws.log_var)
         return Terms(-(distortion + rate), distortion, rate)
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Terms:
         """The ELBO of rows (rows, *shape), z drawn once for each from `generator`."""
-        x = observe(x, generator, self.binarise)
+        x = to_target(x, generator, self.binarize)
         return self.terms(self.draw(x, normal((1, len(x), self.latent_size), generator)))
 
 
@@ -94,7 +94,7 @@ class AE(nn.Module):
         super().__init__()
         self.net = VAE(config, spec)
         self.spec, self.likelihood = spec, self.net.likelihood
-        self.latent_size, self.binarise = self.net.latent_size, self.net.binarise
+        self.latent_size, self.binarize = self.net.latent_size, self.net.binarize
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As VAE.encode; log_var is POINT_LOG_VAR throughout."""
@@ -105,19 +105,21 @@ class AE(nn.Module):
         """As VAE.decode."""
         return self.net.decode(z)
 
-    def draw(self, x: Tensor, noise: Tensor) -> Draws:
+    def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
         """As VAE.draw, every z the mean."""
         mean, log_var = self.encode(x)
-        return Draws(mean, log_var, mean[None], self.likelihood.nll(x, self.decode(mean))[None])
+        return PosteriorSamples(
+            mean, log_var, mean[None], self.likelihood.nll(x, self.decode(mean))[None]
+        )
 
-    def terms(self, draws: Draws) -> Terms:
+    def terms(self, draws: PosteriorSamples) -> Terms:
         """As VAE.terms, without a rate."""
         distortion = draws.nll.mean(0)
         return Terms(-distortion, distortion, torch.zeros_like(distortion))
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Terms:
-        """As VAE.forward; `generator` only binarises."""
-        x = observe(x, generator, self.binarise)
+        """As VAE.forward; `generator` only binarizes."""
+        x = to_target(x, generator, self.binarize)
         return self.terms(self.draw(x, x.new_empty(0)))
 
 
@@ -132,25 +134,25 @@ def build(config: Config, spec: RowSpec) -> Model:
         return MODELS[config.model](config, spec)
 
 
-def unit(x: Tensor) -> Tensor:
+def to_unit(x: Tensor) -> Tensor:
     """Rows as the data has them -> float32 in [0, 1]."""
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-def render(model: Model, params: Tensor) -> Tensor:
+def to_data(model: Model, params: Tensor) -> Tensor:
     """E[x|z] as the data has its rows: the inverse of `unit`, bytes rounded half to even."""
     mean = model.likelihood.mean(params)
     return (mean * 255).round().to(torch.uint8) if model.spec.dtype == "uint8" else mean
 
 
-def observe(x: Tensor, generator: torch.Generator, binarise: bool) -> Tensor:
+def to_target(x: Tensor, generator: torch.Generator, binarize: bool) -> Tensor:
     """What the objective is about: x in [0, 1], or black and white pixels drawn from it.
 
     The chance of white is that of x within 2e-5; black stays black and white stays white. Bytes
     are compared with 16 random bits each, six times as fast on a CPU as torch.bernoulli.
     """
-    if not binarise:
-        return unit(x)
+    if not binarize:
+        return to_unit(x)
     if x.dtype != torch.uint8:
         return torch.bernoulli(x, generator=generator)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)

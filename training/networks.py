@@ -2,7 +2,7 @@
 
 An encoder maps float32 (rows, *shape) in [0, 1] to (rows, outputs); a decoder maps (rows,
 latent_size) to unbounded float32 (rows, parameters, *shape). To add an architecture, write a
-function like `mlp` below, put it into `NETWORKS`, and its name into Config.net's choices.
+function like `mlp` below, put it into `NETWORKS`, and its name into Config.architecture's choices.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Network(NamedTuple):
     """An architecture: how to build it, and its sizes where the config leaves them open."""
 
     build: Callable[[Config, Shape, int, int], tuple[nn.Module, nn.Module]]
-    hidden: int
+    hidden_size: int
     depth: int
 
 
-def fitted(config: Config, shape: Shape) -> Config:
+def resolve_architecture(config: Config, shape: Shape) -> Config:
     """The config with net, hidden and depth decided for rows of `shape`."""
-    name = config.net
+    name = config.architecture
     if name == "auto":
         name = "conv" if len(shape) > 1 and min(shape[:2]) >= 28 else "mlp"
     if name == "conv" and (len(shape) == 1 or min(shape[:2]) < 8):
         raise TrainingError(
-            f"--net conv needs images of at least 8x8 pixels and rows here have shape {shape}; "
-            "use --net mlp."
+            f"--architecture conv needs images of at least 8x8 pixels (height x width); rows here "
+            f"have shape {shape}. Use --architecture mlp."
         )
     network = NETWORKS[name]
     depth = config.depth or network.depth
@@ -46,16 +46,15 @@ def fitted(config: Config, shape: Shape) -> Config:
         raise TrainingError(
             f"--depth {depth} halves images of shape {shape} below 2 pixels; use a smaller one."
         )
-    return dataclasses.replace(
-        config, net=name, hidden=config.hidden or network.hidden, depth=depth
-    )
+    hidden_size = config.hidden_size or network.hidden_size
+    return dataclasses.replace(config, architecture=name, hidden_size=hidden_size, depth=depth)
 
 
 def build(
     config: Config, shape: Shape, outputs: int, parameters: int
 ) -> tuple[nn.Module, nn.Module]:
     """The encoder and the decoder of a fitted config."""
-    return NETWORKS[config.net].build(config, shape, outputs, parameters)
+    return NETWORKS[config.architecture].build(config, shape, outputs, parameters)
 
 
 def mlp(config: Config, shape: Shape, outputs: int, parameters: int) -> tuple[nn.Module, nn.Module]:
@@ -148,9 +147,9 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, config: Config, shape: Shape, parameters: int) -> None:
         super().__init__()
-        colours = math.prod(shape[2:])
+        colors = math.prod(shape[2:])
         levels = _levels(config, shape)
-        levels[0] = levels[0]._replace(channels=parameters * colours)
+        levels[0] = levels[0]._replace(channels=parameters * colors)
         levels.reverse()
         self.stem = nn.Linear(config.latent_size, math.prod(levels[0]))
         self.features = nn.ModuleList(
@@ -158,7 +157,7 @@ class ConvDecoder(nn.Module):
             for coarse, fine in pairwise(levels)
         )
         self.levels = levels
-        self.split = (parameters, colours) if len(shape) == 3 else (parameters,)
+        self.split = (parameters, colors) if len(shape) == 3 else (parameters,)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.stem(z).unflatten(1, self.levels[0])
@@ -189,14 +188,14 @@ def _levels(config: Config, shape: Shape) -> list[Level]:
 
 
 def _sizes(config: Config) -> tuple[int, int]:
-    assert config.hidden is not None, "the config is not fitted"
+    assert config.hidden_size is not None, "the config is not fitted"
     assert config.depth is not None, "the config is not fitted"
-    return config.hidden, config.depth
+    return config.hidden_size, config.depth
 
 
 NETWORKS: Final = {
-    "mlp": Network(mlp, hidden=256, depth=2),
-    "iwae": Network(iwae, hidden=200, depth=2),
-    "gated": Network(gated, hidden=300, depth=2),
-    "conv": Network(conv, hidden=64, depth=2),
+    "mlp": Network(mlp, hidden_size=256, depth=2),
+    "iwae": Network(iwae, hidden_size=200, depth=2),
+    "gated": Network(gated, hidden_size=300, depth=2),
+    "conv": Network(conv, hidden_size=64, depth=2),
 }

@@ -7,22 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-from latentd.training import parallel
+from latentd.training import distributed
 from latentd.training.config import Config
-from latentd.training.model import AE, Draws, Model, latent_kl
+from latentd.training.model import AE, Model, PosteriorSamples, latent_kl
 
 
-def objective(model: Model, draws: Draws, kl_weight: float | Tensor, free_bits: float) -> Tensor:
+def objective(
+    model: Model, draws: PosteriorSamples, kl_weight: float | Tensor, free_bits: float
+) -> Tensor:
     """(rows,), to be raised: with several draws the importance-weighted bound, with one the ELBO
     with its KL weighed. An autoencoder has minus its distortion."""
     if isinstance(model, AE):
         return model.terms(draws).elbo
     if len(draws.z) > 1:
         return importance_weighted(draws)
-    return -(draws.nll.mean(0) + kl_weight * paid_rate(draws, free_bits))
+    return -(draws.nll.mean(0) + kl_weight * kl_with_free_bits(draws, free_bits))
 
 
-def importance_weighted(draws: Draws) -> Tensor:
+def importance_weighted(draws: PosteriorSamples) -> Tensor:
     """log of the mean of p(x, z) / q(z|x) over the draws: (rows,). Burda et al. (2016), eq. 8."""
     log_q = -0.5 * ((draws.z - draws.mean).square() * (-draws.log_var).exp() + draws.log_var)
     log_p = -0.5 * draws.z.square()  # the 2 pi of both cancel
@@ -30,46 +32,46 @@ def importance_weighted(draws: Draws) -> Tensor:
     return torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
 
 
-def paid_rate(draws: Draws, free_bits: float) -> Tensor:
+def kl_with_free_bits(draws: PosteriorSamples, free_bits: float) -> Tensor:
     """The KL in which each latent costs at least `free_bits` nats, taken over the batch's mean, so
     that one below has no reason to fall further: (rows,). Kingma et al. (2016), eq. 15."""
     cost = latent_kl(draws.mean, draws.log_var)
     if not free_bits:
         return cost.sum(1)
     total, rows = cost.detach().sum(0), cost.new_full((1,), len(cost))
-    parallel.add([total, rows])
+    distributed.all_reduce_([total, rows])
     return torch.where(total / rows > free_bits, cost, free_bits).sum(1)
 
 
-def words(config: Config) -> str:
+def describe_elbo(config: Config) -> str:
     """What the elbo of this config's log lines is."""
     if config.model == "ae":
         return "minus the reconstruction's distortion; an autoencoder has no ELBO"
-    if config.likelihood == "bernoulli" and config.binarisation == "none":
+    if config.likelihood == "bernoulli" and config.binarization == "none":
         return "cross-entropy of grey pixels: good to train on, not a likelihood of the data"
     if config.likelihood == "gaussian":
         return "ELBO of a density over pixels scaled to [0, 1]"
-    if config.likelihood == "discretised-logistic":
+    if config.likelihood == "discretized-logistic":
         return "ELBO of the bytes themselves"
     drawn = (
         "drawn anew in each pass"
-        if config.binarisation == "dynamic"
-        else f"drawn once with seed {config.binarisation_seed}"
+        if config.binarization == "dynamic"
+        else f"drawn once with seed {config.binarization_seed}"
     )
-    return f"ELBO of binarised pixels, {drawn}"
+    return f"ELBO of binarized pixels, {drawn}"
 
 
-def trained(config: Config) -> str:
+def describe_objective(config: Config) -> str:
     """What the objective of this config's log lines is."""
     if config.model == "ae":
         return "the elbo"
-    if config.k > 1:
-        return f"the importance-weighted bound of {config.k} draws"
+    if config.importance_samples > 1:
+        return f"the importance-weighted bound of {config.importance_samples} draws"
     changes = [
         text
         for wanted, text in (
             (config.beta != 1, f"its KL times {config.beta:g}"),
-            (config.kl_warm_up, f"its KL rising in {config.kl_warm_up:g} epochs"),
+            (config.kl_warmup_epochs, f"its KL rising in {config.kl_warmup_epochs:g} epochs"),
             (config.kl_cycles, f"its KL rising {config.kl_cycles} times"),
             (config.free_bits, f"{config.free_bits:g} nats of each latent free"),
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentd.training.data import Dataset
 from latentd.training.errors import RunFailed
-from latentd.training.model import POINT_LOG_VAR, Model, gaussian_kl, render, unit
+from latentd.training.model import POINT_LOG_VAR, Model, gaussian_kl, to_data, to_unit
 
 
 class Tolerance(NamedTuple):
@@ -59,16 +59,16 @@ def measure(
         mean.shape, generator=torch.Generator().manual_seed(0)
     )
     params = model.decode(z)
-    eager = {"mean": mean, "log_var": log_var, "params": params, "x": render(model, params)}
+    eager = {"mean": mean, "log_var": log_var, "params": params, "x": to_data(model, params)}
     elbo = _elbo(model, x, mean, log_var, params)
-    tolerance, worst = TOLERANCES[precision], dict.fromkeys(eager, 0.0)
-    worst_elbo = 0.0
+    tolerance, max_errors = TOLERANCES[precision], dict.fromkeys(eager, 0.0)
+    max_elbo_error = 0.0
     encode, decode = session(encoder), session(decoder)
     for batch in BATCHES:
         onnx = run(encode, x, batch) | run(decode, z, batch)
         for name, expected in eager.items():
-            worst[name] = max(
-                worst[name], _compare(name, onnx[name], expected.numpy(), batch, tolerance)
+            max_errors[name] = max(
+                max_errors[name], _compare(name, onnx[name], expected.numpy(), batch, tolerance)
             )
         tensors = (torch.from_numpy(onnx[name]) for name in ("mean", "log_var", "params"))
         delta = abs(float((_elbo(model, x, *tensors) - elbo).mean()))
@@ -77,19 +77,19 @@ def measure(
                 f"Parity failed: at batch {batch} the ELBO moved by {delta:.2e} nats; "
                 f"{tolerance.delta_elbo} is allowed. Nothing was published."
             )
-        worst_elbo = max(worst_elbo, delta)
+        max_elbo_error = max(max_elbo_error, delta)
     return {
         "batches": list(BATCHES),
         "atol": tolerance.atol,
         "rtol": tolerance.rtol,
-        "max_abs_difference": worst,
-        "delta_elbo_nats": worst_elbo,
+        "max_abs_difference": max_errors,
+        "delta_elbo_nats": max_elbo_error,
     }
 
 
 def _elbo(model: Model, x: Tensor, mean: Tensor, log_var: Tensor, params: Tensor) -> Tensor:
     """(rows,) in nats, float64 so that the comparison adds no rounding of its own."""
-    distortion = model.likelihood.nll(unit(x).double(), params.double())
+    distortion = model.likelihood.nll(to_unit(x).double(), params.double())
     if (log_var == POINT_LOG_VAR).all():  # an autoencoder has no KL
         return -distortion
     return -(distortion + gaussian_kl(mean.double(), log_var.double()))
@@ -102,10 +102,12 @@ def session(graph: bytes) -> ort.InferenceSession:
 
 def run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Array]:
     """Every output for `rows`, so many at once."""
-    takes = session.get_inputs()[0].name
-    gives = [output.name for output in session.get_outputs()]
-    parts = [session.run(gives, {takes: part.numpy()}) for part in torch.split(rows, batch)]
-    return dict(zip(gives, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    input_name = session.get_inputs()[0].name
+    output_names = [output.name for output in session.get_outputs()]
+    parts = [
+        session.run(output_names, {input_name: part.numpy()}) for part in torch.split(rows, batch)
+    ]
+    return dict(zip(output_names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
 
 def _compare(name: str, actual: Array, expected: Array, batch: int, tolerance: Tolerance) -> float:

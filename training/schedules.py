@@ -15,16 +15,16 @@ def learning_rate(config: Config, epoch: float) -> float:
     """The step size after `epoch` epochs, a fraction, of `config.epochs`."""
     done = min(1.0, epoch / config.epochs)
     factor = 1.0
-    if config.schedule == "cosine":
+    if config.lr_schedule == "cosine":
         factor = _cosine(1, 0, done)
-    elif config.schedule == "one-cycle":
+    elif config.lr_schedule == "one-cycle":
         rising = done < _RISE
         factor = (
             _cosine(_START, 1, done / _RISE)
             if rising
             else _cosine(1, 0, (done - _RISE) / (1 - _RISE))
         )
-    return config.learning_rate * factor * _ramp(epoch, config.learning_rate_warm_up)
+    return config.learning_rate * factor * _ramp(epoch, config.lr_warmup_epochs)
 
 
 def kl_weight(config: Config, epoch: float) -> float:
@@ -35,7 +35,7 @@ def kl_weight(config: Config, epoch: float) -> float:
     if config.kl_cycles:
         cycle = config.epochs / config.kl_cycles
         return config.beta * _ramp(epoch % cycle, cycle / 2)
-    return config.beta * _ramp(epoch, config.kl_warm_up)
+    return config.beta * _ramp(epoch, config.kl_warmup_epochs)
 
 
 def _ramp(epoch: float, length: float) -> float:

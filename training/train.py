@@ -12,16 +12,16 @@ from typing import Any, Final
 
 import torch
 
-from latentd.training import checkpoint, data, figures, machine, networks, parallel, threads
+from latentd.training import checkpoint, data, distributed, figures, machine, networks, threads
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.data import Dataset
-from latentd.training.device import chosen_device, chosen_precision
+from latentd.training.device import resolve_device, resolve_precision
 from latentd.training.errors import TrainingError
-from latentd.training.journal import Journal
-from latentd.training.objective import trained, words
-from latentd.training.run import Run, evaluate
+from latentd.training.logger import RunLogger
+from latentd.training.objective import describe_elbo, describe_objective
 from latentd.training.threads import Choice
+from latentd.training.trainer import Trainer, evaluate
 
 LAST: Final = "last.pt"  # where --resume goes on
 BEST: Final = "best.pt"  # the highest validation ELBO so far
@@ -36,27 +36,27 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
     Standard output and log.jsonl get one JSON line for the run, one for each epoch and one for
     the test rows. Everything that can be wrong with the input is found before `out` is made.
     """
-    with _no_denormals(), parallel.processes(_device(config, saved)) as device:
+    with _no_denormals(), distributed.processes(_device(config, saved)) as device:
         dataset = data.load(config)
-        config = _decided(config, dataset.spec.shape, device)
-        chosen = _chosen_threads(config, dataset, device, saved)
-        run = Run(dataclasses.replace(config, threads=chosen.number), dataset, device)
+        config = _resolve_config(config, dataset.spec.shape, device)
+        chosen = _resolve_threads(config, dataset, device, saved)
+        run = Trainer(dataclasses.replace(config, threads=chosen.number), dataset, device)
         if saved:
             run.restore(saved)
-            _say_where(run, saved)
+            _notice_device_change(run, saved)
         _warn_of_few_steps(run)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"--out {out} cannot be made: {error.strerror}.") from None
-        header = _header(run) | {"threads": _told(chosen)}
+        header = _header(run) | {"threads": _threads_record(chosen)}
         with (
             threads.using(chosen.number),
-            Journal(out, header, run.history, run.done) as journal,
+            RunLogger(out, header, run.history, run.steps_done) as logger,
         ):
-            _epochs(run, out, journal)
-            if parallel.first():
-                _finish(run, out, journal)
+            _epochs(run, out, logger)
+            if distributed.is_main_process():
+                _evaluate_best(run, out, logger)
 
 
 @contextlib.contextmanager
@@ -70,23 +70,25 @@ def _no_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def _epochs(run: Run, out: Path, journal: Journal) -> None:
+def _epochs(run: Trainer, out: Path, logger: RunLogger) -> None:
     """Every epoch still to come."""
     last_save = time.monotonic()
-    warned = run.device.type != "cpu" or parallel.count() > 1  # what else a step may wait for
+    warned = (
+        run.device.type != "cpu" or distributed.process_count() > 1
+    )  # what else a step may wait for
 
     def save(path: Path) -> None:
         nonlocal last_save
-        if parallel.first():
+        if distributed.is_main_process():
             checkpoint.save(path, run.checkpoint())
         last_save = time.monotonic()
 
     def after_step() -> None:
         nonlocal warned
-        journal.step()
+        logger.step()
         if not warned and (ratio := run.contention.found()):
             warned = True
-            parallel.notice(_on_contention(run, ratio))
+            distributed.notice(_on_contention(run, ratio))
         if time.monotonic() - last_save > run.config.checkpoint_seconds:
             save(out / LAST)
 
@@ -95,7 +97,7 @@ def _epochs(run: Run, out: Path, journal: Journal) -> None:
         if line is best(run.history):
             save(out / BEST)
         save(out / LAST)
-        journal.epoch(line)
+        logger.epoch(line)
 
 
 def finished(config: Config, history: list[dict[str, Any]]) -> bool:
@@ -118,42 +120,42 @@ def _validated(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in history if "validation_elbo" in line]
 
 
-def _finish(run: Run, out: Path, journal: Journal) -> None:
+def _evaluate_best(run: Trainer, out: Path, logger: RunLogger) -> None:
     """Pictures and the test rows, with the best weights."""
     saved = checkpoint.load(out / BEST)
     model, test = saved.model(), run.dataset.test.x.cpu()
     figures.draw(out, model, test, run.history, run.config.seed)
-    journal.say(
+    logger.log(
         {"best_epoch": saved.history[-1]["epoch"], "unit": "nats per example"}
         | {f"test_{term}": value for term, value in evaluate(model, test, run.config.seed).items()}
     )
 
 
-def _header(run: Run) -> dict[str, Any]:
+def _header(run: Trainer) -> dict[str, Any]:
     return {
         "run": dataclasses.asdict(run.config),
-        "elbo": words(run.config),
-        "objective": trained(run.config),
+        "elbo": describe_elbo(run.config),
+        "objective": describe_objective(run.config),
         "unit": "nats per example",
         "split": run.split,
         "steps": run.steps,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "device": str(run.device),
-        "processes": parallel.count(),
+        "processes": distributed.process_count(),
     }
 
 
-def _decided(config: Config, shape: tuple[int, ...], device: torch.device) -> Config:
+def _resolve_config(config: Config, shape: tuple[int, ...], device: torch.device) -> Config:
     """The config with nothing left at auto."""
-    chosen = chosen_precision(config.precision, device)
+    chosen = resolve_precision(config.precision, device)
     config = dataclasses.replace(config, device=device.type, precision=chosen)
-    return networks.fitted(config, shape)
+    return networks.resolve_architecture(config, shape)
 
 
 def _device(config: Config, saved: Checkpoint | None) -> torch.device:
     """Where to run; one that goes on does so on its kind of device unless another is asked for."""
     try:
-        return chosen_device(config.device)
+        return resolve_device(config.device)
     except TrainingError:
         if saved and saved.config.device == config.device:
             raise TrainingError(
@@ -163,7 +165,7 @@ def _device(config: Config, saved: Checkpoint | None) -> torch.device:
         raise
 
 
-def _chosen_threads(
+def _resolve_threads(
     config: Config, dataset: Dataset, device: torch.device, saved: Checkpoint | None
 ) -> Choice:
     """The number of CPU threads. A resumed run keeps its own, as others round differently."""
@@ -179,30 +181,30 @@ def _chosen_threads(
     ):
         if config.threads <= cpus:
             return Choice(config.threads, "the checkpoint")
-        parallel.notice(
+        distributed.notice(
             f"This run had {config.threads} CPU threads and there are {cpus} CPUs here; another "
             "number is chosen, with which its results may differ by rounding."
         )
     elif config.threads:
         if config.threads > cpus:
-            parallel.notice(f"--threads {config.threads} is more than the {cpus} CPUs: slower.")
+            distributed.notice(f"--threads {config.threads} is more than the {cpus} CPUs: slower.")
         return Choice(config.threads, "--threads")
     if threads.from_environment():
         return Choice(threads.default(), "the environment (OMP_NUM_THREADS)")
-    if device.type != "cpu" or parallel.count() > 1:
+    if device.type != "cpu" or distributed.process_count() > 1:
         return Choice(threads.default(), "default")
     # Another run, so that neither weights nor generators know of it. To compile would take minutes.
-    trial = Run(dataclasses.replace(config, compile=False), dataset, device)
+    trial = Trainer(dataclasses.replace(config, compile=False), dataset, device)
     batch = dataset.train.x[: config.batch_size]
     return threads.measure(lambda: trial.step(batch))
 
 
-def _told(chosen: Choice) -> dict[str, Any]:
+def _threads_record(chosen: Choice) -> dict[str, Any]:
     told = {"number": chosen.number, "cpus": machine.cpus(), "chosen_by": chosen.by}
     return told | ({"step_milliseconds": dict(chosen.milliseconds)} if chosen.milliseconds else {})
 
 
-def _on_contention(run: Run, ratio: float) -> str:
+def _on_contention(run: Trainer, ratio: float) -> str:
     count = run.config.threads
     fewer = ", or resume with --threads 1." if count > 1 else "."
     return (
@@ -211,20 +213,20 @@ def _on_contention(run: Run, ratio: float) -> str:
     )
 
 
-def _warn_of_few_steps(run: Run) -> None:
+def _warn_of_few_steps(run: Trainer) -> None:
     steps, epochs = run.steps, run.config.epochs
     if steps < _FEW_STEPS[0] and steps * epochs < _FEW_STEPS[1]:
-        parallel.notice(
+        distributed.notice(
             f"The run has {steps * epochs:,} steps, {steps} in an epoch, which are too few to "
             f"learn much. Use a smaller --batch-size (now {run.config.batch_size}), more --epochs "
             f"(now {epochs}), or more rows."
         )
 
 
-def _say_where(run: Run, saved: Checkpoint) -> None:
+def _notice_device_change(run: Trainer, saved: Checkpoint) -> None:
     if saved.config.device != run.device.type:
-        parallel.notice(
+        distributed.notice(
             f"This run was on {saved.config.device} and goes on on {run.device.type}: with all it "
             f"had but its noise, which is drawn anew from --seed {run.config.seed} and its "
-            f"{run.done} steps so far."
+            f"{run.steps_done} steps so far."
         )

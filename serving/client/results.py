@@ -61,7 +61,7 @@ class ModelInfo:
     family: str  # vae | ae
     x: DataSpec  # one row of data
     latent_size: int
-    likelihood: str  # bernoulli | gaussian | discretised-logistic
+    likelihood: str  # bernoulli | gaussian | discretized-logistic
     params_per_element: int
     limits: Limits
     provider: str

@@ -29,8 +29,8 @@ from gpu_table import Bench, ratio, report
 
 from latentd import bundle
 from latentd.runtime.provider import Provider
-from latentd.training.model import render
-from latentd.training.run import Run
+from latentd.training.model import to_data
+from latentd.training.trainer import Trainer
 
 
 def engine_alone(b: Bench, net: Net) -> None:
@@ -40,7 +40,7 @@ def engine_alone(b: Bench, net: Net) -> None:
 
     def by_torch(decode: Callable[..., torch.Tensor], z: torch.Tensor) -> object:
         with torch.inference_mode():
-            return render(eager, decode(z.to(b.device))).cpu().numpy()
+            return to_data(eager, decode(z.to(b.device))).cpu().numpy()
 
     for rows in (64, 256):
         z = latents(rows, net)
@@ -91,7 +91,7 @@ def training(b: Bench) -> None:
     dataset = noise(rows)
     theirs = Textbook(settings("gated"), dataset, torch.device(b.device))
     ours = {
-        f"batch {size}": Run(
+        f"batch {size}": Trainer(
             settings("gated", precision="bfloat16", batch_size=size, compile=b.device == "cuda"),
             dataset,
             torch.device(b.device),

@@ -31,7 +31,7 @@ from latentd.training import networks
 from latentd.training.config import Config
 from latentd.training.data import Dataset, Rows, load
 from latentd.training.model import build
-from latentd.training.run import Run
+from latentd.training.trainer import Trainer
 
 BATCH = 128
 REACH = 0.33  # of the textbook's seconds
@@ -83,15 +83,15 @@ class Textbook:
 
 
 def ours(config: Config, dataset: Dataset) -> Callable[[], object]:
-    return Run(config, dataset, torch.device("cpu")).epoch
+    return Trainer(config, dataset, torch.device("cpu")).epoch
 
 
 def settings(net: str, **changes: Any) -> Config:
     config = Config(
-        net=net,
+        architecture=net,
         latent_size=NETS[net],
         likelihood="bernoulli",
-        binarisation="dynamic",
+        binarization="dynamic",
         learning_rate=1e-3,
         validate_every=1 << 20,
         epochs=1 << 20,
@@ -99,7 +99,7 @@ def settings(net: str, **changes: Any) -> Config:
         precision="float32",
         batch_size=BATCH,
     )
-    return networks.fitted(replace(config, **changes), (28, 28))
+    return networks.resolve_architecture(replace(config, **changes), (28, 28))
 
 
 def measure(net: str, dataset: Dataset, rounds: int) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def measure(net: str, dataset: Dataset, rounds: int) -> list[dict[str, Any]]:
         ratio = median_ratio(seconds[way], seconds["textbook"])
         lines.append(
             {
-                "net": net,
+                "architecture": net,
                 "way": way,
                 "ratio": round(ratio, 3),
                 "met": ratio <= REACH,

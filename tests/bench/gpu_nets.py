@@ -10,10 +10,10 @@ from torch import Tensor
 
 from latentd import bundle
 from latentd.bundle import DataSpec, Manifest
-from latentd.training import export, graphs, networks
+from latentd.training import export, networks, onnx_graphs
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
-from latentd.training.half import halved
+from latentd.training.fp16 import to_half
 from latentd.training.model import Model, build
 
 
@@ -30,19 +30,19 @@ class Net:
     @property
     def config(self) -> Config:
         config = Config(
-            net="conv",
+            architecture="conv",
             likelihood="bernoulli",
-            hidden=self.hidden,
+            hidden_size=self.hidden,
             depth=self.depth,
             latent_size=self.latent_size,
         )
-        return networks.fitted(config, self.shape)
+        return networks.resolve_architecture(config, self.shape)
 
 
-SMALL = Net("small", (28, 28), hidden=64, depth=2, latent_size=20)
+SMALL = Net("small", (28, 28), hidden_size=64, depth=2, latent_size=20)
 LARGE = (
-    Net("large-64", (64, 64, 3), hidden=512, depth=4, latent_size=128),
-    Net("large-128", (128, 128, 3), hidden=512, depth=4, latent_size=128),
+    Net("large-64", (64, 64, 3), hidden_size=512, depth=4, latent_size=128),
+    Net("large-128", (128, 128, 3), hidden_size=512, depth=4, latent_size=128),
 )
 
 
@@ -54,23 +54,23 @@ def model(net: Net) -> Model:
 def publish(net: Net, root: Path, precision: str) -> Path:
     """The same model as a bundle under `root`; the version's folder."""
     whole = model(net)
-    exported = halved(whole) if precision == "float16" else whole
+    exported = to_half(whole) if precision == "float16" else whole
     rows = torch.randint(0, 256, (8, *net.shape), dtype=torch.uint8)
-    encoder = graphs.encoder(exported, net.name)
+    encoder = onnx_graphs.encoder(exported, net.name)
     manifest = Manifest(
         model=net.name,
         x=DataSpec("image", net.shape, "uint8", (0.0, 255.0)),
         latent_size=net.latent_size,
         likelihood="bernoulli",
         family="vae",
-        opset=graphs.opset(encoder),
+        opset=onnx_graphs.opset(encoder),
         preprocessing="inside the graphs",
         parity={},
         precision=precision,
     )
     files = {
         bundle.ENCODER: encoder,
-        bundle.DECODER: graphs.decoder(exported, net.name, net.latent_size),
+        bundle.DECODER: onnx_graphs.decoder(exported, net.name, net.latent_size),
         bundle.GOLDEN: export.golden(whole, rows),
     }
     return bundle.publish(root, manifest, files)

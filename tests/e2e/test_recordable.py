@@ -8,10 +8,10 @@ import pytest
 from latentd.runtime.cuda import Stream
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import CUDA, Provider, unavailable_reason
-from latentd.training import graphs, networks
+from latentd.training import networks, onnx_graphs
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
-from latentd.training.half import halved
+from latentd.training.fp16 import to_half
 from latentd.training.model import build
 
 pytestmark = [
@@ -26,16 +26,16 @@ LATENT = 4
     [
         ("mlp", (28, 28), "gaussian", "float32"),
         ("gated", (7,), "bernoulli", "float16"),
-        ("conv", (32, 48, 3), "discretised-logistic", "float32"),
+        ("conv", (32, 48, 3), "discretized-logistic", "float32"),
         ("conv", (28, 28), "gaussian", "float16"),
     ],
 )
 def test_all_of_an_exported_graph_runs_on_the_gpu(net, shape, likelihood, precision):
-    config = Config(net=net, likelihood=likelihood, latent_size=LATENT, hidden=8)
-    model = build(networks.fitted(config, shape), RowSpec(shape, "uint8")).eval()
-    exported = halved(model) if precision == "float16" else model
+    config = Config(architecture=net, likelihood=likelihood, latent_size=LATENT, hidden_size=8)
+    model = build(networks.resolve_architecture(config, shape), RowSpec(shape, "uint8")).eval()
+    exported = to_half(model) if precision == "float16" else model
     engine, stream = SessionFactory(Provider("cuda")), Stream()
-    for graph in (graphs.encoder(exported, "m"), graphs.decoder(exported, "m", LATENT)):
+    for graph in (onnx_graphs.encoder(exported, "m"), onnx_graphs.decoder(exported, "m", LATENT)):
         session = engine._session(graph, 1, cuda_graph=True, stream=stream.address)
         assert session.get_providers()[0] == CUDA
         del session

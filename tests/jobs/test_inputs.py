@@ -21,7 +21,7 @@ from latentd.errors import BadData, ConfigError
 from latentd.readers.files import open_file
 from latentd.readers.parquet import TableReader
 from latentd.readers.rows import check_signature, make_chunk
-from latentd.training.pictures import read_pictures
+from latentd.training.image_folder import read_pictures
 
 BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))
 FLOATS = DataSpec("vector", (3,), "float32", (-1, 1))

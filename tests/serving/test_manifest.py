@@ -201,11 +201,19 @@ def test_float_data_of_any_range_that_is_taken_can_be_scored(good, low, high, ta
     np.testing.assert_allclose(scaled, [0, 1], atol=1e-6)
 
 
-def test_bytes_alone_have_a_discretised_logistic(good):
+def test_bytes_alone_have_a_discretized_logistic(good):
     x = {"kind": "vector", "shape": [16], "dtype": "float32", "range": [0, 1]}
-    document = good | {"x": x, "likelihood": "discretised-logistic"}
-    said = "x.dtype is 'float32'; expected uint8, as likelihood is discretised-logistic"
+    document = good | {"x": x, "likelihood": "discretized-logistic"}
+    said = "x.dtype is 'float32'; expected uint8, as likelihood is discretized-logistic"
     assert said in refused(json.dumps(document).encode())
+
+
+def test_reads_the_british_spelling_of_early_bundles(good):
+    x = {"kind": "vector", "shape": [16], "dtype": "uint8", "range": [0, 255]}
+    document = good | {"x": x, "likelihood": "discretised-logistic"}
+    manifest = Manifest.from_json(json.dumps(document).encode())
+    assert manifest.likelihood == "discretized-logistic"
+    assert b"discretised" not in manifest.to_json()
 
 
 def test_what_shows_a_value_is_short_and_can_be_sent():

@@ -48,7 +48,7 @@ def test_values_outside_the_range_are_counted_per_row():
 
 def test_row_is_rejected_when_its_likelihood_is_not_defined():
     values = np.array([[0, 1], [0.5, 1.165]], np.float32)
-    for likelihood in ("bernoulli", "discretised-logistic"):
+    for likelihood in ("bernoulli", "discretized-logistic"):
         rejected = ranges.check(values, UNIT, likelihood).rejected
         assert list(rejected) == [1]
         assert "holds 1.165, outside the model's range 0 to 1" in rejected[1]

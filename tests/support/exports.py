@@ -16,7 +16,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 def train(cli: Cli, out: Path, *flags: object) -> Path:
     """A checkpoint of the digits, unless the flags name other data."""
-    tiny = ("--epochs", 2, "--hidden", 12, "--latent-size", 3)
+    tiny = ("--epochs", 2, "--hidden-size", 12, "--latent-size", 3)
     status, _, err = cli("train", "--out", out, *tiny, *flags)
     assert status == 0, err
     return out / "best.pt"

@@ -12,7 +12,7 @@ import torch
 from latentd.training import checkpoint
 
 TRAIN = (sys.executable, "-m", "latentd", "train")
-TINY = ("--epochs", 4, "--hidden", 16, "--latent-size", 3)
+TINY = ("--epochs", 4, "--hidden-size", 16, "--latent-size", 3)
 SIX_EPOCHS = (*TINY, "--epochs", 6)
 
 
@@ -30,7 +30,7 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Bit for bit: weights, optimiser, generators and log, in last.pt and best.pt."""
+    """Bit for bit: weights, optimizer, generators and log, in last.pt and best.pt."""
     assert untimed(a) == untimed(b)
     for name in ("last.pt", "best.pt"):
         first, second = checkpoint.load(a / name), checkpoint.load(b / name)
@@ -38,7 +38,7 @@ def assert_same_run(a: Path, b: Path) -> None:
             left, right = getattr(first, part), getattr(second, part)
             assert left.keys() == right.keys()
             assert all(torch.equal(left[key], right[key]) for key in left), (name, part)
-        torch.testing.assert_close(first.optimiser, second.optimiser, rtol=0, atol=0)
+        torch.testing.assert_close(first.optimizer, second.optimizer, rtol=0, atol=0)
 
 
 def numbers(out: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def picture_folder(tmp_path: Path, rng: np.random.Generator) -> Path:
-    """40 colour pictures, 11 high and 18 wide, in two folders."""
+    """40 color pictures, 11 high and 18 wide, in two folders."""
     folder = tmp_path / "pictures"
     for i in range(40):
         path = folder / ("cats" if i % 2 else "dogs") / f"{i:02}.png"
@@ -105,7 +105,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> str:
 def compared(tmp_path_factory: pytest.TempPathFactory, cache: Path, others: str) -> Path:
     """A finished comparison, its budget too small to show anything."""
     out = tmp_path_factory.mktemp("compared") / "out"
-    binary = ("--likelihood", "bernoulli", "--binarisation", "dynamic")
-    given = ("--out", out, "--seeds", 2, "--other", others, "--cache", cache)
+    binary = ("--likelihood", "bernoulli", "--binarization", "dynamic")
+    given = ("--out", out, "--seeds", 2, "--ood-data", others, "--cache", cache)
     assert main(["compare", *map(str, (*given, *SIX_EPOCHS, *binary))]) == 0
     return out

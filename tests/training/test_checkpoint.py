@@ -21,19 +21,19 @@ from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.model import build
-from latentd.training.networks import fitted
+from latentd.training.networks import resolve_architecture
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
 def example(seed: int = 0) -> Checkpoint:
     spec = RowSpec((4, 5), "uint8")
-    config = fitted(Config(hidden=8, latent_size=2, seed=seed), spec.shape)
+    config = resolve_architecture(Config(hidden_size=8, latent_size=2, seed=seed), spec.shape)
     return Checkpoint(
         config=config,
         spec=spec,
         weights=build(config, spec).state_dict(),
-        optimiser={},
+        optimizer={},
         generators={"order": torch.Generator().get_state()},
         history=[{"epoch": 1, "validation_elbo": -1.5}],
         split={"train": 3},
@@ -121,9 +121,9 @@ def stretched(*shape: int) -> torch.Tensor:
 def huge(hidden: int) -> bytes:
     """Settings of a net of any size and weights that fit it, in a file of a few kilobytes."""
     with torch.device("meta"):
-        net = build(Config(**settings(hidden=hidden)), example().spec)
+        net = build(Config(**settings(hidden_size=hidden)), example().spec)
     weights = {name: stretched(*tensor.shape) for name, tensor in net.state_dict().items()}
-    return altered(config=settings(hidden=hidden), weights=weights)
+    return altered(config=settings(hidden_size=hidden), weights=weights)
 
 
 def compressed() -> bytes:
@@ -157,11 +157,11 @@ class Malice:
         (lambda: altered(weights={}), "does not fit together"),
         (lambda: altered(spec={"shape": [4, 5]}), "does not fit together"),
         (lambda: altered(extra=1), "does not fit together"),
-        (lambda: altered(config=settings(hidden=1 << 24)), "not of the net that its settings"),
-        (lambda: altered(config=settings(hidden=1 << 50)), "does not fit together"),
+        (lambda: altered(config=settings(hidden_size=1 << 24)), "not of the net that its settings"),
+        (lambda: altered(config=settings(hidden_size=1 << 50)), "does not fit together"),
         (lambda: huge(1 << 24), "is damaged or was not written by latentd"),
         (lambda: compressed(), "is damaged or was not written by latentd"),
-        (lambda: altered(optimiser={"state": [stretched()]}), "is damaged or was not written"),
+        (lambda: altered(optimizer={"state": [stretched()]}), "is damaged or was not written"),
     ],
 )
 @pytest.mark.parametrize("command", ["resume", "export"])

@@ -25,10 +25,10 @@ from latentd.training.comparison import (
     overfitting,
     sampling,
 )
-from latentd.training.comparison.claim import Spread
+from latentd.training.comparison.hypothesis import Spread
 from latentd.training.comparison.plan import Plan
-from latentd.training.comparison.report import CLAIMS
-from latentd.training.comparison.stage import _finish, prepare
+from latentd.training.comparison.report import HYPOTHESES
+from latentd.training.comparison.trained_runs import _finish, prepare
 from latentd.training.config import Config
 from latentd.training.train import train
 from tests.support.runs import SIX_EPOCHS, numbers
@@ -46,15 +46,15 @@ def test_a_comparison_has_every_run_and_every_claim(compared: Path) -> None:
     same = dataclasses.replace(ae.config, model="vae")
     assert same == vae.config
     claims = numbers(compared)
-    assert list(claims) == [claim.title for claim in CLAIMS]
+    assert list(claims) == [hypothesis.title for hypothesis in HYPOTHESES]
     report = (compared / "COMPARISON.md").read_text()
-    for claim in CLAIMS:
-        found = claims[claim.title]
-        assert found["expected"] == claim.expects
+    for hypothesis in HYPOTHESES:
+        found = claims[hypothesis.title]
+        assert found["expected"] == hypothesis.expects
         assert found["verdict"] in ("holds", "does not hold")
         assert (
-            f"| {claim.title} | {claim.expects} | {found['words']} | **{found['verdict']}** |"
-            in report
+            f"| {hypothesis.title} | {hypothesis.expectation} | {found['words']} | "
+            f"**{found['verdict']}** |" in report
         )
         for line in found["measured"]:
             assert line["what"] in report
@@ -79,8 +79,8 @@ def test_finished_runs_are_not_trained_again_and_lost_ones_are(
     lost = compared / "runs" / "ae-1000-seed1"
     shutil.rmtree(lost)
     stamp = kept.stat().st_mtime_ns
-    binary = ("--likelihood", "bernoulli", "--binarisation", "dynamic")
-    arguments = ("--out", compared, "--seeds", 2, "--other", others, "--cache", cache)
+    binary = ("--likelihood", "bernoulli", "--binarization", "dynamic")
+    arguments = ("--out", compared, "--seeds", 2, "--ood-data", others, "--cache", cache)
     status, printed, err = cli("compare", *arguments, *SIX_EPOCHS, *binary)
     assert status == 0, err
     assert "run 12 of 12" in err
@@ -89,7 +89,7 @@ def test_finished_runs_are_not_trained_again_and_lost_ones_are(
     assert json.loads((compared / "comparison.json").read_text())["settings"] == settings
     assert (compared / "comparison.json").read_bytes() == before
     assert f"{'written':<15}{compared / 'COMPARISON.md'}" in printed
-    status, _, err = cli("compare", *arguments, *SIX_EPOCHS, *binary, "--hidden", 17)
+    status, _, err = cli("compare", *arguments, *SIX_EPOCHS, *binary, "--hidden-size", 17)
     assert status == 2
     assert "holds a run of other settings" in err
 
@@ -102,15 +102,18 @@ def test_rows_without_labels_skip_what_labels_judge(cli: Cli, tmp_path: Path) ->
     status, printed, err = cli("compare", *arguments)
     assert status == 0, err
     claims = numbers(out)
-    skipped = {claim.CLAIM.title for claim in (distribution, sampling, interpolation, features)}
+    skipped = {
+        hypothesis.HYPOTHESIS.title
+        for hypothesis in (distribution, sampling, interpolation, features)
+    }
     assert skipped <= {title for title, found in claims.items() if found["verdict"] == "skipped"}
     for title in skipped:
         assert claims[title]["words"] == (
             "The data have no labels, and this is judged by a classifier."
         )
-    assert "`compare --other DATA`" in claims[density.CLAIM.title]["words"]
-    for claim in (overfitting, latent, collapse):
-        assert claims[claim.CLAIM.title]["measured"]
+    assert "`compare --ood-data DATA`" in claims[density.HYPOTHESIS.title]["words"]
+    for hypothesis in (overfitting, latent, collapse):
+        assert claims[hypothesis.HYPOTHESIS.title]["measured"]
     assert [path.name for path in (out / "results").iterdir()] == ["latent.png"]
     assert "skipped        Features" in printed
 
@@ -121,7 +124,7 @@ def test_pictures_are_resized_once(tmp_path: Path, rng: np.random.Generator) -> 
     for i in range(130):
         Image.fromarray(rng.integers(0, 256, (6, 7), np.uint8)).save(folder / f"{i:03}.png")
     np.save(tmp_path / "others.npy", rng.integers(0, 256, (130, 4, 5), np.uint8))
-    tiny = Config(data=f"images:{folder}", image_size="4x5", epochs=1, hidden=4, latent_size=2)
+    tiny = Config(data=f"images:{folder}", image_size="4x5", epochs=1, hidden_size=4, latent_size=2)
     stage = prepare(Plan(tiny, 1, tmp_path / "out", f"npz:{tmp_path / 'others.npy'}"))
     assert stage.dataset.spec.shape == (4, 5)
 
@@ -130,7 +133,7 @@ def test_an_interrupted_run_stays_on_its_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its generators are of that device, whatever has been plugged in since."""
-    config = Config(epochs=2, hidden=4, latent_size=2, batch_size=500)
+    config = Config(epochs=2, hidden_size=4, latent_size=2, batch_size=500)
     train(dataclasses.replace(config, epochs=1), tmp_path / "run")
     saved = checkpoint.load(tmp_path / "run" / "last.pt")
     wanted = dataclasses.replace(saved.config, epochs=2)
@@ -146,10 +149,10 @@ def test_an_interrupted_run_stays_on_its_device(
         (("--model", "ae"), "--model is compare's own to choose"),
         (("--seed", "1"), "--seed is compare's own to choose"),
         (("--seeds", "0"), "0: must be at least 1"),
-        (("--other", "npz:{vectors}"), "make them the same"),
+        (("--ood-data", "npz:{vectors}"), "make them the same"),
         (("--data", "npz:nowhere.npy"), "nowhere.npy does not exist"),
         (("--out", "{file}"), "cannot be made"),
-        (("--binarisation", "dynamic"), "which only --likelihood bernoulli describes"),
+        (("--binarization", "dynamic"), "which only --likelihood bernoulli describes"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_sentence(
@@ -174,10 +177,12 @@ def test_mnist_shows_what_a_vae_is_for(cli: Cli, tmp_path: Path) -> None:
     if not (folder / "mnist").is_dir():
         pytest.skip(f"{folder} holds no mnist; set LATENTD_DATA to the folder that does")
     out = tmp_path / "out"
-    sources = ("--data", f"idx:{folder / 'mnist'}", "--other", f"idx:{folder / 'fashion-mnist'}")
-    binary = ("--likelihood", "bernoulli", "--binarisation", "dynamic")
-    flags = ("--net", "mlp", "--epochs", 3, "--seeds", 1, "--out", out)
+    sources = ("--data", f"idx:{folder / 'mnist'}", "--ood-data", f"idx:{folder / 'fashion-mnist'}")
+    binary = ("--likelihood", "bernoulli", "--binarization", "dynamic")
+    flags = ("--architecture", "mlp", "--epochs", 3, "--seeds", 1, "--out", out)
     assert cli("compare", *sources, *binary, *flags)[0] == 0
     claims = numbers(out)
-    for claim in (latent, sampling, collapse):
-        assert claims[claim.CLAIM.title]["verdict"] == "holds", claim.CLAIM.title
+    for hypothesis in (latent, sampling, collapse):
+        assert claims[hypothesis.HYPOTHESIS.title]["verdict"] == "holds", (
+            hypothesis.HYPOTHESIS.title
+        )

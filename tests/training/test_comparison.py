@@ -11,7 +11,7 @@ import torch
 from latentd.training.comparison import (
     density,
 )
-from latentd.training.comparison.claim import VAE, Spread, spread
+from latentd.training.comparison.hypothesis import VAE, Spread, spread
 from latentd.training.comparison.plan import Plan, sizes
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
@@ -29,8 +29,10 @@ def test_sizes_are_those_the_data_permit() -> None:
 
 
 def test_every_run_has_the_same_net_and_as_many_steps() -> None:
-    config = Config(epochs=10, hidden=7, batch_size=50, free_bits=0.1, kl_warm_up=3, patience=2)
-    runs = Plan(config, 2, Path("out"), other="idx:other").runs((1000, 4000), values=64)
+    config = Config(
+        epochs=10, hidden_size=7, batch_size=50, free_bits=0.1, kl_warmup_epochs=3, patience=2
+    )
+    runs = Plan(config, 2, Path("out"), ood_data="idx:other").runs((1000, 4000), values=64)
     names = [folder.name for folder in runs]
     for seed in (0, 1):
         assert {name for name in names if name.endswith(f"seed{seed}")} == {
@@ -43,12 +45,12 @@ def test_every_run_has_the_same_net_and_as_many_steps() -> None:
         assert f"seed{run.seed}" == seed
         assert run.model == ("ae" if kind == "ae" else "vae")
         if kind == "collapsing":
-            assert (run.beta, run.free_bits, run.kl_warm_up) == (64, 0, 0)
+            assert (run.beta, run.free_bits, run.kl_warmup_epochs) == (64, 0, 0)
             continue
         steps = run.epochs * math.ceil(int(rows) / run.batch_size)
         assert steps == 10 * 80
         assert run.validate_every == run.epochs // 10
-        assert (run.free_bits, run.kl_warm_up) == ((0, 0) if kind == "ae" else (0.1, 3))
+        assert (run.free_bits, run.kl_warmup_epochs) == ((0, 0) if kind == "ae" else (0.1, 3))
         assert run.data == f"npz:out/data/rows-{'other' if kind == 'other' else rows}.npz"
 
 

@@ -27,29 +27,35 @@ Cli = Callable[..., tuple[int, str, str]]
         (["--latent-size", "65536"], "--latent-size must be below 65536, not 65536."),
         (["--learning-rate", "-0.1"], "--learning-rate must be above 0, not -0.1."),
         (["--learning-rate", "nan"], "--learning-rate must be a finite number, not nan."),
-        (["--validation", "1"], "--validation must be below 1, not 1.0."),
+        (["--val-fraction", "1"], "--val-fraction must be below 1, not 1.0."),
         (["--batch-size", "-3"], "--batch-size must be at least 1, not -3."),
         (["--image-size", "32"], "--image-size is HEIGHTxWIDTH"),
         (["--image-size", "32x32"], "--image-size resizes images:DIR only"),
-        (["--binarisation", "dynamic", "--likelihood", "gaussian"], "--binarisation dynamic"),
-        (["--binarisation", "fixed"], "--binarisation fixed"),
+        (["--binarization", "dynamic", "--likelihood", "gaussian"], "--binarization dynamic"),
+        (["--binarization", "fixed"], "--binarization fixed"),
         (["--fixed-std", "0.1", "--likelihood", "bernoulli"], "--fixed-std is of"),
-        (["--model", "ae", "--k", "5"], "--model ae has no KL"),
+        (["--model", "ae", "--importance-samples", "5"], "--model ae has no KL"),
         (["--model", "ae", "--free-bits", "0.1"], "--model ae has no KL"),
-        (["--k", "5", "--beta", "2"], "--k above 1 trains the importance-weighted bound"),
-        (["--k", "5", "--kl-warm-up", "2"], "--k above 1 trains the importance-weighted bound"),
-        (["--kl-warm-up", "2", "--kl-cycles", "3"], "choose one"),
-        (["--k", "0"], "--k must be at least 1, not 0."),
-        (["--ema", "1"], "--ema must be below 1, not 1.0."),
-        (["--schedule", "step"], "argument --schedule: invalid choice"),
         (
-            ["--likelihood", "discretised-logistic", "--data", "npz:{floats}"],
+            ["--importance-samples", "5", "--beta", "2"],
+            "--importance-samples above 1 trains the importance-weighted bound",
+        ),
+        (
+            ["--importance-samples", "5", "--kl-warmup-epochs", "2"],
+            "--importance-samples above 1 trains the importance-weighted bound",
+        ),
+        (["--kl-warmup-epochs", "2", "--kl-cycles", "3"], "choose one"),
+        (["--importance-samples", "0"], "--importance-samples must be at least 1, not 0."),
+        (["--ema-decay", "1"], "--ema-decay must be below 1, not 1.0."),
+        (["--lr-schedule", "step"], "argument --lr-schedule: invalid choice"),
+        (
+            ["--likelihood", "discretized-logistic", "--data", "npz:{floats}"],
             "is of bytes and npz:",
         ),
-        (["--net", "conv", "--data", "npz:{vectors}"], "--net conv needs images"),
-        (["--net", "conv", "--depth", "4"], "--depth 4 halves images"),
+        (["--architecture", "conv", "--data", "npz:{vectors}"], "--architecture conv needs images"),
+        (["--architecture", "conv", "--depth", "4"], "--depth 4 halves images"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-        (["--net", "transformer"], "argument --net: invalid choice"),
+        (["--architecture", "transformer"], "argument --architecture: invalid choice"),
         (["--epoch-count", "3"], "no flag --epoch-count"),
     ],
 )
@@ -70,7 +76,7 @@ def test_bad_flags_are_refused_by_name(
 
 
 def test_config_survives_a_round_trip() -> None:
-    config = Config(latent_size=3, hidden=None, learning_rate=1)
+    config = Config(latent_size=3, hidden_size=None, learning_rate=1)
     assert Config.from_dict(dataclasses.asdict(config)) == config
 
 
@@ -96,13 +102,13 @@ def test_help_teaches_every_setting_without_torch() -> None:
         "try: main(['train', '--help'])\n"
         "except SystemExit: print('torch' in sys.modules)"
     )
-    shown = subprocess.run(
+    printable = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     for field in dataclasses.fields(Config):
-        assert flag(field.name) in shown
-    assert "examples:" in shown
-    assert shown.endswith("False\n")
+        assert flag(field.name) in printable
+    assert "examples:" in printable
+    assert printable.endswith("False\n")
 
 
 def test_no_arguments_show_help(cli: Cli) -> None:

@@ -13,38 +13,38 @@ from torch.utils._pytree import tree_leaves
 from latentd.training import checkpoint, data, networks
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
-from latentd.training.model import observe
-from latentd.training.recording import Cuda, Recorder
-from latentd.training.run import Run
+from latentd.training.cuda_graphs import CudaBackend, GraphedStep
+from latentd.training.model import to_target
+from latentd.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-COMPILED = {"net": "gated", "compile": True}
+COMPILED = {"architecture": "gated", "compile": True}
 
 
-def run(device: torch.device = CUDA, **settings: Any) -> Run:
+def run(device: torch.device = CUDA, **settings: Any) -> Trainer:
     config = Config(
         **{
             "likelihood": "bernoulli",
-            "binarisation": "dynamic",
+            "binarization": "dynamic",
             "precision": "bfloat16",
-            "ema": 0.99,
+            "ema_decay": 0.99,
             **settings,
         }
     )
     dataset = data.load(config)
-    return Run(networks.fitted(config, dataset.spec.shape), dataset, device)
+    return Trainer(networks.resolve_architecture(config, dataset.spec.shape), dataset, device)
 
 
-def through_a_file(learner: Run, path: Path) -> Checkpoint:
+def through_a_file(learner: Trainer, path: Path) -> Checkpoint:
     checkpoint.save(path, learner.checkpoint())
     return checkpoint.load(path)
 
 
-def assert_same_bits(one: Run, other: Run) -> None:
+def assert_same_bits(one: Trainer, other: Trainer) -> None:
     for name in ("model", "evaluated"):
         left, right = getattr(one, name).state_dict(), getattr(other, name).state_dict()
         assert all(torch.equal(left[key], right[key]) for key in left), name
@@ -53,7 +53,7 @@ def assert_same_bits(one: Run, other: Run) -> None:
 
 @pytest.mark.parametrize("net", ["mlp", "gated", "conv"])
 def test_it_learns(net: str) -> None:
-    learner = run(net=net)
+    learner = run(architecture=net)
     lines = [learner.epoch() for _ in range(10)]
     assert lines[-1]["validation_elbo"] > lines[0]["validation_elbo"] + 1
     assert not any(line["skipped_steps"] for line in lines)
@@ -69,13 +69,15 @@ def test_a_non_finite_step_changes_nothing() -> None:
     assert learner.sums[-1] == 1  # of two steps
 
 
-@pytest.mark.parametrize("settings", [{"net": "mlp"}, {"net": "conv"}, COMPILED], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"architecture": "mlp"}, {"architecture": "conv"}, COMPILED], ids=str
+)
 def test_a_step_does_not_wait_for_the_gpu(settings: dict[str, Any]) -> None:
     learner = run(**settings)
     batch = learner.dataset.train.x[:32]
     for _ in range(5):  # the first makes what Adam keeps, the fourth is recorded
         learner.step(batch)
-    assert not learner.recorder or learner.recorder.replays
+    assert not learner.graphed_step or learner.graphed_step.replays
     torch.cuda.set_sync_debug_mode("error")
     try:
         learner.step(batch)
@@ -83,9 +85,9 @@ def test_a_step_does_not_wait_for_the_gpu(settings: dict[str, Any]) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_binarised_pixels_are_white_as_often_as_they_are_bright() -> None:
+def test_binarized_pixels_are_white_as_often_as_they_are_bright() -> None:
     x = torch.arange(256, dtype=torch.uint8, device=CUDA).repeat(20_000, 1)
-    often = observe(x, torch.Generator(CUDA).manual_seed(0), binarise=True).double().mean(0).cpu()
+    often = to_target(x, torch.Generator(CUDA).manual_seed(0), binarize=True).double().mean(0).cpu()
     torch.testing.assert_close(
         often, torch.arange(256) / 255.0, atol=0.02, rtol=0, check_dtype=False
     )
@@ -102,27 +104,27 @@ def test_the_whole_data_set_is_on_the_gpu() -> None:
 @pytest.mark.parametrize("net", ["gated", "conv"])
 def test_replayed_steps_have_the_bits_of_ordinary_ones(net: str, precision: str) -> None:
     """With schedules that move and a last batch that is smaller."""
-    moving = {"schedule": "cosine", "kl_warm_up": 5.0, "epochs": 10, "batch_size": 500}
-    settings = {"net": net, "precision": precision, "compile": True, **moving}
+    moving = {"lr_schedule": "cosine", "kl_warmup_epochs": 5.0, "epochs": 10, "batch_size": 500}
+    settings = {"architecture": net, "precision": precision, "compile": True, **moving}
     recorded, ordinary = run(**settings), run(**settings)
-    assert recorded.recorder
-    assert ordinary.recorder
-    ordinary.recorder.refused = True
+    assert recorded.graphed_step
+    assert ordinary.graphed_step
+    ordinary.graphed_step.refused = True
     for _ in range(6):
         line, expected = recorded.epoch(), ordinary.epoch()
         assert line["train_elbo"] == expected["train_elbo"]
-    assert len(recorded.recorder.replays) == 2
-    assert not ordinary.recorder.replays
+    assert len(recorded.graphed_step.replays) == 2
+    assert not ordinary.graphed_step.replays
     assert_same_bits(recorded, ordinary)
 
 
 @pytest.mark.parametrize("net", ["gated", "conv"])
 def test_compiled_steps_learn_what_others_do(net: str) -> None:
     compiled, eager = (
-        run(net=net, precision="float32", batch_size=500, compile=compile)
+        run(architecture=net, precision="float32", batch_size=500, compile=compile)
         for compile in (True, False)
     )
-    assert eager.recorder is None
+    assert eager.graphed_step is None
     for _ in range(6):
         line, expected = compiled.epoch(), eager.epoch()
         for part in ("train_elbo", "validation_elbo"):
@@ -138,8 +140,8 @@ def test_a_replayed_step_that_is_not_finite_is_skipped() -> None:
         learner.parameters[-1].fill_(math.nan)
     before = [parameter.clone() for parameter in learner.parameters[:-1]]
     learner.step(batch)
-    assert learner.recorder
-    assert list(learner.recorder.replays) == [500]
+    assert learner.graphed_step
+    assert list(learner.graphed_step.replays) == [500]
     assert all(map(torch.equal, before, learner.parameters))
     assert learner.sums[-1] == 0
 
@@ -148,19 +150,19 @@ def test_what_cannot_be_recorded_is_said_and_goes_on(capsys: pytest.CaptureFixtu
     learner, ordinary = run(batch_size=500), run(batch_size=500)
 
     def asks(*given: Any) -> None:
-        learner._move(*given)
+        learner._train_step(*given)
         assert learner.sums[0].item() != 0  # waits for the device
 
-    learner.recorder = Recorder(asks, Cuda(CUDA))
+    learner.graphed_step = GraphedStep(asks, CudaBackend(CUDA))
     for _ in range(4):
         line, expected = learner.epoch(), ordinary.epoch()
         assert not line["skipped_steps"]
         assert math.isclose(line["train_elbo"], expected["train_elbo"], rel_tol=2e-3)
     assert capsys.readouterr().err.count("could not be recorded as a CUDA graph") == 1
-    assert not learner.recorder.replays
+    assert not learner.graphed_step.replays
 
 
-@pytest.mark.parametrize("settings", [{"net": "mlp"}, COMPILED], ids=str)
+@pytest.mark.parametrize("settings", [{"architecture": "mlp"}, COMPILED], ids=str)
 def test_a_run_resumed_on_a_gpu_ends_with_the_bits_of_one_that_never_was(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -175,16 +177,16 @@ def test_a_run_resumed_on_a_gpu_ends_with_the_bits_of_one_that_never_was(
     assert_same_bits(whole, second)
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_run_goes_on_on_the_cpu_and_back(optimiser: str, compile: bool, tmp_path: Path) -> None:
-    settings = {"optimiser": optimiser, "precision": "float32", "batch_size": 500}
+def test_a_run_goes_on_on_the_cpu_and_back(optimizer: str, compile: bool, tmp_path: Path) -> None:
+    settings = {"optimizer": optimizer, "precision": "float32", "batch_size": 500}
     there = run(**settings, compile=compile)
     here, back = run(CPU, **settings), run(**settings, compile=compile)
     for _ in range(4):
         there.epoch()
     here.restore(through_a_file(there, tmp_path / "last.pt"))
-    moved = tree_leaves((here.optimiser.state_dict(), here.model.state_dict(), here.sums))
+    moved = tree_leaves((here.optimizer.state_dict(), here.model.state_dict(), here.sums))
     assert not any(value.is_cuda for value in moved if isinstance(value, torch.Tensor))
     here.epoch()
     back.restore(through_a_file(here, tmp_path / "last.pt"))

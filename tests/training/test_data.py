@@ -47,12 +47,14 @@ def test_labels_stay_with_their_rows() -> None:
 def test_split_uses_each_row_once_and_follows_the_seed(tmp_path: Path) -> None:
     rows = np.arange(100, dtype=np.uint8).reshape(100, 1)
     np.save(tmp_path / "rows.npy", rows)
-    config = Config(data=f"npz:{tmp_path / 'rows.npy'}", validation=0.2, test=0.3, seed=1)
+    config = Config(
+        data=f"npz:{tmp_path / 'rows.npy'}", val_fraction=0.2, test_fraction=0.3, seed=1
+    )
     dataset = load(config)
     assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [56, 14, 30]
     assert everything(dataset) == sorted(row.tobytes() for row in rows)
     assert load(config).digest == dataset.digest
-    other = load(Config(data=config.data, validation=0.2, test=0.3, seed=2))
+    other = load(Config(data=config.data, val_fraction=0.2, test_fraction=0.3, seed=2))
     assert other.digest != dataset.digest
     assert not torch.equal(other.test.x, dataset.test.x)
 
@@ -150,7 +152,7 @@ def test_dark_bytes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "the largest byte is 16 of 255" in capsys.readouterr().err
 
 
-def test_pictures_keep_their_size_and_colours(picture_folder: Path) -> None:
+def test_pictures_keep_their_size_and_colors(picture_folder: Path) -> None:
     dataset = load(Config(data=f"images:{picture_folder}"))
     assert dataset.spec == RowSpec((11, 18, 3), "uint8")
     files = [np.asarray(Image.open(path)) for path in picture_folder.rglob("*.png")]
@@ -178,13 +180,13 @@ def test_many_pictures_show_a_bar_to_who_looks(
     assert "300/300" in capsys.readouterr().err
 
 
-def test_fixed_binarisation_is_drawn_once_by_its_own_seed() -> None:
+def test_fixed_binarization_is_drawn_once_by_its_own_seed() -> None:
     grey = load(Config())
-    settings = {"likelihood": "bernoulli", "binarisation": "fixed"}
+    settings = {"likelihood": "bernoulli", "binarization": "fixed"}
     fixed, again, other = (
         load(Config(**settings)),  # type: ignore[arg-type]
         load(Config(**settings)),  # type: ignore[arg-type]
-        load(Config(**settings, binarisation_seed=1)),  # type: ignore[arg-type]
+        load(Config(**settings, binarization_seed=1)),  # type: ignore[arg-type]
     )
     assert torch.equal(fixed.train.x, again.train.x)
     assert fixed.digest == again.digest

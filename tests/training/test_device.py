@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentd.training.device import chosen_device, chosen_precision
+from latentd.training.device import resolve_device, resolve_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -27,10 +27,10 @@ def test_auto_is_bfloat16_only_where_a_gpu_has_it(
         return including_emulation or native
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert chosen_precision(name, device) == precision
+    assert resolve_precision(name, device) == precision
 
 
 def test_float32_convolutions_are_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    chosen_device("auto")
+    resolve_device("auto")
     assert torch.backends.cudnn.allow_tf32 is False

@@ -15,10 +15,10 @@ from PIL import Image
 
 from latentd.training import checkpoint, data
 from latentd.training.config import Config
-from latentd.training.evaluation.classifier import Classifier, classifier
-from latentd.training.evaluation.record import digest, recorded
-from latentd.training.evaluation.subject import open_run
-from latentd.training.run import evaluate as elbo_of
+from latentd.training.evaluation.classifier import Classifier, load_classifier
+from latentd.training.evaluation.loaded_run import open_run
+from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
+from latentd.training.trainer import evaluate as elbo_of
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -27,7 +27,7 @@ Cli = Callable[..., tuple[int, str, str]]
 def train(cli: Cli, tmp_path: Path) -> Callable[..., Path]:
     def run(*flags: object, epochs: int = 1) -> Path:
         out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        tiny = ("--epochs", epochs, "--hidden", 16, "--latent-size", 3)
+        tiny = ("--epochs", epochs, "--hidden-size", 16, "--latent-size", 3)
         status, _, err = cli("train", "--out", out, *tiny, *flags)
         assert status == 0, err
         return out
@@ -40,7 +40,7 @@ def evaluate(cli: Cli, cache: Path) -> Callable[..., tuple[dict[str, Any], str]]
     """evaluation.json and what was printed."""
 
     def run(path: Path, *flags: object) -> tuple[dict[str, Any], str]:
-        arguments = ("evaluate", path, "--samples", 40, "--cache", cache, *flags)
+        arguments = ("evaluate", path, "--importance-samples", 40, "--cache", cache, *flags)
         status, printed, err = cli(*arguments)
         assert status == 0, err
         out = Path(str(flags[flags.index("--out") + 1])) if "--out" in flags else path
@@ -49,14 +49,14 @@ def evaluate(cli: Cli, cache: Path) -> Callable[..., tuple[dict[str, Any], str]]
     return run
 
 
-BINARY = ("--likelihood", "bernoulli", "--binarisation", "dynamic")
+BINARY = ("--likelihood", "bernoulli", "--binarization", "dynamic")
 
 
 def test_a_run_is_evaluated(train: Any, evaluate: Any) -> None:
     run = train(*BINARY, epochs=8)
     result, printed = evaluate(run)
     saved = checkpoint.load(run / "best.pt")
-    assert result["weights"] == digest(saved.model())
+    assert result["weights"] == weights_digest(saved.model())
     assert (result["checkpoint"], result["data"]) == ("best.pt", "digits")
     assert result["split"] == saved.split
     assert (result["rows"], result["part"], result["own_data"]) == (180, "test", True)
@@ -133,7 +133,7 @@ def test_grey_cross_entropy_is_refused_as_a_likelihood(train: Any, evaluate: Any
     result, printed = evaluate(train("--likelihood", "bernoulli"))
     assert "bound" not in result
     assert "cross-entropy of grey pixels is no likelihood" in printed
-    assert "--binarisation dynamic" in printed
+    assert "--binarization dynamic" in printed
     assert "-ELBO " not in printed
     assert "NLL " not in printed
     assert result["latent"]["kl"]  # the posterior is a posterior all the same
@@ -161,8 +161,8 @@ def test_test_rows_without_labels_are_told_from_those_of_one_class(
     assert result["probe"] == {"missing": "only some rows have labels"}
 
 
-def test_binarised_for_good(train: Any, evaluate: Any) -> None:
-    run = train("--likelihood", "bernoulli", "--binarisation", "fixed")
+def test_binarized_for_good(train: Any, evaluate: Any) -> None:
+    run = train("--likelihood", "bernoulli", "--binarization", "fixed")
     result, printed = evaluate(run)
     assert "drawn once for all with seed 777" in printed
     assert result["bound"]["nll"] > 0
@@ -193,12 +193,12 @@ def test_only_an_evaluation_of_the_same_weights_counts(
 ) -> None:
     run = train(*BINARY)
     weights = open_run(run).weights
-    assert recorded(run / "best.pt", weights) == {}
+    assert saved_evaluation(run / "best.pt", weights) == {}
     result, _ = evaluate(run)
-    assert recorded(run / "best.pt", weights) == result
-    assert recorded(run / "best.pt", open_run(train(*BINARY, "--seed", 1)).weights) == {}
+    assert saved_evaluation(run / "best.pt", weights) == result
+    assert saved_evaluation(run / "best.pt", open_run(train(*BINARY, "--seed", 1)).weights) == {}
     (run / "evaluation.json").write_text("{")
-    assert recorded(run / "best.pt", weights) == {}
+    assert saved_evaluation(run / "best.pt", weights) == {}
 
 
 def test_the_classifier_is_trained_once_and_made_again_when_damaged(
@@ -206,11 +206,11 @@ def test_the_classifier_is_trained_once_and_made_again_when_damaged(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # for the bar
     dataset = data.load(Config())
-    first = classifier(dataset, tmp_path)
+    first = load_classifier(dataset, tmp_path)
     assert first.accuracy(dataset.test.x, dataset.test.y) > 0.95
     assert first.features(dataset.test.x).shape == (180, 64)
     capsys.readouterr()
-    again = classifier(dataset, tmp_path)
+    again = load_classifier(dataset, tmp_path)
     assert "training" not in capsys.readouterr().err
     assert torch.equal(first.features(dataset.test.x), again.features(dataset.test.x))
     (path,) = tmp_path.iterdir()
@@ -221,7 +221,7 @@ def test_the_classifier_is_trained_once_and_made_again_when_damaged(
     torch.save(foreign, tmp_path / "foreign")
     for damaged in (b"damaged", (tmp_path / "foreign").read_bytes()):
         path.write_bytes(damaged)
-        again = classifier(dataset, tmp_path)
+        again = load_classifier(dataset, tmp_path)
         assert "training" in capsys.readouterr().err
         torch.testing.assert_close(first.features(dataset.test.x), again.features(dataset.test.x))
 
@@ -242,7 +242,7 @@ def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
         (["{nowhere}/last.pt"], "last.pt does not exist"),
         (["{run}", "--data", "npz:{vectors}"], "this checkpoint was trained on uint8 (8, 8)"),
         (["{run}", "--data", "npz:nowhere.npy"], "nowhere.npy does not exist"),
-        (["{run}", "--samples", "0"], "0: must be at least 1"),
+        (["{run}", "--importance-samples", "0"], "0: must be at least 1"),
         (["{run}", "--rows", "1"], "1 test row has no spread to measure"),
         (["{run}", "--seed", "-1"], "-1: must be from 0"),
         (["{run}", "--seed", "one"], "invalid seed value: 'one'"),

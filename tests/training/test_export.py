@@ -79,9 +79,9 @@ def test_the_next_export_is_the_next_version(
 
 
 def test_an_evaluation_of_the_same_weights_goes_into_the_manifest(cli: Cli, tmp_path: Path) -> None:
-    path = train(cli, tmp_path / "run", "--likelihood", "bernoulli", "--binarisation", "dynamic")
+    path = train(cli, tmp_path / "run", "--likelihood", "bernoulli", "--binarization", "dynamic")
     assert export(cli, path, tmp_path / "bundles").manifest.evaluation == {}
-    flags = ("--samples", 5, "--rows", 20, "--cache", tmp_path / "cache")
+    flags = ("--importance-samples", 5, "--rows", 20, "--cache", tmp_path / "cache")
     assert cli("evaluate", path, *flags)[0] == 0
     found = export(cli, path, tmp_path / "bundles").manifest.evaluation
     assert found == json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -108,14 +108,14 @@ def test_resized_pictures_can_be_checked_on_rows_that_need_no_resizing(
     path = train(cli, tmp_path / "run", *flags)
     rows = source(tmp_path, (8, 9, 3), "uint8")
     export(cli, path, tmp_path / "bundles", "--data", rows)
-    few = ("--samples", 2, "--cache", tmp_path / "cache")
+    few = ("--importance-samples", 2, "--cache", tmp_path / "cache")
     assert cli("evaluate", path, "--data", rows, *few)[0] == 0
 
 
 def test_pictures_go_all_the_way(cli: Cli, picture_folder: Path, tmp_path: Path) -> None:
-    """Not square, in colour, from files to a served graph."""
+    """Not square, in color, from files to a served graph."""
     data = f"images:{picture_folder}"
-    path = train(cli, tmp_path / "run", "--data", data, "--net", "conv")
+    path = train(cli, tmp_path / "run", "--data", data, "--architecture", "conv")
     exported = export(cli, path, tmp_path / "bundles")
     assert exported.manifest.x.shape == (11, 18, 3)
     x = np.zeros((5, 11, 18, 3), np.uint8)

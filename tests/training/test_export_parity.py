@@ -15,8 +15,8 @@ from latentd.models.loading import load_model
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import Provider
 from latentd.settings import Settings
-from latentd.training import checkpoint, graphs
-from latentd.training.model import POINT_LOG_VAR, VAE, render
+from latentd.training import checkpoint, onnx_graphs
+from latentd.training.model import POINT_LOG_VAR, VAE, to_data
 from tests.support.exports import export, session, source, train
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -29,7 +29,7 @@ Cli = Callable[..., tuple[int, str, str]]
         ("vae", "mlp", "bernoulli", (9,), "float32"),
         ("vae", "conv", "bernoulli", (9, 12), "uint8"),
         ("vae", "conv", "gaussian", (10, 13, 3), "float32"),
-        ("vae", "conv", "discretised-logistic", (10, 13, 3), "uint8"),
+        ("vae", "conv", "discretized-logistic", (10, 13, 3), "uint8"),
         ("vae", "gated", "bernoulli", (6, 7), "uint8"),
         ("vae", "iwae", "gaussian", (9,), "float32"),
         ("ae", "mlp", "gaussian", (6, 7, 3), "float32"),
@@ -46,7 +46,7 @@ def test_graphs_compute_what_pytorch_computes(
     dtype: str,
 ) -> None:
     data = source(tmp_path, shape, dtype)
-    flags = ("--data", data, "--model", model, "--net", net, "--likelihood", likelihood)
+    flags = ("--data", data, "--model", model, "--architecture", net, "--likelihood", likelihood)
     path = train(cli, tmp_path / "run", *flags)
     exported = export(cli, path, tmp_path / "bundles")
 
@@ -80,7 +80,7 @@ def test_graphs_compute_what_pytorch_computes(
         np.testing.assert_allclose(got_mean, mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(got_log_var, log_var, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(got_params, params, rtol=1e-4, atol=1e-5)
-        expected = render(eager, params).numpy().astype(np.float32)
+        expected = to_data(eager, params).numpy().astype(np.float32)
         np.testing.assert_allclose(got_x, expected, atol=1 if dtype == "uint8" else 1e-5)
         if model == "ae":
             assert (got_log_var == POINT_LOG_VAR).all()
@@ -99,8 +99,8 @@ def break_graph(graph: bytes, factor: float) -> bytes:
 def test_lost_parity_publishes_nothing(
     cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    sound = getattr(graphs, which)
-    monkeypatch.setattr(graphs, which, lambda *a, **k: break_graph(sound(*a, **k), 1.001))
+    sound = getattr(onnx_graphs, which)
+    monkeypatch.setattr(onnx_graphs, which, lambda *a, **k: break_graph(sound(*a, **k), 1.001))
     status, out, err = cli(
         "export", "--checkpoint", digits, "--bundles", tmp_path / "bundles", "--name", "m"
     )
@@ -135,7 +135,9 @@ def test_a_random_graph_is_not_published(
 def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelihood: str) -> None:
     """Half the bytes; what goes in and comes out, and who may tell, are the same."""
     data_flag = ("--data", source(tmp_path, (12, 12), "uint8"))
-    path = train(cli, tmp_path / "run", *data_flag, "--net", net, "--likelihood", likelihood)
+    path = train(
+        cli, tmp_path / "run", *data_flag, "--architecture", net, "--likelihood", likelihood
+    )
     whole = export(cli, path, tmp_path / "bundles")
     half = export(cli, path, tmp_path / "bundles", "--precision", "fp16")
     assert (whole.manifest.precision, half.manifest.precision) == ("float32", "float16")
@@ -160,8 +162,8 @@ def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelih
 def test_half_precision_is_judged_too(
     cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = graphs.decoder
-    monkeypatch.setattr(graphs, "decoder", lambda *a: break_half(sound(*a)))
+    sound = onnx_graphs.decoder
+    monkeypatch.setattr(onnx_graphs, "decoder", lambda *a: break_half(sound(*a)))
     flags = ("--bundles", tmp_path / "bundles", "--name", "m", "--precision", "float16")
     status, _, err = cli("export", "--checkpoint", digits, *flags)
     assert status == 1

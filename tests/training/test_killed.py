@@ -12,15 +12,15 @@ import torch
 
 from latentd.training import checkpoint, data, networks
 from latentd.training.config import Config
-from latentd.training.run import Run
+from latentd.training.trainer import Trainer
 from tests.support.runs import TRAIN, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
 # Everything that has a state or a place in time.
 FLAGS = (
-    *("--hidden", 16, "--latent-size", 3, "--batch-size", 20, "--epochs", 4),
-    *("--likelihood", "bernoulli", "--binarisation", "dynamic", "--ema", 0.99),
-    *("--schedule", "one-cycle", "--kl-warm-up", 3, "--validate-every", 2),
+    *("--hidden-size", 16, "--latent-size", 3, "--batch-size", 20, "--epochs", 4),
+    *("--likelihood", "bernoulli", "--binarization", "dynamic", "--ema-decay", 0.99),
+    *("--lr-schedule", "one-cycle", "--kl-warmup-epochs", 3, "--validate-every", 2),
 )
 STEPS = 73  # in an epoch
 
@@ -74,11 +74,11 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     assert untimed(killed) == untimed(whole)
     for name in ("last.pt", "best.pt"):
         first, second = checkpoint.load(whole / name), checkpoint.load(killed / name)
-        for part in ("weights", "trained", "generators"):
+        for part in ("weights", "raw_weights", "generators"):
             left, right = getattr(first, part), getattr(second, part)
             assert left.keys() == right.keys()
             assert all(torch.equal(left[key], right[key]) for key in left), (name, part)
-        torch.testing.assert_close(first.optimiser, second.optimiser, rtol=0, atol=0)
+        torch.testing.assert_close(first.optimizer, second.optimizer, rtol=0, atol=0)
     assert not [path for path in killed.iterdir() if path.name.startswith(".")]
 
 
@@ -86,29 +86,36 @@ class PowerCut(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("steps", [1, 2, 5, 6, 7, 11])
-def test_between_any_two_steps(steps: int, optimiser: str) -> None:
+def test_between_any_two_steps(steps: int, optimizer: str) -> None:
     """One step may not pass on to the next anything that the checkpoint does not hold."""
     config = Config(
-        hidden=8, latent_size=2, batch_size=250, ema=0.9, k=2, epochs=2, seed=5, optimiser=optimiser
+        hidden_size=8,
+        latent_size=2,
+        batch_size=250,
+        ema_decay=0.9,
+        importance_samples=2,
+        epochs=2,
+        seed=5,
+        optimizer=optimizer,
     )
     dataset = data.load(config)
-    config = networks.fitted(config, dataset.spec.shape)
-    whole = Run(config, dataset, torch.device("cpu"))
+    config = networks.resolve_architecture(config, dataset.spec.shape)
+    whole = Trainer(config, dataset, torch.device("cpu"))
     lines = [whole.epoch(), whole.epoch()]
 
-    cut = Run(config, dataset, torch.device("cpu"))
+    cut = Trainer(config, dataset, torch.device("cpu"))
 
     def until() -> None:
-        if cut.done == steps:
+        if cut.steps_done == steps:
             raise PowerCut
 
     if steps > cut.steps:
         cut.epoch()
     with pytest.raises(PowerCut):
         cut.epoch(until)
-    again = Run(config, dataset, torch.device("cpu"))
+    again = Trainer(config, dataset, torch.device("cpu"))
     again.restore(cut.checkpoint())
     while len(again.history) < 2:
         again.epoch()

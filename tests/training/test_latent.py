@@ -9,10 +9,14 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from latentd.training.evaluation import samples
-from latentd.training.evaluation.aggregate import aggregate, mmd, mutual_information
+from latentd.training.evaluation.active_units import measure_units, verdict
+from latentd.training.evaluation.aggregate_posterior import (
+    measure_aggregate,
+    mmd,
+    mutual_information,
+)
 from latentd.training.evaluation.frechet import frechet
-from latentd.training.evaluation.probe import probe
-from latentd.training.evaluation.units import units, verdict
+from latentd.training.evaluation.linear_probe import linear_probe
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,13 +35,13 @@ def posterior(used: int, size: int, rows: int = 3000) -> tuple[torch.Tensor, tor
 def test_kl_of_each_dimension_is_torch_distributions_and_sums_to_the_rate() -> None:
     mean, log_var = normal(50, 6), normal(50, 6, seed=1)
     expected = kl_divergence(Normal(mean, (0.5 * log_var).exp()), Normal(0.0, 1.0))
-    found = units(mean, log_var)
+    found = measure_units(mean, log_var)
     torch.testing.assert_close(found.kl, expected.double().mean(0))
     torch.testing.assert_close(found.kl.sum(), expected.sum(1).double().mean())
 
 
 def test_units_that_equal_the_prior_are_not_active() -> None:
-    found = units(*posterior(used=3, size=8))
+    found = measure_units(*posterior(used=3, size=8))
     assert found.active.tolist() == [True] * 3 + [False] * 5
     assert found.count == 3
     assert not found.collapsed
@@ -45,17 +49,17 @@ def test_units_that_equal_the_prior_are_not_active() -> None:
 
 
 def test_collapse_is_named_with_what_to_try() -> None:
-    found = units(*posterior(used=0, size=8))
+    found = measure_units(*posterior(used=0, size=8))
     assert found.collapsed
     assert verdict(found).startswith("COLLAPSED: none of 8 units is active")
-    for flag in ("--beta", "--kl-warm-up", "--free-bits"):
+    for flag in ("--beta", "--kl-warmup-epochs", "--free-bits"):
         assert flag in verdict(found)
-    assert "COLLAPSED" not in verdict(units(*posterior(used=8, size=8)))
+    assert "COLLAPSED" not in verdict(measure_units(*posterior(used=8, size=8)))
 
 
 def test_the_aggregate_of_a_good_posterior_is_the_prior() -> None:
     mean, log_var = posterior(used=4, size=4)
-    found = aggregate(mean, log_var, torch.ones(4, dtype=torch.bool), seed=9)
+    found = measure_aggregate(mean, log_var, torch.ones(4, dtype=torch.bool), seed=9)
     assert found.rows == 1000
     assert found.mmd <= found.null_high
     assert found.words == "not told apart from N(0, I)"
@@ -68,7 +72,7 @@ def test_chance_is_that_of_any_two_sets_of_draws() -> None:
     """Not of any one with a certain other: then the percentile would be that other's."""
     mean, log_var = posterior(used=2, size=2)
     active = torch.ones(2, dtype=torch.bool)
-    found = [aggregate(mean, log_var, active, seed) for seed in range(6)]
+    found = [measure_aggregate(mean, log_var, active, seed) for seed in range(6)]
     for each in found:
         assert abs(each.null_mean) < 0.35 * each.null_high
     high = [each.null_high for each in found]
@@ -78,7 +82,7 @@ def test_chance_is_that_of_any_two_sets_of_draws() -> None:
 @pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 3.0), (0.0, 0.5)])
 def test_an_aggregate_that_is_not_the_prior_is_told_apart(shift: float, scale: float) -> None:
     mean, log_var = posterior(used=4, size=4)
-    found = aggregate(
+    found = measure_aggregate(
         scale * mean + shift, log_var + 2 * math.log(scale), torch.ones(4, dtype=torch.bool), 9
     )
     assert found.mmd > 3 * found.null_high
@@ -92,8 +96,8 @@ def test_variance_is_that_of_active_units() -> None:
     mean, log_var = posterior(used=2, size=8)
     mean[:, :2] *= 5
     active = torch.arange(8) < 2
-    assert aggregate(mean, log_var, active, 9).active_variance > 15
-    assert math.isnan(aggregate(mean, log_var, active & False, 9).active_variance)
+    assert measure_aggregate(mean, log_var, active, 9).active_variance > 15
+    assert math.isnan(measure_aggregate(mean, log_var, active & False, 9).active_variance)
 
 
 def test_mmd_is_unbiased() -> None:
@@ -156,7 +160,7 @@ def test_frechet_of_features_that_never_vary_is_finite() -> None:
 
 def test_a_fitted_gaussian_has_the_codes_own_moments() -> None:
     codes = normal(4000, 3) @ normal(3, 3, seed=1) + 5
-    drawn = samples.fitted(codes, 40_000, seed=0)
+    drawn = samples.resolve_architecture(codes, 40_000, seed=0)
     torch.testing.assert_close(drawn.mean(0), codes.mean(0), rtol=0, atol=0.05)
     torch.testing.assert_close(torch.cov(drawn.T), torch.cov(codes.T), rtol=0.05, atol=0.05)
 
@@ -165,7 +169,7 @@ def test_the_probe_reads_what_is_linear_and_nothing_else() -> None:
     y = torch.arange(600) % 3
     told = normal(600, 4)
     told[:, 0] += 8 * y
-    found = probe(told[:400], y[:400], told[400:], y[400:])
+    found = linear_probe(told[:400], y[:400], told[400:], y[400:])
     assert (found.train_rows, found.test_rows, found.classes) == (400, 200, 3)
     assert found.accuracy > 0.97
-    assert probe(normal(400, 4), y[:400], normal(200, 4, seed=1), y[400:]).accuracy < 0.5
+    assert linear_probe(normal(400, 4), y[:400], normal(200, 4, seed=1), y[400:]).accuracy < 0.5

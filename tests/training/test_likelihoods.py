@@ -10,7 +10,7 @@ import torch
 
 from latentd import likelihood as served
 from latentd.training.config import Config
-from latentd.training.likelihoods import LIKELIHOODS, DiscretisedLogistic, Gaussian
+from latentd.training.likelihoods import LIKELIHOODS, DiscretizedLogistic, Gaussian
 
 EVERY = torch.arange(256) / 255
 
@@ -18,7 +18,7 @@ EVERY = torch.arange(256) / 255
 def logistic(mean: float, log_scale: float) -> torch.Tensor:
     """-log p of every byte, (256,)."""
     params = torch.tensor([mean, log_scale]).expand(256, 2)[..., None]
-    return DiscretisedLogistic().nll(EVERY[:, None], params)
+    return DiscretizedLogistic().nll(EVERY[:, None], params)
 
 
 @pytest.mark.parametrize("mean", [-3.0, 0.0, 0.5, 1.0, 1.3])
@@ -29,7 +29,7 @@ def test_the_bytes_probabilities_sum_to_one(mean: float, log_scale: float) -> No
     assert math.isclose(float((-nll).double().exp().sum()), 1, rel_tol=1e-4)
 
 
-def test_a_byte_has_the_mass_between_the_middles_of_its_neighbours() -> None:
+def test_a_byte_has_the_mass_between_the_middles_of_its_neighbors() -> None:
     mean, scale = 0.3, 0.05
     edges = (torch.arange(257).double() - 0.5) / 255
     cdf = ((edges - mean) / scale).sigmoid()
@@ -42,7 +42,7 @@ def test_a_byte_has_the_mass_between_the_middles_of_its_neighbours() -> None:
 
 def test_a_byte_far_from_a_narrow_logistic_has_finite_nll_and_gradient() -> None:
     raw = torch.full((2, 2, 1), -50.0, requires_grad=True)
-    likelihood = DiscretisedLogistic()
+    likelihood = DiscretizedLogistic()
     nll = likelihood.nll(torch.tensor([[0.5], [1.0]]), likelihood.params(raw))
     nll.sum().backward()
     assert nll.isfinite().all()

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latentd.training import data, networks
-from latentd.training import run as running
+from latentd.training import model as nets
 from latentd.training.config import Config
-from latentd.training.run import Run, evaluate
+from latentd.training.trainer import Trainer, evaluate
 
 GPU = torch.device("meta")
 MOVES = ("aten::_to_copy", "aten::copy_")
@@ -65,19 +65,19 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def run_on_gpu(**settings: Any) -> Run:
-    config = Config(**{"hidden": 8, "latent_size": 3, "batch_size": 500, **settings})
+def run_on_gpu(**settings: Any) -> Trainer:
+    config = Config(**{"hidden_size": 8, "latent_size": 3, "batch_size": 500, **settings})
     dataset = data.load(config)
-    return Run(networks.fitted(config, dataset.spec.shape), dataset, GPU)
+    return Trainer(networks.resolve_architecture(config, dataset.spec.shape), dataset, GPU)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"ema": 0.9, "likelihood": "bernoulli", "binarisation": "dynamic"},
-        {"net": "gated", "free_bits": 0.1, "likelihood": "discretised-logistic"},
-        {"net": "conv", "k": 3, "fixed_std": 0.3},
-        {"model": "ae", "ema": 0.9},
+        {"ema_decay": 0.9, "likelihood": "bernoulli", "binarization": "dynamic"},
+        {"architecture": "gated", "free_bits": 0.1, "likelihood": "discretized-logistic"},
+        {"architecture": "conv", "importance_samples": 3, "fixed_std": 0.3},
+        {"model": "ae", "ema_decay": 0.9},
     ],
     ids=str,
 )
@@ -91,11 +91,11 @@ def test_a_step_and_a_validation_stay_on_their_device(
     def line(number: int) -> dict[str, Any]:
         """The epoch's, whose values nobody has."""
         with pytest.raises(RuntimeError, match="meta tensor"):
-            evaluate(run.evaluated, run.dataset.validation.x, 0)
+            evaluate(run.eval_model, run.dataset.validation.x, 0)
         validated.append(number)
         return {}
 
-    monkeypatch.setattr(run, "_line", line)
+    monkeypatch.setattr(run, "_log_line", line)
     run.epoch()
     run.epoch()
     assert validated == [1, 2]
@@ -104,11 +104,11 @@ def test_a_step_and_a_validation_stay_on_their_device(
 @pytest.mark.usefixtures("apart")
 def test_so_do_the_steps_that_are_recorded() -> None:
     """There rates are tensors, too."""
-    run = run_on_gpu(ema=0.9)
+    run = run_on_gpu(ema_decay=0.9)
     x = run.dataset.train.x[:500]
-    noise = running.normal((1, 500, 3), run.noise)
+    noise = nets.normal((1, 500, 3), run.noise)
     numbers = [torch.zeros((), device=GPU) for _ in range(3)]
-    run._move(500, x.float(), noise, *numbers)
+    run._train_step(500, x.float(), noise, *numbers)
 
 
 @pytest.mark.usefixtures("apart")
@@ -121,11 +121,16 @@ def test_the_data_set_is_on_the_gpu_as_a_whole() -> None:
 @pytest.mark.filterwarnings("ignore:.*to a meta parameter")  # of a real GPU they are copied
 @pytest.mark.usefixtures("apart")
 def test_what_a_checkpoint_holds_goes_to_the_gpu() -> None:
-    settings: dict[str, Any] = {"hidden": 8, "latent_size": 3, "batch_size": 500, "ema": 0.9}
+    settings: dict[str, Any] = {
+        "hidden_size": 8,
+        "latent_size": 3,
+        "batch_size": 500,
+        "ema_decay": 0.9,
+    }
     gpu = run_on_gpu(**settings)
-    cpu = Run(gpu.config, data.load(gpu.config), torch.device("cpu"))
+    cpu = Trainer(gpu.config, data.load(gpu.config), torch.device("cpu"))
     cpu.step(cpu.dataset.train.x[:500])
     gpu.restore(cpu.checkpoint())
-    tensors = tree_leaves((gpu.optimiser.state_dict(), list(gpu.evaluated.parameters()), gpu.sums))
+    tensors = tree_leaves((gpu.optimizer.state_dict(), list(gpu.eval_model.parameters()), gpu.sums))
     assert all(t.device == GPU for t in tensors if isinstance(t, Tensor))
     gpu.step(gpu.dataset.train.x[:500])

@@ -17,11 +17,11 @@ from latentd.training.model import (
     POINT_LOG_VAR,
     build,
     gaussian_kl,
-    observe,
-    render,
-    unit,
+    to_data,
+    to_target,
+    to_unit,
 )
-from latentd.training.networks import fitted
+from latentd.training.networks import resolve_architecture
 
 SPEC = RowSpec((8, 9), "uint8")
 
@@ -36,8 +36,8 @@ def rows(spec: RowSpec, count: int = 5) -> torch.Tensor:
 
 
 def model(spec: RowSpec = SPEC, **settings: Any) -> Any:
-    tiny = {"latent_size": 3, "hidden": 8, **settings}
-    return build(fitted(Config(**tiny), spec.shape), spec).eval()
+    tiny = {"latent_size": 3, "hidden_size": 8, **settings}
+    return build(resolve_architecture(Config(**tiny), spec.shape), spec).eval()
 
 
 def test_kl_is_torch_distributions() -> None:
@@ -47,15 +47,15 @@ def test_kl_is_torch_distributions() -> None:
     torch.testing.assert_close(gaussian_kl(mean, log_var), kl_divergence(q, p))
 
 
-@pytest.mark.parametrize("binarisation", ["none", "dynamic"])
-def test_bernoulli_elbo_is_torch_distributions(binarisation: str) -> None:
-    vae, x = model(likelihood="bernoulli", binarisation=binarisation), rows(SPEC)
+@pytest.mark.parametrize("binarization", ["none", "dynamic"])
+def test_bernoulli_elbo_is_torch_distributions(binarization: str) -> None:
+    vae, x = model(likelihood="bernoulli", binarization=binarization), rows(SPEC)
     terms = vae(x, seeded())
 
     draws = seeded()
-    target = unit(x)
-    if binarisation == "dynamic":
-        target = observe(x, draws, binarise=True)
+    target = to_unit(x)
+    if binarization == "dynamic":
+        target = to_target(x, draws, binarize=True)
         assert set(target.unique().tolist()) == {0.0, 1.0}
     mean, log_var = vae.encode(target)
     z = Normal(mean, (0.5 * log_var).exp())
@@ -70,19 +70,19 @@ def test_bernoulli_elbo_is_torch_distributions(binarisation: str) -> None:
 
 
 def test_gaussian_elbo_is_torch_distributions() -> None:
-    vae, x = model(likelihood="gaussian", least_std=0.1), rows(SPEC)
+    vae, x = model(likelihood="gaussian", min_std=0.1), rows(SPEC)
     terms = vae(x, seeded())
     mean, log_var = vae.encode(x)
     std = (0.5 * log_var).exp()
     params = vae.decode(mean + std * torch.randn(mean.shape, generator=seeded()))
     px = Normal(params[:, 0], params[:, 1].exp())
     assert (px.stddev >= 0.1).all()
-    torch.testing.assert_close(terms.distortion, -px.log_prob(unit(x)).sum((1, 2)))
+    torch.testing.assert_close(terms.distortion, -px.log_prob(to_unit(x)).sum((1, 2)))
     torch.testing.assert_close(terms.elbo, -terms.distortion - terms.rate)
 
 
 def test_gaussian_std_has_its_floor() -> None:
-    vae = model(likelihood="gaussian", least_std=0.1)
+    vae = model(likelihood="gaussian", min_std=0.1)
     raw = torch.full((1, 2, 8, 9), -1e4)
     torch.testing.assert_close(vae.likelihood.params(raw)[:, 1].exp(), torch.full((1, 8, 9), 0.1))
 
@@ -103,7 +103,7 @@ def test_ae_is_the_vae_without_noise_and_kl() -> None:
     assert (log_var == POINT_LOG_VAR).all()
     first, second = ae(x, seeded(1)), ae(x, seeded(2))
     assert torch.equal(first.elbo, second.elbo)
-    assert torch.equal(first.elbo, -ae.likelihood.nll(unit(x), ae.decode(mean)))
+    assert torch.equal(first.elbo, -ae.likelihood.nll(to_unit(x), ae.decode(mean)))
     assert not first.rate.any()
     # A server that draws z from the exported log_var gets the mean itself.
     drawn = mean + (0.5 * log_var).exp() * torch.randn(mean.shape, generator=seeded())
@@ -114,8 +114,8 @@ def test_ae_is_the_vae_without_noise_and_kl() -> None:
 def test_bytes_come_back_as_they_went_in() -> None:
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
     net = model(RowSpec((16, 16), "uint8"), likelihood="gaussian")
-    params = torch.stack((unit(every), torch.zeros(1, 16, 16)), dim=1)
-    assert torch.equal(render(net, params), every)
+    params = torch.stack((to_unit(every), torch.zeros(1, 16, 16)), dim=1)
+    assert torch.equal(to_data(net, params), every)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -140,12 +140,12 @@ def test_every_net_gives_the_shapes_it_promises(
     net: str, shape: tuple[int, ...], depth: int, likelihood: str, dtype: str
 ) -> None:
     spec = RowSpec(shape, dtype)
-    vae, x = model(spec, net=net, depth=depth, likelihood=likelihood), rows(spec)
+    vae, x = model(spec, architecture=net, depth=depth, likelihood=likelihood), rows(spec)
     mean, log_var = vae.encode(x)
     assert mean.shape == log_var.shape == (5, 3)
     params = vae.decode(mean)
     assert params.shape == (5, vae.likelihood.parameters, *shape)
-    again = render(vae, params)
+    again = to_data(vae, params)
     assert (again.shape, again.dtype) == (x.shape, x.dtype)
     terms = vae(x, seeded())
     (-terms.elbo.mean()).backward()
@@ -162,13 +162,15 @@ def test_every_net_gives_the_shapes_it_promises(
     ],
 )
 def test_the_papers_nets_have_the_papers_sizes(net: str, parameters: int) -> None:
-    config = fitted(Config(net=net, latent_size=50, likelihood="bernoulli"), (28, 28))
+    config = resolve_architecture(
+        Config(architecture=net, latent_size=50, likelihood="bernoulli"), (28, 28)
+    )
     built = build(config, RowSpec((28, 28), "uint8"))
     assert sum(p.numel() for p in built.parameters()) == parameters
 
 
 def test_a_gated_layer_is_a_line_times_a_gate() -> None:
-    vae = model(RowSpec((7,), "float32"), net="gated", depth=1)
+    vae = model(RowSpec((7,), "float32"), architecture="gated", depth=1)
     x = rows(RowSpec((7,), "float32"))
     _, layer, _, head = vae.encoder
     a, b = layer(x).chunk(2, dim=1)
@@ -177,10 +179,10 @@ def test_a_gated_layer_is_a_line_times_a_gate() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_binarised_pixels_are_white_as_often_as_they_are_bright(dtype: str) -> None:
+def test_binarized_pixels_are_white_as_often_as_they_are_bright(dtype: str) -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     x = levels.repeat(20_000, 1)
-    drawn = observe(x if dtype == "uint8" else x / 255, seeded(), binarise=True)
+    drawn = to_target(x if dtype == "uint8" else x / 255, seeded(), binarize=True)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     often, chance = drawn.double().mean(0), levels.double() / 255
     assert often[0] == 0  # black stays black, and white white
@@ -191,16 +193,16 @@ def test_binarised_pixels_are_white_as_often_as_they_are_bright(dtype: str) -> N
     torch.testing.assert_close(torch.corrcoef(drawn[:, 100:103].T), torch.eye(3), atol=0.03, rtol=0)
 
 
-def test_conv_keeps_colours_apart() -> None:
-    """Channels last, in and out: a pixel's three colours come back beside one another."""
+def test_conv_keeps_colors_apart() -> None:
+    """Channels last, in and out: a pixel's three colors come back beside one another."""
     spec = RowSpec((8, 12, 3), "float32")
-    vae = model(spec, net="conv", likelihood="gaussian")
+    vae = model(spec, architecture="conv", likelihood="gaussian")
     with torch.no_grad():
         last = vae.decoder.features[-1]
         last.weight.zero_()
-        # Outputs: (parameter, colour) major, the 2x2 pixels of each minor.
+        # Outputs: (parameter, color) major, the 2x2 pixels of each minor.
         last.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0, 0, 0]).repeat_interleave(4))
-    picture = render(vae, vae.decode(torch.zeros(1, 3)))
+    picture = to_data(vae, vae.decode(torch.zeros(1, 3)))
     torch.testing.assert_close(picture, torch.tensor([0.1, 0.2, 0.3]).expand(1, 8, 12, 3))
 
 
@@ -215,9 +217,9 @@ def test_conv_keeps_colours_apart() -> None:
     ],
 )
 def test_auto_net_follows_the_shape(shape: tuple[int, ...], net: str) -> None:
-    assert fitted(Config(), shape).net == net
+    assert resolve_architecture(Config(), shape).net == net
 
 
 def test_conv_refuses_vectors() -> None:
-    with pytest.raises(TrainingError, match="use --net mlp"):
-        fitted(Config(net="conv"), (784,))
+    with pytest.raises(TrainingError, match="use --architecture mlp"):
+        resolve_architecture(Config(architecture="conv"), (784,))

@@ -10,19 +10,24 @@ from torch.distributions import Bernoulli, Independent, Normal
 
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
-from latentd.training.model import Draws, build, gaussian_kl, latent_kl, unit
-from latentd.training.networks import fitted
-from latentd.training.objective import importance_weighted, objective, paid_rate, trained
+from latentd.training.model import PosteriorSamples, build, gaussian_kl, latent_kl, to_unit
+from latentd.training.networks import resolve_architecture
+from latentd.training.objective import (
+    describe_objective,
+    importance_weighted,
+    kl_with_free_bits,
+    objective,
+)
 
 SPEC = RowSpec((4, 5), "uint8")
 
 
 def model(**settings: Any) -> Any:
-    config = Config(latent_size=3, hidden=8, likelihood="bernoulli", **settings)
-    return build(fitted(config, SPEC.shape), SPEC)
+    config = Config(latent_size=3, hidden_size=8, likelihood="bernoulli", **settings)
+    return build(resolve_architecture(config, SPEC.shape), SPEC)
 
 
-def draws(net: Any, k: int, rows: int = 6) -> tuple[torch.Tensor, Draws]:
+def draws(net: Any, k: int, rows: int = 6) -> tuple[torch.Tensor, PosteriorSamples]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(0, 2, (rows, 4, 5), generator=generator).float()
     return x, net.draw(x, 3 * torch.randn(k, rows, 3, generator=generator))
@@ -73,15 +78,15 @@ def test_more_draws_give_a_tighter_bound() -> None:
 
 def test_free_bits_stop_paying_below_their_price() -> None:
     mean = torch.tensor([[0.1, 2.0], [0.2, -2.0]], requires_grad=True)
-    drawn = Draws(mean, torch.zeros(2, 2), mean[None], torch.zeros(1, 2))
+    drawn = PosteriorSamples(mean, torch.zeros(2, 2), mean[None], torch.zeros(1, 2))
     cost = latent_kl(mean, drawn.log_var)
-    rate = paid_rate(drawn, free_bits=0.5)
+    rate = kl_with_free_bits(drawn, free_bits=0.5)
     torch.testing.assert_close(rate, 0.5 + cost[:, 1])  # the first latent is below, in the mean
     rate.sum().backward()
     assert mean.grad is not None
     assert not mean.grad[:, 0].any()
     assert mean.grad[:, 1].all()
-    torch.testing.assert_close(paid_rate(drawn, 0.0), gaussian_kl(mean, drawn.log_var))
+    torch.testing.assert_close(kl_with_free_bits(drawn, 0.0), gaussian_kl(mean, drawn.log_var))
 
 
 def test_an_autoencoder_has_only_its_distortion() -> None:
@@ -96,7 +101,7 @@ def test_draws_belong_to_their_rows() -> None:
     net = model()
     x, drawn = draws(net, 3)
     for z, nll in zip(drawn.z, drawn.nll, strict=True):
-        torch.testing.assert_close(nll, net.likelihood.nll(unit(x), net.decode(z)))
+        torch.testing.assert_close(nll, net.likelihood.nll(to_unit(x), net.decode(z)))
 
 
 @pytest.mark.parametrize(
@@ -104,10 +109,13 @@ def test_draws_belong_to_their_rows() -> None:
     [
         ({}, "the elbo"),
         ({"beta": 4}, "the elbo, its KL times 4"),
-        ({"kl_warm_up": 10, "free_bits": 0.1}, "its KL rising in 10 epochs, 0.1 nats of each"),
+        (
+            {"kl_warmup_epochs": 10, "free_bits": 0.1},
+            "its KL rising in 10 epochs, 0.1 nats of each",
+        ),
         ({"kl_cycles": 4}, "its KL rising 4 times"),
-        ({"k": 50}, "the importance-weighted bound of 50 draws"),
+        ({"importance_samples": 50}, "the importance-weighted bound of 50 draws"),
     ],
 )
 def test_the_log_says_what_is_trained(settings: dict[str, Any], words: str) -> None:
-    assert words in trained(Config(**settings))
+    assert words in describe_objective(Config(**settings))

@@ -17,7 +17,7 @@ from tests.support.runs import TINY, TRAIN, assert_same_run, untimed
 Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.mark.parametrize("extra", [(), ("--likelihood", "bernoulli", "--binarisation", "dynamic")])
+@pytest.mark.parametrize("extra", [(), ("--likelihood", "bernoulli", "--binarization", "dynamic")])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:

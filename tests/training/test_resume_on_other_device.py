@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 from latentd.training import checkpoint, data, networks
 from latentd.training.checkpoint import Checkpoint
-from latentd.training.comparison.stage import _finish
+from latentd.training.comparison.trained_runs import _finish
 from latentd.training.config import Config
-from latentd.training.run import Run
 from latentd.training.train import train
+from latentd.training.trainer import Trainer
 from tests.support import exports
 from tests.support.runs import TINY, assert_same_run, untimed
 
@@ -71,18 +71,18 @@ def test_a_run_of_a_gpu_goes_on_on_the_cpu(cli: Cli, began: Any) -> None:
     assert [line["epoch"] for line in now.history] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("settings", [{"ema": 0.9}, {"optimiser": "muon"}], ids=str)
+@pytest.mark.parametrize("settings", [{"ema_decay": 0.9}, {"optimizer": "muon"}], ids=str)
 def test_all_but_its_noise_goes_along(settings: dict[str, Any]) -> None:
     """With the noise it had, it ends with the bits of a run that never moved; from within an
     epoch."""
-    config = Config(hidden=8, latent_size=2, epochs=2, batch_size=250, **settings)
+    config = Config(hidden_size=8, latent_size=2, epochs=2, batch_size=250, **settings)
     dataset = data.load(config)
-    config = networks.fitted(config, dataset.spec.shape)
-    here, there = (Run(config, dataset, torch.device("cpu")) for _ in range(2))
+    config = networks.resolve_architecture(config, dataset.spec.shape)
+    here, there = (Trainer(config, dataset, torch.device("cpu")) for _ in range(2))
     middle: list[Checkpoint] = []
 
     def after_step() -> None:
-        if here.done == here.steps + 2:
+        if here.steps_done == here.steps + 2:
             middle.append(copy.deepcopy(here.checkpoint()))
 
     while len(here.history) < 2:
@@ -98,7 +98,7 @@ def test_all_but_its_noise_goes_along(settings: dict[str, Any]) -> None:
             "cpu_seconds": 0,
         }
     ours, theirs = here.checkpoint(), there.checkpoint()
-    for name in ("weights", "trained", "optimiser", "generators"):
+    for name in ("weights", "raw_weights", "optimizer", "generators"):
         one, other = (tree_leaves(getattr(saved, name)) for saved in (ours, theirs))
         for left, right in zip(one, other, strict=True):
             assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
@@ -107,9 +107,11 @@ def test_all_but_its_noise_goes_along(settings: dict[str, Any]) -> None:
 def test_its_noise_is_drawn_from_the_seed_and_the_steps_done() -> None:
     seeds = set()
     for seed in (0, 1):
-        config = Config(hidden=4, latent_size=2, seed=seed, batch_size=500)
+        config = Config(hidden_size=4, latent_size=2, seed=seed, batch_size=500)
         dataset = data.load(config)
-        run = Run(networks.fitted(config, dataset.spec.shape), dataset, torch.device("cpu"))
+        run = Trainer(
+            networks.resolve_architecture(config, dataset.spec.shape), dataset, torch.device("cpu")
+        )
         for steps in (1, 2):
             run.step(dataset.train.x[:500])
             run.restore(of_a_gpu(run.checkpoint()))
@@ -151,7 +153,7 @@ def test_it_moves_only_when_asked(cli: Cli, began: Any) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_comparison_moves_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = Config(epochs=2, hidden=4, latent_size=2, batch_size=500)
+    config = Config(epochs=2, hidden_size=4, latent_size=2, batch_size=500)
     train(dataclasses.replace(config, epochs=1), tmp_path / "run")
     turn_into_one(tmp_path / "run" / "last.pt", epochs=2)
     _finish(tmp_path / "run", dataclasses.replace(config, device="cpu"))
@@ -165,7 +167,7 @@ def test_a_checkpoint_of_a_gpu_is_exported_and_evaluated_here(
     out = began("run", precision="bfloat16")
     published = exports.export(cli, out / "best.pt", tmp_path / "bundles")
     assert published.manifest.training["config"]["device"] == "cuda"
-    arguments = ("evaluate", out, "--rows", 20, "--samples", 10, "--cache", cache)
+    arguments = ("evaluate", out, "--rows", 20, "--importance-samples", 10, "--cache", cache)
     status, _, err = cli(*arguments, "--device", "cpu")
     assert status == 0, err
     assert json.loads((out / "evaluation.json").read_text())["data"] == "digits"

@@ -26,12 +26,12 @@ from latentd.training.schedules import kl_weight, learning_rate
     ],
 )
 def test_learning_rate(schedule: str, epoch: float, factor: float) -> None:
-    config = Config(epochs=10, learning_rate=0.01, schedule=schedule)
+    config = Config(epochs=10, learning_rate=0.01, lr_schedule=schedule)
     assert math.isclose(learning_rate(config, epoch), 0.01 * factor, abs_tol=1e-12)
 
 
 def test_the_learning_rate_warms_up_whatever_the_schedule() -> None:
-    config = Config(epochs=10, learning_rate=0.01, learning_rate_warm_up=4)
+    config = Config(epochs=10, learning_rate=0.01, lr_warmup_epochs=4)
     assert [learning_rate(config, epoch) for epoch in (0, 1, 4, 9)] == [0, 0.0025, 0.01, 0.01]
 
 
@@ -40,7 +40,7 @@ def test_the_learning_rate_warms_up_whatever_the_schedule() -> None:
     [
         ({}, {0: 1, 8: 1}),
         ({"beta": 4}, {0: 4, 8: 4}),
-        ({"kl_warm_up": 2, "beta": 0.5}, {0: 0, 1: 0.25, 2: 0.5, 8: 0.5}),
+        ({"kl_warmup_epochs": 2, "beta": 0.5}, {0: 0, 1: 0.25, 2: 0.5, 8: 0.5}),
         ({"kl_cycles": 2}, {0: 0, 1: 0.5, 2: 1, 3.5: 1, 4: 0, 5: 0.5, 7.9: 1}),
     ],
 )

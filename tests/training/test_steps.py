@@ -14,16 +14,18 @@ from latentd.training import checkpoint, data, networks
 from latentd.training.config import Config
 from latentd.training.errors import RunFailed
 from latentd.training.model import Terms
-from latentd.training.run import Run, evaluate
+from latentd.training.trainer import Trainer, evaluate
 from tests.support.runs import TINY, lines
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
-def tiny_run(**settings: Any) -> Run:
-    config = Config(**{"hidden": 16, "latent_size": 3, **settings})
+def tiny_run(**settings: Any) -> Trainer:
+    config = Config(**{"hidden_size": 16, "latent_size": 3, **settings})
     dataset = data.load(config)
-    return Run(networks.fitted(config, dataset.spec.shape), dataset, torch.device("cpu"))
+    return Trainer(
+        networks.resolve_architecture(config, dataset.spec.shape), dataset, torch.device("cpu")
+    )
 
 
 def test_losses_are_summed_over_a_row_and_averaged_over_rows() -> None:
@@ -37,10 +39,13 @@ def test_losses_are_summed_over_a_row_and_averaged_over_rows() -> None:
 
 
 def test_the_average_is_what_is_validated_and_saved(cli: Cli, tmp_path: Path) -> None:
-    assert cli("train", "--out", tmp_path / "run", *TINY, "--ema", 0.5, "--batch-size", 500)[0] == 0
+    assert (
+        cli("train", "--out", tmp_path / "run", *TINY, "--ema-decay", 0.5, "--batch-size", 500)[0]
+        == 0
+    )
     saved = checkpoint.load(tmp_path / "run" / "last.pt")
-    assert saved.trained is not None
-    run = tiny_run(ema=0.5, batch_size=500, epochs=4)
+    assert saved.raw_weights is not None
+    run = tiny_run(ema_decay=0.5, batch_size=500, epochs=4)
     follows = {name: weight.clone() for name, weight in run.model.state_dict().items()}
     for step in range(12):
         if not run.step_number:
@@ -51,10 +56,10 @@ def test_the_average_is_what_is_validated_and_saved(cli: Cli, tmp_path: Path) ->
             follows[name] = decay * follows[name] + (1 - decay) * weight
         if run.step_number == run.steps:
             run.history.append({})
-            run._begin()
-    torch.testing.assert_close(saved.trained, dict(run.model.state_dict()))
+            run._start_epoch()
+    torch.testing.assert_close(saved.raw_weights, dict(run.model.state_dict()))
     torch.testing.assert_close(saved.weights, follows)
-    assert not torch.equal(saved.weights["encoder.1.weight"], saved.trained["encoder.1.weight"])
+    assert not torch.equal(saved.weights["encoder.1.weight"], saved.raw_weights["encoder.1.weight"])
     expected = evaluate(saved.model(), run.dataset.validation.x, 0)["elbo"]
     assert lines(tmp_path / "run")[4]["validation_elbo"] == expected
 
@@ -62,7 +67,7 @@ def test_the_average_is_what_is_validated_and_saved(cli: Cli, tmp_path: Path) ->
 def test_bfloat16_learns_what_float32_does() -> None:
     ends = {}
     for precision in ("float32", "bfloat16"):
-        run = tiny_run(precision=precision, hidden=64, learning_rate=5e-3)
+        run = tiny_run(precision=precision, hidden_size=64, learning_rate=5e-3)
         ends[precision] = [run.epoch() for _ in range(8)][-1]
         assert all(weight.dtype == torch.float32 for weight in run.model.parameters())
     elbos = [line["validation_elbo"] for line in ends.values()]
@@ -70,9 +75,9 @@ def test_bfloat16_learns_what_float32_does() -> None:
     assert abs(elbos[0] - elbos[1]) < 2
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "muon"])
-def test_a_non_finite_step_is_skipped_and_counted(optimiser: str) -> None:
-    run = tiny_run(optimiser=optimiser)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_non_finite_step_is_skipped_and_counted(optimizer: str) -> None:
+    run = tiny_run(optimizer=optimizer)
     parameter = next(run.model.parameters())
     gradients = iter(range(1000))
     parameter.register_hook(lambda grad: grad * math.nan if next(gradients) == 1 else grad)
@@ -93,7 +98,7 @@ def test_a_diverged_run_fails_in_a_sentence() -> None:
 
 def test_the_log_has_the_schedules_of_the_epochs_last_step() -> None:
     """The KL weighs most at the end of a cycle; what it falls to comes with the next step."""
-    run = tiny_run(batch_size=500, epochs=2, kl_cycles=2, schedule="cosine", learning_rate=0.01)
+    run = tiny_run(batch_size=500, epochs=2, kl_cycles=2, lr_schedule="cosine", learning_rate=0.01)
     line = run.epoch()
     assert line["kl_weight"] == 1
     assert math.isclose(line["learning_rate"], 0.01 * (1 + math.cos(math.pi / 3)) / 2)
@@ -108,11 +113,11 @@ def test_large_rows_are_evaluated_a_few_at_a_time() -> None:
 
     evaluate(model, torch.zeros(100, 300, 300, dtype=torch.uint8), seed=0)  # type: ignore[arg-type]
     assert sum(values) == 100 * 300 * 300
-    assert max(values) <= data.VALUES
+    assert max(values) <= data.MAX_VALUES
 
 
 def test_a_long_gradient_is_shortened() -> None:
-    run = tiny_run(max_gradient_norm=0.01)
+    run = tiny_run(clip_grad_norm=0.01)
     run.step(run.dataset.train.x[:32])
     norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]
     assert math.isclose(torch.stack(norms).norm().item(), 0.01, rel_tol=1e-3)

@@ -179,4 +179,4 @@ def test_cpus_and_memory_are_those_of_the_cgroups(
     files["/sys/fs/cgroup/cpu/job/cpu.cfs_period_us"] = "100000"
     assert machine.cpus() == 4
     assert machine.memory() == 2_000_000
-    assert machine.in_words(2_000_000) == "2.0 MB"
+    assert machine.format_bytes(2_000_000) == "2.0 MB"

@@ -135,7 +135,7 @@ def test_few_rows_are_trained_on_and_drawn(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_into_memory_is_said(cli: Cli, tmp_path: Path) -> None:
-    status, _, err = cli("train", "--out", tmp_path / "run", "--k", 10**12)  # 8 PB
+    status, _, err = cli("train", "--out", tmp_path / "run", "--importance-samples", 10**12)  # 8 PB
     assert status == 1
     assert err.splitlines()[-1].startswith("latentd: it does not fit into memory. ")
     assert "Traceback" not in err
@@ -152,7 +152,7 @@ def test_validation_comes_when_it_is_due(cli: Cli, tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"likelihood": "bernoulli"}, "not a likelihood"),
-        ({"likelihood": "bernoulli", "binarisation": "dynamic"}, "ELBO of binarised pixels"),
+        ({"likelihood": "bernoulli", "binarization": "dynamic"}, "ELBO of binarized pixels"),
         ({"likelihood": "gaussian"}, "ELBO of a density"),
         ({"model": "ae"}, "no ELBO"),
     ],
@@ -190,13 +190,13 @@ def test_default_digits_are_told_apart_after_reconstruction(cli: Cli, tmp_path: 
     """A classifier trained on the pixels must read the reconstructions of test rows."""
     from sklearn.svm import SVC
 
-    from latentd.training.model import render
+    from latentd.training.model import to_data
 
     assert cli("train", "--out", tmp_path / "run")[0] == 0
     dataset = data.load(Config())
     model = checkpoint.load(tmp_path / "run" / "best.pt").model()
     with torch.no_grad():
-        again = render(model, model.decode(model.encode(dataset.test.x)[0]))
+        again = to_data(model, model.decode(model.encode(dataset.test.x)[0]))
     judge = SVC(C=10, gamma=0.05)
     judge.fit(dataset.train.x.flatten(1).numpy() / 255, dataset.train.y)
     assert dataset.test.y is not None

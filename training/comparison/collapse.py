@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from latentd.training.comparison.claim import Claim, Key, Numbers, Spread
-from latentd.training.comparison.stage import Stage
-from latentd.training.evaluation.units import units
+from latentd.training.comparison.hypothesis import Hypothesis, Key, Measurements, Spread
+from latentd.training.comparison.trained_runs import TrainedRuns
+from latentd.training.evaluation.active_units import measure_units
 
 _AVERAGED: Final = "reconstruction averaged over pixels"
 _SUMMED: Final = "summed, as it should be"
@@ -16,11 +16,11 @@ _RATE: Final = "rate, nats"
 _NAMED: Final = "named COLLAPSED by `evaluate`"
 
 
-def _measure(stage: Stage, seed: int) -> Numbers:
-    numbers: Numbers = {}
+def _measure(runs: TrainedRuns, seed: int) -> Measurements:
+    numbers: Measurements = {}
     for name, run in ((_AVERAGED, "collapsing"), (_SUMMED, "vae")):
-        subject = stage.open(run, seed)
-        found = units(*subject.encode(subject.observed(stage.dataset.test.x, seed)))
+        loaded = runs.open(run, seed)
+        found = measure_units(*loaded.encode(loaded.targets(runs.dataset.test.x, seed)))
         numbers[_ACTIVE, name] = found.count
         numbers[_RATE, name] = float(found.kl.sum())
         numbers[_NAMED, name] = float(found.collapsed)
@@ -35,10 +35,10 @@ def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     )
 
 
-CLAIM: Final = Claim(
+HYPOTHESIS: Final = Hypothesis(
     title="Collapse, and its remedy",
-    says="A VAE may ignore its code: q(z|x) becomes the prior. Training has to watch for it.",
-    expects="Averaging the reconstruction over the pixels instead of summing it (a KL as many "
+    statement="A VAE may ignore its code: q(z|x) becomes the prior. Training has to watch for it.",
+    expectation="Averaging the reconstruction over the pixels instead of summing it (a KL as many "
     "times too heavy) collapses every run, and it is named; summing collapses none.",
     measure=_measure,
     verdict=_verdict,

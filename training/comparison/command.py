@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from latentd.training.config import Config, add_flags
-from latentd.training.evaluation.command import whole
+from latentd.training.evaluation.command import positive_int
 
-_OURS: Final = ("model", "seed", "patience", "validate_every")
+_RESERVED: Final = ("model", "seed", "patience", "validate_every")
 """Settings that are the comparison's own to choose."""
 
-_TEACHES: Final = """\
+_DESCRIPTION: Final = """\
 What is a VAE for? Train it and the plain autoencoder on the same net, rows and number of steps,
 with several seeds, and measure each claim of the lecture:
   a point or a distribution, overfitting, a latent space near N(0, I), new samples,
@@ -27,8 +27,8 @@ where the autoencoder wins, the report says so. Written into --out:
 _EXAMPLES: Final = """\
 examples:
   latentd compare --out runs/compared                       # the digits: minutes
-  latentd compare --data idx:mnist --other idx:fashion-mnist --net mlp --epochs 10 \\
-      --likelihood bernoulli --binarisation dynamic --out runs/compared-mnist
+  latentd compare --data idx:mnist --ood-data idx:fashion-mnist --architecture mlp --epochs 10 \\
+      --likelihood bernoulli --binarization dynamic --out runs/compared-mnist
 
 Every other flag is one of `train`'s, for both models: see `train --help`. --epochs are those of
 the runs on the most rows; the others have as many steps.
@@ -40,17 +40,17 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "compare",
         help="VAE beside autoencoder: the lecture's claims, measured",
-        description=_TEACHES,
+        description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--out", type=Path, required=True, help="folder of the comparison")
-    command.add_argument("--seeds", type=whole, default=3, help="runs of each kind [3]")
+    command.add_argument("--seeds", type=positive_int, default=3, help="runs of each kind [3]")
     command.add_argument(
-        "--other", help="a second data set with rows of the same shape, for density estimation"
+        "--ood-data", help="a second data set with rows of the same shape, for density estimation"
     )
     command.add_argument("--cache", type=Path, help="where classifiers are kept [~/.cache/latentd]")
-    add_flags(command, unsaid=_OURS)
+    add_flags(command, hidden_fields=_RESERVED)
     command.set_defaults(run=_compare, after=_after)
 
 
@@ -58,7 +58,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help should not.
     from latentd.training.comparison import figures, report
     from latentd.training.comparison.plan import Plan
-    from latentd.training.comparison.stage import prepare
+    from latentd.training.comparison.trained_runs import prepare
     from latentd.training.errors import TrainingError
 
     given = {
@@ -66,7 +66,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         for field in dataclasses.fields(Config)
         if hasattr(arguments, field.name)
     }
-    for name in _OURS:
+    for name in _RESERVED:
         if name in given:
             raise TrainingError(
                 f"--{name.replace('_', '-')} is compare's own to choose; leave it out. (--seeds "
@@ -74,12 +74,12 @@ def _compare(arguments: argparse.Namespace) -> None:
             )
     config = Config(**given)
     plan = Plan(config, arguments.seeds, arguments.out, arguments.other, arguments.cache)
-    stage = prepare(plan)
-    results = report.judge(stage)
-    figures.draw(stage, plan.out / report.PICTURES)
+    runs = prepare(plan)
+    results = report.classifier(runs)
+    figures.draw(runs, plan.out / report.PICTURES)
     for result in results:
-        print(f"{result.verdict:<15}{result.claim.title}: {result.words}")
-    print(f"{'written':<15}{report.write(stage, results)}")
+        print(f"{result.verdict:<15}{result.hypothesis.title}: {result.words}")
+    print(f"{'written':<15}{report.write(runs, results)}")
 
 
 def _after(arguments: argparse.Namespace) -> str:

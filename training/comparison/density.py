@@ -8,33 +8,41 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.training.comparison.claim import AE, VAE, Claim, Key, Numbers, Skipped, Spread
-from latentd.training.comparison.stage import Stage
+from latentd.training.comparison.hypothesis import (
+    AE,
+    VAE,
+    Hypothesis,
+    Key,
+    Measurements,
+    Skipped,
+    Spread,
+)
+from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.evaluation import samples
-from latentd.training.evaluation.bound import bound
-from latentd.training.evaluation.subject import Subject
-from latentd.training.model import unit
+from latentd.training.evaluation.likelihood import estimate_likelihood
+from latentd.training.evaluation.loaded_run import LoadedRun
+from latentd.training.model import to_unit
 
 _ROWS: Final = 500  # of each data set
 _DRAWS: Final = 50
-_FORTH: Final = "AUROC, trained on --data, --other's rows to be found"
-_BACK: Final = "AUROC, trained on --other, --data's rows to be found"
+_FORTH: Final = "AUROC, trained on --data, --ood-data's rows to be found"
+_BACK: Final = "AUROC, trained on --ood-data, --data's rows to be found"
 
 
-def _measure(stage: Stage, seed: int) -> Numbers:
-    if stage.other is None:
+def _measure(runs: TrainedRuns, seed: int) -> Measurements:
+    if runs.ood is None:
         raise Skipped(
-            "No second data set was given. To measure it: `compare --other DATA`, rows of the "
+            "No second data set was given. To measure it: `compare --ood-data DATA`, rows of the "
             "same shape, such as Fashion-MNIST beside MNIST."
         )
-    ours, others = stage.dataset.test.x[:_ROWS], stage.other.test.x[:_ROWS]
-    vae, ae, back = (stage.open(run, seed) for run in ("vae", "ae", "other"))
+    ours, ood_rows = runs.dataset.test.x[:_ROWS], runs.ood.test.x[:_ROWS]
+    vae, ae, back = (runs.open(run, seed) for run in ("vae", "ae", "ood"))
     if vae.meaning().of == "nothing":
         raise Skipped(f"There is no likelihood: {vae.meaning().words}.")
     return {
-        (_FORTH, VAE): auroc(_nll(vae, ours, seed), _nll(vae, others, seed)),
-        (_FORTH, AE): auroc(_error(ae, ours, seed), _error(ae, others, seed)),
-        (_BACK, VAE): auroc(_nll(back, others, seed), _nll(back, ours, seed)),
+        (_FORTH, VAE): auroc(_nll(vae, ours, seed), _nll(vae, ood_rows, seed)),
+        (_FORTH, AE): auroc(_error(ae, ours, seed), _error(ae, ood_rows, seed)),
+        (_BACK, VAE): auroc(_nll(back, ood_rows, seed), _nll(back, ours, seed)),
     }
 
 
@@ -46,16 +54,16 @@ def auroc(known: Tensor, strange: Tensor) -> float:
     return float(roc_auc_score(truth.numpy(), torch.cat((known, strange)).numpy()))
 
 
-def _nll(subject: Subject, x: Tensor, seed: int) -> Tensor:
-    return bound(subject.model, subject.observed(x, seed), _DRAWS, seed).nll
+def _nll(loaded: LoadedRun, x: Tensor, seed: int) -> Tensor:
+    return estimate_likelihood(loaded.model, loaded.targets(x, seed), _DRAWS, seed).nll
 
 
-def _error(subject: Subject, x: Tensor, seed: int) -> Tensor:
+def _error(loaded: LoadedRun, x: Tensor, seed: int) -> Tensor:
     """An autoencoder has no likelihood; its squared error is what it is used with instead."""
-    observed = subject.observed(x, seed)
-    mean, _ = subject.encode(observed)
-    again = unit(samples.decode(subject.model, mean))
-    return (again - observed.cpu()).square().flatten(1).sum(1)
+    target = loaded.targets(x, seed)
+    mean, _ = loaded.encode(target)
+    again = to_unit(samples.decode(loaded.model, mean))
+    return (again - target.cpu()).square().flatten(1).sum(1)
 
 
 def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
@@ -67,10 +75,10 @@ def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     )
 
 
-CLAIM: Final = Claim(
+HYPOTHESIS: Final = Hypothesis(
     title="Density estimation",
-    says="A VAE says how likely a row is, so rows of another kind can be found by their NLL.",
-    expects="Trained on the simpler data set, AUROC above 0.9; the reverse often fails, since "
+    statement="A VAE says how likely a row is, so rows of another kind can be found by their NLL.",
+    expectation="Trained on the simpler data set, AUROC above 0.9; the reverse often fails, since "
     "simple rows are likely under models of complex ones. The AE's error may do as well.",
     measure=_measure,
     verdict=_verdict,

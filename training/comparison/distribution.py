@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
-from latentd.training.comparison.stage import Stage
+from latentd.training.comparison.hypothesis import (
+    AE,
+    MODELS,
+    VAE,
+    Hypothesis,
+    Key,
+    Measurements,
+    Spread,
+    require_classifier,
+)
+from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.evaluation import samples
-from latentd.training.model import unit
+from latentd.training.model import to_unit
 
 _ROWS: Final = 300
 _DRAWS: Final = 20
@@ -16,17 +25,17 @@ _VARIES: Final = "standard deviation of a decoded pixel over draws of z"
 _AGREES: Final = "draws decoded to the class of the mean's decode"
 
 
-def _measure(stage: Stage, seed: int) -> Numbers:
-    judge, numbers = judge_of(stage), {}
+def _measure(runs: TrainedRuns, seed: int) -> Measurements:
+    classifier, numbers = require_classifier(runs), {}
     for model, run in MODELS.items():
-        subject = stage.open(run, seed)
-        mean, log_var = subject.encode(subject.observed(stage.dataset.test.x[:_ROWS], seed))
+        loaded = runs.open(run, seed)
+        mean, log_var = loaded.encode(loaded.targets(runs.dataset.test.x[:_ROWS], seed))
         noise = samples.prior(_DRAWS * len(mean), mean.shape[1], seed).view(_DRAWS, *mean.shape)
         z = mean + (0.5 * log_var).exp() * noise
-        drawn = samples.decode(subject.model, z.flatten(0, 1))
-        central = judge.probabilities(samples.decode(subject.model, mean)).argmax(1)
-        seen = judge.probabilities(drawn).argmax(1).view(_DRAWS, -1)
-        pixels = unit(drawn).view(_DRAWS, *drawn[: len(mean)].shape)
+        drawn = samples.decode(loaded.model, z.flatten(0, 1))
+        central = classifier.probabilities(samples.decode(loaded.model, mean)).argmax(1)
+        seen = classifier.probabilities(drawn).argmax(1).view(_DRAWS, -1)
+        pixels = to_unit(drawn).view(_DRAWS, *drawn[: len(mean)].shape)
         numbers[_VARIES, model] = float(pixels.std(0).mean())
         numbers[_AGREES, model] = float((seen == central).double().mean())
     return numbers
@@ -42,11 +51,12 @@ def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     )
 
 
-CLAIM: Final = Claim(
+HYPOTHESIS: Final = Hypothesis(
     title="A point or a distribution",
-    says="An AE encodes x as a point, a VAE as a distribution: one x, many z, all of them x-like.",
-    expects="The VAE's decodes of one x vary, the AE's cannot; at least 95% of the VAE's keep the "
-    "class of the mean's decode.",
+    statement="An AE encodes x as a point, a VAE as a distribution: one x has many z, and each "
+    "decodes to something like x.",
+    expectation="The VAE's decodes of one x vary, the AE's cannot. At least 95% of the VAE's keep "
+    "the class of the mean's decode.",
     measure=_measure,
     verdict=_verdict,
 )

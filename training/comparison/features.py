@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
-from latentd.training.comparison.stage import Stage
-from latentd.training.evaluation.probe import ROWS, probe
+from latentd.training.comparison.hypothesis import (
+    AE,
+    MODELS,
+    VAE,
+    Hypothesis,
+    Key,
+    Measurements,
+    Spread,
+    require_classifier,
+)
+from latentd.training.comparison.trained_runs import TrainedRuns
+from latentd.training.evaluation.linear_probe import ROWS, linear_probe
 
 _ACCURACY: Final = "accuracy of a linear probe on the mean of z, test rows"
 
 
-def _measure(stage: Stage, seed: int) -> Numbers:
-    judge_of(stage)  # no labels, no probe
-    train, test, numbers = stage.dataset.train, stage.dataset.test, {}
+def _measure(runs: TrainedRuns, seed: int) -> Measurements:
+    require_classifier(runs)  # no labels, no probe
+    train, test, numbers = runs.dataset.train, runs.dataset.test, {}
     assert train.y is not None, "judged by labels"
     assert test.y is not None, "judged by labels"
     for model, run in MODELS.items():
-        subject = stage.open(run, seed)
-        codes, _ = subject.encode(subject.observed(train.x[:ROWS], seed))
-        test_codes, _ = subject.encode(subject.observed(test.x, seed + 1))
-        found = probe(codes, train.y[:ROWS], test_codes, test.y)
+        loaded = runs.open(run, seed)
+        codes, _ = loaded.encode(loaded.targets(train.x[:ROWS], seed))
+        test_codes, _ = loaded.encode(loaded.targets(test.x, seed + 1))
+        found = linear_probe(codes, train.y[:ROWS], test_codes, test.y)
         numbers[_ACCURACY, model] = found.accuracy
     return numbers
 
@@ -32,11 +41,11 @@ def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     return vae >= 0.95, f"{vae:.1%} from the VAE's means, {ae:.1%} from the AE's codes: {wins}."
 
 
-CLAIM: Final = Claim(
+HYPOTHESIS: Final = Hypothesis(
     title="Features",
-    says="The code is a good description: a linear classifier on it does well.",
-    expects="At least 95% on MNIST from the VAE's means; the AE may tie or win, for nothing makes "
-    "it forget.",
+    statement="The code is a good description: a linear classifier on it does well.",
+    expectation="At least 95% on MNIST from the VAE's means. The AE may tie or win, because "
+    "nothing makes it forget.",
     measure=_measure,
     verdict=_verdict,
 )

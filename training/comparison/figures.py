@@ -10,28 +10,28 @@ import torch
 from torch import Tensor
 
 from latentd.training.comparison import interpolation
-from latentd.training.comparison.claim import MODELS
-from latentd.training.comparison.stage import Stage
+from latentd.training.comparison.hypothesis import MODELS
+from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.evaluation import samples
-from latentd.training.evaluation.probe import ROWS
-from latentd.training.model import unit
+from latentd.training.evaluation.linear_probe import ROWS
+from latentd.training.model import to_unit
 
 _SIDE: Final = 8  # images along a square of samples
 _STEPS: Final = 11  # images of an interpolation
 _SEED: Final = 0
 
 
-def draw(stage: Stage, folder: Path) -> None:
+def draw(runs: TrainedRuns, folder: Path) -> None:
     """Write the pictures into `folder`: of images, one_x_many_z, samples and interpolation; of
     anything, latent."""
     folder.mkdir(parents=True, exist_ok=True)
-    _latent(stage, folder / "latent.png")
-    if stage.dataset.spec.kind != "image":
+    _latent(runs, folder / "latent.png")
+    if runs.dataset.spec.kind != "image":
         return
-    _one_x_many_z(stage, folder / "one_x_many_z.png")
-    _samples(stage, folder / "samples.png")
-    if stage.judge is not None:
-        _interpolation(stage, folder / "interpolation.png")
+    _one_x_many_z(runs, folder / "one_x_many_z.png")
+    _samples(runs, folder / "samples.png")
+    if runs.classifier is not None:
+        _interpolation(runs, folder / "interpolation.png")
 
 
 def _figure(width: float, height: float) -> Any:
@@ -43,7 +43,7 @@ def _figure(width: float, height: float) -> Any:
 
 def _show(axes: Any, title: str, lines: list[Tensor]) -> None:
     """One line of images for each tensor (images, *shape), a grey line between any two."""
-    tiles = [[_framed(image) for image in unit(line)] for line in lines]
+    tiles = [[_framed(image) for image in to_unit(line)] for line in lines]
     sheet = torch.cat([torch.cat(line, dim=1) for line in tiles])
     axes.imshow(sheet.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=10)
@@ -58,66 +58,66 @@ def _framed(image: Tensor) -> Tensor:
     return framed
 
 
-def _one_x_many_z(stage: Stage, path: Path) -> None:
+def _one_x_many_z(runs: TrainedRuns, path: Path) -> None:
     figure = _figure(10, 3.1)
-    x = stage.dataset.test.x[:6]
+    x = runs.dataset.test.x[:6]
     for axes, (model, run) in zip(figure.subplots(1, 2), MODELS.items(), strict=True):
-        subject = stage.open(run, _SEED)
-        mean, log_var = subject.encode(subject.observed(x, _SEED))
+        loaded = runs.open(run, _SEED)
+        mean, log_var = loaded.encode(loaded.targets(x, _SEED))
         noise = samples.prior(_STEPS - 1, mean.shape[1], _SEED)
         lines = []
         for row, m, v in zip(x, mean, log_var, strict=True):
-            drawn = samples.decode(subject.model, m + (0.5 * v).exp() * noise)
+            drawn = samples.decode(loaded.model, m + (0.5 * v).exp() * noise)
             lines.append(torch.cat((row[None], drawn)))
         _show(axes, f"{model}: x, then decodes of draws from q(z|x)", lines)
     figure.savefig(path, dpi=80)
 
 
-def _samples(stage: Stage, path: Path) -> None:
+def _samples(runs: TrainedRuns, path: Path) -> None:
     figure = _figure(12, 4.4)
     pictures: list[tuple[str, Tensor]] = []
     for model, run in MODELS.items():
-        subject = stage.open(run, _SEED)
-        size = subject.saved.config.latent_size
+        loaded = runs.open(run, _SEED)
+        size = loaded.saved.config.latent_size
         z = samples.prior(_SIDE**2, size, _SEED)
-        pictures.append((f"{model}, z from N(0, I)", samples.decode(subject.model, z)))
-    codes, _ = subject.encode(subject.observed(stage.dataset.train.x[:ROWS], _SEED))
+        pictures.append((f"{model}, z from N(0, I)", samples.decode(loaded.model, z)))
+    codes, _ = loaded.encode(loaded.targets(runs.dataset.train.x[:ROWS], _SEED))
     z = samples.fitted(codes, _SIDE**2, _SEED)
-    pictures.append((f"{model}, z from a fitted Gaussian", samples.decode(subject.model, z)))
+    pictures.append((f"{model}, z from a fitted Gaussian", samples.decode(loaded.model, z)))
     for axes, (title, x) in zip(figure.subplots(1, 3), pictures, strict=True):
         _show(axes, title, list(torch.split(x, _SIDE)))
     figure.savefig(path, dpi=80)
 
 
-def _interpolation(stage: Stage, path: Path) -> None:
+def _interpolation(runs: TrainedRuns, path: Path) -> None:
     figure = _figure(13, 2.8)
-    x, other = interpolation.pairs(stage, 6, _SEED)
+    x, other = interpolation.pairs(runs, 6, _SEED)
     steps = torch.linspace(0, 1, _STEPS)
     plots = figure.subplots(1, 3)
     for axes, (model, run) in zip(plots, MODELS.items(), strict=False):
-        subject = stage.open(run, _SEED)
-        codes, _ = subject.encode(subject.observed(torch.cat((x, other)), _SEED))
+        loaded = runs.open(run, _SEED)
+        codes, _ = loaded.encode(loaded.targets(torch.cat((x, other)), _SEED))
         lines = [
-            samples.decode(subject.model, torch.lerp(a, b, steps[:, None]))
+            samples.decode(loaded.model, torch.lerp(a, b, steps[:, None]))
             for a, b in zip(codes[: len(x)], codes[len(x) :], strict=True)
         ]
         _show(axes, f"{model}: between two codes", lines)
     mixed = [
         torch.stack([torch.lerp(a, b, float(step)) for step in steps])
-        for a, b in zip(unit(x), unit(other), strict=True)
+        for a, b in zip(to_unit(x), to_unit(other), strict=True)
     ]
     _show(plots[2], "mixing the pixels", mixed)
     figure.savefig(path, dpi=80)
 
 
-def _latent(stage: Stage, path: Path) -> None:
+def _latent(runs: TrainedRuns, path: Path) -> None:
     """Draws of z in the plane of the two coordinates of most variance, and N(0, I)'s circles."""
     figure = _figure(10, 4.6)
-    test = stage.dataset.test
+    test = runs.dataset.test
     x, y = test.x[:2000], test.y
     for axes, (model, run) in zip(figure.subplots(1, 2), MODELS.items(), strict=True):
-        subject = stage.open(run, _SEED)
-        mean, log_var = subject.encode(subject.observed(x, _SEED))
+        loaded = runs.open(run, _SEED)
+        mean, log_var = loaded.encode(loaded.targets(x, _SEED))
         z = mean + (0.5 * log_var).exp() * samples.prior(len(mean), mean.shape[1], _SEED)
         first, second = mean.var(0).argsort(descending=True)[[0, -1 if z.shape[1] == 1 else 1]]
         labels = {} if y is None else {"c": y[: len(x)].numpy(), "cmap": "tab10"}

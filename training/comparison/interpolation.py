@@ -8,42 +8,51 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
-from latentd.training.comparison.stage import Stage
+from latentd.training.comparison.hypothesis import (
+    AE,
+    MODELS,
+    VAE,
+    Hypothesis,
+    Key,
+    Measurements,
+    Spread,
+    require_classifier,
+)
+from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.evaluation import samples
-from latentd.training.model import unit
+from latentd.training.model import to_unit
 
 _PAIRS: Final = 500
-_NEIGHBOURS: Final = 5000  # training rows
+_NEIGHBORS: Final = 5000  # training rows
 _MIXED: Final = "pixel mixing"
 _REAL: Final = "test rows"
 _CONFIDENCE: Final = "classifier's confidence at the midpoint"
 _DISTANCE: Final = "RMS pixel distance of the midpoint to the nearest training row"
 
 
-def _measure(stage: Stage, seed: int) -> Numbers:
-    judge, numbers = judge_of(stage), {}
-    x, other = pairs(stage, _PAIRS, seed)
+def _measure(runs: TrainedRuns, seed: int) -> Measurements:
+    classifier, numbers = require_classifier(runs), {}
+    x, other = pairs(runs, _PAIRS, seed)
     midpoints = {}
     for model, run in MODELS.items():
-        subject = stage.open(run, seed)
+        loaded = runs.open(run, seed)
         # Observed together, so that a row's draw does not depend on which side it stands.
-        codes, _ = subject.encode(subject.observed(torch.cat((x, other)), seed))
-        midpoints[model] = samples.decode(subject.model, (codes[: len(x)] + codes[len(x) :]) / 2)
-    mixed = (unit(x) + unit(other)) / 2
+        codes, _ = loaded.encode(loaded.targets(torch.cat((x, other)), seed))
+        midpoints[model] = samples.decode(loaded.model, (codes[: len(x)] + codes[len(x) :]) / 2)
+    mixed = (to_unit(x) + to_unit(other)) / 2
     midpoints[_MIXED] = (mixed * 255).round().to(torch.uint8) if x.dtype == torch.uint8 else mixed
     midpoints[_REAL] = x
-    train = unit(stage.dataset.train.x[:_NEIGHBOURS]).flatten(1)
+    train = to_unit(runs.dataset.train.x[:_NEIGHBORS]).flatten(1)
     for name, rows in midpoints.items():
-        numbers[_CONFIDENCE, name] = float(judge.probabilities(rows).amax(1).mean())
-        nearest = torch.cdist(unit(rows).flatten(1), train).amin(1)
+        numbers[_CONFIDENCE, name] = float(classifier.probabilities(rows).amax(1).mean())
+        nearest = torch.cdist(to_unit(rows).flatten(1), train).amin(1)
         numbers[_DISTANCE, name] = float(nearest.mean()) / train.shape[1] ** 0.5
     return numbers
 
 
-def pairs(stage: Stage, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def pairs(runs: TrainedRuns, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Test rows of two different classes each: (up to count, *shape), twice."""
-    test = stage.dataset.test
+    test = runs.dataset.test
     assert test.y is not None, "judged by labels"
     draws = torch.Generator().manual_seed(seed)
     a, b = (torch.randint(len(test), (4 * count,), generator=draws) for _ in range(2))
@@ -62,11 +71,11 @@ def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     )
 
 
-CLAIM: Final = Claim(
+HYPOTHESIS: Final = Hypothesis(
     title="Smooth interpolation",
-    says="Half-way between the codes of two rows of different classes lies a plausible row.",
-    expects="The VAE's midpoints are more confidently classified, and nearer to real rows, than "
-    "the AE's and than a mix of the pixels.",
+    statement="Half-way between the codes of two rows of different classes lies a plausible row.",
+    expectation="The VAE's midpoints are more confidently classified, and nearer to real rows, "
+    "than the AE's and than a mix of the pixels.",
     measure=_measure,
     verdict=_verdict,
 )

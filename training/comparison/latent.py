@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread
-from latentd.training.comparison.stage import Stage
-from latentd.training.evaluation.aggregate import aggregate
-from latentd.training.evaluation.units import units
+from latentd.training.comparison.hypothesis import (
+    AE,
+    MODELS,
+    VAE,
+    Hypothesis,
+    Key,
+    Measurements,
+    Spread,
+)
+from latentd.training.comparison.trained_runs import TrainedRuns
+from latentd.training.evaluation.active_units import measure_units
+from latentd.training.evaluation.aggregate_posterior import measure_aggregate
 
-_CENTRE: Final = "norm of the mean of z; 0 for N(0, I)"
+_CENTER: Final = "norm of the mean of z; 0 for N(0, I)"
 _NORM: Final = "mean norm of z, times that of N(0, I)"
 _VARIANCE: Final = "variance of active dimensions; 1 for N(0, I)"
 _MMD: Final = "MMD^2 to N(0, I), times what chance allows"
 
 
-def _measure(stage: Stage, seed: int) -> Numbers:
-    numbers: Numbers = {}
+def _measure(runs: TrainedRuns, seed: int) -> Measurements:
+    numbers: Measurements = {}
     for model, run in MODELS.items():
-        subject = stage.open(run, seed)
-        mean, log_var = subject.encode(subject.observed(stage.dataset.test.x, seed))
-        active = units(mean, log_var).active
-        found = aggregate(mean, log_var, active, seed)
-        numbers[_CENTRE, model] = found.norm_of_mean
+        loaded = runs.open(run, seed)
+        mean, log_var = loaded.encode(loaded.targets(runs.dataset.test.x, seed))
+        active = measure_units(mean, log_var).active
+        found = measure_aggregate(mean, log_var, active, seed)
+        numbers[_CENTER, model] = found.norm_of_mean
         numbers[_NORM, model] = found.mean_norm
         numbers[_VARIANCE, model] = found.active_variance
         numbers[_MMD, model] = max(0.0, found.mmd / found.null_high)
@@ -42,11 +50,11 @@ def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     )
 
 
-CLAIM: Final = Claim(
+HYPOTHESIS: Final = Hypothesis(
     title="A latent space near N(0, I)",
-    says="The KL keeps the codes near N(0, I), so the space is continuous and can be drawn from.",
-    expects="The VAE's norm is within 10% of N(0, I)'s, and its MMD at most a fifth of the AE's; a "
-    "test this sharp may still tell it from N(0, I).",
+    statement="The KL keeps the codes near N(0, I), so the space is continuous and can be sampled.",
+    expectation="The VAE's norm is within 10% of N(0, I)'s, and its MMD is at most a fifth of the "
+    "AE's. A test this sharp may still tell it from N(0, I).",
     measure=_measure,
     verdict=_verdict,
 )

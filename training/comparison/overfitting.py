@@ -8,37 +8,45 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread
-from latentd.training.comparison.stage import Stage
-from latentd.training.data import together
-from latentd.training.evaluation.subject import Subject
+from latentd.training.comparison.hypothesis import (
+    AE,
+    MODELS,
+    VAE,
+    Hypothesis,
+    Key,
+    Measurements,
+    Spread,
+)
+from latentd.training.comparison.trained_runs import TrainedRuns
+from latentd.training.data import max_batch_rows
+from latentd.training.evaluation.loaded_run import LoadedRun
 
 _ROWS: Final = 5000  # of each part, at most
 
 
-def _measure(stage: Stage, seed: int) -> Numbers:
-    numbers: Numbers = {}
-    for rows in stage.sizes:
+def _measure(runs: TrainedRuns, seed: int) -> Measurements:
+    numbers: Measurements = {}
+    for rows in runs.sizes:
         for model, run in MODELS.items():
             # At the end of the budget: the best checkpoint would have stopped before overfitting.
-            subject = stage.open(run, seed, rows, last=True)
+            loaded = runs.open(run, seed, rows, last=True)
             test, train = (
-                distortion(subject, subject.observed(part.x[:_ROWS], seed))
-                for part in (subject.dataset.test, subject.dataset.train)
+                distortion(loaded, loaded.targets(part.x[:_ROWS], seed))
+                for part in (loaded.dataset.test, loaded.dataset.train)
             )
             numbers[f"test minus train distortion, nats, {rows:,} rows", model] = test - train
     return numbers
 
 
 @torch.inference_mode()
-def distortion(subject: Subject, observed: Tensor) -> float:
+def distortion(loaded: LoadedRun, target: Tensor) -> float:
     """-log p(x|z) at z = E[z|x], nats a row."""
     total = 0.0
-    for x in torch.split(observed, together(observed.shape[1:], 1024)):
-        mean, _ = subject.model.encode(x)
-        nll = subject.model.likelihood.nll(x, subject.model.decode(mean))
+    for x in torch.split(target, max_batch_rows(target.shape[1:], 1024)):
+        mean, _ = loaded.model.encode(x)
+        nll = loaded.model.likelihood.nll(x, loaded.model.decode(mean))
         total += float(nll.double().sum())
-    return total / len(observed)
+    return total / len(target)
 
 
 def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
@@ -53,10 +61,10 @@ def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     )
 
 
-CLAIM: Final = Claim(
+HYPOTHESIS: Final = Hypothesis(
     title="Overfitting",
-    says="Noise in the code and the KL regularise: a VAE overfits less.",
-    expects="On the fewest rows the VAE's gap is at most half of the AE's; on many, both are "
+    statement="Noise in the code and the KL regularize: a VAE overfits less.",
+    expectation="On the fewest rows the VAE's gap is at most half of the AE's; on many, both are "
     "small.",
     measure=_measure,
     verdict=_verdict,

@@ -12,7 +12,13 @@ from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 
 SIZES: Final = (1000, 5000, 50_000)  # training rows on which overfitting is measured
-_OF_THE_KL: Final = ("k", "beta", "kl_warm_up", "kl_cycles", "free_bits")  # an AE has none of it
+_KL_SETTINGS: Final = (
+    "k",
+    "beta",
+    "kl_warmup_epochs",
+    "kl_cycles",
+    "free_bits",
+)  # an AE has none of it
 _COLLAPSING: Final = 4  # the run that shows collapse has a quarter of the steps
 
 
@@ -23,7 +29,7 @@ class Plan:
     config: Config  # what both models share; its `model` and `seed` are not used
     seeds: int
     out: Path
-    other: str | None = None  # a second data set, for density estimation
+    ood_data: str | None = None  # a second data set, for density estimation
     cache: Path | None = None  # where classifiers are kept; None: the usual place
 
     def rows(self, name: object) -> Path:
@@ -50,16 +56,16 @@ class Plan:
                 epochs=max(1, vae.epochs // _COLLAPSING),
                 **_without_kl_settings() | {"beta": float(values)},
             )
-            if self.other is not None:
-                data = f"npz:{self.rows('other')}"
-                wanted[self.folder("other", most, seed)] = dataclasses.replace(vae, data=data)
+            if self.ood_data is not None:
+                data = f"npz:{self.rows('ood')}"
+                wanted[self.folder("ood", most, seed)] = dataclasses.replace(vae, data=data)
         return wanted
 
     def _config(self, model: str, rows: int, most: int, seed: int) -> Config:
         """As many steps whatever the rows, so that fewer are seen more often."""
         times = math.ceil(most / rows)
         return dataclasses.replace(
-            self.config.on(f"npz:{self.rows(rows)}"),
+            self.config.with_data(f"npz:{self.rows(rows)}"),
             seed=seed,
             epochs=self.config.epochs * times,
             validate_every=times,
@@ -85,5 +91,5 @@ def _without_kl_settings() -> dict[str, Any]:
     return {
         field.name: field.default
         for field in dataclasses.fields(Config)
-        if field.name in _OF_THE_KL
+        if field.name in _KL_SETTINGS
     }

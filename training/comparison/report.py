@@ -23,12 +23,12 @@ from latentd.training.comparison import (
     overfitting,
     sampling,
 )
-from latentd.training.comparison.claim import Claim, Key, Skipped, Spread, spread
-from latentd.training.comparison.stage import Stage
+from latentd.training.comparison.hypothesis import Hypothesis, Key, Skipped, Spread, spread
+from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.config import Config, flag
 
-CLAIMS: Final = tuple(
-    module.CLAIM
+HYPOTHESES: Final = tuple(
+    module.HYPOTHESIS
     for module in (
         distribution,
         overfitting,
@@ -44,17 +44,17 @@ MARKDOWN: Final = "COMPARISON.md"
 JSON: Final = "comparison.json"
 PICTURES: Final = "results"
 _PICTURED: Final = {
-    distribution.CLAIM.title: "one_x_many_z.png",
-    latent.CLAIM.title: "latent.png",
-    sampling.CLAIM.title: "samples.png",
-    interpolation.CLAIM.title: "interpolation.png",
+    distribution.HYPOTHESIS.title: "one_x_many_z.png",
+    latent.HYPOTHESIS.title: "latent.png",
+    sampling.HYPOTHESIS.title: "samples.png",
+    interpolation.HYPOTHESIS.title: "interpolation.png",
 }
 
 
 class Result(NamedTuple):
     """What came out of a claim. holds: None where it was skipped."""
 
-    claim: Claim
+    hypothesis: Hypothesis
     numbers: Mapping[Key, Spread]
     holds: bool | None
     words: str
@@ -65,37 +65,37 @@ class Result(NamedTuple):
         return {True: "holds", False: "does not hold", None: "skipped"}[self.holds]
 
 
-def judge(stage: Stage) -> list[Result]:
+def classifier(runs: TrainedRuns) -> list[Result]:
     """Every claim, measured for every seed."""
     results = []
-    total = len(CLAIMS) * stage.plan.seeds
+    total = len(HYPOTHESES) * runs.plan.seeds
     with tqdm(total=total, desc="measuring", unit="claim", mininterval=0.5, disable=None) as bar:
-        for claim in CLAIMS:
-            results.append(_judge(claim, stage))
-            bar.update(stage.plan.seeds)
+        for hypothesis in HYPOTHESES:
+            results.append(_judge(hypothesis, runs))
+            bar.update(runs.plan.seeds)
     return results
 
 
-def _judge(claim: Claim, stage: Stage) -> Result:
+def _judge(hypothesis: Hypothesis, runs: TrainedRuns) -> Result:
     try:
-        numbers = spread([claim.measure(stage, seed) for seed in range(stage.plan.seeds)])
+        numbers = spread([hypothesis.measure(runs, seed) for seed in range(runs.plan.seeds)])
     except Skipped as why:
-        return Result(claim, {}, None, str(why))
-    return Result(claim, numbers, *claim.verdict(numbers))
+        return Result(hypothesis, {}, None, str(why))
+    return Result(hypothesis, numbers, *hypothesis.verdict(numbers))
 
 
-def write(stage: Stage, results: list[Result]) -> Path:
+def write(runs: TrainedRuns, results: list[Result]) -> Path:
     """COMPARISON.md and comparison.json, in the plan's folder. Returns the first."""
     raw = {
-        "settings": dataclasses.asdict(stage.plan.config),
-        "other": stage.plan.other,
-        "seeds": stage.plan.seeds,
-        "training_rows": stage.sizes,
+        "settings": dataclasses.asdict(runs.plan.config),
+        "ood_data": runs.plan.ood_data,
+        "seeds": runs.plan.seeds,
+        "training_rows": runs.sizes,
         "claims": [
             {
-                "title": result.claim.title,
-                "says": result.claim.says,
-                "expected": result.claim.expects,
+                "title": result.hypothesis.title,
+                "statement": result.hypothesis.statement,
+                "expected": result.hypothesis.expectation,
                 "verdict": result.verdict,
                 "words": result.words,
                 "measured": [
@@ -106,16 +106,16 @@ def write(stage: Stage, results: list[Result]) -> Path:
             for result in results
         ],
     }
-    (stage.plan.out / JSON).write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n")
-    path = stage.plan.out / MARKDOWN
-    path.write_text("\n".join((*_head(stage), *_summary(results), *_details(results))) + "\n")
+    (runs.plan.out / JSON).write_text(json.dumps(raw, indent=2, allow_nan=False) + "\n")
+    path = runs.plan.out / MARKDOWN
+    path.write_text("\n".join((*_head(runs), *_summary(results), *_details(results))) + "\n")
     return path
 
 
-def _head(stage: Stage) -> Iterator[str]:
-    plan = stage.plan
-    rows = ", ".join(f"{rows:,}" for rows in stage.sizes)
-    labels = "" if stage.judge is None else _accuracy(stage)
+def _head(runs: TrainedRuns) -> Iterator[str]:
+    plan = runs.plan
+    rows = ", ".join(f"{rows:,}" for rows in runs.sizes)
+    labels = "" if runs.classifier is None else _accuracy(runs)
     yield "# The lecture, measured"
     yield ""
     yield (
@@ -125,13 +125,13 @@ def _head(stage: Stage) -> Iterator[str]:
         "measured."
     )
     yield ""
-    yield f"- Data: {plan.config.data}, {len(stage.dataset.test):,} test rows; training rows {rows}"
+    yield f"- Data: {plan.config.data}, {len(runs.dataset.test):,} test rows; training rows {rows}"
     yield f"- Settings beside the defaults: {_settings(plan.config)}"
     yield (
         "- Best epoch by validation; overfitting is measured at the end of the budget, with as "
         f"many steps on fewer rows.{labels}"
     )
-    if plan.config.binarisation == "dynamic":
+    if plan.config.binarization == "dynamic":
         yield "- Pixels are drawn anew in each pass, which keeps the AE from overfitting as well."
     yield f"- PyTorch {torch.__version__}, Python {platform.python_version()}"
     yield ""
@@ -143,10 +143,10 @@ def _plain(found: Spread) -> dict[str, float | None]:
     return {"mean": None, "sd": None} if missing else {"mean": found.mean, "sd": found.sd}
 
 
-def _accuracy(stage: Stage) -> str:
-    assert stage.judge is not None, "no classifier"
-    assert stage.dataset.test.y is not None, "judged by labels"
-    right = stage.judge.accuracy(stage.dataset.test.x, stage.dataset.test.y)
+def _accuracy(runs: TrainedRuns) -> str:
+    assert runs.classifier is not None, "no classifier"
+    assert runs.dataset.test.y is not None, "judged by labels"
+    right = runs.classifier.accuracy(runs.dataset.test.x, runs.dataset.test.y)
     return (
         f" Pictures are judged by a classifier trained here, right on {right:.1%} of the test rows."
     )
@@ -157,37 +157,42 @@ def _settings(config: Config) -> str:
         (field.name, getattr(config, field.name), field.default)
         for field in dataclasses.fields(config)
     )
-    shown = [
+    printable = [
         f"`{flag(name)} {value}`"
         for name, value, default in given
         if value != default and name not in ("data", "device", "checkpoint_seconds")
     ]
-    return ", ".join(shown) or "none"
+    return ", ".join(printable) or "none"
 
 
 def _summary(results: list[Result]) -> Iterator[str]:
     yield "| claim | expected | measured | verdict |"
     yield "|---|---|---|---|"
     for result in results:
-        cells = (result.claim.title, result.claim.expects, result.words, f"**{result.verdict}**")
+        cells = (
+            result.hypothesis.title,
+            result.hypothesis.expectation,
+            result.words,
+            f"**{result.verdict}**",
+        )
         yield f"| {' | '.join(cells)} |"
     yield ""
 
 
 def _details(results: list[Result]) -> Iterator[str]:
     for result in results:
-        yield f"## {result.claim.title}: {result.verdict}"
+        yield f"## {result.hypothesis.title}: {result.verdict}"
         yield ""
-        yield f"*{result.claim.says}*"
+        yield f"*{result.hypothesis.statement}*"
         yield ""
         if not result.numbers:
             yield result.words
             yield ""
         else:
             yield from _table(result.numbers)
-        picture = _PICTURED.get(result.claim.title)
+        picture = _PICTURED.get(result.hypothesis.title)
         if picture and result.numbers:
-            yield f"![{result.claim.title}]({PICTURES}/{picture})"
+            yield f"![{result.hypothesis.title}]({PICTURES}/{picture})"
             yield ""
 
 

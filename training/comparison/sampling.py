@@ -5,30 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from latentd.training.comparison.claim import AE, MODELS, VAE, Claim, Key, Numbers, Spread, judge_of
-from latentd.training.comparison.stage import Stage
+from latentd.training.comparison.hypothesis import (
+    AE,
+    MODELS,
+    VAE,
+    Hypothesis,
+    Key,
+    Measurements,
+    Spread,
+    require_classifier,
+)
+from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.frechet import frechet
-from latentd.training.evaluation.probe import ROWS
+from latentd.training.evaluation.linear_probe import ROWS
 
 _PRIOR: Final = "Frechet distance, z from N(0, I)"
 _FITTED: Final = "Frechet distance, z from a Gaussian fitted to the codes"
 _REAL: Final = "Frechet distance of real training rows"
 
 
-def _measure(stage: Stage, seed: int) -> Numbers:
-    judge, numbers = judge_of(stage), {}
-    real = judge.features(stage.dataset.test.x)
+def _measure(runs: TrainedRuns, seed: int) -> Measurements:
+    classifier, numbers = require_classifier(runs), {}
+    real = classifier.features(runs.dataset.test.x)
     for model, run in MODELS.items():
-        subject = stage.open(run, seed)
-        codes, _ = subject.encode(subject.observed(stage.dataset.train.x[:ROWS], seed))
+        loaded = runs.open(run, seed)
+        codes, _ = loaded.encode(loaded.targets(runs.dataset.train.x[:ROWS], seed))
         for what, z in (
             (_PRIOR, samples.prior(samples.COUNT, codes.shape[1], seed)),
             (_FITTED, samples.fitted(codes, samples.COUNT, seed)),
         ):
-            drawn = judge.features(samples.decode(subject.model, z))
+            drawn = classifier.features(samples.decode(loaded.model, z))
             numbers[what, model] = frechet(drawn, real)
-    train = judge.features(stage.dataset.train.x[: samples.COUNT])
+    train = classifier.features(runs.dataset.train.x[: samples.COUNT])
     numbers[_REAL, "data"] = frechet(train, real)
     return numbers
 
@@ -43,11 +52,11 @@ def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     return vae < ae, f"From N(0, I) the VAE is at {vae:.1f}, the AE at {ae:.1f}. {winner}"
 
 
-CLAIM: Final = Claim(
+HYPOTHESIS: Final = Hypothesis(
     title="New samples",
-    says="Decoding z from N(0, I) gives new rows from a VAE, and nonsense from an AE.",
-    expects="From N(0, I) the VAE is nearer to the test rows than the AE; the AE with a Gaussian "
-    "fitted to its codes comes close or wins.",
+    statement="Decoding z from N(0, I) gives new rows from a VAE, and nonsense from an AE.",
+    expectation="From N(0, I) the VAE is nearer to the test rows than the AE. The AE with a "
+    "Gaussian fitted to its codes comes close or wins.",
     measure=_measure,
     verdict=_verdict,
 )

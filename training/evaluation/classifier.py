@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from latentd.training.data import Dataset, RowSpec
-from latentd.training.model import unit
+from latentd.training.model import to_unit
 
 FEATURES: Final = 64
 _STEPS: Final = 800
 _BATCH: Final = 128
-_AT_ONCE: Final = 1024  # rows judged at once: bounds memory, changes no result
+_AT_ONCE: Final = 1024  # rows classifierd at once: bounds memory, changes no result
 _FORMAT: Final = "latentd classifier 1"
 
 
@@ -41,13 +41,13 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits: float32 (rows, classes)."""
-        logits: Tensor = self.head(self.body(unit(x)))
+        logits: Tensor = self.head(self.body(to_unit(x)))
         return logits
 
     @torch.inference_mode()
     def features(self, x: Tensor) -> Tensor:
         """float32 (rows, FEATURES)."""
-        return torch.cat([self.body(unit(part)) for part in torch.split(x, _AT_ONCE)])
+        return torch.cat([self.body(to_unit(part)) for part in torch.split(x, _AT_ONCE)])
 
     @torch.inference_mode()
     def probabilities(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Classifier(nn.Module):
         return float((self.labels[self.probabilities(x).argmax(1)] == y).double().mean())
 
 
-def classifier(dataset: Dataset, cache: Path) -> Classifier:
+def load_classifier(dataset: Dataset, cache: Path) -> Classifier:
     """The data set's classifier, out of `cache` or trained now; in evaluation mode, on the CPU.
 
     The data set has labels.
@@ -67,14 +67,14 @@ def classifier(dataset: Dataset, cache: Path) -> Classifier:
     assert dataset.train.y is not None, "no labels to learn"
     known = hashlib.sha256(dataset.digest.encode() + dataset.train.y.numpy().tobytes())
     path = cache / f"classifier-{known.hexdigest()[:16]}.pt"
-    judge = _fresh(dataset)
+    classifier = _fresh(dataset)
     try:
-        judge.load_state_dict(_read(path) or {})
+        classifier.load_state_dict(_read(path) or {})
     except RuntimeError:  # there is none, or it is another release's, of which some may have fitted
-        judge = _fresh(dataset)
-        _train(judge, dataset.train.x, dataset.train.y)
-        _write(path, judge.state_dict())
-    return judge.eval().requires_grad_(False)
+        classifier = _fresh(dataset)
+        _train(classifier, dataset.train.x, dataset.train.y)
+        _write(path, classifier.state_dict())
+    return classifier.eval().requires_grad_(False)
 
 
 def cache_folder() -> Path:
@@ -90,17 +90,17 @@ def _fresh(dataset: Dataset) -> Classifier:
         return Classifier(dataset.spec, torch.unique(dataset.train.y))
 
 
-def _train(judge: Classifier, x: Tensor, y: Tensor) -> None:
-    target = torch.searchsorted(judge.labels, y)
+def _train(classifier: Classifier, x: Tensor, y: Tensor) -> None:
+    target = torch.searchsorted(classifier.labels, y)
     order = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.Adam(judge.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=_STEPS)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=_STEPS)
     words = "training the classifier"
     for _ in tqdm(range(_STEPS), desc=words, unit="step", mininterval=0.5, disable=None):
         rows = torch.randint(len(x), (_BATCH,), generator=order)
-        optimiser.zero_grad()
-        F.cross_entropy(judge(x[rows]), target[rows]).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.zero_grad()
+        F.cross_entropy(classifier(x[rows]), target[rows]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
         schedule.step()
 
 
@@ -116,9 +116,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, weights: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save({"format": _FORMAT, "weights": weights}, beside)
-    beside.replace(path)  # two runs at once write the same, each whole
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save({"format": _FORMAT, "weights": weights}, temporary)
+    temporary.replace(path)  # two runs at once write the same, each whole
 
 
 class _ChannelsFirst(nn.Module):

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-_TEACHES: Final = """\
-Measure a trained model on rows it has not learnt from, and print a table:
-  -ELBO, NLL          in nats; the NLL importance-weighted with --samples draws (Burda et al., 2016)
+_DESCRIPTION: Final = """\
+Measure a trained model on rows it has not learned from, and print a table:
+  -ELBO, NLL          in nats; the NLL importance-weighted (Burda et al., 2016)
   test - train        the same on training rows: how much it has overfitted
   active units, KL    which latent dimensions are used; collapse is named, with what to try
-  aggregate           is the aggregate posterior N(0, I)? norms, variance, MMD beside its null
+  aggregate           is the aggregate posterior N(0, I)? norms, variance, MMD with its null
   linear probe        what logistic regression reads off the means, where there are labels
   Frechet distance    of samples from test rows, on the features of a classifier trained here
 and write into the run's folder, or --out:
@@ -21,7 +21,7 @@ and write into the run's folder, or --out:
 _EXAMPLES: Final = """\
 examples:
   latentd evaluate runs/mnist
-  latentd evaluate runs/mnist --rows 500 --samples 100     # a quick look
+  latentd evaluate runs/mnist --rows 500 --importance-samples 100     # a quick look
   latentd evaluate runs/mnist/last.pt --out runs/mnist-last
 
 A plain autoencoder has no ELBO and no NLL; the cross-entropy of grey pixels is none either. Both
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "evaluate",
         help="checkpoint -> likelihood, latent space, samples: numbers and pictures",
-        description=_TEACHES,
+        description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,9 +44,12 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--data", help="rows, as in train; default: what the model was trained on")
     command.add_argument(
-        "--samples", type=whole, default=5000, help="draws a row, S of the NLL [5000]"
+        "--importance-samples",
+        type=positive_int,
+        default=5000,
+        help="draws a row, S of the NLL [5000]",
     )
-    command.add_argument("--rows", type=whole, help="test rows, the first ones [all]")
+    command.add_argument("--rows", type=positive_int, help="test rows, the first ones [all]")
     command.add_argument("--seed", type=seed, default=0, help="decides every draw [0]")
     command.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute [auto]"
@@ -56,7 +59,7 @@ def add(commands: Any) -> None:
     command.set_defaults(run=_evaluate, after=lambda _: "Nothing was written.")
 
 
-def whole(text: str) -> int:
+def positive_int(text: str) -> int:
     """argparse's type of a number that counts something."""
     number = int(text)
     if number < 1:
@@ -74,12 +77,12 @@ def seed(text: str) -> int:
 def _evaluate(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help should not.
     from latentd.training.errors import TrainingError
-    from latentd.training.evaluation import figures, record, report
-    from latentd.training.evaluation.subject import open_run
-    from latentd.training.evaluation.table import table
+    from latentd.training.evaluation import figures, report, results_file
+    from latentd.training.evaluation.loaded_run import open_run
+    from latentd.training.evaluation.text_table import format_table
 
-    subject = open_run(arguments.checkpoint, arguments.data, arguments.device)
-    out = arguments.out or subject.path.parent
+    loaded = open_run(arguments.checkpoint, arguments.data, arguments.device)
+    out = arguments.out or loaded.path.parent
     for flag, folder in (("--out", out), ("--cache", arguments.cache)):
         try:
             if folder:
@@ -87,7 +90,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise TrainingError(f"{flag} {folder} cannot be made: {error.strerror}.") from None
     options = report.Options(arguments.samples, arguments.rows, arguments.seed, arguments.cache)
-    result = report.evaluate(subject, options)
-    pictures = figures.draw(out, subject, result)
-    print(table(result))
-    print(f"{'written':<22}{', '.join(map(str, (record.write(out, result), *pictures)))}")
+    result = report.evaluate(loaded, options)
+    pictures = figures.draw(out, loaded, result)
+    print(format_table(result))
+    print(f"{'written':<22}{', '.join(map(str, (results_file.write(out, result), *pictures)))}")

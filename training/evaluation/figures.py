@@ -10,20 +10,20 @@ import torch
 
 from latentd.training import figures
 from latentd.training.evaluation import samples
-from latentd.training.evaluation.subject import Subject
+from latentd.training.evaluation.loaded_run import LoadedRun
 
 _POINTS: Final = 2000  # rows in the latent map
 _BARS: Final = 100  # dimensions shown, the largest KL first
 _COLUMNS: Final = 12
 
 
-def draw(folder: Path, subject: Subject, result: dict[str, Any]) -> list[Path]:
+def draw(folder: Path, loaded: LoadedRun, result: dict[str, Any]) -> list[Path]:
     """Write kl.png (not for an autoencoder), latent.png and samples.png into `folder`."""
-    z = samples.prior(8 * _COLUMNS, subject.saved.config.latent_size, result["seed"])
+    z = samples.prior(8 * _COLUMNS, loaded.saved.config.latent_size, result["seed"])
     sheet = folder / "samples.png"
-    figures.grid(sheet, torch.split(samples.decode(subject.model, z), _COLUMNS))
+    figures.grid(sheet, torch.split(samples.decode(loaded.model, z), _COLUMNS))
     latent = folder / "latent.png"
-    _latent(latent, subject, result)
+    _latent(latent, loaded, result)
     if "kl" not in result["latent"]:
         return [latent, sheet]
     kl = folder / "kl.png"
@@ -41,10 +41,10 @@ def _kl(path: Path, latent: dict[str, Any]) -> None:
     order = np.argsort(-kl)[:_BARS]
     places = np.arange(len(order))
     active = variance[order] > latent["threshold"]
-    for chosen, colour, name in ((active, "C0", "active"), (~active, "C3", "not active")):
+    for chosen, color, name in ((active, "C0", "active"), (~active, "C3", "not active")):
         if not chosen.any():
             continue
-        axes.bar(places[chosen], kl[order][chosen], color=colour, label=name)
+        axes.bar(places[chosen], kl[order][chosen], color=color, label=name)
     axes.set(
         title=f"{latent['active_units']} of {latent['size']} units active",
         xlabel="latent dimension, by KL",
@@ -55,13 +55,13 @@ def _kl(path: Path, latent: dict[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def _latent(path: Path, subject: Subject, result: dict[str, Any]) -> None:
+def _latent(path: Path, loaded: LoadedRun, result: dict[str, Any]) -> None:
     """One z for each row: every coordinate against N(0, 1), |z| against N(0, I)'s, and a map."""
     from matplotlib.figure import Figure
 
-    test = subject.dataset.test
+    test = loaded.dataset.test
     x = test.x[: min(result["rows"], _POINTS)]
-    mean, log_var = subject.encode(subject.observed(x, result["seed"]))
+    mean, log_var = loaded.encode(loaded.targets(x, result["seed"]))
     z = mean + (0.5 * log_var).exp() * samples.prior(len(mean), mean.shape[1], result["seed"])
     normal = samples.prior(10 * _POINTS, mean.shape[1], result["seed"] + 1)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -78,11 +78,11 @@ def _latent(path: Path, subject: Subject, result: dict[str, Any]) -> None:
     # The two directions in which the codes differ most.
     _, _, directions = torch.linalg.svd(mean - mean.mean(0), full_matrices=False)
     flat = (mean - mean.mean(0)) @ directions[:2].T
-    colours = None if test.y is None else test.y[: len(x)].numpy()
-    shown = plane.scatter(
-        flat[:, 0], flat[:, -1], s=6, c=colours, cmap=None if test.y is None else "tab10"
+    colors = None if test.y is None else test.y[: len(x)].numpy()
+    printable = plane.scatter(
+        flat[:, 0], flat[:, -1], s=6, c=colors, cmap=None if test.y is None else "tab10"
     )
     if test.y is not None:
-        figure.colorbar(shown, ax=plane)
+        figure.colorbar(printable, ax=plane)
     plane.set(title="E[z|x], its two widest directions", aspect="equal")
     figure.savefig(path, dpi=100)

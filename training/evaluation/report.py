@@ -14,15 +14,15 @@ from torch import Tensor
 from latentd.training.data import Rows
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation import samples
-from latentd.training.evaluation.aggregate import aggregate
-from latentd.training.evaluation.bound import Bound, bound
-from latentd.training.evaluation.classifier import cache_folder, classifier
+from latentd.training.evaluation.active_units import ACTIVE, measure_units, verdict
+from latentd.training.evaluation.aggregate_posterior import measure_aggregate
+from latentd.training.evaluation.classifier import cache_folder, load_classifier
 from latentd.training.evaluation.frechet import frechet
-from latentd.training.evaluation.probe import ROWS as PROBE_ROWS
-from latentd.training.evaluation.probe import probe
-from latentd.training.evaluation.subject import Subject
-from latentd.training.evaluation.units import ACTIVE, units, verdict
-from latentd.training.model import unit
+from latentd.training.evaluation.likelihood import LikelihoodEstimate, estimate_likelihood
+from latentd.training.evaluation.linear_probe import ROWS as PROBE_ROWS
+from latentd.training.evaluation.linear_probe import linear_probe
+from latentd.training.evaluation.loaded_run import LoadedRun
+from latentd.training.model import to_unit
 
 GAP_SAMPLES: Final = 100
 """Draws a row in the comparison of training with test rows: -ELBO does not depend on how many, and
@@ -39,42 +39,44 @@ class Options:
     cache: Path | None = None  # where the classifier is kept; None: cache_folder()
 
 
-def evaluate(subject: Subject, options: Options) -> dict[str, Any]:
+def evaluate(loaded: LoadedRun, options: Options) -> dict[str, Any]:
     """Plain data, ready for JSON. What cannot be measured says why under its own key.
 
     Raises TrainingError for a single row, and RunFailed where the model is not finite.
     """
-    seed, test, train = options.seed, subject.dataset.test, subject.dataset.train
+    seed, test, train = options.seed, loaded.dataset.test, loaded.dataset.train
     count = min(options.rows or len(test), len(test))
     if count < 2:
         raise TrainingError("1 test row has no spread to measure; evaluate two rows or more.")
-    meaning = subject.meaning()
-    observed = subject.observed(test.x[:count], seed)
-    mean, log_var = subject.encode(observed)
+    meaning = loaded.meaning()
+    target = loaded.targets(test.x[:count], seed)
+    mean, log_var = loaded.encode(target)
     result: dict[str, Any] = {
-        "checkpoint": subject.path.name,
-        "weights": subject.weights,
-        "epoch": len(subject.saved.history),
-        "data": subject.source,
-        "own_data": subject.own_data,
-        "split": subject.dataset.summary(),
+        "checkpoint": loaded.path.name,
+        "weights": loaded.weights,
+        "epoch": len(loaded.saved.history),
+        "data": loaded.source,
+        "own_data": loaded.own_data,
+        "split": loaded.dataset.summary(),
         "part": "test",
         "rows": count,
-        "pixels": subject.pixels,
+        "pixels": loaded.pixels,
         "likelihood": meaning.words,
         "unit": "nats per example",
         "seed": seed,
     }
     if meaning.of != "nothing":
-        judged = bound(subject.model, observed, options.samples, seed, label="NLL of test rows")
-        learnt = subject.observed(train.x[: min(count, len(train))], seed)
-        result |= {"bound": _bound(judged), "gap": _gap(subject, observed, learnt, seed)}
-    result["reconstruction"] = _reconstruction(subject, observed, mean)
-    if subject.saved.config.model == "ae":
+        estimate = estimate_likelihood(
+            loaded.model, target, options.samples, seed, label="NLL of test rows"
+        )
+        train_target = loaded.targets(train.x[: min(count, len(train))], seed)
+        result |= {"bound": _bound(estimate), "gap": _gap(loaded, target, train_target, seed)}
+    result["reconstruction"] = _reconstruction(loaded, target, mean)
+    if loaded.saved.config.model == "ae":
         result["latent"] = {"size": mean.shape[1], "verdict": "a point for a code: no KL"}
         active = torch.ones(mean.shape[1], dtype=torch.bool)
     else:
-        found = units(mean, log_var)
+        found = measure_units(mean, log_var)
         active = found.active
         result["latent"] = {
             "size": mean.shape[1],
@@ -85,30 +87,30 @@ def evaluate(subject: Subject, options: Options) -> dict[str, Any]:
             "kl": found.kl.tolist(),
             "variance_of_mean": found.variance.tolist(),
         }
-    spread = aggregate(mean, log_var, active, seed)
+    spread = measure_aggregate(mean, log_var, active, seed)
     result["aggregate"] = dataclasses.asdict(spread) | {"verdict": spread.words}
-    result |= _judged_by_labels(subject, mean, test, train, options)
+    result |= _measure_with_labels(loaded, mean, test, train, options)
     plain: dict[str, Any] = _finite(result)
     return plain
 
 
-def _bound(judged: Bound) -> dict[str, Any]:
+def _bound(estimate: LikelihoodEstimate) -> dict[str, Any]:
     return {
-        "samples": judged.samples,
-        "rows": len(judged),
-        **_mean("negative_elbo", judged.negative_elbo),
-        "distortion": float(judged.distortion.mean()),
-        "rate": float(judged.rate.mean()),
-        **_mean("nll", judged.nll),
-        "effective_samples": float(judged.effective.median()),
+        "samples": estimate.samples,
+        "rows": len(estimate),
+        **_mean("negative_elbo", estimate.negative_elbo),
+        "distortion": float(estimate.distortion.mean()),
+        "rate": float(estimate.rate.mean()),
+        **_mean("nll", estimate.nll),
+        "effective_samples": float(estimate.effective.median()),
     }
 
 
-def _gap(subject: Subject, observed: Tensor, learnt: Tensor, seed: int) -> dict[str, Any]:
+def _gap(loaded: LoadedRun, target: Tensor, train_target: Tensor, seed: int) -> dict[str, Any]:
     """Test minus train, both with GAP_SAMPLES draws."""
     test, train = (
-        bound(subject.model, x, GAP_SAMPLES, seed, label=f"{name} rows for the gap")
-        for name, x in (("test", observed), ("training", learnt))
+        estimate_likelihood(loaded.model, x, GAP_SAMPLES, seed, label=f"{name} rows for the gap")
+        for name, x in (("test", target), ("training", train_target))
     )
     gaps: dict[str, Any] = {
         "samples": GAP_SAMPLES,
@@ -127,47 +129,47 @@ def _mean(name: str, rows: Tensor) -> dict[str, float]:
     return {name: float(rows.mean()), f"{name}_standard_error": error}
 
 
-def _reconstruction(subject: Subject, observed: Tensor, mean: Tensor) -> dict[str, Any]:
+def _reconstruction(loaded: LoadedRun, target: Tensor, mean: Tensor) -> dict[str, Any]:
     """Through the mean: squared error of a pixel in [0, 1], which any two models share."""
-    again = unit(samples.decode(subject.model, mean))
-    return {"mean_squared_error": float((again - observed.cpu()).square().mean())}
+    again = to_unit(samples.decode(loaded.model, mean))
+    return {"mean_squared_error": float((again - target.cpu()).square().mean())}
 
 
-def _judged_by_labels(
-    subject: Subject, mean: Tensor, test: Rows, train: Rows, options: Options
+def _measure_with_labels(
+    loaded: LoadedRun, mean: Tensor, test: Rows, train: Rows, options: Options
 ) -> dict[str, Any]:
     if test.y is None or train.y is None:
-        return _unjudged(
+        return _not_measured(
             "the data have no labels" if test.y is train.y else "only some rows have labels"
         )
     if len(torch.unique(train.y)) < 2:
-        return _unjudged("the labels name one class only")
-    codes, _ = subject.encode(subject.observed(train.x[:PROBE_ROWS], options.seed))
-    found = probe(codes, train.y[:PROBE_ROWS], mean, test.y[: len(mean)])
-    grey = subject.grey()
-    judge = classifier(grey, options.cache or cache_folder())
-    real = judge.features(grey.test.x)
+        return _not_measured("the labels name one class only")
+    codes, _ = loaded.encode(loaded.targets(train.x[:PROBE_ROWS], options.seed))
+    found = linear_probe(codes, train.y[:PROBE_ROWS], mean, test.y[: len(mean)])
+    grey = loaded.grey()
+    classifier = load_classifier(grey, options.cache or cache_folder())
+    real = classifier.features(grey.test.x)
     drawn = {
         "prior": samples.prior(samples.COUNT, mean.shape[1], options.seed),
         "fitted": samples.fitted(codes, samples.COUNT, options.seed),
     }
     distances = {
-        name: frechet(judge.features(samples.decode(subject.model, z)), real)
+        name: frechet(classifier.features(samples.decode(loaded.model, z)), real)
         for name, z in drawn.items()
     }
     return {
         "probe": dataclasses.asdict(found),
         "frechet": {
             **distances,
-            "training_rows": frechet(judge.features(grey.train.x[: samples.COUNT]), real),
+            "training_rows": frechet(classifier.features(grey.train.x[: samples.COUNT]), real),
             "samples": samples.COUNT,
             "test_rows": len(real),
-            "classifier_accuracy": judge.accuracy(grey.test.x, test.y),
+            "classifier_accuracy": classifier.accuracy(grey.test.x, test.y),
         },
     }
 
 
-def _unjudged(why: str) -> dict[str, Any]:
+def _not_measured(why: str) -> dict[str, Any]:
     return {"probe": {"missing": why}, "frechet": {"missing": f"{why}, so no classifier"}}
 
 

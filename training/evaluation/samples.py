@@ -7,9 +7,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.training.data import together
-from latentd.training.evaluation.bound import AT_ONCE
-from latentd.training.model import Model, render
+from latentd.training.data import max_batch_rows
+from latentd.training.evaluation.likelihood import AT_ONCE
+from latentd.training.model import Model, to_data
 
 COUNT: Final = 10_000  # what a Frechet distance is measured on
 
@@ -22,8 +22,8 @@ def prior(count: int, latent_size: int, seed: int) -> Tensor:
 def fitted(mean: Tensor, count: int, seed: int) -> Tensor:
     """z from the normal distribution fitted to the codes `mean` (rows, latent_size): what an
     autoencoder, which knows no prior, can be sampled with."""
-    centred = mean.double() - mean.double().mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(mean) - 1))
+    centered = mean.double() - mean.double().mean(0)
+    values, vectors = torch.linalg.eigh(centered.T @ centered / (len(mean) - 1))
     scaled = vectors * values.clamp_min(0).sqrt()
     z: Tensor = prior(count, mean.shape[1], seed).double() @ scaled.T + mean.double().mean(0)
     return z.float()
@@ -33,5 +33,5 @@ def fitted(mean: Tensor, count: int, seed: int) -> Tensor:
 def decode(model: Model, z: Tensor) -> Tensor:
     """E[x|z] as the data has its rows: (rows, *shape) on the CPU; model: on any device."""
     device = next(model.parameters()).device
-    parts = torch.split(z, together(model.spec.shape, AT_ONCE))
-    return torch.cat([render(model, model.decode(part.to(device))).cpu() for part in parts])
+    parts = torch.split(z, max_batch_rows(model.spec.shape, AT_ONCE))
+    return torch.cat([to_data(model, model.decode(part.to(device))).cpu() for part in parts])

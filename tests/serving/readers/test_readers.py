@@ -37,19 +37,19 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_both_halves_read_the_same_images(tmp_path: Path) -> None:
-    from latentd.training import folder
+    from latentd.training import image_files
 
-    assert set(kinds.PICTURES) == set(folder.SUFFIXES)
+    assert set(kinds.PICTURES) == set(image_files.SUFFIXES)
     root = touch(tmp_path, "a.PNG", "sub/b.gif", "c.pgm", "d.heic", "._a.png", ".hidden/e.png")
     (root / "sub" / "up").symlink_to(root)
     [source], counts = find(root)
-    found = folder.find(root)
+    found = image_files.find(root)
     assert list(source.names) == [str(path.relative_to(root)) for path in found.paths]
     assert sum(counts.left_out.values()) == sum(found.left_out.values())
 
 
 def test_both_halves_convert_images_alike(tmp_path: Path) -> None:
-    from latentd.training.pictures import read_pictures
+    from latentd.training.image_folder import read_pictures
 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
     exif = Image.Exif()

@@ -18,67 +18,67 @@ from latentd.training.comparison.plan import Plan, sizes
 from latentd.training.config import Config
 from latentd.training.data import Dataset
 from latentd.training.errors import TrainingError
-from latentd.training.evaluation.classifier import Classifier, cache_folder, classifier
-from latentd.training.evaluation.subject import Subject, open_run
+from latentd.training.evaluation.classifier import Classifier, cache_folder, load_classifier
+from latentd.training.evaluation.loaded_run import LoadedRun, open_run
 from latentd.training.train import BEST, LAST, finished, train
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainedRuns:
     """Every run of the plan, finished."""
 
     plan: Plan
     sizes: tuple[int, ...]  # training rows, ascending
     dataset: Dataset  # grey, of the largest size; its test rows are all runs' test rows
-    judge: Classifier | None  # None: the data have no labels
-    other: Dataset | None  # grey: the second data set, if one was given
+    classifier: Classifier | None  # None: the data have no labels
+    ood: Dataset | None  # grey: the second data set, if one was given
 
-    def open(self, run: str, seed: int, rows: int | None = None, last: bool = False) -> Subject:
-        """run: vae, ae, collapsing or other. Its best weights, or its last."""
+    def open(self, run: str, seed: int, rows: int | None = None, last: bool = False) -> LoadedRun:
+        """run: vae, ae, collapsing or ood. Its best weights, or its last."""
         folder = self.plan.folder(run, rows or self.sizes[-1], seed)
         return open_run(folder / (LAST if last else BEST), device=self.plan.config.device)
 
 
-def prepare(plan: Plan) -> Stage:
+def prepare(plan: Plan) -> TrainedRuns:
     """Write the rows, then train what is not trained yet: runs that were interrupted go on.
 
     Raises TrainingError for data that cannot be compared on, and where `plan.out` holds runs of
     other settings.
     """
     source = data.load(_grey(plan.config))
-    other = None
-    if plan.other is not None:
-        other = data.load(_grey(plan.config.on(plan.other)))
-        if other.spec != source.spec:
+    ood = None
+    if plan.ood_data is not None:
+        ood = data.load(_grey(plan.config.with_data(plan.ood_data)))
+        if ood.spec != source.spec:
             raise TrainingError(
-                f"--other {plan.other} has rows {other.spec.dtype} {other.spec.shape} and --data "
+                f"--ood-data {plan.ood_data} has rows {ood.spec.dtype} {ood.spec.shape} and --data "
                 f"{plan.config.data} {source.spec.dtype} {source.spec.shape}; make them the same."
             )
-    amounts = sizes(len(source.train))
-    for amount in amounts:
-        _write_rows(plan, amount, source, amount)
-    if other is not None:
-        _write_rows(plan, "other", other, amounts[-1])
-    runs = plan.runs(amounts, source.spec.size)
+    row_counts = sizes(len(source.train))
+    for row_count in row_counts:
+        _write_rows(plan, row_count, source, row_count)
+    if ood is not None:
+        _write_rows(plan, "ood", ood, row_counts[-1])
+    runs = plan.runs(row_counts, source.spec.size)
     for number, (folder, config) in enumerate(runs.items(), 1):
         print(f"run {number} of {len(runs)}: {folder.name}", file=sys.stderr)
         _finish(folder, config)
-    dataset = data.load(_grey(plan.config.on(f"npz:{plan.rows(amounts[-1])}")))
-    judge, y = None, dataset.train.y
+    dataset = data.load(_grey(plan.config.with_data(f"npz:{plan.rows(row_counts[-1])}")))
+    classifier, y = None, dataset.train.y
     if y is not None and len(torch.unique(y)) > 1:
-        judge = classifier(dataset, plan.cache or cache_folder())
-    return Stage(plan, amounts, dataset, judge, other)
+        classifier = load_classifier(dataset, plan.cache or cache_folder())
+    return TrainedRuns(plan, row_counts, dataset, classifier, ood)
 
 
 def _grey(config: Config) -> Config:
     """The same rows before they are made black or white, split by the first seed."""
-    return dataclasses.replace(config, binarisation="none", seed=0)
+    return dataclasses.replace(config, binarization="none", seed=0)
 
 
 def _write_rows(plan: Plan, name: object, source: Dataset, rows: int) -> None:
     """An .npz whose split leaves `rows` rows to learn from, or all there are."""
     path = plan.rows(name)
-    most = round(rows / (1 - plan.config.validation))
+    most = round(rows / (1 - plan.config.val_fraction))
     arrays: dict[str, Any] = {
         "x_train": torch.cat((source.train.x, source.validation.x))[:most].numpy(),
         "x_test": source.test.x.numpy(),
@@ -90,9 +90,9 @@ def _write_rows(plan: Plan, name: object, source: Dataset, rows: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"--out {plan.out} cannot be made: {error.strerror}.") from None
-    beside = path.with_name(f".{path.name}")
-    np.savez(beside, **arrays)
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}")
+    np.savez(temporary, **arrays)
+    temporary.replace(path)
 
 
 def _finish(folder: Path, config: Config) -> None:
@@ -106,7 +106,7 @@ def _finish(folder: Path, config: Config) -> None:
             precision=saved.config.precision,
             threads=saved.config.threads,
         )
-        if networks.fitted(decided, saved.spec.shape) != saved.config:
+        if networks.resolve_architecture(decided, saved.spec.shape) != saved.config:
             raise TrainingError(
                 f"{folder} holds a run of other settings; repeat those, or choose another --out."
             )

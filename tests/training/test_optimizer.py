@@ -1,4 +1,4 @@
-"""The optimisers: what each of them moves, and how far."""
+"""The optimizers: what each of them moves, and how far."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentd.training.optimiser import Optimiser
+from latentd.training.optimizer import Optimizer
 
 TRUE = torch.tensor(True)
 
@@ -24,7 +24,7 @@ def moved(name: str, model: nn.Module, finite: Tensor = TRUE) -> dict[str, Tenso
     model = copy.deepcopy(model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     model(torch.rand(8, 1, 4, 4)).square().sum().backward()
-    Optimiser(name, model).step(0.01, finite)
+    Optimizer(name, model).step(0.01, finite)
     return {name: value.detach() - before[name] for name, value in model.named_parameters()}
 
 

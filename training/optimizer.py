@@ -10,7 +10,7 @@ from torch import Tensor, nn
 MOMENTUM: Final = 0.95  # Muon's
 
 
-class Optimiser:
+class Optimizer:
     """Moves a model's parameters by their gradients.
 
     name: `adam` (Kingma and Ba, 2015, arXiv:1412.6980), or `muon`: the step of a matrix is its

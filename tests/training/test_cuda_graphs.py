@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from latentd.training import data, networks
 from latentd.training.config import Config
-from latentd.training.recording import Recorder, Work
-from latentd.training.run import Run
+from latentd.training.cuda_graphs import GraphedStep, Work
+from latentd.training.trainer import Trainer
 
 READS = "aten::_local_scalar_dense"  # .item(), bool(), tolist()
 DRAWS = ("aten::rand", "aten::normal", "aten::bernoulli", "aten::multinomial")
@@ -60,7 +60,7 @@ class Tapes:
         self.runs += 1
         work()
 
-    def record(self, work: Work) -> Work:
+    def capture(self, work: Work) -> Work:
         tape = Tape()
         with tape:
             work()
@@ -77,33 +77,35 @@ class Tapes:
         return replay
 
 
-def run_with(tapes: Tapes | None, **settings: Any) -> Run:
+def run_with(tapes: Tapes | None, **settings: Any) -> Trainer:
     """Schedules that move in each step, and a last batch that is smaller."""
     config = Config(
         **{
-            "hidden": 16,
+            "hidden_size": 16,
             "latent_size": 3,
             "epochs": 10,
             "batch_size": 500,
-            "schedule": "cosine",
-            "kl_warm_up": 5.0,
-            "ema": 0.9,
+            "lr_schedule": "cosine",
+            "kl_warmup_epochs": 5.0,
+            "ema_decay": 0.9,
             **settings,
         }
     )
     dataset = data.load(config)
-    run = Run(networks.fitted(config, dataset.spec.shape), dataset, torch.device("cpu"))
+    run = Trainer(
+        networks.resolve_architecture(config, dataset.spec.shape), dataset, torch.device("cpu")
+    )
     assert len(dataset.train) % config.batch_size
     if tapes:
-        run.recorder = Recorder(run._move, tapes)
+        run.graphed_step = GraphedStep(run._train_step, tapes)
     return run
 
 
-def assert_equal(one: Run, other: Run) -> None:
+def assert_equal(one: Trainer, other: Trainer) -> None:
     torch.testing.assert_close(one.model.state_dict(), other.model.state_dict())
-    torch.testing.assert_close(one.evaluated.state_dict(), other.evaluated.state_dict())
+    torch.testing.assert_close(one.eval_model.state_dict(), other.eval_model.state_dict())
     torch.testing.assert_close(one.sums, other.sums)
-    mine, theirs = one.optimiser.state_dict(), other.optimiser.state_dict()
+    mine, theirs = one.optimizer.state_dict(), other.optimizer.state_dict()
     torch.testing.assert_close(mine["state"], theirs["state"])
 
 
@@ -111,10 +113,10 @@ def assert_equal(one: Run, other: Run) -> None:
     "settings",
     [
         {},
-        {"likelihood": "bernoulli", "binarisation": "dynamic", "net": "gated"},
-        {"k": 3, "kl_warm_up": 0.0, "likelihood": "discretised-logistic"},
+        {"likelihood": "bernoulli", "binarization": "dynamic", "architecture": "gated"},
+        {"importance_samples": 3, "kl_warmup_epochs": 0.0, "likelihood": "discretized-logistic"},
         {"free_bits": 0.1},
-        {"model": "ae", "kl_warm_up": 0.0, "ema": 0.0},
+        {"model": "ae", "kl_warmup_epochs": 0.0, "ema_decay": 0.0},
         {"precision": "bfloat16"},
     ],
     ids=str,
@@ -138,22 +140,22 @@ def test_a_replayed_step_that_is_not_finite_is_skipped() -> None:
     with torch.no_grad():
         bias = run.parameters[-1]
         bias.fill_(math.nan)
-    assert run.recorder
-    replays = run.recorder.graphs.replays  # type: ignore[attr-defined]
+    assert run.graphed_step
+    replays = run.graphed_step.backend.replays  # type: ignore[attr-defined]
     run.step(run.dataset.train.x[:500])
-    assert run.recorder.graphs.replays == replays + 1  # type: ignore[attr-defined]
+    assert run.graphed_step.backend.replays == replays + 1  # type: ignore[attr-defined]
     assert run.sums[-1] == 0
     assert all(map(torch.equal, before[:-1], run.parameters[:-1]))
 
 
 def test_a_restored_run_is_recorded_anew() -> None:
-    """What it was recorded with is the optimiser's memory no more."""
+    """What it was recorded with is the optimizer's memory no more."""
     run, other = run_with(Tapes()), run_with(None)
     for _ in range(5):
         run.epoch()
         other.epoch()
     run.restore(other.checkpoint())
-    assert run.recorder is None or not run.recorder.replays
+    assert run.graphed_step is None or not run.graphed_step.replays
 
 
 def test_a_step_that_cannot_be_recorded_is_said_and_goes_on(
@@ -161,7 +163,9 @@ def test_a_step_that_cannot_be_recorded_is_said_and_goes_on(
 ) -> None:
     tapes = Tapes()
     run = run_with(tapes)
-    run.recorder = Recorder(lambda *given: [bool(given[-1]), run._move(*given)][1], tapes)
+    run.graphed_step = GraphedStep(
+        lambda *given: [bool(given[-1]), run._train_step(*given)][1], tapes
+    )
     for _ in range(6):
         run.epoch()
     said = capsys.readouterr().err
@@ -178,14 +182,14 @@ def test_a_step_that_cannot_be_recorded_is_said_and_goes_on(
     [
         ("cuda", {"compile": True}, True),
         ("cuda", {}, False),
-        ("cuda", {"compile": True, "optimiser": "muon"}, False),
+        ("cuda", {"compile": True, "optimizer": "muon"}, False),
         ("cpu", {"compile": True}, False),
     ],
 )
 def test_steps_are_recorded_with_compile_on_a_gpu(
     device: str, settings: dict[str, Any], recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latentd.training.run.Cuda", lambda _: Tapes())
+    monkeypatch.setattr("latentd.training.trainer.CudaBackend", lambda _: Tapes())
     run = run_with(None, **settings)
     run.device = torch.device(device)
-    assert (run._recorder() is not None) == recorded
+    assert (run._make_graphed_step() is not None) == recorded

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentd.training.comparison.stage import Stage
+from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.evaluation.classifier import Classifier
 
 VAE, AE = "VAE", "AE"
 MODELS = {VAE: "vae", AE: "ae"}  # as Stage.open has them
 Key = tuple[str, str]  # what was measured, and of which model
-Numbers = dict[Key, float]  # what one seed gave
+Measurements = dict[Key, float]  # what one seed gave
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Skipped(Exception):
 
 
 @dataclass(frozen=True)
-class Claim:
+class Hypothesis:
     """One row of the report."""
 
     title: str
-    says: str  # as the lecture has it
-    expects: str  # ours, before the measurement
-    measure: Callable[[Stage, int], Numbers]  # of one seed; may raise Skipped
+    statement: str  # as the lecture has it
+    expectation: str  # ours, before the measurement
+    measure: Callable[[TrainedRuns, int], Measurements]  # of one seed; may raise Skipped
     verdict: Callable[[Mapping[Key, Spread]], tuple[bool, str]]  # does it hold, and in words
 
 
-def spread(seeds: list[Numbers]) -> dict[Key, Spread]:
+def spread(seeds: list[Measurements]) -> dict[Key, Spread]:
     """Every number over the seeds."""
     columns = {key: np.array([numbers[key] for numbers in seeds]) for key in seeds[0]}
     return {
@@ -55,8 +55,8 @@ def spread(seeds: list[Numbers]) -> dict[Key, Spread]:
     }
 
 
-def judge_of(stage: Stage) -> Classifier:
+def require_classifier(runs: TrainedRuns) -> Classifier:
     """The classifier. Raises Skipped where the data have no labels to train one on."""
-    if stage.judge is None:
+    if runs.classifier is None:
         raise Skipped("The data have no labels, and this is judged by a classifier.")
-    return stage.judge
+    return runs.classifier

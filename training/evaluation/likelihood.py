@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latentd.training.data import together
+from latentd.training.data import max_batch_rows
 from latentd.training.errors import RunFailed
 from latentd.training.model import Model, gaussian_kl
 
@@ -27,7 +27,7 @@ AT_ONCE: Final = 1 << 12
 
 
 @dataclass(frozen=True)
-class Bound:
+class LikelihoodEstimate:
     """For each row, in nats: float64 (rows,) on the CPU."""
 
     samples: int
@@ -65,20 +65,20 @@ class _Weights:
 
 
 @torch.inference_mode()
-def bound(
+def estimate_likelihood(
     model: Model,
     x: Tensor,
     samples: int,
     seed: int,
     at_once: int = AT_ONCE,
     label: str | None = None,
-) -> Bound:
+) -> LikelihoodEstimate:
     """The bound of each observed row: float32 (rows, *shape), on the model's device.
 
     at_once: latents decoded together; bounds memory whatever `samples` is. label: of the progress
     bar; None shows none. Raises RunFailed where the model is not finite.
     """
-    at_once = together(x.shape[1:], at_once)
+    at_once = max_batch_rows(x.shape[1:], at_once)
     block = max(1, at_once // samples)
     # Made before the loop: small tensors kept from between large ones would leave the allocator
     # holes that fit none of the large ones, some MB for each row.
@@ -98,7 +98,7 @@ def bound(
             f"The model's likelihood is not finite on row {int(finite.logical_not().nonzero()[0])}"
             " of those evaluated; train again, with a smaller --learning-rate."
         )
-    return Bound(samples, distortion, rate, nll, effective)
+    return LikelihoodEstimate(samples, distortion, rate, nll, effective)
 
 
 def _block(

@@ -14,14 +14,14 @@ from typing import Any, Final
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from latentd.training import parallel
+from latentd.training import distributed
 
 LOG: Final = "log.jsonl"
 EVENTS: Final = "tensorboard"  # tensorboard --logdir OUT
 _PARTS: Final = ("train", "validation")
 
 
-class Journal:
+class RunLogger:
     """The log of the run in a folder. Log and events are written anew from `history`: what was
     saved knows better than what was cut short."""
 
@@ -31,8 +31,8 @@ class Journal:
         """steps: those that have been done, of all epochs."""
         self.out, self.header, self.history, self.steps = out, header, history, steps
 
-    def __enter__(self) -> Journal:
-        self.speaks = parallel.first()
+    def __enter__(self) -> RunLogger:
+        self.is_main = distributed.is_main_process()
         self.stack = ExitStack()
         self.bar = self.stack.enter_context(
             tqdm(
@@ -41,16 +41,16 @@ class Journal:
                 total=self.header["run"]["epochs"] * self.header["steps"],
                 unit="step",
                 mininterval=0.5,
-                disable=None if self.speaks else True,  # None: unless somebody looks
+                disable=None if self.is_main else True,  # None: unless somebody looks
             )
         )
-        if self.speaks:
-            self.log = self.stack.enter_context((self.out / LOG).open("w"))
+        if self.is_main:
+            self.file = self.stack.enter_context((self.out / LOG).open("w"))
             shutil.rmtree(self.out / EVENTS, ignore_errors=True)
             self.events = self.stack.enter_context(SummaryWriter(str(self.out / EVENTS)))
-            self.say(self.header)
+            self.log(self.header)
             for line in self.history:
-                print(json.dumps(line), file=self.log)
+                print(json.dumps(line), file=self.file)
                 self._plot(line)
         return self
 
@@ -68,19 +68,19 @@ class Journal:
 
     def epoch(self, line: dict[str, Any]) -> None:
         """One more epoch is done."""
-        self.say(line)
-        if self.speaks:
+        self.log(line)
+        if self.is_main:
             self._plot(line)
         if "validation_elbo" in line:
             self.bar.set_postfix(validation_elbo=round(line["validation_elbo"], 2), refresh=False)
 
-    def say(self, line: dict[str, Any]) -> None:
+    def log(self, line: dict[str, Any]) -> None:
         """One JSON line, to the log and to standard output."""
-        if not self.speaks:
+        if not self.is_main:
             return
         text = json.dumps(line, allow_nan=False)
         tqdm.write(text, file=sys.stdout)
-        print(text, file=self.log, flush=True)
+        print(text, file=self.file, flush=True)
 
     def _plot(self, line: dict[str, Any]) -> None:
         """train_elbo and validation_elbo become one TensorBoard plot, elbo; and so the others."""

@@ -15,24 +15,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-_ORDINARY: Final = 3
+WARMUP_CALLS: Final = 3
 """Times that work is run as it is before it is recorded: they load kernels, compile the nets and
 make Adam's averages, none of which a recording may hold."""
 
 Work = Callable[[], None]
 
 
-class Graphs(Protocol):
+class GraphBackend(Protocol):
     """How work is run and recorded; `Cuda`, but for tests without a GPU."""
 
     def run(self, work: Work) -> None:
         """Do it."""
 
-    def record(self, work: Work) -> Work:
+    def capture(self, work: Work) -> Work:
         """What does it again, without doing it. Raises RuntimeError where that is impossible."""
 
 
-class Cuda:
+class CudaBackend:
     """One stream for ordinary runs and recordings, as autograd keeps the stream of what it has met,
     and one pool of memory for all recordings: they are replayed one after the other, and nothing
     they leave in it is read afterwards."""
@@ -49,7 +49,7 @@ class Cuda:
             work()
         current.wait_stream(self.stream)
 
-    def record(self, work: Work) -> Work:
+    def capture(self, work: Work) -> Work:
         """As Graphs.record."""
         graph = torch.cuda.CUDAGraph()
         # The outer `with` gives back the stream also after a recording that failed to end.
@@ -61,7 +61,7 @@ class Cuda:
         return graph.replay
 
 
-class Recorder:
+class GraphedStep:
     """Calls `work(rows, *tensors, *numbers)`, for each number of rows a few times as it is and then
     from a recording.
 
@@ -71,41 +71,41 @@ class Recorder:
     them.
     """
 
-    def __init__(self, work: Callable[..., None], graphs: Graphs) -> None:
-        self.work, self.graphs = work, graphs
-        self.kept: dict[int, list[Tensor]] = {}  # by rows: where recordings read their input
+    def __init__(self, work: Callable[..., None], backend: GraphBackend) -> None:
+        self.work, self.backend = work, backend
+        self.inputs: dict[int, list[Tensor]] = {}  # by rows: where recordings read their input
         self.calls: dict[int, int] = {}
         self.replays: dict[int, Work] = {}
-        self.refused = False
+        self.failed = False
 
     def __call__(self, rows: int, tensors: Sequence[Tensor], numbers: Sequence[float]) -> None:
         """tensors: on the GPU, of the same shapes whenever there are as many rows. numbers: any."""
-        if rows not in self.kept:
+        if rows not in self.inputs:
             scalars = [tensors[0].new_empty((), dtype=torch.float32) for _ in numbers]
-            self.kept[rows] = [*map(torch.empty_like, tensors), *scalars]
+            self.inputs[rows] = [*map(torch.empty_like, tensors), *scalars]
             self.calls[rows] = 0
-        kept = self.kept[rows]
-        for place, tensor in zip(kept, tensors, strict=False):
-            place.copy_(tensor)
-        for place, number in zip(kept[len(tensors) :], numbers, strict=True):
-            place.fill_(number)
+        inputs = self.inputs[rows]
+        for slot, tensor in zip(inputs, tensors, strict=False):
+            slot.copy_(tensor)
+        for slot, number in zip(inputs[len(tensors) :], numbers, strict=True):
+            slot.fill_(number)
 
         def work() -> None:
-            self.work(rows, *kept)
+            self.work(rows, *inputs)
 
-        if self.calls[rows] == _ORDINARY and not self.refused:
-            self._record(rows, work)
+        if self.calls[rows] == WARMUP_CALLS and not self.failed:
+            self._capture(rows, work)
         self.calls[rows] += 1
         if rows in self.replays:
             self.replays[rows]()
         else:
-            self.graphs.run(work)
+            self.backend.run(work)
 
-    def _record(self, rows: int, work: Work) -> None:
+    def _capture(self, rows: int, work: Work) -> None:
         try:
-            self.replays[rows] = self.graphs.record(work)
+            self.replays[rows] = self.backend.capture(work)
         except RuntimeError as error:  # CUDA's errors and those of its memory are of this kind
-            self.refused = True
+            self.failed = True
             reason = str(error.__context__ or error).partition("\n")[0]
             tqdm.write(
                 f"A step could not be recorded as a CUDA graph ({reason}); it is asked for kernel "

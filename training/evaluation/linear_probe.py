@@ -9,12 +9,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-ROWS: Final = 10_000  # learnt from, at most
+ROWS: Final = 10_000  # learned from, at most
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Accuracy on the test rows, of logistic regression on standardised features."""
+class ProbeResult:
+    """Accuracy on the test rows, of logistic regression on standardized features."""
 
     accuracy: float
     train_rows: int
@@ -22,7 +22,7 @@ class Probe:
     classes: int
 
 
-def probe(features: Tensor, y: Tensor, test_features: Tensor, test_y: Tensor) -> Probe:
+def linear_probe(features: Tensor, y: Tensor, test_features: Tensor, test_y: Tensor) -> ProbeResult:
     """features: float32 (rows, values); y: int64 (rows,), two classes or more."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -36,4 +36,4 @@ def probe(features: Tensor, y: Tensor, test_features: Tensor, test_y: Tensor) ->
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(features.numpy(), y.numpy())
     accuracy = classifier.score(test_features.numpy(), test_y.numpy())
-    return Probe(float(accuracy), len(y), len(test_y), len(torch.unique(y)))
+    return ProbeResult(float(accuracy), len(y), len(test_y), len(torch.unique(y)))

@@ -12,7 +12,7 @@ import torch
 
 from latentd.training import parity
 from latentd.training.data import Dataset
-from latentd.training.model import AE, Model, gaussian_kl, unit
+from latentd.training.model import AE, Model, gaussian_kl, to_unit
 
 ROWS: Final = 20_000  # scored at most, evenly picked: the 99.9th percentile rests on 20 of them
 LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
@@ -20,7 +20,7 @@ _BATCH: Final = 256
 
 
 @torch.no_grad()
-def distribution(model: Model, encoder: bytes, decoder: bytes, dataset: Dataset) -> dict[str, Any]:
+def quantiles(model: Model, encoder: bytes, decoder: bytes, dataset: Dataset) -> dict[str, Any]:
     """Manifest.training_scores: quantiles of reconstruction error, KL and ELBO in nats, at LEVELS
     percent; {} for an autoencoder, which has no likelihood."""
     if isinstance(model, AE):
@@ -33,7 +33,7 @@ def distribution(model: Model, encoder: bytes, decoder: bytes, dataset: Dataset)
         latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, x, _BATCH).items()}
         mean, log_var = latent["mean"], latent["log_var"]
         params = torch.from_numpy(parity.run(decode, mean, _BATCH)["params"])
-        errors.append(model.likelihood.nll(unit(x), params).double())
+        errors.append(model.likelihood.nll(to_unit(x), params).double())
         rates.append(gaussian_kl(mean, log_var).double())
     error, rate = torch.cat(errors).numpy(), torch.cat(rates).numpy()
     scores = {"reconstruction_error": error, "kl": rate, "elbo": -error - rate}

@@ -20,14 +20,14 @@ _KINDS_NAMED: Final = 8  # of files left out; the rest are counted together
 
 
 @dataclass
-class Found:
+class Search:
     """What `find` came upon."""
 
     paths: list[Path] = field(default_factory=list)  # the picture files, sorted
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> how many
     unreadable: dict[Path, str] = field(default_factory=dict)  # folders and links -> why
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """How many files were found, taken and left out, by reason."""
         count = sum(self.left_out.values())
         text = f"{len(self.paths) + count:,} files found, {len(self.paths):,} taken"
@@ -41,10 +41,10 @@ class Found:
         return f"{text}; pictures of kind {', '.join(unread)} are not read" if unread else text
 
 
-def find(folder: Path) -> Found:
+def find(folder: Path) -> Search:
     """Every picture file below `folder`. Linked files and folders count as if they lay there, but
     each folder once, so that a cycle of links ends; names that begin with a dot are left out."""
-    found = Found()
+    found = Search()
     folders, linked = [folder], list[Path]()
     seen: set[tuple[int, int]] = set()
     while folders or linked:

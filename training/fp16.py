@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latentd.training.model import AE, Model
 
 
-class Half(nn.Module):
+class HalfNet(nn.Module):
     """A net in float16, for float32 inputs; the model makes its outputs float32 itself."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -24,9 +24,9 @@ class Half(nn.Module):
         return self.net(x.half())  # type: ignore[no-any-return]
 
 
-def halved(model: Model) -> Model:
+def to_half(model: Model) -> Model:
     """A copy of `model` for export."""
     model = copy.deepcopy(model)
     vae = model.net if isinstance(model, AE) else model
-    vae.encoder, vae.decoder = Half(vae.encoder), Half(vae.decoder)
+    vae.encoder, vae.decoder = HalfNet(vae.encoder), HalfNet(vae.decoder)
     return model

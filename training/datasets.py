@@ -17,10 +17,10 @@ import numpy as np
 from latentd.training.arrays import Arrays, read_idx, read_numpy
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
-from latentd.training.files import shown
-from latentd.training.pictures import read_pictures
+from latentd.training.files import printable
+from latentd.training.image_folder import read_pictures
 
-TAKEN: Final = "digits, idx:DIR, npz:FILE, npz:FILE:ARRAY or images:DIR"
+SOURCE_FORMS: Final = "digits, idx:DIR, npz:FILE, npz:FILE:ARRAY or images:DIR"
 
 _FOREIGN: Final = {
     **dict.fromkeys((".csv", ".tsv", ".parquet", ".feather"), "save its columns with numpy.save"),
@@ -37,7 +37,7 @@ def read(config: Config) -> Arrays:
         path = Path(os.path.expanduser(config.data))
         likely = "images" if path.is_dir() else "npz" if path.suffix in (".npy", ".npz") else ""
         meant = f" Do you mean {likely}:{config.data}?" if likely else _advice(config.data)
-        raise TrainingError(f"--data {config.data!r} is not a source: use {TAKEN}.{meant}")
+        raise TrainingError(f"--data {config.data!r} is not a source: use {SOURCE_FORMS}.{meant}")
     if bool(where) == (scheme == "digits"):
         wanted = "digits, with nothing after it" if scheme == "digits" else f"{scheme}:PATH"
         raise TrainingError(f"--data {config.data!r} should read {wanted}.")
@@ -59,7 +59,7 @@ def _advice(path: str) -> str:
 def _folder(where: str, teaches: str) -> Path:
     folder = Path(where)
     if not folder.is_dir():
-        raise TrainingError(f"{shown(folder)} is not a folder; {teaches}.{_advice(where)}")
+        raise TrainingError(f"{printable(folder)} is not a folder; {teaches}.{_advice(where)}")
     return folder
 
 
@@ -89,8 +89,8 @@ def _either(folder: Path, name: str, dimensions: int) -> Path:
         if (folder / file).exists():
             return folder / file
     raise TrainingError(
-        f"{shown(folder)} has neither {name}-{kind}.gz nor {name}-{kind}; idx:DIR needs all four "
-        "files."
+        f"{printable(folder)} has neither {name}-{kind}.gz nor {name}-{kind}; idx:DIR needs "
+        "all four files."
     )
 
 
@@ -106,7 +106,7 @@ def _npz(where: str, config: Config) -> Arrays:
 
 
 def _images(where: str, config: Config) -> Arrays:
-    """Every picture under a folder. See latentd.training.pictures."""
+    """Every picture under a folder. See latentd.training.image_folder."""
     folder = _folder(where, "images:DIR names a folder of pictures")
     pictures = read_pictures(folder, config.image_size, config.bad_images == "skip")
     return Arrays(pictures.pixels, pictures.labels, classes=pictures.classes, notes=pictures.notes)

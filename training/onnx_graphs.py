@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from latentd.training.errors import RunFailed
-from latentd.training.model import Model, render
+from latentd.training.model import Model, to_data
 
-MOST_ROWS: Final = 1 << 16  # in one batch: what the batch dimension's range says
+MAX_ROWS: Final = 1 << 16  # in one batch: what the batch dimension's range says
 _FORBIDDEN: Final = ("Random", "Dropout", "Multinomial", "Bernoulli")
 
 
@@ -40,7 +40,7 @@ class DecoderGraph(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         params = self.model.decode(z)
-        return render(self.model, params), params
+        return to_data(self.model, params), params
 
 
 def encoder(model: Model, name: str) -> bytes:
@@ -62,17 +62,17 @@ def opset(graph: bytes) -> int:
 
 
 def _graph(
-    module: nn.Module, example: Tensor, takes: str, gives: tuple[str, ...], name: str
+    module: nn.Module, example: Tensor, input_name: str, output_names: tuple[str, ...], name: str
 ) -> bytes:
-    batch = torch.export.Dim("batch", min=1, max=MOST_ROWS)
+    batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
     with _quiet():
         program = torch.onnx.export(
             module.eval(),
             (example,),
             dynamo=True,
             external_data=False,
-            input_names=[takes],
-            output_names=list(gives),
+            input_names=[input_name],
+            output_names=list(output_names),
             dynamic_shapes=({0: batch},),
             verbose=False,
         )

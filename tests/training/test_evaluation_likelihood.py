@@ -12,10 +12,10 @@ from torch.distributions import MultivariateNormal
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.errors import RunFailed
-from latentd.training.evaluation.bound import bound
+from latentd.training.evaluation.likelihood import estimate_likelihood
 from latentd.training.likelihoods import LIKELIHOODS
 from latentd.training.model import build
-from latentd.training.networks import fitted
+from latentd.training.networks import resolve_architecture
 
 SIZE, LATENT, STD = 7, 3, 0.3
 ROWS = 40
@@ -33,7 +33,7 @@ class LinearGaussian(nn.Module):
         noise = torch.Generator().manual_seed(1)
         columns, _ = torch.linalg.qr(torch.randn(SIZE, LATENT, generator=noise))
         self.w, self.b = columns * torch.tensor([1.0, 0.6, 0.2]), torch.linspace(0, 1, SIZE)
-        self.likelihood = LIKELIHOODS["gaussian"](Config(least_std=0.01))
+        self.likelihood = LIKELIHOODS["gaussian"](Config(min_std=0.01))
         self.wrong = wrong
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,13 +57,13 @@ def rows() -> Tensor:
 
 def test_with_the_true_posterior_one_draw_is_exact() -> None:
     model, x = LinearGaussian(), rows()
-    found = bound(model, x, samples=1, seed=0)
+    found = estimate_likelihood(model, x, samples=1, seed=0)
     torch.testing.assert_close(found.nll, model.nll(x), rtol=1e-4, atol=1e-4)
 
 
 def test_with_a_wrong_posterior_many_draws_are_nearly_exact() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
-    found = bound(model, x, samples=20_000, seed=0)
+    found = estimate_likelihood(model, x, samples=20_000, seed=0)
     torch.testing.assert_close(found.nll, model.nll(x), rtol=0, atol=0.05)
     assert (found.negative_elbo > model.nll(x) + 0.3).all()
     assert ((found.effective > 100) & (found.effective < 19_000)).all()
@@ -72,7 +72,7 @@ def test_with_a_wrong_posterior_many_draws_are_nearly_exact() -> None:
 def test_the_elbo_is_the_nll_and_the_distance_to_the_true_posterior() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
     q, p = model.encode(x), LinearGaussian().encode(x)
-    found = bound(model, x, samples=20_000, seed=0)
+    found = estimate_likelihood(model, x, samples=20_000, seed=0)
     distances = torch.distributions.kl_divergence(
         *(torch.distributions.Normal(mean, (0.5 * log_var).exp()) for mean, log_var in (q, p))
     ).sum(1)
@@ -84,49 +84,58 @@ def test_the_elbo_is_the_nll_and_the_distance_to_the_true_posterior() -> None:
 def test_more_draws_tighten_the_bound() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
     means = [
-        torch.stack([bound(model, x, samples, seed).nll.mean() for seed in range(20)]).mean()
+        torch.stack(
+            [estimate_likelihood(model, x, samples, seed).nll.mean() for seed in range(20)]
+        ).mean()
         for samples in (1, 4, 16, 256)
     ]
     assert means == sorted(means, reverse=True)
     assert means[0] > means[-1] + 0.3
-    one = torch.stack([bound(model, x, 1, seed).negative_elbo.mean() for seed in range(20)]).mean()
+    one = torch.stack(
+        [estimate_likelihood(model, x, 1, seed).negative_elbo.mean() for seed in range(20)]
+    ).mean()
     torch.testing.assert_close(means[0], one, rtol=0, atol=0.1)  # S = 1 is the ELBO
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 64, 1000])
 def test_the_batch_does_not_change_the_result(at_once: int) -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
-    whole, parts = bound(model, x, 50, 3), bound(model, x, 50, 3, at_once=at_once)
+    whole, parts = (
+        estimate_likelihood(model, x, 50, 3),
+        estimate_likelihood(model, x, 50, 3, at_once=at_once),
+    )
     for name in ("nll", "distortion", "rate", "effective"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_is_judged_the_same_whatever_the_others() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
-    few = bound(model, x[:5], 50, 3)
-    torch.testing.assert_close(few.nll, bound(model, x, 50, 3).nll[:5], rtol=1e-5, atol=1e-5)
-    assert not torch.equal(few.nll, bound(model, x[:5], 50, 4).nll)
+    few = estimate_likelihood(model, x[:5], 50, 3)
+    torch.testing.assert_close(
+        few.nll, estimate_likelihood(model, x, 50, 3).nll[:5], rtol=1e-5, atol=1e-5
+    )
+    assert not torch.equal(few.nll, estimate_likelihood(model, x[:5], 50, 4).nll)
 
 
 def test_rows_draw_their_own_noise() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()[:1].expand(30, SIZE)
-    assert len(bound(model, x, 1, 0).nll.unique()) == 30
+    assert len(estimate_likelihood(model, x, 1, 0).nll.unique()) == 30
 
 
 def test_weights_beyond_the_range_of_exp_are_summed() -> None:
     """log w = -1e5 and lower: exp() of it is 0, and of its negative infinite."""
     model, x = LinearGaussian(wrong=0.2), 1e2 + rows()
-    found = bound(model, x, 64, 0, at_once=8)
+    found = estimate_likelihood(model, x, 64, 0, at_once=8)
     assert found.nll.isfinite().all()
     assert (found.nll > 1e5).all()
 
 
 def test_a_real_vae_is_bounded_by_its_own_elbo() -> None:
     spec = RowSpec((4, 5), "uint8")
-    settings = Config(likelihood="bernoulli", hidden=8, latent_size=2)
-    vae = build(fitted(settings, spec.shape), spec).eval()
+    settings = Config(likelihood="bernoulli", hidden_size=8, latent_size=2)
+    vae = build(resolve_architecture(settings, spec.shape), spec).eval()
     x = torch.bernoulli(torch.rand(6, 4, 5, generator=torch.Generator().manual_seed(0)))
-    found = bound(vae, x, 300, 0)
+    found = estimate_likelihood(vae, x, 300, 0)
     terms = [vae(x, torch.Generator().manual_seed(seed)).elbo for seed in range(300)]
     elbo = torch.stack(terms).mean(0).double()
     torch.testing.assert_close(found.negative_elbo, -elbo, rtol=0, atol=0.1)
@@ -137,4 +146,4 @@ def test_a_model_that_is_not_finite_is_named() -> None:
     model, x = LinearGaussian(), rows()
     x[3, 0] = math.inf
     with pytest.raises(RunFailed, match="not finite on row 3 of those evaluated"):
-        bound(model, x, 4, 0)
+        estimate_likelihood(model, x, 4, 0)

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from latentd.training import machine
 from latentd.training.config import parse_size
 from latentd.training.errors import TrainingError
-from latentd.training.files import open_plain, require_memory, shown
-from latentd.training.folder import SUFFIXES, find
+from latentd.training.files import open_plain, printable, require_memory
+from latentd.training.image_files import SUFFIXES, find
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
@@ -45,10 +45,10 @@ _TURN: Final = {
 """EXIF orientation -> what shows the picture as its camera was held."""
 
 _ORIENTATION: Final = 0x0112
-_MANY: Final = 256  # pictures from which on reading them is worth a progress bar
+_PROGRESS_FROM: Final = 256  # pictures from which on reading them is worth a progress bar
 _THREADS: Final = 16
 _BYTES_A_PIXEL: Final = 16  # of a picture while it is decoded, converted and resized, about
-_NAMED: Final = 3  # files named in a report for each reason
+_FILES_LISTED: Final = 3  # files named in a report for each reason
 
 
 class Pictures(NamedTuple):
@@ -86,16 +86,16 @@ def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pic
     cannot be used: one report for all of them.
     """
     found = find(folder)
-    where = f"images:{shown(folder)}"
+    where = f"images:{printable(folder)}"
     if not found.paths and not found.unreadable:
         raise TrainingError(
-            f"{shown(folder)} holds no pictures ({found.words()}); they are known by "
+            f"{printable(folder)} holds no pictures ({found.summary()}); they are known by "
             f"{', '.join(SUFFIXES)}."
         )
     resized = parse_size(size) if size else None
     with _warnings_ignored():
-        look = partial(_header, turned=resized is None)
-        headers = _each(look, found.paths, _THREADS, f"looking at {shown(folder)}")
+        read_header = partial(_header, turned=resized is None)
+        headers = _each(read_header, found.paths, _THREADS, f"looking at {printable(folder)}")
         good = {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, _Header)}
         bad = {path: _Bad(reason) for path, reason in found.unreadable.items()}
         bad |= {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, _Bad)}
@@ -115,7 +115,9 @@ def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pic
                 pixels[rows[path]] = picture
             return None
 
-        results = _each(read_into, list(good), _threads(good.values()), f"reading {shown(folder)}")
+        results = _each(
+            read_into, list(good), _threads(good.values()), f"reading {printable(folder)}"
+        )
     bad |= {path: fault for path, fault in zip(good, results, strict=True) if fault}
     kept = [path for path in good if path not in bad]
     faults = [] if skip_bad and kept else _faults(where, bad, len(kept))
@@ -128,7 +130,7 @@ def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pic
         found.paths = kept
         pixels = pixels[[rows[path] for path in kept]]
     labels, classes = _labels(folder, kept)
-    notes = [_note(where, found.words(), [good[path] for path in kept], row)]
+    notes = [_note(where, found.summary(), [good[path] for path in kept], row)]
     if bad:
         notes.append(f"{where}: cannot be used and left out: {_by_reason(bad)}.")
     if labels is not None:
@@ -217,7 +219,7 @@ def _each(work: Callable[[Path], T], paths: Sequence[Path], threads: int, title:
                 desc=title,
                 total=len(paths),
                 unit="picture",
-                disable=None if len(paths) >= _MANY else True,
+                disable=None if len(paths) >= _PROGRESS_FROM else True,
             )
         )
 
@@ -241,17 +243,18 @@ def _by_reason(bad: dict[Path, _Bad]) -> str:
     """'2 damaged (a.png: image file is truncated, b.png: ...), 1 unreadable (...)'."""
     reasons: dict[str, list[str]] = {}
     for path, (reason, detail) in bad.items():
-        text = f"{shown(path)}: {detail}" if detail else shown(path)
+        text = f"{printable(path)}: {detail}" if detail else printable(path)
         reasons.setdefault(reason, []).append(text)
     return ", ".join(
-        f"{len(names):,} {reason} ({_first(names, _NAMED)})" for reason, names in reasons.items()
+        f"{len(names):,} {reason} ({_first(names, _FILES_LISTED)})"
+        for reason, names in reasons.items()
     )
 
 
 def _of_several_sizes(where: str, headers: dict[Path, _Header]) -> str:
     sizes: dict[str, list[str]] = {}
     for path, header in headers.items():
-        sizes.setdefault(f"{header.height}x{header.width}", []).append(shown(path))
+        sizes.setdefault(f"{header.height}x{header.width}", []).append(printable(path))
     listed = sorted(sizes.items(), key=lambda item: -len(item[1]))
     counts = [f"{len(names):,} of {size} ({_first(names, 1)})" for size, names in listed]
     return (
@@ -286,4 +289,4 @@ def _labels(
         return None, ()
     number = {name: index for index, name in enumerate(names)}
     labels = np.array([number[part[0]] for part in parts], np.int64)
-    return labels, tuple(map(shown, names))
+    return labels, tuple(map(printable, names))

@@ -13,13 +13,13 @@ ACTIVE: Final = 0.01
 """A unit is active if Var_x E[z|x] exceeds this. Burda et al., 2016, arXiv:1509.00519, sec. 5."""
 
 REMEDY: Final = (
-    "--beta 1 or less if it is above, --kl-warm-up over a third of the epochs, --free-bits 0.1; "
-    "then look at the rate in log.jsonl from the first epoch on"
+    "--beta 1 or less if it is above, --kl-warmup-epochs over a third of the epochs, "
+    "--free-bits 0.1; then check `train_rate` in log.jsonl from the first epoch on"
 )
 
 
 @dataclass(frozen=True)
-class Units:
+class LatentUnits:
     """Each (latent_size,)."""
 
     kl: Tensor  # nats, averaged over rows
@@ -41,12 +41,12 @@ class Units:
         return self.count == 0
 
 
-def units(mean: Tensor, log_var: Tensor) -> Units:
+def measure_units(mean: Tensor, log_var: Tensor) -> LatentUnits:
     """mean, log_var: (rows, latent_size), two rows or more."""
-    return Units(latent_kl(mean, log_var).double().mean(0), mean.double().var(0))
+    return LatentUnits(latent_kl(mean, log_var).double().mean(0), mean.double().var(0))
 
 
-def verdict(units: Units) -> str:
+def verdict(units: LatentUnits) -> str:
     """In words: has the posterior collapsed, and what to try."""
     size, rate = len(units.kl), float(units.kl.sum())
     if units.collapsed:
@@ -56,9 +56,7 @@ def verdict(units: Units) -> str:
         )
     if units.count < size:
         return (
-            f"not collapsed: {units.count} of {size} units are active. The others equal the prior: "
-            "the usual way of a VAE to leave what it does not need, and no harm by itself."
+            f"not collapsed: {units.count} of {size} units are active. The others equal the "
+            "prior, as is usual for latents that a VAE does not need; that is harmless."
         )
-    return (
-        f"not collapsed: all {size} units are active. A larger --latent-size might be used as well."
-    )
+    return f"not collapsed: all {size} units are active. A larger --latent-size may help."

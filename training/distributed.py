@@ -39,32 +39,32 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes share this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that logs, draws and writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def notice(text: str) -> None:
     """Tell the person who trains something, on standard error, once for all processes."""
-    if first():
+    if is_main_process():
         print(text, file=sys.stderr)
 
 
-def share(rows: Tensor, axis: int = 0) -> Tensor:
+def shard(rows: Tensor, axis: int = 0) -> Tensor:
     """This process's part of a batch: every count()-th row from its rank on."""
-    if count() == 1:
+    if process_count() == 1:
         return rows
-    return rows[(slice(None),) * axis + (slice(dist.get_rank(), None, count()),)]
+    return rows[(slice(None),) * axis + (slice(dist.get_rank(), None, process_count()),)]
 
 
-def add(tensors: list[Tensor]) -> None:
+def all_reduce_(tensors: list[Tensor]) -> None:
     """Replace each tensor, of one dtype and device, by its sum over the processes."""
-    if count() == 1:
+    if process_count() == 1:
         return
     together = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(together)
@@ -73,9 +73,9 @@ def add(tensors: list[Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def agreed(value: T) -> T:
+def broadcast(value: T) -> T:
     """The first process's value, in all of them: what decides must be one thing."""
-    if count() == 1:
+    if process_count() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box)

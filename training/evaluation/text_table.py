@@ -8,7 +8,7 @@ from typing import Any
 Line = tuple[str, str, str]  # what, value, remark
 
 
-def table(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     """evaluation.json's contents as lines of text."""
     lines = [
         (name, value, f"  {remark}" if remark else "")

@@ -12,7 +12,7 @@ from latentd.training.model import Model
 FILE: Final = "evaluation.json"
 
 
-def digest(model: Model) -> str:
+def weights_digest(model: Model) -> str:
     """sha256 over the names and the bytes of a model's weights."""
     seen = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
@@ -28,7 +28,7 @@ def write(folder: Path, result: dict[str, Any]) -> Path:
     return path
 
 
-def recorded(checkpoint: Path, weights: str) -> dict[str, Any]:
+def saved_evaluation(checkpoint: Path, weights: str) -> dict[str, Any]:
     """What evaluation.json beside `checkpoint` says of these very weights, on their own data; {}
     if it says nothing of them."""
     try:

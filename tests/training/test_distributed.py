@@ -12,21 +12,21 @@ import torch
 
 from latentd.training import checkpoint, data, networks
 from latentd.training.config import Config
-from latentd.training.run import Run
+from latentd.training.trainer import Trainer
 
 Cli = Callable[..., tuple[int, str, str]]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 RANK = """
 import pathlib, sys, torch
-from latentd.training import data, networks, parallel
+from latentd.training import data, networks, distributed
 from latentd.training.config import Config
-from latentd.training.run import Run
+from latentd.training.trainer import Run
 
-with parallel.processes(torch.device("cpu")) as device:
+with distributed.processes(torch.device("cpu")) as device:
     config = Config(**{settings!r})
     dataset = data.load(config)
-    run = Run(networks.fitted(config, dataset.spec.shape), dataset, device)
+    run = Run(networks.resolve_architecture(config, dataset.spec.shape), dataset, device)
     run.step(dataset.train.x[:{rows}])
     gradients = [parameter.grad for parameter in run.parameters]
     torch.save((gradients, run.sums), f"{{sys.argv[1]}}/{{torch.distributed.get_rank()}}.pt")
@@ -43,14 +43,22 @@ def torchrun(*command: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     """With an odd number of rows, so that an average of averages would be wrong."""
-    settings = {"hidden": 16, "latent_size": 3, "k": 1, "free_bits": 0.02, "batch_size": 7}
+    settings = {
+        "hidden_size": 16,
+        "latent_size": 3,
+        "importance_samples": 1,
+        "free_bits": 0.02,
+        "batch_size": 7,
+    }
     (tmp_path / "rank.py").write_text(RANK.format(settings=settings, rows=7))
     done = torchrun(tmp_path / "rank.py", tmp_path)
     assert done.returncode == 0, done.stderr
 
     config = Config(**settings)
     dataset = data.load(config)
-    run = Run(networks.fitted(config, dataset.spec.shape), dataset, torch.device("cpu"))
+    run = Trainer(
+        networks.resolve_architecture(config, dataset.spec.shape), dataset, torch.device("cpu")
+    )
     run.step(dataset.train.x[:7])
     gradients = [parameter.grad for parameter in run.parameters]
     for rank in (0, 1):
@@ -61,7 +69,18 @@ def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
 
 
 def test_a_run_of_two_is_a_run_of_one(cli: Cli, tmp_path: Path) -> None:
-    flags = ("--epochs", 2, "--hidden", 16, "--latent-size", 3, "--batch-size", 97, "--ema", 0.9)
+    flags = (
+        "--epochs",
+        2,
+        "--hidden-size",
+        16,
+        "--latent-size",
+        3,
+        "--batch-size",
+        97,
+        "--ema-decay",
+        0.9,
+    )
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli("train", "--out", one, *flags)[0] == 0
     done = torchrun("-m", "latentd", "train", "--out", two, *flags)

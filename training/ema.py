@@ -10,7 +10,7 @@ from torch import Tensor
 from latentd.training.model import Model
 
 
-class Average:
+class EMA:
     """The average's own model. Begins as a copy; `follow` moves it.
 
     The decay warms up as (1 + step) / (10 + step), so that the first weights are soon forgotten.
@@ -19,18 +19,18 @@ class Average:
     def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self._mine = [parameter.detach() for parameter in self.model.parameters()]
-        self._theirs = [parameter.detach() for parameter in model.parameters()]
+        self._averages = [parameter.detach() for parameter in self.model.parameters()]
+        self._weights = [parameter.detach() for parameter in model.parameters()]
 
-    def pull(self, step: int) -> float:
+    def weight(self, step: int) -> float:
         """Which part of the way to the weights after step `step`, counted from 0, it goes."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
-    def follow(self, pull: float | Tensor) -> None:
+    def update(self, weight: float | Tensor) -> None:
         """Move this part of the way to the weights: a float, or a float32 tensor () beside them."""
-        if isinstance(pull, Tensor):  # lerp of a list would read it, and so wait for the device
-            way = torch._foreach_sub(self._theirs, self._mine)
-            torch._foreach_mul_(way, pull)
-            torch._foreach_add_(self._mine, way)
+        if isinstance(weight, Tensor):  # lerp of a list would read it, and so wait for the device
+            step = torch._foreach_sub(self._weights, self._averages)
+            torch._foreach_mul_(step, weight)
+            torch._foreach_add_(self._averages, step)
         else:
-            torch._foreach_lerp_(self._mine, self._theirs, pull)
+            torch._foreach_lerp_(self._averages, self._weights, weight)

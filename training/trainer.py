@@ -1,4 +1,4 @@
-"""A model, its optimiser and its generators: all that changes from step to step."""
+"""A model, its optimizer and its generators: all that changes from step to step."""
 
 from __future__ import annotations
 
@@ -12,76 +12,81 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentd.training import data, parallel, schedules
-from latentd.training.average import Average
+from latentd.training import data, distributed, schedules
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
+from latentd.training.cuda_graphs import CudaBackend, GraphedStep
 from latentd.training.data import Dataset
+from latentd.training.ema import EMA
 from latentd.training.errors import RunFailed, TrainingError
-from latentd.training.model import Model, Terms, build, normal, observe
+from latentd.training.model import Model, Terms, build, normal, to_target
 from latentd.training.objective import objective
-from latentd.training.optimiser import Optimiser
-from latentd.training.recording import Cuda, Recorder
+from latentd.training.optimizer import Optimizer
 from latentd.training.threads import Contention
 
-_EVALUATION_ROWS: Final = 1024  # in one batch, at most
+_EVAL_BATCH_ROWS: Final = 1024  # in one batch, at most
 _SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far
 
 
-_SAME: Final = ("train", "validation", "test", "digest")  # of the split, when a run is resumed
+_SPLIT_KEYS: Final = (
+    "train",
+    "validation",
+    "test",
+    "digest",
+)  # of the split, when a run is resumed
 
 
-class Run:
+class Trainer:
     """One run on one device; `checkpoint` and `restore` may fall between any two steps."""
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device, self.split = config, device, dataset.summary()
         self.dataset = data.to(dataset, device)
         self.model = build(config, dataset.spec).to(device)
-        self.average = Average(self.model, config.ema) if config.ema else None
-        self.bound, self.settle = self._bound, self._settle
+        self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
+        self.forward, self.clip_and_check = self._forward, self._clip_and_check
         if config.compile:
             # Not dynamic: batches have two sizes at most, and the code of each must not depend on
             # which came first, or a resumed run would not end with the same bits.
-            self.bound = torch.compile(self._bound, dynamic=False)
-            self.settle = torch.compile(self._settle, dynamic=False)
+            self.forward = torch.compile(self._forward, dynamic=False)
+            self.clip_and_check = torch.compile(self._clip_and_check, dynamic=False)
         self.parameters = list(self.model.parameters())
-        self.optimiser = Optimiser(config.optimiser, self.model)
+        self.optimizer = Optimizer(config.optimizer, self.model)
         # Two streams, so that the rows' order does not depend on how much noise was drawn.
         self.order = torch.Generator().manual_seed(config.seed)
         self.noise = torch.Generator(device).manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
         self.steps = math.ceil(len(dataset.train) / config.batch_size)  # in an epoch
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
-        self.recorder = self._recorder()
+        self.graphed_step = self._make_graphed_step()
         self.contention = Contention()
-        self._begin()
+        self._start_epoch()
 
-    def _begin(self) -> None:
+    def _start_epoch(self) -> None:
         """Stand before the first step of the next epoch."""
         self.step_number = 0
-        self.began = self.order.get_state()  # gives this epoch's order again
+        self.order_state = self.order.get_state()  # gives this epoch's order again
         self.sums.zero_()  # in place: recordings add to them
         self.seconds = self.cpu_seconds = 0.0
 
-    def _recorder(self) -> Recorder | None:
+    def _make_graphed_step(self) -> GraphedStep | None:
         """For steps of which nothing waits: Muon's do, and those of several processes for them."""
         config = self.config
         if self.device.type != "cuda" or not config.compile:
             return None
-        if config.optimiser != "adam" or parallel.count() > 1:
+        if config.optimizer != "adam" or distributed.process_count() > 1:
             return None
-        return Recorder(self._move, Cuda(self.device))
+        return GraphedStep(self._train_step, CudaBackend(self.device))
 
     @property
-    def done(self) -> int:
+    def steps_done(self) -> int:
         """Steps so far, skipped ones included."""
         return len(self.history) * self.steps + self.step_number
 
     @property
-    def evaluated(self) -> Model:
+    def eval_model(self) -> Model:
         """What is validated and exported: the weights' average, or the weights."""
-        return self.average.model if self.average else self.model
+        return self.ema.model if self.ema else self.model
 
     def epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """The rest of a pass over the training rows; returns its line for the log, averages over
@@ -98,88 +103,92 @@ class Run:
                 self.step(x.index_select(0, order[start : start + size]))
             clock.tick()
             after_step()
-        line = self._line(len(self.history) + 1)
+        line = self._log_line(len(self.history) + 1)
         clock.tick()
         line |= {"seconds": round(self.seconds, 3), "cpu_seconds": round(self.cpu_seconds, 3)}
         self.history.append(line)
-        self._begin()
+        self._start_epoch()
         return line
 
     def step(self, x: Tensor) -> None:
         """Raise the objective of a batch (rows, *shape), or skip it if that cannot be done."""
-        rows, config, epoch = len(x), self.config, self.done / self.steps
-        x = parallel.share(observe(x, self.noise, self.model.binarise))
-        noise = parallel.share(normal((config.k, rows, config.latent_size), self.noise), axis=1)
+        rows, config, epoch = len(x), self.config, self.steps_done / self.steps
+        x = distributed.shard(to_target(x, self.noise, self.model.binarize))
+        noise = distributed.shard(
+            normal((config.importance_samples, rows, config.latent_size), self.noise), axis=1
+        )
         weight, rate = schedules.kl_weight(config, epoch), schedules.learning_rate(config, epoch)
-        pull = self.average.pull(self.done) if self.average else 0.0
-        if self.recorder:
-            self.recorder(rows, (x, noise), (weight, rate, pull))
+        ema_weight = self.ema.weight(self.steps_done) if self.ema else 0.0
+        if self.graphed_step:
+            self.graphed_step(rows, (x, noise), (weight, rate, ema_weight))
         else:
             # A tensor: compiled code holds for one value of a number. Filled on the device: a copy
             # from here would wait until all that was asked of a GPU is done.
-            self._move(rows, x, noise, torch.full((), weight, device=self.device), rate, pull)
+            self._train_step(
+                rows, x, noise, torch.full((), weight, device=self.device), rate, ema_weight
+            )
         self.step_number += 1
 
-    def _move(
+    def _train_step(
         self,
         rows: int,
         x: Tensor,
         noise: Tensor,
         kl_weight: Tensor,
         learning_rate: float | Tensor,
-        pull: float | Tensor,
+        ema_weight: float | Tensor,
     ) -> None:
         """The part of a step that draws nothing and that may be recorded: see Recorder.
 
         rows: of the batch, over all processes. x, noise: this process's share, observed and
-        (k, rows, latent_size). kl_weight, learning_rate, pull: where the schedules stand.
+        (k, rows, latent_size). kl_weight, learning_rate, ema_weight: where the schedules stand.
         """
         # Before the forward pass: a recording has no gradients of an earlier one to let go of.
         for parameter in self.parameters:
             parameter.grad = None
-        raised, sums = self.bound(x, noise, kl_weight)
-        (-raised / rows).backward()  # type: ignore[no-untyped-call]
+        objective_sum, sums = self.forward(x, noise, kl_weight)
+        (-objective_sum / rows).backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        parallel.add([*gradients, sums])
+        distributed.all_reduce_([*gradients, sums])
         norm = torch.nn.utils.get_total_norm(gradients)
-        shorter, finite = self.settle(sums, norm, self.sums)
+        shorter, finite = self.clip_and_check(sums, norm, self.sums)
         torch._foreach_mul_(gradients, shorter)
-        self.optimiser.step(learning_rate, finite)
-        if self.average:
-            self.average.follow(pull)
+        self.optimizer.step(learning_rate, finite)
+        if self.ema:
+            self.ema.update(ema_weight)
 
-    def _bound(self, x: Tensor, noise: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, noise: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over the rows: of the objective, (), and of all but steps in _SUMS."""
         config = self.config
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         ):
             draws = self.model.draw(x, noise)
-        raised = objective(self.model, draws, kl_weight, config.free_bits).sum()
+        objective_sum = objective(self.model, draws, kl_weight, config.free_bits).sum()
         terms = [term.detach().sum() for term in self.model.terms(draws)]
-        rows = raised.new_full((), len(x))
-        return raised, torch.stack([raised.detach(), *terms, rows])
+        rows = objective_sum.new_full((), len(x))
+        return objective_sum, torch.stack([objective_sum.detach(), *terms, rows])
 
-    def _settle(self, sums: Tensor, norm: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    def _clip_and_check(self, sums: Tensor, norm: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         """Add a step's sums to the epoch's, `total`, if it is finite. Returns what to multiply the
         gradient of this norm by, and whether the step is finite: both ()."""
         finite = torch.isfinite(sums.sum() + norm)
         total += torch.where(finite, torch.cat((sums, torch.ones_like(sums[:1]))), 0.0)
-        return (self.config.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0), finite
+        return (self.config.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0), finite
 
-    def _line(self, number: int) -> dict[str, Any]:
+    def _log_line(self, number: int) -> dict[str, Any]:
         sums = dict(zip(_SUMS, self.sums.tolist(), strict=True))
-        last = (self.done - 1) / self.steps  # where schedules stood in the epoch's last step
+        last = (self.steps_done - 1) / self.steps  # where schedules stood in the epoch's last step
         rows, skipped = sums.pop("rows"), self.steps - int(sums.pop("steps"))
         due = number % self.config.validate_every == 0 or number == self.config.epochs
         validation: dict[str, float] = {}
         if due:
             x, seed = self.dataset.validation.x, self.config.seed
-            validation = parallel.agreed(evaluate(self.evaluated, x, seed))
+            validation = distributed.broadcast(evaluate(self.eval_model, x, seed))
         if not rows or not all(map(math.isfinite, validation.values())):
             raise RunFailed(
                 f"Training diverged in epoch {number}: {skipped} of {self.steps} steps were not "
-                "finite. Try again with a smaller --learning-rate or --max-gradient-norm."
+                "finite. Try again with a smaller --learning-rate or --clip-grad-norm."
             )
         return {
             "epoch": number,
@@ -197,10 +206,10 @@ class Run:
         return Checkpoint(
             config=dataclasses.replace(self.config, device=self.device.type),
             spec=self.dataset.spec,
-            weights=self.evaluated.state_dict(),
-            trained=self.model.state_dict() if self.average else None,
-            optimiser=self.optimiser.state_dict(),
-            generators={"order": self.began, "noise": self.noise.get_state()},
+            weights=self.eval_model.state_dict(),
+            raw_weights=self.model.state_dict() if self.ema else None,
+            optimizer=self.optimizer.state_dict(),
+            generators={"order": self.order_state, "noise": self.noise.get_state()},
             history=self.history,
             split=self.split,
             epoch={
@@ -215,7 +224,7 @@ class Run:
         """Go on from `saved` as if never stopped; on another kind of device, whose generators are
         others, with noise drawn anew. Raises TrainingError if the data has changed or fewer epochs
         are asked for than there were."""
-        if any(saved.split.get(key) != self.split[key] for key in _SAME):
+        if any(saved.split.get(key) != self.split[key] for key in _SPLIT_KEYS):
             raise TrainingError(
                 f"--data {self.config.data} has changed since this run began: its rows or their "
                 "split are not the checkpoint's. Begin a new run with another --out."
@@ -225,13 +234,13 @@ class Run:
                 f"--epochs {self.config.epochs}: this run already has {len(saved.history)}; "
                 "ask for more, or leave it out."
             )
-        self.evaluated.load_state_dict(saved.weights)
-        self.model.load_state_dict(saved.trained or saved.weights)
-        self.optimiser.load_state_dict(saved.optimiser)
-        self.recorder = self._recorder()  # the optimiser's tensors are new ones
+        self.eval_model.load_state_dict(saved.weights)
+        self.model.load_state_dict(saved.raw_weights or saved.weights)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.graphed_step = self._make_graphed_step()  # the optimizer's tensors are new ones
         self.order.set_state(saved.generators["order"])
         self.history = list(saved.history)
-        self._begin()
+        self._start_epoch()
         if saved.epoch:
             self.step_number = saved.epoch["steps"]
             self.sums.copy_(saved.epoch["sums"])
@@ -241,14 +250,14 @@ class Run:
             self.noise.set_state(saved.generators["noise"])
         else:
             # Not --seed alone, which would repeat the noise that the run began with.
-            seeds = np.random.SeedSequence((self.config.seed, self.done))
+            seeds = np.random.SeedSequence((self.config.seed, self.steps_done))
             self.noise.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
 
 class _Clock:
     """Adds the time since the last tick to the run's."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Trainer) -> None:
         self.run = run
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
@@ -266,7 +275,7 @@ def evaluate(model: Model, x: Tensor, seed: int) -> dict[str, float]:
     The draws are the same for each call, so that epochs differ by their weights only.
     """
     noise = torch.Generator(x.device).manual_seed(seed)
-    parts = torch.split(x, data.together(x.shape[1:], _EVALUATION_ROWS))
+    parts = torch.split(x, data.max_batch_rows(x.shape[1:], _EVAL_BATCH_ROWS))
     batches = [torch.stack(model(part, noise)) for part in parts]
     means = torch.cat(batches, dim=1).double().mean(1)
     return dict(zip(Terms._fields, means.tolist(), strict=True))

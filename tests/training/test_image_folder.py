@@ -15,8 +15,8 @@ from latentd.training import machine
 from latentd.training.config import Config
 from latentd.training.data import load
 from latentd.training.errors import TrainingError
-from latentd.training.folder import find
-from latentd.training.pictures import read_pictures
+from latentd.training.image_files import find
+from latentd.training.image_folder import read_pictures
 from tests.support.runs import TINY, lines
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -44,7 +44,7 @@ def test_what_is_taken_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
     names = ["a.png", "album/linked.jpeg", "b.JPG", "d.webp", "deep/er/c.gif", "e.tiff", "f.bmp"]
     assert [str(path.relative_to(folder)) for path in found.paths] == [*names, "g.tif"]
     assert found.left_out == {
-        "hidden": 3,
+        "hidden_size": 3,
         ".heic": 2,
         ".txt": 1,
         "without a suffix": 1,

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import pytest
 
-from latentd.training import graphs
+from latentd.training import onnx_graphs
 
 
 def graph_of(op: str, **attributes: Any) -> onnx.ModelProto:
@@ -31,6 +31,6 @@ def graph_of(op: str, **attributes: Any) -> onnx.ModelProto:
     ],
 )
 def test_graphs_that_cannot_be_served_are_refused(graph: onnx.ModelProto, words: str) -> None:
-    graphs.check(graph_of("Relu"))
-    with pytest.raises(graphs.RunFailed, match=words):
-        graphs.check(graph)
+    onnx_graphs.check(graph_of("Relu"))
+    with pytest.raises(onnx_graphs.RunFailed, match=words):
+        onnx_graphs.check(graph)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from latentd.training.model import POINT_LOG_VAR
 
-ROWS: Final = 1000  # at most: the distance takes time and memory by their square
+MAX_ROWS: Final = 1000  # at most: the distance takes time and memory by their square
 NULLS: Final = 40  # pairs of sets of draws from N(0, I) that the distance is compared with
 
 
 @dataclass(frozen=True)
-class Aggregate:
+class AggregatePosterior:
     """Of one z for each row."""
 
     rows: int
@@ -43,10 +43,12 @@ class Aggregate:
 
 
 @torch.inference_mode()
-def aggregate(mean: Tensor, log_var: Tensor, active: Tensor, seed: int) -> Aggregate:
+def measure_aggregate(
+    mean: Tensor, log_var: Tensor, active: Tensor, seed: int
+) -> AggregatePosterior:
     """mean, log_var: float32 (rows, latent_size) of q(z|x), of which ROWS are used, two or more;
     active: bool (latent_size,)."""
-    mean, log_var = mean[:ROWS], log_var[:ROWS]
+    mean, log_var = mean[:MAX_ROWS], log_var[:MAX_ROWS]
     noise = torch.Generator().manual_seed(seed)
     points = bool((log_var <= POINT_LOG_VAR).all())
     rows, latent_size = mean.shape
@@ -60,7 +62,7 @@ def aggregate(mean: Tensor, log_var: Tensor, active: Tensor, seed: int) -> Aggre
     )
     # E |z| of N(0, I): the mean of a chi distribution.
     chi = math.sqrt(2) * math.exp(math.lgamma((latent_size + 1) / 2) - math.lgamma(latent_size / 2))
-    return Aggregate(
+    return AggregatePosterior(
         rows=rows,
         norm_of_mean=float(z.mean(0).norm()),
         mean_norm=float(z.norm(dim=1).mean()) / chi,

@@ -35,7 +35,7 @@ MANIFEST = bundle.Manifest(
 
 
 def exported(cli: Cli, folder: Path, *flags: object) -> bundle.Bundle:
-    tiny = ("--epochs", 1, "--hidden", 12, "--latent-size", 3)
+    tiny = ("--epochs", 1, "--hidden-size", 12, "--latent-size", 3)
     assert cli("train", "--out", folder / "run", *tiny, *flags)[0] == 0
     words = ("--checkpoint", folder / "run" / "best.pt", "--bundles", folder / "models")
     status, out, err = cli("export", *words, "--name", "m")

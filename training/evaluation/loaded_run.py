@@ -14,10 +14,10 @@ from latentd.training import checkpoint, data
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.data import Dataset
-from latentd.training.device import chosen_device
+from latentd.training.device import resolve_device
 from latentd.training.errors import TrainingError
-from latentd.training.evaluation.record import digest
-from latentd.training.model import Model, observe
+from latentd.training.evaluation.results_file import weights_digest
+from latentd.training.model import Model, to_target
 from latentd.training.train import BEST
 
 _ENCODED: Final = 1024  # rows encoded at once, at most: bounds memory, changes no result
@@ -31,7 +31,7 @@ class Meaning(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedRun:
     """A checkpoint, its model in evaluation mode on `device`, and the rows to judge it by."""
 
     path: Path
@@ -51,31 +51,31 @@ class Subject:
     def pixels(self) -> str:
         """What a row's values are by the time they are judged."""
         config = self.saved.config
-        if config.binarisation == "dynamic":
+        if config.binarization == "dynamic":
             return "black or white, drawn once here with probability x; in training, in each pass"
-        if config.binarisation == "fixed":
-            return f"black or white, drawn once for all with seed {config.binarisation_seed}"
+        if config.binarization == "fixed":
+            return f"black or white, drawn once for all with seed {config.binarization_seed}"
         return "as the data has them, scaled to [0, 1]"
 
-    def observed(self, x: Tensor, seed: int) -> Tensor:
+    def targets(self, x: Tensor, seed: int) -> Tensor:
         """Rows (rows, *shape) as the objective sees them: float32 in [0, 1], or, where the model
         was trained on black and white, drawn once with probability x. On `device`."""
         noise = torch.Generator().manual_seed(seed)
-        dynamic = self.saved.config.binarisation == "dynamic"
-        return observe(x, noise, dynamic).to(self.device)
+        dynamic = self.saved.config.binarization == "dynamic"
+        return to_target(x, noise, dynamic).to(self.device)
 
     def grey(self) -> Dataset:
         """The same rows and split before they were made black or white for good: what a
         classifier is trained on, and what E[x|z] looks like."""
-        if self.saved.config.binarisation != "fixed":
+        if self.saved.config.binarization != "fixed":
             return self.dataset
-        config = self.saved.config.on(self.source)
-        return data.load(dataclasses.replace(config, binarisation="none"))
+        config = self.saved.config.with_data(self.source)
+        return data.load(dataclasses.replace(config, binarization="none"))
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mean, log_var: float32 (rows, latent_size) on the CPU, for observed rows."""
-        batches = torch.split(x, data.together(x.shape[1:], _ENCODED))
+        batches = torch.split(x, data.max_batch_rows(x.shape[1:], _ENCODED))
         parts = [self.model.encode(batch.to(self.device)) for batch in batches]
         mean, log_var = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
         return mean, log_var
@@ -85,7 +85,7 @@ class Subject:
         return meaning(self.saved.config, self.dataset.test.x)
 
 
-def open_run(path: Path, source: str | None = None, device: str = "auto") -> Subject:
+def open_run(path: Path, source: str | None = None, device: str = "auto") -> LoadedRun:
     """A run's folder (its best.pt) or a checkpoint, with the rows it was trained on.
 
     source: other rows, in --data's notation. Raises TrainingError where there is no checkpoint,
@@ -95,10 +95,10 @@ def open_run(path: Path, source: str | None = None, device: str = "auto") -> Sub
         path = path / BEST
     saved = checkpoint.load(path)
     dataset = _dataset(saved, source)
-    chosen = chosen_device(device)
+    chosen = resolve_device(device)
     model = saved.model().to(chosen)
     name = source or saved.config.data
-    return Subject(path, saved, name, model, dataset, chosen, digest(model))
+    return LoadedRun(path, saved, name, model, dataset, chosen, weights_digest(model))
 
 
 def meaning(config: Config, x: Tensor) -> Meaning:
@@ -109,11 +109,11 @@ def meaning(config: Config, x: Tensor) -> Meaning:
         return Meaning(
             "density", "density of pixels scaled to [0, 1]: no probability, so it may be below 0"
         )
-    if config.likelihood == "bernoulli" and config.binarisation == "none" and not _two_valued(x):
+    if config.likelihood == "bernoulli" and config.binarization == "none" and not _two_valued(x):
         return Meaning(
             "nothing",
             "cross-entropy of grey pixels is no likelihood, so there is no ELBO and no NLL; "
-            "train with --binarisation dynamic to have them",
+            "train with --binarization dynamic to have them",
         )
     return Meaning("probability", "probability of the pixels")
 
@@ -124,7 +124,7 @@ def _two_valued(x: Tensor) -> bool:
 
 
 def _dataset(saved: Checkpoint, source: str | None) -> Dataset:
-    config = saved.config if source is None else saved.config.on(source)
+    config = saved.config if source is None else saved.config.with_data(source)
     try:
         dataset = data.load(config)
     except TrainingError as error:
