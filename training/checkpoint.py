@@ -96,9 +96,7 @@ def load(path: Path) -> Checkpoint:
         checkpoint.model()  # the weights fit the config
     except Exception as error:  # settings and tensors of a foreign file can be anything
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise TrainingError(
-            f"{printable(path)} does not fit together ({why}); train again."
-        ) from None
+        raise TrainingError(f"{printable(path)} is inconsistent ({why}); retrain.") from None
     return checkpoint
 
 

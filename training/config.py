@@ -284,7 +284,7 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
         raise TrainingError(f"{name} must be a finite number, not {value}.")
     rule = field.metadata
     if "min" in rule and value < rule["min"]:
-        raise TrainingError(f"{name} must be at least {rule['least']}, not {value}.")
+        raise TrainingError(f"{name} must be at least {rule['min']}, not {value}.")
     if "above" in rule and value <= rule["above"]:
         raise TrainingError(f"{name} must be above {rule['above']}, not {value}.")
     if "below" in rule and value >= rule["below"]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from latentd import bundle
 from latentd.bundle import DataSpec, Manifest
 from latentd.errors import BundleError
-from latentd.training import checkpoint, data, onnx_graphs, parity, score_quantiles
+from latentd.training import checkpoint, data, onnx_graphs, parity, score_quantiles, threads
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
@@ -59,6 +59,20 @@ def export(
         )
     saved = checkpoint.load(path)
     dataset = _dataset(saved, source)
+    with threads.using(threads.of_run(saved.config.threads)):
+        manifest, files = _build(path, name, saved, dataset, precision)
+    try:
+        return bundle.publish(bundles, manifest, files)
+    except BundleError as error:
+        raise TrainingError(str(error)) from None
+    except OSError as error:
+        raise TrainingError(f"--bundles {bundles} cannot be written: {error.strerror}.") from None
+
+
+def _build(
+    path: Path, name: str, saved: Checkpoint, dataset: data.Dataset, precision: str
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the files of a bundle, checked."""
     model = saved.model()
     exported = to_half(model) if precision == "float16" else model
     encoder = onnx_graphs.encoder(exported, name)
@@ -89,12 +103,7 @@ def export(
         bundle.DECODER: decoder,
         bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS]),
     }
-    try:
-        return bundle.publish(bundles, manifest, files)
-    except BundleError as error:
-        raise TrainingError(str(error)) from None
-    except OSError as error:
-        raise TrainingError(f"--bundles {bundles} cannot be written: {error.strerror}.") from None
+    return manifest, files
 
 
 @torch.no_grad()

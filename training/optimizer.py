@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM: Final = 0.95  # Muon's
+_ADAM_STATE: Final = {"step", "exp_avg", "exp_avg_sq"}
 
 
 class Optimizer:
@@ -57,10 +58,23 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where another of the same name and model was."""
         if self.muon:
-            self.adam.load_state_dict(state["adam"])
-            self.muon.load_state_dict(state["muon"])
+            _load(self.adam, state["adam"])
+            _load(self.muon, state["muon"])
         else:
-            self.adam.load_state_dict(state)
+            _load(self.adam, state)
+
+
+def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the tensors of `state`, not its settings, which the run's config decides."""
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    keys = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else _ADAM_STATE
+    for index, tensors in state["state"].items():
+        shape = parameters[index].shape
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if shapes != {name: torch.Size() if name == "step" else shape for name in keys}:
+            raise ValueError("the optimizer's state is not that of the model")
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 def _recorded(number: float | Tensor) -> bool:

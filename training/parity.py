@@ -97,7 +97,9 @@ def _elbo(model: Model, x: Tensor, mean: Tensor, log_var: Tensor, params: Tensor
 
 def session(graph: bytes) -> ort.InferenceSession:
     """A graph on the CPU, as it is served where there is no GPU."""
-    return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Array]:

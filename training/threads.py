@@ -37,6 +37,16 @@ def default() -> int:
     return own if from_environment() else min(own, machine.cpus())
 
 
+def of_run(number: int) -> int:
+    """The thread count that training measured, within the CPUs here. OMP_NUM_THREADS overrides it.
+
+    number: Config.threads of the checkpoint; 0 where it has none.
+    """
+    if from_environment() or not number:
+        return default()
+    return min(number, machine.cpus())
+
+
 def from_environment() -> bool:
     """Whether the person has chosen the number by a variable that torch reads."""
     return bool(os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"))

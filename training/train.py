@@ -42,7 +42,7 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
         chosen = _resolve_threads(config, dataset, device, saved)
         run = Trainer(dataclasses.replace(config, threads=chosen.number), dataset, device)
         if saved:
-            run.restore(saved)
+            _restore(run, saved, out)
             _notice_device_change(run, saved)
         _warn_of_few_steps(run)
         try:
@@ -163,6 +163,16 @@ def _device(config: Config, saved: Checkpoint | None) -> torch.device:
                 "where there is, or here with --device cpu, its noise drawn anew from there on."
             ) from None
         raise
+
+
+def _restore(run: Trainer, saved: Checkpoint, out: Path) -> None:
+    try:
+        run.restore(saved)
+    except (TrainingError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the states in a foreign file can be anything
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise TrainingError(f"{out / LAST} is inconsistent ({why}); retrain.") from None
 
 
 def _resolve_threads(

@@ -273,7 +273,7 @@ def fifo(folder: Path) -> str:
     return f"npz:{folder / 'pipe.npz'}"
 
 
-@bad(r"rows\.npy holds 4,000,000\.0 GB of values, and at most half of the available memory")
+@bad(r"rows\.npy holds 4,000,000\.0 GB of values; at most half of the available memory")
 def header_of_a_huge_array(folder: Path) -> str:
     header = {"descr": "|u1", "fortran_order": False, "shape": (4 * 10**15, 1)}
     return save_header(folder / "rows.npy", header)
@@ -286,7 +286,7 @@ def save_header(path: Path, header: dict[str, Any]) -> str:
     return f"npz:{path}"
 
 
-@bad(r"rows\.npz holds 6,000\.0 GB of values, and at most half of the available memory")
+@bad(r"rows\.npz holds 6,000\.0 GB of values; at most half of the available memory")
 def bomb(folder: Path) -> str:
     """Three arrays that are too much together, each a header alone."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (500, 10**9)}
@@ -351,7 +351,7 @@ def test_a_header_is_not_read_beyond_its_bound(tmp_path: Path) -> None:
         (
             "train-images-idx3-ubyte.gz",
             lambda data: gzip.compress(bytes((0, 0, 8, 3)) + b"\xff" * 12),
-            "GB of values, and at most half of the available memory",
+            "GB of values; at most half of the available memory",
         ),
         ("t10k-images-idx3-ubyte.gz", None, "has neither t10k-images-idx3-ubyte.gz nor"),
     ],

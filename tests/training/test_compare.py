@@ -50,7 +50,7 @@ def test_a_comparison_has_every_run_and_every_claim(compared: Path) -> None:
     report = (compared / "COMPARISON.md").read_text()
     for hypothesis in HYPOTHESES:
         found = claims[hypothesis.title]
-        assert found["expected"] == hypothesis.expects
+        assert found["expected"] == hypothesis.expectation
         assert found["verdict"] in ("holds", "does not hold")
         assert (
             f"| {hypothesis.title} | {hypothesis.expectation} | {found['words']} | "

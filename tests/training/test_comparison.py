@@ -32,12 +32,12 @@ def test_every_run_has_the_same_net_and_as_many_steps() -> None:
     config = Config(
         epochs=10, hidden_size=7, batch_size=50, free_bits=0.1, kl_warmup_epochs=3, patience=2
     )
-    runs = Plan(config, 2, Path("out"), ood_data="idx:other").runs((1000, 4000), values=64)
+    runs = Plan(config, 2, Path("out"), ood_data="idx:ood").runs((1000, 4000), values=64)
     names = [folder.name for folder in runs]
     for seed in (0, 1):
         assert {name for name in names if name.endswith(f"seed{seed}")} == {
             *(f"{model}-{rows}-seed{seed}" for model in ("vae", "ae") for rows in (1000, 4000)),
-            *(f"{run}-4000-seed{seed}" for run in ("collapsing", "other")),
+            *(f"{run}-4000-seed{seed}" for run in ("collapsing", "ood")),
         }
     for folder, run in runs.items():
         kind, rows, seed = folder.name.split("-")

@@ -50,7 +50,7 @@ Cli = Callable[..., tuple[int, str, str]]
         (["--lr-schedule", "step"], "argument --lr-schedule: invalid choice"),
         (
             ["--likelihood", "discretized-logistic", "--data", "npz:{floats}"],
-            "is of bytes and npz:",
+            "needs uint8 rows and npz:",
         ),
         (["--architecture", "conv", "--data", "npz:{vectors}"], "--architecture conv needs images"),
         (["--architecture", "conv", "--depth", "4"], "--depth 4 halves images"),
@@ -120,6 +120,6 @@ def test_no_arguments_show_help(cli: Cli) -> None:
 
 def test_choices_are_what_is_registered() -> None:
     choices = {field.name: field.metadata.get("choices") for field in dataclasses.fields(Config)}
-    assert set(choices["net"]) == {"auto", *NETWORKS}
+    assert set(choices["architecture"]) == {"auto", *NETWORKS}
     assert set(choices["model"]) == set(MODELS)
     assert set(choices["likelihood"]) == set(LIKELIHOODS)

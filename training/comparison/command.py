@@ -56,6 +56,7 @@ def add(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help should not.
+    from latentd.training import threads
     from latentd.training.comparison import figures, report
     from latentd.training.comparison.plan import Plan
     from latentd.training.comparison.trained_runs import prepare
@@ -73,10 +74,11 @@ def _compare(arguments: argparse.Namespace) -> None:
                 "says how many.)"
             )
     config = Config(**given)
-    plan = Plan(config, arguments.seeds, arguments.out, arguments.other, arguments.cache)
+    plan = Plan(config, arguments.seeds, arguments.out, arguments.ood_data, arguments.cache)
     runs = prepare(plan)
-    results = report.classifier(runs)
-    figures.draw(runs, plan.out / report.PICTURES)
+    with threads.using(runs.threads):
+        results = report.evaluate_all(runs)
+        figures.draw(runs, plan.out / report.PICTURES)
     for result in results:
         print(f"{result.verdict:<15}{result.hypothesis.title}: {result.words}")
     print(f"{'written':<15}{report.write(runs, results)}")

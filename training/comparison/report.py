@@ -65,18 +65,18 @@ class Result(NamedTuple):
         return {True: "holds", False: "does not hold", None: "skipped"}[self.holds]
 
 
-def classifier(runs: TrainedRuns) -> list[Result]:
+def evaluate_all(runs: TrainedRuns) -> list[Result]:
     """Every claim, measured for every seed."""
     results = []
     total = len(HYPOTHESES) * runs.plan.seeds
     with tqdm(total=total, desc="measuring", unit="claim", mininterval=0.5, disable=None) as bar:
         for hypothesis in HYPOTHESES:
-            results.append(_judge(hypothesis, runs))
+            results.append(_evaluate(hypothesis, runs))
             bar.update(runs.plan.seeds)
     return results
 
 
-def _judge(hypothesis: Hypothesis, runs: TrainedRuns) -> Result:
+def _evaluate(hypothesis: Hypothesis, runs: TrainedRuns) -> Result:
     try:
         numbers = spread([hypothesis.measure(runs, seed) for seed in range(runs.plan.seeds)])
     except Skipped as why:

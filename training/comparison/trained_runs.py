@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentd.training import checkpoint, data, networks
+from latentd.training import checkpoint, data, networks, threads
 from latentd.training.comparison.plan import Plan, sizes
 from latentd.training.config import Config
 from latentd.training.data import Dataset
@@ -32,6 +32,7 @@ class TrainedRuns:
     dataset: Dataset  # grey, of the largest size; its test rows are all runs' test rows
     classifier: Classifier | None  # None: the data have no labels
     ood: Dataset | None  # grey: the second data set, if one was given
+    threads: int  # of the CPU, for one operation: what the runs' training measured
 
     def open(self, run: str, seed: int, rows: int | None = None, last: bool = False) -> LoadedRun:
         """run: vae, ae, collapsing or ood. Its best weights, or its last."""
@@ -64,10 +65,13 @@ def prepare(plan: Plan) -> TrainedRuns:
         print(f"run {number} of {len(runs)}: {folder.name}", file=sys.stderr)
         _finish(folder, config)
     dataset = data.load(_grey(plan.config.with_data(f"npz:{plan.rows(row_counts[-1])}")))
+    first = checkpoint.load(plan.folder("vae", row_counts[-1], 0) / LAST)
+    count = threads.of_run(first.config.threads)
     classifier, y = None, dataset.train.y
     if y is not None and len(torch.unique(y)) > 1:
-        classifier = load_classifier(dataset, plan.cache or cache_folder())
-    return TrainedRuns(plan, row_counts, dataset, classifier, ood)
+        with threads.using(count):
+            classifier = load_classifier(dataset, plan.cache or cache_folder())
+    return TrainedRuns(plan, row_counts, dataset, classifier, ood, count)
 
 
 def _grey(config: Config) -> Config:

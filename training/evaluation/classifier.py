@@ -7,6 +7,7 @@ decoded row looks like one of the classes. It is trained once for a data set and
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from pathlib import Path
@@ -21,9 +22,10 @@ from latentd.training.data import Dataset, RowSpec
 from latentd.training.model import to_unit
 
 FEATURES: Final = 64
-_STEPS: Final = 800
+_MAX_STEPS: Final = 800
+_MAX_PASSES: Final = 100  # over the training rows: few rows need few steps
 _BATCH: Final = 128
-_AT_ONCE: Final = 1024  # rows classifierd at once: bounds memory, changes no result
+_AT_ONCE: Final = 1024  # rows classified at once: bounds memory, changes no result
 _FORMAT: Final = "latentd classifier 1"
 
 
@@ -92,12 +94,14 @@ def _fresh(dataset: Dataset) -> Classifier:
 
 def _train(classifier: Classifier, x: Tensor, y: Tensor) -> None:
     target = torch.searchsorted(classifier.labels, y)
+    batch = min(_BATCH, len(x))
+    steps = min(_MAX_STEPS, _MAX_PASSES * math.ceil(len(x) / batch))
     order = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     words = "training the classifier"
-    for _ in tqdm(range(_STEPS), desc=words, unit="step", mininterval=0.5, disable=None):
-        rows = torch.randint(len(x), (_BATCH,), generator=order)
+    for _ in tqdm(range(steps), desc=words, unit="step", mininterval=0.5, disable=None):
+        rows = torch.randint(len(x), (batch,), generator=order)
         optimizer.zero_grad()
         F.cross_entropy(classifier(x[rows]), target[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -76,6 +76,7 @@ def seed(text: str) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help should not.
+    from latentd.training import threads
     from latentd.training.errors import TrainingError
     from latentd.training.evaluation import figures, report, results_file
     from latentd.training.evaluation.loaded_run import open_run
@@ -89,8 +90,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{flag} {folder} cannot be made: {error.strerror}.") from None
-    options = report.Options(arguments.samples, arguments.rows, arguments.seed, arguments.cache)
-    result = report.evaluate(loaded, options)
-    pictures = figures.draw(out, loaded, result)
+    options = report.Options(
+        arguments.importance_samples, arguments.rows, arguments.seed, arguments.cache
+    )
+    with threads.using(threads.of_run(loaded.saved.config.threads)):
+        result = report.evaluate(loaded, options)
+        pictures = figures.draw(out, loaded, result)
     print(format_table(result))
     print(f"{'written':<22}{', '.join(map(str, (results_file.write(out, result), *pictures)))}")
