@@ -20,7 +20,7 @@ from latentd.training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd"
 _CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds", "device", "precision", "threads")
-"""What may be given anew when a run is resumed."""
+"""Settings that may change when a run is resumed."""
 _OUT_OF_MEMORY: Final = r"out of memory|can't allocate memory"  # torch's words: GPU, CPU
 _MEMORY_ADVICE: Final = (
     "out of memory. In training, use a smaller --batch-size, --hidden-size or "
@@ -29,7 +29,7 @@ _MEMORY_ADVICE: Final = (
 
 _TRAIN: Final = """\
 Train a variational autoencoder and write a folder:
-  last.pt, best.pt      where --resume goes on; the best validation ELBO, for export
+  last.pt, best.pt      what --resume continues; the best validation ELBO, for export
   log.jsonl             one JSON line for each epoch, in nats per example
   tensorboard/          the same for `tensorboard --logdir OUT` (pip install tensorboard)
   reconstructions.png, samples.png, interpolation.png, curves.png
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         action="store_true",
         help="continue from OUT/last.pt with its own settings; "
-        f"{', '.join(map(flag, _CHANGEABLE))} may be given anew",
+        f"{', '.join(map(flag, _CHANGEABLE))} may be changed",
     )
     add_flags(command)
     command.set_defaults(run=_train, after=_after_train)

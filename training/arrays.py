@@ -49,7 +49,7 @@ def read_numpy(path: Path, key: str | None = None) -> Arrays:
                 with zipfile.ZipFile(file) as archive:
                     return _from_archive(path, archive, key)
             if key is not None:
-                raise TrainingError(f"{printable(path)} is no .npz file; leave out ':{key}'.")
+                raise TrainingError(f"{printable(path)} is not a .npz file; leave out ':{key}'.")
             file.seek(0)
             require_memory(printable(path), _declared_bytes(file), _MEMORY_ADVICE)
             file.seek(0)
@@ -66,7 +66,7 @@ def read_numpy(path: Path, key: str | None = None) -> Arrays:
         raise
     except Exception as error:  # the bytes of a foreign file can make numpy raise anything
         objects = "Object arrays" in str(error)  # a pickle could run code
-        what = "holds Python objects" if objects else "is no .npy or .npz file, or is damaged"
+        what = "holds Python objects" if objects else "is not a .npy or .npz file, or is damaged"
         raise TrainingError(
             f"{printable(path)} {what}; write an array of numbers with numpy.save or numpy.savez."
         ) from None
@@ -136,7 +136,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
             start = file.read(4 + 4 * dimensions)
             if start[:4] != bytes((0, 0, 8, dimensions)) or len(start) < 4 + 4 * dimensions:
                 raise TrainingError(
-                    f"{name} is no IDX file of unsigned bytes in {dimensions} dimensions "
+                    f"{name} is not an IDX file of unsigned bytes in {dimensions} dimensions "
                     f"(it begins with {start[:4].hex(' ') or 'nothing'}); download it again."
                 )
             shape = struct.unpack(f">{dimensions}I", start[4:])

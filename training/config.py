@@ -31,7 +31,7 @@ class Config:
     bad_images: str = _field(
         "fail",
         "files of images:DIR that cannot be used: fail, one report of all of them; or skip, "
-        "train without them and say which",
+        "train without them and list them",
         choices=("fail", "skip"),
     )
     val_fraction: float = _field(
@@ -74,8 +74,8 @@ class Config:
     )
     binarization: str = _field(
         "none",
-        "bernoulli: none, grey pixels as they are (their cross-entropy is no likelihood); "
-        "dynamic, black or white drawn anew in each pass with probability x; fixed, drawn once",
+        "bernoulli: none, grey pixels as they are (their cross-entropy is not a likelihood); "
+        "dynamic, black or white redrawn in each pass with probability x; fixed, drawn once",
         choices=("none", "dynamic", "fixed"),
     )
     binarization_seed: int = _field(
@@ -154,8 +154,8 @@ class Config:
     )
     device: str = _field(
         "auto",
-        "auto: cuda if there, else cpu. A resumed run stays on its own unless one is given; on the "
-        "other it has all it had but its noise, drawn anew",
+        "auto: cuda if there, else cpu. A resumed run keeps its device unless one is given; on "
+        "another kind of device its noise is reseeded",
         choices=("auto", "cpu", "cuda"),
     )
 
@@ -260,7 +260,10 @@ def parse_size(text: str) -> tuple[int, int]:
     """'32x48' -> (32, 48): height and width in pixels."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if not match:
-        raise TrainingError(f"--image-size is HEIGHTxWIDTH in pixels, such as 32x48, not {text!r}.")
+        raise TrainingError(
+            f"--image-size must be HEIGHTxWIDTH in pixels (height x width), such as 32x48; "
+            f"got {text!r}."
+        )
     return int(match[1]), int(match[2])
 
 

@@ -1,8 +1,7 @@
-"""Work for a GPU recorded once as a CUDA graph and then asked for in one call.
+"""GPU work captured once as a CUDA graph and then launched in one call.
 
-A step of a small net is some hundred short kernels, and asking for them one by one takes longer
-than running them. A replay repeats them as they were recorded: on the same memory, with the same
-numbers.
+A step of a small net is about a hundred short kernels; launching them one by one takes longer than
+running them. A replay repeats them as captured: on the same memory, with the same numbers.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 WARMUP_CALLS: Final = 3
-"""Times that work is run as it is before it is recorded: they load kernels, compile the nets and
-make Adam's averages, none of which a recording may hold."""
+"""Ordinary runs before the capture. They load kernels, compile the nets and allocate Adam's
+averages, which a capture must not contain."""
 
 Work = Callable[[], None]
 
 
 class GraphBackend(Protocol):
-    """How work is run and recorded; `Cuda`, but for tests without a GPU."""
+    """How work is run and captured: CudaBackend, or a fake in tests without a GPU."""
 
     def run(self, work: Work) -> None:
         """Do it."""
 
     def capture(self, work: Work) -> Work:
-        """What does it again, without doing it. Raises RuntimeError where that is impossible."""
+        """Capture it without running it; returns the replay. Raises RuntimeError on failure."""
 
 
 class CudaBackend:
@@ -42,7 +41,7 @@ class CudaBackend:
         self.pool = torch.cuda.graph_pool_handle()
 
     def run(self, work: Work) -> None:
-        """As Graphs.run, in turn with what else is asked of the device."""
+        """As GraphBackend.run, in order with the device's other work."""
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -50,9 +49,9 @@ class CudaBackend:
         current.wait_stream(self.stream)
 
     def capture(self, work: Work) -> Work:
-        """As Graphs.record."""
+        """As GraphBackend.capture."""
         graph = torch.cuda.CUDAGraph()
-        # The outer `with` gives back the stream also after a recording that failed to end.
+        # The outer `with` restores the stream even if the capture fails.
         with (
             torch.cuda.stream(self.stream),
             torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
@@ -63,17 +62,16 @@ class CudaBackend:
 
 class GraphedStep:
     """Calls `work(rows, *tensors, *numbers)`, for each number of rows a few times as it is and then
-    from a recording.
+    by replay.
 
-    In a call every number is a float32 tensor (), for a recording would keep a float's first value.
+    In a call every number is a float32 tensor (): a capture would freeze a float's first value.
     `work` must read nothing from the device, draw nothing at random, and change nothing but tensors
-    that were there before it, in place; gradients may be made anew if it makes them before it uses
-    them.
+    that existed before it, in place. It may allocate gradients if it does so before it uses them.
     """
 
     def __init__(self, work: Callable[..., None], backend: GraphBackend) -> None:
         self.work, self.backend = work, backend
-        self.inputs: dict[int, list[Tensor]] = {}  # by rows: where recordings read their input
+        self.inputs: dict[int, list[Tensor]] = {}  # by rows: where replays read their input
         self.calls: dict[int, int] = {}
         self.replays: dict[int, Work] = {}
         self.failed = False
@@ -108,7 +106,6 @@ class GraphedStep:
             self.failed = True
             reason = str(error.__context__ or error).partition("\n")[0]
             tqdm.write(
-                f"A step could not be recorded as a CUDA graph ({reason}); it is asked for kernel "
-                "by kernel from here on.",
+                f"CUDA graph capture of a step failed ({reason}); running without CUDA graphs.",
                 file=sys.stderr,
             )

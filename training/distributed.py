@@ -1,4 +1,4 @@
-"""Several processes, one run: `torchrun --nproc-per-node N -m training train ...`.
+"""Several processes, one run: `torchrun --nproc-per-node N -m latentd train ...`.
 
 Every process draws the same order and the same noise for the whole batch and works on its share of
 the rows, so that a run does not depend on how many there are, but for rounding.
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # Imported later, while there is a group, it keeps that for ever.
+import torch.distributed.nn  # If imported while a group exists, it holds the group for good.
 from torch import Tensor
 
 T = TypeVar("T")

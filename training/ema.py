@@ -11,7 +11,7 @@ from latentd.training.model import Model
 
 
 class EMA:
-    """The average's own model. Begins as a copy; `follow` moves it.
+    """The average's own model. Starts as a copy; `update` moves it.
 
     The decay warms up as (1 + step) / (10 + step), so that the first weights are soon forgotten.
     """
@@ -23,11 +23,12 @@ class EMA:
         self._weights = [parameter.detach() for parameter in model.parameters()]
 
     def weight(self, step: int) -> float:
-        """Which part of the way to the weights after step `step`, counted from 0, it goes."""
+        """The weight of the model's weights in the update after step `step`, counted from 0."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
     def update(self, weight: float | Tensor) -> None:
-        """Move this part of the way to the weights: a float, or a float32 tensor () beside them."""
+        """Move the averages by this fraction toward the weights: a float, or a float32 tensor () on
+        the weights' device."""
         if isinstance(weight, Tensor):  # lerp of a list would read it, and so wait for the device
             step = torch._foreach_sub(self._weights, self._averages)
             torch._foreach_mul_(step, weight)

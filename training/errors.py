@@ -1,7 +1,7 @@
 """What can go wrong in training and export, each message a sentence for the person who reads it.
 
     TrainingError     what was asked for cannot be done: the message says what, where, what to do
-    └── RunFailed     it was done, and its result is no good: diverged, or export lost parity
+    └── RunFailed     it ran and its result is unusable: it diverged, or export lost parity
 
 `latentd.training.__main__` holds the one place that turns these into stderr and an exit status.
 """

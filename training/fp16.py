@@ -1,7 +1,7 @@
 """A model whose nets compute in float16: half the memory, and a GPU's fastest products.
 
 Only the nets: scaling, exp, the likelihood's parameters and what is rendered from them stay in
-float32, and so do the graphs' inputs and outputs, so that nobody else need know.
+float32, and so do the graphs' inputs and outputs, so other code need not know.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pic
     """Every picture below `folder`, in the order of their paths.
 
     size: "HEIGHTxWIDTH" to resize to, or None to take the pictures as they are, which then must
-    agree. skip_bad: leave out files that cannot be used, and say which. Raises TrainingError for a
+    agree. skip_bad: leave out files that cannot be used, and list them. Raises TrainingError for a
     folder without pictures, for pictures of several sizes, and unless skip_bad for files that
     cannot be used: one report for all of them.
     """

@@ -1,5 +1,5 @@
-"""What a run says while it goes on: a bar, a line for each epoch on standard output and in
-log.jsonl, and the same numbers for TensorBoard. Under torchrun only the first process speaks."""
+"""The progress of a run: a bar, a line for each epoch on standard output and in log.jsonl, and the
+same numbers for TensorBoard. Under torchrun only the main process logs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PARTS: Final = ("train", "validation")
 
 
 class RunLogger:
-    """The log of the run in a folder. Log and events are written anew from `history`: what was
-    saved knows better than what was cut short."""
+    """The log of the run in a folder. Log and events are rewritten from `history`, because
+    the old files may be cut short."""
 
     def __init__(
         self, out: Path, header: dict[str, Any], history: list[dict[str, Any]], steps: int
@@ -41,7 +41,7 @@ class RunLogger:
                 total=self.header["run"]["epochs"] * self.header["steps"],
                 unit="step",
                 mininterval=0.5,
-                disable=None if self.is_main else True,  # None: unless somebody looks
+                disable=None if self.is_main else True,  # None: only on a terminal
             )
         )
         if self.is_main:

@@ -34,12 +34,12 @@ class Terms(NamedTuple):
 
 
 class PosteriorSamples(NamedTuple):
-    """q(z|x) of each row, k draws of z from it, and how well each explains its row."""
+    """q(z|x) of each row, draws of z from it, and how well each explains its row."""
 
     mean: Tensor  # (rows, latent_size)
     log_var: Tensor  # (rows, latent_size)
-    z: Tensor  # (k, rows, latent_size)
-    nll: Tensor  # -log p(x|z): (k, rows), nats
+    z: Tensor  # (samples, rows, latent_size)
+    nll: Tensor  # -log p(x|z): (samples, rows), nats
 
 
 class VAE(nn.Module):
@@ -65,7 +65,7 @@ class VAE(nn.Module):
         return self.likelihood.params(self.decoder(z).float())
 
     def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
-        """x: as observed, in [0, 1], (rows, *shape); noise: N(0, I), (k, rows, latent_size)."""
+        """x: from to_target, (rows, *shape); noise: N(0, I), (samples, rows, latent_size)."""
         mean, log_var = self.encode(x)
         z = mean + (0.5 * log_var).exp() * noise
         params = self.decode(z.flatten(0, 1))

@@ -54,7 +54,7 @@ def describe_elbo(config: Config) -> str:
     if config.likelihood == "discretized-logistic":
         return "ELBO of the bytes themselves"
     drawn = (
-        "drawn anew in each pass"
+        "redrawn in each pass"
         if config.binarization == "dynamic"
         else f"drawn once with seed {config.binarization_seed}"
     )

@@ -36,12 +36,12 @@ class Optimizer:
     def step(self, learning_rate: float | Tensor, finite: Tensor) -> None:
         """Move by one step, or by none where `finite`, a bool (), is False.
 
-        learning_rate: a float32 tensor () where a CUDA graph may be recorded, which Muon cannot.
+        learning_rate: a float32 tensor () if a CUDA graph may capture the step (never Muon's).
         """
         # Adam's fused step looks at this on the device: nothing waits for the answer.
         self.adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        # It computes the same whether it is recorded or not, but wants to be told.
-        self.adam.param_groups[0] |= {"lr": learning_rate, "capturable": _recorded(learning_rate)}
+        # Capturable or not, it computes the same, but the flag must be set.
+        self.adam.param_groups[0] |= {"lr": learning_rate, "capturable": _capturing(learning_rate)}
         self.adam.step()
         # Muon's cannot, so with it the host waits.
         if self.muon and finite:
@@ -56,7 +56,7 @@ class Optimizer:
         return {"adam": adam, "muon": self.muon.state_dict()} if self.muon else adam
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where another of the same name and model was."""
+        """Load the state of an optimizer of this name and model. Raises ValueError for another."""
         if self.muon:
             _load(self.adam, state["adam"])
             _load(self.muon, state["muon"])
@@ -77,8 +77,8 @@ def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
-def _recorded(number: float | Tensor) -> bool:
-    """Whether what is asked of this number's device now is not done, but recorded."""
+def _capturing(number: float | Tensor) -> bool:
+    """Whether this number's device is capturing a CUDA graph."""
     return (
         isinstance(number, Tensor) and number.is_cuda and torch.cuda.is_current_stream_capturing()
     )

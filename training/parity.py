@@ -52,7 +52,7 @@ def measure(
     """The largest differences between ONNX Runtime and PyTorch eager, over x (rows, *shape), at
     each of BATCHES. Raises RunFailed at the first tensor beyond its precision's tolerance.
 
-    z is drawn once and given to both, so that the decoder is judged on its own.
+    z is drawn once and given to both, so that the decoder is measured on its own.
     """
     mean, log_var = model.encode(x)
     z = mean + (0.5 * log_var).exp() * torch.randn(

@@ -1,5 +1,5 @@
 """How many CPU threads torch uses for one operation: measured, because its default, a thread for
-each core, makes small nets slower, and many times slower beside other work on the machine."""
+each core, makes small nets slower, and many times slower on a busy machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECONDS: Final = 2.0  # of measuring, at most, if one step is short
 _SECONDS_EACH: Final = 0.2  # for one number of threads
 _STEPS: Final = 20  # timed for one number of threads, at most
 _GAIN: Final = 0.9  # more threads must bring a step's time below this fraction
-_WINDOW_SECONDS: Final = 10.0  # of steps: shorter waits say nothing
+_WINDOW_SECONDS: Final = 10.0  # of steps: shorter windows are too noisy
 
 
 class Choice(NamedTuple):
@@ -56,8 +56,8 @@ def measure(step: Callable[[], None]) -> Choice:
     """The fewest threads with which `step` is about as fast as with any other number.
 
     Tries all CPUs, then half of them, and so on, as long as there is time: a large net is slower
-    with fewer, and then the first few numbers are enough. Beside other work a step may be slow for
-    having many threads, so what counts is the CPU time that it takes, shared by fewer.
+    with fewer, and then the first few numbers are enough. On a busy machine many threads may make
+    a step slow, so what counts is its CPU time, divided by the number of threads.
     """
     began, times = time.perf_counter(), dict[int, float]()
     number = machine.cpus()

@@ -23,7 +23,7 @@ from latentd.training.objective import describe_elbo, describe_objective
 from latentd.training.threads import Choice
 from latentd.training.trainer import Trainer, evaluate
 
-LAST: Final = "last.pt"  # where --resume goes on
+LAST: Final = "last.pt"  # what --resume continues
 BEST: Final = "best.pt"  # the highest validation ELBO so far
 
 _FEW_STEPS: Final = (10, 1000)  # in an epoch and in the run: fewer of both learn little
@@ -105,7 +105,7 @@ def finished(config: Config, history: list[dict[str, Any]]) -> bool:
     if len(history) >= config.epochs:
         return True
     validated, chosen = _validated(history), best(history)
-    # Of the epochs since the last validation nobody knows whether they are better.
+    # Epochs since the last validation have no ELBO yet.
     return bool(chosen and config.patience) and (
         validated[-1]["epoch"] - chosen["epoch"] >= config.patience  # type: ignore[index]
     )
@@ -153,14 +153,14 @@ def _resolve_config(config: Config, shape: tuple[int, ...], device: torch.device
 
 
 def _device(config: Config, saved: Checkpoint | None) -> torch.device:
-    """Where to run; one that goes on does so on its kind of device unless another is asked for."""
+    """Where to run. A resumed run keeps its kind of device unless another is requested."""
     try:
         return resolve_device(config.device)
     except TrainingError:
         if saved and saved.config.device == config.device:
             raise TrainingError(
                 "This run is one of --device cuda and there is no CUDA device here; continue it "
-                "where there is, or here with --device cpu, its noise drawn anew from there on."
+                "where there is one, or here with --device cpu (its noise is then reseeded)."
             ) from None
         raise
 
@@ -210,8 +210,10 @@ def _resolve_threads(
 
 
 def _threads_record(chosen: Choice) -> dict[str, Any]:
-    told = {"number": chosen.number, "cpus": machine.cpus(), "chosen_by": chosen.by}
-    return told | ({"step_milliseconds": dict(chosen.milliseconds)} if chosen.milliseconds else {})
+    record = {"number": chosen.number, "cpus": machine.cpus(), "chosen_by": chosen.by}
+    return record | (
+        {"step_milliseconds": dict(chosen.milliseconds)} if chosen.milliseconds else {}
+    )
 
 
 def _on_contention(run: Trainer, ratio: float) -> str:
@@ -236,7 +238,7 @@ def _warn_of_few_steps(run: Trainer) -> None:
 def _notice_device_change(run: Trainer, saved: Checkpoint) -> None:
     if saved.config.device != run.device.type:
         distributed.notice(
-            f"This run was on {saved.config.device} and goes on on {run.device.type}: with all it "
-            f"had but its noise, which is drawn anew from --seed {run.config.seed} and its "
-            f"{run.steps_done} steps so far."
+            f"Resuming on {run.device.type} a run started on {saved.config.device}. The state of "
+            f"its random generator cannot be carried over; noise is reseeded from --seed "
+            f"{run.config.seed} and step {run.steps_done}."
         )

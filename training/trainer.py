@@ -28,12 +28,7 @@ _EVAL_BATCH_ROWS: Final = 1024  # in one batch, at most
 _SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far
 
 
-_SPLIT_KEYS: Final = (
-    "train",
-    "validation",
-    "test",
-    "digest",
-)  # of the split, when a run is resumed
+_SPLIT_KEYS: Final = ("train", "validation", "test", "digest")  # must match on resume
 
 
 class Trainer:
@@ -138,12 +133,12 @@ class Trainer:
         learning_rate: float | Tensor,
         ema_weight: float | Tensor,
     ) -> None:
-        """The part of a step that draws nothing and that may be recorded: see Recorder.
+        """The part of a step that draws nothing, so it can be captured: see GraphedStep.
 
-        rows: of the batch, over all processes. x, noise: this process's share, observed and
-        (k, rows, latent_size). kl_weight, learning_rate, ema_weight: where the schedules stand.
+        rows: of the batch, over all processes. x, noise: this process's share, targets and
+        (samples, rows, latent_size). kl_weight, learning_rate, ema_weight: from the schedules.
         """
-        # Before the forward pass: a recording has no gradients of an earlier one to let go of.
+        # Before the forward pass: a capture must not free the gradients of an earlier one.
         for parameter in self.parameters:
             parameter.grad = None
         objective_sum, sums = self.forward(x, noise, kl_weight)
@@ -221,9 +216,9 @@ class Trainer:
         )
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from `saved` as if never stopped; on another kind of device, whose generators are
-        others, with noise drawn anew. Raises TrainingError if the data has changed or fewer epochs
-        are asked for than there were."""
+        """Continue from `saved` as if never stopped. On another kind of device the noise is
+        reseeded, because generators differ. Raises TrainingError if the data has changed or fewer
+        epochs are requested than are done."""
         if any(saved.split.get(key) != self.split[key] for key in _SPLIT_KEYS):
             raise TrainingError(
                 f"--data {self.config.data} has changed since this run began: its rows or their "

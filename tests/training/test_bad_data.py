@@ -126,7 +126,7 @@ def pickled_objects(folder: Path) -> str:
     return saved(folder, np.array([{"a": 1}] * 20, dtype=object), allow_pickle=True)
 
 
-@bad(r"rows\.npy is no \.npy or \.npz file, or is damaged")
+@bad(r"rows\.npy is not a \.npy or \.npz file, or is damaged")
 def truncated_npy(folder: Path) -> str:
     source = saved(folder, BYTES)
     path = folder / "rows.npy"
@@ -134,7 +134,7 @@ def truncated_npy(folder: Path) -> str:
     return source
 
 
-@bad(r"rows\.npz is no \.npy or \.npz file, or is damaged")
+@bad(r"rows\.npz is not a \.npy or \.npz file, or is damaged")
 def truncated_npz(folder: Path) -> str:
     path = folder / "rows.npz"
     np.savez_compressed(path, x=BYTES)
@@ -142,7 +142,7 @@ def truncated_npz(folder: Path) -> str:
     return f"npz:{path}"
 
 
-@bad(r"rows\.npz is no \.npy or \.npz file, or is damaged")
+@bad(r"rows\.npz is not a \.npy or \.npz file, or is damaged")
 def corrupt_npz(folder: Path) -> str:
     path = folder / "rows.npz"
     np.savez_compressed(path, x=np.random.default_rng(0).integers(0, 256, (50, 50), np.uint8))
@@ -152,13 +152,13 @@ def corrupt_npz(folder: Path) -> str:
     return f"npz:{path}"
 
 
-@bad(r"rows\.npy is no \.npy or \.npz file, or is damaged")
+@bad(r"rows\.npy is not a \.npy or \.npz file, or is damaged")
 def text_file(folder: Path) -> str:
     (folder / "rows.npy").write_text("1,2,3\n")
     return f"npz:{folder / 'rows.npy'}"
 
 
-@bad(r"rows\.npy is no \.npy or \.npz file, or is damaged")
+@bad(r"rows\.npy is not a \.npy or \.npz file, or is damaged")
 def empty_file(folder: Path) -> str:
     (folder / "rows.npy").touch()
     return f"npz:{folder / 'rows.npy'}"
@@ -228,7 +228,7 @@ def missing_array(folder: Path) -> str:
     return f"npz:{folder / 'rows.npz'}:z"
 
 
-@bad(r"rows\.npy is no \.npz file; leave out ':x'")
+@bad(r"rows\.npy is not a \.npz file; leave out ':x'")
 def array_of_npy(folder: Path) -> str:
     return saved(folder, BYTES) + ":x"
 
@@ -248,7 +248,7 @@ def infinite_test_rows(folder: Path) -> str:
     return f"npz:{folder / 'rows.npz'}"
 
 
-@bad(r"t\.csv is no \.npy or \.npz .* reads \.csv files: save .* \(images:\), \.npy and \.npz")
+@bad(r"t\.csv is not a \.npy or \.npz .* reads \.csv files: save .* \(images:\), \.npy and \.npz")
 def csv(folder: Path) -> str:
     (folder / "t.csv").write_text("1,2\n3,4\n")
     return f"npz:{folder / 't.csv'}"

@@ -91,7 +91,7 @@ def test_finished_runs_are_not_trained_again_and_lost_ones_are(
     assert f"{'written':<15}{compared / 'COMPARISON.md'}" in printed
     status, _, err = cli("compare", *arguments, *SIX_EPOCHS, *binary, "--hidden-size", 17)
     assert status == 2
-    assert "holds a run of other settings" in err
+    assert "holds a run with other settings" in err
 
 
 def test_rows_without_labels_skip_what_labels_judge(cli: Cli, tmp_path: Path) -> None:
@@ -108,9 +108,7 @@ def test_rows_without_labels_skip_what_labels_judge(cli: Cli, tmp_path: Path) ->
     }
     assert skipped <= {title for title, found in claims.items() if found["verdict"] == "skipped"}
     for title in skipped:
-        assert claims[title]["words"] == (
-            "The data have no labels, and this is judged by a classifier."
-        )
+        assert claims[title]["words"] == ("The data have no labels, and this needs a classifier.")
     assert "`compare --ood-data DATA`" in claims[density.HYPOTHESIS.title]["words"]
     for hypothesis in (overfitting, latent, collapse):
         assert claims[hypothesis.HYPOTHESIS.title]["measured"]
@@ -146,10 +144,10 @@ def test_an_interrupted_run_stays_on_its_device(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--model", "ae"), "--model is compare's own to choose"),
-        (("--seed", "1"), "--seed is compare's own to choose"),
+        (("--model", "ae"), "--model is set by `compare`"),
+        (("--seed", "1"), "--seed is set by `compare`"),
         (("--seeds", "0"), "0: must be at least 1"),
-        (("--ood-data", "npz:{vectors}"), "make them the same"),
+        (("--ood-data", "npz:{vectors}"), "they must match"),
         (("--data", "npz:nowhere.npy"), "nowhere.npy does not exist"),
         (("--out", "{file}"), "cannot be made"),
         (("--binarization", "dynamic"), "which only --likelihood bernoulli describes"),

@@ -132,7 +132,7 @@ def test_an_autoencoder_has_no_likelihood(train: Any, evaluate: Any) -> None:
 def test_grey_cross_entropy_is_refused_as_a_likelihood(train: Any, evaluate: Any) -> None:
     result, printed = evaluate(train("--likelihood", "bernoulli"))
     assert "bound" not in result
-    assert "cross-entropy of grey pixels is no likelihood" in printed
+    assert "cross-entropy of grey pixels is not a likelihood" in printed
     assert "--binarization dynamic" in printed
     assert "-ELBO " not in printed
     assert "NLL " not in printed

@@ -62,7 +62,7 @@ def test_the_aggregate_of_a_good_posterior_is_the_prior() -> None:
     found = measure_aggregate(mean, log_var, torch.ones(4, dtype=torch.bool), seed=9)
     assert found.rows == 1000
     assert found.mmd <= found.null_high
-    assert found.words == "not told apart from N(0, I)"
+    assert found.words == "indistinguishable from N(0, I)"
     assert found.norm_of_mean < 0.15
     assert abs(found.mean_norm - 1) < 0.03
     assert abs(found.active_variance - 1) < 0.05

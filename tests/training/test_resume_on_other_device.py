@@ -64,7 +64,7 @@ def test_a_run_of_a_gpu_goes_on_on_the_cpu(cli: Cli, began: Any) -> None:
     status, _, err = cli("train", "--out", out, "--resume", "--device", "cpu")
     assert status == 0, err
     assert err.count(MOVED) == 1
-    assert "anew from --seed 0 and its 24 steps so far" in err
+    assert "reseeded from --seed 0 and step 24" in err
     now = checkpoint.load(out / "last.pt")
     assert now.config == dataclasses.replace(saved.config, device="cpu")
     assert untimed(out)[1:3] == before[1:3]

@@ -137,7 +137,7 @@ def test_few_rows_are_trained_on_and_drawn(cli: Cli, tmp_path: Path) -> None:
 def test_what_does_not_fit_into_memory_is_said(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("train", "--out", tmp_path / "run", "--importance-samples", 10**12)  # 8 PB
     assert status == 1
-    assert err.splitlines()[-1].startswith("latentd: it does not fit into memory. ")
+    assert err.splitlines()[-1].startswith("latentd: out of memory. ")
     assert "Traceback" not in err
 
 

@@ -1,8 +1,8 @@
-"""The lecture, measured: a VAE beside the plain autoencoder on the same net, data and budget.
+"""Textbook claims about VAEs, measured against a plain autoencoder: same net, data and budget.
 
 plan          which runs: model, training rows, seed
-stage         the runs trained, the rows, the classifier that judges pictures
-claim         what is claimed, what we expect, how it is measured, whether it holds
+trained_runs  the runs, trained; their rows; the classifier
+hypothesis    a claim, what we expect, how it is measured, whether it holds
 distribution  overfitting  latent  sampling  interpolation  collapse  density  features
               one claim each
 report        COMPARISON.md and comparison.json

@@ -1,4 +1,4 @@
-"""Posterior collapse is a danger, and it can be seen and mended."""
+"""Posterior collapse is a risk; it can be detected and fixed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
 
 
 def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
-    broken, mended = found[_NAMED, _AVERAGED].mean, found[_NAMED, _SUMMED].mean
-    return broken == 1 and mended == 0, (
+    broken, fixed = found[_NAMED, _AVERAGED].mean, found[_NAMED, _SUMMED].mean
+    return broken == 1 and fixed == 0, (
         f"{broken:.0%} of the runs that weigh the KL too heavily are named collapsed, and "
-        f"{mended:.0%} of those that do not."
+        f"{fixed:.0%} of those that do not."
     )
 
 

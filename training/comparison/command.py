@@ -15,14 +15,14 @@ _RESERVED: Final = ("model", "seed", "patience", "validate_every")
 
 _DESCRIPTION: Final = """\
 What is a VAE for? Train it and the plain autoencoder on the same net, rows and number of steps,
-with several seeds, and measure each claim of the lecture:
+with several seeds, and test eight textbook claims about VAEs:
   a point or a distribution, overfitting, a latent space near N(0, I), new samples,
   interpolation, collapse and its remedy, density estimation, features
-What we expect of each stands in the code beside its measure, and in the report before the result;
-where the autoencoder wins, the report says so. Written into --out:
+The code states what we expect of each claim, and the report gives it before the result. The report
+says where the autoencoder wins. Written into --out:
   COMPARISON.md        the report, with its pictures in results/
   comparison.json      every number
-  runs/, data/         the runs, each as `train` leaves it; interrupted ones go on
+  runs/, data/         the runs, each as `train` leaves it; interrupted runs resume
 """
 _EXAMPLES: Final = """\
 examples:
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     """Add the subcommand to argparse's `commands`."""
     command = commands.add_parser(
         "compare",
-        help="VAE beside autoencoder: the lecture's claims, measured",
+        help="VAE and plain autoencoder: textbook claims, measured",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -70,8 +70,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     for name in _RESERVED:
         if name in given:
             raise TrainingError(
-                f"--{name.replace('_', '-')} is compare's own to choose; leave it out. (--seeds "
-                "says how many.)"
+                f"--{name.replace('_', '-')} is set by `compare`; leave it out. (--seeds sets "
+                "the number of seeds.)"
             )
     config = Config(**given)
     plan = Plan(config, arguments.seeds, arguments.out, arguments.ood_data, arguments.cache)
@@ -85,4 +85,4 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _after(arguments: argparse.Namespace) -> str:
-    return f"Run the same command again to go on: {arguments.out} keeps what is finished."
+    return f"Rerun the same command to resume: {arguments.out} keeps finished runs."

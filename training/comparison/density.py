@@ -33,7 +33,7 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
     if runs.ood is None:
         raise Skipped(
             "No second data set was given. To measure it: `compare --ood-data DATA`, rows of the "
-            "same shape, such as Fashion-MNIST beside MNIST."
+            "same shape, such as Fashion-MNIST for MNIST."
         )
     ours, ood_rows = runs.dataset.test.x[:_ROWS], runs.ood.test.x[:_ROWS]
     vae, ae, back = (runs.open(run, seed) for run in ("vae", "ae", "ood"))

@@ -24,8 +24,8 @@ _ACCURACY: Final = "accuracy of a linear probe on the mean of z, test rows"
 def _measure(runs: TrainedRuns, seed: int) -> Measurements:
     require_classifier(runs)  # no labels, no probe
     train, test, numbers = runs.dataset.train, runs.dataset.test, {}
-    assert train.y is not None, "judged by labels"
-    assert test.y is not None, "judged by labels"
+    assert train.y is not None, "no labels"
+    assert test.y is not None, "no labels"
     for model, run in MODELS.items():
         loaded = runs.open(run, seed)
         codes, _ = loaded.encode(loaded.targets(train.x[:ROWS], seed))

@@ -1,4 +1,4 @@
-"""What the numbers look like, of the first seed: sheets of images with words beside them."""
+"""Pictures of the first seed's runs: labeled sheets of images."""
 
 from __future__ import annotations
 

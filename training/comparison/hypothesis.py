@@ -1,4 +1,4 @@
-"""A claim of the lecture: what we expect, written before it was measured, and what came out."""
+"""A textbook claim: what we expected before we measured it, and the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.evaluation.classifier import Classifier
 
 VAE, AE = "VAE", "AE"
-MODELS = {VAE: "vae", AE: "ae"}  # as Stage.open has them
+MODELS = {VAE: "vae", AE: "ae"}  # as TrainedRuns.open names them
 Key = tuple[str, str]  # what was measured, and of which model
 Measurements = dict[Key, float]  # what one seed gave
 
@@ -40,7 +40,7 @@ class Hypothesis:
     """One row of the report."""
 
     title: str
-    statement: str  # as the lecture has it
+    statement: str  # the claim, as textbooks make it
     expectation: str  # ours, before the measurement
     measure: Callable[[TrainedRuns, int], Measurements]  # of one seed; may raise Skipped
     verdict: Callable[[Mapping[Key, Spread]], tuple[bool, str]]  # does it hold, and in words
@@ -58,5 +58,5 @@ def spread(seeds: list[Measurements]) -> dict[Key, Spread]:
 def require_classifier(runs: TrainedRuns) -> Classifier:
     """The classifier. Raises Skipped where the data have no labels to train one on."""
     if runs.classifier is None:
-        raise Skipped("The data have no labels, and this is judged by a classifier.")
+        raise Skipped("The data have no labels, and this needs a classifier.")
     return runs.classifier

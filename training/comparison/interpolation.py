@@ -36,7 +36,7 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
     midpoints = {}
     for model, run in MODELS.items():
         loaded = runs.open(run, seed)
-        # Observed together, so that a row's draw does not depend on which side it stands.
+        # One call for both, so that a row's draw does not depend on its side.
         codes, _ = loaded.encode(loaded.targets(torch.cat((x, other)), seed))
         midpoints[model] = samples.decode(loaded.model, (codes[: len(x)] + codes[len(x) :]) / 2)
     mixed = (to_unit(x) + to_unit(other)) / 2
@@ -53,7 +53,7 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
 def pairs(runs: TrainedRuns, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Test rows of two different classes each: (up to count, *shape), twice."""
     test = runs.dataset.test
-    assert test.y is not None, "judged by labels"
+    assert test.y is not None, "no labels"
     draws = torch.Generator().manual_seed(seed)
     a, b = (torch.randint(len(test), (4 * count,), generator=draws) for _ in range(2))
     different = (test.y[a] != test.y[b]).nonzero()[:count, 0]

@@ -41,10 +41,14 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
 def _verdict(found: Mapping[Key, Spread]) -> tuple[bool, str]:
     vae, ae = found[_MMD, VAE].mean, found[_MMD, AE].mean
     near = abs(found[_NORM, VAE].mean - 1) < 0.1
-    told = "not told apart from it" if vae <= 1 else f"yet told apart from it ({vae:.1f} times)"
+    distance = (
+        "indistinguishable from it"
+        if vae <= 1
+        else f"but distinguishable from it ({vae:.1f} times)"
+    )
     return near and vae < ae / 5, (
-        f"The VAE's aggregate posterior is near N(0, I), {told}; the AE's is {ae:,.0f} times what "
-        "chance allows away."
+        f"The VAE's aggregate posterior is near N(0, I), {distance}; the AE's is {ae:,.0f} times "
+        "what chance allows away."
         if near
         else f"The VAE's |z| is {found[_NORM, VAE].mean:.2f} times that of N(0, I)."
     )

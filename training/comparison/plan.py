@@ -33,7 +33,7 @@ class Plan:
     cache: Path | None = None  # where classifiers are kept; None: the usual place
 
     def rows(self, name: object) -> Path:
-        """The file with a run's rows, written by `stage`."""
+        """The file with a run's rows, written by `trained_runs`."""
         return self.out / "data" / f"rows-{name}.npz"
 
     def folder(self, run: str, rows: int, seed: int) -> Path:

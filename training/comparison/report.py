@@ -116,23 +116,22 @@ def _head(runs: TrainedRuns) -> Iterator[str]:
     plan = runs.plan
     rows = ", ".join(f"{rows:,}" for rows in runs.sizes)
     labels = "" if runs.classifier is None else _accuracy(runs)
-    yield "# The lecture, measured"
+    yield "# Textbook claims, measured"
     yield ""
     yield (
-        "A variational autoencoder (VAE) beside the plain autoencoder (AE): same net, same rows, "
+        "A variational autoencoder (VAE) and a plain autoencoder (AE): same net, same rows, "
         f"same number of steps, {plan.seeds} seeds each; numbers are means ± standard deviations "
-        "over the seeds. What we expected of each claim stood in the code before anything was "
-        "measured."
+        "over the seeds. We wrote down what we expected of each claim before we measured it."
     )
     yield ""
     yield f"- Data: {plan.config.data}, {len(runs.dataset.test):,} test rows; training rows {rows}"
-    yield f"- Settings beside the defaults: {_settings(plan.config)}"
+    yield f"- Settings other than the defaults: {_settings(plan.config)}"
     yield (
         "- Best epoch by validation; overfitting is measured at the end of the budget, with as "
         f"many steps on fewer rows.{labels}"
     )
     if plan.config.binarization == "dynamic":
-        yield "- Pixels are drawn anew in each pass, which keeps the AE from overfitting as well."
+        yield "- Pixels are redrawn in each pass, which also keeps the AE from overfitting."
     yield f"- PyTorch {torch.__version__}, Python {platform.python_version()}"
     yield ""
 
@@ -145,11 +144,10 @@ def _plain(found: Spread) -> dict[str, float | None]:
 
 def _accuracy(runs: TrainedRuns) -> str:
     assert runs.classifier is not None, "no classifier"
-    assert runs.dataset.test.y is not None, "judged by labels"
+    assert runs.dataset.test.y is not None, "no labels"
     right = runs.classifier.accuracy(runs.dataset.test.x, runs.dataset.test.y)
-    return (
-        f" Pictures are judged by a classifier trained here, right on {right:.1%} of the test rows."
-    )
+    return f" A classifier trained here labels the images; it is right on {right:.1%} of the test "
+        "rows."
 
 
 def _settings(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""What the claims are measured on: rows, finished runs, and a classifier that judges pictures."""
+"""What the claims are measured on: rows, finished runs and a classifier."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TrainedRuns:
 
 
 def prepare(plan: Plan) -> TrainedRuns:
-    """Write the rows, then train what is not trained yet: runs that were interrupted go on.
+    """Write the rows, then train the runs that are not finished. Interrupted runs resume.
 
     Raises TrainingError for data that cannot be compared on, and where `plan.out` holds runs of
     other settings.
@@ -53,7 +53,7 @@ def prepare(plan: Plan) -> TrainedRuns:
         if ood.spec != source.spec:
             raise TrainingError(
                 f"--ood-data {plan.ood_data} has rows {ood.spec.dtype} {ood.spec.shape} and --data "
-                f"{plan.config.data} {source.spec.dtype} {source.spec.shape}; make them the same."
+                f"{plan.config.data} {source.spec.dtype} {source.spec.shape}; they must match."
             )
     row_counts = sizes(len(source.train))
     for row_count in row_counts:
@@ -112,13 +112,14 @@ def _finish(folder: Path, config: Config) -> None:
         )
         if networks.resolve_architecture(decided, saved.spec.shape) != saved.config:
             raise TrainingError(
-                f"{folder} holds a run of other settings; repeat those, or choose another --out."
+                f"{folder} holds a run with other settings. Repeat those settings, or choose "
+                "another --out."
             )
         if finished(saved.config, saved.history):
             return
         # An interrupted run stays on its own kind of device, unless another is asked for.
-        said = {name: getattr(config, name) for name in ("device", "precision", "threads")}
-        said = {name: value for name, value in said.items() if value not in ("auto", 0)}
-        config = dataclasses.replace(saved.config, **said)
+        given = {name: getattr(config, name) for name in ("device", "precision", "threads")}
+        given = {name: value for name, value in given.items() if value not in ("auto", 0)}
+        config = dataclasses.replace(saved.config, **given)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         train(config, folder, saved)

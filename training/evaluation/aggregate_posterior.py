@@ -2,7 +2,7 @@
 
 Distance: the squared maximum mean discrepancy, unbiased (Gretton et al., 2012, JMLR 13, eq. 3),
 with the kernel exp(-|a - b|^2 / (2 latent_size)), whose width is the prior's own. A number alone
-says nothing, so it stands beside those of as many draws from N(0, I) itself.
+says nothing, so it is compared with those of as many draws from N(0, I) itself.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class AggregatePosterior:
 
     @property
     def words(self) -> str:
-        """The distance, judged."""
+        """The distance in words."""
         if self.mmd <= self.null_high:
-            return "not told apart from N(0, I)"
+            return "indistinguishable from N(0, I)"
         return f"not N(0, I): {self.mmd / self.null_high:,.1f} times what chance allows"
 
 
@@ -46,8 +46,8 @@ class AggregatePosterior:
 def measure_aggregate(
     mean: Tensor, log_var: Tensor, active: Tensor, seed: int
 ) -> AggregatePosterior:
-    """mean, log_var: float32 (rows, latent_size) of q(z|x), of which ROWS are used, two or more;
-    active: bool (latent_size,)."""
+    """mean, log_var: float32 (rows, latent_size) of q(z|x), two rows or more, of which MAX_ROWS are
+    used; active: bool (latent_size,)."""
     mean, log_var = mean[:MAX_ROWS], log_var[:MAX_ROWS]
     noise = torch.Generator().manual_seed(seed)
     points = bool((log_var <= POINT_LOG_VAR).all())
@@ -55,8 +55,8 @@ def measure_aggregate(
     z = mean + (0.5 * log_var).exp() * torch.randn(mean.shape, generator=noise)
     prior = torch.randn(z.shape, generator=noise)
     null = torch.tensor(
-        # Fresh draws on both sides: beside one and the same set the 95th percentile would be that
-        # set's, and might even be below 0.
+        # Fresh draws on both sides: against one fixed set the 95th percentile would depend on
+        # that set, and could be below 0.
         [mmd(*torch.randn((2, *z.shape), generator=noise)) for _ in range(NULLS)],
         dtype=torch.float64,
     )

@@ -73,7 +73,7 @@ def estimate_likelihood(
     at_once: int = AT_ONCE,
     label: str | None = None,
 ) -> LikelihoodEstimate:
-    """The bound of each observed row: float32 (rows, *shape), on the model's device.
+    """The estimate for each target row: float32 (rows, *shape), on the model's device.
 
     at_once: latents decoded together; bounds memory whatever `samples` is. label: of the progress
     bar; None shows none. Raises RunFailed where the model is not finite.
@@ -96,7 +96,7 @@ def estimate_likelihood(
     if not finite.all():
         raise RunFailed(
             f"The model's likelihood is not finite on row {int(finite.logical_not().nonzero()[0])}"
-            " of those evaluated; train again, with a smaller --learning-rate."
+            " of those evaluated. Retrain with a smaller --learning-rate."
         )
     return LikelihoodEstimate(samples, distortion, rate, nll, effective)
 

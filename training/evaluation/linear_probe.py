@@ -32,7 +32,7 @@ def linear_probe(features: Tensor, y: Tensor, test_features: Tensor, test_y: Ten
     features, y = features[:ROWS], y[:ROWS]
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     with warnings.catch_warnings():
-        # Features that all but vanish never converge; where it stopped is good enough to judge.
+        # Features that all but vanish never converge; the last iterate is good enough.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(features.numpy(), y.numpy())
     accuracy = classifier.score(test_features.numpy(), test_y.numpy())

@@ -32,7 +32,7 @@ class Meaning(NamedTuple):
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A checkpoint, its model in evaluation mode on `device`, and the rows to judge it by."""
+    """A checkpoint, its model in evaluation mode on `device`, and the rows to evaluate it on."""
 
     path: Path
     saved: Checkpoint
@@ -40,7 +40,7 @@ class LoadedRun:
     model: Model
     dataset: Dataset  # on the CPU
     device: torch.device
-    weights: str  # sha256: which weights were judged
+    weights: str  # sha256: of the weights
 
     @property
     def own_data(self) -> bool:
@@ -49,7 +49,7 @@ class LoadedRun:
 
     @property
     def pixels(self) -> str:
-        """What a row's values are by the time they are judged."""
+        """What the evaluated pixels are."""
         config = self.saved.config
         if config.binarization == "dynamic":
             return "black or white, drawn once here with probability x; in training, in each pass"
@@ -74,7 +74,7 @@ class LoadedRun:
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mean, log_var: float32 (rows, latent_size) on the CPU, for observed rows."""
+        """mean, log_var: float32 (rows, latent_size) on the CPU, for target rows."""
         batches = torch.split(x, data.max_batch_rows(x.shape[1:], _ENCODED))
         parts = [self.model.encode(batch.to(self.device)) for batch in batches]
         mean, log_var = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
@@ -112,7 +112,7 @@ def meaning(config: Config, x: Tensor) -> Meaning:
     if config.likelihood == "bernoulli" and config.binarization == "none" and not _two_valued(x):
         return Meaning(
             "nothing",
-            "cross-entropy of grey pixels is no likelihood, so there is no ELBO and no NLL; "
+            "the cross-entropy of grey pixels is not a likelihood, so there is no ELBO and no NLL; "
             "train with --binarization dynamic to have them",
         )
     return Meaning("probability", "probability of the pixels")
@@ -137,6 +137,6 @@ def _dataset(saved: Checkpoint, source: str | None) -> Dataset:
     if source is None and dataset.digest != saved.split["digest"]:
         raise TrainingError(
             f"{config.data} has changed since this checkpoint was trained: its test rows may have "
-            "been trained on. Restore it, or name rows with --data and say so when you report."
+            "been trained on. Restore it, or pass other rows with --data and report that you did."
         )
     return dataset

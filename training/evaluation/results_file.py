@@ -29,8 +29,8 @@ def write(folder: Path, result: dict[str, Any]) -> Path:
 
 
 def saved_evaluation(checkpoint: Path, weights: str) -> dict[str, Any]:
-    """What evaluation.json beside `checkpoint` says of these very weights, on their own data; {}
-    if it says nothing of them."""
+    """The results in the evaluation.json of the checkpoint's folder, if they are of these weights
+    on their own data; else {}."""
     try:
         result = json.loads((checkpoint.parent / FILE).read_text())
     except (OSError, ValueError):
