@@ -336,8 +336,8 @@ def test_a_header_is_not_read_beyond_its_bound(tmp_path: Path) -> None:
         ("train-images-idx3-ubyte.gz", lambda data: data[:-20], "cannot be read"),
         ("train-images-idx3-ubyte.gz", lambda data: b"not gzip at all", "cannot be read"),
         ("train-labels-idx1-ubyte", lambda data: data[:-5], "promises 60 bytes .* holds 55"),
-        ("train-labels-idx1-ubyte", lambda data: b"\0\0\x09" + data[3:], "no IDX file"),
-        ("t10k-labels-idx1-ubyte", lambda data: b"", r"no IDX file .* begins with nothing"),
+        ("train-labels-idx1-ubyte", lambda data: b"\0\0\x09" + data[3:], "not an IDX file"),
+        ("t10k-labels-idx1-ubyte", lambda data: b"", r"not an IDX file .* begins with nothing"),
         (
             "t10k-labels-idx1-ubyte",
             lambda data: data[:7] + b"\x09" + data[8:-1],

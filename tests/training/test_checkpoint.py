@@ -189,3 +189,24 @@ def test_a_pipe_is_not_waited_for(cli: Cli, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "last.pt")
     status, _, err = cli("train", "--out", tmp_path, "--resume")
     assert (status, "last.pt cannot be read: not a plain file." in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"optimizer": {}},
+        {"optimizer": {"state": {0: {"exp_avg": 3}}}},
+        {"optimizer": {"state": {99: {}}}},
+        {"generators": {"order": torch.zeros(3), "noise": torch.zeros(3)}},
+        {"epoch": {"steps": 1}},
+    ],
+    ids=str,
+)
+def test_resume_reports_a_nonsense_state_in_a_sentence(
+    cli: Cli, digits: Path, tmp_path: Path, broken: dict[str, Any]
+) -> None:
+    saved = checkpoint.load(digits.with_name("last.pt"))
+    checkpoint.save(tmp_path / "last.pt", dataclasses.replace(saved, **broken))
+    status, _, err = cli("train", "--out", tmp_path, "--resume", "--epochs", 9)
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"latentd: {tmp_path / 'last.pt'} is inconsistent (")

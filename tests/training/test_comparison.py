@@ -41,7 +41,7 @@ def test_every_run_has_the_same_net_and_as_many_steps() -> None:
         }
     for folder, run in runs.items():
         kind, rows, seed = folder.name.split("-")
-        assert (run.hidden, run.batch_size, run.patience) == (7, 50, 0)
+        assert (run.hidden_size, run.batch_size, run.patience) == (7, 50, 0)
         assert f"seed{run.seed}" == seed
         assert run.model == ("ae" if kind == "ae" else "vae")
         if kind == "collapsing":

@@ -29,7 +29,7 @@ Cli = Callable[..., tuple[int, str, str]]
         (["--learning-rate", "nan"], "--learning-rate must be a finite number, not nan."),
         (["--val-fraction", "1"], "--val-fraction must be below 1, not 1.0."),
         (["--batch-size", "-3"], "--batch-size must be at least 1, not -3."),
-        (["--image-size", "32"], "--image-size is HEIGHTxWIDTH"),
+        (["--image-size", "32"], "--image-size must be HEIGHTxWIDTH in pixels (height x width)"),
         (["--image-size", "32x32"], "--image-size resizes images:DIR only"),
         (["--binarization", "dynamic", "--likelihood", "gaussian"], "--binarization dynamic"),
         (["--binarization", "fixed"], "--binarization fixed"),

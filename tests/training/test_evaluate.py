@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -224,6 +225,20 @@ def test_the_classifier_is_trained_once_and_made_again_when_damaged(
         again = load_classifier(dataset, tmp_path)
         assert "training" in capsys.readouterr().err
         torch.testing.assert_close(first.features(dataset.test.x), again.features(dataset.test.x))
+
+
+def test_few_rows_train_the_classifier_in_few_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = data.load(Config())
+    few = data.Rows(dataset.train.x[:52], dataset.train.y[:52])
+    calls = []
+    forward = Classifier.forward
+    monkeypatch.setattr(
+        Classifier, "forward", lambda self, x: calls.append(len(x)) or forward(self, x)
+    )
+    load_classifier(dataclasses.replace(dataset, train=few), tmp_path)
+    assert calls == [52] * 100
 
 
 @pytest.mark.parametrize("shape", [(8, 9), (12, 10, 3), (30,), (4, 20)])

@@ -160,7 +160,7 @@ def test_frechet_of_features_that_never_vary_is_finite() -> None:
 
 def test_a_fitted_gaussian_has_the_codes_own_moments() -> None:
     codes = normal(4000, 3) @ normal(3, 3, seed=1) + 5
-    drawn = samples.resolve_architecture(codes, 40_000, seed=0)
+    drawn = samples.fitted(codes, 40_000, seed=0)
     torch.testing.assert_close(drawn.mean(0), codes.mean(0), rtol=0, atol=0.05)
     torch.testing.assert_close(torch.cov(drawn.T), torch.cov(codes.T), rtol=0.05, atol=0.05)
 

@@ -180,3 +180,15 @@ def test_cpus_and_memory_are_those_of_the_cgroups(
     assert machine.cpus() == 4
     assert machine.memory() == 2_000_000
     assert machine.format_bytes(2_000_000) == "2.0 MB"
+
+
+@pytest.mark.parametrize(("saved", "cpus", "used"), [(1, 4, 1), (3, 2, 2)])
+def test_of_run_is_what_training_measured_within_the_cpus(
+    saved: int, cpus: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads.machine, "cpus", lambda: cpus)
+    assert threads.of_run(saved) == used
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads.of_run(saved) == threads.default()

@@ -146,8 +146,7 @@ def _accuracy(runs: TrainedRuns) -> str:
     assert runs.classifier is not None, "no classifier"
     assert runs.dataset.test.y is not None, "no labels"
     right = runs.classifier.accuracy(runs.dataset.test.x, runs.dataset.test.y)
-    return f" A classifier trained here labels the images; it is right on {right:.1%} of the test "
-        "rows."
+    return f" A classifier trained here labels the rows; it is right on {right:.1%} of test rows."
 
 
 def _settings(config: Config) -> str:
@@ -155,12 +154,12 @@ def _settings(config: Config) -> str:
         (field.name, getattr(config, field.name), field.default)
         for field in dataclasses.fields(config)
     )
-    printable = [
+    shown = [
         f"`{flag(name)} {value}`"
         for name, value, default in given
         if value != default and name not in ("data", "device", "checkpoint_seconds")
     ]
-    return ", ".join(printable) or "none"
+    return ", ".join(shown) or "none"
 
 
 def _summary(results: list[Result]) -> Iterator[str]:
