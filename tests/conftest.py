@@ -35,9 +35,12 @@ E2E = (
     *(f"jobs/test_{name}.py" for name in ("faults", "ray", "remote", "row_accounting")),
     *(f"serving/models/test_mutated_{name}.py" for name in ("graphs", "manifests")),
     "serving/test_extras.py",
-    *(f"training/test_{name}.py" for name in ("claims", "compare", "evaluate", "export")),
-    *(f"training/test_{name}.py" for name in ("export_parity", "killed", "parallel", "resume")),
-    *(f"training/test_{name}.py" for name in ("resume_on_other_device", "scores", "threads")),
+    *(f"training/test_{name}.py" for name in ("hypotheses", "compare", "evaluate", "export")),
+    *(f"training/test_{name}.py" for name in ("export_parity", "killed", "distributed", "resume")),
+    *(
+        f"training/test_{name}.py"
+        for name in ("resume_on_other_device", "score_quantiles", "threads")
+    ),
     "training/test_train.py",
 )
 """Folders and modules that `make test` leaves to `make test-e2e`: they run whole commands or

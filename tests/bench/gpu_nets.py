@@ -23,7 +23,7 @@ class Net:
 
     name: str
     shape: tuple[int, ...]
-    hidden: int  # channels at the coarsest level
+    hidden_size: int  # channels at the coarsest level
     depth: int
     latent_size: int
 
@@ -32,7 +32,7 @@ class Net:
         config = Config(
             architecture="conv",
             likelihood="bernoulli",
-            hidden_size=self.hidden,
+            hidden_size=self.hidden_size,
             depth=self.depth,
             latent_size=self.latent_size,
         )
