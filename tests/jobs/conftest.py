@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -15,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from onnx import TensorProto, helper
-from onnx.numpy_helper import from_array
+from onnx import helper
 
 from latentd import bundle
 from latentd.__main__ import main
 from latentd.bundle import DataSpec, Manifest
+from tests.support.onnx_graphs import npz, serialized
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 100
@@ -111,7 +110,6 @@ def jobs(toy_bundles: Path) -> Jobs:
 def vector_graphs(width: int, low: float, high: float) -> tuple[bytes, bytes]:
     """An encoder and a decoder of rows of floats: mean = x; params = half of z, scaled to 0 to 1,
     and a log-std of 0; x' = z within the range."""
-    value, float32 = helper.make_tensor_value_info, TensorProto.FLOAT
     constants = {
         "zero": np.float32(0),
         "minus_two": np.float32(-2),
@@ -133,25 +131,11 @@ def vector_graphs(width: int, low: float, high: float) -> tuple[bytes, bytes]:
         helper.make_node("Mul", ["means", "zero"], ["log_std"]),
         helper.make_node("Concat", ["means", "log_std"], ["params"], axis=1),
     ]
-    row = ("batch", width)
-    signatures = {
-        "encoder": (encoder, ("x", row), [("mean", row), ("log_var", row)]),
-        "decoder": (decoder, ("z", row), [("x", row), ("params", ("batch", 2, width))]),
-    }
-    files = []
-    for name, (nodes, taken, given) in signatures.items():
-        used = {used for node in nodes for used in node.input}
-        graph = helper.make_graph(
-            nodes,
-            name,
-            [value(taken[0], float32, taken[1])],
-            [value(output, float32, shape) for output, shape in given],
-            [from_array(np.asarray(v), k) for k, v in constants.items() if k in used],
-        )
-        opset = [helper.make_opsetid("", 18)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
-        files.append(model.SerializeToString())
-    return files[0], files[1]
+    row = ("float32", (width,))
+    return (
+        serialized(encoder, {"x": row}, {"mean": row, "log_var": row}, constants),
+        serialized(decoder, {"z": row}, {"x": row, "params": ("float32", (2, width))}, constants),
+    )
 
 
 class PublishVectors:
@@ -165,9 +149,7 @@ class PublishVectors:
         rows = np.linspace(low, 1, 4 * width, dtype=np.float32).reshape(4, width)
         halves = ((rows - low) / (2 * (1 - low))).astype(np.float32)
         params = np.stack([halves, np.zeros_like(halves)], axis=1)
-        golden = io.BytesIO()
-        np.savez(
-            golden,
+        golden = npz(
             x=rows,
             mean=rows,
             log_var=np.full_like(rows, -2),
@@ -188,7 +170,7 @@ class PublishVectors:
         files = {
             bundle.ENCODER: encoder,
             bundle.DECODER: decoder,
-            bundle.GOLDEN: golden.getvalue(),
+            bundle.GOLDEN: golden,
         }
         return bundle.publish(root, manifest, files)
 

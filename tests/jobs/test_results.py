@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper
-from onnx.numpy_helper import from_array
 from PIL import Image
 
 from latentd.client import Client
@@ -25,6 +24,7 @@ from latentd.jobs.plan import OutputSpec
 from latentd.jobs.reconstruct import LocalReconstructor, load_bundle
 from latentd.jobs.store import Store
 from latentd.readers.rows import Chunk
+from tests.support.onnx_graphs import serialized
 
 COLUMNS = ["row", "id", "reconstruction_error", "kl", "elbo", "mean", "log_var"]
 
@@ -194,7 +194,6 @@ def test_vectors_have_a_sheet_of_line_plots(vector_jobs, tmp_path):
 
 def poisoned(levels: int = 200) -> bytes:
     """The toy's encoder, which fails on rows whose first byte is `levels` or more."""
-    value = helper.make_tensor_value_info
     constants = {
         "table": np.zeros(levels, np.float32),
         "255": np.float32(255),
@@ -217,15 +216,8 @@ def poisoned(levels: int = 200) -> bytes:
         helper.make_node("Mul", ["mean", "zero"], ["zeros"]),
         helper.make_node("Add", ["zeros", "two"], ["log_var"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "poisoned",
-        [value("x", TensorProto.UINT8, ["batch", 4, 4])],
-        [value(name, TensorProto.FLOAT, ["batch", 16]) for name in ("mean", "log_var")],
-        [from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return model.SerializeToString()
+    row = ("float32", (16,))
+    return serialized(nodes, {"x": ("uint8", (4, 4))}, {"mean": row, "log_var": row}, constants)
 
 
 def test_rows_that_fail_are_quarantined_alone(jobs, npy, x, tmp_path, publish_toy):
