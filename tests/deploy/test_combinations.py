@@ -54,7 +54,7 @@ def test_every_combination_builds_and_is_valid(build, overlay):
     validate([d for components in COMBINATIONS for d in build(overlay, components)])
 
 
-def test_every_folder_says_what_it_is_for():
+def test_every_folder_has_a_readme():
     for folder in (*COMPONENTS.iterdir(), *(ROOT / "deploy/k8s/overlays").iterdir()):
         assert len((folder / "README.md").read_text().splitlines()) >= 3, folder
         assert folder.name in (ROOT / "deploy/README.md").read_text(), folder

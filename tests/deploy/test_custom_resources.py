@@ -38,13 +38,13 @@ def custom(build) -> list[dict[str, Any]]:
     return [d for d in documents if d["kind"] in MODELS]
 
 
-def test_every_custom_resource_fits(custom):
+def test_custom_resources_are_valid(custom):
     assert sorted(document["kind"] for document in custom) == sorted(MODELS)
     for document in custom:
         assert unfit(document) == ""
 
 
-def test_no_resource_is_of_a_kind_that_nobody_checks(build):
+def test_every_kind_is_checked(build):
     documents = build("cpu", ["monitoring", "autoscaling-keda", "tls", "network-policy"])
     groups = {d["kind"]: d["apiVersion"].rpartition("/")[0] for d in documents}
     foreign = {k for k, group in groups.items() if "." in group and not group.endswith("k8s.io")}
@@ -63,7 +63,7 @@ def test_no_resource_is_of_a_kind_that_nobody_checks(build):
         ("PrometheusRule", lambda spec: spec["groups"][0].pop("name")),
     ],
 )
-def test_what_does_not_fit_is_seen(custom, kind, spoil):
+def test_invalid_resource_is_found(custom, kind, spoil):
     document = copy.deepcopy(next(d for d in custom if d["kind"] == kind))
     spoil(document["spec"])
     assert unfit(document)

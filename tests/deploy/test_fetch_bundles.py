@@ -58,7 +58,7 @@ def fetch(folder: Path, url: str, digest: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_bundles_arrive_whole_and_again_over_what_is_there(store, publish_toy, tmp_path):
+def test_bundles_are_fetched_and_replaced(store, publish_toy, tmp_path):
     folder, address = store
     publish_toy(tmp_path / "root")
     publish_toy(tmp_path / "root")
@@ -70,7 +70,7 @@ def test_bundles_arrive_whole_and_again_over_what_is_there(store, publish_toy, t
     assert bundle.load(tmp_path / "models/toy/2").manifest.version == 2
 
 
-def test_another_digest_is_refused_and_nothing_unpacked(store, publish_toy, tmp_path):
+def test_wrong_digest_is_rejected(store, publish_toy, tmp_path):
     folder, address = store
     publish_toy(tmp_path / "root")
     pack(folder / "toy.tar.gz", tmp_path / "root")
@@ -80,7 +80,7 @@ def test_another_digest_is_refused_and_nothing_unpacked(store, publish_toy, tmp_
     assert not list((tmp_path / "models").iterdir())
 
 
-def test_a_bundle_that_is_damaged_inside_is_refused(store, publish_toy, tmp_path):
+def test_damaged_bundle_is_rejected(store, publish_toy, tmp_path):
     folder, address = store
     path = publish_toy(tmp_path / "root")
     (path / bundle.DECODER).write_bytes(b"not the file that was published")
@@ -112,16 +112,14 @@ def test_no_archive_writes_outside_its_folder(store, tmp_path, name):
         (78, "{}/toy.tar", "latest", "BUNDLES_SHA256=latest"),
     ],
 )
-def test_what_cannot_be_had_or_meant_is_said_in_a_sentence(
-    store, tmp_path, status, url, digest, said
-):
+def test_fetch_errors_are_reported(store, tmp_path, status, url, digest, said):
     run = fetch(tmp_path / "models", url.format(store[1]), digest)
     assert run.returncode == status
     assert said in run.stderr
     assert "Traceback" not in run.stderr
 
 
-def test_a_page_that_is_no_archive_is_refused(store, tmp_path):
+def test_response_that_is_no_archive_is_rejected(store, tmp_path):
     folder, address = store
     (folder / "toy.tar").write_bytes(b"<html>come back later</html>")
     digest = hashlib.sha256((folder / "toy.tar").read_bytes()).hexdigest()

@@ -44,7 +44,7 @@ def copied(stage: str) -> list[tuple[str, str]]:
     return [(source, words[-1]) for words in map(str.split, lines) for source in words[:-1]]
 
 
-def test_images_run_as_a_number_and_keep_to_the_rules():
+def test_images_follow_the_rules():
     froms = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.M)}
     assert f"USER {USER}:{USER}" in stages()["runtime"]
     assert (froms["serving"], froms["jobs"], froms["training"]) == ("runtime", "serving", "runtime")
@@ -56,12 +56,12 @@ def test_images_run_as_a_number_and_keep_to_the_rules():
     assert re.search(r"^ARG BASE$", DOCKERFILE, re.M), "no base but the one that is named"
 
 
-def test_every_image_keeps_libraries_from_reporting_to_their_makers():
+def test_images_disable_telemetry():
     for setting in ("ORT_DISABLE_TELEMETRY=1", "RAY_USAGE_STATS_ENABLED=0"):
         assert setting in stages()["runtime"]
 
 
-def test_the_context_holds_what_the_build_copies_and_no_more():
+def test_build_context_is_minimal():
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in ignored if line.startswith("!")}
     assert "*" in ignored

@@ -13,7 +13,7 @@ from tests.support.manifests import one
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_job_ends_as_its_exit_status_says(build):
+def test_job_failure_policy_matches_exit_codes(build):
     documents = build("cpu", ["batch-job", "training-job"])
     for name in ("latentd-batch", "latentd-training"):
         job = one(documents, "Job", name)["spec"]
@@ -50,7 +50,7 @@ def flags(*command):
     return set(re.findall(r"--[a-z][a-z-]+", said.stdout)) if said.returncode == 0 else set()
 
 
-def test_the_jobs_flags_are_the_commands(build):
+def test_job_flags_exist(build):
     documents = build("cpu", ["batch-job", "training-job"])
     training = one(documents, "Job", "latentd-training")["spec"]["template"]["spec"]
     script = training["containers"][0]["args"][0]

@@ -17,13 +17,13 @@ from tests.support.manifests import chosen, container, environment, one, pod_of
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_variable_is_a_setting_that_can_be_read(build, overlay):
+def test_every_variable_is_a_valid_setting(build, overlay):
     told = environment(build(overlay))
     assert settings.unknown_env_vars(told) == []
     assert chosen(build(overlay)) != settings.Settings()
 
 
-def test_the_ports_are_the_servers(build, overlay):
+def test_ports_match_the_server(build, overlay):
     documents = build(overlay, ["network-policy", "monitoring"])
     server = chosen(documents)
     ports = {"grpc": server.port, "metrics": server.metrics_port}
@@ -63,7 +63,7 @@ def test_the_selectors_find_the_pods(build, overlay):
     assert monitor["podTargetLabels"] == ["accelerator"]
 
 
-def test_probes_ask_for_health_that_the_server_tells(build, overlay):
+def test_probes_use_existing_health_services(build, overlay):
     probes = {n: p for n, p in container(build(overlay)).items() if n.endswith("Probe")}
     asked = {name: probe["grpc"]["service"] for name, probe in probes.items()}
     assert asked == {
@@ -80,7 +80,7 @@ def test_probes_ask_for_health_that_the_server_tells(build, overlay):
     }
 
 
-def test_the_grace_period_holds_all_of_a_stop(build, overlay):
+def test_grace_period_covers_a_stop(build, overlay):
     documents = build(overlay)
     server, pod = chosen(documents), pod_of(documents)
     before = container(documents)["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -89,7 +89,7 @@ def test_the_grace_period_holds_all_of_a_stop(build, overlay):
     assert pod["terminationGracePeriodSeconds"] >= needed
 
 
-def test_workers_are_as_many_as_the_cpus_asked_for(build, overlay):
+def test_workers_match_the_cpu_request(build, overlay):
     documents = build(overlay)
     server, resources = chosen(documents), container(documents)["resources"]
     assert "cpu" not in resources["limits"], "throttling shows as latency"
@@ -129,7 +129,7 @@ def test_pods_are_confined(build, overlay):
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_rollouts_never_need_what_may_not_be_there(build, overlay):
+def test_rollouts_need_no_spare_gpu(build, overlay):
     rolling = one(build(overlay), "Deployment")["spec"]["strategy"]["rollingUpdate"]
     spare_gpu = {"maxUnavailable": 1, "maxSurge": 0}
     spare_cpu = {"maxUnavailable": 0, "maxSurge": 1}
@@ -139,7 +139,7 @@ def test_rollouts_never_need_what_may_not_be_there(build, overlay):
 
 
 @pytest.mark.parametrize("source", [(), ("bundles-image",), ("bundles-volume",)], ids="+".join)
-def test_bundles_lie_where_the_server_looks(build, overlay, source):
+def test_bundle_mount_matches_the_setting(build, overlay, source):
     documents = build(overlay, source)
     pod = pod_of(documents)
     models = next(v for v in pod["volumes"] if v["name"] == "models")
@@ -150,7 +150,7 @@ def test_bundles_lie_where_the_server_looks(build, overlay, source):
     assert bool(pod.get("initContainers")) == (source == ())
 
 
-def test_with_tls_every_file_that_is_named_is_mounted_and_probes_use_it(build, overlay):
+def test_tls_files_are_mounted(build, overlay):
     documents = build(overlay, ["tls"])
     server = chosen(documents)
     mounts = {m["mountPath"]: m["name"] for m in container(documents)["volumeMounts"]}
@@ -173,14 +173,14 @@ def test_with_tls_every_file_that_is_named_is_mounted_and_probes_use_it(build, o
 
 
 @pytest.mark.parametrize("component", ["autoscaling", "autoscaling-keda"])
-def test_an_autoscaler_has_the_number_of_replicas_to_itself(build, overlay, component):
+def test_manifests_with_autoscaler_set_no_replicas(build, overlay, component):
     documents = build(overlay, [component])
     assert "replicas" not in one(documents, "Deployment")["spec"]
     kind = "ScaledObject" if component.endswith("keda") else "HorizontalPodAutoscaler"
     assert one(documents, kind)["spec"]["scaleTargetRef"]["name"] == "latentd"
 
 
-def test_both_autoscalers_aim_at_the_same(build):
+def test_autoscalers_have_the_same_targets(build):
     told = one(build("cpu", ["autoscaling"]), "HorizontalPodAutoscaler")["spec"]
     keda = one(build("cpu", ["autoscaling-keda"]), "ScaledObject")["spec"]
     queue, cpu, busy = told["metrics"]

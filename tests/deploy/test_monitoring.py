@@ -25,12 +25,12 @@ COMPONENTS = ROOT / "deploy/k8s/components"
 ALERTS = Path(__file__).with_name("alerts.yaml")
 
 
-def test_the_rules_are_rules(rules, tmp_path):
+def test_rules_are_valid(rules, tmp_path):
     path = write_rules(tmp_path, rules)
     subprocess.run([tool("promtool"), "check", "rules", path], check=True)
 
 
-def test_every_alert_is_heard_when_it_should_be_and_not_before(rules, tmp_path):
+def test_alerts_fire_when_they_should(rules, tmp_path):
     alerts = {r["alert"] for g in rules["groups"] for r in g["rules"] if "alert" in r}
     assert set(re.findall(r"- name: (\w+)", ALERTS.read_text())) == alerts
     write_rules(tmp_path, rules)
@@ -53,7 +53,7 @@ def bundles(publish_toy, tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_page_of_metrics_is_as_prometheus_wants_it(bundles, tmp_path, workers):
+def test_metrics_page_is_valid(bundles, tmp_path, workers):
     promtool = tool("promtool")
     life = Life(tmp_path, bundles, workers)
     try:
@@ -87,7 +87,7 @@ def autoscaling() -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_panel_and_record_has_data_under_load(bundles, rules, tmp_path):
+def test_panels_and_records_have_data_under_load(bundles, rules, tmp_path):
     tool("prometheus")
     life = Life(tmp_path, bundles, 2)
     prometheus = Prometheus(tmp_path, rules, {"a": life.metrics})

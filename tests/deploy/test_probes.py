@@ -34,7 +34,7 @@ def probes(documents):
     return {name: probe for name, probe in container.items() if name.endswith("Probe")}
 
 
-def test_probes_find_the_server_that_the_manifests_start(build, toy_bundles, start_server):
+def test_probes_reach_the_server(build, toy_bundles, start_server):
     documents = build("cpu")
     told = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
     chosen = settings.load_settings({}, told)
@@ -55,9 +55,7 @@ def certify(folder: Path) -> None:
     (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in pair.cert_chain_pems))
 
 
-def test_with_tls_and_tokens_the_probes_commands_still_succeed(
-    build, toy_bundles, start_server, tmp_path
-):
+def test_probes_succeed_with_tls_and_tokens(build, toy_bundles, start_server, tmp_path):
     documents = build("cpu", ["tls"])
     secret = tmp_path
     certify(secret)

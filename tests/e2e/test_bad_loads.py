@@ -97,7 +97,7 @@ def kill(process) -> None:
 
 
 @WORKERS
-def test_a_version_that_never_ends_harms_nothing(serve, root, publish_toy, endless, workers):
+def test_endless_version_harms_nothing(serve, root, publish_toy, endless, workers):
     process = serve("--bundles", str(root), *FLAGS, "--workers", workers)
     asked = Asked(process)
     assert asked.version() == 1
@@ -132,7 +132,7 @@ def test_a_version_that_never_ends_harms_nothing(serve, root, publish_toy, endle
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
-def test_a_restart_beside_a_version_that_never_ends_serves_the_one_before(
+def test_restart_during_endless_load_serves_the_previous_version(
     serve, root, publish_toy, endless, tmp_path, workers
 ):
     publish_toy(root, decoder_onnx=endless)
@@ -154,7 +154,7 @@ def test_a_restart_beside_a_version_that_never_ends_serves_the_one_before(
 
 
 @pytest.mark.slow  # four servers start
-def test_a_version_that_ends_the_server_again_is_not_tried_again(serve, root, publish_toy, endless):
+def test_version_that_crashes_repeatedly_is_rejected(serve, root, publish_toy, endless):
     publish_toy(root, decoder_onnx=endless)
     flags = ("--bundles", str(root), *FLAGS, "--workers", "1")
     for _ in range(2):
@@ -169,7 +169,7 @@ def test_a_version_that_ends_the_server_again_is_not_tried_again(serve, root, pu
     asked.until(lambda: 2 in asked.listed(pb.MODEL_STATE_LOADING))
 
 
-def test_sigterm_ends_a_server_that_loads_without_a_trial(serve, root, publish_toy, endless):
+def test_sigterm_during_load_without_trial(serve, root, publish_toy, endless):
     flags = ("--workers", "1", "--load-trial", "false")
     process = serve("--bundles", str(root), *FLAGS, *flags)
     asked = Asked(process)
@@ -182,7 +182,7 @@ def test_sigterm_ends_a_server_that_loads_without_a_trial(serve, root, publish_t
 
 
 @pytest.mark.slow  # for as long as the deadline
-def test_a_load_has_a_deadline(serve, root, publish_toy, endless):
+def test_trial_has_a_timeout(serve, root, publish_toy, endless):
     process = serve("--bundles", str(root), *FLAGS, "--load-timeout-seconds", "8")
     asked = Asked(process)
     publish_toy(root, decoder_onnx=endless)
@@ -195,7 +195,7 @@ def test_a_load_has_a_deadline(serve, root, publish_toy, endless):
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGKILL, "memory"), (signal.SIGSEGV, "crash")]
 )
-def test_a_trial_that_dies_refuses_the_version(serve, root, publish_toy, endless, number, reason):
+def test_killed_trial_rejects_the_version(serve, root, publish_toy, endless, number, reason):
     process = serve("--bundles", str(root), *FLAGS, "--workers", "1")
     asked = Asked(process)
     publish_toy(root, decoder_onnx=endless)
@@ -264,9 +264,7 @@ REPLACED: dict[str, tuple[str, Callable[[dict[str, bytes]], bytes], str]] = {
 }
 
 
-def test_what_would_take_the_server_down_is_refused_and_the_next_is_served(
-    serve, root, publish_toy, good
-):
+def test_harmful_versions_are_rejected_and_the_next_is_served(serve, root, publish_toy, good):
     flags = ("--workers", "1", "--load-memory-mib", "512")
     process = serve("--bundles", str(root), *FLAGS, *flags)
     asked = Asked(process)
@@ -298,7 +296,7 @@ def test_what_would_take_the_server_down_is_refused_and_the_next_is_served(
 
 
 @pytest.mark.parametrize("alter", [fifo, sparse], ids=["a pipe", "40 GB"])
-def test_a_pin_that_cannot_be_read_is_said_and_not_waited_for(serve, root, alter):
+def test_unreadable_pin_is_reported_without_blocking(serve, root, alter):
     process = serve("--bundles", str(root), *FLAGS, "--workers", "1")
     asked = Asked(process)
     (root / "toy" / "pinned").write_text("1")
@@ -307,9 +305,7 @@ def test_a_pin_that_cannot_be_read_is_said_and_not_waited_for(serve, root, alter
     assert asked.version() == 1
 
 
-def test_a_model_larger_than_may_be_loaded_is_refused_while_the_one_before_serves_on(
-    serve, root, publish_toy, good
-):
+def test_too_large_model_is_rejected(serve, root, publish_toy, good):
     process = serve("--bundles", str(root), *FLAGS, "--workers", "1", "--load-memory-mib", "64")
     asked = Asked(process)
     publish_toy(root, golden_npz=good[bundle.GOLDEN] + bytes(65 << 20))
@@ -317,7 +313,7 @@ def test_a_model_larger_than_may_be_loaded_is_refused_while_the_one_before_serve
     assert asked.listed(pb.MODEL_STATE_FAILED)[2].reason.startswith("Its files hold 65 MiB")
 
 
-def test_two_workers_try_a_version_once(serve, root):
+def test_two_workers_share_one_trial(serve, root):
     process = serve("--bundles", str(root), *FLAGS, "--workers", "2")
     process.ready()
     found = [line.partition("decoder, ")[2] for line in process.log if "  decoder, toy" in line]

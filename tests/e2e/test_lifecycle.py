@@ -31,7 +31,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def test_a_server_is_healthy_reflects_itself_and_shows_metrics(serve, toy_bundles):
+def test_health_reflection_and_metrics(serve, toy_bundles):
     process = serve("--bundles", str(toy_bundles), "--provider", "auto")
     target, metrics = process.ready()
     process.wait_for("Using CPUExecutionProvider|Using CUDA")
@@ -50,7 +50,7 @@ def test_a_server_is_healthy_reflects_itself_and_shows_metrics(serve, toy_bundle
 
 
 @WORKERS
-def test_sigterm_finishes_calls_under_way_and_exits_0(serve, toy_bundles, workers):
+def test_sigterm_finishes_calls_and_exits_0(serve, toy_bundles, workers):
     flags = ("--workers", workers, "--lame-duck-seconds", "0.2")
     process = serve("--bundles", str(toy_bundles), *flags)
     target, _ = process.ready()
@@ -70,14 +70,14 @@ def test_sigterm_finishes_calls_under_way_and_exits_0(serve, toy_bundles, worker
 
 
 @WORKERS
-def test_sigterm_while_loading_ends_in_order(serve, toy_bundles, workers):
+def test_sigterm_while_loading(serve, toy_bundles, workers):
     process = serve("--bundles", str(toy_bundles), "--workers", workers)
     process.wait_for("Provider")
     process.signal(signal.SIGTERM)
     assert process.exit_status() == 0
 
 
-def test_sigterm_while_a_new_version_loads_ends_in_order(serve, publish_toy, tmp_path):
+def test_sigterm_while_a_new_version_loads(serve, publish_toy, tmp_path):
     publish_toy(tmp_path)
     process = serve("--bundles", str(tmp_path), "--poll-seconds", "0.01")
     process.ready()
@@ -90,7 +90,7 @@ def test_sigterm_while_a_new_version_loads_ends_in_order(serve, publish_toy, tmp
     assert "Traceback" not in "".join(process.log)
 
 
-def test_asked_for_cuda_and_not_getting_it_is_a_refusal_that_says_why(serve, toy_bundles):
+def test_missing_cuda_fails_the_start(serve, toy_bundles):
     if Path("/dev/nvidia0").exists():
         pytest.skip("this machine has a GPU: CUDA would be had")
     process = serve("--bundles", str(toy_bundles), "--provider", "cuda")
@@ -101,7 +101,7 @@ def test_asked_for_cuda_and_not_getting_it_is_a_refusal_that_says_why(serve, toy
 
 
 @WORKERS
-def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, workers):
+def test_invalid_settings_are_reported(serve, toy_bundles, tmp_path, workers):
     tokens = tmp_path / "tokens"
     tokens.write_text("nonsense")
     with socket.socket() as taken:
@@ -137,20 +137,20 @@ def test_what_cannot_start_says_so_in_a_sentence(serve, toy_bundles, tmp_path, w
 
 
 @WORKERS
-def test_it_listens_on_ipv6(serve, toy_bundles, workers):
+def test_listens_on_ipv6(serve, toy_bundles, workers):
     process = serve("--bundles", str(toy_bundles), "--host", "::1", "--workers", workers)
     port = process.wait_for(r"Listening on \[::1\]:(\d+), metrics on http://\[::1\]:\d+")[1]
     with Client(f"[::1]:{port}") as client:
         assert client.health() == "SERVING"
 
 
-def test_settings_come_from_the_environment_and_logs_can_be_json(serve, toy_bundles):
+def test_settings_from_environment_and_json_logs(serve, toy_bundles):
     process = serve(LATENTD_BUNDLES=str(toy_bundles), LATENTD_LOG_FORMAT="json")
     message = process.wait_for(r"\{.*Listening on.*\}")[0]
     assert json.loads(message)["level"] == "info"
 
 
-def test_reflection_can_be_turned_off(serve, toy_bundles):
+def test_reflection_off(serve, toy_bundles):
     target, _ = serve("--bundles", str(toy_bundles), "--reflection", "false").ready()
     with grpc.insecure_channel(target) as channel:
         call = channel.stream_stream(

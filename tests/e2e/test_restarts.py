@@ -97,7 +97,7 @@ def client(pair) -> Iterator[Client]:
 
 
 @pytest.mark.slow
-def test_a_rolling_restart_loses_no_call(pair, client, record_property):
+def test_rolling_restart_loses_no_call(pair, client, record_property):
     with Load(client).running() as load:
         while load.answered < 5000:
             for number in (0, 1):
@@ -110,7 +110,7 @@ def test_a_rolling_restart_loses_no_call(pair, client, record_property):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_the_loss_of_one_of_two_is_hidden_from_the_callers(pair, client, number, record_property):
+def test_retries_hide_the_loss_of_one_server(pair, client, number, record_property):
     with Load(client).running() as load:
         load.reach(200)
         pair.processes[0].signal(number)
@@ -119,7 +119,7 @@ def test_the_loss_of_one_of_two_is_hidden_from_the_callers(pair, client, number,
     assert load.failures == []
 
 
-def test_without_retries_the_loss_is_seen(pair, record_property):
+def test_without_retries_the_loss_shows(pair, record_property):
     # What the tests above would see of a client that hides nothing.
     with Client(pair.target, attempts=1) as client, Load(client).running() as load:
         for _ in range(10):  # a kill may meet no call on its way

@@ -49,7 +49,7 @@ def health_of(channel: grpc.Channel, service: str) -> int:
 
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
-def test_nothing_is_served_before_the_golden_vectors_have_passed(
+def test_nothing_is_served_before_the_golden_check(
     serve, publish_slow, slow_golden, tmp_path, listener
 ):
     publish_slow(tmp_path, ROUNDS, golden_npz=slow_golden)
@@ -70,9 +70,7 @@ def test_nothing_is_served_before_the_golden_vectors_have_passed(
         assert VaeServiceStub(channel).Sample(pb.SampleRequest(count=1)).x.tensor.data
 
 
-def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
-    serve, publish_slow, slow_golden, tmp_path
-):
+def test_sigterm_during_the_golden_check(serve, publish_slow, slow_golden, tmp_path):
     publish_slow(tmp_path, ROUNDS, golden_npz=slow_golden)
     port = free_port()
     process = serve("--bundles", str(tmp_path), "--workers=1", f"--port={port}")
@@ -86,7 +84,7 @@ def test_sigterm_while_the_golden_vectors_are_run_ends_in_order(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_sigterm_with_work_queued_answers_it_all(serve, publish_slow, tmp_path, workers):
+def test_sigterm_serves_queued_work(serve, publish_slow, tmp_path, workers):
     publish_slow(tmp_path, ROUNDS)
     flags = (
         "--max-batch-rows=1",

@@ -43,7 +43,7 @@ def liveness(target: str) -> int:
 
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
-def test_a_run_that_hangs_turns_liveness_red(serve, hanging_bundles, listener):
+def test_hung_run_fails_liveness(serve, hanging_bundles, listener):
     flags = ("--workers", "1", "--watchdog-seconds", "1", "--listener", listener)
     process = serve("--bundles", str(hanging_bundles), *flags)
     target, _ = process.ready()
@@ -53,7 +53,7 @@ def test_a_run_that_hangs_turns_liveness_red(serve, hanging_bundles, listener):
     assert liveness(target) == NOT_SERVING
 
 
-def test_a_worker_whose_run_hangs_is_replaced(serve, hanging_bundles):
+def test_worker_with_hung_run_is_restarted(serve, hanging_bundles):
     flags = ("--workers", "2", "--watchdog-seconds", "1")
     process = serve("--bundles", str(hanging_bundles), *flags)
     target, _ = process.ready()
@@ -63,7 +63,7 @@ def test_a_worker_whose_run_hangs_is_replaced(serve, hanging_bundles):
     assert liveness(target) == SERVING
 
 
-def test_an_engine_that_stays_broken_stops_readiness_until_it_works(server, monkeypatch):
+def test_broken_engine_fails_readiness_until_it_recovers(server, monkeypatch):
     work = CpuGraph.run
     broken = threading.Event()
 
@@ -91,7 +91,7 @@ def test_an_engine_that_stays_broken_stops_readiness_until_it_works(server, monk
         assert server.metric("latentd_engine_faults", kind="broken") == 0
 
 
-def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monkeypatch):
+def test_failing_rows_do_not_fail_readiness(server, monkeypatch):
     work = CpuGraph.run
 
     def run(self: CpuGraph, array, outputs):
@@ -115,7 +115,7 @@ def test_a_caller_whose_rows_fail_does_not_make_the_server_unready(server, monke
         assert health.Check(health_pb2.HealthCheckRequest(service="readiness")).status == SERVING
 
 
-def test_an_error_that_cuda_never_forgets_is_the_end_at_once(server, monkeypatch):
+def test_sticky_cuda_error_is_fatal(server, monkeypatch):
     vitals = EngineWatchdog(server.server.repository, 60.0, on_cpu=False)
     models = server.server.repository.models()
 
@@ -132,7 +132,7 @@ def test_an_error_that_cuda_never_forgets_is_the_end_at_once(server, monkeypatch
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])
-def test_what_is_broken_on_a_gpu_for_long_is_broken_for_good(server, monkeypatch, on_cpu):
+def test_broken_gpu_graph_is_fatal_after_a_while(server, monkeypatch, on_cpu):
     now = 0.0
     vitals = EngineWatchdog(server.server.repository, 60.0, on_cpu, clock=lambda: now)
     models = server.server.repository.models()

@@ -44,7 +44,7 @@ def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def test_calls_are_shared_out_and_counted_together(pair):
+def test_calls_are_distributed_and_counted_together(pair):
     target, _ = pair.ready()
     pids = worker_pids(pair)
     idle = [open_files(pid) for pid in pids]
@@ -61,7 +61,7 @@ def test_calls_are_shared_out_and_counted_together(pair):
     assert pair.value("latentd_queue_rows", graph="decoder") == 0
 
 
-def test_every_worker_takes_up_a_new_version(serve, publish_toy, tmp_path):
+def test_every_worker_loads_a_new_version(serve, publish_toy, tmp_path):
     publish_toy(tmp_path)
     flags = ("--poll-seconds", "0.05", "--keep-versions", "1", "--lame-duck-seconds", "0")
     process = serve("--bundles", str(tmp_path), "--workers", "2", *flags)
@@ -77,7 +77,7 @@ def test_every_worker_takes_up_a_new_version(serve, publish_toy, tmp_path):
     assert process.value("latentd_model_info", version="2") == 1
 
 
-def test_a_worker_that_dies_is_replaced_while_the_other_serves(pair):
+def test_dead_worker_is_restarted_while_the_other_serves(pair):
     target, _ = pair.ready()
     killed, left = worker_pids(pair)
     os.kill(killed, signal.SIGKILL)
@@ -94,7 +94,7 @@ def test_a_worker_that_dies_is_replaced_while_the_other_serves(pair):
     assert Path(f"/proc/{left}").exists()
 
 
-def test_what_a_dead_worker_counted_stays_counted(pair):
+def test_counters_survive_a_dead_worker(pair):
     target, _ = pair.ready()
     killed, _ = worker_pids(pair)
     with ExitStack() as channels:
@@ -114,7 +114,7 @@ def test_what_a_dead_worker_counted_stays_counted(pair):
     assert pair.value("latentd_requests_total", method="Sample") >= 16
 
 
-def test_a_worker_that_hangs_does_not_keep_the_page_from_prometheus(pair):
+def test_hung_worker_does_not_block_metrics(pair):
     pair.ready()
     before = pair.value("latentd_queue_rows_limit", graph="decoder")
     hung, _ = worker_pids(pair)
@@ -126,7 +126,7 @@ def test_a_worker_that_hangs_does_not_keep_the_page_from_prometheus(pair):
         os.kill(hung, signal.SIGCONT)
 
 
-def test_a_server_keeps_nothing_in_temporary_folders(serve, toy_bundles, tmp_path):
+def test_server_leaves_no_temporary_files(serve, toy_bundles, tmp_path):
     places = {name: tmp_path / name for name in ("home", "temporary")}
     for place in places.values():
         place.mkdir()
@@ -152,7 +152,7 @@ def test_a_server_keeps_nothing_in_temporary_folders(serve, toy_bundles, tmp_pat
     assert not kept
 
 
-def test_without_their_supervisor_the_workers_end_by_themselves(pair):
+def test_workers_exit_without_supervisor(pair):
     pair.ready()
     handles = [os.pidfd_open(pid) for pid in worker_pids(pair)]
     pair.signal(signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_without_their_supervisor_the_workers_end_by_themselves(pair):
         assert ended
 
 
-def test_workers_that_die_again_and_again_end_the_server(pair):
+def test_too_many_crashes_end_the_server(pair):
     pair.ready()
     for pid in worker_pids(pair):
         os.kill(pid, signal.SIGKILL)
@@ -173,7 +173,7 @@ def test_workers_that_die_again_and_again_end_the_server(pair):
     assert "Too many worker crashes" in "".join(pair.log)
 
 
-def test_two_servers_do_not_share_a_port(pair, serve, toy_bundles):
+def test_second_server_cannot_share_the_port(pair, serve, toy_bundles):
     target, _ = pair.ready()
     port = target.rpartition(":")[2]
     for workers in ("1", "2"):
@@ -182,7 +182,7 @@ def test_two_servers_do_not_share_a_port(pair, serve, toy_bundles):
         assert "address in use" in "".join(second.log)
 
 
-def test_a_stop_in_the_middle_of_starting_workers_starts_no_more(toy_bundles, monkeypatch):
+def test_stop_while_starting_workers(toy_bundles, monkeypatch):
     flags = {"bundles": str(toy_bundles), "port": "0", "metrics_port": "0", "workers": "50"}
     supervisor, started = Supervisor(settings.load_settings(flags, environment={})), []
 

@@ -25,7 +25,7 @@ def test_versions_are_numbered_and_load_checks_them(publish_toy, tmp_path):
     assert set(loaded.files) == set(bundle.FILES)
 
 
-def test_a_folder_that_is_no_root_is_known_with_the_root_above_it(publish_toy, tmp_path):
+def test_root_above_a_model_or_version_is_found(publish_toy, tmp_path):
     root = tmp_path / "models"
     version = publish_toy(root)
     assert bundle.root_above(version) == bundle.root_above(version.parent) == root
@@ -35,7 +35,7 @@ def test_a_folder_that_is_no_root_is_known_with_the_root_above_it(publish_toy, t
     assert bundle.root_above(root) is None
 
 
-def test_publishers_at_once_each_get_a_version_of_their_own(publish_toy, tmp_path):
+def test_concurrent_publishers_get_different_versions(publish_toy, tmp_path):
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(lambda _: publish_toy(tmp_path), range(16)))
     assert sorted(int(path.name) for path in paths) == list(range(1, 17))
@@ -44,7 +44,7 @@ def test_publishers_at_once_each_get_a_version_of_their_own(publish_toy, tmp_pat
     assert not list((tmp_path / "toy").glob(".*"))
 
 
-def test_a_failing_publish_leaves_nothing_behind(publish_toy, tmp_path, monkeypatch):
+def test_failed_publish_leaves_nothing(publish_toy, tmp_path, monkeypatch):
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -54,7 +54,7 @@ def test_a_failing_publish_leaves_nothing_behind(publish_toy, tmp_path, monkeypa
     assert list((tmp_path / "toy").iterdir()) == []
 
 
-def test_a_name_that_is_taken_by_a_file_is_no_version_to_publish(publish_toy, tmp_path):
+def test_publish_skips_numbers_that_are_files(publish_toy, tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "1").write_text("notes")
     assert publish_toy(tmp_path).name == "2"
@@ -62,7 +62,7 @@ def test_a_name_that_is_taken_by_a_file_is_no_version_to_publish(publish_toy, tm
 
 
 @pytest.mark.parametrize("name", ["", "../up", "Über", "a/b", "-a", "a" * 65])
-def test_a_name_that_is_no_folder_of_its_own_is_refused(publish_toy, tmp_path, name):
+def test_invalid_model_name_is_rejected(publish_toy, tmp_path, name):
     with pytest.raises(
         BundleError, match=r"manifest.json: model is .*; expected 1 to 64 lower-case letters"
     ):
@@ -111,9 +111,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("how", "reason"), DAMAGE.items(), ids=DAMAGE.keys())
-def test_a_damaged_bundle_is_refused_and_the_version_before_it_is_served(
-    publish_toy, start_server, tmp_path, how, reason
-):
+def test_damaged_bundle_is_rejected_at_start(publish_toy, start_server, tmp_path, how, reason):
     publish_toy(tmp_path)
     damage(publish_toy(tmp_path), how)
     server = start_server(tmp_path)
@@ -137,7 +135,7 @@ def test_a_damaged_bundle_is_refused_and_the_version_before_it_is_served(
     ],
     ids=["no graph", "no golden vectors", "decoder as encoder", "encoder of another scale"],
 )
-def test_a_wrong_graph_with_right_checksums_is_refused(
+def test_wrong_graph_with_valid_checksums_is_rejected(
     publish_toy, start_server, tmp_path, replaced, reason
 ):
     good = bundle.load(publish_toy(tmp_path))
@@ -154,7 +152,7 @@ def test_a_wrong_graph_with_right_checksums_is_refused(
     assert server.metric("latentd_reloads_total", result="loaded", reason="") == 1
 
 
-def test_the_newest_versions_are_served_and_the_older_are_not(publish_toy, start_server, tmp_path):
+def test_only_newest_versions_are_served(publish_toy, start_server, tmp_path):
     for _ in range(4):
         publish_toy(tmp_path)
     server = start_server(tmp_path, keep_versions=2)
@@ -167,9 +165,7 @@ def test_the_newest_versions_are_served_and_the_older_are_not(publish_toy, start
             stub.Sample(pb.SampleRequest(count=1, version=2))
 
 
-def test_with_several_models_the_default_is_named_or_there_is_none(
-    publish_toy, start_server, tmp_path
-):
+def test_default_of_several_models_must_be_named(publish_toy, start_server, tmp_path):
     publish_toy(tmp_path, model="one")
     publish_toy(tmp_path, model="two")
     with (
@@ -183,7 +179,7 @@ def test_with_several_models_the_default_is_named_or_there_is_none(
         assert answer.served_by.model == "two"
 
 
-def test_a_server_with_nothing_to_serve_refuses_to_start(publish_toy, start_server, tmp_path):
+def test_server_without_bundles_does_not_start(publish_toy, start_server, tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         start_server(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="No bundle"):
@@ -193,13 +189,13 @@ def test_a_server_with_nothing_to_serve_refuses_to_start(publish_toy, start_serv
         start_server(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_an_ordinary_error(publish_toy, tmp_path):
+def test_publish_to_unwritable_folder_raises_oserror(publish_toy, tmp_path):
     tmp_path.chmod(0o500)
     with permissions.enforced(), pytest.raises(PermissionError):
         publish_toy(tmp_path)
 
 
-def test_a_manifest_survives_its_file(publish_toy, tmp_path):
+def test_manifest_round_trip(publish_toy, tmp_path):
     manifest = bundle.load(publish_toy(tmp_path)).manifest
     assert bundle.Manifest.from_json(manifest.to_json()) == manifest
     with pytest.raises(BundleError, match="latent_size is 0; expected an integer from 1 to 65536"):

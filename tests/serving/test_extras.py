@@ -53,7 +53,7 @@ def run(words: str, packages: set[str], folder: Path) -> tuple[int, str, str]:
         ("export --checkpoint x --bundles y --name z", CLIENT, "train"),
     ],
 )
-def test_a_missing_extra_is_named(toy_bundles, tmp_path, words, packages, extra):
+def test_missing_extra_is_named(toy_bundles, tmp_path, words, packages, extra):
     words = words.replace("BUNDLE", str(toy_bundles / "toy")).replace("ROOT", str(toy_bundles))
     status, _, said = run(words, packages, tmp_path)
     assert status in (1, 78), said
@@ -61,14 +61,14 @@ def test_a_missing_extra_is_named(toy_bundles, tmp_path, words, packages, extra)
     assert len(said.splitlines()) == 1, said
 
 
-def test_a_token_is_made_with_nothing_installed(tmp_path):
+def test_token_needs_no_packages(tmp_path):
     status, token, line = run("token someone", set(), tmp_path)
     assert (status, bool(token)) == (0, True)
     assert line.startswith("someone ")
 
 
 @pytest.mark.parametrize("words", ["--help", "train --help", "serve --help"])
-def test_help_needs_nothing_installed(tmp_path, words):
+def test_help_needs_no_packages(tmp_path, words):
     status, said, _ = run(words, set(), tmp_path)
     assert status == 0
     assert "usage" in said

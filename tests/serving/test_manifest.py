@@ -125,7 +125,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("key", "value", "said"), WRONG)
-def test_a_wrong_value_is_refused_with_its_key_and_what_was_expected(good, key, value, said):
+def test_invalid_value_names_key_and_expected(good, key, value, said):
     message = refused(altered(good, key, value))
     assert message.startswith("manifest.json")
     assert re.search(said, message), message
@@ -134,7 +134,7 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_was_expected(good, key, 
 
 
 @pytest.mark.parametrize("key", ["format", "model", "created", "x", "latent_size", "files"])
-def test_a_missing_key_is_named(good, key):
+def test_missing_key_is_named(good, key):
     document = {name: value for name, value in good.items() if name != key}
     assert f"{key} is missing; expected" in refused(json.dumps(document).encode())
 
@@ -167,12 +167,12 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("alter", "said"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_parsers_read_differently_is_refused(good, alter, said):
+def test_ambiguous_json_is_rejected(good, alter, said):
     data = alter(json.dumps(good)).encode(errors="surrogateescape")
     assert re.search(said, refused(data))
 
 
-def test_a_manifest_of_before_is_read(good):
+def test_older_manifest_is_read(good):
     """Without the keys that came later."""
     optional = ("training", "evaluation", "precision", "training_scores")
     document = {name: value for name, value in good.items() if name not in optional}
@@ -189,7 +189,7 @@ def test_a_manifest_of_before_is_read(good):
         *((1, 1 + 1e-9, False), (1e30, 1e30 + 1, False), (0, 1e-40, False), (1, 0, False)),
     ],
 )
-def test_float_data_of_any_range_that_is_taken_can_be_scored(good, low, high, taken):
+def test_float_data_of_accepted_ranges_can_be_scored(good, low, high, taken):
     x = {"kind": "image", "shape": [4, 4], "dtype": "float32", "range": [low, high]}
     data = json.dumps(good | {"x": x}).encode()
     if not taken:
@@ -216,7 +216,7 @@ def test_reads_the_british_spelling_of_early_bundles(good):
     assert b"discretised" not in manifest.to_json()
 
 
-def test_what_shows_a_value_is_short_and_can_be_sent():
+def test_formatted_value_is_short_and_valid_utf8():
     nested: Any = "y" * 500
     for _ in range(10):
         nested = [nested] * 10

@@ -55,9 +55,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("how", "reason"), DAMAGE.items(), ids=DAMAGE.keys())
-def test_a_damaged_version_is_refused_once_while_the_old_one_serves_on(
-    root, publish, server, stub, how, reason
-):
+def test_damaged_version_is_rejected_once(root, publish, server, stub, how, reason):
     damage(publish(root), how)
     for _ in range(3):
         server.scan()
@@ -81,7 +79,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("files", "reason"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_graph_with_right_checksums_is_refused_while_the_old_one_serves_on(
+def test_wrong_graph_with_valid_checksums_is_rejected_by_a_server(
     root, publish, server, stub, files, reason
 ):
     good = bundle.load(root / "toy" / "1").files
@@ -96,7 +94,7 @@ def test_a_wrong_graph_with_right_checksums_is_refused_while_the_old_one_serves_
     assert list(stub.failed()) == [2]
 
 
-def test_a_bundle_that_is_copied_in_place_is_served_when_it_is_whole(
+def test_bundle_copied_in_place_is_served_when_complete(
     root, publish, server, stub, tmp_path_factory
 ):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -117,9 +115,7 @@ def test_a_bundle_that_is_copied_in_place_is_served_when_it_is_whole(
     assert not stub.failed()
 
 
-def test_a_mended_version_is_tried_again_even_if_size_and_mtime_are_the_same(
-    root, publish, server, stub
-):
+def test_fixed_version_is_retried_with_same_size_and_mtime(root, publish, server, stub):
     path = publish(root) / bundle.DECODER
     good, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -132,7 +128,7 @@ def test_a_mended_version_is_tried_again_even_if_size_and_mtime_are_the_same(
     assert stub.answering() == 2
 
 
-def test_a_copy_under_another_number_is_told_what_to_do(root, server, stub):
+def test_copied_version_is_rejected_with_advice(root, server, stub):
     shutil.copytree(root / "toy" / "1", root / "toy" / "2")
     shutil.copytree(root / "toy" / "1", root / "other" / "1")
     server.scan()
@@ -157,9 +153,7 @@ def scatter(root: Path) -> None:
     (root / "toy" / "1" / os.fsdecode(b"\xff")).touch()  # no text at all
 
 
-def test_what_the_manifest_does_not_name_keeps_no_version_from_serving(
-    root, start_server, open_stub, caplog
-):
+def test_stray_files_are_ignored_and_logged(root, start_server, open_stub, caplog):
     scatter(root)
     server = start_server(root, poll_seconds=0)
     stub = open_stub(server)
@@ -172,9 +166,7 @@ def test_what_the_manifest_does_not_name_keeps_no_version_from_serving(
     )
 
 
-def test_names_that_begin_with_a_dot_are_no_reason_to_read_a_version_again(
-    root, publish, server, stub, monkeypatch
-):
+def test_dot_files_cause_no_reload(root, publish, server, stub, monkeypatch):
     damage(publish(root), "a flipped bit")
     server.scan()
     read: list[Path] = []
@@ -192,9 +184,7 @@ def test_names_that_begin_with_a_dot_are_no_reason_to_read_a_version_again(
 
 
 @pytest.mark.parametrize("what", [bundle.MANIFEST, bundle.DECODER, "."])
-def test_what_may_not_be_read_is_a_sentence_and_served_once_it_may(
-    root, publish, server, stub, caplog, what
-):
+def test_unreadable_version_is_served_once_readable(root, publish, server, stub, caplog, what):
     path = publish(root)
     mode = (path / what).stat().st_mode
     with permissions.enforced():
@@ -214,9 +204,7 @@ def test_what_may_not_be_read_is_a_sentence_and_served_once_it_may(
     assert stub.answering() == 2
 
 
-def test_a_model_that_may_not_be_read_keeps_no_other_from_serving(
-    root, publish, start_server, open_stub
-):
+def test_unreadable_model_does_not_affect_others(root, publish, start_server, open_stub):
     publish(root, model="secret")
     (root / "link").symlink_to(root / "secret" / "1")
     (root / "secret").chmod(0)
@@ -233,7 +221,7 @@ def test_a_model_that_may_not_be_read_keeps_no_other_from_serving(
 
 
 @pytest.mark.parametrize("closed", ["volume", "volume/models"])
-def test_a_root_that_may_not_be_read_is_told_at_the_start(tmp_path, publish, start_server, closed):
+def test_unreadable_root_fails_the_start(tmp_path, publish, start_server, closed):
     root = tmp_path / "volume" / "models"
     publish(root)
     (tmp_path / closed).chmod(0)
@@ -245,7 +233,7 @@ def test_a_root_that_may_not_be_read_is_told_at_the_start(tmp_path, publish, sta
     assert "The bundle directory cannot be read: Permission denied. Give read" in str(error.value)
 
 
-def test_a_root_whose_contents_are_lost_changes_nothing(root, server, stub):
+def test_unreadable_root_keeps_served_models(root, server, stub):
     with permissions.enforced():
         root.chmod(0)
         try:
@@ -264,7 +252,7 @@ def test_a_root_whose_contents_are_lost_changes_nothing(root, server, stub):
 
 
 @pytest.mark.parametrize("content", [b"two", b"1\n2", b"", b"\xff"])
-def test_a_pin_that_is_no_number_is_shown(root, publish, server, stub, content):
+def test_invalid_pin_is_reported(root, publish, server, stub, content):
     (root / "toy" / "pinned").write_bytes(content)
     publish(root)
     server.scan()
@@ -275,7 +263,7 @@ def test_a_pin_that_is_no_number_is_shown(root, publish, server, stub, content):
 
 
 @pytest.mark.parametrize("name", ["T" * 100_000, "\udcff" * 10])
-def test_a_reason_of_any_length_and_letters_can_be_told(root, publish, server, stub, name):
+def test_reasons_are_short_and_valid_utf8(root, publish, server, stub, name):
     server.server.repository._rejected.add(
         "toy", 2, BundleError("engine", f"{name} is no operator.")
     )

@@ -39,7 +39,7 @@ def die_in_a_load(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", DIES, str(folder)], check=False)
 
 
-def test_a_load_that_ended_its_process_is_found_until_another_has_ended(tmp_path):
+def test_crashes_are_counted_until_a_load_ends(tmp_path):
     markers = LoadMarkers(str(tmp_path))
     assert markers.crashes("key") == 0
     for count in (1, 2):
@@ -63,7 +63,7 @@ def test_a_load_that_ended_its_process_is_found_until_another_has_ended(tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_notes_go_where_they_can_be_written(tmp_path, monkeypatch, caplog):
+def test_markers_use_the_first_writable_folder(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "file" / "cannot"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home"))
@@ -77,7 +77,7 @@ def test_notes_go_where_they_can_be_written(tmp_path, monkeypatch, caplog):
         assert "--state" in caplog.text
 
 
-def test_a_verdict_is_found_once_and_shared(tmp_path):
+def test_result_is_computed_once_and_shared(tmp_path):
     found: list[str] = []
 
     def find() -> TrialResult:
@@ -92,7 +92,7 @@ def test_a_verdict_is_found_once_and_shared(tmp_path):
     assert len(found) == 3
 
 
-def test_verdicts_last_as_long_as_their_server(tmp_path):
+def test_shared_folder_is_removed_at_the_end(tmp_path):
     (tmp_path / "trials-left").mkdir()
     with (
         trial_results.shared_folder(str(tmp_path)) as one,
@@ -105,7 +105,7 @@ def test_verdicts_last_as_long_as_their_server(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_refusal_is_shared_and_what_may_end_otherwise_the_next_time_is_not(tmp_path):
+def test_rejections_are_shared_except_memory(tmp_path):
     def fail(error: Exception):
         def find() -> TrialResult:
             raise error
@@ -120,7 +120,7 @@ def test_a_refusal_is_shared_and_what_may_end_otherwise_the_next_time_is_not(tmp
     assert refusal.value.reason == "timeout"
 
 
-def test_want_of_memory_is_not_for_ever():
+def test_lack_of_memory_is_retried_later():
     now = 0.0
     rejected = RejectedVersions(Metrics(CollectorRegistry()), clock=lambda: now)
     rejected.add("toy", 1, BundleError("memory", "Too large."), ())
@@ -132,7 +132,7 @@ def test_want_of_memory_is_not_for_ever():
     assert rejected.is_known("toy", 2, ())
 
 
-def test_a_worker_waits_for_the_one_that_is_at_it_and_no_longer_than_it_should(tmp_path):
+def test_worker_waits_for_the_other_until_cancelled(tmp_path):
     at_it, done = threading.Event(), threading.Event()
 
     def find() -> TrialResult:
@@ -165,7 +165,7 @@ V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def test_available_memory_is_the_machine_s_or_the_control_group_s(tmp_path):
+def test_available_memory_respects_control_groups(tmp_path):
     proc, groups = tmp_path / "proc", tmp_path / "groups"
     (proc / "self").mkdir(parents=True)
     assert memory.available_bytes(proc, groups) == sys.maxsize, "another system"

@@ -57,7 +57,7 @@ def refusal(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("most", [40, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_whatever_is_accepted_can_be_told(root, publish, server, stub, most, record_property):
+def test_accepted_manifests_can_be_served(root, publish, server, stub, most, record_property):
     path = publish(root, levels=101)
     good = json.loads((path / bundle.MANIFEST).read_text())
     scores = {"rows": 8, "levels": [0, 100]} | {name: [0.5, 1] for name in bundle.SCORES}

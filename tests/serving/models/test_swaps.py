@@ -19,9 +19,7 @@ from latentd.pb import vae_pb2 as pb
 UNLOADED = {"result": "unloaded", "reason": ""}
 
 
-def test_a_new_version_is_found_and_served_without_a_restart(
-    root, publish, start_server, open_stub
-):
+def test_new_version_is_served_without_restart(root, publish, start_server, open_stub):
     server = start_server(root, poll_seconds=0.02, keep_versions=1)
     stub = open_stub(server)
     assert stub.answering() == 1
@@ -32,7 +30,7 @@ def test_a_new_version_is_found_and_served_without_a_restart(
         stub.answering(version=1)
 
 
-def test_the_metrics_tell_what_is_served(root, publish, server, stub, provider):
+def test_metrics_show_served_versions(root, publish, server, stub, provider):
     def info(version: int) -> float:
         served = bundle.load(root / "toy" / str(version)).digest
         labels = {"model": "toy", "version": str(version), "digest": served}
@@ -61,9 +59,7 @@ def test_the_metrics_tell_what_is_served(root, publish, server, stub, provider):
         assert server.metric("latentd_max_batch_rows", **labels) == costs.max_batch_rows
 
 
-def test_batches_and_threads_can_be_fixed_and_the_log_tells_the_costs(
-    root, start_server, open_stub, caplog
-):
+def test_batch_size_and_threads_can_be_set(root, start_server, open_stub, caplog):
     caplog.set_level("INFO")
     server = start_server(root, max_batch_rows=7, intra_op_threads=2, max_batch_latency_ms=1)
     for graph in open_stub(server).GetModel(pb.GetModelRequest()).profiles:
@@ -73,9 +69,7 @@ def test_batches_and_threads_can_be_fixed_and_the_log_tells_the_costs(
         assert line.partition("ms: ")[2].count(",") == len(graph.costs) - 1
 
 
-def test_a_version_of_the_same_size_takes_over_the_costs_and_another_is_measured(
-    root, publish, server, stub
-):
+def test_profile_is_reused_for_same_graph_size(root, publish, server, stub):
     def costs() -> list[float]:
         return [cost.seconds for cost in stub.GetModel(pb.GetModelRequest()).profiles[0].costs]
 
@@ -94,9 +88,7 @@ def test_a_version_of_the_same_size_takes_over_the_costs_and_another_is_measured
 
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
-def test_a_call_ends_on_the_version_it_began_on_which_then_is_released(
-    root, publish, start_server, open_stub, listener
-):
+def test_call_finishes_on_its_version(root, publish, start_server, open_stub, listener):
     server = start_server(root, poll_seconds=0, keep_versions=1, listener=listener)
     stub = open_stub(server)
     stream = stub.StreamSamples(pb.StreamSamplesRequest(count=200_000, seed=1, chunk_rows=100))
@@ -116,7 +108,7 @@ def test_a_call_ends_on_the_version_it_began_on_which_then_is_released(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("listener", ["core", "aio"])
-def test_50_swaps_under_load_are_noticed_by_nobody(
+def test_swaps_under_load_fail_no_call(
     root, publish, start_server, open_stub, listener, record_property
 ):
     """Every answer is of one version wholly, none fails, and memory stays as it was."""

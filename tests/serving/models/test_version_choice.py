@@ -12,7 +12,7 @@ from latentd.errors import ConfigError
 from latentd.pb import vae_pb2 as pb
 
 
-def test_a_number_that_is_deleted_and_published_anew_is_served_anew(root, publish, server, stub):
+def test_republished_version_number_is_reloaded(root, publish, server, stub):
     before = stub.GetModel(pb.GetModelRequest()).served_by
     shutil.rmtree(root / "toy" / "1")
     (publish(root, family="ae") / bundle.ENCODER).write_bytes(b"damaged")
@@ -39,7 +39,7 @@ def test_deleting_the_newest_version_rolls_back(root, publish, server, stub):
 
 
 @pytest.mark.parametrize("what", ["version", "versions", "root", "model for a bad one"])
-def test_what_disappears_altogether_is_served_on(root, publish, server, stub, what):
+def test_empty_root_keeps_served_models(root, publish, server, stub, what):
     match what:
         case "version":
             shutil.rmtree(root / "toy" / "1")
@@ -60,7 +60,7 @@ def test_what_disappears_altogether_is_served_on(root, publish, server, stub, wh
     assert stub.answering() == int(newest.name)
 
 
-def test_a_model_that_was_removed_is_served_no_more_and_the_others_are(root, publish, server, stub):
+def test_removed_model_is_unloaded(root, publish, server, stub):
     publish(root, model="other")
     server.scan()
     assert stub.answering(model="other") == 1
@@ -72,7 +72,7 @@ def test_a_model_that_was_removed_is_served_no_more_and_the_others_are(root, pub
     assert stub.answering() == 1
 
 
-def test_a_pin_rolls_back_and_its_removal_rolls_forward(root, publish, server, stub):
+def test_pin_rolls_back_and_unpin_rolls_forward(root, publish, server, stub):
     publish(root)
     publish(root)
     pinned = root / "toy" / "pinned"
@@ -86,7 +86,7 @@ def test_a_pin_rolls_back_and_its_removal_rolls_forward(root, publish, server, s
 
 
 @pytest.mark.parametrize("text", ["", "newest", "-1", "1 2", "9"])
-def test_a_pin_to_nothing_changes_nothing_and_says_so(root, publish, server, stub, text):
+def test_pin_to_missing_version_is_reported(root, publish, server, stub, text):
     (root / "toy" / "pinned").write_text(text)
     server.scan()
     server.scan()
@@ -96,7 +96,7 @@ def test_a_pin_to_nothing_changes_nothing_and_says_so(root, publish, server, stu
     assert "pinned" in reason
 
 
-def test_a_server_can_be_pinned_by_a_setting(root, publish, start_server, open_stub):
+def test_pin_by_setting(root, publish, start_server, open_stub):
     publish(root)
     publish(root)
     (root / "toy" / "pinned").write_text("1")
@@ -109,7 +109,7 @@ def test_a_server_can_be_pinned_by_a_setting(root, publish, start_server, open_s
             start_server(root, pin=pin)
 
 
-def test_a_pin_of_a_model_that_is_not_there_is_said(root, publish, start_server, caplog):
+def test_pin_of_missing_model_is_logged(root, publish, start_server, caplog):
     publish(root)
     with caplog.at_level("WARNING"):
         start_server(root, pin="toy=1,tpy=2")
@@ -117,9 +117,7 @@ def test_a_pin_of_a_model_that_is_not_there_is_said(root, publish, start_server,
     assert said == ["--pin: model tpy is not served; served models: toy."]
 
 
-def test_a_volume_that_is_swapped_as_a_whole_by_its_link_is_followed(
-    tmp_path, publish, start_server, open_stub
-):
+def test_replaced_link_of_the_root_is_followed(tmp_path, publish, start_server, open_stub):
     # As Kubernetes swaps the contents of a volume: root/toy -> ..data/toy, ..data -> a folder.
     publish(tmp_path / "..one")
     publish(tmp_path / "..two")

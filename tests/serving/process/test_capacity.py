@@ -29,14 +29,14 @@ def loaded(encoder_seconds: float, decoder_seconds: float) -> LoadedModel:
     return LoadedModel(None, "", encoder, decoder, 0.0)  # type: ignore[arg-type]
 
 
-def test_a_call_costs_its_rows_in_full_batches_on_every_lane_it_passes():
+def test_call_costs_its_rows_in_every_graph():
     graphs = loaded(0.1, 0.3)
     for call, rows_seconds in {"encode": 0.01, "sample": 0.03, "reconstruct": 0.04}.items():
         found = capacity.compute(Workload(call, 1, 5, 0.5), graphs, TWO, 0)
         assert found.seconds == pytest.approx(CALL_SECONDS + 5 * rows_seconds), call
 
 
-def test_score_costs_a_decoder_run_and_a_density_for_each_draw():
+def test_score_costs_run_and_density_per_draw():
     workload = Workload("score", 1, 5, 0.5, draws=7)
     found = capacity.compute(workload, loaded(0.1, 0.3), TWO, 0, density_seconds=0.02)
     row_seconds = 0.01 + 7 * (0.03 + 0.02)
@@ -44,14 +44,14 @@ def test_score_costs_a_decoder_run_and_a_density_for_each_draw():
     assert found.queue_rows == round(2 / found.seconds * 5 * 7 * 0.1)
 
 
-def test_a_plain_autoencoder_answers_no_score(publish_toy, tmp_path, capsys):
+def test_score_of_plain_autoencoder_is_rejected(publish_toy, tmp_path, capsys):
     publish_toy(tmp_path, family="ae")
     flags = ["--bundles", str(tmp_path), "--provider", "cpu", "--workers", "1", "--rate", "1"]
     assert __main__.main(["plan", *flags, "--call", "score"]) == 78
     assert "plain autoencoder" in capsys.readouterr().err
 
 
-def test_replicas_carry_the_rate_when_one_is_gone():
+def test_replicas_include_a_spare():
     graphs = loaded(0.0, 0.1)
     for rate in (1, 10, 99, 1000):
         found = capacity.compute(Workload("sample", rate, 10, 0.6), graphs, TWO, 0)
@@ -61,7 +61,7 @@ def test_replicas_carry_the_rate_when_one_is_gone():
         assert (found.replicas - 2) * each * 0.6 < rate, "one more than needed"
 
 
-def test_memory_holds_every_worker_its_queues_and_a_version_that_is_tried():
+def test_memory_includes_queues_and_a_trial():
     small = dataclasses.replace(
         TWO, queue_mib=16, max_unsent_response_mib=8, max_partial_request_mib=4
     )
@@ -70,19 +70,19 @@ def test_memory_holds_every_worker_its_queues_and_a_version_that_is_tried():
     assert found.memory_limit_bytes == 300 * MIB + 2 * (2 * 16 + 8 + 4) * MIB
 
 
-def test_the_autoscaler_is_told_the_rows_that_a_replica_runs_in_a_tenth_of_a_second():
+def test_queue_rows_are_a_tenth_of_a_second():
     found = capacity.compute(Workload("sample", 1, 10, 0.6), loaded(0.0, 0.1), TWO, 0)
     assert found.queue_rows == round(10 * 0.1 * 2 / found.seconds)
 
 
-def test_the_command_knows_the_calls_that_can_be_planned(capsys):
+def test_plan_offers_all_calls(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["plan", "--call", "nonsense", "--rate", "1"])
     assert set(re.findall(r"'(\w+)'", capsys.readouterr().err)) - {"nonsense"} == set(CALLS)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_the_command_plans_a_real_bundle(toy_bundles, capsys, call):
+def test_plan_of_a_real_bundle(toy_bundles, capsys, call):
     flags = ["--bundles", str(toy_bundles), "--provider", "cpu", "--workers", "3"]
     status = __main__.main(["plan", *flags, "--rate", "200", "--rows", "4", "--call", call])
     said = capsys.readouterr().out
@@ -105,17 +105,17 @@ def test_the_command_plans_a_real_bundle(toy_bundles, capsys, call):
         (["--rate", "1", "--default-model", "nobody"], "There is no version of a model in"),
     ],
 )
-def test_what_cannot_be_planned_is_said_in_a_sentence(toy_bundles, capsys, flags, said):
+def test_invalid_plan_flags_are_reported(toy_bundles, capsys, flags, said):
     assert __main__.main(["plan", "--bundles", str(toy_bundles), *flags]) == 78
     assert said in capsys.readouterr().err
 
 
-def test_a_models_folder_is_not_the_folder_of_all(toy_bundles, capsys):
+def test_plan_with_a_models_folder_suggests_the_root(toy_bundles, capsys):
     assert __main__.main(["plan", "--bundles", str(toy_bundles / "toy"), "--rate", "1"]) == 78
     assert f"Did you mean {toy_bundles}?" in capsys.readouterr().err
 
 
-def test_of_several_models_one_must_be_named(publish_toy, tmp_path, capsys):
+def test_plan_needs_a_model_if_there_are_several(publish_toy, tmp_path, capsys):
     publish_toy(tmp_path, "one")
     publish_toy(tmp_path, "two")
     assert __main__.main(["plan", "--bundles", str(tmp_path), "--rate", "1"]) == 78
