@@ -21,7 +21,7 @@ from latentd import __main__, __version__
         ("client score x.npy --nothing-like-it", "See latentd client score --help."),
         ("train --ou runs", "no flag --ou. Did you mean --out?"),
         ("export --bundle models", "Did you mean --bundles?"),
-        ("evaluate runs --sample 5", "Did you mean --samples?"),
+        ("evaluate runs --importance-sample 5", "Did you mean --importance-samples?"),
         ("compare --out runs --epoch 5", "Did you mean --epochs?"),
     ],
 )
