@@ -141,7 +141,7 @@ def draw(panels: list[Any], picture: Path) -> None:
             legend.set_in_layout(False)
     with tempfile.TemporaryDirectory() as folder:
         figure.savefig(Path(folder, "whole.png"), dpi=80)
-        # So many colours are not to be told apart anyway: a third of the bytes.
+        # Fewer colors suffice, at a third of the bytes.
         Image.open(Path(folder, "whole.png")).convert("RGB").quantize(64).save(
             picture, optimize=True
         )

@@ -17,7 +17,7 @@ MODELS = {
 
 
 def unfit(document: dict[str, Any]) -> str:
-    """What is wrong with a custom resource; empty: nothing."""
+    """The errors of a custom resource; empty: none."""
     kind = document["kind"]
     module = pytest.importorskip(
         MODELS[kind], reason=f"the schema of {kind} is not here: make test-operate installs it"

@@ -1,4 +1,4 @@
-"""The init container's script: what it fetches over HTTP, and what it refuses."""
+"""The init container's script: what it fetches over HTTP, and what it rejects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def store(tmp_path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address under which its files are had."""
+    """A folder, and the URL that serves its files."""
     folder = tmp_path / "store"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
@@ -105,17 +105,17 @@ def test_no_archive_writes_outside_its_folder(store, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("status", "url", "digest", "said"),
+    ("status", "url", "digest", "message"),
     [
         (1, "{}/nothing.tar", "0" * 64, "404"),
         (78, "file:///etc/passwd", "0" * 64, "BUNDLES_URL=file:///etc/passwd"),
         (78, "{}/toy.tar", "latest", "BUNDLES_SHA256=latest"),
     ],
 )
-def test_fetch_errors_are_reported(store, tmp_path, status, url, digest, said):
+def test_fetch_errors_are_reported(store, tmp_path, status, url, digest, message):
     run = fetch(tmp_path / "models", url.format(store[1]), digest)
     assert run.returncode == status
-    assert said in run.stderr
+    assert message in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -128,8 +128,8 @@ def test_the_entry_point_serves_on_read_only_file_systems(installed, publish_toy
             path.chmod(0o755 if path.is_dir() else 0o644)
     writable = models.parent / "writable"
     writable.mkdir(exist_ok=True)
-    told = stages()["runtime"] + stages()["serving"]
-    settings = dict(re.findall(r"(LATENTD_\w+|PYTHON\w+)=(\S+)", told))
+    lines = stages()["runtime"] + stages()["serving"]
+    settings = dict(re.findall(r"(LATENTD_\w+|PYTHON\w+)=(\S+)", lines))
     environment = settings | {
         "PATH": f"{installed}/bin:/usr/bin:/bin",
         "TMPDIR": str(writable),
@@ -146,10 +146,10 @@ def test_the_entry_point_serves_on_read_only_file_systems(installed, publish_toy
         'except OSError as error: print(os.getuid(), error.strerror)\nelse: print("writable")'
     )
     confined = ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh", *AS_USER, *NO_CAPABILITIES]
-    said = subprocess.run(
+    message = subprocess.run(
         [*confined, "python", "-c", probe], env=environment, capture_output=True, text=True
     )
-    assert said.stdout.strip() == f"{USER} Read-only file system", said.stderr
+    assert message.stdout.strip() == f"{USER} Read-only file system", message.stderr
     server = subprocess.Popen(
         [*confined, "latentd", "serve"], env=environment, stderr=subprocess.PIPE, text=True
     )

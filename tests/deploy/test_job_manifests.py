@@ -1,4 +1,4 @@
-"""The manifests of the jobs say what their commands do."""
+"""The job manifests match their commands."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_job_failure_policy_matches_exit_codes(build):
 
 
 def flags(*command):
-    said = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, cwd=ROOT
     )
-    return set(re.findall(r"--[a-z][a-z-]+", said.stdout)) if said.returncode == 0 else set()
+    return set(re.findall(r"--[a-z][a-z-]+", message.stdout)) if message.returncode == 0 else set()
 
 
 def test_job_flags_exist(build):
@@ -58,7 +58,10 @@ def test_job_flags_exist(build):
     assert used == {"--out", "--data", "--resume"} <= flags("latentd", "train")
     batch = one(documents, "Job", "latentd-batch")["spec"]["template"]["spec"]
     command, *given = batch["containers"][0]["args"]
-    told = dict(argument.split("=") for argument in given)
-    assert told.keys() <= flags("latentd", command)
-    assert int(told["--shard-count"]) == one(documents, "Job", "latentd-rec")["spec"]["completions"]
-    assert told["--processes"] == batch["containers"][0]["resources"]["requests"]["cpu"]
+    flags_given = dict(argument.split("=") for argument in given)
+    assert flags_given.keys() <= flags("latentd", command)
+    assert (
+        int(flags_given["--shard-count"])
+        == one(documents, "Job", "latentd-rec")["spec"]["completions"]
+    )
+    assert flags_given["--processes"] == batch["containers"][0]["resources"]["requests"]["cpu"]

@@ -1,4 +1,4 @@
-"""The server's manifests say what its settings and its code say."""
+"""The server's manifests match its settings and code."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_variable_is_a_valid_setting(build, overlay):
-    told = environment(build(overlay))
-    assert settings.unknown_env_vars(told) == []
+    values = environment(build(overlay))
+    assert settings.unknown_env_vars(values) == []
     assert chosen(build(overlay)) != settings.Settings()
 
 
@@ -181,9 +181,9 @@ def test_manifests_with_autoscaler_set_no_replicas(build, overlay, component):
 
 
 def test_autoscalers_have_the_same_targets(build):
-    told = one(build("cpu", ["autoscaling"]), "HorizontalPodAutoscaler")["spec"]
+    values = one(build("cpu", ["autoscaling"]), "HorizontalPodAutoscaler")["spec"]
     keda = one(build("cpu", ["autoscaling-keda"]), "ScaledObject")["spec"]
-    queue, cpu, busy = told["metrics"]
+    queue, cpu, busy = values["metrics"]
     targets = {trigger.get("name", "cpu"): trigger["metadata"] for trigger in keda["triggers"]}
     assert targets["latentd_queue_rows"]["threshold"] == queue["pods"]["target"]["averageValue"]
     used = cpu["containerResource"]["target"]["averageUtilization"]
@@ -191,8 +191,8 @@ def test_autoscalers_have_the_same_targets(build):
     busy_share = float(targets["latentd_engine_busy_ratio"]["threshold"])
     assert busy["pods"]["target"]["averageValue"] == f"{busy_share * 1000:.0f}m"
     behavior = keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    assert behavior["scaleDown"] == told["behavior"]["scaleDown"]
+    assert behavior["scaleDown"] == values["behavior"]["scaleDown"]
     assert (keda["minReplicaCount"], keda["maxReplicaCount"]) == (
-        told["minReplicas"],
-        told["maxReplicas"],
+        values["minReplicas"],
+        values["maxReplicas"],
     )

@@ -1,4 +1,4 @@
-"""What is asked of Prometheus is what the server counts, and every alarm leads to its page."""
+"""Queries use metrics that exist, and every alert has a runbook."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPONENTS = ROOT / "deploy/k8s/components"
 
 
 def counted():
-    """The names of every metric as they stand on the page."""
+    """The names of all metrics."""
     registry = CollectorRegistry()
     Metrics(registry)
     restarts(registry)

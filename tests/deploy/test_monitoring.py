@@ -43,7 +43,7 @@ def test_alerts_fire_when_they_should(rules, tmp_path):
 
 @pytest.fixture
 def bundles(publish_toy, tmp_path) -> Path:
-    """Two versions that are served and one that is refused."""
+    """Two served versions and one rejected."""
     root = tmp_path / "bundles"
     for levels in (255, 127, 63):
         newest = publish_toy(root, levels=levels)

@@ -1,4 +1,4 @@
-"""The server as the manifests start it: their variables in its environment, their probes asked."""
+"""A server with the manifests' variables responds to the manifests' probes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def deployment(documents):
 
 
 def variables(documents):
-    """What the manifests tell the server, but for what only this machine can say."""
+    """The manifests' variables, except those that depend on the machine."""
     name = deployment(documents)["containers"][0]["envFrom"][0]["configMapRef"]["name"]
     (found,) = [d["data"] for d in documents if d["metadata"]["name"] == name]
     here = {"LATENTD_HOST": "127.0.0.1", "LATENTD_PORT": "0", "LATENTD_METRICS_PORT": "0"}
@@ -36,8 +36,8 @@ def probes(documents):
 
 def test_probes_reach_the_server(build, toy_bundles, start_server):
     documents = build("cpu")
-    told = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
-    chosen = settings.load_settings({}, told)
+    variables_given = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
+    chosen = settings.load_settings({}, variables_given)
     server = start_server(**{name: getattr(chosen, name) for name in vars(chosen)})
     with grpc.insecure_channel(server.target) as channel:
         for name, probe in probes(documents).items():
@@ -47,7 +47,7 @@ def test_probes_reach_the_server(build, toy_bundles, start_server):
 
 
 def certify(folder: Path) -> None:
-    """Put into a folder what the tls component's Secret holds."""
+    """Write the content of the tls component's Secret to a folder."""
     authority = trustme.CA()
     pair = authority.issue_cert("latentd.latentd.svc", "localhost")
     authority.cert_pem.write_to_path(folder / "ca.crt")
@@ -61,10 +61,10 @@ def test_probes_succeed_with_tls_and_tokens(build, toy_bundles, start_server, tm
     certify(secret)
     _, line = tokens.new_token("caller", ["models"])
     (secret / "tokens.txt").write_text(line + "\n")
-    told = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
+    variables_given = variables(documents) | {"LATENTD_BUNDLES": str(toy_bundles)}
     for mount in ("/tls/", "/tokens/"):
-        told = {k: v.replace(mount, f"{secret}/") for k, v in told.items()}
-    chosen = settings.load_settings({}, told)
+        variables_given = {k: v.replace(mount, f"{secret}/") for k, v in variables_given.items()}
+    chosen = settings.load_settings({}, variables_given)
     server = start_server(**{name: getattr(chosen, name) for name in vars(chosen)})
     port = server.target.rpartition(":")[2]
     for name, probe in probes(documents).items():

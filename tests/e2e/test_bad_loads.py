@@ -1,4 +1,4 @@
-"""Versions that would take a server down with them if it loaded them: tried in another process."""
+"""Versions that would crash or block a server are tried in a child process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def good(toy_bundles) -> dict[str, bytes]:
 
 @pytest.fixture
 def endless(good) -> bytes:
-    """A decoder that never gives anything."""
+    """A decoder that never ends."""
     return slow_graph(good[bundle.DECODER], 10**15, above=-1e30)
 
 
@@ -44,14 +44,14 @@ def root(tmp_path, publish_toy) -> Path:
 
 
 class Asked:
-    """What a server says of itself, over one connection."""
+    """A client of one connection."""
 
     def __init__(self, process) -> None:
         target, _ = process.ready()
         self._stub = VaeServiceStub(grpc.insecure_channel(target))
 
     def version(self) -> int:
-        """The version that answers a call now."""
+        """The version that serves a call now."""
         request = pb.SampleRequest(count=1, seed=1)
         return self._stub.Sample(request, timeout=LONG).served_by.version
 
@@ -60,7 +60,7 @@ class Asked:
         return {m.version.version: m for m in models if m.state == state}
 
     def until(self, done: Callable[[], bool], serves: int = 1) -> None:
-        """Ask until something has happened; meanwhile this version answers."""
+        """Call until `done`; meanwhile this version must serve."""
         by = time.monotonic() + LONG
         while not done():
             assert self.version() == serves
@@ -68,7 +68,7 @@ class Asked:
 
 
 def children(pid: int) -> dict[int, bytes]:
-    """The processes that a server has started, and those that they have, with their commands."""
+    """The descendants of a process, with their commands."""
     found: dict[int, bytes] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -83,12 +83,12 @@ def children(pid: int) -> dict[int, bytes]:
 
 
 def trials(process) -> list[int]:
-    """The trials that a server has under way."""
+    """The server's running trials."""
     return [pid for pid, command in children(process.pid).items() if b"models.trial" in command]
 
 
 def kill(process) -> None:
-    """End all of a server but its trials, as the kernel does where memory runs out."""
+    """Kill a server's processes except its trials."""
     for pid, command in children(process.pid).items():
         if b"models.trial" not in command:
             os.kill(pid, signal.SIGKILL)
@@ -206,20 +206,20 @@ def test_killed_trial_rejects_the_version(serve, root, publish_toy, endless, num
 
 
 def sparse(path: Path) -> None:
-    """Let a file be 40 GB long, and hold nothing."""
+    """Make a file 40 GB long, without content."""
     with path.open("r+b") as file:
         file.truncate(40 << 30)
 
 
 def says(manifest: Path, nbytes: int) -> None:
-    """Let a manifest say that its encoder has so many bytes."""
+    """Change the size of the encoder in a manifest."""
     raw = json.loads(manifest.read_text())
     raw["files"][bundle.ENCODER]["bytes"] = nbytes
     manifest.write_text(json.dumps(raw))
 
 
 def fifo(path: Path) -> None:
-    """Replace a file by a pipe that nobody writes to."""
+    """Replace a file by a pipe without a writer."""
     path.unlink()
     os.mkfifo(path)
 

@@ -1,4 +1,4 @@
-"""The server as its operators meet it: a process that starts, says what it does, and stops."""
+"""The server process: start, logs, stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two servers and the shipped client: whatever becomes of one of them, no call is lost."""
+"""Two servers and the client: the loss of one server loses no call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT = 6.0  # of each call, seconds: by then the loss of a server has to be m
 
 
 class Load:
-    """Callers that ask again and again until the block ends; what became of their calls."""
+    """Clients that call until the block ends, and the outcomes of their calls."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -30,13 +30,13 @@ class Load:
         self.failures: list[Exception] = []
 
     def tell(self, record_property: Callable[[str, object], None]) -> None:
-        """How many calls there were, for the table of tests/FAULTS.md."""
+        """The number of calls, for the table of tests/FAULTS.md."""
         lost, longest = len(self.failures), self.longest
-        told = f"{self.answered} calls made, {lost} lost, the longest {longest:.1f} s"
-        record_property("figures", told)
+        figures = f"{self.answered} calls made, {lost} lost, the longest {longest:.1f} s"
+        record_property("figures", figures)
 
     def reach(self, more: int) -> None:
-        """Wait until so many more calls have been answered."""
+        """Wait until this many more calls have succeeded."""
         with self._changed:
             wanted = self.answered + more
             done = self._changed.wait_for(lambda: self.answered >= wanted, SECONDS)

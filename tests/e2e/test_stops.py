@@ -1,4 +1,4 @@
-"""SIGTERM at the moments when something may be lost, and what a server says until it serves."""
+"""SIGTERM at critical moments, and the health of a server that starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLS = 6  # one is run, the others wait
 
 @pytest.fixture
 def slow_golden(toy_bundles) -> bytes:
-    """The golden vectors with latents of which each batch takes as long as the loop does."""
+    """Golden vectors whose latents make each batch slow."""
     (golden_npz,) = toy_bundles.glob(f"toy/*/{bundle.GOLDEN}")
     with np.load(golden_npz) as file:
         golden = dict(file)
@@ -37,7 +37,7 @@ def slow_golden(toy_bundles) -> bytes:
 
 
 def impatient_channel(port: int) -> grpc.Channel:
-    """One that has come too early asks anew at once; others would wait until it may be too late."""
+    """A client that connects too early retries at once."""
     soon = [(f"grpc.{which}_reconnect_backoff_ms", 50) for which in ("initial", "max")]
     return grpc.insecure_channel(f"127.0.0.1:{port}", soon)
 

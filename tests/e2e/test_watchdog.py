@@ -1,4 +1,4 @@
-"""An engine that hangs or fails on everything: seen, said, and where possible mended."""
+"""An engine that hangs or fails on every input: detected, reported, and if possible recovered."""
 
 from __future__ import annotations
 

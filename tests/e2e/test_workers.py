@@ -1,4 +1,4 @@
-"""Several workers behind one port: they share the calls, count together, and are replaced."""
+"""Several workers on one port share the calls, combine their metrics, and are restarted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def connect(target: str) -> grpc.Channel:
 
 
 def worker_pids(process) -> list[int]:
-    """The workers that have said they are ready, the dead ones too."""
+    """The workers that were ready, including dead ones."""
     found = (re.search(r"Worker \d+ is ready \(process (\d+)\)", line) for line in process.log)
     return [int(match[1]) for match in found if match]
 

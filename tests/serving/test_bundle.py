@@ -1,4 +1,4 @@
-"""A bundle appears whole or not at all, and nothing altered is ever served."""
+"""A bundle appears whole or not at all, and an altered one is never served."""
 
 from __future__ import annotations
 

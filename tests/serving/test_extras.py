@@ -1,4 +1,4 @@
-"""A command whose packages are not installed ends in one sentence that names the extra."""
+"""A command whose packages are not installed names the extra in one sentence."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def run(words: str, packages: set[str], folder: Path) -> tuple[int, str, str]:
 )
 def test_missing_extra_is_named(toy_bundles, tmp_path, words, packages, extra):
     words = words.replace("BUNDLE", str(toy_bundles / "toy")).replace("ROOT", str(toy_bundles))
-    status, _, said = run(words, packages, tmp_path)
-    assert status in (1, 78), said
-    assert f"pip install 'latentd[{extra}]'" in said
-    assert len(said.splitlines()) == 1, said
+    status, _, message = run(words, packages, tmp_path)
+    assert status in (1, 78), message
+    assert f"pip install 'latentd[{extra}]'" in message
+    assert len(message.splitlines()) == 1, message
 
 
 def test_token_needs_no_packages(tmp_path):
@@ -69,6 +69,6 @@ def test_token_needs_no_packages(tmp_path):
 
 @pytest.mark.parametrize("words", ["--help", "train --help", "serve --help"])
 def test_help_needs_no_packages(tmp_path, words):
-    status, said, _ = run(words, set(), tmp_path)
+    status, message, _ = run(words, set(), tmp_path)
     assert status == 0
-    assert "usage" in said
+    assert "usage" in message

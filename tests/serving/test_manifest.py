@@ -1,4 +1,4 @@
-"""Every field of a manifest has a type and a sense; what has not is refused by its name."""
+"""Every field of a manifest is checked; an invalid one is rejected by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from latentd.errors import BundleError
 
 @pytest.fixture(scope="module")
 def good(toy_bundles: Path) -> dict[str, Any]:
-    """The toy's manifest, with everything that may be left out."""
+    """The toy's manifest, with all optional keys."""
     manifest = json.loads((toy_bundles / "toy" / "1" / bundle.MANIFEST).read_text())
     scores = {"rows": 8, "levels": [0, 100]} | {name: [0.5, 1] for name in bundle.SCORES}
     return manifest | {"training_scores": scores, "training": {"config": {"rate": 1e-3}}}
@@ -173,7 +173,7 @@ def test_ambiguous_json_is_rejected(good, alter, said):
 
 
 def test_older_manifest_is_read(good):
-    """Without the keys that came later."""
+    """A manifest without the newer keys is valid."""
     optional = ("training", "evaluation", "precision", "training_scores")
     document = {name: value for name, value in good.items() if name not in optional}
     manifest = Manifest.from_json(json.dumps(document).encode())

@@ -1,4 +1,4 @@
-"""A server that looks for new versions when the test says so, and versions for it to find."""
+"""A server that scans for versions when the test calls `scan`, and versions to publish."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from latentd.pb.vae_pb2_grpc import VaeServiceStub
 
 
 class Stub(VaeServiceStub):
-    """A stub that tells which version answers."""
+    """A stub that reports which version serves its calls."""
 
     def answering(self, **which: object) -> int:
-        """The version that answers, by its own word and by its arithmetic."""
+        """The version that serves, from the response's field and from its values."""
         z = codec.to_tensor(np.ones((1, 16), np.float32))
         response = self.Decode(pb.DecodeRequest(z=z, **which))
         levels = set(codec.from_rows(response.x).ravel().tolist())
@@ -26,12 +26,12 @@ class Stub(VaeServiceStub):
         return response.served_by.version
 
     def failed(self) -> dict[int, str]:
-        """The versions that are refused, with the reason."""
+        """The rejected versions, with the reason."""
         models = self.ListModels(pb.ListModelsRequest()).models
         return {m.version.version: m.reason for m in models if m.state == pb.MODEL_STATE_FAILED}
 
     def wait_until(self, done: Callable[[], bool]) -> None:
-        """Ask until something has happened; the test's own time limit ends what never does."""
+        """Call until `done`; the test's timeout limits it."""
         while not done():
             self.answering()
 
@@ -68,7 +68,7 @@ def root(tmp_path, publish) -> Path:
 
 @pytest.fixture
 def server(root, start_server):
-    """Serves `root` and looks when the test says so."""
+    """Serves `root`; scans when the test calls `scan`."""
     return start_server(root, poll_seconds=0, keep_versions=1, max_batch_latency_ms=1)
 
 

@@ -1,4 +1,4 @@
-"""A version that cannot be served is refused with the reason, while the one before serves on."""
+"""A version that cannot be served is rejected with a reason; the previous one is still served."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def refused(server, reason: str) -> float:
 
 
 def damage(path: Path, how: str) -> None:
-    """Make a published bundle one that must not be served."""
+    """Damage a published bundle."""
     encoder, manifest = path / bundle.ENCODER, path / bundle.MANIFEST
     match how:
         case "a flipped bit":
@@ -143,7 +143,7 @@ def test_copied_version_is_rejected_with_advice(root, server, stub):
 
 
 def scatter(root: Path) -> None:
-    """What file managers, rsync and people leave behind."""
+    """Create files as file managers, rsync and people leave them."""
     for folder in (root, root / "toy", root / "toy" / "1"):
         for name in (".DS_Store", "._manifest.json", ".decoder.onnx.x3f", "notes.txt", "7.bak"):
             (folder / name).write_bytes(b"\0")
@@ -159,8 +159,8 @@ def test_stray_files_are_ignored_and_logged(root, start_server, open_stub, caplo
     stub = open_stub(server)
     assert stub.answering() == 1
     assert not stub.failed()
-    (said,) = [r.getMessage() for r in caplog.records if "ignored" in r.getMessage()]
-    assert said == (
+    (message,) = [r.getMessage() for r in caplog.records if "ignored" in r.getMessage()]
+    assert message == (
         "toy version 1: its folder holds files that its manifest does not name; they are ignored: "
         "'7.bak', 'notes.txt', 'old', '\\udcff'."
     )
@@ -239,8 +239,8 @@ def test_unreadable_root_keeps_served_models(root, server, stub):
         try:
             server.scan()
             assert stub.answering() == 1
-            (said,) = server.server.repository.rejected()
-            assert (said.name, said.reason.count("Permission denied")) == (
+            (rejected,) = server.server.repository.rejected()
+            assert (rejected.name, rejected.reason.count("Permission denied")) == (
                 "the bundle directory",
                 1,
             )
@@ -257,9 +257,9 @@ def test_invalid_pin_is_reported(root, publish, server, stub, content):
     publish(root)
     server.scan()
     assert stub.answering() == 1
-    (said,) = server.server.repository.rejected()
-    assert said.name == "toy"
-    assert said.reason.startswith("toy/pinned holds '")
+    (rejected,) = server.server.repository.rejected()
+    assert rejected.name == "toy"
+    assert rejected.reason.startswith("toy/pinned holds '")
 
 
 @pytest.mark.parametrize("name", ["T" * 100_000, "\udcff" * 10])

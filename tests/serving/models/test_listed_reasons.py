@@ -1,4 +1,4 @@
-"""What callers are told of a version that is not served: why, not where it lies."""
+"""Clients see why a version is rejected, but not its path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_listed_reason_has_no_paths_above_the_root(start_server, publish_toy, tm
 
 
 @pytest.mark.parametrize(
-    ("root", "reason", "told"),
+    ("root", "reason", "expected"),
     [
         ("models", "models/toy/2 is empty", "toy/2 is empty"),
         ("models", "other-models/toy/2 is empty", "other-models/toy/2 is empty"),
@@ -40,5 +40,5 @@ def test_listed_reason_has_no_paths_above_the_root(start_server, publish_toy, tm
         ("/srv", "File /opt/lib/python3/site.py line 3", "File site.py line 3"),
     ],
 )
-def test_other_absolute_paths_are_shortened(root, reason, told):
-    assert without_folders(reason, Path(root)) == told
+def test_other_absolute_paths_are_shortened(root, reason, expected):
+    assert without_folders(reason, Path(root)) == expected

@@ -1,4 +1,4 @@
-"""What loads leave behind, what workers share of them, and how much memory they may take."""
+"""Load markers, shared trial results, and the memory limit of loads."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Graphs that nobody has looked at: operators and opsets of another world, and single bytes changed
-under right checksums, which most loaders let pass."""
+"""Foreign graphs: unknown operators and opsets, and single changed bytes with valid checksums."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ def refusals(server, reason: str) -> float:
 
 
 def altered(graph: bytes, how: str) -> bytes:
-    """A graph that this runtime cannot run, whole in itself."""
+    """A valid graph that this runtime cannot run."""
     model = onnx.load_from_string(graph)
     match how:
         case "an opset of the future":
@@ -42,7 +41,7 @@ def altered(graph: bytes, how: str) -> bytes:
 
 
 def numbers(graph: bytes) -> list[int]:
-    """Where a graph's constants lie in its bytes."""
+    """The offsets of a graph's constants in its bytes."""
     constants = [t.raw_data for t in onnx.load_from_string(graph).graph.initializer]
     return [graph.index(data) + at for data in constants for at in range(len(data))]
 

@@ -1,4 +1,4 @@
-"""A manifest with any one value changed: refused, or served by a server that can tell of it."""
+"""A manifest with one changed value is rejected, or served and reported by GetModel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VALUES: list[Any] = [
 
 
 def keys(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value in a document."""
+    """The path to every value in a document."""
     if path:
         yield path
     if isinstance(document, dict | list):
@@ -48,7 +48,7 @@ def mutants(good: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 
 
 def refusal(data: bytes) -> str:
-    """Why this is no manifest; empty: it is one."""
+    """Why this manifest is invalid; empty: it is valid."""
     try:
         Manifest.from_json(data)
     except BundleError as error:
@@ -63,19 +63,19 @@ def test_accepted_manifests_can_be_served(root, publish, server, stub, most, rec
     scores = {"rows": 8, "levels": [0, 100]} | {name: [0.5, 1] for name in bundle.SCORES}
     good |= {"training_scores": scores, "training": {"config": {"rate": 0.5}}}
     tried = {what: (data, refusal(data)) for what, data in mutants(good)}
-    for what, (_, said) in tried.items():
-        assert said.encode().startswith(b"manifest.json") or not said, what
-    accepted = [(what, data) for what, (data, said) in tried.items() if not said]
+    for what, (_, message) in tried.items():
+        assert message.encode().startswith(b"manifest.json") or not message, what
+    accepted = [(what, data) for what, (data, message) in tried.items() if not message]
     picked = random.Random(8).sample(accepted, min(most, len(accepted)))
     served = 0
     for what, data in picked:
         (path / bundle.MANIFEST).write_bytes(data)
         server.scan()
         stub.ListModels(pb.ListModelsRequest())
-        told = stub.GetModel(pb.GetModelRequest())
-        served += told.served_by.version == 2
-        x = codec.to_rows(np.full((2, 4, 4), told.x_min, np.uint8))
-        wants_scores = told.family == "vae"
+        described = stub.GetModel(pb.GetModelRequest())
+        served += described.served_by.version == 2
+        x = codec.to_rows(np.full((2, 4, 4), described.x_min, np.uint8))
+        wants_scores = described.family == "vae"
         answer = stub.Reconstruct(pb.ReconstructRequest(x=x, include_scores=wants_scores))
         for name in ("kl", "elbo", "reconstruction_error"):
             found = getattr(answer, name)

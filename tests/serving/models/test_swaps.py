@@ -1,4 +1,4 @@
-"""A new version takes over while the server runs, and never disturbs a call."""
+"""A new version replaces the old one without disturbing calls."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_batch_size_and_threads_can_be_set(root, start_server, open_stub, caplog
     server = start_server(root, max_batch_rows=7, intra_op_threads=2, max_batch_latency_ms=1)
     for graph in open_stub(server).GetModel(pb.GetModelRequest()).profiles:
         assert graph.max_batch_rows == 7
-        said = f"{graph.graph}, toy version 1: batches of up to 7 rows, 2 thread(s); "
-        (line,) = (r.getMessage() for r in caplog.records if said in r.getMessage())
+        message = f"{graph.graph}, toy version 1: batches of up to 7 rows, 2 thread(s); "
+        (line,) = (r.getMessage() for r in caplog.records if message in r.getMessage())
         assert line.partition("ms: ")[2].count(",") == len(graph.costs) - 1
 
 
@@ -111,7 +111,7 @@ def test_call_finishes_on_its_version(root, publish, start_server, open_stub, li
 def test_swaps_under_load_fail_no_call(
     root, publish, start_server, open_stub, listener, record_property
 ):
-    """Every answer is of one version wholly, none fails, and memory stays as it was."""
+    """Each response is from one version, no call fails, and memory does not grow."""
     server = start_server(root, poll_seconds=0.02, keep_versions=1, listener=listener)
     stub = open_stub(server)
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""Which versions are served: the newest, those that are pinned, and the last one whatever comes."""
+"""Which versions are served: the newest, the pinned, and always at least one."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def test_pin_of_missing_model_is_logged(root, publish, start_server, caplog):
     publish(root)
     with caplog.at_level("WARNING"):
         start_server(root, pin="toy=1,tpy=2")
-    said = [r.getMessage() for r in caplog.records if "--pin" in r.getMessage()]
-    assert said == ["--pin: model tpy is not served; served models: toy."]
+    message = [r.getMessage() for r in caplog.records if "--pin" in r.getMessage()]
+    assert message == ["--pin: model tpy is not served; served models: toy."]
 
 
 def test_replaced_link_of_the_root_is_followed(tmp_path, publish, start_server, open_stub):

@@ -1,4 +1,4 @@
-"""Sizing a deployment: the arithmetic on made-up curves, and the command on a real bundle."""
+"""`latentd plan`: the arithmetic on invented profiles, and the command on a real bundle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 def loaded(encoder_seconds: float, decoder_seconds: float) -> LoadedModel:
-    """Graphs that run 10 rows at once, in so many seconds."""
+    """Graphs that run 10 rows in this many seconds."""
     encoder, decoder = (
         ProfiledGraph(
             None, None, GraphProfile(0, 1, [BatchTiming(1, seconds), BatchTiming(10, seconds)], 10)
@@ -85,19 +85,19 @@ def test_plan_offers_all_calls(capsys):
 def test_plan_of_a_real_bundle(toy_bundles, capsys, call):
     flags = ["--bundles", str(toy_bundles), "--provider", "cpu", "--workers", "3"]
     status = __main__.main(["plan", *flags, "--rate", "200", "--rows", "4", "--call", call])
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     assert status == 0
     drawn = " of 16 draws" if call == "score" else ""
-    assert f"200 {call} calls a second, 4 row(s){drawn} each, of toy version 1" in said
-    assert re.search(r"^replicas +\d+ ", said, re.M)
-    assert re.search(r"^workers +3 ", said, re.M)
-    request, limit = map(int, re.findall(r"^memory, \w+ +(\d+)Mi", said, re.M))
+    assert f"200 {call} calls a second, 4 row(s){drawn} each, of toy version 1" in message
+    assert re.search(r"^replicas +\d+ ", message, re.M)
+    assert re.search(r"^workers +3 ", message, re.M)
+    request, limit = map(int, re.findall(r"^memory, \w+ +(\d+)Mi", message, re.M))
     assert limit - request == pytest.approx(request / 3 + 3 * (2 * 256 + 256 + 128), abs=96)
     assert request > 3 * 64
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--rate", "0"], "--rate, --rows and --draws must be above 0"),
         (["--rate", "1", "--target-utilization", "2"], "--target-utilization above 0"),
@@ -105,9 +105,9 @@ def test_plan_of_a_real_bundle(toy_bundles, capsys, call):
         (["--rate", "1", "--default-model", "nobody"], "There is no version of a model in"),
     ],
 )
-def test_invalid_plan_flags_are_reported(toy_bundles, capsys, flags, said):
+def test_invalid_plan_flags_are_reported(toy_bundles, capsys, flags, message):
     assert __main__.main(["plan", "--bundles", str(toy_bundles), *flags]) == 78
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_plan_with_a_models_folder_suggests_the_root(toy_bundles, capsys):
