@@ -44,10 +44,12 @@ def test_job_failure_policy_matches_exit_codes(build):
 
 
 def flags(*command):
-    message = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", *command, "--help"], capture_output=True, text=True, cwd=ROOT
     )
-    return set(re.findall(r"--[a-z][a-z-]+", message.stdout)) if message.returncode == 0 else set()
+    return (
+        set(re.findall(r"--[a-z][a-z-]+", completed.stdout)) if completed.returncode == 0 else set()
+    )
 
 
 def test_job_flags_exist(build):
@@ -62,6 +64,6 @@ def test_job_flags_exist(build):
     assert flags_given.keys() <= flags("latentd", command)
     assert (
         int(flags_given["--shard-count"])
-        == one(documents, "Job", "latentd-rec")["spec"]["completions"]
+        == one(documents, "Job", "latentd-batch")["spec"]["completions"]
     )
     assert flags_given["--processes"] == batch["containers"][0]["resources"]["requests"]["cpu"]
