@@ -110,6 +110,9 @@ def pillow_warnings_ignored() -> Iterator[None]:
         yield
 
 
+_FLOATS: Final = ("floating-point pixels (mode F)", "Save it with 8 bits")
+
+
 def _too_large(field: str) -> InvalidArgument:
     limit = Image.MAX_IMAGE_PIXELS
     return InvalidArgument(field, f"more than {limit:,} pixels", "Use a smaller image")
@@ -138,6 +141,8 @@ def _check_lossless(
             f"expected {x.shape[1]} x {x.shape[0]} pixels (width x height), got {width} x {height}",
             f"{flag} to resize it" if flag else "Resize it like the training images",
         )
+    if image.mode == "F":
+        raise InvalidArgument(field, *_FLOATS)  # no option converts it
     mode = "RGB" if x.shape[2:] == (3,) else "L"
     if image.mode not in _ACCEPTED_MODES[mode] or image.has_transparency_data:
         transparent = " with transparency" if image.has_transparency_data else ""
@@ -160,7 +165,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
             raise InvalidArgument("", "32-bit pixels", "Save it with 8 bits")
         image = Image.fromarray(((wide.astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
-        raise InvalidArgument("", "floating-point pixels (mode F)", "Save it with 8 bits")
+        raise InvalidArgument("", *_FLOATS)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")

@@ -73,6 +73,6 @@ def _rejection(outside: NDArray[Any], x: DataSpec, likelihood: str) -> str:
         return ""
     low, high = x.range
     return (
-        f"holds {outside[0]:g}, outside the model's range {low:g} to {high:g}; its {likelihood} "
+        f"holds {outside[0]!s}, outside the model's range {low:g} to {high:g}; its {likelihood} "
         "likelihood is not defined there"
     )

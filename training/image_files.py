@@ -13,7 +13,21 @@ SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".
 """The names of picture files end in one of these, in either case; serving has the same list."""
 
 _UNREAD: Final = frozenset(
-    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".ico", ".tga", ".pgm", ".ppm"}
+    {
+        ".jfif",
+        ".jpe",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".svg",
+        ".psd",
+        ".ico",
+        ".tga",
+        ".pgm",
+        ".ppm",
+    }
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".exr", ".hdr"}
 )
 _KINDS_NAMED: Final = 8  # of files left out; the rest are counted together

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeGuard
@@ -86,6 +86,13 @@ def rows(x: Data, field: str = "x") -> pb.Rows:
     if is_array(x):
         return codec.to_rows(_wire_dtype(to_array(x, field), f"{field}.tensor.dtype"))
     given: Any = x
+    if not isinstance(given, Iterable):
+        raise InvalidArgument(
+            field,
+            f"unsupported type {type(given).__name__}",
+            "Pass one array of all rows (of an image, numpy.asarray(image)[None]), or a list of "
+            "PNG files (paths or bytes)",
+        )
     files = [_png(file, f"{field}[{index}]") for index, file in enumerate(given)]
     return pb.Rows(png=pb.PngImages(files=files))
 

@@ -45,6 +45,8 @@ def may_have_versions(folder: Path) -> bool:
 
 def check_root(root: Path) -> None:
     """Raises ConfigError unless `root` can hold models; the message suggests the right folder."""
+    if root.is_file():
+        raise ConfigError(f"--bundles {root} is a file; expected the folder of all models.")
     if not bundle.may_be_folder(root):
         raise ConfigError(
             f"Bundle directory {root} does not exist. Export a model into it "

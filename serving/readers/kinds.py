@@ -13,9 +13,12 @@ Kind = Literal["picture", "npy", "npz", "idx", "parquet"]
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """Suffixes of image files, in any case. Of several frames the first is read."""
 
+IMAGE: Final = "image format"
+"""In the reason why an image file is skipped, and in no other reason for a single suffix."""
+
 _OTHER_PICTURES: Final = (
     *(".avif", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".pbm", ".pgm", ".pnm", ".ppm"),
-    *(".arw", ".cr2", ".cr3", ".exr", ".ico", ".nef", ".psd", ".svg", ".tga"),
+    *(".arw", ".cr2", ".cr3", ".exr", ".ico", ".jfif", ".jpe", ".nef", ".psd", ".svg", ".tga"),
 )
 
 ENDINGS: Final[dict[str, Kind]] = {
@@ -58,7 +61,7 @@ def skip_reason(name: str) -> str:
     """Why a file whose kind is None is skipped, by its suffix."""
     suffix = PurePath(name.lower()).suffix
     if suffix in _OTHER_PICTURES:
-        return f"{suffix} (image format not supported)"
+        return f"{suffix} ({IMAGE} not supported)"
     return f"{suffix} (not supported)" if suffix else "without a suffix (not supported)"
 
 

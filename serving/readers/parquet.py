@@ -182,6 +182,11 @@ def _choose(schema: Any, column: str, path: str) -> str:
 
     able = [field.name for field in schema if fits(field.type)]
     chosen = column or ("x" if "x" in able else able[0] if len(able) == 1 else "")
+    if column in schema.names and column not in able:
+        raise ConfigError(
+            f"{path}: column {column} has type {schema.field(column).type}; expected lists or "
+            f"bytes. Columns with lists or bytes: {', '.join(able) or 'none'}."
+        )
     if chosen not in able:
         raise ConfigError(
             f"{path}: set --column to the column of the data. Columns with lists or bytes: "

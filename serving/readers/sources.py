@@ -36,7 +36,7 @@ SEEN: Final = "links to folders read already"
 CLOSED: Final = "folders that cannot be opened"
 SPARK: Final = 'Parquet files or folders whose name starts with "_"'
 
-_NAMED: Final = 6  # reasons in the sentence; the rest are added up
+_NAMED: Final = 6  # reasons in the sentence; the rest are added up, but not images
 
 
 @dataclass
@@ -55,11 +55,15 @@ class Counts:
 
     def __str__(self) -> str:
         text = f"{self.found:,} file{'s' * (self.found != 1)} found, {self.taken:,} taken"
-        reasons = sorted(self.left_out.items(), key=lambda item: -item[1])
-        if not reasons:
+        if not self.left_out:
             return f"{text}, none left out"
-        parts = [f"{count:,} {reason}" for reason, count in reasons[:_NAMED]]
-        if rest := sum(count for _, count in reasons[_NAMED:]):
+        # Images first: they are most likely missed.
+        reasons = sorted(
+            self.left_out.items(), key=lambda item: (kinds.IMAGE not in item[0], -item[1])
+        )
+        named = max(_NAMED, sum(kinds.IMAGE in reason for reason in self.left_out))
+        parts = [f"{count:,} {reason}" for reason, count in reasons[:named]]
+        if rest := sum(count for _, count in reasons[named:]):
             parts.append(f"{rest:,} others")
         return f"{text}, {self.found - self.taken:,} left out: {', '.join(parts)}"
 
@@ -270,9 +274,14 @@ def _below(root: str, counts: Counts) -> Iterator[str]:
             name = os.path.join(inside, entry.name)
             if entry.name.startswith("."):
                 counts.leave_out(HIDDEN)
-            elif entry.is_dir():
+                continue
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself, or to a name that no file can have
+                is_folder = is_file = False
+            if is_folder:
                 (linked if entry.is_symlink() else folders).append(name)
-            elif entry.is_file():
+            elif is_file:
                 yield name
             else:
                 counts.leave_out(NOT_PLAIN if os.path.exists(entry.path) else BROKEN)

@@ -144,3 +144,13 @@ def test_image_of_too_many_pixels_is_rejected(monkeypatch: pytest.MonkeyPatch) -
             pytest.raises(InvalidArgument, match=f"photo: more than {limit:,} pixels"),
         ):
             read(data, GRAY, resize=True)
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_floating_point_pixels_are_never_told_to_resize(resize):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(file, "TIFF")
+    x = DataSpec("image", (4, 4), "uint8", (0, 255))
+    with pytest.raises(InvalidArgument, match=r"floating-point pixels .* 8 bits") as rejected:
+        images.decode_image(file.getvalue(), x, "file", formats=None, resize=resize)
+    assert "--resize" not in str(rejected.value)

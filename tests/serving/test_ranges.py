@@ -133,3 +133,9 @@ def test_client_command_counts_rows_outside_the_range(server, tmp_path, capsys):
         assert main(["client", *call, *flags]) == 0
         assert "1 of 3 rows hold values outside the range" in capsys.readouterr().out
     assert np.load(tmp_path / "z.npz")["values_outside_range"].tolist() == OUTSIDE
+
+
+def test_value_just_outside_the_range_is_shown_with_its_digits():
+    x = DataSpec("vector", (1,), "float32", (0.0, 1.0))
+    (reason,) = ranges.check(np.array([[1.00001]]), x, "bernoulli").rejected.values()
+    assert "holds 1.00001, outside" in reason

@@ -207,6 +207,7 @@ def test_invalid_argument_names_the_field(client: Client) -> None:
         ("start.sample.index", lambda client: client.interpolate(SampledPoint(1, -1), None)),
         ("x", lambda client: client.encode("one.png")),
         ("x[0]", lambda client: client.encode([[1, 2], [3, 4]])),
+        ("x", lambda client: client.encode(None)),
         ("x", lambda client: client.encode(OnAnotherDevice())),
         ("z", lambda client: client.decode(np.array(["a"]))),
         ("version", lambda client: client.sample(1, version=-1)),

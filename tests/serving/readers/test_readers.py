@@ -121,7 +121,7 @@ def test_folder_follows_links_and_counts_every_file(tmp_path: Path) -> None:
         "without a suffix (not supported)": 1,
         "arrays next to images": 1,
     }
-    assert str(counts).startswith("16 files found, 5 taken, 11 left out: 3 hidden")
+    assert str(counts).startswith("16 files found, 5 taken, 11 left out: 1 .heic (")
     assert str(Counts(2)) == "2 files found, 2 taken, none left out"
 
 
@@ -247,3 +247,31 @@ def test_labels_are_reported(tmp_path: Path) -> None:
     (tmp_path / "labels").write_bytes(idx(3, data=b"\1\2\3"))
     with pytest.raises(BadData, match="perhaps labels"):
         ArrayFile(str(tmp_path / "labels"))
+
+
+def test_links_that_cannot_be_followed_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "long.png").symlink_to("x" * 255 + "y")
+    [source], counts = find(tmp_path)
+    assert source.names == ["a.png"]
+    assert counts.left_out == {sources.BROKEN: 2}
+
+
+def test_image_kinds_are_named_however_many_reasons_there_are(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.heic", "c.jfif")
+    for number in range(8):
+        touch(tmp_path, f"x.kind{number}", f"y.kind{number}")
+    _, counts = find(tmp_path)
+    assert "1 .heic (image format not supported), 1 .jfif (image format not" in str(counts)
+    assert str(counts).endswith("8 others")
+
+
+def test_named_table_column_of_another_type_is_told(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"path": ["a.png"], "x": [b"1"]}), tmp_path / "t.parquet")
+    x = DataSpec("vector", (1,), "uint8", (0, 255))
+    [source], _ = find(tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"column path has type string; expected lists or bytes"):
+        sources.open_source(source, x, "bernoulli", column="path")
