@@ -116,7 +116,7 @@ def test_failing_rows_do_not_fail_readiness(server, monkeypatch):
 
 
 def test_sticky_cuda_error_is_fatal(server, monkeypatch):
-    vitals = EngineWatchdog(server.server.repository, 60.0, on_cpu=False)
+    watchdog = EngineWatchdog(server.server.repository, 60.0, on_cpu=False)
     models = server.server.repository.models()
 
     def run(self: CpuGraph, *args):
@@ -124,31 +124,31 @@ def test_sticky_cuda_error_is_fatal(server, monkeypatch):
 
     monkeypatch.setattr(CpuGraph, "run", run)
     sticky = False
-    assert vitals.self_test(models) == "toy version 1"
-    assert not vitals.fatal_error()
+    assert watchdog.self_test(models) == "toy version 1"
+    assert not watchdog.fatal_error()
     sticky = True
-    assert vitals.self_test(models) == "toy version 1"
-    assert "Unrecoverable CUDA error: cudaMalloc" in vitals.fatal_error()
+    assert watchdog.self_test(models) == "toy version 1"
+    assert "Unrecoverable CUDA error: cudaMalloc" in watchdog.fatal_error()
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_broken_gpu_graph_is_fatal_after_a_while(server, monkeypatch, on_cpu):
     now = 0.0
-    vitals = EngineWatchdog(server.server.repository, 60.0, on_cpu, clock=lambda: now)
+    watchdog = EngineWatchdog(server.server.repository, 60.0, on_cpu, clock=lambda: now)
     models = server.server.repository.models()
-    assert not vitals.fatal_error()
+    assert not watchdog.fatal_error()
 
     def run(self: CpuGraph, *args):
         raise RuntimeError("CUDA failure 719: unspecified launch failure")
 
     monkeypatch.setattr(CpuGraph, "run", run)
-    assert vitals.self_test(models) == "toy version 1"
+    assert watchdog.self_test(models) == "toy version 1"
     now = 20.0
-    assert vitals.self_test(models)
-    assert not vitals.fatal_error()
+    assert watchdog.self_test(models)
+    assert not watchdog.fatal_error()
     now = 31.0  # since the first time, not the last
-    assert vitals.self_test(models)
-    assert bool(vitals.fatal_error()) is not on_cpu
+    assert watchdog.self_test(models)
+    assert bool(watchdog.fatal_error()) is not on_cpu
     monkeypatch.undo()
-    assert not vitals.self_test(models)
-    assert not vitals.fatal_error()
+    assert not watchdog.self_test(models)
+    assert not watchdog.fatal_error()
