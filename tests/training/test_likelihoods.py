@@ -69,5 +69,5 @@ def test_the_server_scores_as_training_does(name: str) -> None:
     params = likelihood.params(raw)
     x = EVERY.reshape(16, 16).expand(65, 16, 16)
     ours = likelihood.nll(x, params)
-    theirs = -served.log_likelihood(np.ascontiguousarray(x), params.numpy(), name)
+    theirs = -served.log_prob(np.ascontiguousarray(x), params.numpy(), name)
     np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-5)
