@@ -51,7 +51,7 @@ def test_every_run_has_the_same_net_and_as_many_steps() -> None:
         assert steps == 10 * 80
         assert run.validate_every == run.epochs // 10
         assert (run.free_bits, run.kl_warmup_epochs) == ((0, 0) if kind == "ae" else (0.1, 3))
-        assert run.data == f"npz:out/data/rows-{'other' if kind == 'other' else rows}.npz"
+        assert run.data == f"npz:out/data/rows-{'ood' if kind == 'ood' else rows}.npz"
 
 
 def test_a_spread_is_of_the_seeds() -> None:

@@ -1,7 +1,7 @@
 """No tensor of the CPU meets one of the GPU, and nothing in a step waits for the GPU's answer.
 
-`meta` stands for the GPU: its tensors are not the CPU's and have no values, so whoever asks for one
-is caught too.
+`meta` stands for the GPU: its tensors are not the CPU's and have no values, so a read of one
+is also caught.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def test_a_step_and_a_validation_stay_on_their_device(
     validated = []
 
     def line(number: int) -> dict[str, Any]:
-        """The epoch's, whose values nobody has."""
+        """The epoch's line; a meta tensor has no values."""
         with pytest.raises(RuntimeError, match="meta tensor"):
             evaluate(run.eval_model, run.dataset.validation.x, 0)
         validated.append(number)

@@ -194,7 +194,7 @@ def test_binarized_pixels_are_white_as_often_as_they_are_bright(dtype: str) -> N
 
 
 def test_conv_keeps_colors_apart() -> None:
-    """Channels last, in and out: a pixel's three colors come back beside one another."""
+    """Channels last, in and out: a pixel's three colors stay together."""
     spec = RowSpec((8, 12, 3), "float32")
     vae = model(spec, architecture="conv", likelihood="gaussian")
     with torch.no_grad():
@@ -217,9 +217,9 @@ def test_conv_keeps_colors_apart() -> None:
     ],
 )
 def test_auto_net_follows_the_shape(shape: tuple[int, ...], net: str) -> None:
-    assert resolve_architecture(Config(), shape).net == net
+    assert resolve_architecture(Config(), shape).architecture == net
 
 
 def test_conv_refuses_vectors() -> None:
-    with pytest.raises(TrainingError, match="use --architecture mlp"):
+    with pytest.raises(TrainingError, match="Use --architecture mlp"):
         resolve_architecture(Config(architecture="conv"), (784,))

@@ -43,7 +43,7 @@ def test_a_real_run(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no bar: nobody looks at a pipe
+    assert done.stderr == ""  # no bar on a pipe
     header, *epochs, test = lines(out)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [header, *epochs, test]
     assert header["run"]["net"] == "mlp"
@@ -118,7 +118,7 @@ def test_a_run_out_of_patience_stops_and_stays_stopped(cli: Cli, tmp_path: Path)
 
 
 def test_patience_is_not_lost_while_nobody_looks(cli: Cli, tmp_path: Path) -> None:
-    """Of epochs that are not validated nobody can say that they are no better."""
+    """Epochs without a validation do not count against patience."""
     flags = (*TINY, "--epochs", 6, "--validate-every", 3, "--patience", 2)
     assert cli("train", "--out", tmp_path / "run", *flags)[0] == 0
     _, *epochs, test = lines(tmp_path / "run")

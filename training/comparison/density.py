@@ -79,7 +79,7 @@ HYPOTHESIS: Final = Hypothesis(
     title="Density estimation",
     statement="A VAE says how likely a row is, so rows of another kind can be found by their NLL.",
     expectation="Trained on the simpler data set, AUROC above 0.9; the reverse often fails, since "
-    "simple rows are likely under models of complex ones. The AE's error may do as well.",
+    "simple rows are likely under models of complex ones. The AE's error may do equally well.",
     measure=_measure,
     verdict=_verdict,
 )
