@@ -138,7 +138,6 @@ def test_tests_in_the_list_of_faults_exist():
             assert (ROOT / "tests" / span).exists(), span
 
 
-@pytest.mark.xfail(strict=False, reason="the last areas are being renamed")
 def test_old_words_are_gone():
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"

@@ -177,7 +177,7 @@ class Batcher:
 
         work: rows of the whole call, as far as known, if these rows are a part of a stream
         weight: each row costs a run as much as so many others, at most batch_rows
-        keep_outputs: False: `run` hands the payload the outputs it needs, and the result has none
+        keep_outputs: False: `run` gives the payload the outputs it needs; the result has none
                       of them if there were several batches
 
         Raises Overloaded at once when there is no room or no time; DeadlineExceeded when the

@@ -73,7 +73,7 @@ def test_reconstruct_gives_what_the_cpu_gives(start_server, toy_bundles, cuda_gr
 
 
 def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publish_toy):
-    """Both lanes run in two threads each while the next version's graphs are recorded."""
+    """Both batchers run in two threads each while the next version's graphs are recorded."""
     publish_toy(tmp_path)
     server = start_server(tmp_path, provider="cuda", max_batch_rows=16, poll_seconds=3600)
     over = threading.Event()
