@@ -18,7 +18,7 @@ SOURCES = ("serving", "training", "tests", "deploy", "protos")
 TEXT = {".cpp", ".env", ".h", ".json", ".md", ".proto", ".py", ".sh", ".toml", ".yaml"}
 
 TICS = re.compile(
-    r"\b(whoever|nobody|somebody|anew|let go of|told of|in one breath|at the most|as well\b(?! as)"
+    r"\b(whoever|nobody|somebody|anew|let go of|told of|in one breath|at the most|(?<!do )as well\b(?! as)"
     r"|mend(s|ed|ing)?|cannot be had|(is|are) due)\b|(?<!there )\bis no (?!longer|more)",
     re.IGNORECASE,
 )
@@ -38,8 +38,7 @@ def files(*suffixes: str) -> list[Path]:
 
 
 def readmes() -> list[Path]:
-    """COMPARISON.md is written by `latentd compare`: its text lies in code."""
-    return [p for p in files(".md") if p.name not in ("CHANGELOG.md", "COMPARISON.md")]
+    return [path for path in files(".md") if path.name != "CHANGELOG.md"]
 
 
 def prose(path: Path) -> str:
@@ -61,7 +60,6 @@ def messages(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-@pytest.mark.xfail(strict=False, reason="the last areas are being put into plain words")
 def test_messages_have_no_tics():
     found = [
         f"{path.relative_to(ROOT)}:{line}: {tic[0]}"
@@ -98,13 +96,13 @@ def test_links_lead_somewhere(path):
             assert anchor in slugs, target
 
 
-@pytest.mark.xfail(strict=False, reason="training's flags are being renamed")
 def test_flags_and_metrics_in_readmes_exist():
     code = "".join(path.read_text() for path in files(".py"))
     known = set(re.findall(r'"(--[a-z][a-z0-9-]+)"', code))
     for field in (*dataclasses.fields(Settings), *dataclasses.fields(Config)):
         known.add("--" + field.name.replace("_", "-"))
     metrics = set(re.findall(r'"([a-z]+(?:_[a-z]+)+)"', (ROOT / "serving/metrics.py").read_text()))
+    metrics.add("engine_busy_ratio")  # made by prometheus-adapter: adapter-rules.yaml
     for path in readmes():
         for span in SPAN.findall(path.read_text()):
             if flag := re.match(r"--[a-z][a-z0-9-]+", span):
