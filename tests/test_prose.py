@@ -18,8 +18,8 @@ SOURCES = ("serving", "training", "tests", "deploy", "protos")
 TEXT = {".cpp", ".env", ".h", ".json", ".md", ".proto", ".py", ".sh", ".toml", ".yaml"}
 
 TICS = re.compile(
-    r"\b(whoever|nobody|somebody|anew|let go of|told of|in one breath|at the most|(?<!do )as well\b(?! as)"
-    r"|mend(s|ed|ing)?|cannot be had|(is|are) due)\b|(?<!there )\bis no (?!longer|more)",
+    r"\b(whoever|nobody|somebody|anew|let go of|told of|in one breath|at the most|mend(s|ed|ing)?"
+    r"|(?<!do )as well\b(?! as)|cannot be had|(is|are) due)\b|(?<!there )\bis no (?!longer|more)",
     re.IGNORECASE,
 )
 OLD_WORDS = re.compile(r"\b(d[o]or|l[e]dger|sh[e]lf|v[i]tals|h[a]nds|l[a]nes?)\b", re.IGNORECASE)
