@@ -44,20 +44,20 @@ def test_what_is_taken_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
     names = ["a.png", "album/linked.jpeg", "b.JPG", "d.webp", "deep/er/c.gif", "e.tiff", "f.bmp"]
     assert [str(path.relative_to(folder)) for path in found.paths] == [*names, "g.tif"]
     assert found.left_out == {
-        "hidden_size": 3,
+        "hidden": 3,
         ".heic": 2,
         ".txt": 1,
         "without a suffix": 1,
         "not plain files": 1,
         "links to folders read already": 1,
     }
-    assert found.words() == (
+    assert found.summary() == (
         "17 files found, 8 taken, 9 left out (3 hidden, 2 .heic, 1 without a suffix, 1 not plain "
         "files, 1 .txt, 1 links to folders read already); pictures of kind .heic are not read"
     )
     pictures = read_pictures(folder, None)
     assert pictures.pixels.shape == (8, 8, 9, 3)
-    assert found.words() in pictures.notes[0]
+    assert found.summary() in pictures.notes[0]
 
 
 def test_the_counts_are_always_said(cli: Cli, picture_folder: Path, tmp_path: Path) -> None:

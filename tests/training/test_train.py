@@ -46,7 +46,7 @@ def test_a_real_run(tmp_path: Path) -> None:
     assert done.stderr == ""  # no bar on a pipe
     header, *epochs, test = lines(out)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [header, *epochs, test]
-    assert header["run"]["net"] == "mlp"
+    assert header["run"]["architecture"] == "mlp"
     assert [header["split"][part] for part in ("train", "validation", "test")] == [1455, 162, 180]
     assert [line["epoch"] for line in epochs] == list(range(1, 13))
     for line in epochs:
