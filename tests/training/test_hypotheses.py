@@ -97,8 +97,8 @@ def test_verdicts_follow_the_numbers(compared: Path) -> None:
         ),
         (
             density.HYPOTHESIS,
-            {"vae_--other's": 0.95, "vae_--data's": 0.95},
-            {"vae_--other's": 0.95, "vae_--data's": 0.4},
+            {"vae_--ood-data's": 0.95, "vae_--data's": 0.95},
+            {"vae_--ood-data's": 0.95, "vae_--data's": 0.4},
         ),
         (
             interpolation.HYPOTHESIS,
