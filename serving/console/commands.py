@@ -130,7 +130,7 @@ def stream(args: argparse.Namespace) -> int:
         )
         with (
             out.rows(args.count, info.x, args.offset, metadata) as write,
-            terminal.Progress(args.count) as progress,
+            terminal.ProgressBar(args.count) as progress,
         ):
             for chunk in chunks:
                 write(chunk.x)

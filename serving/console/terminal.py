@@ -71,7 +71,7 @@ def show_table(columns: Mapping[str, Array]) -> None:
     print(f"{'mean':>6}" + "".join(f"{values.mean():22.3f}" for values in columns.values()))
 
 
-class Progress:
+class ProgressBar:
     """Prints the rows so far on stderr, if it is a terminal, at most ten times a second."""
 
     def __init__(self, count: int) -> None:
@@ -88,7 +88,7 @@ class Progress:
             line = f"\r{self._rows:,} of {self._count:,} rows, {speed:,.0f} per second "
             print(line, end="", file=sys.stderr, flush=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,7 +23,7 @@ from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, w
 from latentd.jobs.inputs import RowReader
 from latentd.jobs.job import ShardRange
 from latentd.jobs.plan import BundleId, OutputSpec, Plan, default_shard_rows
-from latentd.jobs.progress import Progress
+from latentd.jobs.progress import JobProgress
 from latentd.jobs.quarantine import Limit
 from latentd.jobs.reconstruct import check_output_spec, load_bundle
 from latentd.jobs.remote import RemoteServer
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     own_rows = sum(len(plan.shard(i)) for i in own_shards)
     start = time.monotonic()
     metrics = Path(args.metrics_file) if args.metrics_file else None
-    with Progress(own_rows, metrics) as progress:
+    with JobProgress(own_rows, metrics) as progress:
         job.run(config, shard_range, _processes(args), progress, args.executor)
     seconds = time.monotonic() - start
     try:
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _format_rate(progress: Progress, seconds: float) -> str:
+def _format_rate(progress: JobProgress, seconds: float) -> str:
     """The rows of this run and its rate; rows of earlier runs do not count towards the rate."""
     ran, kept = progress.rows - progress.kept, progress.kept
     if not ran:

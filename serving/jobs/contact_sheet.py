@@ -18,11 +18,12 @@ import numpy as np
 
 from latentd import images
 from latentd.bundle import DataSpec
+from latentd.codec import Array
 from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Reconstruct
 from latentd.jobs.store import ShardManifest
-from latentd.readers.rows import Array, Chunk
+from latentd.readers.rows import Chunk
 
 WORST: Final = 32
 EVENLY: Final = 32

@@ -16,7 +16,7 @@ from latentd.jobs import contact_sheet, exit_codes, inputs, outputs, quarantine,
 from latentd.jobs.exit_codes import ShardsLost, TooManyQuarantined, WorkerDied
 from latentd.jobs.inputs import PLAN, RowReader
 from latentd.jobs.plan import Plan, check_same
-from latentd.jobs.progress import Progress
+from latentd.jobs.progress import JobProgress
 from latentd.jobs.quarantine import Limit
 from latentd.jobs.store import QUARANTINE, SUCCESS, ShardManifest, Store, to_json
 from latentd.jobs.worker import Failure, WorkerConfig, WorkerFailed
@@ -57,7 +57,7 @@ def run(
     config: WorkerConfig,
     shard_range: ShardRange,
     processes: int,
-    progress: Progress,
+    progress: JobProgress,
     executor: str = "processes",
 ) -> None:
     """Commit every shard of `shard_range`. executor: processes | ray.
@@ -80,7 +80,7 @@ def run(
 
 
 def _run_many(
-    config: WorkerConfig, shards: Sequence[int], processes: int, progress: Progress
+    config: WorkerConfig, shards: Sequence[int], processes: int, progress: JobProgress
 ) -> None:
     spawn = multiprocessing.get_context("spawn")  # a fork would copy threads and sessions
     running: dict[Connection, Any] = {}

@@ -14,7 +14,7 @@ from latentd.jobs.worker import Done
 _FILE_SECONDS: Final = 5.0
 
 
-class Progress:
+class JobProgress:
     """Counts rows.
 
     metrics: a file in Prometheus' text format for node_exporter's textfile collector, replaced

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from latentd import bundle
 from latentd.bundle import SCORES, Bundle, DataSpec
+from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import OutputSpec
@@ -26,7 +27,7 @@ from latentd.models.payloads import ENCODER_OUTPUTS
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
-from latentd.readers.rows import Array, BadRow, Chunk
+from latentd.readers.rows import BadRow, Chunk
 from latentd.runtime import golden
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import Provider

@@ -13,10 +13,11 @@ import numpy as np
 from latentd.client import Client
 from latentd.client.channel import CredentialFiles
 from latentd.client.results import ModelInfo, ModelVersion, StreamedReconstruction
+from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.jobs.plan import BundleId, OutputSpec
 from latentd.jobs.reconstruct import Results, empty_columns
-from latentd.readers.rows import Array, BadRow, Chunk
+from latentd.readers.rows import BadRow, Chunk
 
 _IN_FLIGHT: Final = 8  # chunks that wait for their response
 _SECONDS: Final = 3600.0  # deadline of one shard's stream

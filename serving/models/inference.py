@@ -11,10 +11,8 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from latentd import likelihood
 from latentd.batching.batcher import Batcher
@@ -24,28 +22,27 @@ from latentd.bundle import LIKELIHOODS, Manifest
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future, run_in_executor
 from latentd.calls.in_flight import InFlight
+from latentd.codec import Array
 from latentd.errors import InvalidArgument
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
 from latentd.models import scoring
-from latentd.models.loading import GraphProfile, LoadedModel, ProfiledGraph, release_to_workers
+from latentd.models.loading import LoadedModel, MeasuredProfile, ProfiledGraph, release_to_workers
 from latentd.models.payloads import ENCODER_OUTPUTS, DecodePayload, decode_batch, encode_batch
-from latentd.models.scoring import Scores, Scoring
+from latentd.models.scoring import ScoreOutputs, Scoring
 from latentd.models.sources import GivenLatents, PosteriorSamples, Source
 from latentd.runtime import profiling
 from latentd.settings import Settings
 
-Array = NDArray[Any]
-
 
 @dataclass(frozen=True, slots=True)
-class Reconstruction:
+class ReconstructionOutputs:
     """x' of some rows, their encodings, and on request their scores."""
 
     x: Array  # (rows, *shape)
     mean: Array  # float32, (rows, latent size)
     log_var: Array
-    scores: Scores | None
+    scores: ScoreOutputs | None
 
     def __iter__(self) -> Iterator[Array | None]:
         """All of its arrays; None for those that were not requested."""
@@ -105,7 +102,7 @@ class ServedModel:
         self.loaded.encoder.graph.run(x, ENCODER_OUTPUTS)
         self.loaded.decoder.graph.run(z, ["x"])
 
-    def batchers(self) -> list[tuple[Batcher, GraphProfile]]:
+    def batchers(self) -> list[tuple[Batcher, MeasuredProfile]]:
         """Each batcher with the profile of its graph."""
         profile = self.loaded.profile
         return [(self.encoder, profile.encoder), (self.decoder, profile.decoder)]
@@ -125,7 +122,7 @@ class ServedModel:
 
     async def reconstruct(
         self, x: Array, draw: NoiseRange | None, scores: bool, caller: CallContext, work: int = 0
-    ) -> Reconstruction:
+    ) -> ReconstructionOutputs:
         """x -> x' from each row's mean, or from `draw` around it; scores on request."""
         if scores:
             self._check_scores("scores")
@@ -133,13 +130,15 @@ class ServedModel:
         source = GivenLatents(mean) if draw is None else PosteriorSamples(mean, log_var, draw)
         decoded, params, _ = await self.decode(source, caller, params=scores, work=work)
         if not scores:
-            return Reconstruction(decoded, mean, log_var, None)
+            return ReconstructionOutputs(decoded, mean, log_var, None)
         score = functools.partial(
             scoring.score_reconstructions, x, mean, log_var, params, self.manifest
         )
-        return Reconstruction(decoded, mean, log_var, await run_in_executor(score))
+        return ReconstructionOutputs(decoded, mean, log_var, await run_in_executor(score))
 
-    async def score(self, x: Array, draws: int, draw: NoiseRange, caller: CallContext) -> Scores:
+    async def score(
+        self, x: Array, draws: int, draw: NoiseRange, caller: CallContext
+    ) -> ScoreOutputs:
         """ELBO and importance-weighted bound of each row with `draws` draws: the first is `draw`,
         each other is from the next stream.
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from latentd.models.loads import Cancelled
+from latentd.models.loads import LoadCancelled
 from latentd.models.storage import Fingerprint
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class LoadMarkers:
             try:
                 yield
                 obsolete += self._unlocked(key)
-            except Cancelled:
+            except LoadCancelled:
                 raise
             except Exception:
                 obsolete += self._unlocked(key)

@@ -44,7 +44,7 @@ _SIZE_TOLERANCE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class GraphProfile:
+class MeasuredProfile:
     """How a graph runs and what that costs: all that another process needs to run it the same."""
 
     file_bytes: int
@@ -62,8 +62,8 @@ class GraphProfile:
 class ModelProfile:
     """The profiles of a bundle's two graphs."""
 
-    encoder: GraphProfile
-    decoder: GraphProfile
+    encoder: MeasuredProfile
+    decoder: MeasuredProfile
 
     def to_json(self) -> dict[str, Any]:
         """As `from_json` reads it."""
@@ -73,9 +73,9 @@ class ModelProfile:
     def from_json(cls, raw: Mapping[str, Any]) -> ModelProfile:
         """Read what `to_json` returned. Raises KeyError or TypeError for anything else."""
 
-        def graph(one: Mapping[str, Any]) -> GraphProfile:
+        def graph(one: Mapping[str, Any]) -> MeasuredProfile:
             timings = [BatchTiming(**timing) for timing in one["timings"]]
-            return GraphProfile(**{**one, "timings": timings})
+            return MeasuredProfile(**{**one, "timings": timings})
 
         return cls(graph(raw["encoder"]), graph(raw["decoder"]))
 
@@ -86,7 +86,7 @@ class ProfiledGraph:
 
     graph: Graph
     golden: Golden
-    profile: GraphProfile
+    profile: MeasuredProfile
 
     def check(self) -> float:
         """Run the golden inputs in every batch size that this thread would run; returns the largest
@@ -146,8 +146,8 @@ def load_model(
         signature: Signature,
         golden: Golden,
         run: RunRows,
-        previous: GraphProfile | None,
-        measured: GraphProfile | None,
+        previous: MeasuredProfile | None,
+        measured: MeasuredProfile | None,
     ) -> ProfiledGraph:
         def load(threads: int) -> Graph:
             with profiling.throttled(idle_ratio):
@@ -258,4 +258,4 @@ def _profile(
     graph = load(threads)
     with _closed_on_failure(graph):
         run(graph, batch_rows)
-    return ProfiledGraph(graph, golden, GraphProfile(file_bytes, threads, timings, batch_rows))
+    return ProfiledGraph(graph, golden, MeasuredProfile(file_bytes, threads, timings, batch_rows))

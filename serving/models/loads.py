@@ -22,7 +22,7 @@ MAX_LOADS: Final = 4
 """Loads at a time, all but the last of them slow."""
 
 
-class Cancelled(Exception):
+class LoadCancelled(Exception):
     """The load was cancelled: its version is gone, or the server shuts down."""
 
 
@@ -42,9 +42,9 @@ class Load:
     cancelled: bool = False
 
     def raise_if_cancelled(self) -> None:
-        """Raises Cancelled after the load was cancelled."""
+        """Raises LoadCancelled after the load was cancelled."""
         if self.cancelled:
-            raise Cancelled
+            raise LoadCancelled
 
 
 class Loads:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from latentd.batching.rowqueue import BatchItem
 from latentd.batching.runner import Outputs
@@ -15,8 +14,6 @@ from latentd.models import sources
 from latentd.models.scoring import Scoring
 from latentd.models.sources import Source
 from latentd.runtime.engine import Graph
-
-Array = NDArray[Any]
 
 ENCODER_OUTPUTS: Final = ("mean", "log_var")
 

@@ -24,7 +24,7 @@ from latentd.metrics import Metrics
 from latentd.models import storage
 from latentd.models.inference import ServedModel
 from latentd.models.load_markers import content_key
-from latentd.models.loads import Cancelled, Load, Loads
+from latentd.models.loads import Load, LoadCancelled, Loads
 from latentd.models.rejected import RejectedVersion, RejectedVersions
 from latentd.models.storage import Fingerprint
 from latentd.models.version_loader import VersionLoader
@@ -290,7 +290,7 @@ class Repository:
                 lambda: self._models.get(load.model, {}),
                 lambda: self._loads.mark_slow(load),
             )
-        except Cancelled:
+        except LoadCancelled:
             pass
         except Exception as raised:  # whatever a bundle causes rejects only that bundle
             error = raised

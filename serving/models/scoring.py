@@ -25,7 +25,7 @@ _REPEATS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class ScoreOutputs:
     """Each in nats, float64, shape (rows,)."""
 
     kl: likelihood.Nats
@@ -44,12 +44,12 @@ def score_reconstructions(
     log_var: Latents,
     params: NDArray[np.float32],
     manifest: Manifest,
-) -> Scores:
+) -> ScoreOutputs:
     """The scores of rows x, shape (rows, *shape), from the params decoded from one latent each."""
     scaled = likelihood.to_unit_interval(x, manifest.x)
     distortion = -likelihood.log_prob(scaled, params, manifest.likelihood)
     kl = likelihood.kl_to_standard_normal(mean, log_var)
-    return Scores(kl, -distortion - kl, reconstruction_error=distortion)
+    return ScoreOutputs(kl, -distortion - kl, reconstruction_error=distortion)
 
 
 class Scoring:
@@ -71,7 +71,7 @@ class Scoring:
         self._log_weights[start:stop] = likelihood.log_prior_ratio(z, mean, log_var) - distortion
 
     @np.errstate(invalid="ignore")
-    def scores(self) -> Scores:
+    def scores(self) -> ScoreOutputs:
         """ELBO and importance-weighted bound of each row, after `add` has had all of the source."""
         source = self._source
         distortion = self._distortions.reshape(source.draws, -1).mean(axis=0)
@@ -79,7 +79,7 @@ class Scoring:
         largest = weights.max(axis=0)
         bound = largest + np.log(np.exp(weights - largest).mean(axis=0))
         kl = likelihood.kl_to_standard_normal(source.mean, source.log_var)
-        return Scores(kl, -distortion - kl, log_likelihood=bound)
+        return ScoreOutputs(kl, -distortion - kl, log_likelihood=bound)
 
 
 @dataclass(frozen=True, slots=True)

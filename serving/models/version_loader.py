@@ -62,8 +62,8 @@ class VersionLoader:
     ) -> ServedModel:
         """A model that is ready to serve; the served one if it has the same files.
 
-        on_other_worker: called once if another worker runs the trial. Raises Cancelled after the
-        load was cancelled, BundleError, ConfigError, and unexpected errors that a bundle causes.
+        on_other_worker: called once if another worker runs the trial. Raises LoadCancelled after
+        the load was cancelled, BundleError, ConfigError, and any error that a bundle causes.
         """
         if self.crashes(load.key) > self._settings.workers:
             raise BundleError(

@@ -17,7 +17,7 @@ from typing import Final
 from latentd import bundle, settings
 from latentd.errors import EXIT_CONFIG, BundleError, ConfigError
 from latentd.models import scoring, storage
-from latentd.models.loading import GraphProfile, LoadedModel, load_model
+from latentd.models.loading import LoadedModel, MeasuredProfile, load_model
 from latentd.rpc.methods import METHODS
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import default_worker_count
@@ -71,7 +71,7 @@ class Capacity:
     queue_rows: int  # in one replica: with more rows waiting the autoscaler must add one
 
 
-def profiles(workload: Workload, model: LoadedModel) -> dict[str, GraphProfile]:
+def profiles(workload: Workload, model: LoadedModel) -> dict[str, MeasuredProfile]:
     """The profiles of the graphs that a call runs, by the graph's name."""
     both = {"encoder": model.encoder.profile, "decoder": model.decoder.profile}
     return {name: both[name] for name in METHODS[CALLS[workload.call]].graphs}

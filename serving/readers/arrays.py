@@ -19,10 +19,11 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from latentd.bundle import DataSpec
+from latentd.codec import Array
 from latentd.errors import BadData, ConfigError
 from latentd.readers import files, kinds
 from latentd.readers.files import FileOpener
-from latentd.readers.rows import Array, Chunk, check_signature, make_chunk
+from latentd.readers.rows import Chunk, check_signature, make_chunk
 
 MAX_WHOLE_BYTES: Final = 4 << 30
 """The maximum size of an array that must be in memory as a whole."""

@@ -13,10 +13,11 @@ import numpy as np
 
 from latentd import images
 from latentd.bundle import DataSpec
+from latentd.codec import Array
 from latentd.errors import BadData, ConfigError, InvalidArgument
 from latentd.readers import files
 from latentd.readers.files import FileOpener
-from latentd.readers.rows import Array, BadRow, Chunk, make_chunk
+from latentd.readers.rows import BadRow, Chunk, make_chunk
 
 _BATCH: Final = 1024  # rows decoded at once
 _NO_BYTES: Final = (

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from latentd import ranges
 from latentd.bundle import DataSpec
+from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.ranges import Counts
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
 from latentd.codec import Array
 from latentd.latents import POSTERIOR
-from latentd.models.inference import Reconstruction, ServedModel
+from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.pb import vae_pb2 as pb
 from latentd.ranges import Counts
 from latentd.rpc import fields, finite
@@ -25,7 +25,7 @@ class _Part:
     """Rows of a message from `start` on. result: None for a single row on which the model fails."""
 
     start: int
-    result: Reconstruction | None
+    result: ReconstructionOutputs | None
 
 
 class ReconstructStream:
@@ -73,7 +73,7 @@ class ReconstructStream:
     async def _fill(
         self,
         response: pb.StreamReconstructResponse,
-        results: list[Reconstruction],
+        results: list[ReconstructionOutputs],
         keep: NDArray[np.bool_],
     ) -> None:
         def column(parts: list[Array]) -> Array:

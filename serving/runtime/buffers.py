@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
 RowSpec = tuple[str, tuple[int, ...]]
 """dtype and shape of one row."""
 
@@ -68,7 +67,7 @@ class Buffer:
         nbytes = rows * self._row_bytes
         self.device, self._host = device.allocate(nbytes)
         host_bytes = memoryview((ctypes.c_ubyte * nbytes).from_address(self._host.address))
-        self.rows: Array = np.ndarray(self.shape, self.dtype, host_bytes)
+        self.rows: NDArray[Any] = np.ndarray(self.shape, self.dtype, host_bytes)
         self.rows[...] = 0
 
     def upload(self, rows: int, stream: Stream) -> None:

@@ -58,7 +58,7 @@ def _free(function: str, handle: ctypes.c_void_p) -> None:
             raise
 
 
-class Allocation:
+class CudaAllocation:
     """Bytes on the device, or page-locked bytes in this process, which the device itself can copy.
     Raises CudaError when no memory is left."""
 
@@ -77,7 +77,7 @@ class Allocation:
             _free("cudaFreeHost" if self._page_locked else "cudaFree", address)
 
 
-class Stream:
+class CudaStream:
     """A queue of the device's work, which runs in order and concurrently with other streams."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class Stream:
         to, from_ = ctypes.c_void_p(destination), ctypes.c_void_p(source)
         _call("cudaMemcpyAsync", to, from_, size, kind, self._handle)
 
-    def wait_stream(self, other: Stream) -> None:
+    def wait_stream(self, other: CudaStream) -> None:
         """Later work in this stream waits for the work already in `other`. For one `other`, only
         one thread at a time may call this."""
         _call("cudaEventRecord", other._event, other._handle)
@@ -117,7 +117,7 @@ def unavailable_reason() -> str:
     """Why CUDA does not work in this process, as a clause for an error message; empty: it works."""
     try:
         with CUDA_CAPTURE.shared():
-            Stream().close()
+            CudaStream().close()
     except CudaError as error:
         return f"CUDA initialization failed ({error})"
     return ""
@@ -128,15 +128,15 @@ class Cuda:
 
     name: Final = "cuda"
 
-    def create_stream(self) -> Stream:
+    def create_stream(self) -> CudaStream:
         """A new stream. Raises CudaError."""
-        return Stream()
+        return CudaStream()
 
-    def allocate(self, nbytes: int) -> tuple[Allocation, Allocation]:
+    def allocate(self, nbytes: int) -> tuple[CudaAllocation, CudaAllocation]:
         """Memory on the device, and as much page-locked in this process. Raises CudaError."""
-        device = Allocation(nbytes)
+        device = CudaAllocation(nbytes)
         try:
-            return device, Allocation(nbytes, page_locked=True)
+            return device, CudaAllocation(nbytes, page_locked=True)
         except CudaError:
             device.close()
             raise

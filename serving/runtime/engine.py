@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from latentd.errors import BundleError
 from latentd.runtime import external_data
 from latentd.runtime.capture_lock import CUDA_CAPTURE
-from latentd.runtime.cuda import Cuda, Stream
+from latentd.runtime.cuda import Cuda, CudaStream
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.runtime.provider import Provider
 from latentd.settings import Settings
@@ -115,7 +115,7 @@ class SessionFactory:
     def _load_bound(self, model: bytes, signature: Signature, cuda_graph: bool) -> Graph:
         with ExitStack() as undo:
             with CUDA_CAPTURE.shared():
-                stream = undo.enter_context(closing(Stream()))
+                stream = undo.enter_context(closing(CudaStream()))
                 session = self._session(model, 1, cuda_graph, stream.address)
             self._provider.verify(session)
             _check_signature(session, signature)

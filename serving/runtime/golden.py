@@ -47,7 +47,6 @@ MAX_BYTES: Final = 1 << 30
 MORE_SIZES_SECONDS: Final = 1.0
 """After this time only the required batch sizes are still tried."""
 
-Array = NDArray[Any]
 _COMPARED_ROWS: Final = 256  # at a time: a comparison takes several times the memory of its rows
 
 
@@ -55,8 +54,8 @@ _COMPARED_ROWS: Final = 256  # at a time: a comparison takes several times the m
 class Golden:
     """Input rows of one graph, and the expected outputs by name."""
 
-    input: Array
-    outputs: dict[str, Array]
+    input: NDArray[Any]
+    outputs: dict[str, NDArray[Any]]
     tolerance: Tolerance
 
     def check(self, graph: Graph, batch_rows: int = 0) -> float:
@@ -105,7 +104,7 @@ def read(bundle: Bundle) -> tuple[Golden, Golden]:
     return Golden(arrays["x"], encoded, tolerance), Golden(arrays["z"], decoded, tolerance)
 
 
-def _read(file: zipfile.ZipFile, m: Manifest) -> dict[str, Array]:
+def _read(file: zipfile.ZipFile, m: Manifest) -> dict[str, NDArray[Any]]:
     """The arrays by name. None is unpacked before its dtype, shape and size have been checked."""
     latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
     rows_of = {
@@ -161,12 +160,14 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _tile(array: Array, rows: int) -> Array:
+def _tile(array: NDArray[Any], rows: int) -> NDArray[Any]:
     """The first `rows` rows; if there are fewer, all of them repeatedly."""
     return np.resize(array, (rows, *array.shape[1:]))
 
 
-def _compare(name: str, found: Array, expected: Array, rows: int, tolerance: Tolerance) -> float:
+def _compare(
+    name: str, found: NDArray[Any], expected: NDArray[Any], rows: int, tolerance: Tolerance
+) -> float:
     """Check that `found` is `expected`, repeated up to `rows`; returns the largest difference."""
     shape = (rows, *expected.shape[1:])
     if found.shape != shape or found.dtype != expected.dtype:

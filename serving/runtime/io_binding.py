@@ -19,11 +19,12 @@ import itertools
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from typing import Final
+from typing import Any, Final
 
 import onnxruntime as ort
+from numpy.typing import NDArray
 
-from latentd.runtime.buffers import Array, Buffer, Device, RowSpec, Stream
+from latentd.runtime.buffers import Buffer, Device, RowSpec, Stream
 from latentd.runtime.capture_lock import CUDA_CAPTURE
 from latentd.runtime.thread_buckets import Bucket, ThreadBuckets, bucket_rows, bucket_sizes
 
@@ -58,7 +59,7 @@ class IOBindingGraph:
         """As Graph.batch_sizes."""
         return bucket_sizes(max_rows)
 
-    def run(self, array: Array, outputs: Sequence[str]) -> list[Array]:
+    def run(self, array: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Run one batch; `array` has shape (rows, ...). The results are copies."""
         bucket, copies = self._thread_buckets.bucket(bucket_rows(len(array)))
         requested, rows = [bucket.outputs[output] for output in outputs], len(array)

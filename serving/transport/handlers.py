@@ -1,6 +1,6 @@
 """Handlers: parse a request's bytes, call the service's method, serialize its response.
 
-A `Handler` takes a Stream of bytes and returns the Status that ends it. `listener` makes the
+A `Handler` takes a CallStream of bytes and returns the Status that ends it. `listener` makes the
 streams from the network.
 """
 
@@ -37,7 +37,7 @@ MAX_METADATA_BYTES: Final = 16_384
 at random."""
 
 
-class Stream(Protocol):
+class CallStream(Protocol):
     """One call as a handler sees it."""
 
     @property
@@ -63,7 +63,7 @@ _TOO_MANY_HEADERS: Final = Status(
     (("grpc-retry-pushback-ms", "-1"),),  # the next attempt would be as large
 )
 
-Run = Callable[[Stream], Coroutine[Any, Any, Status]]
+Run = Callable[[CallStream], Coroutine[Any, Any, Status]]
 
 
 def _never(context: CallContext) -> Status | None:
@@ -107,7 +107,7 @@ def handlers(
     return table
 
 
-async def finish(handler: Handler, stream: Stream) -> Status:
+async def finish(handler: Handler, stream: CallStream) -> Status:
     """Run a handler; every error it raises becomes a status."""
     try:
         return await handler.run(stream)
@@ -120,7 +120,7 @@ async def finish(handler: Handler, stream: Stream) -> Status:
 def not_ready() -> dict[str, Handler]:
     """Handlers for the contract's methods until the models are loaded: all answer UNAVAILABLE."""
 
-    async def handle(stream: Stream) -> Status:
+    async def handle(stream: CallStream) -> Status:
         return Status(grpc.StatusCode.UNAVAILABLE, "The server is loading its models.")
 
     methods = pb.DESCRIPTOR.services_by_name["VaeService"].methods
@@ -165,7 +165,7 @@ class _Method:
         return (self.bidi_streaming if method.client_streaming else self.streaming)(implementation)
 
     def unary(self, method: Unary) -> Run:
-        async def handle(stream: Stream) -> Status:
+        async def handle(stream: CallStream) -> Status:
             context, started_at, served_by = stream.context, time.monotonic(), None
             self._recorder.start(context.stats)
             try:
@@ -185,7 +185,7 @@ class _Method:
         return handle
 
     def streaming(self, method: Streaming) -> Run:
-        async def handle(stream: Stream) -> Status:
+        async def handle(stream: CallStream) -> Status:
             stats, started_at = stream.context.stats, time.monotonic()
             self._recorder.start(stats)
             try:
@@ -198,7 +198,7 @@ class _Method:
         return handle
 
     def bidi_streaming(self, method: Streaming) -> Run:
-        async def handle(stream: Stream) -> Status:
+        async def handle(stream: CallStream) -> Status:
             started_at = time.monotonic()
             self._recorder.start(stream.context.stats)
             return await self._send(
@@ -207,14 +207,14 @@ class _Method:
 
         return handle
 
-    async def _requests(self, stream: Stream) -> AsyncIterator[Message]:
+    async def _requests(self, stream: CallStream) -> AsyncIterator[Message]:
         while (message := await stream.read()) is not None:
             yield self._parse(message, stream.context)
         if stream.context.cancelled:
             raise Cancelled  # the client has not ended its requests: some may be missing
 
     async def _send(
-        self, started_at: float, responses: AsyncIterator[Message], stream: Stream
+        self, started_at: float, responses: AsyncIterator[Message], stream: CallStream
     ) -> Status:
         stats, served_by, ended = stream.context.stats, None, Status()
         response: Message | None

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from latentd.calls.coroutines import Future
 from latentd.errors import Overloaded, Unavailable
 from latentd.transport import messages
-from latentd.transport.handlers import Handler, Stream
+from latentd.transport.handlers import CallStream, Handler
 from latentd.transport.status import Status
 
 Response = health_pb2.HealthCheckResponse
@@ -60,19 +60,19 @@ class Health:
             f"{service}Watch": Handler(self._watch),
         }
 
-    async def _check(self, stream: Stream) -> Status:
+    async def _check(self, stream: CallStream) -> Status:
         name = await _service_name(stream)
         if name not in self._serving:
             return Status(grpc.StatusCode.NOT_FOUND, "Unknown service name.")
         return Status(message=self._response(name))
 
-    async def _watch(self, stream: Stream) -> Status:
+    async def _watch(self, stream: CallStream) -> Status:
         name = await _service_name(stream)
         with self._counted(stream.peer):
             await self._follow(name, stream)
         raise Unavailable("The server is shutting down. Retry on another server.")
 
-    async def _follow(self, name: str, stream: Stream) -> None:
+    async def _follow(self, name: str, stream: CallStream) -> None:
         """Send the status now and after each change, until the server stops."""
         sent = b""
         while not self._closed:
@@ -117,7 +117,7 @@ class Health:
         return message
 
 
-async def _service_name(stream: Stream) -> str:
+async def _service_name(stream: CallStream) -> str:
     """The service name in a request. The request needs no token, so it must be small."""
     data = await stream.read(small=True)
     request = messages.parse(health_pb2.HealthCheckRequest, data or b"", messages.SMALL)

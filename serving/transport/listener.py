@@ -16,7 +16,7 @@ import grpc
 
 from latentd.errors import ConfigError
 from latentd.transport import listener_core
-from latentd.transport.handlers import Handler, Stream
+from latentd.transport.handlers import CallStream, Handler
 from latentd.transport.listener_aio import AioListener
 from latentd.transport.listener_core import CoreListener
 from latentd.transport.request_memory import PartialRequests
@@ -64,7 +64,7 @@ def _self_test(responses: PendingResponses, requests: PartialRequests) -> str:
     if not listener_core.available():
         return "grpc._cython.cygrpc is not available"
 
-    async def echo(stream: Stream) -> Status:
+    async def echo(stream: CallStream) -> Status:
         return Status(message=await stream.read())
 
     async def attempt() -> None:

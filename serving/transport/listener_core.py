@@ -45,7 +45,7 @@ MAX_EVENTS_BEFORE_BATCH: Final = 256
 _NO_FLAGS: Final = 0
 
 
-async def _unimplemented(stream: handlers.Stream) -> Status:
+async def _unimplemented(stream: handlers.CallStream) -> Status:
     return Status(grpc.StatusCode.UNIMPLEMENTED, "Unknown method.")
 
 

@@ -8,7 +8,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from latentd.transport import messages
-from latentd.transport.handlers import Handler, Stream
+from latentd.transport.handlers import CallStream, Handler
 from latentd.transport.status import Status
 
 
@@ -17,7 +17,7 @@ def handlers(services: Sequence[str]) -> dict[str, Handler]:
     names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
     servicer = reflection.ReflectionServicer(names)
 
-    async def info(stream: Stream) -> Status:
+    async def info(stream: CallStream) -> Status:
         while (data := await stream.read()) is not None:
             request = messages.parse(reflection_pb2.ServerReflectionRequest, data, messages.SMALL)
             for response in servicer.ServerReflectionInfo(iter([request]), None):

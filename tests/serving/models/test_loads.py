@@ -15,14 +15,14 @@ from latentd.errors import BundleError
 from latentd.metrics import Metrics
 from latentd.models import trial_results
 from latentd.models.load_markers import LoadMarkers
-from latentd.models.loading import GraphProfile, ModelProfile
-from latentd.models.loads import Cancelled
+from latentd.models.loading import MeasuredProfile, ModelProfile
+from latentd.models.loads import LoadCancelled
 from latentd.models.rejected import RejectedVersions
 from latentd.models.trial_results import TrialResult, TrialResults
 from latentd.runtime import memory
 from latentd.runtime.profiling import BatchTiming
 
-ONE = GraphProfile(10, 2, [BatchTiming(1, 0.5), BatchTiming(2, 0.75)], 2)
+ONE = MeasuredProfile(10, 2, [BatchTiming(1, 0.5), BatchTiming(2, 0.75)], 2)
 RESULT = TrialResult("sha256:1", ModelProfile(ONE, ONE))
 GIB = 1 << 30
 
@@ -49,9 +49,9 @@ def test_crashes_are_counted_until_a_load_ends(tmp_path):
 
     def give_up() -> None:
         assert markers.crashes("key") == 2, "a load that goes on has not ended anything"
-        raise Cancelled
+        raise LoadCancelled
 
-    with pytest.raises(Cancelled), markers.mark("key"):
+    with pytest.raises(LoadCancelled), markers.mark("key"):
         give_up()
     assert markers.crashes("key") == 2, "a load that was given up has shown nothing"
     with markers.mark("key"):
@@ -112,7 +112,11 @@ def test_rejections_are_shared_except_memory(tmp_path):
 
         return find
 
-    for error in (Cancelled(), BundleError("memory", "No."), BundleError("timeout", "Too long.")):
+    for error in (
+        LoadCancelled(),
+        BundleError("memory", "No."),
+        BundleError("timeout", "Too long."),
+    ):
         with pytest.raises(type(error)):
             TrialResults(tmp_path).get("key", fail(error), lambda: None)
     with pytest.raises(BundleError, match="Too long") as refusal:
@@ -145,9 +149,9 @@ def test_worker_waits_for_the_other_until_cancelled(tmp_path):
     assert at_it.wait(60)
 
     def give_up() -> None:
-        raise Cancelled
+        raise LoadCancelled
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(LoadCancelled):
         TrialResults(tmp_path).get("key", find, give_up)
     assert TrialResults(tmp_path).get("key", pytest.fail, done.set) == RESULT
     first.join()

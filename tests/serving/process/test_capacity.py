@@ -8,7 +8,7 @@ import re
 import pytest
 
 from latentd import __main__
-from latentd.models.loading import GraphProfile, LoadedModel, ProfiledGraph
+from latentd.models.loading import LoadedModel, MeasuredProfile, ProfiledGraph
 from latentd.process import capacity
 from latentd.process.capacity import CALL_SECONDS, CALLS, Workload
 from latentd.runtime.profiling import BatchTiming
@@ -22,7 +22,9 @@ def loaded(encoder_seconds: float, decoder_seconds: float) -> LoadedModel:
     """Graphs that run 10 rows in this many seconds."""
     encoder, decoder = (
         ProfiledGraph(
-            None, None, GraphProfile(0, 1, [BatchTiming(1, seconds), BatchTiming(10, seconds)], 10)
+            None,
+            None,
+            MeasuredProfile(0, 1, [BatchTiming(1, seconds), BatchTiming(10, seconds)], 10),
         )  # type: ignore[arg-type]
         for seconds in (encoder_seconds, decoder_seconds)
     )

@@ -18,7 +18,7 @@ from latentd.bundle import DECODER, ENCODER
 from latentd.errors import BundleError
 from latentd.models import loading
 from latentd.runtime import golden
-from latentd.runtime.cuda import Allocation, Cuda, CudaError, Stream
+from latentd.runtime.cuda import Cuda, CudaAllocation, CudaError, CudaStream
 from latentd.runtime.engine import CpuGraph, SessionFactory
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.runtime.provider import CUDA, Provider, unavailable_reason
@@ -90,19 +90,19 @@ def test_run_queues_everything_and_waits_once(toy, counters, cuda_graphs):
 def test_threads_queue_work_while_another_waits(toy, counters, monkeypatch):
     decoder, before = load(toy, DECODER), counters.overlaps
     expected = {seed: decoder.run(latents(toy, 4, seed), ["params"])[0] for seed in range(2)}
-    both_queued, synchronize = threading.Barrier(2, timeout=20), Stream.synchronize
+    both_queued, synchronize = threading.Barrier(2, timeout=20), CudaStream.synchronize
 
     def ask(seed: int) -> bool:
         decoder.run(latents(toy, 4), ["params"])  # builds the bucket
         met.wait()
         return bool((decoder.run(latents(toy, 4, seed), ["params"])[0] == expected[seed]).all())
 
-    def synchronize_late(stream: Stream) -> None:
+    def synchronize_late(stream: CudaStream) -> None:
         both_queued.wait()
         synchronize(stream)
 
     met = threading.Barrier(
-        2, action=lambda: monkeypatch.setattr(Stream, "synchronize", synchronize_late)
+        2, action=lambda: monkeypatch.setattr(CudaStream, "synchronize", synchronize_late)
     )
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(ask, expected))
@@ -176,9 +176,9 @@ def test_out_of_memory_fails_one_batch_and_leaks_nothing(toy, counters):
 
 
 def test_streams_run_in_order_and_wait_for_each_other():
-    first, second = Stream(), Stream()
+    first, second = CudaStream(), CudaStream()
     device, host = Cuda().allocate(8)
-    other_host = Allocation(8, page_locked=True)
+    other_host = CudaAllocation(8, page_locked=True)
     sent = ctypes.c_double.from_address(host.address)
     received = ctypes.c_double.from_address(other_host.address)
     for number in range(100):
