@@ -45,7 +45,7 @@ def may_have_versions(folder: Path) -> bool:
 
 def check_root(root: Path) -> None:
     """Raises ConfigError unless `root` can hold models; the message suggests the right folder."""
-    if root.is_file():
+    if os.path.isfile(root):  # unlike Path.is_file, it raises nothing
         raise ConfigError(f"--bundles {root} is a file; expected the folder of all models.")
     if not bundle.may_be_folder(root):
         raise ConfigError(

@@ -355,7 +355,7 @@ def test_found_files_are_counted_in_the_plan(jobs, x, tmp_path, capsys):
     (folder / "live.heic").write_bytes(b"")
     assert jobs.run(folder, tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert "12 files found, 10 taken, 2 left out: 1 hidden (the name starts with a dot), 1 " in said
+    assert "12 files found, 10 taken, 2 left out: 1 .heic (image format not supported), 1" in said
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert plan["files"]["taken"] == 10
     assert sum(plan["files"]["left_out"].values()) == 2
