@@ -261,7 +261,7 @@ def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
         (["{run}", "--rows", "1"], "1 test row has no spread to measure"),
         (["{run}", "--seed", "-1"], "-1: must be from 0"),
         (["{run}", "--seed", "one"], "invalid seed value: 'one'"),
-        (["{run}", "--rows", "some"], "invalid whole value: 'some'"),
+        (["{run}", "--rows", "some"], "invalid positive_int value: 'some'"),
         (["{run}", "--out", "{file}"], "--out {file} cannot be made"),
         (["{run}", "--cache", "{file}"], "--cache {file} cannot be made"),
     ],
