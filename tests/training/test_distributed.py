@@ -21,12 +21,12 @@ RANK = """
 import pathlib, sys, torch
 from latentd.training import data, networks, distributed
 from latentd.training.config import Config
-from latentd.training.trainer import Run
+from latentd.training.trainer import Trainer
 
 with distributed.processes(torch.device("cpu")) as device:
     config = Config(**{settings!r})
     dataset = data.load(config)
-    run = Run(networks.resolve_architecture(config, dataset.spec.shape), dataset, device)
+    run = Trainer(networks.resolve_architecture(config, dataset.spec.shape), dataset, device)
     run.step(dataset.train.x[:{rows}])
     gradients = [parameter.grad for parameter in run.parameters]
     torch.save((gradients, run.sums), f"{{sys.argv[1]}}/{{torch.distributed.get_rank()}}.pt")

@@ -1,4 +1,4 @@
-"""A run that began on one kind of device and goes on on the other.
+"""A run that starts on one kind of device and resumes on the other.
 
 No GPU is needed: what the CPU wrote becomes a GPU's checkpoint by what such a one holds instead,
 the state of a CUDA generator, 16 bytes of it. The very devices are in test_cuda.py.
@@ -27,7 +27,7 @@ from tests.support import exports
 from tests.support.runs import TINY, assert_same_run, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
-MOVED = "This run was on cuda and goes on on cpu"
+MOVED = "Resuming on cpu a run started on cuda"
 
 
 def of_a_gpu(saved: Checkpoint, **settings: Any) -> Checkpoint:
@@ -147,7 +147,7 @@ def test_it_moves_only_when_asked(cli: Cli, began: Any) -> None:
     before = (out / "last.pt").read_bytes()
     status, _, err = cli("train", "--out", out, "--resume")
     assert status == 2
-    assert "continue it where there is, or here with --device cpu" in err
+    assert "continue it where there is one, or here with --device cpu" in err
     assert (out / "last.pt").read_bytes() == before
 
 
