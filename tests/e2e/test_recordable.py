@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentd.runtime.cuda import Stream
+from latentd.runtime.cuda import CudaStream
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import CUDA, Provider, unavailable_reason
 from latentd.training import networks, onnx_graphs
@@ -34,7 +34,7 @@ def test_all_of_an_exported_graph_runs_on_the_gpu(net, shape, likelihood, precis
     config = Config(architecture=net, likelihood=likelihood, latent_size=LATENT, hidden_size=8)
     model = build(networks.resolve_architecture(config, shape), RowSpec(shape, "uint8")).eval()
     exported = to_half(model) if precision == "float16" else model
-    engine, stream = SessionFactory(Provider("cuda")), Stream()
+    engine, stream = SessionFactory(Provider("cuda")), CudaStream()
     for graph in (onnx_graphs.encoder(exported, "m"), onnx_graphs.decoder(exported, "m", LATENT)):
         session = engine._session(graph, 1, cuda_graph=True, stream=stream.address)
         assert session.get_providers()[0] == CUDA
