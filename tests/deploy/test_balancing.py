@@ -102,7 +102,7 @@ def service(names: Names, servers) -> str:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_the_client_balances_over_the_addresses_of_a_name(start_servers, names, count):
+def test_client_balances_over_the_addresses_of_a_name(start_servers, names, count):
     servers = start_servers(count)
     names.addresses = ADDRESSES[:count]
     calls(service(names, servers))
@@ -116,7 +116,7 @@ PATIENCE = 2 * (AGE + ANEW)  # until a new server is given up
 
 @pytest.mark.slow
 @pytest.mark.parametrize("age", [AGE, 0.0], ids=["aged", "ageless"])
-def test_a_new_server_gets_its_share_once_connections_are_old(start_servers, names, age):
+def test_new_server_gets_its_share_when_connections_expire(start_servers, names, age):
     servers = start_servers(3, max_connection_age_seconds=age)
     names.addresses = ADDRESSES[:2]
 
@@ -217,9 +217,7 @@ backend latentd
     ],
     ids=["nginx", "haproxy"],
 )
-def test_a_proxy_balances_the_calls_of_one_connection(
-    start_servers, tmp_path, name, text, arguments
-):
+def test_proxy_balances_the_calls_of_one_connection(start_servers, tmp_path, name, text, arguments):
     program = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if program is None:
         pytest.skip(f"{name} is not here: apt-get install {name}")

@@ -111,7 +111,7 @@ def installed() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_the_serving_image_has_neither_torch_nor_a_compiler_nor_pip(installed):
+def test_serving_image_has_no_torch_compiler_or_pip(installed):
     packages = {p.name for p in installed.glob("lib/python3*/site-packages/*")}
     assert "onnxruntime" in packages
     assert not packages & {"torch", "onnx", "sklearn", "matplotlib", "pip", "setuptools"}
@@ -120,7 +120,7 @@ def test_the_serving_image_has_neither_torch_nor_a_compiler_nor_pip(installed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_the_entry_point_serves_on_read_only_file_systems(installed, publish_toy, workers):
+def test_entry_point_serves_on_read_only_file_systems(installed, publish_toy, workers):
     models = installed.parent.parent / "models"
     if not models.exists():
         publish_toy(models)

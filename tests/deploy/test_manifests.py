@@ -44,7 +44,7 @@ def test_ports_match_the_server(build, overlay):
     assert server.host == "0.0.0.0"
 
 
-def test_the_selectors_find_the_pods(build, overlay):
+def test_selectors_match_the_pods(build, overlay):
     documents = build(overlay, ["network-policy", "monitoring"])
     labels = one(documents, "Deployment")["spec"]["template"]["metadata"]["labels"]
     spread = pod_of(documents)["topologySpreadConstraints"]

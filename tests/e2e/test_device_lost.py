@@ -1,6 +1,7 @@
-"""A GPU that fails under a server: what its callers hear, what its probes say, who takes its place.
+"""A GPU that fails under a server: errors of clients, state of the probes, replaced workers.
 
-The server is one on ONNX Runtime's CUDA provider; the GPU is the stand-in, which fails to order."""
+The server uses ONNX Runtime's CUDA provider. The GPU is the stand-in, which fails on request.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.fake_cuda
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 INSUFFICIENT_DRIVER = 35
-LAUNCH_FAILURE = 719  # CUDA's cudaErrorLaunchFailure, which stays
+LAUNCH_FAILURE = 719  # CUDA's cudaErrorLaunchFailure, which is permanent
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,7 @@ def sample(stub: VaeServiceStub) -> pb.SampleResponse:
 
 
 @pytest.mark.parametrize("asked", ["cuda", "auto"])
-def test_a_driver_too_old_is_told_of_before_anything_is_loaded(
-    serve, toy_bundles, libraries, card, asked
-):
+def test_old_driver_is_reported_before_loading(serve, toy_bundles, libraries, card, asked):
     card.set("fail", INSUFFICIENT_DRIVER)
     process = serve("--bundles", str(toy_bundles), "--provider", asked, **libraries)
     if asked == "cuda":
@@ -55,7 +54,7 @@ def test_a_driver_too_old_is_told_of_before_anything_is_loaded(
         process.answer()
 
 
-def test_a_lost_gpu_is_said_to_callers_and_to_both_probes(serve, toy_bundles, libraries, card):
+def test_lost_gpu_is_reported_to_clients_and_probes(serve, toy_bundles, libraries, card):
     process = serve("--bundles", str(toy_bundles), "--provider", "cuda", **libraries)
     target, _ = process.ready()
     process.wait_for("Using CUDAExecutionProvider")
@@ -83,7 +82,7 @@ def test_a_lost_gpu_is_said_to_callers_and_to_both_probes(serve, toy_bundles, li
     assert process.exit_status() == 0
 
 
-def test_a_worker_that_has_lost_its_gpu_is_replaced(serve, toy_bundles, libraries, card):
+def test_worker_is_replaced_when_it_loses_its_gpu(serve, toy_bundles, libraries, card):
     flags = ("--provider", "cuda", "--workers", "1")
     process = serve("--bundles", str(toy_bundles), *flags, "--workers", "2", **libraries)
     target, _ = process.ready()
@@ -96,14 +95,14 @@ def test_a_worker_that_has_lost_its_gpu_is_replaced(serve, toy_bundles, librarie
             with pytest.raises(grpc.RpcError):
                 sample(stub)
     replaced = process.wait_for(r"Worker (\d) died: exit status 70")
-    card.set("fail", 0)  # another process finds the GPU well
+    card.set("fail", 0)  # the GPU works in another process
     process.wait_for(rf"Restarted worker {replaced[1]} as process \d+")
     with grpc.insecure_channel(target, options) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         assert health.Check(health_pb2.HealthCheckRequest(), timeout=20).status == SERVING
 
 
-def test_a_version_that_finds_no_memory_is_refused_and_the_one_before_serves_on(
+def test_previous_version_serves_when_the_next_does_not_fit(
     serve, tmp_path, publish_toy, libraries, card
 ):
     publish_toy(tmp_path)

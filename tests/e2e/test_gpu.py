@@ -1,4 +1,4 @@
-"""On a machine with an NVIDIA GPU: CUDA when asked for, and the CPU's answers within tolerance."""
+"""On a machine with an NVIDIA GPU: CUDA on request, and the CPU's responses within tolerance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _needs_a_driver():
         pytest.skip("no NVIDIA driver here (libcuda.so.1)")
 
 
-def test_cuda_serves_what_the_cpu_serves(start_server, toy_bundles):
+def test_cuda_responses_equal_those_of_the_cpu(start_server, toy_bundles):
     answers = {}
     for provider in ("cuda", "cpu"):
         with Client(start_server(toy_bundles, provider=provider).target) as client:
@@ -36,8 +36,8 @@ def test_cuda_serves_what_the_cpu_serves(start_server, toy_bundles):
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_every_size_of_batch_gives_what_the_cpu_gives(start_server, toy_bundles, cuda_graphs):
-    """Rows in buckets of every size, recorded and not, against the CPU: z to the bit."""
+def test_every_batch_size_equals_the_cpu(start_server, toy_bundles, cuda_graphs):
+    """Buckets of every size, recorded or not, give the z of the CPU to the bit."""
     answers = {}
     for provider in ("cuda", "cpu"):
         server = start_server(toy_bundles, provider=provider, cuda_graphs=cuda_graphs)
@@ -52,16 +52,16 @@ def test_every_size_of_batch_gives_what_the_cpu_gives(start_server, toy_bundles,
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_reconstruct_gives_what_the_cpu_gives(start_server, toy_bundles, cuda_graphs):
-    """Recorded and not: x to the bit, for the toy's graphs are each other's inverse; latents and
-    scores within rounding."""
+def test_reconstruct_equals_the_cpu(start_server, toy_bundles, cuda_graphs):
+    """Recorded or not, x is equal to the bit, because the toy's graphs are inverse to each other.
+    Latents and scores are equal within rounding."""
     rng = np.random.default_rng(0)
     chunks = [rng.integers(0, 256, (rows, 4, 4), np.uint8) for rows in (*SIZES, 1, 100)]
     answers = {}
     for provider in ("cuda", "cpu"):
         server = start_server(toy_bundles, provider=provider, cuda_graphs=cuda_graphs)
         with Client(server.target) as client:
-            for x in chunks:  # alone, and nothing asked for but x
+            for x in chunks:  # alone, and only x is requested
                 np.testing.assert_array_equal(client.reconstruct(x).x, x)
             streamed = client.stream_reconstruct(chunks, include_scores=True, include_latents=True)
             answers[provider] = list(streamed)
@@ -100,7 +100,7 @@ def test_versions_are_recorded_while_others_serve(start_server, tmp_path, publis
         assert client.sample(1, seed=1).served_by.version == 6
 
 
-def test_a_graph_keeps_within_its_memory(start_server, toy_bundles):
+def test_graph_stays_within_its_memory_limit(start_server, toy_bundles):
     with Client(
         start_server(toy_bundles, provider="cuda", gpu_arena_limit_mib=64).target
     ) as client:

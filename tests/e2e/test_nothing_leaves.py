@@ -1,6 +1,6 @@
-"""Nothing leaves the machine: no library of ours reports to its maker, from any entry point.
+"""Nothing leaves the machine: no library reports to its maker, from any entry point.
 
-ONNX Runtime keeps quiet where it sees CI, so these processes have no variable but a few.
+ONNX Runtime sends nothing when it detects CI, so these processes have few variables.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 13  # the first question to a name server came 9 s after the import
+SECONDS = 13  # the first DNS query came 9 s after the import
 
 STRACE = shutil.which("strace")
 CALLS = "connect,sendto,sendmsg,sendmmsg"
 LOOPBACK = re.compile(r'inet_addr\("127\.|inet_pton\(AF_INET6, "(::1|::ffff:127\.[\d.]+)"')
-NAME_SERVER = "htons(53)"  # may be on the loopback, and asks others
+NAME_SERVER = "htons(53)"  # can be on the loopback, and forwards queries
 
 
 def environment(home: Path) -> dict[str, str]:
-    """As a person's shell has it, with an empty home and an empty folder for temporary files."""
+    """Variables as in a user's shell, with an empty home and an empty temporary folder."""
     (home / "tmp").mkdir(parents=True)
     return {
         "PATH": os.environ["PATH"],
@@ -37,7 +37,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def traces(home: Path) -> list[Path]:
-    """What ONNX Runtime's telemetry keeps: a device id, a database, a session."""
+    """The files of ONNX Runtime's telemetry: a device id, a database, a session."""
     return [path for path in home.rglob("*") if re.search(r"onnxruntime|\.ses", path.name)]
 
 
@@ -50,14 +50,14 @@ def traces(home: Path) -> list[Path]:
         "latentd.training.parity",
     ],
 )
-def test_no_entry_point_lets_onnx_runtime_write_about_the_machine(tmp_path, module):
+def test_onnx_runtime_telemetry_writes_nothing(tmp_path, module):
     code = f"import sys, {module}; assert 'onnxruntime' in sys.modules"
     subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), check=True)
     assert not traces(tmp_path)
 
 
 @pytest.mark.parametrize("package", ["latentd.client", "latentd.training"])
-def test_what_the_person_has_set_stays(tmp_path, package):
+def test_settings_of_the_user_are_kept(tmp_path, package):
     names = {"ORT_DISABLE_TELEMETRY": "0", "RAY_USAGE_STATS_ENABLED": "1"}
     code = f"import os, {package}; print([os.environ.get(name) for name in {list(names)}])"
     command, given = [sys.executable, "-c", code], environment(tmp_path)
@@ -67,7 +67,7 @@ def test_what_the_person_has_set_stays(tmp_path, package):
 
 @pytest.mark.slow
 @pytest.mark.skipif(STRACE is None, reason="strace is not here")
-def test_no_entry_point_calls_anybody(toy_bundles, tmp_path):
+def test_no_entry_point_opens_outside_connections(toy_bundles, tmp_path):
     np.save(tmp_path / "rows.npy", np.zeros((4, 4, 4), np.uint8))
     bundles, rows, out = str(toy_bundles), str(tmp_path / "rows.npy"), str(tmp_path / "out")
     serve = ["serve", "--bundles", bundles, "--port", "0", "--metrics-port", "0"]
@@ -86,7 +86,7 @@ def test_no_entry_point_calls_anybody(toy_bundles, tmp_path):
             "import os, signal, sys, threading, time; from latentd.__main__ import main\n"
             f"if __name__ == '__main__': {code}\n"
         )
-        script = tmp_path / f"of_{name}.py"  # a file, for workers import it
+        script = tmp_path / f"of_{name}.py"  # a file, because workers import it
         script.write_text(code)
         traced = [STRACE, "-f", "-qq", "-e", f"trace={CALLS}", "-o", str(tmp_path / name)]
         running[name] = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""From the digits to an answer: trained, exported, served and called as a user would."""
+"""The digits are trained, exported, served and called as a user does it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return np.round(loaded.images * 255 / 16).astype(np.uint8), loaded.target
 
 
-def test_the_reconstruction_of_a_digit_is_nearer_to_it_than_to_any_classs_mean(client, digits):
+def test_reconstruction_is_nearer_to_its_digit_than_to_class_means(client, digits):
     images, labels = digits
     means = np.stack([images[labels == c].mean(axis=0) for c in range(10)])
     made = client.reconstruct(images[:500]).x.astype(float)
@@ -59,7 +59,7 @@ def test_the_reconstruction_of_a_digit_is_nearer_to_it_than_to_any_classs_mean(c
     assert (own < foreign.min(axis=1)).mean() >= 0.98
 
 
-def test_an_interpolation_ends_where_reconstruct_and_sample_are(client, digits):
+def test_interpolation_ends_equal_reconstruct_and_sample(client, digits):
     image = digits[0][:1]
     way = client.interpolate(DataPoint(image[0]), SampledPoint(seed=3, index=2), steps=5)
     ends = [client.reconstruct(image).x[0], client.sample(1, seed=3, offset=2).x[0]]
@@ -79,7 +79,7 @@ def test_sampled_pixels_agree_within_a_level_however_they_are_batched(client):
     assert np.abs(whole - single).max() <= 1
 
 
-def test_the_shell_makes_a_picture_of_samples(digits_server, tmp_path, capsys):
+def test_command_line_writes_an_image_of_samples(digits_server, tmp_path, capsys):
     grid = tmp_path / "grid.png"
     arguments = ["client", "sample", "--server", digits_server.target, "--count", "16"]
     assert latentd([*arguments, "--seed", "7", "--out", str(grid)]) == 0
@@ -90,7 +90,7 @@ def test_the_shell_makes_a_picture_of_samples(digits_server, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not shutil.which("buf"), reason="buf is not installed (npm: @bufbuild/buf)")
-def test_a_client_of_another_stack_gets_an_image_by_reflection(digits_server):
+def test_reflection_client_gets_an_image(digits_server):
     request = {"count": 1, "seed": 7, "format": "FORMAT_PNG"}
     url = f"http://{digits_server.target}/vae.v1.VaeService/Sample"
     command = ["buf", "curl", "--protocol", "grpc", "--http2-prior-knowledge"]

@@ -1,5 +1,5 @@
-"""What `export` makes can be recorded as CUDA graphs: ONNX Runtime takes a graph for that only if
-all of it runs on the GPU. What recordings do is in tests/serving/runtime/test_cuda.py."""
+"""Exported graphs can be recorded as CUDA graphs: ONNX Runtime accepts a graph for that only if
+all of it runs on the GPU. tests/serving/runtime/test_cuda.py has the tests of recordings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LATENT = 4
         ("conv", (28, 28), "gaussian", "float16"),
     ],
 )
-def test_all_of_an_exported_graph_runs_on_the_gpu(net, shape, likelihood, precision):
+def test_exported_graph_runs_entirely_on_the_gpu(net, shape, likelihood, precision):
     config = Config(architecture=net, likelihood=likelihood, latent_size=LATENT, hidden_size=8)
     model = build(networks.resolve_architecture(config, shape), RowSpec(shape, "uint8")).eval()
     exported = to_half(model) if precision == "float16" else model

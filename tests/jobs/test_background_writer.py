@@ -1,4 +1,4 @@
-"""Work in a thread of its own: one piece at a time, and no error lost."""
+"""Work in a separate thread: one piece at a time, and no error is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from latentd.jobs.worker import BackgroundWriter
 
 
-def test_a_piece_waits_for_the_one_before_and_all_for_the_end():
+def test_pieces_run_in_order_and_exit_waits_for_all():
     first, done = threading.Event(), []
 
     def wait_and_note() -> None:
@@ -25,7 +25,7 @@ def test_a_piece_waits_for_the_one_before_and_all_for_the_end():
     assert done == [1, 2]
 
 
-def test_what_a_piece_raises_comes_out():
+def test_error_of_a_piece_is_raised():
     def fail() -> None:
         raise OSError("disk full")
 
@@ -37,7 +37,7 @@ def test_what_a_piece_raises_comes_out():
             behind.submit(fail)
 
 
-def test_an_error_of_the_owner_goes_first():
+def test_error_of_the_owner_has_priority():
     def fail() -> None:
         raise OSError("disk full")
 

@@ -202,7 +202,7 @@ def test_manifest_round_trip(publish_toy, tmp_path):
         bundle.Manifest.from_json(dataclasses.replace(manifest, latent_size=0).to_json())
 
 
-def test_an_evaluation_is_optional_and_an_object(publish_toy, tmp_path):
+def test_evaluation_is_optional_and_an_object(publish_toy, tmp_path):
     manifest = bundle.load(publish_toy(tmp_path)).manifest
     found = dataclasses.replace(manifest, evaluation={"nll": 86.5})
     assert bundle.Manifest.from_json(found.to_json()) == found

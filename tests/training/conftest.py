@@ -1,4 +1,4 @@
-"""Small real data in files, and runs too short to be any good but long enough to be true."""
+"""Small real data in files, and short runs: their models are poor, but the runs are real."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         capsys.readouterr()
         try:
             status = main([str(argument) for argument in argv])
-        except SystemExit as stop:  # argparse's own errors
+        except SystemExit as stop:  # argparse raises this on errors
             status = int(stop.code or 0)
         out, err = capsys.readouterr()
         return status, out, err
@@ -43,7 +43,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def picture_folder(tmp_path: Path, rng: np.random.Generator) -> Path:
-    """40 color pictures, 11 high and 18 wide, in two folders."""
+    """40 color images, 11 high and 18 wide, in two folders."""
     folder = tmp_path / "pictures"
     for i in range(40):
         path = folder / ("cats" if i % 2 else "dogs") / f"{i:02}.png"
@@ -93,7 +93,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def others(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digits upside down and inverted: rows of another kind and the same shape."""
+    """The digits upside down and inverted: other data of the same shape."""
     digits = data.load(Config())
     path = tmp_path_factory.mktemp("others") / "others.npz"
     x = torch.cat((digits.train.x, digits.test.x)).flip(1).numpy()
@@ -103,7 +103,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory, cache: Path, others: str) -> Path:
-    """A finished comparison, its budget too small to show anything."""
+    """A finished comparison. Its budget is too small to support any claim."""
     out = tmp_path_factory.mktemp("compared") / "out"
     binary = ("--likelihood", "bernoulli", "--binarization", "dynamic")
     given = ("--out", out, "--seeds", 2, "--ood-data", others, "--cache", cache)

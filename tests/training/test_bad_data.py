@@ -1,4 +1,4 @@
-"""What is said about data that cannot be used; and that nothing is written then."""
+"""Data that cannot be used: the error message is clear, and nothing is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BAD: dict[str, tuple[Make, str]] = {}
 
 
 def bad(words: str) -> Callable[[Make], Make]:
-    """A maker of bad data under a folder, returning --data; and what must be said about it."""
+    """Register a function that makes bad data and returns --data, with the expected message."""
 
     def register(make: Make) -> Make:
         BAD[make.__name__] = (make, words)
@@ -235,7 +235,7 @@ def array_of_npy(folder: Path) -> str:
 
 @bad(r"holds 1\.5 at \(0,\), outside \[0, 1\]")
 def bernoulli_beyond_its_range(folder: Path) -> str:
-    """Not of a density: --likelihood is set by the test below."""
+    """The likelihood is not a density: the test below sets --likelihood."""
     np.savez(folder / "rows.npz", x_train=FLOATS, x_test=FLOATS * 0 + 1.5)
     return f"npz:{folder / 'rows.npz'}"
 
@@ -280,7 +280,7 @@ def header_of_a_huge_array(folder: Path) -> str:
 
 
 def save_header(path: Path, header: dict[str, Any]) -> str:
-    """A .npy that is nothing but a header."""
+    """Write a .npy file that has only a header."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
     return f"npz:{path}"
@@ -288,7 +288,7 @@ def save_header(path: Path, header: dict[str, Any]) -> str:
 
 @bad(r"rows\.npz holds 6,000\.0 GB of values; at most half of the available memory")
 def bomb(folder: Path) -> str:
-    """Three arrays that are too much together, each a header alone."""
+    """Three arrays that are too large together. Each is only a header."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (500, 10**9)}
     save_header(folder / "x.npy", header)
     with zipfile.ZipFile(folder / "rows.npz", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -298,7 +298,7 @@ def bomb(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_data_is_refused_in_a_sentence(
+def test_bad_data_is_rejected_with_a_message(
     case: str, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
 ) -> None:
     make, words = BAD[case]
@@ -314,8 +314,8 @@ def test_bad_data_is_refused_in_a_sentence(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_header_is_not_read_beyond_its_bound(tmp_path: Path) -> None:
-    """A .npy of version 2 may say that its header is of gigabytes, and compress it to nothing."""
+def test_npy_header_is_read_up_to_a_limit(tmp_path: Path) -> None:
+    """A .npy of version 2 can declare a header of gigabytes that compresses to almost nothing."""
     path = tmp_path / "rows.npz"
     size = 1 << 25
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -356,7 +356,7 @@ def test_a_header_is_not_read_beyond_its_bound(tmp_path: Path) -> None:
         ("t10k-images-idx3-ubyte.gz", None, "has neither t10k-images-idx3-ubyte.gz nor"),
     ],
 )
-def test_bad_idx_is_refused_in_a_sentence(
+def test_bad_idx_is_rejected_with_a_message(
     idx_folder: Path,
     cli: Callable[..., tuple[int, str, str]],
     name: str,

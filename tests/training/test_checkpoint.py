@@ -1,4 +1,4 @@
-"""Checkpoints appear whole or not at all, and anything else is refused in a sentence."""
+"""Checkpoints are written completely or not at all. Invalid ones are rejected with a message."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_an_interrupt_while_it_is_written_is_one(
+def test_save_raises_keyboard_interrupt_when_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.pt"
@@ -61,7 +61,7 @@ def test_an_interrupt_while_it_is_written_is_one(
     write = checkpoint.write
 
     class Interrupted(io.BytesIO):
-        """In the fourth write of many, from which torch makes an error of its own."""
+        """Interrupts the fourth of many writes. torch turns that into its own error."""
 
         writes = 0
 
@@ -78,7 +78,7 @@ def test_an_interrupt_while_it_is_written_is_one(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+def test_old_checkpoint_stays_when_the_disk_is_full(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(path, example(seed=1))
     before = path.read_bytes()
@@ -102,7 +102,7 @@ def saved_bytes(value: Any) -> bytes:
 
 
 def altered(**changes: Any) -> bytes:
-    """A good checkpoint's file with some of its entries replaced."""
+    """The file of a valid checkpoint with some of its entries replaced."""
     file = io.BytesIO()
     checkpoint.write(file, example())
     file.seek(0)
@@ -114,12 +114,12 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def stretched(*shape: int) -> torch.Tensor:
-    """A tensor that has any shape and needs four bytes."""
+    """A tensor of any shape that takes four bytes."""
     return torch.zeros(1).expand(shape or (1 << 40,))
 
 
 def huge(hidden: int) -> bytes:
-    """Settings of a net of any size and weights that fit it, in a file of a few kilobytes."""
+    """Settings of a net of any size, and matching weights, in a file of a few kilobytes."""
     with torch.device("meta"):
         net = build(Config(**settings(hidden_size=hidden)), example().spec)
     weights = {name: stretched(*tensor.shape) for name, tensor in net.state_dict().items()}
@@ -127,7 +127,7 @@ def huge(hidden: int) -> bytes:
 
 
 def compressed() -> bytes:
-    """What torch never writes and would unpack."""
+    """A compressed file: torch never writes one, but would unpack it."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(altered())) as old, zipfile.ZipFile(file, "w", 8) as new:
         for name in old.namelist():
@@ -165,7 +165,7 @@ class Malice:
     ],
 )
 @pytest.mark.parametrize("command", ["resume", "export"])
-def test_anything_else_is_refused_in_a_sentence(
+def test_invalid_checkpoint_is_rejected_with_a_message(
     cli: Cli, tmp_path: Path, content: Callable[[], bytes] | None, words: str, command: str
 ) -> None:
     path = tmp_path / "run" / "last.pt"
@@ -185,7 +185,7 @@ def test_anything_else_is_refused_in_a_sentence(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_pipe_is_not_waited_for(cli: Cli, tmp_path: Path) -> None:
+def test_pipe_is_rejected_without_waiting(cli: Cli, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "last.pt")
     status, _, err = cli("train", "--out", tmp_path, "--resume")
     assert (status, "last.pt cannot be read: not a plain file." in err) == (2, True)
@@ -202,7 +202,7 @@ def test_a_pipe_is_not_waited_for(cli: Cli, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_resume_reports_a_nonsense_state_in_a_sentence(
+def test_resume_rejects_an_invalid_state_with_a_message(
     cli: Cli, digits: Path, tmp_path: Path, broken: dict[str, Any]
 ) -> None:
     saved = checkpoint.load(digits.with_name("last.pt"))

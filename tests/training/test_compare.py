@@ -1,4 +1,4 @@
-"""`latentd compare`: the runs it makes, what it reports, what it refuses."""
+"""`latentd compare`: its runs, its report, and the input it rejects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.runs import SIX_EPOCHS, numbers
 Cli = Callable[..., tuple[int, str, str]]
 
 
-def test_a_comparison_has_every_run_and_every_claim(compared: Path) -> None:
+def test_comparison_has_every_run_and_every_claim(compared: Path) -> None:
     assert len(list((compared / "runs").iterdir())) == 2 * (4 + 2)
     vae, ae = (
         checkpoint.load(compared / "runs" / f"{m}-1455-seed1/best.pt") for m in ("vae", "ae")
@@ -70,7 +70,7 @@ def test_a_comparison_has_every_run_and_every_claim(compared: Path) -> None:
             assert np.asarray(picture).std() > 10, name
 
 
-def test_finished_runs_are_not_trained_again_and_lost_ones_are(
+def test_only_missing_runs_are_trained_again(
     cli: Cli, compared: Path, cache: Path, others: str
 ) -> None:
     before = (compared / "comparison.json").read_bytes()
@@ -94,7 +94,7 @@ def test_finished_runs_are_not_trained_again_and_lost_ones_are(
     assert "holds a run with other settings" in err
 
 
-def test_rows_without_labels_skip_what_labels_judge(cli: Cli, tmp_path: Path) -> None:
+def test_measurements_that_need_labels_are_skipped_without_labels(cli: Cli, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (200, 5), np.uint8)
     np.save(tmp_path / "rows.npy", rows)
     out = tmp_path / "out"
@@ -116,7 +116,7 @@ def test_rows_without_labels_skip_what_labels_judge(cli: Cli, tmp_path: Path) ->
     assert "skipped        Features" in printed
 
 
-def test_pictures_are_resized_once(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_images_are_resized_once(tmp_path: Path, rng: np.random.Generator) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(130):
@@ -127,10 +127,10 @@ def test_pictures_are_resized_once(tmp_path: Path, rng: np.random.Generator) -> 
     assert stage.dataset.spec.shape == (4, 5)
 
 
-def test_an_interrupted_run_stays_on_its_device(
+def test_interrupted_run_stays_on_its_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its generators are of that device, whatever has been plugged in since."""
+    """Its generators belong to that device, even when another device is added later."""
     config = Config(epochs=2, hidden_size=4, latent_size=2, batch_size=500)
     train(dataclasses.replace(config, epochs=1), tmp_path / "run")
     saved = checkpoint.load(tmp_path / "run" / "last.pt")
@@ -153,7 +153,7 @@ def test_an_interrupted_run_stays_on_its_device(
         (("--binarization", "dynamic"), "which only --likelihood bernoulli describes"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_a_sentence(
+def test_invalid_comparison_is_rejected_with_a_message(
     cli: Cli, tmp_path: Path, flags: tuple[str, ...], words: str
 ) -> None:
     vectors, file = tmp_path / "vectors.npy", tmp_path / "file"
@@ -168,8 +168,8 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_mnist_shows_what_a_vae_is_for(cli: Cli, tmp_path: Path) -> None:
-    """The claims that a small budget is enough for."""
+def test_mnist_confirms_claims_with_a_small_budget(cli: Cli, tmp_path: Path) -> None:
+    """Only the claims that hold with a small budget."""
     default = Path(__file__).parents[3] / "shared" / "data"
     folder = Path(os.environ.get("LATENTD_DATA", default))
     if not (folder / "mnist").is_dir():

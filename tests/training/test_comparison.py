@@ -1,4 +1,4 @@
-"""The runs that a comparison plans, and the arithmetic of what it finds."""
+"""The runs that a comparison plans, and the arithmetic of its results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 
 
-def test_sizes_are_those_the_data_permit() -> None:
+def test_training_sizes_fit_the_data() -> None:
     assert sizes(54_000) == (1000, 5000, 50_000)
     assert sizes(50_000) == (1000, 5000, 50_000)
     assert sizes(6000) == (1000, 5000, 6000)
@@ -28,7 +28,7 @@ def test_sizes_are_those_the_data_permit() -> None:
         sizes(99)
 
 
-def test_every_run_has_the_same_net_and_as_many_steps() -> None:
+def test_all_runs_have_the_same_net_and_number_of_steps() -> None:
     config = Config(
         epochs=10, hidden_size=7, batch_size=50, free_bits=0.1, kl_warmup_epochs=3, patience=2
     )
@@ -54,7 +54,7 @@ def test_every_run_has_the_same_net_and_as_many_steps() -> None:
         assert run.data == f"npz:out/data/rows-{'ood' if kind == 'ood' else rows}.npz"
 
 
-def test_a_spread_is_of_the_seeds() -> None:
+def test_spread_is_over_the_seeds() -> None:
     found = spread([{("a", VAE): 1.0}, {("a", VAE): 3.0}])
     assert found == {("a", VAE): Spread(2.0, math.sqrt(2))}
     assert str(found["a", VAE]) == "2.000 ± 1.414"
@@ -64,7 +64,7 @@ def test_a_spread_is_of_the_seeds() -> None:
     assert str(none) == "none"
 
 
-def test_auroc_is_the_chance_of_a_strange_row_to_score_higher() -> None:
+def test_auroc_is_the_probability_that_an_ood_row_scores_higher() -> None:
     known, strange = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 3.0])
     assert density.auroc(known, strange) == pytest.approx(5 / 6)
     assert density.auroc(strange, known) == pytest.approx(1 / 6)

@@ -59,7 +59,7 @@ Cli = Callable[..., tuple[int, str, str]]
         (["--epoch-count", "3"], "no flag --epoch-count"),
     ],
 )
-def test_bad_flags_are_refused_by_name(
+def test_invalid_flag_is_rejected_by_name(
     cli: Cli, tmp_path: Path, flags: list[str], words: str
 ) -> None:
     import numpy as np
@@ -75,7 +75,7 @@ def test_bad_flags_are_refused_by_name(
     assert not (tmp_path / "run").exists()
 
 
-def test_config_survives_a_round_trip() -> None:
+def test_config_round_trip() -> None:
     config = Config(latent_size=3, hidden_size=None, learning_rate=1)
     assert Config.from_dict(dataclasses.asdict(config)) == config
 
@@ -91,12 +91,12 @@ def test_config_survives_a_round_trip() -> None:
         ({"model": "gan"}, "--model is one of vae, ae, not 'gan'"),
     ],
 )
-def test_typos_and_wrong_types_are_errors(raw: dict[str, object], words: str) -> None:
+def test_unknown_keys_and_wrong_types_are_errors(raw: dict[str, object], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         Config.from_dict(raw)
 
 
-def test_help_teaches_every_setting_without_torch() -> None:
+def test_help_has_every_setting_and_loads_no_torch() -> None:
     code = (
         "import sys; from latentd.training.__main__ import main\n"
         "try: main(['train', '--help'])\n"
@@ -111,14 +111,14 @@ def test_help_teaches_every_setting_without_torch() -> None:
     assert printable.endswith("False\n")
 
 
-def test_no_arguments_show_help(cli: Cli) -> None:
+def test_help_is_shown_without_arguments(cli: Cli) -> None:
     status, out, err = cli()
     assert (status, err) == (0, "")
     assert "train" in out
     assert "export" in out
 
 
-def test_choices_are_what_is_registered() -> None:
+def test_choices_equal_the_registered_names() -> None:
     choices = {field.name: field.metadata.get("choices") for field in dataclasses.fields(Config)}
     assert set(choices["architecture"]) == {"auto", *NETWORKS}
     assert set(choices["model"]) == set(MODELS)

@@ -1,4 +1,4 @@
-"""Training where there is an NVIDIA GPU."""
+"""Training on a machine with an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def assert_same_bits(one: Trainer, other: Trainer) -> None:
 
 
 @pytest.mark.parametrize("net", ["mlp", "gated", "conv"])
-def test_it_learns(net: str) -> None:
+def test_loss_falls_on_the_gpu(net: str) -> None:
     learner = run(architecture=net)
     lines = [learner.epoch() for _ in range(10)]
     assert lines[-1]["validation_elbo"] > lines[0]["validation_elbo"] + 1
     assert not any(line["skipped_steps"] for line in lines)
 
 
-def test_a_non_finite_step_changes_nothing() -> None:
+def test_non_finite_step_is_skipped() -> None:
     learner = run()
     learner.step(learner.dataset.train.x[:32])
     before = [parameter.clone() for parameter in learner.parameters]
@@ -72,10 +72,10 @@ def test_a_non_finite_step_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "settings", [{"architecture": "mlp"}, {"architecture": "conv"}, COMPILED], ids=str
 )
-def test_a_step_does_not_wait_for_the_gpu(settings: dict[str, Any]) -> None:
+def test_step_does_not_wait_for_the_gpu(settings: dict[str, Any]) -> None:
     learner = run(**settings)
     batch = learner.dataset.train.x[:32]
-    for _ in range(5):  # the first makes what Adam keeps, the fourth is recorded
+    for _ in range(5):  # the first makes Adam's state, the fourth is recorded
         learner.step(batch)
     assert not learner.graphed_step or learner.graphed_step.replays
     torch.cuda.set_sync_debug_mode("error")
@@ -85,7 +85,7 @@ def test_a_step_does_not_wait_for_the_gpu(settings: dict[str, Any]) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_binarized_pixels_are_white_as_often_as_they_are_bright() -> None:
+def test_binarized_pixels_are_white_with_their_brightness_as_probability() -> None:
     x = torch.arange(256, dtype=torch.uint8, device=CUDA).repeat(20_000, 1)
     often = to_target(x, torch.Generator(CUDA).manual_seed(0), binarize=True).double().mean(0).cpu()
     torch.testing.assert_close(
@@ -93,17 +93,17 @@ def test_binarized_pixels_are_white_as_often_as_they_are_bright() -> None:
     )
 
 
-def test_the_whole_data_set_is_on_the_gpu() -> None:
+def test_data_set_is_on_the_gpu() -> None:
     dataset = run().dataset
     for part in (dataset.train, dataset.validation, dataset.test):
         assert part.x.is_cuda
-        assert part.x.dtype == torch.uint8  # a quarter of what floats would take
+        assert part.x.dtype == torch.uint8  # a quarter of the memory of floats
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("net", ["gated", "conv"])
-def test_replayed_steps_have_the_bits_of_ordinary_ones(net: str, precision: str) -> None:
-    """With schedules that move and a last batch that is smaller."""
+def test_replayed_steps_equal_ordinary_ones_to_the_bit(net: str, precision: str) -> None:
+    """With schedules that change in each step and a smaller last batch."""
     moving = {"lr_schedule": "cosine", "kl_warmup_epochs": 5.0, "epochs": 10, "batch_size": 500}
     settings = {"architecture": net, "precision": precision, "compile": True, **moving}
     recorded, ordinary = run(**settings), run(**settings)
@@ -119,7 +119,7 @@ def test_replayed_steps_have_the_bits_of_ordinary_ones(net: str, precision: str)
 
 
 @pytest.mark.parametrize("net", ["gated", "conv"])
-def test_compiled_steps_learn_what_others_do(net: str) -> None:
+def test_compiled_steps_learn_the_same(net: str) -> None:
     compiled, eager = (
         run(architecture=net, precision="float32", batch_size=500, compile=compile)
         for compile in (True, False)
@@ -131,7 +131,7 @@ def test_compiled_steps_learn_what_others_do(net: str) -> None:
             assert math.isclose(line[part], expected[part], rel_tol=2e-3), part
 
 
-def test_a_replayed_step_that_is_not_finite_is_skipped() -> None:
+def test_replayed_non_finite_step_is_skipped() -> None:
     learner = run(**COMPILED, batch_size=500)
     for _ in range(2):
         learner.epoch()
@@ -146,7 +146,9 @@ def test_a_replayed_step_that_is_not_finite_is_skipped() -> None:
     assert learner.sums[-1] == 0
 
 
-def test_what_cannot_be_recorded_is_said_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_continues_with_a_message_when_a_step_cannot_be_recorded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     learner, ordinary = run(batch_size=500), run(batch_size=500)
 
     def asks(*given: Any) -> None:
@@ -163,7 +165,7 @@ def test_what_cannot_be_recorded_is_said_and_goes_on(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("settings", [{"architecture": "mlp"}, COMPILED], ids=str)
-def test_a_run_resumed_on_a_gpu_ends_with_the_bits_of_one_that_never_was(
+def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     whole, first, second = (run(**settings, batch_size=500) for _ in range(3))
@@ -179,7 +181,7 @@ def test_a_run_resumed_on_a_gpu_ends_with_the_bits_of_one_that_never_was(
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_run_goes_on_on_the_cpu_and_back(optimizer: str, compile: bool, tmp_path: Path) -> None:
+def test_run_moves_to_the_cpu_and_back(optimizer: str, compile: bool, tmp_path: Path) -> None:
     settings = {"optimizer": optimizer, "precision": "float32", "batch_size": 500}
     there = run(**settings, compile=compile)
     here, back = run(CPU, **settings), run(**settings, compile=compile)

@@ -1,8 +1,8 @@
-"""A step that is recorded and replayed does what it does when it runs.
+"""A recorded and replayed step does the same as an ordinary step.
 
-A tape takes the place of CUDA graphs, so that no GPU is needed, and keeps to their rules: a replay
-runs the same operations on the same memory, with the numbers that they had when they were recorded;
-what draws at random, or would have to wait for the device, cannot be recorded.
+A tape replaces CUDA graphs, so that no GPU is needed. It follows their rules: a replay runs the
+same operations on the same memory, with the numbers of the recording. A step that draws at random
+or waits for the device cannot be recorded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRAWS = ("aten::rand", "aten::normal", "aten::bernoulli", "aten::multinomial")
 
 
 class Tape(TorchDispatchMode):
-    """Every operation with the tensors it was given and those it gave."""
+    """Records every operation with its inputs and outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,11 +47,11 @@ class Tape(TorchDispatchMode):
             again = operation(*args, **kwargs)
             for place, value in zip(tree_leaves(given), tree_leaves(again), strict=True):
                 if isinstance(place, Tensor) and place is not value:
-                    place.copy_(value)  # views, too: onto themselves
+                    place.copy_(value)  # also views: onto themselves
 
 
 class Tapes:
-    """In the place of training.recording.Cuda."""
+    """Replaces training.recording.Cuda."""
 
     def __init__(self) -> None:
         self.runs = self.replays = 0
@@ -64,7 +64,7 @@ class Tapes:
         tape = Tape()
         with tape:
             work()
-        # CUDA records without running, a tape cannot: so the first replay has been already.
+        # CUDA records without running. A tape cannot, so the first replay is already done.
         first = [True]
 
         def replay() -> None:
@@ -78,7 +78,7 @@ class Tapes:
 
 
 def run_with(tapes: Tapes | None, **settings: Any) -> Trainer:
-    """Schedules that move in each step, and a last batch that is smaller."""
+    """With schedules that change in each step and a smaller last batch."""
     config = Config(
         **{
             "hidden_size": 16,
@@ -121,18 +121,18 @@ def assert_equal(one: Trainer, other: Trainer) -> None:
     ],
     ids=str,
 )
-def test_replayed_steps_are_ordinary_steps(settings: dict[str, Any]) -> None:
+def test_replayed_steps_equal_ordinary_steps(settings: dict[str, Any]) -> None:
     tapes = Tapes()
     recorded, ordinary = run_with(tapes, **settings), run_with(None, **settings)
     for _ in range(6):
         line, expected = recorded.epoch(), ordinary.epoch()
         assert math.isclose(line["train_elbo"], expected["train_elbo"], rel_tol=1e-5)
         assert_equal(recorded, ordinary)
-    # Of two sizes of a batch each ran thrice; from then on it was recorded.
+    # Each of the two batch sizes runs three times before it is recorded.
     assert (tapes.runs, tapes.replays) == (3 + 3, 6 * recorded.steps - (3 + 3))
 
 
-def test_a_replayed_step_that_is_not_finite_is_skipped() -> None:
+def test_replayed_non_finite_step_is_skipped() -> None:
     run = run_with(Tapes())
     for _ in range(6):
         run.epoch()
@@ -148,8 +148,8 @@ def test_a_replayed_step_that_is_not_finite_is_skipped() -> None:
     assert all(map(torch.equal, before[:-1], run.parameters[:-1]))
 
 
-def test_a_restored_run_is_recorded_anew() -> None:
-    """What it was recorded with is the optimizer's memory no more."""
+def test_restored_run_is_recorded_again() -> None:
+    """The recording refers to memory that the optimizer no longer uses."""
     run, other = run_with(Tapes()), run_with(None)
     for _ in range(5):
         run.epoch()
@@ -158,7 +158,7 @@ def test_a_restored_run_is_recorded_anew() -> None:
     assert run.graphed_step is None or not run.graphed_step.replays
 
 
-def test_a_step_that_cannot_be_recorded_is_said_and_goes_on(
+def test_training_continues_with_a_message_when_a_step_cannot_be_recorded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tapes = Tapes()

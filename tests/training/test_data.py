@@ -1,4 +1,4 @@
-"""What is read, and how it is split."""
+"""How data is read and split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def everything(dataset: Dataset) -> list[bytes]:
     return sorted(row.numpy().tobytes() for x in parts for row in x)
 
 
-def test_digits_become_bytes_over_the_whole_range() -> None:
+def test_digits_are_bytes_over_the_whole_range() -> None:
     dataset = load(Config())
     assert dataset.spec == RowSpec((8, 8), "uint8")
     assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 1797
@@ -59,7 +59,7 @@ def test_split_uses_each_row_once_and_follows_the_seed(tmp_path: Path) -> None:
     assert not torch.equal(other.test.x, dataset.test.x)
 
 
-def test_own_test_rows_are_never_trained_on(idx_folder: Path) -> None:
+def test_test_rows_of_the_data_are_never_trained_on(idx_folder: Path) -> None:
     dataset = load(Config(data=f"idx:{idx_folder}"))
     assert dataset.own_test
     assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [54, 6, 10]
@@ -87,7 +87,7 @@ def test_npz(tmp_path: Path, arrays: dict[str, np.ndarray], spec: RowSpec, rows:
     assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == rows
 
 
-def test_one_array_of_an_npz_is_named_after_a_colon(tmp_path: Path) -> None:
+def test_array_of_an_npz_is_selected_after_a_colon(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", a=BYTES, b=FLOATS, y=np.arange(40))
     dataset = load(Config(data=f"npz:{tmp_path / 'rows.npz'}:b"))
     assert dataset.spec == RowSpec((5,), "float32")
@@ -97,7 +97,7 @@ def test_one_array_of_an_npz_is_named_after_a_colon(tmp_path: Path) -> None:
     assert load(Config(data=f"npz:{colon}.npy")).spec == RowSpec((2, 3), "uint8")
 
 
-def test_a_home_is_known_after_the_colon(
+def test_tilde_means_the_home_folder(
     tmp_path: Path, idx_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -106,14 +106,14 @@ def test_a_home_is_known_after_the_colon(
     assert load(Config(data="idx:~/idx")).spec == RowSpec((9, 10), "uint8")
 
 
-def test_idx_files_by_their_other_names(idx_folder: Path) -> None:
+def test_idx_files_are_found_by_their_other_names(idx_folder: Path) -> None:
     before = load(Config(data=f"idx:{idx_folder}"))
     for path in list(idx_folder.iterdir()):
         path.rename(path.with_name(path.name.replace("-idx", ".idx")))
     assert load(Config(data=f"idx:{idx_folder}")).digest == before.digest
 
 
-def test_labels_may_be_a_column(tmp_path: Path) -> None:
+def test_labels_can_be_a_column(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=BYTES, y=np.arange(40)[:, None])
     y = load(Config(data=f"npz:{tmp_path / 'rows.npz'}")).train.y
     assert y is not None
@@ -121,7 +121,7 @@ def test_labels_may_be_a_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, ">f8"])
-def test_floats_of_any_precision_and_within_rounding_of_the_range(
+def test_floats_of_any_precision_are_accepted_within_rounding(
     tmp_path: Path, dtype: type[np.floating]
 ) -> None:
     rows = FLOATS.astype(dtype)
@@ -132,7 +132,7 @@ def test_floats_of_any_precision_and_within_rounding_of_the_range(
     assert (x.dtype, float(x.min()), float(x.max())) == (torch.float32, 0.0, 1.0)
 
 
-def test_test_rows_beyond_the_range_are_scored_where_there_is_a_density(
+def test_test_rows_outside_the_range_are_scored_when_the_likelihood_is_a_density(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     beyond = FLOATS[:10].copy()
@@ -146,26 +146,26 @@ def test_test_rows_beyond_the_range_are_scored_where_there_is_a_density(
     )
 
 
-def test_dark_bytes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dark_bytes_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "rows.npy", BYTES % 17)
     load(Config(data=f"npz:{tmp_path / 'rows.npy'}"))
     assert "the largest byte is 16 of 255" in capsys.readouterr().err
 
 
-def test_pictures_keep_their_size_and_colors(picture_folder: Path) -> None:
+def test_images_keep_their_size_and_colors(picture_folder: Path) -> None:
     dataset = load(Config(data=f"images:{picture_folder}"))
     assert dataset.spec == RowSpec((11, 18, 3), "uint8")
     files = [np.asarray(Image.open(path)) for path in picture_folder.rglob("*.png")]
     assert everything(dataset) == sorted(picture.tobytes() for picture in files)
 
 
-def test_pictures_are_resized_on_request(picture_folder: Path) -> None:
+def test_images_are_resized_on_request(picture_folder: Path) -> None:
     Image.new("RGB", (30, 20)).save(picture_folder / "larger.jpg")
     config = Config(data=f"images:{picture_folder}", image_size="10x16")
     assert load(config).spec == RowSpec((10, 16, 3), "uint8")
 
 
-def test_many_pictures_show_a_bar_to_who_looks(
+def test_many_images_show_a_progress_bar_on_a_terminal(
     tmp_path: Path,
     rng: np.random.Generator,
     capsys: pytest.CaptureFixture[str],
@@ -180,7 +180,7 @@ def test_many_pictures_show_a_bar_to_who_looks(
     assert "300/300" in capsys.readouterr().err
 
 
-def test_fixed_binarization_is_drawn_once_by_its_own_seed() -> None:
+def test_fixed_binarization_is_drawn_once_from_its_own_seed() -> None:
     grey = load(Config())
     settings = {"likelihood": "bernoulli", "binarization": "fixed"}
     fixed, again, other = (
@@ -201,7 +201,7 @@ def test_fixed_binarization_is_drawn_once_by_its_own_seed() -> None:
 
 
 @pytest.mark.data
-def test_mnist_by_its_own_names() -> None:
+def test_mnist_is_read_under_its_original_file_names() -> None:
     default = Path(__file__).parents[3] / "shared" / "data"
     folder = Path(os.environ.get("LATENTD_DATA", default)) / "mnist"
     if not folder.is_dir():

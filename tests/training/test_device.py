@@ -1,4 +1,4 @@
-"""What `auto` comes to."""
+"""The device and precision that `auto` selects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         ("float32", CUDA, True, "float32"),
     ],
 )
-def test_auto_is_bfloat16_only_where_a_gpu_has_it(
+def test_auto_precision_is_bfloat16_only_when_the_gpu_supports_it(
     monkeypatch: pytest.MonkeyPatch, name: str, device: torch.device, native: bool, precision: str
 ) -> None:
     def supported(including_emulation: bool = True) -> bool:

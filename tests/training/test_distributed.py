@@ -1,4 +1,4 @@
-"""Two processes of torchrun compute what one does, and one of them speaks."""
+"""Two processes of torchrun compute the same as one, and only one of them prints."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def torchrun(*command: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
-    """With an odd number of rows, so that an average of averages would be wrong."""
+def test_gradient_is_of_the_whole_batch(tmp_path: Path) -> None:
+    """The number of rows is odd, so that an average of averages would be wrong."""
     settings = {
         "hidden_size": 16,
         "latent_size": 3,
@@ -68,7 +68,7 @@ def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(sums, run.sums, rtol=1e-6, atol=1e-5)
 
 
-def test_a_run_of_two_is_a_run_of_one(cli: Cli, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(cli: Cli, tmp_path: Path) -> None:
     flags = (
         "--epochs",
         2,
@@ -88,7 +88,7 @@ def test_a_run_of_two_is_a_run_of_one(cli: Cli, tmp_path: Path) -> None:
     ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (one, two))
     torch.testing.assert_close(theirs.weights, ours.weights, rtol=1e-3, atol=1e-4)
     said = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line.get("epoch") for line in said] == [None, 1, 2, None]  # one of them speaks
+    assert [line.get("epoch") for line in said] == [None, 1, 2, None]  # only one prints
     assert said[0]["processes"] == 2
     for line, other in zip(said[1:3], ours.history, strict=True):
         assert abs(line["validation_elbo"] - other["validation_elbo"]) < 1e-3

@@ -1,4 +1,4 @@
-"""`latentd evaluate` on real runs, and what it says of each kind of model."""
+"""`latentd evaluate` on real runs: its output for each kind of model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train(cli: Cli, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def evaluate(cli: Cli, cache: Path) -> Callable[..., tuple[dict[str, Any], str]]:
-    """evaluation.json and what was printed."""
+    """Return the content of evaluation.json and the printed text."""
 
     def run(path: Path, *flags: object) -> tuple[dict[str, Any], str]:
         arguments = ("evaluate", path, "--importance-samples", 40, "--cache", cache, *flags)
@@ -53,7 +53,7 @@ def evaluate(cli: Cli, cache: Path) -> Callable[..., tuple[dict[str, Any], str]]
 BINARY = ("--likelihood", "bernoulli", "--binarization", "dynamic")
 
 
-def test_a_run_is_evaluated(train: Any, evaluate: Any) -> None:
+def test_evaluation_of_a_run(train: Any, evaluate: Any) -> None:
     run = train(*BINARY, epochs=8)
     result, printed = evaluate(run)
     saved = checkpoint.load(run / "best.pt")
@@ -91,7 +91,7 @@ def test_a_run_is_evaluated(train: Any, evaluate: Any) -> None:
             assert np.asarray(picture).std() > 10, name
 
 
-def test_the_seed_decides_everything(train: Any, evaluate: Any) -> None:
+def test_same_seed_gives_the_same_evaluation(train: Any, evaluate: Any) -> None:
     run = train(*BINARY)
     first, _ = evaluate(run, "--rows", 20)
     assert evaluate(run, "--rows", 20)[0] == first
@@ -99,7 +99,9 @@ def test_the_seed_decides_everything(train: Any, evaluate: Any) -> None:
     assert other["bound"]["nll"] != first["bound"]["nll"]
 
 
-def test_the_last_checkpoint_elsewhere(train: Any, evaluate: Any, tmp_path: Path) -> None:
+def test_last_checkpoint_is_evaluated_into_another_folder(
+    train: Any, evaluate: Any, tmp_path: Path
+) -> None:
     run = train(*BINARY)
     out = tmp_path / "deep" / "elsewhere"
     result, _ = evaluate(run / "last.pt", "--out", out)
@@ -110,7 +112,7 @@ def test_the_last_checkpoint_elsewhere(train: Any, evaluate: Any, tmp_path: Path
     assert not (run / "evaluation.json").exists()
 
 
-def test_a_quick_look_says_so(train: Any, evaluate: Any) -> None:
+def test_evaluation_of_few_rows_is_marked(train: Any, evaluate: Any) -> None:
     run = train(*BINARY)
     result, printed = evaluate(run, "--rows", 50)
     assert result["rows"] == result["bound"]["rows"] == 50
@@ -118,7 +120,7 @@ def test_a_quick_look_says_so(train: Any, evaluate: Any) -> None:
     assert "all 50 of" not in printed
 
 
-def test_an_autoencoder_has_no_likelihood(train: Any, evaluate: Any) -> None:
+def test_autoencoder_has_no_likelihood(train: Any, evaluate: Any) -> None:
     run = train("--model", "ae", *BINARY)
     result, printed = evaluate(run)
     assert "bound" not in result
@@ -130,17 +132,17 @@ def test_an_autoencoder_has_no_likelihood(train: Any, evaluate: Any) -> None:
     assert not (run / "kl.png").exists()
 
 
-def test_grey_cross_entropy_is_refused_as_a_likelihood(train: Any, evaluate: Any) -> None:
+def test_cross_entropy_of_grey_rows_is_not_a_likelihood(train: Any, evaluate: Any) -> None:
     result, printed = evaluate(train("--likelihood", "bernoulli"))
     assert "bound" not in result
     assert "cross-entropy of grey pixels is not a likelihood" in printed
     assert "--binarization dynamic" in printed
     assert "-ELBO " not in printed
     assert "NLL " not in printed
-    assert result["latent"]["kl"]  # the posterior is a posterior all the same
+    assert result["latent"]["kl"]  # there is a posterior nevertheless
 
 
-def test_pixels_that_are_black_or_white_have_a_likelihood(
+def test_black_and_white_pixels_have_a_likelihood(
     train: Any, evaluate: Any, tmp_path: Path
 ) -> None:
     rows = 255 * np.random.default_rng(0).integers(0, 2, (90, 5), np.uint8)
@@ -153,7 +155,7 @@ def test_pixels_that_are_black_or_white_have_a_likelihood(
     assert result["frechet"] == {"missing": "the data have no labels, so no classifier"}
 
 
-def test_test_rows_without_labels_are_told_from_those_of_one_class(
+def test_missing_labels_are_distinguished_from_one_class(
     train: Any, evaluate: Any, tmp_path: Path
 ) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (90, 5), np.uint8)
@@ -162,22 +164,22 @@ def test_test_rows_without_labels_are_told_from_those_of_one_class(
     assert result["probe"] == {"missing": "only some rows have labels"}
 
 
-def test_binarized_for_good(train: Any, evaluate: Any) -> None:
+def test_fixed_binarization(train: Any, evaluate: Any) -> None:
     run = train("--likelihood", "bernoulli", "--binarization", "fixed")
     result, printed = evaluate(run)
     assert "drawn once for all with seed 777" in printed
     assert result["bound"]["nll"] > 0
-    assert result["frechet"]["classifier_accuracy"] > 0.95  # on grey rows, as samples are grey
+    assert result["frechet"]["classifier_accuracy"] > 0.95  # on grey rows, because samples are grey
 
 
-def test_a_density_is_called_one(train: Any, evaluate: Any) -> None:
+def test_density_is_labeled(train: Any, evaluate: Any) -> None:
     result, printed = evaluate(train("--likelihood", "gaussian"))
     assert "density of pixels scaled to [0, 1]" in printed
     assert "density" in result["likelihood"]
     assert "bound" in result
 
 
-def test_other_rows_are_named_as_such(train: Any, evaluate: Any, tmp_path: Path) -> None:
+def test_rows_of_other_data_are_labeled(train: Any, evaluate: Any, tmp_path: Path) -> None:
     run = train(*BINARY, epochs=8)
     rows = np.random.default_rng(0).integers(0, 256, (90, 8, 8), np.uint8)
     np.savez(tmp_path / "others.npz", x=rows, y=np.zeros(90, np.int64))
@@ -189,7 +191,7 @@ def test_other_rows_are_named_as_such(train: Any, evaluate: Any, tmp_path: Path)
     assert "the labels name one class only" in printed
 
 
-def test_only_an_evaluation_of_the_same_weights_counts(
+def test_saved_evaluation_of_other_weights_is_ignored(
     train: Any, evaluate: Any, tmp_path: Path
 ) -> None:
     run = train(*BINARY)
@@ -202,7 +204,7 @@ def test_only_an_evaluation_of_the_same_weights_counts(
     assert saved_evaluation(run / "best.pt", weights) == {}
 
 
-def test_the_classifier_is_trained_once_and_made_again_when_damaged(
+def test_classifier_is_trained_once_and_again_when_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # for the bar
@@ -227,7 +229,7 @@ def test_the_classifier_is_trained_once_and_made_again_when_damaged(
         torch.testing.assert_close(first.features(dataset.test.x), again.features(dataset.test.x))
 
 
-def test_few_rows_train_the_classifier_in_few_steps(
+def test_classifier_trains_in_few_steps_when_rows_are_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = data.load(Config())
@@ -242,7 +244,7 @@ def test_few_rows_train_the_classifier_in_few_steps(
 
 
 @pytest.mark.parametrize("shape", [(8, 9), (12, 10, 3), (30,), (4, 20)])
-def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
+def test_classifier_accepts_every_kind_of_row(shape: tuple[int, ...]) -> None:
     judge = Classifier(data.RowSpec(shape, "uint8"), torch.tensor([3, 7, 9]))
     x = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
     assert judge.features(x).shape == (5, 64)
@@ -266,7 +268,7 @@ def test_the_classifier_takes_every_kind_of_row(shape: tuple[int, ...]) -> None:
         (["{run}", "--cache", "{file}"], "--cache {file} cannot be made"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+def test_invalid_evaluation_is_rejected_with_a_message(
     cli: Cli, train: Any, tmp_path: Path, flags: list[str], words: str
 ) -> None:
     np.save(tmp_path / "vectors.npy", np.full((50, 5), 200, np.uint8))
@@ -286,7 +288,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_data_that_changed_since_are_not_test_rows(cli: Cli, train: Any, tmp_path: Path) -> None:
+def test_changed_data_is_rejected(cli: Cli, train: Any, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (60, 4), np.uint8)
     np.save(tmp_path / "rows.npy", rows)
     run = train("--data", f"npz:{tmp_path / 'rows.npy'}")

@@ -23,9 +23,9 @@ ROWS = 40
 
 class LinearGaussian(nn.Module):
     """Probabilistic PCA (Tipping & Bishop, 1999): x = W z + b + STD noise, W's columns orthogonal,
-    so that the true posterior is diagonal and log p(x) known.
+    so that the true posterior is diagonal and log p(x) is known.
 
-    wrong: added to the posterior's mean; its standard deviation grows by as much.
+    wrong: is added to the posterior's mean and to its standard deviation.
     """
 
     def __init__(self, wrong: float = 0.0) -> None:
@@ -55,13 +55,13 @@ def rows() -> Tensor:
     return torch.rand(ROWS, SIZE, generator=torch.Generator().manual_seed(2))
 
 
-def test_with_the_true_posterior_one_draw_is_exact() -> None:
+def test_one_draw_is_exact_with_the_true_posterior() -> None:
     model, x = LinearGaussian(), rows()
     found = estimate_likelihood(model, x, samples=1, seed=0)
     torch.testing.assert_close(found.nll, model.nll(x), rtol=1e-4, atol=1e-4)
 
 
-def test_with_a_wrong_posterior_many_draws_are_nearly_exact() -> None:
+def test_many_draws_are_nearly_exact_with_a_wrong_posterior() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
     found = estimate_likelihood(model, x, samples=20_000, seed=0)
     torch.testing.assert_close(found.nll, model.nll(x), rtol=0, atol=0.05)
@@ -69,7 +69,7 @@ def test_with_a_wrong_posterior_many_draws_are_nearly_exact() -> None:
     assert ((found.effective > 100) & (found.effective < 19_000)).all()
 
 
-def test_the_elbo_is_the_nll_and_the_distance_to_the_true_posterior() -> None:
+def test_elbo_is_the_nll_plus_the_kl_to_the_true_posterior() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
     q, p = model.encode(x), LinearGaussian().encode(x)
     found = estimate_likelihood(model, x, samples=20_000, seed=0)
@@ -98,7 +98,7 @@ def test_more_draws_tighten_the_bound() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 64, 1000])
-def test_the_batch_does_not_change_the_result(at_once: int) -> None:
+def test_result_does_not_depend_on_the_batch_size(at_once: int) -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
     whole, parts = (
         estimate_likelihood(model, x, 50, 3),
@@ -108,7 +108,7 @@ def test_the_batch_does_not_change_the_result(at_once: int) -> None:
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_is_judged_the_same_whatever_the_others() -> None:
+def test_result_of_a_row_does_not_depend_on_other_rows() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()
     few = estimate_likelihood(model, x[:5], 50, 3)
     torch.testing.assert_close(
@@ -117,20 +117,20 @@ def test_a_row_is_judged_the_same_whatever_the_others() -> None:
     assert not torch.equal(few.nll, estimate_likelihood(model, x[:5], 50, 4).nll)
 
 
-def test_rows_draw_their_own_noise() -> None:
+def test_each_row_draws_its_own_noise() -> None:
     model, x = LinearGaussian(wrong=0.2), rows()[:1].expand(30, SIZE)
     assert len(estimate_likelihood(model, x, 1, 0).nll.unique()) == 30
 
 
-def test_weights_beyond_the_range_of_exp_are_summed() -> None:
-    """log w = -1e5 and lower: exp() of it is 0, and of its negative infinite."""
+def test_weights_outside_the_range_of_exp_are_summed() -> None:
+    """For log w <= -1e5, exp(log w) is 0 and exp(-log w) is infinite."""
     model, x = LinearGaussian(wrong=0.2), 1e2 + rows()
     found = estimate_likelihood(model, x, 64, 0, at_once=8)
     assert found.nll.isfinite().all()
     assert (found.nll > 1e5).all()
 
 
-def test_a_real_vae_is_bounded_by_its_own_elbo() -> None:
+def test_bound_of_a_vae_is_tighter_than_its_elbo() -> None:
     spec = RowSpec((4, 5), "uint8")
     settings = Config(likelihood="bernoulli", hidden_size=8, latent_size=2)
     vae = build(resolve_architecture(settings, spec.shape), spec).eval()
@@ -142,7 +142,7 @@ def test_a_real_vae_is_bounded_by_its_own_elbo() -> None:
     assert (found.nll <= found.negative_elbo + 1e-6).all()
 
 
-def test_a_model_that_is_not_finite_is_named() -> None:
+def test_non_finite_model_is_reported() -> None:
     model, x = LinearGaussian(), rows()
     x[3, 0] = math.inf
     with pytest.raises(RunFailed, match="not finite on row 3 of those evaluated"):

@@ -1,4 +1,4 @@
-"""What an export publishes, and what it refuses."""
+"""What an export publishes and what it rejects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def exported(digits: Path) -> bundle.Bundle:
-    """The digits' bundle, exported in a process of its own as a user would."""
+    """The bundle of the digits, exported in a separate process, as a user does."""
     command = [sys.executable, "-m", "latentd", "export", "--checkpoint", digits]
     done = subprocess.run(
         [*command, "--bundles", digits.parent / "bundles", "--name", "m"],
@@ -31,11 +31,11 @@ def exported(digits: Path) -> bundle.Bundle:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")  # the exporter's chatter is hushed
+    assert (done.returncode, done.stderr) == (0, "")  # the exporter's own output is suppressed
     return bundle.load(Path(json.loads(done.stdout)["published"]))
 
 
-def test_the_bundle_is_complete(exported: bundle.Bundle) -> None:
+def test_bundle_is_complete(exported: bundle.Bundle) -> None:
     manifest = exported.manifest
     assert (manifest.model, manifest.version) == ("m", 1)
     assert manifest.training["config"]["data"] == "digits"
@@ -56,7 +56,7 @@ def test_the_bundle_is_complete(exported: bundle.Bundle) -> None:
             assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-def test_golden_vectors_are_what_the_graphs_give(exported: bundle.Bundle) -> None:
+def test_golden_vectors_equal_the_outputs_of_the_graphs(exported: bundle.Bundle) -> None:
     with np.load(io.BytesIO(exported.files["golden.npz"]), allow_pickle=False) as file:
         golden = dict(file)
     assert set(golden) == {"x", "mean", "log_var", "z", "decoded_x", "params"}
@@ -70,15 +70,13 @@ def test_golden_vectors_are_what_the_graphs_give(exported: bundle.Bundle) -> Non
     np.testing.assert_allclose(np.float32(x), np.float32(golden["decoded_x"]), atol=1)
 
 
-def test_the_next_export_is_the_next_version(
-    cli: Cli, digits: Path, exported: bundle.Bundle
-) -> None:
+def test_next_export_is_the_next_version(cli: Cli, digits: Path, exported: bundle.Bundle) -> None:
     again = export(cli, digits, exported.path.parent.parent)
     assert (exported.manifest.version, again.manifest.version) == (1, 2)
     assert again.files["golden.npz"] == exported.files["golden.npz"]
 
 
-def test_an_evaluation_of_the_same_weights_goes_into_the_manifest(cli: Cli, tmp_path: Path) -> None:
+def test_manifest_has_the_evaluation_of_the_same_weights(cli: Cli, tmp_path: Path) -> None:
     path = train(cli, tmp_path / "run", "--likelihood", "bernoulli", "--binarization", "dynamic")
     assert export(cli, path, tmp_path / "bundles").manifest.evaluation == {}
     flags = ("--importance-samples", 5, "--rows", 20, "--cache", tmp_path / "cache")
@@ -91,17 +89,17 @@ def test_an_evaluation_of_the_same_weights_goes_into_the_manifest(cli: Cli, tmp_
     assert export(cli, other, tmp_path / "bundles").manifest.evaluation == {}
 
 
-def test_a_checkpoint_of_the_first_epoch_has_no_metrics_yet(
+def test_checkpoint_of_the_first_epoch_has_no_metrics(
     cli: Cli, digits: Path, tmp_path: Path
 ) -> None:
-    """As `--checkpoint-seconds` leaves it while a long epoch goes on."""
+    """`--checkpoint-seconds` writes such a checkpoint during a long epoch."""
     saved = dataclasses.replace(checkpoint.load(digits), history=[])
     checkpoint.save(tmp_path / "last.pt", saved)
     exported = export(cli, tmp_path / "last.pt", tmp_path / "bundles")
     assert exported.manifest.training["metrics"] == {}
 
 
-def test_resized_pictures_can_be_checked_on_rows_that_need_no_resizing(
+def test_resized_images_are_checked_on_rows_that_need_no_resizing(
     cli: Cli, picture_folder: Path, tmp_path: Path
 ) -> None:
     flags = ("--data", f"images:{picture_folder}", "--image-size", "8x9")
@@ -112,8 +110,10 @@ def test_resized_pictures_can_be_checked_on_rows_that_need_no_resizing(
     assert cli("evaluate", path, "--data", rows, *few)[0] == 0
 
 
-def test_pictures_go_all_the_way(cli: Cli, picture_folder: Path, tmp_path: Path) -> None:
-    """Not square, in color, from files to a served graph."""
+def test_images_are_trained_exported_and_served(
+    cli: Cli, picture_folder: Path, tmp_path: Path
+) -> None:
+    """Color images that are not square, from files to a served graph."""
     data = f"images:{picture_folder}"
     path = train(cli, tmp_path / "run", "--data", data, "--architecture", "conv")
     exported = export(cli, path, tmp_path / "bundles")
@@ -134,7 +134,7 @@ def test_pictures_go_all_the_way(cli: Cli, picture_folder: Path, tmp_path: Path)
         (["--bundles", "{root}/m"], "of one model or version. Did you mean {root}?"),
     ],
 )
-def test_bad_export_flags_are_refused(
+def test_invalid_export_flags_are_rejected(
     cli: Cli, digits: Path, tmp_path: Path, flags: list[str], words: str
 ) -> None:
     vectors, file = tmp_path / "vectors.npy", tmp_path / "file"
@@ -155,7 +155,7 @@ def test_bad_export_flags_are_refused(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_data_that_moved_is_named_with_the_way_out(cli: Cli, tmp_path: Path) -> None:
+def test_moved_data_is_reported_with_advice(cli: Cli, tmp_path: Path) -> None:
     path = train(cli, tmp_path / "run", "--data", source(tmp_path, (4, 4), "uint8"))
     (tmp_path / "rows.npy").rename(tmp_path / "moved.npy")
     arguments = ("export", "--checkpoint", path, "--bundles", tmp_path / "b", "--name", "m")

@@ -1,4 +1,4 @@
-"""Every kind of model computes in ONNX Runtime what it computes in PyTorch, or is not published."""
+"""Each kind of model computes the same in ONNX Runtime as in PyTorch, or is not published."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Cli = Callable[..., tuple[int, str, str]]
         ("ae", "conv", "bernoulli", (11, 8, 3), "uint8"),
     ],
 )
-def test_graphs_compute_what_pytorch_computes(
+def test_graphs_compute_the_same_as_pytorch(
     cli: Cli,
     tmp_path: Path,
     model: str,
@@ -96,7 +96,7 @@ def break_graph(graph: bytes, factor: float) -> bytes:
 
 
 @pytest.mark.parametrize("which", ["encoder", "decoder"])
-def test_lost_parity_publishes_nothing(
+def test_nothing_is_published_without_parity(
     cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     sound = getattr(onnx_graphs, which)
@@ -111,10 +111,10 @@ def test_lost_parity_publishes_nothing(
     assert not (tmp_path / "bundles").exists()
 
 
-def test_a_random_graph_is_not_published(
+def test_random_graph_is_not_published(
     cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a VAE exported with its noise inside would be."""
+    """Such a graph results from a VAE exported together with its noise."""
     encode = VAE.encode
 
     def noisy(self: VAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,8 +132,10 @@ def test_a_random_graph_is_not_published(
 
 @pytest.mark.parametrize("net", ["mlp", "conv"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelihood: str) -> None:
-    """Half the bytes; what goes in and comes out, and who may tell, are the same."""
+def test_half_precision_is_only_inside_the_graph(
+    cli: Cli, tmp_path: Path, net: str, likelihood: str
+) -> None:
+    """The weights take half the bytes. Inputs and outputs keep their types and shapes."""
     data_flag = ("--data", source(tmp_path, (12, 12), "uint8"))
     path = train(
         cli, tmp_path / "run", *data_flag, "--architecture", net, "--likelihood", likelihood
@@ -159,7 +161,7 @@ def test_half_precision_stays_inside(cli: Cli, tmp_path: Path, net: str, likelih
     assert 0 < loaded.golden_max_abs_error < 0.05
 
 
-def test_half_precision_is_judged_too(
+def test_half_precision_is_checked_for_parity(
     cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = onnx_graphs.decoder

@@ -1,4 +1,4 @@
-"""Each claim of a comparison measures what it says, and its verdict follows the numbers."""
+"""Each claim of a comparison measures what it states, and its verdict follows the numbers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def measured(out: Path, hypothesis: Hypothesis, what: str, model: str) -> float:
     return next(line["mean"] for line in lines if what in line["what"] and line["of"] == model)
 
 
-def test_what_is_measured_is_what_it_says(compared: Path) -> None:
-    """Facts that hold whatever the budget."""
+def test_measurements_have_known_properties(compared: Path) -> None:
+    """These facts hold with any budget."""
     assert measured(compared, distribution.HYPOTHESIS, "standard deviation", AE) == 0
     assert measured(compared, distribution.HYPOTHESIS, "class", AE) == 1
     assert measured(compared, distribution.HYPOTHESIS, "standard deviation", VAE) > 0
@@ -43,7 +43,7 @@ def test_what_is_measured_is_what_it_says(compared: Path) -> None:
     assert abs(vae - 1) < abs(ae - 1)
 
 
-def test_the_gap_is_that_of_the_last_weights(compared: Path) -> None:
+def test_overfitting_gap_is_of_the_last_weights(compared: Path) -> None:
     gaps = []
     for seed in (0, 1):
         loaded = open_run(compared / "runs" / f"vae-1000-seed{seed}" / "last.pt")
@@ -59,8 +59,8 @@ def test_the_gap_is_that_of_the_last_weights(compared: Path) -> None:
 
 
 def judged(hypothesis: Hypothesis, out: Path, **values: float) -> tuple[bool, str]:
-    """The claim's verdict on its own numbers with some of them replaced: keys are the model and
-    words of what was measured."""
+    """The claim's verdict after some of its numbers are replaced. A key is the model and words
+    from the name of the measurement."""
     found = {
         (line["what"], line["of"]): Spread(line["mean"], 0)
         for line in numbers(out)[hypothesis.title]["measured"]
@@ -116,7 +116,7 @@ def test_verdicts_follow_the_numbers(compared: Path) -> None:
         assert judged(hypothesis, compared, **fails)[0] is False, hypothesis.title
 
 
-def test_where_the_autoencoder_wins_it_is_said(compared: Path) -> None:
+def test_report_names_the_claims_that_the_autoencoder_wins(compared: Path) -> None:
     words = judged(sampling.HYPOTHESIS, compared, vae_from_N=5, ae_fitted=4)[1]
     assert "AE with a fitted Gaussian, which is no longer a plain AE, WINS: 4.0" in words
     assert "WIN" not in judged(sampling.HYPOTHESIS, compared, vae_from_N=5, ae_fitted=6)[1]

@@ -1,4 +1,4 @@
-"""Folders of pictures: what is taken, what is left out and said, and how each kind is read."""
+"""Folders of images: which files are used or skipped, what is printed, how each mode is read."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def save(path: Path, color: tuple[int, ...] = (10, 20, 30), mode: str = "RGB") -
     return path
 
 
-def test_what_is_taken_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_used_and_skipped_files_are_counted(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
     for name in ("a.png", "b.JPG", "deep/er/c.gif", "d.webp", "e.tiff", "f.bmp"):
         save(folder / name)
     save(elsewhere / "linked.jpeg")
     (folder / "album").symlink_to(elsewhere)  # a linked folder
-    (elsewhere / "back").symlink_to(folder)  # and a cycle
+    (elsewhere / "back").symlink_to(folder)  # makes a cycle
     (folder / "g.tif").symlink_to(save(tmp_path / "other.tif"))  # a linked file
     for name in ("._a.png", ".DS_Store", "h.heic", "i.heic", "notes.txt", "README"):
         (folder / name).write_bytes(b"?")
@@ -60,7 +60,7 @@ def test_what_is_taken_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert found.summary() in pictures.notes[0]
 
 
-def test_the_counts_are_always_said(cli: Cli, picture_folder: Path, tmp_path: Path) -> None:
+def test_counts_are_always_printed(cli: Cli, picture_folder: Path, tmp_path: Path) -> None:
     status, _, err = cli(
         "train", "--data", f"images:{picture_folder}", "--out", tmp_path / "r", *TINY
     )
@@ -68,7 +68,7 @@ def test_the_counts_are_always_said(cli: Cli, picture_folder: Path, tmp_path: Pa
     assert "40 files found, 40 taken, none left out; read as 11x18 (height x width) RGB" in err
 
 
-def test_every_bad_file_is_in_one_report_and_may_be_skipped(cli: Cli, tmp_path: Path) -> None:
+def test_all_bad_files_are_reported_together_and_can_be_skipped(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     for i in range(40):
         save(folder / f"{i:02}.png", (i, 200, 0))
@@ -101,7 +101,7 @@ def test_every_bad_file_is_in_one_report_and_may_be_skipped(cli: Cli, tmp_path: 
     assert sum(split[part] for part in ("train", "validation", "test")) == 40
 
 
-def test_a_folder_of_bad_files_only_is_refused_even_if_they_may_be_skipped(tmp_path: Path) -> None:
+def test_folder_of_bad_files_only_is_rejected_even_when_skipping(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(TrainingError, match="1 of 1 files cannot be used"):
         read_pictures(tmp_path, None, skip_bad=True)
@@ -110,8 +110,10 @@ def test_a_folder_of_bad_files_only_is_refused_even_if_they_may_be_skipped(tmp_p
 GREY = np.arange(72, dtype=np.uint8).reshape(8, 9)
 
 
-def test_each_kind_is_read_by_one_rule(tmp_path: Path) -> None:
-    half = Image.new("LA", (9, 8), (100, 0))  # of which nothing is seen but the white below
+def test_each_image_mode_is_converted(tmp_path: Path) -> None:
+    half = Image.new(
+        "LA", (9, 8), (100, 0)
+    )  # fully transparent: only the white background is visible
     cases = {
         "a16.png": (Image.fromarray(GREY.astype(np.uint16) * 257), GREY),
         "b1.png": (Image.new("1", (9, 8), 1), np.full((8, 9), 255)),
@@ -133,7 +135,7 @@ def test_each_kind_is_read_by_one_rule(tmp_path: Path) -> None:
     for name, (image, _) in colored.items():
         image.save(tmp_path / name)
     pictures = read_pictures(tmp_path, None)
-    assert pictures.pixels.shape == (7, 8, 9, 3)  # any color: all of them
+    assert pictures.pixels.shape == (7, 8, 9, 3)  # one color image makes all of them color
     for pixels, (_, color) in zip(pictures.pixels[4:], colored.values(), strict=True):
         assert (pixels == color).all(), color
     np.testing.assert_array_equal(pictures.pixels[3], np.repeat(GREY[..., None], 3, axis=2))
@@ -143,8 +145,8 @@ def test_each_kind_is_read_by_one_rule(tmp_path: Path) -> None:
         assert words in note
 
 
-def test_orientation_is_read_and_nothing_else_of_exif(tmp_path: Path) -> None:
-    """Pillow cannot write this resolution, which cameras do."""
+def test_only_orientation_is_read_from_exif(tmp_path: Path) -> None:
+    """Cameras write this kind of resolution. Pillow cannot write it."""
     Image.fromarray(GREY).save(tmp_path / "a.png", exif=srational_exif())
     Image.fromarray(GREY).save(tmp_path / "b.jpg", exif=srational_exif())
     with Image.open(tmp_path / "b.jpg") as image, pytest.raises(Exception, match="argument out"):
@@ -164,7 +166,7 @@ def srational_exif() -> bytes:
     )
 
 
-def test_names_that_are_no_utf8(cli: Cli, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     for i in range(30):
         save(folder / os.fsdecode(b"\xe9t\xe9" if i % 2 else b"hiver") / f"{i}.png", (i, 99, 0))
@@ -177,7 +179,7 @@ def test_names_that_are_no_utf8(cli: Cli, tmp_path: Path) -> None:
     assert r"\xff.png" in err
 
 
-def test_class_folders_are_labels(picture_folder: Path) -> None:
+def test_class_folders_become_labels(picture_folder: Path) -> None:
     dataset = load(Config(data=f"images:{picture_folder}"))
     assert dataset.classes == ("cats", "dogs")
     assert dataset.summary()["classes"] == ["cats", "dogs"]
@@ -190,10 +192,12 @@ def test_class_folders_are_labels(picture_folder: Path) -> None:
     save(picture_folder / "beside.png").write_bytes(
         next((picture_folder / "cats").iterdir()).read_bytes()
     )
-    assert load(Config(data=f"images:{picture_folder}")).train.y is None  # not all are in one
+    assert (
+        load(Config(data=f"images:{picture_folder}")).train.y is None
+    )  # some files are in no class folder
 
 
-def test_pictures_larger_than_memory_are_refused_before_they_are_read(
+def test_images_larger_than_memory_are_rejected_before_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(3):
@@ -203,10 +207,10 @@ def test_pictures_larger_than_memory_are_refused_before_they_are_read(
         read_pictures(tmp_path, None)
 
 
-def test_a_picture_of_too_many_pixels_is_a_bad_file(
+def test_image_of_too_many_pixels_is_a_bad_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # of 72: Pillow would only warn
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # the image has 72: Pillow would only warn
     with pytest.raises(TrainingError, match="1 of more than 50 pixels"):
         read_pictures(tmp_path, None)

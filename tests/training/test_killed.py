@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on as if nothing had happened."""
+"""A run that is killed at any moment resumes to the same result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latentd.training.trainer import Trainer
 from tests.support.runs import TRAIN, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
-# Everything that has a state or a place in time.
+# All settings with a state or a schedule.
 FLAGS = (
     *("--hidden-size", 16, "--latent-size", 3, "--batch-size", 20, "--epochs", 4),
     *("--likelihood", "bernoulli", "--binarization", "dynamic", "--ema-decay", 0.99),
@@ -26,10 +26,10 @@ STEPS = 73  # in an epoch
 
 
 def killed_after(process: subprocess.Popen[bytes], path: Path, writes: int) -> int:
-    """SIGKILL once `path` has been replaced `writes` times, wherever that is. Its last step."""
+    """Send SIGKILL after `path` was replaced `writes` times. Return the last step."""
     seen: set[int] = set()
     while len(seen) < writes:
-        # Looking without a rest would take the processor from the one that is looked at.
+        # Polling without a pause would take the processor from the watched process.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.002)
             pytest.fail("it finished before it was killed")
@@ -48,15 +48,15 @@ def killed_after(process: subprocess.Popen[bytes], path: Path, writes: int) -> i
         pytest.param(
             (17, 71, 103),
             id="again and again",
-            # Processes that each import torch, and write far more often than is good for a disk.
+            # Slow: each process imports torch and writes to the disk after every step.
             marks=[pytest.mark.slow, pytest.mark.timeout(400)],
         ),
     ],
 )
-def test_a_killed_run_ends_as_an_uninterrupted_one(
+def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, kills: tuple[int, ...]
 ) -> None:
-    """kills: writes of last.pt to wait for, each time."""
+    """kills: for each kill, the number of writes of last.pt to wait for."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli("train", "--out", whole, *FLAGS)[0] == 0
     often = ("--checkpoint-seconds", "0.001")  # after every step
@@ -88,8 +88,8 @@ class PowerCut(Exception):
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("steps", [1, 2, 5, 6, 7, 11])
-def test_between_any_two_steps(steps: int, optimizer: str) -> None:
-    """One step may not pass on to the next anything that the checkpoint does not hold."""
+def test_run_resumes_between_any_two_steps(steps: int, optimizer: str) -> None:
+    """A step passes nothing to the next one that is not in the checkpoint."""
     config = Config(
         hidden_size=8,
         latent_size=2,

@@ -1,4 +1,4 @@
-"""Active units, collapse, the aggregate posterior, Frechet distances: against known answers."""
+"""Active units, collapse, aggregate posterior and Frechet distances against known results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def posterior(used: int, size: int, rows: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
-    """mean, log_var: `used` units tell rows apart, the others equal the prior."""
+    """Return mean and log_var: `used` units differ between rows, the others equal the prior."""
     mean, log_var = normal(rows, size), torch.full((rows, size), math.log(0.1))
     mean[:, :used] *= math.sqrt(0.9)  # with a variance of 0.1 around it, z ~ N(0, 1)
     mean[:, used:] *= 0.05  # Var E[z|x] = 0.0025, below the threshold
@@ -32,7 +32,7 @@ def posterior(used: int, size: int, rows: int = 3000) -> tuple[torch.Tensor, tor
     return mean, log_var
 
 
-def test_kl_of_each_dimension_is_torch_distributions_and_sums_to_the_rate() -> None:
+def test_kl_per_dimension_equals_torch_and_sums_to_the_rate() -> None:
     mean, log_var = normal(50, 6), normal(50, 6, seed=1)
     expected = kl_divergence(Normal(mean, (0.5 * log_var).exp()), Normal(0.0, 1.0))
     found = measure_units(mean, log_var)
@@ -40,7 +40,7 @@ def test_kl_of_each_dimension_is_torch_distributions_and_sums_to_the_rate() -> N
     torch.testing.assert_close(found.kl.sum(), expected.sum(1).double().mean())
 
 
-def test_units_that_equal_the_prior_are_not_active() -> None:
+def test_units_are_inactive_when_they_equal_the_prior() -> None:
     found = measure_units(*posterior(used=3, size=8))
     assert found.active.tolist() == [True] * 3 + [False] * 5
     assert found.count == 3
@@ -48,7 +48,7 @@ def test_units_that_equal_the_prior_are_not_active() -> None:
     assert "3 of 8 units are active" in verdict(found)
 
 
-def test_collapse_is_named_with_what_to_try() -> None:
+def test_collapse_is_reported_with_advice() -> None:
     found = measure_units(*posterior(used=0, size=8))
     assert found.collapsed
     assert verdict(found).startswith("COLLAPSED: none of 8 units is active")
@@ -57,7 +57,7 @@ def test_collapse_is_named_with_what_to_try() -> None:
     assert "COLLAPSED" not in verdict(measure_units(*posterior(used=8, size=8)))
 
 
-def test_the_aggregate_of_a_good_posterior_is_the_prior() -> None:
+def test_aggregate_of_a_good_posterior_equals_the_prior() -> None:
     mean, log_var = posterior(used=4, size=4)
     found = measure_aggregate(mean, log_var, torch.ones(4, dtype=torch.bool), seed=9)
     assert found.rows == 1000
@@ -68,8 +68,8 @@ def test_the_aggregate_of_a_good_posterior_is_the_prior() -> None:
     assert abs(found.active_variance - 1) < 0.05
 
 
-def test_chance_is_that_of_any_two_sets_of_draws() -> None:
-    """Not of any one with a certain other: then the percentile would be that other's."""
+def test_mmd_threshold_is_over_pairs_of_sets() -> None:
+    """No set is in all pairs. Otherwise the percentile would depend on that set."""
     mean, log_var = posterior(used=2, size=2)
     active = torch.ones(2, dtype=torch.bool)
     found = [measure_aggregate(mean, log_var, active, seed) for seed in range(6)]
@@ -80,7 +80,7 @@ def test_chance_is_that_of_any_two_sets_of_draws() -> None:
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 3.0), (0.0, 0.5)])
-def test_an_aggregate_that_is_not_the_prior_is_told_apart(shift: float, scale: float) -> None:
+def test_aggregate_that_differs_from_the_prior_is_detected(shift: float, scale: float) -> None:
     mean, log_var = posterior(used=4, size=4)
     found = measure_aggregate(
         scale * mean + shift, log_var + 2 * math.log(scale), torch.ones(4, dtype=torch.bool), 9
@@ -92,7 +92,7 @@ def test_an_aggregate_that_is_not_the_prior_is_told_apart(shift: float, scale: f
     assert found.mean_norm == pytest.approx(scale * math.hypot(1, shift), rel=0.1)
 
 
-def test_variance_is_that_of_active_units() -> None:
+def test_variance_is_of_active_units_only() -> None:
     mean, log_var = posterior(used=2, size=8)
     mean[:, :2] *= 5
     active = torch.arange(8) < 2
@@ -101,7 +101,7 @@ def test_variance_is_that_of_active_units() -> None:
 
 
 def test_mmd_is_unbiased() -> None:
-    """Its mean over many small sets from one distribution is 0: biased estimates are above."""
+    """Its mean over many small sets of one distribution is 0. A biased estimate is above 0."""
     values = torch.tensor(
         [mmd(normal(20, 3, seed=i), normal(20, 3, seed=1000 + i)) for i in range(400)]
     )
@@ -109,9 +109,9 @@ def test_mmd_is_unbiased() -> None:
     assert (values < 0).any()
 
 
-def test_mutual_information_of_codes_that_tell_rows_apart() -> None:
-    """Sharp codes: log(rows), the most there can be. Codes that are the prior: none. Between: the
-    capacity of a Gaussian channel, log(1 + signal / noise) / 2 a dimension."""
+def test_mutual_information_of_known_codes() -> None:
+    """Sharp codes have log(rows), the maximum. Codes equal to the prior have none. In between it
+    is the capacity of a Gaussian channel: log(1 + signal / noise) / 2 per dimension."""
     sharp, noise = normal(400, 5), normal(400, 5, seed=1)
     little = torch.full_like(sharp, -12.0)
     found = mutual_information(sharp + (0.5 * little).exp() * noise, sharp, little)
@@ -123,14 +123,15 @@ def test_mutual_information_of_codes_that_tell_rows_apart() -> None:
     assert found == pytest.approx(math.log(2), abs=0.05)
 
 
-def test_frechet_of_a_set_with_itself_is_0() -> None:
+def test_frechet_distance_of_a_set_to_itself_is_zero() -> None:
     rows = normal(500, 10)
     assert frechet(rows, rows) == pytest.approx(0, abs=1e-9)
     assert frechet(rows, rows[torch.randperm(500)]) == pytest.approx(0, abs=1e-9)
 
 
-def test_frechet_of_known_gaussians() -> None:
-    """Rows with exactly these moments: |shift|^2 + sum (sigma_a - sigma_b)^2 in shared axes."""
+def test_frechet_distance_of_known_gaussians() -> None:
+    """The rows have exactly these moments. In shared axes the distance is
+    |shift|^2 + sum (sigma_a - sigma_b)^2."""
     rows = normal(200, 3).double()
     rows = rows - rows.mean(0)
     white = rows @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(rows.T))).T
@@ -141,8 +142,8 @@ def test_frechet_of_known_gaussians() -> None:
     assert frechet(b, a) == pytest.approx(5 + 1 + 0 + 6.25, rel=1e-6)
 
 
-def test_frechet_where_the_axes_differ() -> None:
-    """tr (A B)^1/2 by scipy's root of the product itself."""
+def test_frechet_distance_when_the_axes_differ() -> None:
+    """tr (A B)^1/2 is computed by scipy's matrix root of the product."""
     from scipy.linalg import sqrtm
 
     a, b = normal(300, 4) @ normal(4, 4, seed=1), normal(300, 4, seed=2) @ normal(4, 4, seed=3)
@@ -152,20 +153,20 @@ def test_frechet_where_the_axes_differ() -> None:
     assert frechet(a, b) == pytest.approx(expected, rel=1e-4)
 
 
-def test_frechet_of_features_that_never_vary_is_finite() -> None:
+def test_frechet_distance_of_constant_features_is_finite() -> None:
     rows = normal(50, 6)
     rows[:, 3:] = 0
     assert frechet(rows, rows + 1) == pytest.approx(6, rel=1e-4)
 
 
-def test_a_fitted_gaussian_has_the_codes_own_moments() -> None:
+def test_fitted_gaussian_has_the_moments_of_the_codes() -> None:
     codes = normal(4000, 3) @ normal(3, 3, seed=1) + 5
     drawn = samples.fitted(codes, 40_000, seed=0)
     torch.testing.assert_close(drawn.mean(0), codes.mean(0), rtol=0, atol=0.05)
     torch.testing.assert_close(torch.cov(drawn.T), torch.cov(codes.T), rtol=0.05, atol=0.05)
 
 
-def test_the_probe_reads_what_is_linear_and_nothing_else() -> None:
+def test_probe_finds_linear_features_only() -> None:
     y = torch.arange(600) % 3
     told = normal(600, 4)
     told[:, 0] += 8 * y

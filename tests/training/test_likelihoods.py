@@ -1,4 +1,4 @@
-"""p(x|z) against what it is defined as, and against the server's own formulae."""
+"""p(x|z) against its definition and against the server's formulas."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def logistic(mean: float, log_scale: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("mean", [-3.0, 0.0, 0.5, 1.0, 1.3])
 @pytest.mark.parametrize("log_scale", [-7.0, -4.0, -1.0, 2.0])
-def test_the_bytes_probabilities_sum_to_one(mean: float, log_scale: float) -> None:
+def test_byte_probabilities_sum_to_one(mean: float, log_scale: float) -> None:
     nll = logistic(mean, log_scale)
     assert (nll >= 0).all()
     assert math.isclose(float((-nll).double().exp().sum()), 1, rel_tol=1e-4)
 
 
-def test_a_byte_has_the_mass_between_the_middles_of_its_neighbors() -> None:
+def test_byte_has_the_probability_mass_of_its_bin() -> None:
     mean, scale = 0.3, 0.05
     edges = (torch.arange(257).double() - 0.5) / 255
     cdf = ((edges - mean) / scale).sigmoid()
     cdf[0], cdf[-1] = 0, 1
     expected = -cdf.diff().log()
     got = logistic(mean, math.log(scale)).double()
-    near = expected < 20  # further out it is the double-precision difference that cancels
+    near = expected < 20  # further out the double-precision difference cancels
     torch.testing.assert_close(got[near], expected[near], rtol=1e-3, atol=1e-4)
 
 
-def test_a_byte_far_from_a_narrow_logistic_has_finite_nll_and_gradient() -> None:
+def test_nll_and_gradient_are_finite_far_from_a_narrow_logistic() -> None:
     raw = torch.full((2, 2, 1), -50.0, requires_grad=True)
     likelihood = DiscretizedLogistic()
     nll = likelihood.nll(torch.tensor([[0.5], [1.0]]), likelihood.params(raw))
@@ -50,7 +50,7 @@ def test_a_byte_far_from_a_narrow_logistic_has_finite_nll_and_gradient() -> None
     assert raw.grad.isfinite().all()
 
 
-def test_a_fixed_std_needs_means_only() -> None:
+def test_fixed_std_needs_means_only() -> None:
     likelihood = Gaussian(0.2, fixed_std=0.5)
     assert (likelihood.outputs, likelihood.parameters) == (1, 2)
     params = likelihood.params(torch.zeros(3, 1, 4))
@@ -60,8 +60,8 @@ def test_a_fixed_std_needs_means_only() -> None:
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_the_server_scores_as_training_does(name: str) -> None:
-    """Over all bytes, both ends included, and parameters from narrow to wide."""
+def test_server_scores_equal_those_of_training(name: str) -> None:
+    """All bytes, including 0 and 255, with parameters from narrow to wide."""
     likelihood = LIKELIHOODS[name](Config(likelihood=name))
     generator = torch.Generator().manual_seed(0)
     raw = 4 * torch.randn(64, likelihood.outputs, 16, 16, generator=generator)

@@ -1,7 +1,7 @@
-"""No tensor of the CPU meets one of the GPU, and nothing in a step waits for the GPU's answer.
+"""No operation mixes tensors of CPU and GPU, and no step waits for the GPU.
 
-`meta` stands for the GPU: its tensors are not the CPU's and have no values, so a read of one
-is also caught.
+`meta` replaces the GPU. Its tensors are not on the CPU and have no values, so that a read of one
+is also detected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ MOVES = ("aten::_to_copy", "aten::copy_")
 
 
 class Apart(TorchDispatchMode):
-    """Tensors of two devices never meet, but for numbers of the CPU, which travel with a launch."""
+    """Forbids tensors of two devices in one operation, except numbers of the CPU, which a launch
+    takes along."""
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -36,12 +37,12 @@ class Apart(TorchDispatchMode):
         devices = {t.device for t in tensors if t.ndim or t.device == GPU}
         assert len(devices) < 2 or operation.name() in MOVES, f"{operation} of {devices}"
         if operation is torch.ops.aten._fused_adam_.tensor_lr:
-            return None  # meta has none, and in this one nothing comes back
+            return None  # meta has no kernel for it, and it returns nothing
         return operation(*args, **(kwargs or {}))
 
 
 class Generator(torch.Generator):
-    """One of the GPU, as far as can be seen."""
+    """Looks like a generator of the GPU."""
 
     def __new__(cls, device: object = "cpu") -> Generator:
         return super().__new__(cls)
@@ -56,7 +57,7 @@ class Generator(torch.Generator):
 
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A GPU of which nothing but its tensors is missing."""
+    """Simulate all parts of a GPU except its tensors."""
     monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     adam = importlib.import_module("torch.optim.adam")  # which torch.optim hides
@@ -82,14 +83,14 @@ def run_on_gpu(**settings: Any) -> Trainer:
     ids=str,
 )
 @pytest.mark.usefixtures("apart")
-def test_a_step_and_a_validation_stay_on_their_device(
+def test_step_and_validation_stay_on_their_device(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_on_gpu(**settings)
     validated = []
 
     def line(number: int) -> dict[str, Any]:
-        """The epoch's line; a meta tensor has no values."""
+        """Return the line of the epoch. A meta tensor has no values."""
         with pytest.raises(RuntimeError, match="meta tensor"):
             evaluate(run.eval_model, run.dataset.validation.x, 0)
         validated.append(number)
@@ -102,8 +103,8 @@ def test_a_step_and_a_validation_stay_on_their_device(
 
 
 @pytest.mark.usefixtures("apart")
-def test_so_do_the_steps_that_are_recorded() -> None:
-    """There rates are tensors, too."""
+def test_recorded_steps_stay_on_their_device() -> None:
+    """In recorded steps, learning rates are also tensors."""
     run = run_on_gpu(ema_decay=0.9)
     x = run.dataset.train.x[:500]
     noise = nets.normal((1, 500, 3), run.noise)
@@ -112,15 +113,15 @@ def test_so_do_the_steps_that_are_recorded() -> None:
 
 
 @pytest.mark.usefixtures("apart")
-def test_the_data_set_is_on_the_gpu_as_a_whole() -> None:
+def test_data_set_is_on_the_gpu() -> None:
     dataset = run_on_gpu().dataset
     for rows in (dataset.train, dataset.validation, dataset.test):
         assert rows.x.device == GPU
 
 
-@pytest.mark.filterwarnings("ignore:.*to a meta parameter")  # of a real GPU they are copied
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")  # on a real GPU they are copied
 @pytest.mark.usefixtures("apart")
-def test_what_a_checkpoint_holds_goes_to_the_gpu() -> None:
+def test_checkpoint_is_restored_to_the_gpu() -> None:
     settings: dict[str, Any] = {
         "hidden_size": 8,
         "latent_size": 3,

@@ -40,7 +40,7 @@ def model(spec: RowSpec = SPEC, **settings: Any) -> Any:
     return build(resolve_architecture(Config(**tiny), spec.shape), spec).eval()
 
 
-def test_kl_is_torch_distributions() -> None:
+def test_kl_equals_torch_distributions() -> None:
     mean, log_var = torch.randn(2, 7, 4, generator=seeded())
     q = Independent(Normal(mean, (0.5 * log_var).exp()), 1)
     p = Independent(Normal(torch.zeros(7, 4), torch.ones(7, 4)), 1)
@@ -48,7 +48,7 @@ def test_kl_is_torch_distributions() -> None:
 
 
 @pytest.mark.parametrize("binarization", ["none", "dynamic"])
-def test_bernoulli_elbo_is_torch_distributions(binarization: str) -> None:
+def test_bernoulli_elbo_equals_torch_distributions(binarization: str) -> None:
     vae, x = model(likelihood="bernoulli", binarization=binarization), rows(SPEC)
     terms = vae(x, seeded())
 
@@ -69,7 +69,7 @@ def test_bernoulli_elbo_is_torch_distributions(binarization: str) -> None:
     assert terms.elbo.shape == (5,)
 
 
-def test_gaussian_elbo_is_torch_distributions() -> None:
+def test_gaussian_elbo_equals_torch_distributions() -> None:
     vae, x = model(likelihood="gaussian", min_std=0.1), rows(SPEC)
     terms = vae(x, seeded())
     mean, log_var = vae.encode(x)
@@ -81,7 +81,7 @@ def test_gaussian_elbo_is_torch_distributions() -> None:
     torch.testing.assert_close(terms.elbo, -terms.distortion - terms.rate)
 
 
-def test_gaussian_std_has_its_floor() -> None:
+def test_gaussian_std_has_a_minimum() -> None:
     vae = model(likelihood="gaussian", min_std=0.1)
     raw = torch.full((1, 2, 8, 9), -1e4)
     torch.testing.assert_close(vae.likelihood.params(raw)[:, 1].exp(), torch.full((1, 8, 9), 0.1))
@@ -95,7 +95,7 @@ def test_log_var_is_clamped() -> None:
     assert (log_var.min().item(), log_var.max().item()) == LOG_VAR_RANGE
 
 
-def test_ae_is_the_vae_without_noise_and_kl() -> None:
+def test_ae_equals_the_vae_without_noise_and_kl() -> None:
     vae, ae, x = model(), model(model="ae"), rows(SPEC)
     assert sum(p.numel() for p in ae.parameters()) == sum(p.numel() for p in vae.parameters())
     mean, log_var = ae.encode(x)
@@ -111,7 +111,7 @@ def test_ae_is_the_vae_without_noise_and_kl() -> None:
     assert not torch.equal(vae(x, seeded(1)).elbo, vae(x, seeded(2)).elbo)
 
 
-def test_bytes_come_back_as_they_went_in() -> None:
+def test_bytes_survive_a_round_trip() -> None:
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
     net = model(RowSpec((16, 16), "uint8"), likelihood="gaussian")
     params = torch.stack((to_unit(every), torch.zeros(1, 16, 16)), dim=1)
@@ -136,7 +136,7 @@ def test_bytes_come_back_as_they_went_in() -> None:
         ("conv", (128, 128, 3), 4),
     ],
 )
-def test_every_net_gives_the_shapes_it_promises(
+def test_every_net_returns_its_declared_shapes(
     net: str, shape: tuple[int, ...], depth: int, likelihood: str, dtype: str
 ) -> None:
     spec = RowSpec(shape, dtype)
@@ -157,11 +157,11 @@ def test_every_net_gives_the_shapes_it_promises(
     [
         # Weights and biases of 784-200-200-(2 x 50) and back, as Burda et al. count layers.
         ("iwae", 157_000 + 40_200 + 20_100 + 10_200 + 40_200 + 157_584),
-        # Each hidden layer has two: A and B.
+        # Each hidden layer has two matrices: A and B.
         ("gated", 471_000 + 180_600 + 30_100 + 30_600 + 180_600 + 235_984),
     ],
 )
-def test_the_papers_nets_have_the_papers_sizes(net: str, parameters: int) -> None:
+def test_nets_have_the_parameter_counts_of_their_papers(net: str, parameters: int) -> None:
     config = resolve_architecture(
         Config(architecture=net, latent_size=50, likelihood="bernoulli"), (28, 28)
     )
@@ -169,7 +169,7 @@ def test_the_papers_nets_have_the_papers_sizes(net: str, parameters: int) -> Non
     assert sum(p.numel() for p in built.parameters()) == parameters
 
 
-def test_a_gated_layer_is_a_line_times_a_gate() -> None:
+def test_gated_layer_is_a_linear_layer_times_a_gate() -> None:
     vae = model(RowSpec((7,), "float32"), architecture="gated", depth=1)
     x = rows(RowSpec((7,), "float32"))
     _, layer, _, head = vae.encoder
@@ -179,22 +179,22 @@ def test_a_gated_layer_is_a_line_times_a_gate() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_binarized_pixels_are_white_as_often_as_they_are_bright(dtype: str) -> None:
+def test_binarized_pixels_are_white_with_their_brightness_as_probability(dtype: str) -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     x = levels.repeat(20_000, 1)
     drawn = to_target(x if dtype == "uint8" else x / 255, seeded(), binarize=True)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     often, chance = drawn.double().mean(0), levels.double() / 255
-    assert often[0] == 0  # black stays black, and white white
+    assert often[0] == 0  # black stays black, and white stays white
     assert often[255] == 1
     deviation = (often - chance) / (chance * (1 - chance) / 20_000).sqrt().clamp(min=1e-9)
     assert deviation[1:255].abs().max() < 4.5
-    assert deviation[1:255].square().mean() < 1.4  # they vary as independent draws do
+    assert deviation[1:255].square().mean() < 1.4  # they vary like independent draws
     torch.testing.assert_close(torch.corrcoef(drawn[:, 100:103].T), torch.eye(3), atol=0.03, rtol=0)
 
 
 def test_conv_keeps_colors_apart() -> None:
-    """Channels last, in and out: a pixel's three colors stay together."""
+    """Inputs and outputs have channels last: the three colors of a pixel stay together."""
     spec = RowSpec((8, 12, 3), "float32")
     vae = model(spec, architecture="conv", likelihood="gaussian")
     with torch.no_grad():
@@ -220,6 +220,6 @@ def test_auto_net_follows_the_shape(shape: tuple[int, ...], net: str) -> None:
     assert resolve_architecture(Config(), shape).architecture == net
 
 
-def test_conv_refuses_vectors() -> None:
+def test_conv_rejects_vectors() -> None:
     with pytest.raises(TrainingError, match="Use --architecture mlp"):
         resolve_architecture(Config(architecture="conv"), (784,))

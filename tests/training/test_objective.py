@@ -1,4 +1,4 @@
-"""What a step raises, against definitions written out another way."""
+"""The objective of a step against independently written definitions."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def draws(net: Any, k: int, rows: int = 6) -> tuple[torch.Tensor, PosteriorSampl
     return x, net.draw(x, 3 * torch.randn(k, rows, 3, generator=generator))
 
 
-def test_the_elbo_is_the_objective_unless_told_otherwise() -> None:
+def test_objective_is_the_elbo_by_default() -> None:
     net = model()
     _, drawn = draws(net, 1)
     torch.testing.assert_close(objective(net, drawn, 1.0, 0.0), net.terms(drawn).elbo)
 
 
-def test_beta_weighs_the_kl() -> None:
+def test_beta_weights_the_kl() -> None:
     net = model()
     _, drawn = draws(net, 1)
     terms = net.terms(drawn)
     raised = objective(net, drawn, 0.25, 0.0)
     torch.testing.assert_close(raised, -terms.distortion - 0.25 * terms.rate)
-    torch.testing.assert_close(terms.elbo, -terms.distortion - terms.rate)  # logged all the same
+    torch.testing.assert_close(terms.elbo, -terms.distortion - terms.rate)  # logged nevertheless
 
 
 @pytest.mark.parametrize("k", [2, 7])
-def test_the_importance_weighted_bound_is_its_definition(k: int) -> None:
+def test_importance_weighted_bound_equals_its_definition(k: int) -> None:
     net = model()
     x, drawn = draws(net, k)
     q = Independent(Normal(drawn.mean, (0.5 * drawn.log_var).exp()), 1)
@@ -76,12 +76,12 @@ def test_more_draws_give_a_tighter_bound() -> None:
     assert (few < importance_weighted(drawn)).all()
 
 
-def test_free_bits_stop_paying_below_their_price() -> None:
+def test_free_bits_limit_the_kl_of_each_latent() -> None:
     mean = torch.tensor([[0.1, 2.0], [0.2, -2.0]], requires_grad=True)
     drawn = PosteriorSamples(mean, torch.zeros(2, 2), mean[None], torch.zeros(1, 2))
     cost = latent_kl(mean, drawn.log_var)
     rate = kl_with_free_bits(drawn, free_bits=0.5)
-    torch.testing.assert_close(rate, 0.5 + cost[:, 1])  # the first latent is below, in the mean
+    torch.testing.assert_close(rate, 0.5 + cost[:, 1])  # the mean KL of the first latent is below
     rate.sum().backward()
     assert mean.grad is not None
     assert not mean.grad[:, 0].any()
@@ -89,7 +89,7 @@ def test_free_bits_stop_paying_below_their_price() -> None:
     torch.testing.assert_close(kl_with_free_bits(drawn, 0.0), gaussian_kl(mean, drawn.log_var))
 
 
-def test_an_autoencoder_has_only_its_distortion() -> None:
+def test_autoencoder_has_only_a_distortion() -> None:
     net = model(model="ae")
     x, drawn = draws(net, 1)
     expected = -net.likelihood.nll(x, net.decode(net.encode(x)[0]))
@@ -117,5 +117,5 @@ def test_draws_belong_to_their_rows() -> None:
         ({"importance_samples": 50}, "the importance-weighted bound of 50 draws"),
     ],
 )
-def test_the_log_says_what_is_trained(settings: dict[str, Any], words: str) -> None:
+def test_log_names_the_objective(settings: dict[str, Any], words: str) -> None:
     assert words in describe_objective(Config(**settings))

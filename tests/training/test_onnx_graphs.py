@@ -1,4 +1,4 @@
-"""Graphs that cannot be served are refused."""
+"""Graphs that cannot be served are rejected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def graph_of(op: str, **attributes: Any) -> onnx.ModelProto:
         (graph_of("NoSuchOperator"), "not valid ONNX"),
     ],
 )
-def test_graphs_that_cannot_be_served_are_refused(graph: onnx.ModelProto, words: str) -> None:
+def test_unservable_graph_is_rejected(graph: onnx.ModelProto, words: str) -> None:
     onnx_graphs.check(graph_of("Relu"))
     with pytest.raises(onnx_graphs.RunFailed, match=words):
         onnx_graphs.check(graph)

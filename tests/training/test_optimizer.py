@@ -1,4 +1,4 @@
-"""The optimizers: what each of them moves, and how far."""
+"""The optimizers: which parameters each one moves, and how far."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def model() -> nn.Module:
 
 
 def moved(name: str, model: nn.Module, finite: Tensor = TRUE) -> dict[str, Tensor]:
-    """By how much one step with a learning rate of 0.01 moves a copy of each parameter."""
+    """Return how far one step with a learning rate of 0.01 moves a copy of each parameter."""
     model = copy.deepcopy(model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     model(torch.rand(8, 1, 4, 4)).square().sum().backward()
@@ -31,25 +31,25 @@ def moved(name: str, model: nn.Module, finite: Tensor = TRUE) -> dict[str, Tenso
 def test_muon_moves_a_matrix_equally_in_all_directions(model: nn.Module) -> None:
     step = moved("muon", model)["2.weight"]
     length = torch.linalg.svdvals(step) / (0.01 * 0.2 * 40**0.5)
-    # Five iterations end somewhere between 0.5 and 1.5, the smallest ones below; Adam's do not.
+    # Five iterations end between 0.5 and 1.5, or below for the smallest ones. Adam's do not.
     assert length.median() > 0.5
     assert length.max() < 1.5
     adams = torch.linalg.svdvals(moved("adam", model)["2.weight"])
     assert adams.median() / adams.max() < 0.3 < length.median() / length.max()
 
 
-def test_muon_leaves_the_rest_to_adam(model: nn.Module) -> None:
+def test_muon_uses_adam_for_other_parameters(model: nn.Module) -> None:
     torch.manual_seed(2)
     muon = moved("muon", model)
     torch.manual_seed(2)
     adam = moved("adam", model)
     for name in ("0.weight", "0.bias", "2.bias"):
         torch.testing.assert_close(muon[name], adam[name], rtol=0, atol=0)
-    # Its steps are as long, so that a learning rate means the same to both.
+    # Its steps have the same length, so that a learning rate means the same for both.
     ratio = muon["2.weight"].norm() / adam["2.weight"].norm()
     assert 0.1 < ratio < 1
 
 
 @pytest.mark.parametrize("name", ["adam", "muon"])
-def test_a_step_that_is_not_finite_moves_nothing(name: str, model: nn.Module) -> None:
+def test_non_finite_step_moves_nothing(name: str, model: nn.Module) -> None:
     assert not any(step.any() for step in moved(name, model, torch.tensor(False)).values())

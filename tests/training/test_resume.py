@@ -1,4 +1,4 @@
-"""A run that was ended or interrupted goes on, with the bits of one that never was."""
+"""A stopped or interrupted run resumes, and its result equals an uninterrupted run to the bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("extra", [(), ("--likelihood", "bernoulli", "--binarization", "dynamic")])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(
+def test_resumed_run_equals_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -30,7 +30,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     assert_same_run(whole, parts)
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_loses_nothing(
+def test_interrupted_run_prints_how_to_resume_and_loses_nothing(
     cli: Cli, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "interrupted"
@@ -56,13 +56,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_loses_nothing(
     assert_same_run(out, tmp_path / "straight")
 
 
-def test_a_finished_run_resumes_to_itself(cli: Cli, whole: Path) -> None:
+def test_finished_run_is_unchanged_when_resumed(cli: Cli, whole: Path) -> None:
     before = untimed(whole)
     assert cli("train", "--out", whole, "--resume")[0] == 0
     assert untimed(whole) == before
 
 
-def test_a_run_is_not_overwritten(cli: Cli, whole: Path) -> None:
+def test_run_is_not_overwritten(cli: Cli, whole: Path) -> None:
     before = (whole / "last.pt").read_bytes()
     status, _, err = cli("train", "--out", whole, *TINY)
     assert status == 2
@@ -70,7 +70,7 @@ def test_a_run_is_not_overwritten(cli: Cli, whole: Path) -> None:
     assert (whole / "last.pt").read_bytes() == before
 
 
-def test_resume_takes_its_settings_from_the_checkpoint(cli: Cli, whole: Path) -> None:
+def test_resume_uses_the_settings_of_the_checkpoint(cli: Cli, whole: Path) -> None:
     status, _, err = cli("train", "--out", whole, "--resume", "--latent-size", 5)
     assert status == 2
     assert "--latent-size is 3 in" in err
@@ -79,7 +79,7 @@ def test_resume_takes_its_settings_from_the_checkpoint(cli: Cli, whole: Path) ->
     assert "--epochs 3: this run already has 4" in err
 
 
-def test_resume_notices_changed_data(cli: Cli, tmp_path: Path) -> None:
+def test_resume_rejects_changed_data(cli: Cli, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (60, 4), np.uint8)
     np.save(tmp_path / "rows.npy", rows)
     arguments = ("train", "--data", f"npz:{tmp_path / 'rows.npy'}", "--out", tmp_path / "run")

@@ -1,7 +1,7 @@
-"""A run that starts on one kind of device and resumes on the other.
+"""A run that starts on one kind of device and resumes on another.
 
-No GPU is needed: what the CPU wrote becomes a GPU's checkpoint by what such a one holds instead,
-the state of a CUDA generator, 16 bytes of it. The very devices are in test_cuda.py.
+No GPU is needed: the tests turn a checkpoint of the CPU into one of a GPU. The difference is the
+state of a CUDA generator, 16 bytes. test_cuda.py has the same tests on real devices.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOVED = "Resuming on cpu a run started on cuda"
 
 
 def of_a_gpu(saved: Checkpoint, **settings: Any) -> Checkpoint:
-    """What it would be if it were one."""
+    """Return the checkpoint as a GPU would have written it."""
     state = torch.tensor([7, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0, 0, 0, 0, 0, 0], dtype=torch.uint8)
     return dataclasses.replace(
         saved,
@@ -46,7 +46,7 @@ def turn_into_one(path: Path, **settings: Any) -> None:
 
 @pytest.fixture
 def began(cli: Cli, tmp_path: Path) -> Callable[..., Path]:
-    """A run of four epochs, of which two were on a GPU."""
+    """A run of four epochs. The first two ran on a GPU."""
 
     def run(name: str, *flags: object, **settings: Any) -> Path:
         out = tmp_path / name
@@ -58,7 +58,7 @@ def began(cli: Cli, tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
-def test_a_run_of_a_gpu_goes_on_on_the_cpu(cli: Cli, began: Any) -> None:
+def test_gpu_run_resumes_on_the_cpu(cli: Cli, began: Any) -> None:
     out = began("run")
     before, saved = untimed(out), checkpoint.load(out / "last.pt")
     status, _, err = cli("train", "--out", out, "--resume", "--device", "cpu")
@@ -72,9 +72,9 @@ def test_a_run_of_a_gpu_goes_on_on_the_cpu(cli: Cli, began: Any) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"ema_decay": 0.9}, {"optimizer": "muon"}], ids=str)
-def test_all_but_its_noise_goes_along(settings: dict[str, Any]) -> None:
-    """With the noise it had, it ends with the bits of a run that never moved; from within an
-    epoch."""
+def test_everything_but_the_noise_is_kept(settings: dict[str, Any]) -> None:
+    """With its old noise, the run equals one that never moved, to the bit. The checkpoint is from
+    the middle of an epoch."""
     config = Config(hidden_size=8, latent_size=2, epochs=2, batch_size=250, **settings)
     dataset = data.load(config)
     config = networks.resolve_architecture(config, dataset.spec.shape)
@@ -104,7 +104,7 @@ def test_all_but_its_noise_goes_along(settings: dict[str, Any]) -> None:
             assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
-def test_its_noise_is_drawn_from_the_seed_and_the_steps_done() -> None:
+def test_noise_is_seeded_from_the_seed_and_the_step() -> None:
     seeds = set()
     for seed in (0, 1):
         config = Config(hidden_size=4, latent_size=2, seed=seed, batch_size=500)
@@ -120,18 +120,18 @@ def test_its_noise_is_drawn_from_the_seed_and_the_steps_done() -> None:
     assert len(seeds | {0, 1}) == 6
 
 
-def test_it_goes_on_there_to_the_bit(cli: Cli, began: Any) -> None:
+def test_moved_run_resumes_to_the_bit(cli: Cli, began: Any) -> None:
     parts, whole = began("parts"), began("whole")
     again = ("--resume", "--device", "cpu")
     assert cli("train", "--out", parts, *again, "--epochs", 3)[0] == 0
     status, _, err = cli("train", "--out", parts, "--resume", "--epochs", 4)
     assert status == 0
-    assert MOVED not in err  # it is one of the CPU now
+    assert MOVED not in err  # it is a run of the CPU now
     assert cli("train", "--out", whole, *again)[0] == 0
     assert_same_run(parts, whole)
 
 
-def test_its_precision_stays_unless_another_is_given(cli: Cli, began: Any) -> None:
+def test_precision_stays_unless_another_is_given(cli: Cli, began: Any) -> None:
     stays, changes = began("stays", precision="bfloat16"), began("changes", precision="bfloat16")
     here = ("--resume", "--device", "cpu")
     assert cli("train", "--out", stays, *here)[0] == 0
@@ -142,7 +142,7 @@ def test_its_precision_stays_unless_another_is_given(cli: Cli, began: Any) -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_it_moves_only_when_asked(cli: Cli, began: Any) -> None:
+def test_run_moves_only_when_asked(cli: Cli, began: Any) -> None:
     out = began("run")
     before = (out / "last.pt").read_bytes()
     status, _, err = cli("train", "--out", out, "--resume")
@@ -152,7 +152,7 @@ def test_it_moves_only_when_asked(cli: Cli, began: Any) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_comparison_moves_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_moves_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(epochs=2, hidden_size=4, latent_size=2, batch_size=500)
     train(dataclasses.replace(config, epochs=1), tmp_path / "run")
     turn_into_one(tmp_path / "run" / "last.pt", epochs=2)
@@ -161,7 +161,7 @@ def test_a_comparison_moves_when_asked(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(checkpoint.load(tmp_path / "run" / "last.pt").history) == 2
 
 
-def test_a_checkpoint_of_a_gpu_is_exported_and_evaluated_here(
+def test_gpu_checkpoint_is_exported_and_evaluated_on_the_cpu(
     cli: Cli, began: Any, tmp_path: Path, cache: Path
 ) -> None:
     out = began("run", precision="bfloat16")

@@ -1,4 +1,4 @@
-"""How the learning rate and the KL's weight move."""
+"""How the learning rate and the weight of the KL change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_learning_rate(schedule: str, epoch: float, factor: float) -> None:
     assert math.isclose(learning_rate(config, epoch), 0.01 * factor, abs_tol=1e-12)
 
 
-def test_the_learning_rate_warms_up_whatever_the_schedule() -> None:
+def test_learning_rate_warms_up_with_every_schedule() -> None:
     config = Config(epochs=10, learning_rate=0.01, lr_warmup_epochs=4)
     assert [learning_rate(config, epoch) for epoch in (0, 1, 4, 9)] == [0, 0.0025, 0.01, 0.01]
 

@@ -1,4 +1,4 @@
-"""The bundle knows how training rows score, as serving scores them."""
+"""The bundle has quantiles of the scores of training rows, computed as serving computes them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def exported(cli: Cli, folder: Path, *flags: object) -> bundle.Bundle:
 @pytest.mark.parametrize(
     "likelihood", ["gaussian", pytest.param("bernoulli", marks=pytest.mark.slow)]
 )
-def test_quantiles_are_those_of_what_serving_computes(
+def test_quantiles_are_of_the_scores_that_serving_computes(
     cli: Cli, tmp_path: Path, likelihood: str
 ) -> None:
     loaded = exported(cli, tmp_path, "--likelihood", likelihood)
@@ -61,7 +61,7 @@ def test_quantiles_are_those_of_what_serving_computes(
 
 
 @pytest.mark.parametrize("damage", ["order", "length", "name", "nan", "words"])
-def test_quantiles_that_make_no_sense_are_refused(damage: str) -> None:
+def test_invalid_quantiles_are_rejected(damage: str) -> None:
     rising = {name: [0.0, 1.0, 2.0] for name in ("levels", *bundle.SCORES)}
     bad: object = {
         "order": rising | {"rows": 3, "kl": [1.0, 0.0, 2.0]},
@@ -75,12 +75,12 @@ def test_quantiles_that_make_no_sense_are_refused(damage: str) -> None:
         bundle.Manifest.from_json(json.dumps(manifest).encode())
 
 
-def test_a_bundle_of_before_loads() -> None:
+def test_bundle_without_quantiles_loads() -> None:
     manifest = json.loads(MANIFEST.to_json())
     del manifest["training_scores"]
     assert bundle.Manifest.from_json(json.dumps(manifest).encode()) == MANIFEST
 
 
 @pytest.mark.slow
-def test_an_autoencoder_has_none(cli: Cli, tmp_path: Path) -> None:
+def test_autoencoder_has_no_quantiles(cli: Cli, tmp_path: Path) -> None:
     assert exported(cli, tmp_path, "--model", "ae").manifest.training_scores == {}

@@ -1,4 +1,4 @@
-"""What a step does to the weights, and what it does when they are lost."""
+"""What a step does to the weights, and what happens when they are not finite."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_losses_are_summed_over_a_row_and_averaged_over_rows() -> None:
     assert terms["rate"] == 0
 
 
-def test_the_average_is_what_is_validated_and_saved(cli: Cli, tmp_path: Path) -> None:
+def test_averaged_weights_are_validated_and_saved(cli: Cli, tmp_path: Path) -> None:
     assert (
         cli("train", "--out", tmp_path / "run", *TINY, "--ema-decay", 0.5, "--batch-size", 500)[0]
         == 0
@@ -64,7 +64,7 @@ def test_the_average_is_what_is_validated_and_saved(cli: Cli, tmp_path: Path) ->
     assert lines(tmp_path / "run")[4]["validation_elbo"] == expected
 
 
-def test_bfloat16_learns_what_float32_does() -> None:
+def test_bfloat16_learns_the_same_as_float32() -> None:
     ends = {}
     for precision in ("float32", "bfloat16"):
         run = tiny_run(precision=precision, hidden_size=64, learning_rate=5e-3)
@@ -76,7 +76,7 @@ def test_bfloat16_learns_what_float32_does() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_non_finite_step_is_skipped_and_counted(optimizer: str) -> None:
+def test_non_finite_step_is_skipped_and_counted(optimizer: str) -> None:
     run = tiny_run(optimizer=optimizer)
     parameter = next(run.model.parameters())
     gradients = iter(range(1000))
@@ -88,7 +88,7 @@ def test_a_non_finite_step_is_skipped_and_counted(optimizer: str) -> None:
     assert run.epoch()["skipped_steps"] == 0
 
 
-def test_a_diverged_run_fails_in_a_sentence() -> None:
+def test_diverged_run_fails_with_a_message() -> None:
     run = tiny_run()
     with torch.no_grad():
         next(run.model.parameters()).fill_(math.nan)
@@ -96,15 +96,15 @@ def test_a_diverged_run_fails_in_a_sentence() -> None:
         run.epoch()
 
 
-def test_the_log_has_the_schedules_of_the_epochs_last_step() -> None:
-    """The KL weighs most at the end of a cycle; what it falls to comes with the next step."""
+def test_log_has_the_schedule_values_of_the_last_step() -> None:
+    """The weight of the KL is largest at the end of a cycle. It falls in the next step."""
     run = tiny_run(batch_size=500, epochs=2, kl_cycles=2, lr_schedule="cosine", learning_rate=0.01)
     line = run.epoch()
     assert line["kl_weight"] == 1
     assert math.isclose(line["learning_rate"], 0.01 * (1 + math.cos(math.pi / 3)) / 2)
 
 
-def test_large_rows_are_evaluated_a_few_at_a_time() -> None:
+def test_large_rows_are_evaluated_in_small_batches() -> None:
     values = []
 
     def model(x: torch.Tensor, _: torch.Generator) -> Terms:
@@ -116,7 +116,7 @@ def test_large_rows_are_evaluated_a_few_at_a_time() -> None:
     assert max(values) <= data.MAX_VALUES
 
 
-def test_a_long_gradient_is_shortened() -> None:
+def test_long_gradient_is_clipped() -> None:
     run = tiny_run(clip_grad_norm=0.01)
     run.step(run.dataset.train.x[:32])
     norms = [p.grad.norm() for p in run.model.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""How many threads are chosen, that this changes no result, and what is said of a busy machine."""
+"""The chosen number of threads changes no result, and a busy machine is reported."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
     [
-        (lambda count: 0.002 * count, 1),  # each thread is in the others' way
-        (lambda count: 0.01, 1),  # more bring nothing
-        (lambda count: 0.16 / count, 8),  # more bring all they can
+        (lambda count: 0.002 * count, 1),  # each thread slows the others
+        (lambda count: 0.01, 1),  # more do not help
+        (lambda count: 0.16 / count, 8),  # more help in full
         (lambda count: 0.08 / min(count, 2), 2),
     ],
 )
-def test_the_fewest_threads_that_are_as_fast_as_any_are_chosen(
+def test_fewest_of_the_fastest_thread_counts_is_chosen(
     seconds: Callable[[int], float], chosen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "cpus", lambda: 8)
@@ -40,8 +40,8 @@ def test_the_fewest_threads_that_are_as_fast_as_any_are_chosen(
     assert torch.get_num_threads() == before
 
 
-def test_a_large_net_is_not_measured_with_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There it would take minutes."""
+def test_large_net_is_not_measured_with_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few threads, it would take minutes."""
     monkeypatch.setattr(machine, "cpus", lambda: 8)
     monkeypatch.setattr(threads, "_SECONDS", 0.2)
     monkeypatch.setattr(threads, "_SECONDS_EACH", 0.01)
@@ -54,7 +54,7 @@ def test_a_large_net_is_not_measured_with_few_threads(monkeypatch: pytest.Monkey
     assert list(measure(step).milliseconds) == [8]
 
 
-def test_the_choice_is_logged_kept_and_changes_no_bit(
+def test_choice_is_logged_and_kept_and_changes_no_bit(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
@@ -77,7 +77,7 @@ def test_the_choice_is_logged_kept_and_changes_no_bit(
     assert_same_run(parts, whole)
 
 
-def test_a_run_of_more_threads_than_cpus_here_chooses_again(
+def test_threads_are_chosen_again_when_there_are_fewer_cpus(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, _, err = cli("train", "--out", tmp_path / "run", *TINY, "--threads", 64)
@@ -91,17 +91,17 @@ def test_a_run_of_more_threads_than_cpus_here_chooses_again(
     assert lines(tmp_path / "run")[0]["threads"]["number"] == 1
 
 
-def test_the_environment_decides_where_it_says_so(whole: Path) -> None:
+def test_environment_variable_sets_the_threads(whole: Path) -> None:
     told = lines(whole)[0]["threads"]
     assert told["number"] == int(os.environ["OMP_NUM_THREADS"])
     assert "OMP_NUM_THREADS" in told["chosen_by"]
 
 
-def test_other_work_on_the_cpus_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This thread shares one CPU with four processes that never rest."""
+def test_other_work_on_the_cpus_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This thread shares one CPU with four busy processes."""
     monkeypatch.setattr(threads, "_WINDOW_SECONDS", 1.0)
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})  # for this thread, and for what it starts
+    os.sched_setaffinity(0, {min(allowed)})  # for this thread and its children
     hogs = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
         for _ in range(4)
@@ -122,8 +122,8 @@ def test_other_work_on_the_cpus_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
         os.sched_setaffinity(0, allowed)
 
 
-def test_a_thread_that_computes_is_no_contention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On clocks of its own: on this machine there may be other work."""
+def test_computing_thread_is_not_contention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test has its own clocks, because this machine can have other work."""
     now = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     monkeypatch.setattr(time, "thread_time", lambda: 0.6 * now)
@@ -134,7 +134,9 @@ def test_a_thread_that_computes_is_no_contention(monkeypatch: pytest.MonkeyPatch
         assert contention.found() is None
 
 
-def test_contention_is_said_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contention_is_reported_once(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Contention, "found", lambda self: 5.25)
     status, _, err = cli("train", "--out", tmp_path / "run", *TINY)
     assert status == 0
@@ -142,7 +144,7 @@ def test_contention_is_said_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("enough", [10, 1000])
-def test_too_few_steps_to_learn_are_warned_of(
+def test_too_few_steps_give_a_warning(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: int
 ) -> None:
     monkeypatch.setattr("latentd.training.train._FEW_STEPS", (10, enough))
@@ -155,7 +157,7 @@ def test_too_few_steps_to_learn_are_warned_of(
     assert (words in err) == (enough == 1000)
 
 
-def test_cpus_and_memory_are_those_of_the_cgroups(
+def test_cpus_and_memory_are_limited_by_cgroups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {
@@ -183,7 +185,7 @@ def test_cpus_and_memory_are_those_of_the_cgroups(
 
 
 @pytest.mark.parametrize(("saved", "cpus", "used"), [(1, 4, 1), (3, 2, 2)])
-def test_of_run_is_what_training_measured_within_the_cpus(
+def test_of_run_returns_the_measured_number_up_to_the_cpus(
     saved: int, cpus: int, used: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):

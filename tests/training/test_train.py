@@ -1,4 +1,4 @@
-"""`latentd train`: what it learns, writes and says."""
+"""`latentd train`: what it learns, writes and prints."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from tests.support.runs import TINY, TRAIN, assert_same_run, lines, untimed
 Cli = Callable[..., tuple[int, str, str]]
 
 
-def test_training_leaves_the_processor_as_it_was(whole: Path) -> None:
+def test_training_restores_the_processor_settings(whole: Path) -> None:
     smallest = np.array([5e-324])
     assert (smallest * 1.0 > 0).all(), "numbers this small are still flushed to zero"
 
 
-def test_who_looks_sees_a_bar(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_is_shown_on_a_terminal(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     status, _, err = cli("train", "--out", tmp_path / "run", *TINY)
     assert status == 0
     assert "training: 100%" in err
 
 
-def test_a_real_run(tmp_path: Path) -> None:
+def test_train_in_a_process_of_its_own(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     done = subprocess.run(
         [*TRAIN, "--data", "digits", "--epochs", "12", "--out", out],
@@ -70,21 +72,21 @@ def test_a_real_run(tmp_path: Path) -> None:
             assert np.asarray(picture).std() > 10, path.name  # not blank
 
 
-def test_the_seed_decides_everything(cli: Cli, whole: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_run(cli: Cli, whole: Path, tmp_path: Path) -> None:
     assert cli("train", "--out", tmp_path / "again", *TINY)[0] == 0
     assert_same_run(whole, tmp_path / "again")
     assert cli("train", "--out", tmp_path / "other", *TINY, "--seed", 1)[0] == 0
     assert untimed(whole) != untimed(tmp_path / "other")
 
 
-def test_out_cannot_be_a_file(cli: Cli, tmp_path: Path) -> None:
+def test_out_is_rejected_when_it_is_a_file(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     status, _, err = cli("train", "--out", tmp_path / "file", *TINY)
     assert status == 2
     assert "cannot be made" in err
 
 
-def test_tensorboard_has_the_numbers_of_the_log(whole: Path) -> None:
+def test_tensorboard_has_the_values_of_the_log(whole: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
     (path,) = (whole / "tensorboard").iterdir()
@@ -102,8 +104,8 @@ def test_tensorboard_has_the_numbers_of_the_log(whole: Path) -> None:
     assert ("learning_rate", 4) in plotted
 
 
-def test_a_run_out_of_patience_stops_and_stays_stopped(cli: Cli, tmp_path: Path) -> None:
-    """With so large a step that it soon gets worse."""
+def test_run_out_of_patience_stops_and_stays_stopped(cli: Cli, tmp_path: Path) -> None:
+    """The step is so large that the loss soon grows."""
     out = tmp_path / "run"
     flags = (*TINY, "--learning-rate", 0.3, "--epochs", 60, "--patience", 3)
     assert cli("train", "--out", out, *flags)[0] == 0
@@ -117,16 +119,16 @@ def test_a_run_out_of_patience_stops_and_stays_stopped(cli: Cli, tmp_path: Path)
     assert len(lines(out)) > len(before)
 
 
-def test_patience_is_not_lost_while_nobody_looks(cli: Cli, tmp_path: Path) -> None:
+def test_patience_counts_validated_epochs_only(cli: Cli, tmp_path: Path) -> None:
     """Epochs without a validation do not count against patience."""
     flags = (*TINY, "--epochs", 6, "--validate-every", 3, "--patience", 2)
     assert cli("train", "--out", tmp_path / "run", *flags)[0] == 0
     _, *epochs, test = lines(tmp_path / "run")
-    assert len(epochs) == test["best_epoch"] == 6  # it still gets better then
+    assert len(epochs) == test["best_epoch"] == 6  # it still improves at that epoch
 
 
-def test_few_rows_are_trained_on_and_drawn(cli: Cli, tmp_path: Path) -> None:
-    """Ten rows leave one to test with, and none to interpolate to."""
+def test_train_with_few_rows(cli: Cli, tmp_path: Path) -> None:
+    """Ten rows leave one test row, and no second one for an interpolation."""
     np.save(tmp_path / "rows.npy", np.arange(80, dtype=np.uint8).reshape(10, 8))
     data_flag = ("--data", f"npz:{tmp_path / 'rows.npy'}")
     status, _, err = cli("train", "--out", tmp_path / "run", *data_flag, *TINY)
@@ -134,17 +136,20 @@ def test_few_rows_are_trained_on_and_drawn(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "interpolation.png").exists()
 
 
-def test_what_does_not_fit_into_memory_is_said(cli: Cli, tmp_path: Path) -> None:
+def test_out_of_memory_is_reported(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("train", "--out", tmp_path / "run", "--importance-samples", 10**12)  # 8 PB
     assert status == 1
     assert err.splitlines()[-1].startswith("latentd: out of memory. ")
     assert "Traceback" not in err
 
 
-def test_validation_comes_when_it_is_due(cli: Cli, tmp_path: Path) -> None:
+def test_validation_runs_every_given_epochs_and_at_the_end(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", "--out", tmp_path / "run", *TINY, "--validate-every", 3)[0] == 0
     _, *epochs, test = lines(tmp_path / "run")
-    assert [line["epoch"] for line in epochs if "validation_elbo" in line] == [3, 4]  # and the last
+    assert [line["epoch"] for line in epochs if "validation_elbo" in line] == [
+        3,
+        4,
+    ]  # and the last epoch
     assert test["best_epoch"] in (3, 4)
 
 
@@ -157,7 +162,7 @@ def test_validation_comes_when_it_is_due(cli: Cli, tmp_path: Path) -> None:
         ({"model": "ae"}, "no ELBO"),
     ],
 )
-def test_the_log_says_what_its_numbers_are(
+def test_log_labels_its_numbers(
     cli: Cli, tmp_path: Path, settings: dict[str, str], words: str
 ) -> None:
     flags = [text for name, value in settings.items() for text in (f"--{name}", value)]
@@ -175,8 +180,8 @@ def test_compiled_nets_learn_the_same(cli: Cli, whole: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_run_is_resumed_to_the_bit(cli: Cli, tmp_path: Path) -> None:
-    """Whichever size of a batch was compiled first."""
+def test_compiled_run_resumes_to_the_bit(cli: Cli, tmp_path: Path) -> None:
+    """The order in which batch sizes are compiled does not matter."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = (*TINY, "--compile", "--batch-size", 400)
     assert cli("train", "--out", whole, *flags)[0] == 0
@@ -186,7 +191,7 @@ def test_a_compiled_run_is_resumed_to_the_bit(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_default_digits_are_told_apart_after_reconstruction(cli: Cli, tmp_path: Path) -> None:
+def test_default_model_keeps_digits_recognizable(cli: Cli, tmp_path: Path) -> None:
     """A classifier trained on the pixels must read the reconstructions of test rows."""
     from sklearn.svm import SVC
 

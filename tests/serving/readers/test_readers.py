@@ -267,7 +267,7 @@ def test_image_kinds_are_named_however_many_reasons_there_are(tmp_path: Path) ->
     assert str(counts).endswith("8 others")
 
 
-def test_named_table_column_of_another_type_is_told(tmp_path: Path) -> None:
+def test_named_table_column_of_another_type_is_reported(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"path": ["a.png"], "x": [b"1"]}), tmp_path / "t.parquet")
