@@ -20,8 +20,8 @@ from latentd.training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd"
 _CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds", "device", "precision", "threads")
-"""Settings that may change when a run is resumed."""
-_OUT_OF_MEMORY: Final = r"out of memory|can't allocate memory"  # torch's words: GPU, CPU
+"""Settings that may change when a run resumes."""
+_OUT_OF_MEMORY: Final = r"out of memory|can't allocate memory"  # torch's messages: GPU, CPU
 _MEMORY_ADVICE: Final = (
     "out of memory. In training, use a smaller --batch-size, --hidden-size or "
     "--importance-samples; or use fewer or smaller rows."
@@ -87,10 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.status
-    except OSError as error:  # the disk is full, the pipe is closed
+    except OSError as error:  # for example a full disk or a closed pipe
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, RuntimeError) as error:  # torch has no exception for a CPU's memory
+    except (MemoryError, RuntimeError) as error:  # torch has no exception for CPU memory
         if not isinstance(error, MemoryError) and not re.search(_OUT_OF_MEMORY, str(error)):
             raise
         print(f"{PROGRAM}: {_MEMORY_ADVICE}", file=sys.stderr)
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "latentd"):
-            raise  # a fault of ours
+            raise  # a bug in latentd
         print(
             f"{PROGRAM}: the package {package} is not installed, which this command needs. "
             "pip install 'latentd[train]' brings it.",
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    # Imported here: torch takes seconds, and --help should not.
+    # Imported here because torch takes seconds to import and --help must be fast.
     from latentd.training import checkpoint
     from latentd.training.train import LAST, train
 
@@ -134,7 +134,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _resumed(config: Config, given: dict[str, Any], out: Path) -> Config:
-    """The saved config; of the flags given, only those of _CHANGEABLE may differ from it."""
+    """The saved config. Of the given flags, only those in _CHANGEABLE may differ from it."""
     for name, value in given.items():
         if name not in _CHANGEABLE and value != getattr(config, name):
             raise TrainingError(

@@ -1,5 +1,5 @@
-"""Arrays in files: .npy, .npz and IDX. Sizes are read from headers and checked before any array is
-allocated, so that a small file cannot ask for a large array's memory."""
+"""Arrays in files: .npy, .npz and IDX. Readers check the size in a header before they allocate an
+array, so a small file cannot make them allocate a large one."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from latentd.training.files import open_plain, printable, require_memory
 
 Array = npt.NDArray[Any]
 
-_HEADER_BYTES: Final = 1 << 16  # of a .npy, at most: numpy's own are of 128
-_ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")  # how an archive begins, and an empty one
+_HEADER_BYTES: Final = 1 << 16  # limit of a .npy header; numpy writes 128
+_ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")  # first bytes of an archive, and of an empty one
 _MEMORY_ADVICE: Final = "Use fewer or smaller rows, or a machine with more memory."
 
 
 class Arrays(NamedTuple):
-    """What a source holds. x: (rows, *shape); y: one label for each row, or None."""
+    """A source's content. x: (rows, *shape). y: one label for each row, or None."""
 
     x: Array
     y: Array | None = None
-    x_test: Array | None = None  # the source's own test rows, where it has any
+    x_test: Array | None = None  # the source's own test rows, if it has any
     y_test: Array | None = None
-    classes: tuple[str, ...] = ()  # the name of each label, where labels have names
-    notes: tuple[str, ...] = ()  # sentences about what was read, for the person who trains
+    classes: tuple[str, ...] = ()  # the name of each label, if labels have names
+    notes: tuple[str, ...] = ()  # sentences for the user about the data
 
 
 def read_numpy(path: Path, key: str | None = None) -> Arrays:
-    """A .npy of rows, or an .npz with one array, x (and y), or x_train, x_test (and y_...).
+    """Read a .npy of rows, or an .npz with one array, x (and y), or x_train, x_test (and y_...).
 
-    key: the .npz's array to take as rows, without labels. Raises TrainingError.
+    key: the .npz's array to use as rows, without labels. Raises TrainingError.
     """
     try:
         with open_plain(path) as file:
@@ -64,7 +64,7 @@ def read_numpy(path: Path, key: str | None = None) -> Arrays:
         ) from None
     except TrainingError:
         raise
-    except Exception as error:  # the bytes of a foreign file can make numpy raise anything
+    except Exception as error:  # a foreign file can make numpy raise anything
         objects = "Object arrays" in str(error)  # a pickle could run code
         what = "holds Python objects" if objects else "is not a .npy or .npz file, or is damaged"
         raise TrainingError(
@@ -103,7 +103,7 @@ def _from_archive(path: Path, archive: zipfile.ZipFile, key: str | None) -> Arra
 
 
 def _declared_bytes(file: IO[bytes]) -> int:
-    """The bytes of the array whose .npy header stands at the start of `file`. Raises ValueError."""
+    """The array's size in bytes, from the .npy header at the start of `file`. Raises ValueError."""
     start = io.BytesIO(file.read(_HEADER_BYTES))
     version = np.lib.format.read_magic(start)
     read = {
@@ -123,7 +123,7 @@ def _join(names: Iterable[str]) -> str:
 
 
 def read_idx(path: Path, dimensions: int) -> Array:
-    """An IDX file of unsigned bytes, compressed if its name ends in .gz. Raises TrainingError.
+    """Read an IDX file of unsigned bytes, compressed if its name ends in .gz. Raises TrainingError.
 
     Format: http://yann.lecun.com/exdb/mnist/ (two zero bytes, type, dimensions, sizes, data).
     """
@@ -155,7 +155,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
 
 
 def _fill(array: Array, file: BinaryIO) -> int:
-    """Read into `array` what the file has of it; returns how many bytes those are."""
+    """Read the file into `array` until either ends. Returns the number of bytes read."""
     left = array.data.cast("B")
     while left and (count := file.readinto(left)):  # type: ignore[attr-defined]
         left = left[count:]

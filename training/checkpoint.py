@@ -1,4 +1,4 @@
-"""A run between two steps, in one file: everything that decides what comes after."""
+"""A run's state between two steps, in one file: everything that the next steps depend on."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ FORMAT: Final = "latentd checkpoint 1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Plain data and tensors only, so that loading one runs no code."""
+    """Contains only plain data and tensors, so loading a checkpoint runs no code."""
 
-    config: Config  # fitted: net, hidden and depth decided
+    config: Config  # resolved: architecture, hidden_size, depth
     spec: RowSpec
-    weights: dict[str, Tensor]  # what is validated and exported
+    weights: dict[str, Tensor]  # the weights to validate and export
     optimizer: dict[str, Any]
-    generators: dict[str, Tensor]  # torch.Generator states: noise now, order as the epoch began
-    history: list[dict[str, Any]]  # the log's line for each epoch so far
+    generators: dict[str, Tensor]  # torch.Generator states: noise now, order at the epoch's start
+    history: list[dict[str, Any]]  # the log line of each finished epoch
     split: dict[str, Any]  # Dataset.summary()
-    raw_weights: dict[str, Tensor] | None = None  # what the optimizer moves, if `weights` is an EMA
-    epoch: dict[str, Any] = dataclasses.field(default_factory=dict)  # the one begun: Run.checkpoint
+    raw_weights: dict[str, Tensor] | None = None  # the optimizer's, if `weights` is an EMA
+    epoch: dict[str, Any] = dataclasses.field(default_factory=dict)  # in progress
 
     def model(self) -> Model:
         """The model with these weights, on the CPU and in evaluation mode."""
@@ -45,9 +45,9 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `path` whole or not at all: a crash leaves the old file, never half a new one.
+    """Write `path` atomically: a crash leaves the old file, never a partial new one.
 
-    Raises OSError naming `path` where it cannot be written."""
+    Raises OSError that names `path` if it cannot be written."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
         with temporary.open("wb") as file:
@@ -56,7 +56,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch closes its archive also after a write that failed, and then tells of the closing.
+        # After a failed write, torch still closes its archive and reports only the failed close.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, KeyboardInterrupt):
             raise cause from None
@@ -68,7 +68,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def write(file: BinaryIO, checkpoint: Checkpoint) -> None:
-    """The bytes `load` reads."""
+    """Write the bytes that `load` reads."""
     fields = dataclasses.fields(checkpoint)
     document = {field.name: getattr(checkpoint, field.name) for field in fields}
     document |= {
@@ -80,8 +80,8 @@ def write(file: BinaryIO, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read `path` onto the CPU. Raises TrainingError for a file that is missing, damaged, or not
-    written by `save`, and for one that asks for more memory than its own bytes account for."""
+    """Read `path` onto the CPU. Raises TrainingError if the file is missing, damaged or not written
+    by `save`, or if its tensors need more memory than its bytes account for."""
     document = _read(path)
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
         raise TrainingError(
@@ -93,8 +93,8 @@ def load(path: Path) -> Checkpoint:
             **{**document, "config": Config.from_dict(document["config"]), "spec": spec},
         )
         _check_shapes(checkpoint)
-        checkpoint.model()  # the weights fit the config
-    except Exception as error:  # settings and tensors of a foreign file can be anything
+        checkpoint.model()  # checks that the weights fit the config
+    except Exception as error:  # a foreign file can hold any settings and tensors
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(f"{printable(path)} is inconsistent ({why}); retrain.") from None
     return checkpoint
@@ -109,7 +109,7 @@ def _read(path: Path) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 document = torch.load(file, map_location="cpu", weights_only=True)
-        # A tensor with a stride of 0 has any size and needs no bytes, until it is copied.
+        # A tensor with a stride of 0 can have any size and needs no bytes until it is copied.
         if sum(t.numel() * t.element_size() for t in _tensors(document)) > size:
             raise ValueError("tensors of more bytes than the file")
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def _read(path: Path) -> Any:
         raise TrainingError(
             f"{printable(path)} cannot be read: {error.strerror or error}."
         ) from None
-    except Exception:  # the bytes of a foreign file can make the unpickler raise anything
+    except Exception:  # a foreign file can make the unpickler raise anything
         raise TrainingError(
             f"{printable(path)} is damaged or was not written by latentd. Train again, or use "
             "another file."
@@ -131,8 +131,8 @@ def _read(path: Path) -> Any:
 
 
 def _archive_bytes(file: BinaryIO) -> int:
-    """Bytes in the archive that torch writes, which compresses nothing. Raises ValueError where
-    something is compressed: it could be of any size."""
+    """The bytes in torch's archive, which torch does not compress. Raises ValueError for a
+    compressed member, which could expand to any size."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -153,8 +153,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _check_shapes(checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless the weights are those of the config, before any are allocated: a
-    file of a few bytes may ask for a net of any size."""
+    """Raise ValueError unless the weights' shapes fit the config. Runs before any allocation,
+    because a file of a few bytes may ask for a net of any size."""
     with torch.device("meta"):
         net = build(checkpoint.config, checkpoint.spec)
     wanted = {name: tensor.shape for name, tensor in net.state_dict().items()}

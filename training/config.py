@@ -1,7 +1,7 @@
-"""One frozen dataclass of settings: the command line, the checkpoint and the manifest all hold it.
+"""The settings of a run: the command line, the checkpoint and the manifest share this dataclass.
 
-Each field is spelled once: its line gives the default, what `--help` says and the values allowed.
-No torch here, so that `--help` answers at once.
+Each field is declared once, with its default, its `--help` text and its allowed values. This module
+does not import torch, so `--help` is fast.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from latentd.training.errors import TrainingError
 
 
 def _field(default: Any, help: str, **allowed: Any) -> Any:
-    """A field. allowed: choices, or bounds: least (inclusive), above and below (exclusive)."""
+    """A field. allowed: choices, or bounds: min (inclusive), above and below (exclusive)."""
     return dataclasses.field(default=default, metadata={"help": help, **allowed})
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is made of. A value out of its bounds raises TrainingError that names the flag."""
+    """The settings of a run. A value out of its bounds raises TrainingError that names the flag."""
 
     data: str = _field("digits", "rows: digits, idx:DIR, npz:FILE[:ARRAY] or images:DIR")
     image_size: str | None = _field(None, "HEIGHTxWIDTH, pixels: resize images:DIR to this")
@@ -212,15 +212,15 @@ class Config:
         )
 
     def with_data(self, source: str) -> Config:
-        """The same settings for the rows of `source`, in --data's notation; --image-size goes along
-        where it means something."""
+        """The same settings for the rows of `source`, in --data's notation. Keeps --image-size only
+        for pictures."""
         size = self.image_size if source.startswith("images:") else None
         return dataclasses.replace(self, data=source, image_size=size)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Config:
         """The inverse of dataclasses.asdict. Raises TrainingError for an unknown key or a wrong
-        type, so that a typo or a foreign checkpoint never passes for a default."""
+        type, so a typo or a foreign checkpoint never results in a default."""
         unknown = sorted(set(raw) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise TrainingError(f"The configuration has unknown settings: {', '.join(unknown)}.")
@@ -228,14 +228,14 @@ class Config:
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of a field's name."""
+    """The command-line flag for a field."""
     return "--" + name.replace("_", "-")
 
 
 def add_flags(parser: argparse.ArgumentParser, hidden_fields: Collection[str] = ()) -> None:
-    """Derive one flag from each field of Config. A flag not given stays out of the namespace.
+    """Add one flag for each field of Config. A flag that is not given is not in the namespace.
 
-    unsaid: fields that --help leaves out, for commands that refuse them with a reason.
+    hidden_fields: fields missing from --help, for commands that reject them with a reason.
     """
     for field in dataclasses.fields(Config):
         default = "" if field.default in (None, False) else f" [{field.default}]"
@@ -271,7 +271,7 @@ _HINTS: Final = get_type_hints(Config)
 
 
 def _type(field: dataclasses.Field[Any]) -> type:
-    """int, float or str: the type of a value that is given."""
+    """The type of a field's value: int, float or str."""
     hint = _HINTS[field.name]
     kind: type = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     return kind

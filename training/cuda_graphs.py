@@ -1,7 +1,7 @@
-"""GPU work captured once as a CUDA graph and then launched in one call.
+"""CUDA graphs: GPU work is captured once and then launched in one call.
 
-A step of a small net is about a hundred short kernels; launching them one by one takes longer than
-running them. A replay repeats them as captured: on the same memory, with the same numbers.
+A step of a small net is about a hundred short kernels. Launching them one by one takes longer than
+running them. A replay runs the captured kernels with the same memory and the same numbers.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from torch import Tensor
 from tqdm import tqdm
 
 WARMUP_CALLS: Final = 3
-"""Ordinary runs before the capture. They load kernels, compile the nets and allocate Adam's
-averages, which a capture must not contain."""
+"""Normal runs before the capture. They load kernels, compile the nets and allocate Adam's averages.
+A capture must not contain that work."""
 
 Work = Callable[[], None]
 
 
 class GraphBackend(Protocol):
-    """How work is run and captured: CudaBackend, or a fake in tests without a GPU."""
+    """Runs and captures work: CudaBackend, or a fake in tests without a GPU."""
 
     def run(self, work: Work) -> None:
-        """Do it."""
+        """Run the work now."""
 
     def capture(self, work: Work) -> Work:
         """Capture it without running it; returns the replay. Raises RuntimeError on failure."""
 
 
 class CudaBackend:
-    """One stream for ordinary runs and recordings, as autograd keeps the stream of what it has met,
-    and one pool of memory for all recordings: they are replayed one after the other, and nothing
-    they leave in it is read afterwards."""
+    """Normal runs and captures share one stream, because autograd remembers each tensor's stream.
+    All captures share one memory pool: they are replayed one after the other, and nothing reads
+    what a replay leaves in the pool."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
     def run(self, work: Work) -> None:
-        """As GraphBackend.run, in order with the device's other work."""
+        """As GraphBackend.run. The work keeps its order with the device's other work."""
         current = torch.cuda.current_stream()
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -51,7 +51,7 @@ class CudaBackend:
     def capture(self, work: Work) -> Work:
         """As GraphBackend.capture."""
         graph = torch.cuda.CUDAGraph()
-        # The outer `with` restores the stream even if the capture fails.
+        # The outer `with` restores the stream even if the capture raises.
         with (
             torch.cuda.stream(self.stream),
             torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
@@ -61,23 +61,23 @@ class CudaBackend:
 
 
 class GraphedStep:
-    """Calls `work(rows, *tensors, *numbers)`, for each number of rows a few times as it is and then
-    by replay.
+    """Calls `work(rows, *tensors, *numbers)`. For each number of rows, the first few calls run it
+    normally and later calls replay it.
 
-    In a call every number is a float32 tensor (): a capture would freeze a float's first value.
-    `work` must read nothing from the device, draw nothing at random, and change nothing but tensors
-    that existed before it, in place. It may allocate gradients if it does so before it uses them.
+    `work` gets every number as a float32 tensor (), because a capture would freeze a float's first
+    value. `work` must not read from the device or draw random numbers. It may change only tensors
+    that existed before it, in place. It may allocate gradients before it uses them.
     """
 
     def __init__(self, work: Callable[..., None], backend: GraphBackend) -> None:
         self.work, self.backend = work, backend
-        self.inputs: dict[int, list[Tensor]] = {}  # by rows: where replays read their input
+        self.inputs: dict[int, list[Tensor]] = {}  # rows -> the tensors that replays read
         self.calls: dict[int, int] = {}
         self.replays: dict[int, Work] = {}
         self.failed = False
 
     def __call__(self, rows: int, tensors: Sequence[Tensor], numbers: Sequence[float]) -> None:
-        """tensors: on the GPU, of the same shapes whenever there are as many rows. numbers: any."""
+        """tensors: on the GPU; equal `rows` must mean equal shapes. numbers: any values."""
         if rows not in self.inputs:
             scalars = [tensors[0].new_empty((), dtype=torch.float32) for _ in numbers]
             self.inputs[rows] = [*map(torch.empty_like, tensors), *scalars]
@@ -102,7 +102,7 @@ class GraphedStep:
     def _capture(self, rows: int, work: Work) -> None:
         try:
             self.replays[rows] = self.backend.capture(work)
-        except RuntimeError as error:  # CUDA's errors and those of its memory are of this kind
+        except RuntimeError as error:  # CUDA and its allocator raise this
             self.failed = True
             reason = str(error.__context__ or error).partition("\n")[0]
             tqdm.write(

@@ -1,4 +1,4 @@
-"""The data set: rows checked once, split by seed, whole tensors in memory."""
+"""The data set: its rows are checked once, split by seed and held in memory as whole tensors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
 
 MAX_VALUES: Final = 1 << 22
-"""Values of x computed on together, at most, where nothing is learned: bounds memory."""
+"""The maximum number of x's values in one batch outside training. It bounds memory."""
 
 ROUNDING: Final = 1e-6
-"""How far beyond the range a float may lie to be taken as the bound: scalers round."""
+"""A float this far outside the range is moved to the bound, because scalers round."""
 
-_DARK: Final = 25  # the largest byte of rows that are likely to be of another range than 0..255
+_DARK: Final = 25  # if no byte is larger, the range is probably not 0..255
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """One row of data: what the model is built for, and what a bundle's clients send."""
+    """The form of one row. The model is built for it, and a bundle's clients send it."""
 
     shape: tuple[int, ...]  # (height, width[, channels]) or (values,)
     dtype: str  # uint8 (0..255) | float32 (0..1)
@@ -63,14 +63,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Disjoint parts: learn from train, choose on validation, report on test."""
+    """Disjoint parts: train to learn from, validation to choose the best epoch, test to report."""
 
     train: Rows
     validation: Rows
     test: Rows
-    own_test: bool  # the source came with its test rows; otherwise they were drawn by seed
-    digest: str  # sha256 of x and of the split: a resumed run must find the same
-    classes: tuple[str, ...] = ()  # the name of each label, where labels have names
+    own_test: bool  # the source has test rows; if False, they were drawn by seed
+    digest: str  # sha256 of x and the split: must match on resume
+    classes: tuple[str, ...] = ()  # the name of each label, if labels have names
 
     @property
     def spec(self) -> RowSpec:
@@ -79,7 +79,7 @@ class Dataset:
         )
 
     def summary(self) -> dict[str, Any]:
-        """What the log, the checkpoint and the manifest record about the split."""
+        """The record of the split for the log, the checkpoint and the manifest."""
         return {
             "train": len(self.train),
             "validation": len(self.validation),
@@ -91,10 +91,10 @@ class Dataset:
 
 
 def load(config: Config) -> Dataset:
-    """Read, check and split `config.data`; the same config always gives the same split.
+    """Read, check and split `config.data`. The same config always gives the same split.
 
-    What a person must know of the data goes to standard error: files left out, values outside the
-    range. Raises TrainingError that says what is wrong, in which row, and what to do.
+    Prints notes about the data to standard error: skipped files, values outside the range.
+    Raises TrainingError, which says what is wrong, in which row, and what to do.
     """
     source = read(config)
     x, y = _checked(config.data, source.x, source.y)
@@ -106,7 +106,7 @@ def load(config: Config) -> Dataset:
         )
     rows = np.random.default_rng(config.seed).permutation(len(x))
     if source.x_test is not None:
-        # A density has values everywhere: the strongest anomalies lie beyond what was learned from.
+        # A density is defined everywhere. The strongest anomalies lie outside the training range.
         beyond = notes if config.likelihood == "gaussian" else None
         name = f"{config.data} (test rows)"
         test = Rows(*_checked(name, source.x_test, source.y_test, beyond))
@@ -141,7 +141,7 @@ def load(config: Config) -> Dataset:
 
 
 def max_batch_rows(shape: tuple[int, ...], limit: int) -> int:
-    """How many rows of `shape` to compute on together: `most`, or fewer if they are large."""
+    """The number of rows of `shape` in one batch: `limit`, or fewer if the rows are large."""
     return max(1, min(limit, MAX_VALUES // math.prod(shape)))
 
 
@@ -160,7 +160,7 @@ def to(dataset: Dataset, device: torch.device) -> Dataset:
 
 
 def _binarize_fixed(rows: Rows, draws: torch.Generator) -> Rows:
-    """Every value at the end of its range, the upper one with its own chance."""
+    """Draw each value as 0 or the maximum. The value decides the chance of the maximum."""
     highest = 255 if rows.x.dtype == torch.uint8 else 1
     white = torch.rand(rows.x.shape, generator=draws) < rows.x / highest
     return Rows(white.to(rows.x.dtype) * highest, rows.y)
@@ -174,9 +174,9 @@ def _take(x: Tensor, y: Tensor | None, rows: np.ndarray[Any, Any]) -> Rows:
 def _checked(
     name: str, x: Array, y: Array | None, beyond: list[str] | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows and labels as tensors. The one gate every source passes.
+    """Rows and labels as tensors. Every source passes these checks.
 
-    beyond: a list that takes a sentence about finite floats outside [0, 1]; None refuses them.
+    beyond: a list that receives a sentence about finite floats outside [0, 1]. None rejects them.
     """
     if x.dtype.kind not in "uf" or (x.dtype.kind == "u" and x.itemsize > 1):
         raise TrainingError(
@@ -208,8 +208,8 @@ def _checked(
 
 
 def _in_range(name: str, x: Array, beyond: list[str] | None) -> Array:
-    """The same values as float32 in [0, 1], or as finite float32 if `beyond` takes the others."""
-    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+    """The same values as float32 in [0, 1], or as any finite float32 if `beyond` is a list."""
+    with np.errstate(over="ignore"):  # infinite values are rejected below
         x = x.astype(np.float32, copy=False)
     np.copyto(x, 0, where=(x < 0) & (x >= -ROUNDING))
     np.copyto(x, 1, where=(x > 1) & (x <= 1 + ROUNDING))
@@ -232,9 +232,9 @@ def _in_range(name: str, x: Array, beyond: list[str] | None) -> Array:
 
 
 def _check_dark_bytes(name: str, x: Tensor) -> list[str]:
-    """A warning about bytes that are likely to be of another range than 0..255. Bytes of 0 and 1
-    are refused: the net would see 0 and 1/255, and the posterior collapse. No flag overrides this,
-    for multiplying by 255 loses nothing."""
+    """A warning if the bytes probably have another range than 0..255. Bytes of only 0 and 1 are
+    rejected: the net would see 0 and 1/255, and the posterior would collapse. No flag overrides
+    this, because multiplying by 255 loses nothing."""
     if x.dtype != torch.uint8 or (largest := int(x.max())) > _DARK:
         return []
     if largest <= 1:

@@ -1,8 +1,8 @@
-"""Where rows come from: digits, idx:DIR, npz:FILE, images:DIR, read whole into numpy arrays.
+"""The sources of rows: digits, idx:DIR, npz:FILE and images:DIR. Each is read into numpy arrays.
 
-A source is a function from the text after the colon to `Arrays`; `SOURCES` names them all, and
-adding one is adding a function there. What a source returns is checked in `latentd.training.data`,
-the same for every source. Anything unreadable raises TrainingError that names the path.
+A source is a function from the text after the colon to `Arrays`. To add a source, add a function to
+`SOURCES`. `latentd.training.data` checks the arrays of every source in the same way. An unreadable
+source raises TrainingError, which names the path.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FOREIGN: Final = {
     **dict.fromkeys((".h5", ".hdf5", ".mat", ".pt", ".pkl"), "save its array with numpy.save"),
     **dict.fromkeys((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z"), "unpack it"),
 }
-"""Kinds of files that people have and that no source reads: what to do with one."""
+"""Advice for common kinds of files that no source reads."""
 
 
 def read(config: Config) -> Arrays:
@@ -41,12 +41,12 @@ def read(config: Config) -> Arrays:
     if bool(where) == (scheme == "digits"):
         wanted = "digits, with nothing after it" if scheme == "digits" else f"{scheme}:PATH"
         raise TrainingError(f"--data {config.data!r} should read {wanted}.")
-    # The shell expands ~ only where a word begins, and not after the colon.
+    # The shell expands ~ only at the start of a word, not after the colon.
     return SOURCES[scheme](os.path.expanduser(where), config)
 
 
 def _advice(path: str) -> str:
-    """What to do with a file of a kind that no source reads; nothing for any other."""
+    """Advice for a kind of file that no source reads. Empty for other kinds."""
     suffix = Path(path).suffix.lower()
     if suffix not in _FOREIGN:
         return ""
@@ -72,7 +72,7 @@ def _digits(_: str, config: Config) -> Arrays:
 
 
 def _idx(where: str, config: Config) -> Arrays:
-    """The four files of MNIST by their own names, with or without .gz."""
+    """Read the four files of MNIST by their original names, with or without .gz."""
     folder = _folder(where, "idx:DIR names the folder of IDX files")
     return Arrays(
         x=read_idx(_either(folder, "train-images", 3), 3),
@@ -83,7 +83,7 @@ def _idx(where: str, config: Config) -> Arrays:
 
 
 def _either(folder: Path, name: str, dimensions: int) -> Path:
-    """The file by either of its names: some tools write a dot before "idx"."""
+    """The file under either of its names, because some tools write a dot before "idx"."""
     kind = f"idx{dimensions}-ubyte"
     for file in (f"{name}-{kind}.gz", f"{name}-{kind}", f"{name}.{kind}.gz", f"{name}.{kind}"):
         if (folder / file).exists():
@@ -95,7 +95,7 @@ def _either(folder: Path, name: str, dimensions: int) -> Path:
 
 
 def _npz(where: str, config: Config) -> Arrays:
-    """FILE, or FILE:ARRAY. See training.arrays."""
+    """FILE or FILE:ARRAY. See latentd.training.arrays."""
     file, colon, key = where.rpartition(":")
     try:
         if colon and not Path(where).exists() and Path(file).exists():

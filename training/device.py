@@ -1,4 +1,4 @@
-"""Where a run computes, and in which arithmetic: what `auto` comes to on this machine."""
+"""The device and the precision of a run. This module resolves `auto` for this machine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from latentd.training.errors import TrainingError
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto, cpu or cuda -> the device. Raises TrainingError for a GPU that is not there.
+    """auto, cpu or cuda -> the device. Raises TrainingError if the GPU does not exist.
 
-    float32 means float32 from here on: of itself cuDNN rounds what it convolves to TF32's ten bits,
-    and a likelihood summed over pixels shows it. And torch has no more threads than there are CPUs.
+    This turns TF32 off. By default, cuDNN rounds the inputs of convolutions to TF32's ten bits,
+    which changes a likelihood summed over pixels. It also limits torch's threads to the CPUs.
     """
     torch.set_num_threads(threads.default())
     torch.backends.cudnn.allow_tf32 = False
@@ -23,8 +23,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """auto, float32 or bfloat16 -> one of the two. GPUs older than Ampere only imitate bfloat16,
-    and are slower for it."""
+    """auto, float32 or bfloat16 -> float32 or bfloat16. GPUs older than Ampere only emulate
+    bfloat16, which is slower."""
     if name != "auto":
         return name
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,7 +1,7 @@
-"""Several processes, one run: `torchrun --nproc-per-node N -m latentd train ...`.
+"""One run on several processes: `torchrun --nproc-per-node N -m latentd train ...`.
 
-Every process draws the same order and the same noise for the whole batch and works on its share of
-the rows, so that a run does not depend on how many there are, but for rounding.
+Every process draws the same order and noise for the whole batch and computes its shard of the rows.
+So the number of processes changes only the rounding of a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # If imported while a group exists, it holds the group for good.
+import torch.distributed.nn  # Imported now: if a group exists at import, it keeps it.
 from torch import Tensor
 
 T = TypeVar("T")
@@ -22,9 +22,10 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes torchrun has started, if it has; gives this one's device.
+    """Join the process group if torchrun started this process. Yields this process's device.
 
-    Its threads are gone at the end: one that is left when Python ends may abort the process.
+    Ends the group's threads on exit: a thread that still runs when Python exits may abort the
+    process.
     """
     if not dist.is_torchelastic_launched():
         yield device
@@ -40,7 +41,7 @@ def processes(device: torch.device) -> Iterator[torch.device]:
 
 
 def process_count() -> int:
-    """How many processes share this run."""
+    """The number of processes in this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -50,20 +51,20 @@ def is_main_process() -> bool:
 
 
 def notice(text: str) -> None:
-    """Tell the person who trains something, on standard error, once for all processes."""
+    """Print a notice to the user on standard error. Only the main process prints it."""
     if is_main_process():
         print(text, file=sys.stderr)
 
 
 def shard(rows: Tensor, axis: int = 0) -> Tensor:
-    """This process's part of a batch: every count()-th row from its rank on."""
+    """This process's part of a batch: every process_count()-th row, starting at its rank."""
     if process_count() == 1:
         return rows
     return rows[(slice(None),) * axis + (slice(dist.get_rank(), None, process_count()),)]
 
 
 def all_reduce_(tensors: list[Tensor]) -> None:
-    """Replace each tensor, of one dtype and device, by its sum over the processes."""
+    """Replace each tensor by its sum over the processes. All have one dtype and one device."""
     if process_count() == 1:
         return
     together = torch.cat([tensor.flatten() for tensor in tensors])
@@ -74,7 +75,7 @@ def all_reduce_(tensors: list[Tensor]) -> None:
 
 
 def broadcast(value: T) -> T:
-    """The first process's value, in all of them: what decides must be one thing."""
+    """The first process's value, in every process, so that all make the same decision."""
     if process_count() == 1:
         return value
     box = [value]

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, smoother than any moment of them."""
+"""An exponential moving average of a model's weights. It is smoother than the weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from latentd.training.model import Model
 
 
 class EMA:
-    """The average's own model. Starts as a copy; `update` moves it.
+    """A model that holds the average. It starts as a copy, and `update` moves it.
 
-    The decay warms up as (1 + step) / (10 + step), so that the first weights are soon forgotten.
+    The decay warms up as (1 + step) / (10 + step), so the first weights soon lose their influence.
     """
 
     def __init__(self, model: Model, decay: float) -> None:
@@ -23,13 +23,13 @@ class EMA:
         self._weights = [parameter.detach() for parameter in model.parameters()]
 
     def weight(self, step: int) -> float:
-        """The weight of the model's weights in the update after step `step`, counted from 0."""
+        """The weight given to the model's weights after step `step`, counted from 0."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
     def update(self, weight: float | Tensor) -> None:
-        """Move the averages by this fraction toward the weights: a float, or a float32 tensor () on
-        the weights' device."""
-        if isinstance(weight, Tensor):  # lerp of a list would read it, and so wait for the device
+        """Move the averages toward the weights by the fraction `weight`: a float, or a float32
+        tensor () on the weights' device."""
+        if isinstance(weight, Tensor):  # lerp of a list would read it and wait for the device
             step = torch._foreach_sub(self._weights, self._averages)
             torch._foreach_mul_(step, weight)
             torch._foreach_add_(self._averages, step)

@@ -1,9 +1,9 @@
-"""What can go wrong in training and export, each message a sentence for the person who reads it.
+"""The errors of training and export. Each message is a sentence for the user.
 
-    TrainingError     what was asked for cannot be done: the message says what, where, what to do
-    └── RunFailed     it ran and its result is unusable: it diverged, or export lost parity
+    TrainingError     the request cannot be carried out: the message says what, where, what to do
+    └── RunFailed     the result is unusable: training diverged, or export lost parity
 
-`latentd.training.__main__` holds the one place that turns these into stderr and an exit status.
+Only `latentd.training.__main__` turns these errors into stderr and an exit status.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import ClassVar
 
 
 class TrainingError(Exception):
-    """A flag, data set or checkpoint that cannot be right. Nothing has been written."""
+    """A flag, data set or checkpoint is invalid. Nothing has been written."""
 
     status: ClassVar[int] = 2
 
 
 class RunFailed(TrainingError):
-    """The work ran and its result must not be used. What it would have published is not there."""
+    """The work ran, but its result must not be used. Nothing has been published."""
 
     status: ClassVar[int] = 1

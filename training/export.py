@@ -1,6 +1,6 @@
-"""Checkpoint -> encoder.onnx, decoder.onnx -> parity -> a bundle, published.
+"""Export: checkpoint -> encoder.onnx, decoder.onnx -> parity check -> published bundle.
 
-The one bridge between the halves: nothing else in training imports from latentd.
+This module is the only bridge to serving. `__main__` shares only the flag parser and the version.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from latentd.training.objective import describe_elbo
 
 assert {name: make(Config()).parameters for name, make in LIKELIHOODS.items()} == bundle.LIKELIHOODS
 
-_GOLDEN_ROWS: Final = 16  # of each kind: encoded rows, their means, draws from N(0, I)
+_GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
 
 
 def export(
@@ -42,10 +42,10 @@ def export(
 ) -> Path:
     """Publish the checkpoint `path` as the next version of model `name` under `bundles`.
 
-    source: where parity's rows come from, in --data's notation; default: the checkpoint's own.
-    precision: of the graphs' nets, float32 or float16. Returns the version's folder. Raises
-    TrainingError, and RunFailed if a graph does not compute what PyTorch computes; then nothing
-    is published.
+    source: the rows for the parity check, in --data's notation; default: the checkpoint's own.
+    precision: float32 or float16 for the graphs' nets. Returns the version's folder. Raises
+    TrainingError, and RunFailed if a graph and PyTorch compute different results. On an error,
+    nothing is published.
     """
     if not bundle.MODEL_NAME.fullmatch(name):
         raise TrainingError(
@@ -72,7 +72,7 @@ def export(
 def _build(
     path: Path, name: str, saved: Checkpoint, dataset: data.Dataset, precision: str
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the files of a bundle, checked."""
+    """The manifest and the files of a bundle, after the checks."""
     model = saved.model()
     exported = to_half(model) if precision == "float16" else model
     encoder = onnx_graphs.encoder(exported, name)
@@ -92,7 +92,7 @@ def _build(
             "config": dataclasses.asdict(saved.config),
             "objective": describe_elbo(saved.config),
             "split": saved.split,
-            "metrics": saved.history[-1] if saved.history else {},  # none: of the first epoch
+            "metrics": saved.history[-1] if saved.history else {},  # empty during the first epoch
         },
         evaluation=saved_evaluation(path, weights_digest(model)),
         precision=precision,
@@ -110,7 +110,7 @@ def _build(
 def golden(model: Model, x: Tensor) -> bytes:
     """golden.npz: x (n, *shape), mean, log_var (n, latent); z (2n, latent), decoded_x, params.
 
-    z is the means and as many draws from N(0, I). All outputs are PyTorch's.
+    z holds the means and as many draws from N(0, I). PyTorch computes all outputs.
     """
     mean, log_var = model.encode(x)
     prior = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
@@ -131,7 +131,7 @@ def golden(model: Model, x: Tensor) -> bytes:
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """What was published, for the person who published it."""
+    """A summary of the published bundle, for the user."""
     manifest = bundle.load(folder).manifest
     return {
         "published": str(folder),

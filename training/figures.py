@@ -1,4 +1,4 @@
-"""What a run looks like, as PNG: reconstructions, samples, interpolation, curves."""
+"""The figures of a run as PNG: reconstructions, samples, interpolation, curves."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from latentd.training.model import Model, to_data
 
 _COLUMNS: Final = 12
-_WIDE: Final = 900  # pixels, about: small images are enlarged to fill it
+_WIDE: Final = 900  # approximate width in pixels: small images are enlarged to it
 _GAP: Final = 2  # pixels between images, before enlarging
 
 
 @torch.no_grad()
 def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], seed: int) -> None:
-    """Write the four PNGs. model: on the CPU; x: test rows (rows, *shape), a few are used."""
+    """Write the four PNGs. model: on the CPU. x: test rows (rows, *shape); only a few are used."""
     x = x[:_COLUMNS]
     mean, _ = model.encode(x)
     decoded = to_data(model, model.decode(mean))
@@ -32,7 +32,7 @@ def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], s
     grid(folder / "samples.png", torch.split(to_data(model, model.decode(z)), _COLUMNS))
 
     steps = torch.linspace(0, 1, _COLUMNS)[:, None]
-    # A single row has no other to go to: it goes nowhere.
+    # A single row has no second row, so it is interpolated with itself.
     pairs = zip(mean[0::2], mean[1::2] if len(x) > 1 else mean, strict=False)
     grid(
         folder / "interpolation.png",
@@ -42,7 +42,7 @@ def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], s
 
 
 def grid(path: Path, lines: Sequence[Tensor]) -> None:
-    """Write a sheet: one line of images for each tensor (images, *shape), uint8 or in [0, 1]."""
+    """Write a sheet with one line of images per tensor (images, *shape), uint8 or in [0, 1]."""
     tiles = [np.stack([_tile(row) for row in line.numpy()]) for line in lines]
     height, width, channels = tiles[0].shape[1:]
     columns = max(len(line) for line in tiles)
@@ -56,13 +56,13 @@ def grid(path: Path, lines: Sequence[Tensor]) -> None:
             top, left = _GAP + i * (height + _GAP), _GAP + j * (width + _GAP)
             sheet[top : top + height, left : left + width] = tile
     larger = max(1, round(_WIDE / sheet.shape[1]))
-    # Nearest neighbor by repetition: pixels stay pixels.
+    # Repetition is nearest-neighbor scaling, which keeps pixels sharp.
     sheet = sheet.repeat(larger, 0).repeat(larger, 1)
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path)
 
 
 def _tile(row: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """One row of data as (height, width, channels) bytes; a vector becomes a strip."""
+    """One row of data as (height, width, channels) bytes. A vector becomes a strip."""
     pixels = row if row.dtype == np.uint8 else np.round(row.clip(0, 1) * 255).astype(np.uint8)
     if pixels.ndim == 1:
         pixels = np.tile(pixels, (8, 1))
@@ -70,7 +70,7 @@ def _tile(row: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _curves(path: Path, history: list[dict[str, Any]]) -> None:
-    # The object interface draws without a display and without pyplot's global state.
+    # The object interface needs neither a display nor pyplot's global state.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")

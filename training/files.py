@@ -1,4 +1,4 @@
-"""Files that others wrote: only plain ones are read, and nothing larger than memory can hold."""
+"""Foreign files: only plain files are read, and only if their content fits into memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from latentd.training.errors import TrainingError
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open for reading, without ever waiting: a FIFO has no end, a device none or a side effect.
+    """Open a plain file for reading, without blocking. A FIFO has no end. A device may have no end
+    or a side effect.
 
-    Raises OSError for what cannot be opened or is not a plain file.
+    Raises OSError if `path` cannot be opened or is not a plain file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -25,8 +26,8 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def require_memory(what: object, nbytes: int, advice: str) -> None:
-    """Raise TrainingError if `nbytes`, as a file's header promises them, are more than half of the
-    available memory. Half: rows are copied once, when they are split."""
+    """Raise TrainingError if `nbytes`, as declared in a file's header, exceed half of the available
+    memory. The limit is half because the split copies the rows once."""
     available = machine.memory()
     if nbytes > available // 2:
         raise TrainingError(
@@ -36,5 +37,5 @@ def require_memory(what: object, nbytes: int, advice: str) -> None:
 
 
 def printable(path: Path | str) -> str:
-    """A path as text that can always be printed: bytes that are no UTF-8 become \\xNN."""
+    """A path as printable text: bytes that are not UTF-8 become \\xNN."""
     return os.fsencode(path).decode(errors="backslashreplace")

@@ -1,7 +1,7 @@
-"""A model whose nets compute in float16: half the memory, and a GPU's fastest products.
+"""Models with float16 nets: they need half the memory and use a GPU's fastest products.
 
-Only the nets: scaling, exp, the likelihood's parameters and what is rendered from them stay in
-float32, and so do the graphs' inputs and outputs, so other code need not know.
+Only the nets are float16. Scaling, exp, the likelihood's parameters and the output rows stay
+float32. The graphs' inputs and outputs do too, so other code does not change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from latentd.training.model import AE, Model
 
 
 class HalfNet(nn.Module):
-    """A net in float16, for float32 inputs; the model makes its outputs float32 itself."""
+    """A float16 net for float32 inputs. The model itself converts its outputs to float32."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class HalfNet(nn.Module):
 
 
 def to_half(model: Model) -> Model:
-    """A copy of `model` for export."""
+    """A copy of `model` with float16 nets, for export."""
     model = copy.deepcopy(model)
     vae = model.net if isinstance(model, AE) else model
     vae.encoder, vae.decoder = HalfNet(vae.encoder), HalfNet(vae.decoder)

@@ -1,4 +1,4 @@
-"""The picture files under a folder, and a count of everything there that is none."""
+"""The picture files under a folder, and a count of all other files there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-"""The names of picture files end in one of these, in either case; serving has the same list."""
+"""The suffixes of picture files, in upper or lower case. Serving has the same list."""
 
 _UNREAD: Final = frozenset(
     {
@@ -30,19 +30,19 @@ _UNREAD: Final = frozenset(
     }
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".exr", ".hdr"}
 )
-_KINDS_NAMED: Final = 8  # of files left out; the rest are counted together
+_KINDS_NAMED: Final = 8  # kinds of skipped files named; the rest are counted together
 
 
 @dataclass
 class Search:
-    """What `find` came upon."""
+    """The result of `find`."""
 
     paths: list[Path] = field(default_factory=list)  # the picture files, sorted
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> how many
     unreadable: dict[Path, str] = field(default_factory=dict)  # folders and links -> why
 
     def summary(self) -> str:
-        """How many files were found, taken and left out, by reason."""
+        """The numbers of files found, used and left out, by reason."""
         count = sum(self.left_out.values())
         text = f"{len(self.paths) + count:,} files found, {len(self.paths):,} taken"
         if not count:
@@ -56,13 +56,13 @@ class Search:
 
 
 def find(folder: Path) -> Search:
-    """Every picture file below `folder`. Linked files and folders count as if they lay there, but
-    each folder once, so that a cycle of links ends; names that begin with a dot are left out."""
+    """Find every picture file below `folder`. This follows links, but reads each folder only once,
+    so a cycle of links ends. It leaves out names that begin with a dot."""
     found = Search()
     folders, linked = [folder], list[Path]()
     seen: set[tuple[int, int]] = set()
     while folders or linked:
-        # Links last: a folder that is also below `folder` itself goes by its own name.
+        # Links come last, so a folder that is also below `folder` is found under its own name.
         here = folders.pop() if folders else linked.pop(0)
         try:
             status = here.stat()

@@ -1,8 +1,8 @@
-"""A folder of pictures as one array of bytes.
+"""Reads a folder of pictures into one array of bytes.
 
-One rule for every kind of picture, the same in serving: it is turned as its EXIF orientation says;
-transparency is laid on white; 16-bit values are scaled to 8; CMYK, palette and other color spaces
-become RGB. If any picture has color, all are RGB; otherwise all are grey.
+Serving follows the same rules. The EXIF orientation is applied. Transparency is blended onto white.
+16-bit values are scaled to 8 bits. CMYK, palette and other color spaces become RGB. If any picture
+has color, all become RGB; otherwise all become grey.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _TURN: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what shows the picture as its camera was held."""
+"""EXIF orientation -> the operation that turns the picture upright."""
 
 _ORIENTATION: Final = 0x0112
-_PROGRESS_FROM: Final = 256  # pictures from which on reading them is worth a progress bar
+_PROGRESS_FROM: Final = 256  # with fewer pictures, no progress bar is shown
 _THREADS: Final = 16
-_BYTES_A_PIXEL: Final = 16  # of a picture while it is decoded, converted and resized, about
-_FILES_LISTED: Final = 3  # files named in a report for each reason
+_BYTES_A_PIXEL: Final = 16  # approximate memory to decode, convert and resize a picture
+_FILES_LISTED: Final = 3  # files that a report names per reason
 
 
 class Pictures(NamedTuple):
@@ -64,26 +64,26 @@ class Pictures(NamedTuple):
 class _Bad(NamedTuple):
     """Why a file cannot be used."""
 
-    reason: str  # the same words for all files with this fault
-    detail: str = ""  # of this file
+    reason: str  # the same text for all files with this fault
+    detail: str = ""  # for this file only
 
 
 class _Header(NamedTuple):
-    """A picture as it will be after it is turned."""
+    """A picture's size and mode after it is turned."""
 
     height: int
     width: int
-    mode: str  # Pillow's
+    mode: str  # Pillow's mode
     animated: bool
 
 
 def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pictures:
-    """Every picture below `folder`, in the order of their paths.
+    """Read every picture below `folder`, in the order of their paths.
 
-    size: "HEIGHTxWIDTH" to resize to, or None to take the pictures as they are, which then must
-    agree. skip_bad: leave out files that cannot be used, and list them. Raises TrainingError for a
-    folder without pictures, for pictures of several sizes, and unless skip_bad for files that
-    cannot be used: one report for all of them.
+    size: "HEIGHTxWIDTH" to resize to. None keeps the pictures' sizes, which must be equal.
+    skip_bad: skip and list files that cannot be used. Raises TrainingError for a folder without
+    pictures and for pictures of several sizes. Unless skip_bad, files that cannot be used raise one
+    TrainingError that reports them all.
     """
     found = find(folder)
     where = f"images:{printable(folder)}"
@@ -141,7 +141,7 @@ def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pic
 
 
 def _header(path: Path, turned: bool) -> _Header | _Bad:
-    """turned: whether it matters which side is up, which a PNG tells only after its pixels."""
+    """turned: whether the orientation matters. A PNG stores it after its pixels."""
     try:
         with open_plain(path) as file, Image.open(file) as image:
             height, width = image.size[::-1]
@@ -150,12 +150,12 @@ def _header(path: Path, turned: bool) -> _Header | _Bad:
             if image.mode in _WITHOUT_RULE:
                 return _Bad(f"of mode {image.mode}, which has no rule")
             return _Header(height, width, image.mode, getattr(image, "is_animated", False))
-    except Exception as error:  # the bytes of a foreign file can make Pillow raise anything
+    except Exception as error:  # a foreign file can make Pillow raise anything
         return _fault(error)
 
 
 def _read(path: Path, mode: str, resized: tuple[int, int] | None) -> Pixels | _Bad:
-    """A picture as the rule above has it, in mode L or RGB; resized: height and width."""
+    """A picture read by the module's rules, in mode L or RGB. resized: height and width."""
     try:
         with open_plain(path) as file, Image.open(file) as opened:
             turn = _TURN.get(_orientation(opened))
@@ -180,8 +180,8 @@ def _read(path: Path, mode: str, resized: tuple[int, int] | None) -> Pixels | _B
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1, upright, where the EXIF is damaged. The tag alone is read: to turn a
-    picture with ImageOps writes its EXIF again, which that of some cameras does not survive."""
+    """The EXIF orientation, 1 to 8. A damaged EXIF gives 1, upright. This reads only the tag,
+    because ImageOps rewrites the EXIF, which fails for some cameras."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # as above
@@ -189,7 +189,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _fault(error: Exception) -> _Bad:
-    """What Pillow or the file system raised, in words that are the same for the same fault."""
+    """Describe an error of Pillow or the file system. Equal faults get equal text."""
     if isinstance(error, UnidentifiedImageError):
         return _Bad("no picture of a kind that is read")
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
@@ -201,8 +201,8 @@ def _fault(error: Exception) -> _Bad:
 
 @contextmanager
 def _warnings_ignored() -> Iterator[None]:
-    """Pillow warns about oddities of files that it can read. One of its warnings is an error here:
-    that a picture may be too large to decode. Filters belong to the process, not to a thread."""
+    """Ignore Pillow's warnings about files that it can read. The warning that a picture may be too
+    large to decode is an error here. Filters apply to the process, not to a thread."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -210,7 +210,7 @@ def _warnings_ignored() -> Iterator[None]:
 
 
 def _each(work: Callable[[Path], T], paths: Sequence[Path], threads: int, title: str) -> list[T]:
-    # Pillow decodes outside the interpreter's lock, so threads are enough.
+    # Pillow releases the interpreter's lock while it decodes, so threads suffice.
     with ThreadPoolExecutor(threads) as pool:
         results = pool.map(work, paths)
         return list(
@@ -225,7 +225,7 @@ def _each(work: Callable[[Path], T], paths: Sequence[Path], threads: int, title:
 
 
 def _threads(headers: Iterable[_Header]) -> int:
-    """As many as can decode the largest picture at once in a quarter of the available memory."""
+    """How many threads can decode the largest picture at once in a quarter of available memory."""
     largest = max((header.height * header.width for header in headers), default=1)
     return max(1, min(_THREADS, machine.memory() // 4 // (largest * _BYTES_A_PIXEL)))
 
@@ -269,7 +269,7 @@ def _first(texts: Sequence[str], count: int) -> str:
 
 
 def _note(where: str, counts: str, headers: list[_Header], row: tuple[int, ...]) -> str:
-    """What was found, and what was decided for pictures that are not all alike."""
+    """The files found, and the conversions chosen for pictures that differ."""
     modes = Counter(header.mode for header in headers)
     made_of = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
     kind = "RGB" if len(row) == 3 else "grey"
@@ -281,8 +281,8 @@ def _note(where: str, counts: str, headers: list[_Header], row: tuple[int, ...])
 def _labels(
     folder: Path, paths: list[Path]
 ) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels by the first folder below `folder`, if all pictures are in two such or more and these
-    are classes: folders of fewer than two pictures, in the mean, are not."""
+    """Labels from the first folder below `folder`. Requires that all pictures are in at least two
+    such folders, and that these hold at least two pictures on average."""
     parts = [path.relative_to(folder).parts for path in paths]
     names = sorted({part[0] for part in parts})
     if not all(len(part) > 1 for part in parts) or not 2 <= len(names) <= len(paths) // 2:

@@ -1,7 +1,7 @@
-"""p(x|z): what the decoder's numbers mean, how well they explain x, what they look like.
+"""p(x|z): its parameters from the decoder's outputs, its -log p(x|z), and its mean.
 
-Every `params` here is float32 (rows, parameters, *shape), and every x is float32 (rows, *shape)
-scaled to [0, 1].
+Every `params` is float32 (rows, parameters, *shape). Every x is float32 (rows, *shape), scaled to
+[0, 1].
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from latentd.training.config import Config
 
 
 class Likelihood(Protocol):
-    """What a likelihood offers the model."""
+    """The interface of a likelihood."""
 
-    outputs: int  # of the network, for each element of x
-    parameters: int  # likewise
+    outputs: int  # network outputs for each element of x
+    parameters: int  # parameters for each element of x
 
     def params(self, raw: Tensor) -> Tensor:
-        """The network's unbounded outputs (rows, outputs, *shape) as parameters."""
+        """The network's unbounded outputs (rows, outputs, *shape) -> parameters."""
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         """-log p(x|z) in nats, summed over each row: (rows,)."""
@@ -34,7 +34,7 @@ class Likelihood(Protocol):
 
 
 class Bernoulli:
-    """params: one logit for each pixel. For grey x, -log p is a cross-entropy, no likelihood."""
+    """params: one logit for each pixel. For grey x, -log p is a cross-entropy, not a likelihood."""
 
     outputs = parameters = 1
 
@@ -50,12 +50,12 @@ class Bernoulli:
 
 
 class Gaussian:
-    """params: mean and log standard deviation of each pixel. -log p is of a density, so it may
-    be negative.
+    """params: mean and log standard deviation of each pixel. p is a density, so -log p may be
+    negative.
 
-    min_std: the floor of the standard deviation. Without one, pixels that never change (a black
-    border) earn unbounded density and drown the rest. fixed_std: the standard deviation itself,
-    for every pixel; the network then gives means only.
+    min_std: the minimum standard deviation. Without it, pixels that never change (a black border)
+    reach unbounded density and dominate the rest. fixed_std: the standard deviation of every
+    pixel; the network then outputs only means.
     """
 
     parameters = 2
@@ -80,14 +80,14 @@ class Gaussian:
 
 
 class DiscretizedLogistic:
-    """params: mean and log scale of a logistic distribution for each pixel, whose mass between the
-    middles of neighboring levels, 1/255 apart, is the byte's; 0 and 255 have the tails. -log p is
-    of a probability, so it is never negative. Kingma et al. (2016), arXiv:1606.04934; Salimans et
-    al. (2017), arXiv:1701.05517.
+    """params: mean and log scale of a logistic distribution for each pixel. Levels are 1/255 apart.
+    A byte's probability is the mass between the midpoints to its neighbors; 0 and 255 include the
+    tails. p is a probability, so -log p is never negative. Kingma et al. (2016), arXiv:1606.04934;
+    Salimans et al. (2017), arXiv:1701.05517.
     """
 
     outputs = parameters = 2
-    log_floor = -7.0  # log scale: a quarter of a level, where a byte is as good as certain
+    log_floor = -7.0  # log scale: a quarter of a level, where a byte is almost certain
 
     def params(self, raw: Tensor) -> Tensor:
         return _with_log_floor(raw, self.log_floor)
@@ -96,18 +96,18 @@ class DiscretizedLogistic:
         mean, sharpness = params[:, 0], (-params[:, 1]).exp()
         above = (x - mean + 1 / 510) * sharpness
         below = (x - mean - 1 / 510) * sharpness
-        # sigmoid(above) - sigmoid(below), factored so that nothing cancels.
+        # sigmoid(above) - sigmoid(below), factored to avoid cancellation.
         inside = F.softplus(-above) + F.softplus(below) - (-torch.expm1(-sharpness / 255)).log()
         tails = torch.where(x == 0, F.softplus(-above), F.softplus(below))
         return torch.where((x == 0) | (x == 1), tails, inside).flatten(1).sum(1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """The logistic's own mean: that of the bytes, but for what its tails are cut by."""
+        """The logistic's mean. It equals the bytes' mean except for the effect of the cut tails."""
         return params[:, 0].clamp(0, 1)
 
 
 def _with_log_floor(raw: Tensor, log_floor: float) -> Tensor:
-    """Means as they are, log widths bent so that none is below `least`."""
+    """Unchanged means, and log widths bent so that none is below `log_floor`."""
     mean, log_width = raw.chunk(2, dim=1)
     return torch.cat((mean, log_floor + F.softplus(log_width - log_floor)), dim=1)
 

@@ -1,5 +1,5 @@
-"""The progress of a run: a bar, a line for each epoch on standard output and in log.jsonl, and the
-same numbers for TensorBoard. Under torchrun only the main process logs."""
+"""Logs a run's progress: a progress bar, one line per epoch on standard output and in log.jsonl,
+and the same numbers for TensorBoard. Under torchrun, only the main process logs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _PARTS: Final = ("train", "validation")
 
 
 class RunLogger:
-    """The log of the run in a folder. Log and events are rewritten from `history`, because
-    the old files may be cut short."""
+    """The log of the run in a folder. It rewrites log and events from `history`, because the old
+    files may be truncated."""
 
     def __init__(
         self, out: Path, header: dict[str, Any], history: list[dict[str, Any]], steps: int
     ) -> None:
-        """steps: those that have been done, of all epochs."""
+        """steps: the number of finished steps over all epochs."""
         self.out, self.header, self.history, self.steps = out, header, history, steps
 
     def __enter__(self) -> RunLogger:
@@ -63,11 +63,11 @@ class RunLogger:
         self.stack.__exit__(kind, error, trace)
 
     def step(self) -> None:
-        """One more step is done."""
+        """Record one finished step."""
         self.bar.update()
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """One more epoch is done."""
+        """Record one finished epoch."""
         self.log(line)
         if self.is_main:
             self._plot(line)
@@ -75,7 +75,7 @@ class RunLogger:
             self.bar.set_postfix(validation_elbo=round(line["validation_elbo"], 2), refresh=False)
 
     def log(self, line: dict[str, Any]) -> None:
-        """One JSON line, to the log and to standard output."""
+        """Write one JSON line to the log and to standard output."""
         if not self.is_main:
             return
         text = json.dumps(line, allow_nan=False)
@@ -83,7 +83,7 @@ class RunLogger:
         print(text, file=self.file, flush=True)
 
     def _plot(self, line: dict[str, Any]) -> None:
-        """train_elbo and validation_elbo become one TensorBoard plot, elbo; and so the others."""
+        """Combine train_elbo and validation_elbo into one plot, elbo. Other terms do the same."""
         for name, value in line.items():
             part, _, term = name.partition("_")
             if part in _PARTS:

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: CPUs and memory, within its cgroups and limits."""
+"""The CPUs and memory that this process may use, within its cgroups and limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def cpus() -> int:
-    """CPUs this process may run on: its affinity mask, and the CPU quotas of its cgroups."""
+    """The number of CPUs this process may use, by its affinity mask and its cgroups' quotas."""
     affinity = getattr(os, "sched_getaffinity", None)  # only Linux has it
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     for folder in _cgroups("cpu"):
@@ -26,7 +26,7 @@ def cpus() -> int:
 
 
 def memory() -> int:
-    """Bytes this process can still allocate without swapping or being killed for it."""
+    """The bytes that this process can still allocate without swapping or being killed."""
     page = os.sysconf("SC_PAGE_SIZE")
     free = os.sysconf("SC_PHYS_PAGES") * page
     for line in _text(Path("/proc/meminfo")).splitlines():
@@ -50,26 +50,26 @@ def format_bytes(nbytes: int) -> str:
 
 
 def _file_cache(folder: Path) -> int:
-    """Bytes of a cgroup's usage that the kernel gives up when memory is short."""
+    """The bytes of a cgroup's usage that the kernel frees when memory is short."""
     lines = [line.split() for line in _text(folder / "memory.stat").splitlines()]
     stat = {name: int(value) for name, value in lines}
     return stat.get("total_inactive_file", stat.get("inactive_file", 0))
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """The folders of this process's cgroups and their ancestors, whose limits hold too."""
+    """The folders of this process's cgroups and their ancestors, whose limits also apply."""
     for line in _text(Path("/proc/self/cgroup")).splitlines():
         _, controllers, own = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         root = _CGROUPS / controller if controllers else _CGROUPS
-        # A container sees its own cgroup as the root and may read the host's path: skip that.
+        # A container sees its own cgroup as the root but may read the host's path: skip that path.
         for path in (Path(own), *Path(own).parents):
             yield root / path.relative_to("/")
 
 
 def _text(path: Path) -> str:
-    """A small file of the kernel's, or nothing where there is none."""
+    """The text of a small kernel file, or an empty string if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -1,7 +1,7 @@
-"""The variational autoencoder, and the plain one on the same net.
+"""The variational autoencoder and the plain autoencoder, on the same net.
 
-Rows come as the data has them, uint8 in 0..255 or float32 in [0, 1]: scaling lives here, and only
-here, so that the exported graphs hold it too.
+Rows have the data's own form: uint8 in 0..255 or float32 in [0, 1]. Only this module scales them,
+so the exported graphs contain the scaling.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from latentd.training.data import RowSpec
 from latentd.training.likelihoods import LIKELIHOODS
 
 LOG_VAR_RANGE: Final = (-10.0, 4.0)
-"""Bounds of q's log-variance: above, exp() overflows in the end; below, noise is lost when it is
-added to the mean, and with it the importance weights."""
+"""Bounds of q's log-variance. Above them, exp() eventually overflows. Below them, adding the noise
+to the mean loses it, and the importance weights with it."""
 
 POINT_LOG_VAR: Final = -100.0
-"""An autoencoder's log_var: a standard deviation of exp(-50) is lost when added to any float32
-mean worth the name, so a server that draws z gets the mean itself."""
+"""An autoencoder's log_var. Adding a standard deviation of exp(-50) to any realistic float32 mean
+changes nothing, so a server that draws z gets the mean itself."""
 
 
 class Terms(NamedTuple):
-    """The objective, each (rows,) in nats per example."""
+    """The parts of the objective, each (rows,) in nats per example."""
 
-    elbo: Tensor  # -(distortion + rate), to be raised
+    elbo: Tensor  # -(distortion + rate), to be maximized
     distortion: Tensor  # -log p(x|z), one draw of z
     rate: Tensor  # KL(q(z|x) || p(z))
 
 
 class PosteriorSamples(NamedTuple):
-    """q(z|x) of each row, draws of z from it, and how well each explains its row."""
+    """q(z|x) of each row, draws of z from it, and -log p(x|z) for each draw."""
 
     mean: Tensor  # (rows, latent_size)
     log_var: Tensor  # (rows, latent_size)
@@ -56,7 +56,7 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (rows, *shape) -> mean, log_var: float32 (rows, latent_size)."""
-        # float(): under autocast the nets' outputs are bfloat16, too coarse for exp and sums.
+        # float(): autocast makes the nets' outputs bfloat16, which is too coarse for exp and sums.
         mean, log_var = self.encoder(to_unit(x)).float().chunk(2, dim=1)
         return mean, log_var.clamp(*LOG_VAR_RANGE)
 
@@ -74,20 +74,21 @@ class VAE(nn.Module):
         return PosteriorSamples(mean, log_var, z, nll.view(z.shape[:2]))
 
     def terms(self, draws: PosteriorSamples) -> Terms:
-        """The ELBO and its parts, the distortion averaged over the draws."""
+        """The ELBO and its parts. The distortion is averaged over the draws."""
         distortion, rate = draws.nll.mean(0), gaussian_kl(draws.mean, draws.log_var)
         return Terms(-(distortion + rate), distortion, rate)
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Terms:
-        """The ELBO of rows (rows, *shape), z drawn once for each from `generator`."""
+        """The ELBO of rows (rows, *shape), with one z drawn for each row from `generator`."""
         x = to_target(x, generator, self.binarize)
         return self.terms(self.draw(x, normal((1, len(x), self.latent_size), generator)))
 
 
 class AE(nn.Module):
-    """The VAE's net with a point for a code: z = mean, no noise, no KL, so no bound on log p(x).
+    """The VAE's net with a point as its code: z = mean. Without noise and KL, it has no bound on
+    log p(x).
 
-    Its elbo is -distortion, to be compared with other autoencoders' only.
+    Its elbo is -distortion. Compare it only with other autoencoders.
     """
 
     def __init__(self, config: Config, spec: RowSpec) -> None:
@@ -97,7 +98,7 @@ class AE(nn.Module):
         self.latent_size, self.binarize = self.net.latent_size, self.net.binarize
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As VAE.encode; log_var is POINT_LOG_VAR throughout."""
+        """As VAE.encode, but every log_var is POINT_LOG_VAR."""
         mean, _ = self.net.encode(x)
         return mean, torch.full_like(mean, POINT_LOG_VAR)
 
@@ -106,7 +107,7 @@ class AE(nn.Module):
         return self.net.decode(z)
 
     def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
-        """As VAE.draw, every z the mean."""
+        """As VAE.draw, but every z is the mean."""
         mean, log_var = self.encode(x)
         return PosteriorSamples(
             mean, log_var, mean[None], self.likelihood.nll(x, self.decode(mean))[None]
@@ -118,7 +119,7 @@ class AE(nn.Module):
         return Terms(-distortion, distortion, torch.zeros_like(distortion))
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Terms:
-        """As VAE.forward; `generator` only binarizes."""
+        """As VAE.forward, but `generator` is used only to binarize."""
         x = to_target(x, generator, self.binarize)
         return self.terms(self.draw(x, x.new_empty(0)))
 
@@ -128,28 +129,28 @@ MODELS: Final[dict[str, type[VAE] | type[AE]]] = {"vae": VAE, "ae": AE}
 
 
 def build(config: Config, spec: RowSpec) -> Model:
-    """A fresh model on the CPU, its weights decided by `config.seed` alone."""
+    """A new model on the CPU. `config.seed` alone decides its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return MODELS[config.model](config, spec)
 
 
 def to_unit(x: Tensor) -> Tensor:
-    """Rows as the data has them -> float32 in [0, 1]."""
+    """Rows in the data's form -> float32 in [0, 1]."""
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 def to_data(model: Model, params: Tensor) -> Tensor:
-    """E[x|z] as the data has its rows: the inverse of `unit`, bytes rounded half to even."""
+    """E[x|z] in the data's form: the inverse of `to_unit`. Bytes are rounded half to even."""
     mean = model.likelihood.mean(params)
     return (mean * 255).round().to(torch.uint8) if model.spec.dtype == "uint8" else mean
 
 
 def to_target(x: Tensor, generator: torch.Generator, binarize: bool) -> Tensor:
-    """What the objective is about: x in [0, 1], or black and white pixels drawn from it.
+    """The target of the objective: x in [0, 1], or black and white pixels drawn from it.
 
-    The chance of white is that of x within 2e-5; black stays black and white stays white. Bytes
-    are compared with 16 random bits each, six times as fast on a CPU as torch.bernoulli.
+    The chance of white is x, within 2e-5. Black stays black and white stays white. Bytes are
+    compared with 16 random bits each, which is six times as fast on a CPU as torch.bernoulli.
     """
     if not binarize:
         return to_unit(x)
@@ -158,13 +159,13 @@ def to_target(x: Tensor, generator: torch.Generator, binarize: bool) -> Tensor:
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
     words.random_(-(1 << 63), None, generator=generator)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    # 257 x is x stretched to 0..65535: below it, after both are moved to start at -32768.
+    # 257 x maps x to 0..65535. White is a random draw below it; both are shifted by -32768.
     low = x.to(torch.int16) * 257 - 32768
     return ((bits < low) | (x == 255)).float()
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draws from N(0, 1) where the generator is."""
+    """Draws from N(0, 1), on the generator's device."""
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
@@ -174,7 +175,7 @@ def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def latent_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """`gaussian_kl`, each latent's part of it: (rows, latent_size).
+    """Each latent's part of `gaussian_kl`: (rows, latent_size).
 
     Kingma & Welling, 2014, appendix B.
     """

@@ -1,8 +1,8 @@
-"""The nets between pixels and latents. They know nothing of probability.
+"""The nets between pixels and latents. They contain no probability.
 
-An encoder maps float32 (rows, *shape) in [0, 1] to (rows, outputs); a decoder maps (rows,
+An encoder maps float32 (rows, *shape) in [0, 1] to (rows, outputs). A decoder maps (rows,
 latent_size) to unbounded float32 (rows, parameters, *shape). To add an architecture, write a
-function like `mlp` below, put it into `NETWORKS`, and its name into Config.architecture's choices.
+function like `mlp`, add it to `NETWORKS`, and add its name to Config.architecture's choices.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 class Network(NamedTuple):
-    """An architecture: how to build it, and its sizes where the config leaves them open."""
+    """An architecture: how to build it, and its default sizes."""
 
     build: Callable[[Config, Shape, int, int], tuple[nn.Module, nn.Module]]
     hidden_size: int
@@ -31,7 +31,7 @@ class Network(NamedTuple):
 
 
 def resolve_architecture(config: Config, shape: Shape) -> Config:
-    """The config with net, hidden and depth decided for rows of `shape`."""
+    """The config with architecture, hidden_size and depth resolved for rows of `shape`."""
     name = config.architecture
     if name == "auto":
         name = "conv" if len(shape) > 1 and min(shape[:2]) >= 28 else "mlp"
@@ -53,7 +53,7 @@ def resolve_architecture(config: Config, shape: Shape) -> Config:
 def build(
     config: Config, shape: Shape, outputs: int, parameters: int
 ) -> tuple[nn.Module, nn.Module]:
-    """The encoder and the decoder of a fitted config."""
+    """The encoder and the decoder of a resolved config."""
     return NETWORKS[config.architecture].build(config, shape, outputs, parameters)
 
 
@@ -116,7 +116,7 @@ def _layers(widths: list[int], layer: Layer) -> list[nn.Module]:
 def conv(
     config: Config, shape: Shape, outputs: int, parameters: int
 ) -> tuple[nn.Module, nn.Module]:
-    """Convolutions over images of any height and width, channels last as the data has them."""
+    """Convolutions over images of any height and width. Channels come last, as in the data."""
     return ConvEncoder(config, shape, outputs), ConvDecoder(config, shape, parameters)
 
 
@@ -140,10 +140,10 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """One linear layer, then sub-pixel convolutions (Shi et al., 2016, arXiv:1609.05158): each
-    makes four channels for every one wanted and lays them out as 2x2 pixels. With the same weights
-    and arithmetic as upsampling first, this measured three times as fast on ONNX Runtime's CPU
-    provider (28x28, batches 1 to 256): the large images are never convolved."""
+    """One linear layer, then sub-pixel convolutions (Shi et al., 2016, arXiv:1609.05158). Each
+    makes four channels per output channel and arranges them as 2x2 pixels. Weights and arithmetic
+    equal those of upsampling first. This measured three times as fast on ONNX Runtime's CPU
+    provider (28x28, batches 1 to 256), because it never convolves the large images."""
 
     def __init__(self, config: Config, shape: Shape, parameters: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.stem(z).unflatten(1, self.levels[0])
         for convolution, (_, height, width) in zip(self.features, self.levels[1:], strict=True):
-            h = F.pixel_shuffle(convolution(h.relu()), 2)[:, :, :height, :width]  # odd sizes: crop
+            h = F.pixel_shuffle(convolution(h.relu()), 2)[:, :, :height, :width]  # crop odd sizes
         pixels = h.unflatten(1, self.split)
         return pixels.movedim(2, -1) if len(self.split) == 2 else pixels  # type: ignore[no-any-return]
 
@@ -176,8 +176,8 @@ class Level(NamedTuple):
 
 
 def _levels(config: Config, shape: Shape) -> list[Level]:
-    """From the image to the coarsest: `hidden` channels there, half as many at each finer level,
-    height and width halved and rounded up."""
+    """The levels from the image to the coarsest. Each level halves height and width, rounded up.
+    The coarsest has `hidden_size` channels, and each finer level has half as many."""
     hidden, depth = _sizes(config)
     height, width = shape[:2]
     levels = [Level(math.prod(shape[2:]), height, width)]

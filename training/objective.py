@@ -1,4 +1,7 @@
-"""What a step raises, in nats per example: the ELBO, or a weighted or tighter relative of it."""
+"""The objective that a step maximizes, in nats per example: the ELBO or a variant of it.
+
+Variants weight the KL or tighten the bound.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from latentd.training.model import AE, Model, PosteriorSamples, latent_kl
 def objective(
     model: Model, draws: PosteriorSamples, kl_weight: float | Tensor, free_bits: float
 ) -> Tensor:
-    """(rows,), to be raised: with several draws the importance-weighted bound, with one the ELBO
-    with its KL weighed. An autoencoder has minus its distortion."""
+    """The objective to maximize: (rows,). Several draws give the importance-weighted bound, one
+    draw gives the ELBO with a weighted KL, and an autoencoder gives minus its distortion."""
     if isinstance(model, AE):
         return model.terms(draws).elbo
     if len(draws.z) > 1:
@@ -25,16 +28,16 @@ def objective(
 
 
 def importance_weighted(draws: PosteriorSamples) -> Tensor:
-    """log of the mean of p(x, z) / q(z|x) over the draws: (rows,). Burda et al. (2016), eq. 8."""
+    """The log of the mean of p(x, z) / q(z|x) over draws: (rows,). Burda et al. (2016), eq. 8."""
     log_q = -0.5 * ((draws.z - draws.mean).square() * (-draws.log_var).exp() + draws.log_var)
-    log_p = -0.5 * draws.z.square()  # the 2 pi of both cancel
+    log_p = -0.5 * draws.z.square()  # the terms with 2 pi cancel
     log_weight = (log_p - log_q).sum(2) - draws.nll
     return torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
 
 
 def kl_with_free_bits(draws: PosteriorSamples, free_bits: float) -> Tensor:
-    """The KL in which each latent costs at least `free_bits` nats, taken over the batch's mean, so
-    that one below has no reason to fall further: (rows,). Kingma et al. (2016), eq. 15."""
+    """The KL (rows,) with each latent's batch mean raised to at least `free_bits` nats. A latent
+    below that gains nothing by falling further. Kingma et al. (2016), eq. 15."""
     cost = latent_kl(draws.mean, draws.log_var)
     if not free_bits:
         return cost.sum(1)
@@ -44,7 +47,7 @@ def kl_with_free_bits(draws: PosteriorSamples, free_bits: float) -> Tensor:
 
 
 def describe_elbo(config: Config) -> str:
-    """What the elbo of this config's log lines is."""
+    """A description of `elbo` in this config's log lines."""
     if config.model == "ae":
         return "minus the reconstruction's distortion; an autoencoder has no ELBO"
     if config.likelihood == "bernoulli" and config.binarization == "none":
@@ -62,7 +65,7 @@ def describe_elbo(config: Config) -> str:
 
 
 def describe_objective(config: Config) -> str:
-    """What the objective of this config's log lines is."""
+    """A description of `objective` in this config's log lines."""
     if config.model == "ae":
         return "the elbo"
     if config.importance_samples > 1:

@@ -1,4 +1,4 @@
-"""The model as two ONNX graphs, self-contained, with a dynamic batch and nothing random inside."""
+"""The model as two self-contained ONNX graphs with a dynamic batch and no random operators."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from latentd.training.errors import RunFailed
 from latentd.training.model import Model, to_data
 
-MAX_ROWS: Final = 1 << 16  # in one batch: what the batch dimension's range says
+MAX_ROWS: Final = 1 << 16  # upper end of the batch dimension's range
 _FORBIDDEN: Final = ("Random", "Dropout", "Multinomial", "Bernoulli")
 
 
 class EncoderGraph(nn.Module):
-    """x, as the data has it -> mean, log_var."""
+    """x in the data's form -> mean, log_var."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """z -> x, as the data has it, and params of p(x|z)."""
+    """z -> x in the data's form, and params of p(x|z)."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def decoder(model: Model, name: str, latent_size: int) -> bytes:
 
 
 def opset(graph: bytes) -> int:
-    """The version of the standard operators a graph is written in."""
+    """The version of the standard operators that a graph uses."""
     imports = onnx.load_from_string(graph).opset_import
     return next(entry.version for entry in imports if entry.domain in ("", "ai.onnx"))
 
@@ -78,15 +78,15 @@ def _graph(
         )
     assert program is not None
     model = program.model_proto
-    # The exporter leaves these empty.
+    # The exporter leaves these fields empty.
     onnx.helper.set_model_props(model, {"model": name, "created-by": "latentd"})
     check(model)
     return model.SerializeToString()
 
 
 def check(model: onnx.ModelProto) -> None:
-    """Raise RunFailed for a graph that could not be served: invalid, random, in training mode,
-    frozen to one batch size, or with its weights elsewhere."""
+    """Raise RunFailed if the graph cannot be served: invalid, random, in training mode, fixed to
+    one batch size, or with external weights."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -105,7 +105,7 @@ def check(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hush the exporter's chatter about its own insides; exceptions pass."""
+    """Suppress the exporter's output about its internals. Exceptions propagate."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

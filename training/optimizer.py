@@ -1,4 +1,4 @@
-"""What turns gradients into steps: Adam, or Muon for the matrices and Adam for the rest."""
+"""The optimizer turns gradients into steps: Adam, or Muon for matrices and Adam for the rest."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-MOMENTUM: Final = 0.95  # Muon's
+MOMENTUM: Final = 0.95  # for Muon
 _ADAM_STATE: Final = {"step", "exp_avg", "exp_avg_sq"}
 
 
 class Optimizer:
     """Moves a model's parameters by their gradients.
 
-    name: `adam` (Kingma and Ba, 2015, arXiv:1412.6980), or `muon`: the step of a matrix is its
-    gradient's moving average made orthogonal, so that no direction is left behind (Jordan et al.,
-    2024, https://kellerjordan.github.io/posts/muon), scaled to be as long as one of Adam's (Liu et
-    al., 2025, arXiv:2502.16982, eq. 4). Biases and convolutions are Adam's in either case.
+    name: `adam` (Kingma and Ba, 2015, arXiv:1412.6980) or `muon` (Jordan et al., 2024,
+    https://kellerjordan.github.io/posts/muon). Muon makes the moving average of a matrix's gradient
+    orthogonal, so that every direction moves. Its steps are scaled to the length of Adam's (Liu et
+    al., 2025, arXiv:2502.16982, eq. 4). Adam always moves biases and convolutions.
     """
 
     def __init__(self, name: str, model: nn.Module) -> None:
@@ -34,16 +34,16 @@ class Optimizer:
         )
 
     def step(self, learning_rate: float | Tensor, finite: Tensor) -> None:
-        """Move by one step, or by none where `finite`, a bool (), is False.
+        """Move by one step, unless `finite`, a bool tensor (), is False.
 
-        learning_rate: a float32 tensor () if a CUDA graph may capture the step (never Muon's).
+        learning_rate: a float32 tensor () if a CUDA graph may capture the step (never with Muon).
         """
-        # Adam's fused step looks at this on the device: nothing waits for the answer.
+        # Adam's fused step reads this on the device, so the host does not wait.
         self.adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        # Capturable or not, it computes the same, but the flag must be set.
+        # The flag does not change the result, but a capture requires it.
         self.adam.param_groups[0] |= {"lr": learning_rate, "capturable": _capturing(learning_rate)}
         self.adam.step()
-        # Muon's cannot, so with it the host waits.
+        # Muon's step cannot read it on the device, so the host waits.
         if self.muon and finite:
             self.muon.param_groups[0]["lr"] = learning_rate
             self.muon.step()  # type: ignore[no-untyped-call]
@@ -56,7 +56,7 @@ class Optimizer:
         return {"adam": adam, "muon": self.muon.state_dict()} if self.muon else adam
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the state of an optimizer of this name and model. Raises ValueError for another."""
+        """Load the state of an optimizer with this name and model. Raises ValueError otherwise."""
         if self.muon:
             _load(self.adam, state["adam"])
             _load(self.muon, state["muon"])
@@ -65,7 +65,7 @@ class Optimizer:
 
 
 def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the tensors of `state`, not its settings, which the run's config decides."""
+    """Load the tensors of `state`. The run's config decides the settings."""
     groups = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     keys = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else _ADAM_STATE

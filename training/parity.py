@@ -1,4 +1,4 @@
-"""Do the graphs compute what PyTorch computes? Measured on real rows at several batch sizes."""
+"""Parity: compares the graphs with PyTorch on real rows, at several batch sizes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from latentd.training.model import POINT_LOG_VAR, Model, gaussian_kl, to_data, t
 
 
 class Tolerance(NamedTuple):
-    """What graphs may differ by: arrays by atol * max(1, max |expected|) + rtol * |expected|."""
+    """The allowed differences. For arrays: atol * max(1, max |expected|) + rtol * |expected|."""
 
     atol: float
     rtol: float
-    levels: int  # of 255, by which a rounded byte may differ
+    levels: int  # of 255: the allowed difference of a rounded byte
     delta_elbo: float  # nats per example, mean over rows
 
 
 TOLERANCES: Final = {
     "float32": Tolerance(atol=1e-5, rtol=1e-4, levels=1, delta_elbo=1e-3),
-    # Its spacing is 2^-11 of a number, and logits of 20 and sums of hundreds are not rare.
+    # float16's spacing is 2^-11 of a number. Logits of 20 and sums of hundreds are common.
     "float16": Tolerance(atol=2e-2, rtol=1e-2, levels=3, delta_elbo=0.1),
 }
 ROWS: Final = 1000
@@ -36,8 +36,8 @@ Array = npt.NDArray[Any]
 
 
 def rows(dataset: Dataset) -> tuple[Tensor, dict[str, int]]:
-    """Up to ROWS real rows, test rows first, then others; and how many of each. Only such as a
-    server takes: test rows may lie beyond the range."""
+    """Up to ROWS real rows, test rows first, and the numbers of rows and test rows. Leaves out test
+    rows outside the range, because a server rejects them."""
     x = dataset.test.x.flatten(1)
     inside = ((x >= 0) & (x <= dataset.spec.highest)).all(1)
     test = dataset.test.x[inside][:ROWS]
@@ -49,10 +49,10 @@ def rows(dataset: Dataset) -> tuple[Tensor, dict[str, int]]:
 def measure(
     model: Model, encoder: bytes, decoder: bytes, x: Tensor, precision: str = "float32"
 ) -> dict[str, Any]:
-    """The largest differences between ONNX Runtime and PyTorch eager, over x (rows, *shape), at
+    """The largest differences between ONNX Runtime and PyTorch eager, over x (rows, *shape), for
     each of BATCHES. Raises RunFailed at the first tensor beyond its precision's tolerance.
 
-    z is drawn once and given to both, so that the decoder is measured on its own.
+    Both get the same z, so that the decoder is measured separately.
     """
     mean, log_var = model.encode(x)
     z = mean + (0.5 * log_var).exp() * torch.randn(
@@ -88,7 +88,7 @@ def measure(
 
 
 def _elbo(model: Model, x: Tensor, mean: Tensor, log_var: Tensor, params: Tensor) -> Tensor:
-    """(rows,) in nats, float64 so that the comparison adds no rounding of its own."""
+    """The ELBO (rows,) in nats. It is float64 so that the comparison adds no rounding."""
     distortion = model.likelihood.nll(to_unit(x).double(), params.double())
     if (log_var == POINT_LOG_VAR).all():  # an autoencoder has no KL
         return -distortion
@@ -96,14 +96,14 @@ def _elbo(model: Model, x: Tensor, mean: Tensor, log_var: Tensor, params: Tensor
 
 
 def session(graph: bytes) -> ort.InferenceSession:
-    """A graph on the CPU, as it is served where there is no GPU."""
+    """A session for a graph on the CPU, as on a server without a GPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Array]:
-    """Every output for `rows`, so many at once."""
+    """Run the graph on `rows`, `batch` rows at a time. Returns every output."""
     input_name = session.get_inputs()[0].name
     output_names = [output.name for output in session.get_outputs()]
     parts = [
@@ -113,7 +113,7 @@ def run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Ar
 
 
 def _compare(name: str, actual: Array, expected: Array, batch: int, tolerance: Tolerance) -> float:
-    # The terms of a sum decide what rounding costs, also where they cancel to almost nothing.
+    # The terms of a sum decide its rounding error, even if they cancel to almost nothing.
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
     difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     allowed = (

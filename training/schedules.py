@@ -1,5 +1,5 @@
-"""How settings move over a run. Each schedule is a function of how far the run is, so that one
-that is resumed needs nothing but its place."""
+"""Schedules of settings over a run. Each is a function of the run's position, so a resumed run
+needs only its position."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 
 from latentd.training.config import Config
 
-_RISE = 0.3  # one-cycle: this part of the run rises (Smith and Topin, 2018, arXiv:1708.07120)
-_START = 0.04  # one-cycle: this part of the highest learning rate to start from
+_RISE = 0.3  # one-cycle: the rising part of the run (Smith and Topin, 2018, arXiv:1708.07120)
+_START = 0.04  # one-cycle: the first learning rate, as a part of the highest
 
 
 def learning_rate(config: Config, epoch: float) -> float:
-    """The step size after `epoch` epochs, a fraction, of `config.epochs`."""
+    """The step size after `epoch` of `config.epochs` epochs. `epoch` may be fractional."""
     done = min(1.0, epoch / config.epochs)
     factor = 1.0
     if config.lr_schedule == "cosine":
@@ -28,9 +28,9 @@ def learning_rate(config: Config, epoch: float) -> float:
 
 
 def kl_weight(config: Config, epoch: float) -> float:
-    """The weight of the KL after `epoch` epochs: beta, or on the way to it.
+    """The weight of the KL after `epoch` epochs: beta, or less during warmup.
 
-    Cycles as in Fu et al. (2019), arXiv:1903.10145: rising in the first half, beta in the second.
+    Cycles follow Fu et al. (2019), arXiv:1903.10145: rising in the first half, beta in the second.
     """
     if config.kl_cycles:
         cycle = config.epochs / config.kl_cycles
@@ -39,10 +39,10 @@ def kl_weight(config: Config, epoch: float) -> float:
 
 
 def _ramp(epoch: float, length: float) -> float:
-    """From 0 to 1 in `length` epochs; 1 where there is no ramp."""
+    """A ramp from 0 to 1 in `length` epochs. A length of 0 gives 1."""
     return min(1.0, epoch / length) if length else 1.0
 
 
 def _cosine(start: float, end: float, done: float) -> float:
-    """Half a cosine from `start` to `end` as `done` goes from 0 to 1."""
+    """Half a cosine from `start` to `end`, while `done` goes from 0 to 1."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2

@@ -1,6 +1,6 @@
-"""How the training rows score: what a row's scores are compared with, to tell how unusual it is.
+"""Quantiles of the training rows' scores. They show how unusual another row's scores are.
 
-Computed as serving computes them: by the exported graphs on ONNX Runtime, through the mean.
+They are computed as in serving: by the exported graphs on ONNX Runtime, through the mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from latentd.training import parity
 from latentd.training.data import Dataset
 from latentd.training.model import AE, Model, gaussian_kl, to_unit
 
-ROWS: Final = 20_000  # scored at most, evenly picked: the 99.9th percentile rests on 20 of them
+ROWS: Final = 20_000  # limit, evenly picked: the 99.9th percentile then rests on 20 rows
 LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
 _BATCH: Final = 256
 
@@ -22,7 +22,7 @@ _BATCH: Final = 256
 @torch.no_grad()
 def quantiles(model: Model, encoder: bytes, decoder: bytes, dataset: Dataset) -> dict[str, Any]:
     """Manifest.training_scores: quantiles of reconstruction error, KL and ELBO in nats, at LEVELS
-    percent; {} for an autoencoder, which has no likelihood."""
+    percent. Returns {} for an autoencoder, which has no likelihood."""
     if isinstance(model, AE):
         return {}
     rows = dataset.train.x

@@ -1,5 +1,5 @@
-"""How many CPU threads torch uses for one operation: measured, because its default, a thread for
-each core, makes small nets slower, and many times slower on a busy machine."""
+"""Measures how many CPU threads torch should use for one operation. Its default, one thread per
+core, slows small nets down, many times on a busy machine."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import torch
 
 from latentd.training import machine
 
-_SECONDS: Final = 2.0  # of measuring, at most, if one step is short
-_SECONDS_EACH: Final = 0.2  # for one number of threads
-_STEPS: Final = 20  # timed for one number of threads, at most
+_SECONDS: Final = 2.0  # limit of the measurement if one step is short
+_SECONDS_EACH: Final = 0.2  # for each number of threads
+_STEPS: Final = 20  # limit of timed steps for each number of threads
 _GAIN: Final = 0.9  # more threads must bring a step's time below this fraction
-_WINDOW_SECONDS: Final = 10.0  # of steps: shorter windows are too noisy
+_WINDOW_SECONDS: Final = 10.0  # window of steps: shorter ones are too noisy
 
 
 class Choice(NamedTuple):
-    """A number of threads and where it comes from."""
+    """A number of threads and its origin."""
 
     number: int
-    by: str  # in words
-    milliseconds: Mapping[int, float] = MappingProxyType({})  # a step's, by number of threads
+    by: str  # description of the origin
+    milliseconds: Mapping[int, float] = MappingProxyType({})  # number of threads -> step time
 
 
 def default() -> int:
-    """torch's own number, within the CPUs that this process may use: of quotas torch knows
-    nothing. What OMP_NUM_THREADS says stays."""
+    """torch's own number, limited to the CPUs that this process may use, because torch ignores
+    quotas. OMP_NUM_THREADS overrides it."""
     own = torch.get_num_threads()
     return own if from_environment() else min(own, machine.cpus())
 
@@ -40,7 +40,7 @@ def default() -> int:
 def of_run(number: int) -> int:
     """The thread count that training measured, within the CPUs here. OMP_NUM_THREADS overrides it.
 
-    number: Config.threads of the checkpoint; 0 where it has none.
+    number: Config.threads of the checkpoint; 0 if it has none.
     """
     if from_environment() or not number:
         return default()
@@ -48,16 +48,16 @@ def of_run(number: int) -> int:
 
 
 def from_environment() -> bool:
-    """Whether the person has chosen the number by a variable that torch reads."""
+    """Whether the user set the number with an environment variable that torch reads."""
     return bool(os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"))
 
 
 def measure(step: Callable[[], None]) -> Choice:
-    """The fewest threads with which `step` is about as fast as with any other number.
+    """The smallest number of threads with which `step` is about as fast as with any other number.
 
-    Tries all CPUs, then half of them, and so on, as long as there is time: a large net is slower
-    with fewer, and then the first few numbers are enough. On a busy machine many threads may make
-    a step slow, so what counts is its CPU time, divided by the number of threads.
+    Tries all CPUs, then half of them, and so on, while time remains. A large net is slower with
+    fewer threads, so the first few numbers suffice. On a busy machine, many threads may slow a
+    step down. So the measure is a step's CPU time, divided by the number of threads.
     """
     began, times = time.perf_counter(), dict[int, float]()
     number = machine.cpus()
@@ -65,7 +65,7 @@ def measure(step: Callable[[], None]) -> Choice:
         return Choice(1, "the only CPU")
     while True:
         with using(number):
-            step()  # starts the threads, and allocates
+            step()  # starts the threads and allocates memory
             times[number], cpu_seconds = _medians(step)
         if number == 1:
             break
@@ -80,7 +80,7 @@ def measure(step: Callable[[], None]) -> Choice:
 
 @contextmanager
 def using(number: int) -> Iterator[None]:
-    """Let torch use `number` threads for one operation, and as many as before afterwards."""
+    """Let torch use `number` threads for one operation, then restore the previous number."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -90,11 +90,11 @@ def using(number: int) -> Iterator[None]:
 
 
 class Contention:
-    """Notices that this thread waits for a CPU: a context manager around each step on the CPU.
+    """Detects that this thread waits for a CPU. Use it as a context manager around each CPU step.
 
-    The thread that trains is always busy, computing or waiting a moment for the threads that help
-    it. Where its own CPU time is less than half of the time that passes, other work, or too many
-    threads of its own, keeps it from the CPUs.
+    The training thread always computes, or waits briefly for its helper threads. If its CPU time is
+    less than half of the elapsed time, it does not get the CPUs. Either other work or too many
+    threads of its own use them.
     """
 
     def __init__(self) -> None:
@@ -108,8 +108,8 @@ class Contention:
         self._cpu_seconds += time.thread_time() - self._cpu_began
 
     def found(self) -> float | None:
-        """How many times as long as it computes a step takes, if that is more than twice; None if
-        not, or while too few seconds have passed."""
+        """The ratio of a step's elapsed time to its CPU time, if it is above 2. None if it is not,
+        or if too few seconds have passed."""
         if self._seconds < _WINDOW_SECONDS:
             return None
         ratio = self._seconds / max(self._cpu_seconds, 1e-9)
@@ -118,7 +118,7 @@ class Contention:
 
 
 def _medians(step: Callable[[], None]) -> tuple[float, float]:
-    """Seconds that a step takes, and seconds of CPU time, of all threads."""
+    """The median elapsed seconds of a step, and the median CPU seconds over all threads."""
     seconds, cpu_seconds = list[float](), list[float]()
     end = time.perf_counter() + _SECONDS_EACH
     while not seconds or (len(seconds) < _STEPS and time.perf_counter() < end):

@@ -1,5 +1,4 @@
-"""Epoch by epoch: run, validate, log, keep the best and the last; and the same again after an
-interruption."""
+"""The training loop: run an epoch, validate, log, keep the best and the last checkpoint, resume."""
 
 from __future__ import annotations
 
@@ -23,18 +22,18 @@ from latentd.training.objective import describe_elbo, describe_objective
 from latentd.training.threads import Choice
 from latentd.training.trainer import Trainer, evaluate
 
-LAST: Final = "last.pt"  # what --resume continues
-BEST: Final = "best.pt"  # the highest validation ELBO so far
+LAST: Final = "last.pt"  # the checkpoint that --resume continues
+BEST: Final = "best.pt"  # the checkpoint with the highest validation ELBO
 
-_FEW_STEPS: Final = (10, 1000)  # in an epoch and in the run: fewer of both learn little
+_FEW_STEPS: Final = (10, 1000)  # per epoch and per run: with fewer of both, a model learns little
 
 
 def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
-    """Run until `config.epochs` or out of patience, from `saved` or from scratch, writing into the
-    folder `out`.
+    """Train until `config.epochs` or until patience runs out. Starts from `saved` if given, and
+    writes into the folder `out`.
 
     Standard output and log.jsonl get one JSON line for the run, one for each epoch and one for
-    the test rows. Everything that can be wrong with the input is found before `out` is made.
+    the test rows. The input is checked completely before `out` is created.
     """
     with _no_denormals(), distributed.processes(_device(config, saved)) as device:
         dataset = data.load(config)
@@ -61,8 +60,8 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
 
 @contextlib.contextmanager
 def _no_denormals() -> Iterator[None]:
-    """Adam's averages of gradients that have stopped decay into numbers too small to be quick: for
-    a while such are zero. Not for longer, for this is the processor's, and others count on it."""
+    """Flush denormal numbers to zero inside the block. When gradients stop, Adam's averages decay
+    into denormals, which are slow. The setting is the processor's and other code relies on it."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -71,11 +70,11 @@ def _no_denormals() -> Iterator[None]:
 
 
 def _epochs(run: Trainer, out: Path, logger: RunLogger) -> None:
-    """Every epoch still to come."""
+    """Run the remaining epochs."""
     last_save = time.monotonic()
     warned = (
         run.device.type != "cpu" or distributed.process_count() > 1
-    )  # what else a step may wait for
+    )  # a step may also wait for the GPU or for other processes
 
     def save(path: Path) -> None:
         nonlocal last_save
@@ -101,7 +100,7 @@ def _epochs(run: Trainer, out: Path, logger: RunLogger) -> None:
 
 
 def finished(config: Config, history: list[dict[str, Any]]) -> bool:
-    """Whether every epoch is done, or patience is lost."""
+    """Whether every epoch is done or patience has run out."""
     if len(history) >= config.epochs:
         return True
     validated, chosen = _validated(history), best(history)
@@ -112,7 +111,7 @@ def finished(config: Config, history: list[dict[str, Any]]) -> bool:
 
 
 def best(history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first line with the highest validation ELBO: best.pt is of that epoch."""
+    """The first line with the highest validation ELBO: best.pt holds that epoch's weights."""
     return max(_validated(history), key=lambda line: line["validation_elbo"], default=None)
 
 
@@ -121,7 +120,7 @@ def _validated(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _evaluate_best(run: Trainer, out: Path, logger: RunLogger) -> None:
-    """Pictures and the test rows, with the best weights."""
+    """Draw the figures and evaluate the test rows with the best weights."""
     saved = checkpoint.load(out / BEST)
     model, test = saved.model(), run.dataset.test.x.cpu()
     figures.draw(out, model, test, run.history, run.config.seed)
@@ -146,14 +145,14 @@ def _header(run: Trainer) -> dict[str, Any]:
 
 
 def _resolve_config(config: Config, shape: tuple[int, ...], device: torch.device) -> Config:
-    """The config with nothing left at auto."""
+    """The config with every `auto` resolved."""
     chosen = resolve_precision(config.precision, device)
     config = dataclasses.replace(config, device=device.type, precision=chosen)
     return networks.resolve_architecture(config, shape)
 
 
 def _device(config: Config, saved: Checkpoint | None) -> torch.device:
-    """Where to run. A resumed run keeps its kind of device unless another is requested."""
+    """The device to run on. A resumed run keeps its kind unless --device names another."""
     try:
         return resolve_device(config.device)
     except TrainingError:
@@ -170,7 +169,7 @@ def _restore(run: Trainer, saved: Checkpoint, out: Path) -> None:
         run.restore(saved)
     except (TrainingError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # the states in a foreign file can be anything
+    except Exception as error:  # a foreign file's states can hold anything
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(f"{out / LAST} is inconsistent ({why}); retrain.") from None
 
@@ -178,7 +177,7 @@ def _restore(run: Trainer, saved: Checkpoint, out: Path) -> None:
 def _resolve_threads(
     config: Config, dataset: Dataset, device: torch.device, saved: Checkpoint | None
 ) -> Choice:
-    """The number of CPU threads. A resumed run keeps its own, as others round differently."""
+    """The number of CPU threads. A resumed run keeps its own, because others round differently."""
     cpus = machine.cpus()
     if (
         saved
@@ -203,7 +202,7 @@ def _resolve_threads(
         return Choice(threads.default(), "the environment (OMP_NUM_THREADS)")
     if device.type != "cpu" or distributed.process_count() > 1:
         return Choice(threads.default(), "default")
-    # Another run, so that neither weights nor generators know of it. To compile would take minutes.
+    # A separate Trainer leaves the run's weights and generators unchanged. Compiling takes minutes.
     trial = Trainer(dataclasses.replace(config, compile=False), dataset, device)
     batch = dataset.train.x[: config.batch_size]
     return threads.measure(lambda: trial.step(batch))

@@ -1,4 +1,4 @@
-"""A model, its optimizer and its generators: all that changes from step to step."""
+"""The trainer holds everything that changes between steps: model, optimizer and generators."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from latentd.training.objective import objective
 from latentd.training.optimizer import Optimizer
 from latentd.training.threads import Contention
 
-_EVAL_BATCH_ROWS: Final = 1024  # in one batch, at most
-_SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # of the epoch so far
+_EVAL_BATCH_ROWS: Final = 1024  # upper limit of rows in one batch
+_SUMS: Final = ("objective", *Terms._fields, "rows", "steps")  # summed over the epoch so far
 
 
 _SPLIT_KEYS: Final = ("train", "validation", "test", "digest")  # must match on resume
 
 
 class Trainer:
-    """One run on one device; `checkpoint` and `restore` may fall between any two steps."""
+    """One run on one device. `checkpoint` and `restore` may be called between any two steps."""
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device, self.split = config, device, dataset.summary()
@@ -41,31 +41,31 @@ class Trainer:
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.forward, self.clip_and_check = self._forward, self._clip_and_check
         if config.compile:
-            # Not dynamic: batches have two sizes at most, and the code of each must not depend on
-            # which came first, or a resumed run would not end with the same bits.
+            # Not dynamic: batches have at most two sizes. The code for a size must not depend on
+            # which size came first, or a resumed run would end with different bits.
             self.forward = torch.compile(self._forward, dynamic=False)
             self.clip_and_check = torch.compile(self._clip_and_check, dynamic=False)
         self.parameters = list(self.model.parameters())
         self.optimizer = Optimizer(config.optimizer, self.model)
-        # Two streams, so that the rows' order does not depend on how much noise was drawn.
+        # Two generators: the order of the rows must not depend on how much noise was drawn.
         self.order = torch.Generator().manual_seed(config.seed)
         self.noise = torch.Generator(device).manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
-        self.steps = math.ceil(len(dataset.train) / config.batch_size)  # in an epoch
+        self.steps = math.ceil(len(dataset.train) / config.batch_size)  # per epoch
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
         self.graphed_step = self._make_graphed_step()
         self.contention = Contention()
         self._start_epoch()
 
     def _start_epoch(self) -> None:
-        """Stand before the first step of the next epoch."""
+        """Reset the state to the first step of the next epoch."""
         self.step_number = 0
-        self.order_state = self.order.get_state()  # gives this epoch's order again
-        self.sums.zero_()  # in place: recordings add to them
+        self.order_state = self.order.get_state()  # reproduces this epoch's order
+        self.sums.zero_()  # in place: captured graphs add to them
         self.seconds = self.cpu_seconds = 0.0
 
     def _make_graphed_step(self) -> GraphedStep | None:
-        """For steps of which nothing waits: Muon's do, and those of several processes for them."""
+        """The graphed step. None if the host waits in a step: with Muon or several processes."""
         config = self.config
         if self.device.type != "cuda" or not config.compile:
             return None
@@ -75,20 +75,19 @@ class Trainer:
 
     @property
     def steps_done(self) -> int:
-        """Steps so far, skipped ones included."""
+        """The number of steps so far, including skipped steps."""
         return len(self.history) * self.steps + self.step_number
 
     @property
     def eval_model(self) -> Model:
-        """What is validated and exported: the weights' average, or the weights."""
+        """The model to validate and export: the average of the weights if there is one."""
         return self.ema.model if self.ema else self.model
 
     def epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """The rest of a pass over the training rows; returns its line for the log, averages over
-        rows. `after_step` is called between steps.
+        """Run the rest of the epoch. Returns its log line, with averages over rows.
 
-        A step whose loss or gradient is not finite is skipped and counted. Raises RunFailed if
-        all were, or if the validation ELBO is not finite.
+        Calls `after_step` between steps. Skips and counts a step whose loss or gradient is not
+        finite. Raises RunFailed if every step was skipped or the validation ELBO is not finite.
         """
         clock = _Clock(self)
         x, size = self.dataset.train.x, self.config.batch_size
@@ -106,7 +105,7 @@ class Trainer:
         return line
 
     def step(self, x: Tensor) -> None:
-        """Raise the objective of a batch (rows, *shape), or skip it if that cannot be done."""
+        """Maximize the objective on a batch (rows, *shape). Skips a step that is not finite."""
         rows, config, epoch = len(x), self.config, self.steps_done / self.steps
         x = distributed.shard(to_target(x, self.noise, self.model.binarize))
         noise = distributed.shard(
@@ -117,8 +116,8 @@ class Trainer:
         if self.graphed_step:
             self.graphed_step(rows, (x, noise), (weight, rate, ema_weight))
         else:
-            # A tensor: compiled code holds for one value of a number. Filled on the device: a copy
-            # from here would wait until all that was asked of a GPU is done.
+            # A tensor, because compiled code is valid for only one value of a Python number.
+            # Filled on the device, because a copy from the host would wait for all queued GPU work.
             self._train_step(
                 rows, x, noise, torch.full((), weight, device=self.device), rate, ema_weight
             )
@@ -133,9 +132,9 @@ class Trainer:
         learning_rate: float | Tensor,
         ema_weight: float | Tensor,
     ) -> None:
-        """The part of a step that draws nothing, so it can be captured: see GraphedStep.
+        """The part of a step that draws no random numbers, so GraphedStep can capture it.
 
-        rows: of the batch, over all processes. x, noise: this process's share, targets and
+        rows: the batch's rows over all processes. x: this process's target rows. noise: its
         (samples, rows, latent_size). kl_weight, learning_rate, ema_weight: from the schedules.
         """
         # Before the forward pass: a capture must not free the gradients of an earlier one.
@@ -153,7 +152,7 @@ class Trainer:
             self.ema.update(ema_weight)
 
     def _forward(self, x: Tensor, noise: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over the rows: of the objective, (), and of all but steps in _SUMS."""
+        """Sums over the rows: the objective, shape (), and all of _SUMS except steps."""
         config = self.config
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
@@ -165,15 +164,15 @@ class Trainer:
         return objective_sum, torch.stack([objective_sum.detach(), *terms, rows])
 
     def _clip_and_check(self, sums: Tensor, norm: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a step's sums to the epoch's, `total`, if it is finite. Returns what to multiply the
-        gradient of this norm by, and whether the step is finite: both ()."""
+        """Add a finite step's sums to the epoch's sums, `total`. Returns two tensors (): the factor
+        that clips a gradient of this norm, and whether the step is finite."""
         finite = torch.isfinite(sums.sum() + norm)
         total += torch.where(finite, torch.cat((sums, torch.ones_like(sums[:1]))), 0.0)
         return (self.config.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0), finite
 
     def _log_line(self, number: int) -> dict[str, Any]:
         sums = dict(zip(_SUMS, self.sums.tolist(), strict=True))
-        last = (self.steps_done - 1) / self.steps  # where schedules stood in the epoch's last step
+        last = (self.steps_done - 1) / self.steps  # position of the epoch's last step
         rows, skipped = sums.pop("rows"), self.steps - int(sums.pop("steps"))
         due = number % self.config.validate_every == 0 or number == self.config.epochs
         validation: dict[str, float] = {}
@@ -197,7 +196,7 @@ class Trainer:
         }
 
     def checkpoint(self) -> Checkpoint:
-        """This moment, to be saved."""
+        """The current state, ready to be saved."""
         return Checkpoint(
             config=dataclasses.replace(self.config, device=self.device.type),
             spec=self.dataset.spec,
@@ -216,9 +215,9 @@ class Trainer:
         )
 
     def restore(self, saved: Checkpoint) -> None:
-        """Continue from `saved` as if never stopped. On another kind of device the noise is
-        reseeded, because generators differ. Raises TrainingError if the data has changed or fewer
-        epochs are requested than are done."""
+        """Continue from `saved` as if the run had not stopped. On another kind of device this
+        reseeds the noise, because generators differ. Raises TrainingError if the data has changed,
+        or if config.epochs is smaller than the number of finished epochs."""
         if any(saved.split.get(key) != self.split[key] for key in _SPLIT_KEYS):
             raise TrainingError(
                 f"--data {self.config.data} has changed since this run began: its rows or their "
@@ -232,7 +231,7 @@ class Trainer:
         self.eval_model.load_state_dict(saved.weights)
         self.model.load_state_dict(saved.raw_weights or saved.weights)
         self.optimizer.load_state_dict(saved.optimizer)
-        self.graphed_step = self._make_graphed_step()  # the optimizer's tensors are new ones
+        self.graphed_step = self._make_graphed_step()  # the optimizer has new tensors
         self.order.set_state(saved.generators["order"])
         self.history = list(saved.history)
         self._start_epoch()
@@ -244,13 +243,13 @@ class Trainer:
         if saved.config.device == self.device.type:
             self.noise.set_state(saved.generators["noise"])
         else:
-            # Not --seed alone, which would repeat the noise that the run began with.
+            # --seed alone would repeat the noise from the start of the run.
             seeds = np.random.SeedSequence((self.config.seed, self.steps_done))
             self.noise.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
 
 class _Clock:
-    """Adds the time since the last tick to the run's."""
+    """Adds the time since the last tick to the run's time."""
 
     def __init__(self, run: Trainer) -> None:
         self.run = run
@@ -265,9 +264,9 @@ class _Clock:
 
 @torch.no_grad()
 def evaluate(model: Model, x: Tensor, seed: int) -> dict[str, float]:
-    """Averages over rows (rows, *shape) of elbo, distortion and rate, in nats per example.
+    """The averages of elbo, distortion and rate over rows (rows, *shape), in nats per example.
 
-    The draws are the same for each call, so that epochs differ by their weights only.
+    Every call uses the same noise, so epochs differ only by their weights.
     """
     noise = torch.Generator(x.device).manual_seed(seed)
     parts = torch.split(x, data.max_batch_rows(x.shape[1:], _EVAL_BATCH_ROWS))

@@ -1,10 +1,10 @@
-"""Textbook claims about VAEs, measured against a plain autoencoder: same net, data and budget.
+"""Textbook claims about VAEs, tested against a plain autoencoder with equal net, data and budget.
 
-plan          which runs: model, training rows, seed
-trained_runs  the runs, trained; their rows; the classifier
-hypothesis    a claim, what we expect, how it is measured, whether it holds
+plan          the runs: model, training rows, seed
+trained_runs  the trained runs, their rows and the classifier
+hypothesis    a claim, our expectation, its measurement, its verdict
 distribution  overfitting  latent  sampling  interpolation  collapse  density  features
               one claim each
 report        COMPARISON.md and comparison.json
-figures       its pictures
+figures       the report's pictures
 """

@@ -1,4 +1,4 @@
-"""Posterior collapse is a risk; it can be detected and fixed."""
+"""Claim: posterior collapse is a risk, but it can be detected and fixed."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from latentd.training.config import Config, add_flags
 from latentd.training.evaluation.command import positive_int
 
 _RESERVED: Final = ("model", "seed", "patience", "validate_every")
-"""Settings that are the comparison's own to choose."""
+"""Settings that `compare` chooses itself."""
 
 _DESCRIPTION: Final = """\
 What is a VAE for? Train it and the plain autoencoder on the same net, rows and number of steps,
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    # Imported here: torch takes seconds, and --help should not.
+    # Imported here because torch takes seconds to import and --help must be fast.
     from latentd.training import threads
     from latentd.training.comparison import figures, report
     from latentd.training.comparison.plan import Plan

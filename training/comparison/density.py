@@ -1,4 +1,4 @@
-"""A VAE estimates densities: rows of another kind should be less likely. Often they are not."""
+"""Claim: a VAE estimates densities, so rows of another kind are less likely. Often they are not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from latentd.training.evaluation.likelihood import estimate_likelihood
 from latentd.training.evaluation.loaded_run import LoadedRun
 from latentd.training.model import to_unit
 
-_ROWS: Final = 500  # of each data set
+_ROWS: Final = 500  # rows of each data set
 _DRAWS: Final = 50
 _FORTH: Final = "AUROC, trained on --data, --ood-data's rows to be found"
 _BACK: Final = "AUROC, trained on --ood-data, --data's rows to be found"
@@ -47,7 +47,7 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
 
 
 def auroc(known: Tensor, strange: Tensor) -> float:
-    """The chance that a strange row scores higher than a known one: 1 is perfect, 0.5 a guess."""
+    """The chance that a strange row scores above a known one: 1 is perfect, 0.5 is a guess."""
     from sklearn.metrics import roc_auc_score
 
     truth = torch.cat((torch.zeros(len(known)), torch.ones(len(strange))))
@@ -59,7 +59,7 @@ def _nll(loaded: LoadedRun, x: Tensor, seed: int) -> Tensor:
 
 
 def _error(loaded: LoadedRun, x: Tensor, seed: int) -> Tensor:
-    """An autoencoder has no likelihood; its squared error is what it is used with instead."""
+    """The squared error of an autoencoder. It replaces the likelihood that autoencoders lack."""
     target = loaded.targets(x, seed)
     mean, _ = loaded.encode(target)
     again = to_unit(samples.decode(loaded.model, mean))

@@ -1,4 +1,4 @@
-"""An autoencoder encodes a point, a VAE a distribution."""
+"""Claim: an autoencoder encodes a row as a point, and a VAE encodes it as a distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code as features: what a linear classifier reads off it."""
+"""The code as features: the accuracy of a linear classifier on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ACCURACY: Final = "accuracy of a linear probe on the mean of z, test rows"
 
 
 def _measure(runs: TrainedRuns, seed: int) -> Measurements:
-    require_classifier(runs)  # no labels, no probe
+    require_classifier(runs)  # the probe needs labels
     train, test, numbers = runs.dataset.train, runs.dataset.test, {}
     assert train.y is not None, "no labels"
     assert test.y is not None, "no labels"

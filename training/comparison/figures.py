@@ -1,4 +1,4 @@
-"""Pictures of the first seed's runs: labeled sheets of images."""
+"""The report's pictures: labeled sheets of images from the first seed's runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from latentd.training.evaluation import samples
 from latentd.training.evaluation.linear_probe import ROWS
 from latentd.training.model import to_unit
 
-_SIDE: Final = 8  # images along a square of samples
-_STEPS: Final = 11  # images of an interpolation
+_SIDE: Final = 8  # images along each side of a square of samples
+_STEPS: Final = 11  # images in an interpolation
 _SEED: Final = 0
 
 
 def draw(runs: TrainedRuns, folder: Path) -> None:
-    """Write the pictures into `folder`: of images, one_x_many_z, samples and interpolation; of
-    anything, latent."""
+    """Write the pictures into `folder`. Images give one_x_many_z, samples and interpolation. Any
+    data gives latent."""
     folder.mkdir(parents=True, exist_ok=True)
     _latent(runs, folder / "latent.png")
     if runs.dataset.spec.kind != "image":
@@ -35,14 +35,14 @@ def draw(runs: TrainedRuns, folder: Path) -> None:
 
 
 def _figure(width: float, height: float) -> Any:
-    # The object interface draws without a display and without pyplot's global state.
+    # The object interface needs neither a display nor pyplot's global state.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _show(axes: Any, title: str, lines: list[Tensor]) -> None:
-    """One line of images for each tensor (images, *shape), a grey line between any two."""
+    """Show one line of images for each tensor (images, *shape), with grey lines between images."""
     tiles = [[_framed(image) for image in to_unit(line)] for line in lines]
     sheet = torch.cat([torch.cat(line, dim=1) for line in tiles])
     axes.imshow(sheet.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -51,7 +51,7 @@ def _show(axes: Any, title: str, lines: list[Tensor]) -> None:
 
 
 def _framed(image: Tensor) -> Tensor:
-    """With a grey line to the right and below: (height + 1, width + 1[, channels])."""
+    """Add a grey line to the right and below: (height + 1, width + 1[, channels])."""
     height, width = image.shape[:2]
     framed = torch.full((height + 1, width + 1, *image.shape[2:]), 0.5)
     framed[:height, :width] = image
@@ -111,7 +111,7 @@ def _interpolation(runs: TrainedRuns, path: Path) -> None:
 
 
 def _latent(runs: TrainedRuns, path: Path) -> None:
-    """Draws of z in the plane of the two coordinates of most variance, and N(0, I)'s circles."""
+    """Plot draws of z on the two coordinates with the largest variance, and N(0, I)'s circles."""
     figure = _figure(10, 4.6)
     test = runs.dataset.test
     x, y = test.x[:2000], test.y

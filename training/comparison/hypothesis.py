@@ -1,4 +1,4 @@
-"""A textbook claim: what we expected before we measured it, and the result."""
+"""A textbook claim, our expectation before the measurement, and the result."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from latentd.training.evaluation.classifier import Classifier
 
 VAE, AE = "VAE", "AE"
 MODELS = {VAE: "vae", AE: "ae"}  # as TrainedRuns.open names them
-Key = tuple[str, str]  # what was measured, and of which model
-Measurements = dict[Key, float]  # what one seed gave
+Key = tuple[str, str]  # the measured quantity, and the model
+Measurements = dict[Key, float]  # the results of one seed
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One number over the seeds. NaN where a seed had none, such as a variance of no units."""
+    """A number's mean and sd over the seeds. NaN if a seed has none: no units, no variance."""
 
     mean: float
     sd: float  # 0 for one seed
@@ -32,7 +32,7 @@ class Spread:
 
 
 class Skipped(Exception):
-    """A claim that cannot be measured on these data: the sentence says why and what would do."""
+    """A claim cannot be measured on these data. The message says why and what data it needs."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Hypothesis:
     """One row of the report."""
 
     title: str
-    statement: str  # the claim, as textbooks make it
-    expectation: str  # ours, before the measurement
-    measure: Callable[[TrainedRuns, int], Measurements]  # of one seed; may raise Skipped
-    verdict: Callable[[Mapping[Key, Spread]], tuple[bool, str]]  # does it hold, and in words
+    statement: str  # the claim, in the words of textbooks
+    expectation: str  # our expectation before the measurement
+    measure: Callable[[TrainedRuns, int], Measurements]  # measures one seed; may raise Skipped
+    verdict: Callable[[Mapping[Key, Spread]], tuple[bool, str]]  # whether it holds, and a sentence
 
 
 def spread(seeds: list[Measurements]) -> dict[Key, Spread]:
-    """Every number over the seeds."""
+    """The spread of every number over the seeds."""
     columns = {key: np.array([numbers[key] for numbers in seeds]) for key in seeds[0]}
     return {
         key: Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0)
@@ -56,7 +56,7 @@ def spread(seeds: list[Measurements]) -> dict[Key, Spread]:
 
 
 def require_classifier(runs: TrainedRuns) -> Classifier:
-    """The classifier. Raises Skipped where the data have no labels to train one on."""
+    """The classifier. Raises Skipped if the data has no labels to train one."""
     if runs.classifier is None:
         raise Skipped("The data have no labels, and this needs a classifier.")
     return runs.classifier

@@ -1,4 +1,4 @@
-"""Between two codes of a VAE there are rows; between two of an autoencoder there may be nothing."""
+"""Claim: points between two codes of a VAE decode to rows; those of an autoencoder may not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
     midpoints = {}
     for model, run in MODELS.items():
         loaded = runs.open(run, seed)
-        # One call for both, so that a row's draw does not depend on its side.
+        # One call draws both sides, so that a row's draw does not depend on its side.
         codes, _ = loaded.encode(loaded.targets(torch.cat((x, other)), seed))
         midpoints[model] = samples.decode(loaded.model, (codes[: len(x)] + codes[len(x) :]) / 2)
     mixed = (to_unit(x) + to_unit(other)) / 2
@@ -51,7 +51,7 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
 
 
 def pairs(runs: TrainedRuns, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Test rows of two different classes each: (up to count, *shape), twice."""
+    """Pairs of test rows from two different classes: two tensors (up to count, *shape)."""
     test = runs.dataset.test
     assert test.y is not None, "no labels"
     draws = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A VAE's latent space is N(0, I), and so without holes; an autoencoder's is where it fell."""
+"""Claim: a VAE's latent space is N(0, I), without holes; an autoencoder's has no set form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A VAE overfits less than the autoencoder."""
+"""Claim: a VAE overfits less than the autoencoder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from latentd.training.comparison.trained_runs import TrainedRuns
 from latentd.training.data import max_batch_rows
 from latentd.training.evaluation.loaded_run import LoadedRun
 
-_ROWS: Final = 5000  # of each part, at most
+_ROWS: Final = 5000  # maximum rows of each part
 
 
 def _measure(runs: TrainedRuns, seed: int) -> Measurements:
     numbers: Measurements = {}
     for rows in runs.sizes:
         for model, run in MODELS.items():
-            # At the end of the budget: the best checkpoint would have stopped before overfitting.
+            # The last checkpoint: the best one would come from before the overfitting.
             loaded = runs.open(run, seed, rows, last=True)
             test, train = (
                 distortion(loaded, loaded.targets(part.x[:_ROWS], seed))
@@ -40,7 +40,7 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
 
 @torch.inference_mode()
 def distortion(loaded: LoadedRun, target: Tensor) -> float:
-    """-log p(x|z) at z = E[z|x], nats a row."""
+    """-log p(x|z) at z = E[z|x], in nats per row."""
     total = 0.0
     for x in torch.split(target, max_batch_rows(target.shape[1:], 1024)):
         mean, _ = loaded.model.encode(x)

@@ -1,4 +1,4 @@
-"""Which runs are compared: each model, on several numbers of training rows, with several seeds."""
+"""The runs to compare: each model, with several numbers of training rows and several seeds."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any, Final
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 
-SIZES: Final = (1000, 5000, 50_000)  # training rows on which overfitting is measured
+SIZES: Final = (1000, 5000, 50_000)  # numbers of training rows for measuring overfitting
 _KL_SETTINGS: Final = (
     "k",
     "beta",
     "kl_warmup_epochs",
     "kl_cycles",
     "free_bits",
-)  # an AE has none of it
+)  # an AE has none of these settings
 _COLLAPSING: Final = 4  # the run that shows collapse has a quarter of the steps
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `compare` is asked for."""
+    """The options of `compare`."""
 
     config: Config  # what both models share; its `model` and `seed` are not used
     seeds: int
     out: Path
     ood_data: str | None = None  # a second data set, for density estimation
-    cache: Path | None = None  # where classifiers are kept; None: the usual place
+    cache: Path | None = None  # folder of the classifiers; None: the default
 
     def rows(self, name: object) -> Path:
         """The file with a run's rows, written by `trained_runs`."""
@@ -49,8 +49,8 @@ class Plan:
                 for model in ("vae", "ae"):
                     wanted[self.folder(model, rows, seed)] = self._config(model, rows, most, seed)
             vae = self._config("vae", most, most, seed)
-            # A reconstruction averaged over a row's values, instead of summed, is a KL so many
-            # times too heavy: the mistake behind most collapses that users report.
+            # Averaging the reconstruction over a row's values instead of summing it makes the KL
+            # `values` times too heavy. This mistake causes most collapses that users report.
             wanted[self.folder("collapsing", most, seed)] = dataclasses.replace(
                 vae,
                 epochs=max(1, vae.epochs // _COLLAPSING),
@@ -62,7 +62,7 @@ class Plan:
         return wanted
 
     def _config(self, model: str, rows: int, most: int, seed: int) -> Config:
-        """As many steps whatever the rows, so that fewer are seen more often."""
+        """The config of a run. Every run has as many steps, so fewer rows are seen more often."""
         times = math.ceil(most / rows)
         return dataclasses.replace(
             self.config.with_data(f"npz:{self.rows(rows)}"),
@@ -75,9 +75,9 @@ class Plan:
 
 
 def sizes(available: int) -> tuple[int, ...]:
-    """Numbers of training rows, ascending; on the last one all but overfitting is measured.
+    """Numbers of training rows, ascending. All claims but overfitting use only the last one.
 
-    Raises TrainingError for data too few to compare anything on.
+    Raises TrainingError if there are too few rows for a comparison.
     """
     if available < 100:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""COMPARISON.md: every claim, what we expected of it, what was measured, and whether it holds."""
+"""COMPARISON.md: every claim, our expectation, the measurements, and whether the claim holds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _PICTURED: Final = {
 
 
 class Result(NamedTuple):
-    """What came out of a claim. holds: None where it was skipped."""
+    """The result for a claim. holds: None if it was skipped."""
 
     hypothesis: Hypothesis
     numbers: Mapping[Key, Spread]
@@ -66,7 +66,7 @@ class Result(NamedTuple):
 
 
 def evaluate_all(runs: TrainedRuns) -> list[Result]:
-    """Every claim, measured for every seed."""
+    """Measure every claim for every seed."""
     results = []
     total = len(HYPOTHESES) * runs.plan.seeds
     with tqdm(total=total, desc="measuring", unit="claim", mininterval=0.5, disable=None) as bar:
@@ -85,7 +85,7 @@ def _evaluate(hypothesis: Hypothesis, runs: TrainedRuns) -> Result:
 
 
 def write(runs: TrainedRuns, results: list[Result]) -> Path:
-    """COMPARISON.md and comparison.json, in the plan's folder. Returns the first."""
+    """Write COMPARISON.md and comparison.json into the plan's folder. Returns the first path."""
     raw = {
         "settings": dataclasses.asdict(runs.plan.config),
         "ood_data": runs.plan.ood_data,
@@ -137,7 +137,7 @@ def _head(runs: TrainedRuns) -> Iterator[str]:
 
 
 def _plain(found: Spread) -> dict[str, float | None]:
-    """JSON has no NaN."""
+    """Replace NaN by null, because JSON has no NaN."""
     missing = math.isnan(found.mean)
     return {"mean": None, "sd": None} if missing else {"mean": found.mean, "sd": found.sd}
 

@@ -1,4 +1,4 @@
-"""New samples: from a VAE's prior; from an autoencoder, that has none."""
+"""Claim: a VAE makes new samples from its prior; an autoencoder has no prior."""
 
 from __future__ import annotations
 

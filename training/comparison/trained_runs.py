@@ -1,4 +1,4 @@
-"""What the claims are measured on: rows, finished runs and a classifier."""
+"""The input for measuring the claims: rows, finished runs and a classifier."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from latentd.training.train import BEST, LAST, finished, train
 
 @dataclass(frozen=True)
 class TrainedRuns:
-    """Every run of the plan, finished."""
+    """The finished runs of a plan."""
 
     plan: Plan
     sizes: tuple[int, ...]  # training rows, ascending
-    dataset: Dataset  # grey, of the largest size; its test rows are all runs' test rows
-    classifier: Classifier | None  # None: the data have no labels
+    dataset: Dataset  # grey, of the largest size; all runs have its test rows
+    classifier: Classifier | None  # None: the data has no labels
     ood: Dataset | None  # grey: the second data set, if one was given
-    threads: int  # of the CPU, for one operation: what the runs' training measured
+    threads: int  # CPU threads per operation, as measured in the runs' training
 
     def open(self, run: str, seed: int, rows: int | None = None, last: bool = False) -> LoadedRun:
-        """run: vae, ae, collapsing or ood. Its best weights, or its last."""
+        """Open a run's best weights, or its last. run: vae, ae, collapsing or ood."""
         folder = self.plan.folder(run, rows or self.sizes[-1], seed)
         return open_run(folder / (LAST if last else BEST), device=self.plan.config.device)
 
 
 def prepare(plan: Plan) -> TrainedRuns:
-    """Write the rows, then train the runs that are not finished. Interrupted runs resume.
+    """Write the rows, then train the unfinished runs. Interrupted runs resume.
 
-    Raises TrainingError for data that cannot be compared on, and where `plan.out` holds runs of
+    Raises TrainingError if the data does not allow a comparison, or if `plan.out` holds runs with
     other settings.
     """
     source = data.load(_grey(plan.config))
@@ -75,12 +75,12 @@ def prepare(plan: Plan) -> TrainedRuns:
 
 
 def _grey(config: Config) -> Config:
-    """The same rows before they are made black or white, split by the first seed."""
+    """The config for the same rows before binarization, split by the first seed."""
     return dataclasses.replace(config, binarization="none", seed=0)
 
 
 def _write_rows(plan: Plan, name: object, source: Dataset, rows: int) -> None:
-    """An .npz whose split leaves `rows` rows to learn from, or all there are."""
+    """Write an .npz whose split has `rows` training rows, or all rows if there are fewer."""
     path = plan.rows(name)
     most = round(rows / (1 - plan.config.val_fraction))
     arrays: dict[str, Any] = {
@@ -100,7 +100,7 @@ def _write_rows(plan: Plan, name: object, source: Dataset, rows: int) -> None:
 
 
 def _finish(folder: Path, config: Config) -> None:
-    """Train what is left to train. The runs' own lines go into their logs only."""
+    """Train the rest of a run. The run's lines go only into its own log."""
     saved = None
     if (folder / LAST).exists():
         saved = checkpoint.load(folder / LAST)
@@ -117,7 +117,7 @@ def _finish(folder: Path, config: Config) -> None:
             )
         if finished(saved.config, saved.history):
             return
-        # An interrupted run stays on its own kind of device, unless another is asked for.
+        # An interrupted run keeps its kind of device unless --device names another.
         given = {name: getattr(config, name) for name in ("device", "precision", "threads")}
         given = {name: value for name, value in given.items() if value not in ("auto", 0)}
         config = dataclasses.replace(saved.config, **given)

@@ -1,11 +1,11 @@
-"""How good a trained model is, and at what: likelihood, latent space, samples, features.
+"""The evaluation of a trained model: likelihood, latent space, samples and features.
 
-loaded_run          which weights, which rows, and what their likelihood means
+loaded_run          the weights, the rows, and the meaning of their likelihood
 likelihood          -ELBO and the importance-weighted NLL
-active_units        KL and activity of each latent dimension; collapse named
-aggregate_posterior is the aggregate posterior N(0, I)?
-linear_probe        what a linear classifier reads off the means
-classifier          the frozen features the Frechet distance is measured in
-frechet             between two sets of features
-report              all of it; `text_table` and `figures` show it
+active_units        KL and activity of each latent dimension; detects collapse
+aggregate_posterior whether the aggregate posterior is N(0, I)
+linear_probe        the accuracy of a linear classifier on the means
+classifier          the frozen features for the Frechet distance
+frechet             the Frechet distance between two sets of features
+report              all results; `text_table` and `figures` show them
 """

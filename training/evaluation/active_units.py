@@ -1,4 +1,4 @@
-"""What each latent dimension carries, and whether the posterior has collapsed."""
+"""The KL and activity of each latent dimension, and whether the posterior has collapsed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ REMEDY: Final = (
 
 @dataclass(frozen=True)
 class LatentUnits:
-    """Each (latent_size,)."""
+    """Measurements of each latent dimension: (latent_size,) each."""
 
     kl: Tensor  # nats, averaged over rows
-    variance: Tensor  # of E[z|x], over rows
+    variance: Tensor  # variance of E[z|x] over rows
 
     @property
     def active(self) -> Tensor:
@@ -32,12 +32,12 @@ class LatentUnits:
 
     @property
     def count(self) -> int:
-        """How many are."""
+        """The number of active units."""
         return int(self.active.sum())
 
     @property
     def collapsed(self) -> bool:
-        """No unit is active: the decoder cannot but ignore z."""
+        """Whether no unit is active, so that the decoder must ignore z."""
         return self.count == 0
 
 
@@ -47,7 +47,7 @@ def measure_units(mean: Tensor, log_var: Tensor) -> LatentUnits:
 
 
 def verdict(units: LatentUnits) -> str:
-    """In words: has the posterior collapsed, and what to try."""
+    """A sentence that says whether the posterior has collapsed and what to try."""
     size, rate = len(units.kl), float(units.kl.sum())
     if units.collapsed:
         return (

@@ -1,7 +1,7 @@
-"""A small classifier, trained here on the data set's own training rows and then frozen.
+"""A small classifier, trained on the data set's own training rows and then frozen.
 
-Its last hidden layer is where the Frechet distance is measured, and its confidence says whether a
-decoded row looks like one of the classes. It is trained once for a data set and split, and cached.
+The Frechet distance uses the features of its last hidden layer. Its confidence tells whether a
+decoded row looks like one of the classes. It is trained once per data set and split, then cached.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from latentd.training.model import to_unit
 
 FEATURES: Final = 64
 _MAX_STEPS: Final = 800
-_MAX_PASSES: Final = 100  # over the training rows: few rows need few steps
+_MAX_PASSES: Final = 100  # limit of passes over the training rows: few rows need few steps
 _BATCH: Final = 128
 _AT_ONCE: Final = 1024  # rows classified at once: bounds memory, changes no result
 _FORMAT: Final = "latentd classifier 1"
 
 
 class Classifier(nn.Module):
-    """Rows as the data has them -> features -> one logit for each class."""
+    """Rows in the data's form -> features -> one logit for each class."""
 
-    labels: Tensor  # of each class, ascending
+    labels: Tensor  # the label of each class, ascending
 
     def __init__(self, spec: RowSpec, labels: Tensor) -> None:
         super().__init__()
@@ -48,23 +48,23 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def features(self, x: Tensor) -> Tensor:
-        """float32 (rows, FEATURES)."""
+        """The last hidden layer: float32 (rows, FEATURES)."""
         return torch.cat([self.body(to_unit(part)) for part in torch.split(x, _AT_ONCE)])
 
     @torch.inference_mode()
     def probabilities(self, x: Tensor) -> Tensor:
-        """float32 (rows, classes); their largest is the confidence."""
+        """float32 (rows, classes). A row's largest probability is the confidence."""
         return torch.cat([self(part).softmax(1) for part in torch.split(x, _AT_ONCE)])
 
     def accuracy(self, x: Tensor, y: Tensor) -> float:
-        """The fraction of rows given their own label."""
+        """The fraction of rows classified with their own label."""
         return float((self.labels[self.probabilities(x).argmax(1)] == y).double().mean())
 
 
 def load_classifier(dataset: Dataset, cache: Path) -> Classifier:
-    """The data set's classifier, out of `cache` or trained now; in evaluation mode, on the CPU.
+    """The data set's classifier, from `cache` or newly trained. In evaluation mode, on the CPU.
 
-    The data set has labels.
+    The data set must have labels.
     """
     assert dataset.train.y is not None, "no labels to learn"
     known = hashlib.sha256(dataset.digest.encode() + dataset.train.y.numpy().tobytes())
@@ -72,7 +72,7 @@ def load_classifier(dataset: Dataset, cache: Path) -> Classifier:
     classifier = _fresh(dataset)
     try:
         classifier.load_state_dict(_read(path) or {})
-    except RuntimeError:  # there is none, or it is another release's, of which some may have fitted
+    except RuntimeError:  # no weights, or another release's weights that may fit in part
         classifier = _fresh(dataset)
         _train(classifier, dataset.train.x, dataset.train.y)
         _write(path, classifier.state_dict())
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             raw = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # missing or damaged: a cache is made again
+    except Exception:  # missing or damaged: the caller rebuilds it
         return None
     return raw["weights"] if isinstance(raw, dict) and raw.get("format") == _FORMAT else None
 
@@ -122,7 +122,7 @@ def _write(path: Path, weights: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     torch.save({"format": _FORMAT, "weights": weights}, temporary)
-    temporary.replace(path)  # two runs at once write the same, each whole
+    temporary.replace(path)  # atomic: concurrent runs write the same content
 
 
 class _ChannelsFirst(nn.Module):

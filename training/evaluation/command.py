@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
 
 
 def positive_int(text: str) -> int:
-    """argparse's type of a number that counts something."""
+    """The argparse type of a positive integer."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
@@ -75,7 +75,7 @@ def seed(text: str) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    # Imported here: torch takes seconds, and --help should not.
+    # Imported here because torch takes seconds to import and --help must be fast.
     from latentd.training import threads
     from latentd.training.errors import TrainingError
     from latentd.training.evaluation import figures, report, results_file

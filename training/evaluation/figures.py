@@ -1,4 +1,4 @@
-"""An evaluation as PNG: the KL of each dimension, the latent space, samples."""
+"""The figures of an evaluation as PNG: the KL of each dimension, the latent space, samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
 
 _POINTS: Final = 2000  # rows in the latent map
-_BARS: Final = 100  # dimensions shown, the largest KL first
+_BARS: Final = 100  # dimensions shown, in descending order of KL
 _COLUMNS: Final = 12
 
 
@@ -32,7 +32,7 @@ def draw(folder: Path, loaded: LoadedRun, result: dict[str, Any]) -> list[Path]:
 
 
 def _kl(path: Path, latent: dict[str, Any]) -> None:
-    # The object interface draws without a display and without pyplot's global state.
+    # The object interface needs neither a display nor pyplot's global state.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -56,7 +56,7 @@ def _kl(path: Path, latent: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 def _latent(path: Path, loaded: LoadedRun, result: dict[str, Any]) -> None:
-    """One z for each row: every coordinate against N(0, 1), |z| against N(0, I)'s, and a map."""
+    """Plot one z per row: its coordinates against N(0, 1), |z| against N(0, I)'s, and a map."""
     from matplotlib.figure import Figure
 
     test = loaded.dataset.test
@@ -75,7 +75,7 @@ def _latent(path: Path, loaded: LoadedRun, result: dict[str, Any]) -> None:
         axes.hist(theirs.numpy(), edges, density=True, histtype="step", lw=2, label="N(0, I)")
         axes.set(title=title)
         axes.legend(loc="upper right")
-    # The two directions in which the codes differ most.
+    # The map shows the two directions in which the codes differ most.
     _, _, directions = torch.linalg.svd(mean - mean.mean(0), full_matrices=False)
     flat = (mean - mean.mean(0)) @ directions[:2].T
     colors = None if test.y is None else test.y[: len(x)].numpy()

@@ -2,8 +2,8 @@
 
     log p(x) >= E log 1/S sum_s w_s,   w_s = p(x|z_s) p(z_s) / q(z_s|x),   z_s ~ q(z|x)
 
-Burda, Grosse & Salakhutdinov, 2016, arXiv:1509.00519: S = 1 is the ELBO, and the bound tightens as
-S grows; papers report S = 5000. A row's draws depend on the seed and the row's number only, so
+Burda, Grosse & Salakhutdinov, 2016, arXiv:1509.00519. S = 1 is the ELBO, and the bound tightens as
+S grows. Papers report S = 5000. A row's draws depend only on the seed and the row's number. So
 neither the batch nor the number of rows changes its estimate beyond rounding.
 """
 
@@ -23,18 +23,18 @@ from latentd.training.errors import RunFailed
 from latentd.training.model import Model, gaussian_kl
 
 AT_ONCE: Final = 1 << 12
-"""Latents decoded at once, at most: so many that matrix products, not Python, take the time."""
+"""The maximum number of latents in one batch. It is large so that matrix products take the time."""
 
 
 @dataclass(frozen=True)
 class LikelihoodEstimate:
-    """For each row, in nats: float64 (rows,) on the CPU."""
+    """The estimate for each row, in nats: float64 (rows,) on the CPU."""
 
     samples: int
     distortion: Tensor  # -log p(x|z), averaged over the draws
     rate: Tensor  # KL(q(z|x) || p(z)), exact
     nll: Tensor  # -log of the mean importance weight
-    effective: Tensor  # draws that carry the estimate, of `samples`: (sum w)^2 / sum w^2
+    effective: Tensor  # effective number of the `samples`: (sum w)^2 / sum w^2
 
     @property
     def negative_elbo(self) -> Tensor:
@@ -46,7 +46,7 @@ class LikelihoodEstimate:
 
 
 class _Weights:
-    """The running sums of weights given by their logarithms, as multiples of the largest so far."""
+    """Running sums of weights, given as logarithms. Sums are multiples of the largest so far."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.largest = torch.full((rows,), -math.inf, dtype=torch.float64, device=device)
@@ -75,13 +75,13 @@ def estimate_likelihood(
 ) -> LikelihoodEstimate:
     """The estimate for each target row: float32 (rows, *shape), on the model's device.
 
-    at_once: latents decoded together; bounds memory whatever `samples` is. label: of the progress
-    bar; None shows none. Raises RunFailed where the model is not finite.
+    at_once: latents in one batch; bounds memory for any `samples`. label: the progress bar's title;
+    None hides the bar. Raises RunFailed if the model's outputs are not finite.
     """
     at_once = max_batch_rows(x.shape[1:], at_once)
     block = max(1, at_once // samples)
-    # Made before the loop: small tensors kept from between large ones would leave the allocator
-    # holes that fit none of the large ones, some MB for each row.
+    # Allocated before the loop. Small tensors kept between large ones would fragment memory: the
+    # holes would fit no large tensor and waste some MB per row.
     estimates = torch.empty(4, len(x), dtype=torch.float64)
     with tqdm(
         total=len(x), desc=label, unit="row", disable=None if label else True, mininterval=0.5
@@ -104,7 +104,7 @@ def estimate_likelihood(
 def _block(
     model: Model, x: Tensor, first: int, samples: int, seed: int, at_once: int
 ) -> tuple[Tensor, ...]:
-    """distortion, rate, nll, effective of rows that are decoded together; each encoded once."""
+    """distortion, rate, nll and effective of one batch of rows. Each row is encoded once."""
     mean, log_var = model.encode(x)
     std, log_std = (0.5 * log_var).exp(), 0.5 * log_var.sum(1)
     rows, latent_size = mean.shape
@@ -117,7 +117,7 @@ def _block(
         normal = np.stack([draw.standard_normal(size, np.float32) for draw in draws])
         noise = torch.from_numpy(normal).to(x.device)
         z = torch.addcmul(mean[:, None], std[:, None], noise)
-        # One row with all its draws is a view of the row, not a copy for each draw.
+        # The draws of a row share a view of it instead of a copy for each draw.
         repeated = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
         nll = model.likelihood.nll(repeated, model.decode(z.flatten(0, 1))).view(rows, count)
         # log p(z) - log q(z|x): the constants cancel.
@@ -131,6 +131,6 @@ def _block(
 
 
 def _draws(seed: int, row: int) -> np.random.Generator:
-    """A row's own stream, so that its draws do not depend on what else is evaluated."""
+    """A random stream per row, so that a row's draws do not depend on the other rows."""
     key: Any = np.array([seed, row], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))

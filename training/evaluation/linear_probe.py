@@ -1,4 +1,4 @@
-"""What a linear classifier reads off the means: how well z separates what the labels name."""
+"""A linear classifier on the means. Its accuracy shows how well z separates the classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-ROWS: Final = 10_000  # learned from, at most
+ROWS: Final = 10_000  # maximum number of training rows
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Accuracy on the test rows, of logistic regression on standardized features."""
+    """The test accuracy of logistic regression on standardized features."""
 
     accuracy: float
     train_rows: int
@@ -23,7 +23,7 @@ class ProbeResult:
 
 
 def linear_probe(features: Tensor, y: Tensor, test_features: Tensor, test_y: Tensor) -> ProbeResult:
-    """features: float32 (rows, values); y: int64 (rows,), two classes or more."""
+    """features: float32 (rows, values); y: int64 (rows,), at least two classes."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -32,7 +32,7 @@ def linear_probe(features: Tensor, y: Tensor, test_features: Tensor, test_y: Ten
     features, y = features[:ROWS], y[:ROWS]
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     with warnings.catch_warnings():
-        # Features that all but vanish never converge; the last iterate is good enough.
+        # Features close to zero never converge; the last iterate is good enough.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(features.numpy(), y.numpy())
     accuracy = classifier.score(test_features.numpy(), test_y.numpy())

@@ -1,4 +1,4 @@
-"""What is evaluated: one checkpoint's weights, on rows as its objective sees them."""
+"""The input of an evaluation: a checkpoint's weights, and rows in the form its objective uses."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from latentd.training.evaluation.results_file import weights_digest
 from latentd.training.model import Model, to_target
 from latentd.training.train import BEST
 
-_ENCODED: Final = 1024  # rows encoded at once, at most: bounds memory, changes no result
+_ENCODED: Final = 1024  # maximum rows per batch: bounds memory, changes no result
 
 
 class Meaning(NamedTuple):
-    """What -log p(x|z) is a logarithm of."""
+    """The meaning of -log p(x|z): the quantity it is the logarithm of."""
 
     of: str  # probability | density | nothing
     words: str
@@ -36,20 +36,20 @@ class LoadedRun:
 
     path: Path
     saved: Checkpoint
-    source: str  # where the rows come from, in --data's notation
+    source: str  # the source of the rows, in --data's notation
     model: Model
     dataset: Dataset  # on the CPU
     device: torch.device
-    weights: str  # sha256: of the weights
+    weights: str  # sha256 of the weights
 
     @property
     def own_data(self) -> bool:
-        """Are these the very rows, split the very way, that the model was trained on?"""
+        """Whether the rows and their split are those that the model was trained on."""
         return bool(self.dataset.digest == self.saved.split["digest"])
 
     @property
     def pixels(self) -> str:
-        """What the evaluated pixels are."""
+        """A description of the evaluated pixels."""
         config = self.saved.config
         if config.binarization == "dynamic":
             return "black or white, drawn once here with probability x; in training, in each pass"
@@ -58,15 +58,15 @@ class LoadedRun:
         return "as the data has them, scaled to [0, 1]"
 
     def targets(self, x: Tensor, seed: int) -> Tensor:
-        """Rows (rows, *shape) as the objective sees them: float32 in [0, 1], or, where the model
-        was trained on black and white, drawn once with probability x. On `device`."""
+        """Rows (rows, *shape) in the objective's form, on `device`: float32 in [0, 1]. If the model
+        was trained on black and white, pixels are drawn once with probability x."""
         noise = torch.Generator().manual_seed(seed)
         dynamic = self.saved.config.binarization == "dynamic"
         return to_target(x, noise, dynamic).to(self.device)
 
     def grey(self) -> Dataset:
-        """The same rows and split before they were made black or white for good: what a
-        classifier is trained on, and what E[x|z] looks like."""
+        """The same rows and split before fixed binarization. The classifier is trained on these
+        rows, and E[x|z] looks like them."""
         if self.saved.config.binarization != "fixed":
             return self.dataset
         config = self.saved.config.with_data(self.source)
@@ -81,15 +81,15 @@ class LoadedRun:
         return mean, log_var
 
     def meaning(self) -> Meaning:
-        """What this model's numbers may be called."""
+        """The meaning of this model's -log p(x|z)."""
         return meaning(self.saved.config, self.dataset.test.x)
 
 
 def open_run(path: Path, source: str | None = None, device: str = "auto") -> LoadedRun:
-    """A run's folder (its best.pt) or a checkpoint, with the rows it was trained on.
+    """Open a checkpoint, or a run's folder (its best.pt), with the rows it was trained on.
 
-    source: other rows, in --data's notation. Raises TrainingError where there is no checkpoint,
-    where the rows do not fit it, or where its own data have changed since.
+    source: other rows, in --data's notation. Raises TrainingError if there is no checkpoint, if the
+    rows do not fit it, or if its own data has changed.
     """
     if path.is_dir():
         path = path / BEST
@@ -102,7 +102,7 @@ def open_run(path: Path, source: str | None = None, device: str = "auto") -> Loa
 
 
 def meaning(config: Config, x: Tensor) -> Meaning:
-    """What -log p(x|z) of this config means for rows x."""
+    """The meaning of this config's -log p(x|z) for rows x."""
     if config.model == "ae":
         return Meaning("nothing", "an autoencoder has no ELBO and no likelihood")
     if config.likelihood == "gaussian":

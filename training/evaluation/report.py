@@ -1,4 +1,4 @@
-"""Everything that is known of a checkpoint, as one plain dictionary: evaluation.json."""
+"""All results for a checkpoint as one plain dictionary, the content of evaluation.json."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from latentd.training.evaluation.loaded_run import LoadedRun
 from latentd.training.model import to_unit
 
 GAP_SAMPLES: Final = 100
-"""Draws a row in the comparison of training with test rows: -ELBO does not depend on how many, and
-the NLL's gap hardly does."""
+"""Draws per row when training rows are compared with test rows. The number does not change -ELBO
+and hardly changes the NLL's gap."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for."""
+    """The options of an evaluation."""
 
-    samples: int = 5000  # importance-weighted draws a row
+    samples: int = 5000  # importance-weighted draws per row
     rows: int | None = None  # test rows; None: all
     seed: int = 0  # decides every draw
-    cache: Path | None = None  # where the classifier is kept; None: cache_folder()
+    cache: Path | None = None  # folder of the classifier; None: cache_folder()
 
 
 def evaluate(loaded: LoadedRun, options: Options) -> dict[str, Any]:
-    """Plain data, ready for JSON. What cannot be measured says why under its own key.
+    """The results as plain data for JSON. If a value cannot be measured, its key holds the reason.
 
-    Raises TrainingError for a single row, and RunFailed where the model is not finite.
+    Raises TrainingError for a single row, and RunFailed if the model's outputs are not finite.
     """
     seed, test, train = options.seed, loaded.dataset.test, loaded.dataset.train
     count = min(options.rows or len(test), len(test))
@@ -107,7 +107,7 @@ def _bound(estimate: LikelihoodEstimate) -> dict[str, Any]:
 
 
 def _gap(loaded: LoadedRun, target: Tensor, train_target: Tensor, seed: int) -> dict[str, Any]:
-    """Test minus train, both with GAP_SAMPLES draws."""
+    """Test results minus training results, both with GAP_SAMPLES draws."""
     test, train = (
         estimate_likelihood(loaded.model, x, GAP_SAMPLES, seed, label=f"{name} rows for the gap")
         for name, x in (("test", target), ("training", train_target))
@@ -130,7 +130,7 @@ def _mean(name: str, rows: Tensor) -> dict[str, float]:
 
 
 def _reconstruction(loaded: LoadedRun, target: Tensor, mean: Tensor) -> dict[str, Any]:
-    """Through the mean: squared error of a pixel in [0, 1], which any two models share."""
+    """Reconstruction through the mean: squared error per pixel in [0, 1], for any two models."""
     again = to_unit(samples.decode(loaded.model, mean))
     return {"mean_squared_error": float((again - target.cpu()).square().mean())}
 
@@ -174,7 +174,7 @@ def _not_measured(why: str) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
+    """Replace values that are not finite by null, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list):

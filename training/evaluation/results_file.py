@@ -1,4 +1,4 @@
-"""evaluation.json: what was found, and of which weights."""
+"""evaluation.json: the results, and the digest of the evaluated weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE: Final = "evaluation.json"
 
 
 def weights_digest(model: Model) -> str:
-    """sha256 over the names and the bytes of a model's weights."""
+    """The sha256 of the names and bytes of a model's weights."""
     seen = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         seen.update(name.encode())
@@ -22,15 +22,15 @@ def weights_digest(model: Model) -> str:
 
 
 def write(folder: Path, result: dict[str, Any]) -> Path:
-    """evaluation.json, in the run's folder, where export finds it."""
+    """Write evaluation.json into the run's folder, where export finds it."""
     path = folder / FILE
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     return path
 
 
 def saved_evaluation(checkpoint: Path, weights: str) -> dict[str, Any]:
-    """The results in the evaluation.json of the checkpoint's folder, if they are of these weights
-    on their own data; else {}."""
+    """The results from evaluation.json in the checkpoint's folder. Returns {} unless they belong to
+    these weights, evaluated on their own data."""
     try:
         result = json.loads((checkpoint.parent / FILE).read_text())
     except (OSError, ValueError):

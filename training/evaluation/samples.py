@@ -1,4 +1,4 @@
-"""New rows: latents drawn from a normal distribution, decoded."""
+"""New rows, decoded from latents that are drawn from a normal distribution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentd.training.data import max_batch_rows
 from latentd.training.evaluation.likelihood import AT_ONCE
 from latentd.training.model import Model, to_data
 
-COUNT: Final = 10_000  # what a Frechet distance is measured on
+COUNT: Final = 10_000  # rows for a Frechet distance
 
 
 def prior(count: int, latent_size: int, seed: int) -> Tensor:
@@ -20,8 +20,8 @@ def prior(count: int, latent_size: int, seed: int) -> Tensor:
 
 
 def fitted(mean: Tensor, count: int, seed: int) -> Tensor:
-    """z from the normal distribution fitted to the codes `mean` (rows, latent_size): what an
-    autoencoder, which knows no prior, can be sampled with."""
+    """z from the normal distribution fitted to the codes `mean` (rows, latent_size). This samples
+    an autoencoder, which has no prior."""
     centered = mean.double() - mean.double().mean(0)
     values, vectors = torch.linalg.eigh(centered.T @ centered / (len(mean) - 1))
     scaled = vectors * values.clamp_min(0).sqrt()
@@ -31,7 +31,7 @@ def fitted(mean: Tensor, count: int, seed: int) -> Tensor:
 
 @torch.inference_mode()
 def decode(model: Model, z: Tensor) -> Tensor:
-    """E[x|z] as the data has its rows: (rows, *shape) on the CPU; model: on any device."""
+    """E[x|z] in the data's form: (rows, *shape) on the CPU. model: on any device."""
     device = next(model.parameters()).device
     parts = torch.split(z, max_batch_rows(model.spec.shape, AT_ONCE))
     return torch.cat([to_data(model, model.decode(part.to(device))).cpu() for part in parts])

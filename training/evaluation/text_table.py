@@ -1,4 +1,4 @@
-"""An evaluation for the terminal: every number with what it is, and how sure."""
+"""An evaluation as text for the terminal: every number with its meaning and its uncertainty."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Line = tuple[str, str, str]  # what, value, remark
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """evaluation.json's contents as lines of text."""
+    """Format the contents of evaluation.json as lines of text."""
     lines = [
         (name, value, f"  {remark}" if remark else "")
         for part in (_about, _bound, _latent, _aggregate, _labels)
