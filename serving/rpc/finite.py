@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Iterable
 from typing import Any, Final
 
@@ -22,9 +23,17 @@ def bad_row(*arrays: NDArray[Any] | None) -> int | None:
     Responses are float32, so larger numbers count as infinite. Arrays of bytes are not checked.
     """
     for values in arrays:
-        if values is not None and values.dtype.char != "B" and not _finite(values).all():
+        if values is not None and values.dtype.char != "B" and not _all_finite(values):
             return int(np.argmin(good_rows(*arrays)))
     return None
+
+
+def _all_finite(values: NDArray[Any]) -> bool:
+    # One pass of BLAS: NaN and infinity stay in the sum of squares. For the few numbers of a call
+    # it takes half the time of isfinite().all(). A sum that overflows decides nothing.
+    if values.dtype.char == "f" and math.isfinite(np.vdot(values, values)):
+        return True
+    return bool(_finite(values).all())
 
 
 def good_rows(*arrays: NDArray[Any] | None) -> NDArray[np.bool_]:
