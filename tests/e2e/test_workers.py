@@ -134,7 +134,7 @@ def test_server_leaves_no_temporary_files(serve, toy_bundles, tmp_path):
     environment["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "nowhere")  # another program's
     process = serve("--bundles", str(toy_bundles), "--workers", "2", **environment)
     process.answer()
-    for place in places.values():  # as whoever cleans does
+    for place in places.values():  # as a cleaner of temporary files does
         assert not list(place.iterdir())
         place.rmdir()
     os.kill(worker_pids(process)[0], signal.SIGKILL)

@@ -62,12 +62,12 @@ def test_damaged_version_is_rejected_once(root, publish, server, stub, how, reas
         assert stub.answering() == 1
         assert list(stub.failed()) == [2]
         assert stub.failed()[2].endswith(".")
-        assert str(root) not in stub.failed()[2], "where it lies is nobody's concern"
+        assert str(root) not in stub.failed()[2], "the path of the root must not be shown"
         assert refused(server, reason) == 1, "the same content was tried again"
     publish(root)
     server.scan()
     assert stub.answering() == 3
-    assert not stub.failed(), "what lies behind the versions served is nobody's concern"
+    assert not stub.failed(), "versions older than those served are not reported"
 
 
 WRONG = {

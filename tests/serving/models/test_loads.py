@@ -100,7 +100,7 @@ def test_shared_folder_is_removed_at_the_end(tmp_path):
     ):
         assert one != other
         assert set(tmp_path.iterdir()) == {one, other}
-        shutil.rmtree(one)  # as whoever cleans does
+        shutil.rmtree(one)  # as a cleaner of temporary files does
         assert TrialResults(one).get("key", lambda: RESULT, lambda: None) == RESULT
     assert not list(tmp_path.iterdir())
 

@@ -64,7 +64,7 @@ def test_foreign_graph_is_rejected(root, publish, server, stub, file, how):
     assert reason.startswith(
         ("ONNX Runtime cannot load the graph: ", "A graph cannot run a batch: ")
     )
-    assert "onnxruntime_src" not in reason, "where in its source is nobody's concern"
+    assert "onnxruntime_src" not in reason, "paths of its source must not be shown"
 
 
 @pytest.mark.parametrize("mutants", [40, pytest.param(1500, marks=pytest.mark.slow)])
