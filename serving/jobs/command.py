@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         return error.failure.status
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         _print_error(explain(error))
+        with contextlib.suppress(OSError):  # it is reported; at exit Python would flush once more
+            _flush()
         return exit_codes.status(error)
     finally:
         signal.signal(signal.SIGTERM, before)
