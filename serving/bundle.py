@@ -2,8 +2,9 @@
 
     <root>/<model>/<version>/
         manifest.json   what the model is, and the sha256 of every other file
-        encoder.onnx    x -> mean, log_var
-        decoder.onnx    z -> x, params
+        encoder.onnx    x -> mean, log_var; only mean if the posterior is a point
+        decoder.onnx    z -> x, params; only x if there is no likelihood
+        likelihood.onnx x, params -> log_likelihood; only if there is a likelihood
         golden.npz      inputs, and the outputs that they must give
 
 A version is a positive integer and immutable. `publish` writes to a temporary folder and renames
@@ -37,13 +38,18 @@ from latentd.manifest import (
     ENCODER,
     FILES,
     GOLDEN,
+    LIKELIHOOD,
     LIKELIHOODS,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     MODEL_NAME,
     SCORES,
     DataSpec,
+    LatentFormat,
+    Likelihood,
     Manifest,
+    RowFormat,
+    Shapes,
 )
 
 __all__ = [
@@ -51,6 +57,7 @@ __all__ = [
     "ENCODER",
     "FILES",
     "GOLDEN",
+    "LIKELIHOOD",
     "LIKELIHOODS",
     "MANIFEST",
     "MODEL_NAME",
@@ -58,7 +65,11 @@ __all__ = [
     "VERSION",
     "Bundle",
     "DataSpec",
+    "LatentFormat",
+    "Likelihood",
     "Manifest",
+    "RowFormat",
+    "Shapes",
     "load",
     "may_be_folder",
     "publish",

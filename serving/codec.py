@@ -75,19 +75,19 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
     return array
 
 
-def read_latents(tensor: pb.Tensor, latent_size: int, max_rows: int, field: str) -> Array:
-    """z, checked: float32 of shape (rows, latent_size), finite, 1 to max_rows rows."""
+def read_latents(tensor: pb.Tensor, shape: tuple[int, ...], max_rows: int, field: str) -> Array:
+    """z, checked: float32 of shape (rows, *shape), finite, 1 to max_rows rows."""
     if not tensor.shape and not tensor.data:
-        raise InvalidArgument(field, "missing", f"Send float32 of shape [rows, {latent_size}]")
-    _check_signature(tensor, "float32", (latent_size,), max_rows, field)
+        raise InvalidArgument(
+            field, "missing", f"Send float32 of shape [rows, {_format_shape(shape)}]"
+        )
+    _check_signature(tensor, "float32", shape, max_rows, field)
     z = from_tensor(tensor, field)
     _check_finite(z, f"{field}.data")
     return z
 
 
-def read_rows(
-    rows: pb.Rows, x: DataSpec, likelihood: str, max_rows: int, field: str
-) -> tuple[Array, Counts | None]:
+def read_rows(rows: pb.Rows, x: DataSpec, max_rows: int, field: str) -> tuple[Array, Counts | None]:
     """x, checked: the model's dtype and shape, 1 to max_rows rows. Also how many values of each row
     lie outside the model's range; None: no value does."""
     if _is_png(rows, x, field):
@@ -95,7 +95,7 @@ def read_rows(
         return images.decode_pngs(rows.png.files, x, f"{field}.png.files"), None
     field = f"{field}.tensor"
     _check_signature(rows.tensor, x.dtype, x.shape, max_rows, field)
-    checked = ranges.check(from_tensor(rows.tensor, field), x, likelihood)
+    checked = ranges.check(from_tensor(rows.tensor, field), x)
     for row, reason in checked.rejected.items():
         raise InvalidArgument(
             f"{field}.data", f"row {row} {reason}", "Scale the values like the training data"
@@ -104,7 +104,7 @@ def read_rows(
 
 
 def decode_rows_lenient(
-    rows: pb.Rows, x: DataSpec, likelihood: str, max_rows: int, field: str
+    rows: pb.Rows, x: DataSpec, max_rows: int, field: str
 ) -> tuple[Array, Counts | None, dict[int, str]]:
     """As read_rows, but a bad row does not reject the message: it is filled with the range's lowest
     value. Also returns why each bad row cannot be used, by row. Raises InvalidArgument for faults
@@ -123,7 +123,7 @@ def decode_rows_lenient(
                 errors[row] = error.reason
         return pixels, None, errors
     _check_signature(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
-    checked = ranges.check(from_tensor(rows.tensor, f"{field}.tensor"), x, likelihood)
+    checked = ranges.check(from_tensor(rows.tensor, f"{field}.tensor"), x)
     values = checked.values
     if checked.rejected:
         values = values.copy()

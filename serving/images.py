@@ -56,6 +56,19 @@ def decode_pngs(files: Sequence[bytes], x: DataSpec, field: str) -> Pixels:
     return rows
 
 
+def height_and_width(data: bytes, field: str) -> tuple[int, int]:
+    """Of a PNG file, by its header. Raises InvalidArgument naming `field`."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(field) from None
+    except Exception:  # on a bad file Pillow may raise any exception
+        raise InvalidArgument(field, "not a readable PNG file") from None
+    return image.height, image.width
+
+
 def decode_image(
     data: bytes,
     x: DataSpec,

@@ -11,6 +11,7 @@ and square roots are exact to IEEE 754 everywhere. The transform to normals uses
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Latents = NDArray[np.float32]
-"""float32, shape (rows, latent size)."""
+"""float32, shape (rows, *shape of one latent)."""
 
 PRIOR: Final = 0
 """The stream of Sample: z ~ N(0, I)."""
@@ -46,16 +47,18 @@ class NoiseRange:
         return NoiseRange(self.seed, self.offset + start, stop - start, self.stream)
 
 
-def standard_normal(ranges: Sequence[NoiseRange], latent_size: int) -> Latents:
+def standard_normal(ranges: Sequence[NoiseRange], shape: tuple[int, ...]) -> Latents:
     """The noise of all `ranges`, one below the other, in one vectorized pass.
 
-    Returns float32 of shape (sum of rows, latent_size).
+    Returns float32 of shape (sum of rows, *shape). A row's numbers depend on its range and on how
+    many they are, not on the shape.
     """
-    blocks = -(-latent_size // _BLOCK)
+    size = math.prod(shape)
+    blocks = -(-size // _BLOCK)
     words = [_philox_words(noise, blocks) for noise in ranges]
     raw = words[0] if len(words) == 1 else np.concatenate(words)
-    uniform = raw.view("<u4").reshape(-1, blocks * _BLOCK)[:, :latent_size]
-    return _inverse_normal_cdf(uniform)
+    uniform = raw.view("<u4").reshape(-1, blocks * _BLOCK)[:, :size]
+    return _inverse_normal_cdf(uniform).reshape(-1, *shape)
 
 
 class _Generator(threading.local):
@@ -142,9 +145,8 @@ def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def lerp(start: Latents, end: Latents, steps: int) -> Latents:
-    """The straight line from start to end, both exact: shape (steps, latent size) from two of
-    (latent size,)."""
-    t = np.linspace(0.0, 1.0, steps)[:, None]
+    """The straight line from start to end, both exact: shape (steps, *shape) from two latents."""
+    t = _steps(steps, start)
     return _pin_ends((1.0 - t) * start + t * end, start, end)
 
 
@@ -164,9 +166,14 @@ def slerp(start: Latents, end: Latents, steps: int) -> Latents:
     angle = 2.0 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
     if np.sin(angle) < 1e-6:
         return lerp(start, end, steps)
-    t = np.linspace(0.0, 1.0, steps)[:, None]
+    t = _steps(steps, start)
     direction = (np.sin((1.0 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
     return _pin_ends(direction * ((1.0 - t) * length_a + t * length_b), start, end)
+
+
+def _steps(steps: int, latent: Latents) -> NDArray[np.float64]:
+    """0 to 1, to be multiplied with a latent: shape (steps, 1, ..., 1)."""
+    return np.linspace(0.0, 1.0, steps).reshape(-1, *[1] * latent.ndim)
 
 
 def _pin_ends(path: NDArray[np.float64], start: Latents, end: Latents) -> Latents:

@@ -51,7 +51,6 @@ def log_prob(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: st
     x:      shape (rows, *shape), scaled to [0, 1]
     params: shape (rows, parameters, *shape), from the decoder
     """
-    rows = len(x)
     if likelihood == "bernoulli":
         return _log_bernoulli(x, params[:, 0])
     if likelihood == "discretized-logistic":
@@ -59,7 +58,7 @@ def log_prob(x: NDArray[np.float32], params: NDArray[np.float32], likelihood: st
     else:
         mean, log_std = params[:, 0], params[:, 1]
         terms = -0.5 * (np.square((x - mean) * np.exp(-log_std)) + _LOG_2PI) - log_std
-    return _sum(terms.reshape(rows, -1))
+    return _sum(terms)
 
 
 def _log_bernoulli(x: NDArray[np.float32], logits: NDArray[np.float32]) -> Nats:
@@ -117,5 +116,5 @@ def log_prior_ratio(z: Latents, mean: Latents, log_var: Latents) -> Nats:
 
 def _sum(terms: NDArray[Any]) -> Nats:
     """Sum over a row's elements, in float64, as hundreds of terms nearly cancel."""
-    sums: Nats = terms.sum(axis=1, dtype=np.float64)
+    sums: Nats = terms.reshape(len(terms), -1).sum(axis=1, dtype=np.float64)
     return sums

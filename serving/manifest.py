@@ -1,57 +1,70 @@
-"""Defines manifest.json: what a model is, field by field, and the valid values of each field.
+"""Defines manifest.json: what a model is, field by field.
 
-GetModel's response and the signatures of the graphs are made from it. Standard library only.
+GetModel's response and the signatures of the graphs are made from it. `manifest_schema` has the
+valid values of each field. Standard library only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-from latentd import schema
+from latentd import manifest_schema, schema
 from latentd.errors import BundleError
+from latentd.manifest_schema import (
+    DECODER,
+    ENCODER,
+    FILES,
+    FORMAT,
+    GOLDEN,
+    LIKELIHOOD,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MODEL_NAME,
+    SCORES,
+)
+from latentd.shapes import Axis, Shape, Sizes, check_sizes
 
-FORMAT: Final = 1
-MANIFEST: Final = "manifest.json"
-ENCODER: Final = "encoder.onnx"
-DECODER: Final = "decoder.onnx"
-GOLDEN: Final = "golden.npz"
-FILES: Final = (ENCODER, DECODER, GOLDEN)
-MAX_MANIFEST_BYTES: Final = 1 << 20
+__all__ = [
+    "DECODER",
+    "ENCODER",
+    "FILES",
+    "FORMAT",
+    "GOLDEN",
+    "LIKELIHOOD",
+    "LIKELIHOODS",
+    "MANIFEST",
+    "MAX_MANIFEST_BYTES",
+    "MODEL_NAME",
+    "SCORES",
+    "DataSpec",
+    "LatentFormat",
+    "Likelihood",
+    "Manifest",
+    "RowFormat",
+    "Shapes",
+    "Sized",
+]
 
-MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
-KINDS: Final = ("image", "vector")
-DTYPES: Final = ("uint8", "float32")
-FAMILIES: Final = ("vae", "ae")
-PRECISIONS: Final = ("float32", "float16")
-LIKELIHOODS: Final = {"bernoulli": 1, "gaussian": 2, "discretized-logistic": 2}
-"""Each likelihood's name and its parameters per element of x: the decoder's `params` output has
-shape (rows, parameters, *x.shape). bernoulli: logits. gaussian: mean, log standard deviation.
-discretized-logistic, of bytes: mean, log scale. All of x scaled to [0, 1]."""
-_BRITISH: Final = "discretised-logistic"  # in early bundles; read for good, never written
-
-SCORES: Final = ("reconstruction_error", "kl", "elbo")
-
-_MAX_VERSION: Final = 999_999_999
-_MAX_ELEMENTS: Final = 1 << 28  # of one row
-_MAX_FLOAT: Final = 1e30
-"""Of float32 data: differences and quotients of such numbers are finite in float32."""
+_UNBOUNDED: Final = (-math.inf, math.inf)
+_ITEM_BYTES: Final = {"uint8": 1, "float32": 4}
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """One row of data, as clients send and receive it."""
+    """One row of data of one size, as clients send and receive it."""
 
     kind: str  # image | vector
     shape: tuple[int, ...]  # of one row; images are height, width[, channels]
     dtype: str  # uint8 | float32
-    range: tuple[float, float]  # lowest and highest valid value
+    range: tuple[float, float]  # lowest and highest value; infinite: every finite number is valid
+    bounded: bool = True  # values outside the range are rejected
 
     @property
     def size(self) -> int:
@@ -61,39 +74,206 @@ class DataSpec:
     @property
     def nbytes(self) -> int:
         """Bytes of one row on the wire."""
-        return self.size * (1 if self.dtype == "uint8" else 4)
+        return self.size * _ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
-class Manifest:
+class RowFormat:
+    """Rows of data of every size that a model takes."""
+
+    kind: str  # image | vector
+    shape: Shape
+    dtype: str  # uint8 | float32
+    range: tuple[float, float] = _UNBOUNDED  # as DataSpec.range
+
+    @classmethod
+    def of(cls, x: DataSpec) -> RowFormat:
+        """The format of rows that have one size."""
+        return cls(x.kind, Shape.parse(x.shape), x.dtype, x.range)
+
+
+@dataclass(frozen=True)
+class LatentFormat:
+    """Latents of every size, as clients send and receive them.
+
+    scale, shift: z = (z' - shift) * scale, with the z' of the net before its export; one number for
+                  all channels, or one for each. The graphs apply them. (): unknown
+    """
+
+    shape: Shape
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """p(x | z), whose logarithm likelihood.onnx computes.
+
+    parameters: the name of each parameter that an element of x has: the decoder's `params` output
+                has shape (rows, parameters, *x.shape)
+    bounded:    it is defined for values in x's range only
+    binary:     it is defined for the two ends of x's range: Score moves each element to one of them
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    bounded: bool = True
+    binary: bool = False
+
+
+LIKELIHOODS: Final = {
+    likelihood.name: likelihood
+    for likelihood in (
+        Likelihood("bernoulli", ("logit",), binary=True),
+        Likelihood("gaussian", ("mean", "log_std"), bounded=False),
+        Likelihood("discretized-logistic", ("mean", "log_scale")),
+    )
+}
+"""The likelihoods of format 1, by name: that format has only their names."""
+_BRITISH: Final = "discretised-logistic"  # in early bundles of format 1; read for good
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The rows of a model at one size.
+
+    key: rows of the same key can be in one batch
+    """
+
+    key: tuple[int, ...]  # the length of each free axis
+    x: DataSpec
+    z: tuple[int, ...]
+    params: tuple[int, ...] | None  # None: the model has no likelihood
+
+    @property
+    def z_size(self) -> int:
+        """Numbers in one latent."""
+        return math.prod(self.z)
+
+
+class Sized:
+    """The rows of a model at each of its sizes: a manifest and GetModel's response both tell them.
+
+    x_bounded:  values outside x's range are rejected
+    parameters: the name of each parameter of p(x | z); (): the model has no likelihood
+    """
+
+    x: RowFormat
+    z: LatentFormat
+    axes: Mapping[str, Axis]
+
+    if TYPE_CHECKING:  # a property in one subclass, a field in the other
+
+        @property
+        def x_bounded(self) -> bool: ...
+
+        @property
+        def parameters(self) -> tuple[str, ...]: ...
+
+    @functools.cached_property
+    def default(self) -> Shapes:
+        """The rows at the default sizes; of a model without free axes, all rows."""
+        return self._at({name: axis.default for name, axis in self.axes.items()})
+
+    def at(self, sizes: Sizes) -> Shapes:
+        """The rows at these sizes; a free axis that is not named has its default. Raises
+        SizeError."""
+        if not sizes:
+            return self.default
+        complete = {name: axis.default for name, axis in self.axes.items()} | dict(sizes)
+        check_sizes(complete, self.axes)
+        return self._at(complete)
+
+    def shapes_of_x(self, lengths: Sequence[int]) -> Shapes:
+        """The rows at the size of an x with these lengths. Raises SizeError."""
+        if tuple(lengths) == self.default.x.shape:
+            return self.default
+        return self.at(self.x.shape.sizes_of(lengths))
+
+    def shapes_of_z(self, lengths: Sequence[int]) -> Shapes:
+        """The rows at the size of a latent with these lengths. Raises SizeError."""
+        if tuple(lengths) == self.default.z:
+            return self.default
+        return self.at(self.z.shape.sizes_of(lengths))
+
+    @functools.cached_property
+    def largest(self) -> Shapes:
+        """The rows at the largest sizes."""
+        return self._at({name: axis.max for name, axis in self.axes.items()})
+
+    @functools.cached_property
+    def smallest(self) -> Shapes:
+        """The rows at the smallest sizes."""
+        return self._at({name: axis.min for name, axis in self.axes.items()})
+
+    def _at(self, sizes: Sizes) -> Shapes:
+        x = DataSpec(
+            self.x.kind, self.x.shape.at(sizes), self.x.dtype, self.x.range, self.x_bounded
+        )
+        params = (len(self.parameters), *x.shape) if self.parameters else None
+        return Shapes(tuple(sizes.values()), x, self.z.shape.at(sizes), params)
+
+
+@dataclass(frozen=True)
+class Manifest(Sized):
     """manifest.json, field by field."""
 
     model: str
-    x: DataSpec
-    latent_size: int
-    likelihood: str  # a key of LIKELIHOODS
-    family: str  # vae | ae: a plain autoencoder gives a point, so it has no ELBO
+    x: RowFormat
+    z: LatentFormat
+    likelihood: Likelihood | None  # None: the model defines none, so it has no scores
     opset: int
     preprocessing: str  # what the graphs do to x first, in words; clients must not do it
     parity: dict[str, Any]  # measured at export: batches, rows, largest errors, tolerance
+    axes: Mapping[str, Axis] = field(default_factory=lambda: MappingProxyType({}))  # the free ones
+    posterior: str = "gaussian"  # gaussian | point: x has a single latent, which is not drawn
+    prior: str | None = "standard-normal"  # None: no distribution to sample latents from
+    origin: dict[str, Any] = field(default_factory=lambda: {"kind": "trained"})
+    tiles: dict[str, Any] = field(default_factory=dict)  # how exact tiles are, measured at export
     training: dict[str, Any] = field(default_factory=dict)  # configuration and metrics
     evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, if there was one
     precision: str = "float32"  # inside the graphs; inputs and outputs are float32 or bytes
     # How training rows score: rows, and for each of `levels` (percent, ascending) the quantile of
-    # each of SCORES, in nats. {}: unknown, as in older bundles and for autoencoders.
+    # each of SCORES, in nats. {}: unknown, as in older bundles and for models without scores.
     training_scores: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {sha256, bytes}
     version: int = 0  # given by publish
     created: str = ""  # UTC, ISO 8601; given by publish
-    format: int = FORMAT
+    format: int = FORMAT  # of the file that it was read from
+
+    @property
+    def x_bounded(self) -> bool:
+        """As Sized.x_bounded."""
+        return self.likelihood is not None and self.likelihood.bounded
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """As Sized.parameters."""
+        return self.likelihood.parameters if self.likelihood else ()
+
+    @functools.cached_property
+    def unavailable(self) -> Mapping[str, str]:
+        """What this model cannot do -> the reason, as words that follow its name."""
+        reasons = {}
+        if self.prior is None:
+            reasons["sample"] = "has no prior, so there is no distribution to sample latents from"
+        if self.posterior == "point":
+            reasons["draw"] = "encodes each row to a point, not to a distribution to draw from"
+        if self.likelihood is None:
+            reasons["params"] = reasons["score"] = "defines no likelihood"
+        elif self.posterior == "point":
+            reasons["score"] = "encodes each row to a point, so it defines no bound on log p(x)"
+        elif self.prior is None:
+            reasons["score"] = "has no prior, so it defines no bound on log p(x)"
+        return MappingProxyType(reasons)
 
     def to_json(self) -> bytes:
         """The file's bytes: UTF-8, indented for people, keys in the order above."""
-        return (json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n").encode()
+        return (json.dumps(self._document(), indent=2, allow_nan=False) + "\n").encode()
 
     def check(self) -> None:
         """Raises BundleError(format) if from_json would reject it."""
-        _check(dataclasses.asdict(self))
+        manifest_schema.check(self._document())
 
     @classmethod
     def from_json(cls, data: bytes, name: str = MANIFEST) -> Manifest:
@@ -110,141 +290,66 @@ class Manifest:
             raise BundleError("format", f"{name}: {error}") from None
         if isinstance(raw, dict) and raw.get("likelihood") == _BRITISH:
             raw["likelihood"] = "discretized-logistic"
-        _check(raw, name)
-        x = raw["x"]
-        low, high = map(float, x["range"])
-        spec = DataSpec(x["kind"], tuple(x["shape"]), x["dtype"], (low, high))
-        return cls(**raw | {"x": spec})
+        manifest_schema.check(raw, name)
+        return cls(**(_from_format_1(raw) if raw["format"] == 1 else _from_format_2(raw)))
+
+    def _document(self) -> dict[str, Any]:
+        """As JSON has it, in format 2."""
+        document = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        unbounded = self.x.range == _UNBOUNDED
+        document |= {
+            "x": {
+                "kind": self.x.kind,
+                "shape": self.x.shape.json,
+                "dtype": self.x.dtype,
+                "range": None if unbounded else list(self.x.range),
+            },
+            "z": {
+                "shape": self.z.shape.json,
+                **({"scale": list(self.z.scale)} if self.z.scale else {}),
+                **({"shift": list(self.z.shift)} if self.z.shift else {}),
+            },
+            "likelihood": self.likelihood and dataclasses.asdict(self.likelihood),
+            "axes": {name: _axis_document(axis) for name, axis in self.axes.items()},
+            "format": FORMAT,
+        }
+        return document
 
 
-def _is_shape(value: Any) -> bool:
-    return (
-        schema.is_list(value)
-        and 1 <= len(value) <= 3
-        and all(type(n) is int and 1 <= n <= _MAX_ELEMENTS for n in value)
-        and math.prod(value) <= _MAX_ELEMENTS
-    )
+def _axis_document(axis: Axis) -> dict[str, int]:
+    document = dataclasses.asdict(axis)
+    del document["name"]
+    return document
 
 
-def _is_range(value: Any) -> bool:
-    return schema.is_list(value) and len(value) == 2 and all(map(schema.is_number, value))
+def _floats(values: Iterable[Any]) -> tuple[float, ...]:
+    return tuple(map(float, values))
 
 
-def _is_range_of_bytes(value: Any) -> bool:
-    low, high = value
-    return 0 <= low < high <= 255 and all(float(end).is_integer() for end in value)
-
-
-def _is_range_of_floats(value: Any) -> bool:
-    if not all(-_MAX_FLOAT <= end <= _MAX_FLOAT for end in value):
-        return False
-    low, high = struct.unpack("2f", struct.pack("2f", *value))  # as float32 has them
-    return bool(high - low >= 1 / _MAX_FLOAT)
-
-
-def _is_ascending(value: Any) -> bool:
-    return (
-        schema.is_list(value)
-        and len(value) >= 2
-        and all(map(schema.is_number, value))
-        and list(value) == sorted(value)
-    )
-
-
-_FILE: Final = schema.Fields(
-    {
-        "sha256": schema.pattern(re.compile("[0-9a-f]{64}"), "64 hexadecimal digits in lower case"),
-        "bytes": schema.integer(0, 1 << 40),
+def _from_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Format 1 had fixed shapes, flat latents, and always a prior and a likelihood."""
+    x, low_high = raw["x"], _floats(raw["x"]["range"])
+    fields = dict(raw)
+    point = fields.pop("family") == "ae"
+    return fields | {
+        "x": RowFormat(x["kind"], Shape.parse(x["shape"]), x["dtype"], (low_high[0], low_high[1])),
+        "z": LatentFormat(Shape.parse([fields.pop("latent_size")])),
+        "likelihood": LIKELIHOODS[raw["likelihood"]],
+        "posterior": "point" if point else "gaussian",
     }
-)
-_QUANTILES: Final = schema.Rule("two or more ascending numbers", _is_ascending)
-_FORMAT_1: Final = schema.Fields(
-    {
-        "format": schema.one_of(1),
-        "model": schema.pattern(
-            MODEL_NAME,
-            "1 to 64 lower-case letters, digits, '.', '_' or '-', beginning and ending with a "
-            "letter or a digit",
+
+
+def _from_format_2(raw: Mapping[str, Any]) -> dict[str, Any]:
+    x, z, likelihood = raw["x"], raw["z"], raw["likelihood"]
+    low, high = _UNBOUNDED if x["range"] is None else _floats(x["range"])
+    return dict(raw) | {
+        "x": RowFormat(x["kind"], Shape.parse(x["shape"]), x["dtype"], (low, high)),
+        "z": LatentFormat(
+            Shape.parse(z["shape"]), _floats(z.get("scale", ())), _floats(z.get("shift", ()))
         ),
-        "version": schema.integer(1, _MAX_VERSION),
-        "created": schema.time(),
-        "family": schema.one_of(*FAMILIES),
-        "x": schema.Fields(
-            {
-                "kind": schema.one_of(*KINDS),
-                "dtype": schema.one_of(*DTYPES),
-                "shape": schema.Rule(
-                    f"1 to 3 lengths from 1, for {_MAX_ELEMENTS} elements at most", _is_shape
-                ),
-                "range": schema.Rule("the lowest and the highest value, both finite", _is_range),
-            }
+        "likelihood": likelihood
+        and Likelihood(**(likelihood | {"parameters": tuple(likelihood["parameters"])})),
+        "axes": MappingProxyType(
+            {name: Axis(name=name, **bounds) for name, bounds in raw["axes"].items()}
         ),
-        "latent_size": schema.integer(1, 1 << 16),
-        "likelihood": schema.one_of(*LIKELIHOODS),
-        "opset": schema.integer(1, 1000),
-        "preprocessing": schema.text(10_000),
-        "parity": schema.Tree(),
-        "files": schema.Fields(dict.fromkeys(FILES, _FILE)),
-    },
-    optional={
-        "training": schema.Tree(),
-        "evaluation": schema.Tree(),
-        "precision": schema.one_of(*PRECISIONS),
-        "training_scores": schema.EmptyOr(
-            schema.Fields(
-                {"rows": schema.integer(1, (1 << 32) - 1)}
-                | dict.fromkeys(("levels", *SCORES), _QUANTILES)
-            )
-        ),
-    },
-)
-_FORMATS: Final[Mapping[int, schema.Fields]] = {1: _FORMAT_1}
-"""The fields of each manifest format, by its number."""
-
-
-def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]]:
-    """Rules that depend on another key: the key, its value and the rule."""
-    x = manifest["x"]
-    if x["dtype"] == "uint8":
-        ends = "two ascending integers from 0 to 255, as x.dtype is uint8"
-        yield "x.range", x["range"], schema.Rule(ends, _is_range_of_bytes)
-    else:
-        ends = f"two ascending numbers from {-_MAX_FLOAT:g} to {_MAX_FLOAT:g}, apart in float32"
-        yield "x.range", x["range"], schema.Rule(ends, _is_range_of_floats)
-    if x["kind"] == "image":
-        lengths = "height, width[, channels], as x.kind is image"
-        yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) >= 2)
-    else:
-        lengths = "one length, as x.kind is vector"
-        yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 1)
-    if manifest["likelihood"] == "discretized-logistic":
-        bytes_ = schema.Rule("uint8, as likelihood is discretized-logistic", "uint8".__eq__)
-        yield "x.dtype", x["dtype"], bytes_
-    if scores := manifest.get("training_scores"):
-        levels = scores["levels"]
-        percents = schema.Rule("percents from 0 to 100", lambda v: v[0] >= 0 and v[-1] <= 100)
-        yield "training_scores.levels", levels, percents
-        as_many = schema.Rule(
-            f"as many numbers as levels, {len(levels)}", lambda v: len(v) == len(levels)
-        )
-        for name in SCORES:
-            yield f"training_scores.{name}", scores[name], as_many
-
-
-def _check(manifest: Any, name: str = MANIFEST) -> None:
-    """Raises BundleError(format) unless every field of the manifest is valid."""
-    found = manifest.get("format") if isinstance(manifest, dict) else FORMAT
-    if type(found) is not int:
-        found = FORMAT  # its table reports the error
-    if found not in _FORMATS:
-        raise BundleError(
-            "format",
-            f"{name} has format {schema.format_value(found)}; this release reads format "
-            f"{', '.join(map(str, _FORMATS))}. Export the model again with the matching release.",
-        )
-    try:
-        _FORMATS[found].check(manifest)
-        for key, value, rule in _rules(manifest):
-            rule.check(value, key)
-    except schema.Invalid as error:
-        raise BundleError("format", f"{name}: {error}") from None
+    }

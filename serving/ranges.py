@@ -1,7 +1,7 @@
 """Which values a model accepts: one rule, for data in requests and data in files.
 
 A value outside the model's range by no more than rounding is replaced by the bound: scalers compute
-1.0000000000000002 for 1. Any other value outside is accepted if the likelihood is defined there,
+1.0000000000000002 for 1. Any other value outside is accepted unless the model's range is bounded,
 and counted, as such values make a row unusual. NaN and infinity are never accepted.
 """
 
@@ -17,8 +17,6 @@ from latentd.bundle import DataSpec
 
 ROUNDING: Final = 1e-6
 """Fraction of the range's width. A value no further outside than this is replaced by the bound."""
-UNBOUNDED: Final = frozenset({"gaussian"})
-"""The likelihoods defined for every number. The others are defined only in the model's range."""
 
 Counts = NDArray[np.uint32]
 """How many values of each row lie outside the range, shape (rows,)."""
@@ -38,8 +36,8 @@ class Checked:
     rejected: dict[int, str]
 
 
-def check(values: NDArray[Any], x: DataSpec, likelihood: str) -> Checked:
-    """Check rows, shape (rows, *shape), of any dtype, against the range and the likelihood."""
+def check(values: NDArray[Any], x: DataSpec) -> Checked:
+    """Check rows, shape (rows, *shape), of any dtype, against the range."""
     low, high = x.range
     if not values.size or (values.dtype == np.uint8 and (low, high) == (0, 255)):
         return Checked(values, None, {})
@@ -60,19 +58,19 @@ def check(values: NDArray[Any], x: DataSpec, likelihood: str) -> Checked:
     rejected = {
         row: reason
         for row in np.flatnonzero(counts).tolist()
-        if (reason := _rejection(flat[row][outside[row]], x, likelihood))
+        if (reason := _rejection(flat[row][outside[row]], x))
     }
     return Checked(flat.reshape(values.shape), counts if counts.any() else None, rejected)
 
 
-def _rejection(outside: NDArray[Any], x: DataSpec, likelihood: str) -> str:
+def _rejection(outside: NDArray[Any], x: DataSpec) -> str:
     """Why a row with these values outside the range is rejected; "": it is accepted."""
     if not np.isfinite(outside).all():
         return "holds NaN or infinity"
-    if likelihood in UNBOUNDED:
+    if not x.bounded:
         return ""
     low, high = x.range
     return (
-        f"holds {outside[0]!s}, outside the model's range {low:g} to {high:g}; its {likelihood} "
-        "likelihood is not defined there"
+        f"holds {outside[0]!s}, outside the model's range {low:g} to {high:g}; its likelihood is "
+        "not defined there"
     )

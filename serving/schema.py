@@ -21,6 +21,7 @@ MAX_DEPTH: Final = 32
 """Maximum nesting of objects and lists in a `Tree`."""
 
 _INT64: Final = 1 << 63
+_NAMES: Final[Mapping[Any, str]] = {None: "null"}
 _REPR: Final = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 4
@@ -106,9 +107,43 @@ class EmptyOr:
             self.other.check(value, key)
 
 
+@dataclass(frozen=True)
+class Optional:
+    """null, or a value that another check accepts."""
+
+    other: Check
+
+    @property
+    def expected(self) -> str:
+        """As Check.expected."""
+        return f"null, or {self.other.expected}"
+
+    def check(self, value: Any, key: str = "") -> None:
+        """See Check."""
+        if value is not None:
+            self.other.check(value, key)
+
+
+@dataclass(frozen=True)
+class Map:
+    """An object whose keys are free names, each checked, and whose values have one form."""
+
+    name: Check
+    value: Check
+    expected: str = "an object"
+
+    def check(self, value: Any, key: str = "") -> None:
+        """See Check."""
+        if not isinstance(value, dict):
+            raise Invalid(f"{key} is {format_value(value)}; expected {self.expected}.")
+        for name, inner in value.items():
+            self.name.check(name, f"a key of {key}")
+            self.value.check(inner, _join(key, str(name)))
+
+
 def one_of(*options: Any) -> Rule:
     """One of these values, of the same type: True is not 1."""
-    names = ", ".join(map(str, options))
+    names = ", ".join(_NAMES.get(option, str(option)) for option in options)
     return Rule(
         f"one of {names}" if len(options) > 1 else names,
         lambda value: any(type(value) is type(one) and value == one for one in options),

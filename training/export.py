@@ -15,20 +15,17 @@ import torch
 from torch import Tensor
 
 from latentd import bundle
-from latentd.bundle import DataSpec, Manifest
+from latentd.bundle import LatentFormat, Manifest, RowFormat
 from latentd.errors import BundleError
+from latentd.shapes import Shape
 from latentd.training import checkpoint, data, onnx_graphs, parity, score_quantiles, threads
 from latentd.training.checkpoint import Checkpoint
-from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.fp16 import to_half
-from latentd.training.likelihoods import LIKELIHOODS
 from latentd.training.model import Model, to_data
 from latentd.training.objective import describe_elbo
-
-assert {name: make(Config()).parameters for name, make in LIKELIHOODS.items()} == bundle.LIKELIHOODS
 
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
 
@@ -81,10 +78,16 @@ def _build(
     measured = counts | parity.measure(model, encoder, decoder, rows, precision)
     manifest = Manifest(
         model=name,
-        x=_data_spec(saved.spec),
-        latent_size=saved.config.latent_size,
-        likelihood=saved.config.likelihood,
-        family=saved.config.model,
+        x=RowFormat(
+            saved.spec.kind,
+            Shape.parse(saved.spec.shape),
+            saved.spec.dtype,
+            (0.0, saved.spec.highest),
+        ),
+        z=LatentFormat(Shape.parse([saved.config.latent_size])),
+        likelihood=bundle.LIKELIHOODS[saved.config.likelihood],
+        posterior="gaussian" if saved.config.model == "vae" else "point",
+        prior="standard-normal" if saved.config.model == "vae" else None,
         opset=onnx_graphs.opset(encoder),
         preprocessing=_preprocessing(saved.spec),
         parity=measured,
@@ -164,8 +167,8 @@ def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:
     return dataset
 
 
-def _data_spec(spec: RowSpec) -> DataSpec:
-    return DataSpec(spec.kind, spec.shape, spec.dtype, (0.0, spec.highest))
+def _row_format(spec: RowSpec) -> RowFormat:
+    return RowFormat(spec.kind, Shape.parse(spec.shape), spec.dtype, (0.0, spec.highest))
 
 
 def _preprocessing(spec: RowSpec) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -18,9 +18,11 @@ import numpy as np
 from PIL import Image
 
 from latentd import codec, images
-from latentd.bundle import DataSpec
+from latentd.bundle import LatentFormat, RowFormat
 from latentd.codec import Array
+from latentd.manifest import Sized
 from latentd.pb import vae_pb2 as pb
+from latentd.shapes import Axis, Dim, Shape
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,23 @@ class GraphProfile:
     graph: str  # encoder | decoder
     max_batch_rows: int
     seconds: dict[int, float]  # batch size in rows -> fastest of several runs
+    x_shape: tuple[int, ...]  # of the rows that were measured
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(Sized):
     """A model: its data, where it runs and what it costs."""
 
     served_by: ModelVersion
-    family: str  # vae | ae
-    x: DataSpec  # one row of data
-    latent_size: int
-    likelihood: str  # bernoulli | gaussian | discretized-logistic
-    params_per_element: int
+    x: RowFormat  # rows of data
+    z: LatentFormat
+    axes: Mapping[str, Axis]  # lengths that a call chooses, by name; {}: none
+    x_bounded: bool  # values outside x's range are rejected
+    posterior: str  # gaussian | point
+    prior: str  # standard-normal; "": none
+    likelihood: str  # the name of p(x | z); "": none
+    parameters: tuple[str, ...]  # the name of each parameter of p(x | z)
+    unavailable: Mapping[str, str]  # sample, draw, score, params, png -> why the model cannot do it
     limits: Limits
     provider: str
     versions: list[int]  # all served versions, ascending
@@ -150,9 +157,9 @@ class Rows:
 class Encoding:
     """The latent distribution of each row."""
 
-    mean: Array  # float32, rows x latent size
-    log_var: Array  # float32, rows x latent size
-    z: Array | None  # float32, rows x latent size; only with draw=True
+    mean: Array  # float32, rows x z_shape
+    log_var: Array | None  # float32, rows x z_shape; None: the model encodes to a point
+    z: Array | None  # float32, rows x z_shape; only with draw=True
     seed: int  # of the draw; 0 without a draw
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
@@ -162,7 +169,7 @@ class Encoding:
 class Decoding(Rows):
     """Data for each latent: x, or params with params=True."""
 
-    params: Array | None  # float32, rows x params per element x x_shape
+    params: Array | None  # float32, rows x parameters x x_shape
     served_by: ModelVersion
 
 
@@ -170,7 +177,7 @@ class Decoding(Rows):
 class Samples(Rows):
     """New data. served_by, seed and offset reproduce it."""
 
-    z: Array | None  # float32, rows x latent size; only with include_z=True
+    z: Array | None  # float32, rows x z_shape; only with include_z=True
     seed: int
     offset: int  # index of the first row
     served_by: ModelVersion
@@ -200,7 +207,7 @@ class StreamedReconstruction:
     )
     kl: Array
     elbo: Array
-    mean: Array | None  # float32, rows x latent size; only with include_latents=True
+    mean: Array | None  # float32, rows x z_shape; only with include_latents=True
     log_var: Array | None
     seed: int  # of the draws; 0 without draws
     values_outside_range: Array | None  # uint32, rows; None: none
@@ -211,7 +218,7 @@ class StreamedReconstruction:
 class Interpolation(Rows):
     """The path from one end to the other, both included; each row is a step."""
 
-    z: Array | None  # float32, steps x latent size; only with include_z=True
+    z: Array | None  # float32, steps x z_shape; only with include_z=True
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
 
@@ -241,16 +248,23 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
     """Read GetModel's response."""
     return ModelInfo(
         served_by=read_version(message.served_by),
-        family=message.family,
-        x=DataSpec(
+        x=RowFormat(
             message.kind,
-            tuple(message.x_shape),
+            _shape(message.x_shape),
             _DTYPE_NAMES.get(message.x_dtype, "unknown"),
             (message.x_min, message.x_max),
         ),
-        latent_size=message.latent_size,
+        z=LatentFormat(_shape(message.z_shape), tuple(message.z_scale), tuple(message.z_shift)),
+        axes={
+            axis.name: Axis(axis.name, axis.multiple_of, axis.min, axis.max, axis.default)
+            for axis in message.axes
+        },
+        x_bounded=message.x_bounded,
+        posterior=message.posterior,
+        prior=message.prior,
         likelihood=message.likelihood,
-        params_per_element=message.params_per_element,
+        parameters=tuple(message.parameters),
+        unavailable=dict(message.unavailable),
         limits=Limits(
             message.limits.max_rows, message.limits.max_message_bytes, message.limits.max_draws
         ),
@@ -258,7 +272,10 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
         versions=list(message.versions),
         profiles=[
             GraphProfile(
-                graph.graph, graph.max_batch_rows, {c.rows: c.seconds for c in graph.costs}
+                graph.graph,
+                graph.max_batch_rows,
+                {c.rows: c.seconds for c in graph.costs},
+                tuple(graph.x_shape),
             )
             for graph in message.profiles
         ],
@@ -266,6 +283,10 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
         created=message.created,
         training_scores=_training_scores(message.training_scores),
     )
+
+
+def _shape(dims: Iterable[pb.Dim]) -> Shape:
+    return Shape(tuple(Dim(dim.length, dim.axis, max(1, dim.divisor)) for dim in dims))
 
 
 def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:
@@ -294,7 +315,7 @@ def read_encoding(message: pb.EncodeResponse) -> Encoding:
     """Read Encode's response."""
     return Encoding(
         codec.from_tensor(message.mean, "mean"),
-        codec.from_tensor(message.log_var, "log_var"),
+        _optional_tensor(message.HasField("log_var"), message.log_var, "log_var"),
         _optional_tensor(message.HasField("z"), message.z, "z"),
         message.seed,
         _outside_range(message),

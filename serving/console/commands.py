@@ -58,7 +58,7 @@ def encode(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info.x, _read_options(args, info))
+        x = inputs.read_rows(args.files, args.rows, info.default.x, _read_options(args, info))
         parts = [
             client.encode(x[piece], draw=args.draw, seed=seed, offset=piece.start)
             for piece in _pieces(x, info)
@@ -70,7 +70,7 @@ def encode(args: argparse.Namespace) -> int:
     outside = _outside([(part.values_outside_range, len(part.mean)) for part in parts])
     metadata = {"values_outside_range": outside, **_provenance(info.served_by, seed=seed)}
     out.write_arrays(arrays | metadata)
-    what = f"{', '.join(arrays)} of {len(x)} rows, float32 {info.latent_size}"
+    what = f"{', '.join(arrays)} of {len(x)} rows, float32 {terminal.shape_of(info.default.z)}"
     terminal.print_result(what, _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
     return 0
@@ -129,13 +129,13 @@ def stream(args: argparse.Namespace) -> int:
             info.served_by, seed=seed, offset=args.offset, temperature=args.temperature
         )
         with (
-            out.rows(args.count, info.x, args.offset, metadata) as write,
+            out.rows(args.count, info.default.x, args.offset, metadata) as write,
             terminal.ProgressBar(args.count) as progress,
         ):
             for chunk in chunks:
                 write(chunk.x)
                 progress(len(chunk))
-    what = f"{args.count} rows of {info.x.dtype} {terminal.shape_of(info.x.shape)}"
+    what = f"{args.count} rows of {info.default.x.dtype} {terminal.shape_of(info.default.x.shape)}"
     terminal.print_result(what, _path(out), info.served_by, seed=seed, offset=args.offset)
     return 0
 
@@ -146,7 +146,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client, out)
-        x = inputs.read_rows(args.files, args.rows, info.x, _read_options(args, info))
+        x = inputs.read_rows(args.files, args.rows, info.default.x, _read_options(args, info))
         parts = [
             client.reconstruct(
                 x[piece], draw=args.draw, seed=seed, offset=piece.start, include_scores=args.scores
@@ -184,8 +184,8 @@ def interpolate(args: argparse.Namespace) -> int:
     with _connect(args) as client:
         info, client = _pin(client, out)
         result = client.interpolate(
-            inputs.read_point(args.start, info.x, "--start", _read_options(args, info)),
-            inputs.read_point(args.end, info.x, "--end", _read_options(args, info)),
+            inputs.read_point(args.start, info.default.x, "--start", _read_options(args, info)),
+            inputs.read_point(args.end, info.default.x, "--end", _read_options(args, info)),
             steps=args.steps,
             path=args.path,
             include_z=out is not None and out.kind == "npz",
@@ -200,7 +200,7 @@ def score(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
         info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info.x, _read_options(args, info))
+        x = inputs.read_rows(args.files, args.rows, info.default.x, _read_options(args, info))
         # The server bounds rows x draws: max_rows * 64.
         max_rows = info.limits.max_rows * 64 // max(1, args.draws)
         parts = [
@@ -257,7 +257,7 @@ def _pin(client: Client, out: OutputPath | None = None) -> tuple[ModelInfo, Clie
     """
     info = client.get_model()
     if out is not None:
-        out.check(info.x)
+        out.check(info.default.x)
     return info, client.with_version(info.served_by)
 
 
@@ -273,7 +273,9 @@ def _outside(parts: Sequence[tuple[Array | None, int]]) -> Array | None:
 
 def _pieces(rows: Array, info: ModelInfo, max_rows: int = 1 << 30) -> Iterator[slice]:
     """Ranges of rows that fit into one call, also the response."""
-    row_bytes = max(rows[0].nbytes if len(rows) else 1, info.x.nbytes, 8 * info.latent_size)
+    row_bytes = max(
+        rows[0].nbytes if len(rows) else 1, info.default.x.nbytes, 8 * info.default.z_size
+    )
     by_bytes = info.limits.max_message_bytes // (2 * row_bytes)
     step = max(1, min(info.limits.max_rows, by_bytes, max_rows))
     for start in range(0, len(rows), step):
@@ -281,7 +283,7 @@ def _pieces(rows: Array, info: ModelInfo, max_rows: int = 1 << 30) -> Iterator[s
 
 
 def _read_options(args: argparse.Namespace, info: ModelInfo) -> inputs.ReadOptions:
-    return inputs.ReadOptions(info.likelihood, args.resize, args.column)
+    return inputs.ReadOptions(args.resize, args.column)
 
 
 def _output_path(args: argparse.Namespace, kinds: tuple[str, ...]) -> OutputPath | None:
@@ -307,7 +309,7 @@ def _write(
     elif out.kind == "npz":
         out.write_arrays({"x": x, **metadata} | _provenance(info.served_by, offset=first))
     else:
-        with out.rows(len(x), info.x, first, {}) as write:
+        with out.rows(len(x), info.default.x, first, {}) as write:
             write(x)
 
 

@@ -27,10 +27,9 @@ _LATENTS: Final = ("z", "mean")
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How files are read. likelihood: the model's; resize: convert images to the model's colors and
-    size; column: of a Parquet file, "": x, or the only suitable one."""
+    """How files are read. resize: convert images to the model's colors and size; column: of a
+    Parquet file, "": x, or the only suitable one."""
 
-    likelihood: str
     resize: bool = False
     column: str = ""
 
@@ -108,14 +107,12 @@ def read_point(text: str, x: DataSpec, field: str, options: ReadOptions) -> Late
 
 
 def _size(source: Source, x: DataSpec, options: ReadOptions) -> int:
-    with closing(sources.open_source(source, x, options.likelihood, options.column)) as reader:
+    with closing(sources.open_source(source, x, options.column)) as reader:
         return reader.rows
 
 
 def _read(source: Source, start: int, stop: int, x: DataSpec, options: ReadOptions) -> Array:
-    opened = sources.open_source(
-        source, x, options.likelihood, options.column, resize=options.resize
-    )
+    opened = sources.open_source(source, x, options.column, resize=options.resize)
     with closing(opened) as reader:
         chunk: Chunk = reader.read(start, stop)
     if chunk.bad:

@@ -9,16 +9,23 @@ from pathlib import Path
 
 from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
+from latentd.shapes import Shape
 
 
 def show_model(info: ModelInfo) -> None:
     """Print GetModel's response, one line for each field."""
     low, high = info.x.range
     print(f"{info.served_by}, served: {', '.join(map(str, info.versions))}")
-    print(f"  {info.family} of {info.x.kind}s, created {info.created}")
-    print(f"  x              {info.x.dtype} {shape_of(info.x.shape)}, {low:g} to {high:g}")
-    print(f"  z              float32 {info.latent_size}")
-    print(f"  p(x | z)       {info.likelihood}, {info.params_per_element} parameter(s) per element")
+    print(f"  {info.x.kind}s, created {info.created}")
+    print(f"  x              {info.x.dtype} {_shape(info.x.shape)}, {low:g} to {high:g}")
+    print(f"  z              float32 {_shape(info.z.shape)}, {info.posterior} posterior")
+    for axis in info.axes.values():
+        print(f"  {axis.name:14} {axis.expected}, by default {axis.default}")
+    print(f"  p(z)           {info.prior or 'none'}")
+    parameters = f" ({', '.join(info.parameters)})" if info.parameters else ""
+    print(f"  p(x | z)       {info.likelihood or 'none'}{parameters}")
+    for name, reason in info.unavailable.items():
+        print(f"  no {name:11} this model {reason}")
     print(f"  preprocessing  {info.preprocessing}")
     limits = info.limits
     print(
@@ -54,6 +61,10 @@ def print_outside_range(counts: Array | None) -> None:
 def describe_rows(x: Array) -> str:
     """Number, dtype and shape of rows."""
     return f"{len(x)} rows of {x.dtype} {shape_of(x.shape[1:])}"
+
+
+def _shape(shape: Shape) -> str:
+    return " x ".join(str(dim.json) for dim in shape.dims)
 
 
 def shape_of(shape: tuple[int, ...]) -> str:

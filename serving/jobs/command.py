@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +134,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     print(f"{plan.rows:>12,} rows in total, {plan.shards} shards of up to {plan.shard_rows:,}")
     b = plan.bundle
     print(f"Model: {b.model} version {b.version} ({b.digest[:15]}), batches of {plan.batch_rows}.")
-    size = plan.rows * outputs.bytes_per_row(plan, target.latent_size)
+    size = plan.rows * outputs.bytes_per_row(plan, math.prod(target.z))
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     print(f"About {size / 1e9:,.3f} GB of output in {folder}; {free / 1e9:,.1f} GB are free.")
@@ -183,9 +185,8 @@ class _Target:
     bundle: Path | None
     bundle_id: BundleId
     x: DataSpec
-    likelihood: str
-    latent_size: int
-    family: str
+    z: tuple[int, ...]
+    unavailable: Mapping[str, str]
     training_scores: dict[str, Any]
 
 
@@ -200,15 +201,14 @@ def _target(args: argparse.Namespace) -> _Target:
             )
         by = info.served_by
         bundle_id = BundleId(by.model, by.version, by.digest)
-        scores = info.training_scores
-        rest = info.latent_size, info.family, scores
-        return _Target(None, bundle_id, info.x, info.likelihood, *rest)
+        rest = info.unavailable, info.training_scores
+        return _Target(None, bundle_id, info.default.x, info.default.z, *rest)
     loaded = load_bundle(Path(args.bundle))
     m = loaded.manifest
     bundle_id = BundleId(m.model, m.version, loaded.digest)
     # The version's own folder: a worker may find a newer version.
-    rest = m.latent_size, m.family, m.training_scores
-    return _Target(loaded.path, bundle_id, m.x, m.likelihood, *rest)
+    rest = m.unavailable, m.training_scores
+    return _Target(loaded.path, bundle_id, m.default.x, m.default.z, *rest)
 
 
 def _server(args: argparse.Namespace) -> RemoteServer | None:
@@ -229,17 +229,16 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
         draw=args.draw,
         seed=args.seed,
     )
-    check_output_spec(wanted, target.family, images.is_png_compatible(target.x))
+    check_output_spec(wanted, target.unavailable, images.is_png_compatible(target.x))
     columns, known = (args.column, args.id_column), job.known_plan(folder)
     found = inputs.find_inputs(args.input, target.x, *columns, known, folder)
     print(f"--input: {found.counts}.", flush=True)
     plan = Plan(
         bundle=target.bundle_id,
         x=target.x,
-        likelihood=target.likelihood,
         inputs=found.inputs,
         wanted=wanted,
-        shard_rows=args.shard_rows or default_shard_rows(target.x, target.latent_size, wanted),
+        shard_rows=args.shard_rows or default_shard_rows(target.x, target.z, wanted),
         batch_rows=max(1, args.batch_rows),
         resize=args.resize,
         training_scores=target.training_scores if wanted.scores else {},

@@ -148,9 +148,9 @@ class RowReader:
         if entry.kind != "pictures":
             opener = functools.partial(open_verified, size=entry.bytes, digest=digest)
             if entry.kind == "array":
-                return ArrayReader(entry.path, plan.x, plan.likelihood, opener)
+                return ArrayReader(entry.path, plan.x, opener)
             columns = entry.column, entry.id_column
-            return TableReader(entry.path, plan.x, plan.likelihood, *columns, plan.resize, opener)
+            return TableReader(entry.path, plan.x, *columns, plan.resize, opener)
         if self._names is None:
             self._names = Names(self._folder / NAMES)
         all_names = self._names
@@ -191,7 +191,7 @@ def _describe_file(
 ) -> tuple[Input, bytes]:
     path, _ = file_and_key(source.path)
     size, stamp = files.size_and_stamp(path)
-    reader = sources.open_source(source, x, "", column, id_column)
+    reader = sources.open_source(source, x, column, id_column)
     if isinstance(reader, TableReader):
         kind, columns = "table", (reader.column, id_column)
     else:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from latentd import images, ranges
+from latentd import images
 from latentd.bundle import SCORES
 from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
@@ -73,7 +73,7 @@ def bytes_per_row(plan: Plan, latent_size: int) -> int:
 def _counts_outside(plan: Plan) -> bool:
     """Whether rows may hold values outside the model's range, so that the file counts them."""
     every_byte = plan.x.dtype == "uint8" and plan.x.range == (0, 255)
-    return plan.likelihood in ranges.UNBOUNDED and not every_byte
+    return not plan.x.bounded and not every_byte
 
 
 def _numbers(results: Results, plan: Plan) -> dict[str, Floats | Counts]:

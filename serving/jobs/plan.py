@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
 from latentd.bundle import DataSpec
 from latentd.errors import ConfigError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 SHARD_ROWS: Final = 16384
 SHARD_BYTES: Final = 64 << 20  # of input and output held in memory at once
 BATCH_ROWS: Final = 128  # fixed: the last bits of results depend on the batch size
@@ -65,7 +66,6 @@ class Plan:
 
     bundle: BundleId
     x: DataSpec
-    likelihood: str  # the model's; decides about values outside x's range
     inputs: tuple[Input, ...]
     wanted: OutputSpec
     shard_rows: int
@@ -112,7 +112,7 @@ class Plan:
                     "that job with the release that started it, or use a new --output."
                 )
             x = raw["x"]
-            raw["x"] = DataSpec(x["kind"], tuple(x["shape"]), x["dtype"], tuple(x["range"]))
+            raw["x"] = DataSpec(**x | {"shape": tuple(x["shape"]), "range": tuple(x["range"])})
             raw["bundle"] = BundleId(**raw["bundle"])
             raw["inputs"] = tuple(Input(**entry) for entry in raw["inputs"])
             raw["wanted"] = OutputSpec(**raw["wanted"])
@@ -123,9 +123,9 @@ class Plan:
             ) from None
 
 
-def default_shard_rows(x: DataSpec, latent_size: int, wanted: OutputSpec) -> int:
+def default_shard_rows(x: DataSpec, z: tuple[int, ...], wanted: OutputSpec) -> int:
     """Rows per shard, so that a shard's inputs and outputs need little memory."""
-    row_bytes = x.nbytes * (1 if wanted.reconstruction == "none" else 2) + 8 * latent_size
+    row_bytes = x.nbytes * (1 if wanted.reconstruction == "none" else 2) + 8 * math.prod(z)
     return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
 
 

@@ -7,7 +7,7 @@ plan fixes all of these, so it does not matter which worker computes them, when,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd import bundle
-from latentd.bundle import SCORES, Bundle, DataSpec
+from latentd.bundle import SCORES, Bundle, Shapes
 from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
 from latentd.models import loading
-from latentd.models.payloads import ENCODER_OUTPUTS
+from latentd.models.payloads import encoder_outputs
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
@@ -77,6 +77,7 @@ class LocalReconstructor:
         self._golden = golden.read(loaded)
         self._check_golden(batch_rows)
         self._manifest, self._wanted = loaded.manifest, wanted
+        self._encoded = encoder_outputs(loaded.manifest)
         self._outputs = (["x"] if wanted.reconstruction != "none" else []) + (
             ["params"] if wanted.scores else []
         )
@@ -89,7 +90,7 @@ class LocalReconstructor:
         fail: those are bad rows. So are rows with results that are not finite."""
         if not len(chunk.rows):
             m = self._manifest
-            empty = empty_columns(self._wanted, m.x, m.latent_size)
+            empty = empty_columns(self._wanted, m.default, m.posterior)
             return Results(chunk.rows, [], chunk.bad, chunk.counts_outside, **empty)
         try:
             columns = self._columns(chunk)
@@ -125,15 +126,18 @@ class LocalReconstructor:
             ) from None
 
     def _columns(self, chunk: Chunk) -> dict[str, Array]:
-        mean, log_var = self._encoder.run(chunk.x, ENCODER_OUTPUTS)
-        columns: dict[str, Array] = {}
-        if self._wanted.latents:
-            columns |= {"mean": mean, "log_var": log_var}
+        encoded = dict(zip(self._encoded, self._encoder.run(chunk.x, self._encoded), strict=True))
+        mean, log_var = encoded["mean"], encoded.get("log_var")
+        columns: dict[str, Array] = dict(encoded) if self._wanted.latents else {}
         if not self._outputs:
             return columns
-        z = self._draw(chunk.rows, mean, log_var) if self._wanted.draw else mean
+        z = (
+            self._draw(chunk.rows, mean, log_var)
+            if self._wanted.draw and log_var is not None
+            else mean
+        )
         decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
-        if self._wanted.scores:
+        if self._wanted.scores and log_var is not None:
             scores = score_reconstructions(
                 chunk.x, mean, log_var, decoded["params"], self._manifest
             )
@@ -149,7 +153,7 @@ class LocalReconstructor:
             NoiseRange(self._wanted.seed, int(rows[a]), int(b - a + 1), POSTERIOR)
             for a, b in zip(firsts, lasts, strict=True)
         ]
-        return reparameterize(mean, log_var, standard_normal(draws, self._manifest.latent_size))
+        return reparameterize(mean, log_var, standard_normal(draws, mean.shape[1:]))
 
     def _without(self, chunk: Chunk, bad: NDArray[np.bool_], reason: str) -> Results:
         """The chunk's results without the bad rows. The other rows run again."""
@@ -174,15 +178,18 @@ def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
         elbo: NDArray[np.bool_] = np.isfinite(columns["elbo"])
         return elbo
     if "mean" in columns:
-        latents = np.isfinite(np.stack((columns["mean"], columns["log_var"])))
-        finite: NDArray[np.bool_] = latents.all(axis=(0, 2))
+        finite = np.ones(len(columns["mean"]), bool)
+        for name in ("mean", "log_var"):
+            if name in columns:
+                finite &= np.isfinite(columns[name]).reshape(len(finite), -1).all(axis=1)
         return finite
     return np.ones(len(columns["x"]), bool)
 
 
-def empty_columns(wanted: OutputSpec, x: DataSpec, latent_size: int) -> dict[str, Array]:
+def empty_columns(wanted: OutputSpec, shapes: Shapes, posterior: str) -> dict[str, Array]:
     """The requested columns, with no rows."""
-    latent = dict.fromkeys(("mean", "log_var"), np.empty((0, latent_size), np.float32))
+    x, names = shapes.x, ("mean", "log_var") if posterior == "gaussian" else ("mean",)
+    latent = dict.fromkeys(names, np.empty((0, *shapes.z), np.float32))
     score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
     return {
         **(latent if wanted.latents else {}),
@@ -202,12 +209,10 @@ def load_bundle(path: Path) -> Bundle:
     return bundle.load(path / str(max(numbers)) if numbers else path)
 
 
-def check_output_spec(wanted: OutputSpec, family: str, png: bool) -> None:
+def check_output_spec(wanted: OutputSpec, unavailable: Mapping[str, str], png: bool) -> None:
     """Raise ConfigError if the model cannot produce an output. png: its rows can be PNG files."""
-    if wanted.scores and family != "vae":
-        raise ConfigError(
-            "A plain autoencoder has no likelihood, so it has no scores. Use --no-scores."
-        )
+    if wanted.scores and "score" in unavailable:
+        raise ConfigError(f"This model {unavailable['score']}. Use --no-scores.")
     if wanted.reconstruction == "png" and not png:
         raise ConfigError("This model's data cannot be stored as PNG. Use --reconstruction raw.")
     if wanted.reconstruction == "png" and wanted.format == "npy":

@@ -85,7 +85,7 @@ class RemoteReconstructor:
         """Its rows, with blank rows in place of bad ones, so that all rows keep their draws."""
         if not chunk.bad:
             return chunk.x
-        numbers, x = _numbers(chunk), self._info.x
+        numbers, x = _numbers(chunk), self._info.default.x
         rows = np.full((len(numbers), *x.shape), x.range[0], x.dtype)
         rows[np.isin(numbers, chunk.rows)] = chunk.x
         return rows
@@ -104,7 +104,7 @@ class RemoteReconstructor:
         rows = numbers[done][keep]
         outside = chunk.counts_outside[np.isin(chunk.rows, rows)]
         if not len(rows):
-            empty = empty_columns(self._wanted, self._info.x, self._info.latent_size)
+            empty = empty_columns(self._wanted, self._info.default, self._info.posterior)
             return Results(rows, [], bad, outside, **empty)
         columns = {}
         for field in dataclasses.fields(Results)[4:]:

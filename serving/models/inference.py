@@ -18,17 +18,16 @@ from latentd import likelihood
 from latentd.batching.batcher import Batcher
 from latentd.batching.rowqueue import RowQueue
 from latentd.batching.runner import Outputs, RunFn
-from latentd.bundle import LIKELIHOODS, Manifest
+from latentd.bundle import Manifest, Shapes
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future, run_in_executor
 from latentd.calls.in_flight import InFlight
 from latentd.codec import Array
-from latentd.errors import InvalidArgument
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
 from latentd.models import scoring
 from latentd.models.loading import LoadedModel, MeasuredProfile, ProfiledGraph, release_to_workers
-from latentd.models.payloads import ENCODER_OUTPUTS, DecodePayload, decode_batch, encode_batch
+from latentd.models.payloads import DecodePayload, decode_batch, encode_batch, encoder_outputs
 from latentd.models.scoring import ScoreOutputs, Scoring
 from latentd.models.sources import GivenLatents, PosteriorSamples, Source
 from latentd.runtime import profiling
@@ -40,8 +39,8 @@ class ReconstructionOutputs:
     """x' of some rows, their encodings, and on request their scores."""
 
     x: Array  # (rows, *shape)
-    mean: Array  # float32, (rows, latent size)
-    log_var: Array
+    mean: Array  # float32, (rows, *shape of one latent)
+    log_var: Array | None  # None: the posterior is a point
     scores: ScoreOutputs | None
 
     def __iter__(self) -> Iterator[Array | None]:
@@ -57,10 +56,7 @@ class ServedModel:
         self.manifest: Manifest = loaded.manifest
         self.digest = loaded.digest
         self.in_flight = InFlight()
-        self.params_per_element = LIKELIHOODS[self.manifest.likelihood]
-        # Any response to a request of this many rows fits into one message.
-        largest = 4 * (self.params_per_element * self.manifest.x.size + self.manifest.latent_size)
-        self.max_rows = max(1, min(settings.max_rows, settings.max_message_bytes // (largest + 64)))
+        self._settings = settings
 
         def batcher(name: str, profiled: ProfiledGraph, run: RunFn) -> Batcher:
             profile = profiled.profile
@@ -78,11 +74,19 @@ class ServedModel:
                 name, version, queue, run, metrics, initializer=initializer, threads=threads
             )
 
-        encode = functools.partial(encode_batch, loaded.encoder.graph)
-        decode = functools.partial(decode_batch, loaded.decoder.graph, self.manifest.latent_size)
+        encode = functools.partial(
+            encode_batch, loaded.encoder.graph, encoder_outputs(self.manifest)
+        )
+        decode = functools.partial(decode_batch, loaded.decoder.graph)
         self.encoder = batcher("encoder", loaded.encoder, encode)
         self.decoder = batcher("decoder", loaded.decoder, decode)
         self._scoring_seconds = scoring.measure(self.manifest)
+
+    def max_rows(self, shapes: Shapes) -> int:
+        """How many rows of this size a request may have: any response fits into one message."""
+        numbers = (math.prod(shapes.params) if shapes.params else shapes.x.size) + shapes.z_size
+        rows = self._settings.max_message_bytes // (4 * numbers + 64)
+        return max(1, min(self._settings.max_rows, rows))
 
     def wait_until_ready(self) -> None:
         """Block until both batchers are ready. Raises BundleError if one fails to start."""
@@ -97,9 +101,9 @@ class ServedModel:
 
     def self_test(self) -> None:
         """Run the graphs on zeros, without the batchers; blocks. Raises what they raise."""
-        m = self.manifest
-        x, z = np.zeros((1, *m.x.shape), m.x.dtype), np.zeros((1, m.latent_size), np.float32)
-        self.loaded.encoder.graph.run(x, ENCODER_OUTPUTS)
+        shapes = self.manifest.default
+        x, z = np.zeros((1, *shapes.x.shape), shapes.x.dtype), np.zeros((1, *shapes.z), np.float32)
+        self.loaded.encoder.graph.run(x, encoder_outputs(self.manifest))
         self.loaded.decoder.graph.run(z, ["x"])
 
     def batchers(self) -> list[tuple[Batcher, MeasuredProfile]]:
@@ -110,25 +114,31 @@ class ServedModel:
     # work: if the call is a stream of parts, the rows of the whole call, as far as known.
 
     def encode(self, x: Array, caller: CallContext, work: int = 0) -> Future[Outputs]:
-        """mean and log_var of each row, float32 (rows, latent size)."""
+        """mean and log_var (None if the posterior is a point) of each row: float32
+        (rows, *shape of one latent)."""
         return self.encoder.submit(x, len(x), x.nbytes, caller, work=work)
 
     def decode(
-        self, source: Source, caller: CallContext, *, params: bool = False, work: int = 0
+        self,
+        source: Source,
+        shapes: Shapes,
+        caller: CallContext,
+        *,
+        params: bool = False,
+        work: int = 0,
     ) -> Future[Outputs]:
         """For each latent of the source: x (rows, *shape), params if requested, and z itself."""
-        rows, nbytes = source.rows, source.rows * self.manifest.latent_size * 4
-        return self.decoder.submit(DecodePayload(source, params), rows, nbytes, caller, work=work)
+        payload, nbytes = DecodePayload(source, shapes.z, params), source.rows * shapes.z_size * 4
+        return self.decoder.submit(payload, source.rows, nbytes, caller, work=work)
 
     async def reconstruct(
         self, x: Array, draw: NoiseRange | None, scores: bool, caller: CallContext, work: int = 0
     ) -> ReconstructionOutputs:
         """x -> x' from each row's mean, or from `draw` around it; scores on request."""
-        if scores:
-            self._check_scores("scores")
         mean, log_var = await self.encode(x, caller, work)
         source = GivenLatents(mean) if draw is None else PosteriorSamples(mean, log_var, draw)
-        decoded, params, _ = await self.decode(source, caller, params=scores, work=work)
+        shapes = self.manifest.shapes_of_x(x.shape[1:])
+        decoded, params, _ = await self.decode(source, shapes, caller, params=scores, work=work)
         if not scores:
             return ReconstructionOutputs(decoded, mean, log_var, None)
         score = functools.partial(
@@ -145,17 +155,17 @@ class ServedModel:
         All draws of all rows are one request in the queue, so that admission, the queue's limits
         and its shares count the whole work. Memory holds two numbers for each draw.
         """
-        self._check_scores("model")
-        if self.manifest.likelihood == "bernoulli":
-            x = likelihood.binarize(x, self.manifest.x)
+        shapes = self.manifest.shapes_of_x(x.shape[1:])
+        if self.manifest.likelihood and self.manifest.likelihood.binary:
+            x = likelihood.binarize(x, shapes.x)
         rows = len(x) * draws
-        nbytes = x.nbytes + len(x) * self.manifest.latent_size * 8 + rows * 16
+        nbytes = x.nbytes + len(x) * shapes.z_size * 8 + rows * 16
         weight = self._score_weight(len(x))
         self.decoder.check(rows, nbytes, caller, weight)  # reject before the encoder runs
         mean, log_var = await self.encode(x, caller)
         source = PosteriorSamples(mean, log_var, draw, draws)
         scores = Scoring(x, source, self.manifest)
-        payload = DecodePayload(source, params=True, scoring=scores)
+        payload = DecodePayload(source, shapes.z, params=True, scoring=scores)
         await self.decoder.submit(payload, rows, nbytes, caller, weight=weight, keep_outputs=False)
         return await run_in_executor(scores.scores)
 
@@ -165,11 +175,3 @@ class ServedModel:
         row_seconds = profile.batch_seconds / profile.batch_rows
         weight = 1 + (seconds.density + seconds.draw / rows) / row_seconds
         return min(math.ceil(weight), profile.batch_rows)
-
-    def _check_scores(self, field: str) -> None:
-        if self.manifest.family != "vae":
-            raise InvalidArgument(
-                field,
-                f"{self.manifest.model} is a plain autoencoder, which defines no likelihood",
-                "Use a VAE for scores",
-            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ import numpy as np
 
 from latentd.batching.rowqueue import single_item_batch
 from latentd.batching.runner import Outputs
-from latentd.bundle import DECODER, ENCODER, LIKELIHOODS, Bundle, Manifest
+from latentd.bundle import DECODER, ENCODER, Bundle, Manifest
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
-from latentd.models.payloads import ENCODER_OUTPUTS, DecodePayload, decode_batch, encode_batch
+from latentd.models.payloads import DecodePayload, decode_batch, encode_batch, encoder_outputs
 from latentd.models.sources import PriorSamples
 from latentd.runtime import golden, profiling
 from latentd.runtime.engine import Graph, SessionFactory, Signature
@@ -134,12 +135,16 @@ def load_model(
     encoder_signature, decoder_signature = signatures(m)
     encoder_golden, decoder_golden = golden.read(bundle)
 
+    shapes = m.default
+
     def encode(graph: Graph, rows: int) -> Outputs:
-        return encode_batch(graph, single_item_batch(np.zeros((rows, *m.x.shape), m.x.dtype), rows))
+        x = np.zeros((rows, *shapes.x.shape), shapes.x.dtype)
+        return encode_batch(graph, encoder_outputs(m), single_item_batch(x, rows))
 
     def decode(graph: Graph, rows: int) -> Outputs:
-        payload = DecodePayload(PriorSamples(NoiseRange(seed=0, offset=0, rows=rows)), params=False)
-        return decode_batch(graph, m.latent_size, single_item_batch(payload, rows))
+        source = PriorSamples(NoiseRange(seed=0, offset=0, rows=rows))
+        payload = DecodePayload(source, shapes.z, params=False)
+        return decode_batch(graph, single_item_batch(payload, rows))
 
     def profiled(
         file: str,
@@ -169,9 +174,9 @@ def load_model(
                     reused = dataclasses.replace(previous, file_bytes=file_bytes)
                     return ProfiledGraph(graph, golden, reused)
             graph.close()
-        row_bytes = m.x.nbytes + m.latent_size * 4
-        if not engine.on_cpu:  # a GPU batch has buffers for all outputs of its graph
-            row_bytes += m.x.size * LIKELIHOODS[m.likelihood] * 4
+        row_bytes = shapes.x.nbytes + shapes.z_size * 4
+        if not engine.on_cpu and shapes.params:  # a GPU batch has buffers for all of its outputs
+            row_bytes += math.prod(shapes.params) * 4
         return _profile(load, golden, file_bytes, run, row_bytes, settings, idle_ratio)
 
     try:
@@ -220,12 +225,11 @@ def release_to_workers(profiled: ProfiledGraph) -> Callable[[], object] | None:
 
 def signatures(m: Manifest) -> tuple[Signature, Signature]:
     """The inputs and outputs that the bundle's encoder and decoder must have."""
-    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
-    encoder = Signature(
-        ("x", m.x.dtype, m.x.shape), dict.fromkeys(ENCODER_OUTPUTS, ("float32", latent))
-    )
+    x, z, params = m.default.x, m.default.z, m.default.params
+    encoder = Signature(("x", x.dtype, x.shape), dict.fromkeys(encoder_outputs(m), ("float32", z)))
     decoder = Signature(
-        ("z", "float32", latent), {"x": (m.x.dtype, m.x.shape), "params": ("float32", params)}
+        ("z", "float32", z),
+        {"x": (x.dtype, x.shape), **({"params": ("float32", params)} if params else {})},
     )
     return encoder, decoder
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from latentd.batching.rowqueue import BatchItem
 from latentd.batching.runner import Outputs
+from latentd.bundle import Manifest
 from latentd.models import sources
 from latentd.models.scoring import Scoring
 from latentd.models.sources import Source
 from latentd.runtime.engine import Graph
 
-ENCODER_OUTPUTS: Final = ("mean", "log_var")
+
+def encoder_outputs(manifest: Manifest) -> tuple[str, ...]:
+    """The encoder's outputs: mean, and log_var if the posterior has one."""
+    return ("mean", "log_var") if manifest.posterior == "gaussian" else ("mean",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +26,22 @@ class DecodePayload:
     """What a request to the decoder puts in its queue."""
 
     source: Source
+    shape: tuple[int, ...]  # of one latent
     params: bool  # also return the parameters of p(x | z), not only its mean
     scoring: Scoring | None = None  # receives params and z, which are then not returned
 
 
-def encode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
-    """mean and log_var, float32 (rows, latent size), of a batch whose payloads are x."""
+def encode_batch(graph: Graph, outputs: Sequence[str], batch: Sequence[BatchItem]) -> Outputs:
+    """mean and log_var (None if not among `outputs`) of a batch whose payloads are x: float32
+    (rows, *shape of one latent)."""
     rows = [item.payload[item.start : item.stop] for item in batch]
-    return tuple(graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), ENCODER_OUTPUTS))
+    encoded = graph.run(rows[0] if len(rows) == 1 else np.concatenate(rows), outputs)
+    return (*encoded, None) if len(encoded) == 1 else tuple(encoded)
 
 
-def decode_batch(graph: Graph, latent_size: int, batch: Sequence[BatchItem]) -> Outputs:
+def decode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
     """x, params (None if no request wants them) and z of a batch of DecodePayloads."""
-    z = sources.materialize(batch, latent_size)
+    z = sources.materialize(batch, batch[0].payload.shape)
     if any(item.payload.params for item in batch):
         x, params = graph.run(z, ["x", "params"])
         start = 0

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd import likelihood
-from latentd.bundle import LIKELIHOODS, Manifest
+from latentd.bundle import Manifest
 from latentd.latents import POSTERIOR, Latents, NoiseRange
 from latentd.models.sources import PosteriorSamples
 
@@ -46,8 +46,9 @@ def score_reconstructions(
     manifest: Manifest,
 ) -> ScoreOutputs:
     """The scores of rows x, shape (rows, *shape), from the params decoded from one latent each."""
-    scaled = likelihood.to_unit_interval(x, manifest.x)
-    distortion = -likelihood.log_prob(scaled, params, manifest.likelihood)
+    assert manifest.likelihood
+    scaled = likelihood.to_unit_interval(x, manifest.default.x)
+    distortion = -likelihood.log_prob(scaled, params, manifest.likelihood.name)
     kl = likelihood.kl_to_standard_normal(mean, log_var)
     return ScoreOutputs(kl, -distortion - kl, reconstruction_error=distortion)
 
@@ -57,7 +58,8 @@ class Scoring:
 
     def __init__(self, x: NDArray[Any], source: PosteriorSamples, manifest: Manifest) -> None:
         self._x, self._source = x, source
-        self._spec, self._likelihood = manifest.x, manifest.likelihood
+        assert manifest.likelihood
+        self._spec, self._likelihood = manifest.default.x, manifest.likelihood.name
         self._log_weights = np.empty(source.rows)
         self._distortions = np.empty(source.rows)
 
@@ -92,11 +94,14 @@ class ScoringSeconds:
 
 def measure(manifest: Manifest) -> ScoringSeconds:
     """Measure both: the fastest of a few repeats."""
-    size = min(manifest.x.size, _MAX_MEASURED_SIZE)
-    mean = np.zeros((1, manifest.latent_size), np.float32)
+    shapes = manifest.default
+    if manifest.likelihood is None:
+        return ScoringSeconds(0.0, 0.0)
+    size = min(shapes.x.size, _MAX_MEASURED_SIZE)
+    mean = np.zeros((1, *shapes.z), np.float32)
     source = PosteriorSamples(mean, mean, NoiseRange(0, 0, 1, POSTERIOR), _MEASURED_DRAWS)
     scoring = Scoring(np.zeros((1, size), manifest.x.dtype), source, manifest)
-    params = np.zeros((_MEASURED_DRAWS, LIKELIHOODS[manifest.likelihood], size), np.float32)
+    params = np.zeros((_MEASURED_DRAWS, len(manifest.likelihood.parameters), size), np.float32)
     draws, densities = [], []
     for _ in range(_REPEATS):
         started = time.perf_counter()
@@ -105,5 +110,5 @@ def measure(manifest: Manifest) -> ScoringSeconds:
         scoring.add(0, _MEASURED_DRAWS, z, params)
         draws.append(drawn - started)
         densities.append(time.perf_counter() - drawn)
-    density = min(densities) / _MEASURED_DRAWS * manifest.x.size / size
+    density = min(densities) / _MEASURED_DRAWS * shapes.x.size / size
     return ScoringSeconds(min(draws) / _MEASURED_DRAWS, density)

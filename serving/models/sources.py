@@ -76,15 +76,15 @@ class PosteriorSamples:
         return np.arange(start, stop) % self.draw.rows
 
     def latents(self) -> Latents:
-        """The latents themselves, (rows, latent size)."""
-        eps = standard_normal(self.parts(0, self.rows), self.mean.shape[1])
+        """The latents themselves, (rows, *shape of one latent)."""
+        eps = standard_normal(self.parts(0, self.rows), self.mean.shape[1:])
         rows = self.encodings(0, self.rows)
         return reparameterize(self.mean[rows], self.log_var[rows], eps)
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def reparameterize(mean: Latents, log_var: Latents, eps: Latents) -> Latents:
-    """mean + exp(log_var / 2) * eps, each (rows, latent size)."""
+    """mean + exp(log_var / 2) * eps, each (rows, *shape of one latent)."""
     z: Latents = mean + np.exp(np.float32(0.5) * log_var) * eps
     return z
 
@@ -92,22 +92,20 @@ def reparameterize(mean: Latents, log_var: Latents, eps: Latents) -> Latents:
 Source = GivenLatents | PriorSamples | PosteriorSamples
 
 
-def materialize(batch: Sequence[BatchItem], latent_size: int) -> Latents:
-    """The latents of a batch of decodings, (rows, latent_size)."""
+def materialize(batch: Sequence[BatchItem], shape: tuple[int, ...]) -> Latents:
+    """The latents of a batch of decodings, (rows, *shape)."""
     if all(type(item.payload.source) is PriorSamples for item in batch):
         # A batch of Sample calls only: faster than item by item.
         parts = [item.payload.source.draw.slice(item.start, item.stop) for item in batch]
-        return _scale(standard_normal(parts, latent_size), batch)
+        return _scale(standard_normal(parts, shape), batch)
     draws: list[NoiseRange] = []
     for item in batch:
         if isinstance(item.payload.source, PriorSamples):
             draws.append(item.payload.source.draw.slice(item.start, item.stop))
         elif isinstance(item.payload.source, PosteriorSamples):
             draws += item.payload.source.parts(item.start, item.stop)
-    normal = (
-        standard_normal(draws, latent_size) if draws else np.empty((0, latent_size), np.float32)
-    )
-    z = np.empty((sum(item.rows for item in batch), latent_size), np.float32)
+    normal = standard_normal(draws, shape) if draws else np.empty((0, *shape), np.float32)
+    z = np.empty((sum(item.rows for item in batch), *shape), np.float32)
     at = drawn = 0
     for item in batch:
         source, rows = item.payload.source, slice(item.start, item.stop)
@@ -132,4 +130,5 @@ def _scale(normal: Latents, batch: Sequence[BatchItem]) -> Latents:
     if all(temperature == 1.0 for temperature in temperatures):
         return normal
     rows = [item.rows for item in batch]
-    return normal * np.repeat(np.array(temperatures, np.float32), rows)[:, None]
+    scales = np.repeat(np.array(temperatures, np.float32), rows)
+    return normal * scales.reshape(-1, *[1] * (normal.ndim - 1))

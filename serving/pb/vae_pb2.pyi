@@ -12,6 +12,8 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_UNSPECIFIED: _ClassVar[DataType]
     DATA_TYPE_UINT8: _ClassVar[DataType]
     DATA_TYPE_FLOAT32: _ClassVar[DataType]
+    DATA_TYPE_FLOAT16: _ClassVar[DataType]
+    DATA_TYPE_BFLOAT16: _ClassVar[DataType]
 
 class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -40,6 +42,8 @@ class InterpolationPath(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 DATA_TYPE_UNSPECIFIED: DataType
 DATA_TYPE_UINT8: DataType
 DATA_TYPE_FLOAT32: DataType
+DATA_TYPE_FLOAT16: DataType
+DATA_TYPE_BFLOAT16: DataType
 FORMAT_UNSPECIFIED: Format
 FORMAT_RAW: Format
 FORMAT_PNG: Format
@@ -97,17 +101,30 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("served_by", "family", "kind", "x_shape", "x_dtype", "x_min", "x_max", "latent_size", "likelihood", "params_per_element", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores")
+    __slots__ = ("served_by", "kind", "x_shape", "x_dtype", "x_min", "x_max", "x_bounded", "z_shape", "z_scale", "z_shift", "axes", "posterior", "prior", "likelihood", "parameters", "unavailable", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores")
+    class UnavailableEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
-    FAMILY_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     X_SHAPE_FIELD_NUMBER: _ClassVar[int]
     X_DTYPE_FIELD_NUMBER: _ClassVar[int]
     X_MIN_FIELD_NUMBER: _ClassVar[int]
     X_MAX_FIELD_NUMBER: _ClassVar[int]
-    LATENT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    X_BOUNDED_FIELD_NUMBER: _ClassVar[int]
+    Z_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    Z_SCALE_FIELD_NUMBER: _ClassVar[int]
+    Z_SHIFT_FIELD_NUMBER: _ClassVar[int]
+    AXES_FIELD_NUMBER: _ClassVar[int]
+    POSTERIOR_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_FIELD_NUMBER: _ClassVar[int]
     LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
-    PARAMS_PER_ELEMENT_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -116,15 +133,21 @@ class GetModelResponse(_message.Message):
     CREATED_FIELD_NUMBER: _ClassVar[int]
     TRAINING_SCORES_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
-    family: str
     kind: str
-    x_shape: _containers.RepeatedScalarFieldContainer[int]
+    x_shape: _containers.RepeatedCompositeFieldContainer[Dim]
     x_dtype: DataType
     x_min: float
     x_max: float
-    latent_size: int
+    x_bounded: bool
+    z_shape: _containers.RepeatedCompositeFieldContainer[Dim]
+    z_scale: _containers.RepeatedScalarFieldContainer[float]
+    z_shift: _containers.RepeatedScalarFieldContainer[float]
+    axes: _containers.RepeatedCompositeFieldContainer[Axis]
+    posterior: str
+    prior: str
     likelihood: str
-    params_per_element: int
+    parameters: _containers.RepeatedScalarFieldContainer[str]
+    unavailable: _containers.ScalarMap[str, str]
     limits: Limits
     provider: str
     versions: _containers.RepeatedScalarFieldContainer[int]
@@ -132,7 +155,31 @@ class GetModelResponse(_message.Message):
     preprocessing: str
     created: str
     training_scores: TrainingScores
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., family: _Optional[str] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[int]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., latent_size: _Optional[int] = ..., likelihood: _Optional[str] = ..., params_per_element: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ...) -> None: ...
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., x_bounded: _Optional[bool] = ..., z_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., z_scale: _Optional[_Iterable[float]] = ..., z_shift: _Optional[_Iterable[float]] = ..., axes: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ...) -> None: ...
+
+class Dim(_message.Message):
+    __slots__ = ("length", "axis", "divisor")
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    AXIS_FIELD_NUMBER: _ClassVar[int]
+    DIVISOR_FIELD_NUMBER: _ClassVar[int]
+    length: int
+    axis: str
+    divisor: int
+    def __init__(self, length: _Optional[int] = ..., axis: _Optional[str] = ..., divisor: _Optional[int] = ...) -> None: ...
+
+class Axis(_message.Message):
+    __slots__ = ("name", "multiple_of", "min", "max", "default")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MULTIPLE_OF_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    multiple_of: int
+    min: int
+    max: int
+    default: int
+    def __init__(self, name: _Optional[str] = ..., multiple_of: _Optional[int] = ..., min: _Optional[int] = ..., max: _Optional[int] = ..., default: _Optional[int] = ...) -> None: ...
 
 class TrainingScores(_message.Message):
     __slots__ = ("rows", "levels", "reconstruction_error", "kl", "elbo")
@@ -159,14 +206,16 @@ class Limits(_message.Message):
     def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_draws: _Optional[int] = ...) -> None: ...
 
 class GraphProfile(_message.Message):
-    __slots__ = ("graph", "max_batch_rows", "costs")
+    __slots__ = ("graph", "max_batch_rows", "costs", "x_shape")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     COSTS_FIELD_NUMBER: _ClassVar[int]
+    X_SHAPE_FIELD_NUMBER: _ClassVar[int]
     graph: str
     max_batch_rows: int
     costs: _containers.RepeatedCompositeFieldContainer[BatchTiming]
-    def __init__(self, graph: _Optional[str] = ..., max_batch_rows: _Optional[int] = ..., costs: _Optional[_Iterable[_Union[BatchTiming, _Mapping]]] = ...) -> None: ...
+    x_shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, graph: _Optional[str] = ..., max_batch_rows: _Optional[int] = ..., costs: _Optional[_Iterable[_Union[BatchTiming, _Mapping]]] = ..., x_shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BatchTiming(_message.Message):
     __slots__ = ("rows", "seconds")
@@ -203,20 +252,22 @@ class ListedModel(_message.Message):
     def __init__(self, version: _Optional[_Union[ModelVersion, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., newest: _Optional[bool] = ..., default: _Optional[bool] = ..., loading_since: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("model", "version", "x", "draw", "seed", "offset")
+    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "float_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     DRAW_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     x: Rows
     draw: bool
     seed: int
     offset: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    float_dtype: DataType
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("served_by", "mean", "log_var", "z", "seed", "values_outside_range")
@@ -235,18 +286,20 @@ class EncodeResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("model", "version", "z", "output", "format")
+    __slots__ = ("model", "version", "z", "output", "format", "float_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     z: Tensor
     output: DecodeOutput
     format: Format
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., output: _Optional[_Union[DecodeOutput, str]] = ..., format: _Optional[_Union[Format, str]] = ...) -> None: ...
+    float_dtype: DataType
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., output: _Optional[_Union[DecodeOutput, str]] = ..., format: _Optional[_Union[Format, str]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
     __slots__ = ("served_by", "x", "params")
@@ -259,7 +312,14 @@ class DecodeResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., params: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z")
+    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "sizes", "float_dtype")
+    class SizesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +328,8 @@ class SampleRequest(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_Z_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     count: int
@@ -276,7 +338,9 @@ class SampleRequest(_message.Message):
     temperature: float
     format: Format
     include_z: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ...) -> None: ...
+    sizes: _containers.ScalarMap[str, int]
+    float_dtype: DataType
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("served_by", "x", "z", "seed", "offset")
@@ -293,7 +357,14 @@ class SampleResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class StreamSamplesRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "chunk_rows")
+    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "chunk_rows", "sizes", "float_dtype")
+    class SizesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -303,6 +374,8 @@ class StreamSamplesRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_Z_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     count: int
@@ -312,7 +385,9 @@ class StreamSamplesRequest(_message.Message):
     format: Format
     include_z: bool
     chunk_rows: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., chunk_rows: _Optional[int] = ...) -> None: ...
+    sizes: _containers.ScalarMap[str, int]
+    float_dtype: DataType
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., chunk_rows: _Optional[int] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
 
 class StreamSamplesResponse(_message.Message):
     __slots__ = ("served_by", "x", "z", "seed", "offset")
@@ -329,7 +404,7 @@ class StreamSamplesResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores")
+    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores", "float_dtype")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
@@ -338,6 +413,7 @@ class ReconstructRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_SCORES_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     x: Rows
@@ -346,7 +422,8 @@ class ReconstructRequest(_message.Message):
     offset: int
     format: Format
     include_scores: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ...) -> None: ...
+    float_dtype: DataType
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
     __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo", "values_outside_range")
@@ -367,7 +444,7 @@ class ReconstructResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamReconstructRequest(_message.Message):
-    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "include_scores", "include_latents", "include_x")
+    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "include_scores", "include_latents", "include_x", "float_dtype")
     X_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -378,6 +455,7 @@ class StreamReconstructRequest(_message.Message):
     INCLUDE_SCORES_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_LATENTS_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_X_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     x: Rows
     offset: int
     model: str
@@ -388,7 +466,8 @@ class StreamReconstructRequest(_message.Message):
     include_scores: bool
     include_latents: bool
     include_x: bool
-    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., include_latents: _Optional[bool] = ..., include_x: _Optional[bool] = ...) -> None: ...
+    float_dtype: DataType
+    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., include_latents: _Optional[bool] = ..., include_x: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
 
 class StreamReconstructResponse(_message.Message):
     __slots__ = ("served_by", "offset", "x", "reconstruction_error", "kl", "elbo", "mean", "log_var", "seed", "errors", "values_outside_range")
@@ -443,7 +522,14 @@ class LatentAnchor(_message.Message):
     def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., sample: _Optional[_Union[SampledPoint, _Mapping]] = ...) -> None: ...
 
 class InterpolateRequest(_message.Message):
-    __slots__ = ("model", "version", "start", "end", "steps", "path", "format", "include_z")
+    __slots__ = ("model", "version", "start", "end", "steps", "path", "format", "include_z", "sizes", "float_dtype")
+    class SizesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -452,6 +538,8 @@ class InterpolateRequest(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_Z_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     start: LatentAnchor
@@ -460,7 +548,9 @@ class InterpolateRequest(_message.Message):
     path: InterpolationPath
     format: Format
     include_z: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., start: _Optional[_Union[LatentAnchor, _Mapping]] = ..., end: _Optional[_Union[LatentAnchor, _Mapping]] = ..., steps: _Optional[int] = ..., path: _Optional[_Union[InterpolationPath, str]] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ...) -> None: ...
+    sizes: _containers.ScalarMap[str, int]
+    float_dtype: DataType
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., start: _Optional[_Union[LatentAnchor, _Mapping]] = ..., end: _Optional[_Union[LatentAnchor, _Mapping]] = ..., steps: _Optional[int] = ..., path: _Optional[_Union[InterpolationPath, str]] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
 
 class InterpolateResponse(_message.Message):
     __slots__ = ("served_by", "x", "z", "values_outside_range")

@@ -120,10 +120,9 @@ def plan(args: argparse.Namespace) -> int:
         chosen = dataclasses.replace(chosen, workers=workers)
         model, resident_bytes = _measure(chosen)
         per_draw = METHODS[CALLS[workload.call]].per_draw
-        if per_draw and model.manifest.family != "vae":
+        if per_draw and (reason := model.manifest.unavailable.get("score")):
             raise ConfigError(
-                f"--call score: {model.manifest.model} is a plain autoencoder, which defines no "
-                "likelihood. Choose another call, or a VAE."
+                f"--call score: {model.manifest.model} {reason}. Choose another call or model."
             )
         density = scoring.measure(model.manifest).density if per_draw else 0.0
     except (ConfigError, BundleError) as error:

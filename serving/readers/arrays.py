@@ -161,10 +161,8 @@ class ArrayFile:
 class ArrayReader:
     """See rows.Reader. `path` may be FILE.npz:key."""
 
-    def __init__(
-        self, path: str, x: DataSpec, likelihood: str, open_file: FileOpener = files.open_file
-    ) -> None:
-        self._x, self._likelihood = x, likelihood
+    def __init__(self, path: str, x: DataSpec, open_file: FileOpener = files.open_file) -> None:
+        self._x = x
         self._array = ArrayFile(path, open_file=open_file)
         try:
             check_signature(self._array.dtype, self._array.shape[1:], x, files.printable(path))
@@ -176,7 +174,7 @@ class ArrayReader:
     def read(self, start: int, stop: int) -> Chunk:
         values = self._array.read(start, stop)
         ids = list(map(str, range(start, stop)))
-        return make_chunk(values, ids, start, self._x, self._likelihood)
+        return make_chunk(values, ids, start, self._x)
 
     def close(self) -> None:
         self._array.close()

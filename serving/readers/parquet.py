@@ -36,7 +36,6 @@ class TableReader:
         self,
         path: str,
         x: DataSpec,
-        likelihood: str,
         column: str = "",
         id_column: str = "",
         resize: bool = False,
@@ -47,7 +46,6 @@ class TableReader:
         except ImportError:
             raise ConfigError(f"{path} needs pyarrow: pip install 'latentd[jobs]'.") from None
         self._path, self._x, self._resize = path, x, resize
-        self._likelihood = likelihood
         self._file = open_file(path)
         try:
             # Without a buffer Arrow would read a whole row group at once.
@@ -144,7 +142,7 @@ class TableReader:
             column, missing = column.field("bytes"), _NO_BYTES
         whole = _as_array(column, self._x)
         if whole is not None:
-            return make_chunk(whole, ids, start, self._x, self._likelihood)
+            return make_chunk(whole, ids, start, self._x)
         good, bad = [], []
         for index, value in enumerate(column):
             try:
@@ -159,7 +157,7 @@ class TableReader:
                 reason = f"cannot be read: {files.describe(error)}"
                 bad.append(BadRow(start + index, ids[index], reason))
         x = np.array([row for _, row in good], self._x.dtype).reshape(-1, *self._x.shape)
-        chunk = make_chunk(x, [ids[i] for i, _ in good], 0, self._x, self._likelihood)
+        chunk = make_chunk(x, [ids[i] for i, _ in good], 0, self._x)
         numbers = np.array([start + i for i, _ in good], np.int64)
         bad += [BadRow(int(numbers[b.row]), b.id, b.reason) for b in chunk.bad]
         bad.sort(key=lambda b: b.row)

@@ -75,9 +75,7 @@ def check_signature(dtype: np.dtype[Any], shape: tuple[int, ...], x: DataSpec, n
         )
 
 
-def make_chunk(
-    values: Array, ids: Sequence[str], start: int, x: DataSpec, likelihood: str
-) -> Chunk:
+def make_chunk(values: Array, ids: Sequence[str], start: int, x: DataSpec) -> Chunk:
     """A chunk of rows numbered from `start`. Rows with values the model cannot take are bad."""
     values = values.reshape(len(values), *x.shape)
     rejected: dict[int, str] = {}
@@ -89,7 +87,7 @@ def make_chunk(
         wide = (flat < 0) | (flat > 255)
         for row in np.flatnonzero(wide.any(axis=1)).tolist():
             rejected[row] = f"holds {flat[row][wide[row]][0]}, which is not a byte (0 to 255)"
-    found = ranges.check(values, x, likelihood)
+    found = ranges.check(values, x)
     rejected = found.rejected | rejected
     rows, taken = np.arange(start, start + len(values)), found.values
     if not rejected:

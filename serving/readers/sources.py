@@ -115,7 +115,6 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
 def open_source(
     source: Source,
     x: DataSpec,
-    likelihood: str,
     column: str = "",
     id_column: str = "",
     resize: bool = False,
@@ -127,8 +126,8 @@ def open_source(
             source.path, lambda start, stop: names[start:stop], len(names), x, resize
         )
     if source.kind == "parquet":
-        return TableReader(source.path, x, likelihood, column, id_column, resize)
-    return ArrayReader(source.path, x, likelihood)
+        return TableReader(source.path, x, column, id_column, resize)
+    return ArrayReader(source.path, x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from latentd import codec, latents
+from latentd import codec, images, latents
+from latentd.bundle import Shapes
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
 from latentd.errors import InvalidArgument, PermissionDenied
-from latentd.latents import POSTERIOR, NoiseRange
+from latentd.latents import POSTERIOR, Latents, NoiseRange
 from latentd.models.inference import ServedModel
 from latentd.models.sources import PriorSamples
 from latentd.pb import vae_pb2 as pb
 from latentd.ranges import Counts
+from latentd.shapes import SizeError
 
 WithRows = (
     pb.SampleResponse
@@ -31,6 +34,13 @@ WithRows = (
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
 _ROW_INDEX_LIMIT: Final = 2**63  # exclusive
 _MAX_TEMPERATURE: Final = 10.0
+_HINTS: Final = {
+    "sample": "Use Decode with latents of your own, or Interpolate between rows",
+    "draw": "Leave draw out to use that point",
+    "score": "Use a model with a prior, a gaussian posterior and a likelihood",
+    "params": "Use DECODE_OUTPUT_X",
+}
+"""What to do instead, by the capability that a model lacks."""
 
 
 def prior_samples(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> PriorSamples:
@@ -96,6 +106,58 @@ def served_by(model: ServedModel) -> pb.ModelVersion:
     )
 
 
+def shapes_at(sizes: Mapping[str, int], model: ServedModel) -> Shapes:
+    """The rows at the sizes that a request names. Raises InvalidArgument."""
+    try:
+        return model.manifest.at(sizes)
+    except SizeError as error:
+        field = f'sizes["{error.axis}"]' if error.axis else "sizes"
+        raise InvalidArgument(field, error.what, error.hint) from None
+
+
+def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
+    """The rows at the size of the rows sent. Raises InvalidArgument."""
+    manifest = model.manifest
+    if not manifest.axes:
+        return manifest.default
+    content = rows.WhichOneof("content")
+    if content == "tensor" and len(rows.tensor.shape) > 1:
+        lengths, field = tuple(rows.tensor.shape[1:]), f"{field}.tensor.shape"
+    elif content == "png" and rows.png.files and images.is_png_compatible(manifest.default.x):
+        field = f"{field}.png.files[0]"
+        size = images.height_and_width(rows.png.files[0], field)
+        lengths = (*size, *manifest.default.x.shape[2:])
+    else:
+        return manifest.default  # reading the rows reports the error
+    try:
+        return manifest.shapes_of_x(lengths)
+    except SizeError as error:
+        raise InvalidArgument(field, error.what, error.hint) from None
+
+
+def read_latents(
+    tensor: pb.Tensor, model: ServedModel, field: str, max_rows: int = 0
+) -> tuple[Latents, Shapes]:
+    """z, checked, and the rows at its size.
+
+    max_rows: 0: the model's
+    """
+    shapes = model.manifest.default
+    if model.manifest.axes and len(tensor.shape) > 1:
+        try:
+            shapes = model.manifest.shapes_of_z(tuple(tensor.shape[1:]))
+        except SizeError as error:
+            raise InvalidArgument(f"{field}.shape", error.what, error.hint) from None
+    limit = max_rows or model.max_rows(shapes)
+    return codec.read_latents(tensor, shapes.z, limit, field), shapes
+
+
+def require(model: ServedModel, capability: str, field: str) -> None:
+    """Raise InvalidArgument with the reason if the model cannot do this."""
+    if reason := model.manifest.unavailable.get(capability):
+        raise InvalidArgument(field, f"{model.manifest.model} {reason}", _HINTS[capability])
+
+
 async def read_rows(
     rows: pb.Rows, model: ServedModel, field: str, max_rows: int = 0
 ) -> tuple[codec.Array, Counts | None]:
@@ -104,9 +166,9 @@ async def read_rows(
 
     max_rows: 0: the model's
     """
-    x, likelihood = model.manifest.x, model.manifest.likelihood
-    limit = max_rows or model.max_rows
-    read = functools.partial(codec.read_rows, rows, x, likelihood, limit, field)
+    shapes = shapes_of_rows(rows, model, field)
+    limit = max_rows or model.max_rows(shapes)
+    read = functools.partial(codec.read_rows, rows, shapes.x, limit, field)
     return await run_in_executor(read) if rows.WhichOneof("content") == "png" else read()
 
 

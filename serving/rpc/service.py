@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from latentd import codec, latents
 from latentd.batching.runner import Outputs
+from latentd.bundle import Shapes
 from latentd.calls import coroutines
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
@@ -23,6 +25,7 @@ from latentd.rpc.methods import INFER
 from latentd.rpc.stream_reconstruct import ReconstructStream
 from latentd.runtime.engine import SessionFactory
 from latentd.settings import Settings
+from latentd.shapes import Shape
 
 _DEFAULT_DRAWS = 16
 _DEFAULT_CHUNK = 256
@@ -43,19 +46,26 @@ class VaeService:
     ) -> pb.GetModelResponse:
         model = self._repository.find(request.model, request.version, context)
         manifest = model.manifest
+        x, likelihood = manifest.x, manifest.likelihood
         return pb.GetModelResponse(
             served_by=fields.served_by(model),
-            family=manifest.family,
-            kind=manifest.x.kind,
-            x_shape=manifest.x.shape,
-            x_dtype=codec.DATA_TYPES[manifest.x.dtype],
-            x_min=manifest.x.range[0],
-            x_max=manifest.x.range[1],
-            latent_size=manifest.latent_size,
-            likelihood=manifest.likelihood,
-            params_per_element=model.params_per_element,
+            kind=x.kind,
+            x_shape=_dims(x.shape),
+            x_dtype=codec.DATA_TYPES[x.dtype],
+            x_min=x.range[0],
+            x_max=x.range[1],
+            x_bounded=manifest.x_bounded,
+            z_shape=_dims(manifest.z.shape),
+            z_scale=manifest.z.scale,
+            z_shift=manifest.z.shift,
+            axes=[pb.Axis(**dataclasses.asdict(axis)) for axis in manifest.axes.values()],
+            posterior=manifest.posterior,
+            prior=manifest.prior or "",
+            likelihood=likelihood.name if likelihood else "",
+            parameters=manifest.parameters,
+            unavailable=manifest.unavailable,
             limits=pb.Limits(
-                max_rows=model.max_rows,
+                max_rows=model.max_rows(manifest.default),
                 max_message_bytes=self._settings.max_message_bytes,
                 max_draws=self._settings.max_draws,
             ),
@@ -66,6 +76,7 @@ class VaeService:
                     graph=batcher.name,
                     max_batch_rows=batcher.batch_rows,
                     costs=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in profile.timings],
+                    x_shape=manifest.default.x.shape,
                 )
                 for batcher, profile in model.batchers()
             ],
@@ -109,6 +120,8 @@ class VaeService:
 
     async def encode(self, request: pb.EncodeRequest, context: CallContext) -> pb.EncodeResponse:
         model = self._repository.find(request.model, request.version, context)
+        if request.draw:
+            fields.require(model, "draw", "draw")
         x, out_of_range = await fields.read_rows(request.x, model, "x")
         noise = fields.posterior_noise(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, context)
@@ -117,7 +130,8 @@ class VaeService:
             raise await finite.cause(bad, "x", model.encode(x[bad : bad + 1], context))
         response = pb.EncodeResponse(served_by=fields.served_by(model))
         codec.write_tensor(mean, response.mean)
-        codec.write_tensor(log_var, response.log_var)
+        if log_var is not None:
+            codec.write_tensor(log_var, response.log_var)
         if noise is not None and z is not None:
             codec.write_tensor(z, response.z)
             response.seed = noise.seed
@@ -127,17 +141,20 @@ class VaeService:
 
     async def decode(self, request: pb.DecodeRequest, context: CallContext) -> pb.DecodeResponse:
         model = self._repository.find(request.model, request.version, context)
-        png = codec.read_format(request.format, model.manifest.x)
-        z = codec.read_latents(request.z, model.manifest.latent_size, model.max_rows, "z")
+        png = codec.read_format(request.format, model.manifest.default.x)
+        z, shapes = fields.read_latents(request.z, model, "z")
         wants_params = request.output == pb.DECODE_OUTPUT_PARAMS
+        if wants_params:
+            fields.require(model, "params", "output")
         if request.output not in pb.DecodeOutput.values():
             raise InvalidArgument("output", f"unknown enum value {request.output}")
         if wants_params and png:
             raise InvalidArgument("format", "params cannot be returned as PNG", "Use FORMAT_RAW")
-        x, params, _ = await model.decode(GivenLatents(z), context, params=wants_params)
+        x, params, _ = await model.decode(GivenLatents(z), shapes, context, params=wants_params)
         if (bad := finite.bad_row(params if wants_params else x)) is not None:
             row = GivenLatents(z[bad : bad + 1])
-            raise await finite.cause(bad, "z", model.decode(row, context, params=wants_params))
+            alone = model.decode(row, shapes, context, params=wants_params)
+            raise await finite.cause(bad, "z", alone)
         response = pb.DecodeResponse(served_by=fields.served_by(model))
         if wants_params:
             codec.write_tensor(params, response.params)
@@ -147,15 +164,18 @@ class VaeService:
 
     async def sample(self, request: pb.SampleRequest, context: CallContext) -> pb.SampleResponse:
         model = self._repository.find(request.model, request.version, context)
-        if not 1 <= request.count <= model.max_rows:
+        fields.require(model, "sample", "model")
+        shapes = fields.shapes_at(request.sizes, model)
+        max_rows = model.max_rows(shapes)
+        if not 1 <= request.count <= max_rows:
             raise InvalidArgument(
                 "count",
-                f"{request.count} rows requested; the limit is 1 to {model.max_rows} per request",
+                f"{request.count} rows requested; the limit is 1 to {max_rows} per request",
                 "StreamSamples has no limit",
             )
-        png = codec.read_format(request.format, model.manifest.x)
+        png = codec.read_format(request.format, shapes.x)
         source = fields.prior_samples(request, request.count)
-        x, _, z = await model.decode(source, context)
+        x, _, z = await model.decode(source, shapes, context)
         if finite.bad_row(x) is not None:
             raise finite.engine_error()
         response = pb.SampleResponse(
@@ -170,18 +190,21 @@ class VaeService:
         self, request: pb.StreamSamplesRequest, context: CallContext
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
         model = self._repository.find(request.model, request.version, context)
-        chunk = request.chunk_rows or min(_DEFAULT_CHUNK, model.max_rows)
-        if chunk > model.max_rows:
-            raise InvalidArgument("chunk_rows", f"must be at most {model.max_rows}, got {chunk}")
+        fields.require(model, "sample", "model")
+        shapes = fields.shapes_at(request.sizes, model)
+        max_rows = model.max_rows(shapes)
+        chunk = request.chunk_rows or min(_DEFAULT_CHUNK, max_rows)
+        if chunk > max_rows:
+            raise InvalidArgument("chunk_rows", f"must be at most {max_rows}, got {chunk}")
         if request.count < 1:
             raise InvalidArgument("count", "0 rows requested", "Request 1 or more")
-        png = codec.read_format(request.format, model.manifest.x)
+        png = codec.read_format(request.format, shapes.x)
         source = fields.prior_samples(request, request.count)
 
         def submit(start: int) -> tuple[NoiseRange, Future[Outputs]]:
             noise = source.draw.slice(start, min(start + chunk, request.count))
             samples = PriorSamples(noise, source.temperature)
-            return noise, model.decode(samples, context, work=request.count)
+            return noise, model.decode(samples, shapes, context, work=request.count)
 
         # One chunk is decoded while the previous one is being sent, and no more. Writing waits for
         # the client, so a slow client costs the memory of two chunks, whatever its count.
@@ -205,7 +228,11 @@ class VaeService:
         self, request: pb.ReconstructRequest, context: CallContext
     ) -> pb.ReconstructResponse:
         model = self._repository.find(request.model, request.version, context)
-        png = codec.read_format(request.format, model.manifest.x)
+        png = codec.read_format(request.format, model.manifest.default.x)
+        if request.draw:
+            fields.require(model, "draw", "draw")
+        if request.include_scores:
+            fields.require(model, "score", "include_scores")
         x, out_of_range = await fields.read_rows(request.x, model, "x")
         noise = fields.posterior_noise(request, len(x)) if request.draw else None
         result = await model.reconstruct(x, noise, request.include_scores, context)
@@ -251,20 +278,24 @@ class VaeService:
         self, request: pb.InterpolateRequest, context: CallContext
     ) -> pb.InterpolateResponse:
         model = self._repository.find(request.model, request.version, context)
-        if not 2 <= request.steps <= model.max_rows:
-            raise InvalidArgument(
-                "steps",
-                f"{request.steps} steps requested; the limit is 2 to {model.max_rows} per request",
-                "Start and end count",
-            )
         if request.path not in pb.InterpolationPath.values():
             raise InvalidArgument("path", f"unknown enum value {request.path}")
-        png = codec.read_format(request.format, model.manifest.x)
-        start, start_out_of_range = await _anchor_latent(model, request.start, "start", context)
-        end, end_out_of_range = await _anchor_latent(model, request.end, "end", context)
+        png = codec.read_format(request.format, model.manifest.default.x)
+        shapes = _interpolation_shapes(model, request)
+        max_rows = model.max_rows(shapes)
+        if not 2 <= request.steps <= max_rows:
+            raise InvalidArgument(
+                "steps",
+                f"{request.steps} steps requested; the limit is 2 to {max_rows} per request",
+                "Start and end count",
+            )
+        start, start_out_of_range = await _anchor_latent(
+            model, request.start, "start", shapes, context
+        )
+        end, end_out_of_range = await _anchor_latent(model, request.end, "end", shapes, context)
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         path = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
-        x, _, _ = await model.decode(GivenLatents(path), context)
+        x, _, _ = await model.decode(GivenLatents(path), shapes, context)
         if (bad := finite.bad_row(path, x)) is not None:
             anchors = (("start", request.start, start), ("end", request.end, end))
             given = [
@@ -275,7 +306,7 @@ class VaeService:
             if not given:
                 raise finite.engine_error()
             _, farthest = max(given)
-            step = model.decode(GivenLatents(path[bad : bad + 1]), context)
+            step = model.decode(GivenLatents(path[bad : bad + 1]), shapes, context)
             raise await finite.cause(bad, farthest, step, "step")
         response = pb.InterpolateResponse(served_by=fields.served_by(model))
         await fields.write_rows(x, png, response)
@@ -287,9 +318,11 @@ class VaeService:
 
     async def score(self, request: pb.ScoreRequest, context: CallContext) -> pb.ScoreResponse:
         model = self._repository.find(request.model, request.version, context)
+        fields.require(model, "score", "model")
         x, out_of_range = await fields.read_rows(request.x, model, "x")
         draws = request.draws or _DEFAULT_DRAWS
-        max_draws = min(self._settings.max_draws, model.max_rows * 64 // len(x))
+        max_rows = model.max_rows(model.manifest.shapes_of_x(x.shape[1:]))
+        max_draws = min(self._settings.max_draws, max_rows * 64 // len(x))
         if draws > max_draws:
             raise InvalidArgument(
                 "draws", f"{draws} requested; the limit for {len(x)} rows is {max_draws}"
@@ -310,11 +343,38 @@ class VaeService:
         )
 
 
+def _dims(shape: Shape) -> list[pb.Dim]:
+    return [pb.Dim(length=dim.length, axis=dim.axis, divisor=dim.divisor) for dim in shape.dims]
+
+
+def _interpolation_shapes(model: ServedModel, request: pb.InterpolateRequest) -> Shapes:
+    """The rows at the size of both ends. Raises InvalidArgument."""
+    named = fields.shapes_at(request.sizes, model)
+    found = {"sizes": named} if request.sizes else {}
+    for field, anchor in (("start", request.start), ("end", request.end)):
+        kind = anchor.WhichOneof("point")
+        if kind == "x":
+            found[field] = fields.shapes_of_rows(anchor.x, model, f"{field}.x")
+        elif kind == "z":
+            _, found[field] = fields.read_latents(anchor.z, model, f"{field}.z", max_rows=1)
+        elif kind == "sample":
+            fields.require(model, "sample", f"{field}.sample")
+    first = next(iter(found), "")
+    for field, shapes in found.items():
+        if shapes.key != found[first].key:
+            raise InvalidArgument(
+                field,
+                f"has size {list(shapes.x.shape)}, but {first} has {list(found[first].x.shape)}",
+                "Send two ends of one size",
+            )
+    return found.get(first, named)
+
+
 async def _anchor_latent(
-    model: ServedModel, anchor: pb.LatentAnchor, field: str, context: CallContext
+    model: ServedModel, anchor: pb.LatentAnchor, field: str, shapes: Shapes, context: CallContext
 ) -> tuple[Latents, int]:
-    """The latent of one end of an interpolation, shape (latent size,). If it is given as data, also
-    how many of its values lie outside the model's range, else 0."""
+    """The latent of one end of an interpolation, without an axis for rows. If it is given as data,
+    also how many of its values lie outside the model's range, else 0."""
     kind, out_of_range = anchor.WhichOneof("point"), 0
     if kind == "x":
         # The response reveals the encoding: exactly with include_z, else in what is decoded.
@@ -325,12 +385,12 @@ async def _anchor_latent(
         if finite.bad_row(z) is not None:
             raise await finite.cause(0, f"{field}.x", model.encode(x, context))
     elif kind == "z":
-        z = codec.read_latents(anchor.z, model.manifest.latent_size, 1, f"{field}.z")
+        z, _ = fields.read_latents(anchor.z, model, f"{field}.z", max_rows=1)
     elif kind == "sample":
         sample = anchor.sample
         noise = fields.noise_range(sample.seed, sample.index, 1, f"{field}.sample.index")
-        z = latents.standard_normal([noise], model.manifest.latent_size)
+        z = latents.standard_normal([noise], shapes.z)
     else:
         raise InvalidArgument(field, "missing", "Send one row x, one latent z, or a sample's seed")
-    latent: Latents = z.reshape(-1)
+    latent: Latents = z[0]
     return latent, out_of_range

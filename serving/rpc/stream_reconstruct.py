@@ -35,7 +35,11 @@ class ReconstructStream:
         self, model: ServedModel, first: pb.StreamReconstructRequest, context: CallContext
     ) -> None:
         self._model, self._context = model, context
-        self._png = codec.read_format(first.format, model.manifest.x)
+        self._png = codec.read_format(first.format, model.manifest.default.x)
+        if first.draw:
+            fields.require(model, "draw", "draw")
+        if first.include_scores:
+            fields.require(model, "score", "include_scores")
         self._draw, self._seed = first.draw, fields.seed(first) if first.draw else 0
         self._include_scores = first.include_scores
         self._include_latents = first.include_latents
@@ -85,7 +89,9 @@ class ReconstructStream:
             await fields.write_rows(column([part.x for part in results]), self._png, response)
         if self._include_latents:
             codec.write_tensor(column([part.mean for part in results]), response.mean)
-            codec.write_tensor(column([part.log_var for part in results]), response.log_var)
+            log_vars = [part.log_var for part in results if part.log_var is not None]
+            if log_vars:
+                codec.write_tensor(column(log_vars), response.log_var)
         scores = [part.scores for part in results if part.scores is not None]
         if scores:
             error = [s.reconstruction_error for s in scores if s.reconstruction_error is not None]
@@ -113,8 +119,7 @@ class ReconstructStream:
     async def _read(self, rows: pb.Rows) -> tuple[Array, Counts | None, dict[int, str]]:
         """x, how many values of each row lie outside the range, and why a row cannot be used, by
         row. Such rows keep their places, so that the other rows keep their noise."""
-        manifest, max_rows = self._model.manifest, self._model.max_rows
-        read = functools.partial(
-            codec.decode_rows_lenient, rows, manifest.x, manifest.likelihood, max_rows, "x"
-        )
+        shapes = self._model.manifest.default
+        max_rows = self._model.max_rows(shapes)
+        read = functools.partial(codec.decode_rows_lenient, rows, shapes.x, max_rows, "x")
         return await run_in_executor(read) if rows.WhichOneof("content") == "png" else read()

@@ -20,7 +20,7 @@ from typing import IO, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.bundle import GOLDEN, LIKELIHOODS, Bundle, Manifest
+from latentd.bundle import GOLDEN, Bundle, Manifest
 from latentd.errors import BundleError
 from latentd.runtime.engine import Graph
 
@@ -99,19 +99,25 @@ def read(bundle: Bundle) -> tuple[Golden, Golden]:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError("golden", f"{GOLDEN} cannot be read: {error}") from None
     tolerance = TOLERANCES[m.precision]
-    encoded = {name: arrays[name] for name in ("mean", "log_var")}
-    decoded = {"x": arrays["decoded_x"], "params": arrays["params"]}
+    encoded = {name: arrays[name] for name in _encoded(m)}
+    decoded = {"x": arrays["decoded_x"]}
+    if m.likelihood:
+        decoded["params"] = arrays["params"]
     return Golden(arrays["x"], encoded, tolerance), Golden(arrays["z"], decoded, tolerance)
+
+
+def _encoded(m: Manifest) -> tuple[str, ...]:
+    return ("mean", "log_var") if m.posterior == "gaussian" else ("mean",)
 
 
 def _read(file: zipfile.ZipFile, m: Manifest) -> dict[str, NDArray[Any]]:
     """The arrays by name. None is unpacked before its dtype, shape and size have been checked."""
-    latent, params = (m.latent_size,), (LIKELIHOODS[m.likelihood], *m.x.shape)
+    x, z, params = m.default.x, m.default.z, m.default.params
     rows_of = {
-        "x": (m.x.dtype, m.x.shape),
-        **dict.fromkeys(("mean", "log_var", "z"), ("float32", latent)),
-        "decoded_x": (m.x.dtype, m.x.shape),
-        "params": ("float32", params),
+        "x": (x.dtype, x.shape),
+        **dict.fromkeys((*_encoded(m), "z"), ("float32", z)),
+        "decoded_x": (x.dtype, x.shape),
+        **({"params": ("float32", params)} if params else {}),
     }
     rows, total = {}, 0
     for name, (dtype, shape) in rows_of.items():
@@ -125,7 +131,8 @@ def _read(file: zipfile.ZipFile, m: Manifest) -> dict[str, NDArray[Any]]:
             )
         rows[name] = found_shape[0]
         total += math.prod(found_shape) * found_dtype.itemsize
-    for input_, outputs in (("x", ("mean", "log_var")), ("z", ("decoded_x", "params"))):
+    decoded = ("decoded_x", "params") if params else ("decoded_x",)
+    for input_, outputs in (("x", _encoded(m)), ("z", decoded)):
         if rows[input_] < MIN_ROWS:
             raise BundleError(
                 "golden",

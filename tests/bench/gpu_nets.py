@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from latentd import bundle
-from latentd.bundle import DataSpec, Manifest
+from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.shapes import Shape
 from latentd.training import export, networks, onnx_graphs
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
@@ -31,7 +32,7 @@ class Net:
     def config(self) -> Config:
         config = Config(
             architecture="conv",
-            likelihood="bernoulli",
+            likelihood=LIKELIHOODS["bernoulli"],
             hidden_size=self.hidden_size,
             depth=self.depth,
             latent_size=self.latent_size,
@@ -59,10 +60,9 @@ def publish(net: Net, root: Path, precision: str) -> Path:
     encoder = onnx_graphs.encoder(exported, net.name)
     manifest = Manifest(
         model=net.name,
-        x=DataSpec("image", net.shape, "uint8", (0.0, 255.0)),
-        latent_size=net.latent_size,
-        likelihood="bernoulli",
-        family="vae",
+        x=RowFormat.of(DataSpec("image", net.shape, "uint8", (0.0, 255.0))),
+        z=LatentFormat(Shape.parse([net.latent_size])),
+        likelihood=LIKELIHOODS["bernoulli"],
         opset=onnx_graphs.opset(encoder),
         preprocessing="inside the graphs",
         parity={},

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from latentd import bundle
-from latentd.bundle import DataSpec, Manifest
+from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.shapes import Shape
 
 SHAPE = (28, 28)
 LATENT = 20
@@ -156,10 +157,9 @@ def publish(root: Path, name: str) -> Path:
     )
     manifest = Manifest(
         model=name,
-        x=DataSpec("image", SHAPE, "uint8", (0.0, 255.0)),
-        latent_size=LATENT,
-        likelihood="bernoulli",
-        family="vae",
+        x=RowFormat.of(DataSpec("image", SHAPE, "uint8", (0.0, 255.0))),
+        z=LatentFormat(Shape.parse([LATENT])),
+        likelihood=LIKELIHOODS["bernoulli"],
         opset=18,
         preprocessing="x / 255 inside the graph",
         parity={},

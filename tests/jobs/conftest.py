@@ -18,7 +18,8 @@ from onnx import helper
 
 from latentd import bundle
 from latentd.__main__ import main
-from latentd.bundle import DataSpec, Manifest
+from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.shapes import Shape
 from tests.support.onnx_graphs import npz, serialized
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,10 +160,9 @@ class PublishVectors:
         )
         manifest = Manifest(
             model="vectors",
-            family="vae",
-            x=x,
-            latent_size=width,
-            likelihood=likelihood,
+            x=RowFormat.of(x),
+            z=LatentFormat(Shape.parse([width])),
+            likelihood=LIKELIHOODS[likelihood],
             opset=18,
             preprocessing="none",
             parity={},

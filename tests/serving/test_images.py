@@ -78,8 +78,8 @@ def test_any_error_of_pillow_is_an_error_of_the_row(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Image, "open", open_or_raise)
     rows = pb.Rows(png=pb.PngImages(files=[good, b"bad"]))
     with pytest.raises(InvalidArgument, match=r"x\.png\.files\[1\]: not a readable PNG file"):
-        codec.read_rows(rows, GRAY, "bernoulli", 8, "x")
-    pixels, _, errors = codec.decode_rows_lenient(rows, GRAY, "bernoulli", 8, "x")
+        codec.read_rows(rows, GRAY, 8, "x")
+    pixels, _, errors = codec.decode_rows_lenient(rows, GRAY, 8, "x")
     assert (len(pixels), errors) == (2, {1: "not a readable PNG file"})
 
 

@@ -16,14 +16,15 @@ from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from tests.support.echo_bundle import SIZE, publish_echo
 
-UNIT = DataSpec("vector", (2,), "float32", (0.0, 1.0))
+UNIT = DataSpec("vector", (2,), "float32", (0.0, 1.0), bounded=True)
+UNBOUNDED = DataSpec("vector", (2,), "float32", (0.0, 1.0), bounded=False)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_value_within_rounding_of_a_bound_becomes_the_bound(dtype, likelihood):
+@pytest.mark.parametrize("x", [UNIT, UNBOUNDED])
+def test_value_within_rounding_of_a_bound_becomes_the_bound(dtype, x):
     sent = np.array([[1 + 2**-20, 0.5], [1.0000000000000002, -1e-7]], dtype)
-    checked = ranges.check(sent, UNIT, likelihood)
+    checked = ranges.check(sent, x)
     assert checked.values.tolist() == [[1, 0.5], [1, 0]]
     assert checked.values.dtype == dtype
     assert (checked.out_of_range, checked.rejected) == (None, {})
@@ -31,16 +32,16 @@ def test_value_within_rounding_of_a_bound_becomes_the_bound(dtype, likelihood):
 
 
 def test_rounding_is_relative_to_the_width_of_the_range():
-    wide = DataSpec("vector", (1,), "float32", (-100.0, 900.0))
+    wide = DataSpec("vector", (1,), "float32", (-100.0, 900.0), bounded=False)
     values = np.array([[900.0009], [900.002], [-100.0009]])
-    checked = ranges.check(values, wide, "gaussian")
+    checked = ranges.check(values, wide)
     assert checked.values.tolist() == [[900], [900.002], [-100]]
     assert checked.out_of_range.tolist() == [0, 1, 0]
 
 
 def test_values_outside_the_range_are_counted_per_row():
     values = np.array([[0, 1], [1.165, -3], [0.5, 7]], np.float32)
-    checked = ranges.check(values, UNIT, "gaussian")
+    checked = ranges.check(values, UNBOUNDED)
     assert checked.values is values or np.array_equal(checked.values, values)
     assert checked.out_of_range.tolist() == [0, 2, 1]
     assert checked.rejected == {}
@@ -48,23 +49,22 @@ def test_values_outside_the_range_are_counted_per_row():
 
 def test_row_is_rejected_when_its_likelihood_is_not_defined():
     values = np.array([[0, 1], [0.5, 1.165]], np.float32)
-    for likelihood in ("bernoulli", "discretized-logistic"):
-        rejected = ranges.check(values, UNIT, likelihood).rejected
-        assert list(rejected) == [1]
-        assert "holds 1.165, outside the model's range 0 to 1" in rejected[1]
-        assert f"its {likelihood} likelihood is not defined" in rejected[1]
+    rejected = ranges.check(values, UNIT).rejected
+    assert list(rejected) == [1]
+    assert "holds 1.165, outside the model's range 0 to 1" in rejected[1]
+    assert "its likelihood is not defined" in rejected[1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_are_always_rejected(value):
     values = np.array([[0, 1], [2, value]], np.float32)
-    assert ranges.check(values, UNIT, "gaussian").rejected == {1: "holds NaN or infinity"}
+    assert ranges.check(values, UNBOUNDED).rejected == {1: "holds NaN or infinity"}
 
 
 def test_values_in_the_range_are_not_copied():
     for values in (np.ones((3, 2), np.float32), np.full((3, 2), 255, np.uint8)):
         x = UNIT if values.dtype == np.float32 else DataSpec("vector", (2,), "uint8", (0.0, 255.0))
-        assert ranges.check(values, x, "gaussian").values is values
+        assert ranges.check(values, x).values is values
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_bernoulli_model_names_the_row_outside_its_range(server, client):
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     details = refused.value.details()
     assert details.startswith("x.tensor.data: row 2 holds 1.165, outside the model's range 0 to 1")
-    assert "bernoulli likelihood is not defined" in details
+    assert "its likelihood is not defined" in details
 
 
 def test_client_command_counts_rows_outside_the_range(server, tmp_path, capsys):
@@ -137,5 +137,5 @@ def test_client_command_counts_rows_outside_the_range(server, tmp_path, capsys):
 
 def test_value_just_outside_the_range_is_shown_with_its_digits():
     x = DataSpec("vector", (1,), "float32", (0.0, 1.0))
-    (reason,) = ranges.check(np.array([[1.00001]]), x, "bernoulli").rejected.values()
+    (reason,) = ranges.check(np.array([[1.00001]]), x).rejected.values()
     assert "holds 1.00001, outside" in reason

@@ -8,7 +8,8 @@ import numpy as np
 from onnx import helper
 
 from latentd import bundle
-from latentd.bundle import DataSpec, Manifest
+from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.shapes import Shape
 from tests.support.onnx_graphs import npz, serialized
 
 SIZE = 4  # of a row, and of its latent
@@ -37,10 +38,9 @@ def publish_echo(root: Path, likelihood: str = "gaussian", model: str = "echo") 
     )
     manifest = Manifest(
         model=model,
-        x=DataSpec("vector", (SIZE,), "float32", (0.0, 1.0)),
-        latent_size=SIZE,
-        likelihood=likelihood,
-        family="vae",
+        x=RowFormat.of(DataSpec("vector", (SIZE,), "float32", (0.0, 1.0))),
+        z=LatentFormat(Shape.parse([SIZE])),
+        likelihood=LIKELIHOODS[likelihood],
         opset=18,
         preprocessing="none",
         parity={},

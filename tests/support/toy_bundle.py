@@ -8,7 +8,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from latentd import bundle
-from latentd.bundle import DataSpec, Manifest
+from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.shapes import Shape
 from tests.support.onnx_graphs import npz, serialized
 
 SHAPE = (4, 4)
@@ -71,10 +72,11 @@ def toy_files(levels: int = 255) -> dict[str, bytes]:
 def toy_manifest(model: str = "toy", family: str = "vae") -> Manifest:
     return Manifest(
         model=model,
-        x=DataSpec("image", SHAPE, "uint8", (0.0, 255.0)),
-        latent_size=LATENT_SIZE,
-        likelihood="bernoulli",
-        family=family,
+        x=RowFormat.of(DataSpec("image", SHAPE, "uint8", (0.0, 255.0))),
+        z=LatentFormat(Shape.parse([LATENT_SIZE])),
+        likelihood=LIKELIHOODS["bernoulli"],
+        posterior="gaussian" if family == "vae" else "point",
+        prior="standard-normal" if family == "vae" else None,
         opset=18,
         preprocessing="x / 255 inside the graph",
         parity={},

@@ -14,6 +14,7 @@ from latentd.errors import BundleError
 from latentd.jobs.plan import OutputSpec
 from latentd.jobs.reconstruct import LocalReconstructor
 from latentd.readers.rows import Chunk
+from latentd.shapes import Shape
 from latentd.training import data
 from latentd.training.config import Config
 
@@ -21,10 +22,9 @@ Cli = Callable[..., tuple[int, str, str]]
 
 MANIFEST = bundle.Manifest(
     model="m",
-    x=bundle.DataSpec("vector", (3,), "float32", (0.0, 1.0)),
-    latent_size=2,
-    likelihood="gaussian",
-    family="vae",
+    x=bundle.RowFormat("vector", Shape.parse([3]), "float32", (0.0, 1.0)),
+    z=bundle.LatentFormat(Shape.parse([2])),
+    likelihood=bundle.LIKELIHOODS["gaussian"],
     opset=18,
     preprocessing="none",
     parity={},

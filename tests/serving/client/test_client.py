@@ -55,7 +55,7 @@ def test_get_model_describes_the_model(client: Client) -> None:
         *("image", (4, 4), "uint8"),
         (0, 255),
     )
-    assert (info.family, info.likelihood, info.latent_size) == ("vae", "bernoulli", 16)
+    assert (info.posterior, info.likelihood, info.default.z) == ("gaussian", "bernoulli", (16,))
     assert info.limits.max_rows == 4096
     assert info.versions == [info.served_by.version] == [1]
     assert all(graph.seconds[1] > 0 for graph in info.profiles)
@@ -94,7 +94,9 @@ def test_decode_returns_data_or_params(client: Client) -> None:
 def test_sample_is_reproduced_by_its_seed(client: Client) -> None:
     samples = client.sample(8, include_z=True)
     assert samples.z is not None
-    np.testing.assert_array_equal(samples.z, standard_normal([NoiseRange(samples.seed, 0, 8)], 16))
+    np.testing.assert_array_equal(
+        samples.z, standard_normal([NoiseRange(samples.seed, 0, 8)], (16,))
+    )
     np.testing.assert_array_equal(samples.x, decoded(samples.z))
     again = client.sample(3, seed=samples.seed, offset=5)
     np.testing.assert_array_equal(again.x, samples.x[5:])
@@ -139,7 +141,7 @@ def test_interpolate_ends_at_its_anchors(client: Client) -> None:
     np.testing.assert_array_equal(way.x[4:], decoded(z.astype(np.float32)))
     way = client.interpolate(SampledPoint(7, 3), SampledPoint(8), steps=2, include_z=True)
     assert way.z is not None
-    np.testing.assert_array_equal(way.z[:1], standard_normal([NoiseRange(7, 3, 1)], 16))
+    np.testing.assert_array_equal(way.z[:1], standard_normal([NoiseRange(7, 3, 1)], (16,)))
     (png,) = images.encode_pngs(x[None])
     way = client.interpolate(DataPoint(png), DataPoint(x), steps=2)
     np.testing.assert_array_equal(way.x[0], x)
@@ -261,7 +263,9 @@ def test_threads_share_one_client(client: Client) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         for seed, x in enumerate(pool.map(draw, range(64))):
-            np.testing.assert_array_equal(x, decoded(standard_normal([NoiseRange(seed, 0, 3)], 16)))
+            np.testing.assert_array_equal(
+                x, decoded(standard_normal([NoiseRange(seed, 0, 3)], (16,)))
+            )
 
 
 def test_token_is_not_sent_in_plain_text_to_other_hosts() -> None:

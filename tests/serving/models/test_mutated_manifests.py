@@ -75,7 +75,7 @@ def test_accepted_manifests_can_be_served(root, publish, server, stub, most, rec
         described = stub.GetModel(pb.GetModelRequest())
         served += described.served_by.version == 2
         x = codec.to_rows(np.full((2, 4, 4), described.x_min, np.uint8))
-        wants_scores = described.family == "vae"
+        wants_scores = "score" not in described.unavailable
         answer = stub.Reconstruct(pb.ReconstructRequest(x=x, include_scores=wants_scores))
         for name in ("kl", "elbo", "reconstruction_error"):
             found = getattr(answer, name)

@@ -22,7 +22,7 @@ def test_republished_version_number_is_reloaded(root, publish, server, stub):
     publish(root, family="ae")
     server.scan()
     assert stub.answering() == 1
-    assert stub.GetModel(pb.GetModelRequest()).family == "ae"
+    assert stub.GetModel(pb.GetModelRequest()).posterior == "point"
     assert server.metric("latentd_queue_rows", graph="decoder", model="toy", version="1") == 0
     stub.wait_until(
         lambda: server.metric("latentd_reloads_total", result="unloaded", reason="") == 1

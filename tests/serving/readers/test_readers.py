@@ -68,7 +68,7 @@ def test_both_halves_convert_images_alike(tmp_path: Path) -> None:
     trained = read_pictures(tmp_path, "4x5").pixels
     x = DataSpec("image", (4, 5, 3), "uint8", (0, 255))
     [source], _ = find(tmp_path)
-    with closing(sources.open_source(source, x, "bernoulli", resize=True)) as reader:
+    with closing(sources.open_source(source, x, resize=True)) as reader:
         np.testing.assert_array_equal(reader.read(0, len(made)).x, trained)
 
 
@@ -274,4 +274,4 @@ def test_named_table_column_of_another_type_is_reported(tmp_path: Path) -> None:
     x = DataSpec("vector", (1,), "uint8", (0, 255))
     [source], _ = find(tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match=r"column path has type string; expected lists or bytes"):
-        sources.open_source(source, x, "bernoulli", column="path")
+        sources.open_source(source, x, column="path")

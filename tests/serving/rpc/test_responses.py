@@ -34,9 +34,17 @@ def latents_of(response) -> bytes:
 
 def test_get_model_describes_the_model(stub, provider):
     model = stub.GetModel(pb.GetModelRequest())
-    assert (model.family, model.kind, list(model.x_shape)) == ("vae", "image", [4, 4])
+    assert (model.posterior, model.kind, [d.length for d in model.x_shape]) == (
+        "gaussian",
+        "image",
+        [4, 4],
+    )
     assert (model.x_dtype, model.x_min, model.x_max) == (pb.DATA_TYPE_UINT8, 0, 255)
-    assert (model.latent_size, model.likelihood, model.params_per_element) == (16, "bernoulli", 1)
+    assert (model.z_shape[0].length, model.likelihood, model.parameters) == (
+        16,
+        "bernoulli",
+        ["logit"],
+    )
     assert model.served_by.digest.startswith("sha256:")
     assert model.provider == provider
     assert [graph.graph for graph in model.profiles] == ["encoder", "decoder"]
@@ -58,7 +66,7 @@ def test_encode_returns_mean_log_var_and_a_seeded_sample(stub):
     mean = codec.from_tensor(response.mean)
     np.testing.assert_allclose(mean, x.reshape(3, 16) / 255, atol=1e-6)
     np.testing.assert_array_equal(codec.from_tensor(response.log_var), np.full((3, 16), -2, "f4"))
-    eps = standard_normal([NoiseRange(5, 0, 3, stream=1)], 16)
+    eps = standard_normal([NoiseRange(5, 0, 3, stream=1)], (16,))
     np.testing.assert_allclose(codec.from_tensor(response.z), mean + np.exp(-1) * eps, rtol=1e-6)
     assert response.seed == 5
 

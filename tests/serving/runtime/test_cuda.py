@@ -45,7 +45,7 @@ def load(toy: bundle.Bundle, file: str, cuda_graphs: bool = True, provider: str 
 
 
 def latents(toy: bundle.Bundle, rows: int, seed: int = 0) -> np.ndarray:
-    shape = rows, toy.manifest.latent_size
+    shape = rows, *toy.manifest.default.z
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
