@@ -71,7 +71,8 @@ class BoundModel:
     def decode(self, x: np.ndarray, *, params: bool = False) -> Future:
         """Decode the latents that the decoder turns into these images."""
         z = x.reshape(len(x), -1) / np.float32(255)
-        return self.model.decode(GivenLatents(z), CallContext(), params=params)
+        shapes = self.model.manifest.default
+        return self.model.decode(GivenLatents(z), shapes, CallContext(), params=params)
 
 
 def load_toy(toy_bundles: Path, settings: Settings) -> LoadedModel:

@@ -34,7 +34,7 @@ def publish_echo(root: Path, likelihood: str = "gaussian", model: str = "echo") 
         log_var=np.full_like(rows, -2),
         z=rows,
         decoded_x=rows,
-        params=params[:, : bundle.LIKELIHOODS[likelihood]],
+        params=params[:, : len(LIKELIHOODS[likelihood].parameters)],
     )
     manifest = Manifest(
         model=model,
