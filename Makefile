@@ -23,7 +23,7 @@ MODELS ?= models
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo clean \
 	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz \
-	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint \
+	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
 	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
 
@@ -129,6 +129,9 @@ build/packages:
 
 protos: install build/packages  ## generate serving/pb from protos/
 	$(PROTOC)
+
+likelihoods: install  ## write the graphs in serving/models/format_1 again
+	$(RUN)python -m latentd.training.format_1 serving/models/format_1
 
 protos-check: protos  ## fail if serving/pb is not what protos/ generates
 	git diff --exit-code -- serving/pb

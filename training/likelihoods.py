@@ -18,7 +18,7 @@ from latentd.training.config import Config
 
 
 class Likelihood(Protocol):
-    """The interface of a likelihood."""
+    """The interface of a likelihood, and the base of each."""
 
     outputs: int  # network outputs for each element of x
     parameters: int  # parameters for each element of x
@@ -26,14 +26,19 @@ class Likelihood(Protocol):
     def params(self, raw: Tensor) -> Tensor:
         """The network's unbounded outputs (rows, outputs, *shape) -> parameters."""
 
-    def nll(self, x: Tensor, params: Tensor) -> Tensor:
-        """-log p(x|z) in nats, summed over each row: (rows,)."""
+    def terms(self, x: Tensor, params: Tensor) -> Tensor:
+        """-log p(x|z) in nats as terms to be summed over each row: (rows, ...). Training sums them
+        in float32, the graph that scores rows in float64."""
 
     def mean(self, params: Tensor) -> Tensor:
         """E[x|z] in [0, 1]: (rows, *shape)."""
 
+    def nll(self, x: Tensor, params: Tensor) -> Tensor:
+        """-log p(x|z) in nats, summed over each row: (rows,)."""
+        return self.terms(x, params).flatten(1).sum(1)
 
-class Bernoulli:
+
+class Bernoulli(Likelihood):
     """params: one logit for each pixel. For grey x, -log p is a cross-entropy, not a likelihood."""
 
     outputs = parameters = 1
@@ -41,15 +46,14 @@ class Bernoulli:
     def params(self, raw: Tensor) -> Tensor:
         return raw
 
-    def nll(self, x: Tensor, params: Tensor) -> Tensor:
-        logits = params[:, 0]
-        return F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
+    def terms(self, x: Tensor, params: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(params[:, 0], x, reduction="none")
 
     def mean(self, params: Tensor) -> Tensor:
         return params[:, 0].sigmoid()
 
 
-class Gaussian:
+class Gaussian(Likelihood):
     """params: mean and log standard deviation of each pixel. p is a density, so -log p may be
     negative.
 
@@ -70,16 +74,16 @@ class Gaussian:
             return torch.cat((raw, torch.full_like(raw, self.log_fixed_std)), dim=1)
         return _with_log_floor(raw, self.log_floor)
 
-    def nll(self, x: Tensor, params: Tensor) -> Tensor:
+    def terms(self, x: Tensor, params: Tensor) -> Tensor:
         mean, log_std = params[:, 0], params[:, 1]
         squares = ((x - mean) * (-log_std).exp()).square()
-        return (0.5 * squares + log_std + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+        return 0.5 * squares + log_std + 0.5 * math.log(2 * math.pi)
 
     def mean(self, params: Tensor) -> Tensor:
         return params[:, 0].clamp(0, 1)
 
 
-class DiscretizedLogistic:
+class DiscretizedLogistic(Likelihood):
     """params: mean and log scale of a logistic distribution for each pixel. Levels are 1/255 apart.
     A byte's probability is the mass between the midpoints to its neighbors; 0 and 255 include the
     tails. p is a probability, so -log p is never negative. Kingma et al. (2016), arXiv:1606.04934;
@@ -92,14 +96,14 @@ class DiscretizedLogistic:
     def params(self, raw: Tensor) -> Tensor:
         return _with_log_floor(raw, self.log_floor)
 
-    def nll(self, x: Tensor, params: Tensor) -> Tensor:
+    def terms(self, x: Tensor, params: Tensor) -> Tensor:
         mean, sharpness = params[:, 0], (-params[:, 1]).exp()
         above = (x - mean + 1 / 510) * sharpness
         below = (x - mean - 1 / 510) * sharpness
         # sigmoid(above) - sigmoid(below), factored to avoid cancellation.
         inside = F.softplus(-above) + F.softplus(below) - (-torch.expm1(-sharpness / 255)).log()
         tails = torch.where(x == 0, F.softplus(-above), F.softplus(below))
-        return torch.where((x == 0) | (x == 1), tails, inside).flatten(1).sum(1)
+        return torch.where((x == 0) | (x == 1), tails, inside)
 
     def mean(self, params: Tensor) -> Tensor:
         """The logistic's mean. It equals the bytes' mean except for the effect of the cut tails."""

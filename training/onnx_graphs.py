@@ -1,4 +1,4 @@
-"""The model as two self-contained ONNX graphs with a dynamic batch and no random operators."""
+"""The model as self-contained ONNX graphs with a dynamic batch and no random operators."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import onnx
 import torch
+from onnxscript import opset18
 from torch import Tensor, nn
 
 from latentd.training.errors import RunFailed
-from latentd.training.model import Model, to_data
+from latentd.training.likelihoods import Likelihood
+from latentd.training.model import Model, to_data, to_unit
 
 MAX_ROWS: Final = 1 << 16  # upper end of the batch dimension's range
+MAX_SIZE: Final = 1 << 28  # upper end of a flat row's length
+_op: Final[Any] = opset18  # its own types are too narrow: they do not know Python's numbers
 _FORBIDDEN: Final = ("Random", "Dropout", "Multinomial", "Bernoulli")
 
 
@@ -43,16 +47,50 @@ class DecoderGraph(nn.Module):
         return to_data(self.model, params), params
 
 
+class LikelihoodGraph(nn.Module):
+    """x in the data's form and params -> log p(x|z), summed in float64."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+
+    def forward(self, x: Tensor, params: Tensor) -> Tensor:
+        terms = self.likelihood.terms(to_unit(x), params)
+        # Thousands of nats in float32 have steps of 1e-4 and more.
+        return -terms.sum(tuple(range(1, terms.ndim)), dtype=torch.float64)
+
+
 def encoder(model: Model, name: str) -> bytes:
     """encoder.onnx: x (batch, *shape) -> mean, log_var float32 (batch, latent_size)."""
     x = torch.zeros((2, *model.spec.shape), dtype=getattr(torch, model.spec.dtype))
-    return _graph(EncoderGraph(model), x, "x", ("mean", "log_var"), name)
+    return _graph(EncoderGraph(model), {"x": x}, ("mean", "log_var"), name)
 
 
 def decoder(model: Model, name: str, latent_size: int) -> bytes:
     """decoder.onnx: z float32 (batch, latent_size) -> x (batch, *shape), params float32 (batch,
     parameters, *shape)."""
-    return _graph(DecoderGraph(model), torch.zeros(2, latent_size), "z", ("x", "params"), name)
+    return _graph(DecoderGraph(model), {"z": torch.zeros(2, latent_size)}, ("x", "params"), name)
+
+
+def likelihood(model: Model, name: str) -> bytes:
+    """likelihood.onnx: x (batch, *shape), params float32 (batch, parameters, *shape) ->
+    log_likelihood float64 (batch,) in nats. It has no weights."""
+    shape, dtype = model.spec.shape, getattr(torch, model.spec.dtype)
+    inputs = {
+        "x": torch.zeros((2, *shape), dtype=dtype),
+        "params": torch.zeros(2, model.likelihood.parameters, *shape),
+    }
+    graph = LikelihoodGraph(model.likelihood)
+    return _graph(graph, inputs, ("log_likelihood",), name, functions=_ACCURATE)
+
+
+def flat_likelihood(likelihood: Likelihood, name: str) -> bytes:
+    """As `likelihood`, but for rows of any length: x float32 (batch, size) in [0, 1], params
+    (batch, parameters, size)."""
+    size = torch.export.Dim("size", min=1, max=MAX_SIZE)
+    inputs = {"x": torch.zeros(2, 3), "params": torch.zeros(2, likelihood.parameters, 3)}
+    graph, free = LikelihoodGraph(likelihood), {"x": {1: size}, "params": {2: size}}
+    return _graph(graph, inputs, ("log_likelihood",), name, free, _ACCURATE)
 
 
 def opset(graph: bytes) -> int:
@@ -61,27 +99,74 @@ def opset(graph: bytes) -> int:
     return next(entry.version for entry in imports if entry.domain in ("", "ai.onnx"))
 
 
+def _log_sigmoid(x: Any) -> Any:
+    return _op.Sub(_op.Min(x, _op.CastLike(0.0, x)), _log_1_plus_exp_minus_abs(x))
+
+
+def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    assert beta == 1
+    return _op.Add(_op.Relu(x), _log_1_plus_exp_minus_abs(x))
+
+
+def _log_1_plus_exp_minus_abs(x: Any) -> Any:
+    return _op.Log(_op.Add(_op.Exp(_op.Neg(_op.Abs(x))), _op.CastLike(1.0, x)))
+
+
+def _expm1(x: Any) -> Any:
+    """exp(x) - 1 in float64, and x itself where even that loses its digits."""
+    power = _op.Exp(_op.Cast(x, to=onnx.TensorProto.DOUBLE))
+    difference = _op.CastLike(_op.Sub(power, _op.CastLike(1.0, power)), x)
+    return _op.Where(_op.Less(_op.Abs(x), _op.CastLike(1e-8, x)), x, difference)
+
+
+_ACCURATE: Final = {
+    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+    torch.ops.aten.softplus.default: _softplus,
+    torch.ops.aten.expm1.default: _expm1,
+}
+"""Functions that ONNX lacks, for densities. The exporter's own are inaccurate, log(sigmoid(x)) and
+exp(x) - 1, or slow: ONNX Runtime's Softplus takes three times as long."""
+
+
 def _graph(
-    module: nn.Module, example: Tensor, input_name: str, output_names: tuple[str, ...], name: str
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    output_names: tuple[str, ...],
+    name: str,
+    free: Mapping[str, Mapping[int, Any]] | None = None,
+    functions: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> bytes:
+    """inputs: by name, each with two rows. free: each input's axes of any length, besides the
+    batch. functions: how to write operators of torch in ONNX, where not in the exporter's way."""
     batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
     with _quiet():
         program = torch.onnx.export(
             module.eval(),
-            (example,),
+            tuple(inputs.values()),
             dynamo=True,
             external_data=False,
-            input_names=[input_name],
+            input_names=list(inputs),
             output_names=list(output_names),
-            dynamic_shapes=({0: batch},),
+            dynamic_shapes=[{0: batch, **(free or {}).get(key, {})} for key in inputs],
+            custom_translation_table=dict(functions or {}),
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
+    _forget_source(model)
     # The exporter leaves these fields empty.
     onnx.helper.set_model_props(model, {"model": name, "created-by": "latentd"})
     check(model)
     return model.SerializeToString()
+
+
+def _forget_source(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes about torch's code: source lines, paths of this machine."""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    functions = (*model.functions, *(node for f in model.functions for node in f.node))
+    for part in (graph, *graph.node, *values, *functions):
+        part.ClearField("metadata_props")
 
 
 def check(model: onnx.ModelProto) -> None:

@@ -116,7 +116,10 @@ def test_wheel_holds_every_module(wheel):
     expected = set()
     for folder, package in PACKAGES.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".pyi", ".typed") and "__pycache__" not in path.parts:
+            if (
+                path.suffix in (".py", ".pyi", ".typed", ".onnx")
+                and "__pycache__" not in path.parts
+            ):
                 expected.add(f"{package}/{path.relative_to(ROOT / folder)}")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if ".dist-info/" not in name} == expected
