@@ -50,7 +50,16 @@ class Config:
         "Welling (2018)",
         choices=("auto", "mlp", "iwae", "gated", "conv"),
     )
-    latent_size: int = _field(16, "numbers in the latent vector z", min=1, below=1 << 16)
+    latents: str = _field(
+        "flat",
+        "flat: z is a vector; spatial: z is an image with --latent-size channels, whose height and "
+        "width are those of x halved --depth times. It needs --architecture conv, and encodes and "
+        "decodes images of other sizes than the trained one too",
+        choices=("flat", "spatial"),
+    )
+    latent_size: int = _field(
+        16, "numbers in the latent vector z; spatial: channels of z", min=1, below=1 << 16
+    )
     hidden_size: int | None = _field(
         None,
         "layer width [mlp 256, iwae 200, gated 300]; conv: channels at the coarsest level [64]",
@@ -200,6 +209,10 @@ class Config:
                 self.kl_warmup_epochs > 0 and self.kl_cycles > 0,
                 "--kl-warmup-epochs raises the KL's weight once and --kl-cycles several times; "
                 "choose one.",
+            ),
+            (
+                self.latents == "spatial" and self.architecture not in ("auto", "conv"),
+                f"--latents spatial needs --architecture conv, not {self.architecture}.",
             ),
         ):
             if unwanted:

@@ -55,6 +55,8 @@ def export(
             f"--bundles {bundles} is the folder of one model or version. Did you mean {root}?"
         )
     saved = checkpoint.load(path)
+    if saved.config.latents == "spatial":
+        raise TrainingError("A model with --latents spatial cannot be exported yet.")
     dataset = _dataset(saved, source)
     with threads.using(threads.of_run(saved.config.threads)):
         manifest, files = _build(path, name, saved, dataset, precision)
@@ -73,7 +75,7 @@ def _build(
     model = saved.model()
     exported = to_half(model) if precision == "float16" else model
     encoder = onnx_graphs.encoder(exported, name)
-    decoder = onnx_graphs.decoder(exported, name, saved.config.latent_size)
+    decoder = onnx_graphs.decoder(exported, name)
     rows, counts = parity.rows(dataset)
     measured = counts | parity.measure(model, encoder, decoder, rows, precision)
     manifest = Manifest(

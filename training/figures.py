@@ -28,10 +28,10 @@ def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], s
     grid(folder / "reconstructions.png", [x, decoded])
 
     noise = torch.Generator().manual_seed(seed)
-    z = torch.randn((8 * _COLUMNS, mean.shape[1]), generator=noise)
+    z = torch.randn((8 * _COLUMNS, *model.latent_shape), generator=noise)
     grid(folder / "samples.png", torch.split(to_data(model, model.decode(z)), _COLUMNS))
 
-    steps = torch.linspace(0, 1, _COLUMNS)[:, None]
+    steps = torch.linspace(0, 1, _COLUMNS).view(-1, *[1] * len(model.latent_shape))
     # A single row has no second row, so it is interpolated with itself.
     pairs = zip(mean[0::2], mean[1::2] if len(x) > 1 else mean, strict=False)
     grid(

@@ -36,9 +36,9 @@ class Terms(NamedTuple):
 class PosteriorSamples(NamedTuple):
     """q(z|x) of each row, draws of z from it, and -log p(x|z) for each draw."""
 
-    mean: Tensor  # (rows, latent_size)
-    log_var: Tensor  # (rows, latent_size)
-    z: Tensor  # (samples, rows, latent_size)
+    mean: Tensor  # (rows, *latent_shape)
+    log_var: Tensor  # (rows, *latent_shape)
+    z: Tensor  # (samples, rows, *latent_shape)
     nll: Tensor  # -log p(x|z): (samples, rows), nats
 
 
@@ -47,7 +47,8 @@ class VAE(nn.Module):
 
     def __init__(self, config: Config, spec: RowSpec) -> None:
         super().__init__()
-        self.spec, self.latent_size = spec, config.latent_size
+        self.spec, self.latent_shape = spec, networks.latent_shape(config, spec.shape)
+        self.stride = networks.stride(config)
         self.binarize = config.binarization == "dynamic"
         self.likelihood = LIKELIHOODS[config.likelihood](config)
         self.encoder, self.decoder = networks.build(
@@ -55,17 +56,17 @@ class VAE(nn.Module):
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (rows, *shape) -> mean, log_var: float32 (rows, latent_size)."""
+        """Rows (rows, *shape) -> mean, log_var: float32 (rows, *latent_shape)."""
         # float(): autocast makes the nets' outputs bfloat16, which is too coarse for exp and sums.
         mean, log_var = self.encoder(to_unit(x)).float().chunk(2, dim=1)
         return mean, log_var.clamp(*LOG_VAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
-        """float32 (rows, latent_size) -> params of p(x|z): float32 (rows, parameters, *shape)."""
+        """float32 (rows, *latent_shape) -> params of p(x|z): float32 (rows, parameters, *shape)."""
         return self.likelihood.params(self.decoder(z).float())
 
     def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
-        """x: from to_target, (rows, *shape); noise: N(0, I), (samples, rows, latent_size)."""
+        """x: from to_target, (rows, *shape); noise: N(0, I), (samples, rows, *latent_shape)."""
         mean, log_var = self.encode(x)
         z = mean + (0.5 * log_var).exp() * noise
         params = self.decode(z.flatten(0, 1))
@@ -81,7 +82,7 @@ class VAE(nn.Module):
     def forward(self, x: Tensor, generator: torch.Generator) -> Terms:
         """The ELBO of rows (rows, *shape), with one z drawn for each row from `generator`."""
         x = to_target(x, generator, self.binarize)
-        return self.terms(self.draw(x, normal((1, len(x), self.latent_size), generator)))
+        return self.terms(self.draw(x, normal((1, len(x), *self.latent_shape), generator)))
 
 
 class AE(nn.Module):
@@ -95,7 +96,8 @@ class AE(nn.Module):
         super().__init__()
         self.net = VAE(config, spec)
         self.spec, self.likelihood = spec, self.net.likelihood
-        self.latent_size, self.binarize = self.net.latent_size, self.net.binarize
+        self.latent_shape, self.stride = self.net.latent_shape, self.net.stride
+        self.binarize = self.net.binarize
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As VAE.encode, but every log_var is POINT_LOG_VAR."""
@@ -170,12 +172,12 @@ def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def gaussian_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_var)) || N(0, I)) in nats, (rows, latent_size) -> (rows,)."""
-    return latent_kl(mean, log_var).sum(1)
+    """KL(N(mean, exp(log_var)) || N(0, I)) in nats, (rows, *latent_shape) -> (rows,)."""
+    return latent_kl(mean, log_var).flatten(1).sum(1)
 
 
 def latent_kl(mean: Tensor, log_var: Tensor) -> Tensor:
-    """Each latent's part of `gaussian_kl`: (rows, latent_size).
+    """Each latent's part of `gaussian_kl`: (rows, *latent_shape).
 
     Kingma & Welling, 2014, appendix B.
     """

@@ -1,8 +1,8 @@
 """The nets between pixels and latents. They contain no probability.
 
-An encoder maps float32 (rows, *shape) in [0, 1] to (rows, outputs). A decoder maps (rows,
-latent_size) to unbounded float32 (rows, parameters, *shape). To add an architecture, write a
-function like `mlp`, add it to `NETWORKS`, and add its name to Config.architecture's choices.
+An encoder maps float32 (rows, *shape) in [0, 1] to (rows, outputs[, height, width]). A decoder maps
+(rows, *latent_shape) to unbounded float32 (rows, parameters, *shape). To add an architecture, write
+a function like `mlp`, add it to `NETWORKS`, and add its name to Config.architecture's choices.
 """
 
 from __future__ import annotations
@@ -32,19 +32,26 @@ class Network(NamedTuple):
 
 def resolve_architecture(config: Config, shape: Shape) -> Config:
     """The config with architecture, hidden_size and depth resolved for rows of `shape`."""
-    name = config.architecture
+    name, spatial = config.architecture, config.latents == "spatial"
     if name == "auto":
-        name = "conv" if len(shape) > 1 and min(shape[:2]) >= 28 else "mlp"
+        large = len(shape) > 1 and min(shape[:2]) >= 28
+        name = "conv" if large or spatial else "mlp"
     if name == "conv" and (len(shape) == 1 or min(shape[:2]) < 8):
         raise TrainingError(
             f"--architecture conv needs images of at least 8x8 pixels (height x width); rows here "
-            f"have shape {shape}. Use --architecture mlp."
+            f"have shape {shape}. Use --architecture mlp{' and --latents flat' * spatial}."
         )
     network = NETWORKS[name]
     depth = config.depth or network.depth
     if name == "conv" and min(shape[:2]) >> depth < 2:
         raise TrainingError(
             f"--depth {depth} halves images of shape {shape} below 2 pixels; use a smaller one."
+        )
+    if spatial and any(side % (1 << depth) for side in shape[:2]):
+        raise TrainingError(
+            f"--latents spatial with --depth {depth} needs images whose height and width are "
+            f"multiples of {1 << depth}; rows here have shape {shape}. Use a smaller --depth, "
+            "other rows (--image-size resizes images:DIR) or --latents flat."
         )
     hidden_size = config.hidden_size or network.hidden_size
     return dataclasses.replace(config, architecture=name, hidden_size=hidden_size, depth=depth)
@@ -55,6 +62,19 @@ def build(
 ) -> tuple[nn.Module, nn.Module]:
     """The encoder and the decoder of a resolved config."""
     return NETWORKS[config.architecture].build(config, shape, outputs, parameters)
+
+
+def latent_shape(config: Config, shape: Shape) -> Shape:
+    """The shape of z for rows of `shape`, of a resolved config."""
+    if config.latents == "flat":
+        return (config.latent_size,)
+    _, height, width = _levels(config, shape)[-1]
+    return (config.latent_size, height, width)
+
+
+def stride(config: Config) -> int | None:
+    """Pixels of x to one of z, each way. None for flat latents, which fix the shape of x."""
+    return 1 << _sizes(config)[1] if config.latents == "spatial" else None
 
 
 def mlp(config: Config, shape: Shape, outputs: int, parameters: int) -> tuple[nn.Module, nn.Module]:
@@ -117,6 +137,8 @@ def conv(
     config: Config, shape: Shape, outputs: int, parameters: int
 ) -> tuple[nn.Module, nn.Module]:
     """Convolutions over images of any height and width. Channels come last, as in the data."""
+    if config.latents == "spatial":
+        return SpatialEncoder(config, shape, outputs), SpatialDecoder(config, shape, parameters)
     return ConvEncoder(config, shape, outputs), ConvDecoder(config, shape, parameters)
 
 
@@ -133,7 +155,7 @@ class ConvEncoder(nn.Module):
         self.head = nn.Linear(math.prod(levels[-1]), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
+        h = _channels_first(x)
         for convolution in self.features:
             h = convolution(h).relu()
         return self.head(h.flatten(1))  # type: ignore[no-any-return]
@@ -163,8 +185,80 @@ class ConvDecoder(nn.Module):
         h = self.stem(z).unflatten(1, self.levels[0])
         for convolution, (_, height, width) in zip(self.features, self.levels[1:], strict=True):
             h = F.pixel_shuffle(convolution(h.relu()), 2)[:, :, :height, :width]  # crop odd sizes
-        pixels = h.unflatten(1, self.split)
-        return pixels.movedim(2, -1) if len(self.split) == 2 else pixels  # type: ignore[no-any-return]
+        return _channels_last(h, self.split)
+
+
+class SpatialEncoder(nn.Module):
+    """Convolutions alone: images of any size whose sides are multiples of 2^depth. Nothing is
+    normalized over the image, so an output depends on bounded surroundings only."""
+
+    def __init__(self, config: Config, shape: Shape, outputs: int) -> None:
+        super().__init__()
+        levels = _levels(config, shape)
+        features = [
+            module
+            for fine, coarse in pairwise(levels)
+            for module in (
+                nn.Conv2d(fine.channels, coarse.channels, 3, stride=2, padding=1),
+                Residual(coarse.channels),
+            )
+        ]
+        head = nn.Conv2d(levels[-1].channels, outputs, 3, padding=1)
+        self.layers = nn.Sequential(*features, head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(_channels_first(x))  # type: ignore[no-any-return]
+
+
+class SpatialDecoder(nn.Module):
+    """The encoder's mirror image. It enlarges as ConvDecoder does."""
+
+    def __init__(self, config: Config, shape: Shape, parameters: int) -> None:
+        super().__init__()
+        colors = math.prod(shape[2:])
+        levels = _levels(config, shape)
+        levels[0] = levels[0]._replace(channels=parameters * colors)
+        levels.reverse()
+        features = [
+            module
+            for coarse, fine in pairwise(levels)
+            for module in (
+                Residual(coarse.channels),
+                nn.Conv2d(coarse.channels, 4 * fine.channels, 3, padding=1),
+                nn.PixelShuffle(2),
+            )
+        ]
+        stem = nn.Conv2d(config.latent_size, levels[0].channels, 3, padding=1)
+        self.layers = nn.Sequential(stem, *features)
+        self.split = (parameters, colors) if len(shape) == 3 else (parameters,)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return _channels_last(self.layers(z), self.split)
+
+
+class Residual(nn.Module):
+    """h plus two convolutions of it (He et al., 2016, arXiv:1603.05027), without normalization."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.second(self.first(h.relu()).relu())  # type: ignore[no-any-return]
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """(rows, height, width[, colors]) -> (rows, colors, height, width)."""
+    return x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
+
+
+def _channels_last(h: Tensor, split: tuple[int, ...]) -> Tensor:
+    """(rows, channels, height, width) -> (rows, parameters, height, width[, colors]).
+
+    split: (parameters[, colors]), whose product is `channels`."""
+    pixels = h.unflatten(1, split)  # type: ignore[no-untyped-call]
+    return pixels.movedim(2, -1) if len(split) == 2 else pixels  # type: ignore[no-any-return]
 
 
 class Level(NamedTuple):

@@ -31,14 +31,14 @@ def importance_weighted(draws: PosteriorSamples) -> Tensor:
     """The log of the mean of p(x, z) / q(z|x) over draws: (rows,). Burda et al. (2016), eq. 8."""
     log_q = -0.5 * ((draws.z - draws.mean).square() * (-draws.log_var).exp() + draws.log_var)
     log_p = -0.5 * draws.z.square()  # the terms with 2 pi cancel
-    log_weight = (log_p - log_q).sum(2) - draws.nll
+    log_weight = (log_p - log_q).flatten(2).sum(2) - draws.nll
     return torch.logsumexp(log_weight, 0) - math.log(len(log_weight))
 
 
 def kl_with_free_bits(draws: PosteriorSamples, free_bits: float) -> Tensor:
     """The KL (rows,) with each latent's batch mean raised to at least `free_bits` nats. A latent
     below that gains nothing by falling further. Kingma et al. (2016), eq. 15."""
-    cost = latent_kl(draws.mean, draws.log_var)
+    cost = latent_kl(draws.mean, draws.log_var).flatten(1)
     if not free_bits:
         return cost.sum(1)
     total, rows = cost.detach().sum(0), cost.new_full((1,), len(cost))

@@ -1,4 +1,7 @@
-"""The model as self-contained ONNX graphs with a dynamic batch and no random operators."""
+"""The model as self-contained ONNX graphs with a dynamic batch and no random operators.
+
+With spatial latents, height and width are dynamic too, and named: h and w of x, h/8 and w/8 of z.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import onnx
 import torch
@@ -20,8 +23,17 @@ from latentd.training.model import Model, to_data, to_unit
 
 MAX_ROWS: Final = 1 << 16  # upper end of the batch dimension's range
 MAX_SIZE: Final = 1 << 28  # upper end of a flat row's length
+MAX_SIDE: Final = 1 << 12  # upper end of a spatial latent's height and width
 _op: Final[Any] = opset18  # its own types are too narrow: they do not know Python's numbers
 _FORBIDDEN: Final = ("Random", "Dropout", "Multinomial", "Bernoulli")
+
+
+class Free(NamedTuple):
+    """The free axes of a graph. The exporter invents names for those that it derives from others,
+    so they get these names afterwards."""
+
+    axes: Mapping[str, Mapping[int, str]]  # of each input and output: an axis's number and name
+    dimensions: Mapping[str, Any]  # by name, in torch.export's notation
 
 
 class EncoderGraph(nn.Module):
@@ -61,36 +73,74 @@ class LikelihoodGraph(nn.Module):
 
 
 def encoder(model: Model, name: str) -> bytes:
-    """encoder.onnx: x (batch, *shape) -> mean, log_var float32 (batch, latent_size)."""
-    x = torch.zeros((2, *model.spec.shape), dtype=getattr(torch, model.spec.dtype))
-    return _graph(EncoderGraph(model), {"x": x}, ("mean", "log_var"), name)
+    """encoder.onnx: x (batch, *shape) -> mean, log_var float32 (batch, *latent_shape)."""
+    shape, _ = _example_shapes(model)
+    x = torch.zeros((2, *shape), dtype=getattr(torch, model.spec.dtype))
+    return _graph(EncoderGraph(model), {"x": x}, ("mean", "log_var"), name, free(model.stride))
 
 
-def decoder(model: Model, name: str, latent_size: int) -> bytes:
-    """decoder.onnx: z float32 (batch, latent_size) -> x (batch, *shape), params float32 (batch,
+def decoder(model: Model, name: str) -> bytes:
+    """decoder.onnx: z float32 (batch, *latent_shape) -> x (batch, *shape), params float32 (batch,
     parameters, *shape)."""
-    return _graph(DecoderGraph(model), {"z": torch.zeros(2, latent_size)}, ("x", "params"), name)
+    _, shape = _example_shapes(model)
+    z = torch.zeros(2, *shape)
+    return _graph(DecoderGraph(model), {"z": z}, ("x", "params"), name, free(model.stride))
 
 
 def likelihood(model: Model, name: str) -> bytes:
     """likelihood.onnx: x (batch, *shape), params float32 (batch, parameters, *shape) ->
     log_likelihood float64 (batch,) in nats. It has no weights."""
-    shape, dtype = model.spec.shape, getattr(torch, model.spec.dtype)
+    shape, _ = _example_shapes(model)
     inputs = {
-        "x": torch.zeros((2, *shape), dtype=dtype),
+        "x": torch.zeros((2, *shape), dtype=getattr(torch, model.spec.dtype)),
         "params": torch.zeros(2, model.likelihood.parameters, *shape),
     }
     graph = LikelihoodGraph(model.likelihood)
-    return _graph(graph, inputs, ("log_likelihood",), name, functions=_ACCURATE)
+    return _graph(graph, inputs, ("log_likelihood",), name, free(model.stride), _ACCURATE)
 
 
 def flat_likelihood(likelihood: Likelihood, name: str) -> bytes:
     """As `likelihood`, but for rows of any length: x float32 (batch, size) in [0, 1], params
     (batch, parameters, size)."""
-    size = torch.export.Dim("size", min=1, max=MAX_SIZE)
     inputs = {"x": torch.zeros(2, 3), "params": torch.zeros(2, likelihood.parameters, 3)}
-    graph, free = LikelihoodGraph(likelihood), {"x": {1: size}, "params": {2: size}}
-    return _graph(graph, inputs, ("log_likelihood",), name, free, _ACCURATE)
+    batch = {0: "batch"}
+    axes = {"x": batch | {1: "size"}, "params": batch | {2: "size"}, "log_likelihood": batch}
+    lengths = Free(
+        axes, {"batch": _dimension("batch", MAX_ROWS), "size": _dimension("size", MAX_SIZE)}
+    )
+    return _graph(
+        LikelihoodGraph(likelihood), inputs, ("log_likelihood",), name, lengths, _ACCURATE
+    )
+
+
+def free(stride: int | None) -> Free:
+    """The free axes of a model's graphs. stride: Model.stride."""
+    batch, rows = {0: "batch"}, {"batch": _dimension("batch", MAX_ROWS)}
+    outputs = {"log_likelihood": batch}
+    if stride is None:
+        names = ("x", "params", "z", "mean", "log_var")
+        return Free(outputs | dict.fromkeys(names, batch), rows)
+    x, params = batch | {1: "h", 2: "w"}, batch | {2: "h", 3: "w"}
+    z = batch | {2: f"h/{stride}", 3: f"w/{stride}"}
+    height, width = (_dimension(name, MAX_SIDE) for name in ("height", "width"))
+    # The exporter must know that x's sides are multiples: it would refuse plain dimensions.
+    sides = {"h": stride * height, "w": stride * width, z[2]: height, z[3]: width}
+    axes = {"x": x, "params": params, "z": z, "mean": z, "log_var": z}
+    return Free(outputs | axes, rows | sides)
+
+
+def _dimension(name: str, longest: int) -> Any:
+    return torch.export.Dim(name, min=1, max=longest)
+
+
+def _example_shapes(model: Model) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of x and z to export with. Free axes have unequal lengths, so that the exporter cannot
+    take two for one."""
+    x, z = model.spec.shape, model.latent_shape
+    if model.stride is None:
+        return x, z
+    height, width = 3, 5
+    return (height * model.stride, width * model.stride, *x[2:]), (z[0], height, width)
 
 
 def opset(graph: bytes) -> int:
@@ -133,12 +183,11 @@ def _graph(
     inputs: Mapping[str, Tensor],
     output_names: tuple[str, ...],
     name: str,
-    free: Mapping[str, Mapping[int, Any]] | None = None,
+    free: Free,
     functions: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> bytes:
-    """inputs: by name, each with two rows. free: each input's axes of any length, besides the
-    batch. functions: how to write operators of torch in ONNX, where not in the exporter's way."""
-    batch = torch.export.Dim("batch", min=1, max=MAX_ROWS)
+    """inputs: by name, each with two rows. functions: how to write operators of torch in ONNX,
+    where not in the exporter's way."""
     with _quiet():
         program = torch.onnx.export(
             module.eval(),
@@ -147,16 +196,20 @@ def _graph(
             external_data=False,
             input_names=list(inputs),
             output_names=list(output_names),
-            dynamic_shapes=[{0: batch, **(free or {}).get(key, {})} for key in inputs],
+            dynamic_shapes=[
+                {axis: free.dimensions[name] for axis, name in free.axes[key].items()}
+                for key in inputs
+            ],
             custom_translation_table=dict(functions or {}),
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
     _forget_source(model)
+    _name_axes(model, free.axes)
     # The exporter leaves these fields empty.
     onnx.helper.set_model_props(model, {"model": name, "created-by": "latentd"})
-    check(model)
+    check(model, free.axes)
     return model.SerializeToString()
 
 
@@ -169,9 +222,18 @@ def _forget_source(model: onnx.ModelProto) -> None:
         part.ClearField("metadata_props")
 
 
-def check(model: onnx.ModelProto) -> None:
-    """Raise RunFailed if the graph cannot be served: invalid, random, in training mode, fixed to
-    one batch size, or with external weights."""
+def _name_axes(model: onnx.ModelProto, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Name the free axes. One that the exporter has fixed stays as it is."""
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, name in axes[value.name].items():
+            dimension = value.type.tensor_type.shape.dim[axis]
+            if dimension.HasField("dim_param"):
+                dimension.dim_param = name
+
+
+def check(model: onnx.ModelProto, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Raise RunFailed if the graph cannot be served: invalid, random, in training mode, with
+    external weights, or with an axis that is not free. axes: as Free.axes."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -182,8 +244,11 @@ def check(model: onnx.ModelProto) -> None:
         if node.op_type.startswith(_FORBIDDEN) or training:
             raise RunFailed(f"The exported graph is random or in training mode: {node.op_type}.")
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.shape.dim[0].dim_param != "batch":
-            raise RunFailed(f"The exported graph's {value.name} is frozen to one batch size.")
+        for axis, name in axes[value.name].items():
+            if value.type.tensor_type.shape.dim[axis].dim_param != name:
+                raise RunFailed(
+                    f"The exported graph's {value.name} is frozen to one size of {name}."
+                )
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise RunFailed("The exported graph keeps its weights in another file.")
 

@@ -109,7 +109,7 @@ class Trainer:
         rows, config, epoch = len(x), self.config, self.steps_done / self.steps
         x = distributed.shard(to_target(x, self.noise, self.model.binarize))
         noise = distributed.shard(
-            normal((config.importance_samples, rows, config.latent_size), self.noise), axis=1
+            normal((config.importance_samples, rows, *self.model.latent_shape), self.noise), axis=1
         )
         weight, rate = schedules.kl_weight(config, epoch), schedules.learning_rate(config, epoch)
         ema_weight = self.ema.weight(self.steps_done) if self.ema else 0.0
@@ -135,7 +135,7 @@ class Trainer:
         """The part of a step that draws no random numbers, so GraphedStep can capture it.
 
         rows: the batch's rows over all processes. x: this process's target rows. noise: its
-        (samples, rows, latent_size). kl_weight, learning_rate, ema_weight: from the schedules.
+        (samples, rows, *latent_shape). kl_weight, learning_rate, ema_weight: from the schedules.
         """
         # Before the forward pass: a capture must not free the gradients of an earlier one.
         for parameter in self.parameters:

@@ -70,7 +70,7 @@ def publish(net: Net, root: Path, precision: str) -> Path:
     )
     files = {
         bundle.ENCODER: encoder,
-        bundle.DECODER: onnx_graphs.decoder(exported, net.name, net.latent_size),
+        bundle.DECODER: onnx_graphs.decoder(exported, net.name),
         bundle.GOLDEN: export.golden(whole, rows),
     }
     return bundle.publish(root, manifest, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,8 +79,7 @@ def _samples(runs: TrainedRuns, path: Path) -> None:
     pictures: list[tuple[str, Tensor]] = []
     for model, run in MODELS.items():
         loaded = runs.open(run, _SEED)
-        size = loaded.saved.config.latent_size
-        z = samples.prior(_SIDE**2, size, _SEED)
+        z = samples.prior(_SIDE**2, math.prod(loaded.model.latent_shape), _SEED)
         pictures.append((f"{model}, z from N(0, I)", samples.decode(loaded.model, z)))
     codes, _ = loaded.encode(loaded.targets(runs.dataset.train.x[:ROWS], _SEED))
     z = samples.fitted(codes, _SIDE**2, _SEED)

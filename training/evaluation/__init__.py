@@ -1,5 +1,7 @@
 """The evaluation of a trained model: likelihood, latent space, samples and features.
 
+Here latents are vectors, also those of models with spatial latents: (rows, latents of a row).
+
 loaded_run          the weights, the rows, and the meaning of their likelihood
 likelihood          -ELBO and the importance-weighted NLL
 active_units        KL and activity of each latent dimension; detects collapse

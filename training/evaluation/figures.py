@@ -19,7 +19,7 @@ _COLUMNS: Final = 12
 
 def draw(folder: Path, loaded: LoadedRun, result: dict[str, Any]) -> list[Path]:
     """Write kl.png (not for an autoencoder), latent.png and samples.png into `folder`."""
-    z = samples.prior(8 * _COLUMNS, loaded.saved.config.latent_size, result["seed"])
+    z = samples.prior(8 * _COLUMNS, result["latent"]["size"], result["seed"])
     sheet = folder / "samples.png"
     figures.grid(sheet, torch.split(samples.decode(loaded.model, z), _COLUMNS))
     latent = folder / "latent.png"

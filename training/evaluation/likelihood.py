@@ -105,7 +105,7 @@ def _block(
     model: Model, x: Tensor, first: int, samples: int, seed: int, at_once: int
 ) -> tuple[Tensor, ...]:
     """distortion, rate, nll and effective of one batch of rows. Each row is encoded once."""
-    mean, log_var = model.encode(x)
+    mean, log_var = (latents.flatten(1) for latents in model.encode(x))
     std, log_std = (0.5 * log_var).exp(), 0.5 * log_var.sum(1)
     rows, latent_size = mean.shape
     draws = [_draws(seed, first + row) for row in range(rows)]
@@ -119,7 +119,8 @@ def _block(
         z = torch.addcmul(mean[:, None], std[:, None], noise)
         # The draws of a row share a view of it instead of a copy for each draw.
         repeated = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
-        nll = model.likelihood.nll(repeated, model.decode(z.flatten(0, 1))).view(rows, count)
+        params = model.decode(z.view(-1, *model.latent_shape))
+        nll = model.likelihood.nll(repeated, params).view(rows, count)
         # log p(z) - log q(z|x): the constants cancel.
         log_ratio = 0.5 * (noise.square_() - z.square_()).sum(2) + log_std[:, None]
         weights.add(log_ratio - nll)

@@ -74,10 +74,11 @@ class LoadedRun:
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mean, log_var: float32 (rows, latent_size) on the CPU, for target rows."""
+        """mean, log_var: float32 (rows, latents) on the CPU, for target rows."""
         batches = torch.split(x, data.max_batch_rows(x.shape[1:], _ENCODED))
         parts = [self.model.encode(batch.to(self.device)) for batch in batches]
-        mean, log_var = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+        columns = (torch.cat(column) for column in zip(*parts, strict=True))
+        mean, log_var = (column.flatten(1).cpu() for column in columns)
         return mean, log_var
 
     def meaning(self) -> Meaning:

@@ -31,7 +31,8 @@ def fitted(mean: Tensor, count: int, seed: int) -> Tensor:
 
 @torch.inference_mode()
 def decode(model: Model, z: Tensor) -> Tensor:
-    """E[x|z] in the data's form: (rows, *shape) on the CPU. model: on any device."""
+    """E[x|z] in the data's form: (rows, *shape) on the CPU. z: vectors. model: on any device."""
     device = next(model.parameters()).device
+    z = z.reshape(-1, *model.latent_shape)
     parts = torch.split(z, max_batch_rows(model.spec.shape, AT_ONCE))
     return torch.cat([to_data(model, model.decode(part.to(device))).cpu() for part in parts])
