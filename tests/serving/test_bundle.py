@@ -90,7 +90,7 @@ def damage(path, how: str) -> None:
         case "a manifest that is HTML":
             manifest.write_text("<html>404</html>")
         case "a format of the future":
-            manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+            manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
         case "an unknown key":
             manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"extra": 1}))
         case "a copied version":
@@ -198,8 +198,8 @@ def test_publish_to_unwritable_folder_raises_oserror(publish_toy, tmp_path):
 def test_manifest_round_trip(publish_toy, tmp_path):
     manifest = bundle.load(publish_toy(tmp_path)).manifest
     assert bundle.Manifest.from_json(manifest.to_json()) == manifest
-    with pytest.raises(BundleError, match="latent_size is 0; expected an integer from 1 to 65536"):
-        bundle.Manifest.from_json(dataclasses.replace(manifest, latent_size=0).to_json())
+    with pytest.raises(BundleError, match="opset is 0; expected an integer from 1 to 1000"):
+        bundle.Manifest.from_json(dataclasses.replace(manifest, opset=0).to_json())
 
 
 def test_evaluation_is_optional_and_an_object(publish_toy, tmp_path):

@@ -117,7 +117,7 @@ def test_images_are_trained_exported_and_served(
     data = f"images:{picture_folder}"
     path = train(cli, tmp_path / "run", "--data", data, "--architecture", "conv")
     exported = export(cli, path, tmp_path / "bundles")
-    assert exported.manifest.x.shape == (11, 18, 3)
+    assert exported.manifest.default.x.shape == (11, 18, 3)
     x = np.zeros((5, 11, 18, 3), np.uint8)
     mean, _ = session(exported.files["encoder.onnx"]).run(None, {"x": x})
     again, _ = session(exported.files["decoder.onnx"]).run(None, {"z": mean})

@@ -50,11 +50,14 @@ def test_graphs_compute_the_same_as_pytorch(
     path = train(cli, tmp_path / "run", *flags)
     exported = export(cli, path, tmp_path / "bundles")
 
-    manifest, parameters = exported.manifest, bundle.LIKELIHOODS[likelihood]
+    manifest, known = exported.manifest, bundle.LIKELIHOODS[likelihood]
     highest = 255.0 if dtype == "uint8" else 1.0
     kind = "vector" if len(shape) == 1 else "image"
-    assert manifest.x == bundle.DataSpec(kind, shape, dtype, (0.0, highest))
-    assert (manifest.family, manifest.likelihood, manifest.latent_size) == (model, likelihood, 3)
+    assert manifest.default.x == bundle.DataSpec(kind, shape, dtype, (0.0, highest), known.bounded)
+    assert (manifest.likelihood, manifest.default.z) == (known, (3,))
+    assert (manifest.posterior, manifest.prior) == (
+        ("gaussian", "standard-normal") if model == "vae" else ("point", None)
+    )
     assert manifest.parity["rows"] == 80
     assert manifest.parity["test_rows"] == 8
 
@@ -75,7 +78,7 @@ def test_graphs_compute_the_same_as_pytorch(
             params = eager.decode(mean)
         got_mean, got_log_var = encode.run(None, {"x": x.numpy()})
         got_x, got_params = decode.run(None, {"z": mean.numpy()})
-        assert got_params.shape == (batch, parameters, *shape)
+        assert got_params.shape == (batch, len(known.parameters), *shape)
         assert (got_x.dtype, got_x.shape) == (dtype, (batch, *shape))
         np.testing.assert_allclose(got_mean, mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(got_log_var, log_var, rtol=1e-4, atol=1e-5)

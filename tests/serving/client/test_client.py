@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from latentd import images
+from latentd.bundle import DataSpec
 from latentd.client import (
     AsyncClient,
     Client,
@@ -51,10 +52,7 @@ def decoded(z: np.ndarray) -> np.ndarray:
 
 def test_get_model_describes_the_model(client: Client) -> None:
     info = client.get_model()
-    assert (info.x.kind, info.x.shape, info.x.dtype, info.x.range) == (
-        *("image", (4, 4), "uint8"),
-        (0, 255),
-    )
+    assert info.default.x == DataSpec("image", (4, 4), "uint8", (0, 255), bounded=True)
     assert (info.posterior, info.likelihood, info.default.z) == ("gaussian", "bernoulli", (16,))
     assert info.limits.max_rows == 4096
     assert info.versions == [info.served_by.version] == [1]
@@ -163,7 +161,9 @@ def test_png_is_sent_as_bytes_or_paths(client: Client, tmp_path: Path) -> None:
     encoding = client.encode([files[0], path, str(path)])
     np.testing.assert_array_equal(encoding.mean, client.encode(x[[0, 1, 1]]).mean)
     back = client.reconstruct(files, as_png=True)
-    np.testing.assert_array_equal(images.decode_pngs(back.png, client.get_model().x, "x"), x)
+    np.testing.assert_array_equal(
+        images.decode_pngs(back.png, client.get_model().default.x, "x"), x
+    )
     np.testing.assert_array_equal(back.x, x)
     assert len(client.sample(3, as_png=True)) == 3
 

@@ -46,11 +46,11 @@ def test_score_costs_run_and_density_per_draw():
     assert found.queue_rows == round(2 / found.seconds * 5 * 7 * 0.1)
 
 
-def test_score_of_plain_autoencoder_is_rejected(publish_toy, tmp_path, capsys):
+def test_score_without_distributions_is_rejected(publish_toy, tmp_path, capsys):
     publish_toy(tmp_path, family="ae")
     flags = ["--bundles", str(tmp_path), "--provider", "cpu", "--workers", "1", "--rate", "1"]
     assert __main__.main(["plan", *flags, "--call", "score"]) == 78
-    assert "plain autoencoder" in capsys.readouterr().err
+    assert "toy encodes each row to a point" in capsys.readouterr().err
 
 
 def test_replicas_include_a_spare():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -266,16 +267,77 @@ def test_request_larger_than_a_batch_is_split_and_joined_in_order(start_server, 
     assert server.metric("latentd_batch_rows_count", graph="encoder") == 15
 
 
-def test_plain_autoencoder_has_no_scores(start_server, publish_toy, tmp_path):
-    publish_toy(tmp_path, model="plain", family="ae")
-    with grpc.insecure_channel(start_server(tmp_path).target) as channel:
-        stub = VaeServiceStub(channel)
-        assert stub.Sample(pb.SampleRequest(count=1)).served_by.model == "plain"
-        for call in (
-            lambda: stub.Score(pb.ScoreRequest(x=rows(images(1)))),
-            lambda: stub.Reconstruct(pb.ReconstructRequest(x=rows(images(1)), include_scores=True)),
-        ):
-            with pytest.raises(grpc.RpcError) as failed:
-                call()
-            assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-            assert "plain autoencoder" in failed.value.details()
+@pytest.fixture(scope="module")
+def autoencoder(module_servers, publish_toy, tmp_path_factory) -> Iterator[VaeServiceStub]:
+    """A server of the toy as an autoencoder: it has no prior, and encodes rows to points."""
+    root = tmp_path_factory.mktemp("plain")
+    publish_toy(root, model="plain", family="ae")
+    with grpc.insecure_channel(module_servers(root).target) as channel:
+        yield VaeServiceStub(channel)
+
+
+def test_autoencoder_encodes_to_points(autoencoder):
+    x = images(2)
+    encoded = autoencoder.Encode(pb.EncodeRequest(x=rows(x)))
+    z = codec.from_tensor(encoded.mean)
+    np.testing.assert_array_equal(z, x.reshape(2, 16).astype(np.float32) / 255)
+    assert not encoded.HasField("log_var")
+    back = autoencoder.Decode(pb.DecodeRequest(z=encoded.mean))
+    np.testing.assert_array_equal(codec.from_rows(back.x), x)
+    stream = [pb.StreamReconstructRequest(x=rows(x), include_latents=True)]
+    (part,) = autoencoder.StreamReconstruct(iter(stream))
+    assert codec.from_tensor(part.mean).tolist() == z.tolist()
+    assert not part.HasField("log_var")
+    ends = [pb.LatentAnchor(x=rows(x[i : i + 1])) for i in (0, 1)]
+    path = autoencoder.Interpolate(pb.InterpolateRequest(start=ends[0], end=ends[1], steps=3))
+    np.testing.assert_array_equal(codec.from_rows(path.x)[[0, 2]], x)
+    model = autoencoder.GetModel(pb.GetModelRequest())
+    assert (model.posterior, model.prior) == ("point", "")
+    assert sorted(model.unavailable) == ["draw", "sample", "score"]
+
+
+_NO_PRIOR = "plain has no prior, so there is no distribution to sample latents from. Use Decode"
+_POINT = "plain encodes each row to a point, "
+_SAMPLE = pb.LatentAnchor(sample=pb.SampledPoint(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "request_", "said"),
+    [
+        ("Sample", pb.SampleRequest(count=1), f"model: {_NO_PRIOR}"),
+        ("StreamSamples", pb.StreamSamplesRequest(count=1), f"model: {_NO_PRIOR}"),
+        (
+            "Interpolate",
+            pb.InterpolateRequest(start=_SAMPLE, end=_SAMPLE, steps=2),
+            f"start.sample: {_NO_PRIOR}",
+        ),
+        ("Score", pb.ScoreRequest(x=rows(images(1))), f"model: {_POINT}so it defines no bound"),
+        (
+            "Reconstruct",
+            pb.ReconstructRequest(x=rows(images(1)), include_scores=True),
+            f"include_scores: {_POINT}so it defines no bound",
+        ),
+        (
+            "Reconstruct",
+            pb.ReconstructRequest(x=rows(images(1)), draw=True),
+            f"draw: {_POINT}not to a distribution",
+        ),
+        (
+            "Encode",
+            pb.EncodeRequest(x=rows(images(1)), draw=True),
+            f"draw: {_POINT}not to a distribution",
+        ),
+        (
+            "StreamReconstruct",
+            iter([pb.StreamReconstructRequest(x=rows(images(1)), include_scores=True)]),
+            f"include_scores: {_POINT}so it defines no bound",
+        ),
+    ],
+)
+def test_autoencoder_refuses_what_needs_distributions(autoencoder, call, request_, said):
+    send = getattr(autoencoder, call)
+    with pytest.raises(grpc.RpcError) as failed:
+        list(send(request_)) if call.startswith("Stream") else send(request_)
+    assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert failed.value.details().startswith(said)
+    assert failed.value.details().endswith(".")
