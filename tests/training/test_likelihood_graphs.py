@@ -30,9 +30,8 @@ CASES = [
 @functools.cache
 def graph_of(name: str, shape: tuple[int, ...], dtype: str) -> bytes:
     likelihood = LIKELIHOODS[name](Config(likelihood=name))
-    model: Any = SimpleNamespace(
-        spec=SimpleNamespace(shape=shape, dtype=dtype), likelihood=likelihood
-    )
+    spec = SimpleNamespace(shape=shape, dtype=dtype)
+    model: Any = SimpleNamespace(spec=spec, likelihood=likelihood, latent_shape=(1,), stride=None)
     return onnx_graphs.likelihood(model, "m")
 
 
