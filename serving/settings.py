@@ -50,6 +50,11 @@ class Settings:
     load_timeout_seconds: float = _setting(
         300.0, "Time limit of a version's trial; then it is rejected. 0: no limit."
     )
+    run_memory_mib: int = _setting(
+        0,
+        "Memory that one run of a graph with free axes may take, in MiB; larger rows are rejected. "
+        "0: a quarter of what is free when the model is loaded, for each worker its share.",
+    )
     load_memory_mib: int = _setting(
         0,
         "Memory limit of a version's trial, in MiB, its files included. 0: four fifths of what the "

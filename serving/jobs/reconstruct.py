@@ -112,8 +112,9 @@ class LocalReconstructor:
 
     def _check_golden(self, batch_rows: int = 0) -> None:
         """Raises BundleError if the graphs' outputs differ from the golden vectors."""
-        for vectors, graph in zip(self._golden, (self._encoder, self._decoder), strict=True):
-            vectors.check(graph, batch_rows)
+        for of_graph, graph in zip(self._golden, (self._encoder, self._decoder), strict=True):
+            for vectors in of_graph:
+                vectors.check(graph, batch_rows)
 
     def _check_engine(self, error: Exception) -> None:
         """Raise EngineBroken if the golden vectors fail too: then the row is not at fault."""

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -26,8 +27,14 @@ from latentd.codec import Array
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
 from latentd.models import scoring
-from latentd.models.loading import LoadedModel, MeasuredProfile, ProfiledGraph, release_to_workers
+from latentd.models.loading import (
+    LoadedModel,
+    ProfiledGraph,
+    max_run_bytes,
+    release_to_workers,
+)
 from latentd.models.payloads import DecodePayload, decode_batch, encode_batch, encoder_outputs
+from latentd.models.profile import MeasuredProfile
 from latentd.models.scoring import ScoreOutputs, Scoring
 from latentd.models.sources import GivenLatents, PosteriorSamples, Source
 from latentd.runtime import profiling
@@ -46,6 +53,9 @@ class ReconstructionOutputs:
     def __iter__(self) -> Iterator[Array | None]:
         """All of its arrays; None for those that were not requested."""
         return itertools.chain((self.x, self.mean, self.log_var), self.scores or ())
+
+
+_MAX_SCALES: Final = 4096  # sizes whose costs are remembered
 
 
 class ServedModel:
@@ -78,6 +88,8 @@ class ServedModel:
             encode_batch, loaded.encoder.graph, encoder_outputs(self.manifest)
         )
         decode = functools.partial(decode_batch, loaded.decoder.graph)
+        self.max_elements = _max_elements(loaded, settings)
+        self._scales: dict[tuple[int, ...], tuple[int, int]] = {(): (1, 1)}
         self.encoder = batcher("encoder", loaded.encoder, encode)
         self.decoder = batcher("decoder", loaded.decoder, decode)
         self._scoring_seconds = scoring.measure(self.manifest)
@@ -116,7 +128,11 @@ class ServedModel:
     def encode(self, x: Array, caller: CallContext, work: int = 0) -> Future[Outputs]:
         """mean and log_var (None if the posterior is a point) of each row: float32
         (rows, *shape of one latent)."""
-        return self.encoder.submit(x, len(x), x.nbytes, caller, work=work)
+        shapes = self.manifest.shapes_of_x(x.shape[1:])
+        scale, _ = self._scale(shapes)
+        return self.encoder.submit(
+            x, len(x), x.nbytes, caller, work=work, shape=shapes.key, scale=scale
+        )
 
     def decode(
         self,
@@ -129,7 +145,10 @@ class ServedModel:
     ) -> Future[Outputs]:
         """For each latent of the source: x (rows, *shape), params if requested, and z itself."""
         payload, nbytes = DecodePayload(source, shapes.z, params), source.rows * shapes.z_size * 4
-        return self.decoder.submit(payload, source.rows, nbytes, caller, work=work)
+        _, scale = self._scale(shapes)
+        return self.decoder.submit(
+            payload, source.rows, nbytes, caller, work=work, shape=shapes.key, scale=scale
+        )
 
     async def reconstruct(
         self, x: Array, draw: NoiseRange | None, scores: bool, caller: CallContext, work: int = 0
@@ -160,18 +179,46 @@ class ServedModel:
             x = likelihood.binarize(x, shapes.x)
         rows = len(x) * draws
         nbytes = x.nbytes + len(x) * shapes.z_size * 8 + rows * 16
-        weight = self._score_weight(len(x))
-        self.decoder.check(rows, nbytes, caller, weight)  # reject before the encoder runs
+        _, scale = self._scale(shapes)
+        weight = self._score_weight(len(x), shapes)
+        # Reject before the encoder runs.
+        self.decoder.check(rows, nbytes, caller, weight, shape=shapes.key, scale=scale)
         mean, log_var = await self.encode(x, caller)
         source = PosteriorSamples(mean, log_var, draw, draws)
         scores = Scoring(x, source, self.manifest)
         payload = DecodePayload(source, shapes.z, params=True, scoring=scores)
-        await self.decoder.submit(payload, rows, nbytes, caller, weight=weight, keep_outputs=False)
+        await self.decoder.submit(
+            *(payload, rows, nbytes, caller),
+            weight=weight,
+            shape=shapes.key,
+            scale=scale,
+            keep_outputs=False,
+        )
         return await run_in_executor(scores.scores)
 
-    def _score_weight(self, rows: int) -> int:
-        """What one draw costs in a call of `rows` rows; the unit is one decoded row."""
+    def _scale(self, shapes: Shapes) -> tuple[int, int]:
+        """What a row of this size costs the encoder and the decoder, in rows of the smallest."""
+        scales = self._scales.get(shapes.key)
+        if scales is None:
+            profile, elements = self.loaded.profile, shapes.x.size
+            scales = profile.encoder.scale(elements), profile.decoder.scale(elements)
+            if len(self._scales) < _MAX_SCALES:
+                self._scales[shapes.key] = scales
+        return scales
+
+    def _score_weight(self, rows: int, shapes: Shapes) -> int:
+        """What one draw costs in a call of `rows` rows; the unit is one decoded row of its size."""
         profile, seconds = self.loaded.decoder.profile, self._scoring_seconds
         row_seconds = profile.batch_seconds / profile.batch_rows
         weight = 1 + (seconds.density + seconds.draw / rows) / row_seconds
         return min(math.ceil(weight), profile.batch_rows)
+
+
+def _max_elements(loaded: LoadedModel, settings: Settings) -> int:
+    """The most elements that a row of x may have, for its runs to fit into memory; 0: no limit."""
+    if not loaded.manifest.axes:
+        return 0
+    max_bytes, profile = max_run_bytes(settings), loaded.profile
+    limits = profile.encoder.max_elements(max_bytes), profile.decoder.max_elements(max_bytes)
+    limit = min(filter(None, limits), default=0)
+    return 0 if limit >= loaded.manifest.largest.x.size else limit

@@ -10,75 +10,42 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from latentd.batching.rowqueue import single_item_batch
 from latentd.batching.runner import Outputs
-from latentd.bundle import DECODER, ENCODER, Bundle, Manifest
+from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, Shapes
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
+from latentd.models import profile
 from latentd.models.payloads import DecodePayload, decode_batch, encode_batch, encoder_outputs
+from latentd.models.profile import MeasuredProfile, ModelProfile, SizeProfile, sizes_to_measure
 from latentd.models.sources import PriorSamples
-from latentd.runtime import golden, profiling
-from latentd.runtime.engine import Graph, SessionFactory, Signature
+from latentd.runtime import golden, memory, profiling
+from latentd.runtime.engine import Graph, SessionFactory
 from latentd.runtime.golden import Golden
 from latentd.runtime.io_binding import IOBindingGraph
-from latentd.runtime.profiling import BatchTiming
 from latentd.runtime.provider import available_cpus
+from latentd.runtime.signature import Signature
 from latentd.settings import Settings
+from latentd.shapes import Shape
 
 log = logging.getLogger(__name__)
 
-RunRows = Callable[[Graph, int], Outputs]
-"""Runs a batch of that many rows of zeros or noise."""
+RunRows = Callable[[Graph, Shapes, int], Outputs]
+"""Runs a batch of that many rows of zeros or noise at one size."""
 
 IDLE_RATIO: Final = 4.0
 """While another version serves: after each step, loading rests for this many times the step's
 duration. So a new version costs the calls a fifth of one CPU."""
+_RUN_MEMORY_SHARE: Final = 4  # one run may take a quarter of what is free
 _SIZE_TOLERANCE: Final = 0.01
 """Two graph files whose sizes differ by less hold the same net with other weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredProfile:
-    """How a graph runs and what that costs: all that another process needs to run it the same."""
-
-    file_bytes: int
-    threads: int  # of ONNX Runtime, for one run
-    timings: list[BatchTiming]
-    batch_rows: int  # the largest batch
-
-    @property
-    def batch_seconds(self) -> float:
-        """Duration of the largest batch."""
-        return profiling.seconds_of(self.batch_rows, self.timings)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelProfile:
-    """The profiles of a bundle's two graphs."""
-
-    encoder: MeasuredProfile
-    decoder: MeasuredProfile
-
-    def to_json(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> ModelProfile:
-        """Read what `to_json` returned. Raises KeyError or TypeError for anything else."""
-
-        def graph(one: Mapping[str, Any]) -> MeasuredProfile:
-            timings = [BatchTiming(**timing) for timing in one["timings"]]
-            return MeasuredProfile(**{**one, "timings": timings})
-
-        return cls(graph(raw["encoder"]), graph(raw["decoder"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +53,16 @@ class ProfiledGraph:
     """A loaded graph, the outputs that it must give, and its profile."""
 
     graph: Graph
-    golden: Golden
+    golden: Sequence[Golden]  # one for each size that the bundle has vectors of
     profile: MeasuredProfile
 
     def check(self) -> float:
         """Run the golden inputs in every batch size that this thread would run; returns the largest
         absolute error. Raises BundleError(golden)."""
-        return self.golden.check(self.graph, self.profile.batch_rows)
+        return max(
+            vectors.check(self.graph, self.profile.max_batch_rows(vectors.elements))
+            for vectors in self.golden
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,63 +100,28 @@ def load_model(
     measured: of these very graphs, from a trial: nothing is measured again.
     Raises BundleError.
     """
-    idle_ratio = IDLE_RATIO if previous else 0.0
+    loader = _GraphLoader(bundle, engine, settings, idle_ratio=IDLE_RATIO if previous else 0.0)
     m = bundle.manifest
     encoder_signature, decoder_signature = signatures(m)
     encoder_golden, decoder_golden = golden.read(bundle)
 
-    shapes = m.default
-
-    def encode(graph: Graph, rows: int) -> Outputs:
+    def encode(graph: Graph, shapes: Shapes, rows: int) -> Outputs:
         x = np.zeros((rows, *shapes.x.shape), shapes.x.dtype)
         return encode_batch(graph, encoder_outputs(m), single_item_batch(x, rows))
 
-    def decode(graph: Graph, rows: int) -> Outputs:
+    def decode(graph: Graph, shapes: Shapes, rows: int) -> Outputs:
         source = PriorSamples(NoiseRange(seed=0, offset=0, rows=rows))
         payload = DecodePayload(source, shapes.z, params=False)
         return decode_batch(graph, single_item_batch(payload, rows))
 
-    def profiled(
-        file: str,
-        signature: Signature,
-        golden: Golden,
-        run: RunRows,
-        previous: MeasuredProfile | None,
-        measured: MeasuredProfile | None,
-    ) -> ProfiledGraph:
-        def load(threads: int) -> Graph:
-            with profiling.throttled(idle_ratio):
-                return engine.load(bundle.files[file], signature, threads)
-
-        file_bytes = len(bundle.files[file])
-        if measured:
-            graph = load(measured.threads)
-            with _closed_on_failure(graph), profiling.throttled(idle_ratio):
-                run(graph, measured.batch_rows)
-            return ProfiledGraph(graph, golden, measured)
-        if previous and abs(previous.file_bytes - file_bytes) <= _SIZE_TOLERANCE * file_bytes:
-            graph = load(previous.threads)
-            with _closed_on_failure(graph):
-                run_rows, timings = functools.partial(run, graph), previous.timings
-                if profiling.profile_still_valid(
-                    run_rows, timings, previous.batch_rows, IDLE_RATIO
-                ):
-                    reused = dataclasses.replace(previous, file_bytes=file_bytes)
-                    return ProfiledGraph(graph, golden, reused)
-            graph.close()
-        row_bytes = shapes.x.nbytes + shapes.z_size * 4
-        if not engine.on_cpu and shapes.params:  # a GPU batch has buffers for all of its outputs
-            row_bytes += math.prod(shapes.params) * 4
-        return _profile(load, golden, file_bytes, run, row_bytes, settings, idle_ratio)
-
     try:
-        encoder = profiled(
+        encoder = loader.load(
             *(ENCODER, encoder_signature, encoder_golden, encode),
             previous.encoder if previous else None,
             measured.encoder if measured else None,
         )
         with _closed_on_failure(encoder.graph):
-            decoder = profiled(
+            decoder = loader.load(
                 *(DECODER, decoder_signature, decoder_golden, decode),
                 previous.decoder if previous else None,
                 measured.decoder if measured else None,
@@ -198,6 +133,99 @@ def load_model(
     with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
         max_abs_error = max(encoder.check(), decoder.check())
     return LoadedModel(m, bundle.digest, encoder, decoder, max_abs_error)
+
+
+class _GraphLoader:
+    """Loads and profiles the graphs of one bundle."""
+
+    def __init__(
+        self, bundle: Bundle, engine: SessionFactory, settings: Settings, idle_ratio: float
+    ) -> None:
+        self._bundle, self._engine, self._settings = bundle, engine, settings
+        self._idle_ratio = idle_ratio
+
+    def load(
+        self,
+        file: str,
+        signature: Signature,
+        golden: Sequence[Golden],
+        run: RunRows,
+        previous: MeasuredProfile | None,
+        measured: MeasuredProfile | None,
+    ) -> ProfiledGraph:
+        """One graph with its profile: `measured`, else `previous` if it is still valid, else a new
+        one. The graph has run its largest batch."""
+        file_bytes, smallest = len(self._bundle.files[file]), self._sizes[0]
+        if measured:
+            graph = self._session(file, signature, measured.threads)
+            with _closed_on_failure(graph), profiling.throttled(self._idle_ratio):
+                run(graph, smallest, measured.batch_rows)
+            return ProfiledGraph(graph, golden, measured)
+        if (
+            previous
+            and abs(previous.file_bytes - file_bytes) <= _SIZE_TOLERANCE * file_bytes
+            and previous.sizes[0].x_shape == smallest.x.shape
+        ):
+            graph = self._session(file, signature, previous.threads)
+            with _closed_on_failure(graph):
+                run_rows = functools.partial(run, graph, smallest)
+                if profiling.profile_still_valid(
+                    run_rows, previous.timings, previous.batch_rows, IDLE_RATIO
+                ):
+                    reused = dataclasses.replace(previous, file_bytes=file_bytes)
+                    return ProfiledGraph(graph, golden, reused)
+            graph.close()
+        return self._profile(file, signature, golden, run)
+
+    @functools.cached_property
+    def _sizes(self) -> list[Shapes]:
+        return sizes_to_measure(self._bundle.manifest)
+
+    def _session(self, file: str, signature: Signature, threads: int) -> Graph:
+        with profiling.throttled(self._idle_ratio):
+            return self._engine.load(self._bundle.files[file], signature, threads)
+
+    def _row_bytes(self, shapes: Shapes) -> int:
+        row_bytes = shapes.x.nbytes + shapes.z_size * 4
+        if not self._engine.on_cpu and shapes.params:  # a GPU batch has buffers for all outputs
+            row_bytes += math.prod(shapes.params) * 4
+        return row_bytes
+
+    def _profile(
+        self, file: str, signature: Signature, golden: Sequence[Golden], run: RunRows
+    ) -> ProfiledGraph:
+        """Choose the number of threads and the batch size by measurement; load the graph so."""
+        settings, smallest = self._settings, self._sizes[0]
+        max_seconds = settings.max_batch_latency_ms / 1000
+        max_bytes = 0 if signature.fixed or not self._engine.on_cpu else max_run_bytes(settings)
+
+        def measure(threads: int) -> list[SizeProfile]:
+            with closing(self._session(file, signature, threads)) as graph:
+                return profile.measure(
+                    *(self._sizes, functools.partial(run, graph), self._row_bytes),
+                    *(max_seconds, self._idle_ratio, max_bytes),
+                )
+
+        threads = settings.intra_op_threads or 1
+        sizes = measure(threads)
+        default = min(
+            sizes, key=lambda size: abs(size.elements - self._bundle.manifest.default.x.size)
+        )
+        if (
+            not settings.intra_op_threads
+            and default.timings[0].seconds > profiling.ONE_THREAD_SECONDS
+        ):
+            threads = max(1, available_cpus() // max(1, settings.workers))
+            sizes = measure(threads)
+        batch_rows = settings.max_batch_rows or profiling.choose_batch_size(
+            sizes[0].timings, max_seconds
+        )
+        # A new session, because a session keeps the memory of the largest batch that it ever ran.
+        graph = self._session(file, signature, threads)
+        with _closed_on_failure(graph):
+            run(graph, smallest, batch_rows)
+        measured = MeasuredProfile(len(self._bundle.files[file]), threads, batch_rows, sizes)
+        return ProfiledGraph(graph, golden, measured)
 
 
 @contextmanager
@@ -223,43 +251,17 @@ def release_to_workers(profiled: ProfiledGraph) -> Callable[[], object] | None:
     return profiled.check
 
 
+def max_run_bytes(settings: Settings) -> int:
+    """The memory that one run of a graph with free axes may take."""
+    share = memory.available_bytes() // (_RUN_MEMORY_SHARE * max(1, settings.workers))
+    return settings.run_memory_mib << 20 or share
+
+
 def signatures(m: Manifest) -> tuple[Signature, Signature]:
     """The inputs and outputs that the bundle's encoder and decoder must have."""
-    x, z, params = m.default.x, m.default.z, m.default.params
-    encoder = Signature(("x", x.dtype, x.shape), dict.fromkeys(encoder_outputs(m), ("float32", z)))
-    decoder = Signature(
-        ("z", "float32", z),
-        {"x": (x.dtype, x.shape), **({"params": ("float32", params)} if params else {})},
-    )
-    return encoder, decoder
-
-
-def _profile(
-    load: Callable[[int], Graph],
-    golden: Golden,
-    file_bytes: int,
-    run: RunRows,
-    row_bytes: int,
-    settings: Settings,
-    idle_ratio: float,
-) -> ProfiledGraph:
-    """Choose the number of threads and the batch size by measurement; load the graph so."""
-    max_seconds = settings.max_batch_latency_ms / 1000
-
-    def measure(threads: int) -> list[BatchTiming]:
-        with closing(load(threads)) as graph:
-            return profiling.measure(
-                functools.partial(run, graph), row_bytes, max_seconds, idle_ratio
-            )
-
-    threads = settings.intra_op_threads or 1
-    timings = measure(threads)
-    if not settings.intra_op_threads and timings[0].seconds > profiling.ONE_THREAD_SECONDS:
-        threads = max(1, available_cpus() // max(1, settings.workers))
-        timings = measure(threads)
-    batch_rows = settings.max_batch_rows or profiling.choose_batch_size(timings, max_seconds)
-    # A new session, because a session keeps the memory of the largest batch that it ever ran.
-    graph = load(threads)
-    with _closed_on_failure(graph):
-        run(graph, batch_rows)
-    return ProfiledGraph(graph, golden, MeasuredProfile(file_bytes, threads, timings, batch_rows))
+    x, z = m.x.shape, m.z.shape
+    encoder = Signature(("x", m.x.dtype, x), dict.fromkeys(encoder_outputs(m), ("float32", z)))
+    decoded = {"x": (m.x.dtype, x)}
+    if m.parameters:
+        decoded["params"] = ("float32", Shape.parse([len(m.parameters), *x.json]))
+    return encoder, Signature(("z", "float32", z), decoded)

@@ -331,13 +331,15 @@ class Repository:
         metrics.golden_max_abs_error.labels(name, version).set(model.loaded.golden_max_abs_error)
         log.info("Serving %s version %d (%s).", name, version, model.digest[:19])
         for batcher, profile in model.batchers():
-            timings = (f"{one.rows} -> {one.seconds * 1e3:.3g}" for one in profile.timings)
-            log.info(
-                "  %s, %s version %d: batches of up to %d rows, %d thread(s); "
-                "batch size -> ms: %s.",
-                *(batcher.name, name, version, profile.batch_rows, profile.threads),
-                ", ".join(timings),
-            )
+            for size in profile.sizes:
+                timings = (f"{one.rows} -> {one.seconds * 1e3:.3g}" for one in size.timings)
+                of_size = f" of {list(size.x_shape)}" if model.manifest.axes else ""
+                log.info(
+                    "  %s, %s version %d: batches of up to %d rows%s, %d thread(s); "
+                    "batch size -> ms: %s.",
+                    *(batcher.name, name, version, profile.max_batch_rows(size.elements)),
+                    *(of_size, profile.threads, ", ".join(timings)),
+                )
             labels = (batcher.name, name, version)
             metrics.queue_rows_limit.labels(*labels).set(self._settings.queue_rows)
             metrics.max_batch_rows.labels(*labels).set(profile.batch_rows)

@@ -29,7 +29,8 @@ from typing import Any, Final
 
 from latentd import bundle
 from latentd.errors import BundleError, ConfigError
-from latentd.models.loading import ModelProfile, load_model
+from latentd.models.loading import load_model
+from latentd.models.profile import ModelProfile
 from latentd.models.trial_results import TrialResult
 from latentd.runtime import memory
 from latentd.runtime.engine import SessionFactory

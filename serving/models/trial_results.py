@@ -20,7 +20,7 @@ from typing import Final
 
 from latentd.errors import BundleError
 from latentd.models import load_markers
-from latentd.models.loading import ModelProfile
+from latentd.models.profile import ModelProfile
 
 _POLL_SECONDS: Final = 0.05
 _PREFIX: Final = "trials-"

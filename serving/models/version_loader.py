@@ -22,8 +22,9 @@ from latentd.metrics import Metrics
 from latentd.models import trial
 from latentd.models.inference import ServedModel
 from latentd.models.load_markers import LoadMarkers
-from latentd.models.loading import LoadedModel, ModelProfile, load_model
+from latentd.models.loading import LoadedModel, load_model
 from latentd.models.loads import Load
+from latentd.models.profile import ModelProfile
 from latentd.models.trial_results import TrialResult, TrialResults
 from latentd.runtime.engine import SessionFactory
 from latentd.settings import Settings

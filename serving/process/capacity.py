@@ -17,7 +17,8 @@ from typing import Final
 from latentd import bundle, settings
 from latentd.errors import EXIT_CONFIG, BundleError, ConfigError
 from latentd.models import scoring, storage
-from latentd.models.loading import LoadedModel, MeasuredProfile, load_model
+from latentd.models.loading import LoadedModel, load_model
+from latentd.models.profile import MeasuredProfile
 from latentd.rpc.methods import METHODS
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import default_worker_count

@@ -109,10 +109,23 @@ def served_by(model: ServedModel) -> pb.ModelVersion:
 def shapes_at(sizes: Mapping[str, int], model: ServedModel) -> Shapes:
     """The rows at the sizes that a request names. Raises InvalidArgument."""
     try:
-        return model.manifest.at(sizes)
+        return _fitting(model.manifest.at(sizes), model, "sizes")
     except SizeError as error:
         field = f'sizes["{error.axis}"]' if error.axis else "sizes"
         raise InvalidArgument(field, error.what, error.hint) from None
+
+
+def _fitting(shapes: Shapes, model: ServedModel, field: str) -> Shapes:
+    """These shapes. Raises InvalidArgument if a run of one row would not fit into memory."""
+    limit, elements = model.max_elements, shapes.x.size
+    if limit and elements > limit:
+        raise InvalidArgument(
+            field,
+            f"a row of {elements:,} numbers needs more memory than this server allows one run; the "
+            f"limit is {limit:,} numbers",
+            "Send smaller rows, or raise --run-memory-mib",
+        )
+    return shapes
 
 
 def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
@@ -130,7 +143,7 @@ def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
     else:
         return manifest.default  # reading the rows reports the error
     try:
-        return manifest.shapes_of_x(lengths)
+        return _fitting(manifest.shapes_of_x(lengths), model, field)
     except SizeError as error:
         raise InvalidArgument(field, error.what, error.hint) from None
 
@@ -146,6 +159,7 @@ def read_latents(
     if model.manifest.axes and len(tensor.shape) > 1:
         try:
             shapes = model.manifest.shapes_of_z(tuple(tensor.shape[1:]))
+            _fitting(shapes, model, f"{field}.shape")
         except SizeError as error:
             raise InvalidArgument(f"{field}.shape", error.what, error.hint) from None
     limit = max_rows or model.max_rows(shapes)

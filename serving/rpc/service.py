@@ -74,11 +74,12 @@ class VaeService:
             profiles=[
                 pb.GraphProfile(
                     graph=batcher.name,
-                    max_batch_rows=batcher.batch_rows,
-                    costs=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in profile.timings],
-                    x_shape=manifest.default.x.shape,
+                    max_batch_rows=profile.max_batch_rows(size.elements),
+                    costs=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in size.timings],
+                    x_shape=size.x_shape,
                 )
                 for batcher, profile in model.batchers()
+                for size in profile.sizes
             ],
             preprocessing=manifest.preprocessing,
             created=manifest.created,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import onnxruntime as ort
@@ -18,20 +17,13 @@ from latentd.runtime.capture_lock import CUDA_CAPTURE
 from latentd.runtime.cuda import Cuda, CudaStream
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.runtime.provider import Provider
+from latentd.runtime.signature import Signature
 from latentd.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _SOURCE_LOCATION: Final = re.compile(r"/\S+:\d+ [^(]*\([^)]*\) ")
 """A place in ONNX Runtime's source, as in its errors: clients of ListModels do not need it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """A graph's input and outputs: name -> (dtype, shape of one row)."""
-
-    input: tuple[str, str, tuple[int, ...]]
-    outputs: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 class Graph(Protocol):
@@ -98,10 +90,11 @@ class SessionFactory:
         """
         external_data.reject(model)
         if self.on_cpu:
-            session = self._session(model, threads)
-            _check_signature(session, signature)
+            session = self._session(model, threads, fixed=signature.fixed)
+            signature.check(session)
             return CpuGraph(session, signature.input[0])
-        if self._cuda_graphs:
+        # ONNX Runtime frees no captured graph, so a graph of many shapes would fill the memory.
+        if self._cuda_graphs and signature.fixed:
             try:
                 return self._load_bound(model, signature, cuda_graph=True)
             except BundleError as error:
@@ -116,27 +109,32 @@ class SessionFactory:
         with ExitStack() as undo:
             with CUDA_CAPTURE.shared():
                 stream = undo.enter_context(closing(CudaStream()))
-                session = self._session(model, 1, cuda_graph, stream.address)
+                session = self._session(model, 1, cuda_graph, stream.address, fixed=signature.fixed)
             self._provider.verify(session)
-            _check_signature(session, signature)
+            signature.check(session)
             if self.on_cpu:  # --provider auto has fallen back, and logged it
                 return CpuGraph(session, signature.input[0])
             undo.pop_all()  # from here on the graph closes the stream
-        name, dtype, shape = signature.input
-        input_ = (name, (dtype, shape))
-        outputs = dict(signature.outputs)
-        graph = IOBindingGraph(session, input_, outputs, Cuda(), stream, cuda_graph)
+        graph = IOBindingGraph(session, signature, Cuda(), stream, cuda_graph)
         try:
-            graph.warm_up(1)
+            if signature.fixed:
+                graph.warm_up(1)
         except Exception as error:
             graph.close()
             raise BundleError("engine", f"ONNX Runtime cannot run the graph: {error}") from error
         return graph
 
     def _session(
-        self, model: bytes, threads: int, cuda_graph: bool = False, stream: int = 0
+        self,
+        model: bytes,
+        threads: int,
+        cuda_graph: bool = False,
+        stream: int = 0,
+        fixed: bool = True,
     ) -> ort.InferenceSession:
         options = ort.SessionOptions()
+        # ONNX Runtime keeps a plan of its memory for each shape of the input, for good.
+        options.enable_mem_pattern = fixed
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Worker threads that spin while they wait would take the CPU from the listener.
@@ -148,31 +146,3 @@ class SessionFactory:
         except Exception as error:  # the runtime has no common base for what it raises
             message = _SOURCE_LOCATION.sub("", " ".join(str(error).split()))
             raise BundleError("engine", f"ONNX Runtime cannot load the graph: {message}") from error
-
-
-_TYPES: Final = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
-
-
-def _check_signature(session: ort.InferenceSession, expected: Signature) -> None:
-    """Raise BundleError if the graph's names, types or shapes are not the expected ones."""
-    name, dtype, shape = expected.input
-    inputs = {value.name: value for value in session.get_inputs()}
-    if set(inputs) != {name}:
-        raise BundleError("signature", f"The graph's inputs are {sorted(inputs)}, not ['{name}'].")
-    _check_value(inputs[name], dtype, shape)
-    outputs = {value.name: value for value in session.get_outputs()}
-    for output, (dtype, shape) in expected.outputs.items():
-        if output not in outputs:
-            raise BundleError("signature", f"The graph has no output named {output}.")
-        _check_value(outputs[output], dtype, shape)
-
-
-def _check_value(value: Any, dtype: str, shape: tuple[int, ...]) -> None:
-    if _TYPES.get(value.type) != dtype or list(value.shape[1:]) != list(shape):
-        raise BundleError(
-            "signature",
-            f"{value.name} is {value.type} of shape {value.shape}, not {dtype} of shape "
-            f"[rows, {', '.join(map(str, shape))}].",
-        )
-    if isinstance(value.shape[0], int):
-        raise BundleError("signature", f"{value.name} has a fixed batch of {value.shape[0]} rows.")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from latentd.bundle import GOLDEN, Bundle, Manifest
 from latentd.errors import BundleError
 from latentd.runtime.engine import Graph
+from latentd.shapes import SizeError
 
 
 class Tolerance(NamedTuple):
@@ -52,11 +53,12 @@ _COMPARED_ROWS: Final = 256  # at a time: a comparison takes several times the m
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """Input rows of one graph, and the expected outputs by name."""
+    """Input rows of one graph at one size, and the expected outputs by name."""
 
     input: NDArray[Any]
     outputs: dict[str, NDArray[Any]]
     tolerance: Tolerance
+    elements: int  # numbers in one row of x at this size
 
     def check(self, graph: Graph, batch_rows: int = 0) -> float:
         """Run a graph on these rows, repeated up to `batch_rows`, the largest batch that will
@@ -90,71 +92,109 @@ class Golden:
                 yield rows
 
 
-def read(bundle: Bundle) -> tuple[Golden, Golden]:
-    """The encoder's and the decoder's golden vectors. Raises BundleError(golden)."""
+def read(bundle: Bundle) -> tuple[list[Golden], list[Golden]]:
+    """The encoder's and the decoder's golden vectors, one at each size that the file has: first the
+    default size, then, in arrays with the prefixes "1.", "2.", ..., others. Raises
+    BundleError(golden)."""
     m = bundle.manifest
     try:
         with zipfile.ZipFile(io.BytesIO(bundle.files[GOLDEN])) as file:
-            arrays = _read(file, m)
+            sets = _read(file, m)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError("golden", f"{GOLDEN} cannot be read: {error}") from None
-    tolerance = TOLERANCES[m.precision]
-    encoded = {name: arrays[name] for name in _encoded(m)}
-    decoded = {"x": arrays["decoded_x"]}
-    if m.likelihood:
-        decoded["params"] = arrays["params"]
-    return Golden(arrays["x"], encoded, tolerance), Golden(arrays["z"], decoded, tolerance)
+    if m.axes and len(sets) < 2:
+        raise BundleError(
+            "golden",
+            f"{GOLDEN} has vectors at one size only, and the model has free axes. Export the model "
+            "again.",
+        )
+    tolerance, encoders, decoders = TOLERANCES[m.precision], list[Golden](), list[Golden]()
+    for arrays in sets:
+        elements = math.prod(arrays["x"].shape[1:])
+        encoded = {name: arrays[name] for name in _encoded(m)}
+        decoded = {"x": arrays["decoded_x"]}
+        if m.likelihood:
+            decoded["params"] = arrays["params"]
+        encoders.append(Golden(arrays["x"], encoded, tolerance, elements))
+        decoders.append(Golden(arrays["z"], decoded, tolerance, elements))
+    return encoders, decoders
 
 
 def _encoded(m: Manifest) -> tuple[str, ...]:
     return ("mean", "log_var") if m.posterior == "gaussian" else ("mean",)
 
 
-def _read(file: zipfile.ZipFile, m: Manifest) -> dict[str, NDArray[Any]]:
-    """The arrays by name. None is unpacked before its dtype, shape and size have been checked."""
-    x, z, params = m.default.x, m.default.z, m.default.params
-    rows_of = {
-        "x": (x.dtype, x.shape),
-        **dict.fromkeys((*_encoded(m), "z"), ("float32", z)),
-        "decoded_x": (x.dtype, x.shape),
-        **({"params": ("float32", params)} if params else {}),
-    }
-    rows, total = {}, 0
-    for name, (dtype, shape) in rows_of.items():
-        with file.open(f"{name}.npy") as member:
-            found_shape, found_dtype = _header(member)
-        if found_dtype != np.dtype(dtype) or found_shape[1:] != shape or not found_shape:
-            raise BundleError(
-                "golden",
-                f"{GOLDEN}: {name} has dtype {found_dtype} and shape {found_shape}, expected "
-                f"{dtype} and (rows, {', '.join(map(str, shape))}).",
-            )
-        rows[name] = found_shape[0]
-        total += math.prod(found_shape) * found_dtype.itemsize
-    decoded = ("decoded_x", "params") if params else ("decoded_x",)
-    for input_, outputs in (("x", _encoded(m)), ("z", decoded)):
-        if rows[input_] < MIN_ROWS:
-            raise BundleError(
-                "golden",
-                f"{GOLDEN}: {input_} has {rows[input_]} row(s), expected at least {MIN_ROWS}. "
-                "Export the model again.",
-            )
-        for name in outputs:
-            if rows[name] != rows[input_]:
-                raise BundleError(
-                    "golden",
-                    f"{GOLDEN}: {name} has {rows[name]} rows, but {input_} has {rows[input_]}.",
-                )
+def _read(file: zipfile.ZipFile, m: Manifest) -> list[dict[str, NDArray[Any]]]:
+    """The arrays of each size by name. None is unpacked before its dtype, shape and size have been
+    checked."""
+    prefixes = [""]
+    while f"{len(prefixes)}.x.npy" in file.namelist():
+        prefixes.append(f"{len(prefixes)}.")
+    total = sum(_check_headers(file, m, prefix) for prefix in prefixes)
     if total > MAX_BYTES:
         raise BundleError(
             "golden",
             f"{GOLDEN} would unpack to {total >> 20} MiB; the limit is {MAX_BYTES >> 20} MiB.",
         )
-    arrays = {}
-    for name in rows_of:
-        with file.open(f"{name}.npy") as member:
-            arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
-    return arrays
+    sets = []
+    for prefix in prefixes:
+        arrays = {}
+        for name in _names(m):
+            with file.open(f"{prefix}{name}.npy") as member:
+                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+        sets.append(arrays)
+    return sets
+
+
+def _names(m: Manifest) -> tuple[str, ...]:
+    return ("x", *_encoded(m), "z", "decoded_x", *(("params",) if m.likelihood else ()))
+
+
+def _check_headers(file: zipfile.ZipFile, m: Manifest, prefix: str) -> int:
+    """Check the arrays of one size by their headers; returns their bytes. Raises BundleError."""
+    found = {}
+    for name in _names(m):
+        with file.open(f"{prefix}{name}.npy") as member:
+            found[name] = _header(member)
+    shapes = m.default
+    if prefix:
+        try:
+            shapes = m.shapes_of_x(found["x"][0][1:])
+        except SizeError as error:
+            raise BundleError("golden", f"{GOLDEN}: {prefix}x has a wrong size: {error}") from None
+    expected_rows: dict[str, tuple[str, tuple[int, ...]]] = {
+        "x": (shapes.x.dtype, shapes.x.shape),
+        **dict.fromkeys((*_encoded(m), "z"), ("float32", shapes.z)),
+        "decoded_x": (shapes.x.dtype, shapes.x.shape),
+        "params": ("float32", shapes.params or ()),
+    }
+    rows, total = {}, 0
+    for name, (found_shape, found_dtype) in found.items():
+        dtype, shape = expected_rows[name]
+        if found_dtype != np.dtype(dtype) or found_shape[1:] != shape or not found_shape:
+            raise BundleError(
+                "golden",
+                f"{GOLDEN}: {prefix}{name} has dtype {found_dtype} and shape {found_shape}, "
+                f"expected {dtype} and (rows, {', '.join(map(str, shape))}).",
+            )
+        rows[name] = found_shape[0]
+        total += math.prod(found_shape) * found_dtype.itemsize
+    decoded = ("decoded_x", "params") if m.likelihood else ("decoded_x",)
+    for input_, outputs in (("x", _encoded(m)), ("z", decoded)):
+        if rows[input_] < MIN_ROWS:
+            raise BundleError(
+                "golden",
+                f"{GOLDEN}: {prefix}{input_} has {rows[input_]} row(s), expected at least "
+                f"{MIN_ROWS}. Export the model again.",
+            )
+        for name in outputs:
+            if rows[name] != rows[input_]:
+                raise BundleError(
+                    "golden",
+                    f"{GOLDEN}: {prefix}{name} has {rows[name]} rows, but {input_} has "
+                    f"{rows[input_]}.",
+                )
+    return total
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from latentd.runtime.buffers import Buffer, Device, RowSpec, Stream
 from latentd.runtime.capture_lock import CUDA_CAPTURE
+from latentd.runtime.signature import Signature
 from latentd.runtime.thread_buckets import Bucket, ThreadBuckets, bucket_rows, bucket_sizes
 
 WARM_UP_RUNS: Final = 3
@@ -36,20 +37,18 @@ class IOBindingGraph:
     """One ONNX graph whose batches are padded to powers of two.
 
     session: computes on `stream`, if `device` has streams
-    input, outputs: name -> dtype and shape of a row
     cuda_graph: the session captures the runs of each bucket and replays them
     """
 
     def __init__(
         self,
         session: ort.InferenceSession,
-        input: tuple[str, RowSpec],
-        outputs: dict[str, RowSpec],
+        signature: Signature,
         device: Device,
         stream: Stream,
         cuda_graph: bool,
     ) -> None:
-        self._session, self._input, self._outputs = session, input, outputs
+        self._session, self._signature = session, signature
         self._device, self._stream, self._cuda_graph = device, stream, cuda_graph
         self._thread_buckets = ThreadBuckets(device, self._build_bucket)
         self._graph_ids = itertools.count(1)
@@ -61,7 +60,7 @@ class IOBindingGraph:
 
     def run(self, array: NDArray[Any], outputs: Sequence[str]) -> list[NDArray[Any]]:
         """Run one batch; `array` has shape (rows, ...). The results are copies."""
-        bucket, copies = self._thread_buckets.bucket(bucket_rows(len(array)))
+        bucket, copies = self._thread_buckets.bucket(bucket_rows(len(array)), array.shape[1:])
         requested, rows = [bucket.outputs[output] for output in outputs], len(array)
         with CUDA_CAPTURE.shared():
             bucket.input.rows[:rows] = array
@@ -73,8 +72,10 @@ class IOBindingGraph:
         return [buffer.rows[:rows].copy() for buffer in requested]
 
     def warm_up(self, max_rows: int) -> None:
-        """Build this thread's buckets of up to so many rows. Raises what the runtime raises."""
-        self._thread_buckets.warm_up(max_rows)
+        """Build this thread's buckets of up to so many rows, of a graph whose other lengths are
+        fixed. Raises what the runtime raises."""
+        _, _, shape = self._signature.input
+        self._thread_buckets.warm_up(max_rows, shape.at({}))
 
     def release_thread(self) -> None:
         """Free this thread's buckets: it will not run the graph again."""
@@ -87,7 +88,7 @@ class IOBindingGraph:
             del self._session
             self._stream.close()
 
-    def _build_bucket(self, rows: int, copies: Stream) -> Bucket:
+    def _build_bucket(self, rows: int, lengths: tuple[int, ...], copies: Stream) -> Bucket:
         """A bucket that has run on zeros until it was captured and replayed. The caller holds
         CUDA_CAPTURE as exclusive. Raises what the runtime raises, and CudaError."""
         with ExitStack() as undo:
@@ -95,13 +96,13 @@ class IOBindingGraph:
             def buffer(row: RowSpec) -> Buffer:
                 return undo.enter_context(closing(Buffer(rows, row, self._device)))
 
-            name, row = self._input
+            row, output_rows = self._signature.rows_at(lengths)
             input_buffer = buffer(row)
             input_buffer.upload(rows, copies)
-            outputs = {output: buffer(row) for output, row in self._outputs.items()}
+            outputs = {output: buffer(row) for output, row in output_rows.items()}
             binding, device = self._session.io_binding(), self._device.name
             binding.bind_input(
-                *(name, device, 0, input_buffer.dtype, input_buffer.shape),
+                *(self._signature.input[0], device, 0, input_buffer.dtype, input_buffer.shape),
                 input_buffer.device.address,
             )
             for output, b in outputs.items():

@@ -1,0 +1,183 @@
+"""What a graph's runs cost on this machine, at each size of its rows: measured at a few sizes,
+estimated between and beyond them."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from latentd.bundle import Manifest, Shapes
+from latentd.runtime import memory, profiling
+from latentd.runtime.profiling import BatchTiming
+
+MAX_SIZES: Final = 6
+"""How many sizes are measured at most."""
+_GROWTH: Final = 4  # each measured size has about so many times the elements of the one before
+_MAX_ROW_SECONDS: Final = 1.0
+"""A size whose single row is expected to take longer is not measured."""
+
+RunRows = Callable[[Shapes, int], object]
+"""Runs a batch of so many rows at one size."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeProfile:
+    """What runs cost at one size.
+
+    elements:  numbers in one row of x
+    run_bytes: memory that a run of one row takes; 0: unknown
+    """
+
+    x_shape: tuple[int, ...]
+    elements: int
+    timings: list[BatchTiming]
+    run_bytes: int = 0
+
+    @property
+    def row_seconds(self) -> float:
+        """One row's share of the batch with the best throughput."""
+        return min(timing.seconds / timing.rows for timing in self.timings)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredProfile:
+    """How a graph runs and what that costs: all that another process needs to run it the same.
+
+    batch_rows: the largest batch of rows of the smallest size
+    sizes:      ascending; one for a model without free axes
+    """
+
+    file_bytes: int
+    threads: int  # of ONNX Runtime, for one run
+    batch_rows: int
+    sizes: list[SizeProfile]
+
+    @property
+    def timings(self) -> list[BatchTiming]:
+        """Of the smallest size."""
+        return self.sizes[0].timings
+
+    @property
+    def batch_seconds(self) -> float:
+        """Duration of the largest batch."""
+        return profiling.seconds_of(self.batch_rows, self.timings)
+
+    def scale(self, elements: int) -> int:
+        """What a row of so many elements costs, in rows of the smallest size; at least 1."""
+        if len(self.sizes) == 1:
+            return max(1, round(elements / self.sizes[0].elements))
+        costs = [size.row_seconds for size in self.sizes]
+        return max(1, round(self._estimate(elements, costs) / costs[0]))
+
+    def max_batch_rows(self, elements: int) -> int:
+        """The largest batch of rows of so many elements."""
+        return max(1, self.batch_rows // self.scale(elements))
+
+    def run_bytes(self, elements: int) -> int:
+        """Memory that a run of one row of so many elements takes; 0: unknown."""
+        measured = [size.run_bytes for size in self.sizes]
+        return round(self._estimate(elements, measured)) if all(measured) else 0
+
+    def max_elements(self, max_bytes: int) -> int:
+        """The most elements that a row may have, for its run to fit into so many bytes; 0: unknown
+        or unlimited."""
+        largest = self.sizes[-1].elements
+        if not self.run_bytes(largest):
+            return 0
+        low, high = 0, max(largest, 1) << 20
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.run_bytes(middle) <= max_bytes else (low, middle)
+        return low
+
+    def _estimate(self, elements: int, values: Sequence[float]) -> float:
+        """The value at a size, from the values at the measured ones: a power law between two
+        neighbors; beyond the last, at least in proportion to the elements."""
+        known = [size.elements for size in self.sizes]
+        if len(known) == 1:
+            return values[0] * elements / known[0]
+        right = min(max(bisect.bisect_left(known, elements), 1), len(known) - 1)
+        a, b = right - 1, right
+        slope = math.log(values[b] / values[a]) / math.log(known[b] / known[a])
+        if elements > known[b]:
+            slope = max(slope, 1.0)
+        base = b if elements > known[b] else a
+        return values[base] * float((elements / known[base]) ** slope)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """The profiles of a bundle's two graphs."""
+
+    encoder: MeasuredProfile
+    decoder: MeasuredProfile
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` reads it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> ModelProfile:
+        """Read what `to_json` returned. Raises KeyError or TypeError for anything else."""
+
+        def size(one: Mapping[str, Any]) -> SizeProfile:
+            timings = [BatchTiming(**timing) for timing in one["timings"]]
+            return SizeProfile(**{**one, "timings": timings, "x_shape": tuple(one["x_shape"])})
+
+        def graph(one: Mapping[str, Any]) -> MeasuredProfile:
+            return MeasuredProfile(**{**one, "sizes": [size(each) for each in one["sizes"]]})
+
+        return cls(graph(raw["encoder"]), graph(raw["decoder"]))
+
+
+def sizes_to_measure(manifest: Manifest) -> list[Shapes]:
+    """The smallest size, the default, and larger ones up to the largest, ascending by elements."""
+    axes, found = manifest.axes, {s.key: s for s in (manifest.smallest, manifest.default)}
+    factor = 1.0
+    while axes and len(found) < MAX_SIZES and manifest.largest.key not in found:
+        factor *= _GROWTH ** (1 / len(axes))
+        lengths = {name: axis.nearest(round(axis.default * factor)) for name, axis in axes.items()}
+        shapes = manifest.at(lengths)
+        found[shapes.key] = shapes
+    distinct = {shapes.x.size: shapes for shapes in found.values()}
+    return [distinct[elements] for elements in sorted(distinct)]
+
+
+def measure(
+    sizes: Sequence[Shapes],
+    run: RunRows,
+    row_bytes: Callable[[Shapes], int],
+    max_seconds: float,
+    idle_ratio: float,
+    max_bytes: int = 0,
+) -> list[SizeProfile]:
+    """Time batches at each of these sizes, ascending, while a row takes a reasonable time.
+
+    row_bytes: of the input and output of one row
+    max_bytes: memory that a run may take: no larger run is tried. 0: memory is not measured
+    The two smallest sizes are always measured: they are the ones that will be asked for.
+    """
+    profiles: list[SizeProfile] = []
+    before = memory.private_bytes() if max_bytes else 0
+    for index, shapes in enumerate(sizes):
+        if index > 1:
+            known = MeasuredProfile(0, 1, 1, profiles)
+            growth = shapes.x.size / profiles[-1].elements
+            seconds = max(known.scale(shapes.x.size), growth) * profiles[0].row_seconds
+            if seconds > _MAX_ROW_SECONDS or 0 < max_bytes < known.run_bytes(shapes.x.size):
+                break
+        used = 0
+        if max_bytes:
+            run(shapes, 1)
+            used = max(1, memory.private_bytes() - before)
+
+        def run_rows(rows: int, shapes: Shapes = shapes) -> object:
+            return run(shapes, rows)
+
+        timings = profiling.measure(run_rows, row_bytes(shapes), max_seconds, idle_ratio)
+        profiles.append(SizeProfile(shapes.x.shape, shapes.x.size, timings, used))
+    return profiles
