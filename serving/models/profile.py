@@ -17,7 +17,7 @@ from latentd.runtime.profiling import BatchTiming
 MAX_SIZES: Final = 6
 """How many sizes are measured at most."""
 _GROWTH: Final = 4  # each measured size has about so many times the elements of the one before
-_MAX_ROW_SECONDS: Final = 1.0
+_MAX_ROW_SECONDS: Final = 0.25
 """A size whose single row is expected to take longer is not measured."""
 
 RunRows = Callable[[Shapes, int], object]
@@ -178,6 +178,8 @@ def measure(
         def run_rows(rows: int, shapes: Shapes = shapes) -> object:
             return run(shapes, rows)
 
-        timings = profiling.measure(run_rows, row_bytes(shapes), max_seconds, idle_ratio)
+        # The batch size is chosen at the smallest size; of the others only the costs are needed.
+        longest = max_seconds if index == 0 else max_seconds * profiling.SHORT
+        timings = profiling.measure(run_rows, row_bytes(shapes), longest, idle_ratio)
         profiles.append(SizeProfile(shapes.x.shape, shapes.x.size, timings, used))
     return profiles

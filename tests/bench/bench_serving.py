@@ -29,9 +29,10 @@ from loadgen import Connection, Result, closed_loop, connect, open_loop
 from processes import Process
 
 from latentd import bundle, codec
+from latentd.models import loading
 from latentd.pb import vae_pb2 as pb
 from latentd.runtime import profiling
-from latentd.runtime.engine import SessionFactory, Signature
+from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import Provider
 
 SERVICE = "/vae.v1.VaeService/"
@@ -195,8 +196,7 @@ async def memory(s: Subjects, requests: int) -> list[Row]:
 def engine_costs(path: Path, rounds: int) -> tuple[float, float]:
     """CPU seconds for an image at the best batch, and seconds for a batch of one."""
     loaded = bundle.load(path)
-    spec = {"x": ("uint8", models.SHAPE), "params": ("float32", (1, *models.SHAPE))}
-    signature = Signature(("z", "float32", (models.LATENT,)), spec)
+    _, signature = loading.signatures(loaded.manifest)
     # A second thread would cost CPU and save none.
     graph = SessionFactory(Provider("cpu")).load(loaded.files[bundle.DECODER], signature, threads=1)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from latentd.client import Client
-from latentd.runtime.engine import Graph, SessionFactory, Signature
+from latentd.runtime.engine import Graph, SessionFactory
 from latentd.runtime.io_binding import IOBindingGraph
+from latentd.runtime.signature import Signature
 from latentd.settings import Settings
 from tests.support.bound_model import BATCH, BoundModel, load_toy
 from tests.support.fake_cuda import COUNTERS, Counters
@@ -54,11 +55,8 @@ def bound(monkeypatch) -> list[IOBindingGraph]:
     loaded: list[IOBindingGraph] = []
 
     def load(self: SessionFactory, model: bytes, signature: Signature, threads: int) -> Graph:
-        name, dtype, shape = signature.input
-        session, input_ = self._session(model, threads), (name, (dtype, shape))
-        graph = IOBindingGraph(
-            session, input_, dict(signature.outputs), HostDevice(), Stream(), False
-        )
+        session = self._session(model, threads)
+        graph = IOBindingGraph(session, signature, HostDevice(), Stream(), False)
         loaded.append(graph)
         return graph
 

@@ -57,4 +57,4 @@ def buckets(graph: IOBindingGraph) -> list[Any]:
 
 def bucket_sizes(graph: IOBindingGraph) -> list[int]:
     """The rows of these buckets."""
-    return sorted(rows for state in graph._thread_buckets for rows in state.buckets)
+    return sorted(rows for state in graph._thread_buckets for rows, _ in state.buckets)

@@ -15,14 +15,16 @@ from latentd.errors import BundleError
 from latentd.metrics import Metrics
 from latentd.models import trial_results
 from latentd.models.load_markers import LoadMarkers
-from latentd.models.loading import MeasuredProfile, ModelProfile
 from latentd.models.loads import LoadCancelled
+from latentd.models.profile import MeasuredProfile, ModelProfile, SizeProfile
 from latentd.models.rejected import RejectedVersions
 from latentd.models.trial_results import TrialResult, TrialResults
 from latentd.runtime import memory
 from latentd.runtime.profiling import BatchTiming
 
-ONE = MeasuredProfile(10, 2, [BatchTiming(1, 0.5), BatchTiming(2, 0.75)], 2)
+ONE = MeasuredProfile(
+    10, 2, 2, [SizeProfile((4, 4), 16, [BatchTiming(1, 0.5), BatchTiming(2, 0.75)])]
+)
 RESULT = TrialResult("sha256:1", ModelProfile(ONE, ONE))
 GIB = 1 << 30
 

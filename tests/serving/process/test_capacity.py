@@ -8,7 +8,8 @@ import re
 import pytest
 
 from latentd import __main__
-from latentd.models.loading import LoadedModel, MeasuredProfile, ProfiledGraph
+from latentd.models.loading import LoadedModel, ProfiledGraph
+from latentd.models.profile import MeasuredProfile, SizeProfile
 from latentd.process import capacity
 from latentd.process.capacity import CALL_SECONDS, CALLS, Workload
 from latentd.runtime.profiling import BatchTiming
@@ -24,7 +25,10 @@ def loaded(encoder_seconds: float, decoder_seconds: float) -> LoadedModel:
         ProfiledGraph(
             None,
             None,
-            MeasuredProfile(0, 1, [BatchTiming(1, seconds), BatchTiming(10, seconds)], 10),
+            MeasuredProfile(
+                *(0, 1, 10),
+                [SizeProfile((4,), 4, [BatchTiming(1, seconds), BatchTiming(10, seconds)])],
+            ),
         )  # type: ignore[arg-type]
         for seconds in (encoder_seconds, decoder_seconds)
     )

@@ -16,9 +16,10 @@ from latentd.errors import BundleError
 from latentd.models import loading
 from latentd.runtime import golden
 from latentd.runtime.capture_lock import CUDA_CAPTURE
-from latentd.runtime.engine import SessionFactory, Signature
+from latentd.runtime.engine import SessionFactory
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.runtime.provider import Provider
+from latentd.runtime.signature import Signature
 from latentd.runtime.thread_buckets import bucket_rows
 from tests.support.fake_device import HostDevice, Stream, bucket_sizes, buckets
 
@@ -30,9 +31,7 @@ def toy(toy_bundles: Path) -> bundle.Bundle:
 
 def bound(toy: bundle.Bundle, file: str, signature: Signature) -> IOBindingGraph:
     session = ort.InferenceSession(toy.files[file], providers=["CPUExecutionProvider"])
-    name, dtype, shape = signature.input
-    input_, outputs = (name, (dtype, shape)), dict(signature.outputs)
-    return IOBindingGraph(session, input_, outputs, HostDevice(), Stream(), cuda_graph=False)
+    return IOBindingGraph(session, signature, HostDevice(), Stream(), cuda_graph=False)
 
 
 @pytest.fixture
@@ -166,7 +165,7 @@ def test_release_thread_frees_only_its_own_buckets(
 def test_golden_vectors_run_in_every_bucket(
     toy: bundle.Bundle, encoder: IOBindingGraph, decoder: IOBindingGraph
 ) -> None:
-    of_encoder, of_decoder = golden.read(toy)
+    (of_encoder,), (of_decoder,) = golden.read(toy)
     assert 0 <= of_encoder.check(encoder, 64) < 1e-4
     assert 0 <= of_decoder.check(decoder, 64) < 1e-4
     assert bucket_sizes(decoder) == [1, 2, 4, 8, 16, 32, 64]

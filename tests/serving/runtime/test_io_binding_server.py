@@ -110,7 +110,7 @@ def test_version_serves_after_all_its_threads_are_ready(tmp_path, publish_toy, s
         ready = [
             state
             for state in profiled.graph._thread_buckets
-            if sorted(state.buckets) == [1, 2, 4, 8, 16]
+            if sorted(rows for rows, _ in state.buckets) == [1, 2, 4, 8, 16]
         ]
         assert len(ready) == 2
 
