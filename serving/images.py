@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,17 +56,16 @@ def decode_pngs(files: Sequence[bytes], x: DataSpec, field: str) -> Pixels:
     return rows
 
 
-def height_and_width(data: bytes, field: str) -> tuple[int, int]:
-    """Of a PNG file, by its header. Raises InvalidArgument naming `field`."""
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError:
-        raise _too_large(field) from None
-    except Exception:  # on a bad file Pillow may raise any exception
-        raise InvalidArgument(field, "not a readable PNG file") from None
-    return image.height, image.width
+def height_and_width(
+    file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None = ("PNG",)
+) -> tuple[int, int]:
+    """Of an image file, by its header, after the rotation that `decode_image` applies.
+
+    formats: as decode_image takes it. Raises InvalidArgument naming `field`.
+    """
+    image = _open(file, field, formats)
+    size = image.height, image.width
+    return size[::-1] if not formats and _orientation(image) in _SWAP_SIDES else size
 
 
 def decode_image(
@@ -84,17 +83,7 @@ def decode_image(
     resize:  convert and resize the image to the model's, as training does
     Raises InvalidArgument naming `field`, whatever Pillow raises.
     """
-    kind = formats[0] if formats and len(formats) == 1 else "image"
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
-    except MemoryError:
-        raise
-    except Image.DecompressionBombError:
-        raise _too_large(field) from None
-    except Exception:  # on a bad file Pillow may raise any exception
-        raise InvalidArgument(field, f"not a readable {kind} file") from None
-    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise _too_large(field)
+    kind, image = _kind(formats), _open(data, field, formats)
     orientation = 1 if formats else _orientation(image)
     if not resize:
         _check_lossless(image, orientation, x, field, kind, "" if formats else "Pass --resize")
@@ -121,6 +110,26 @@ def pillow_warnings_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
+
+
+def _kind(formats: tuple[str, ...] | None) -> str:
+    return formats[0] if formats and len(formats) == 1 else "image"
+
+
+def _open(file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None) -> Image.Image:
+    """Read the header. Raises InvalidArgument."""
+    opened = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        image: Image.Image = Image.open(opened, formats=formats)
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(field) from None
+    except Exception:  # on a bad file Pillow may raise any exception
+        raise InvalidArgument(field, f"not a readable {_kind(formats)} file") from None
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise _too_large(field)
+    return image
 
 
 _FLOATS: Final = ("floating-point pixels (mode F)", "Save it with 8 bits")

@@ -18,6 +18,9 @@ from latentd.bundle import DataSpec
 ROUNDING: Final = 1e-6
 """Fraction of the range's width. A value no further outside than this is replaced by the bound."""
 
+_LOWEST: Final = float(np.finfo(np.float32).min)
+_HIGHEST: Final = float(np.finfo(np.float32).max)
+
 Counts = NDArray[np.uint32]
 """How many values of each row lie outside the range, shape (rows,)."""
 
@@ -38,7 +41,7 @@ class Checked:
 
 def check(values: NDArray[Any], x: DataSpec) -> Checked:
     """Check rows, shape (rows, *shape), of any dtype, against the range."""
-    low, high = x.range
+    low, high = max(x.range[0], _LOWEST), min(x.range[1], _HIGHEST)
     if not values.size or (values.dtype == np.uint8 and (low, high) == (0, 255)):
         return Checked(values, None, {})
     with np.errstate(invalid="ignore"):

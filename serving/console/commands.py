@@ -58,7 +58,7 @@ def encode(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info.default.x, _read_options(args, info))
+        x = inputs.read_rows(args.files, args.rows, info, _read_options(args, info))
         parts = [
             client.encode(x[piece], draw=args.draw, seed=seed, offset=piece.start)
             for piece in _pieces(x, info)
@@ -146,7 +146,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client, out)
-        x = inputs.read_rows(args.files, args.rows, info.default.x, _read_options(args, info))
+        x = inputs.read_rows(args.files, args.rows, info, _read_options(args, info))
         parts = [
             client.reconstruct(
                 x[piece], draw=args.draw, seed=seed, offset=piece.start, include_scores=args.scores
@@ -184,8 +184,8 @@ def interpolate(args: argparse.Namespace) -> int:
     with _connect(args) as client:
         info, client = _pin(client, out)
         result = client.interpolate(
-            inputs.read_point(args.start, info.default.x, "--start", _read_options(args, info)),
-            inputs.read_point(args.end, info.default.x, "--end", _read_options(args, info)),
+            inputs.read_point(args.start, info, "--start", _read_options(args, info)),
+            inputs.read_point(args.end, info, "--end", _read_options(args, info)),
             steps=args.steps,
             path=args.path,
             include_z=out is not None and out.kind == "npz",
@@ -200,7 +200,7 @@ def score(args: argparse.Namespace) -> int:
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
         info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info.default.x, _read_options(args, info))
+        x = inputs.read_rows(args.files, args.rows, info, _read_options(args, info))
         # The server bounds rows x draws: max_rows * 64.
         max_rows = info.limits.max_rows * 64 // max(1, args.draws)
         parts = [

@@ -13,14 +13,15 @@ from typing import Final
 import numpy as np
 
 from latentd import images
-from latentd.bundle import DataSpec
 from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
+from latentd.manifest import Sized
 from latentd.readers import files, kinds, sources
 from latentd.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
 from latentd.readers.rows import Chunk
 from latentd.readers.sources import Counts, Source
+from latentd.shapes import SizeError
 
 _LATENTS: Final = ("z", "mean")
 
@@ -34,14 +35,14 @@ class ReadOptions:
     column: str = ""
 
 
-def read_rows(patterns: Sequence[str], rows: slice, x: DataSpec, options: ReadOptions) -> Array:
+def read_rows(patterns: Sequence[str], rows: slice, model: Sized, options: ReadOptions) -> Array:
     """The range `rows` of the rows of all named files, in order.
 
     The readers of `latentd batch` read only those rows. If a folder or a glob is named, or a file
     is skipped, a line on stderr counts the files. Raises InvalidArgument, ConfigError or BadData
     with the file, and with the row if a row is at fault.
     """
-    counts, found = Counts(), []
+    counts, found, x = Counts(), [], model.default.x
     for pattern in patterns:
         found += sources.find(pattern, counts)
     if counts.found != len(patterns):
@@ -50,7 +51,7 @@ def read_rows(patterns: Sequence[str], rows: slice, x: DataSpec, options: ReadOp
         shape = list(x.shape)
         raise InvalidArgument("FILE", f"expected {x.kind}s of {x.dtype} {shape}, got images")
     parts, total = [], 0
-    sizes = [_size(source, x, options) for source in found]
+    sizes = [_size(source, model, options) for source in found]
     start, stop, _ = rows.indices(sum(sizes))
     if start >= stop:
         raise InvalidArgument("--rows", f"selects no rows out of {sum(sizes)}")
@@ -63,8 +64,10 @@ def read_rows(patterns: Sequence[str], rows: slice, x: DataSpec, options: ReadOp
     for source, size in zip(found, sizes, strict=True):
         first, last = max(start - total, 0), min(stop - total, size)
         if first < last:
-            parts.append(_read(source, first, last, x, options))
+            parts.append(_read(source, first, last, model, options))
         total += size
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise InvalidArgument("FILE", "rows of several sizes", "Send the rows of each size alone")
     result: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return result
 
@@ -85,7 +88,7 @@ def read_latents(path: str) -> Array:
     return z[None] if z.ndim == 1 else z
 
 
-def read_point(text: str, x: DataSpec, field: str, options: ReadOptions) -> LatentAnchor:
+def read_point(text: str, model: Sized, field: str, options: ReadOptions) -> LatentAnchor:
     """One end of an interpolation: "seed:7", "seed:7@3", "z:FILE.npy", or a file of one row."""
     if text.startswith("seed:"):
         match = re.fullmatch(r"seed:(\d+)(?:@(\d+))?", text)
@@ -97,22 +100,22 @@ def read_point(text: str, x: DataSpec, field: str, options: ReadOptions) -> Late
         if len(z) != 1:
             raise InvalidArgument(field, f"expected exactly one latent, {text[2:]} has {len(z)}")
         return LatentPoint(z[0])
-    row = _single(text, x)
+    row = _single(text, model)
     if row is not None:
         return DataPoint(row)
-    rows = read_rows([text], slice(None), x, options)
+    rows = read_rows([text], slice(None), model, options)
     if len(rows) != 1:
         raise InvalidArgument(field, f"expected exactly one row, {text} has {len(rows)}")
     return DataPoint(rows[0])
 
 
-def _size(source: Source, x: DataSpec, options: ReadOptions) -> int:
-    with closing(sources.open_source(source, x, options.column)) as reader:
+def _size(source: Source, model: Sized, options: ReadOptions) -> int:
+    with closing(sources.open_source(source, model, options.column)) as reader:
         return reader.rows
 
 
-def _read(source: Source, start: int, stop: int, x: DataSpec, options: ReadOptions) -> Array:
-    opened = sources.open_source(source, x, options.column, resize=options.resize)
+def _read(source: Source, start: int, stop: int, model: Sized, options: ReadOptions) -> Array:
+    opened = sources.open_source(source, model, options.column, resize=options.resize)
     with closing(opened) as reader:
         chunk: Chunk = reader.read(start, stop)
     if chunk.bad:
@@ -129,12 +132,17 @@ def _read(source: Source, start: int, stop: int, x: DataSpec, options: ReadOptio
     return chunk.x
 
 
-def _single(text: str, x: DataSpec) -> Array | None:
+def _single(text: str, model: Sized) -> Array | None:
     """The row of a .npy or .npz that has a single row and no row axis; else None."""
     path = os.path.expanduser(text)
     if kinds.kind_of(file_and_key(path)[0]) not in ("npy", "npz"):
         return None
     with closing(ArrayFile(path)) as array:
-        if array.shape != x.shape or array.dtype.kind != np.dtype(x.dtype).kind:
+        dtype = np.dtype(model.x.dtype)
+        try:
+            model.shapes_of_x(array.shape)
+        except SizeError:
             return None
-        return array.read(0, array.shape[0]).astype(x.dtype, copy=False)
+        if array.dtype.kind != dtype.kind:
+            return None
+        return array.read(0, array.shape[0]).astype(dtype, copy=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import math
 import os
 import shutil
 import signal
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from latentd import images
-from latentd.bundle import DataSpec
 from latentd.client.channel import CredentialFiles
 from latentd.errors import ConfigError
 from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
 from latentd.jobs.inputs import RowReader
 from latentd.jobs.job import ShardRange
+from latentd.jobs.model_rows import ModelRows
 from latentd.jobs.plan import BundleId, OutputSpec, Plan, default_shard_rows
 from latentd.jobs.progress import JobProgress
 from latentd.jobs.quarantine import Limit
@@ -134,7 +133,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     print(f"{plan.rows:>12,} rows in total, {plan.shards} shards of up to {plan.shard_rows:,}")
     b = plan.bundle
     print(f"Model: {b.model} version {b.version} ({b.digest[:15]}), batches of {plan.batch_rows}.")
-    size = plan.rows * outputs.bytes_per_row(plan, math.prod(target.z))
+    size = plan.rows * outputs.bytes_per_row(plan, plan.data.default.z_size)
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     print(f"About {size / 1e9:,.3f} GB of output in {folder}; {free / 1e9:,.1f} GB are free.")
@@ -184,8 +183,7 @@ class _Target:
 
     bundle: Path | None
     bundle_id: BundleId
-    x: DataSpec
-    z: tuple[int, ...]
+    data: ModelRows
     unavailable: Mapping[str, str]
     training_scores: dict[str, Any]
 
@@ -202,13 +200,13 @@ def _target(args: argparse.Namespace) -> _Target:
         by = info.served_by
         bundle_id = BundleId(by.model, by.version, by.digest)
         rest = info.unavailable, info.training_scores
-        return _Target(None, bundle_id, info.default.x, info.default.z, *rest)
+        return _Target(None, bundle_id, ModelRows.of(info), *rest)
     loaded = load_bundle(Path(args.bundle))
     m = loaded.manifest
     bundle_id = BundleId(m.model, m.version, loaded.digest)
     # The version's own folder: a worker may find a newer version.
     rest = m.unavailable, m.training_scores
-    return _Target(loaded.path, bundle_id, m.default.x, m.default.z, *rest)
+    return _Target(loaded.path, bundle_id, ModelRows.of(m), *rest)
 
 
 def _server(args: argparse.Namespace) -> RemoteServer | None:
@@ -229,16 +227,16 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
         draw=args.draw,
         seed=args.seed,
     )
-    check_output_spec(wanted, target.unavailable, images.is_png_compatible(target.x))
+    check_output_spec(wanted, target.unavailable, images.is_png_compatible(target.data.default.x))
     columns, known = (args.column, args.id_column), job.known_plan(folder)
-    found = inputs.find_inputs(args.input, target.x, *columns, known, folder)
+    found = inputs.find_inputs(args.input, target.data, *columns, known, folder)
     print(f"--input: {found.counts}.", flush=True)
     plan = Plan(
         bundle=target.bundle_id,
-        x=target.x,
+        data=target.data,
         inputs=found.inputs,
         wanted=wanted,
-        shard_rows=args.shard_rows or default_shard_rows(target.x, target.z, wanted),
+        shard_rows=args.shard_rows or default_shard_rows(target.data.default, wanted),
         batch_rows=max(1, args.batch_rows),
         resize=args.resize,
         training_scores=target.training_scores if wanted.scores else {},

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from latentd import images
-from latentd.bundle import DataSpec
 from latentd.errors import BadData, ConfigError
+from latentd.jobs.model_rows import ModelRows
 from latentd.jobs.plan import Input, Plan
 from latentd.readers import files, sources, verified
 from latentd.readers.arrays import ArrayReader, file_and_key
 from latentd.readers.parquet import TableReader
-from latentd.readers.pictures import Names, PictureReader
+from latentd.readers.pictures import Names, PictureReader, file_path
 from latentd.readers.rows import BadRow, Chunk, Reader
 from latentd.readers.sources import Counts, Source
 from latentd.readers.verified import DIGEST_BYTES, Digests, open_verified
@@ -53,7 +53,7 @@ class FoundInputs:
 
 def find_inputs(
     patterns: Sequence[str],
-    x: DataSpec,
+    model: ModelRows,
     column: str,
     id_column: str,
     known: Plan | None,
@@ -70,14 +70,14 @@ def find_inputs(
     for pattern in patterns:
         for source in sources.find(pattern, counts, "--input"):
             if source.kind != "picture":
-                entry, digests = _describe_file(source, x, column, id_column, known_sums)
-            elif images.is_png_compatible(x):
+                entry, digests = _describe_file(source, model, column, id_column, known_sums)
+            elif images.is_png_compatible(model.default.x):
                 entry, digests, lines = _describe_pictures(source, known_sums)
                 names += lines
             else:
                 raise ConfigError(
                     f"--input {files.printable(pattern)} has images; this model takes "
-                    f"{x.kind}s of {x.dtype} {list(x.shape)}."
+                    f"{model.x.kind}s of {model.x.dtype} {model.x.shape}."
                 )
             inputs.append(entry)
             sums.append(digests)
@@ -148,9 +148,9 @@ class RowReader:
         if entry.kind != "pictures":
             opener = functools.partial(open_verified, size=entry.bytes, digest=digest)
             if entry.kind == "array":
-                return ArrayReader(entry.path, plan.x, opener)
+                return ArrayReader(entry.path, plan.data, opener)
             columns = entry.column, entry.id_column
-            return TableReader(entry.path, plan.x, *columns, plan.resize, opener)
+            return TableReader(entry.path, plan.data, *columns, plan.resize, opener)
         if self._names is None:
             self._names = Names(self._folder / NAMES)
         all_names = self._names
@@ -159,7 +159,7 @@ class RowReader:
             entry.path,
             lambda start, stop: all_names.read(before + start, before + stop),
             entry.rows,
-            plan.x,
+            plan.data,
             plan.resize,
             digest,
         )
@@ -187,11 +187,11 @@ def _sum_count(entry: Input) -> int:
 
 
 def _describe_file(
-    source: Source, x: DataSpec, column: str, id_column: str, known_sums: _KnownSums
+    source: Source, model: ModelRows, column: str, id_column: str, known_sums: _KnownSums
 ) -> tuple[Input, bytes]:
     path, _ = file_and_key(source.path)
     size, stamp = files.size_and_stamp(path)
-    reader = sources.open_source(source, x, column, id_column)
+    reader = sources.open_source(source, model, column, id_column)
     if isinstance(reader, TableReader):
         kind, columns = "table", (reader.column, id_column)
     else:
@@ -221,7 +221,7 @@ def _sum_pictures(folder: str, names: Sequence[str]) -> tuple[str, bytes]:
     total, digests = hashlib.sha256(), []
     for name in names:
         try:
-            digest = files.sha256(_path(folder, name))
+            digest = files.sha256(file_path(folder, name))
         except BadData:
             digest = _UNREADABLE
         total.update(f"{name}\0{digest.hex()}\n".encode("utf-8", "surrogatepass"))
@@ -234,13 +234,9 @@ def _stamp_pictures(folder: str, names: Sequence[str]) -> tuple[str, int]:
     stamps, total = hashlib.sha256(), 0
     for name in names:
         try:
-            size, stamp = files.size_and_stamp(_path(folder, name))
+            size, stamp = files.size_and_stamp(file_path(folder, name))
         except BadData:
             size, stamp = 0, "unreadable"
         stamps.update(f"{name}\0{size}\0{stamp}\n".encode("utf-8", "surrogatepass"))
         total += size
     return stamps.hexdigest(), total
-
-
-def _path(folder: str, name: str) -> str:
-    return files.join(folder, name) if folder else name

@@ -7,14 +7,15 @@ the plan. Rerunning the command with other inputs, another bundle or other optio
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-from latentd.bundle import DataSpec
+from latentd.bundle import DataSpec, Shapes
 from latentd.errors import ConfigError
+from latentd.jobs.model_rows import ModelRows
 
 FORMAT: Final = 3
 SHARD_ROWS: Final = 16384
@@ -65,7 +66,7 @@ class Plan:
     """plan.json, field by field."""
 
     bundle: BundleId
-    x: DataSpec
+    data: ModelRows
     inputs: tuple[Input, ...]
     wanted: OutputSpec
     shard_rows: int
@@ -75,6 +76,11 @@ class Plan:
     # Number of files read, and skipped by reason; not part of the digest.
     files: dict[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def x(self) -> DataSpec:
+        """A row of the default size."""
+        return self.data.default.x
 
     @property
     def rows(self) -> int:
@@ -89,17 +95,25 @@ class Plan:
         start = index * self.shard_rows
         return range(start, min(start + self.shard_rows, self.rows))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """sha256 of everything that the outputs depend on, in hexadecimal."""
-        fields = dataclasses.asdict(self)
+        fields = self._fields()
         del fields["files"]
         for entry in fields["inputs"]:
             del entry["stamp"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> bytes:
-        return (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode()
+        return (json.dumps(self._fields(), indent=2) + "\n").encode()
+
+    def _fields(self) -> dict[str, Any]:
+        """As JSON has them."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        inputs = [dataclasses.asdict(entry) for entry in self.inputs]
+        bundle, wanted = dataclasses.asdict(self.bundle), dataclasses.asdict(self.wanted)
+        parts = {"bundle": bundle, "data": self.data.to_json(), "inputs": inputs, "wanted": wanted}
+        return fields | parts
 
     @classmethod
     def from_json(cls, data: bytes) -> Plan:
@@ -111,8 +125,7 @@ class Plan:
                     f"plan.json has format {raw['format']}; this release reads {FORMAT}. Finish "
                     "that job with the release that started it, or use a new --output."
                 )
-            x = raw["x"]
-            raw["x"] = DataSpec(**x | {"shape": tuple(x["shape"]), "range": tuple(x["range"])})
+            raw["data"] = ModelRows.from_json(raw["data"])
             raw["bundle"] = BundleId(**raw["bundle"])
             raw["inputs"] = tuple(Input(**entry) for entry in raw["inputs"])
             raw["wanted"] = OutputSpec(**raw["wanted"])
@@ -123,9 +136,10 @@ class Plan:
             ) from None
 
 
-def default_shard_rows(x: DataSpec, z: tuple[int, ...], wanted: OutputSpec) -> int:
+def default_shard_rows(shapes: Shapes, wanted: OutputSpec) -> int:
     """Rows per shard, so that a shard's inputs and outputs need little memory."""
-    row_bytes = x.nbytes * (1 if wanted.reconstruction == "none" else 2) + 8 * math.prod(z)
+    copies = 1 if wanted.reconstruction == "none" else 2
+    row_bytes = shapes.x.nbytes * copies + 8 * shapes.z_size
     return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
 
 

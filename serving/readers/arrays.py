@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from latentd.bundle import DataSpec
 from latentd.codec import Array
 from latentd.errors import BadData, ConfigError
+from latentd.manifest import Sized
 from latentd.readers import files, kinds
 from latentd.readers.files import FileOpener
 from latentd.readers.rows import Chunk, check_signature, make_chunk
@@ -161,11 +161,12 @@ class ArrayFile:
 class ArrayReader:
     """See rows.Reader. `path` may be FILE.npz:key."""
 
-    def __init__(self, path: str, x: DataSpec, open_file: FileOpener = files.open_file) -> None:
-        self._x = x
+    def __init__(self, path: str, model: Sized, open_file: FileOpener = files.open_file) -> None:
         self._array = ArrayFile(path, open_file=open_file)
         try:
-            check_signature(self._array.dtype, self._array.shape[1:], x, files.printable(path))
+            self.shapes = check_signature(
+                self._array.dtype, self._array.shape[1:], model, files.printable(path)
+            )
         except ConfigError:
             self.close()
             raise
@@ -174,7 +175,7 @@ class ArrayReader:
     def read(self, start: int, stop: int) -> Chunk:
         values = self._array.read(start, stop)
         ids = list(map(str, range(start, stop)))
-        return make_chunk(values, ids, start, self._x)
+        return make_chunk(values, ids, start, self.shapes.x)
 
     def close(self) -> None:
         self._array.close()

@@ -6,18 +6,22 @@ worker that makes every other shard decodes a file at most once.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 
 from latentd import images
-from latentd.bundle import DataSpec
+from latentd.bundle import DataSpec, Shapes
 from latentd.codec import Array
 from latentd.errors import BadData, ConfigError, InvalidArgument
+from latentd.manifest import Sized
 from latentd.readers import files
 from latentd.readers.files import FileOpener
-from latentd.readers.rows import BadRow, Chunk, make_chunk
+from latentd.readers.pictures import decode, find_shapes
+from latentd.readers.rows import BadRow, Chunk, check_same_size, join, make_chunk
 
 _BATCH: Final = 1024  # rows decoded at once
 _NO_BYTES: Final = (
@@ -35,7 +39,7 @@ class TableReader:
     def __init__(
         self,
         path: str,
-        x: DataSpec,
+        model: Sized,
         column: str = "",
         id_column: str = "",
         resize: bool = False,
@@ -45,7 +49,7 @@ class TableReader:
             import pyarrow.parquet as pq
         except ImportError:
             raise ConfigError(f"{path} needs pyarrow: pip install 'latentd[jobs]'.") from None
-        self._path, self._x, self._resize = path, x, resize
+        self._path, self._model, self._resize = path, model, resize
         self._file = open_file(path)
         try:
             # Without a buffer Arrow would read a whole row group at once.
@@ -86,20 +90,45 @@ class TableReader:
             taken = batch.slice(at - first, min(stop, first + batch.num_rows) - at)
             chunks.append(self._rows(taken, at))
             at += taken.num_rows
-        if len(chunks) == 1:
-            return chunks[0]
-        return Chunk(
-            np.concatenate([c.rows for c in chunks] or [np.empty(0, np.int64)]),
-            [name for c in chunks for name in c.ids],
-            np.concatenate([c.x for c in chunks] or [np.empty((0, *self._x.shape), self._x.dtype)]),
-            [row for c in chunks for row in c.bad],
-            np.concatenate([c.counts_outside for c in chunks] or [np.empty(0, np.uint32)]),
-        )
+        return join(chunks, self._model.default.x)
+
+    def row_shapes(self) -> Iterator[Shapes | None]:
+        """Of each row, in order; None: the row has no size that the model takes. Only image files
+        are looked at: all other rows have the default size. Raises BadData."""
+        at, default = 0, self._model.default
+        if self._resize or not self._model.axes or not self._may_be_images():
+            yield from itertools.repeat(default, self.rows)
+            return
+        while at < self.rows:
+            _, batch = self._containing(at)
+            values, _ = _values(batch.column(0))
+            for value in values:
+                data = value.as_py()
+                try:
+                    with images.pillow_warnings_ignored():
+                        is_raw = data is None or len(data) == default.x.nbytes
+                        found = default if is_raw else find_shapes(data, self._model, False)
+                except InvalidArgument:
+                    yield None
+                else:
+                    yield found
+            at += batch.num_rows
 
     def close(self) -> None:
         self._batches = iter(())
         self._parquet.close()
         self._file.close()
+
+    def _may_be_images(self) -> bool:
+        """Whether the column holds bytes, which may be image files."""
+        import pyarrow as pa
+
+        kind = self._parquet.schema_arrow.field(self.column).type
+        return not (
+            pa.types.is_list(kind)
+            or pa.types.is_large_list(kind)
+            or pa.types.is_fixed_size_list(kind)
+        )
 
     def _containing(self, row: int) -> tuple[int, Any]:
         """The decoded batch with `row`, and the number of its first row."""
@@ -130,25 +159,25 @@ class TableReader:
         return self._next_row - self._batch.num_rows, self._batch
 
     def _rows(self, batch: Any, start: int) -> Chunk:
-        import pyarrow as pa
-
         column = batch.column(0)
         if len(self._columns) > 1:
             ids = [str(value) for value in batch.column(1).to_pylist()]
         else:
             ids = list(map(str, range(start, start + len(column))))
-        missing = "no value"
-        if pa.types.is_struct(column.type):
-            column, missing = column.field("bytes"), _NO_BYTES
-        whole = _as_array(column, self._x)
+        column, missing = _values(column)
+        x = self._model.default.x
+        whole = _as_array(column, x)
         if whole is not None:
-            return make_chunk(whole, ids, start, self._x)
-        good, bad = [], []
+            return make_chunk(whole, ids, start, x)
+        good: list[tuple[int, Array]] = []
+        bad = []
         for index, value in enumerate(column):
             try:
                 if not value.is_valid:
                     raise InvalidArgument("x", missing)
-                good.append((index, _row(value.as_py(), self._x, self._resize)))
+                row = _row(value.as_py(), self._model, self._resize)
+                check_same_size(row.shape, good[0][1].shape if good else row.shape)
+                good.append((index, row))
             except InvalidArgument as error:
                 bad.append(BadRow(start + index, ids[index], error.reason))
             except Exception as error:  # a value that Arrow cannot convert to Python
@@ -156,12 +185,23 @@ class TableReader:
                     raise
                 reason = f"cannot be read: {files.describe(error)}"
                 bad.append(BadRow(start + index, ids[index], reason))
-        x = np.array([row for _, row in good], self._x.dtype).reshape(-1, *self._x.shape)
-        chunk = make_chunk(x, [ids[i] for i, _ in good], 0, self._x)
+        if good:
+            x = dataclasses.replace(x, shape=good[0][1].shape)
+        values = np.array([row for _, row in good], x.dtype).reshape(-1, *x.shape)
+        chunk = make_chunk(values, [ids[i] for i, _ in good], 0, x)
         numbers = np.array([start + i for i, _ in good], np.int64)
         bad += [BadRow(int(numbers[b.row]), b.id, b.reason) for b in chunk.bad]
         bad.sort(key=lambda b: b.row)
         return Chunk(numbers[chunk.rows], chunk.ids, chunk.x, bad, chunk.outside)
+
+
+def _values(column: Any) -> tuple[Any, str]:
+    """The column with the rows' values, and why a row without one is bad."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(column.type):
+        return column.field("bytes"), _NO_BYTES
+    return column, "no value"
 
 
 def _choose(schema: Any, column: str, path: str) -> str:
@@ -230,14 +270,15 @@ def _same_numbers(kind: Any, x: DataSpec) -> bool:
     return bool(pa.types.is_uint8(kind) if x.dtype == "uint8" else pa.types.is_floating(kind))
 
 
-def _row(value: Any, x: DataSpec, resize: bool) -> Array:
+def _row(value: Any, model: Sized, resize: bool) -> Array:
     """One row from a value of a column. Raises InvalidArgument with the reason."""
+    x = model.default.x
     if isinstance(value, bytes):
         if len(value) == x.nbytes:
-            return np.frombuffer(value, x.dtype)
+            return np.frombuffer(value, x.dtype).reshape(x.shape)
         if images.is_png_compatible(x):
             with images.pillow_warnings_ignored():
-                return images.decode_image(value, x, "x", None, resize).reshape(-1)
+                return decode(value, model, resize)
         raise InvalidArgument("x", f"expected {x.nbytes} bytes for a row, got {len(value)}")
     try:
         numbers = np.array(value, np.float64).reshape(-1)
@@ -247,4 +288,4 @@ def _row(value: Any, x: DataSpec, resize: bool) -> Array:
         raise InvalidArgument("x", f"expected {x.size} numbers for a row, got {len(numbers)}")
     if x.dtype == "uint8" and not ((numbers % 1 == 0) & (numbers >= 0) & (numbers <= 255)).all():
         raise InvalidArgument("x", "values are not integers in 0..255")
-    return numbers.astype(x.dtype)
+    return numbers.astype(x.dtype).reshape(x.shape)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 
 from latentd import images
-from latentd.bundle import DataSpec
+from latentd.bundle import Shapes
 from latentd.errors import InvalidArgument
+from latentd.manifest import Sized
 from latentd.readers import files, verified
-from latentd.readers.rows import BadRow, Chunk
+from latentd.readers.rows import BadRow, Chunk, check_same_size
+from latentd.shapes import SizeError
 
 _MAX_BYTES: Final = 1 << 29
 """The maximum size of an image file. Larger files are not read into memory."""
@@ -46,9 +48,33 @@ class Names:
         self._file.close()
 
 
+def file_path(folder: str, name: str) -> str:
+    """The path of an image; folder: "" if the name is the path."""
+    return files.join(folder, name) if folder else name
+
+
+def find_shapes(file: bytes | BinaryIO, model: Sized, resize: bool) -> Shapes:
+    """The shapes of the row that an image file gives, by its header. Raises InvalidArgument if the
+    model does not take its size."""
+    if resize or not model.axes:
+        return model.default
+    height, width = images.height_and_width(file, "x", None)
+    try:
+        return model.shapes_of_x((height, width, *model.default.x.shape[2:]))
+    except SizeError as error:
+        hint = f"{error.hint}. Pass --resize to resize it" if error.hint else "Pass --resize"
+        raise InvalidArgument("x", error.what, hint) from None
+
+
+def decode(data: bytes, model: Sized, resize: bool) -> images.Pixels:
+    """The row that an image file gives. Raises InvalidArgument."""
+    x = find_shapes(data, model, resize).x
+    return images.decode_image(data, x, "x", None, resize)
+
+
 class PictureReader:
-    """See rows.Reader. A file that is not an image of the model's size is a bad row, whatever error
-    reading it raises.
+    """See rows.Reader. A file that is not an image of a size that the model takes is a bad row,
+    whatever error reading it raises.
 
     names: returns the names start..stop, relative to the folder; rows: number of names
     digest: returns the sha256 that a row's file must have; None: no check
@@ -59,22 +85,23 @@ class PictureReader:
         folder: str,
         names: Callable[[int, int], Sequence[str]],
         rows: int,
-        x: DataSpec,
+        model: Sized,
         resize: bool,
         digest: Callable[[int], bytes] | None = None,
     ) -> None:
-        self._folder, self._names, self.rows, self._x = folder, names, rows, x
+        self._folder, self._names, self.rows, self._model = folder, names, rows, model
         self._resize, self._digest = resize, digest
 
     def read(self, start: int, stop: int) -> Chunk:
         names = self._names(start, stop)
-        x = np.empty((len(names), *self._x.shape), np.uint8)
+        pixels: list[images.Pixels] = []
         good: list[int] = []
         bad: list[BadRow] = []
         for row, name in enumerate(names, start):
             try:
                 with images.pillow_warnings_ignored():
-                    x[len(good)] = self._read_image(row, name)
+                    image = self._read_image(row, name)
+                check_same_size(image.shape, (pixels or [image])[0].shape)
             except InvalidArgument as error:
                 bad.append(BadRow(row, files.printable(name), error.reason))
             except Exception as error:
@@ -84,14 +111,16 @@ class PictureReader:
                 bad.append(BadRow(row, files.printable(name), reason))
             else:
                 good.append(row)
+                pixels.append(image)
         ids = [files.printable(names[row - start]) for row in good]
-        return Chunk(np.array(good, np.int64), ids, x[: len(good)], bad)
+        empty = np.empty((0, *self._model.default.x.shape), np.uint8)
+        return Chunk(np.array(good, np.int64), ids, np.stack(pixels) if pixels else empty, bad)
 
     def close(self) -> None:
         """Does nothing: the owner of `names` closes them."""
 
     def _read_image(self, row: int, name: str) -> images.Pixels:
-        with files.open_file(files.join(self._folder, name) if self._folder else name) as file:
+        with files.open_file(file_path(self._folder, name)) as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise InvalidArgument(
@@ -99,4 +128,4 @@ class PictureReader:
             )
         if self._digest is not None:
             verified.check_digest(data, self._digest(row))
-        return images.decode_image(data, self._x, name, None, self._resize)
+        return decode(data, self._model, self._resize)

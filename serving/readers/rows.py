@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd import ranges
-from latentd.bundle import DataSpec
+from latentd.bundle import DataSpec, Shapes
 from latentd.codec import Array
-from latentd.errors import ConfigError
+from latentd.errors import ConfigError, InvalidArgument
+from latentd.manifest import Sized
 from latentd.ranges import Counts
+from latentd.shapes import Shape, SizeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some rows of one input.
+    """Some rows of one input, all of one size.
 
     rows: numbers of the rows of x, int64 (good,), ascending
     ids:  a name for each row, for people and joins
@@ -49,29 +51,85 @@ class Chunk:
         return np.zeros(len(self.rows), np.uint32) if self.outside is None else self.outside
 
 
+def join(chunks: Sequence[Chunk], x: DataSpec) -> Chunk:
+    """All rows as one chunk. Rows whose size is not that of the first row become bad rows.
+
+    x: of a chunk without rows
+    """
+    filled = [chunk for chunk in chunks if len(chunk.rows)]
+    bad = [row for chunk in chunks for row in chunk.bad]
+    same = []
+    for chunk in filled:
+        try:
+            check_same_size(chunk.x.shape[1:], filled[0].x.shape[1:])
+            same.append(chunk)
+        except InvalidArgument as error:
+            names = zip(chunk.rows.tolist(), chunk.ids, strict=True)
+            bad += [BadRow(row, name, error.reason) for row, name in names]
+    if len(chunks) == len(same) == 1:
+        return chunks[0]
+    return Chunk(
+        np.concatenate([c.rows for c in same] or [np.empty(0, np.int64)]),
+        [name for c in same for name in c.ids],
+        np.concatenate([c.x for c in same] or [np.empty((0, *x.shape), x.dtype)]),
+        sorted(bad, key=lambda row: row.row),
+        np.concatenate([c.counts_outside for c in same] or [np.empty(0, np.uint32)]),
+    )
+
+
 class Reader(Protocol):
     """An open input. Its rows are numbered from 0."""
 
     rows: int
 
     def read(self, start: int, stop: int) -> Chunk:
-        """Rows start..stop. Reading forward is cheap for every kind, backward for some. Raises
-        BadData if the input is truncated or damaged."""
+        """Rows start..stop; those whose size is not that of the first are bad rows.
+
+        Reading forward is cheap for every kind, backward for some. Raises BadData if the input is
+        truncated or damaged.
+        """
 
     def close(self) -> None: ...
 
 
-def check_signature(dtype: np.dtype[Any], shape: tuple[int, ...], x: DataSpec, name: str) -> None:
-    """Raise ConfigError for an array whose rows cannot be the model's; shape: of one row.
+def check_signature(
+    dtype: np.dtype[Any], shape: tuple[int, ...], model: Sized, name: str
+) -> Shapes:
+    """The shapes of an array's rows; shape: of one row. Raises ConfigError if the model does not
+    take them.
 
     Axes of length 1 do not matter. Floats of any width are read as float32, integers of any width
     as bytes. Neither is read as the other: they usually differ by a factor of 255.
     """
-    fits = dtype.kind in ("iu" if x.dtype == "uint8" else "f")
-    if not fits or [n for n in shape if n != 1] != [n for n in x.shape if n != 1]:
-        raise ConfigError(
-            f"{name} has rows of {dtype} {list(shape)}; the model expects {x.dtype} "
-            f"{list(x.shape)}. Convert it like the training data."
+    what = f"{name} has rows of {dtype} {list(shape)}"
+    if dtype.kind in ("iu" if model.x.dtype == "uint8" else "f"):
+        try:
+            return model.shapes_of_x(_aligned(shape, model.x.shape))
+        except SizeError as error:
+            if error.axis:
+                raise ConfigError(f"{what}: {error}") from None
+    raise ConfigError(
+        f"{what}; the model expects {model.x.dtype} {model.x.shape}. Convert it like the training "
+        "data."
+    )
+
+
+def _aligned(lengths: tuple[int, ...], shape: Shape) -> tuple[int, ...]:
+    """The lengths with an axis of length 1 wherever `shape` has one, and nowhere else."""
+    ones = [dim.length == 1 for dim in shape.dims]
+    if [n == 1 for n in lengths] == ones:
+        return lengths
+    others = iter([n for n in lengths if n != 1])
+    return tuple([1 if one else next(others, 0) for one in ones] + list(others))
+
+
+def check_same_size(shape: tuple[int, ...], first: tuple[int, ...]) -> None:
+    """Raise InvalidArgument unless a row has the shape of the first row that is read with it."""
+    if shape != first:
+        raise InvalidArgument(
+            "x",
+            f"has shape {list(shape)}, but the first row has {list(first)}",
+            "Rows that run together have one size",
         )
 
 

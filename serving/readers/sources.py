@@ -21,8 +21,8 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any, Final
 
-from latentd.bundle import DataSpec
 from latentd.errors import BadData, ConfigError
+from latentd.manifest import Sized
 from latentd.readers import files, kinds
 from latentd.readers.arrays import ArrayReader, file_and_key
 from latentd.readers.kinds import Kind
@@ -114,7 +114,7 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
 
 def open_source(
     source: Source,
-    x: DataSpec,
+    model: Sized,
     column: str = "",
     id_column: str = "",
     resize: bool = False,
@@ -123,11 +123,11 @@ def open_source(
     if source.kind == "picture":
         names = source.names
         return PictureReader(
-            source.path, lambda start, stop: names[start:stop], len(names), x, resize
+            source.path, lambda start, stop: names[start:stop], len(names), model, resize
         )
     if source.kind == "parquet":
-        return TableReader(source.path, x, column, id_column, resize)
-    return ArrayReader(source.path, x)
+        return TableReader(source.path, model, column, id_column, resize)
+    return ArrayReader(source.path, model)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from latentd.readers.files import open_file
 from latentd.readers.parquet import TableReader
 from latentd.readers.rows import check_signature, make_chunk
 from latentd.training.image_folder import read_pictures
+from tests.support.sized import takes
 
 BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))
 FLOATS = DataSpec("vector", (3,), "float32", (-1, 1))
@@ -204,12 +205,12 @@ def test_integers_beyond_bytes_are_bad_rows(likelihood):
 )
 def test_arrays_of_other_dtypes_and_shapes_are_rejected(dtype, shape, x):
     with pytest.raises(ConfigError, match=r"a\.npy has rows of"):
-        check_signature(np.dtype(dtype), shape, x, "a.npy")
+        check_signature(np.dtype(dtype), shape, takes(x), "a.npy")
 
 
 def test_table_is_read_forward_and_backward(x, tmp_path):
     write_table(tmp_path / "x.parquet", x, "fixed_list")
-    reader = TableReader(str(tmp_path / "x.parquet"), BYTES, "bernoulli")
+    reader = TableReader(str(tmp_path / "x.parquet"), takes(BYTES))
     for start, stop in [(0, 5), (5, 40), (80, 100), (33, 34), (0, 100), (99, 100)]:
         chunk = reader.read(start, stop)
         np.testing.assert_array_equal(chunk.x, x[start:stop])
@@ -232,7 +233,7 @@ def test_damaged_table_is_bad_data(x, tmp_path):
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     data[200:500] = bytes(300)
     (tmp_path / "x.parquet").write_bytes(data)
-    reader = TableReader(str(tmp_path / "x.parquet"), BYTES, "bernoulli")
+    reader = TableReader(str(tmp_path / "x.parquet"), takes(BYTES))
     with pytest.raises(BadData, match="damaged"):
         reader.read(0, 100)
     reader.close()

@@ -139,3 +139,12 @@ def test_value_just_outside_the_range_is_shown_with_its_digits():
     x = DataSpec("vector", (1,), "float32", (0.0, 1.0))
     (reason,) = ranges.check(np.array([[1.00001]]), x).rejected.values()
     assert "holds 1.00001, outside" in reason
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_model_without_a_range_takes_every_finite_number(dtype):
+    unknown = DataSpec("vector", (2,), "float32", (-np.inf, np.inf), bounded=False)
+    values = np.array([[1e38, -7], [np.inf, 0], [0, -np.inf], [np.nan, 0], [0, 0]], dtype)
+    checked = ranges.check(values, unknown)
+    assert checked.rejected == dict.fromkeys((1, 2, 3), "holds NaN or infinity")
+    assert ranges.check(values[:1], unknown).out_of_range is None

@@ -22,6 +22,7 @@ from latentd.errors import BadData, ConfigError
 from latentd.readers import files, kinds, sources
 from latentd.readers.arrays import ArrayFile
 from latentd.readers.sources import Counts, Source
+from tests.support.sized import takes, takes_pictures
 
 
 def find(pattern: object) -> tuple[list[Source], Counts]:
@@ -68,7 +69,7 @@ def test_both_halves_convert_images_alike(tmp_path: Path) -> None:
     trained = read_pictures(tmp_path, "4x5").pixels
     x = DataSpec("image", (4, 5, 3), "uint8", (0, 255))
     [source], _ = find(tmp_path)
-    with closing(sources.open_source(source, x, resize=True)) as reader:
+    with closing(sources.open_source(source, takes(x), resize=True)) as reader:
         np.testing.assert_array_equal(reader.read(0, len(made)).x, trained)
 
 
@@ -274,4 +275,75 @@ def test_named_table_column_of_another_type_is_reported(tmp_path: Path) -> None:
     x = DataSpec("vector", (1,), "uint8", (0, 255))
     [source], _ = find(tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match=r"column path has type string; expected lists or bytes"):
-        sources.open_source(source, x, column="path")
+        sources.open_source(source, takes(x), column="path")
+
+
+def picture(path: Path, width: int, height: int, **options: Any) -> np.ndarray:
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+def test_model_with_free_axes_reads_pictures_of_each_size(tmp_path: Path) -> None:
+    small, wide = picture(tmp_path / "a.png", 8, 8), picture(tmp_path / "b.png", 32, 4)
+    picture(tmp_path / "c.png", 8, 37)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(tmp_path / "d.jpg", 32, 4, exif=turned)
+    [source], _ = find(tmp_path)
+    with closing(sources.open_source(source, takes_pictures())) as reader:
+        np.testing.assert_array_equal(reader.read(0, 1).x, small[None])
+        np.testing.assert_array_equal(reader.read(1, 2).x, wide[None])
+        [bad] = reader.read(2, 3).bad
+        assert reader.read(3, 4).x.shape == (1, 32, 4, 3)
+        both = reader.read(0, 2)
+    assert bad.reason == (
+        "h is 37; expected a multiple of 4 from 4 to 32. The nearest valid length is 32. "
+        "Pass --resize to resize it"
+    )
+    assert both.rows.tolist() == [0]
+    assert "has shape [4, 32, 3], but the first row has [8, 8, 3]" in both.bad[0].reason
+
+
+def test_free_axes_with_resize_give_the_default_size(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 8, 37)
+    picture(tmp_path / "b.png", 32, 4)
+    [source], _ = find(tmp_path)
+    with closing(sources.open_source(source, takes_pictures(), resize=True)) as reader:
+        assert reader.read(0, 2).x.shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((12, 16, 3), ""),
+        ((12, 18, 3), "w is 18; expected a multiple of 4 from 4 to 32"),
+        ((12, 16), r"the model expects uint8 \[h, w, 3\]"),
+    ],
+)
+def test_array_has_one_size(tmp_path: Path, shape: tuple[int, ...], said: str) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, *shape), np.uint8))
+    [source], _ = find(tmp_path / "x.npy")
+    if said:
+        with pytest.raises(ConfigError, match=said):
+            sources.open_source(source, takes_pictures())
+        return
+    with closing(sources.open_source(source, takes_pictures())) as reader:
+        assert reader.read(0, 2).x.shape == (2, *shape)
+
+
+def test_table_has_image_files_of_each_size(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = [picture(tmp_path / "a.png", *size) for size in [(8, 8), (8, 8), (4, 12), (5, 5)]]
+    files_ = []
+    for row in rows:
+        Image.fromarray(row).save(tmp_path / "a.png")
+        files_.append({"bytes": (tmp_path / "a.png").read_bytes(), "path": None})
+    pq.write_table(pa.table({"image": [*files_, None]}), tmp_path / "t.parquet")
+    [source], _ = find(tmp_path / "t.parquet")
+    with closing(sources.open_source(source, takes_pictures())) as reader:
+        assert [s and s.key for s in reader.row_shapes()] == [(8, 8), (8, 8), (12, 4), None, (8, 8)]
+        np.testing.assert_array_equal(reader.read(0, 2).x, np.stack(rows[:2]))
+        np.testing.assert_array_equal(reader.read(2, 3).x, rows[2][None])
+        assert [bad.row for bad in reader.read(3, 5).bad] == [3, 4]
