@@ -11,8 +11,8 @@ import onnx
 from onnx import helper
 from onnx.numpy_helper import from_array
 
-Values = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Inputs or outputs: name -> dtype and the shape of a row."""
+Values = Mapping[str, tuple[str, tuple[int | str, ...]]]
+"""Inputs or outputs: name -> dtype and the shape of a row; a name stands for a free length."""
 
 
 def serialized(
