@@ -2,19 +2,21 @@
 
 Messages are checked: dtype, shape, byte count, finite values and range. Each fault raises an
 InvalidArgument that names the field. No memory is allocated for a message before its check.
+Floats of 16 bits become float32 as they are read.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd import images, ranges
+from latentd import images, narrow_floats, ranges
 from latentd.bundle import DataSpec
 from latentd.errors import InvalidArgument
 from latentd.pb import vae_pb2 as pb
@@ -25,19 +27,27 @@ Array = NDArray[Any]
 DATA_TYPES: Final[dict[str, pb.DataType]] = {
     "uint8": pb.DATA_TYPE_UINT8,
     "float32": pb.DATA_TYPE_FLOAT32,
+    "float16": pb.DATA_TYPE_FLOAT16,
+    "bfloat16": pb.DATA_TYPE_BFLOAT16,
 }
+NAMES: Final = {data_type: name for name, data_type in DATA_TYPES.items()}
 _DATA_TYPE_OF_CHAR: Final = {
     "B": pb.DATA_TYPE_UINT8,
     "f": pb.DATA_TYPE_FLOAT32,
+    "e": pb.DATA_TYPE_FLOAT16,
+    "H": pb.DATA_TYPE_BFLOAT16,  # its bits
 }  # by numpy's type character
 _DTYPES: Final[dict[int, np.dtype[Any]]] = {
     pb.DATA_TYPE_UINT8: np.dtype("u1"),
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    pb.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    pb.DATA_TYPE_BFLOAT16: np.dtype("<u2"),
 }
+_NARROW: Final = (pb.DATA_TYPE_FLOAT16, pb.DATA_TYPE_BFLOAT16)
 
 
 def write_tensor(array: Array, into: pb.Tensor) -> None:
-    """Fill a message with a uint8 or float32 array."""
+    """Fill a message with an array of uint8, float32, float16, or the bits of bfloat16 (uint16)."""
     into.dtype = _DATA_TYPE_OF_CHAR[array.dtype.char]
     into.shape.extend(array.shape)
     # The wire is little-endian.
@@ -45,20 +55,23 @@ def write_tensor(array: Array, into: pb.Tensor) -> None:
 
 
 def to_tensor(array: Array) -> pb.Tensor:
-    """A uint8 or float32 array as a new message."""
+    """An array as a new message; see write_tensor."""
     tensor = pb.Tensor()
     write_tensor(array, tensor)
     return tensor
 
 
 def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
-    """The message's array, a read-only view of its bytes. Raises InvalidArgument naming `field`."""
+    """The message's array, a read-only view of its bytes; bfloat16 becomes float32.
+
+    Raises InvalidArgument naming `field`.
+    """
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgument(
             f"{field}.dtype",
             f"unknown data type {tensor.dtype}",
-            "Send DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
+            f"Send one of {', '.join(map(pb.DataType.Name, _DTYPES))}",
         )
     shape = tuple(tensor.shape)
     if any(n < 0 for n in shape):
@@ -67,12 +80,60 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
     if len(tensor.data) != expected:
         raise InvalidArgument(
             f"{field}.data",
-            f"expected {expected} bytes for shape {list(shape)} and dtype {dtype.name}, "
+            f"expected {expected} bytes for shape {list(shape)} and dtype {NAMES[tensor.dtype]}, "
             f"got {len(tensor.data)}",
             "Send the array in row-major order without padding",
         )
     array: Array = np.frombuffer(tensor.data, dtype).reshape(shape)
-    return array
+    return narrow_floats.widened(array) if tensor.dtype == pb.DATA_TYPE_BFLOAT16 else array
+
+
+def is_narrow(tensor: pb.Tensor) -> bool:
+    """Whether its numbers are floats of 16 bits, which take time to become float32."""
+    return tensor.dtype in _NARROW
+
+
+def read_float_dtype(value: pb.DataType, field: str = "float_dtype") -> str:
+    """The 16-bit format that a request asks for; "": float32. Raises InvalidArgument."""
+    if value in (pb.DATA_TYPE_UNSPECIFIED, pb.DATA_TYPE_FLOAT32):
+        return ""
+    if value not in _NARROW:
+        given = pb.DataType.Name(value) if value in pb.DataType.values() else str(value)
+        raise InvalidArgument(
+            field,
+            f"{given} is not a format of floats",
+            "Use DATA_TYPE_FLOAT32, DATA_TYPE_FLOAT16 or DATA_TYPE_BFLOAT16",
+        )
+    return NAMES[value]
+
+
+def narrowed(array: Array, name: str) -> Array:
+    """The array as write_tensor sends it in a 16-bit format; bytes remain bytes.
+
+    Raises InvalidArgument for a number that is too large for the format.
+    """
+    if array.dtype.char != "f":
+        return array
+    if beyond := rows_too_large(name, array):
+        row, reason = next(iter(beyond.items()))
+        raise InvalidArgument("float_dtype", f"row {row} {reason}", _hint(name))
+    return narrow_floats.narrowed(array, name)
+
+
+def rows_too_large(name: str, *arrays: Array | None) -> dict[int, str]:
+    """The rows that a 16-bit format cannot hold, and why, by row."""
+    found: dict[int, str] = {}
+    for array in arrays:
+        if array is None or array.dtype.char != "f" or not array.size:
+            continue
+        for row in np.flatnonzero(narrow_floats.too_large(array, name)).tolist():
+            largest, limit = np.abs(array[row]).max(), narrow_floats.LARGEST[name]
+            found.setdefault(row, f"holds {largest:g}, beyond the range of {name}, {limit:g}")
+    return found
+
+
+def _hint(name: str) -> str:
+    return f"Use {'BFLOAT16 or ' if name == 'float16' else ''}FLOAT32"
 
 
 def read_latents(tensor: pb.Tensor, shape: tuple[int, ...], max_rows: int, field: str) -> Array:
@@ -83,19 +144,26 @@ def read_latents(tensor: pb.Tensor, shape: tuple[int, ...], max_rows: int, field
         )
     _check_signature(tensor, "float32", shape, max_rows, field)
     z = from_tensor(tensor, field)
+    if tensor.dtype == pb.DATA_TYPE_FLOAT16:
+        z = z.astype(np.float32)
     _check_finite(z, f"{field}.data")
     return z
 
 
-def read_rows(rows: pb.Rows, x: DataSpec, max_rows: int, field: str) -> tuple[Array, Counts | None]:
+def read_rows(
+    rows: pb.Rows, x: DataSpec, max_rows: int, field: str, hint: str = images.TRAINED_SIZE
+) -> tuple[Array, Counts | None]:
     """x, checked: the model's dtype and shape, 1 to max_rows rows. Also how many values of each row
-    lie outside the model's range; None: no value does."""
+    lie outside the model's range; None: no value does.
+
+    hint: what to do with a PNG file of another size
+    """
     if _is_png(rows, x, field):
-        _check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
-        return images.decode_pngs(rows.png.files, x, f"{field}.png.files"), None
+        check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
+        return images.decode_pngs(rows.png.files, x, f"{field}.png.files", hint), None
     field = f"{field}.tensor"
     _check_signature(rows.tensor, x.dtype, x.shape, max_rows, field)
-    checked = ranges.check(from_tensor(rows.tensor, field), x)
+    checked = ranges.check(_data(rows.tensor, x, field), x)
     for row, reason in checked.rejected.items():
         raise InvalidArgument(
             f"{field}.data", f"row {row} {reason}", "Scale the values like the training data"
@@ -104,31 +172,58 @@ def read_rows(rows: pb.Rows, x: DataSpec, max_rows: int, field: str) -> tuple[Ar
 
 
 def decode_rows_lenient(
-    rows: pb.Rows, x: DataSpec, max_rows: int, field: str
+    rows: pb.Rows,
+    x: DataSpec,
+    max_rows: int,
+    field: str,
+    hint: str = images.TRAINED_SIZE,
+    bad: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[Array, Counts | None, dict[int, str]]:
     """As read_rows, but a bad row does not reject the message: it is filled with the range's lowest
     value. Also returns why each bad row cannot be used, by row. Raises InvalidArgument for faults
-    of the whole message."""
-    errors: dict[int, str] = {}
+    of the whole message.
+
+    bad: PNG files that are known to be bad, by row
+    """
+    errors = dict(bad)
     if _is_png(rows, x, field):
         files = rows.png.files
-        _check_rows(len(files), max_rows, f"{field}.png.files")
+        check_rows(len(files), max_rows, f"{field}.png.files")
         if not images.is_png_compatible(x):
             raise InvalidArgument(field, images.NOT_PNG, "Send a tensor")
         pixels = np.zeros((len(files), *x.shape), np.uint8)
         for row, file in enumerate(files):
+            if row in errors:
+                continue
             try:
-                pixels[row] = images.decode_image(file, x, field)
+                pixels[row] = images.decode_image(file, x, field, size_hint=hint)
             except InvalidArgument as error:
                 errors[row] = error.reason
         return pixels, None, errors
     _check_signature(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
-    checked = ranges.check(from_tensor(rows.tensor, f"{field}.tensor"), x)
+    checked = ranges.check(_data(rows.tensor, x, f"{field}.tensor"), x)
     values = checked.values
     if checked.rejected:
         values = values.copy()
         values[list(checked.rejected)] = x.range[0]
     return values, checked.out_of_range, checked.rejected
+
+
+def _data(tensor: pb.Tensor, x: DataSpec, field: str) -> Array:
+    """The rows of a tensor in the model's dtype. A bound of its range that a 16-bit format rounds
+    to a number outside is the bound again."""
+    values = from_tensor(tensor, field)
+    if tensor.dtype not in _NARROW:
+        return values
+    values = values.astype(np.float32, copy=False)
+    for bound, outside in zip(x.range, (np.less, np.greater), strict=True):
+        name = NAMES[tensor.dtype]
+        if abs(bound) < narrow_floats.LIMITS[name]:
+            bits = narrow_floats.narrowed(np.full(1, bound, np.float32), name)
+            rounded = bits if name == "float16" else narrow_floats.widened(bits)
+            if outside(float(rounded[0]), bound):
+                values[values == rounded[0]] = bound
+    return values
 
 
 def _is_png(rows: pb.Rows, x: DataSpec, field: str) -> bool:
@@ -186,11 +281,10 @@ def _check_signature(
     tensor: pb.Tensor, dtype: str, row_shape: Sequence[int], max_rows: int, field: str
 ) -> None:
     """Check dtype, row shape and number of rows. The bytes are not read."""
-    if tensor.dtype != DATA_TYPES[dtype]:
-        sent = _DTYPES.get(tensor.dtype)
+    if tensor.dtype != DATA_TYPES[dtype] and not (dtype == "float32" and tensor.dtype in _NARROW):
         raise InvalidArgument(
             f"{field}.dtype",
-            f"expected {dtype}, got {sent.name if sent else 'none'}",
+            f"expected {dtype}, got {NAMES.get(tensor.dtype, 'none')}",
             "Send the data in the model's dtype; see GetModel",
         )
     if len(tensor.shape) != len(row_shape) + 1 or tuple(tensor.shape[1:]) != tuple(row_shape):
@@ -198,10 +292,11 @@ def _check_signature(
             f"{field}.shape",
             f"expected [rows, {_format_shape(row_shape)}], got {list(tensor.shape)}",
         )
-    _check_rows(tensor.shape[0], max_rows, f"{field}.shape")
+    check_rows(tensor.shape[0], max_rows, f"{field}.shape")
 
 
-def _check_rows(rows: int, max_rows: int, field: str) -> None:
+def check_rows(rows: int, max_rows: int, field: str) -> None:
+    """Raises InvalidArgument unless a request may have so many rows."""
     if not 1 <= rows <= max_rows:
         raise InvalidArgument(
             field,

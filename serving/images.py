@@ -34,6 +34,8 @@ _TRANSPOSE: Final = {
 _SWAP_SIDES: Final = (5, 6, 7, 8)  # orientations that swap width and height
 
 NOT_PNG: Final = "this model's data is not 8-bit images"
+TRAINED_SIZE: Final = "Resize it like the training images"
+SAME_SIZE: Final = "All files of a request must have one size: send each size in its own request"
 
 
 def is_png_compatible(x: DataSpec) -> bool:
@@ -42,7 +44,9 @@ def is_png_compatible(x: DataSpec) -> bool:
     return x.kind == "image" and x.dtype == "uint8" and channels in ((1,), (3,))
 
 
-def decode_pngs(files: Sequence[bytes], x: DataSpec, field: str) -> Pixels:
+def decode_pngs(
+    files: Sequence[bytes], x: DataSpec, field: str, size_hint: str = TRAINED_SIZE
+) -> Pixels:
     """uint8 of shape (len(files), *x.shape). Raises InvalidArgument naming the file's index.
 
     The header is checked before pixels are decoded, so a small file cannot make the server allocate
@@ -52,7 +56,7 @@ def decode_pngs(files: Sequence[bytes], x: DataSpec, field: str) -> Pixels:
         raise InvalidArgument(field, NOT_PNG, "Send a tensor")
     rows = np.empty((len(files), *x.shape), np.uint8)
     for index, data in enumerate(files):
-        rows[index] = decode_image(data, x, f"{field}[{index}]")
+        rows[index] = decode_image(data, x, f"{field}[{index}]", size_hint=size_hint)
     return rows
 
 
@@ -74,6 +78,7 @@ def decode_image(
     field: str,
     formats: tuple[str, ...] | None = ("PNG",),
     resize: bool = False,
+    size_hint: str = TRAINED_SIZE,
 ) -> Pixels:
     """uint8 of x.shape from one image file; x must be `is_png_compatible`. Of several frames, the
     first is used.
@@ -81,12 +86,14 @@ def decode_image(
     formats: Pillow's names of the accepted formats; None: all that Pillow knows, rotated by their
              EXIF orientation
     resize:  convert and resize the image to the model's, as training does
+    size_hint: what to do with an image of another size, unless all formats are accepted
     Raises InvalidArgument naming `field`, whatever Pillow raises.
     """
     kind, image = _kind(formats), _open(data, field, formats)
     orientation = 1 if formats else _orientation(image)
     if not resize:
-        _check_lossless(image, orientation, x, field, kind, "" if formats else "Pass --resize")
+        flag = "" if formats else "Pass --resize"
+        _check_lossless(image, orientation, x, field, kind, flag, size_hint)
     try:
         if orientation in _TRANSPOSE:
             image = image.transpose(_TRANSPOSE[orientation])
@@ -152,16 +159,25 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _check_lossless(
-    image: Image.Image, orientation: int, x: DataSpec, field: str, kind: str, flag: str
+    image: Image.Image,
+    orientation: int,
+    x: DataSpec,
+    field: str,
+    kind: str,
+    flag: str,
+    size_hint: str,
 ) -> None:
     """Raise InvalidArgument unless the image converts to the model's size and mode without loss.
-    flag: the option that would convert it, for the error message; "": there is none."""
+
+    flag:      the option that would convert it, for the error message; "": there is none
+    size_hint: what to do with an image of another size if there is no such option
+    """
     width, height = image.size[::-1] if orientation in _SWAP_SIDES else image.size
     if (width, height) != (x.shape[1], x.shape[0]):
         raise InvalidArgument(
             field,
             f"expected {x.shape[1]} x {x.shape[0]} pixels (width x height), got {width} x {height}",
-            f"{flag} to resize it" if flag else "Resize it like the training images",
+            f"{flag} to resize it" if flag else size_hint,
         )
     if image.mode == "F":
         raise InvalidArgument(field, *_FLOATS)  # no option converts it

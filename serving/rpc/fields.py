@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from latentd import codec, images, latents
 from latentd.bundle import Shapes
@@ -34,6 +34,8 @@ WithRows = (
 _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
 _ROW_INDEX_LIMIT: Final = 2**63  # exclusive
 _MAX_TEMPERATURE: Final = 10.0
+_QUICK: Final = 1 << 16
+"""Conversion of so many numbers to or from 16 bits takes less than half a millisecond."""
 _HINTS: Final = {
     "sample": "Use Decode with latents of your own, or Interpolate between rows",
     "draw": "Leave draw out to use that point",
@@ -137,33 +139,51 @@ def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
     if content == "tensor" and len(rows.tensor.shape) > 1:
         lengths, field = tuple(rows.tensor.shape[1:]), f"{field}.tensor.shape"
     elif content == "png" and rows.png.files and images.is_png_compatible(manifest.default.x):
-        field = f"{field}.png.files[0]"
-        size = images.height_and_width(rows.png.files[0], field)
-        lengths = (*size, *manifest.default.x.shape[2:])
+        return _shapes_of_file(rows.png.files[0], model, f"{field}.png.files[0]")
     else:
         return manifest.default  # reading the rows reports the error
+    return _shapes_of_x(lengths, model, field)
+
+
+def _shapes_of_file(file: bytes, model: ServedModel, field: str) -> Shapes:
+    channels = model.manifest.default.x.shape[2:]
+    return _shapes_of_x((*images.height_and_width(file, field), *channels), model, field)
+
+
+def _shapes_of_x(lengths: tuple[int, ...], model: ServedModel, field: str) -> Shapes:
     try:
-        return _fitting(manifest.shapes_of_x(lengths), model, field)
+        return _fitting(model.manifest.shapes_of_x(lengths), model, field)
     except SizeError as error:
         raise InvalidArgument(field, error.what, error.hint) from None
 
 
-def read_latents(
+async def read_latents(
     tensor: pb.Tensor, model: ServedModel, field: str, max_rows: int = 0
 ) -> tuple[Latents, Shapes]:
     """z, checked, and the rows at its size.
 
     max_rows: 0: the model's
     """
-    shapes = model.manifest.default
-    if model.manifest.axes and len(tensor.shape) > 1:
-        try:
-            shapes = model.manifest.shapes_of_z(tuple(tensor.shape[1:]))
-            _fitting(shapes, model, f"{field}.shape")
-        except SizeError as error:
-            raise InvalidArgument(f"{field}.shape", error.what, error.hint) from None
+    shapes = shapes_of_latents(tensor, model, field)
     limit = max_rows or model.max_rows(shapes)
+    if _is_slow(tensor):
+        return await run_in_executor(codec.read_latents, tensor, shapes.z, limit, field), shapes
     return codec.read_latents(tensor, shapes.z, limit, field), shapes
+
+
+def shapes_of_latents(tensor: pb.Tensor, model: ServedModel, field: str) -> Shapes:
+    """The rows at the size of the latents sent. Raises InvalidArgument."""
+    manifest = model.manifest
+    if not manifest.axes or len(tensor.shape) < 2:
+        return manifest.default  # reading the latents reports the error
+    lengths = tuple(tensor.shape[1:])
+    try:
+        return _fitting(manifest.shapes_of_z(lengths), model, f"{field}.shape")
+    except SizeError as error:
+        what = f"a latent of shape {list(lengths)} means that {error.what}"
+        raise InvalidArgument(
+            f"{field}.shape", what if error.axis else error.what, error.hint
+        ) from None
 
 
 def require(model: ServedModel, capability: str, field: str) -> None:
@@ -175,15 +195,65 @@ def require(model: ServedModel, capability: str, field: str) -> None:
 async def read_rows(
     rows: pb.Rows, model: ServedModel, field: str, max_rows: int = 0
 ) -> tuple[codec.Array, Counts | None]:
-    """x, checked, and how many values of each row lie outside the model's range. PNG files are
-    decoded in the thread pool, as that takes milliseconds.
+    """x, checked, and how many values of each row lie outside the model's range. What takes
+    milliseconds is done in the thread pool: to decode PNG files, and to widen many floats.
 
     max_rows: 0: the model's
     """
     shapes = shapes_of_rows(rows, model, field)
     limit = max_rows or model.max_rows(shapes)
-    read = functools.partial(codec.read_rows, rows, shapes.x, limit, field)
-    return await run_in_executor(read) if rows.WhichOneof("content") == "png" else read()
+    hint = images.SAME_SIZE if model.manifest.axes else images.TRAINED_SIZE
+    read = functools.partial(codec.read_rows, rows, shapes.x, limit, field, hint)
+    slow = rows.WhichOneof("content") == "png" or _is_slow(rows.tensor)
+    return await run_in_executor(read) if slow else read()
+
+
+async def read_rows_lenient(
+    rows: pb.Rows, model: ServedModel, field: str
+) -> tuple[codec.Array, Counts | None, dict[int, str]]:
+    """As read_rows, but a bad row does not reject the message; see codec.decode_rows_lenient."""
+    if rows.WhichOneof("content") == "png":
+        return await run_in_executor(_read_files_lenient, rows, model, field)
+    shapes = shapes_of_rows(rows, model, field)
+    read = functools.partial(
+        codec.decode_rows_lenient, rows, shapes.x, model.max_rows(shapes), field
+    )
+    return await run_in_executor(read) if _is_slow(rows.tensor) else read()
+
+
+def _read_files_lenient(
+    rows: pb.Rows, model: ServedModel, field: str
+) -> tuple[codec.Array, Counts | None, dict[int, str]]:
+    """The size is that of the first file whose size the model takes."""
+    manifest, bad = model.manifest, dict[int, str]()
+    if not manifest.axes or not images.is_png_compatible(manifest.default.x):
+        limit = model.max_rows(manifest.default)
+        return codec.decode_rows_lenient(rows, manifest.default.x, limit, field)
+    smallest = manifest.at({name: axis.min for name, axis in manifest.axes.items()})
+    codec.check_rows(len(rows.png.files), model.max_rows(smallest), f"{field}.png.files")
+    shapes = manifest.default
+    for index, file in enumerate(rows.png.files):
+        try:
+            shapes = _shapes_of_file(file, model, "")
+            break
+        except InvalidArgument as error:
+            bad[index] = error.reason
+    limit = model.max_rows(shapes)
+    return codec.decode_rows_lenient(rows, shapes.x, limit, field, images.SAME_SIZE, bad)
+
+
+def _is_slow(tensor: pb.Tensor) -> bool:
+    return codec.is_narrow(tensor) and len(tensor.data) > 2 * _QUICK
+
+
+async def narrowed(name: str, *arrays: codec.Array | None) -> list[Any]:
+    """The arrays in the 16-bit format that the request asks for; None remains None."""
+
+    def convert() -> list[codec.Array | None]:
+        return [None if array is None else codec.narrowed(array, name) for array in arrays]
+
+    large = sum(array.size for array in arrays if array is not None) > _QUICK
+    return await run_in_executor(convert) if large else convert()
 
 
 async def write_rows(values: codec.Array, png: bool, response: WithRows) -> None:

@@ -123,12 +123,15 @@ class VaeService:
         model = self._repository.find(request.model, request.version, context)
         if request.draw:
             fields.require(model, "draw", "draw")
+        floats = codec.read_float_dtype(request.float_dtype)
         x, out_of_range = await fields.read_rows(request.x, model, "x")
         noise = fields.posterior_noise(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, context)
         z = None if noise is None else PosteriorSamples(mean, log_var, noise).latents()
         if (bad := finite.bad_row(mean, log_var, z)) is not None:
             raise await finite.cause(bad, "x", model.encode(x[bad : bad + 1], context))
+        if floats:
+            mean, log_var, z = await fields.narrowed(floats, mean, log_var, z)
         response = pb.EncodeResponse(served_by=fields.served_by(model))
         codec.write_tensor(mean, response.mean)
         if log_var is not None:
@@ -143,7 +146,8 @@ class VaeService:
     async def decode(self, request: pb.DecodeRequest, context: CallContext) -> pb.DecodeResponse:
         model = self._repository.find(request.model, request.version, context)
         png = codec.read_format(request.format, model.manifest.default.x)
-        z, shapes = fields.read_latents(request.z, model, "z")
+        floats = codec.read_float_dtype(request.float_dtype)
+        z, shapes = await fields.read_latents(request.z, model, "z")
         wants_params = request.output == pb.DECODE_OUTPUT_PARAMS
         if wants_params:
             fields.require(model, "params", "output")
@@ -156,6 +160,10 @@ class VaeService:
             row = GivenLatents(z[bad : bad + 1])
             alone = model.decode(row, shapes, context, params=wants_params)
             raise await finite.cause(bad, "z", alone)
+        if floats and wants_params:
+            (params,) = await fields.narrowed(floats, params)
+        elif floats:
+            (x,) = await fields.narrowed(floats, x)
         response = pb.DecodeResponse(served_by=fields.served_by(model))
         if wants_params:
             codec.write_tensor(params, response.params)
@@ -175,10 +183,13 @@ class VaeService:
                 "StreamSamples has no limit",
             )
         png = codec.read_format(request.format, shapes.x)
+        floats = codec.read_float_dtype(request.float_dtype)
         source = fields.prior_samples(request, request.count)
         x, _, z = await model.decode(source, shapes, context)
         if finite.bad_row(x) is not None:
             raise finite.engine_error()
+        if floats:
+            x, z = await fields.narrowed(floats, x, z if request.include_z else None)
         response = pb.SampleResponse(
             served_by=fields.served_by(model), seed=source.draw.seed, offset=request.offset
         )
@@ -200,6 +211,7 @@ class VaeService:
         if request.count < 1:
             raise InvalidArgument("count", "0 rows requested", "Request 1 or more")
         png = codec.read_format(request.format, shapes.x)
+        floats = codec.read_float_dtype(request.float_dtype)
         source = fields.prior_samples(request, request.count)
 
         def submit(start: int) -> tuple[NoiseRange, Future[Outputs]]:
@@ -217,6 +229,8 @@ class VaeService:
                 raise finite.engine_error()
             if start < request.count:
                 next_chunk = submit(start)
+            if floats:
+                x, z = await fields.narrowed(floats, x, z if request.include_z else None)
             response = pb.StreamSamplesResponse(
                 served_by=fields.served_by(model), seed=noise.seed, offset=noise.offset
             )
@@ -234,6 +248,7 @@ class VaeService:
             fields.require(model, "draw", "draw")
         if request.include_scores:
             fields.require(model, "score", "include_scores")
+        floats = codec.read_float_dtype(request.float_dtype)
         x, out_of_range = await fields.read_rows(request.x, model, "x")
         noise = fields.posterior_noise(request, len(x)) if request.draw else None
         result = await model.reconstruct(x, noise, request.include_scores, context)
@@ -241,10 +256,13 @@ class VaeService:
             row_noise = None if noise is None else noise.slice(bad, bad + 1)
             row = model.reconstruct(x[bad : bad + 1], row_noise, request.include_scores, context)
             raise await finite.cause(bad, "x", row)
+        rebuilt = result.x
+        if floats:
+            (rebuilt,) = await fields.narrowed(floats, rebuilt)
         response = pb.ReconstructResponse(
             served_by=fields.served_by(model), seed=noise.seed if noise else 0
         )
-        await fields.write_rows(result.x, png, response)
+        await fields.write_rows(rebuilt, png, response)
         if result.scores is not None:
             response.reconstruction_error.extend(result.scores.reconstruction_error)
             response.kl.extend(result.scores.kl)
@@ -282,6 +300,7 @@ class VaeService:
         if request.path not in pb.InterpolationPath.values():
             raise InvalidArgument("path", f"unknown enum value {request.path}")
         png = codec.read_format(request.format, model.manifest.default.x)
+        floats = codec.read_float_dtype(request.float_dtype)
         shapes = _interpolation_shapes(model, request)
         max_rows = model.max_rows(shapes)
         if not 2 <= request.steps <= max_rows:
@@ -309,6 +328,8 @@ class VaeService:
             _, farthest = max(given)
             step = model.decode(GivenLatents(path[bad : bad + 1]), shapes, context)
             raise await finite.cause(bad, farthest, step, "step")
+        if floats:
+            x, path = await fields.narrowed(floats, x, path if request.include_z else None)
         response = pb.InterpolateResponse(served_by=fields.served_by(model))
         await fields.write_rows(x, png, response)
         if request.include_z:
@@ -357,7 +378,7 @@ def _interpolation_shapes(model: ServedModel, request: pb.InterpolateRequest) ->
         if kind == "x":
             found[field] = fields.shapes_of_rows(anchor.x, model, f"{field}.x")
         elif kind == "z":
-            _, found[field] = fields.read_latents(anchor.z, model, f"{field}.z", max_rows=1)
+            found[field] = fields.shapes_of_latents(anchor.z, model, f"{field}.z")
         elif kind == "sample":
             fields.require(model, "sample", f"{field}.sample")
     first = next(iter(found), "")
@@ -386,7 +407,7 @@ async def _anchor_latent(
         if finite.bad_row(z) is not None:
             raise await finite.cause(0, f"{field}.x", model.encode(x, context))
     elif kind == "z":
-        z, _ = fields.read_latents(anchor.z, model, f"{field}.z", max_rows=1)
+        z, _ = await fields.read_latents(anchor.z, model, f"{field}.z", max_rows=1)
     elif kind == "sample":
         sample = anchor.sample
         noise = fields.noise_range(sample.seed, sample.index, 1, f"{field}.sample.index")

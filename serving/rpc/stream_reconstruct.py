@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,10 @@ from numpy.typing import NDArray
 from latentd import codec
 from latentd.batching.runner import EngineError
 from latentd.calls.context import CallContext
-from latentd.calls.coroutines import run_in_executor
 from latentd.codec import Array
 from latentd.latents import POSTERIOR
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.pb import vae_pb2 as pb
-from latentd.ranges import Counts
 from latentd.rpc import fields, finite
 
 
@@ -44,12 +41,14 @@ class ReconstructStream:
         self._include_scores = first.include_scores
         self._include_latents = first.include_latents
         self._include_x = first.include_x or not first.HasField("include_x")
+        self._float_dtype = codec.read_float_dtype(first.float_dtype)
         self._rows = 0  # of all messages so far
 
     async def handle(self, request: pb.StreamReconstructRequest) -> pb.StreamReconstructResponse:
         """The response to a message. These errors end the stream: InvalidArgument for a fault of
         the whole message, Overloaded, DeadlineExceeded, Unavailable."""
-        x, out_of_range, errors = await self._read(request.x)
+        # The rows that cannot be used keep their places, so that the others keep their noise.
+        x, out_of_range, errors = await fields.read_rows_lenient(request.x, self._model, "x")
         self._rows += len(x)
         parts = await self._run(x, request.offset, 0)
         for part in parts:
@@ -58,6 +57,9 @@ class ReconstructStream:
             elif finite.bad_row(*part.result) is not None:
                 for row in np.flatnonzero(~finite.good_rows(*part.result)).tolist():
                     errors.setdefault(part.start + row, finite.REASON)
+            if self._float_dtype and part.result is not None:
+                for row, reason in self._too_large(part.result).items():
+                    errors.setdefault(part.start + row, reason)
         results = [part.result for part in parts if part.result is not None]
         response = pb.StreamReconstructResponse(
             served_by=fields.served_by(self._model),
@@ -85,19 +87,30 @@ class ReconstructStream:
             kept: Array = whole if keep.all() else whole[keep]
             return kept
 
-        if self._include_x:
-            await fields.write_rows(column([part.x for part in results]), self._png, response)
-        if self._include_latents:
-            codec.write_tensor(column([part.mean for part in results]), response.mean)
-            log_vars = [part.log_var for part in results if part.log_var is not None]
-            if log_vars:
-                codec.write_tensor(column(log_vars), response.log_var)
+        x = column([part.x for part in results]) if self._include_x else None
+        mean = column([part.mean for part in results]) if self._include_latents else None
+        log_vars = [part.log_var for part in results if part.log_var is not None]
+        log_var = column(log_vars) if self._include_latents and log_vars else None
+        if self._float_dtype:
+            x, mean, log_var = await fields.narrowed(self._float_dtype, x, mean, log_var)
+        if x is not None:
+            await fields.write_rows(x, self._png, response)
+        if mean is not None:
+            codec.write_tensor(mean, response.mean)
+        if log_var is not None:
+            codec.write_tensor(log_var, response.log_var)
         scores = [part.scores for part in results if part.scores is not None]
         if scores:
             error = [s.reconstruction_error for s in scores if s.reconstruction_error is not None]
             response.reconstruction_error.extend(column(error))
             response.kl.extend(column([s.kl for s in scores]))
             response.elbo.extend(column([s.elbo for s in scores]))
+
+    def _too_large(self, result: ReconstructionOutputs) -> dict[int, str]:
+        """The rows that the response's 16-bit format cannot hold, and why."""
+        x = (result.x,) if self._include_x else ()
+        latents = (result.mean, result.log_var) if self._include_latents else ()
+        return codec.rows_too_large(self._float_dtype, *x, *latents)
 
     async def _run(self, x: Array, offset: int, start: int) -> list[_Part]:
         """Run all rows. If the model fails, run each half alone, down to the rows that fail."""
@@ -115,11 +128,3 @@ class ReconstructStream:
             first = await self._run(x[:half], offset, start)
             return first + await self._run(x[half:], offset + half, start + half)
         return [_Part(start, result)]
-
-    async def _read(self, rows: pb.Rows) -> tuple[Array, Counts | None, dict[int, str]]:
-        """x, how many values of each row lie outside the range, and why a row cannot be used, by
-        row. Such rows keep their places, so that the other rows keep their noise."""
-        shapes = self._model.manifest.default
-        max_rows = self._model.max_rows(shapes)
-        read = functools.partial(codec.decode_rows_lenient, rows, shapes.x, max_rows, "x")
-        return await run_in_executor(read) if rows.WhichOneof("content") == "png" else read()
