@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import grpc
@@ -62,10 +63,19 @@ def test_row_is_rejected_when_its_likelihood_is_not_defined():
     assert "its likelihood is not defined" in rejected[1]
 
 
+@pytest.mark.parametrize("range_", [(0.0, 1.0), (-np.inf, np.inf)])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_always_rejected(value):
+def test_nan_and_infinity_are_always_rejected(value, range_):
     values = np.array([[0, 1], [2, value]], np.float32)
-    assert ranges.check(values, UNBOUNDED).rejected == {1: "holds NaN or infinity"}
+    x = dataclasses.replace(UNBOUNDED, range=range_)
+    assert ranges.check(values, x).rejected == {1: "holds NaN or infinity"}
+
+
+def test_all_finite_numbers_are_in_a_range_without_bounds():
+    largest = np.finfo(np.float32).max
+    values = np.array([[0, largest], [-largest, 1e-45]], np.float32)
+    checked = ranges.check(values, dataclasses.replace(UNBOUNDED, range=(-np.inf, np.inf)))
+    assert (checked.values is values, checked.out_of_range, checked.rejected) == (True, None, {})
 
 
 def test_values_in_the_range_are_not_copied():
