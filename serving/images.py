@@ -40,8 +40,7 @@ SAME_SIZE: Final = "All files of a request must have one size: send each size in
 
 def is_png_compatible(x: DataSpec) -> bool:
     """Whether rows of this kind can be sent as PNG."""
-    channels = x.shape[2:] or (1,)
-    return x.kind == "image" and x.dtype == "uint8" and channels in ((1,), (3,))
+    return x.is_png_compatible
 
 
 def decode_pngs(

@@ -76,6 +76,12 @@ class DataSpec:
         """Bytes of one row on the wire."""
         return self.size * _ITEM_BYTES[self.dtype]
 
+    @property
+    def is_png_compatible(self) -> bool:
+        """Whether rows can be sent as PNG files: 8-bit images, gray or RGB."""
+        channels = self.shape[2:] or (1,)
+        return self.kind == "image" and self.dtype == "uint8" and channels in ((1,), (3,))
+
 
 @dataclass(frozen=True)
 class RowFormat:
@@ -265,6 +271,8 @@ class Manifest(Sized):
             reasons["score"] = "encodes each row to a point, so it defines no bound on log p(x)"
         elif self.prior is None:
             reasons["score"] = "has no prior, so it defines no bound on log p(x)"
+        if not self.default.x.is_png_compatible:
+            reasons["png"] = "has data that is not 8-bit images, gray or RGB"
         return MappingProxyType(reasons)
 
     def to_json(self) -> bytes:

@@ -106,12 +106,13 @@ _FILE: Final = schema.Fields(
 )
 _QUANTILES: Final = schema.Rule("two or more ascending numbers", _is_ascending)
 _RANGE: Final = schema.Rule("the lowest and the highest value, both finite", _is_range)
+_NAME: Final = schema.pattern(
+    MODEL_NAME,
+    "1 to 64 lower-case letters, digits, '.', '_' or '-', beginning and ending with a letter or a "
+    "digit",
+)
 _COMMON: Final[Mapping[str, schema.Check]] = {
-    "model": schema.pattern(
-        MODEL_NAME,
-        "1 to 64 lower-case letters, digits, '.', '_' or '-', beginning and ending with a "
-        "letter or a digit",
-    ),
+    "model": _NAME,
     "version": schema.integer(1, _MAX_VERSION),
     "created": schema.time(),
     "opset": schema.integer(1, 1000),
@@ -178,7 +179,7 @@ _FORMAT_2: Final = schema.Fields(
         "likelihood": schema.Optional(
             schema.Fields(
                 {
-                    "name": schema.text(100),
+                    "name": _NAME,
                     "parameters": schema.Rule("a list of names", _is_names),
                     "bounded": schema.one_of(True, False),
                     "binary": schema.one_of(True, False),

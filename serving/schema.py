@@ -8,6 +8,7 @@ Standard library only. Tuples count as lists: a document can be checked before i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -111,7 +112,7 @@ class EmptyOr:
 class Optional:
     """null, or a value that another check accepts."""
 
-    other: Check
+    other: Rule | Fields
 
     @property
     def expected(self) -> str:
@@ -121,7 +122,7 @@ class Optional:
     def check(self, value: Any, key: str = "") -> None:
         """See Check."""
         if value is not None:
-            self.other.check(value, key)
+            dataclasses.replace(self.other, expected=self.expected).check(value, key)
 
 
 @dataclass(frozen=True)

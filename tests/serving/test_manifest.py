@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,131 +12,121 @@ import numpy as np
 import pytest
 
 from latentd import bundle, likelihood, schema
-from latentd.bundle import DataSpec, Manifest
+from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest
 from latentd.errors import BundleError
+from latentd.shapes import Axis, Shape, SizeError
+from tests.support.manifest_documents import (
+    WRONG,
+    WRONG_IN_FORMAT_1,
+    WRONG_TO_THE_CODE,
+    altered,
+    whole,
+)
+
+FORMAT_1 = Path(__file__).parents[1] / "data" / "format1"
 
 
 @pytest.fixture(scope="module")
 def good(toy_bundles: Path) -> dict[str, Any]:
-    """The toy's manifest, with all optional keys."""
-    manifest = json.loads((toy_bundles / "toy" / "1" / bundle.MANIFEST).read_text())
-    scores = {"rows": 8, "levels": [0, 100]} | {name: [0.5, 1] for name in bundle.SCORES}
-    return manifest | {"training_scores": scores, "training": {"config": {"rate": 1e-3}}}
+    """A manifest with free axes and with all optional keys."""
+    return whole(json.loads((toy_bundles / "toy" / "1" / bundle.MANIFEST).read_text()))
 
 
-def altered(good: dict[str, Any], key: str, value: Any) -> bytes:
-    """The document with another value at a key, whose parts are separated by "/"."""
-    document = copy.deepcopy(good)
-    *path, last = key.split("/")
-    inner = document
-    for part in path:
-        inner = inner[part]
-    inner[last] = value
-    return json.dumps(document).encode()
+def format_1(model: str) -> dict[str, Any]:
+    """A manifest of format 1: digits is a VAE, points an autoencoder."""
+    document: dict[str, Any] = json.loads((FORMAT_1 / model / "1" / bundle.MANIFEST).read_text())
+    return document
 
 
-def refused(data: bytes) -> str:
+def read(document: dict[str, Any]) -> Manifest:
+    return Manifest.from_json(json.dumps(document).encode())
+
+
+def refused(data: bytes | dict[str, Any]) -> str:
+    """The message, which is one sentence or two and names the file."""
     with pytest.raises(BundleError) as error:
-        Manifest.from_json(data)
+        Manifest.from_json(data if isinstance(data, bytes) else json.dumps(data).encode())
+    message = str(error.value)
     assert error.value.reason == "format"
-    return str(error.value)
-
-
-WRONG = [
-    ("format", 99, "this release reads format 1"),
-    ("format", True, "format is True; expected 1"),
-    ("format", None, "format is None; expected 1"),
-    ("model", "Toy", "model is 'Toy'; expected 1 to 64 lower-case letters"),
-    ("model", ["toy"], r"model is \['toy'\]"),
-    ("version", 0, "version is 0; expected an integer from 1 to 999999999"),
-    ("version", 1.0, "version is 1.0"),
-    ("version", True, "version is True"),
-    ("created", "yesterday", "created is 'yesterday'; expected a time in ISO 8601"),
-    (
-        "created",
-        "2026-11-27T20:00:00",
-        "created is .*; expected a time in ISO 8601 with its offset",
-    ),
-    ("created", 5, "created is 5"),
-    ("family", "gan", "family is 'gan'; expected one of vae, ae"),
-    ("likelihood", [[]], r"likelihood is \[\[\]\]; expected one of bernoulli, gaussian"),
-    ("likelihood", 1, "likelihood is 1"),
-    ("latent_size", 65537, "latent_size is 65537; expected an integer from 1 to 65536"),
-    ("latent_size", "16", "latent_size is '16'"),
-    ("opset", -1, "opset is -1; expected an integer from 1 to 1000"),
-    ("preprocessing", 5, "preprocessing is 5; expected text"),
-    ("preprocessing", "\ud800", "preprocessing is '.ud800'; expected text"),
-    ("preprocessing", "x" * 10_001, "preprocessing is 'x+...x+'; expected text of at most 10000"),
-    ("precision", "int8", "precision is 'int8'; expected one of float32, float16"),
-    ("x", [4, 4], r"x is \[4, 4\]; expected an object"),
-    ("x/kind", "sequence", "x.kind is 'sequence'; expected one of image, vector"),
-    ("x/kind", "vector", r"x.shape is \[4, 4\]; expected one length, as x.kind is vector"),
-    ("x/dtype", "float64", "x.dtype is 'float64'; expected one of uint8, float32"),
-    ("x/shape", [], r"x.shape is \[\]; expected 1 to 3 lengths"),
-    ("x/shape", [4, 4.0], r"x.shape is \[4, 4.0\]"),
-    ("x/shape", [16], r"x.shape is \[16\]; expected height, width\[, channels\]"),
-    ("x/shape", [1 << 20, 1 << 20], "x.shape is"),
-    ("x/shape", [4, 4, 1, 1], "x.shape is"),
-    ("x/range", ["0", "255"], r"x.range is \['0', '255'\]; expected the lowest and the highest"),
-    ("x/range", [0, 255, 1], "x.range is"),
-    ("x/range", [0, 256], r"x.range is \[0, 256\]; expected two ascending integers from 0 to"),
-    ("x/range", [255, 0], "x.range is"),
-    ("x/range", [0.5, 255], "x.range is"),
-    ("x/range", [0, 10**400], "x.range is"),
-    ("x/extra", 1, "x.extra is unknown; expected kind, dtype, shape, range"),
-    ("parity", None, "parity is None; expected an object"),
-    ("training", [1], r"training is \[1\]; expected an object"),
-    (
-        "training/config/rate",
-        1 << 70,
-        "training.config.rate is .*; expected a 64-bit integer",
-    ),
-    ("training/a key", "\ud800", "training.'a key' is '.ud800'; expected text that UTF-8 can hold"),
-    ("training_scores", 5, "training_scores is 5; expected an object"),
-    ("training_scores/rows", -1, "training_scores.rows is -1; expected an integer from 1"),
-    ("training_scores/rows", 1 << 32, "training_scores.rows is"),
-    (
-        "training_scores/levels",
-        [0, 101],
-        r"scores.levels is \[0, 101\]; expected percents",
-    ),
-    (
-        "training_scores/levels",
-        [1, 0],
-        "scores.levels is .*; expected two or more ascending",
-    ),
-    (
-        "training_scores/kl",
-        [1, 2, 3],
-        "kl is .*; expected as many numbers as levels, 2",
-    ),
-    ("training_scores/elbo", [0.0, float("nan")], "training_scores.elbo is"),
-    ("training_scores/kl", ["0", "1"], "training_scores.kl is"),
-    ("files", {}, "files.encoder.onnx is missing; expected an object"),
-    ("files/golden.npz", None, "files.golden.npz is None; expected an object"),
-    ("files/golden.npz", {"sha256": "0" * 64}, "files.golden.npz.bytes is missing; expected a"),
-    ("files/up.sh", {}, "files.up.sh is unknown; expected encoder.onnx, decoder.onnx, golden.npz"),
-    ("files/golden.npz/sha256", "0" * 63, "sha256 is .*; expected 64 hexadecimal digits"),
-    ("files/golden.npz/sha256", "A" * 64, "sha256 is"),
-    ("files/golden.npz/bytes", -1, "bytes is -1; expected an integer from 0"),
-    ("files/golden.npz/bytes", 1.5, "bytes is 1.5"),
-    ("extra", 1, "extra is unknown; expected format, model, version"),
-]
-
-
-@pytest.mark.parametrize(("key", "value", "said"), WRONG)
-def test_invalid_value_names_key_and_expected(good, key, value, said):
-    message = refused(altered(good, key, value))
     assert message.startswith("manifest.json")
-    assert re.search(said, message), message
     assert message.endswith(".")
     assert len(message.encode()) < 500
+    return message
 
 
-@pytest.mark.parametrize("key", ["format", "model", "created", "x", "latent_size", "files"])
+@pytest.mark.parametrize(("key", "value", "said"), [*WRONG, *WRONG_TO_THE_CODE])
+def test_invalid_value_names_key_and_expected(good, key, value, said):
+    assert re.search(said, refused(altered(good, key, value)))
+
+
+@pytest.mark.parametrize(("key", "value", "said"), WRONG_IN_FORMAT_1)
+def test_invalid_value_in_format_1_names_key_and_expected(key, value, said):
+    assert re.search(said, refused(altered(format_1("digits"), key, value)))
+
+
+def test_whole_manifest_is_read_and_written(good):
+    manifest = read(good)
+    assert json.loads(manifest.to_json()) == good
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.axes["h"] == Axis("h", multiple_of=8, min=16, max=512, default=64)
+    assert manifest.z == LatentFormat(
+        Shape.parse([4, "h/8", "w/8"]), (0.18215,), (0.0, 0.5, -1.0, 2e-3)
+    )
+    assert manifest.likelihood == LIKELIHOODS["bernoulli"]
+    manifest.check()
+
+
+def test_rows_have_the_shapes_of_their_sizes(good):
+    manifest = read(good)
+    assert (manifest.default.x.shape, manifest.default.z) == ((64, 64, 3), (4, 8, 8))
+    assert manifest.default.params == (1, 64, 64, 3)
+    assert manifest.at({}) is manifest.default
+    wide = manifest.at({"w": 512})
+    assert (wide.x.shape, wide.z, wide.key) == ((64, 512, 3), (4, 8, 64), (64, 512))
+    assert manifest.shapes_of_x((64, 512, 3)) == manifest.shapes_of_z((4, 8, 64)) == wide
+    assert manifest.largest.x.shape == (512, 512, 3)
+    assert manifest.smallest.x.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ((64, 500, 3), "w is 500; expected a multiple of 8 from 16 to 512. The nearest valid leng"),
+        ((8, 64, 3), "h is 8; expected a multiple of 8 from 16 to 512. The nearest .* is 16."),
+        ((64, 64, 1), r"expected shape \[h, w, 3\], got \[64, 64, 1\]"),
+        ((64, 64), r"expected shape \[h, w, 3\], got \[64, 64\]"),
+    ],
+)
+def test_rows_of_other_sizes_are_refused(good, lengths, said):
+    with pytest.raises(SizeError, match=said):
+        read(good).shapes_of_x(lengths)
+
+
+@pytest.mark.parametrize(
+    ("without", "lacks"),
+    [
+        ({}, []),
+        ({"prior": None}, ["sample", "score"]),
+        ({"posterior": "point"}, ["draw", "score"]),
+        ({"posterior": "point", "prior": None}, ["draw", "sample", "score"]),
+        ({"likelihood": None}, ["params", "score"]),
+        ({"x": {"shape": ["h", "w", 4]}}, ["png"]),
+        ({"x": {"dtype": "float32"}}, ["png"]),
+    ],
+)
+def test_manifest_tells_what_the_model_cannot_do(good, without, lacks):
+    document = good | without | {"x": good["x"] | without.get("x", {})}
+    if "likelihood" in without:
+        document["files"] = {k: v for k, v in good["files"].items() if k != bundle.LIKELIHOOD}
+    assert sorted(read(document).unavailable) == lacks
+
+
+@pytest.mark.parametrize(
+    "key", ["format", "model", "created", "x", "z", "axes", "posterior", "prior", "files"]
+)
 def test_missing_key_is_named(good, key):
     document = {name: value for name, value in good.items() if name != key}
-    assert f"{key} is missing; expected" in refused(json.dumps(document).encode())
+    assert f"{key} is missing; expected" in refused(document)
 
 
 MALFORMED = {
@@ -172,12 +162,10 @@ def test_ambiguous_json_is_rejected(good, alter, said):
     assert re.search(said, refused(data))
 
 
-def test_older_manifest_is_read(good):
-    """A manifest without the newer keys is valid."""
-    optional = ("training", "evaluation", "precision", "training_scores")
-    document = {name: value for name, value in good.items() if name not in optional}
-    manifest = Manifest.from_json(json.dumps(document).encode())
-    assert (manifest.precision, manifest.training_scores) == ("float32", {})
+def test_optional_keys_may_be_missing(good):
+    optional = ("training", "evaluation", "precision", "training_scores", "tiles")
+    manifest = read({name: value for name, value in good.items() if name not in optional})
+    assert (manifest.precision, manifest.training_scores, manifest.tiles) == ("float32", {}, {})
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
@@ -189,31 +177,69 @@ def test_older_manifest_is_read(good):
         *((1, 1 + 1e-9, False), (1e30, 1e30 + 1, False), (0, 1e-40, False), (1, 0, False)),
     ],
 )
-def test_float_data_of_accepted_ranges_can_be_scored(good, low, high, taken):
-    x = {"kind": "image", "shape": [4, 4], "dtype": "float32", "range": [low, high]}
-    data = json.dumps(good | {"x": x}).encode()
+@pytest.mark.parametrize("format_", [1, 2])
+def test_float_data_of_accepted_ranges_can_be_scored(good, format_, low, high, taken):
+    document = good if format_ == 2 else format_1("digits")
+    x = document["x"] | {"dtype": "float32", "range": [low, high]}
     if not taken:
-        assert "x.range is" in refused(data)
+        assert "x.range is" in refused(document | {"x": x})
         return
-    spec = Manifest.from_json(data).x
-    assert spec == DataSpec("image", (4, 4), "float32", (float(low), float(high)))
+    spec = read(document | {"x": x}).default.x
+    assert (spec.dtype, spec.range) == ("float32", (float(low), float(high)))
     scaled = likelihood.to_unit_interval(np.array([low, high], np.float32), spec)
     np.testing.assert_allclose(scaled, [0, 1], atol=1e-6)
 
 
-def test_bytes_alone_have_a_discretized_logistic(good):
-    x = {"kind": "vector", "shape": [16], "dtype": "float32", "range": [0, 1]}
-    document = good | {"x": x, "likelihood": "discretized-logistic"}
+def test_floats_may_have_no_range(good):
+    x = good["x"] | {"dtype": "float32", "range": None}
+    unbounded = good["likelihood"] | {"bounded": False, "binary": False}
+    manifest = read(good | {"x": x, "likelihood": unbounded})
+    assert manifest.default.x.range == (-np.inf, np.inf)
+    assert json.loads(manifest.to_json())["x"]["range"] is None
+    for key in ("bounded", "binary"):
+        wrong = good | {"x": x, "likelihood": unbounded | {key: True}}
+        assert f"likelihood.{key} is True; expected false, as x.range is null" in refused(wrong)
+
+
+def test_format_1_is_read_as_format_2():
+    digits, points = read(format_1("digits")), read(format_1("points"))
+    assert (digits.format, digits.posterior, digits.prior) == (1, "gaussian", "standard-normal")
+    assert digits.likelihood == LIKELIHOODS["bernoulli"]
+    assert digits.default.x == DataSpec("image", (8, 8), "uint8", (0.0, 255.0))
+    assert (digits.default.z, digits.default.params) == ((4,), (1, 8, 8))
+    assert (digits.axes, digits.unavailable) == ({}, {})
+    assert digits.training_scores["rows"] == 1455
+    # An autoencoder of format 1 keeps its prior: it always could be sampled.
+    assert (points.posterior, points.prior) == ("point", "standard-normal")
+    assert points.default.params == (2, 8, 8)
+    assert sorted(points.unavailable) == ["draw", "score"]
+
+
+def test_older_manifest_of_format_1_is_read():
+    """A manifest without the keys that came later is valid."""
+    optional = ("training", "evaluation", "precision", "training_scores")
+    document = {name: value for name, value in format_1("digits").items() if name not in optional}
+    manifest = read(document)
+    assert (manifest.precision, manifest.training_scores) == ("float32", {})
+
+
+def test_bytes_alone_have_a_discretized_logistic():
+    document = format_1("points")
+    document["x"] |= {"dtype": "float32", "range": [0, 1]}
     said = "x.dtype is 'float32'; expected uint8, as likelihood is discretized-logistic"
-    assert said in refused(json.dumps(document).encode())
+    assert said in refused(document)
 
 
-def test_reads_the_british_spelling_of_early_bundles(good):
-    x = {"kind": "vector", "shape": [16], "dtype": "uint8", "range": [0, 255]}
-    document = good | {"x": x, "likelihood": "discretised-logistic"}
-    manifest = Manifest.from_json(json.dumps(document).encode())
-    assert manifest.likelihood == "discretized-logistic"
-    assert b"discretised" not in manifest.to_json()
+def test_reads_the_british_spelling_of_early_bundles():
+    document = format_1("points") | {"likelihood": "discretised-logistic"}
+    assert read(document).likelihood == LIKELIHOODS["discretized-logistic"]
+
+
+def test_read_manifest_can_be_published_again():
+    """Of format 1 all but the files: a bundle of format 2 has one more."""
+    manifest = dataclasses.replace(read(format_1("points")), format=2)
+    manifest.check()
+    assert Manifest.from_json(manifest.to_json()) == manifest
 
 
 def test_formatted_value_is_short_and_valid_utf8():
