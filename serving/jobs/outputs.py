@@ -6,7 +6,7 @@ Parquet has these columns:
                               data; only if the model's likelihood scores such values
     reconstruction_error, kl, elbo      float32, nats
     *_percentile              float32: of each score among the training rows, if the bundle has them
-    mean, log_var             fixed-size lists of float32
+    mean, log_var             lists of float32 of one length; no log_var if the posterior is a point
     reconstruction            a PNG file, or the row's bytes in C order
 .npy is one structured array with the same fields except id, for numpy.load(mmap_mode=...).
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import io
@@ -26,9 +27,8 @@ from tests.support.sized import takes
 
 BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))
 FLOATS = DataSpec("vector", (3,), "float32", (-1, 1))
-BEYOND = (
-    "holds 1.5, outside the model's range -1 to 1; its bernoulli likelihood is not defined there"
-)
+UNBOUNDED = dataclasses.replace(FLOATS, bounded=False)
+BEYOND = "holds 1.5, outside the model's range -1 to 1; its likelihood is not defined there"
 
 
 def png(row: np.ndarray) -> bytes:
@@ -170,7 +170,7 @@ def test_table_of_paths_is_quarantined(jobs, x, tmp_path):
 
 def test_invalid_numbers_are_bad_rows():
     values = np.array([[0, 1, -1], [0, np.nan, 0], [0, 0, 1.5], [np.inf, 0, 0]], np.float64)
-    chunk = make_chunk(values, ["a", "b", "c", "d"], 7, FLOATS, "bernoulli")
+    chunk = make_chunk(values, ["a", "b", "c", "d"], 7, FLOATS)
     assert chunk.rows.tolist() == [7]
     assert chunk.x.dtype == np.float32
     assert [(row.row, row.id, row.reason) for row in chunk.bad] == [
@@ -180,19 +180,19 @@ def test_invalid_numbers_are_bad_rows():
     ]
 
 
-def test_gaussian_model_counts_values_outside_its_range():
+def test_model_of_all_numbers_counts_values_outside_its_range():
     values = np.array([[0, 1 + 2**-52, -1], [2, -3, 0], [0, 1 + 2**-20, 0], [np.inf, 2, 0]])
-    chunk = make_chunk(values, ["a", "b", "c", "d"], 0, FLOATS, "gaussian")
+    chunk = make_chunk(values, ["a", "b", "c", "d"], 0, UNBOUNDED)
     assert chunk.rows.tolist() == [0, 1, 2]
     assert chunk.counts_outside.tolist() == [0, 2, 0]
     np.testing.assert_array_equal(chunk.x, np.array([[0, 1, -1], [2, -3, 0], [0, 1, 0]], "f4"))
     assert [row.reason for row in chunk.bad] == ["holds NaN or infinity"]
 
 
-@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-def test_integers_beyond_bytes_are_bad_rows(likelihood):
+@pytest.mark.parametrize("bounded", [True, False])
+def test_integers_beyond_bytes_are_bad_rows(bounded):
     values = np.array([[0] * 16, [256] * 16, [-1] * 16, [255] * 16])
-    chunk = make_chunk(values, ["a", "b", "c", "d"], 0, BYTES, likelihood)
+    chunk = make_chunk(values, ["a", "b", "c", "d"], 0, dataclasses.replace(BYTES, bounded=bounded))
     assert chunk.rows.tolist() == [0, 3]
     assert chunk.x.dtype == np.uint8
     assert [row.id for row in chunk.bad] == ["b", "c"]

@@ -280,12 +280,12 @@ def test_invalid_flags_are_rejected(jobs, npy, tmp_path, capsys, flags, said):
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
-def test_plain_autoencoder_has_no_scores(jobs, npy, tmp_path, publish_toy, capsys):
+def test_autoencoder_has_no_scores_and_no_log_var(jobs, npy, tmp_path, publish_toy, capsys):
     ae = type(jobs)(publish_toy(tmp_path / "bundles", family="ae"))
     assert ae.run(npy, tmp_path / "out") == 78
     assert "--no-scores" in capsys.readouterr().err
     assert ae.run(npy, tmp_path / "out", "--no-scores") == 0
-    assert jobs.table(tmp_path / "out").column_names == ["row", "id", "mean", "log_var"]
+    assert jobs.table(tmp_path / "out").column_names == ["row", "id", "mean"]
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(jobs, npy, tmp_path, capsys):

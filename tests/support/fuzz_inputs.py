@@ -66,7 +66,7 @@ files = st.one_of(
 )
 tensors = st.builds(
     pb.Tensor,
-    dtype=st.sampled_from([0, 1, 2, 3, 77]),
+    dtype=st.sampled_from([0, 1, 2, 3, 4, 77]),
     shape=st.one_of(
         st.sampled_from([[1, 4, 4], [2, 4, 4], [1, 16], [3, 16]]),
         st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 17), max_size=4),
@@ -101,6 +101,8 @@ fields = {
     "model": st.sampled_from(["", "toy", "missing", "../toy", "x" * 5000, "\0"]),
     "version": st.integers(0, 3),
     "format": st.integers(0, 4),
+    "float_dtype": st.integers(0, 6),
+    "sizes": st.dictionaries(st.sampled_from(["", "h", "w", "x" * 5000]), edges, max_size=3),
     "output": st.integers(0, 4),
     "path": st.integers(0, 4),
     "draw": st.booleans(),
