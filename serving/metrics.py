@@ -58,10 +58,13 @@ class Metrics:
         )
         self.batch_rows = histogram("batch_rows", "Rows in each batch run.", ROWS, "graph")
         self.batch_fill = histogram(
-            "batch_fill_ratio", "Rows in each batch divided by the maximum.", RATIO, "graph"
+            "batch_fill_ratio", "How full each batch was, by what its rows cost.", RATIO, "graph"
         )
         self.queue_rows = gauge(
-            "queue_rows", "Rows waiting now.", "graph", "model", "version", mode="sum"
+            "queue_rows",
+            "Rows waiting now, each counted by its scale.",
+            *("graph", "model", "version"),
+            mode="sum",
         )
         self.queue_rows_limit = gauge(
             "queue_rows_limit",

@@ -22,12 +22,13 @@ import math
 import operator
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Final, Protocol
 
 import numpy as np
 
-from latentd.batching.rowqueue import BatchItem, Entry, RowQueue
+from latentd.batching.entries import BatchItem, Entry
+from latentd.batching.rowqueue import RowQueue
 from latentd.batching.runner import BatchRunner, Outputs, RunFn
 from latentd.calls.coroutines import Future
 from latentd.errors import DeadlineExceeded, Overloaded, Unavailable
@@ -171,6 +172,8 @@ class Batcher:
         work: int = 0,
         weight: int = 1,
         keep_outputs: bool = True,
+        shape: Hashable = (),
+        scale: int = 1,
     ) -> Future[Outputs]:
         """Queue `rows` rows of `payload`. The future's result is their outputs, in order, however
         the rows were batched.
@@ -179,6 +182,8 @@ class Batcher:
         weight: each row costs a run as much as so many others, at most batch_rows
         keep_outputs: False: `run` gives the payload the outputs it needs; the result has none
                       of them if there were several batches
+        shape: the rows share batches only with rows of an equal shape
+        scale: a row of this shape costs a run as much as so many of the cheapest shape
 
         Raises Overloaded at once when there is no room or no time; DeadlineExceeded when the
         deadline has passed or is too near for these rows even in an empty queue; Unavailable when
@@ -188,6 +193,7 @@ class Batcher:
         """
         entry = Entry(payload, rows, nbytes, context.deadline, context.background)
         entry.work, entry.weight, entry.keep_outputs = work, weight, keep_outputs
+        entry.shape, entry.scale = shape, scale
         future: Future[Outputs] = Future(lambda: self._cancel(entry))
         entry.future, entry.stats = future, context.stats
         now = self._clock()
@@ -205,9 +211,19 @@ class Batcher:
         context.on_cancel(future)
         return future
 
-    def check(self, rows: int, nbytes: int, context: RequestContext, weight: int = 1) -> None:
+    def check(
+        self,
+        rows: int,
+        nbytes: int,
+        context: RequestContext,
+        weight: int = 1,
+        *,
+        shape: Hashable = (),
+        scale: int = 1,
+    ) -> None:
         """Raise what `submit` would raise now: for calls that run other rows first."""
-        entry = Entry(None, rows, nbytes, context.deadline, context.background, weight=weight)
+        entry = Entry(None, rows, nbytes, context.deadline, context.background)
+        entry.weight, entry.shape, entry.scale = weight, shape, scale
         with self._changed:
             try:
                 self._queue.check(entry, self._clock())
@@ -271,7 +287,7 @@ class Batcher:
         if not self._running:
             return self._queue.rows > 0
         free = self._running < len(self._threads)
-        return free and self._queue.rows >= self._queue.batch_rows
+        return free and self._queue.full_batch_waits
 
     def _wake_one(self) -> None:
         """Have a thread run the rows that wait: this one if it runs inline, else one of ours."""

@@ -15,31 +15,34 @@ later ones a minimum share:
                 share of background rows, and a batch of background rows alone is short: the next
                 interactive row may arrive while it runs
 
+A batch holds rows of one shape. The first priority that waits chooses the shape: SMALL the one
+whose first row waits longest, the others each shape in turn. A later priority that wants another
+shape saves up its share of the batches until it may choose one batch. Rows of all priorities fill
+a batch of their shape. Work is rows times their scale (what a row of the shape costs) times their
+weight.
+
 A request is refused because of the rows served before it, never because of those served after it:
 however much large work waits, there is room for small requests.
 """
 
 from __future__ import annotations
 
-import enum
 import math
-from collections import deque
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+from latentd.batching.entries import (
+    BACKGROUND,
+    LARGE,
+    PRIORITIES,
+    SMALL,
+    BatchItem,
+    Entry,
+    Priority,
+)
+from latentd.batching.shapes import MAX_SHAPES, Shape, Shapes
 from latentd.errors import DeadlineExceeded, Overloaded
 
-
-class Priority(enum.IntEnum):
-    """Order of service; see the module's docstring."""
-
-    SMALL = 0
-    LARGE = 1
-    BACKGROUND = 2
-
-
-PRIORITIES: Final = tuple(Priority)
-MIN_SHARE: Final = {Priority.SMALL: 0.0, Priority.LARGE: 1 / 4, Priority.BACKGROUND: 1 / 16}
+MIN_SHARE: Final = {SMALL: 0.0, LARGE: 1 / 4, BACKGROUND: 1 / 16}
 """The share of the rows run that a priority keeps while it has rows waiting."""
 
 INTERACTIVE_WINDOW_SECONDS: Final = 5.0
@@ -48,7 +51,7 @@ INTERACTIVE_WINDOW_SECONDS: Final = 5.0
 WAIT_SAFETY_FACTOR: Final = 1.25
 """The predicted wait is multiplied by this: predictions err, and the response must still travel."""
 
-MAX_QUEUE_SHARE: Final = {Priority.SMALL: 1.0, Priority.LARGE: 3 / 4, Priority.BACKGROUND: 1 / 2}
+MAX_QUEUE_SHARE: Final = {SMALL: 1.0, LARGE: 3 / 4, BACKGROUND: 1 / 2}
 """The share of the queue's bytes that may be in use after an entry of a priority is admitted."""
 
 MAX_INTERLEAVED: Final = 4
@@ -56,62 +59,14 @@ MAX_INTERLEAVED: Final = 4
 each new one would delay all before it, and under load all would end together and too late."""
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One request's rows in one batcher."""
-
-    payload: Any  # the run function makes rows of it; opaque here
-    rows: int
-    bytes: int  # memory that its payload takes while it waits
-    deadline: float  # seconds on the queue's clock; math.inf: none
-    background: bool
-    future: Any = None  # receives the outputs; opaque here
-    stats: Any = None  # records the times; opaque here
-    work: int = 0  # rows of the whole call, as far as known, if this is a part of a stream
-    weight: int = 1  # each row costs a run as much as so many others, at most batch_rows
-    keep_outputs: bool = True  # False: the payload has taken the outputs it needs
-    queued_at: float = 0.0
-    started_at: float = 0.0  # when the first batch with rows of it started
-    rows_taken: int = 0  # rows given to batches so far
-    rows_run: int = 0  # rows whose batches have ended
-    parts: list[tuple[int, Any]] = field(default_factory=list)  # first row of a batch, its outputs
-    done: bool = False  # answered, cancelled or expired: none of its rows may run any more
-    priority: Priority = Priority.SMALL
-
-    @property
-    def rows_waiting(self) -> int:
-        """Rows not yet given to a batch."""
-        return self.rows - self.rows_taken
-
-
-@dataclass(slots=True)  # not frozen: one is made for every row served alone, and that is slow
-class BatchItem:
-    """Rows start..stop of an entry, as a part of one batch."""
-
-    entry: Entry
-    payload: Any  # the entry's; the entry drops it as soon as it is done
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        return self.stop - self.start
-
-
-def single_item_batch(payload: Any, rows: int) -> list[BatchItem]:
-    """A batch of one payload without a future: to run a graph without a queue."""
-    entry = Entry(payload, rows, 0, math.inf, background=True)
-    return [BatchItem(entry, payload, 0, rows)]
-
-
 class RowQueue:
     """The waiting entries of a batcher.
 
-    batch_rows: the largest number of rows in one batch.
-    max_rows: how many rows that are served before a request's last one may wait. max_bytes: limit
-    for all that waits. Beyond these, the queue raises Overloaded(queue_full). A request that would
-    be next is always admitted. One of more than half of max_rows counts as half: otherwise it would
-    never find room.
+    batch_rows: the largest number of rows in one batch, if their scale is 1.
+    max_rows: how many rows that are served before a request's last one may wait; a row counts as
+    its scale. max_bytes: limit for all that waits. Beyond these, the queue raises
+    Overloaded(queue_full). A request that would be next is always admitted. One of more than half
+    of max_rows counts as half: otherwise it would never find room.
     batch_seconds: how long a full batch takes, at first; then learned from the runs.
     background_batch_rows: the largest batch that is short; 0: batch_rows.
     dispatch_gap_seconds: how long rows wait while no batch runs; learned. If receiving calls costs
@@ -130,21 +85,25 @@ class RowQueue:
         self.background_batch_rows = background_batch_rows or batch_rows
         self.max_rows = max_rows
         self.max_bytes = max_bytes
-        self.rows = 0
+        self.rows = 0  # each counted by its scale
         self.bytes = 0
         self.batch_seconds = batch_seconds
         self._min_batch_seconds = batch_seconds  # the fastest full batch known
         self.dispatch_gap_seconds = 0.0
-        self._entries: dict[Priority, deque[Entry]] = {p: deque() for p in PRIORITIES}
+        self._shapes = Shapes()
+        self._shape_of = self._shapes.by_key
         self._rows = dict.fromkeys(PRIORITIES, 0)
-        self._work = dict.fromkeys(PRIORITIES, 0)  # rows times their weights
+        self._work = dict.fromkeys(PRIORITIES, 0)
         self._credit = dict.fromkeys(PRIORITIES, 0.0)  # unused work of its minimum share
+        self._max_row_work = batch_rows  # what the heaviest waiting row may cost, or a full batch
+        self._batches = 0
+        self._last_size = batch_rows  # what the last batch cost, if several shapes waited
         self._last_interactive = -math.inf  # when the last interactive entry arrived
 
     def oldest(self) -> float | None:
         """When the oldest waiting entry arrived; None: nothing waits."""
-        waiting = (e.queued_at for es in self._entries.values() for e in es if not e.done)
-        return min(waiting, default=None)
+        entries = (es for shape in self._shape_of.values() for es in shape.entries.values())
+        return min((e.queued_at for es in entries for e in es if not e.done), default=None)
 
     def admit(self, entry: Entry, now: float) -> None:
         """Queue the entry, or raise what `check` raises."""
@@ -152,46 +111,64 @@ class RowQueue:
         entry.queued_at = now
         if not entry.background:
             self._last_interactive = now
-        self._entries[entry.priority].append(entry)
-        self._rows[entry.priority] += entry.rows
-        self._work[entry.priority] += entry.rows * entry.weight
-        self.rows += entry.rows
+        priority, row_work = entry.priority, entry.row_work
+        work = entry.rows * row_work
+        shape = self._shape_of.get(entry.shape) or self._shapes.add(entry.shape)
+        if not shape.work[priority]:
+            shape.turn[priority] = self._batches
+        shape.entries[priority].append(entry)
+        shape.work[priority] += work
+        if priority and row_work > self._max_row_work:  # a small one is no larger than a batch
+            self._max_row_work = row_work
+        rows = entry.rows * entry.scale
+        self._rows[priority] += rows
+        self._work[priority] += work
+        self.rows += rows
         self.bytes += entry.bytes
 
     def check(self, entry: Entry, now: float) -> None:
         """Set the entry's priority, and raise Overloaded if the queue cannot admit it: one rule for
         one row or many. Raises DeadlineExceeded if even the fastest batches known could not run all
         of its rows in time."""
-        work = entry.rows * entry.weight
+        scale = entry.scale
+        rows, entry.row_work = entry.rows * scale, scale * entry.weight
+        work = entry.rows * entry.row_work
         if entry.background:
-            entry.priority = Priority.BACKGROUND
-        elif work <= self.batch_rows and entry.work <= self.batch_rows:
-            entry.priority = Priority.SMALL
+            priority = BACKGROUND
+        elif work <= self.batch_rows and entry.work * scale <= self.batch_rows:
+            priority = SMALL
         else:
-            entry.priority = Priority.LARGE
-        if entry.rows > self.batch_rows:
-            seconds = entry.rows / self.batch_rows * self._min_batch_seconds
+            priority = LARGE
+        entry.priority = priority
+        if rows > self.batch_rows and entry.rows > 1:
+            seconds = rows / self.batch_rows * self._min_batch_seconds
             left = entry.deadline - now
             if seconds > left:
                 raise DeadlineExceeded(
                     f"{entry.rows} rows take at least {seconds:.3f} s; the call has {left:.3f} s "
                     "left. The rows were not run."
                 )
-        rows_ahead = 0
-        for priority in PRIORITIES:
-            rows_ahead += self._rows[priority]
-            work += self._work[priority]
-            if priority is entry.priority:
-                break
+        rows_ahead = self._rows[SMALL]
+        work += self._work[SMALL]
+        if priority:  # a loop for small entries would be a tenth of their cost
+            for earlier in PRIORITIES[1 : priority + 1]:
+                rows_ahead += self._rows[earlier]
+                work += self._work[earlier]
         # A lone request is never refused for the time it takes itself.
         wait = self._wait(work) if self.rows else 0.0
-        if (rows_ahead and rows_ahead + min(entry.rows, self.max_rows // 2) > self.max_rows) or (
-            self.bytes
-            and self.bytes + entry.bytes > MAX_QUEUE_SHARE[entry.priority] * self.max_bytes
+        if (rows_ahead and rows_ahead + min(rows, self.max_rows // 2) > self.max_rows) or (
+            self.bytes and self.bytes + entry.bytes > MAX_QUEUE_SHARE[priority] * self.max_bytes
         ):
+            each = f" (each counts as {scale})" if scale > 1 else ""
             raise Overloaded(
                 "queue_full",
-                f"Queue full: {self.rows} rows queued, {entry.rows} more do not fit",
+                f"Queue full: {self.rows} rows queued, {entry.rows} more{each} do not fit",
+                max(wait / 2, 0.01),
+            )
+        if len(self._shape_of) >= MAX_SHAPES and not self._shapes.has_room(entry.shape):
+            raise Overloaded(
+                "shapes",
+                f"Rows of {MAX_SHAPES} other shapes wait, and no more shapes can wait",
                 max(wait / 2, 0.01),
             )
         if now + wait * WAIT_SAFETY_FACTOR > entry.deadline:
@@ -205,10 +182,10 @@ class RowQueue:
     @property
     def min_wait(self) -> float:
         """Seconds that any request would wait at least: one small row's predicted wait."""
-        return self._wait(self._work[Priority.SMALL] + 1) if self.rows else 0.0
+        return self._wait(self._work[SMALL] + 1) if self.rows else 0.0
 
     def _wait(self, work: int) -> float:
-        """Seconds until the last of so many rows of weight 1 leaves the engine.
+        """Seconds until the last of so many rows of scale and weight 1 leaves the engine.
 
         Counts one batch more, the one that runs now. A result that is just too late costs as much
         as one in time: a queue that admits rows up to the last moment computes only late results.
@@ -217,11 +194,20 @@ class RowQueue:
 
     @property
     def next_seconds(self) -> float:
-        """How long a batch of the waiting rows would take."""
-        return min(sum(self._work.values()) / self.batch_rows, 1.0) * self.batch_seconds
+        """How long a batch of the waiting rows would take, at most."""
+        return (
+            min(sum(self._work.values()), self._max_row_work) / self.batch_rows * self.batch_seconds
+        )
+
+    @property
+    def full_batch_waits(self) -> bool:
+        """Whether the waiting rows of one shape fill a batch."""
+        if self.rows < self.batch_rows or self._shapes.only:
+            return self.rows >= self.batch_rows
+        return any(sum(shape.work.values()) >= self.batch_rows for shape in self._shape_of.values())
 
     def observe(self, work: int, seconds: float) -> None:
-        """Learn how long a full batch takes from a run of so many rows of weight 1."""
+        """Learn how long a full batch takes from a run of so much work."""
         if work * 2 < self.batch_rows and self.batch_seconds:
             return  # mostly fixed cost: shows little about a full batch
         full = seconds * self.batch_rows / work
@@ -241,50 +227,130 @@ class RowQueue:
             return False
         entry.done = True
         entry.payload = None
-        self._remove(entry, entry.rows_waiting)
+        if rows := entry.rows_waiting:
+            self._remove(self._shape_of[entry.shape], entry, rows)
         return True
 
     def next_batch(self, now: float) -> tuple[list[BatchItem], list[Entry]]:
         """The next batch, and the entries that were found expired (now done).
 
-        The batch has at most batch_rows rows, and is empty only when nothing waits.
+        The batch holds rows of one shape: work of at most batch_rows, or a single row. It is empty
+        only when nothing waits.
         """
+        batch: list[BatchItem] = []
         expired: list[Entry] = []
+        self._batches += 1
+        while self.rows and not batch:
+            if self._shapes.only is None:
+                self._shapes.drop_empty()
+            if self._shapes.only is None:
+                self._fill_from_several(now, batch, expired)
+            else:
+                self._add_credit()
+                saved = {priority: int(credit) for priority, credit in self._credit.items()}
+                taken = self._fill(self._shapes.only, saved, now, batch, expired)
+                for priority, work in taken.items():
+                    self._spend(priority, work)
+        return batch, expired
+
+    def _add_credit(self) -> None:
+        """Add to each priority's credit its share of the next batch; all rows have one shape."""
         before = 0  # work of the earlier priorities: it leaves no room only if it fills a batch
         for priority, share in MIN_SHARE.items():
             # 1/16 of a 4-row batch is less than a row: the unused shares of batches add up.
             credit = self._credit[priority] + share * min(before, self.batch_rows)
             self._credit[priority] = min(credit, self._work[priority])
             before += self._work[priority]
-        batch: list[BatchItem] = []
-        room = self.batch_rows
+
+    def _spend(self, priority: Priority, work: float) -> float:
+        """Take work from a priority's credit; returns how much of it the credit covered."""
+        spent = min(self._credit[priority], work)
+        self._credit[priority] -= spent
+        return spent
+
+    def _fill_from_several(self, now: float, batch: list[BatchItem], expired: list[Entry]) -> None:
+        """Choose one of several shapes, and fill the batch with its rows.
+
+        A priority's credit is for its next shape. Rows of its other shapes only fill up a batch, at
+        no cost: otherwise they could use up the credit for ever, and the next shape would starve.
+        """
+        chooser = first = next(priority for priority in PRIORITIES if self._work[priority])
+        next_shapes: dict[Priority, Shape] = {}
+        can_save: dict[Priority, int] = {}
+        for priority, share in MIN_SHARE.items():
+            if not self._work[priority]:
+                self._credit[priority] = 0.0
+                continue
+            shape = next_shapes[priority] = self._shapes.next(priority)
+            row_work = shape.head(priority).row_work
+            # A batch costs its chooser all work that no other credit pays for. With less credit
+            # than for a full batch, a few single rows could choose every batch.
+            full = max(self.batch_rows, row_work)
+            credit = min(self._credit[priority], full)
+            if priority is not first:
+                credit += share * self._last_size
+                if chooser is first and credit >= full and shape is not next_shapes[first]:
+                    chooser = priority
+            self._credit[priority] = credit
+            can_save[priority] = int(credit) if credit >= row_work else 0
+        shape = next_shapes[chooser]
+        saved = {
+            p: min(can_save[p], shape.work[p]) if next_shapes.get(p) is shape else 0
+            for p in PRIORITIES
+        }
+        taken = self._fill(shape, saved, now, batch, expired)
+        if not batch:
+            return
+        # A batch of less work than a short one takes about as long as a short one.
+        self._last_size = max(sum(taken.values()), self.background_batch_rows)
+        cost: float = self._last_size
+        for priority, own in next_shapes.items():
+            if priority in taken or priority is chooser:
+                shape.turn[priority] = self._batches
+            if own is shape and priority is not chooser:
+                cost -= self._spend(priority, taken.get(priority, 0))
+        self._spend(chooser, cost)
+
+    def _fill(
+        self,
+        shape: Shape,
+        saved: dict[Priority, int],
+        now: float,
+        batch: list[BatchItem],
+        expired: list[Entry],
+    ) -> dict[Priority, int]:
+        """Add rows of the shape to an empty batch. Returns the work of each priority's rows.
+
+        saved: what each priority has as credit for rows of this shape
+        """
+        taken: dict[Priority, int] = {}
+        room, reserved = self.batch_rows, sum(saved.values())
         for priority in PRIORITIES:
-            reserved = sum(int(self._credit[later]) for later in PRIORITIES if later > priority)
+            reserved -= saved[priority]
+            entries = shape.entries[priority]
+            if not entries:
+                continue
             allowed = max(room - reserved, 0)
-            if (
-                priority is Priority.BACKGROUND
-                and now - self._last_interactive < INTERACTIVE_WINDOW_SECONDS
-            ):
+            if priority is BACKGROUND and now - self._last_interactive < INTERACTIVE_WINDOW_SECONDS:
                 # An interactive row must not wait for background rows that fill up its batch.
-                allowed = min(
-                    allowed, int(self._credit[priority]) if batch else self.background_batch_rows
-                )
-            taken = self._take(priority, allowed, now, batch, expired)
-            self._credit[priority] = max(self._credit[priority] - taken, 0.0)
-            room -= taken
-        return batch, expired
+                allowed = min(allowed, saved[priority] if batch else self.background_batch_rows)
+            if work := self._take(shape, priority, allowed, now, batch, expired):
+                taken[priority] = work
+                room -= work
+        return taken
 
     def _take(
         self,
+        shape: Shape,
         priority: Priority,
         room: int,
         now: float,
         batch: list[BatchItem],
         expired: list[Entry],
     ) -> int:
-        """Add rows of one priority that weigh up to `room` to the batch; to an empty batch at least
-        one row. Returns what they weigh."""
-        entries, taken = self._entries[priority], 0
+        """Add rows of one priority whose work is up to `room` to the batch; to an empty batch at
+        least one row. Returns their work."""
+        entries, taken = shape.entries[priority], 0
         for _ in range(len(entries)):
             if taken >= room:
                 break
@@ -294,24 +360,29 @@ class RowQueue:
             if entry.done:
                 entries.popleft()
                 continue
-            rows = min(entry.rows_waiting, (room - taken) // entry.weight or int(not batch))
+            rows = min(entry.rows_waiting, (room - taken) // entry.row_work or int(not batch))
             if not rows:
                 break
             stop = entry.rows_taken + rows
             batch.append(BatchItem(entry, entry.payload, entry.rows_taken, stop))
-            self._remove(entry, rows)
+            self._remove(shape, entry, rows)
             entry.rows_taken = stop
-            taken += rows * entry.weight
+            taken += rows * entry.row_work
             if not entry.rows_waiting:
                 entries.popleft()
-            elif priority is not Priority.SMALL:  # a small one stays first: its next batch ends it
+            elif priority is not SMALL:  # a small one stays first: its next batch ends it
                 entries.popleft()
                 entries.insert(MAX_INTERLEAVED - 1, entry)
         return taken
 
-    def _remove(self, entry: Entry, rows: int) -> None:
-        self._rows[entry.priority] -= rows
-        self._work[entry.priority] -= rows * entry.weight
-        self.rows -= rows
-        if rows and rows == entry.rows_waiting:
+    def _remove(self, shape: Shape, entry: Entry, rows: int) -> None:
+        priority, work = entry.priority, rows * entry.row_work
+        shape.work[priority] -= work
+        self._work[priority] -= work
+        if rows == entry.rows_waiting:
             self.bytes -= entry.bytes
+        rows *= entry.scale
+        self._rows[priority] -= rows
+        self.rows -= rows
+        if not self.rows:
+            self._max_row_work = self.batch_rows

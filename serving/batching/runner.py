@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from latentd.batching.rowqueue import BatchItem
+from latentd.batching.entries import BatchItem
 from latentd.errors import DeadlineExceeded, LatentdError
 from latentd.metrics import Metrics
 
@@ -36,8 +36,7 @@ class BatchRunner:
 
     name, run, clock: as the batcher's
     batch_rows: the largest number of rows in a batch, to measure how full batches are
-    on_success: called after each run that did not fail, with the rows times their weights and the
-                seconds
+    on_success: called after each run that did not fail, with the work of the rows and the seconds
     """
 
     def __init__(
@@ -131,9 +130,10 @@ class BatchRunner:
             if output is not None and len(output) != rows:
                 raise EngineError(f"{rows} rows went in and {len(output)} came out.")
         self.failures = 0
-        self._on_success(sum(item.rows * item.entry.weight for item in batch), seconds)
+        self._on_success(sum(item.rows * item.entry.row_work for item in batch), seconds)
         self._run_seconds.observe(seconds)
         self._busy.inc(seconds)
         self._batch_rows.observe(rows)
-        self._batch_fill.observe(rows / self._max_rows)
+        scale = batch[0].entry.scale  # all rows of a batch have the same shape
+        self._batch_fill.observe(min(rows * scale / self._max_rows, 1.0))
         return outputs

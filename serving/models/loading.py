@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from latentd.batching.rowqueue import single_item_batch
+from latentd.batching.entries import single_item_batch
 from latentd.batching.runner import Outputs
 from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, Shapes
 from latentd.errors import BundleError, ConfigError

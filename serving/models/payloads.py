@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentd.batching.rowqueue import BatchItem
+from latentd.batching.entries import BatchItem
 from latentd.batching.runner import Outputs
 from latentd.bundle import Manifest
 from latentd.models import sources

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.batching.rowqueue import BatchItem
+from latentd.batching.entries import BatchItem
 from latentd.latents import Latents, NoiseRange, standard_normal
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from latentd.batching.batcher import Batcher
-from latentd.batching.rowqueue import BatchItem, RowQueue
+from latentd.batching.entries import BatchItem
+from latentd.batching.rowqueue import RowQueue
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.metrics import Metrics

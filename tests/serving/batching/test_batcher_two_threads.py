@@ -12,7 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from latentd.batching.batcher import Batcher
-from latentd.batching.rowqueue import BatchItem, RowQueue
+from latentd.batching.entries import BatchItem
+from latentd.batching.rowqueue import RowQueue
 from latentd.batching.runner import EngineError
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future

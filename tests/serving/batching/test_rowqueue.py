@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from latentd.batching.rowqueue import INTERACTIVE_WINDOW_SECONDS, MAX_INTERLEAVED, Entry, RowQueue
+from latentd.batching.entries import Entry
+from latentd.batching.rowqueue import INTERACTIVE_WINDOW_SECONDS, MAX_INTERLEAVED, RowQueue
 from latentd.errors import DeadlineExceeded, Overloaded
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentd import codec
-from latentd.batching.rowqueue import BatchItem
+from latentd.batching.entries import BatchItem
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.runtime.provider import CUDA
