@@ -25,7 +25,7 @@ MODELS ?= models
 	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz \
 	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
-	bench bench-training bench-decoders bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
+	bench bench-training bench-decoders bench-sizes bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -154,6 +154,9 @@ export: install  ## publish OUT's best checkpoint as the next version of NAME in
 
 serve: install  ## serve MODELS until Ctrl-C
 	$(RUN)latentd serve --bundles $(MODELS)
+
+bench-sizes: install  ## mixed image sizes at full load, compared with each size alone (needs h2load)
+	PYTHONPATH=. $(RUN)python tests/bench/bench_sizes.py
 
 bench: install  ## the server compared with a bare echo and a raw ONNX Runtime loop
 	PYTHONPATH=. $(RUN)python tests/bench/bench_serving.py

@@ -17,7 +17,7 @@ from onnx.numpy_helper import from_array
 
 from latentd import bundle
 from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
-from latentd.shapes import Shape
+from latentd.shapes import Axis, Shape
 
 SHAPE = (28, 28)
 LATENT = 20
@@ -143,6 +143,58 @@ def _decoder(g: Graph, logits: str) -> bytes:
 
 
 MODELS = {"mlp": mlp, "conv": conv}
+
+
+def spatial() -> tuple[bytes, bytes]:
+    """Images of any size, three halvings with 16, 32 and 64 channels; a latent of 4 x h/8 x w/8."""
+    g = Graph(0)
+    x = g.node("Transpose", g.unit("x"), perm=[0, 3, 1, 2])
+    for before, after in ((3, 16), (16, 32), (32, 64)):
+        x = g.node("Relu", g.conv(x, before, after, stride=2))
+    g.node("Identity", g.conv(x, 64, 4), to="mean")
+    low, high = g.constant(-10), g.constant(4)
+    g.node("Clip", g.conv(x, 64, 4), low, high, to="log_var")
+    image, latent = ("h", "w", 3), (4, "h/8", "w/8")
+    encoder = g.finish(
+        ("x", TensorProto.UINT8, *image), ("mean", FLOAT, *latent), ("log_var", FLOAT, *latent)
+    )
+    g = Graph(1)
+    z = g.node("Relu", g.conv("z", 4, 64))
+    for before, after in ((64, 32), (32, 16), (16, 3)):
+        # Four channels for each output channel, arranged as 2x2 pixels.
+        z = g.node("DepthToSpace", g.conv(z, before, 4 * after), blocksize=2)
+        z = g.node("Relu", z) if after > 3 else z
+    scaled = g.node("Round", g.node("Mul", g.node("Sigmoid", z), g.constant(255)))
+    pixels = g.node("Cast", scaled, to_=TensorProto.UINT8)
+    g.node("Transpose", pixels, to="x", perm=[0, 2, 3, 1])
+    return encoder, g.finish(("z", FLOAT, *latent), ("x", TensorProto.UINT8, *image))
+
+
+def publish_spatial(root: Path) -> Path:
+    """The bundle of `spatial` under `root`: no likelihood, images of 16 to 1024 pixels a side."""
+    encoder, decoder = spatial()
+    encode, decode = ort.InferenceSession(encoder), ort.InferenceSession(decoder)
+    arrays = {}
+    for prefix, size in (("", (64, 64)), ("1.", (96, 160))):
+        x = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+        mean, log_var = encode.run(["mean", "log_var"], {"x": x})
+        (decoded_x,) = decode.run(["x"], {"z": mean})
+        vectors = {"x": x, "mean": mean, "log_var": log_var, "z": mean, "decoded_x": decoded_x}
+        arrays |= {prefix + name: array for name, array in vectors.items()}
+    golden = io.BytesIO()
+    np.savez(golden, **arrays)
+    manifest = Manifest(
+        model="spatial",
+        x=RowFormat("image", Shape.parse(["h", "w", 3]), "uint8", (0.0, 255.0)),
+        z=LatentFormat(Shape.parse([4, "h/8", "w/8"])),
+        likelihood=None,
+        opset=18,
+        preprocessing="x / 255 inside the graph",
+        parity={},
+        axes={name: Axis(name, 8, 16, 1024, 64) for name in ("h", "w")},
+    )
+    files = {bundle.ENCODER: encoder, bundle.DECODER: decoder, bundle.GOLDEN: golden.getvalue()}
+    return bundle.publish(root, manifest, files)
 
 
 def publish(root: Path, name: str) -> Path:
