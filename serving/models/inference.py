@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -131,7 +131,7 @@ class ServedModel:
         shapes = self.manifest.shapes_of_x(x.shape[1:])
         scale, _ = self._scale(shapes)
         return self.encoder.submit(
-            x, len(x), x.nbytes, caller, work=work, **_placement(shapes, scale)
+            x, len(x), x.nbytes, caller, work=work, shape=shapes.key, scale=scale
         )
 
     def decode(
@@ -147,7 +147,7 @@ class ServedModel:
         payload, nbytes = DecodePayload(source, shapes.z, params), source.rows * shapes.z_size * 4
         _, scale = self._scale(shapes)
         return self.decoder.submit(
-            payload, source.rows, nbytes, caller, work=work, **_placement(shapes, scale)
+            payload, source.rows, nbytes, caller, work=work, shape=shapes.key, scale=scale
         )
 
     async def reconstruct(
@@ -182,7 +182,7 @@ class ServedModel:
         _, scale = self._scale(shapes)
         weight = self._score_weight(len(x), shapes)
         # Reject before the encoder runs.
-        self.decoder.check(rows, nbytes, caller, weight, **_placement(shapes, scale))
+        self.decoder.check(rows, nbytes, caller, weight, shape=shapes.key, scale=scale)
         mean, log_var = await self.encode(x, caller)
         source = PosteriorSamples(mean, log_var, draw, draws)
         scores = Scoring(x, source, self.manifest)
@@ -191,7 +191,8 @@ class ServedModel:
             *(payload, rows, nbytes, caller),
             weight=weight,
             keep_outputs=False,
-            **_placement(shapes, scale),
+            shape=shapes.key,
+            scale=scale,
         )
         return await run_in_executor(scores.scores)
 
@@ -211,10 +212,6 @@ class ServedModel:
         row_seconds = profile.batch_seconds / profile.batch_rows
         weight = 1 + (seconds.density + seconds.draw / rows) / row_seconds
         return min(math.ceil(weight), profile.batch_rows)
-
-
-def _placement(shapes: Shapes, scale: int) -> dict[str, Any]:
-    return {"shape": shapes.key, "scale": scale} if shapes.key else {}
 
 
 def _max_elements(loaded: LoadedModel, settings: Settings) -> int:
