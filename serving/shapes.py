@@ -6,7 +6,6 @@ for the length of a free axis, "h/8" for an eighth of it. Standard library only.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,8 +149,3 @@ def check_sizes(sizes: Sizes, axes: Mapping[str, Axis]) -> None:
         if name not in sizes:
             raise SizeError(name, f"{name} is missing; expected {axis.expected}")
         axis.check(sizes[name])
-
-
-def elements(lengths: Sequence[int]) -> int:
-    """How many numbers an array of this shape holds."""
-    return math.prod(lengths)
