@@ -161,6 +161,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.name,
         arguments.data,
         arguments.precision,
+        arguments.max_size,
     )
     print(json.dumps(report(folder), indent=2))
 
@@ -211,6 +212,12 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the nets' arithmetic when they serve; float16, or fp16: half the memory, quickest "
         "on a GPU, slower on a CPU. Differences are measured and recorded [float32]",
+    )
+    command.add_argument(
+        "--max-size",
+        type=int,
+        help="with --latents spatial: the largest height and width that the bundle takes, in "
+        "pixels [1024, or the trained size]",
     )
     command.set_defaults(run=_export, after=lambda _: "Nothing was published.")
     return parser

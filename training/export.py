@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +18,16 @@ from torch import Tensor
 from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat
 from latentd.errors import BundleError
-from latentd.shapes import Shape
-from latentd.training import checkpoint, data, onnx_graphs, parity, score_quantiles, threads
+from latentd.shapes import Axis, Shape
+from latentd.training import (
+    checkpoint,
+    data,
+    networks,
+    onnx_graphs,
+    parity,
+    score_quantiles,
+    threads,
+)
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.data import RowSpec
 from latentd.training.errors import TrainingError
@@ -28,6 +37,9 @@ from latentd.training.model import Model, to_data
 from latentd.training.objective import describe_elbo
 
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
+_FEW_GOLDEN_ROWS: Final = 2  # the same at other sizes than the trained one
+_USUAL_MAX_SIZE: Final = 1024
+_LARGEST_MAX_SIZE: Final = 8192  # where an image with colors has almost the most values of a row
 
 
 def export(
@@ -36,13 +48,15 @@ def export(
     name: str,
     source: str | None = None,
     precision: str = "float32",
+    max_size: int | None = None,
 ) -> Path:
     """Publish the checkpoint `path` as the next version of model `name` under `bundles`.
 
     source: the rows for the parity check, in --data's notation; default: the checkpoint's own.
-    precision: float32 or float16 for the graphs' nets. Returns the version's folder. Raises
-    TrainingError, and RunFailed if a graph and PyTorch compute different results. On an error,
-    nothing is published.
+    precision: float32 or float16 for the graphs' nets. max_size: the largest height and width that
+    the bundle takes, of a model with spatial latents; None: 1024, or the trained size if that is
+    larger. Returns the version's folder. Raises TrainingError, and RunFailed if a graph and PyTorch
+    compute different results. On an error, nothing is published.
     """
     if not bundle.MODEL_NAME.fullmatch(name):
         raise TrainingError(
@@ -55,11 +69,10 @@ def export(
             f"--bundles {bundles} is the folder of one model or version. Did you mean {root}?"
         )
     saved = checkpoint.load(path)
-    if saved.config.latents == "spatial":
-        raise TrainingError("A model with --latents spatial cannot be exported yet.")
+    axes = _axes(saved, max_size)
     dataset = _dataset(saved, source)
     with threads.using(threads.of_run(saved.config.threads)):
-        manifest, files = _build(path, name, saved, dataset, precision)
+        manifest, files = _build(path, name, saved, dataset, precision, axes)
     try:
         return bundle.publish(bundles, manifest, files)
     except BundleError as error:
@@ -68,8 +81,48 @@ def export(
         raise TrainingError(f"--bundles {bundles} cannot be written: {error.strerror}.") from None
 
 
+def _axes(saved: Checkpoint, max_size: int | None) -> dict[str, Axis]:
+    """Height and width, where both are free."""
+    stride = networks.stride(saved.config)
+    if stride is None:
+        if max_size is not None:
+            raise TrainingError(
+                "--max-size is for models with --latents spatial; this one takes images of the "
+                "trained size only. Leave it out."
+            )
+        return {}
+    trained = saved.spec.shape[:2]
+    most = max(_USUAL_MAX_SIZE, *trained) if max_size is None else max_size
+    if not max(trained) <= most <= _LARGEST_MAX_SIZE:
+        raise TrainingError(
+            f"--max-size {most}: expected a number from {max(trained)}, the trained size, to "
+            f"{_LARGEST_MAX_SIZE}."
+        )
+    return {
+        name: Axis(name, multiple_of=stride, min=2 * stride, max=most // stride * stride, default=n)
+        for name, n in zip("hw", trained, strict=True)
+    }
+
+
+def other_sizes(axes: Mapping[str, Axis]) -> list[tuple[int, int]]:
+    """Sizes to check a model at, besides the trained one: the smallest, a wide and a tall one."""
+    if not axes:
+        return []
+    h, w = axes["h"], axes["w"]
+    return [
+        (h.min, w.min),
+        (h.nearest(h.default * 3 // 2), w.nearest(w.default * 5 // 2)),
+        (h.nearest(h.default * 4), w.nearest(w.default * 2)),
+    ]
+
+
 def _build(
-    path: Path, name: str, saved: Checkpoint, dataset: data.Dataset, precision: str
+    path: Path,
+    name: str,
+    saved: Checkpoint,
+    dataset: data.Dataset,
+    precision: str,
+    axes: Mapping[str, Axis],
 ) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and the files of a bundle, after the checks."""
     model = saved.model()
@@ -77,16 +130,12 @@ def _build(
     encoder = onnx_graphs.encoder(exported, name)
     decoder = onnx_graphs.decoder(exported, name)
     rows, counts = parity.rows(dataset)
-    measured = counts | parity.measure(model, encoder, decoder, rows, precision)
+    measured = counts | parity.measure(model, encoder, decoder, rows, precision, other_sizes(axes))
     manifest = Manifest(
         model=name,
-        x=RowFormat(
-            saved.spec.kind,
-            Shape.parse(saved.spec.shape),
-            saved.spec.dtype,
-            (0.0, saved.spec.highest),
-        ),
-        z=LatentFormat(Shape.parse([saved.config.latent_size])),
+        x=_row_format(model),
+        z=_latent_format(model),
+        axes=axes,
         likelihood=bundle.LIKELIHOODS[saved.config.likelihood],
         posterior="gaussian" if saved.config.model == "vae" else "point",
         prior="standard-normal" if saved.config.model == "vae" else None,
@@ -106,14 +155,26 @@ def _build(
     files = {
         bundle.ENCODER: encoder,
         bundle.DECODER: decoder,
-        bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS]),
+        bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS], other_sizes(axes)[:2]),
     }
     return manifest, files
 
 
+def golden(model: Model, x: Tensor, sizes: Sequence[parity.Size] = ()) -> bytes:
+    """golden.npz: arrays of the rows x, and of a few rows at each of the other `sizes`, whose names
+    begin with "1.", "2." and so on."""
+    arrays = _golden(model, x)
+    for number, size in enumerate(sizes, 1):
+        more = _golden(model, parity.at_size(x[:_FEW_GOLDEN_ROWS], size))
+        arrays |= {f"{number}.{name}": array for name, array in more.items()}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
 @torch.no_grad()
-def golden(model: Model, x: Tensor) -> bytes:
-    """golden.npz: x (n, *shape), mean, log_var (n, latent); z (2n, latent), decoded_x, params.
+def _golden(model: Model, x: Tensor) -> dict[str, Any]:
+    """x (n, *shape), mean, log_var (n, *latent_shape); z (2n, *latent_shape), decoded_x, params.
 
     z holds the means and as many draws from N(0, I). PyTorch computes all outputs.
     """
@@ -129,10 +190,7 @@ def golden(model: Model, x: Tensor) -> bytes:
         "decoded_x": to_data(model, params),
         "params": params,
     }
-    arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
+    return {key: tensor.numpy() for key, tensor in tensors.items()}
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -143,6 +201,8 @@ def report(folder: Path) -> dict[str, Any]:
         "version": manifest.version,
         "bytes": {name: entry["bytes"] for name, entry in manifest.files.items()},
         "opset": manifest.opset,
+        "free_axes": {name: axis.expected for name, axis in manifest.axes.items()}
+        or "none: every x has the trained size",
         "parity": manifest.parity,
         "training_scores": f"of {manifest.training_scores['rows']} rows"
         if manifest.training_scores
@@ -169,8 +229,17 @@ def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:
     return dataset
 
 
-def _row_format(spec: RowSpec) -> RowFormat:
-    return RowFormat(spec.kind, Shape.parse(spec.shape), spec.dtype, (0.0, spec.highest))
+def _row_format(model: Model) -> RowFormat:
+    spec = model.spec
+    sides = spec.shape[:2] if model.stride is None else ("h", "w")
+    shape = Shape.parse([*sides, *spec.shape[2:]])
+    return RowFormat(spec.kind, shape, spec.dtype, (0.0, spec.highest))
+
+
+def _latent_format(model: Model) -> LatentFormat:
+    stride, (channels, *sides) = model.stride, model.latent_shape
+    free = sides if stride is None else (f"h/{stride}", f"w/{stride}")
+    return LatentFormat(Shape.parse([channels, *free]))
 
 
 def _preprocessing(spec: RowSpec) -> str:

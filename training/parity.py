@@ -23,7 +23,7 @@ class Tolerance(NamedTuple):
     atol: float
     rtol: float
     levels: int  # of 255: the allowed difference of a rounded byte
-    delta_elbo: float  # nats per example, mean over rows; more for rows above the trained size
+    delta_elbo: float  # nats, mean over rows; or this many thousandths of a larger ELBO
 
 
 TOLERANCES: Final = {
@@ -106,7 +106,8 @@ def _measure(
     eager = {"mean": mean, "log_var": log_var, "params": params, "x": to_data(model, params)}
     elbo = _elbo(model, x, mean, log_var, params)
     max_errors, max_elbo_error = dict.fromkeys(eager, 0.0), 0.0
-    allowed = tolerance.delta_elbo * max(1.0, x[0].numel() / model.spec.size)
+    # Rows of many values have ELBOs of 10,000 nats and more, of which float32 loses more.
+    allowed = tolerance.delta_elbo * max(1.0, float(elbo.mean().abs()) / 1000)
     for batch in batches:
         onnx = run(encode, x, batch) | run(decode, z, batch)
         for name, expected in eager.items():
@@ -117,8 +118,8 @@ def _measure(
         delta = abs(float((_elbo(model, x, *tensors) - elbo).mean()))
         if not delta <= allowed:
             raise RunFailed(
-                f"Parity failed: at batch {batch} the ELBO moved by {delta:.2e} nats; {allowed} is "
-                f"allowed for x {tuple(x.shape[1:])}. Nothing was published."
+                f"Parity failed: at batch {batch} the ELBO moved by {delta:.2e} nats; "
+                f"{allowed:.2e} is allowed for x {tuple(x.shape[1:])}. Nothing was published."
             )
         max_elbo_error = max(max_elbo_error, delta)
     return max_errors, max_elbo_error

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-
-import numpy as np
 import onnx
 import pytest
 import torch
 
-from latentd.training import checkpoint, networks, onnx_graphs, parity
+from latentd.training import networks, onnx_graphs, parity
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.errors import RunFailed, TrainingError
 from latentd.training.model import VAE, Model, build, gaussian_kl, to_data
 from latentd.training.objective import importance_weighted, kl_with_free_bits
-from tests.support.crops import write_crops
-
-Cli = Callable[..., tuple[int, str, str]]
 
 SIZES = ((64, 64), (96, 160), (256, 128))
-SPATIAL = ("--latents", "spatial", "--latent-size", 4, "--depth", 3, "--hidden-size", 16)
 
 
 def spatial(shape: tuple[int, ...] = (32, 48, 3), **settings: object) -> Model:
@@ -99,43 +90,6 @@ def test_terms_are_sums_over_all_latents() -> None:
     torch.testing.assert_close(gaussian_kl(draws.mean, draws.log_var), gaussian_kl(*flat[:2]))
     torch.testing.assert_close(importance_weighted(draws), importance_weighted(flat))
     torch.testing.assert_close(kl_with_free_bits(draws, 0.1), kl_with_free_bits(flat, 0.1))
-
-
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_crops(tmp_path_factory.mktemp("crops") / "crops.npz", 64, 100)
-
-
-@pytest.mark.parametrize("model", ["vae", "ae"])
-def test_trained_on_color_crops_and_evaluated(
-    cli: Cli, tmp_path: Path, crops: str, model: str
-) -> None:
-    out = tmp_path / "run"
-    flags = (*SPATIAL, "--model", model, "--fixed-std", 0.1, "--batch-size", 8, "--epochs", 2)
-    status, _, err = cli("train", "--data", crops, "--out", out, *flags)
-    assert status == 0, err
-    first, last = (json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[1:3])
-    assert last["train_elbo"] > first["train_elbo"]
-    assert checkpoint.load(out / "best.pt").model().latent_shape == (4, 8, 8)
-    few = ("--importance-samples", 3, "--rows", 4, "--cache", tmp_path / "cache")
-    status, _, err = cli("evaluate", out, *few)
-    assert status == 0, err
-    assert json.loads((out / "evaluation.json").read_text())["latent"]["size"] == 256
-
-
-def test_evaluation_with_labels(cli: Cli, tmp_path: Path) -> None:
-    """The linear probe and the Frechet distance take latents as vectors."""
-    path = tmp_path / "rows.npz"
-    np.savez(path, x=images(60, 16, 16).numpy(), y=np.arange(60) % 3)
-    out = tmp_path / "run"
-    flags = ("--latents", "spatial", "--latent-size", 2, "--epochs", 1, "--hidden-size", 8)
-    assert cli("train", "--data", f"npz:{path}", "--out", out, *flags)[0] == 0
-    few = ("--importance-samples", 3, "--cache", tmp_path / "cache")
-    status, _, err = cli("evaluate", out, *few)
-    assert status == 0, err
-    found = json.loads((out / "evaluation.json").read_text())
-    assert found["probe"]["classes"] == 3
-    assert found["frechet"]["prior"] > 0
 
 
 @pytest.mark.parametrize(
