@@ -156,6 +156,11 @@ class Shapes:
         """Numbers in one latent."""
         return math.prod(self.z)
 
+    def rows_in(self, message_bytes: int) -> int:
+        """How many rows any response can hold whose message has so many bytes; at least 1."""
+        numbers = (math.prod(self.params) if self.params else self.x.size) + self.z_size
+        return max(1, message_bytes // (4 * numbers + 64))
+
 
 class Sized:
     """The rows of a model at each of its sizes: a manifest and GetModel's response both tell them.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import operator
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, Final, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from latentd import codec
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
 from latentd.pb import vae_pb2 as pb
+
+FLOAT_DTYPES: Final = ("float32", "float16", "bfloat16")
+"""What a response can hold. numpy has no bfloat16: such numbers become float32 in the result."""
 
 PngFile: TypeAlias = bytes | str | os.PathLike[str]
 """A PNG file: its bytes, or its path."""
@@ -28,7 +31,8 @@ class SupportsArray(Protocol):
 
 
 Data: TypeAlias = Array | SupportsArray | Sequence[PngFile]
-"""Rows of data: an array whose first axis is the rows, or PNG files, one for each row."""
+"""Rows of data: an array whose first axis is the rows, or PNG files, one for each row. All rows of
+a call have one size. Where a model takes floats, a float16 array is sent as it is."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class DataPoint:
 
 @dataclass(frozen=True)
 class LatentPoint:
-    """One end of an interpolation, as a latent: floats of shape (latent size,)."""
+    """One end of an interpolation, as a latent: floats of z_shape."""
 
     z: Array | SupportsArray
 
@@ -77,6 +81,24 @@ def version(version: int) -> int:
 def image_format(as_png: bool) -> pb.Format:
     """The format of the rows in the response."""
     return pb.FORMAT_PNG if as_png else pb.FORMAT_RAW
+
+
+def float_dtype(name: str) -> pb.DataType:
+    """The floats of the response. Raises InvalidArgument."""
+    if name not in FLOAT_DTYPES:
+        raise InvalidArgument(
+            "float_dtype", f"unknown dtype {name!r}", f"Use one of {', '.join(FLOAT_DTYPES)}"
+        )
+    return codec.DATA_TYPES[name]
+
+
+def sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
+    """The length of each free axis that is not to be the default. Raises InvalidArgument."""
+    if not isinstance(sizes, Mapping | None):
+        raise InvalidArgument(
+            "sizes", f"unsupported type {type(sizes).__name__}", 'Pass {"h": 96, "w": 160}'
+        )
+    return {name: check_uint(f'sizes["{name}"]', n, 32) for name, n in (sizes or {}).items()}
 
 
 def rows(x: Data, field: str = "x") -> pb.Rows:
@@ -126,17 +148,21 @@ def _png(file: Any, field: str) -> bytes:
 
 
 def latents(z: Array | SupportsArray, field: str = "z") -> pb.Tensor:
-    """z, numbers of any width, as float32. Raises InvalidArgument."""
+    """z, numbers of any width, as float32; float16 remains float16. Raises InvalidArgument."""
     array = to_array(z, field)
     if array.dtype.kind not in "fiub":
         raise InvalidArgument(field, f"{array.dtype} is not a numeric dtype", "Pass floats")
-    return codec.to_tensor(array.astype(np.float32, copy=False))
+    return codec.to_tensor(_wire_float(array))
+
+
+def _wire_float(array: Array) -> Array:
+    return array.astype(np.float16 if array.dtype == np.float16 else np.float32, copy=False)
 
 
 def _wire_dtype(x: Array, field: str) -> Array:
-    """Floats of any width are sent as float32. Integers must be uint8: others may not fit."""
+    """Wider floats are sent as float32. Integers must be uint8: others may not fit."""
     if np.issubdtype(x.dtype, np.floating):
-        return x.astype(np.float32, copy=False)
+        return _wire_float(x)
     if x.dtype != np.uint8:
         raise InvalidArgument(
             field,

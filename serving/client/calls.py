@@ -4,12 +4,20 @@ Both clients in `latentd.client` take their methods, with signatures and docstri
 Every call except list_models and health takes `model` and `version`. An empty `model` means the
 client's model, or the server's default. `version` 0 means the newest, or, if `model` is empty too,
 the client's version.
+
+`sizes` is the length of each free axis of new rows, such as {"h": 96, "w": 160}; an axis that is
+not named has its default. Rows and latents that are sent have their own size. z_shape is the shape
+of one latent: get_model().at(sizes).z.
+
+`float_dtype` is the format in which floats are sent back: "float32", or "float16" and "bfloat16"
+for half the bytes. Results then hold float16 arrays. numpy has no bfloat16, so these numbers come
+back as float32 arrays. Bytes remain bytes.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -17,7 +25,7 @@ from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
 from latentd.client import arguments, results
-from latentd.client.arguments import Data, LatentAnchor, SupportsArray
+from latentd.client.arguments import Data, LatentAnchor, SampledPoint, SupportsArray
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
 from latentd.pb import vae_pb2 as pb
@@ -37,6 +45,10 @@ Timeout: TypeAlias = float | Default | None
 """Seconds until the call's deadline; None: no deadline."""
 
 
+Needs: TypeAlias = tuple[tuple[str, str], ...]
+"""What the model must be able to do: capabilities, each with the field that asks for it."""
+
+
 @dataclass(frozen=True)
 class Call(Generic[T_co]):
     """One RPC: `method` as in the .proto file; `read` turns its response into the result."""
@@ -45,6 +57,7 @@ class Call(Generic[T_co]):
     request: Any  # the method's own request message
     read: Callable[[Any], T_co]
     timeout: Timeout
+    needs: Needs = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class ChunkedCall(Generic[Chunks]):
     chunks: Chunks
     in_flight: int
     timeout: float | None
+    needs: Needs = ()
 
 
 def get_model(
@@ -76,6 +90,7 @@ def encode(
     draw: bool = False,
     seed: int | None = None,
     offset: int = 0,
+    float_dtype: str = "float32",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -90,10 +105,11 @@ def encode(
         x=arguments.rows(x),
         draw=draw,
         offset=arguments.check_uint("offset", offset, 63),
+        float_dtype=arguments.float_dtype(float_dtype),
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Encode", request, results.read_encoding, timeout)
+    return Call("Encode", request, results.read_encoding, timeout, _needs(draw=draw))
 
 
 def decode(
@@ -101,11 +117,12 @@ def decode(
     *,
     params: bool = False,
     as_png: bool = False,
+    float_dtype: str = "float32",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Decoding]:
-    """z, floats of shape (rows, latent size) -> x, or with `params` the parameters of p(x | z)."""
+    """z, floats of shape (rows, *z_shape) -> x, or with `params` the parameters of p(x | z)."""
     output = pb.DECODE_OUTPUT_PARAMS if params else pb.DECODE_OUTPUT_X
     request = pb.DecodeRequest(
         model=model,
@@ -113,8 +130,10 @@ def decode(
         z=arguments.latents(z),
         output=output,
         format=arguments.image_format(as_png),
+        float_dtype=arguments.float_dtype(float_dtype),
     )
-    return Call("Decode", request, results.read_decoding, timeout)
+    needs = _needs(params=params, png=as_png)
+    return Call("Decode", request, results.read_decoding, timeout, needs)
 
 
 def sample(
@@ -125,6 +144,8 @@ def sample(
     temperature: float = 1.0,
     as_png: bool = False,
     include_z: bool = False,
+    sizes: Mapping[str, int] | None = None,
+    float_dtype: str = "float32",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -133,6 +154,7 @@ def sample(
 
     seed: 0 .. 2^64 - 1; None: the client chooses one, and the result holds it.
     temperature: standard deviation of the latents.
+    sizes: the length of each free axis, e.g. {"h": 96, "w": 160}; None: the defaults.
     """
     request = pb.SampleRequest(
         model=model,
@@ -143,8 +165,11 @@ def sample(
         temperature=temperature,
         format=arguments.image_format(as_png),
         include_z=include_z,
+        sizes=arguments.sizes(sizes),
+        float_dtype=arguments.float_dtype(float_dtype),
     )
-    return Call("Sample", request, results.read_samples, timeout)
+    needs = _needs(sample=True, png=as_png)
+    return Call("Sample", request, results.read_samples, timeout, needs)
 
 
 def stream_samples(
@@ -156,6 +181,8 @@ def stream_samples(
     as_png: bool = False,
     include_z: bool = False,
     chunk_rows: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    float_dtype: str = "float32",
     model: str = "",
     version: int = 0,
     timeout: float | None = None,
@@ -178,8 +205,11 @@ def stream_samples(
         format=arguments.image_format(as_png),
         include_z=include_z,
         chunk_rows=arguments.check_uint("chunk_rows", chunk_rows, 32),
+        sizes=arguments.sizes(sizes),
+        float_dtype=arguments.float_dtype(float_dtype),
     )
-    return Call("StreamSamples", request, results.read_samples, timeout)
+    needs = _needs(sample=True, png=as_png)
+    return Call("StreamSamples", request, results.read_samples, timeout, needs)
 
 
 def reconstruct(
@@ -190,6 +220,7 @@ def reconstruct(
     offset: int = 0,
     include_scores: bool = False,
     as_png: bool = False,
+    float_dtype: str = "float32",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -203,10 +234,12 @@ def reconstruct(
         offset=arguments.check_uint("offset", offset, 63),
         format=arguments.image_format(as_png),
         include_scores=include_scores,
+        float_dtype=arguments.float_dtype(float_dtype),
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Reconstruct", request, results.read_reconstruction, timeout)
+    needs = _needs(draw=draw, include_scores=include_scores, png=as_png)
+    return Call("Reconstruct", request, results.read_reconstruction, timeout, needs)
 
 
 def stream_reconstruct(
@@ -219,11 +252,14 @@ def stream_reconstruct(
     include_latents: bool = False,
     include_x: bool = True,
     in_flight: int = 4,
+    float_dtype: str = "float32",
     model: str = "",
     version: int = 0,
     timeout: float | None = None,
 ) -> ChunkedCall[Chunks]:
     """Like reconstruct, for any number of chunks of rows: one response for each, in order.
+
+    The rows of a chunk have one size; chunks may differ.
 
     At most `in_flight` chunks wait for their response; until then `chunks` is not read further. If
     a server is lost or overloaded, the client resends the pending chunks after the delay that the
@@ -238,10 +274,12 @@ def stream_reconstruct(
         include_scores=include_scores,
         include_latents=include_latents,
         include_x=include_x,
+        float_dtype=arguments.float_dtype(float_dtype),
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return ChunkedCall(request, chunks, in_flight, timeout)
+    needs = _needs(draw=draw, include_scores=include_scores)
+    return ChunkedCall(request, chunks, in_flight, timeout, needs)
 
 
 def interpolate(
@@ -252,11 +290,17 @@ def interpolate(
     path: str = "slerp",
     as_png: bool = False,
     include_z: bool = False,
+    sizes: Mapping[str, int] | None = None,
+    float_dtype: str = "float32",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Interpolation]:
-    """`steps` rows from `start` to `end`, both included; path: "slerp" or "lerp"."""
+    """`steps` rows from `start` to `end`, both included; path: "slerp" or "lerp".
+
+    Both ends have one size. `sizes` is that of ends that are samples; ends that are data or latents
+    have their own.
+    """
     paths = {"slerp": pb.INTERPOLATION_PATH_SLERP, "lerp": pb.INTERPOLATION_PATH_LERP}
     if path not in paths:
         raise InvalidArgument("path", f"unknown path {path!r}", 'Use "slerp" or "lerp"')
@@ -269,8 +313,13 @@ def interpolate(
         path=paths[path],
         format=arguments.image_format(as_png),
         include_z=include_z,
+        sizes=arguments.sizes(sizes),
+        float_dtype=arguments.float_dtype(float_dtype),
     )
-    return Call("Interpolate", request, results.read_interpolation, timeout)
+    anchors = (("start", start), ("end", end))
+    sampled = [f"{name}.sample" for name, point in anchors if isinstance(point, SampledPoint)]
+    needs = (*(("sample", field) for field in sampled), *_needs(png=as_png))
+    return Call("Interpolate", request, results.read_interpolation, timeout, needs)
 
 
 def score(
@@ -295,7 +344,7 @@ def score(
         seed=arguments.seed(seed),
         offset=arguments.check_uint("offset", offset, 63),
     )
-    return Call("Score", request, results.read_scores, timeout)
+    return Call("Score", request, results.read_scores, timeout, _needs(score=True))
 
 
 def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:
@@ -305,6 +354,21 @@ def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]
     states = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
     request = wrappers_pb2.StringValue(value=service)
     return Call("Health", request, lambda response: states[response.value], timeout)
+
+
+_FIELDS: Final = {
+    "sample": ("sample", "model"),
+    "score": ("score", "model"),
+    "include_scores": ("score", "include_scores"),
+    "draw": ("draw", "draw"),
+    "params": ("params", "output"),
+    "png": ("png", "format"),
+}
+"""What a call may need -> the capability, and the request's field that asks for it."""
+
+
+def _needs(**wanted: bool) -> Needs:
+    return tuple(_FIELDS[name] for name, is_wanted in wanted.items() if is_wanted)
 
 
 def set_model(request: Message, model: str, version: int) -> None:

@@ -22,14 +22,17 @@ from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeAli
 import grpc
 import grpc.aio
 
+from latentd import capabilities
 from latentd.client import calls, streams
 from latentd.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, set_model
 from latentd.client.channel import MIB, Connection, methods, parse_target
-from latentd.client.results import ModelVersion, Samples, StreamedReconstruction
+from latentd.client.results import ModelInfo, ModelVersion, Samples, StreamedReconstruction
 from latentd.client.retry import Backoff, Throttle, from_rpc
 from latentd.client.streams import PendingChunks, ResumableSamples
 from latentd.codec import Array
 from latentd.errors import ConfigError, LatentdError, Overloaded
+
+T = TypeVar("T")
 
 _MAX_TIMEOUT: Final = 1e9
 """Seconds, some 30 years. A longer timeout means no limit: gRPC would take it for the past."""
@@ -81,6 +84,7 @@ class BaseClient:
         if timeout is not None and not timeout > 0:
             raise ConfigError(f"timeout={timeout}: must be positive, or None for no limit.")
         self._timeout, self._model, self._version = timeout, model, version
+        self._unavailable: dict[tuple[str, int], Mapping[str, str]] = {}
         self._metadata = self._connection.metadata
         self._throttle = Throttle()
         self._open()
@@ -95,10 +99,33 @@ class BaseClient:
         raise NotImplementedError
 
     def with_version(self, served_by: ModelVersion) -> Self:
-        """This client for one version only. It shares the connection: close only the original."""
+        """This client for one version only. It shares the connection: close only the original.
+
+        After get_model, what that version cannot do raises InvalidArgument before anything is sent.
+        """
         view = copy.copy(self)
         view._model, view._version = served_by.model, served_by.version
         return view
+
+    def _prepare(self, call: Call[Any] | ChunkedCall[Any]) -> None:
+        """Name the model. Raises InvalidArgument if it is known that this version cannot do it.
+
+        get_model makes it known, and a version never changes. "The newest" does: there the server
+        decides, as the client cannot know which version would answer.
+        """
+        request = call.request
+        set_model(request, self._model, self._version)
+        if call.needs and self._unavailable and request.version:
+            unavailable = self._unavailable.get((request.model, request.version), {})
+            for capability, field in call.needs:
+                capabilities.require(request.model, unavailable, capability, field)
+
+    def _read(self, call: Call[T], response: Any) -> T:
+        result = call.read(response)
+        if isinstance(result, ModelInfo):
+            by = result.served_by
+            self._unavailable[by.model, by.version] = result.unavailable
+        return result
 
     def _send(self, call: Call[Any], seconds: float | None) -> Any:
         """Start the call. Returns grpc's response, grpc.aio's call, or a stream's iterator."""
@@ -121,7 +148,7 @@ class BaseClient:
         return backoff.wait_after(failure)
 
     def _pending_chunks(self, call: ChunkedCall[Any]) -> PendingChunks:
-        set_model(call.request, self._model, self._version)
+        self._prepare(call)
         return PendingChunks(call.request, call.in_flight)
 
     def _missing_samples(self, call: Call[Samples]) -> ResumableSamples:
@@ -138,7 +165,6 @@ Reconstructions: TypeAlias = Generator[StreamedReconstruction, None, None]
 AsyncReconstructions: TypeAlias = AsyncGenerator[StreamedReconstruction, None]
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
@@ -247,7 +273,7 @@ class Client(BaseClient):
         self.close()
 
     def _call(self, call: Call[T]) -> T:
-        set_model(call.request, self._model, self._version)
+        self._prepare(call)
         backoff = self._backoff(call)
         while True:
             try:
@@ -256,10 +282,10 @@ class Client(BaseClient):
                 time.sleep(self._wait_after(error, backoff))
             else:
                 self._throttle.succeeded()
-                return call.read(response)
+                return self._read(call, response)
 
     def _stream(self, call: Call[Samples]) -> SampleChunks:
-        set_model(call.request, self._model, self._version)
+        self._prepare(call)
         missing = self._missing_samples(call)
         while not missing.done:
             responses = self._send(call, missing.remaining())
@@ -340,7 +366,7 @@ class AsyncClient(BaseClient):
         await self.close()
 
     async def _call(self, call: Call[T]) -> T:
-        set_model(call.request, self._model, self._version)
+        self._prepare(call)
         backoff = self._backoff(call)
         while True:
             pending = self._send(call, backoff.remaining())
@@ -350,12 +376,12 @@ class AsyncClient(BaseClient):
                 await asyncio.sleep(self._wait_after(error, backoff))
             else:
                 self._throttle.succeeded()
-                return call.read(response)
+                return self._read(call, response)
             finally:
                 pending.cancel()  # if this task was cancelled, the server stops too
 
     async def _stream(self, call: Call[Samples]) -> AsyncSampleChunks:
-        set_model(call.request, self._model, self._version)
+        self._prepare(call)
         missing = self._missing_samples(call)
         while not missing.done:
             responses = self._send(call, missing.remaining())

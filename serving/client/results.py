@@ -4,6 +4,8 @@
 never trained there: its result for such a row mostly means that the row is unusual.
 
 Arrays have the model's dtype. They are read-only views of the response; copy one to write to it.
+What is float32 here is float16 if the call had float_dtype="float16". With "bfloat16" it is
+float32, which holds the rounded numbers. z_shape is the shape of a latent at the size of the rows.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from latentd.codec import Array
 from latentd.manifest import Sized
 from latentd.pb import vae_pb2 as pb
 from latentd.shapes import Axis, Dim, Shape
+
+_NOTEBOOK_PIXELS: Final = 1 << 22
+"""Of the picture that a notebook shows; `grid` has no limit."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,11 @@ class GraphProfile:
 
 @dataclass(frozen=True)
 class ModelInfo(Sized):
-    """A model: its data, where it runs and what it costs."""
+    """A model: its data, where it runs and what it costs.
+
+    at(sizes) has the shapes of its rows and latents at these sizes, `default` at the default sizes.
+    `unavailable` tells beforehand what it cannot do.
+    """
 
     served_by: ModelVersion
     x: RowFormat  # rows of data
@@ -138,8 +147,12 @@ class Rows:
         return f"{type(self).__name__}({', '.join(shown)}, {values['served_by']})"
 
     def _repr_png_(self) -> bytes | None:
-        """The image that IPython shows; None: IPython shows the text."""
-        return images.make_grid(self.x) if self._are_images() and len(self) else None
+        """The image that IPython shows, of as many rows as fit into it; None: IPython shows the
+        text."""
+        if not self._are_images() or not len(self):
+            return None
+        height, width = self.x.shape[1:3]
+        return images.make_grid(self.x[: max(1, _NOTEBOOK_PIXELS // (height * width))])
 
     def _are_images(self) -> bool:
         if self.tensor is None:
@@ -236,9 +249,6 @@ class Scores:
     served_by: ModelVersion
 
 
-_DTYPE_NAMES: Final = {value: name for name, value in codec.DATA_TYPES.items()}
-
-
 def read_version(message: pb.ModelVersion) -> ModelVersion:
     """The model and version of a response."""
     return ModelVersion(message.model, message.version, message.digest)
@@ -251,7 +261,7 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
         x=RowFormat(
             message.kind,
             _shape(message.x_shape),
-            _DTYPE_NAMES.get(message.x_dtype, "unknown"),
+            codec.NAMES.get(message.x_dtype, "unknown"),
             (message.x_min, message.x_max),
         ),
         z=LatentFormat(_shape(message.z_shape), tuple(message.z_scale), tuple(message.z_shift)),

@@ -96,9 +96,7 @@ class ServedModel:
 
     def max_rows(self, shapes: Shapes) -> int:
         """How many rows of this size a request may have: any response fits into one message."""
-        numbers = (math.prod(shapes.params) if shapes.params else shapes.x.size) + shapes.z_size
-        rows = self._settings.max_message_bytes // (4 * numbers + 64)
-        return max(1, min(self._settings.max_rows, rows))
+        return min(self._settings.max_rows, shapes.rows_in(self._settings.max_message_bytes))
 
     def wait_until_ready(self) -> None:
         """Block until both batchers are ready. Raises BundleError if one fails to start."""

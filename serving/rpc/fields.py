@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from latentd import codec, images, latents
+from latentd import capabilities, codec, images, latents
 from latentd.bundle import Shapes
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
@@ -36,13 +36,6 @@ _ROW_INDEX_LIMIT: Final = 2**63  # exclusive
 _MAX_TEMPERATURE: Final = 10.0
 _QUICK: Final = 1 << 16
 """Conversion of so many numbers to or from 16 bits takes less than half a millisecond."""
-_HINTS: Final = {
-    "sample": "Use Decode with latents of your own, or Interpolate between rows",
-    "draw": "Leave draw out to use that point",
-    "score": "Use a model with a prior, a gaussian posterior and a likelihood",
-    "params": "Use DECODE_OUTPUT_X",
-}
-"""What to do instead, by the capability that a model lacks."""
 
 
 def prior_samples(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> PriorSamples:
@@ -188,8 +181,9 @@ def shapes_of_latents(tensor: pb.Tensor, model: ServedModel, field: str) -> Shap
 
 def require(model: ServedModel, capability: str, field: str) -> None:
     """Raise InvalidArgument with the reason if the model cannot do this."""
-    if reason := model.manifest.unavailable.get(capability):
-        raise InvalidArgument(field, f"{model.manifest.model} {reason}", _HINTS[capability])
+    manifest = model.manifest
+    if manifest.unavailable:
+        capabilities.require(manifest.model, manifest.unavailable, capability, field)
 
 
 async def read_rows(

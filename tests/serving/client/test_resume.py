@@ -17,6 +17,7 @@ from latentd.errors import (
     Overloaded,
     Unavailable,
 )
+from latentd.pb import vae_pb2 as pb
 from tests.support.fake_server import CHUNK, DRAINING, FakeServer, ScriptedService, sampled
 
 
@@ -39,6 +40,13 @@ def test_broken_stream_resumes_at_the_first_missing_row(
         (112, 9, 8, "toy", 3),
         (116, 5, 8, "toy", 3),  # the call before ended early and without an error
     ]
+
+
+def test_resumed_stream_keeps_its_sizes_and_dtype(client: Client, script: ScriptedService) -> None:
+    script.faults.extend([(1, DRAINING), (1, None)])
+    list(client.stream_samples(3 * CHUNK, sizes={"h": 2, "w": 3}, float_dtype="bfloat16"))
+    requested = [(dict(r.sizes), r.float_dtype) for r in script.requests]
+    assert requested == [({"h": 2, "w": 3}, pb.DATA_TYPE_BFLOAT16)] * 3
 
 
 def test_stream_outlives_its_server() -> None:
