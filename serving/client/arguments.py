@@ -156,7 +156,8 @@ def latents(z: Array | SupportsArray, field: str = "z") -> pb.Tensor:
 
 
 def _wire_float(array: Array) -> Array:
-    return array.astype(np.float16 if array.dtype == np.float16 else np.float32, copy=False)
+    narrow = array.dtype.kind == "f" and array.dtype.itemsize == 2
+    return array.astype(np.float16 if narrow else np.float32, copy=False)
 
 
 def _wire_dtype(x: Array, field: str) -> Array:

@@ -20,6 +20,11 @@ _GROWTH: Final = 4  # each measured size has about so many times the elements of
 _MAX_ROW_SECONDS: Final = 0.25
 """A size whose single row is expected to take longer is not measured."""
 
+_LEAST_RUN_BYTES: Final = 4 << 20
+"""Of a run: the process's memory varies by about as much while a small row runs."""
+_MOST_GROWTH: Final = 2.0
+"""Memory grows with the square of the elements at most, as attention's does."""
+
 RunRows = Callable[[Shapes, int], object]
 """Runs a batch of so many rows at one size."""
 
@@ -80,7 +85,9 @@ class MeasuredProfile:
     def run_bytes(self, elements: int) -> int:
         """Memory that a run of one row of so many elements takes; 0: unknown."""
         measured = [size.run_bytes for size in self.sizes]
-        return round(self._estimate(elements, measured)) if all(measured) else 0
+        if not all(measured):
+            return 0
+        return round(self._estimate(elements, measured, _MOST_GROWTH))
 
     def max_elements(self, max_bytes: int) -> int:
         """The most elements that a row may have, for its run to fit into so many bytes; 0: unknown
@@ -94,9 +101,14 @@ class MeasuredProfile:
             low, high = (middle, high) if self.run_bytes(middle) <= max_bytes else (low, middle)
         return low
 
-    def _estimate(self, elements: int, values: Sequence[float]) -> float:
+    def _estimate(
+        self, elements: int, values: Sequence[float], most_growth: float = math.inf
+    ) -> float:
         """The value at a size, from the values at the measured ones: a power law between two
-        neighbors; beyond the last, at least in proportion to the elements."""
+        neighbors; beyond the last, at least in proportion to the elements.
+
+        most_growth: the largest power of the elements by which values grow
+        """
         known = [size.elements for size in self.sizes]
         if len(known) == 1:
             return values[0] * elements / known[0]
@@ -104,7 +116,7 @@ class MeasuredProfile:
         a, b = right - 1, right
         slope = math.log(values[b] / values[a]) / math.log(known[b] / known[a])
         if elements > known[b]:
-            slope = max(slope, 1.0)
+            slope = min(max(slope, 1.0), most_growth)
         base = b if elements > known[b] else a
         return values[base] * float((elements / known[base]) ** slope)
 
@@ -173,7 +185,7 @@ def measure(
         used = 0
         if max_bytes:
             run(shapes, 1)
-            used = max(1, memory.private_bytes() - before)
+            used = max(_LEAST_RUN_BYTES, memory.private_bytes() - before)
 
         def run_rows(rows: int, shapes: Shapes = shapes) -> object:
             return run(shapes, rows)
