@@ -6,6 +6,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,10 +21,10 @@ _GROWTH: Final = 4  # each measured size has about so many times the elements of
 _MAX_ROW_SECONDS: Final = 0.25
 """A size whose single row is expected to take longer is not measured."""
 
-_LEAST_RUN_BYTES: Final = 4 << 20
+_MIN_RUN_BYTES: Final = 4 << 20
 """Of a run: the process's memory varies by about as much while a small row runs."""
-_MOST_GROWTH: Final = 2.0
-"""Memory grows with the square of the elements at most, as attention's does."""
+_MAX_POWER: Final = 2.0
+"""Costs and memory grow with the square of the elements at most, as attention's do."""
 
 RunRows = Callable[[Shapes, int], object]
 """Runs a batch of so many rows at one size."""
@@ -87,7 +88,7 @@ class MeasuredProfile:
         measured = [size.run_bytes for size in self.sizes]
         if not all(measured):
             return 0
-        return round(self._estimate(elements, measured, _MOST_GROWTH))
+        return round(self._estimate(elements, measured))
 
     def max_elements(self, max_bytes: int) -> int:
         """The most elements that a row may have, for its run to fit into so many bytes; 0: unknown
@@ -101,14 +102,9 @@ class MeasuredProfile:
             low, high = (middle, high) if self.run_bytes(middle) <= max_bytes else (low, middle)
         return low
 
-    def _estimate(
-        self, elements: int, values: Sequence[float], most_growth: float = math.inf
-    ) -> float:
+    def _estimate(self, elements: int, values: Sequence[float]) -> float:
         """The value at a size, from the values at the measured ones: a power law between two
-        neighbors; beyond the last, at least in proportion to the elements.
-
-        most_growth: the largest power of the elements by which values grow
-        """
+        neighbors; beyond the last, at least in proportion to the elements."""
         known = [size.elements for size in self.sizes]
         if len(known) == 1:
             return values[0] * elements / known[0]
@@ -116,7 +112,7 @@ class MeasuredProfile:
         a, b = right - 1, right
         slope = math.log(values[b] / values[a]) / math.log(known[b] / known[a])
         if elements > known[b]:
-            slope = min(max(slope, 1.0), most_growth)
+            slope = min(max(slope, 1.0), _MAX_POWER)
         base = b if elements > known[b] else a
         return values[base] * float((elements / known[base]) ** slope)
 
@@ -169,23 +165,14 @@ def measure(
 ) -> list[SizeProfile]:
     """Time batches at each of these sizes, ascending, while a row takes a reasonable time.
 
+    run:       runs a graph that has not run yet
     row_bytes: of the input and output of one row
     max_bytes: memory that a run may take: no larger run is tried. 0: memory is not measured
     The two smallest sizes are always measured: they are the ones that will be asked for.
     """
     profiles: list[SizeProfile] = []
-    before = memory.private_bytes() if max_bytes else 0
-    for index, shapes in enumerate(sizes):
-        if index > 1:
-            known = MeasuredProfile(0, 1, 1, profiles)
-            growth = shapes.x.size / profiles[-1].elements
-            seconds = max(known.scale(shapes.x.size), growth) * profiles[0].row_seconds
-            if seconds > _MAX_ROW_SECONDS or 0 < max_bytes < known.run_bytes(shapes.x.size):
-                break
-        used = 0
-        if max_bytes:
-            run(shapes, 1)
-            used = max(_LEAST_RUN_BYTES, memory.private_bytes() - before)
+    used = _run_bytes(sizes, run, max_bytes) if len(sizes) > 1 else [0]
+    for index, (shapes, nbytes) in enumerate(zip(sizes, used, strict=False)):
 
         def run_rows(rows: int, shapes: Shapes = shapes) -> object:
             return run(shapes, rows)
@@ -193,5 +180,27 @@ def measure(
         # The batch size is chosen at the smallest size; of the others only the costs are needed.
         longest = max_seconds if index == 0 else max_seconds * profiling.SHORT
         timings = profiling.measure(run_rows, row_bytes(shapes), longest, idle_ratio)
-        profiles.append(SizeProfile(shapes.x.shape, shapes.x.size, timings, used))
+        profiles.append(SizeProfile(shapes.x.shape, shapes.x.size, timings, nbytes))
     return profiles
+
+
+def _run_bytes(sizes: Sequence[Shapes], run: RunRows, max_bytes: int) -> list[int]:
+    """The memory of a run of one row at each size, up to the last one that is worth a measurement;
+    0: not measured.
+
+    ONNX Runtime keeps the memory of its largest run, so this process's growth is that of a run, as
+    long as no batch has run before.
+    """
+    found: list[int] = []
+    before, seconds = memory.private_bytes(), 0.0
+    for index, shapes in enumerate(sizes):
+        if index > 1:
+            growth = shapes.x.size / sizes[index - 1].x.size
+            if growth * seconds > _MAX_ROW_SECONDS or 0 < max_bytes < growth * found[-1]:
+                break
+        started = time.perf_counter()
+        run(shapes, 1)
+        seconds = time.perf_counter() - started
+        used = memory.private_bytes() - before
+        found.append(max(used, _MIN_RUN_BYTES, *found) if max_bytes else 0)
+    return found

@@ -21,6 +21,7 @@ from latentd.runtime.engine import SessionFactory
 from latentd.runtime.profiling import BatchTiming
 from latentd.runtime.provider import Provider
 from latentd.settings import Settings
+from latentd.shapes import Axis
 from tests.support.onnx_graphs import npz
 from tests.support.spatial_bundle import (
     X_SHAPE,
@@ -87,15 +88,17 @@ def test_costs_of_several_sizes_are_published(server):
     assert profiles[0].max_batch_rows > profiles[-1].max_batch_rows
 
 
-def test_row_that_would_not_fit_into_memory_is_rejected_before_it_runs(path, start_server):
-    server = start_server(path.parents[1], provider="cpu", run_memory_mib=1)
+def test_row_that_would_not_fit_into_memory_is_rejected_before_it_runs(tmp_path, start_server):
+    axes = {name: Axis(name, 8, min=16, max=2048, default=32) for name in ("h", "w")}
+    publish_spatial(tmp_path, axes=axes)
+    server = start_server(tmp_path, provider="cpu", run_memory_mib=6)
     with Client(server.target) as client:
         assert client.encode(blocks(1, 16, 16)).mean.shape == (1, 4, 2, 2)
         ran = server.metric("latentd_batch_rows_count", graph="encoder")
         with pytest.raises(InvalidArgument, match=r"more memory than .* raise --run-memory-mib"):
-            client.encode(blocks(1, 256, 256))
-        with pytest.raises(InvalidArgument, match=r"^sizes: a row of 196,608 numbers needs"):
-            client.sample(1, sizes={"h": 256, "w": 256})
+            client.encode(blocks(1, 2048, 2048))
+        with pytest.raises(InvalidArgument, match=r"^sizes: a row of 12,582,912 numbers needs"):
+            client.sample(1, sizes={"h": 2048, "w": 2048})
         assert server.metric("latentd_batch_rows_count", graph="encoder") == ran
 
 
