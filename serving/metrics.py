@@ -99,6 +99,11 @@ class Metrics:
             "shed_total", "Requests rejected by admission or the queue.", "graph", "reason"
         )
         self.failed_batches = counter("failed_batches_total", "Batches whose run failed.", "graph")
+        self.nonfinite_rows = counter(
+            "nonfinite_rows_total",
+            "Rows for which a graph computed NaN or infinity. They are never returned.",
+            *("model", "graph"),
+        )
         self.engine_busy = counter(
             "engine_busy_seconds_total", "Time spent gathering and running batches.", "graph"
         )

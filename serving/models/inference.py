@@ -49,10 +49,22 @@ class ReconstructionOutputs:
     mean: Array  # float32, (rows, *shape of one latent)
     log_var: Array | None  # None: the posterior is a point
     scores: ScoreOutputs | None
+    params: Array | None = None  # only if the model `checks_params`
 
     def __iter__(self) -> Iterator[Array | None]:
         """All of its arrays; None for those that were not requested."""
-        return itertools.chain((self.x, self.mean, self.log_var), self.scores or ())
+        return itertools.chain(self.encoded, self.decoded)
+
+    @property
+    def encoded(self) -> tuple[Array | None, ...]:
+        """What the encoder computed."""
+        return self.mean, self.log_var, self.scores.kl if self.scores else None
+
+    @property
+    def decoded(self) -> tuple[Array | None, ...]:
+        """What the decoder computed, and the likelihood from that."""
+        scores = (self.scores.elbo, self.scores.reconstruction_error) if self.scores else ()
+        return self.x, self.params, *scores
 
 
 _MAX_SCALES: Final = 4096  # sizes whose costs are remembered
@@ -66,6 +78,9 @@ class ServedModel:
         self.manifest: Manifest = loaded.manifest
         self.digest = loaded.digest
         self.in_flight = InFlight()
+        # Bytes hide NaN, which is not rare in float16: only the params show it.
+        in_bytes = self.manifest.x.dtype == "uint8" and self.manifest.precision != "float32"
+        self.checks_params = in_bytes and self.manifest.likelihood is not None
         self._settings = settings
 
         def batcher(name: str, profiled: ProfiledGraph, run: RunFn) -> Batcher:
@@ -155,9 +170,13 @@ class ServedModel:
         mean, log_var = await self.encode(x, caller, work)
         source = GivenLatents(mean) if draw is None else PosteriorSamples(mean, log_var, draw)
         shapes = self.manifest.shapes_of_x(x.shape[1:])
-        decoded, params, _ = await self.decode(source, shapes, caller, params=scores, work=work)
+        needs_params = scores or self.checks_params
+        decoded, params, _ = await self.decode(
+            source, shapes, caller, params=needs_params, work=work
+        )
         if not scores:
-            return ReconstructionOutputs(decoded, mean, log_var, None)
+            params = params if self.checks_params else None
+            return ReconstructionOutputs(decoded, mean, log_var, None, params)
         score = functools.partial(
             scoring.score_reconstructions, x, mean, log_var, params, self.manifest
         )

@@ -206,7 +206,7 @@ class Server:
 
     async def _load_models(self) -> None:
         await self.repository.load()
-        service = VaeService(self.repository, self._engine, self.settings)
+        service = VaeService(self.repository, self._engine, self.settings, self.metrics)
         admission = AdmissionController(self.repository)
 
         def recorder(method: str) -> CallRecorder:

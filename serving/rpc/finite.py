@@ -1,9 +1,17 @@
-"""Responses hold finite numbers only: a request that makes the model compute others is rejected."""
+"""Responses hold finite numbers only: a request that makes the model compute others is rejected.
+
+Bytes cannot hold NaN: where x is bytes, NaN in the decoder becomes some color. Its params still
+show it. They are checked if the decoder has them and NaN is likely: it computes in float16, or the
+latents are far from any data. A decoder of bytes without params cannot be checked.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Awaitable, Iterable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -11,8 +19,16 @@ from numpy.typing import NDArray
 
 from latentd.batching.runner import EngineError
 from latentd.errors import InvalidArgument
+from latentd.latents import Latents
+from latentd.metrics import Metrics
+from latentd.models.inference import ServedModel
 
 _MAX: Final = float(np.finfo(np.float32).max)
+_FAR: Final = 1000.0
+"""A latent with a larger number is far from any data."""
+_LOG_SECONDS: Final = 60.0
+
+log = logging.getLogger(__name__)
 
 REASON: Final = "makes the model compute NaN or infinity"
 
@@ -51,6 +67,58 @@ def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
         np.isfinite(values) if values.dtype.char == "f" else np.abs(values) <= _MAX
     )
     return finite
+
+
+def needs_params(model: ServedModel, z: Latents) -> bool:
+    """Whether the params that are decoded from these latents must be checked, as x is bytes."""
+    if model.checks_params:
+        return True
+    manifest = model.manifest
+    if manifest.x.dtype != "uint8" or manifest.likelihood is None:
+        return False
+    # The first test takes one pass of BLAS and suffices for ordinary latents.
+    return not float(np.vdot(z, z)) <= _FAR**2 and float(np.abs(z).max()) > _FAR
+
+
+class NonfiniteRows:
+    """Counts the rows for which a model computed NaN or infinity, and logs them once a minute."""
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._counter, self._clock, self._lock = metrics.nonfinite_rows, clock, threading.Lock()
+        self._found: dict[str, int] = {}  # since the model's last line in the log
+        self._logged_at: dict[str, float] = {}
+
+    def add(
+        self,
+        model: ServedModel,
+        *,
+        encoder: Iterable[NDArray[Any] | None] = (),
+        decoder: Iterable[NDArray[Any] | None] = (),
+    ) -> None:
+        """Count the rows that are not finite in these outputs: by the first graph that has one."""
+        total, good = 0, None
+        for graph, outputs in (("encoder", encoder), ("decoder", decoder)):
+            given = [array for array in outputs if array is not None]
+            if not given:
+                continue
+            found = good_rows(*given)
+            bad = int((~found if good is None else good & ~found).sum())
+            good = found if good is None else good & found
+            total += bad
+            if bad:
+                self._counter.labels(model.manifest.model, graph).inc(bad)
+        if total:
+            self._log(model.manifest.model, total)
+
+    def _log(self, model: str, rows: int) -> None:
+        now = self._clock()
+        with self._lock:
+            rows += self._found.pop(model, 0)
+            if now - self._logged_at.get(model, -math.inf) < _LOG_SECONDS:
+                self._found[model] = rows
+                return
+            self._logged_at[model] = now
+        log.warning("%s computed NaN or infinity for %d rows. They were rejected.", model, rows)
 
 
 async def cause(

@@ -16,6 +16,7 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.errors import InvalidArgument
 from latentd.latents import Latents, NoiseRange
+from latentd.metrics import Metrics
 from latentd.models.inference import ServedModel
 from latentd.models.repository import Repository
 from latentd.models.sources import GivenLatents, PosteriorSamples, PriorSamples
@@ -38,8 +39,11 @@ class VaeService:
     status codes and metrics.
     """
 
-    def __init__(self, repository: Repository, engine: SessionFactory, settings: Settings) -> None:
+    def __init__(
+        self, repository: Repository, engine: SessionFactory, settings: Settings, metrics: Metrics
+    ) -> None:
         self._repository, self._engine, self._settings = repository, engine, settings
+        self._nonfinite = finite.NonfiniteRows(metrics)
 
     async def get_model(
         self, request: pb.GetModelRequest, context: CallContext
@@ -129,6 +133,7 @@ class VaeService:
         mean, log_var = await model.encode(x, context)
         z = None if noise is None else PosteriorSamples(mean, log_var, noise).latents()
         if (bad := finite.bad_row(mean, log_var, z)) is not None:
+            self._nonfinite.add(model, encoder=(mean, log_var, z))
             raise await finite.cause(bad, "x", model.encode(x[bad : bad + 1], context))
         if floats:
             mean, log_var, z = await fields.narrowed(floats, mean, log_var, z)
@@ -155,10 +160,13 @@ class VaeService:
             raise InvalidArgument("output", f"unknown enum value {request.output}")
         if wants_params and png:
             raise InvalidArgument("format", "params cannot be returned as PNG", "Use FORMAT_RAW")
-        x, params, _ = await model.decode(GivenLatents(z), shapes, context, params=wants_params)
-        if (bad := finite.bad_row(params if wants_params else x)) is not None:
+        needs_params = wants_params or finite.needs_params(model, z)
+        x, params, _ = await model.decode(GivenLatents(z), shapes, context, params=needs_params)
+        checked = (None if wants_params else x, params if needs_params else None)
+        if (bad := finite.bad_row(*checked)) is not None:
+            self._nonfinite.add(model, decoder=checked)
             row = GivenLatents(z[bad : bad + 1])
-            alone = model.decode(row, shapes, context, params=wants_params)
+            alone = model.decode(row, shapes, context, params=needs_params)
             raise await finite.cause(bad, "z", alone)
         if floats and wants_params:
             (params,) = await fields.narrowed(floats, params)
@@ -185,8 +193,10 @@ class VaeService:
         png = codec.read_format(request.format, shapes.x)
         floats = codec.read_float_dtype(request.float_dtype)
         source = fields.prior_samples(request, request.count)
-        x, _, z = await model.decode(source, shapes, context)
-        if finite.bad_row(x) is not None:
+        x, params, z = await model.decode(source, shapes, context, params=model.checks_params)
+        checked = (x, params if model.checks_params else None)
+        if finite.bad_row(*checked) is not None:
+            self._nonfinite.add(model, decoder=checked)
             raise finite.engine_error()
         if floats:
             x, z = await fields.narrowed(floats, x, z if request.include_z else None)
@@ -217,15 +227,19 @@ class VaeService:
         def submit(start: int) -> tuple[NoiseRange, Future[Outputs]]:
             noise = source.draw.slice(start, min(start + chunk, request.count))
             samples = PriorSamples(noise, source.temperature)
-            return noise, model.decode(samples, shapes, context, work=request.count)
+            return noise, model.decode(
+                *(samples, shapes, context), params=model.checks_params, work=request.count
+            )
 
         # One chunk is decoded while the previous one is being sent, and no more. Writing waits for
         # the client, so a slow client costs the memory of two chunks, whatever its count.
         next_chunk = submit(0)
         for start in range(chunk, request.count + chunk, chunk):
             noise, outputs = next_chunk
-            x, _, z = await outputs
-            if finite.bad_row(x) is not None:
+            x, params, z = await outputs
+            checked = (x, params if model.checks_params else None)
+            if finite.bad_row(*checked) is not None:
+                self._nonfinite.add(model, decoder=checked)
                 raise finite.engine_error()
             if start < request.count:
                 next_chunk = submit(start)
@@ -253,6 +267,7 @@ class VaeService:
         noise = fields.posterior_noise(request, len(x)) if request.draw else None
         result = await model.reconstruct(x, noise, request.include_scores, context)
         if (bad := finite.bad_row(*result)) is not None:
+            self._nonfinite.add(model, encoder=result.encoded, decoder=result.decoded)
             row_noise = None if noise is None else noise.slice(bad, bad + 1)
             row = model.reconstruct(x[bad : bad + 1], row_noise, request.include_scores, context)
             raise await finite.cause(bad, "x", row)
@@ -278,7 +293,7 @@ class VaeService:
         if first is None:
             return
         model = self._repository.find(first.model, first.version, context)
-        stream = ReconstructStream(model, first, context)
+        stream = ReconstructStream(model, first, context, self._nonfinite)
 
         async def handle_next(
             request: pb.StreamReconstructRequest | None = None,
@@ -310,13 +325,20 @@ class VaeService:
                 "Start and end count",
             )
         start, start_out_of_range = await _anchor_latent(
-            model, request.start, "start", shapes, context
+            model, request.start, "start", shapes, context, self._nonfinite
         )
-        end, end_out_of_range = await _anchor_latent(model, request.end, "end", shapes, context)
+        end, end_out_of_range = await _anchor_latent(
+            model, request.end, "end", shapes, context, self._nonfinite
+        )
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         path = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
-        x, _, _ = await model.decode(GivenLatents(path), shapes, context)
-        if (bad := finite.bad_row(path, x)) is not None:
+        path_is_finite = finite.bad_row(path) is None
+        needs_params = path_is_finite and finite.needs_params(model, path)
+        x, params, _ = await model.decode(GivenLatents(path), shapes, context, params=needs_params)
+        params = params if needs_params else None
+        if (bad := finite.bad_row(path, x, params)) is not None:
+            if path_is_finite:
+                self._nonfinite.add(model, decoder=(x, params))
             anchors = (("start", request.start, start), ("end", request.end, end))
             given = [
                 (float(np.abs(z).max()), name)
@@ -326,7 +348,8 @@ class VaeService:
             if not given:
                 raise finite.engine_error()
             _, farthest = max(given)
-            step = model.decode(GivenLatents(path[bad : bad + 1]), shapes, context)
+            latent = GivenLatents(path[bad : bad + 1])
+            step = model.decode(latent, shapes, context, params=needs_params)
             raise await finite.cause(bad, farthest, step, "step")
         if floats:
             x, path = await fields.narrowed(floats, x, path if request.include_z else None)
@@ -352,6 +375,8 @@ class VaeService:
         noise = fields.posterior_noise(request, len(x))
         scores = await model.score(x, draws, noise, context)
         if (bad := finite.bad_row(*scores)) is not None:
+            found = (scores.elbo, scores.log_likelihood)
+            self._nonfinite.add(model, encoder=(scores.kl,), decoder=found)
             row = model.score(x[bad : bad + 1], draws, noise.slice(bad, bad + 1), context)
             raise await finite.cause(bad, "x", row)
         return pb.ScoreResponse(
@@ -393,7 +418,12 @@ def _interpolation_shapes(model: ServedModel, request: pb.InterpolateRequest) ->
 
 
 async def _anchor_latent(
-    model: ServedModel, anchor: pb.LatentAnchor, field: str, shapes: Shapes, context: CallContext
+    model: ServedModel,
+    anchor: pb.LatentAnchor,
+    field: str,
+    shapes: Shapes,
+    context: CallContext,
+    nonfinite: finite.NonfiniteRows,
 ) -> tuple[Latents, int]:
     """The latent of one end of an interpolation, without an axis for rows. If it is given as data,
     also how many of its values lie outside the model's range, else 0."""
@@ -405,6 +435,7 @@ async def _anchor_latent(
         out_of_range = 0 if counts is None else int(counts[0])
         z, _ = await model.encode(x, context)
         if finite.bad_row(z) is not None:
+            nonfinite.add(model, encoder=(z,))
             raise await finite.cause(0, f"{field}.x", model.encode(x, context))
     elif kind == "z":
         z, _ = await fields.read_latents(anchor.z, model, f"{field}.z", max_rows=1)

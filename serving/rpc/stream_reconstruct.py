@@ -29,9 +29,13 @@ class ReconstructStream:
     """The options of a stream, which its first message sets for all of its messages."""
 
     def __init__(
-        self, model: ServedModel, first: pb.StreamReconstructRequest, context: CallContext
+        self,
+        model: ServedModel,
+        first: pb.StreamReconstructRequest,
+        context: CallContext,
+        nonfinite: finite.NonfiniteRows,
     ) -> None:
-        self._model, self._context = model, context
+        self._model, self._context, self._nonfinite = model, context, nonfinite
         self._png = codec.read_format(first.format, model.manifest.default.x)
         if first.draw:
             fields.require(model, "draw", "draw")
@@ -55,6 +59,8 @@ class ReconstructStream:
             if part.result is None:
                 errors.setdefault(part.start, "the model fails on this row")
             elif finite.bad_row(*part.result) is not None:
+                found = part.result
+                self._nonfinite.add(self._model, encoder=found.encoded, decoder=found.decoded)
                 for row in np.flatnonzero(~finite.good_rows(*part.result)).tolist():
                     errors.setdefault(part.start + row, finite.REASON)
             if self._float_dtype and part.result is not None:
