@@ -286,7 +286,8 @@ class RowQueue:
             # A batch costs its chooser all work that no other credit pays for. With less credit
             # than for a full batch, a few single rows could choose every batch.
             full = max(self.batch_rows, row_work)
-            credit = min(self._credit[priority], full)
+            # One batch more: with less, it would lose some while others choose before it.
+            credit = min(self._credit[priority], 2 * full)
             if priority is not first:
                 credit += share * self._last_size
                 if chooser is first and credit >= full and shape is not next_shapes[first]:

@@ -237,6 +237,26 @@ def test_batch_is_full_only_with_rows_of_one_shape():
     assert q.full_batch_waits
 
 
+def test_rows_of_more_than_a_batch_get_their_share_and_no_more():
+    q = queue()
+    refill = small_ones_always_wait(q, "a", 8)
+    admitted(q, entry(10**6, "b", scale=100))
+    work: Counter[str] = Counter()
+    for _ in range(1000):
+        refill()
+        for e, start, stop in taken(q):
+            work[e.shape] += (stop - start) * e.scale
+    assert work["b"] / work.total() == pytest.approx(1 / 4, abs=0.02)
+
+
+def test_background_row_of_more_than_a_batch_waits_until_its_share_pays_for_it():
+    q = queue()
+    admitted(q, entry(10**6, "a", scale=100), entry(10**6, "b", scale=100))
+    admitted(q, entry(10**6, "a", scale=100, background=True))
+    rows = Counter(e.background for _ in range(320) for e, _, _ in taken(q))
+    assert rows[True] == pytest.approx(320 / 17, abs=2)
+
+
 SCALES = (1, 2, 3, 5, 8, 20)  # of the shapes 0 to 5: in batches of 8 rows
 PLACES = st.lists(
     st.tuples(st.sampled_from(Priority), st.integers(0, 5)), min_size=2, max_size=12, unique=True
