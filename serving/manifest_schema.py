@@ -191,7 +191,7 @@ _FORMAT_2: Final = schema.Fields(
     },
     {**_COMMON_OPTIONAL, "tiles": schema.Tree()},
 )
-_FORMATS: Final[Mapping[int, schema.Fields]] = {1: _FORMAT_1, 2: _FORMAT_2}
+FORMATS: Final[Mapping[int, schema.Fields]] = {1: _FORMAT_1, 2: _FORMAT_2}
 """The fields of each manifest format, by its number."""
 
 
@@ -200,14 +200,14 @@ def check(manifest: Any, name: str = MANIFEST) -> None:
     found = manifest.get("format") if isinstance(manifest, dict) else FORMAT
     if type(found) is not int:
         found = FORMAT  # its table reports the error
-    if found not in _FORMATS:
+    if found not in FORMATS:
         raise BundleError(
             "format",
             f"{name} has format {schema.format_value(found)}; this release reads formats "
-            f"{', '.join(map(str, _FORMATS))}. Export the model again with the matching release.",
+            f"{', '.join(map(str, FORMATS))}. Export the model again with the matching release.",
         )
     try:
-        _FORMATS[found].check(manifest)
+        FORMATS[found].check(manifest)
         for key, value, rule in _rules(manifest):
             rule.check(value, key)
     except schema.Invalid as error:

@@ -117,7 +117,7 @@ def test_wheel_holds_every_module(wheel):
     for folder, package in PACKAGES.items():
         for path in (ROOT / folder).rglob("*"):
             if (
-                path.suffix in (".py", ".pyi", ".typed", ".onnx")
+                path.suffix in (".json", ".onnx", ".py", ".pyi", ".typed")
                 and "__pycache__" not in path.parts
             ):
                 expected.add(f"{package}/{path.relative_to(ROOT / folder)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentd.shapes import Axis, Dim, Shape, SizeError, check_sizes
@@ -22,6 +22,7 @@ def axes(draw: st.DrawFn) -> Axis:
     return Axis("h", multiple, low * multiple, high * multiple, default * multiple)
 
 
+@settings(deadline=None)
 @given(axes(), st.integers(0, 1 << 32))
 def test_nearest_length_is_valid_and_nearest(axis: Axis, length: int) -> None:
     nearest = axis.nearest(length)
@@ -30,6 +31,7 @@ def test_nearest_length_is_valid_and_nearest(axis: Axis, length: int) -> None:
     assert abs(length - nearest) == min(abs(length - one) for one in valid)
 
 
+@settings(deadline=None)
 @given(axes(), st.integers(0, 1 << 20))
 def test_axis_takes_its_multiples_within_its_bounds(axis: Axis, length: int) -> None:
     if length in range(axis.min, axis.max + 1, axis.multiple_of):
@@ -85,6 +87,7 @@ def test_length_that_is_no_length_is_refused(value: str) -> None:
         Dim.parse(value)
 
 
+@settings(deadline=None)
 @given(axes(), axes(), st.integers(1, 64), st.data())
 def test_sizes_of_a_shape_are_those_it_was_made_with(
     h: Axis, w: Axis, channels: int, data: st.DataObject

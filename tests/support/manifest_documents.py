@@ -36,6 +36,31 @@ def altered(document: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return document
 
 
+RIGHT: Final[list[tuple[str, Any]]] = [
+    ("model", "a" * 64),
+    ("version", 999_999_999),
+    ("created", "2026-11-27T20:00:00Z"),
+    ("created", "2026-11-27T20:00:00.123456-03:30"),
+    ("x/dtype", "float32"),
+    ("x/range", [0, 1]),
+    ("z/scale", [1, 2, 3, 4]),
+    ("z/shape", [4, "w", "h/4"]),
+    ("axes/h/multiple_of", 16),
+    ("axes/h/max", 1 << 16),
+    ("posterior", "point"),
+    ("prior", None),
+    ("likelihood/parameters", ["mean", "log_scale_2"]),
+    ("likelihood/bounded", False),
+    ("likelihood/binary", False),
+    ("origin", {"kind": "adopted", "source": "somewhere"}),
+    ("opset", 1000),
+    ("preprocessing", ""),
+    ("precision", "float16"),
+    ("training_scores", {}),
+    ("files/golden.npz/bytes", 1 << 40),
+]
+"""Values that are right in the whole manifest."""
+
 WRONG: Final[list[tuple[str, Any, str]]] = [
     ("format", 99, "format 99; this release reads formats 1, 2. Export the model again"),
     ("format", True, "format is True; expected 2"),
@@ -105,6 +130,7 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("likelihood/parameters", ["mean", "mean"], "likelihood.parameters is"),
     ("likelihood/parameters", ["Mean"], "likelihood.parameters is"),
     ("likelihood/parameters", ["mean", 1], "likelihood.parameters is"),
+    ("likelihood/parameters", [f"p{n}" for n in range(257)], "likelihood.parameters is"),
     ("likelihood/bounded", 1, "likelihood.bounded is 1; expected one of True, False"),
     ("likelihood/binary", None, "likelihood.binary is None"),
     ("likelihood/scale", 1, "likelihood.scale is unknown; expected name, parameters, bounded"),
