@@ -50,6 +50,7 @@ from latentd.manifest import (
     Manifest,
     RowFormat,
     Shapes,
+    Tile,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "Manifest",
     "RowFormat",
     "Shapes",
+    "Tile",
     "load",
     "may_be_folder",
     "publish",

@@ -50,6 +50,7 @@ __all__ = [
     "RowFormat",
     "Shapes",
     "Sized",
+    "Tile",
 ]
 
 _UNBOUNDED: Final = (-math.inf, math.inf)
@@ -137,6 +138,26 @@ LIKELIHOODS: Final = {
 }
 """The likelihoods of format 1, by name: that format has only their names."""
 _BRITISH: Final = "discretised-logistic"  # in early bundles of format 1; read for good
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The parts in which a graph can run a large row, and how good the result is, measured at
+    export. `tiles` splits rows.
+
+    size:               of a part: its length along each free axis of x
+    overlap:            of two neighbors, at least, along each free axis
+    exact:              the result differs from that of a whole row by rounding only
+    max_abs_difference: the largest one measured; only if exact
+    decibels:           only if not exact: of the decoder the peak signal-to-noise ratio of x', of
+                        the encoder the signal-to-noise ratio of mean
+    """
+
+    size: Mapping[str, int]
+    overlap: Mapping[str, int]
+    exact: bool
+    max_abs_difference: float | None = None
+    decibels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -240,7 +261,7 @@ class Manifest(Sized):
     posterior: str = "gaussian"  # gaussian | point: x has a single latent, which is not drawn
     prior: str | None = "standard-normal"  # None: no distribution to sample latents from
     origin: dict[str, Any] = field(default_factory=lambda: {"kind": "trained"})
-    tiles: dict[str, Any] = field(default_factory=dict)  # how exact tiles are, measured at export
+    tiles: Mapping[str, Tile] = field(default_factory=dict)  # of each graph; {}: not measured
     training: dict[str, Any] = field(default_factory=dict)  # configuration and metrics
     evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, if there was one
     precision: str = "float32"  # inside the graphs; inputs and outputs are float32 or bytes
@@ -278,6 +299,8 @@ class Manifest(Sized):
             reasons["score"] = "has no prior, so it defines no bound on log p(x)"
         if not self.default.x.is_png_compatible:
             reasons["png"] = "has data that is not 8-bit images, gray or RGB"
+        if self.axes and not self.tiles:
+            reasons["tiles"] = "was made without a measurement of tiles"
         return MappingProxyType(reasons)
 
     def to_json(self) -> bytes:
@@ -324,6 +347,7 @@ class Manifest(Sized):
             },
             "likelihood": self.likelihood and dataclasses.asdict(self.likelihood),
             "axes": {name: _axis_document(axis) for name, axis in self.axes.items()},
+            "tiles": {graph: _tile_document(tile) for graph, tile in self.tiles.items()},
             "format": FORMAT,
         }
         return document
@@ -333,6 +357,12 @@ def _axis_document(axis: Axis) -> dict[str, int]:
     document = dataclasses.asdict(axis)
     del document["name"]
     return document
+
+
+def _tile_document(tile: Tile) -> dict[str, Any]:
+    values = {f.name: getattr(tile, f.name) for f in dataclasses.fields(tile)}
+    lengths = {name: dict(values[name]) for name in ("size", "overlap")}
+    return {name: value for name, value in (values | lengths).items() if value is not None}
 
 
 def _floats(values: Iterable[Any]) -> tuple[float, ...]:
@@ -365,4 +395,5 @@ def _from_format_2(raw: Mapping[str, Any]) -> dict[str, Any]:
         "axes": MappingProxyType(
             {name: Axis(name=name, **bounds) for name, bounds in raw["axes"].items()}
         ),
+        "tiles": {graph: Tile(**tile) for graph, tile in raw.get("tiles", {}).items()},
     }

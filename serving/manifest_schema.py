@@ -157,6 +157,20 @@ _SHAPE: Final = schema.Rule(
     _is_shape,
 )
 _NUMBERS: Final = schema.Rule("one finite number, or one for each channel", _is_numbers)
+_AXIS: Final = schema.pattern(AXIS_NAME, "an axis: a lower-case letter, then letters and digits")
+_TILE: Final = schema.Fields(
+    {
+        "size": schema.Map(_AXIS, _LENGTHS),
+        "overlap": schema.Map(_AXIS, schema.integer(0, _MAX_ELEMENTS)),
+        "exact": schema.one_of(True, False),
+    },
+    {
+        "max_abs_difference": schema.Rule(
+            "a finite number from 0", lambda value: schema.is_number(value) and value >= 0
+        ),
+        "decibels": schema.Rule("a finite number", schema.is_number),
+    },
+)
 _FORMAT_2: Final = schema.Fields(
     {
         "format": schema.one_of(2),
@@ -171,7 +185,7 @@ _FORMAT_2: Final = schema.Fields(
         ),
         "z": schema.Fields({"shape": _SHAPE}, {"scale": _NUMBERS, "shift": _NUMBERS}),
         "axes": schema.Map(
-            schema.pattern(AXIS_NAME, "an axis: a lower-case letter, then letters and digits"),
+            _AXIS,
             schema.Fields(dict.fromkeys(("multiple_of", "min", "max", "default"), _LENGTHS)),
         ),
         "posterior": schema.one_of(*POSTERIORS),
@@ -189,7 +203,10 @@ _FORMAT_2: Final = schema.Fields(
         "origin": schema.Tree(),
         "files": schema.Fields(dict.fromkeys(FILES, _FILE), {LIKELIHOOD: _FILE}),
     },
-    {**_COMMON_OPTIONAL, "tiles": schema.Tree()},
+    {
+        **_COMMON_OPTIONAL,
+        "tiles": schema.EmptyOr(schema.Fields({"encoder": _TILE, "decoder": _TILE})),
+    },
 )
 FORMATS: Final[Mapping[int, schema.Fields]] = {1: _FORMAT_1, 2: _FORMAT_2}
 """The fields of each manifest format, by its number."""
@@ -238,6 +255,7 @@ def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]
             yield "x.dtype", x["dtype"], bytes_
     else:
         yield from _axis_rules(manifest)
+        yield from _tile_rules(manifest)
         yield from _format_2_rules(manifest)
     if scores := manifest.get("training_scores"):
         levels = scores["levels"]
@@ -282,6 +300,31 @@ def _axis_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.
     )
     for key, shape in shapes.items():
         yield key, shape, fits
+
+
+def _tile_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]]:
+    axes = manifest["axes"]
+    names = ", ".join(axes) or "there is none"
+    each = schema.Rule(
+        f"a length for each axis of axes ({names})", lambda v: v.keys() == axes.keys()
+    )
+    for graph, tile in manifest.get("tiles", {}).items():
+        key = f"tiles.{graph}"
+        for lengths in ("size", "overlap"):
+            yield f"{key}.{lengths}", tile[lengths], each
+        for name, axis in axes.items():
+            size, overlap, multiple = tile["size"][name], tile["overlap"][name], axis["multiple_of"]
+            multiples = _multiple_of(multiple, f"a multiple of {multiple}")
+            yield f"{key}.size.{name}", size, multiples
+            yield f"{key}.size.{name}", size, schema.integer(axis["min"], axis["max"])
+            yield f"{key}.overlap.{name}", overlap, multiples
+            yield f"{key}.overlap.{name}", overlap, schema.integer(0, size // 2)
+        because = f"as {key}.exact is {str(tile['exact']).lower()}"
+        present = schema.Rule(f"a number, {because}", lambda value: value is not None)
+        absent = schema.Rule(f"no such key, {because}", lambda value: value is None)
+        exact, approximate = (present, absent) if tile["exact"] else (absent, present)
+        yield f"{key}.max_abs_difference", tile.get("max_abs_difference"), exact
+        yield f"{key}.decibels", tile.get("decibels"), approximate
 
 
 def _multiple_of(divisor: int, expected: str) -> schema.Rule:

@@ -11,6 +11,7 @@ from latentd import bundle
 def whole(toy: dict[str, Any]) -> dict[str, Any]:
     """The toy's manifest with free axes and with all optional keys. Its graphs do not match it."""
     axis = {"multiple_of": 8, "min": 16, "max": 512, "default": 64}
+    tile = {"size": {"h": 64, "w": 64}, "overlap": {"h": 16, "w": 24}}
     file = dict(toy["files"][bundle.GOLDEN])
     scores = {"rows": 8, "levels": [0, 100]} | {name: [0.5, 1] for name in bundle.SCORES}
     return toy | {
@@ -18,7 +19,10 @@ def whole(toy: dict[str, Any]) -> dict[str, Any]:
         "z": {"shape": [4, "h/8", "w/8"], "scale": [0.18215], "shift": [0, 0.5, -1, 2e-3]},
         "axes": {"h": axis, "w": dict(axis)},
         "files": toy["files"] | {bundle.LIKELIHOOD: file},
-        "tiles": {"exact": True},
+        "tiles": {
+            "encoder": tile | {"exact": True, "max_abs_difference": 1e-6},
+            "decoder": tile | {"exact": False, "decibels": 38.5},
+        },
         "training": {"config": {"rate": 1e-3}},
         "evaluation": {"nll": 86.5},
         "training_scores": scores,
@@ -138,6 +142,13 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("origin", {}, "origin.kind is None; expected one of trained, adopted"),
     ("origin/kind", "found", "origin.kind is 'found'; expected one of trained, adopted"),
     ("tiles", [], r"tiles is \[\]; expected an object"),
+    ("tiles", {"decoder": {}}, "tiles.encoder is missing; expected an object"),
+    ("tiles/encoder/size", 64, "tiles.encoder.size is 64; expected an object"),
+    ("tiles/encoder/size/h", 0, "tiles.encoder.size.h is 0; expected an integer from 1"),
+    ("tiles/encoder/overlap/w", -8, "tiles.encoder.overlap.w is -8; expected an integer from 0"),
+    ("tiles/encoder/exact", 1, "tiles.encoder.exact is 1; expected one of True, False"),
+    ("tiles/encoder/max_abs_difference", -1, "difference is -1; expected a finite number from 0"),
+    ("tiles/decoder/decibels", "38", "tiles.decoder.decibels is '38'; expected a finite number"),
     ("parity", None, "parity is None; expected an object"),
     ("training", [1], r"training is \[1\]; expected an object"),
     ("evaluation", 1, "evaluation is 1; expected an object"),
@@ -182,6 +193,22 @@ WRONG_TO_THE_CODE: Final[list[tuple[str, Any, str]]] = [
     ("axes/h/default", 60, "axes.h.default is 60; expected a multiple of 8"),
     ("axes/h/default", 520, "axes.h.default is 520; expected an integer from 16 to 512"),
     ("axes/h/default", 8, "axes.h.default is 8; expected an integer from 16 to 512"),
+    (
+        "tiles/encoder/size",
+        {"h": 64},
+        r"size is .*; expected a length for each axis of axes \(h, w",
+    ),
+    ("tiles/encoder/size/h", 60, "tiles.encoder.size.h is 60; expected a multiple of 8"),
+    ("tiles/encoder/size/h", 520, "tiles.encoder.size.h is 520; expected an integer from 16 to 5"),
+    ("tiles/encoder/overlap/h", 12, "tiles.encoder.overlap.h is 12; expected a multiple of 8"),
+    ("tiles/encoder/overlap/h", 40, "encoder.overlap.h is 40; expected an integer from 0 to 32"),
+    ("tiles/encoder/exact", False, "max_abs_difference is 1e-06; expected no such key, as tiles"),
+    (
+        "tiles/decoder/exact",
+        True,
+        "decoder.max_abs_difference is None; expected a number, as tiles",
+    ),
+    ("tiles/decoder/max_abs_difference", 0, "expected no such key, as tiles.decoder.exact is fals"),
     ("training_scores/levels", [1, 0], "scores.levels is .*; expected two or more ascending"),
     ("training_scores/kl", [1, 2, 3], "kl is .*; expected as many numbers as levels, 2"),
     ("training_scores/elbo", [0.0, float("nan")], "training_scores.elbo is"),
