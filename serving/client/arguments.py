@@ -24,6 +24,14 @@ PngFile: TypeAlias = bytes | str | os.PathLike[str]
 """A PNG file: its bytes, or its path."""
 
 
+TILINGS: Final = {
+    "": pb.TILING_UNSPECIFIED,
+    "when-needed": pb.TILING_WHEN_NEEDED,
+    "always": pb.TILING_ALWAYS,
+}
+"""When large rows are run in tiles; "": never."""
+
+
 class SupportsArray(Protocol):
     """Anything that numpy can convert to an array: a torch tensor, a pandas table."""
 
@@ -99,6 +107,14 @@ def sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
             "sizes", f"unsupported type {type(sizes).__name__}", 'Pass {"h": 96, "w": 160}'
         )
     return {name: check_uint(f'sizes["{name}"]', n, 32) for name, n in (sizes or {}).items()}
+
+
+def tiling(name: str) -> pb.Tiling:
+    """Whether large rows are run in tiles. Raises InvalidArgument."""
+    if name not in TILINGS:
+        known = " or ".join(f'"{each}"' for each in TILINGS if each)
+        raise InvalidArgument("tiling", f"unknown value {name!r}", f"Use {known}")
+    return TILINGS[name]
 
 
 def rows(x: Data, field: str = "x") -> pb.Rows:

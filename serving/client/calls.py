@@ -91,6 +91,7 @@ def encode(
     seed: int | None = None,
     offset: int = 0,
     float_dtype: str = "float32",
+    tiling: str = "",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -98,6 +99,8 @@ def encode(
     """x -> mean and log_var of its latent distribution; with `draw` also a z drawn from it.
 
     Row j uses the noise of row offset + j of `seed` (None: the client chooses a seed).
+    tiling: run large rows in tiles, "when-needed" (whole, they do not fit into memory) or "always";
+    ModelInfo.tiles tells what that costs. The result's `tiled` tells how they were run.
     """
     request = pb.EncodeRequest(
         model=model,
@@ -106,10 +109,11 @@ def encode(
         draw=draw,
         offset=arguments.check_uint("offset", offset, 63),
         float_dtype=arguments.float_dtype(float_dtype),
+        tiling=arguments.tiling(tiling),
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Encode", request, results.read_encoding, timeout, _needs(draw=draw))
+    return Call("Encode", request, results.read_encoding, timeout, _needs(draw=draw, tiling=tiling))
 
 
 def decode(
@@ -118,6 +122,7 @@ def decode(
     params: bool = False,
     as_png: bool = False,
     float_dtype: str = "float32",
+    tiling: str = "",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -131,8 +136,9 @@ def decode(
         output=output,
         format=arguments.image_format(as_png),
         float_dtype=arguments.float_dtype(float_dtype),
+        tiling=arguments.tiling(tiling),
     )
-    needs = _needs(params=params, png=as_png)
+    needs = _needs(params=params, png=as_png, tiling=tiling)
     return Call("Decode", request, results.read_decoding, timeout, needs)
 
 
@@ -146,6 +152,7 @@ def sample(
     include_z: bool = False,
     sizes: Mapping[str, int] | None = None,
     float_dtype: str = "float32",
+    tiling: str = "",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -167,8 +174,9 @@ def sample(
         include_z=include_z,
         sizes=arguments.sizes(sizes),
         float_dtype=arguments.float_dtype(float_dtype),
+        tiling=arguments.tiling(tiling),
     )
-    needs = _needs(sample=True, png=as_png)
+    needs = _needs(sample=True, png=as_png, tiling=tiling)
     return Call("Sample", request, results.read_samples, timeout, needs)
 
 
@@ -183,6 +191,7 @@ def stream_samples(
     chunk_rows: int = 0,
     sizes: Mapping[str, int] | None = None,
     float_dtype: str = "float32",
+    tiling: str = "",
     model: str = "",
     version: int = 0,
     timeout: float | None = None,
@@ -207,8 +216,9 @@ def stream_samples(
         chunk_rows=arguments.check_uint("chunk_rows", chunk_rows, 32),
         sizes=arguments.sizes(sizes),
         float_dtype=arguments.float_dtype(float_dtype),
+        tiling=arguments.tiling(tiling),
     )
-    needs = _needs(sample=True, png=as_png)
+    needs = _needs(sample=True, png=as_png, tiling=tiling)
     return Call("StreamSamples", request, results.read_samples, timeout, needs)
 
 
@@ -221,6 +231,7 @@ def reconstruct(
     include_scores: bool = False,
     as_png: bool = False,
     float_dtype: str = "float32",
+    tiling: str = "",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -235,10 +246,11 @@ def reconstruct(
         format=arguments.image_format(as_png),
         include_scores=include_scores,
         float_dtype=arguments.float_dtype(float_dtype),
+        tiling=arguments.tiling(tiling),
     )
     if draw:
         request.seed = arguments.seed(seed)
-    needs = _needs(draw=draw, include_scores=include_scores, png=as_png)
+    needs = _needs(draw=draw, include_scores=include_scores, png=as_png, tiling=tiling)
     return Call("Reconstruct", request, results.read_reconstruction, timeout, needs)
 
 
@@ -292,6 +304,7 @@ def interpolate(
     include_z: bool = False,
     sizes: Mapping[str, int] | None = None,
     float_dtype: str = "float32",
+    tiling: str = "",
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -315,10 +328,11 @@ def interpolate(
         include_z=include_z,
         sizes=arguments.sizes(sizes),
         float_dtype=arguments.float_dtype(float_dtype),
+        tiling=arguments.tiling(tiling),
     )
     anchors = (("start", start), ("end", end))
     sampled = [f"{name}.sample" for name, point in anchors if isinstance(point, SampledPoint)]
-    needs = (*(("sample", field) for field in sampled), *_needs(png=as_png))
+    needs = (*(("sample", field) for field in sampled), *_needs(png=as_png, tiling=tiling))
     return Call("Interpolate", request, results.read_interpolation, timeout, needs)
 
 
@@ -363,11 +377,12 @@ _FIELDS: Final = {
     "draw": ("draw", "draw"),
     "params": ("params", "output"),
     "png": ("png", "format"),
+    "tiling": ("tiles", "tiling"),
 }
 """What a call may need -> the capability, and the request's field that asks for it."""
 
 
-def _needs(**wanted: bool) -> Needs:
+def _needs(**wanted: bool | str) -> Needs:
     return tuple(_FIELDS[name] for name, is_wanted in wanted.items() if is_wanted)
 
 

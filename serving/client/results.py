@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from latentd import codec, images
-from latentd.bundle import LatentFormat, RowFormat
+from latentd.bundle import LatentFormat, RowFormat, Tile
 from latentd.codec import Array
 from latentd.manifest import Sized
 from latentd.pb import vae_pb2 as pb
@@ -78,7 +78,7 @@ class ModelInfo(Sized):
     prior: str  # standard-normal; "": none
     likelihood: str  # the name of p(x | z); "": none
     parameters: tuple[str, ...]  # the name of each parameter of p(x | z)
-    unavailable: Mapping[str, str]  # sample, draw, score, params, png -> why the model cannot do it
+    unavailable: Mapping[str, str]  # sample, draw, score, params, png, tiles -> why it cannot
     limits: Limits
     provider: str
     versions: list[int]  # all served versions, ascending
@@ -86,6 +86,7 @@ class ModelInfo(Sized):
     preprocessing: str
     created: str  # UTC, ISO 8601
     training_scores: dict[str, Any]  # as in a bundle's manifest; {}: not in the bundle
+    tiles: Mapping[str, Tile]  # of encoder and decoder; {}: rows cannot be run in tiles
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Rows:
         for name, value in values.items():
             if isinstance(value, np.ndarray) and name != "tensor":
                 shown.append(f"{name}: {value.dtype} {value.shape}")
-            elif isinstance(value, int):
+            elif isinstance(value, int) or (name == "tiled" and value):
                 shown.append(f"{name}={value}")
         return f"{type(self).__name__}({', '.join(shown)}, {values['served_by']})"
 
@@ -176,6 +177,7 @@ class Encoding:
     seed: int  # of the draw; 0 without a draw
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
+    tiled: str = ""  # exact | approximate: in tiles; "": whole rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,6 +186,7 @@ class Decoding(Rows):
 
     params: Array | None  # float32, rows x parameters x x_shape
     served_by: ModelVersion
+    tiled: str = ""  # exact | approximate: in tiles; "": whole rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,6 +197,7 @@ class Samples(Rows):
     seed: int
     offset: int  # index of the first row
     served_by: ModelVersion
+    tiled: str = ""  # exact | approximate: in tiles; "": whole rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -206,6 +210,7 @@ class Reconstruction(Rows):
     seed: int  # of the draw; 0 without a draw
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
+    tiled: str = ""  # exact | approximate: in tiles; "": whole rows
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,7 @@ class Interpolation(Rows):
     z: Array | None  # float32, steps x z_shape; only with include_z=True
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
+    tiled: str = ""  # exact | approximate: in tiles; "": whole rows
 
 
 @dataclass(frozen=True)
@@ -247,6 +253,12 @@ class Scores:
     draws: int  # for each row
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
+
+
+_TILED: Final[Mapping[int, str]] = {
+    pb.TILED_EXACT: "exact",
+    pb.TILED_APPROXIMATE: "approximate",
+}
 
 
 def read_version(message: pb.ModelVersion) -> ModelVersion:
@@ -292,11 +304,17 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
         preprocessing=message.preprocessing,
         created=message.created,
         training_scores=_training_scores(message.training_scores),
+        tiles={tile.graph: _tile(tile) for tile in message.tiles},
     )
 
 
 def _shape(dims: Iterable[pb.Dim]) -> Shape:
     return Shape(tuple(Dim(dim.length, dim.axis, max(1, dim.divisor)) for dim in dims))
+
+
+def _tile(message: pb.Tile) -> Tile:
+    measured = (message.max_abs_difference, None) if message.exact else (None, message.decibels)
+    return Tile(dict(message.size), dict(message.overlap), message.exact, *measured)
 
 
 def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:
@@ -330,13 +348,14 @@ def read_encoding(message: pb.EncodeResponse) -> Encoding:
         message.seed,
         _outside_range(message),
         read_version(message.served_by),
+        _tiled(message),
     )
 
 
 def read_decoding(message: pb.DecodeResponse) -> Decoding:
     """Read Decode's response."""
     params = _optional_tensor(message.HasField("params"), message.params, "params")
-    return Decoding(*_rows(message.x), params, read_version(message.served_by))
+    return Decoding(*_rows(message.x), params, read_version(message.served_by), _tiled(message))
 
 
 def read_samples(message: pb.SampleResponse | pb.StreamSamplesResponse) -> Samples:
@@ -347,6 +366,7 @@ def read_samples(message: pb.SampleResponse | pb.StreamSamplesResponse) -> Sampl
         message.seed,
         message.offset,
         read_version(message.served_by),
+        _tiled(message),
     )
 
 
@@ -360,6 +380,7 @@ def read_reconstruction(message: pb.ReconstructResponse) -> Reconstruction:
         message.seed,
         _outside_range(message),
         read_version(message.served_by),
+        _tiled(message),
     )
 
 
@@ -384,7 +405,11 @@ def read_interpolation(message: pb.InterpolateResponse) -> Interpolation:
     """Read Interpolate's response."""
     z = _optional_tensor(message.HasField("z"), message.z, "z")
     return Interpolation(
-        *_rows(message.x), z, _outside_range(message), read_version(message.served_by)
+        *_rows(message.x),
+        z,
+        _outside_range(message),
+        read_version(message.served_by),
+        _tiled(message),
     )
 
 
@@ -419,6 +444,10 @@ def _optional_tensor(present: bool, tensor: pb.Tensor, field: str) -> Array | No
 
 def _floats(values: Iterable[float]) -> Array:
     return np.fromiter(values, np.float32)
+
+
+def _tiled(message: Any) -> str:
+    return _TILED.get(message.tiled, "")
 
 
 def _outside_range(message: Any) -> Array | None:

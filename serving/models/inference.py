@@ -39,6 +39,7 @@ from latentd.models.scoring import ScoreOutputs, Scoring
 from latentd.models.sources import GivenLatents, PosteriorSamples, Source
 from latentd.runtime import profiling
 from latentd.settings import Settings
+from latentd.tiles import TiledRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,21 @@ class ServedModel:
         """How many rows of this size a request may have: any response fits into one message."""
         return min(self._settings.max_rows, shapes.rows_in(self._settings.max_message_bytes))
 
+    def too_large(self, shapes: Shapes) -> tuple[str, str] | None:
+        """Why a run of one row of this size would not fit into memory, and what to do; None: it
+        fits."""
+        elements, limit = shapes.x.size, self.max_elements
+        if not limit or elements <= limit:
+            return None
+        return (
+            f"a row of {elements:,} numbers needs more memory than this server allows one run; the "
+            f"limit is {limit:,} numbers",
+            "Send smaller rows, or raise --run-memory-mib"
+            + (
+                "; methods with the field tiling can run it in tiles" if self.manifest.tiles else ""
+            ),
+        )
+
     def wait_until_ready(self) -> None:
         """Block until both batchers are ready. Raises BundleError if one fails to start."""
         self.encoder.wait_until_ready()
@@ -138,7 +154,7 @@ class ServedModel:
 
     # work: if the call is a stream of parts, the rows of the whole call, as far as known.
 
-    def encode(self, x: Array, caller: CallContext, work: int = 0) -> Future[Outputs]:
+    def encode(self, x: Array | TiledRows, caller: CallContext, work: int = 0) -> Future[Outputs]:
         """mean and log_var (None if the posterior is a point) of each row: float32
         (rows, *shape of one latent)."""
         shapes = self.manifest.shapes_of_x(x.shape[1:])

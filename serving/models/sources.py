@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from latentd.batching.entries import BatchItem
 from latentd.latents import Latents, NoiseRange, standard_normal
+from latentd.tiles import TiledRows
 
 
 @dataclass(frozen=True, slots=True)
 class GivenLatents:
     """Latents that the request contains."""
 
-    z: Latents
+    z: Latents | TiledRows
 
     @property
     def rows(self) -> int:
@@ -39,6 +40,11 @@ class PriorSamples:
     def rows(self) -> int:
         """The number of latents."""
         return self.draw.rows
+
+    def latents(self, shape: tuple[int, ...]) -> Latents:
+        """The latents themselves, (rows, *shape)."""
+        z: Latents = standard_normal([self.draw], shape) * np.float32(self.temperature)
+        return z
 
 
 @dataclass(frozen=True, slots=True)

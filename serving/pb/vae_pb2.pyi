@@ -21,6 +21,18 @@ class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FORMAT_RAW: _ClassVar[Format]
     FORMAT_PNG: _ClassVar[Format]
 
+class Tiling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TILING_UNSPECIFIED: _ClassVar[Tiling]
+    TILING_WHEN_NEEDED: _ClassVar[Tiling]
+    TILING_ALWAYS: _ClassVar[Tiling]
+
+class Tiled(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TILED_UNSPECIFIED: _ClassVar[Tiled]
+    TILED_EXACT: _ClassVar[Tiled]
+    TILED_APPROXIMATE: _ClassVar[Tiled]
+
 class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
@@ -47,6 +59,12 @@ DATA_TYPE_BFLOAT16: DataType
 FORMAT_UNSPECIFIED: Format
 FORMAT_RAW: Format
 FORMAT_PNG: Format
+TILING_UNSPECIFIED: Tiling
+TILING_WHEN_NEEDED: Tiling
+TILING_ALWAYS: Tiling
+TILED_UNSPECIFIED: Tiled
+TILED_EXACT: Tiled
+TILED_APPROXIMATE: Tiled
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_READY: ModelState
 MODEL_STATE_FAILED: ModelState
@@ -101,7 +119,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("served_by", "kind", "x_shape", "x_dtype", "x_min", "x_max", "x_bounded", "z_shape", "z_scale", "z_shift", "axes", "posterior", "prior", "likelihood", "parameters", "unavailable", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores")
+    __slots__ = ("served_by", "kind", "x_shape", "x_dtype", "x_min", "x_max", "x_bounded", "z_shape", "z_scale", "z_shift", "axes", "posterior", "prior", "likelihood", "parameters", "unavailable", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores", "tiles")
     class UnavailableEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +150,7 @@ class GetModelResponse(_message.Message):
     PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     TRAINING_SCORES_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     kind: str
     x_shape: _containers.RepeatedCompositeFieldContainer[Dim]
@@ -155,7 +174,38 @@ class GetModelResponse(_message.Message):
     preprocessing: str
     created: str
     training_scores: TrainingScores
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., x_bounded: _Optional[bool] = ..., z_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., z_scale: _Optional[_Iterable[float]] = ..., z_shift: _Optional[_Iterable[float]] = ..., axes: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ...) -> None: ...
+    tiles: _containers.RepeatedCompositeFieldContainer[Tile]
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., x_bounded: _Optional[bool] = ..., z_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., z_scale: _Optional[_Iterable[float]] = ..., z_shift: _Optional[_Iterable[float]] = ..., axes: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ..., tiles: _Optional[_Iterable[_Union[Tile, _Mapping]]] = ...) -> None: ...
+
+class Tile(_message.Message):
+    __slots__ = ("graph", "size", "overlap", "exact", "max_abs_difference", "decibels")
+    class SizeEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class OverlapEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    MAX_ABS_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    DECIBELS_FIELD_NUMBER: _ClassVar[int]
+    graph: str
+    size: _containers.ScalarMap[str, int]
+    overlap: _containers.ScalarMap[str, int]
+    exact: bool
+    max_abs_difference: float
+    decibels: float
+    def __init__(self, graph: _Optional[str] = ..., size: _Optional[_Mapping[str, int]] = ..., overlap: _Optional[_Mapping[str, int]] = ..., exact: _Optional[bool] = ..., max_abs_difference: _Optional[float] = ..., decibels: _Optional[float] = ...) -> None: ...
 
 class Dim(_message.Message):
     __slots__ = ("length", "axis", "divisor")
@@ -252,7 +302,7 @@ class ListedModel(_message.Message):
     def __init__(self, version: _Optional[_Union[ModelVersion, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., newest: _Optional[bool] = ..., default: _Optional[bool] = ..., loading_since: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "float_dtype")
+    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "float_dtype", "tiling")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
@@ -260,6 +310,7 @@ class EncodeRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     x: Rows
@@ -267,52 +318,59 @@ class EncodeRequest(_message.Message):
     seed: int
     offset: int
     float_dtype: DataType
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
+    tiling: Tiling
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
-    __slots__ = ("served_by", "mean", "log_var", "z", "seed", "values_outside_range")
+    __slots__ = ("served_by", "mean", "log_var", "z", "seed", "values_outside_range", "tiled")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     LOG_VAR_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
+    TILED_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     mean: Tensor
     log_var: Tensor
     z: Tensor
     seed: int
     values_outside_range: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
+    tiled: Tiled
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("model", "version", "z", "output", "format", "float_dtype")
+    __slots__ = ("model", "version", "z", "output", "format", "float_dtype", "tiling")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     z: Tensor
     output: DecodeOutput
     format: Format
     float_dtype: DataType
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., output: _Optional[_Union[DecodeOutput, str]] = ..., format: _Optional[_Union[Format, str]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
+    tiling: Tiling
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., output: _Optional[_Union[DecodeOutput, str]] = ..., format: _Optional[_Union[Format, str]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
-    __slots__ = ("served_by", "x", "params")
+    __slots__ = ("served_by", "x", "params", "tiled")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
+    TILED_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     params: Tensor
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., params: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    tiled: Tiled
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., params: _Optional[_Union[Tensor, _Mapping]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "sizes", "float_dtype")
+    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "sizes", "float_dtype", "tiling")
     class SizesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +388,7 @@ class SampleRequest(_message.Message):
     INCLUDE_Z_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     count: int
@@ -340,24 +399,27 @@ class SampleRequest(_message.Message):
     include_z: bool
     sizes: _containers.ScalarMap[str, int]
     float_dtype: DataType
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
+    tiling: Tiling
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
-    __slots__ = ("served_by", "x", "z", "seed", "offset")
+    __slots__ = ("served_by", "x", "z", "seed", "offset", "tiled")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TILED_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     z: Tensor
     seed: int
     offset: int
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    tiled: Tiled
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class StreamSamplesRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "chunk_rows", "sizes", "float_dtype")
+    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "chunk_rows", "sizes", "float_dtype", "tiling")
     class SizesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -376,6 +438,7 @@ class StreamSamplesRequest(_message.Message):
     CHUNK_ROWS_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     count: int
@@ -387,24 +450,27 @@ class StreamSamplesRequest(_message.Message):
     chunk_rows: int
     sizes: _containers.ScalarMap[str, int]
     float_dtype: DataType
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., chunk_rows: _Optional[int] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
+    tiling: Tiling
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., chunk_rows: _Optional[int] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
 
 class StreamSamplesResponse(_message.Message):
-    __slots__ = ("served_by", "x", "z", "seed", "offset")
+    __slots__ = ("served_by", "x", "z", "seed", "offset", "tiled")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TILED_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     z: Tensor
     seed: int
     offset: int
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    tiled: Tiled
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores", "float_dtype")
+    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores", "float_dtype", "tiling")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
@@ -414,6 +480,7 @@ class ReconstructRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_SCORES_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     x: Rows
@@ -423,10 +490,11 @@ class ReconstructRequest(_message.Message):
     format: Format
     include_scores: bool
     float_dtype: DataType
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
+    tiling: Tiling
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
-    __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo", "values_outside_range")
+    __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo", "values_outside_range", "tiled")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -434,6 +502,7 @@ class ReconstructResponse(_message.Message):
     KL_FIELD_NUMBER: _ClassVar[int]
     ELBO_FIELD_NUMBER: _ClassVar[int]
     VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
+    TILED_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     seed: int
@@ -441,7 +510,8 @@ class ReconstructResponse(_message.Message):
     kl: _containers.RepeatedScalarFieldContainer[float]
     elbo: _containers.RepeatedScalarFieldContainer[float]
     values_outside_range: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
+    tiled: Tiled
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class StreamReconstructRequest(_message.Message):
     __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "include_scores", "include_latents", "include_x", "float_dtype")
@@ -522,7 +592,7 @@ class LatentAnchor(_message.Message):
     def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., sample: _Optional[_Union[SampledPoint, _Mapping]] = ...) -> None: ...
 
 class InterpolateRequest(_message.Message):
-    __slots__ = ("model", "version", "start", "end", "steps", "path", "format", "include_z", "sizes", "float_dtype")
+    __slots__ = ("model", "version", "start", "end", "steps", "path", "format", "include_z", "sizes", "float_dtype", "tiling")
     class SizesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -540,6 +610,7 @@ class InterpolateRequest(_message.Message):
     INCLUDE_Z_FIELD_NUMBER: _ClassVar[int]
     SIZES_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     start: LatentAnchor
@@ -550,19 +621,22 @@ class InterpolateRequest(_message.Message):
     include_z: bool
     sizes: _containers.ScalarMap[str, int]
     float_dtype: DataType
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., start: _Optional[_Union[LatentAnchor, _Mapping]] = ..., end: _Optional[_Union[LatentAnchor, _Mapping]] = ..., steps: _Optional[int] = ..., path: _Optional[_Union[InterpolationPath, str]] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
+    tiling: Tiling
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., start: _Optional[_Union[LatentAnchor, _Mapping]] = ..., end: _Optional[_Union[LatentAnchor, _Mapping]] = ..., steps: _Optional[int] = ..., path: _Optional[_Union[InterpolationPath, str]] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
 
 class InterpolateResponse(_message.Message):
-    __slots__ = ("served_by", "x", "z", "values_outside_range")
+    __slots__ = ("served_by", "x", "z", "values_outside_range", "tiled")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
     VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
+    TILED_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     z: Tensor
     values_outside_range: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
+    tiled: Tiled
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("model", "version", "x", "draws", "seed", "offset")

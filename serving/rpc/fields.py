@@ -17,6 +17,7 @@ from latentd.errors import InvalidArgument, PermissionDenied
 from latentd.latents import POSTERIOR, Latents, NoiseRange
 from latentd.models.inference import ServedModel
 from latentd.models.sources import PriorSamples
+from latentd.models.tiled import TiledModel
 from latentd.pb import vae_pb2 as pb
 from latentd.ranges import Counts
 from latentd.shapes import SizeError
@@ -101,6 +102,28 @@ def served_by(model: ServedModel) -> pb.ModelVersion:
     )
 
 
+def with_tiling(model: ServedModel, tiling: pb.Tiling) -> ServedModel:
+    """The model, as this call runs it. Raises InvalidArgument."""
+    if tiling == pb.TILING_UNSPECIFIED:
+        return model
+    if tiling not in pb.Tiling.values():
+        raise InvalidArgument("tiling", f"unknown enum value {tiling}")
+    require(model, "tiles", "tiling")
+    if not model.manifest.tiles:
+        name = model.manifest.model
+        raise InvalidArgument("tiling", f"{name} has rows of one size only", "Leave tiling out")
+    return TiledModel(model, always=tiling == pb.TILING_ALWAYS)
+
+
+def tiled(model: ServedModel) -> pb.Tiled:
+    """Whether this call's rows were run in tiles, a field of responses."""
+    if not isinstance(model, TiledModel) or not model.used:
+        return pb.TILED_UNSPECIFIED
+    return (
+        pb.TILED_EXACT if all(tile.exact for tile in model.used.values()) else pb.TILED_APPROXIMATE
+    )
+
+
 def shapes_at(sizes: Mapping[str, int], model: ServedModel) -> Shapes:
     """The rows at the sizes that a request names. Raises InvalidArgument."""
     try:
@@ -112,14 +135,8 @@ def shapes_at(sizes: Mapping[str, int], model: ServedModel) -> Shapes:
 
 def _fitting(shapes: Shapes, model: ServedModel, field: str) -> Shapes:
     """These shapes. Raises InvalidArgument if a run of one row would not fit into memory."""
-    limit, elements = model.max_elements, shapes.x.size
-    if limit and elements > limit:
-        raise InvalidArgument(
-            field,
-            f"a row of {elements:,} numbers needs more memory than this server allows one run; the "
-            f"limit is {limit:,} numbers",
-            "Send smaller rows, or raise --run-memory-mib",
-        )
+    if reason := model.too_large(shapes):
+        raise InvalidArgument(field, *reason)
     return shapes
 
 

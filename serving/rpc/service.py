@@ -88,6 +88,10 @@ class VaeService:
             preprocessing=manifest.preprocessing,
             created=manifest.created,
             training_scores=pb.TrainingScores(**manifest.training_scores),
+            tiles=[
+                pb.Tile(graph=graph, **dataclasses.asdict(tile))
+                for graph, tile in manifest.tiles.items()
+            ],
         )
 
     async def list_models(
@@ -124,7 +128,8 @@ class VaeService:
         return pb.ListModelsResponse(models=ready + rejected + loading)
 
     async def encode(self, request: pb.EncodeRequest, context: CallContext) -> pb.EncodeResponse:
-        model = self._repository.find(request.model, request.version, context)
+        served = self._repository.find(request.model, request.version, context)
+        model = fields.with_tiling(served, request.tiling)
         if request.draw:
             fields.require(model, "draw", "draw")
         floats = codec.read_float_dtype(request.float_dtype)
@@ -137,7 +142,7 @@ class VaeService:
             raise await finite.cause(bad, "x", model.encode(x[bad : bad + 1], context))
         if floats:
             mean, log_var, z = await fields.narrowed(floats, mean, log_var, z)
-        response = pb.EncodeResponse(served_by=fields.served_by(model))
+        response = pb.EncodeResponse(served_by=fields.served_by(model), tiled=fields.tiled(model))
         codec.write_tensor(mean, response.mean)
         if log_var is not None:
             codec.write_tensor(log_var, response.log_var)
@@ -149,7 +154,8 @@ class VaeService:
         return response
 
     async def decode(self, request: pb.DecodeRequest, context: CallContext) -> pb.DecodeResponse:
-        model = self._repository.find(request.model, request.version, context)
+        served = self._repository.find(request.model, request.version, context)
+        model = fields.with_tiling(served, request.tiling)
         png = codec.read_format(request.format, model.manifest.default.x)
         floats = codec.read_float_dtype(request.float_dtype)
         z, shapes = await fields.read_latents(request.z, model, "z")
@@ -172,7 +178,7 @@ class VaeService:
             (params,) = await fields.narrowed(floats, params)
         elif floats:
             (x,) = await fields.narrowed(floats, x)
-        response = pb.DecodeResponse(served_by=fields.served_by(model))
+        response = pb.DecodeResponse(served_by=fields.served_by(model), tiled=fields.tiled(model))
         if wants_params:
             codec.write_tensor(params, response.params)
         else:
@@ -180,7 +186,8 @@ class VaeService:
         return response
 
     async def sample(self, request: pb.SampleRequest, context: CallContext) -> pb.SampleResponse:
-        model = self._repository.find(request.model, request.version, context)
+        served = self._repository.find(request.model, request.version, context)
+        model = fields.with_tiling(served, request.tiling)
         fields.require(model, "sample", "model")
         shapes = fields.shapes_at(request.sizes, model)
         max_rows = model.max_rows(shapes)
@@ -201,7 +208,10 @@ class VaeService:
         if floats:
             x, z = await fields.narrowed(floats, x, z if request.include_z else None)
         response = pb.SampleResponse(
-            served_by=fields.served_by(model), seed=source.draw.seed, offset=request.offset
+            served_by=fields.served_by(model),
+            seed=source.draw.seed,
+            offset=request.offset,
+            tiled=fields.tiled(model),
         )
         await fields.write_rows(x, png, response)
         if request.include_z:
@@ -211,7 +221,8 @@ class VaeService:
     async def stream_samples(
         self, request: pb.StreamSamplesRequest, context: CallContext
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
-        model = self._repository.find(request.model, request.version, context)
+        served = self._repository.find(request.model, request.version, context)
+        model = fields.with_tiling(served, request.tiling)
         fields.require(model, "sample", "model")
         shapes = fields.shapes_at(request.sizes, model)
         max_rows = model.max_rows(shapes)
@@ -246,7 +257,10 @@ class VaeService:
             if floats:
                 x, z = await fields.narrowed(floats, x, z if request.include_z else None)
             response = pb.StreamSamplesResponse(
-                served_by=fields.served_by(model), seed=noise.seed, offset=noise.offset
+                served_by=fields.served_by(model),
+                seed=noise.seed,
+                offset=noise.offset,
+                tiled=fields.tiled(model),
             )
             await fields.write_rows(x, png, response)
             if request.include_z:
@@ -256,7 +270,8 @@ class VaeService:
     async def reconstruct(
         self, request: pb.ReconstructRequest, context: CallContext
     ) -> pb.ReconstructResponse:
-        model = self._repository.find(request.model, request.version, context)
+        served = self._repository.find(request.model, request.version, context)
+        model = fields.with_tiling(served, request.tiling)
         png = codec.read_format(request.format, model.manifest.default.x)
         if request.draw:
             fields.require(model, "draw", "draw")
@@ -275,7 +290,9 @@ class VaeService:
         if floats:
             (rebuilt,) = await fields.narrowed(floats, rebuilt)
         response = pb.ReconstructResponse(
-            served_by=fields.served_by(model), seed=noise.seed if noise else 0
+            served_by=fields.served_by(model),
+            seed=noise.seed if noise else 0,
+            tiled=fields.tiled(model),
         )
         await fields.write_rows(rebuilt, png, response)
         if result.scores is not None:
@@ -311,7 +328,8 @@ class VaeService:
     async def interpolate(
         self, request: pb.InterpolateRequest, context: CallContext
     ) -> pb.InterpolateResponse:
-        model = self._repository.find(request.model, request.version, context)
+        served = self._repository.find(request.model, request.version, context)
+        model = fields.with_tiling(served, request.tiling)
         if request.path not in pb.InterpolationPath.values():
             raise InvalidArgument("path", f"unknown enum value {request.path}")
         png = codec.read_format(request.format, model.manifest.default.x)
@@ -353,7 +371,9 @@ class VaeService:
             raise await finite.cause(bad, farthest, step, "step")
         if floats:
             x, path = await fields.narrowed(floats, x, path if request.include_z else None)
-        response = pb.InterpolateResponse(served_by=fields.served_by(model))
+        response = pb.InterpolateResponse(
+            served_by=fields.served_by(model), tiled=fields.tiled(model)
+        )
         await fields.write_rows(x, png, response)
         if request.include_z:
             codec.write_tensor(path, response.z)
