@@ -75,7 +75,7 @@ def test_models_that_lack_something_are_valid(schema_accepts, good):
         without(good, prior=None, training_scores={}),
         without(good, posterior="point", x=floats),
         good | {"x": floats, "likelihood": unbounded},
-        good | {"axes": {}, "x": good["x"] | {"shape": [8, 8]}, "z": {"shape": [2]}},
+        good | {"axes": {}, "tiles": {}, "x": good["x"] | {"shape": [8, 8]}, "z": {"shape": [2]}},
     ):
         assert code_accepts(document)
         assert schema_accepts(document)
