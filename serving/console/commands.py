@@ -12,14 +12,17 @@ from typing import Any, Final
 import numpy as np
 
 from latentd import images
+from latentd.bundle import Shapes
 from latentd.client import Client
 from latentd.client.arguments import seed as chosen_seed
 from latentd.client.channel import CredentialFiles
 from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
-from latentd.console import inputs, terminal
+from latentd.console import groups, inputs, sizes, terminal
+from latentd.console.groups import Group
 from latentd.console.outputs import OutputPath
-from latentd.errors import ModelNotFound
+from latentd.errors import InvalidArgument, ModelNotFound
+from latentd.shapes import SizeError
 
 OUTPUT_KINDS: Final = ("png", "npz", "npy", "folder")
 COLUMNS: Final = 16  # of an image of rows above their reconstructions
@@ -30,7 +33,7 @@ def model(args: argparse.Namespace) -> int:
     with _connect(args) as client:
         info = client.get_model()
     if args.json:
-        print(json.dumps(dataclasses.asdict(info), indent=2))
+        print(json.dumps(terminal.model_document(info), indent=2, allow_nan=False))
         return 0
     terminal.show_model(info)
     return 0
@@ -57,20 +60,24 @@ def encode(args: argparse.Namespace) -> int:
     out = OutputPath(args.out, ("npz",))
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
-        info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info, _read_options(args, info))
-        parts = [
-            client.encode(x[piece], draw=args.draw, seed=seed, offset=piece.start)
-            for piece in _pieces(x, info)
-        ]
+        info, client = _pin(client, None, args.size)
+        found = _read(args, info)
+        groups.check_one_size(found)
+        parts = groups.call_each(
+            found,
+            _pieces(info, info.shapes_of_x),
+            lambda x, offset: client.encode(x, draw=args.draw, seed=seed, offset=offset),
+        )
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in (("mean", "log_var", "z") if args.draw else ("mean", "log_var"))
+        for name in ("mean", "log_var", "z")
+        if getattr(parts[0], name) is not None
     }
-    outside = _outside([(part.values_outside_range, len(part.mean)) for part in parts])
+    outside = _outside(found, [(part.values_outside_range, len(part.mean)) for part in parts])
     metadata = {"values_outside_range": outside, **_provenance(info.served_by, seed=seed)}
     out.write_arrays(arrays | metadata)
-    what = f"{', '.join(arrays)} of {len(x)} rows, float32 {terminal.shape_of(info.default.z)}"
+    shape = terminal.shape_of(arrays["mean"].shape[1:])
+    what = f"{', '.join(arrays)} of {len(arrays['mean'])} rows, float32 {shape}"
     terminal.print_result(what, _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
     return 0
@@ -82,7 +89,10 @@ def decode(args: argparse.Namespace) -> int:
     z = inputs.read_latents(args.latents)
     with _connect(args) as client:
         info, client = _pin(client, out)
-        x = np.concatenate([client.decode(z[piece]).x for piece in _pieces(z, info)])
+        z = inputs.latent_rows(z, info)
+        x = np.concatenate(
+            [client.decode(z[piece]).x for piece in _pieces(info, info.shapes_of_z)(z)]
+        )
     _write(out, x, info, {})
     terminal.print_result(terminal.describe_rows(x), _path(out), info.served_by)
     return 0
@@ -92,9 +102,10 @@ def sample(args: argparse.Namespace) -> int:
     """Sample new rows in one call."""
     out = _output_path(args, OUTPUT_KINDS)
     with _connect(args) as client:
-        info, client = _pin(client, out)
+        info, client = _pin(client, out, args.size)
         result = client.sample(
             args.count,
+            sizes=sizes.sizes(info),
             seed=args.seed,
             offset=args.offset,
             temperature=args.temperature,
@@ -117,9 +128,10 @@ def stream(args: argparse.Namespace) -> int:
     out = OutputPath(args.out, ("npy", "npz", "folder"))
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
-        info, client = _pin(client, out)
+        info, client = _pin(client, out, args.size)
         chunks = client.stream_samples(
             args.count,
+            sizes=sizes.sizes(info),
             seed=seed,
             offset=args.offset,
             temperature=args.temperature,
@@ -145,35 +157,37 @@ def reconstruct(args: argparse.Namespace) -> int:
     out = _output_path(args, ("png", "npz"))
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
-        info, client = _pin(client, out)
-        x = inputs.read_rows(args.files, args.rows, info, _read_options(args, info))
-        parts = [
-            client.reconstruct(
-                x[piece], draw=args.draw, seed=seed, offset=piece.start, include_scores=args.scores
-            )
-            for piece in _pieces(x, info)
-        ]
-    reconstruction = np.concatenate([part.x for part in parts])
+        info, client = _pin(client, out, args.size)
+        found = _read(args, info)
+        if out is not None and out.kind == "npz":
+            groups.check_one_size(found)
+        parts = groups.call_each(
+            found,
+            _pieces(info, info.shapes_of_x),
+            lambda x, offset: client.reconstruct(
+                x, draw=args.draw, seed=seed, offset=offset, include_scores=args.scores
+            ),
+        )
     scores = {
-        name: np.concatenate([getattr(part, name) for part in parts])
+        name: groups.in_order(found, np.concatenate([getattr(part, name) for part in parts]))
         for name in ("reconstruction_error", "kl", "elbo")
         if args.scores
     }
-    outside = _outside([(part.values_outside_range, len(part)) for part in parts])
+    outside = _outside(found, [(part.values_outside_range, len(part)) for part in parts])
     if out is not None and out.kind == "png":
+        x = groups.images_in_order(found, [group.x for group in found])
+        reconstruction = groups.images_in_order(found, [part.x for part in parts])
         out.write(images.make_grid(_interleave(x, reconstruction), columns=min(len(x), COLUMNS)))
     elif out is not None:
         arrays = {
-            "x": x,
-            "reconstruction": reconstruction,
+            "x": found[0].x,
+            "reconstruction": np.concatenate([part.x for part in parts]),
             **scores,
             "values_outside_range": outside,
         }
         out.write_arrays(arrays | _provenance(info.served_by, seed=seed))
     terminal.show_table(scores)
-    terminal.print_result(
-        terminal.describe_rows(reconstruction), _path(out), info.served_by, seed=seed
-    )
+    terminal.print_result(groups.describe(found), _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
     return 0
 
@@ -182,11 +196,13 @@ def interpolate(args: argparse.Namespace) -> int:
     """Interpolate from --start to --end."""
     out = _output_path(args, OUTPUT_KINDS)
     with _connect(args) as client:
-        info, client = _pin(client, out)
+        info, client = _pin(client, out, args.size)
+        options = inputs.ReadOptions(args.resize, args.column)
         result = client.interpolate(
-            inputs.read_point(args.start, info, "--start", _read_options(args, info)),
-            inputs.read_point(args.end, info, "--end", _read_options(args, info)),
+            inputs.read_point(args.start, info, "--start", options),
+            inputs.read_point(args.end, info, "--end", options),
             steps=args.steps,
+            sizes=sizes.sizes(info) if args.size else None,
             path=args.path,
             include_z=out is not None and out.kind == "npz",
         )
@@ -199,22 +215,27 @@ def score(args: argparse.Namespace) -> int:
     """Print ELBO and log-likelihood of each row, in nats."""
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
-        info, client = _pin(client)
-        x = inputs.read_rows(args.files, args.rows, info, _read_options(args, info))
+        info, client = _pin(client, None, args.size)
+        found = _read(args, info)
         # The server bounds rows x draws: max_rows * 64.
-        max_rows = info.limits.max_rows * 64 // max(1, args.draws)
-        parts = [
-            client.score(x[piece], draws=args.draws, seed=seed, offset=piece.start)
-            for piece in _pieces(x, info, max_rows)
-        ]
+        most = 64.0 / max(1, args.draws)
+        parts = groups.call_each(
+            found,
+            _pieces(info, info.shapes_of_x, most),
+            lambda x, offset: client.score(x, draws=args.draws, seed=seed, offset=offset),
+        )
     names = ("elbo", "log_likelihood", "kl")
     terminal.show_table(
-        {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        {
+            name: groups.in_order(found, np.concatenate([getattr(part, name) for part in parts]))
+            for name in names
+        }
     )
-    what = f"{len(x)} rows, {parts[0].draws} draws each, in nats"
+    rows = sum(len(group.x) for group in found)
+    what = f"{rows} rows, {parts[0].draws} draws each, in nats"
     terminal.print_result(what, None, info.served_by, seed=seed)
     terminal.print_outside_range(
-        _outside([(part.values_outside_range, len(part.elbo)) for part in parts])
+        _outside(found, [(part.values_outside_range, len(part.elbo)) for part in parts])
     )
     return 0
 
@@ -250,40 +271,58 @@ def _connect(args: argparse.Namespace, healthy_only: bool = True) -> Client:
     )
 
 
-def _pin(client: Client, out: OutputPath | None = None) -> tuple[ModelInfo, Client]:
+def _pin(client: Client, out: OutputPath | None = None, size: str = "") -> tuple[ModelInfo, Client]:
     """The model, and a client for exactly its version: one file never has rows of two versions.
 
-    Raises InvalidArgument if `out` cannot store the model's data.
+    size: the value of --size, the default size of what is returned. Raises InvalidArgument if the
+    model does not take it, or `out` cannot store the model's data.
     """
     info = client.get_model()
     if out is not None:
         out.check(info.default.x)
-    return info, client.with_version(info.served_by)
+    return sizes.at_size(info, size), client.with_version(info.served_by)
 
 
-def _outside(parts: Sequence[tuple[Array | None, int]]) -> Array | None:
+def _read(args: argparse.Namespace, info: ModelInfo) -> list[Group]:
+    if args.size and not args.resize:
+        raise InvalidArgument("--size", "files have sizes of their own", "Add --resize")
+    options = inputs.ReadOptions(args.resize, args.column)
+    return inputs.read_rows(args.files, args.rows, info, options)
+
+
+def _outside(found: Sequence[Group], parts: Sequence[tuple[Array | None, int]]) -> Array | None:
     """The number of values of each row outside the model's range, from the counts and the number of
     rows of each response; None: all are 0."""
     if all(counts is None for counts, _ in parts):
         return None
-    return np.concatenate(
-        [np.zeros(rows, np.uint32) if counts is None else counts for counts, rows in parts]
-    )
+    counts_of_rows = [
+        np.zeros(rows, np.uint32) if counts is None else counts for counts, rows in parts
+    ]
+    return groups.in_order(found, np.concatenate(counts_of_rows))
 
 
-def _pieces(rows: Array, info: ModelInfo, max_rows: int = 1 << 30) -> Iterator[slice]:
-    """Ranges of rows that fit into one call, also the response."""
-    row_bytes = max(
-        rows[0].nbytes if len(rows) else 1, info.default.x.nbytes, 8 * info.default.z_size
-    )
-    by_bytes = info.limits.max_message_bytes // (2 * row_bytes)
-    step = max(1, min(info.limits.max_rows, by_bytes, max_rows))
-    for start in range(0, len(rows), step):
-        yield slice(start, min(len(rows), start + step))
+def _pieces(
+    info: ModelInfo, shapes_of: Callable[[Sequence[int]], Shapes], share: float = 1.0
+) -> Callable[[Array], Iterator[slice]]:
+    """Returns what gives the ranges of rows that fit into one call, also the response.
 
+    shapes_of: the shapes of a row or of a latent with these lengths
+    share:     so many times the server's limit of rows
+    """
+    message = info.limits.max_message_bytes
 
-def _read_options(args: argparse.Namespace, info: ModelInfo) -> inputs.ReadOptions:
-    return inputs.ReadOptions(args.resize, args.column)
+    def pieces(rows: Array) -> Iterator[slice]:
+        try:
+            shapes = shapes_of(rows.shape[1:])
+        except SizeError:
+            shapes = info.default  # the server reports the error
+        by_bytes = message // (2 * max(rows[0].nbytes, shapes.x.nbytes, 8 * shapes.z_size))
+        limit = min(info.limits.max_rows, shapes.rows_in(message))
+        step = max(1, min(limit, int(limit * share), by_bytes))
+        for start in range(0, len(rows), step):
+            yield slice(start, min(len(rows), start + step))
+
+    return pieces
 
 
 def _output_path(args: argparse.Namespace, kinds: tuple[str, ...]) -> OutputPath | None:
@@ -309,7 +348,7 @@ def _write(
     elif out.kind == "npz":
         out.write_arrays({"x": x, **metadata} | _provenance(info.served_by, offset=first))
     else:
-        with out.rows(len(x), info.default.x, first, {}) as write:
+        with out.rows(len(x), info.shapes_of_x(x.shape[1:]).x, first, {}) as write:
             write(x)
 
 

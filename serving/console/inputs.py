@@ -15,6 +15,7 @@ import numpy as np
 from latentd import images
 from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint
 from latentd.codec import Array
+from latentd.console.groups import Group, by_size
 from latentd.errors import InvalidArgument
 from latentd.manifest import Sized
 from latentd.readers import files, kinds, sources
@@ -35,8 +36,10 @@ class ReadOptions:
     column: str = ""
 
 
-def read_rows(patterns: Sequence[str], rows: slice, model: Sized, options: ReadOptions) -> Array:
-    """The range `rows` of the rows of all named files, in order.
+def read_rows(
+    patterns: Sequence[str], rows: slice, model: Sized, options: ReadOptions
+) -> list[Group]:
+    """The range `rows` of the rows of all named files, by size.
 
     The readers of `latentd batch` read only those rows. If a folder or a glob is named, or a file
     is skipped, a line on stderr counts the files. Raises InvalidArgument, ConfigError or BadData
@@ -55,25 +58,28 @@ def read_rows(patterns: Sequence[str], rows: slice, model: Sized, options: ReadO
     start, stop, _ = rows.indices(sum(sizes))
     if start >= stop:
         raise InvalidArgument("--rows", f"selects no rows out of {sum(sizes)}")
-    if (stop - start) * x.nbytes > MAX_WHOLE_BYTES:
-        raise InvalidArgument(
-            "--rows",
-            f"{stop - start:,} rows need more than {MAX_WHOLE_BYTES >> 30} GiB",
-            "Choose fewer with --rows, or use `latentd batch`",
-        )
+    if not model.axes:
+        _check_bytes((stop - start) * x.nbytes)
     for source, size in zip(found, sizes, strict=True):
         first, last = max(start - total, 0), min(stop - total, size)
         if first < last:
-            parts.append(_read(source, first, last, model, options))
+            parts += _read(source, first, last, model, options)
+            _check_bytes(sum(part.nbytes for part in parts))
         total += size
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise InvalidArgument("FILE", "rows of several sizes", "Send the rows of each size alone")
-    result: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return result
+    return by_size(parts)
+
+
+def _check_bytes(number: int) -> None:
+    if number > MAX_WHOLE_BYTES:
+        raise InvalidArgument(
+            "--rows",
+            f"the rows need more than {MAX_WHOLE_BYTES >> 30} GiB",
+            "Choose fewer with --rows, or use `latentd batch`",
+        )
 
 
 def read_latents(path: str) -> Array:
-    """z of shape (rows, latent size); from an .npz the array z, or mean if there is no z."""
+    """z as it is in the file; from an .npz the array z, or mean if there is no z."""
     path = os.path.expanduser(path)
     if kinds.kind_of(file_and_key(path)[0]) not in ("npy", "npz"):
         raise InvalidArgument(path, "not a file of latents", "Use a .npy or .npz file")
@@ -85,7 +91,12 @@ def read_latents(path: str) -> Array:
         z = array.read(0, array.shape[0])
     if not len(z):
         raise InvalidArgument(path, "has no latents", "It needs at least one")
-    return z[None] if z.ndim == 1 else z
+    return z
+
+
+def latent_rows(z: Array, model: Sized) -> Array:
+    """z of shape (rows, *z_shape), also of a single latent without an axis of rows."""
+    return z[None] if z.ndim == len(model.z.shape.dims) else z
 
 
 def read_point(text: str, model: Sized, field: str, options: ReadOptions) -> LatentAnchor:
@@ -96,17 +107,18 @@ def read_point(text: str, model: Sized, field: str, options: ReadOptions) -> Lat
             raise InvalidArgument(field, f"invalid point {text!r}", "Use seed:7 or seed:7@3")
         return SampledPoint(int(match[1]), int(match[2] or 0))
     if text.startswith("z:"):
-        z = read_latents(text.removeprefix("z:"))
+        z = latent_rows(read_latents(text.removeprefix("z:")), model)
         if len(z) != 1:
             raise InvalidArgument(field, f"expected exactly one latent, {text[2:]} has {len(z)}")
         return LatentPoint(z[0])
     row = _single(text, model)
     if row is not None:
         return DataPoint(row)
-    rows = read_rows([text], slice(None), model, options)
-    if len(rows) != 1:
-        raise InvalidArgument(field, f"expected exactly one row, {text} has {len(rows)}")
-    return DataPoint(rows[0])
+    groups = read_rows([text], slice(None), model, options)
+    count = sum(len(group.x) for group in groups)
+    if count != 1:
+        raise InvalidArgument(field, f"expected exactly one row, {text} has {count}")
+    return DataPoint(groups[0].x[0])
 
 
 def _size(source: Source, model: Sized, options: ReadOptions) -> int:
@@ -114,12 +126,18 @@ def _size(source: Source, model: Sized, options: ReadOptions) -> int:
         return reader.rows
 
 
-def _read(source: Source, start: int, stop: int, model: Sized, options: ReadOptions) -> Array:
+def _read(source: Source, start: int, stop: int, model: Sized, options: ReadOptions) -> list[Array]:
+    """Rows start..stop in parts that each have one size."""
     opened = sources.open_source(source, model, options.column, resize=options.resize)
+    one_size = not model.axes or options.resize or source.kind not in ("picture", "parquet")
+    step = stop - start if one_size else 1  # a reader gives rows of one size at a time
     with closing(opened) as reader:
-        chunk: Chunk = reader.read(start, stop)
-    if chunk.bad:
-        first, more = chunk.bad[0], len(chunk.bad) - 1
+        chunks: list[Chunk] = [
+            reader.read(first, min(first + step, stop)) for first in range(start, stop, step)
+        ]
+    bad = [row for chunk in chunks for row in chunk.bad]
+    if bad:
+        first, more = bad[0], len(bad) - 1
         name = files.printable(source.path)
         if source.kind == "picture":
             name = files.join(name, first.id) if name else first.id
@@ -129,7 +147,7 @@ def _read(source: Source, start: int, stop: int, model: Sized, options: ReadOpti
             name,
             first.reason + (f" (and {more:,} other invalid rows)" if more else ""),
         )
-    return chunk.x
+    return [chunk.x for chunk in chunks]
 
 
 def _single(text: str, model: Sized) -> Array | None:

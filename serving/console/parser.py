@@ -40,6 +40,7 @@ def add_client_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   latentd client sample --count 16 --seed 7 --out grid.png
+  latentd client sample --model photos --size 96x160 --out photo.png
   latentd client encode digits.npz --rows 0:100 --out latents.npz
   latentd client reconstruct photo.jpg --resize --out side_by_side.png
   latentd client interpolate --start seed:7 --end photo.png --steps 9 --out path.png
@@ -115,6 +116,7 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
         sample.add_argument(
             "--temperature", type=float, default=1.0, help="below 1: more typical, less varied (1)"
         )
+        _add_size(sample, "of the rows,")
         if name == "sample":
             sample.add_argument("--out", help=_OUT)
         else:
@@ -141,6 +143,7 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
             "z:FILE.npy (one latent)",
         )
     _add_reading(interpolate)
+    _add_size(interpolate, "of ends that are samples, and with --resize of files;")
     interpolate.add_argument("--steps", type=int, default=9, help="including both ends (9)")
     interpolate.add_argument("--path", choices=("slerp", "lerp"), default="slerp")
     interpolate.add_argument("--out", help=_OUT)
@@ -183,6 +186,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--rows", type=_rows, default=slice(None), metavar="FROM:TO", help="only these rows"
     )
     _add_reading(parser)
+    _add_size(parser, "with --resize:")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +197,16 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--column", default="", help="of Parquet files (x, or the only suitable one)"
+    )
+
+
+def _add_size(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--size",
+        default="",
+        metavar="SIZE",
+        help=f"{what} if the model takes several sizes: 96x160, as in the model's x, or h=96,w=160 "
+        "(the default size)",
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
@@ -14,10 +17,9 @@ from latentd.shapes import Shape
 
 def show_model(info: ModelInfo) -> None:
     """Print GetModel's response, one line for each field."""
-    low, high = info.x.range
     print(f"{info.served_by}, served: {', '.join(map(str, info.versions))}")
     print(f"  {info.x.kind}s, created {info.created}")
-    print(f"  x              {info.x.dtype} {_shape(info.x.shape)}, {low:g} to {high:g}")
+    print(f"  x              {info.x.dtype} {_shape(info.x.shape)}, {_range(info.x.range)}")
     print(f"  z              float32 {_shape(info.z.shape)}, {info.posterior} posterior")
     for axis in info.axes.values():
         print(f"  {axis.name:14} {axis.expected}, by default {axis.default}")
@@ -28,10 +30,9 @@ def show_model(info: ModelInfo) -> None:
         print(f"  no {name:11} this model {reason}")
     print(f"  preprocessing  {info.preprocessing}")
     limits = info.limits
-    print(
-        f"  limits         {limits.max_rows} rows, {limits.max_message_bytes >> 20} MiB per message"
-        f", {limits.max_draws} draws per row"
-    )
+    rows = f"{limits.max_rows} rows{' of the default size' if info.axes else ''}"
+    message = f"{limits.max_message_bytes >> 20} MiB per message"
+    print(f"  limits         {rows}, {message}, {limits.max_draws} draws per row")
     print(f"  provider       {info.provider}")
     for graph in info.profiles:
         known = [rows for rows in (1, graph.max_batch_rows) if rows in graph.seconds]
@@ -39,7 +40,17 @@ def show_model(info: ModelInfo) -> None:
             f", {graph.seconds[rows] * 1e3:.3g} ms for {rows} row{'s' * (rows > 1)}"
             for rows in known
         )
-        print(f"  {graph.graph:14} batches of up to {graph.max_batch_rows} rows{costs}")
+        size = f" of {shape_of(graph.x_shape)}" if info.axes else ""
+        print(f"  {graph.graph:14} batches of up to {graph.max_batch_rows} rows{size}{costs}")
+
+
+def model_document(info: ModelInfo) -> dict[str, Any]:
+    """GetModel's response for JSON. An infinite range is null."""
+    document = dataclasses.asdict(info)
+    document["x"]["shape"], document["z"]["shape"] = info.x.shape.json, info.z.shape.json
+    if math.inf in info.x.range:
+        document["x"]["range"] = None
+    return document
 
 
 def print_result(
@@ -61,6 +72,11 @@ def print_outside_range(counts: Array | None) -> None:
 def describe_rows(x: Array) -> str:
     """Number, dtype and shape of rows."""
     return f"{len(x)} rows of {x.dtype} {shape_of(x.shape[1:])}"
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    low, high = bounds
+    return "any finite number" if math.inf in bounds else f"{low:g} to {high:g}"
 
 
 def _shape(shape: Shape) -> str:
