@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final
 
@@ -217,8 +217,8 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         raise InvalidArgument("", what, "Save it as RGB") from None
 
 
-def encode_pngs(rows: Pixels) -> list[bytes]:
-    """One PNG per row of uint8 (rows, height, width[, 1 or 3])."""
+def encode_pngs(rows: Iterable[Pixels]) -> list[bytes]:
+    """One PNG per row of uint8, each (height, width[, 1 or 3])."""
     files = []
     for row in rows:
         file = io.BytesIO()
@@ -248,6 +248,16 @@ def make_grid(rows: Pixels, columns: int = 0, min_side: int = 512) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def shrunk(pixels: Pixels, side: int) -> Pixels:
+    """The image, (height, width[, 1 or 3]), reduced so that neither side is longer than `side`."""
+    if max(pixels.shape[:2]) <= side:
+        return pixels
+    image = _image(pixels)
+    image.thumbnail((side, side))
+    reduced: Pixels = np.asarray(image).reshape(image.height, image.width, *pixels.shape[2:])
+    return reduced
 
 
 def _image(pixels: NDArray[Any]) -> Image.Image:

@@ -11,19 +11,20 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentd import images
+from latentd.bundle import Shapes
 from latentd.client.channel import CredentialFiles
 from latentd.errors import ConfigError
 from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
-from latentd.jobs.inputs import RowReader
+from latentd.jobs.inputs import FoundInputs, ReadOptions, RowReader
 from latentd.jobs.job import ShardRange
 from latentd.jobs.model_rows import ModelRows
-from latentd.jobs.plan import BundleId, OutputSpec, Plan, default_shard_rows
+from latentd.jobs.plan import BundleId, OutputSpec, Plan, with_shards
 from latentd.jobs.progress import JobProgress
 from latentd.jobs.quarantine import Limit
 from latentd.jobs.reconstruct import check_output_spec, load_bundle
@@ -34,7 +35,7 @@ from latentd.readers import files
 from latentd.readers.rows import BadRow
 from latentd.runtime.provider import default_worker_count
 
-_TRIAL_ROWS = 2048  # run by --dry-run to estimate the time
+_TRIAL_ROWS, _TRIAL_BYTES = 2048, 64 << 20  # --dry-run runs up to so many to estimate the time
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,8 +72,8 @@ def _run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     # One process plans; the others wait, then find the plan in the folder.
     with contextlib.closing(Store(folder)) as store, store.locked(None, wait=True):
-        plan, plan_files = _plan(args, target, folder)
-        job.start_or_resume(plan, plan_files, store)
+        plan, found = _plan(args, target, folder)
+        job.start_or_resume(plan, found.files(), store)
     config = WorkerConfig(folder, plan, target.bundle, args.provider, _server(args))
     own_shards = range(plan.shards)[shard_range.index :: shard_range.count]
     own_rows = sum(len(plan.shard(i)) for i in own_shards)
@@ -126,28 +127,29 @@ def _print_summary(plan: Plan, manifests: list[ShardManifest], folder: Path) -> 
 def _dry_run(args: argparse.Namespace) -> int:
     folder, shard_range, limit = _folder(args), _shard_range(args), Limit(args.max_quarantined)
     target = _target(args)
-    plan, plan_files = _plan(args, target, folder)
+    plan, found = _plan(args, target, folder)
     for entry in plan.inputs:
         path = files.printable(entry.path) or "images"
         print(f"{entry.rows:>12,} rows, {entry.bytes:>14,} bytes  {path}")
+    runs = list(found.runs(plan.data))
     print(f"{plan.rows:>12,} rows in total, {plan.shards} shards of up to {plan.shard_rows:,}")
-    b = plan.bundle
-    print(f"Model: {b.model} version {b.version} ({b.digest[:15]}), batches of {plan.batch_rows}.")
-    size = plan.rows * outputs.bytes_per_row(plan, plan.data.default.z_size)
+    print(f"Model: {_describe_model(plan, {shapes.key: shapes for _, shapes in runs})}.")
+    size = sum(count * outputs.bytes_per_row(plan, shapes) for count, shapes in runs)
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     print(f"About {size / 1e9:,.3f} GB of output in {folder}; {free / 1e9:,.1f} GB are free.")
-    rows, seconds, bad = _trial_run(args, target, plan, plan_files)
+    count, part = _trial_rows(runs)
+    seconds, bad = _trial_run(args, target, plan, found, count)
     processes = min(_processes(args) or 1, plan.shards)
-    total = seconds / rows * plan.rows / (processes * shard_range.count)
+    total = seconds / part / (processes * shard_range.count)
     print(
-        f"{rows / seconds:,.0f} rows per second in one process, measured on {rows:,}; about "
+        f"{count / seconds:,.0f} rows per second in one process, measured on {count:,}; about "
         f"{total:,.0f} s with {processes} on each of {shard_range.count} machine(s)."
     )
-    print(f"{quarantine.share(len(bad), rows)} of this trial would be quarantined.")
+    print(f"{quarantine.share(len(bad), count)} of this trial would be quarantined.")
     if bad:
         print(quarantine.reasons(bad))
-    if len(bad) * plan.rows > limit.rows(plan.rows) * rows:
+    if len(bad) * plan.rows > limit.rows(plan.rows) * count:
         print(
             "At this rate the job would end with status "
             f"{exit_codes.QUARANTINED} and without {SUCCESS}: --max-quarantined {limit.text} "
@@ -158,23 +160,41 @@ def _dry_run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _describe_model(plan: Plan, sizes: Mapping[tuple[int, ...], Shapes]) -> str:
+    b, most = plan.bundle, {plan.rows_per_batch(shapes) for shapes in sizes.values()}
+    batches = f"batches of {max(most)}"
+    if len(sizes) > 1:
+        batches = f"{len(sizes):,} sizes, batches of {min(most)} to {max(most)} rows of one size"
+    return f"{b.model} version {b.version} ({b.digest[:15]}), {batches}"
+
+
+def _trial_rows(runs: Sequence[tuple[int, Shapes]]) -> tuple[int, float]:
+    """The number of the first rows that a trial runs, and their part of all bytes."""
+    rows = taken = total = 0
+    for count, shapes in runs:
+        total += count * shapes.x.nbytes
+        most = max(int(not rows), (_TRIAL_BYTES - taken) // shapes.x.nbytes)
+        first = max(0, min(count, _TRIAL_ROWS - rows, most))
+        rows, taken = rows + first, taken + first * shapes.x.nbytes
+    return rows, taken / total
+
+
 def _trial_run(
-    args: argparse.Namespace, target: _Target, plan: Plan, plan_files: dict[str, bytes]
-) -> tuple[int, float, list[BadRow]]:
-    """Run the first rows and discard the results: number of rows, seconds, and the bad rows."""
+    args: argparse.Namespace, target: _Target, plan: Plan, found: FoundInputs, count: int
+) -> tuple[float, list[BadRow]]:
+    """Run the first rows and discard the results: the seconds, and the bad rows."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in plan_files.items():
+        for name, content in found.files().items():
             (Path(folder) / name).write_bytes(content)
         config = WorkerConfig(Path(folder), plan, target.bundle, args.provider, _server(args))
         reconstruct = worker.create_reconstructor(config)
-        rows = RowReader(plan, Path(folder))
-        count = min(plan.rows, _TRIAL_ROWS)
+        rows = RowReader(plan, Path(folder), reconstruct.consecutive)
         with contextlib.closing(rows):
-            list(reconstruct(rows.read(0, min(count, plan.batch_rows), plan.batch_rows)))  # warm-up
+            list(reconstruct(rows.read(0, min(count, plan.batch_rows))))  # warm-up
             start = time.monotonic()
-            results = list(reconstruct(rows.read(0, count, plan.batch_rows)))
+            results = list(reconstruct(rows.read(0, count)))
             seconds = time.monotonic() - start
-            return count, seconds, [bad for result in results for bad in result.bad]
+            return seconds, [bad for result in results for bad in result.bad]
 
 
 @dataclass(frozen=True)
@@ -217,33 +237,63 @@ def _server(args: argparse.Namespace) -> RemoteServer | None:
     )
 
 
-def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan, dict[str, bytes]]:
-    """The requested plan, and the files that belong to it."""
-    wanted = OutputSpec(
-        format=args.format,
-        scores=not args.no_scores,
-        latents=not args.no_latents,
-        reconstruction=args.reconstruction,
-        draw=args.draw,
-        seed=args.seed,
-    )
+def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan, FoundInputs]:
+    """The requested plan, and the inputs that it is made of."""
+    wanted = _output_spec(args, target)
     check_output_spec(wanted, target.unavailable, images.is_png_compatible(target.data.default.x))
-    columns, known = (args.column, args.id_column), job.known_plan(folder)
-    found = inputs.find_inputs(args.input, target.data, *columns, known, folder)
+    options = ReadOptions(args.column, args.id_column, args.resize)
+    known = job.known_plan(folder)
+    found = inputs.find_inputs(args.input, target.data, options, known, folder)
     print(f"--input: {found.counts}.", flush=True)
     plan = Plan(
         bundle=target.bundle_id,
         data=target.data,
         inputs=found.inputs,
         wanted=wanted,
-        shard_rows=args.shard_rows or default_shard_rows(target.data.default, wanted),
         batch_rows=max(1, args.batch_rows),
         resize=args.resize,
         training_scores=target.training_scores if wanted.scores else {},
         files=dataclasses.asdict(found.counts),
     )
     outputs.check(plan)
-    return plan, found.files()
+    return with_shards(plan, found.runs(plan.data), args.shard_rows), found
+
+
+def _output_spec(args: argparse.Namespace, target: _Target) -> OutputSpec:
+    """What the flags ask for. If no flag asks for scores and the model has none, they are left out
+    and a line says so. Raises ConfigError."""
+    if args.encode:
+        others = {
+            "--scores": args.scores,
+            "--no-latents": args.no_latents,
+            "--draw": args.draw,
+            "--reconstruction": args.reconstruction != "none",
+        }
+        if given := [flag for flag, is_given in others.items() if is_given]:
+            raise ConfigError(f"--encode writes only z: use it without {' and '.join(given)}.")
+        return OutputSpec(
+            format=args.format,
+            scores=False,
+            latents=False,
+            seed=args.seed,
+            encode=args.encode,
+            z_dtype=args.z_dtype,
+        )
+    if args.z_dtype != "float32":
+        raise ConfigError(f"--z-dtype {args.z_dtype} is for --encode only.")
+    scores = args.scores
+    if scores is None:
+        scores = "score" not in target.unavailable
+        if not scores:
+            print(f"No scores: this model {target.unavailable['score']}.", flush=True)
+    return OutputSpec(
+        format=args.format,
+        scores=scores,
+        latents=not args.no_latents,
+        reconstruction=args.reconstruction,
+        draw=args.draw,
+        seed=args.seed,
+    )
 
 
 def _folder(args: argparse.Namespace) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,7 @@ WORST: Final = 32
 EVENLY: Final = 32
 _COLUMNS: Final = 8  # pairs side by side in the PNG
 _SPARE: Final = 8  # extra rows, because some of the worst may be equal
+_SIDE: Final = 256  # of the images shown
 _POINTS: Final = 200  # of a line plot
 _SHOWN_DIFFERENCES: Final = 3  # numbers that are printed below a plot
 
@@ -77,7 +79,7 @@ def render(
         both = [
             _pixels(x, plan.x) for pair in worst + others for x in (pair.x, pair.reconstruction)
         ]
-        sheets["sheet.png"] = images.make_grid(np.stack(both), 2 * _COLUMNS, min_side=1024)
+        sheets["sheet.png"] = images.make_grid(_framed(both), 2 * _COLUMNS, min_side=1024)
     return sheets
 
 
@@ -107,7 +109,7 @@ def _pairs(wanted: Sequence[int], rows: RowReader, reconstruct: Reconstruct) -> 
 
     def chunks() -> Iterator[Chunk]:
         for row in wanted:
-            for chunk in rows.read(row, row + 1, 1):
+            for chunk in rows.read(row, row + 1):
                 seen.append(chunk.x)
                 yield chunk
 
@@ -124,11 +126,29 @@ def _is_image(x: DataSpec) -> bool:
 
 
 def _pixels(x: Array, spec: DataSpec) -> images.Pixels:
+    """The row as an image of at most _SIDE x _SIDE pixels."""
     if spec.dtype == "uint8":
-        return x
-    low, high = spec.range
+        return images.shrunk(x, _SIDE)
+    low, high = _range(spec, x)
     scaled: images.Pixels = np.rint((x - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
-    return scaled
+    return images.shrunk(scaled, _SIDE)
+
+
+def _range(spec: DataSpec, *rows: Array) -> tuple[float, float]:
+    """The model's range; if it is unknown, that of the values in these rows."""
+    if math.isfinite(spec.range[0]):
+        return spec.range
+    low, high = min(float(row.min()) for row in rows), max(float(row.max()) for row in rows)
+    return low, high if high > low else low + 1.0
+
+
+def _framed(pictures: Sequence[images.Pixels]) -> images.Pixels:
+    """All pictures in one array, each at the top left of a white frame of the largest size."""
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    framed = np.full((len(pictures), height, width, *pictures[0].shape[2:]), 255, np.uint8)
+    for frame, picture in zip(framed, pictures, strict=True):
+        frame[: picture.shape[0], : picture.shape[1]] = picture
+    return framed
 
 
 def _html(plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
@@ -154,7 +174,7 @@ def _html(plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
 
 def _figure(pair: _Pair, spec: DataSpec) -> str:
     if _is_image(spec):
-        both = np.stack([_pixels(x, spec) for x in (pair.x, pair.reconstruction)])
+        both = [_pixels(x, spec) for x in (pair.x, pair.reconstruction)]
         shown = "".join(
             f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             for png in images.encode_pngs(both)
@@ -175,7 +195,7 @@ def _plot(pair: _Pair, spec: DataSpec) -> str:
     parts = np.array_split(np.abs(x - reconstruction), min(_POINTS, len(x)))
     starts = np.cumsum([0, *map(len, parts[:-1])])
     at = starts + [int(part.argmax()) for part in parts]
-    low, high = spec.range
+    low, high = _range(spec, pair.x, pair.reconstruction)
     bottom, top = (float(f((*x[at], *reconstruction[at], low, high))) for f in (np.min, np.max))
     height = (top - bottom) or 1.0
 

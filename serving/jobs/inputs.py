@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, Self
+
+import numpy as np
 
 from latentd import images
-from latentd.errors import BadData, ConfigError
+from latentd.bundle import Shapes
+from latentd.errors import BadData, ConfigError, InvalidArgument
+from latentd.jobs import sizes
 from latentd.jobs.model_rows import ModelRows
 from latentd.jobs.plan import Input, Plan
+from latentd.jobs.sizes import SizeFile
 from latentd.readers import files, sources, verified
 from latentd.readers.arrays import ArrayReader, file_and_key
 from latentd.readers.parquet import TableReader
-from latentd.readers.pictures import Names, PictureReader, file_path
-from latentd.readers.rows import BadRow, Chunk, Reader
+from latentd.readers.pictures import Names, PictureReader, file_path, find_shapes
+from latentd.readers.rows import BadRow, Chunk, Reader, join
 from latentd.readers.sources import Counts, Source
 from latentd.readers.verified import DIGEST_BYTES, Digests, open_verified
 
 PLAN: str = "plan.json"
 NAMES: str = "plan.names"
 SUMS: str = "plan.sums"
+SIZES: str = "plan.sizes"
 _UNREADABLE: Final = bytes(DIGEST_BYTES)
 
 
@@ -38,52 +43,70 @@ class FoundInputs:
     names:  the content of plan.names, the names of all images
     sums:   the content of plan.sums: for each input, the sha256 of every block of verified.BLOCK
             bytes, or of every image
+    sizes:  the content of plan.sizes: the size of every row of the inputs with several
     counts: number of files found, taken and left out
     """
 
     inputs: tuple[Input, ...]
     names: bytes
     sums: bytes
+    sizes: bytes
     counts: Counts
 
     def files(self) -> dict[str, bytes]:
         """The files that are stored with the plan, by name."""
-        return {NAMES: self.names, SUMS: self.sums}
+        several = {SIZES: self.sizes} if self.sizes else {}
+        return {NAMES: self.names, SUMS: self.sums} | several
+
+    def runs(self, model: ModelRows) -> Iterator[tuple[int, Shapes]]:
+        """Rows of the same shapes that follow each other: their number and shapes, for all rows."""
+        axes, first = len(model.axes), 0
+        for entry in self.inputs:
+            if entry.sizes:
+                lengths = np.frombuffer(self.sizes, "<u4").reshape(-1, axes)
+                for count, size in sizes.runs(lengths[first : first + entry.rows]):
+                    yield count, model.of_size(size)
+                first += entry.rows
+            else:
+                yield entry.rows, model.of_size(entry.size)
 
 
 def find_inputs(
     patterns: Sequence[str],
     model: ModelRows,
-    column: str,
-    id_column: str,
+    options: ReadOptions,
     known: Plan | None,
     folder: Path,
 ) -> FoundInputs:
-    """Find the inputs that `patterns` name, and compute their checksums.
+    """Find the inputs that `patterns` name; compute their checksums and the sizes of their rows.
 
-    known: the plan in `folder`. The checksums of an input are reused if its stamp is unchanged;
-    otherwise the input is read once. Raises ConfigError, BadData.
+    known: the plan in `folder`. What it knows of an input is reused if the input's stamp is
+    unchanged; otherwise the input is read once. Raises ConfigError, BadData.
     """
-    known_sums = _read_known_sums(known, folder)
-    inputs: list[Input] = []
-    names, sums, counts = b"", [], Counts()
+    known_inputs = _read_known(known, folder, model, options)
+    described: list[_Described] = []
+    names, counts = b"", Counts()
     for pattern in patterns:
         for source in sources.find(pattern, counts, "--input"):
             if source.kind != "picture":
-                entry, digests = _describe_file(source, model, column, id_column, known_sums)
+                described.append(_describe_file(source, model, options, known_inputs))
             elif images.is_png_compatible(model.default.x):
-                entry, digests, lines = _describe_pictures(source, known_sums)
-                names += lines
+                described.append(_describe_pictures(source, model, options, known_inputs))
+                names += Names.to_bytes(source.names)
             else:
                 raise ConfigError(
                     f"--input {files.printable(pattern)} has images; this model takes "
                     f"{model.x.kind}s of {model.x.dtype} {model.x.shape}."
                 )
-            inputs.append(entry)
-            sums.append(digests)
-    if not sum(i.rows for i in inputs):
+    if not sum(one.entry.rows for one in described):
         raise ConfigError("--input has no rows.")
-    return FoundInputs(tuple(inputs), names, b"".join(sums), counts)
+    return FoundInputs(
+        tuple(one.entry for one in described),
+        names,
+        b"".join(one.digests for one in described),
+        b"".join(one.sizes for one in described),
+        counts,
+    )
 
 
 def changed(plan: Plan, folder: Path) -> list[str]:
@@ -107,31 +130,71 @@ def changed(plan: Plan, folder: Path) -> list[str]:
 
 
 class RowReader:
-    """Reads the rows of all inputs, numbered over the job. It keeps only the last input open."""
+    """Reads the rows of all inputs, numbered over the job. It keeps only the last input open.
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
-        self._plan, self._folder = plan, folder
+    consecutive: the rows of a chunk follow each other, and so do the chunks
+    """
+
+    def __init__(self, plan: Plan, folder: Path, consecutive: bool = False) -> None:
+        self._plan, self._folder, self._consecutive = plan, folder, consecutive
         self._starts = [0, *accumulate(i.rows for i in plan.inputs)]
         self._open: tuple[int, Reader] | None = None
         self._names: Names | None = None
         self._sums: Digests | None = None
+        self._sizes: SizeFile | None = None
 
-    def read(self, start: int, stop: int, max_rows: int) -> Iterator[Chunk]:
-        """Rows start..stop in chunks of up to `max_rows` rows of one input each."""
+    def read(self, start: int, stop: int) -> Iterator[Chunk]:
+        """Rows start..stop in chunks, which are the batches. The rows of a chunk have one input and
+        one size; they are in order, and so are the chunks if the rows of an input have one size."""
         while start < stop:
             index = bisect_right(self._starts, start) - 1
-            shift = self._starts[index]
-            end = min(start + max_rows, stop, self._starts[index + 1])
-            chunk = self._reader(index).read(start - shift, end - shift)
-            bad = [BadRow(row.row + shift, row.id, row.reason) for row in chunk.bad]
-            yield dataclasses.replace(chunk, rows=chunk.rows + shift, bad=bad)
+            end = min(stop, self._starts[index + 1])
+            entry = self._plan.inputs[index]
+            if entry.sizes:
+                yield from self._read_mixed(index, start, end)
+            else:
+                rows = self._plan.rows_per_batch(self._plan.data.of_size(entry.size))
+                for first in range(start, end, rows):
+                    yield self._read_from(index, first, min(first + rows, end))
             start = end
 
     def close(self) -> None:
-        for opened in (self._open and self._open[1], self._names, self._sums):
+        for opened in (self._open and self._open[1], self._names, self._sums, self._sizes):
             if opened:
                 opened.close()
-        self._open = self._names = self._sums = None
+        self._open = self._names = self._sums = self._sizes = None
+
+    def _read_from(self, index: int, start: int, stop: int) -> Chunk:
+        shift = self._starts[index]
+        chunk = self._reader(index).read(start - shift, stop - shift)
+        bad = [BadRow(row.row + shift, row.id, row.reason) for row in chunk.bad]
+        return replace(chunk, rows=chunk.rows + shift, bad=bad)
+
+    def _read_mixed(self, index: int, start: int, stop: int) -> Iterator[Chunk]:
+        """Rows of one input with several sizes, read in order. A chunk is given once its last row
+        is read. The plan alone decides which rows it has, so a bad row changes no other batch."""
+        plan, lengths = self._plan, self._lengths(index, start, stop)
+
+        def limit(size: sizes.Size) -> int:
+            return plan.rows_per_batch(plan.data.of_size(size))
+
+        batches = sizes.batches(lengths, limit, self._consecutive)
+        batch_of = np.empty(stop - start, np.int64)
+        for number, rows in enumerate(batches):
+            batch_of[rows] = number
+        pending: dict[int, list[Chunk]] = {}
+        for row, number in enumerate(batch_of.tolist()):
+            read = self._read_from(index, start + row, start + row + 1)
+            pending.setdefault(number, []).append(read)
+            if row == batches[number][-1]:
+                yield join(pending.pop(number), plan.x)
+
+    def _lengths(self, index: int, start: int, stop: int) -> sizes.Lengths:
+        plan = self._plan
+        if self._sizes is None:
+            self._sizes = SizeFile(self._folder / SIZES, len(plan.data.axes))
+        before = sum(entry.rows for entry in plan.inputs[:index] if entry.sizes)
+        return self._sizes.read(before + start - self._starts[index], stop - start)
 
     def _reader(self, index: int) -> Reader:
         if self._open is None or self._open[0] != index:
@@ -165,19 +228,56 @@ class RowReader:
         )
 
 
-_KnownSums = dict[tuple[str, str], tuple[str, bytes]]
-"""(path, stamp) of an input -> its sha256 and its part of plan.sums."""
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How inputs are read.
+
+    column, id_column: of tables, "": see TableReader; resize: images to the model's default size
+    """
+
+    column: str = ""
+    id_column: str = ""
+    resize: bool = False
 
 
-def _read_known_sums(known: Plan | None, folder: Path) -> _KnownSums:
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """An input, its part of plan.sums, and its part of plan.sizes."""
+
+    entry: Input
+    digests: bytes
+    sizes: bytes = b""
+
+
+_Known = dict[tuple[str, str], _Described]
+"""(path, stamp) of an input -> what the plan knows of it."""
+
+
+def _read_known(known: Plan | None, folder: Path, model: ModelRows, options: ReadOptions) -> _Known:
     if known is None or not (folder / SUMS).exists():
         return {}
-    digests, found, first = Digests(folder / SUMS), {}, 0
-    for entry in known.inputs:
-        count = _sum_count(entry)
-        found[entry.path, entry.stamp] = entry.sha256, digests.read(first, count)
-        first += count
-    digests.close()
+    if model.axes and (known.data, known.resize) != (model, options.resize):
+        return {}  # rows have other sizes
+    has_sizes = any(entry.sizes for entry in known.inputs)
+    if has_sizes and not (folder / SIZES).exists():
+        return {}
+    found: _Known = {}
+    with ExitStack() as stack:
+        digests = stack.enter_context(closing(Digests(folder / SUMS)))
+        lengths = (
+            stack.enter_context(closing(SizeFile(folder / SIZES, len(model.axes))))
+            if has_sizes
+            else None
+        )
+        first = first_row = 0
+        for entry in known.inputs:
+            count, part = _sum_count(entry), b""
+            if entry.sizes and lengths:
+                part = lengths.read(first_row, entry.rows).tobytes()
+                first_row += entry.rows
+            described = _Described(entry, digests.read(first, count), part)
+            found[entry.path, entry.stamp] = described
+            first += count
     return found
 
 
@@ -187,46 +287,102 @@ def _sum_count(entry: Input) -> int:
 
 
 def _describe_file(
-    source: Source, model: ModelRows, column: str, id_column: str, known_sums: _KnownSums
-) -> tuple[Input, bytes]:
+    source: Source, model: ModelRows, options: ReadOptions, known: _Known
+) -> _Described:
     path, _ = file_and_key(source.path)
     size, stamp = files.size_and_stamp(path)
-    reader = sources.open_source(source, model, column, id_column)
-    if isinstance(reader, TableReader):
-        kind, columns = "table", (reader.column, id_column)
+    before = known.get((source.path, stamp))
+    columns = options.column, options.id_column
+    with closing(sources.open_source(source, model, *columns, options.resize)) as reader:
+        entry = Input("array", source.path, reader.rows, size, "", stamp=stamp)
+        row_sizes = _RowSizes(model.default.key)
+        if isinstance(reader, TableReader):
+            entry = replace(entry, kind="table", column=reader.column, id_column=options.id_column)
+            if before is not None and before.entry.column == reader.column:
+                row_sizes = _RowSizes.of(before)
+            elif model.axes and not options.resize:
+                row_sizes = _RowSizes.find(reader.row_shapes(), model)
+        elif isinstance(reader, ArrayReader):
+            row_sizes = _RowSizes(reader.shapes.key)
+    if before is not None:
+        whole, digests = before.entry.sha256, before.digests
     else:
-        kind, columns = "array", ("", "")
-    rows = reader.rows
-    reader.close()
-    whole, digests = known_sums.get((source.path, stamp)) or verified.compute_digests(path)
+        whole, digests = verified.compute_digests(path)
     if len(digests) != DIGEST_BYTES * verified.blocks(size):
         raise BadData(f"{files.printable(path)} changed size while it was read. Retry.")
-    return Input(kind, source.path, rows, size, whole, *columns, stamp=stamp), digests
+    return row_sizes.describe(replace(entry, sha256=whole), digests)
 
 
-def _describe_pictures(source: Source, known_sums: _KnownSums) -> tuple[Input, bytes, bytes]:
-    """The input, its part of plan.sums, and its part of plan.names."""
+def _describe_pictures(
+    source: Source, model: ModelRows, options: ReadOptions, known: _Known
+) -> _Described:
     folder, names = source.path, source.names
-    lines = Names.to_bytes(names)
     stamp, size = _stamp_pictures(folder, names)
-    whole, digests = known_sums.get((folder, stamp)) or _sum_pictures(folder, names)
-    names_sum = hashlib.sha256(lines).hexdigest()
+    names_sum = hashlib.sha256(Names.to_bytes(names)).hexdigest()
+    before = known.get((folder, stamp))
+    if before is not None:
+        whole, digests, row_sizes = before.entry.sha256, before.digests, _RowSizes.of(before)
+    else:
+        of_each = model if model.axes and not options.resize else None
+        whole, digests, shapes = _sum_pictures(folder, names, of_each)
+        row_sizes = _RowSizes.find(shapes, model) if of_each else _RowSizes(model.default.key)
     entry = Input("pictures", folder, len(names), size, whole, names=names_sum, stamp=stamp)
-    return entry, digests, lines
+    return row_sizes.describe(entry, digests)
 
 
-def _sum_pictures(folder: str, names: Sequence[str]) -> tuple[str, bytes]:
-    """The sha256 of all files together, and of each. A file that cannot be read raises nothing
-    here: it becomes a bad row later."""
-    total, digests = hashlib.sha256(), []
+@dataclass(frozen=True, slots=True)
+class _RowSizes:
+    """The size of all rows of an input, or its part of plan.sizes if they have several."""
+
+    size: sizes.Size = ()
+    several: bytes = b""
+
+    @classmethod
+    def find(cls, shapes: Iterable[Shapes | None], model: ModelRows) -> Self:
+        """Of rows with these shapes."""
+        lengths = sizes.collect(shapes, len(model.axes))
+        size = sizes.common(lengths)
+        return cls(several=lengths.tobytes()) if size is None else cls(size or model.default.key)
+
+    @classmethod
+    def of(cls, known: _Described) -> Self:
+        """Of an input that the plan knows."""
+        return cls(known.entry.size, known.sizes)
+
+    def describe(self, entry: Input, digests: bytes) -> _Described:
+        """The input with its sizes."""
+        several = hashlib.sha256(self.several).hexdigest() if self.several else ""
+        return _Described(replace(entry, size=self.size, sizes=several), digests, self.several)
+
+
+def _sum_pictures(
+    folder: str, names: Sequence[str], model: ModelRows | None = None
+) -> tuple[str, bytes, list[Shapes | None]]:
+    """The sha256 of all files together, and of each; for a model, also the shapes of each row, or
+    None. A file that cannot be read raises nothing here: it becomes a bad row later."""
+    total, digests, found = hashlib.sha256(), [], list[Shapes | None]()
     for name in names:
+        shapes = None
         try:
-            digest = files.sha256(file_path(folder, name))
+            with files.open_file(file_path(folder, name)) as file:
+                if model:
+                    shapes = _shapes_of(file, model)
+                    file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
         except BadData:
             digest = _UNREADABLE
         total.update(f"{name}\0{digest.hex()}\n".encode("utf-8", "surrogatepass"))
         digests.append(digest)
-    return total.hexdigest(), b"".join(digests)
+        found.append(shapes)
+    return total.hexdigest(), b"".join(digests), found
+
+
+def _shapes_of(file: BinaryIO, model: ModelRows) -> Shapes | None:
+    try:
+        with images.pillow_warnings_ignored():
+            return find_shapes(file, model, resize=False)
+    except InvalidArgument:
+        return None
 
 
 def _stamp_pictures(folder: str, names: Sequence[str]) -> tuple[str, int]:

@@ -201,14 +201,17 @@ def _finish(
         store.publish(name, data)
     store.sweep()
     content = {"plan": plan.digest, "shards": plan.shards, "rows": plan.rows, "written": written}
-    store.publish(SUCCESS, to_json(content | {"quarantined": len(quarantined)}))
+    bundle = dataclasses.asdict(plan.bundle)
+    store.publish(SUCCESS, to_json(content | {"quarantined": len(quarantined), "bundle": bundle}))
 
 
 def _sheet(
     config: WorkerConfig, store: Store, manifests: Sequence[ShardManifest]
 ) -> dict[str, bytes]:
-    """The contact sheet's files; none if every row is quarantined."""
+    """The contact sheet's files; none if every row is quarantined, or the job only encodes."""
     plan = config.plan
+    if plan.wanted.encode:
+        return {}
     wanted = dataclasses.replace(plan.wanted, reconstruction="raw", latents=False)
     with_x = dataclasses.replace(config, plan=dataclasses.replace(plan, wanted=wanted))
     rows = RowReader(plan, store.folder)

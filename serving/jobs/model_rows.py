@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from latentd.bundle import LatentFormat, Manifest, RowFormat
+from latentd.bundle import LatentFormat, Manifest, RowFormat, Shapes
 from latentd.manifest import Sized
 from latentd.shapes import Axis, Shape
 
@@ -37,6 +37,10 @@ class ModelRows(Sized):
             parameters=model.parameters,
             posterior=model.posterior,
         )
+
+    def of_size(self, size: tuple[int, ...]) -> Shapes:
+        """The rows of this size: the length of each free axis; () or zeros: the default."""
+        return self.at(dict(zip(self.axes, size, strict=True))) if any(size) else self.default
 
     def to_json(self) -> dict[str, Any]:
         """As `from_json` reads it."""

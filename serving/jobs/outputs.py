@@ -6,14 +6,21 @@ Parquet has these columns:
                               data; only if the model's likelihood scores such values
     reconstruction_error, kl, elbo      float32, nats
     *_percentile              float32: of each score among the training rows, if the bundle has them
-    mean, log_var             lists of float32 of one length; no log_var if the posterior is a point
+    mean, log_var, z          lists in C order, float32; no log_var if the posterior is a point;
+                              z, of encode jobs, may be float16
+    z_shape                   list of int32: the shape of the row's latents; in encode jobs, and if
+                              the model has free axes
     reconstruction            a PNG file, or the row's bytes in C order
-.npy is one structured array with the same fields except id, for numpy.load(mmap_mode=...).
+    x_shape                   list of int32: the shape of the reconstruction; if the model has free
+                              axes
+Lists have one length unless the model has free axes. .npy is one structured array with the same
+fields except id and the shapes, for numpy.load(mmap_mode=...); its rows have one size.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -21,14 +28,14 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from latentd import images
-from latentd.bundle import SCORES
+from latentd.bundle import SCORES, Shapes
 from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
-from latentd.jobs.reconstruct import Floats, Results
+from latentd.jobs.reconstruct import Floats, Results, Rows
 from latentd.ranges import Counts
 
 OUTSIDE: Final = "values_outside_range"
-_LATENTS: Final = ("mean", "log_var")
+_LATENTS: Final = ("mean", "log_var", "z")
 
 
 def suffix(plan: Plan) -> str:
@@ -36,7 +43,13 @@ def suffix(plan: Plan) -> str:
 
 
 def check(plan: Plan) -> None:
-    """Raise ConfigError if the format's package is missing, before any work is done."""
+    """Raise ConfigError, before any work is done, if the format cannot hold rows of several sizes
+    or its package is missing."""
+    if plan.wanted.format == "npy" and plan.shapes is None:
+        raise ConfigError(
+            "--format npy: an array has rows of one size, and --input has rows of several. Use "
+            "--format parquet, or --resize."
+        )
     if plan.wanted.format == "parquet":
         try:
             import pyarrow.parquet  # noqa: F401
@@ -61,22 +74,24 @@ def count(path: Path) -> int:
     return len(np.load(path, mmap_mode="r"))
 
 
-def bytes_per_row(plan: Plan, latent_size: int) -> int:
-    """An estimate; PNG files count as half of their pixels."""
-    wanted = plan.wanted
-    x = {"none": 0, "png": plan.x.nbytes // 2, "raw": plan.x.nbytes}[wanted.reconstruction]
+def bytes_per_row(plan: Plan, shapes: Shapes) -> int:
+    """An estimate for rows of these shapes; PNG files count as half of their pixels."""
+    wanted, nbytes = plan.wanted, shapes.x.nbytes
+    x = {"none": 0, "png": nbytes // 2, "raw": nbytes}[wanted.reconstruction]
     scores = (24 if plan.training_scores else 12) if wanted.scores else 0
     outside = 4 if _counts_outside(plan) else 0
-    return 16 + outside + x + scores + (8 * latent_size if wanted.latents else 0)
+    latents = 8 * shapes.z_size if wanted.latents else 0
+    z = np.dtype(wanted.z_dtype).itemsize * shapes.z_size if wanted.encode else 0
+    return 16 + outside + x + scores + latents + z
 
 
 def _counts_outside(plan: Plan) -> bool:
     """Whether rows may hold values outside the model's range, so that the file counts them."""
     every_byte = plan.x.dtype == "uint8" and plan.x.range == (0, 255)
-    return not plan.x.bounded and not every_byte
+    return not plan.x.bounded and not every_byte and math.isfinite(plan.x.range[0])
 
 
-def _numbers(results: Results, plan: Plan) -> dict[str, Floats | Counts]:
+def _numbers(results: Results, plan: Plan) -> dict[str, Rows | Counts]:
     """The requested numeric columns: values outside the range, scores, percentiles, latents."""
     outside = {OUTSIDE: results.outside} if _counts_outside(plan) else {}
     columns = {name: getattr(results, name) for name in (*SCORES, *_LATENTS)}
@@ -96,11 +111,13 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"row": pa.array(results.rows), "id": pa.array(results.ids, "string")}
-    for name, values in _numbers(results, plan).items():
-        flat = pa.array(values.reshape(-1))
-        columns[name] = (
-            flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-        )
+    free = bool(plan.data.axes)
+    numbers = _numbers(results, plan)
+    for name, values in numbers.items():
+        columns[name] = _lists(values, free) if name in _LATENTS else pa.array(values)
+    latents = next((numbers[name] for name in _LATENTS if name in numbers), None)
+    if latents is not None and (free or plan.wanted.encode):
+        columns["z_shape"] = _shapes(latents, len(plan.data.z.shape.dims))
     if results.x is not None:
         rows = (
             images.encode_pngs(results.x)
@@ -108,24 +125,54 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
             else [row.tobytes() for row in results.x]
         )
         columns["reconstruction"] = pa.array(rows, "binary")
-    table = pa.table(columns).replace_schema_metadata(
-        {
-            "latentd.model": plan.bundle.model,
-            "latentd.version": str(plan.bundle.version),
-            "latentd.bundle": plan.bundle.digest,
-            "latentd.plan": plan.digest,
-            "latentd.x": json.dumps({"shape": list(plan.x.shape), "dtype": plan.x.dtype}),
-        }
-    )
+        if free:
+            columns["x_shape"] = _shapes(results.x, len(plan.data.x.shape.dims))
+    metadata = {
+        "latentd.model": plan.bundle.model,
+        "latentd.version": str(plan.bundle.version),
+        "latentd.bundle": plan.bundle.digest,
+        "latentd.plan": plan.digest,
+        "latentd.x": json.dumps({"shape": plan.data.x.shape.json, "dtype": plan.x.dtype}),
+    }
+    if "z_shape" in columns or len(plan.data.z.shape.dims) > 1:
+        metadata["latentd.z"] = json.dumps({"shape": plan.data.z.shape.json})
+    table = pa.table(columns).replace_schema_metadata(metadata)
     # Latents and scores are close to noise: compression would gain nothing.
     compression = {name: "none" for name in columns} | {"id": "snappy"}
+    compression |= {name: "snappy" for name in ("z_shape", "x_shape") if name in columns}
     if plan.wanted.reconstruction == "raw":
         compression["reconstruction"] = "snappy"
     # Readers do not filter by ranges of latents or pixels.
-    statistics = [name for name in columns if name not in (*_LATENTS, "reconstruction")]
+    unfiltered = (*_LATENTS, "z_shape", "reconstruction", "x_shape")
+    statistics = [name for name in columns if name not in unfiltered]
     pq.write_table(
         table, file, compression=compression, use_dictionary=False, write_statistics=statistics
     )
+
+
+def _lists(values: Rows, free: bool) -> Any:
+    """An Arrow array with a list for each row; free: rows may differ in size."""
+    import pyarrow as pa
+
+    if not free:
+        assert isinstance(values, np.ndarray)
+        return pa.FixedSizeListArray.from_arrays(
+            pa.array(values.reshape(-1)), math.prod(values.shape[1:])
+        )
+    ends = np.cumsum([0, *(row.size for row in values)], dtype=np.int32)
+    if isinstance(values, np.ndarray):
+        flat = values.reshape(-1)
+    else:
+        flat = np.concatenate([row.reshape(-1) for row in values])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
+
+
+def _shapes(values: Rows, axes: int) -> Any:
+    """An Arrow array with the shape of each row."""
+    import pyarrow as pa
+
+    shapes = np.array([row.shape for row in values], np.int32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(shapes), axes)
 
 
 def _write_npy(results: Results, plan: Plan, file: BinaryIO) -> None:

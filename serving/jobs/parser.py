@@ -9,7 +9,14 @@ import sys
 from typing import Final
 
 from latentd.errors import EXIT_CONFIG
-from latentd.jobs.plan import BATCH_ROWS, FORMATS, RECONSTRUCTIONS, SHARD_ROWS
+from latentd.jobs.plan import (
+    BATCH_ROWS,
+    ENCODINGS,
+    FORMATS,
+    RECONSTRUCTIONS,
+    SHARD_ROWS,
+    Z_DTYPES,
+)
 
 _INDEX: Final = "JOB_COMPLETION_INDEX"
 _EPILOG = """\
@@ -17,6 +24,7 @@ examples:
   latentd batch --input digits.npy --bundle models/digits --output scored
   latentd batch --input photos/ --bundle models/photos/3 --output out \\
       --reconstruction png --dry-run
+  latentd batch --input photos/ --bundle models/photos --output latents --encode mean
 
 It writes OUTPUT/shards/*.parquet with a manifest each, quarantine.jsonl (rows that could not be
 reconstructed, with the reason), sheet.html (rows with the largest errors and their reconstructions)
@@ -85,7 +93,9 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--reconstruction", choices=RECONSTRUCTIONS, default="none", help="format of x' (none)"
     )
     columns.add_argument(
-        "--no-scores", action="store_true", help="omit reconstruction_error, kl, elbo"
+        "--scores",
+        action=argparse.BooleanOptionalAction,
+        help="write reconstruction_error, kl, elbo (if the model defines them)",
     )
     columns.add_argument("--no-latents", action="store_true", help="omit mean and log_var")
     columns.add_argument(
@@ -94,12 +104,23 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         help="decode a draw from the latent distribution, not its mean",
     )
     columns.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    columns.add_argument(
+        "--encode",
+        choices=ENCODINGS,
+        default="",
+        help="run only the encoder and write only z, the latents that other models train on: "
+        "their mean, or a draw of --seed",
+    )
+    columns.add_argument(
+        "--z-dtype", choices=Z_DTYPES, default="float32", help="of z with --encode (float32)"
+    )
 
     add = parser.add_argument_group("image inputs").add_argument
     add(
         "--resize",
         action="store_true",
-        help="convert images to the model's colors and size, as --image-size does in training",
+        help="convert images to the model's colors and default size, as --image-size does in "
+        "training",
     )
 
     tables = parser.add_argument_group("Parquet inputs")
@@ -137,7 +158,7 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--batch-rows",
         type=_non_negative_int,
         default=BATCH_ROWS,
-        help=f"rows per batch ({BATCH_ROWS})",
+        help=f"rows per batch, fewer if they are large ({BATCH_ROWS})",
     )
     execution.add_argument(
         "--shard-index",

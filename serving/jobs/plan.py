@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +22,10 @@ FORMAT: Final = 3
 SHARD_ROWS: Final = 16384
 SHARD_BYTES: Final = 64 << 20  # of input and output held in memory at once
 BATCH_ROWS: Final = 128  # fixed: the last bits of results depend on the batch size
+BATCH_BYTES: Final = 4 << 20  # of x in a batch: within a graph it takes hundreds of times as much
 RECONSTRUCTIONS: Final = ("none", "png", "raw")
+ENCODINGS: Final = ("mean", "draw")
+Z_DTYPES: Final = ("float32", "float16")
 FORMATS: Final = ("parquet", "npy")
 
 
@@ -35,6 +39,8 @@ class OutputSpec:
     reconstruction: str = "none"  # one of RECONSTRUCTIONS
     draw: bool = False  # decode a draw around the mean instead of the mean
     seed: int = 0  # of the draws; row i of the job draws row i
+    encode: str = ""  # one of ENCODINGS: only z, for other models to train on; "": no z
+    z_dtype: str = "float32"  # one of Z_DTYPES
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Input:
     column: str = ""  # for a table
     id_column: str = ""  # for a table
     names: str = ""  # for pictures: sha256 of their lines in plan.names
+    size: tuple[int, ...] = ()  # of all its rows, the length of each free axis; (): the default
+    sizes: str = ""  # if its rows have several sizes: sha256 of its part of plan.sizes
     stamp: str = ""  # changes when the file is written; not part of the digest
 
 
@@ -69,9 +77,11 @@ class Plan:
     data: ModelRows
     inputs: tuple[Input, ...]
     wanted: OutputSpec
-    shard_rows: int
-    batch_rows: int = BATCH_ROWS
-    resize: bool = False  # images to the model's size, as training does
+    shard_rows: int = SHARD_ROWS
+    shard_ends: tuple[int, ...] = ()  # if rows have several sizes: the row after each shard's last
+    batch_rows: int = BATCH_ROWS  # the maximum
+    batch_bytes: int = BATCH_BYTES  # the maximum of x in a batch of several rows
+    resize: bool = False  # images to the model's default size, as training does
     training_scores: dict[str, Any] = dataclasses.field(default_factory=dict)  # the manifest's
     # Number of files read, and skipped by reason; not part of the digest.
     files: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -86,12 +96,26 @@ class Plan:
     def rows(self) -> int:
         return sum(i.rows for i in self.inputs)
 
+    @functools.cached_property
+    def shapes(self) -> Shapes | None:
+        """The shapes of every row; None: the rows have several sizes."""
+        sizes = {entry.size for entry in self.inputs}
+        if len(sizes) != 1 or any(entry.sizes for entry in self.inputs):
+            return None
+        return self.data.of_size(sizes.pop())
+
+    def rows_per_batch(self, shapes: Shapes) -> int:
+        """The maximum for rows of these shapes."""
+        return max(1, min(self.batch_rows, self.batch_bytes // shapes.x.nbytes))
+
     @property
     def shards(self) -> int:
-        return -(-self.rows // self.shard_rows)
+        return len(self.shard_ends) or -(-self.rows // self.shard_rows)
 
     def shard(self, index: int) -> range:
         """The rows of one shard, numbered over all inputs."""
+        if self.shard_ends:
+            return range(self.shard_ends[index - 1] if index else 0, self.shard_ends[index])
         start = index * self.shard_rows
         return range(start, min(start + self.shard_rows, self.rows))
 
@@ -127,7 +151,10 @@ class Plan:
                 )
             raw["data"] = ModelRows.from_json(raw["data"])
             raw["bundle"] = BundleId(**raw["bundle"])
-            raw["inputs"] = tuple(Input(**entry) for entry in raw["inputs"])
+            raw["inputs"] = tuple(
+                Input(**entry | {"size": tuple(entry["size"])}) for entry in raw["inputs"]
+            )
+            raw["shard_ends"] = tuple(raw["shard_ends"])
             raw["wanted"] = OutputSpec(**raw["wanted"])
             return cls(**raw)
         except (KeyError, TypeError, ValueError) as error:
@@ -136,11 +163,41 @@ class Plan:
             ) from None
 
 
-def default_shard_rows(shapes: Shapes, wanted: OutputSpec) -> int:
-    """Rows per shard, so that a shard's inputs and outputs need little memory."""
+def with_shards(plan: Plan, runs: Iterable[tuple[int, Shapes]], rows: int) -> Plan:
+    """The plan with shards of `rows` rows; 0: so many that a shard's inputs and outputs need little
+    memory.
+
+    runs: the number and the shapes of rows that follow each other, for all rows
+    """
+    if rows:
+        return dataclasses.replace(plan, shard_rows=rows)
+    if plan.shapes is None:
+        weighed = ((count, _row_bytes(shapes, plan.wanted)) for count, shapes in runs)
+        return dataclasses.replace(plan, shard_ends=_shard_ends(weighed))
+    most = SHARD_BYTES // _row_bytes(plan.shapes, plan.wanted)
+    return dataclasses.replace(plan, shard_rows=max(1, min(SHARD_ROWS, most)))
+
+
+def _row_bytes(shapes: Shapes, wanted: OutputSpec) -> int:
+    """The bytes of a row's inputs and outputs."""
     copies = 1 if wanted.reconstruction == "none" else 2
-    row_bytes = shapes.x.nbytes * copies + 8 * shapes.z_size
-    return max(1, min(SHARD_ROWS, SHARD_BYTES // row_bytes))
+    return shapes.x.nbytes * copies + 8 * shapes.z_size
+
+
+def _shard_ends(runs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """The row after the last of each shard, for runs of rows with these bytes each."""
+    ends, row, start, used = list[int](), 0, 0, 0
+    for count, row_bytes in runs:
+        left = count
+        while left:
+            taken = min(left, SHARD_ROWS - (row - start), (SHARD_BYTES - used) // row_bytes)
+            if taken <= 0 and row > start:
+                ends.append(row)
+                start, used = row, 0
+                continue
+            taken = max(taken, 1)  # a row that is larger than a shard
+            row, left, used = row + taken, left - taken, used + taken * row_bytes
+    return tuple([*ends, row])
 
 
 def check_same(known: Plan, requested: Plan) -> None:
@@ -161,7 +218,7 @@ def check_same(known: Plan, requested: Plan) -> None:
         difference = ", ".join(
             f"{name.replace('_', ' ')} {a} -> {b}"
             for name, (a, b) in pairs.items()
-            if name not in ("wanted", "inputs", "bundle", "files")
+            if name not in ("wanted", "inputs", "bundle", "files", "shard_ends")
         )
     raise ConfigError(
         f"--output holds a job with different settings ({difference}). Rerun with the original "

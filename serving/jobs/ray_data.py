@@ -58,7 +58,7 @@ class _Shards:
     def __init__(self, config: WorkerConfig) -> None:
         plan = config.plan
         self._config, self._reconstruct = config, worker.create_reconstructor(config)
-        self._rows = RowReader(plan, config.output)
+        self._rows = RowReader(plan, config.output, self._reconstruct.consecutive)
         self._store = Store(config.output, plan.digest, outputs.suffix(plan))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

@@ -7,10 +7,10 @@ plan fixes all of these, so it does not matter which worker computes them, when,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from latentd.bundle import SCORES, Bundle, Shapes
 from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
-from latentd.jobs.plan import OutputSpec
+from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
 from latentd.models import loading
 from latentd.models.payloads import encoder_outputs
@@ -29,10 +29,13 @@ from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
 from latentd.readers.rows import BadRow, Chunk
 from latentd.runtime import golden
-from latentd.runtime.engine import SessionFactory
+from latentd.runtime.engine import Graph, SessionFactory
 from latentd.runtime.provider import Provider
 
 Floats = NDArray[np.float32]
+
+Rows = Array | list[Array]
+"""An array (rows, *shape), or the array of each row if rows have several shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +53,51 @@ class Results:
     reconstruction_error: Floats | None = None  # nats, (rows,)
     kl: Floats | None = None
     elbo: Floats | None = None
-    mean: Floats | None = None  # (rows, latent size)
-    log_var: Floats | None = None
-    x: Array | None = None  # the reconstruction, (rows, *shape)
+    mean: Rows | None = None
+    log_var: Rows | None = None
+    z: Rows | None = None
+    x: Rows | None = None  # the reconstruction
 
 
-Reconstruct = Callable[[Iterator[Chunk]], Iterator[Results]]
-"""Returns one result for each chunk, in order."""
+class Reconstruct(Protocol):
+    """Runs the model on chunks.
+
+    consecutive: its chunks must follow each other without gaps
+    """
+
+    consecutive: bool
+
+    def __call__(self, chunks: Iterator[Chunk]) -> Iterator[Results]:
+        """Returns one result for each chunk, in order."""
 
 
 class LocalReconstructor:
     """Runs a bundle's graphs in this process. They are checked on the golden vectors first."""
+
+    consecutive = False
 
     def __init__(
         self, loaded: Bundle, wanted: OutputSpec, provider: str = "auto", batch_rows: int = 0
     ) -> None:
         """batch_rows: maximum rows of a batch. Raises BundleError, ConfigError.
 
-        On a CPU each graph has one thread: processes share the CPUs, and results do not depend on
-        the number of CPUs.
+        The decoder is loaded only if its outputs are wanted. On a CPU each graph has one thread:
+        processes share the CPUs, and results do not depend on the number of CPUs.
         """
         engine = SessionFactory(Provider(provider))
         encoder_signature, decoder_signature = loading.signatures(loaded.manifest)
-        self._encoder = engine.load(loaded.files[bundle.ENCODER], encoder_signature, threads=1)
-        self._decoder = engine.load(loaded.files[bundle.DECODER], decoder_signature, threads=1)
-        self._golden = golden.read(loaded)
-        self._check_golden(batch_rows)
         self._manifest, self._wanted = loaded.manifest, wanted
         self._encoded = encoder_outputs(loaded.manifest)
         self._outputs = (["x"] if wanted.reconstruction != "none" else []) + (
             ["params"] if wanted.scores else []
         )
+        self._encoder = engine.load(loaded.files[bundle.ENCODER], encoder_signature, threads=1)
+        self._decoder: Graph | None = None
+        if self._outputs:
+            decoder = loaded.files[bundle.DECODER]
+            self._decoder = engine.load(decoder, decoder_signature, threads=1)
+        self._golden = golden.read(loaded)
+        self._check_golden(batch_rows)
 
     def __call__(self, chunks: Iterator[Chunk]) -> Iterator[Results]:
         return map(self.run, chunks)
@@ -107,14 +124,18 @@ class LocalReconstructor:
             )
         finite = _finite(columns)
         if not finite.all():
-            return self._without(chunk, ~finite, "the model's results for this row are not finite")
+            return self._without(chunk, ~finite, _not_finite(self._wanted))
         return Results(chunk.rows, chunk.ids, chunk.bad, chunk.counts_outside, **columns)
 
     def _check_golden(self, batch_rows: int = 0) -> None:
         """Raises BundleError if the graphs' outputs differ from the golden vectors."""
-        for of_graph, graph in zip(self._golden, (self._encoder, self._decoder), strict=True):
+        item_bytes = np.dtype(self._manifest.x.dtype).itemsize
+        for graph, of_graph in zip((self._encoder, self._decoder), self._golden, strict=True):
+            if graph is None:
+                continue
             for vectors in of_graph:
-                vectors.check(graph, batch_rows)
+                most = BATCH_BYTES // (item_bytes * vectors.elements)
+                vectors.check(graph, min(batch_rows, most))
 
     def _check_engine(self, error: Exception) -> None:
         """Raise EngineBroken if the golden vectors fail too: then the row is not at fault."""
@@ -130,13 +151,13 @@ class LocalReconstructor:
         encoded = dict(zip(self._encoded, self._encoder.run(chunk.x, self._encoded), strict=True))
         mean, log_var = encoded["mean"], encoded.get("log_var")
         columns: dict[str, Array] = dict(encoded) if self._wanted.latents else {}
-        if not self._outputs:
+        if self._wanted.encode:
+            columns["z"] = encoded_z(chunk.rows, mean, log_var, self._wanted)
+        if self._decoder is None:
             return columns
-        z = (
-            self._draw(chunk.rows, mean, log_var)
-            if self._wanted.draw and log_var is not None
-            else mean
-        )
+        z = mean
+        if self._wanted.draw and log_var is not None:
+            z = _draw(chunk.rows, mean, log_var, self._wanted.seed)
         decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
         if self._wanted.scores and log_var is not None:
             scores = score_reconstructions(
@@ -146,15 +167,6 @@ class LocalReconstructor:
         if "x" in decoded:
             columns["x"] = decoded["x"]
         return columns
-
-    def _draw(self, rows: NDArray[np.int64], mean: Latents, log_var: Latents) -> Latents:
-        lasts = np.flatnonzero(np.diff(rows, append=-1) != 1)  # of each range without gaps
-        firsts = np.concatenate([[0], lasts[:-1] + 1])
-        draws = [
-            NoiseRange(self._wanted.seed, int(rows[a]), int(b - a + 1), POSTERIOR)
-            for a, b in zip(firsts, lasts, strict=True)
-        ]
-        return reparameterize(mean, log_var, standard_normal(draws, mean.shape[1:]))
 
     def _without(self, chunk: Chunk, bad: NDArray[np.bool_], reason: str) -> Results:
         """The chunk's results without the bad rows. The other rows run again."""
@@ -168,6 +180,53 @@ class LocalReconstructor:
         )
 
 
+def encoded_z(
+    rows: NDArray[np.int64], mean: Latents, log_var: Latents | None, wanted: OutputSpec
+) -> Array:
+    """The z that an encode job writes for these rows."""
+    z = mean
+    if wanted.encode == "draw":
+        assert log_var is not None
+        z = _draw(rows, mean, log_var, wanted.seed)
+    with np.errstate(over="ignore"):  # the row is then quarantined
+        return z.astype(wanted.z_dtype, copy=False)
+
+
+def _draw(rows: NDArray[np.int64], mean: Latents, log_var: Latents, seed: int) -> Latents:
+    """A draw for each row; rows: their numbers, ascending."""
+    lasts = np.flatnonzero(np.diff(rows, append=-1) != 1)  # of each range without gaps
+    firsts = np.concatenate([[0], lasts[:-1] + 1])
+    draws = [
+        NoiseRange(seed, int(rows[a]), int(b - a + 1), POSTERIOR)
+        for a, b in zip(firsts, lasts, strict=True)
+    ]
+    return reparameterize(mean, log_var, standard_normal(draws, mean.shape[1:]))
+
+
+def without_infinite(results: Results, wanted: OutputSpec) -> Results:
+    """Results of an encode job, without the rows whose z is not finite: they become bad rows."""
+    assert isinstance(results.z, np.ndarray)
+    finite = _finite({"z": results.z})
+    if finite.all():
+        return results
+    reason = _not_finite(wanted)
+    bad = [
+        BadRow(int(results.rows[i]), results.ids[i], reason)
+        for i in np.flatnonzero(~finite).tolist()
+    ]
+    ids = [results.ids[i] for i in np.flatnonzero(finite).tolist()]
+    return Results(
+        *(results.rows[finite], ids, [*results.bad, *bad], results.outside[finite]),
+        z=results.z[finite],
+    )
+
+
+def _not_finite(wanted: OutputSpec) -> str:
+    if wanted.z_dtype == "float16":
+        return "the latent of this row is not finite in float16"
+    return "the model's results for this row are not finite"
+
+
 def _first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -178,13 +237,11 @@ def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
     if "elbo" in columns:  # a sum of mean, log_var and p(x | z): finite only if they are
         elbo: NDArray[np.bool_] = np.isfinite(columns["elbo"])
         return elbo
-    if "mean" in columns:
-        finite = np.ones(len(columns["mean"]), bool)
-        for name in ("mean", "log_var"):
-            if name in columns:
-                finite &= np.isfinite(columns[name]).reshape(len(finite), -1).all(axis=1)
-        return finite
-    return np.ones(len(columns["x"]), bool)
+    finite = np.ones(len(next(iter(columns.values()))), bool)
+    for name in ("mean", "log_var", "z"):
+        if name in columns:
+            finite &= np.isfinite(columns[name]).reshape(len(finite), -1).all(axis=1)
+    return finite
 
 
 def empty_columns(wanted: OutputSpec, shapes: Shapes, posterior: str) -> dict[str, Array]:
@@ -194,6 +251,7 @@ def empty_columns(wanted: OutputSpec, shapes: Shapes, posterior: str) -> dict[st
     score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
     return {
         **(latent if wanted.latents else {}),
+        **({"z": np.empty((0, *shapes.z), wanted.z_dtype)} if wanted.encode else {}),
         **(score if wanted.scores else {}),
         **({"x": np.empty((0, *x.shape), x.dtype)} if wanted.reconstruction != "none" else {}),
     }
@@ -212,8 +270,13 @@ def load_bundle(path: Path) -> Bundle:
 
 def check_output_spec(wanted: OutputSpec, unavailable: Mapping[str, str], png: bool) -> None:
     """Raise ConfigError if the model cannot produce an output. png: its rows can be PNG files."""
-    if wanted.scores and "score" in unavailable:
-        raise ConfigError(f"This model {unavailable['score']}. Use --no-scores.")
+    for name, flag, asked in (
+        ("score", "--scores", wanted.scores),
+        ("draw", "--draw", wanted.draw),
+        ("draw", "--encode draw", wanted.encode == "draw"),
+    ):
+        if asked and name in unavailable:
+            raise ConfigError(f"{flag}: this model {unavailable[name]}.")
     if wanted.reconstruction == "png" and not png:
         raise ConfigError("This model's data cannot be stored as PNG. Use --reconstruction raw.")
     if wanted.reconstruction == "png" and wanted.format == "npy":
@@ -229,14 +292,30 @@ def _part(chunk: Chunk, start: int, stop: int | None = None) -> Chunk:
 
 
 def concat_results(parts: Sequence[Results]) -> Results:
-    """The results of all parts in order; bad rows sorted by row number."""
+    """The results of all parts, sorted by row number."""
+    rows = np.concatenate([part.rows for part in parts])
+    order = np.argsort(rows, kind="stable")
+    in_order = bool((np.diff(rows) > 0).all())
     columns: dict[str, Any] = {}
     for field in dataclasses.fields(Results):
         values = [getattr(part, field.name) for part in parts]
         if field.name == "ids":
-            columns["ids"] = [name for value in values for name in value]
+            ids = [name for value in values for name in value]
+            columns["ids"] = ids if in_order else [ids[i] for i in order.tolist()]
         elif field.name == "bad":
             columns["bad"] = sorted((b for value in values for b in value), key=lambda b: b.row)
         elif values[0] is not None:
-            columns[field.name] = np.concatenate(values)
+            whole = _concat(values)
+            if not in_order:
+                whole = (
+                    [whole[i] for i in order.tolist()] if isinstance(whole, list) else whole[order]
+                )
+            columns[field.name] = whole
     return Results(**columns)
+
+
+def _concat(values: Sequence[Array]) -> Rows:
+    filled = [value for value in values if len(value)] or values[:1]
+    if len({value.shape[1:] for value in filled}) == 1:
+        return np.concatenate(filled)
+    return [row for value in filled for row in value]

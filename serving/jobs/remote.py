@@ -6,7 +6,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from latentd.client.results import ModelInfo, ModelVersion, StreamedReconstructi
 from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.jobs.plan import BundleId, OutputSpec
-from latentd.jobs.reconstruct import Results, empty_columns
+from latentd.jobs.reconstruct import Results, empty_columns, encoded_z, without_infinite
 from latentd.readers.rows import BadRow, Chunk
 
 _IN_FLIGHT: Final = 8  # chunks that wait for their response
@@ -47,6 +47,7 @@ class RemoteReconstructor:
 
     def __init__(self, server: RemoteServer, bundle: BundleId, wanted: OutputSpec) -> None:
         self._wanted, self._digest = wanted, bundle.digest
+        self.consecutive = wanted.draw  # a stream numbers its rows without gaps
         version = ModelVersion(bundle.model, bundle.version, bundle.digest)
         self._client = server.client().with_version(version)
         self._info = self._client.get_model()
@@ -73,7 +74,7 @@ class RemoteReconstructor:
             seed=wanted.seed,
             offset=int(_numbers(first)[0]),
             include_scores=wanted.scores,
-            include_latents=wanted.latents,
+            include_latents=wanted.latents or bool(wanted.encode),
             include_x=wanted.reconstruction != "none",
             in_flight=_IN_FLIGHT,
             timeout=_SECONDS,
@@ -85,8 +86,9 @@ class RemoteReconstructor:
         """Its rows, with blank rows in place of bad ones, so that all rows keep their draws."""
         if not chunk.bad:
             return chunk.x
-        numbers, x = _numbers(chunk), self._info.default.x
-        rows = np.full((len(numbers), *x.shape), x.range[0], x.dtype)
+        numbers = _numbers(chunk)
+        blank = max(self._info.x.range[0], 0.0)
+        rows = np.full((len(numbers), *chunk.x.shape[1:]), blank, chunk.x.dtype)
         rows[np.isin(numbers, chunk.rows)] = chunk.x
         return rows
 
@@ -106,11 +108,15 @@ class RemoteReconstructor:
         if not len(rows):
             empty = empty_columns(self._wanted, self._info.default, self._info.posterior)
             return Results(rows, [], bad, outside, **empty)
-        columns = {}
+        columns: dict[str, Any] = {}
         for field in dataclasses.fields(Results)[4:]:
-            values = getattr(response, field.name)
+            values = getattr(response, field.name, None)
             columns[field.name] = values[keep] if values is not None and len(values) else None
-        return Results(rows, [ids[n] for n in rows.tolist()], bad, outside, **columns)
+        names = [ids[n] for n in rows.tolist()]
+        if not self._wanted.encode:
+            return Results(rows, names, bad, outside, **columns)
+        z = encoded_z(rows, columns["mean"], columns["log_var"], self._wanted)
+        return without_infinite(Results(rows, names, bad, outside, z=z), self._wanted)
 
 
 def _numbers(chunk: Chunk) -> Array:

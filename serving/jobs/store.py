@@ -3,6 +3,7 @@
     <output>/
         plan.json, plan.names     the plan of the job
         plan.sums                 sha256 of the inputs, for each block
+        plan.sizes                size of each row of the inputs with several sizes
         shards/00000.parquet      results of one shard
         shards/_00000.json        its manifest: rows, quarantined rows, the sha256 of the file
         shards/.00000.<random>    being written, or left by a killed worker

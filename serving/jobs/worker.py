@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from latentd.jobs.reconstruct import (
     Reconstruct,
     Results,
     concat_results,
+    empty_columns,
     load_bundle,
 )
 from latentd.jobs.remote import RemoteReconstructor, RemoteServer
@@ -56,11 +58,14 @@ def make_shard(
     """Run one shard's rows. Raises BadData."""
     wanted = plan.shard(shard)
     parts = []
-    chunks = rows.read(wanted.start, wanted.stop, plan.batch_rows)
+    chunks = rows.read(wanted.start, wanted.stop)
     for part in reconstruct(chunks):
         parts.append(part)
         report(Done(len(part.rows) + len(part.bad), len(part.bad)))
     results = concat_results(parts)
+    if not len(results.rows) and plan.shapes:
+        empty: dict[str, Any] = empty_columns(plan.wanted, plan.shapes, plan.data.posterior)
+        results = dataclasses.replace(results, **empty)
     if len(results.rows) + len(results.bad) != len(wanted):
         raise BadData(
             f"Row count mismatch in shard {shard}: {len(wanted)} rows read, "
@@ -179,7 +184,7 @@ def run_shards(
     Shards that another process has locked come last, with a wait. Raises BadData, OSError, and what
     `reconstruct` raises.
     """
-    rows = RowReader(plan, store.folder)
+    rows = RowReader(plan, store.folder, reconstruct.consecutive)
     try:
         with BackgroundWriter() as writer:  # writes a shard while the next one is made
             busy = [
@@ -238,7 +243,8 @@ def create_reconstructor(config: WorkerConfig) -> Reconstruct:
         assert config.server is not None
         return RemoteReconstructor(config.server, config.plan.bundle, config.plan.wanted)
     loaded = load_bundle(config.bundle)
-    return LocalReconstructor(loaded, config.plan.wanted, config.provider, config.plan.batch_rows)
+    batch_rows = config.plan.rows_per_batch(config.plan.data.default)
+    return LocalReconstructor(loaded, config.plan.wanted, config.provider, batch_rows)
 
 
 def exit_on_sigterm() -> None:

@@ -282,9 +282,12 @@ def test_invalid_flags_are_rejected(jobs, npy, tmp_path, capsys, flags, said):
 
 def test_autoencoder_has_no_scores_and_no_log_var(jobs, npy, tmp_path, publish_toy, capsys):
     ae = type(jobs)(publish_toy(tmp_path / "bundles", family="ae"))
-    assert ae.run(npy, tmp_path / "out") == 78
-    assert "--no-scores" in capsys.readouterr().err
-    assert ae.run(npy, tmp_path / "out", "--no-scores") == 0
+    assert ae.run(npy, tmp_path / "no", "--scores") == 78
+    assert "--scores: this model encodes each row to a point" in capsys.readouterr().err
+    assert ae.run(npy, tmp_path / "no", "--draw") == 78
+    assert "--draw: this model encodes each row to a point" in capsys.readouterr().err
+    assert ae.run(npy, tmp_path / "out") == 0
+    assert "No scores: this model encodes each row to a point" in capsys.readouterr().out
     assert jobs.table(tmp_path / "out").column_names == ["row", "id", "mean"]
 
 
