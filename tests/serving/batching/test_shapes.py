@@ -306,7 +306,8 @@ def test_no_shape_and_no_priority_starves(places, short):
         if per_priority[priority] and short == 1:
             assert of_priority[priority] >= 0.85 * share * total - 40
     if per_priority[Priority.SMALL] and short == 1:
-        assert of_priority[Priority.SMALL] >= (1 - 1 / 4 - 1 / 16) * total * 0.9
+        # Not 11/16: where two rows fill a batch, the others' share of it is a whole row.
+        assert of_priority[Priority.SMALL] >= total / 2
 
 
 ARRIVALS = st.lists(
