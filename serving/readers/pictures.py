@@ -58,7 +58,7 @@ def find_shapes(file: bytes | BinaryIO, model: Sized, resize: bool) -> Shapes:
     model does not take its size."""
     if resize or not model.axes:
         return model.default
-    height, width = images.height_and_width(file, "x", None)
+    height, width = images.height_and_width(file, "x")
     try:
         return model.shapes_of_x((height, width, *model.default.x.shape[2:]))
     except SizeError as error:

@@ -157,7 +157,7 @@ def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
 
 def _shapes_of_file(file: bytes, model: ServedModel, field: str) -> Shapes:
     channels = model.manifest.default.x.shape[2:]
-    return _shapes_of_x((*images.height_and_width(file, field), *channels), model, field)
+    return _shapes_of_x((*images.png_height_and_width(file, field), *channels), model, field)
 
 
 def _shapes_of_x(lengths: tuple[int, ...], model: ServedModel, field: str) -> Shapes:

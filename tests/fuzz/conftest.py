@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.spatial_bundle import publish_spatial
+
 
 @pytest.fixture(scope="module")
-def running(toy_bundles, module_servers):
-    return module_servers(toy_bundles, queue_rows=20_000)
+def running(tmp_path_factory, publish_toy, module_servers):
+    """Of one model whose lengths are fixed, and one that takes images of any size."""
+    root = tmp_path_factory.mktemp("bundles")
+    publish_toy(root)
+    publish_spatial(root, likelihood=True)
+    return module_servers(root, queue_rows=20_000, default_model="toy")

@@ -154,3 +154,12 @@ def test_floating_point_pixels_are_never_told_to_resize(resize):
     with pytest.raises(InvalidArgument, match=r"floating-point pixels .* 8 bits") as rejected:
         images.decode_image(file.getvalue(), x, "file", formats=None, resize=resize)
     assert "--resize" not in str(rejected.value)
+
+
+def test_size_of_a_png_is_read_without_its_content():
+    (png,) = images.encode_pngs(np.zeros((1, 24, 40, 3), np.uint8))
+    assert images.png_height_and_width(png[:24], "x") == (24, 40)
+    assert images.height_and_width(png, "x") == (24, 40)
+    for damaged in (b"", png[:23], b"GIF89a" + png[6:], png[:12] + b"tEXt" + png[16:]):
+        with pytest.raises(InvalidArgument, match="x: not a readable PNG file"):
+            images.png_height_and_width(damaged, "x")

@@ -62,17 +62,20 @@ def mutant(whole: bytes, chance: random.Random) -> bytes:
 files = st.one_of(
     st.binary(max_size=64),
     st.sampled_from([png(4, 4, "L"), png(4, 4, "RGB"), png(5, 4, "L"), png(4, 4, "P")]),
+    st.sampled_from([png(24, 16, "RGB"), png(32, 16, "RGB"), png(20, 16, "RGB")]),
     mutated(png(4, 4, "L")),
+    mutated(png(24, 16, "RGB")),
 )
 tensors = st.builds(
     pb.Tensor,
     dtype=st.sampled_from([0, 1, 2, 3, 4, 77]),
     shape=st.one_of(
-        st.sampled_from([[1, 4, 4], [2, 4, 4], [1, 16], [3, 16]]),
+        st.sampled_from([[1, 4, 4], [2, 4, 4], [1, 16], [3, 16], [1, 16, 24, 3], [1, 4, 2, 3]]),
         st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 17), max_size=4),
     ),
     data=st.one_of(
-        st.sampled_from([bytes(16), bytes(32), bytes(64), b"\xff" * 64]), st.binary(max_size=80)
+        st.sampled_from([bytes(n) for n in (16, 32, 48, 64, 96, 1152)] + [b"\xff" * 64]),
+        st.binary(max_size=80),
     ),
 )
 rows = st.one_of(
@@ -98,11 +101,16 @@ fields = {
     "seed": wide,
     "offset": wide,
     "temperature": st.floats(width=32),
-    "model": st.sampled_from(["", "toy", "missing", "../toy", "x" * 5000, "\0"]),
+    "model": st.sampled_from(["", "toy", "spatial", "missing", "../toy", "x" * 5000, "\0"]),
     "version": st.integers(0, 3),
     "format": st.integers(0, 4),
     "float_dtype": st.integers(0, 6),
-    "sizes": st.dictionaries(st.sampled_from(["", "h", "w", "x" * 5000]), edges, max_size=3),
+    "sizes": st.dictionaries(
+        st.sampled_from(["", "h", "w", "x" * 5000]),
+        edges | st.sampled_from([16, 24, 256, 264]),
+        max_size=3,
+    ),
+    "tiling": st.integers(0, 4),
     "output": st.integers(0, 4),
     "path": st.integers(0, 4),
     "draw": st.booleans(),
