@@ -38,7 +38,6 @@ __all__ = [
     "FORMAT",
     "GOLDEN",
     "LIKELIHOOD",
-    "LIKELIHOODS",
     "MANIFEST",
     "MAX_MANIFEST_BYTES",
     "MODEL_NAME",
@@ -128,7 +127,7 @@ class Likelihood:
     binary: bool = False
 
 
-LIKELIHOODS: Final = {
+_FORMAT_1_LIKELIHOODS: Final = {
     likelihood.name: likelihood
     for likelihood in (
         Likelihood("bernoulli", ("logit",), binary=True),
@@ -136,7 +135,7 @@ LIKELIHOODS: Final = {
         Likelihood("discretized-logistic", ("mean", "log_scale")),
     )
 }
-"""The likelihoods of format 1, by name: that format has only their names."""
+"""That format has only their names."""
 _BRITISH: Final = "discretised-logistic"  # in early bundles of format 1; read for good
 
 
@@ -377,7 +376,7 @@ def _from_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {
         "x": RowFormat(x["kind"], Shape.parse(x["shape"]), x["dtype"], (low_high[0], low_high[1])),
         "z": LatentFormat(Shape.parse([fields.pop("latent_size")])),
-        "likelihood": LIKELIHOODS[raw["likelihood"]],
+        "likelihood": _FORMAT_1_LIKELIHOODS[raw["likelihood"]],
         "posterior": "point" if point else "gaussian",
     }
 

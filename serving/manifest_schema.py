@@ -344,7 +344,10 @@ def _format_2_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, sch
     if likelihood is None:
         absent = schema.Rule("no such file, as likelihood is null", lambda file: file is None)
         yield f"files.{LIKELIHOOD}", manifest["files"].get(LIKELIHOOD), absent
-    elif manifest["x"]["range"] is None:
+        return
+    file = schema.Rule("that file, which computes the likelihood", lambda file: file is not None)
+    yield f"files.{LIKELIHOOD}", manifest["files"].get(LIKELIHOOD), file
+    if manifest["x"]["range"] is None:
         for key in ("bounded", "binary"):
             false = schema.Rule("false, as x.range is null", lambda value: not value)
             yield f"likelihood.{key}", likelihood[key], false

@@ -66,6 +66,13 @@ def check(values: NDArray[Any], x: DataSpec) -> Checked:
     return Checked(flat.reshape(values.shape), counts if counts.any() else None, rejected)
 
 
+def binarize(x: NDArray[Any], spec: DataSpec) -> NDArray[Any]:
+    """x with every element moved to the nearer end of its range; the middle moves up."""
+    low, high = spec.range
+    values: NDArray[Any] = np.where(x >= (low + high) / 2, high, low).astype(x.dtype)
+    return values
+
+
 def _rejection(outside: NDArray[Any], x: DataSpec) -> str:
     """Why a row with these values outside the range is rejected; "": it is accepted."""
     if not np.isfinite(outside).all():

@@ -33,7 +33,7 @@ from latentd.training.data import RowSpec
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.fp16 import to_half
-from latentd.training.model import Model, to_data
+from latentd.training.model import Model, log_likelihood, to_data
 from latentd.training.objective import describe_elbo
 
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
@@ -129,14 +129,18 @@ def _build(
     exported = to_half(model) if precision == "float16" else model
     encoder = onnx_graphs.encoder(exported, name)
     decoder = onnx_graphs.decoder(exported, name)
+    likelihood = onnx_graphs.likelihood(model, name)
     rows, counts = parity.rows(dataset)
-    measured = counts | parity.measure(model, encoder, decoder, rows, precision, other_sizes(axes))
+    sizes = other_sizes(axes)
+    measured = counts | parity.measure(model, encoder, decoder, rows, precision, sizes)
+    difference = parity.measure_likelihood(model, likelihood, rows, sizes)
+    measured["max_abs_difference"]["log_likelihood"] = difference
     manifest = Manifest(
         model=name,
         x=_row_format(model),
         z=_latent_format(model),
         axes=axes,
-        likelihood=bundle.LIKELIHOODS[saved.config.likelihood],
+        likelihood=likelihood_format(model, saved.config.likelihood),
         posterior="gaussian" if saved.config.model == "vae" else "point",
         prior="standard-normal" if saved.config.model == "vae" else None,
         opset=onnx_graphs.opset(encoder),
@@ -150,12 +154,13 @@ def _build(
         },
         evaluation=saved_evaluation(path, weights_digest(model)),
         precision=precision,
-        training_scores=score_quantiles.quantiles(model, encoder, decoder, dataset),
+        training_scores=score_quantiles.quantiles(model, encoder, decoder, likelihood, dataset),
     )
     files = {
         bundle.ENCODER: encoder,
         bundle.DECODER: decoder,
-        bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS], other_sizes(axes)[:2]),
+        bundle.LIKELIHOOD: likelihood,
+        bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS], sizes[:2]),
     }
     return manifest, files
 
@@ -174,9 +179,11 @@ def golden(model: Model, x: Tensor, sizes: Sequence[parity.Size] = ()) -> bytes:
 
 @torch.no_grad()
 def _golden(model: Model, x: Tensor) -> dict[str, Any]:
-    """x (n, *shape), mean, log_var (n, *latent_shape); z (2n, *latent_shape), decoded_x, params.
+    """x (n, *shape), mean, log_var (n, *latent_shape); z (2n, *latent_shape), decoded_x, params,
+    log_likelihood (2n,).
 
-    z holds the means and as many draws from N(0, I). PyTorch computes all outputs.
+    z holds the means and as many draws from N(0, I). log_likelihood is of the rows of x, twice.
+    PyTorch computes all outputs.
     """
     mean, log_var = model.encode(x)
     prior = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
@@ -189,8 +196,15 @@ def _golden(model: Model, x: Tensor) -> dict[str, Any]:
         "z": z,
         "decoded_x": to_data(model, params),
         "params": params,
+        "log_likelihood": log_likelihood(model, torch.cat((x, x)), params),
     }
     return {key: tensor.numpy() for key, tensor in tensors.items()}
+
+
+def likelihood_format(model: Model, name: str) -> bundle.Likelihood:
+    """What the manifest says of the model's likelihood."""
+    likelihood = model.likelihood
+    return bundle.Likelihood(name, likelihood.parameters, likelihood.bounded, likelihood.binary)
 
 
 def report(folder: Path) -> dict[str, Any]:

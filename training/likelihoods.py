@@ -21,7 +21,9 @@ class Likelihood(Protocol):
     """The interface of a likelihood, and the base of each."""
 
     outputs: int  # network outputs for each element of x
-    parameters: int  # parameters for each element of x
+    parameters: tuple[str, ...]  # the name of each parameter of an element of x
+    bounded: bool = True  # defined for x in [0, 1] only
+    binary: bool = False  # defined for 0 and 1: serving's Score moves each element to one of them
 
     def params(self, raw: Tensor) -> Tensor:
         """The network's unbounded outputs (rows, outputs, *shape) -> parameters."""
@@ -41,7 +43,7 @@ class Likelihood(Protocol):
 class Bernoulli(Likelihood):
     """params: one logit for each pixel. For grey x, -log p is a cross-entropy, not a likelihood."""
 
-    outputs = parameters = 1
+    outputs, parameters, binary = 1, ("logit",), True
 
     def params(self, raw: Tensor) -> Tensor:
         return raw
@@ -62,7 +64,7 @@ class Gaussian(Likelihood):
     pixel; the network then outputs only means.
     """
 
-    parameters = 2
+    parameters, bounded = ("mean", "log_std"), False
 
     def __init__(self, min_std: float, fixed_std: float | None) -> None:
         self.log_floor = math.log(min_std)
@@ -90,7 +92,7 @@ class DiscretizedLogistic(Likelihood):
     Salimans et al. (2017), arXiv:1701.05517.
     """
 
-    outputs = parameters = 2
+    outputs, parameters = 2, ("mean", "log_scale")
     log_floor = -7.0  # log scale: a quarter of a level, where a byte is almost certain
 
     def params(self, raw: Tensor) -> Tensor:

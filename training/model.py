@@ -148,6 +148,11 @@ def to_data(model: Model, params: Tensor) -> Tensor:
     return (mean * 255).round().to(torch.uint8) if model.spec.dtype == "uint8" else mean
 
 
+def log_likelihood(model: Model, x: Tensor, params: Tensor) -> Tensor:
+    """log p(x|z) of rows in the data's form, computed in float64: (rows,)."""
+    return -model.likelihood.nll(to_unit(x).double(), params.double())
+
+
 def to_target(x: Tensor, generator: torch.Generator, binarize: bool) -> Tensor:
     """The target of the objective: x in [0, 1], or black and white pixels drawn from it.
 

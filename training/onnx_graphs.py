@@ -93,7 +93,7 @@ def likelihood(model: Model, name: str) -> bytes:
     shape, _ = _example_shapes(model)
     inputs = {
         "x": torch.zeros((2, *shape), dtype=getattr(torch, model.spec.dtype)),
-        "params": torch.zeros(2, model.likelihood.parameters, *shape),
+        "params": torch.zeros(2, len(model.likelihood.parameters), *shape),
     }
     graph = LikelihoodGraph(model.likelihood)
     return _graph(graph, inputs, ("log_likelihood",), name, free(model.stride), _ACCURATE)
@@ -102,7 +102,7 @@ def likelihood(model: Model, name: str) -> bytes:
 def flat_likelihood(likelihood: Likelihood, name: str) -> bytes:
     """As `likelihood`, but for rows of any length: x float32 (batch, size) in [0, 1], params
     (batch, parameters, size)."""
-    inputs = {"x": torch.zeros(2, 3), "params": torch.zeros(2, likelihood.parameters, 3)}
+    inputs = {"x": torch.zeros(2, 3), "params": torch.zeros(2, len(likelihood.parameters), 3)}
     batch = {0: "batch"}
     axes = {"x": batch | {1: "size"}, "params": batch | {2: "size"}, "log_likelihood": batch}
     lengths = Free(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentd.training.data import Dataset
 from latentd.training.errors import RunFailed
-from latentd.training.model import POINT_LOG_VAR, Model, gaussian_kl, to_data, to_unit
+from latentd.training.model import POINT_LOG_VAR, Model, gaussian_kl, log_likelihood, to_data
 
 
 class Tolerance(NamedTuple):
@@ -31,6 +31,8 @@ TOLERANCES: Final = {
     # float16's spacing is 2^-11 of a number. Logits of 20 and sums of hundreds are common.
     "float16": Tolerance(atol=2e-2, rtol=1e-2, levels=3, delta_elbo=0.1),
 }
+DENSITY_TOLERANCE: Final = 1e-5
+"""Of log p(x|z), as a part of it, but at least of one nat. The graph's params are PyTorch's."""
 ROWS: Final = 1000
 BATCHES: Final = (1, 2, 3, ROWS)
 _AT_OTHER_SIZES: Final = (1, 2)  # the batches there; the largest of them is the number of rows
@@ -127,10 +129,34 @@ def _measure(
 
 def _elbo(model: Model, x: Tensor, mean: Tensor, log_var: Tensor, params: Tensor) -> Tensor:
     """The ELBO (rows,) in nats. It is float64 so that the comparison adds no rounding."""
-    distortion = model.likelihood.nll(to_unit(x).double(), params.double())
+    log_p = log_likelihood(model, x, params)
     if (log_var == POINT_LOG_VAR).all():  # an autoencoder has no KL
-        return -distortion
-    return -(distortion + gaussian_kl(mean.double(), log_var.double()))
+        return log_p
+    return log_p - gaussian_kl(mean.double(), log_var.double())
+
+
+@torch.no_grad()
+def measure_likelihood(
+    model: Model, likelihood: bytes, x: Tensor, sizes: Sequence[Size] = ()
+) -> float:
+    """The largest difference of log p(x|z) between ONNX Runtime and PyTorch, over x (rows, *shape)
+    decoded from their means. Raises RunFailed beyond DENSITY_TOLERANCE.
+
+    sizes: other sizes of x, compared with fewer rows.
+    """
+    density, largest, few = session(likelihood), 0.0, x[: max(_AT_OTHER_SIZES)]
+    for rows in (x, *(at_size(few, size) for size in sizes)):
+        params = model.decode(model.encode(rows)[0])
+        expected = log_likelihood(model, rows, params).numpy()
+        difference = np.abs(log_likelihood_of(density, rows, params) - expected)
+        if not (difference <= DENSITY_TOLERANCE * np.maximum(1, np.abs(expected))).all():
+            raise RunFailed(
+                f"Parity failed: log_likelihood of x {tuple(rows.shape[1:])} from ONNX Runtime "
+                f"differs from PyTorch's by up to {difference.max():.2e} nats. Nothing was "
+                "published."
+            )
+        largest = max(largest, float(difference.max()))
+    return largest
 
 
 def session(graph: bytes) -> ort.InferenceSession:
@@ -138,6 +164,12 @@ def session(graph: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def log_likelihood_of(session: ort.InferenceSession, x: Tensor, params: Tensor) -> Array:
+    """likelihood.onnx on rows and their params: (rows,)."""
+    output: Array = session.run(["log_likelihood"], {"x": x.numpy(), "params": params.numpy()})[0]
+    return output
 
 
 def run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Array]:

@@ -12,7 +12,7 @@ import torch
 
 from latentd.training import parity
 from latentd.training.data import Dataset
-from latentd.training.model import AE, Model, gaussian_kl, to_unit
+from latentd.training.model import AE, Model, gaussian_kl
 
 ROWS: Final = 20_000  # limit, evenly picked: the 99.9th percentile then rests on 20 rows
 LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
@@ -20,22 +20,24 @@ _BATCH: Final = 256
 
 
 @torch.no_grad()
-def quantiles(model: Model, encoder: bytes, decoder: bytes, dataset: Dataset) -> dict[str, Any]:
+def quantiles(
+    model: Model, encoder: bytes, decoder: bytes, likelihood: bytes, dataset: Dataset
+) -> dict[str, Any]:
     """Manifest.training_scores: quantiles of reconstruction error, KL and ELBO in nats, at LEVELS
     percent. Returns {} for an autoencoder, which has no likelihood."""
     if isinstance(model, AE):
         return {}
     rows = dataset.train.x
     picked = rows[torch.arange(min(ROWS, len(rows))) * len(rows) // min(ROWS, len(rows))]
-    encode, decode = parity.session(encoder), parity.session(decoder)
+    encode, decode, density = map(parity.session, (encoder, decoder, likelihood))
     errors, rates = [], []
     for x in torch.split(picked, _BATCH):
         latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, x, _BATCH).items()}
         mean, log_var = latent["mean"], latent["log_var"]
         params = torch.from_numpy(parity.run(decode, mean, _BATCH)["params"])
-        errors.append(model.likelihood.nll(to_unit(x), params).double())
-        rates.append(gaussian_kl(mean, log_var).double())
-    error, rate = torch.cat(errors).numpy(), torch.cat(rates).numpy()
+        errors.append(-parity.log_likelihood_of(density, x, params))
+        rates.append(gaussian_kl(mean, log_var).double().numpy())
+    error, rate = np.concatenate(errors), np.concatenate(rates)
     scores = {"reconstruction_error": error, "kl": rate, "elbo": -error - rate}
     quantiles = {name: np.percentile(s, LEVELS).tolist() for name, s in scores.items()}
     return {"rows": len(picked), "levels": list(LEVELS)} | quantiles

@@ -22,7 +22,7 @@ from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
-from latentd.models import loading
+from latentd.models import densities, loading
 from latentd.models.payloads import encoder_outputs
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
@@ -96,6 +96,7 @@ class LocalReconstructor:
         if self._outputs:
             decoder = loaded.files[bundle.DECODER]
             self._decoder = engine.load(decoder, decoder_signature, threads=1)
+        self._density = densities.load(loaded) if wanted.scores else None
         self._golden = golden.read(loaded)
         self._check_golden(batch_rows)
 
@@ -130,12 +131,16 @@ class LocalReconstructor:
     def _check_golden(self, batch_rows: int = 0) -> None:
         """Raises BundleError if the graphs' outputs differ from the golden vectors."""
         item_bytes = np.dtype(self._manifest.x.dtype).itemsize
-        for graph, of_graph in zip((self._encoder, self._decoder), self._golden, strict=True):
+        graphs = (self._encoder, self._decoder)
+        for graph, of_graph in zip(graphs, self._golden[:2], strict=True):
             if graph is None:
                 continue
             for vectors in of_graph:
                 most = BATCH_BYTES // (item_bytes * vectors.elements)
                 vectors.check(graph, min(batch_rows, most))
+        if self._density:
+            for density in self._golden.density:
+                density.check(self._density)
 
     def _check_engine(self, error: Exception) -> None:
         """Raise EngineBroken if the golden vectors fail too: then the row is not at fault."""
@@ -159,10 +164,9 @@ class LocalReconstructor:
         if self._wanted.draw and log_var is not None:
             z = _draw(chunk.rows, mean, log_var, self._wanted.seed)
         decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
-        if self._wanted.scores and log_var is not None:
-            scores = score_reconstructions(
-                chunk.x, mean, log_var, decoded["params"], self._manifest
-            )
+        if self._wanted.scores and log_var is not None and self._density:
+            params = decoded["params"]
+            scores = score_reconstructions(chunk.x, mean, log_var, params, self._density)
             columns |= {name: getattr(scores, name).astype(np.float32) for name in SCORES}
         if "x" in decoded:
             columns["x"] = decoded["x"]

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from latentd import likelihood
+from latentd import ranges
 from latentd.batching.batcher import Batcher
 from latentd.batching.rowqueue import RowQueue
 from latentd.batching.runner import Outputs, RunFn
@@ -38,6 +38,7 @@ from latentd.models.profile import MeasuredProfile
 from latentd.models.scoring import ScoreOutputs, Scoring
 from latentd.models.sources import GivenLatents, PosteriorSamples, Source
 from latentd.runtime import profiling
+from latentd.runtime.density import Density
 from latentd.settings import Settings
 from latentd.tiles import TiledRows
 
@@ -108,7 +109,7 @@ class ServedModel:
         self._scales: dict[tuple[int, ...], tuple[int, int]] = {(): (1, 1)}
         self.encoder = batcher("encoder", loaded.encoder, encode)
         self.decoder = batcher("decoder", loaded.decoder, decode)
-        self._scoring_seconds = scoring.measure(self.manifest)
+        self._scoring_seconds = scoring.measure(loaded.density, self.manifest.default)
 
     def max_rows(self, shapes: Shapes) -> int:
         """How many rows of this size a request may have: any response fits into one message."""
@@ -194,7 +195,7 @@ class ServedModel:
             params = params if self.checks_params else None
             return ReconstructionOutputs(decoded, mean, log_var, None, params)
         score = functools.partial(
-            scoring.score_reconstructions, x, mean, log_var, params, self.manifest
+            scoring.score_reconstructions, x, mean, log_var, params, self._density()
         )
         return ReconstructionOutputs(decoded, mean, log_var, await run_in_executor(score))
 
@@ -209,7 +210,7 @@ class ServedModel:
         """
         shapes = self.manifest.shapes_of_x(x.shape[1:])
         if self.manifest.likelihood and self.manifest.likelihood.binary:
-            x = likelihood.binarize(x, shapes.x)
+            x = ranges.binarize(x, shapes.x)
         rows = len(x) * draws
         nbytes = x.nbytes + len(x) * shapes.z_size * 8 + rows * 16
         _, scale = self._scale(shapes)
@@ -218,7 +219,7 @@ class ServedModel:
         self.decoder.check(rows, nbytes, caller, weight, shape=shapes.key, scale=scale)
         mean, log_var = await self.encode(x, caller)
         source = PosteriorSamples(mean, log_var, draw, draws)
-        scores = Scoring(x, source, self.manifest)
+        scores = Scoring(x, source, self._density())
         payload = DecodePayload(source, shapes.z, params=True, scoring=scores)
         await self.decoder.submit(
             *(payload, rows, nbytes, caller),
@@ -228,6 +229,11 @@ class ServedModel:
             scale=scale,
         )
         return await run_in_executor(scores.scores)
+
+    def _density(self) -> Density:
+        """The density; requests for scores are rejected before if there is none."""
+        assert self.loaded.density
+        return self.loaded.density
 
     def _scale(self, shapes: Shapes) -> tuple[int, int]:
         """What a row of this size costs the encoder and the decoder, in rows of the smallest."""
@@ -242,8 +248,10 @@ class ServedModel:
     def _score_weight(self, rows: int, shapes: Shapes) -> int:
         """What one draw costs in a call of `rows` rows; the unit is one decoded row of its size."""
         profile, seconds = self.loaded.decoder.profile, self._scoring_seconds
-        row_seconds = profile.batch_seconds / profile.batch_rows
-        weight = 1 + (seconds.density + seconds.draw / rows) / row_seconds
+        _, scale = self._scale(shapes)
+        row_seconds = profile.batch_seconds / profile.batch_rows * scale
+        larger = shapes.x.size / self.manifest.default.x.size  # than the rows that were measured
+        weight = 1 + larger * (seconds.density + seconds.draw / rows) / row_seconds
         return min(math.ceil(weight), profile.batch_rows)
 
 

@@ -22,11 +22,12 @@ from latentd.batching.runner import Outputs
 from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, Shapes
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
-from latentd.models import profile
+from latentd.models import densities, profile
 from latentd.models.payloads import DecodePayload, decode_batch, encode_batch, encoder_outputs
 from latentd.models.profile import MeasuredProfile, ModelProfile, SizeProfile, sizes_to_measure
 from latentd.models.sources import PriorSamples
 from latentd.runtime import golden, memory, profiling
+from latentd.runtime.density import Density
 from latentd.runtime.engine import Graph, SessionFactory
 from latentd.runtime.golden import Golden
 from latentd.runtime.io_binding import IOBindingGraph
@@ -74,6 +75,7 @@ class LoadedModel:
     encoder: ProfiledGraph
     decoder: ProfiledGraph
     golden_max_abs_error: float  # between the golden outputs and this machine's
+    density: Density | None = None  # None: the model defines no likelihood
 
     @property
     def profile(self) -> ModelProfile:
@@ -81,9 +83,11 @@ class LoadedModel:
         return ModelProfile(self.encoder.profile, self.decoder.profile)
 
     def close(self) -> None:
-        """Free the memory of both graphs; no run may follow."""
+        """Free the memory of the graphs; no run may follow."""
         self.encoder.graph.close()
         self.decoder.graph.close()
+        if self.density:
+            self.density.close()
 
 
 def load_model(
@@ -93,7 +97,7 @@ def load_model(
     previous: ModelProfile | None = None,
     measured: ModelProfile | None = None,
 ) -> LoadedModel:
-    """Load both graphs, profile them and run them on the golden vectors; blocks.
+    """Load the graphs, profile encoder and decoder, run all on the golden vectors; blocks.
 
     previous: of another version of the model, which serves now. Its profile is reused if it is
     still valid. If it is not, profiling rests between its steps.
@@ -103,7 +107,11 @@ def load_model(
     loader = _GraphLoader(bundle, engine, settings, idle_ratio=IDLE_RATIO if previous else 0.0)
     m = bundle.manifest
     encoder_signature, decoder_signature = signatures(m)
-    encoder_golden, decoder_golden = golden.read(bundle)
+    encoder_golden, decoder_golden, density_golden = golden.read(bundle)
+    density = densities.load(bundle)
+    if density:
+        for vectors in density_golden:
+            vectors.check(density)
 
     def encode(graph: Graph, shapes: Shapes, rows: int) -> Outputs:
         x = np.zeros((rows, *shapes.x.shape), shapes.x.dtype)
@@ -132,7 +140,7 @@ def load_model(
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
     with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
         max_abs_error = max(encoder.check(), decoder.check())
-    return LoadedModel(m, bundle.digest, encoder, decoder, max_abs_error)
+    return LoadedModel(m, bundle.digest, encoder, decoder, max_abs_error, density)
 
 
 class _GraphLoader:

@@ -14,13 +14,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd import likelihood
-from latentd.bundle import Manifest
+from latentd.bundle import Shapes
 from latentd.latents import POSTERIOR, Latents, NoiseRange
 from latentd.models.sources import PosteriorSamples
+from latentd.posterior import Nats, kl_to_standard_normal, log_prior_ratio
+from latentd.runtime.density import Density
 
 _MEASURED_DRAWS: Final = 64  # of one row
-_MAX_MEASURED_SIZE: Final = 4096  # elements of a row; each element more costs the same
+_MEASURED_ELEMENTS: Final = 1 << 18  # of x in those draws; larger rows are drawn less often
 _REPEATS: Final = 3
 
 
@@ -28,12 +29,12 @@ _REPEATS: Final = 3
 class ScoreOutputs:
     """Each in nats, float64, shape (rows,)."""
 
-    kl: likelihood.Nats
-    elbo: likelihood.Nats
-    reconstruction_error: likelihood.Nats | None = None
-    log_likelihood: likelihood.Nats | None = None
+    kl: Nats
+    elbo: Nats
+    reconstruction_error: Nats | None = None
+    log_likelihood: Nats | None = None
 
-    def __iter__(self) -> Iterator[likelihood.Nats | None]:
+    def __iter__(self) -> Iterator[Nats | None]:
         """All of them; None for those that were not requested."""
         return iter((self.kl, self.elbo, self.reconstruction_error, self.log_likelihood))
 
@@ -43,34 +44,29 @@ def score_reconstructions(
     mean: Latents,
     log_var: Latents,
     params: NDArray[np.float32],
-    manifest: Manifest,
+    density: Density,
 ) -> ScoreOutputs:
     """The scores of rows x, shape (rows, *shape), from the params decoded from one latent each."""
-    assert manifest.likelihood
-    scaled = likelihood.to_unit_interval(x, manifest.default.x)
-    distortion = -likelihood.log_prob(scaled, params, manifest.likelihood.name)
-    kl = likelihood.kl_to_standard_normal(mean, log_var)
+    distortion = -density.log_prob(x, params)
+    kl = kl_to_standard_normal(mean, log_var)
     return ScoreOutputs(kl, -distortion - kl, reconstruction_error=distortion)
 
 
 class Scoring:
     """The scores of rows x, shape (rows, *shape), from draws around their encodings."""
 
-    def __init__(self, x: NDArray[Any], source: PosteriorSamples, manifest: Manifest) -> None:
-        self._x, self._source = x, source
-        assert manifest.likelihood
-        self._spec, self._likelihood = manifest.default.x, manifest.likelihood.name
+    def __init__(self, x: NDArray[Any], source: PosteriorSamples, density: Density) -> None:
+        self._x, self._source, self._density = x, source, density
         self._log_weights = np.empty(source.rows)
         self._distortions = np.empty(source.rows)
 
     def add(self, start: int, stop: int, z: Latents, params: NDArray[np.float32]) -> None:
         """Score rows start..stop of the source: their z, and the params decoded from z."""
         rows = self._source.encodings(start, stop)
-        x = likelihood.to_unit_interval(self._x[rows], self._spec)
-        distortion = -likelihood.log_prob(x, params, self._likelihood)
+        distortion = -self._density.log_prob(self._x[rows], params)
         mean, log_var = self._source.mean[rows], self._source.log_var[rows]
         self._distortions[start:stop] = distortion
-        self._log_weights[start:stop] = likelihood.log_prior_ratio(z, mean, log_var) - distortion
+        self._log_weights[start:stop] = log_prior_ratio(z, mean, log_var) - distortion
 
     @np.errstate(invalid="ignore")
     def scores(self) -> ScoreOutputs:
@@ -80,7 +76,7 @@ class Scoring:
         weights = self._log_weights.reshape(source.draws, -1)
         largest = weights.max(axis=0)
         bound = largest + np.log(np.exp(weights - largest).mean(axis=0))
-        kl = likelihood.kl_to_standard_normal(source.mean, source.log_var)
+        kl = kl_to_standard_normal(source.mean, source.log_var)
         return ScoreOutputs(kl, -distortion - kl, log_likelihood=bound)
 
 
@@ -92,23 +88,22 @@ class ScoringSeconds:
     density: float  # log p(x | z) of one row
 
 
-def measure(manifest: Manifest) -> ScoringSeconds:
-    """Measure both: the fastest of a few repeats."""
-    shapes = manifest.default
-    if manifest.likelihood is None:
+def measure(density: Density | None, shapes: Shapes) -> ScoringSeconds:
+    """Measure both for rows of this size: the fastest of a few repeats. Without a density, both
+    are 0."""
+    if density is None or shapes.params is None:
         return ScoringSeconds(0.0, 0.0)
-    size = min(shapes.x.size, _MAX_MEASURED_SIZE)
     mean = np.zeros((1, *shapes.z), np.float32)
     source = PosteriorSamples(mean, mean, NoiseRange(0, 0, 1, POSTERIOR), _MEASURED_DRAWS)
-    scoring = Scoring(np.zeros((1, size), manifest.x.dtype), source, manifest)
-    params = np.zeros((_MEASURED_DRAWS, len(manifest.likelihood.parameters), size), np.float32)
+    scoring = Scoring(np.zeros((1, *shapes.x.shape), shapes.x.dtype), source, density)
+    scored = max(1, min(_MEASURED_DRAWS, _MEASURED_ELEMENTS // shapes.x.size))
+    params = np.zeros((scored, *shapes.params), np.float32)
     draws, densities = [], []
     for _ in range(_REPEATS):
         started = time.perf_counter()
         z = source.latents()
         drawn = time.perf_counter()
-        scoring.add(0, _MEASURED_DRAWS, z, params)
+        scoring.add(0, scored, z[:scored], params)
         draws.append(drawn - started)
         densities.append(time.perf_counter() - drawn)
-    density = min(densities) / _MEASURED_DRAWS * shapes.x.size / size
-    return ScoringSeconds(min(draws) / _MEASURED_DRAWS, density)
+    return ScoringSeconds(min(draws) / _MEASURED_DRAWS, min(densities) / scored)

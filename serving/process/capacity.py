@@ -125,7 +125,9 @@ def plan(args: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--call score: {model.manifest.model} {reason}. Choose another call or model."
             )
-        density = scoring.measure(model.manifest).density if per_draw else 0.0
+        density = 0.0
+        if per_draw:
+            density = scoring.measure(model.density, model.manifest.default).density
     except (ConfigError, BundleError) as error:
         print(f"latentd: {error}", file=sys.stderr)
         return EXIT_CONFIG

@@ -132,17 +132,26 @@ class SessionFactory:
         stream: int = 0,
         fixed: bool = True,
     ) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        # ONNX Runtime keeps a plan of its memory for each shape of the input, for good.
-        options.enable_mem_pattern = fixed
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Worker threads that spin while they wait would take the CPU from the listener.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors only: Provider logs fallbacks
-        providers = self._provider.options(cuda_graph, stream)
-        try:
-            return ort.InferenceSession(model, options, providers=providers)
-        except Exception as error:  # the runtime has no common base for what it raises
-            message = _SOURCE_LOCATION.sub("", " ".join(str(error).split()))
-            raise BundleError("engine", f"ONNX Runtime cannot load the graph: {message}") from error
+        return new_session(model, self._provider.options(cuda_graph, stream), threads, fixed)
+
+
+def new_session(
+    model: bytes, providers: Sequence[Any], threads: int, fixed: bool
+) -> ort.InferenceSession:
+    """Make a session of a graph's bytes. fixed: it has no free axes but the batch.
+
+    Raises BundleError(engine).
+    """
+    options = ort.SessionOptions()
+    # ONNX Runtime keeps a plan of its memory for each shape of the input, for good.
+    options.enable_mem_pattern = fixed
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Worker threads that spin while they wait would take the CPU from the listener.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors only: Provider logs fallbacks
+    try:
+        return ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # the runtime has no common base for what it raises
+        message = _SOURCE_LOCATION.sub("", " ".join(str(error).split()))
+        raise BundleError("engine", f"ONNX Runtime cannot load the graph: {message}") from error

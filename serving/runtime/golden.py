@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from latentd.bundle import GOLDEN, Bundle, Manifest
 from latentd.errors import BundleError
+from latentd.posterior import Nats
+from latentd.runtime.density import Density
 from latentd.runtime.engine import Graph
 from latentd.shapes import SizeError
 
@@ -40,6 +42,10 @@ TOLERANCES: Final = {
     # Two or three times the export's own: mostly the spacing of float16, the same everywhere.
     "float16": Tolerance(atol=5e-2, rtol=2e-2, levels=4),
 }
+
+_DENSITY_TOLERANCE: Final = Tolerance(atol=1e-5, rtol=1e-5, levels=0)
+"""Of sums over the elements of x, from the same params: only their rounding differs."""
+_LOG_LIKELIHOOD: Final = "log_likelihood"
 
 MIN_ROWS: Final = 2
 """Rows of x, and of z: a single row cannot show that the rows of a batch are kept apart."""
@@ -92,10 +98,36 @@ class Golden:
                 yield rows
 
 
-def read(bundle: Bundle) -> tuple[list[Golden], list[Golden]]:
-    """The encoder's and the decoder's golden vectors, one at each size that the file has: first the
-    default size, then, in arrays with the prefixes "1.", "2.", ..., others. Raises
-    BundleError(golden)."""
+@dataclass(frozen=True, slots=True)
+class GoldenDensity:
+    """Rows of x at one size with their params, and the expected log p(x | z)."""
+
+    x: NDArray[Any]
+    params: NDArray[np.float32]
+    log_likelihood: Nats
+
+    def check(self, density: Density) -> None:
+        """As Golden.check; one row, these rows, and more rows than the graph runs at once."""
+        for rows in dict.fromkeys((1, len(self.params), density.rows_of_run(self.x) + 1)):
+            try:
+                found = density.log_prob(_tile(self.x, rows), _tile(self.params, rows))
+            except Exception as error:
+                message = f"The likelihood's graph fails on its golden inputs: {error}"
+                raise BundleError("golden", message) from error
+            _compare("log_likelihood", found, self.log_likelihood, rows, _DENSITY_TOLERANCE)
+
+
+class GoldenVectors(NamedTuple):
+    """The golden vectors of each graph, one at each size that the file has."""
+
+    encoder: list[Golden]
+    decoder: list[Golden]
+    density: list[GoldenDensity]  # none: without a likelihood, and in format 1
+
+
+def read(bundle: Bundle) -> GoldenVectors:
+    """The golden vectors: first of the default size, then, in arrays with the prefixes "1.", "2.",
+    ..., of others. Raises BundleError(golden)."""
     m = bundle.manifest
     try:
         with zipfile.ZipFile(io.BytesIO(bundle.files[GOLDEN])) as file:
@@ -108,16 +140,19 @@ def read(bundle: Bundle) -> tuple[list[Golden], list[Golden]]:
             f"{GOLDEN} has vectors at one size only, and the model has free axes. Export the model "
             "again.",
         )
-    tolerance, encoders, decoders = TOLERANCES[m.precision], list[Golden](), list[Golden]()
+    tolerance, vectors = TOLERANCES[m.precision], GoldenVectors([], [], [])
     for arrays in sets:
         elements = math.prod(arrays["x"].shape[1:])
         encoded = {name: arrays[name] for name in _encoded(m)}
         decoded = {"x": arrays["decoded_x"]}
         if m.likelihood:
             decoded["params"] = arrays["params"]
-        encoders.append(Golden(arrays["x"], encoded, tolerance, elements))
-        decoders.append(Golden(arrays["z"], decoded, tolerance, elements))
-    return encoders, decoders
+        vectors.encoder.append(Golden(arrays["x"], encoded, tolerance, elements))
+        vectors.decoder.append(Golden(arrays["z"], decoded, tolerance, elements))
+        if _LOG_LIKELIHOOD in arrays:
+            x, params = _tile(arrays["x"], len(arrays["params"])), arrays["params"]
+            vectors.density.append(GoldenDensity(x, params, arrays[_LOG_LIKELIHOOD]))
+    return vectors
 
 
 def _encoded(m: Manifest) -> tuple[str, ...]:
@@ -147,7 +182,14 @@ def _read(file: zipfile.ZipFile, m: Manifest) -> list[dict[str, NDArray[Any]]]:
 
 
 def _names(m: Manifest) -> tuple[str, ...]:
-    return ("x", *_encoded(m), "z", "decoded_x", *(("params",) if m.likelihood else ()))
+    return ("x", *_encoded(m), "z", *_decoded(m))
+
+
+def _decoded(m: Manifest) -> tuple[str, ...]:
+    """The arrays with as many rows as z."""
+    if not m.likelihood:
+        return ("decoded_x",)
+    return ("decoded_x", "params", *((_LOG_LIKELIHOOD,) if m.format > 1 else ()))
 
 
 def _check_headers(file: zipfile.ZipFile, m: Manifest, prefix: str) -> int:
@@ -167,6 +209,7 @@ def _check_headers(file: zipfile.ZipFile, m: Manifest, prefix: str) -> int:
         **dict.fromkeys((*_encoded(m), "z"), ("float32", shapes.z)),
         "decoded_x": (shapes.x.dtype, shapes.x.shape),
         "params": ("float32", shapes.params or ()),
+        _LOG_LIKELIHOOD: ("float64", ()),
     }
     rows, total = {}, 0
     for name, (found_shape, found_dtype) in found.items():
@@ -175,12 +218,11 @@ def _check_headers(file: zipfile.ZipFile, m: Manifest, prefix: str) -> int:
             raise BundleError(
                 "golden",
                 f"{GOLDEN}: {prefix}{name} has dtype {found_dtype} and shape {found_shape}, "
-                f"expected {dtype} and (rows, {', '.join(map(str, shape))}).",
+                f"expected {dtype} and ({', '.join(map(str, ('rows', *shape)))}).",
             )
         rows[name] = found_shape[0]
         total += math.prod(found_shape) * found_dtype.itemsize
-    decoded = ("decoded_x", "params") if m.likelihood else ("decoded_x",)
-    for input_, outputs in (("x", _encoded(m)), ("z", decoded)):
+    for input_, outputs in (("x", _encoded(m)), ("z", _decoded(m))):
         if rows[input_] < MIN_ROWS:
             raise BundleError(
                 "golden",

@@ -12,7 +12,7 @@ from latentd.errors import BundleError
 from latentd.runtime.buffers import RowSpec
 from latentd.shapes import Shape
 
-_TYPES: Final = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
+_TYPES: Final = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,16 @@ class Signature:
             raise BundleError(
                 "signature", f"The graph's inputs are {sorted(inputs)}, not ['{name}']."
             )
-        _check_value(inputs[name], dtype, shape)
+        check_value(inputs[name], dtype, shape)
         outputs = {value.name: value for value in session.get_outputs()}
         for output, (dtype, shape) in self.outputs.items():
             if output not in outputs:
                 raise BundleError("signature", f"The graph has no output named {output}.")
-            _check_value(outputs[output], dtype, shape)
+            check_value(outputs[output], dtype, shape)
 
 
-def _check_value(value: Any, dtype: str, shape: Shape) -> None:
+def check_value(value: Any, dtype: str, shape: Shape) -> None:
+    """Raise BundleError(signature) if a graph's input or output has another type or shape."""
     rows, *lengths = value.shape
     dims = shape.dims
     if _TYPES.get(value.type) != dtype or len(lengths) != len(dims):

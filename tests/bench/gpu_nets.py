@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentd import bundle
-from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
 from latentd.training import export, networks, onnx_graphs
 from latentd.training.config import Config
@@ -32,7 +32,7 @@ class Net:
     def config(self) -> Config:
         config = Config(
             architecture="conv",
-            likelihood=LIKELIHOODS["bernoulli"],
+            likelihood="bernoulli",
             hidden_size=self.hidden_size,
             depth=self.depth,
             latent_size=self.latent_size,
@@ -62,7 +62,7 @@ def publish(net: Net, root: Path, precision: str) -> Path:
         model=net.name,
         x=RowFormat.of(DataSpec("image", net.shape, "uint8", (0.0, 255.0))),
         z=LatentFormat(Shape.parse([net.latent_size])),
-        likelihood=LIKELIHOODS["bernoulli"],
+        likelihood=export.likelihood_format(whole, "bernoulli"),
         opset=onnx_graphs.opset(encoder),
         preprocessing="inside the graphs",
         parity={},
@@ -71,6 +71,7 @@ def publish(net: Net, root: Path, precision: str) -> Path:
     files = {
         bundle.ENCODER: encoder,
         bundle.DECODER: onnx_graphs.decoder(exported, net.name),
+        bundle.LIKELIHOOD: onnx_graphs.likelihood(whole, net.name),
         bundle.GOLDEN: export.golden(whole, rows),
     }
     return bundle.publish(root, manifest, files)

@@ -5,7 +5,6 @@ The cost of a graph does not depend on its weights, so nothing is trained here.
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
@@ -16,8 +15,10 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from latentd import bundle
-from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Axis, Shape
+from tests.support.likelihoods import LIKELIHOODS, likelihood_graph, log_likelihood
+from tests.support.onnx_graphs import npz
 
 SHAPE = (28, 28)
 LATENT = 20
@@ -181,8 +182,7 @@ def publish_spatial(root: Path) -> Path:
         (decoded_x,) = decode.run(["x"], {"z": mean})
         vectors = {"x": x, "mean": mean, "log_var": log_var, "z": mean, "decoded_x": decoded_x}
         arrays |= {prefix + name: array for name, array in vectors.items()}
-    golden = io.BytesIO()
-    np.savez(golden, **arrays)
+    golden = npz(**arrays)
     manifest = Manifest(
         model="spatial",
         x=RowFormat("image", Shape.parse(["h", "w", 3]), "uint8", (0.0, 255.0)),
@@ -193,7 +193,7 @@ def publish_spatial(root: Path) -> Path:
         parity={},
         axes={name: Axis(name, 8, 16, 1024, 64) for name in ("h", "w")},
     )
-    files = {bundle.ENCODER: encoder, bundle.DECODER: decoder, bundle.GOLDEN: golden.getvalue()}
+    files = {bundle.ENCODER: encoder, bundle.DECODER: decoder, bundle.GOLDEN: golden}
     return bundle.publish(root, manifest, files)
 
 
@@ -203,18 +203,30 @@ def publish(root: Path, name: str) -> Path:
     x = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
     mean, log_var = ort.InferenceSession(encoder).run(["mean", "log_var"], {"x": x})
     decoded_x, params = ort.InferenceSession(decoder).run(["x", "params"], {"z": mean})
-    golden = io.BytesIO()
-    np.savez(
-        *(golden,), x=x, mean=mean, log_var=log_var, z=mean, decoded_x=decoded_x, params=params
+    spec = DataSpec("image", SHAPE, "uint8", (0.0, 255.0))
+    likelihood = likelihood_graph("bernoulli", spec)
+    golden = npz(
+        x=x,
+        mean=mean,
+        log_var=log_var,
+        z=mean,
+        decoded_x=decoded_x,
+        params=params,
+        log_likelihood=log_likelihood(likelihood, x, params),
     )
     manifest = Manifest(
         model=name,
-        x=RowFormat.of(DataSpec("image", SHAPE, "uint8", (0.0, 255.0))),
+        x=RowFormat.of(spec),
         z=LatentFormat(Shape.parse([LATENT])),
         likelihood=LIKELIHOODS["bernoulli"],
         opset=18,
         preprocessing="x / 255 inside the graph",
         parity={},
     )
-    files = {bundle.ENCODER: encoder, bundle.DECODER: decoder, bundle.GOLDEN: golden.getvalue()}
+    files = {
+        bundle.ENCODER: encoder,
+        bundle.DECODER: decoder,
+        bundle.LIKELIHOOD: likelihood,
+        bundle.GOLDEN: golden,
+    }
     return bundle.publish(root, manifest, files)

@@ -18,8 +18,9 @@ from onnx import helper
 
 from latentd import bundle
 from latentd.__main__ import main
-from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
+from tests.support.likelihoods import LIKELIHOODS, likelihood_graph, log_likelihood
 from tests.support.onnx_graphs import npz, serialized
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +151,7 @@ class PublishVectors:
         rows = np.linspace(low, 1, 4 * width, dtype=np.float32).reshape(4, width)
         halves = ((rows - low) / (2 * (1 - low))).astype(np.float32)
         params = np.stack([halves, np.zeros_like(halves)], axis=1)
+        graph = likelihood_graph(likelihood, x)
         golden = npz(
             x=rows,
             mean=rows,
@@ -157,6 +159,7 @@ class PublishVectors:
             z=rows,
             decoded_x=rows,
             params=params,
+            log_likelihood=log_likelihood(graph, rows, params),
         )
         manifest = Manifest(
             model="vectors",
@@ -170,6 +173,7 @@ class PublishVectors:
         files = {
             bundle.ENCODER: encoder,
             bundle.DECODER: decoder,
+            bundle.LIKELIHOOD: graph,
             bundle.GOLDEN: golden,
         }
         return bundle.publish(root, manifest, files)

@@ -22,7 +22,7 @@ def test_versions_are_numbered_and_load_checks_them(publish_toy, tmp_path):
     assert bundle.versions(tmp_path / "toy") == [1, 2, 3]
     loaded = bundle.load(tmp_path / "toy" / "2")
     assert loaded.manifest.version == 2
-    assert set(loaded.files) == set(bundle.FILES)
+    assert set(loaded.files) == {*bundle.FILES, bundle.LIKELIHOOD}
 
 
 def test_root_above_a_model_or_version_is_found(publish_toy, tmp_path):

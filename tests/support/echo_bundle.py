@@ -8,8 +8,9 @@ import numpy as np
 from onnx import helper
 
 from latentd import bundle
-from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
+from tests.support.likelihoods import LIKELIHOODS, likelihood_graph, log_likelihood
 from tests.support.onnx_graphs import npz, serialized
 
 SIZE = 4  # of a row, and of its latent
@@ -28,17 +29,21 @@ def publish_echo(root: Path, likelihood: str = "gaussian", model: str = "echo") 
     decoder = _graph("z", [("Identity", ["x_"], "x"), *parameters])
     rows = np.random.default_rng(0).random((32, SIZE), np.float32)
     params = np.stack([rows, np.full_like(rows, -1)], axis=1)
+    params = params[:, : len(LIKELIHOODS[likelihood].parameters)]
+    x = DataSpec("vector", (SIZE,), "float32", (0.0, 1.0))
+    graph = likelihood_graph(likelihood, x)
     golden = npz(
         x=rows,
         mean=rows,
         log_var=np.full_like(rows, -2),
         z=rows,
         decoded_x=rows,
-        params=params[:, : len(LIKELIHOODS[likelihood].parameters)],
+        params=params,
+        log_likelihood=log_likelihood(graph, rows, params),
     )
     manifest = Manifest(
         model=model,
-        x=RowFormat.of(DataSpec("vector", (SIZE,), "float32", (0.0, 1.0))),
+        x=RowFormat.of(x),
         z=LatentFormat(Shape.parse([SIZE])),
         likelihood=LIKELIHOODS[likelihood],
         opset=18,
@@ -48,6 +53,7 @@ def publish_echo(root: Path, likelihood: str = "gaussian", model: str = "echo") 
     files = {
         bundle.ENCODER: encoder,
         bundle.DECODER: decoder,
+        bundle.LIKELIHOOD: graph,
         bundle.GOLDEN: golden,
     }
     return bundle.publish(root, manifest, files)

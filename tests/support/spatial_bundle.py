@@ -15,8 +15,9 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from latentd import bundle
-from latentd.bundle import LIKELIHOODS, LatentFormat, Manifest, RowFormat
+from latentd.bundle import LatentFormat, Manifest, RowFormat
 from latentd.shapes import Axis, Shape
+from tests.support.likelihoods import LIKELIHOODS
 from tests.support.onnx_graphs import npz, serialized
 
 BLOCK: Final = 8  # pixels of x, in height and in width, for one position of z

@@ -8,12 +8,14 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from latentd import bundle
-from latentd.bundle import LIKELIHOODS, DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
+from tests.support.likelihoods import LIKELIHOODS, likelihood_graph, log_likelihood
 from tests.support.onnx_graphs import npz, serialized
 
 SHAPE = (4, 4)
 LATENT_SIZE = 16
+X = DataSpec("image", SHAPE, "uint8", (0.0, 255.0))
 
 
 def toy_files(levels: int = 255) -> dict[str, bytes]:
@@ -58,21 +60,28 @@ def toy_files(levels: int = 255) -> dict[str, bytes]:
     )
     x = np.arange(2 * LATENT_SIZE, dtype=np.uint8).reshape(2, *SHAPE)
     mean = (x.astype(np.float32) / levels).reshape(2, LATENT_SIZE)
+    likelihood, params = likelihood_graph("bernoulli", X), mean.reshape(2, 1, *SHAPE)
     golden = npz(
         x=x,
         mean=mean,
         log_var=np.full_like(mean, -2),
         z=mean,
         decoded_x=x,
-        params=mean.reshape(2, 1, *SHAPE),
+        params=params,
+        log_likelihood=log_likelihood(likelihood, x, params),
     )
-    return {bundle.ENCODER: encoder, bundle.DECODER: decoder, bundle.GOLDEN: golden}
+    return {
+        bundle.ENCODER: encoder,
+        bundle.DECODER: decoder,
+        bundle.LIKELIHOOD: likelihood,
+        bundle.GOLDEN: golden,
+    }
 
 
 def toy_manifest(model: str = "toy", family: str = "vae") -> Manifest:
     return Manifest(
         model=model,
-        x=RowFormat.of(DataSpec("image", SHAPE, "uint8", (0.0, 255.0))),
+        x=RowFormat.of(X),
         z=LatentFormat(Shape.parse([LATENT_SIZE])),
         likelihood=LIKELIHOODS["bernoulli"],
         posterior="gaussian" if family == "vae" else "point",

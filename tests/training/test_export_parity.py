@@ -18,6 +18,7 @@ from latentd.settings import Settings
 from latentd.training import checkpoint, onnx_graphs
 from latentd.training.model import POINT_LOG_VAR, VAE, to_data
 from tests.support.exports import export, session, source, train
+from tests.support.likelihoods import LIKELIHOODS
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -50,7 +51,7 @@ def test_graphs_compute_the_same_as_pytorch(
     path = train(cli, tmp_path / "run", *flags)
     exported = export(cli, path, tmp_path / "bundles")
 
-    manifest, known = exported.manifest, bundle.LIKELIHOODS[likelihood]
+    manifest, known = exported.manifest, LIKELIHOODS[likelihood]
     highest = 255.0 if dtype == "uint8" else 1.0
     kind = "vector" if len(shape) == 1 else "image"
     assert manifest.default.x == bundle.DataSpec(kind, shape, dtype, (0.0, highest), known.bounded)

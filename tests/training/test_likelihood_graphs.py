@@ -101,7 +101,7 @@ def test_graph_stays_finite_where_the_definition_does(name: str) -> None:
     ends = [0.0, 0.4, 1.0, 20.0, 50.0, 80.0, 200.0, 1e4, 1e9]
     values = np.array([*ends, *(-end for end in ends)], np.float32)
     widths = values[abs(values) <= 80]  # exp of more is no float32
-    count = LIKELIHOODS[name](Config()).parameters
+    count = len(LIKELIHOODS[name](Config()).parameters)
     grid = np.array(np.meshgrid(*(values, widths)[:count])).reshape(count, -1).T
     graph = graph_of(name, (1,), "uint8")
     for byte in x:

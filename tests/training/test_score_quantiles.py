@@ -17,6 +17,7 @@ from latentd.readers.rows import Chunk
 from latentd.shapes import Shape
 from latentd.training import data
 from latentd.training.config import Config
+from tests.support.likelihoods import LIKELIHOODS
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -24,11 +25,11 @@ MANIFEST = bundle.Manifest(
     model="m",
     x=bundle.RowFormat("vector", Shape.parse([3]), "float32", (0.0, 1.0)),
     z=bundle.LatentFormat(Shape.parse([2])),
-    likelihood=bundle.LIKELIHOODS["gaussian"],
+    likelihood=LIKELIHOODS["gaussian"],
     opset=18,
     preprocessing="none",
     parity={},
-    files={name: {"sha256": "0" * 64, "bytes": 1} for name in bundle.FILES},
+    files={name: {"sha256": "0" * 64, "bytes": 1} for name in (*bundle.FILES, bundle.LIKELIHOOD)},
     version=1,
     created="2026-01-01T00:00:00+00:00",
 )

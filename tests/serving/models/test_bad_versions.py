@@ -102,7 +102,8 @@ def test_bundle_copied_in_place_is_served_when_complete(
     source = publish(elsewhere)
     target = root / "toy" / "2"
     target.mkdir()
-    for name in sorted([bundle.MANIFEST, *bundle.FILES], reverse=True):  # the manifest is not last
+    names = [bundle.MANIFEST, bundle.LIKELIHOOD, *bundle.FILES]
+    for name in sorted(names, reverse=True):  # the manifest is not last
         data = (source / name).read_bytes()
         with (target / name).open("wb") as file:
             for half in (data[: len(data) // 2], data[len(data) // 2 :]):

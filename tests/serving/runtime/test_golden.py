@@ -110,7 +110,7 @@ def test_graph_is_rejected_when_only_large_batches_are_wrong(load, files, rows):
 
 def test_other_batch_sizes_run_until_the_time_is_used_up(files, toy_bundles, monkeypatch):
     ran: list[int] = []
-    _, (of_decoder,) = golden.read(bundle.load(toy_bundles / "toy" / "1"))
+    _, (of_decoder,), _ = golden.read(bundle.load(toy_bundles / "toy" / "1"))
 
     class Exact:
         """A graph with the expected outputs."""
