@@ -24,7 +24,7 @@ from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, w
 from latentd.jobs.inputs import FoundInputs, ReadOptions, RowReader
 from latentd.jobs.job import ShardRange
 from latentd.jobs.model_rows import ModelRows
-from latentd.jobs.plan import BundleId, OutputSpec, Plan, with_shards
+from latentd.jobs.plan import BATCH_BYTES, BundleId, OutputSpec, Plan, with_shards
 from latentd.jobs.progress import JobProgress
 from latentd.jobs.quarantine import Limit
 from latentd.jobs.reconstruct import check_output_spec, load_bundle
@@ -206,6 +206,7 @@ class _Target:
     data: ModelRows
     unavailable: Mapping[str, str]
     training_scores: dict[str, Any]
+    batch_bytes: int = BATCH_BYTES
 
 
 def _target(args: argparse.Namespace) -> _Target:
@@ -220,7 +221,9 @@ def _target(args: argparse.Namespace) -> _Target:
         by = info.served_by
         bundle_id = BundleId(by.model, by.version, by.digest)
         rest = info.unavailable, info.training_scores
-        return _Target(None, bundle_id, ModelRows.of(info), *rest)
+        # Of the floats in a response, one byte of x may bring several.
+        batch_bytes = min(BATCH_BYTES, info.limits.max_message_bytes // 16)
+        return _Target(None, bundle_id, ModelRows.of(info), *rest, batch_bytes)
     loaded = load_bundle(Path(args.bundle))
     m = loaded.manifest
     bundle_id = BundleId(m.model, m.version, loaded.digest)
@@ -252,6 +255,7 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
         wanted=wanted,
         batch_rows=max(1, args.batch_rows),
         resize=args.resize,
+        batch_bytes=target.batch_bytes,
         training_scores=target.training_scores if wanted.scores else {},
         files=dataclasses.asdict(found.counts),
     )

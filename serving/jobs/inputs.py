@@ -61,11 +61,12 @@ class FoundInputs:
     def runs(self, model: ModelRows) -> Iterator[tuple[int, Shapes]]:
         """Rows of the same shapes that follow each other: their number and shapes, for all rows."""
         axes, first = len(model.axes), 0
+        of_size = functools.cache(model.of_size)  # one size may come back a million times
         for entry in self.inputs:
             if entry.sizes:
                 lengths = np.frombuffer(self.sizes, "<u4").reshape(-1, axes)
                 for count, size in sizes.runs(lengths[first : first + entry.rows]):
-                    yield count, model.of_size(size)
+                    yield count, of_size(size)
                 first += entry.rows
             else:
                 yield entry.rows, model.of_size(entry.size)

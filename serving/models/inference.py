@@ -47,7 +47,7 @@ from latentd.tiles import TiledRows
 class ReconstructionOutputs:
     """x' of some rows, their encodings, and on request their scores."""
 
-    x: Array  # (rows, *shape)
+    x: Array | None  # (rows, *shape); None: the rows were only encoded
     mean: Array  # float32, (rows, *shape of one latent)
     log_var: Array | None  # None: the posterior is a point
     scores: ScoreOutputs | None

@@ -287,6 +287,7 @@ class VaeService:
             row = model.reconstruct(x[bad : bad + 1], row_noise, request.include_scores, context)
             raise await finite.cause(bad, "x", row)
         rebuilt = result.x
+        assert rebuilt is not None
         if floats:
             (rebuilt,) = await fields.narrowed(floats, rebuilt)
         response = pb.ReconstructResponse(

@@ -93,7 +93,8 @@ class ReconstructStream:
             kept: Array = whole if keep.all() else whole[keep]
             return kept
 
-        x = column([part.x for part in results]) if self._include_x else None
+        decoded = [part.x for part in results if part.x is not None]
+        x = column(decoded) if self._include_x else None
         mean = column([part.mean for part in results]) if self._include_latents else None
         log_vars = [part.log_var for part in results if part.log_var is not None]
         log_var = column(log_vars) if self._include_latents and log_vars else None
@@ -114,7 +115,7 @@ class ReconstructStream:
 
     def _too_large(self, result: ReconstructionOutputs) -> dict[int, str]:
         """The rows that the response's 16-bit format cannot hold, and why."""
-        x = (result.x,) if self._include_x else ()
+        x = (result.x,) if self._include_x and result.x is not None else ()
         latents = (result.mean, result.log_var) if self._include_latents else ()
         return codec.rows_too_large(self._float_dtype, *x, *latents)
 
@@ -124,9 +125,13 @@ class ReconstructStream:
         if self._draw:
             noise = fields.noise_range(self._seed, offset, len(x), "offset", POSTERIOR)
         try:
-            result = await self._model.reconstruct(
-                x, noise, self._include_scores, self._context, work=self._rows
-            )
+            if self._include_x or self._include_scores:
+                result = await self._model.reconstruct(
+                    x, noise, self._include_scores, self._context, work=self._rows
+                )
+            else:
+                mean, log_var = await self._model.encode(x, self._context, work=self._rows)
+                result = ReconstructionOutputs(None, mean, log_var, None)
         except EngineError:
             if len(x) == 1:
                 return [_Part(start, None)]

@@ -65,17 +65,20 @@ def test_latents_name_their_bundle(jobs, npy, tmp_path):
 def test_mean_and_draws_are_those_of_the_server(
     jobs, npy, x, tmp_path, toy_bundles, module_servers
 ):
-    target = module_servers(toy_bundles).target
-    with Client(target) as client:
+    server = module_servers(toy_bundles)
+    with Client(server.target) as client:
         mean = client.encode(x).mean
         drawn = client.encode(x, draw=True, seed=7).z
-    there = ("--server", target)
+    there = ("--server", server.target)
+    decoded = server.metric("latentd_batch_rows_count", graph="decoder")
     for flags, expected in ((("mean",), mean), (("draw", "--seed", 7), drawn)):
-        for name, server in {"here": (), "there": there}.items():
+        for name, target in {"here": (), "there": there}.items():
             output = tmp_path / f"{name}_{flags[0]}"
-            assert jobs.run(npy, output, "--encode", *flags, *server) == 0
+            assert jobs.run(npy, output, "--encode", *flags, *target) == 0
             z = np.stack(jobs.table(output)["z"].to_numpy())
             np.testing.assert_allclose(z, expected, rtol=1e-6, atol=1e-7)
+    assert server.metric("latentd_batch_rows_count", graph="decoder") == decoded
+    assert server.metric("latentd_batch_rows_count", graph="encoder") > 0
 
 
 def test_draws_through_a_server_equal_those_of_the_bundle(
