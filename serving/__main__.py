@@ -13,6 +13,7 @@ from latentd import __version__
 
 # Only parsers: a command imports what it needs when it runs, so that `latentd client` needs
 # neither onnxruntime nor prometheus-client.
+from latentd.console.bundle_command import add_bundle_parser
 from latentd.console.parser import add_client_parser
 from latentd.errors import EXIT_CONFIG
 from latentd.flags import Parser
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND")
     for name, text in TRAINING.items():
         commands.add_parser(name, help=text)  # listed here, parsed by latentd.training
+    add_bundle_parser(commands)
     add_serve_parser(commands)
     add_client_parser(commands)
     add_batch_parser(commands)

@@ -48,7 +48,18 @@ def test_variable_is_read_only_by_the_command_that_uses_it(monkeypatch, capsys, 
     assert "LATENTD_SERVER: Invalid address" in capsys.readouterr().err
 
 
-COMMANDS = ["train", "evaluate", "compare", "export", "serve", "client", "batch", "plan", "token"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "compare",
+    "export",
+    "bundle",
+    "serve",
+    "client",
+    "batch",
+    "plan",
+    "token",
+]
 
 
 def test_help_lists_every_command_on_one_screen(capsys):

@@ -61,6 +61,11 @@ def test_missing_extra_is_named(toy_bundles, tmp_path, words, packages, extra):
     assert len(message.splitlines()) == 1, message
 
 
+def test_bundle_needs_no_packages(toy_bundles, tmp_path):
+    status, text, _ = run(f"bundle show {toy_bundles / 'toy'}", set(), tmp_path)
+    assert (status, text.splitlines()[0]) == (0, "toy version 1")
+
+
 def test_token_needs_no_packages(tmp_path):
     status, token, line = run("token someone", set(), tmp_path)
     assert (status, bool(token)) == (0, True)
