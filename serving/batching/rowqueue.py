@@ -39,7 +39,7 @@ from latentd.batching.entries import (
     Entry,
     Priority,
 )
-from latentd.batching.shapes import MAX_SHAPES, Shape, Shapes
+from latentd.batching.shape_queues import MAX_SHAPES, ShapeQueue, ShapeQueues
 from latentd.errors import DeadlineExceeded, Overloaded
 
 MIN_SHARE: Final = {SMALL: 0.0, LARGE: 1 / 4, BACKGROUND: 1 / 16}
@@ -90,7 +90,7 @@ class RowQueue:
         self.batch_seconds = batch_seconds
         self._min_batch_seconds = batch_seconds  # the fastest full batch known
         self.dispatch_gap_seconds = 0.0
-        self._shapes = Shapes()
+        self._shapes = ShapeQueues()
         self._shape_of = self._shapes.by_key
         self._rows = dict.fromkeys(PRIORITIES, 0)
         self._work = dict.fromkeys(PRIORITIES, 0)
@@ -275,7 +275,7 @@ class RowQueue:
         no cost: otherwise they could use up the credit for ever, and the next shape would starve.
         """
         chooser = first = next(priority for priority in PRIORITIES if self._work[priority])
-        next_shapes: dict[Priority, Shape] = {}
+        next_shapes: dict[Priority, ShapeQueue] = {}
         can_save: dict[Priority, int] = {}
         for priority, share in MIN_SHARE.items():
             if not self._work[priority]:
@@ -314,7 +314,7 @@ class RowQueue:
 
     def _fill(
         self,
-        shape: Shape,
+        shape: ShapeQueue,
         saved: dict[Priority, int],
         now: float,
         batch: list[BatchItem],
@@ -342,7 +342,7 @@ class RowQueue:
 
     def _take(
         self,
-        shape: Shape,
+        shape: ShapeQueue,
         priority: Priority,
         room: int,
         now: float,
@@ -376,7 +376,7 @@ class RowQueue:
                 entries.insert(MAX_INTERLEAVED - 1, entry)
         return taken
 
-    def _remove(self, shape: Shape, entry: Entry, rows: int) -> None:
+    def _remove(self, shape: ShapeQueue, entry: Entry, rows: int) -> None:
         priority, work = entry.priority, rows * entry.row_work
         shape.work[priority] -= work
         self._work[priority] -= work

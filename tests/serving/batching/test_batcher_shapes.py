@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from latentd.batching.shapes import MAX_SHAPES
+from latentd.batching.shape_queues import MAX_SHAPES
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.errors import Overloaded

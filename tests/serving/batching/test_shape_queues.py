@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from latentd.batching.entries import Entry, Priority
 from latentd.batching.rowqueue import MIN_SHARE, RowQueue
-from latentd.batching.shapes import MAX_SHAPES
+from latentd.batching.shape_queues import MAX_SHAPES
 from latentd.errors import DeadlineExceeded, Overloaded
 
 

@@ -15,7 +15,7 @@ MAX_SHAPES: Final = 32
 """How many different shapes may wait at once: each may cost the others' rows a batch."""
 
 
-class Shape:
+class ShapeQueue:
     """The waiting entries of one shape, by priority."""
 
     __slots__ = ("entries", "turn", "work")
@@ -34,17 +34,17 @@ class Shape:
         return entries[0]
 
 
-class Shapes:
+class ShapeQueues:
     """The shapes that wait. One without work stays until another shape arrives, or is chosen."""
 
     def __init__(self) -> None:
-        self.by_key: Final[dict[Hashable, Shape]] = {}
-        self.only: Shape | None = None  # if there is just one
+        self.by_key: Final[dict[Hashable, ShapeQueue]] = {}
+        self.only: ShapeQueue | None = None  # if there is just one
 
-    def add(self, key: Hashable) -> Shape:
+    def add(self, key: Hashable) -> ShapeQueue:
         """A new shape that has no entries yet."""
         self.drop_empty()
-        self.by_key[key] = shape = Shape()
+        self.by_key[key] = shape = ShapeQueue()
         self._update_only()
         return shape
 
@@ -60,7 +60,7 @@ class Shapes:
             self.drop_empty()
         return len(self.by_key) < MAX_SHAPES or key in self.by_key
 
-    def next(self, priority: Priority) -> Shape:
+    def next(self, priority: Priority) -> ShapeQueue:
         """The shape whose rows of this priority come next; the priority must have work.
 
         SMALL: the shape whose first entry waits longest. Otherwise the one that was served longest
