@@ -94,8 +94,14 @@ def test_results_have_the_bits_of_jobs_of_one_size(spatial, tmp_path):
     folder = write_pictures(tmp_path / "in", rows)
     assert spatial.run(folder, tmp_path / "out", *flags) == 0
     mixed = spatial.table(tmp_path / "out")
+    reader = RowReader(plan_of(tmp_path / "out"), tmp_path / "out")
+    batches = [chunk.rows.tolist() for chunk in reader.read(0, 80)]
+    reader.close()
     for size in {row.shape for row in rows}:
         same = [i for i, row in enumerate(rows) if row.shape == size]
+        assert [b for b in batches if b[0] in same] == [
+            same[at : at + 5] for at in range(0, len(same), 5)
+        ]
         source, output = tmp_path / f"{size}.npy", tmp_path / f"{size}"
         np.save(source, np.stack([rows[i] for i in same]))
         assert spatial.run(source, output, *flags) == 0
