@@ -70,6 +70,8 @@ def height_and_width(file: bytes | BinaryIO, field: str) -> tuple[int, int]:
     """
     image = _open(file, field, None)
     size = image.height, image.width
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
+        return size  # Pillow would decode all pixels to look for EXIF behind them: it is rare there
     return size[::-1] if _orientation(image) in _SWAP_SIDES else size
 
 

@@ -163,3 +163,18 @@ def test_size_of_a_png_is_read_without_its_content():
     for damaged in (b"", png[:23], b"GIF89a" + png[6:], png[:12] + b"tEXt" + png[16:]):
         with pytest.raises(InvalidArgument, match="x: not a readable PNG file"):
             images.png_height_and_width(damaged, "x")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_size_is_that_of_the_turned_picture(tmp_path, suffix):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (40, 24)).save(path, exif=turned)
+    assert images.height_and_width(path.read_bytes(), "x") == (40, 24)
+
+
+def test_size_of_a_png_needs_no_pixels(tmp_path):
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.png")
+    head = (tmp_path / "a.png").read_bytes()[:60]
+    assert images.height_and_width(head, "x") == (24, 40)
