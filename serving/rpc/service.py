@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,23 +9,19 @@ import numpy as np
 
 from latentd import codec, latents
 from latentd.batching.runner import Outputs
-from latentd.bundle import Shapes
 from latentd.calls import coroutines
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.errors import InvalidArgument
-from latentd.latents import Latents, NoiseRange
+from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
-from latentd.models.inference import ServedModel
 from latentd.models.repository import Repository
 from latentd.models.sources import GivenLatents, PosteriorSamples, PriorSamples
 from latentd.pb import vae_pb2 as pb
-from latentd.rpc import fields, finite
-from latentd.rpc.methods import INFER
+from latentd.rpc import anchors, descriptions, fields, finite
 from latentd.rpc.stream_reconstruct import ReconstructStream
 from latentd.runtime.engine import SessionFactory
 from latentd.settings import Settings
-from latentd.shapes import Shape
 
 _DEFAULT_DRAWS = 16
 _DEFAULT_CHUNK = 256
@@ -49,83 +44,14 @@ class VaeService:
         self, request: pb.GetModelRequest, context: CallContext
     ) -> pb.GetModelResponse:
         model = self._repository.find(request.model, request.version, context)
-        manifest = model.manifest
-        x, likelihood = manifest.x, manifest.likelihood
-        return pb.GetModelResponse(
-            served_by=fields.served_by(model),
-            kind=x.kind,
-            x_shape=_dims(x.shape),
-            x_dtype=codec.DATA_TYPES[x.dtype],
-            x_min=x.range[0],
-            x_max=x.range[1],
-            x_bounded=manifest.x_bounded,
-            z_shape=_dims(manifest.z.shape),
-            z_scale=manifest.z.scale,
-            z_shift=manifest.z.shift,
-            axes=[pb.Axis(**dataclasses.asdict(axis)) for axis in manifest.axes.values()],
-            posterior=manifest.posterior,
-            prior=manifest.prior or "",
-            likelihood=likelihood.name if likelihood else "",
-            parameters=manifest.parameters,
-            unavailable=manifest.unavailable,
-            limits=pb.Limits(
-                max_rows=model.max_rows(manifest.default),
-                max_message_bytes=self._settings.max_message_bytes,
-                max_draws=self._settings.max_draws,
-            ),
-            provider=self._engine.provider,
-            versions=self._repository.versions(manifest.model),
-            profiles=[
-                pb.GraphProfile(
-                    graph=batcher.name,
-                    max_batch_rows=profile.max_batch_rows(size.elements),
-                    costs=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in size.timings],
-                    x_shape=size.x_shape,
-                )
-                for batcher, profile in model.batchers()
-                for size in profile.sizes
-            ],
-            preprocessing=manifest.preprocessing,
-            created=manifest.created,
-            training_scores=pb.TrainingScores(**manifest.training_scores),
-            tiles=[
-                pb.Tile(graph=graph, **dataclasses.asdict(tile))
-                for graph, tile in manifest.tiles.items()
-            ],
+        return descriptions.get_model(
+            model, self._repository, self._engine.provider, self._settings
         )
 
     async def list_models(
         self, request: pb.ListModelsRequest, context: CallContext
     ) -> pb.ListModelsResponse:
-        repository, root = self._repository, Path(self._settings.bundles)
-        models = repository.models()
-        newest = {model.manifest.model: model for model in models}  # ascending: the last one wins
-        ready = [
-            pb.ListedModel(
-                version=fields.served_by(model),
-                state=pb.MODEL_STATE_READY,
-                newest=model is newest[model.manifest.model],
-                default=model.manifest.model == repository.default,
-            )
-            for model in models
-        ]
-        rejected = [
-            pb.ListedModel(
-                version=pb.ModelVersion(model=entry.model, version=entry.version),
-                state=pb.MODEL_STATE_FAILED,
-                reason=fields.without_folders(entry.reason, root),
-            )
-            for entry in repository.rejected()
-        ]
-        loading = [
-            pb.ListedModel(
-                version=pb.ModelVersion(model=load.model, version=load.version),
-                state=pb.MODEL_STATE_LOADING,
-                loading_since=load.since,
-            )
-            for load in repository.loading()
-        ]
-        return pb.ListModelsResponse(models=ready + rejected + loading)
+        return descriptions.list_models(self._repository, Path(self._settings.bundles))
 
     async def encode(self, request: pb.EncodeRequest, context: CallContext) -> pb.EncodeResponse:
         served = self._repository.find(request.model, request.version, context)
@@ -335,7 +261,7 @@ class VaeService:
             raise InvalidArgument("path", f"unknown enum value {request.path}")
         png = codec.read_format(request.format, model.manifest.default.x)
         floats = codec.read_float_dtype(request.float_dtype)
-        shapes = _interpolation_shapes(model, request)
+        shapes = anchors.common_shapes(model, request)
         max_rows = model.max_rows(shapes)
         if not 2 <= request.steps <= max_rows:
             raise InvalidArgument(
@@ -343,10 +269,10 @@ class VaeService:
                 f"{request.steps} steps requested; the limit is 2 to {max_rows} per request",
                 "Start and end count",
             )
-        start, start_out_of_range = await _anchor_latent(
+        start, start_out_of_range = await anchors.latent(
             model, request.start, "start", shapes, context, self._nonfinite
         )
-        end, end_out_of_range = await _anchor_latent(
+        end, end_out_of_range = await anchors.latent(
             model, request.end, "end", shapes, context, self._nonfinite
         )
         straight = request.path == pb.INTERPOLATION_PATH_LERP
@@ -358,10 +284,10 @@ class VaeService:
         if (bad := finite.bad_row(path, x, params)) is not None:
             if path_is_finite:
                 self._nonfinite.add(model, decoder=(x, params))
-            anchors = (("start", request.start, start), ("end", request.end, end))
+            ends = (("start", request.start, start), ("end", request.end, end))
             given = [
                 (float(np.abs(z).max()), name)
-                for name, anchor, z in anchors
+                for name, anchor, z in ends
                 if anchor.WhichOneof("point") != "sample"
             ]
             if not given:
@@ -409,62 +335,3 @@ class VaeService:
             draws=draws,
             values_outside_range=out_of_range,
         )
-
-
-def _dims(shape: Shape) -> list[pb.Dim]:
-    return [pb.Dim(length=dim.length, axis=dim.axis, divisor=dim.divisor) for dim in shape.dims]
-
-
-def _interpolation_shapes(model: ServedModel, request: pb.InterpolateRequest) -> Shapes:
-    """The rows at the size of both ends. Raises InvalidArgument."""
-    named = fields.shapes_at(request.sizes, model)
-    found = {"sizes": named} if request.sizes else {}
-    for field, anchor in (("start", request.start), ("end", request.end)):
-        kind = anchor.WhichOneof("point")
-        if kind == "x":
-            found[field] = fields.shapes_of_rows(anchor.x, model, f"{field}.x")
-        elif kind == "z":
-            found[field] = fields.shapes_of_latents(anchor.z, model, f"{field}.z")
-        elif kind == "sample":
-            fields.require(model, "sample", f"{field}.sample")
-    first = next(iter(found), "")
-    for field, shapes in found.items():
-        if shapes.key != found[first].key:
-            raise InvalidArgument(
-                field,
-                f"has size {list(shapes.x.shape)}, but {first} has {list(found[first].x.shape)}",
-                "Send two ends of one size",
-            )
-    return found.get(first, named)
-
-
-async def _anchor_latent(
-    model: ServedModel,
-    anchor: pb.LatentAnchor,
-    field: str,
-    shapes: Shapes,
-    context: CallContext,
-    nonfinite: finite.NonfiniteRows,
-) -> tuple[Latents, int]:
-    """The latent of one end of an interpolation, without an axis for rows. If it is given as data,
-    also how many of its values lie outside the model's range, else 0."""
-    kind, out_of_range = anchor.WhichOneof("point"), 0
-    if kind == "x":
-        # The response reveals the encoding: exactly with include_z, else in what is decoded.
-        fields.require_scope(context, INFER, f"{field}.x", "an anchor given as data")
-        x, counts = await fields.read_rows(anchor.x, model, f"{field}.x", max_rows=1)
-        out_of_range = 0 if counts is None else int(counts[0])
-        z, _ = await model.encode(x, context)
-        if finite.bad_row(z) is not None:
-            nonfinite.add(model, encoder=(z,))
-            raise await finite.cause(0, f"{field}.x", model.encode(x, context))
-    elif kind == "z":
-        z, _ = await fields.read_latents(anchor.z, model, f"{field}.z", max_rows=1)
-    elif kind == "sample":
-        sample = anchor.sample
-        noise = fields.noise_range(sample.seed, sample.index, 1, f"{field}.sample.index")
-        z = latents.standard_normal([noise], shapes.z)
-    else:
-        raise InvalidArgument(field, "missing", "Send one row x, one latent z, or a sample's seed")
-    latent: Latents = z[0]
-    return latent, out_of_range
