@@ -66,7 +66,8 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
 
     Raises InvalidArgument naming `field`.
     """
-    dtype = _DTYPES.get(tensor.dtype)
+    data_type = tensor.dtype
+    dtype = _DTYPES.get(data_type)
     if dtype is None:
         raise InvalidArgument(
             f"{field}.dtype",
@@ -85,7 +86,7 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
             "Send the array in row-major order without padding",
         )
     array: Array = np.frombuffer(tensor.data, dtype).reshape(shape)
-    return narrow_floats.widened(array) if tensor.dtype == pb.DATA_TYPE_BFLOAT16 else array
+    return narrow_floats.widened(array) if data_type == pb.DATA_TYPE_BFLOAT16 else array
 
 
 def is_narrow(tensor: pb.Tensor) -> bool:
@@ -142,10 +143,10 @@ def read_latents(tensor: pb.Tensor, shape: tuple[int, ...], max_rows: int, field
         raise InvalidArgument(
             field, "missing", f"Send float32 of shape [rows, {_format_shape(shape)}]"
         )
-    _check_signature(tensor, "float32", shape, max_rows, field)
+    narrow = _check_signature(tensor, "float32", shape, max_rows, field)
     z = from_tensor(tensor, field)
-    if tensor.dtype == pb.DATA_TYPE_FLOAT16:
-        z = z.astype(np.float32)
+    if narrow:
+        z = z.astype(np.float32, copy=False)
     _check_finite(z, f"{field}.data")
     return z
 
@@ -162,8 +163,9 @@ def read_rows(
         check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
         return images.decode_pngs(rows.png.files, x, f"{field}.png.files", hint), None
     field = f"{field}.tensor"
-    _check_signature(rows.tensor, x.dtype, x.shape, max_rows, field)
-    checked = ranges.check(_data(rows.tensor, x, field), x)
+    narrow = _check_signature(rows.tensor, x.dtype, x.shape, max_rows, field)
+    values = from_tensor(rows.tensor, field)
+    checked = ranges.check(_wide(values, rows.tensor, x) if narrow else values, x)
     for row, reason in checked.rejected.items():
         raise InvalidArgument(
             f"{field}.data", f"row {row} {reason}", "Scale the values like the training data"
@@ -200,8 +202,9 @@ def decode_rows_lenient(
             except InvalidArgument as error:
                 errors[row] = error.reason
         return pixels, None, errors
-    _check_signature(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
-    checked = ranges.check(_data(rows.tensor, x, f"{field}.tensor"), x)
+    narrow = _check_signature(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
+    values = from_tensor(rows.tensor, f"{field}.tensor")
+    checked = ranges.check(_wide(values, rows.tensor, x) if narrow else values, x)
     values = checked.values
     if checked.rejected:
         values = values.copy()
@@ -209,12 +212,9 @@ def decode_rows_lenient(
     return values, checked.out_of_range, checked.rejected
 
 
-def _data(tensor: pb.Tensor, x: DataSpec, field: str) -> Array:
-    """The rows of a tensor in the model's dtype. A bound of its range that a 16-bit format rounds
-    to a number outside is the bound again."""
-    values = from_tensor(tensor, field)
-    if tensor.dtype not in _NARROW:
-        return values
+def _wide(values: Array, tensor: pb.Tensor, x: DataSpec) -> Array:
+    """Floats of 16 bits as float32. A bound of the range that the 16-bit format rounds to a number
+    outside is the bound again."""
     values = values.astype(np.float32, copy=False)
     for bound, outside in zip(x.range, (np.less, np.greater), strict=True):
         name = NAMES[tensor.dtype]
@@ -279,9 +279,11 @@ def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> bool:
 
 def _check_signature(
     tensor: pb.Tensor, dtype: str, row_shape: Sequence[int], max_rows: int, field: str
-) -> None:
-    """Check dtype, row shape and number of rows. The bytes are not read."""
-    if tensor.dtype != DATA_TYPES[dtype] and not (dtype == "float32" and tensor.dtype in _NARROW):
+) -> bool:
+    """Check dtype, row shape and number of rows; returns whether the floats have 16 bits. The bytes
+    are not read."""
+    differs = tensor.dtype != DATA_TYPES[dtype]
+    if differs and not (dtype == "float32" and is_narrow(tensor)):
         raise InvalidArgument(
             f"{field}.dtype",
             f"expected {dtype}, got {NAMES.get(tensor.dtype, 'none')}",
@@ -293,6 +295,7 @@ def _check_signature(
             f"expected [rows, {_format_shape(row_shape)}], got {list(tensor.shape)}",
         )
     check_rows(tensor.shape[0], max_rows, f"{field}.shape")
+    return differs
 
 
 def check_rows(rows: int, max_rows: int, field: str) -> None:
