@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentd.training import likelihoods
 from latentd.training.arrays import Array
 from latentd.training.config import Config
 from latentd.training.datasets import read
@@ -106,8 +107,8 @@ def load(config: Config) -> Dataset:
         )
     rows = np.random.default_rng(config.seed).permutation(len(x))
     if source.x_test is not None:
-        # A density is defined everywhere. The strongest anomalies lie outside the training range.
-        beyond = notes if config.likelihood == "gaussian" else None
+        # The strongest anomalies lie outside the training range.
+        beyond = None if likelihoods.of(config).bounded else notes
         name = f"{config.data} (test rows)"
         test = Rows(*_checked(name, source.x_test, source.y_test, beyond))
         if test.x.shape[1:] != x.shape[1:] or test.x.dtype != x.dtype:

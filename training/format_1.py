@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from latentd.training import onnx_graphs
+from latentd.training import likelihoods, onnx_graphs
 from latentd.training.config import Config
-from latentd.training.likelihoods import LIKELIHOODS
 
 NAMES: Final = ("bernoulli", "gaussian", "discretized-logistic")
 """All likelihoods that format 1 knows."""
@@ -19,7 +18,7 @@ NAMES: Final = ("bernoulli", "gaussian", "discretized-logistic")
 
 def graph(name: str) -> bytes:
     """The graph of one of NAMES."""
-    return onnx_graphs.flat_likelihood(LIKELIHOODS[name](Config(likelihood=name)), name)
+    return onnx_graphs.flat_likelihood(likelihoods.of(Config(likelihood=name)), name)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 Every `params` is float32 (rows, parameters, *shape). Every x is float32 (rows, *shape), scaled to
 [0, 1].
+
+A likelihood is written once, here. To add one, write a class, add it to `LIKELIHOODS`, and add its
+name to Config.likelihood's choices. The class also makes its graph and its part of the manifest.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ class Likelihood(Protocol):
     outputs: int  # network outputs for each element of x
     parameters: tuple[str, ...]  # the name of each parameter of an element of x
     bounded: bool = True  # defined for x in [0, 1] only
+    density: bool = False  # p is a density, not a probability
     binary: bool = False  # defined for 0 and 1: serving's Score moves each element to one of them
 
     def params(self, raw: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ class Gaussian(Likelihood):
     pixel; the network then outputs only means.
     """
 
-    parameters, bounded = ("mean", "log_std"), False
+    parameters, bounded, density = ("mean", "log_std"), False, True
 
     def __init__(self, min_std: float, fixed_std: float | None) -> None:
         self.log_floor = math.log(min_std)
@@ -123,3 +127,8 @@ LIKELIHOODS: Final[dict[str, Callable[[Config], Likelihood]]] = {
     "gaussian": lambda config: Gaussian(config.min_std, config.fixed_std),
     "discretized-logistic": lambda config: DiscretizedLogistic(),
 }
+
+
+def of(config: Config) -> Likelihood:
+    """The likelihood of a run."""
+    return LIKELIHOODS[config.likelihood](config)

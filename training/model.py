@@ -11,10 +11,9 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentd.training import networks
+from latentd.training import likelihoods, networks
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
-from latentd.training.likelihoods import LIKELIHOODS
 
 LOG_VAR_RANGE: Final = (-10.0, 4.0)
 """Bounds of q's log-variance. Above them, exp() eventually overflows. Below them, adding the noise
@@ -50,7 +49,7 @@ class VAE(nn.Module):
         self.spec, self.latent_shape = spec, networks.latent_shape(config, spec.shape)
         self.stride = networks.stride(config)
         self.binarize = config.binarization == "dynamic"
-        self.likelihood = LIKELIHOODS[config.likelihood](config)
+        self.likelihood = likelihoods.of(config)
         self.encoder, self.decoder = networks.build(
             config, spec.shape, 2 * config.latent_size, self.likelihood.outputs
         )

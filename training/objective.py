@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from latentd.training import distributed
+from latentd.training import distributed, likelihoods
 from latentd.training.config import Config
 from latentd.training.model import AE, Model, PosteriorSamples, latent_kl
 
@@ -52,9 +52,10 @@ def describe_elbo(config: Config) -> str:
         return "minus the reconstruction's distortion; an autoencoder has no ELBO"
     if config.likelihood == "bernoulli" and config.binarization == "none":
         return "cross-entropy of grey pixels: good to train on, not a likelihood of the data"
-    if config.likelihood == "gaussian":
+    likelihood = likelihoods.of(config)
+    if likelihood.density:
         return "ELBO of a density over pixels scaled to [0, 1]"
-    if config.likelihood == "discretized-logistic":
+    if not likelihood.binary:
         return "ELBO of the bytes themselves"
     drawn = (
         "redrawn in each pass"

@@ -100,6 +100,7 @@ def test_rules_of_two_keys_fail_in_both(schema_accepts, good):
     unbounded = good["likelihood"] | {"bounded": False, "binary": False}
     for document in (
         good | {"likelihood": None},
+        good | {"files": without(good)["files"]},
         good | {"x": floats},
         good | {"x": floats, "likelihood": unbounded | {"binary": True}},
         good | {"x": good["x"] | {"dtype": "float32", "range": [0, 1e31]}},

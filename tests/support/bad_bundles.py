@@ -75,9 +75,9 @@ def _before(graph: bytes, takes: str, nodes: list[Any], constants: list[Any]) ->
     return model.SerializeToString()
 
 
-def negated(decoder: bytes) -> bytes:
-    """A decoder of -z."""
-    return _before(decoder, "z", [helper.make_node("Neg", ["z"], ["z_then"])], [])
+def negated(graph: bytes, takes: str = "z") -> bytes:
+    """A decoder of -z, or another graph that takes the negative of an input."""
+    return _before(graph, takes, [helper.make_node("Neg", [takes], [f"{takes}_then"])], [])
 
 
 def wrong_beyond(decoder: bytes, rows: int) -> bytes:

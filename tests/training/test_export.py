@@ -42,9 +42,11 @@ def test_bundle_is_complete(exported: bundle.Bundle) -> None:
     parity = manifest.parity
     assert (parity["rows"], parity["test_rows"]) == (1000, 180)
     assert parity["batches"] == [1, 2, 3, 1000]
-    assert set(parity["max_abs_difference"]) == {"mean", "log_var", "params", "x"}
+    compared = {"mean", "log_var", "params", "x", "log_likelihood"}
+    assert set(parity["max_abs_difference"]) == compared
+    assert parity["max_abs_difference"]["log_likelihood"] <= 1e-3
     assert 0 <= parity["delta_elbo_nats"] <= 1e-3
-    for name in ("encoder.onnx", "decoder.onnx"):
+    for name in ("encoder.onnx", "decoder.onnx", "likelihood.onnx"):
         graph = onnx.load_from_string(exported.files[name])
         onnx.checker.check_model(graph, full_check=True)
         assert {entry.key: entry.value for entry in graph.metadata_props} == {
@@ -59,7 +61,8 @@ def test_bundle_is_complete(exported: bundle.Bundle) -> None:
 def test_golden_vectors_equal_the_outputs_of_the_graphs(exported: bundle.Bundle) -> None:
     with np.load(io.BytesIO(exported.files["golden.npz"]), allow_pickle=False) as file:
         golden = dict(file)
-    assert set(golden) == {"x", "mean", "log_var", "z", "decoded_x", "params"}
+    arrays = {"x", "mean", "log_var", "z", "decoded_x", "params", "log_likelihood"}
+    assert set(golden) == arrays
     assert golden["x"].shape == (16, 8, 8)
     assert golden["x"].dtype == golden["decoded_x"].dtype == np.uint8
     mean, log_var = session(exported.files["encoder.onnx"]).run(None, {"x": golden["x"]})
@@ -68,6 +71,9 @@ def test_golden_vectors_equal_the_outputs_of_the_graphs(exported: bundle.Bundle)
     np.testing.assert_allclose(log_var, golden["log_var"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(params, golden["params"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.float32(x), np.float32(golden["decoded_x"]), atol=1)
+    twice = {"x": np.concatenate([golden["x"]] * 2), "params": golden["params"]}
+    (found,) = session(exported.files["likelihood.onnx"]).run(None, twice)
+    np.testing.assert_allclose(found, golden["log_likelihood"], rtol=1e-5)
 
 
 def test_next_export_is_the_next_version(cli: Cli, digits: Path, exported: bundle.Bundle) -> None:

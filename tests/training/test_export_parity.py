@@ -17,6 +17,7 @@ from latentd.runtime.provider import Provider
 from latentd.settings import Settings
 from latentd.training import checkpoint, onnx_graphs
 from latentd.training.model import POINT_LOG_VAR, VAE, to_data
+from tests.support import bad_bundles
 from tests.support.exports import export, session, source, train
 from tests.support.likelihoods import LIKELIHOODS
 
@@ -97,6 +98,20 @@ def break_graph(graph: bytes, factor: float) -> bytes:
     scaled = np.float32(onnx.numpy_helper.to_array(weight) * factor)
     weight.CopyFrom(onnx.numpy_helper.from_array(scaled, weight.name))
     return model.SerializeToString()
+
+
+def test_nothing_is_published_with_another_density(
+    cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = onnx_graphs.likelihood
+    monkeypatch.setattr(
+        onnx_graphs, "likelihood", lambda *a, **k: bad_bundles.negated(sound(*a, **k), "params")
+    )
+    flags = ("--checkpoint", digits, "--bundles", tmp_path / "bundles", "--name", "m")
+    status, _, err = cli("export", *flags)
+    assert status == 1
+    assert err.startswith("latentd: Parity failed: log_likelihood of x (8, 8) from ONNX Runtime")
+    assert not (tmp_path / "bundles").exists()
 
 
 @pytest.mark.parametrize("which", ["encoder", "decoder"])

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from latentd.training import checkpoint, data
+from latentd.training import checkpoint, data, likelihoods
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.data import Dataset
@@ -106,7 +106,7 @@ def meaning(config: Config, x: Tensor) -> Meaning:
     """The meaning of this config's -log p(x|z) for rows x."""
     if config.model == "ae":
         return Meaning("nothing", "an autoencoder has no ELBO and no likelihood")
-    if config.likelihood == "gaussian":
+    if likelihoods.of(config).density:
         return Meaning(
             "density", "density of pixels scaled to [0, 1]: no probability, so it may be below 0"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
 
 import numpy as np
@@ -15,6 +16,7 @@ from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import Provider
 from latentd.settings import Settings
 from tests.support import bad_bundles
+from tests.support.onnx_graphs import npz
 
 ROWS = np.zeros((2, 16), np.float32)
 
@@ -106,6 +108,19 @@ def test_graph_is_rejected_when_only_large_batches_are_wrong(load, files, rows):
     with pytest.raises(BundleError, match=r"differs from the golden output .* in a batch of 64"):
         load(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], rows))
     load(decoder_onnx=bad_bundles.wrong_beyond(files[bundle.DECODER], 64))
+
+
+def test_other_likelihood_is_rejected(load, files):
+    other = bad_bundles.negated(files[bundle.LIKELIHOOD], "params")
+    with pytest.raises(BundleError, match="log_likelihood differs from the golden output"):
+        load(likelihood_onnx=other)
+
+
+def test_log_likelihood_is_required(load, files):
+    with np.load(io.BytesIO(files[bundle.GOLDEN])) as file:
+        kept = {name: array for name, array in file.items() if name != "log_likelihood"}
+    with pytest.raises(BundleError, match=r"cannot be read: .*log_likelihood.npy"):
+        load(golden_npz=npz(**kept))
 
 
 def test_other_batch_sizes_run_until_the_time_is_used_up(files, toy_bundles, monkeypatch):
