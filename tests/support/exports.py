@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from latentd import bundle
+from tests.support.manifest_documents import schema_errors
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -30,7 +31,9 @@ def export(cli: Cli, path: Path, bundles: Path, *flags: object) -> bundle.Bundle
     assert status == 0, err
     # The exporter's chatter is hushed; of folders of pictures something is said.
     assert all(line.startswith("images:") for line in err.splitlines()), err
-    return bundle.load(Path(json.loads(out)["published"]))
+    published = Path(json.loads(out)["published"])
+    assert not schema_errors(json.loads((published / bundle.MANIFEST).read_text()))
+    return bundle.load(published)
 
 
 def session(graph: bytes) -> ort.InferenceSession:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any, Final
 
+from jsonschema import Draft202012Validator
+
+import latentd
 from latentd import bundle
+
+SCHEMA: Final = json.loads((Path(latentd.__file__).parent / "manifest.schema.json").read_text())
+
+
+def schema_errors(document: Any) -> list[str]:
+    """What manifest.schema.json finds wrong."""
+    return [error.message for error in Draft202012Validator(SCHEMA).iter_errors(document)]
 
 
 def whole(toy: dict[str, Any]) -> dict[str, Any]:
