@@ -4,6 +4,9 @@
         samples = client.sample(16, seed=7)  # samples.x: uint8 of shape (16, 28, 28)
         latents = client.encode(samples.x).mean
 
+        client.sample(4, sizes={"h": 96, "w": 160})  # of a model with free axes
+        client.get_model().unavailable  # what the model cannot do, and why
+
 `AsyncClient` has the same methods to await. `latentd.client.calls` documents them, and
 `latentd.client.results` their results. A failed call raises an error of `latentd.errors`, or
 ServiceError if none of them fits. The client needs grpcio, numpy and pillow.
