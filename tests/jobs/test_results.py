@@ -11,6 +11,7 @@ import pty
 import re
 import struct
 import termios
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -289,6 +290,21 @@ def test_autoencoder_has_no_scores_and_no_log_var(jobs, npy, tmp_path, publish_t
     assert ae.run(npy, tmp_path / "out") == 0
     assert "No scores: this model encodes each row to a point" in capsys.readouterr().out
     assert jobs.table(tmp_path / "out").column_names == ["row", "id", "mean"]
+
+
+def test_bundles_of_format_1_give_the_same_results_as_before(jobs, tmp_path):
+    folder = Path(__file__).parents[1] / "data" / "format1"
+    with np.load(folder / "answers.npz") as file:
+        answers = dict(file)
+    np.save(tmp_path / "x.npy", answers["x"])
+    assert type(jobs)(folder / "digits").run(tmp_path / "x.npy", tmp_path / "out") == 0
+    table = jobs.table(tmp_path / "out")
+    for name in ("mean", "log_var"):
+        found = np.stack(table[name].to_numpy())
+        np.testing.assert_allclose(found, answers[f"digits.{name}"], rtol=1e-5, atol=1e-6)
+    for name in ("reconstruction_error", "kl", "elbo"):
+        stored = answers[f"digits.{name}"]
+        np.testing.assert_allclose(table[name].to_numpy(), stored, rtol=0, atol=1e-4)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(jobs, npy, tmp_path, capsys):

@@ -90,6 +90,7 @@ def test_rules_of_two_keys_fail_in_both(good):
     unbounded = good["likelihood"] | {"bounded": False, "binary": False}
     for document in (
         good | {"likelihood": None},
+        without(good, likelihood=good["likelihood"]),
         good | {"files": without(good)["files"]},
         good | {"x": floats},
         good | {"x": floats, "likelihood": unbounded | {"binary": True}},
