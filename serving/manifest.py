@@ -147,7 +147,7 @@ class Tile:
     size:               of a part: its length along each free axis of x
     overlap:            of two neighbors, at least, along each free axis
     exact:              the result differs from that of a whole row by rounding only
-    max_abs_difference: the largest one measured; only if exact
+    max_abs_difference: the largest one measured, of mean or of x'; only if exact
     decibels:           only if not exact: of the decoder the peak signal-to-noise ratio of x', of
                         the encoder the signal-to-noise ratio of mean
     """

@@ -66,21 +66,31 @@ class Plan:
     """The parts of rows at one size.
 
     size:   of each part, along each free axis
-    tiles:  how many parts a row has
+    sizes:  of the rows
+    along:  the parts of each free axis
     exact:  as Tile.exact
+    tiles:  how many parts a row has
     """
 
-    def __init__(self, tile: Tile, axes: Mapping[str, Axis], sizes: Sizes) -> None:
-        self.size = {name: min(tile.size[name], sizes[name]) for name in axes}
-        self.exact, self._sizes = tile.exact, sizes
-        self._spans = [
-            spans(sizes[name], self.size[name], tile.overlap[name], axis.multiple_of)
-            for name, axis in axes.items()
-        ]
+    def __init__(
+        self, size: Sizes, sizes: Sizes, along: Mapping[str, Sequence[Span]], exact: bool
+    ) -> None:
+        self.size, self.exact = size, exact
+        self._sizes, self._spans = sizes, along
         self._parts = [
-            dict(zip(axes, part, strict=True)) for part in itertools.product(*self._spans)
+            dict(zip(along, part, strict=True)) for part in itertools.product(*along.values())
         ]
         self.tiles = len(self._parts)
+
+    @classmethod
+    def of(cls, tile: Tile, axes: Mapping[str, Axis], sizes: Sizes) -> Plan:
+        """The parts of rows at these sizes."""
+        size = {name: min(tile.size[name], sizes[name]) for name in axes}
+        along = {
+            name: spans(sizes[name], size[name], tile.overlap[name], axis.multiple_of)
+            for name, axis in axes.items()
+        }
+        return cls(size, sizes, along, tile.exact)
 
     def split(self, rows: Array, shape: Shape) -> TiledRows:
         """The parts of rows of this shape, row by row."""
@@ -121,10 +131,9 @@ class Plan:
         for dim in shape.dims:
             weights = weights[..., None]
             if dim.axis:
-                along = list(self._parts[0]).index(dim.axis)
                 weights = weights * _ramps(
                     self._parts[index][dim.axis],
-                    self._spans[along],
+                    self._spans[dim.axis],
                     self._sizes[dim.axis] // dim.divisor,
                     dim.divisor,
                 )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latentd import bundle
-from latentd.bundle import LatentFormat, Manifest, RowFormat
+from latentd.bundle import LatentFormat, Manifest, RowFormat, Tile
 from latentd.errors import BundleError
 from latentd.shapes import Axis, Shape
 from latentd.training import (
@@ -27,6 +27,7 @@ from latentd.training import (
     parity,
     score_quantiles,
     threads,
+    tiles,
 )
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.data import RowSpec
@@ -156,6 +157,13 @@ def _build(
         precision=precision,
         training_scores=score_quantiles.quantiles(model, encoder, decoder, likelihood, dataset),
     )
+    manifest = dataclasses.replace(
+        manifest,
+        tiles=tiles.measure(
+            *(manifest, encoder, decoder, rows[:2].numpy(), parity.TOLERANCES[precision]),
+            torch.get_num_threads(),
+        ),
+    )
     files = {
         bundle.ENCODER: encoder,
         bundle.DECODER: decoder,
@@ -217,6 +225,8 @@ def report(folder: Path) -> dict[str, Any]:
         "opset": manifest.opset,
         "free_axes": {name: axis.expected for name, axis in manifest.axes.items()}
         or "none: every x has the trained size",
+        "tiles": {graph: _tile_report(tile) for graph, tile in manifest.tiles.items()}
+        or "none: no row is larger than a tile",
         "parity": manifest.parity,
         "training_scores": f"of {manifest.training_scores['rows']} rows"
         if manifest.training_scores
@@ -225,6 +235,11 @@ def report(folder: Path) -> dict[str, Any]:
         if manifest.evaluation
         else "none of these weights; `evaluate` before `export` records one",
     }
+
+
+def _tile_report(tile: Tile) -> str:
+    size = ", ".join(f"{name} {length}" for name, length in tile.size.items())
+    return f"{size}: {'exact' if tile.exact else f'approximate, {tile.decibels} dB'}"
 
 
 def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:

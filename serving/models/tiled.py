@@ -103,7 +103,7 @@ class TiledModel(ServedModel):
             return None
         axes = self.manifest.axes
         sizes = dict(zip(axes, shapes.key, strict=True))
-        plan = Plan(self.manifest.tiles[graph], axes, sizes)
+        plan = Plan.of(self.manifest.tiles[graph], axes, sizes)
         return plan if plan.tiles > 1 else None
 
 

@@ -24,7 +24,7 @@ def tile(overlap: int = 16, exact: bool = True, size: int = 64) -> Tile:
 
 
 def plan(lengths: tuple[int, int], of: Tile) -> Plan:
-    return Plan(of, AXES, dict(zip(AXES, lengths, strict=True)))
+    return Plan.of(of, AXES, dict(zip(AXES, lengths, strict=True)))
 
 
 def test_parts_of_an_axis_cover_it_with_enough_of_their_neighbors():

@@ -119,6 +119,8 @@ def test_bundle_has_golden_vectors_at_three_sizes_and_loads(
         assert golden[f"{prefix}params"] == (2 * rows, 2, height, width, 3)
     loaded = load_model(exported, SessionFactory(Provider("cpu")), Settings(max_batch_rows=8))
     assert loaded.golden_max_abs_error < 1e-4
+    assert all(tile.exact for tile in exported.manifest.tiles.values())
+    assert exported.manifest.tiles["decoder"].size == {"h": 512, "w": 512}
 
 
 def test_autoencoder_has_no_prior(cli: Cli, tmp_path: Path, crops: str) -> None:
