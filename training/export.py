@@ -34,7 +34,7 @@ from latentd.training.data import RowSpec
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.fp16 import to_half
-from latentd.training.model import Model, log_likelihood, to_data
+from latentd.training.model import AE, Model, log_likelihood, to_data
 from latentd.training.objective import describe_elbo
 
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
@@ -191,7 +191,7 @@ def _golden(model: Model, x: Tensor) -> dict[str, Any]:
     log_likelihood (2n,).
 
     z holds the means and as many draws from N(0, I). log_likelihood is of the rows of x, twice.
-    PyTorch computes all outputs.
+    PyTorch computes all outputs. An autoencoder has no log_var.
     """
     mean, log_var = model.encode(x)
     prior = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
@@ -200,7 +200,7 @@ def _golden(model: Model, x: Tensor) -> dict[str, Any]:
     tensors = {
         "x": x,
         "mean": mean,
-        "log_var": log_var,
+        **({} if isinstance(model, AE) else {"log_var": log_var}),
         "z": z,
         "decoded_x": to_data(model, params),
         "params": params,

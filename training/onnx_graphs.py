@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from latentd.training.errors import RunFailed
 from latentd.training.likelihoods import Likelihood
-from latentd.training.model import Model, to_data, to_unit
+from latentd.training.model import AE, Model, to_data, to_unit
 
 MAX_ROWS: Final = 1 << 16  # upper end of the batch dimension's range
 MAX_SIZE: Final = 1 << 28  # upper end of a flat row's length
@@ -37,14 +37,15 @@ class Free(NamedTuple):
 
 
 class EncoderGraph(nn.Module):
-    """x in the data's form -> mean, log_var."""
+    """x in the data's form -> mean, and log_var unless the latent is a point."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.encode(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        mean, log_var = self.model.encode(x)
+        return (mean,) if isinstance(self.model, AE) else (mean, log_var)
 
 
 class DecoderGraph(nn.Module):
@@ -73,10 +74,12 @@ class LikelihoodGraph(nn.Module):
 
 
 def encoder(model: Model, name: str) -> bytes:
-    """encoder.onnx: x (batch, *shape) -> mean, log_var float32 (batch, *latent_shape)."""
+    """encoder.onnx: x (batch, *shape) -> mean, log_var float32 (batch, *latent_shape); of an
+    autoencoder only mean."""
     shape, _ = _example_shapes(model)
     x = torch.zeros((2, *shape), dtype=getattr(torch, model.spec.dtype))
-    return _graph(EncoderGraph(model), {"x": x}, ("mean", "log_var"), name, free(model.stride))
+    outputs = ("mean",) if isinstance(model, AE) else ("mean", "log_var")
+    return _graph(EncoderGraph(model), {"x": x}, outputs, name, free(model.stride))
 
 
 def decoder(model: Model, name: str) -> bytes:

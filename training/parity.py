@@ -4,7 +4,7 @@ latents at several sizes of x."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from latentd.training.data import Dataset
 from latentd.training.errors import RunFailed
 from latentd.training.model import (
-    POINT_LOG_VAR,
+    AE,
     Model,
     gaussian_kl,
     log_likelihood,
@@ -116,7 +116,9 @@ def _measure(
     )
     params = model.decode(z)
     eager = {"mean": mean, "log_var": log_var, "params": params, "x": to_data(model, params)}
-    elbo = _elbo(model, x, mean, log_var, params)
+    if isinstance(model, AE):
+        del eager["log_var"]
+    elbo = _elbo(model, x, eager)
     max_errors, max_elbo_error = dict.fromkeys(eager, 0.0), 0.0
     allowed = tolerance.delta_elbo * max(1.0, x[0].numel() / 1000)
     for batch in batches:
@@ -125,8 +127,8 @@ def _measure(
             max_errors[name] = max(
                 max_errors[name], _compare(name, onnx[name], expected.numpy(), batch, tolerance)
             )
-        tensors = (torch.from_numpy(onnx[name]) for name in ("mean", "log_var", "params"))
-        delta = abs(float((_elbo(model, x, *tensors) - elbo).mean()))
+        tensors = {name: torch.from_numpy(array) for name, array in onnx.items()}
+        delta = abs(float((_elbo(model, x, tensors) - elbo).mean()))
         if not delta <= allowed:
             raise RunFailed(
                 f"Parity failed: at batch {batch} the ELBO moved by {delta:.2e} nats; "
@@ -136,12 +138,12 @@ def _measure(
     return max_errors, max_elbo_error
 
 
-def _elbo(model: Model, x: Tensor, mean: Tensor, log_var: Tensor, params: Tensor) -> Tensor:
+def _elbo(model: Model, x: Tensor, outputs: Mapping[str, Tensor]) -> Tensor:
     """The ELBO (rows,) in nats. It is float64 so that the comparison adds no rounding."""
-    log_p = log_likelihood(model, x, params)
-    if (log_var == POINT_LOG_VAR).all():  # an autoencoder has no KL
+    log_p = log_likelihood(model, x, outputs["params"])
+    if isinstance(model, AE):  # it has no KL
         return log_p
-    return log_p - gaussian_kl(mean.double(), log_var.double())
+    return log_p - gaussian_kl(outputs["mean"].double(), outputs["log_var"].double())
 
 
 @torch.no_grad()
