@@ -66,7 +66,9 @@ def encode(args: argparse.Namespace) -> int:
         parts = groups.call_each(
             found,
             _pieces(info, info.shapes_of_x),
-            lambda x, offset: client.encode(x, draw=args.draw, seed=seed, offset=offset),
+            lambda x, offset: client.encode(
+                x, draw=args.draw, seed=seed, offset=offset, tiling=args.tiling
+            ),
         )
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
@@ -80,6 +82,7 @@ def encode(args: argparse.Namespace) -> int:
     what = f"{', '.join(arrays)} of {len(arrays['mean'])} rows, float32 {shape}"
     terminal.print_result(what, _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
+    terminal.print_tiled(parts)
     return 0
 
 
@@ -90,11 +93,14 @@ def decode(args: argparse.Namespace) -> int:
     with _connect(args) as client:
         info, client = _pin(client, out)
         z = inputs.latent_rows(z, info)
-        x = np.concatenate(
-            [client.decode(z[piece]).x for piece in _pieces(info, info.shapes_of_z)(z)]
-        )
+        parts = [
+            client.decode(z[piece], tiling=args.tiling)
+            for piece in _pieces(info, info.shapes_of_z)(z)
+        ]
+        x = np.concatenate([part.x for part in parts])
     _write(out, x, info, {})
     terminal.print_result(terminal.describe_rows(x), _path(out), info.served_by)
+    terminal.print_tiled(parts)
     return 0
 
 
@@ -109,6 +115,7 @@ def sample(args: argparse.Namespace) -> int:
             seed=args.seed,
             offset=args.offset,
             temperature=args.temperature,
+            tiling=args.tiling,
             include_z=out is not None and out.kind == "npz",
         )
     metadata = {"z": result.z, "seed": np.uint64(result.seed), "temperature": args.temperature}
@@ -120,6 +127,7 @@ def sample(args: argparse.Namespace) -> int:
         seed=result.seed,
         offset=result.offset,
     )
+    terminal.print_tiled([result])
     return 0
 
 
@@ -136,6 +144,7 @@ def stream(args: argparse.Namespace) -> int:
             offset=args.offset,
             temperature=args.temperature,
             chunk_rows=args.chunk_rows,
+            tiling=args.tiling,
         )
         metadata = _provenance(
             info.served_by, seed=seed, offset=args.offset, temperature=args.temperature
@@ -149,6 +158,7 @@ def stream(args: argparse.Namespace) -> int:
                 progress(len(chunk))
     what = f"{args.count} rows of {info.default.x.dtype} {terminal.shape_of(info.default.x.shape)}"
     terminal.print_result(what, _path(out), info.served_by, seed=seed, offset=args.offset)
+    terminal.print_tiled([chunk])
     return 0
 
 
@@ -165,7 +175,12 @@ def reconstruct(args: argparse.Namespace) -> int:
             found,
             _pieces(info, info.shapes_of_x),
             lambda x, offset: client.reconstruct(
-                x, draw=args.draw, seed=seed, offset=offset, include_scores=args.scores
+                x,
+                draw=args.draw,
+                seed=seed,
+                offset=offset,
+                include_scores=args.scores,
+                tiling=args.tiling,
             ),
         )
     scores = {
@@ -189,6 +204,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     terminal.show_table(scores)
     terminal.print_result(groups.describe(found), _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
+    terminal.print_tiled(parts)
     return 0
 
 
@@ -204,10 +220,12 @@ def interpolate(args: argparse.Namespace) -> int:
             steps=args.steps,
             sizes=sizes.sizes(info) if args.size else None,
             path=args.path,
+            tiling=args.tiling,
             include_z=out is not None and out.kind == "npz",
         )
     _write(out, result.x, info, {"z": result.z}, columns=args.steps)
     terminal.print_result(terminal.describe_rows(result.x), _path(out), result.served_by)
+    terminal.print_tiled([result])
     return 0
 
 

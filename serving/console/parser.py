@@ -67,6 +67,7 @@ def _add_with_files(calls: Subparsers[argparse.ArgumentParser]) -> None:
     _add_files(encode)
     encode.add_argument("--out", required=True, help=".npz with mean, log_var and, with --draw, z")
     _add_draw(encode)
+    _add_tiling(encode)
 
     reconstruct = _add(
         calls,
@@ -82,6 +83,7 @@ def _add_with_files(calls: Subparsers[argparse.ArgumentParser]) -> None:
         "--scores", action="store_true", help="print reconstruction error, KL and ELBO"
     )
     _add_draw(reconstruct)
+    _add_tiling(reconstruct)
 
     score = _add(
         calls,
@@ -100,6 +102,7 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
     decode = _add(calls, "decode", "decode latents to data", "decode latents.npz --out grid.png")
     decode.add_argument("latents", help=".npy, or .npz (array z, else mean, or FILE.npz:key)")
     decode.add_argument("--out", help=_OUT)
+    _add_tiling(decode)
 
     for name, text, example in (
         ("sample", "sample new data in one call", "sample --count 16 --seed 7 --out grid.png"),
@@ -117,6 +120,7 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
             "--temperature", type=float, default=1.0, help="below 1: more typical, less varied (1)"
         )
         _add_size(sample, "of the rows,")
+        _add_tiling(sample)
         if name == "sample":
             sample.add_argument("--out", help=_OUT)
         else:
@@ -144,6 +148,7 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
         )
     _add_reading(interpolate)
     _add_size(interpolate, "of ends that are samples, and with --resize of files;")
+    _add_tiling(interpolate)
     interpolate.add_argument("--steps", type=int, default=9, help="including both ends (9)")
     interpolate.add_argument("--path", choices=("slerp", "lerp"), default="slerp")
     interpolate.add_argument("--out", help=_OUT)
@@ -207,6 +212,15 @@ def _add_size(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="SIZE",
         help=f"{what} if the model takes several sizes: 96x160, as in the model's x, or h=96,w=160 "
         "(the default size)",
+    )
+
+
+def _add_tiling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tiling",
+        choices=("when-needed", "always"),
+        default="",
+        help="run large rows in tiles: where whole ones would not fit into memory, or all (never)",
     )
 
 

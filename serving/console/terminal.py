@@ -6,9 +6,9 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
@@ -26,6 +26,9 @@ def show_model(info: ModelInfo) -> None:
     print(f"  p(z)           {info.prior or 'none'}")
     parameters = f" ({', '.join(info.parameters)})" if info.parameters else ""
     print(f"  p(x | z)       {info.likelihood or 'none'}{parameters}")
+    for name, tile in info.tiles.items():
+        how = "exact" if tile.exact else f"{tile.decibels:g} dB"
+        print(f"  {name} tiles  {' x '.join(map(str, tile.size.values()))}, {how}")
     for name, reason in info.unavailable.items():
         print(f"  no {name:11} this model {reason}")
     print(f"  preprocessing  {info.preprocessing}")
@@ -53,6 +56,13 @@ def model_document(info: ModelInfo) -> dict[str, Any]:
     return document
 
 
+class Tiled(Protocol):
+    """A result of the client."""
+
+    @property
+    def tiled(self) -> str: ...
+
+
 def print_result(
     what: str, path: Path | None, served_by: ModelVersion, **replay: int | None
 ) -> None:
@@ -67,6 +77,13 @@ def print_outside_range(counts: Array | None) -> None:
     if counts is not None:
         rows = sum(count > 0 for count in counts)
         print(f"{rows} of {len(counts)} rows hold values outside the range of the training data.")
+
+
+def print_tiled(results: Iterable[Tiled]) -> None:
+    """Print one line if rows were run in tiles."""
+    ways = {result.tiled for result in results} - {""}
+    if ways:
+        print(f"Rows were run in tiles: {min(ways)}.")  # approximate before exact
 
 
 def describe_rows(x: Array) -> str:
