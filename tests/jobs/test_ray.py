@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
+
+from tests.jobs.conftest import Jobs
+from tests.support.spatial_bundle import blocks, publish_spatial
 
 pytest.importorskip("ray", reason="pip install 'latentd[ray]'")
 
@@ -17,6 +21,20 @@ def test_ray_writes_the_same_bytes(jobs, npy, tmp_path):
     said, errors = job.communicate()
     assert job.returncode == 0, errors
     assert "100 of 100 rows in 5 shards" in said
+    assert jobs.content(tmp_path / "out") == jobs.content(tmp_path / "whole")
+
+
+def test_ray_runs_rows_of_several_sizes(tmp_path):
+    jobs = Jobs(publish_spatial(tmp_path / "bundles"))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(60):
+        [row] = blocks(1, 16 + 8 * (i % 3), 32, seed=i)
+        Image.fromarray(row).save(folder / f"{i:02}.png")
+    for name, flags in {"whole": (), "out": FLAGS}.items():
+        job = jobs.start(folder, tmp_path / name, "--encode", "draw", *flags)
+        _, errors = job.communicate()
+        assert job.returncode == 0, errors
     assert jobs.content(tmp_path / "out") == jobs.content(tmp_path / "whole")
 
 
