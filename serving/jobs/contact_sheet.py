@@ -24,7 +24,6 @@ from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Reconstruct
 from latentd.jobs.store import ShardManifest
-from latentd.readers.rows import Chunk
 
 WORST: Final = 32
 EVENLY: Final = 32
@@ -105,20 +104,13 @@ def _distinct(pairs: Sequence[_Pair]) -> list[_Pair]:
 
 
 def _pairs(wanted: Sequence[int], rows: RowReader, reconstruct: Reconstruct) -> Iterator[_Pair]:
-    seen: list[Array] = []
-
-    def chunks() -> Iterator[Chunk]:
-        for row in wanted:
-            for chunk in rows.read(row, row + 1):
-                seen.append(chunk.x)
-                yield chunk
-
-    for index, results in enumerate(reconstruct(chunks())):
+    for chunk in (chunk for row in wanted for chunk in rows.read(row, row + 1)):
+        (results,) = reconstruct(iter([chunk]))  # alone: a server numbers the rows of a call
         if not len(results.rows) or results.x is None:
             continue  # quarantined
         errors = results.reconstruction_error
         error = None if errors is None else float(errors[0])
-        yield _Pair(int(results.rows[0]), results.ids[0], error, seen[index][0], results.x[0])
+        yield _Pair(int(results.rows[0]), results.ids[0], error, chunk.x[0], results.x[0])
 
 
 def _is_image(x: DataSpec) -> bool:

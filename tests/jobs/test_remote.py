@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +74,13 @@ def test_draws_equal_those_of_the_bundle(jobs, npy, tmp_path, target):
         for table in (here, there)
     )
     assert np.abs(a - b).max() <= 1
+    here, there = (tmp_path / name / "sheet.html" for name in ("here", "there"))
+    assert captions(here) == captions(there)
+
+
+def captions(sheet: Path) -> list[str]:
+    """The row and the error, to a tenth of a nat, of each figure."""
+    return re.findall(r"<figcaption>(\d+: [\d.-]+)", sheet.read_text())
 
 
 def test_bad_rows_do_not_change_the_draws_of_others(jobs, x, tmp_path, target):
