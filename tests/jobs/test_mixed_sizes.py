@@ -123,6 +123,7 @@ def test_batches_have_rows_of_one_size(spatial, tmp_path):
     assert len(chunks) <= 60 / 8 + len(SIDES) ** 2
 
 
+@pytest.mark.slow
 def test_job_killed_at_any_step_loses_and_doubles_no_row(spatial, tmp_path):
     folder = write_pictures(tmp_path / "in", random_rows(40))
     (folder / "013.png").write_bytes(b"no image")
