@@ -77,10 +77,7 @@ class Plan:
     ) -> None:
         self.size, self.exact = size, exact
         self._sizes, self._spans = sizes, along
-        self._parts = [
-            dict(zip(along, part, strict=True)) for part in itertools.product(*along.values())
-        ]
-        self.tiles = len(self._parts)
+        self.tiles = math.prod(map(len, along.values()))
 
     @classmethod
     def of(cls, tile: Tile, axes: Mapping[str, Axis], sizes: Sizes) -> Plan:
@@ -98,11 +95,11 @@ class Plan:
 
     def part(self, index: int, shape: Shape) -> Region:
         """What part `index` covers of rows of this shape."""
-        return _region(shape, {name: (s.start, s.stop) for name, s in self._parts[index].items()})
+        return _region(shape, {name: (s.start, s.stop) for name, s in self._along(index).items()})
 
     def kept(self, index: int, shape: Shape) -> tuple[Region, Region]:
         """What is kept of part `index`: where it is in a row of this shape, and in the part."""
-        part = self._parts[index]
+        part = self._along(index)
         return (
             _region(shape, {name: (s.first, s.last) for name, s in part.items()}),
             _region(
@@ -121,23 +118,30 @@ class Plan:
                 rows[there] = parts[:, index][here]
             return rows
         blended = np.zeros(whole, np.float32)
+        ramps = {
+            dim: {
+                span: _ramps(span, self._spans[dim.axis], dim.divisor)
+                for span in self._spans[dim.axis]
+            }
+            for dim in shape.dims
+            if dim.axis
+        }
         for index in range(self.tiles):
-            blended[self.part(index, shape)] += parts[:, index] * self._weights(index, shape)
+            along, weights = self._along(index), np.ones(1, np.float32)
+            for dim in shape.dims:
+                weights = weights[..., None]
+                if dim.axis:
+                    weights = weights * ramps[dim][along[dim.axis]]
+            blended[self.part(index, shape)] += parts[:, index] * weights
         return blended if tiles.dtype.char == "f" else np.rint(blended).astype(tiles.dtype)
 
-    def _weights(self, index: int, shape: Shape) -> NDArray[np.float32]:
-        """How much each number of a part counts: linear ramps, whose sum is 1 everywhere."""
-        weights = np.ones(1, np.float32)
-        for dim in shape.dims:
-            weights = weights[..., None]
-            if dim.axis:
-                weights = weights * _ramps(
-                    self._parts[index][dim.axis],
-                    self._spans[dim.axis],
-                    self._sizes[dim.axis] // dim.divisor,
-                    dim.divisor,
-                )
-        return weights
+    def _along(self, index: int) -> dict[str, Span]:
+        """Part `index`, along each free axis; along the last one neighbors follow one another."""
+        part = {}
+        for name, along in reversed(list(self._spans.items())):
+            index, number = divmod(index, len(along))
+            part[name] = along[number]
+        return part
 
 
 class TiledRows:
@@ -170,13 +174,17 @@ def _region(shape: Shape, bounds: Mapping[str, tuple[int, int]]) -> Region:
     return tuple(region)
 
 
-def _ramps(span: Span, all_spans: Sequence[Span], length: int, divisor: int) -> NDArray[np.float32]:
-    """The weights of one part along one axis, in lengths of x divided by `divisor`."""
-    total = np.zeros(length)
+def _ramps(span: Span, all_spans: Sequence[Span], divisor: int) -> NDArray[np.float32]:
+    """How much the numbers of one part count along an axis, in lengths of x divided by `divisor`:
+    linear ramps, which for all parts together are 1 everywhere."""
+    start, stop = span.start // divisor, span.stop // divisor
+    total = np.zeros(stop - start)
     for other in all_spans:
-        total[other.start // divisor : other.stop // divisor] += _ramp(other, divisor)
-    inside = total[span.start // divisor : span.stop // divisor]
-    return (_ramp(span, divisor) / inside).astype(np.float32)
+        first, last = max(start, other.start // divisor), min(stop, other.stop // divisor)
+        if first < last:
+            ramp, begin = _ramp(other, divisor), other.start // divisor
+            total[first - start : last - start] += ramp[first - begin : last - begin]
+    return (_ramp(span, divisor) / total).astype(np.float32)
 
 
 def _ramp(span: Span, divisor: int) -> NDArray[np.float64]:
