@@ -20,12 +20,16 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from latentd import bundle
+from latentd.bundle import LatentFormat, Manifest, RowFormat
 from latentd.client import Client
 from latentd.jobs.plan import OutputSpec
 from latentd.jobs.reconstruct import LocalReconstructor, load_bundle
 from latentd.jobs.store import Store
 from latentd.readers.rows import Chunk
-from tests.support.onnx_graphs import serialized
+from latentd.shapes import Shape
+from tests.jobs.conftest import Jobs, vector_graphs
+from tests.support.onnx_graphs import npz, serialized
 
 COLUMNS = ["row", "id", "reconstruction_error", "kl", "elbo", "mean", "log_var"]
 
@@ -305,6 +309,35 @@ def test_bundles_of_format_1_give_the_same_results_as_before(jobs, tmp_path):
     for name in ("reconstruction_error", "kl", "elbo"):
         stored = answers[f"digits.{name}"]
         np.testing.assert_allclose(table[name].to_numpy(), stored, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "point"])
+def test_model_without_a_range_or_a_likelihood(tmp_path, posterior):
+    encoder, decoder = vector_graphs(3, -2.0, 2.0)
+    rows = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+    golden = npz(x=rows, mean=rows, log_var=np.full_like(rows, -2), z=rows, decoded_x=rows)
+    manifest = Manifest(
+        model="points",
+        x=RowFormat("vector", Shape.parse([3]), "float32"),
+        z=LatentFormat(Shape.parse([3])),
+        likelihood=None,
+        posterior=posterior,
+        opset=18,
+        preprocessing="none",
+        parity={},
+    )
+    files = {bundle.ENCODER: encoder, bundle.DECODER: decoder, bundle.GOLDEN: golden}
+    jobs = Jobs(bundle.publish(tmp_path / "bundles", manifest, files))
+    x = np.random.default_rng(0).normal(0, 1, (60, 3))
+    x[5, 0], x[7, 1] = np.inf, np.nan
+    np.save(tmp_path / "x.npy", x)
+    assert jobs.run(tmp_path / "x.npy", tmp_path / "out") == 0
+    latents = ["mean", "log_var"] if posterior == "gaussian" else ["mean"]
+    assert jobs.table(tmp_path / "out").column_names == ["row", "id", *latents]
+    assert jobs.quarantine(tmp_path / "out") == dict.fromkeys("57", "holds NaN or infinity")
+    page = (tmp_path / "out" / "sheet.html").read_text()
+    assert "polyline" in page
+    assert not re.search(r"\b(nan|inf)\b", page)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(jobs, npy, tmp_path, capsys):
