@@ -10,8 +10,9 @@ from latentd.bundle import Shapes, Tile
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future, create_task, run_in_executor
 from latentd.codec import Array
-from latentd.latents import Latents
-from latentd.models.inference import ServedModel
+from latentd.errors import InvalidArgument
+from latentd.latents import Latents, NoiseRange
+from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.models.sources import GivenLatents, PriorSamples, Source
 from latentd.shapes import Shape
 from latentd.tiles import Plan, TiledRows
@@ -95,6 +96,20 @@ class TiledModel(ServedModel):
         of_params = Shape.parse([len(self.manifest.parameters), *x_shape.json])
         outputs = (x, values if params else None)  # others in the batches may have asked for them
         return (*await run_in_executor(_assemble, plan, outputs, [x_shape, of_params]), z)
+
+    async def reconstruct(
+        self, x: Array, draw: NoiseRange | None, scores: bool, caller: CallContext, work: int = 0
+    ) -> ReconstructionOutputs:
+        """As of ServedModel. Raises InvalidArgument for the scores of rows that fit into memory in
+        tiles only: the likelihood is computed of whole rows."""
+        shapes = self.manifest.shapes_of_x(x.shape[1:])
+        if scores and (reason := super().too_large(shapes)):
+            raise InvalidArgument(
+                "include_scores",
+                f"scores are computed of whole rows, and {reason[0]}",
+                "Leave include_scores out, or send smaller rows",
+            )
+        return await super().reconstruct(x, draw, scores, caller, work)
 
     def _plan(self, graph: str, shapes: Shapes) -> Plan | None:
         """The parts in which a graph runs rows of this size; None: it runs them whole."""

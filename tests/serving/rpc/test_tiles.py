@@ -16,7 +16,7 @@ from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from tests.support.server import RunningServer
 from tests.support.spatial_bundle import publish_spatial
-from tests.support.tiled_bundle import APPROXIMATE, SIZE, images, publish_tiled
+from tests.support.tiled_bundle import APPROXIMATE, EXACT, SIZE, images, publish_tiled
 from tests.support.toy_bundle import PublishToy
 from tests.support.wait import LONG, result_of
 
@@ -30,8 +30,11 @@ def server(listener, tmp_path_factory, module_servers):
     publish_tiled(root)
     publish_tiled(root, "blended", tile=APPROXIMATE)
     publish_spatial(root)
+    publish_spatial(root, "scored", likelihood=True, tiles={"encoder": EXACT, "decoder": EXACT})
     PublishToy()(root)
-    return module_servers(root, listener=listener, default_model="tiled", max_batch_rows=512)
+    return module_servers(
+        root, listener=listener, default_model="tiled", max_batch_rows=512, max_message_mib=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,36 @@ def test_only_rows_larger_than_a_tile_are_run_in_tiles(stub):
     assert stub.Encode(pb.EncodeRequest(x=large, tiling=NEEDED)).tiled == pb.TILED_UNSPECIFIED
 
 
+def test_params_and_scores_of_rows_in_tiles(server, stub):
+    request = pb.ReconstructRequest(
+        x=rows(images(2, 136, 200)), include_scores=True, draw=True, seed=1, model="scored"
+    )
+    whole = stub.Reconstruct(request)
+    request.tiling = ALWAYS
+    tiled = stub.Reconstruct(request)
+    assert tiled.tiled == pb.TILED_EXACT
+    for name in ("reconstruction_error", "kl", "elbo"):
+        np.testing.assert_allclose(getattr(tiled, name), getattr(whole, name), rtol=1e-6)
+    z = stub.Encode(pb.EncodeRequest(x=request.x, model="scored")).mean
+    params = [
+        floats(
+            stub.Decode(
+                pb.DecodeRequest(z=z, model="scored", output=pb.DECODE_OUTPUT_PARAMS, tiling=tiling)
+            ).params
+        )
+        for tiling in (0, ALWAYS)
+    ]
+    np.testing.assert_allclose(*params, atol=1e-5)
+
+    model = served(server, "scored")
+    model.max_elements = 100 * 100 * 3
+    try:
+        with pytest.raises(grpc.RpcError, match="include_scores: scores are computed of whole ro"):
+            stub.Reconstruct(request)
+    finally:
+        model.max_elements = 0
+
+
 def test_tiles_that_are_not_exact_are_blended_and_told(stub):
     x = rows(images(1, 136, 200))
     whole = stub.Reconstruct(pb.ReconstructRequest(x=x, model="blended"))
@@ -178,6 +211,17 @@ def test_row_beyond_the_memory_of_a_run_is_run_in_tiles_when_needed(server, stub
             stub.Reconstruct(pb.ReconstructRequest(x=x, tiling=NEEDED))
     finally:
         model.max_elements = 0
+
+
+def test_row_larger_than_a_message_is_refused_before_it_is_computed(stub):
+    request = pb.SampleRequest(count=1, sizes={"h": 1024, "w": 1024}, tiling=ALWAYS)
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Sample(request)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details() == (
+        "sizes: a row of 3,145,728 bytes is larger than a message; the limit is 2,097,152 bytes. "
+        "Use a smaller size, or raise --max-message-mib."
+    )
 
 
 def test_tiles_share_batches_with_the_rows_of_other_calls(server, stub, monkeypatch):
