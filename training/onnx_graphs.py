@@ -152,17 +152,21 @@ def opset(graph: bytes) -> int:
     return next(entry.version for entry in imports if entry.domain in ("", "ai.onnx"))
 
 
-def _log_sigmoid(x: Any) -> Any:
-    return _op.Sub(_op.Min(x, _op.CastLike(0.0, x)), _log_1_plus_exp_minus_abs(x))
+def _cross_entropy(logits: Any, x: Any, *unused: Any, **more: Any) -> Any:
+    """log(1 + exp(l)) - x l, as (max(l, 0) - x l) - log(sigmoid(|l|)): its large terms cancel
+    exactly, and it has few operators, which are most of what a row of a small model costs."""
+    log_sigmoid = _op.Log(_op.Sigmoid(_op.Abs(logits)))
+    return _op.Sub(_op.Sub(_op.Relu(logits), _op.Mul(x, logits)), log_sigmoid)
 
 
 def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     assert beta == 1
-    return _op.Add(_op.Relu(x), _log_1_plus_exp_minus_abs(x))
+    tail = _op.Log(_op.Add(_op.Exp(_op.Neg(_op.Abs(x))), _op.CastLike(1.0, x)))
+    return _op.Add(_op.Relu(x), tail)
 
 
-def _log_1_plus_exp_minus_abs(x: Any) -> Any:
-    return _op.Log(_op.Add(_op.Exp(_op.Neg(_op.Abs(x))), _op.CastLike(1.0, x)))
+def _log_sigmoid(x: Any) -> Any:
+    return _op.Neg(_softplus(_op.Neg(x)))
 
 
 def _expm1(x: Any) -> Any:
@@ -172,10 +176,16 @@ def _expm1(x: Any) -> Any:
     return _op.Where(_op.Less(_op.Abs(x), _op.CastLike(1e-8, x)), x, difference)
 
 
-_ACCURATE: Final = {
-    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+def _square(x: Any) -> Any:
+    return _op.Mul(x, x)
+
+
+_ACCURATE: Final[Mapping[Any, Callable[..., Any]]] = {
+    torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy,
     torch.ops.aten.softplus.default: _softplus,
+    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
     torch.ops.aten.expm1.default: _expm1,
+    torch.ops.aten.square.default: _square,
 }
 """Functions that ONNX lacks, for densities. The exporter's own are inaccurate, log(sigmoid(x)) and
 exp(x) - 1, or slow: ONNX Runtime's Softplus takes three times as long."""

@@ -40,10 +40,9 @@ class Density:
     def log_prob(self, x: NDArray[Any], params: Params) -> Nats:
         """log p(x | z) of each row. x: (rows, *shape), as clients send it; params: from the
         decoder, (rows, parameters, *shape)."""
-        rows = self.rows_of_run(x)
-        if len(x) <= rows:
+        if x.size <= _BLOCK:
             return self._run(x, params)
-        log_prob = np.empty(len(x))
+        log_prob, rows = np.empty(len(x)), self.rows_of_run(x)
         for start in range(0, len(x), rows):
             stop = start + rows
             log_prob[start:stop] = self._run(x[start:stop], params[start:stop])
