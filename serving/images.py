@@ -164,6 +164,8 @@ def _too_large(field: str) -> InvalidArgument:
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 (upright) if the EXIF is missing or damaged. Only the tag is
     read: ImageOps.exif_transpose also rewrites the EXIF, which fails for that of some cameras."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns it as it reads the pixels
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except MemoryError:

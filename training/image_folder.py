@@ -182,6 +182,8 @@ def _read(path: Path, mode: str, resized: tuple[int, int] | None) -> Pixels | _B
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. A damaged EXIF gives 1, upright. This reads only the tag,
     because ImageOps rewrites the EXIF, which fails for some cameras."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns it as it reads the pixels
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # as above

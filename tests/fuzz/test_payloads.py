@@ -27,6 +27,8 @@ def test_tensor_is_decoded_and_encoded_again_or_rejected(request):
         except InvalidArgument as error:
             field = error.field
         else:
+            if tensor.dtype == pb.DATA_TYPE_BFLOAT16:  # it was widened to float32
+                array = (array.view(np.uint32) >> 16).astype(np.uint16)
             field = "tensor." if codec.to_tensor(array) == tensor else "another tensor"
         assert field.startswith("tensor.")
 

@@ -47,14 +47,15 @@ def test_image_is_rotated_when_pillow_cannot_rewrite_its_exif() -> None:
     np.testing.assert_array_equal(read(rotated, GRAY), np.rot90(read(data, GRAY), -1))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_applied_as_pillow_does(orientation: int) -> None:
+def test_every_orientation_is_applied_as_pillow_does(orientation: int, kind: str) -> None:
     from PIL import ImageOps
 
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
-    data = encoded(image, exif=exif)
+    data = encoded(image, kind, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(read(data, GRAY), np.asarray(expected))
 
