@@ -85,7 +85,10 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
             f"got {len(tensor.data)}",
             "Send the array in row-major order without padding",
         )
-    array: Array = np.frombuffer(tensor.data, dtype).reshape(shape)
+    try:
+        array: Array = np.frombuffer(tensor.data, dtype).reshape(shape)
+    except ValueError:  # an empty array may have lengths that no array can have
+        raise InvalidArgument(f"{field}.shape", f"{list(shape)} is too large") from None
     return narrow_floats.widened(array) if data_type == pb.DATA_TYPE_BFLOAT16 else array
 
 
