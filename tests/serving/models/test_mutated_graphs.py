@@ -53,7 +53,7 @@ ALTERED = [
 
 
 @pytest.mark.parametrize("how", ALTERED)
-@pytest.mark.parametrize("file", [bundle.ENCODER, bundle.DECODER])
+@pytest.mark.parametrize("file", [bundle.ENCODER, bundle.DECODER, bundle.LIKELIHOOD])
 def test_foreign_graph_is_rejected(root, publish, server, stub, file, how):
     good = bundle.load(root / "toy" / "1").files[file]
     publish(root, levels=101, **{file.replace(".", "_"): altered(good, how)})
@@ -67,6 +67,14 @@ def test_foreign_graph_is_rejected(root, publish, server, stub, file, how):
     assert "onnxruntime_src" not in reason, "paths of its source must not be shown"
 
 
+def mutant(graph: bytes, chance: random.Random) -> bytes:
+    """The graph with one byte changed, half of the time in a constant."""
+    changed = bytearray(graph)
+    places = numbers(graph) if chance.random() < 0.5 else range(len(graph))
+    changed[chance.choice(places)] ^= chance.randrange(1, 256)
+    return bytes(changed)
+
+
 @pytest.mark.parametrize("mutants", [40, pytest.param(1500, marks=pytest.mark.slow)])
 def test_mutated_graph_is_rejected_or_correct(
     root, publish, server, stub, mutants, record_property
@@ -77,10 +85,8 @@ def test_mutated_graph_is_rejected_or_correct(
     ends: Counter[str] = Counter()
     for _ in range(mutants):
         file = chance.choice([bundle.ENCODER, bundle.DECODER])
-        graph = bytearray(good[file])
-        places = numbers(good[file]) if chance.random() < 0.5 else range(len(graph))
-        graph[chance.choice(places)] ^= chance.randrange(1, 256)
-        path = publish(root, levels=101, **{file.replace(".", "_"): bytes(graph)})
+        graph = mutant(good[file], chance)
+        path = publish(root, levels=101, **{file.replace(".", "_"): graph})
         before = {reason: refusals(server, reason) for reason in REASONS}
         server.scan()
         (ended,) = {r for r in REASONS if refusals(server, r) > before[r]} or {"served"}
@@ -95,3 +101,20 @@ def test_mutated_graph_is_rejected_or_correct(
     record_property("figures", f"{mutants} mutants: {dict(ends)}")
     assert ends["golden"] > 0
     assert ends["engine"] > 0
+
+
+@pytest.mark.parametrize("mutants", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_mutated_likelihood_is_rejected_or_correct(root, publish, server, stub, mutants):
+    good = bundle.load(root / "toy" / "1").files[bundle.LIKELIHOOD]
+    request = pb.ReconstructRequest(
+        x=codec.to_rows(np.arange(32, dtype=np.uint8).reshape(2, 4, 4)), include_scores=True
+    )
+    expected = list(stub.Reconstruct(request).elbo)
+    chance = random.Random(9)
+    for _ in range(mutants):
+        path = publish(root, levels=101, likelihood_onnx=mutant(good, chance))
+        server.scan()
+        np.testing.assert_allclose(stub.Reconstruct(request).elbo, expected, rtol=1e-4)
+        shutil.rmtree(path)
+        server.scan()
+        assert stub.answering() == 1
