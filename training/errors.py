@@ -2,6 +2,7 @@
 
     TrainingError     the request cannot be carried out: the message says what, where, what to do
     └── RunFailed     the result is unusable: training diverged, or export lost parity
+        └── AdmissionError  a model that was trained elsewhere must not be served as it is
 
 Only `latentd.training.__main__` turns these errors into stderr and an exit status.
 """
@@ -21,3 +22,8 @@ class RunFailed(TrainingError):
     """The work ran, but its result must not be used. Nothing has been published."""
 
     status: ClassVar[int] = 1
+
+
+class AdmissionError(RunFailed):
+    """A model that was trained elsewhere failed a check of its admission. Nothing has been
+    published."""

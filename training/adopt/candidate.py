@@ -1,0 +1,52 @@
+"""A model that was trained elsewhere, before the checks that admit it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy.typing as npt
+
+from latentd.bundle import Manifest
+
+Array = npt.NDArray[Any]
+
+
+class Reference(Protocol):
+    """The owner's own implementation, on arrays as clients send and receive them."""
+
+    def encode(self, x: Array) -> tuple[Array, Array | None]:
+        """Rows of x -> mean, and log_var unless the latent is a point."""
+
+    def decode(self, z: Array) -> Array:
+        """Latents -> rows of x."""
+
+
+class NetRange(NamedTuple):
+    """What the net takes for the lowest and for the highest value of x: one number for all
+    channels, or one for each."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair of graphs, what its owner says of it, and what it must agree with.
+
+    manifest:    as it would be published, without what the checks find
+    encoder, decoder: the graphs as they would be published, from x as clients send it
+    images:      real ones, uint8 (height, width, channels), of any size; (): photographs that
+                 scikit-learn has
+    net_range:   that the graphs convert x to and from; None: they convert nothing
+    color_order: of the net's channels, RGB or BGR; the graphs convert x from RGB
+    """
+
+    manifest: Manifest
+    encoder: bytes
+    decoder: bytes
+    reference: Reference
+    images: Sequence[Array] = ()
+    net_range: NetRange | None = None
+    color_order: str = "RGB"
