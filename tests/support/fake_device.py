@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import onnxruntime as ort
+
 from latentd.runtime.io_binding import IOBindingGraph
+from latentd.runtime.signature import Signature
 
 
 class Allocation:
@@ -48,6 +51,12 @@ class HostDevice:
     def allocate(self, nbytes: int) -> tuple[Allocation, Allocation]:
         memory = Allocation(nbytes)
         return memory, memory
+
+
+def bound_graph(model: bytes, signature: Signature) -> IOBindingGraph:
+    """A graph that is bound as on a GPU, and computed on the CPU."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return IOBindingGraph(session, signature, HostDevice(), Stream(), cuda_graph=False)
 
 
 def buckets(graph: IOBindingGraph) -> list[Any]:

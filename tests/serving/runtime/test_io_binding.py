@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from latentd import bundle
@@ -19,9 +18,8 @@ from latentd.runtime.capture_lock import CUDA_CAPTURE
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.runtime.provider import Provider
-from latentd.runtime.signature import Signature
 from latentd.runtime.thread_buckets import bucket_rows
-from tests.support.fake_device import HostDevice, Stream, bucket_sizes, buckets
+from tests.support.fake_device import bound_graph, bucket_sizes, buckets
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +27,14 @@ def toy(toy_bundles: Path) -> bundle.Bundle:
     return bundle.load(toy_bundles / "toy" / "1")
 
 
-def bound(toy: bundle.Bundle, file: str, signature: Signature) -> IOBindingGraph:
-    session = ort.InferenceSession(toy.files[file], providers=["CPUExecutionProvider"])
-    return IOBindingGraph(session, signature, HostDevice(), Stream(), cuda_graph=False)
-
-
 @pytest.fixture
 def decoder(toy: bundle.Bundle) -> IOBindingGraph:
-    return bound(toy, DECODER, loading.signatures(toy.manifest)[1])
+    return bound_graph(toy.files[DECODER], loading.signatures(toy.manifest)[1])
 
 
 @pytest.fixture
 def encoder(toy: bundle.Bundle) -> IOBindingGraph:
-    return bound(toy, ENCODER, loading.signatures(toy.manifest)[0])
+    return bound_graph(toy.files[ENCODER], loading.signatures(toy.manifest)[0])
 
 
 def latents(toy: bundle.Bundle, rows: int, seed: int = 0) -> np.ndarray:
