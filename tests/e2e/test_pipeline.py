@@ -16,6 +16,9 @@ from latentd.__main__ import main as latentd
 from latentd.client import Client, DataPoint, SampledPoint
 from latentd.training.__main__ import main as latentd_train
 
+pytestmark = pytest.mark.timeout(400)
+"""The training takes 20 s of one CPU: minutes on a busy machine."""
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> Path:

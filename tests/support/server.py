@@ -26,7 +26,12 @@ class RunningServer:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._live, name="test-server")
         self._thread.start()
-        self._ready.wait()
+        try:
+            self._ready.wait()
+        except BaseException:  # the test's time is over; the process ends only after its servers
+            self.loop.call_soon_threadsafe(self._starting.cancel)
+            self.loop.call_soon_threadsafe(self.server.request_stop, False)
+            raise
         if self._failure is not None:
             self._thread.join()
             raise self._failure
@@ -36,8 +41,9 @@ class RunningServer:
         async def life() -> None:
             self.loop = asyncio.get_running_loop()
             self.server = Server(self._settings)
+            self._starting = asyncio.ensure_future(self.server.start())
             try:
-                await self.server.start()
+                await self._starting
             except BaseException as error:
                 self._failure = error
                 await self.server.stop()
