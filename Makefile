@@ -77,12 +77,12 @@ test-data: install  ## the tests on MNIST and Fashion-MNIST (LATENTD_DATA, defau
 
 test-gpu: install  ## the tests that need an NVIDIA GPU, and serving's other tests on it
 	$(PYTEST) -m gpu --timeout 1200
-	LATENTD_TEST_PROVIDER=cuda $(PYTEST) tests/serving tests/e2e/test_pipeline.py --timeout 1200
+	TEST_PROVIDER=cuda $(PYTEST) tests/serving tests/e2e/test_pipeline.py --timeout 1200
 
 test-fake-cuda: install  ## serving's tests on ONNX Runtime's CUDA provider without a GPU (needs g++)
 	$(PYTEST) -m fake_cuda tests/e2e
 	$(FAKE_CUDA) $(PYTEST) -m gpu tests/serving tests/e2e
-	LATENTD_TEST_PROVIDER=cuda $(FAKE_CUDA) $(PYTEST) tests/serving tests/e2e/test_pipeline.py
+	TEST_PROVIDER=cuda $(FAKE_CUDA) $(PYTEST) tests/serving tests/e2e/test_pipeline.py
 
 test-faults: install  ## servers killed, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
 	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not fake_cuda and not data' --timeout 1200

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).parent / "cuda_libraries"
-COUNTERS: Final = "LATENTD_FAKE_CUDA"
+COUNTERS: Final = "FAKE_CUDA_COUNTERS"
 """The environment variable with the path of a process's counters."""
 FIELDS: Final = (
     *("fail", "memory", "allocated", "page_locked"),

@@ -24,7 +24,8 @@ STEPS = 5
 
 @pytest.fixture(scope="module")
 def client(module_servers) -> Iterator[Client]:
-    server = module_servers(FORMAT_1, max_batch_rows=64, default_model="digits")
+    chosen = {"max_batch_rows": 64, "default_model": "digits"}
+    server = module_servers(FORMAT_1, provider="cpu", **chosen)
     with Client(server.target) as client:
         yield client
 

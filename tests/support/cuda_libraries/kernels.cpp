@@ -198,6 +198,7 @@ const std::vector<std::pair<std::string, Kernel>> known{
     {"_BinaryElementWiseSimple<true, false, float, float, float, OP_Sub", binary<subtracted>},
     {"_BinaryElementWiseSimple<true, false, float, float, float, OP_Mul", binary<multiplied>},
     {"_BinaryElementWiseSimple<true, false, float, float, float, OP_Div", binary<divided>},
+    {"_BinaryElementWiseSimple<true, true, float, float, float, OP_Add", binary<added, 1>},
     {"_BinaryElementWiseSimple<true, true, float, float, float, OP_Mul", binary<multiplied, 1>},
     {"_BinaryElementWiseSimple<true, false, bool, float, float, OP_Greater", greater},
     {"_TenaryElementWiseSimple<float, (BroadcastIndexType)0, (BroadcastIndexType)0", where},

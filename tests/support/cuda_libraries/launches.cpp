@@ -18,7 +18,7 @@ int launch(const void* function, void** arguments, void* on) {
   Op op = kernel(name, arguments);
   if (!op) {
     counters().unknown_kernels++;
-    static const bool verbose = getenv("LATENTD_FAKE_CUDA_VERBOSE");
+    static const bool verbose = getenv("FAKE_CUDA_VERBOSE");
     if (verbose) fprintf(stderr, "fake_cuda: no kernel %s\n", name.c_str());
     return fail(kNotSupported);
   }

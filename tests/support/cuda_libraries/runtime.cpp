@@ -20,7 +20,7 @@ thread_local int last_error = 0;
 Counters& counters() {
   static Counters* const mapped = [] {
     void* memory = MAP_FAILED;
-    if (const char* path = getenv("LATENTD_FAKE_CUDA")) {
+    if (const char* path = getenv("FAKE_CUDA_COUNTERS")) {
       const int file = open(path, O_RDWR);
       if (file >= 0)
         memory = mmap(nullptr, sizeof(Counters), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
