@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from latentd.shapes import Axis, Shape
 from latentd.training import (
     checkpoint,
     data,
+    graph_checks,
     networks,
     onnx_graphs,
     parity,
@@ -36,6 +38,7 @@ from latentd.training.evaluation.results_file import saved_evaluation, weights_d
 from latentd.training.fp16 import to_half
 from latentd.training.model import AE, Model, log_likelihood, to_data
 from latentd.training.objective import describe_elbo
+from latentd.training.tolerances import TOLERANCES
 
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
 _FEW_GOLDEN_ROWS: Final = 2  # the same at other sizes than the trained one
@@ -144,7 +147,7 @@ def _build(
         likelihood=likelihood_format(model, saved.config.likelihood),
         posterior="gaussian" if saved.config.model == "vae" else "point",
         prior="standard-normal" if saved.config.model == "vae" else None,
-        opset=onnx_graphs.opset(encoder),
+        opset=graph_checks.opset(onnx.load_from_string(encoder)),
         preprocessing=_preprocessing(saved.spec),
         parity=measured,
         training={
@@ -160,7 +163,7 @@ def _build(
     manifest = dataclasses.replace(
         manifest,
         tiles=tiles.measure(
-            *(manifest, encoder, decoder, rows[:2].numpy(), parity.TOLERANCES[precision]),
+            *(manifest, encoder, decoder, rows[:2].numpy(), TOLERANCES[precision]),
             torch.get_num_threads(),
         ),
     )

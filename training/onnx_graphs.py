@@ -17,7 +17,7 @@ import torch
 from onnxscript import opset18
 from torch import Tensor, nn
 
-from latentd.training.errors import RunFailed
+from latentd.training import graph_checks
 from latentd.training.likelihoods import Likelihood
 from latentd.training.model import AE, Model, to_data, to_unit
 
@@ -25,7 +25,6 @@ MAX_ROWS: Final = 1 << 16  # upper end of the batch dimension's range
 MAX_SIZE: Final = 1 << 28  # upper end of a flat row's length
 MAX_SIDE: Final = 1 << 12  # upper end of a spatial latent's height and width
 _op: Final[Any] = opset18  # its own types are too narrow: they do not know Python's numbers
-_FORBIDDEN: Final = ("Random", "Dropout", "Multinomial", "Bernoulli")
 
 
 class Free(NamedTuple):
@@ -146,12 +145,6 @@ def _example_shapes(model: Model) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (height * model.stride, width * model.stride, *x[2:]), (z[0], height, width)
 
 
-def opset(graph: bytes) -> int:
-    """The version of the standard operators that a graph uses."""
-    imports = onnx.load_from_string(graph).opset_import
-    return next(entry.version for entry in imports if entry.domain in ("", "ai.onnx"))
-
-
 def _cross_entropy(logits: Any, x: Any, *unused: Any, **more: Any) -> Any:
     """log(1 + exp(l)) - x l, as (max(l, 0) - x l) - log(sigmoid(|l|)): its large terms cancel
     exactly, and it has few operators, which are most of what a row of a small model costs."""
@@ -222,7 +215,7 @@ def _graph(
     _name_axes(model, free.axes)
     # The exporter leaves these fields empty.
     onnx.helper.set_model_props(model, {"model": name, "created-by": "latentd"})
-    check(model, free.axes)
+    graph_checks.check(model, free.axes)
     return model.SerializeToString()
 
 
@@ -242,28 +235,6 @@ def _name_axes(model: onnx.ModelProto, axes: Mapping[str, Mapping[int, str]]) ->
             dimension = value.type.tensor_type.shape.dim[axis]
             if dimension.HasField("dim_param"):
                 dimension.dim_param = name
-
-
-def check(model: onnx.ModelProto, axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Raise RunFailed if the graph cannot be served: invalid, random, in training mode, with
-    external weights, or with an axis that is not free. axes: as Free.axes."""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise RunFailed(f"The exported graph is not valid ONNX: {error}.") from None
-    functions = [function.node for function in model.functions]
-    for node in (node for nodes in (model.graph.node, *functions) for node in nodes):
-        training = any(a.name == "training_mode" and a.i for a in node.attribute)
-        if node.op_type.startswith(_FORBIDDEN) or training:
-            raise RunFailed(f"The exported graph is random or in training mode: {node.op_type}.")
-    for value in (*model.graph.input, *model.graph.output):
-        for axis, name in axes[value.name].items():
-            if value.type.tensor_type.shape.dim[axis].dim_param != name:
-                raise RunFailed(
-                    f"The exported graph's {value.name} is frozen to one size of {name}."
-                )
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
-        raise RunFailed("The exported graph keeps its weights in another file.")
 
 
 @contextlib.contextmanager

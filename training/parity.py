@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,22 +23,8 @@ from latentd.training.model import (
     to_data,
     to_unit,
 )
+from latentd.training.tolerances import TOLERANCES, Tolerance
 
-
-class Tolerance(NamedTuple):
-    """The allowed differences. For arrays: atol * max(1, max |expected|) + rtol * |expected|."""
-
-    atol: float
-    rtol: float
-    levels: int  # of 255: the allowed difference of a rounded byte
-    delta_elbo: float  # nats, mean over rows; for each 1000 values of a row, if it has more
-
-
-TOLERANCES: Final = {
-    "float32": Tolerance(atol=1e-5, rtol=1e-4, levels=1, delta_elbo=1e-3),
-    # float16's spacing is 2^-11 of a number. Logits of 20 and sums of hundreds are common.
-    "float16": Tolerance(atol=2e-2, rtol=1e-2, levels=3, delta_elbo=0.1),
-}
 DENSITY_TOLERANCE: Final = 1e-5
 """Of log p(x|z), as a part of the sum of its terms' sizes, but at least of one nat. A density has
 terms of both signs, so their sum may be near 0. The graph's params are PyTorch's."""

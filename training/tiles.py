@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,7 @@ import onnxruntime as ort
 from latentd.bundle import Manifest, Tile
 from latentd.shapes import Shape, Sizes
 from latentd.tiles import Plan, Span
-
-if TYPE_CHECKING:
-    from latentd.training.parity import Tolerance
+from latentd.training.tolerances import Tolerance
 
 Array = npt.NDArray[Any]
 Run = Callable[[Array], Mapping[str, Array]]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor
 
 from latentd import bundle
 from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
-from latentd.training import export, networks, onnx_graphs
+from latentd.training import export, graph_checks, networks, onnx_graphs
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.fp16 import to_half
@@ -63,7 +64,7 @@ def publish(net: Net, root: Path, precision: str) -> Path:
         x=RowFormat.of(DataSpec("image", net.shape, "uint8", (0.0, 255.0))),
         z=LatentFormat(Shape.parse([net.latent_size])),
         likelihood=export.likelihood_format(whole, "bernoulli"),
-        opset=onnx_graphs.opset(encoder),
+        opset=graph_checks.opset(onnx.load_from_string(encoder)),
         preprocessing="inside the graphs",
         parity={},
         precision=precision,

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from latentd.training import networks, onnx_graphs, parity
+from latentd.training import graph_checks, networks, onnx_graphs, parity
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.errors import RunFailed, TrainingError
@@ -119,11 +119,11 @@ def axes(graph: bytes) -> dict[str, list[int | str]]:
 def test_graph_of_one_size_is_rejected(value: str, axis: int, name: str) -> None:
     graph = onnx.load_from_string(onnx_graphs.encoder(spatial(), "m"))
     axes = onnx_graphs.free(8).axes
-    onnx_graphs.check(graph, axes)
+    graph_checks.check(graph, axes)
     dimension = getattr(graph.graph, value)[0].type.tensor_type.shape.dim[axis]
     dimension.dim_value = 64
     with pytest.raises(RunFailed, match=f"frozen to one size of {name}"):
-        onnx_graphs.check(graph, axes)
+        graph_checks.check(graph, axes)
 
 
 def test_parity_finds_a_graph_that_is_right_at_the_trained_size_only() -> None:

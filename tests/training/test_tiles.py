@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentd.bundle import FILES, LatentFormat, Manifest, RowFormat, Tile
 from latentd.shapes import Axis, Shape
 from latentd.training import tiles
-from latentd.training.parity import TOLERANCES
+from latentd.training.tolerances import TOLERANCES
 
 FLOAT32 = TOLERANCES["float32"]
 X, Z = Shape.parse(["h", "w", 3]), Shape.parse([2, "h/4", "w/4"])
