@@ -178,7 +178,10 @@ class Shapes:
 
     def rows_in(self, message_bytes: int) -> int:
         """How many rows any response can hold whose message has so many bytes; at least 1."""
-        numbers = (math.prod(self.params) if self.params else self.x.size) + self.z_size
+        x, z = self.x.size, self.z_size
+        params = math.prod(self.params) if self.params else 0
+        # Encode sends mean, log_var and a draw; StreamReconstruct x, mean and log_var.
+        numbers = max(params, x, z) + 2 * z
         return max(1, message_bytes // (4 * numbers + 64))
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentd import bundle, schema
-from latentd.bundle import DataSpec, LatentFormat, Manifest
+from latentd import bundle, codec, schema
+from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.errors import BundleError
 from latentd.models.densities import to_unit_interval
+from latentd.pb import vae_pb2 as pb
 from latentd.shapes import Axis, Shape, SizeError
 from tests.support.likelihoods import LIKELIHOODS
 from tests.support.manifest_documents import (
@@ -252,3 +253,17 @@ def test_formatted_value_is_short_and_valid_utf8():
         nested = [nested] * 10
     for value in (nested, "x" * 10_000, {"\ud800": 1}, 10**4000, "\udcff"):
         assert len(schema.format_value(value).encode()) < 500
+
+
+@pytest.mark.parametrize(("x_size", "z_size"), [(2, 5000), (5000, 2), (5000, 5000)])
+def test_largest_responses_of_as_many_rows_as_allowed_fit_into_a_message(x_size, z_size):
+    x = RowFormat.of(DataSpec("vector", (x_size,), "float32", (0.0, 1.0)))
+    z = LatentFormat(Shape.parse([z_size]))
+    manifest = Manifest("m", x, z, likelihood=None, opset=18, preprocessing="", parity={})
+    limit = 1 << 20
+    rows = manifest.default.rows_in(limit)
+    of_x, of_z = (np.zeros((rows, size), np.float32) for size in (x_size, z_size))
+    data, latents = codec.to_rows(of_x), codec.to_tensor(of_z)
+    encoded = pb.EncodeResponse(mean=latents, log_var=latents, z=latents)
+    streamed = pb.StreamReconstructResponse(x=data, mean=latents, log_var=latents)
+    assert max(encoded.ByteSize(), streamed.ByteSize()) <= limit
