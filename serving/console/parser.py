@@ -250,14 +250,11 @@ def _run(args: argparse.Namespace) -> int:
     elif args.server is None:
         args.server = SERVER
     try:
-        status = commands.CALLS[args.call](args)
-        sys.stdout.flush()
-        return status
+        return commands.CALLS[args.call](args)
     except KeyboardInterrupt:
         return _fail("Interrupted; nothing was written.", 130)
-    except BrokenPipeError:  # the reader, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise  # `latentd` handles it; it is an OSError
     except Unavailable as error:
         return _fail(f"{error}{_advice(str(error), source)}", 1)
     except ConfigError as error:

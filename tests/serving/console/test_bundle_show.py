@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +164,12 @@ def test_folder_without_a_bundle_names_what_to_show(show, publish_toy, tmp_path)
         status, text, errors = show(path)
         assert (status, text) == (78, "")
         assert errors == f"latentd: {path} {said}\n" or said in errors
+
+
+def test_reader_that_exits_early_ends_the_command_without_a_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "latentd", "bundle", "show", str(FORMAT_1 / "digits")]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
