@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from latentd.client import arguments, results
+from latentd.client import arguments, responses, results
 from latentd.client.arguments import Data, LatentAnchor, SampledPoint, SupportsArray
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
@@ -43,7 +43,6 @@ class Default(enum.Enum):
 CLIENT_TIMEOUT: Final = Default.CLIENT_TIMEOUT
 Timeout: TypeAlias = float | Default | None
 """Seconds until the call's deadline; None: no deadline."""
-
 
 Needs: TypeAlias = tuple[tuple[str, str], ...]
 """What the model must be able to do: capabilities, each with the field that asks for it."""
@@ -76,12 +75,12 @@ def get_model(
 ) -> Call[results.ModelInfo]:
     """Shapes, ranges, limits, versions and measured cost of the model."""
     request = pb.GetModelRequest(model=model, version=arguments.version(version))
-    return Call("GetModel", request, results.read_model_info, timeout)
+    return Call("GetModel", request, responses.read_model_info, timeout)
 
 
 def list_models(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[list[results.ListedModel]]:
     """Every model and version that the server found, including rejected ones."""
-    return Call("ListModels", pb.ListModelsRequest(), results.read_listed_models, timeout)
+    return Call("ListModels", pb.ListModelsRequest(), responses.read_listed_models, timeout)
 
 
 def encode(
@@ -113,7 +112,8 @@ def encode(
     )
     if draw:
         request.seed = arguments.seed(seed)
-    return Call("Encode", request, results.read_encoding, timeout, _needs(draw=draw, tiling=tiling))
+    needs = _needs(draw=draw, tiling=tiling)
+    return Call("Encode", request, responses.read_encoding, timeout, needs)
 
 
 def decode(
@@ -139,7 +139,7 @@ def decode(
         tiling=arguments.tiling(tiling),
     )
     needs = _needs(params=params, png=as_png, tiling=tiling)
-    return Call("Decode", request, results.read_decoding, timeout, needs)
+    return Call("Decode", request, responses.read_decoding, timeout, needs)
 
 
 def sample(
@@ -177,7 +177,7 @@ def sample(
         tiling=arguments.tiling(tiling),
     )
     needs = _needs(sample=True, png=as_png, tiling=tiling)
-    return Call("Sample", request, results.read_samples, timeout, needs)
+    return Call("Sample", request, responses.read_samples, timeout, needs)
 
 
 def stream_samples(
@@ -219,7 +219,7 @@ def stream_samples(
         tiling=arguments.tiling(tiling),
     )
     needs = _needs(sample=True, png=as_png, tiling=tiling)
-    return Call("StreamSamples", request, results.read_samples, timeout, needs)
+    return Call("StreamSamples", request, responses.read_samples, timeout, needs)
 
 
 def reconstruct(
@@ -251,7 +251,7 @@ def reconstruct(
     if draw:
         request.seed = arguments.seed(seed)
     needs = _needs(draw=draw, include_scores=include_scores, png=as_png, tiling=tiling)
-    return Call("Reconstruct", request, results.read_reconstruction, timeout, needs)
+    return Call("Reconstruct", request, responses.read_reconstruction, timeout, needs)
 
 
 def stream_reconstruct(
@@ -333,7 +333,7 @@ def interpolate(
     anchors = (("start", start), ("end", end))
     sampled = [f"{name}.sample" for name, point in anchors if isinstance(point, SampledPoint)]
     needs = (*(("sample", field) for field in sampled), *_needs(png=as_png, tiling=tiling))
-    return Call("Interpolate", request, results.read_interpolation, timeout, needs)
+    return Call("Interpolate", request, responses.read_interpolation, timeout, needs)
 
 
 def score(
@@ -358,7 +358,7 @@ def score(
         seed=arguments.seed(seed),
         offset=arguments.check_uint("offset", offset, 63),
     )
-    return Call("Score", request, results.read_scores, timeout, _needs(score=True))
+    return Call("Score", request, responses.read_scores, timeout, _needs(score=True))
 
 
 def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:

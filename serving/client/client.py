@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import inspect
 import time
@@ -17,147 +16,20 @@ from collections.abc import (
     Mapping,
 )
 from types import TracebackType
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
-from latentd import capabilities
 from latentd.client import calls, streams
-from latentd.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, set_model
-from latentd.client.channel import MIB, Connection, methods, parse_target
-from latentd.client.results import ModelInfo, ModelVersion, Samples, StreamedReconstruction
-from latentd.client.retry import Backoff, Throttle, from_rpc
-from latentd.client.streams import PendingChunks, ResumableSamples
+from latentd.client.base import BaseClient
+from latentd.client.calls import Call, ChunkedCall
+from latentd.client.channel import methods
+from latentd.client.results import Samples, StreamedReconstruction
+from latentd.client.retry import Backoff
 from latentd.codec import Array
-from latentd.errors import ConfigError, LatentdError, Overloaded
 
 T = TypeVar("T")
-
-_MAX_TIMEOUT: Final = 1e9
-"""Seconds, some 30 years. A longer timeout means no limit: gRPC would take it for the past."""
-
-
-class BaseClient:
-    """A connection and the sending of calls over it. Subclasses open the channels."""
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout: float | None = 30.0,
-        model: str = "",
-        version: int = 0,
-        background: bool = False,
-        credentials: grpc.ChannelCredentials | None = None,
-        token: str = "",
-        attempts: int = 4,
-        healthy_only: bool = True,
-        max_message_bytes: int = 64 * MIB,
-    ) -> None:
-        """The first call connects.
-
-        target:       host:port (grpc://host:port is the same), or dns:///name:port to spread calls
-                      over all addresses of a name. An HTTP proxy, set by the variables grpc_proxy,
-                      https_proxy or http_proxy, is not used for this machine's addresses.
-        timeout:      seconds for each call that sets none itself; None: no deadline.
-        model:        empty: the server's default. version: 0: the newest.
-        background:   other clients' calls go first; stream_reconstruct then retries an overloaded
-                      server until its deadline.
-        credentials:  grpc.ssl_channel_credentials(...) for TLS; None: no TLS.
-        token:        bearer token; without TLS only to this machine.
-        attempts:     maximum for each call if servers are unavailable or overloaded, 1 to 5.
-        healthy_only: skip servers whose health check is not SERVING.
-        max_message_bytes: of a request or a response.
-
-        Raises ConfigError if these contradict each other.
-        """
-        self._connection = Connection(
-            parse_target(target),
-            credentials,
-            token,
-            background,
-            attempts,
-            healthy_only,
-            max_message_bytes,
-        )
-        if timeout is not None and not timeout > 0:
-            raise ConfigError(f"timeout={timeout}: must be positive, or None for no limit.")
-        self._timeout, self._model, self._version = timeout, model, version
-        self._unavailable: dict[tuple[str, int], Mapping[str, str]] = {}
-        self._metadata = self._connection.metadata
-        self._throttle = Throttle()
-        self._open()
-
-    def _open(self) -> None:
-        """Prepare for `_methods`."""
-        raise NotImplementedError
-
-    @property
-    def _methods(self) -> Mapping[str, Callable[..., Any]]:
-        """Name of each RPC -> its callable."""
-        raise NotImplementedError
-
-    def with_version(self, served_by: ModelVersion) -> Self:
-        """This client for one version only. It shares the connection: close only the original.
-
-        After get_model, what that version cannot do raises InvalidArgument before anything is sent.
-        """
-        view = copy.copy(self)
-        view._model, view._version = served_by.model, served_by.version
-        return view
-
-    def _prepare(self, call: Call[Any] | ChunkedCall[Any]) -> None:
-        """Name the model. Raises InvalidArgument if it is known that this version cannot do it.
-
-        get_model makes it known, and a version never changes. "The newest" does: there the server
-        decides, as the client cannot know which version would answer.
-        """
-        request = call.request
-        set_model(request, self._model, self._version)
-        if call.needs and self._unavailable and request.version:
-            unavailable = self._unavailable.get((request.model, request.version), {})
-            for capability, field in call.needs:
-                capabilities.require(request.model, unavailable, capability, field)
-
-    def _read(self, call: Call[T], response: Any) -> T:
-        result = call.read(response)
-        if isinstance(result, ModelInfo):
-            by = result.served_by
-            self._unavailable[by.model, by.version] = result.unavailable
-        return result
-
-    def _send(self, call: Call[Any], seconds: float | None) -> Any:
-        """Start the call. Returns grpc's response, grpc.aio's call, or a stream's iterator."""
-        return self._methods[call.method](call.request, timeout=seconds, metadata=self._metadata)
-
-    def _to_error(self, error: grpc.RpcError) -> LatentdError:
-        failure = from_rpc(error, self._connection.target, self._connection.proxy_variable())
-        failure.__cause__ = error
-        return failure
-
-    def _backoff(self, call: Call[Any]) -> Backoff:
-        return Backoff(self._seconds(call), self._connection.max_attempts)
-
-    def _wait_after(self, error: grpc.RpcError, backoff: Backoff) -> float:
-        """Seconds until the next attempt of a unary call. Raises `error`'s LatentdError if there is
-        none. Only Overloaded is retried here: gRPC itself has already retried UNAVAILABLE."""
-        failure = self._to_error(error)
-        if not isinstance(failure, Overloaded) or not self._throttle.failed():
-            raise failure
-        return backoff.wait_after(failure)
-
-    def _pending_chunks(self, call: ChunkedCall[Any]) -> PendingChunks:
-        self._prepare(call)
-        return PendingChunks(call.request, call.in_flight)
-
-    def _missing_samples(self, call: Call[Samples]) -> ResumableSamples:
-        return ResumableSamples(call.request, self._seconds(call), self._connection.max_attempts)
-
-    def _seconds(self, call: Call[Any]) -> float | None:
-        seconds = self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout
-        return None if seconds is not None and seconds > _MAX_TIMEOUT else seconds
-
 
 SampleChunks: TypeAlias = Generator[Samples, None, None]
 AsyncSampleChunks: TypeAlias = AsyncGenerator[Samples, None]

@@ -1,4 +1,4 @@
-"""Results of the client's methods, one frozen dataclass for each RPC, read from its response.
+"""Results of the client's methods, one frozen dataclass for each RPC. `responses` makes them.
 
 `values_outside_range` counts, for each row, the values outside the model's range. The model was
 never trained there: its result for such a row mostly means that the row is unusual.
@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 
-from latentd import codec, images
+from latentd import images
 from latentd.bundle import LatentFormat, RowFormat, Tile
 from latentd.codec import Array
 from latentd.manifest import Sized
-from latentd.pb import vae_pb2 as pb
-from latentd.shapes import Axis, Dim, Shape
+from latentd.shapes import Axis
 
 _NOTEBOOK_PIXELS: Final = 1 << 22
 """Of the picture that a notebook shows; `grid` has no limit."""
@@ -253,204 +252,3 @@ class Scores:
     draws: int  # for each row
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
-
-
-_TILED: Final[Mapping[int, str]] = {
-    pb.TILED_EXACT: "exact",
-    pb.TILED_APPROXIMATE: "approximate",
-}
-
-
-def read_version(message: pb.ModelVersion) -> ModelVersion:
-    """The model and version of a response."""
-    return ModelVersion(message.model, message.version, message.digest)
-
-
-def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
-    """Read GetModel's response."""
-    return ModelInfo(
-        served_by=read_version(message.served_by),
-        x=RowFormat(
-            message.kind,
-            _shape(message.x_shape),
-            codec.NAMES.get(message.x_dtype, "unknown"),
-            (message.x_min, message.x_max),
-        ),
-        z=LatentFormat(_shape(message.z_shape), tuple(message.z_scale), tuple(message.z_shift)),
-        axes={
-            axis.name: Axis(axis.name, axis.multiple_of, axis.min, axis.max, axis.default)
-            for axis in message.axes
-        },
-        x_bounded=message.x_bounded,
-        posterior=message.posterior,
-        prior=message.prior,
-        likelihood=message.likelihood,
-        parameters=tuple(message.parameters),
-        unavailable=dict(message.unavailable),
-        limits=Limits(
-            message.limits.max_rows, message.limits.max_message_bytes, message.limits.max_draws
-        ),
-        provider=message.provider,
-        versions=list(message.versions),
-        profiles=[
-            GraphProfile(
-                graph.graph,
-                graph.max_batch_rows,
-                {c.rows: c.seconds for c in graph.costs},
-                tuple(graph.x_shape),
-            )
-            for graph in message.profiles
-        ],
-        preprocessing=message.preprocessing,
-        created=message.created,
-        training_scores=_training_scores(message.training_scores),
-        tiles={tile.graph: _tile(tile) for tile in message.tiles},
-    )
-
-
-def _shape(dims: Iterable[pb.Dim]) -> Shape:
-    return Shape(tuple(Dim(dim.length, dim.axis, max(1, dim.divisor)) for dim in dims))
-
-
-def _tile(message: pb.Tile) -> Tile:
-    measured = (message.max_abs_difference, None) if message.exact else (None, message.decibels)
-    return Tile(dict(message.size), dict(message.overlap), message.exact, *measured)
-
-
-def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:
-    if not message.rows:
-        return {}
-    lists = ("levels", "reconstruction_error", "kl", "elbo")
-    return {"rows": message.rows} | {name: list(getattr(message, name)) for name in lists}
-
-
-def read_listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:
-    """Read ListModels' response."""
-    return [
-        ListedModel(
-            read_version(model.version),
-            pb.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower(),
-            model.reason,
-            model.newest,
-            model.default,
-            model.loading_since,
-        )
-        for model in message.models
-    ]
-
-
-def read_encoding(message: pb.EncodeResponse) -> Encoding:
-    """Read Encode's response."""
-    return Encoding(
-        codec.from_tensor(message.mean, "mean"),
-        _optional_tensor(message.HasField("log_var"), message.log_var, "log_var"),
-        _optional_tensor(message.HasField("z"), message.z, "z"),
-        message.seed,
-        _outside_range(message),
-        read_version(message.served_by),
-        _tiled(message),
-    )
-
-
-def read_decoding(message: pb.DecodeResponse) -> Decoding:
-    """Read Decode's response."""
-    params = _optional_tensor(message.HasField("params"), message.params, "params")
-    return Decoding(*_rows(message.x), params, read_version(message.served_by), _tiled(message))
-
-
-def read_samples(message: pb.SampleResponse | pb.StreamSamplesResponse) -> Samples:
-    """Read Sample's response, or one of StreamSamples' responses."""
-    return Samples(
-        *_rows(message.x),
-        _optional_tensor(message.HasField("z"), message.z, "z"),
-        message.seed,
-        message.offset,
-        read_version(message.served_by),
-        _tiled(message),
-    )
-
-
-def read_reconstruction(message: pb.ReconstructResponse) -> Reconstruction:
-    """Read Reconstruct's response."""
-    return Reconstruction(
-        *_rows(message.x),
-        _floats(message.reconstruction_error) if message.reconstruction_error else None,
-        _floats(message.kl) if message.kl else None,
-        _floats(message.elbo) if message.elbo else None,
-        message.seed,
-        _outside_range(message),
-        read_version(message.served_by),
-        _tiled(message),
-    )
-
-
-def read_streamed_reconstruction(message: pb.StreamReconstructResponse) -> StreamedReconstruction:
-    """Read one of StreamReconstruct's responses."""
-    return StreamedReconstruction(
-        message.offset,
-        {error.row: error.description for error in message.errors},
-        _tensor_or_empty(message.x),
-        _floats(message.reconstruction_error),
-        _floats(message.kl),
-        _floats(message.elbo),
-        _optional_tensor(message.HasField("mean"), message.mean, "mean"),
-        _optional_tensor(message.HasField("log_var"), message.log_var, "log_var"),
-        message.seed,
-        _outside_range(message),
-        read_version(message.served_by),
-    )
-
-
-def read_interpolation(message: pb.InterpolateResponse) -> Interpolation:
-    """Read Interpolate's response."""
-    z = _optional_tensor(message.HasField("z"), message.z, "z")
-    return Interpolation(
-        *_rows(message.x),
-        z,
-        _outside_range(message),
-        read_version(message.served_by),
-        _tiled(message),
-    )
-
-
-def read_scores(message: pb.ScoreResponse) -> Scores:
-    """Read Score's response."""
-    return Scores(
-        _floats(message.elbo),
-        _floats(message.log_likelihood),
-        _floats(message.kl),
-        message.seed,
-        message.draws,
-        _outside_range(message),
-        read_version(message.served_by),
-    )
-
-
-def _rows(rows: pb.Rows) -> tuple[Array | None, list[bytes]]:
-    """The fields of `Rows`."""
-    if rows.WhichOneof("content") == "tensor":
-        return codec.from_tensor(rows.tensor, "x.tensor"), []
-    return None, list(rows.png.files)
-
-
-def _tensor_or_empty(rows: pb.Rows) -> Array:
-    tensor, _ = _rows(rows)
-    return np.empty(0, np.uint8) if tensor is None else tensor
-
-
-def _optional_tensor(present: bool, tensor: pb.Tensor, field: str) -> Array | None:
-    return codec.from_tensor(tensor, field) if present else None
-
-
-def _floats(values: Iterable[float]) -> Array:
-    return np.fromiter(values, np.float32)
-
-
-def _tiled(message: Any) -> str:
-    return _TILED.get(message.tiled, "")
-
-
-def _outside_range(message: Any) -> Array | None:
-    """The number of values of each row that lie outside the model's range; None: none."""
-    counts = message.values_outside_range
-    return np.fromiter(counts, np.uint32) if counts else None

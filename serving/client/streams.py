@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from latentd.client import arguments, results
+from latentd.client import arguments, responses
 from latentd.client.results import Samples, StreamedReconstruction
 from latentd.client.retry import Backoff, ServiceError
 from latentd.codec import Array
@@ -133,7 +133,7 @@ class PendingChunks:
 
     def accept(self, response: pb.StreamReconstructResponse) -> StreamedReconstruction:
         """The result for the oldest chunk. Raises ServiceError if it belongs to another chunk."""
-        result = results.read_streamed_reconstruction(response)
+        result = responses.read_streamed_reconstruction(response)
         expected = self._chunks.popleft().offset if self._chunks else -1
         if result.offset != expected:
             raise ServiceError(
