@@ -285,6 +285,11 @@ class Manifest(Sized):
         """As Sized.parameters."""
         return self.likelihood.parameters if self.likelihood else ()
 
+    @property
+    def encoder_outputs(self) -> tuple[str, ...]:
+        """The names of the encoder's outputs: mean, and log_var if the posterior has one."""
+        return ("mean", "log_var") if self.posterior == "gaussian" else ("mean",)
+
     @functools.cached_property
     def unavailable(self) -> Mapping[str, str]:
         """What this model cannot do -> the reason, as words that follow its name."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 LIMITS: Final = {"float16": 65520.0, "bfloat16": float(np.uint32(0x7F7F8000).view(np.float32))}
 """The smallest number that rounds to infinity."""
 LARGEST: Final = {"float16": 65504.0, "bfloat16": float(np.uint32(0x7F7F0000).view(np.float32))}
+"""The largest finite number."""
 
 
 def narrowed(values: NDArray[np.float32], name: str) -> NDArray[Any]:

@@ -139,6 +139,11 @@ class Shape:
         return f"[{', '.join(str(dim.json) for dim in self.dims)}]"
 
 
+def format_lengths(lengths: Iterable[int | str]) -> str:
+    """A shape in words: 28 x 28, or h x w x 3."""
+    return " x ".join(map(str, lengths))
+
+
 def check_sizes(sizes: Sizes, axes: Mapping[str, Axis]) -> None:
     """Raises SizeError unless `sizes` gives each of the axes a valid length, and no other."""
     for name in sizes:

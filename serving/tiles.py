@@ -62,14 +62,14 @@ def spans(length: int, size: int, overlap: int, multiple_of: int) -> list[Span]:
     ]
 
 
-class Plan:
+class TilePlan:
     """The parts of rows at one size.
 
     size:   of each part, along each free axis
     sizes:  of the rows
     along:  the parts of each free axis
     exact:  as Tile.exact
-    tiles:  how many parts a row has
+    count:  how many parts a row has
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Plan:
     ) -> None:
         self.size, self.exact = size, exact
         self._sizes, self._spans = sizes, along
-        self.tiles = math.prod(map(len, along.values()))
+        self.count = math.prod(map(len, along.values()))
 
     @classmethod
-    def of(cls, tile: Tile, axes: Mapping[str, Axis], sizes: Sizes) -> Plan:
+    def of(cls, tile: Tile, axes: Mapping[str, Axis], sizes: Sizes) -> TilePlan:
         """The parts of rows at these sizes."""
         size = {name: min(tile.size[name], sizes[name]) for name in axes}
         along = {
@@ -109,11 +109,11 @@ class Plan:
 
     def assemble(self, tiles: Array, shape: Shape) -> Array:
         """The rows, (rows, *shape), of their parts in the order of `split`."""
-        parts = tiles.reshape(-1, self.tiles, *tiles.shape[1:])
+        parts = tiles.reshape(-1, self.count, *tiles.shape[1:])
         whole = (len(parts), *shape.at(self._sizes))
         if self.exact:
             rows: Array = np.empty(whole, tiles.dtype)
-            for index in range(self.tiles):
+            for index in range(self.count):
                 there, here = self.kept(index, shape)
                 rows[there] = parts[:, index][here]
             return rows
@@ -126,7 +126,7 @@ class Plan:
             for dim in shape.dims
             if dim.axis
         }
-        for index in range(self.tiles):
+        for index in range(self.count):
             along, weights = self._along(index), np.ones(1, np.float32)
             for dim in shape.dims:
                 weights = weights[..., None]
@@ -148,9 +148,9 @@ class TiledRows:
     """The parts of rows, each copied only when it is asked for. It has what the queue and a batch
     need of an array."""
 
-    def __init__(self, plan: Plan, rows: Array, shape: Shape) -> None:
+    def __init__(self, plan: TilePlan, rows: Array, shape: Shape) -> None:
         self._plan, self._rows, self._shape = plan, rows, shape
-        self.shape = (len(rows) * plan.tiles, *shape.at(plan.size))
+        self.shape = (len(rows) * plan.count, *shape.at(plan.size))
         self.nbytes = rows.nbytes
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class TiledRows:
         start, stop, _ = index.indices(len(self))
         parts = np.empty((stop - start, *self.shape[1:]), self._rows.dtype)
         for into, number in zip(parts, range(start, stop), strict=True):
-            row, part = divmod(number, self._plan.tiles)
+            row, part = divmod(number, self._plan.count)
             into[:] = self._rows[row : row + 1][self._plan.part(part, self._shape)][0]
         return parts
 

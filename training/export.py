@@ -163,7 +163,11 @@ def _build(
     manifest = dataclasses.replace(
         manifest,
         tiles=tiles.measure(
-            *(manifest, encoder, decoder, rows[:2].numpy(), TOLERANCES[precision]),
+            manifest,
+            encoder,
+            decoder,
+            rows[:2].numpy(),
+            TOLERANCES[precision],
             torch.get_num_threads(),
         ),
     )

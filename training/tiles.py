@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from latentd.bundle import Manifest, Tile
 from latentd.shapes import Shape, Sizes
-from latentd.tiles import Plan, Span
+from latentd.tiles import Span, TilePlan
 from latentd.training.tolerances import Tolerance
 
 Array = npt.NDArray[Any]
@@ -59,12 +59,18 @@ def measure(
     low, high = manifest.x.range
     levels = high - low if math.isfinite(high - low) else 0.0
     encoding = _Graph(
-        *(manifest, _load(encoder, threads), x_shape, {"mean": z_shape, "log_var": z_shape}),
+        manifest,
+        _load(encoder, threads),
+        x_shape,
+        {"mean": z_shape, "log_var": z_shape},
         lambda sizes: _large_rows(rows, manifest.x.shape, sizes),
         lambda mean: float((mean.astype(float) ** 2).mean()),
     )
     decoding = _Graph(
-        *(manifest, _load(decoder, threads), z_shape, {"x": x_shape, "params": params}),
+        manifest,
+        _load(decoder, threads),
+        z_shape,
+        {"x": x_shape, "params": params},
         lambda sizes: encoding.whole(sizes)[1]["mean"],
         lambda x: (levels or float(np.ptp(x))) ** 2,
     )
@@ -152,7 +158,7 @@ class _Graph:
         first output. It is measured as far from a tile's inner edges as the overlap lets a tile be
         used. Beyond the tolerance the search for the largest one stops."""
         sizes, error, largest = _row_size(self._manifest, tile.size), 0.0, 0.0
-        plan = Plan(
+        plan = TilePlan(
             {name: min(tile.size[name], length) for name, length in sizes.items()},
             sizes,
             {
@@ -166,7 +172,7 @@ class _Graph:
         inputs, outputs = self.whole(sizes)
         first, *_ = self._shapes
         # A tile in the middle has the most neighbors, so it fails first.
-        order = sorted(range(plan.tiles), key=lambda index: abs(index - plan.tiles // 2))
+        order = sorted(range(plan.count), key=lambda index: abs(index - plan.count // 2))
         for row in range(len(inputs)):
             for index in order:
                 part = plan.part(index, self._shape)
@@ -186,13 +192,13 @@ class _Graph:
     def _decibels(self, tile: Tile) -> float:
         """The signal-to-noise ratio of the worse row."""
         sizes = _row_size(self._manifest, tile.size, tile.overlap)
-        plan = Plan.of(tile, self._manifest.axes, sizes)
+        plan = TilePlan.of(tile, self._manifest.axes, sizes)
         (name, shape), *_ = self._shapes.items()
         inputs, outputs = self.whole(sizes)
         found = []
         for row, whole in enumerate(outputs[name]):
             tiles = plan.split(inputs[row : row + 1], self._shape)
-            parts = [self._run(tiles[i : i + 1])[name] for i in range(plan.tiles)]
+            parts = [self._run(tiles[i : i + 1])[name] for i in range(plan.count)]
             tiled = plan.assemble(np.concatenate(parts), shape)[0]
             noise = float(((tiled.astype(float) - whole) ** 2).mean())
             found.append(10 * math.log10(self._power(whole) / noise) if noise else _MAX_DECIBELS)

@@ -35,7 +35,7 @@ class Entry:
     work: int = 0  # rows of the whole call, as far as known, if this is a part of a stream
     weight: int = 1  # each row costs a run as much as so many others, at most batch_rows
     shape: Hashable = ()  # a batch holds rows of one shape only
-    scale: int = 1  # rows of the reference shape that cost as much as one row of this shape
+    scale: int = 1  # what one row of this shape costs, in rows of the cheapest shape
     keep_outputs: bool = True  # False: the payload has taken the outputs it needs
     queued_at: float = 0.0
     started_at: float = 0.0  # when the first batch with rows of it started

@@ -43,7 +43,7 @@ from latentd.batching.shape_queues import MAX_SHAPES, ShapeQueue, ShapeQueues
 from latentd.errors import DeadlineExceeded, Overloaded
 
 MIN_SHARE: Final = {SMALL: 0.0, LARGE: 1 / 4, BACKGROUND: 1 / 16}
-"""The share of the rows run that a priority keeps while it has rows waiting."""
+"""The share of the work that a priority keeps while it has rows waiting."""
 
 INTERACTIVE_WINDOW_SECONDS: Final = 5.0
 """For so long after an interactive entry, the queue expects another one."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from latentd.bundle import SCORES, Manifest
-from latentd.shapes import Shape
+from latentd.shapes import format_lengths
 
 _WIDTH: Final = 100
 _MAX_LINES: Final = 6  # of one fact; --json has all of it
@@ -41,10 +41,10 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
     low, high = x.range
     values = "any finite number" if math.isinf(low) else f"{low:g} to {high:g}"
     strict = "; other values are refused" if manifest.x_bounded else ""
-    yield "x", f"{x.kind}, {x.dtype} {_dims(x.shape)}, {values}{strict}"
+    yield "x", f"{x.kind}, {x.dtype} {format_lengths(x.shape.json)}, {values}{strict}"
     numbers = {name: getattr(manifest.z, name) for name in ("scale", "shift")}
     known = "".join(f"; {name} {_words(value)}" for name, value in numbers.items() if value)
-    yield "z", f"float32 {_dims(manifest.z.shape)}{known}"
+    yield "z", f"float32 {format_lengths(manifest.z.shape.json)}{known}"
     for axis in manifest.axes.values():
         yield f"axis {axis.name}", f"{axis.expected}, by default {axis.default}"
     yield "posterior", manifest.posterior
@@ -115,10 +115,6 @@ def _words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     return "" if value is None else str(value)
-
-
-def _dims(shape: Shape) -> str:
-    return " x ".join(str(dim.json) for dim in shape.dims)
 
 
 def _wrapped(label: str, text: str) -> list[str]:

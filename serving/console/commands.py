@@ -22,7 +22,7 @@ from latentd.console import groups, inputs, sizes, terminal
 from latentd.console.groups import Group
 from latentd.console.outputs import OutputPath
 from latentd.errors import InvalidArgument, ModelNotFound
-from latentd.shapes import SizeError
+from latentd.shapes import SizeError, format_lengths
 
 OUTPUT_KINDS: Final = ("png", "npz", "npy", "folder")
 COLUMNS: Final = 16  # of an image of rows above their reconstructions
@@ -78,7 +78,7 @@ def encode(args: argparse.Namespace) -> int:
     outside = _outside(found, [(part.values_outside_range, len(part.mean)) for part in parts])
     metadata = {"values_outside_range": outside, **_provenance(info.served_by, seed=seed)}
     out.write_arrays(arrays | metadata)
-    shape = terminal.shape_of(arrays["mean"].shape[1:])
+    shape = format_lengths(arrays["mean"].shape[1:])
     what = f"{', '.join(arrays)} of {len(arrays['mean'])} rows, float32 {shape}"
     terminal.print_result(what, _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
@@ -156,7 +156,7 @@ def stream(args: argparse.Namespace) -> int:
             for chunk in chunks:
                 write(chunk.x)
                 progress(len(chunk))
-    what = f"{args.count} rows of {info.default.x.dtype} {terminal.shape_of(info.default.x.shape)}"
+    what = f"{args.count} rows of {info.default.x.dtype} {format_lengths(info.default.x.shape)}"
     terminal.print_result(what, _path(out), info.served_by, seed=seed, offset=args.offset)
     terminal.print_tiled([chunk])
     return 0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
+from latentd.shapes import format_lengths
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def by_size(parts: Sequence[Array]) -> list[Group]:
 def check_one_size(groups: Sequence[Group]) -> None:
     """Raise InvalidArgument unless all rows have one size, as one array needs."""
     if len(groups) > 1:
-        named = [f"{len(group.x)} of {_shape(group.x)}" for group in groups[:4]]
+        named = [f"{len(group.x)} of {format_lengths(group.x.shape[1:])}" for group in groups[:4]]
         more = f" and {len(groups) - 4} others" if len(groups) > 4 else ""
         raise InvalidArgument(
             "FILE",
@@ -95,9 +96,5 @@ def _enlarged(part: Array, height: int, width: int) -> Array:
 def describe(groups: Sequence[Group]) -> str:
     """Number, dtype and sizes of the rows."""
     rows, first = sum(len(group.x) for group in groups), groups[0].x
-    sizes = _shape(first) if len(groups) == 1 else f"in {len(groups)} sizes"
+    sizes = format_lengths(first.shape[1:]) if len(groups) == 1 else f"in {len(groups)} sizes"
     return f"{rows} rows of {first.dtype} {sizes}"
-
-
-def _shape(x: Array) -> str:
-    return " x ".join(map(str, x.shape[1:]))

@@ -12,15 +12,16 @@ from typing import Any, Protocol
 
 from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
-from latentd.shapes import Shape
+from latentd.shapes import format_lengths
 
 
 def show_model(info: ModelInfo) -> None:
     """Print GetModel's response, one line for each field."""
+    x, z = (format_lengths(rows.shape.json) for rows in (info.x, info.z))
     print(f"{info.served_by}, served: {', '.join(map(str, info.versions))}")
     print(f"  {info.x.kind}s, created {info.created}")
-    print(f"  x              {info.x.dtype} {_shape(info.x.shape)}, {_range(info.x.range)}")
-    print(f"  z              float32 {_shape(info.z.shape)}, {info.posterior} posterior")
+    print(f"  x              {info.x.dtype} {x}, {_range(info.x.range)}")
+    print(f"  z              float32 {z}, {info.posterior} posterior")
     for axis in info.axes.values():
         print(f"  {axis.name:14} {axis.expected}, by default {axis.default}")
     print(f"  p(z)           {info.prior or 'none'}")
@@ -28,7 +29,7 @@ def show_model(info: ModelInfo) -> None:
     print(f"  p(x | z)       {info.likelihood or 'none'}{parameters}")
     for name, tile in info.tiles.items():
         how = "exact" if tile.exact else f"{tile.decibels:g} dB"
-        print(f"  {name} tiles  {' x '.join(map(str, tile.size.values()))}, {how}")
+        print(f"  {name} tiles  {format_lengths(tile.size.values())}, {how}")
     for name, reason in info.unavailable.items():
         print(f"  no {name:11} this model {reason}")
     print(f"  preprocessing  {info.preprocessing}")
@@ -43,7 +44,7 @@ def show_model(info: ModelInfo) -> None:
             f", {graph.seconds[rows] * 1e3:.3g} ms for {rows} row{'s' * (rows > 1)}"
             for rows in known
         )
-        size = f" of {shape_of(graph.x_shape)}" if info.axes else ""
+        size = f" of {format_lengths(graph.x_shape)}" if info.axes else ""
         print(f"  {graph.graph:14} batches of up to {graph.max_batch_rows} rows{size}{costs}")
 
 
@@ -88,21 +89,12 @@ def print_tiled(results: Iterable[Tiled]) -> None:
 
 def describe_rows(x: Array) -> str:
     """Number, dtype and shape of rows."""
-    return f"{len(x)} rows of {x.dtype} {shape_of(x.shape[1:])}"
+    return f"{len(x)} rows of {x.dtype} {format_lengths(x.shape[1:])}"
 
 
 def _range(bounds: tuple[float, float]) -> str:
     low, high = bounds
     return "any finite number" if math.inf in bounds else f"{low:g} to {high:g}"
-
-
-def _shape(shape: Shape) -> str:
-    return " x ".join(str(dim.json) for dim in shape.dims)
-
-
-def shape_of(shape: tuple[int, ...]) -> str:
-    """28 x 28."""
-    return " x ".join(map(str, shape))
 
 
 def show_table(columns: Mapping[str, Array]) -> None:

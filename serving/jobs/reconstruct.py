@@ -23,7 +23,6 @@ from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
 from latentd.models import densities, loading
-from latentd.models.payloads import encoder_outputs
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
@@ -87,7 +86,7 @@ class LocalReconstructor:
         engine = SessionFactory(Provider(provider))
         encoder_signature, decoder_signature = loading.signatures(loaded.manifest)
         self._manifest, self._wanted = loaded.manifest, wanted
-        self._encoded = encoder_outputs(loaded.manifest)
+        self._encoded = loaded.manifest.encoder_outputs
         self._outputs = (["x"] if wanted.reconstruction != "none" else []) + (
             ["params"] if wanted.scores else []
         )

@@ -33,7 +33,7 @@ from latentd.models.loading import (
     max_run_bytes,
     release_to_workers,
 )
-from latentd.models.payloads import DecodePayload, decode_batch, encode_batch, encoder_outputs
+from latentd.models.payloads import DecodePayload, decode_batch, encode_batch
 from latentd.models.profile import MeasuredProfile
 from latentd.models.scoring import ScoreOutputs, Scoring
 from latentd.models.sources import GivenLatents, PosteriorSamples, Source
@@ -102,7 +102,7 @@ class ServedModel:
             )
 
         encode = functools.partial(
-            encode_batch, loaded.encoder.graph, encoder_outputs(self.manifest)
+            encode_batch, loaded.encoder.graph, self.manifest.encoder_outputs
         )
         decode = functools.partial(decode_batch, loaded.decoder.graph)
         self.max_elements = _max_elements(loaded, settings)
@@ -145,7 +145,7 @@ class ServedModel:
         """Run the graphs on zeros, without the batchers; blocks. Raises what they raise."""
         shapes = self.manifest.default
         x, z = np.zeros((1, *shapes.x.shape), shapes.x.dtype), np.zeros((1, *shapes.z), np.float32)
-        self.loaded.encoder.graph.run(x, encoder_outputs(self.manifest))
+        self.loaded.encoder.graph.run(x, self.manifest.encoder_outputs)
         self.loaded.decoder.graph.run(z, ["x"])
 
     def batchers(self) -> list[tuple[Batcher, MeasuredProfile]]:
@@ -222,7 +222,10 @@ class ServedModel:
         scores = Scoring(x, source, self._density())
         payload = DecodePayload(source, shapes.z, params=True, scoring=scores)
         await self.decoder.submit(
-            *(payload, rows, nbytes, caller),
+            payload,
+            rows,
+            nbytes,
+            caller,
             weight=weight,
             keep_outputs=False,
             shape=shapes.key,

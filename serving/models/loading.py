@@ -23,7 +23,7 @@ from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, Shapes
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
 from latentd.models import densities, profile
-from latentd.models.payloads import DecodePayload, decode_batch, encode_batch, encoder_outputs
+from latentd.models.payloads import DecodePayload, decode_batch, encode_batch
 from latentd.models.profile import MeasuredProfile, ModelProfile, SizeProfile, sizes_to_measure
 from latentd.models.sources import PriorSamples
 from latentd.runtime import golden, memory, profiling
@@ -115,7 +115,7 @@ def load_model(
 
     def encode(graph: Graph, shapes: Shapes, rows: int) -> Outputs:
         x = np.zeros((rows, *shapes.x.shape), shapes.x.dtype)
-        return encode_batch(graph, encoder_outputs(m), single_item_batch(x, rows))
+        return encode_batch(graph, m.encoder_outputs, single_item_batch(x, rows))
 
     def decode(graph: Graph, shapes: Shapes, rows: int) -> Outputs:
         source = PriorSamples(NoiseRange(seed=0, offset=0, rows=rows))
@@ -124,13 +124,19 @@ def load_model(
 
     try:
         encoder = loader.load(
-            *(ENCODER, encoder_signature, encoder_golden, encode),
+            ENCODER,
+            encoder_signature,
+            encoder_golden,
+            encode,
             previous.encoder if previous else None,
             measured.encoder if measured else None,
         )
         with _closed_on_failure(encoder.graph):
             decoder = loader.load(
-                *(DECODER, decoder_signature, decoder_golden, decode),
+                DECODER,
+                decoder_signature,
+                decoder_golden,
+                decode,
                 previous.decoder if previous else None,
                 measured.decoder if measured else None,
             )
@@ -210,8 +216,12 @@ class _GraphLoader:
         def measure(threads: int) -> list[SizeProfile]:
             with closing(self._session(file, signature, threads)) as graph:
                 return profile.measure(
-                    *(self._sizes, functools.partial(run, graph), self._row_bytes),
-                    *(max_seconds, self._idle_ratio, max_bytes),
+                    self._sizes,
+                    functools.partial(run, graph),
+                    self._row_bytes,
+                    max_seconds,
+                    self._idle_ratio,
+                    max_bytes,
                 )
 
         threads = settings.intra_op_threads or 1
@@ -268,7 +278,7 @@ def max_run_bytes(settings: Settings) -> int:
 def signatures(m: Manifest) -> tuple[Signature, Signature]:
     """The inputs and outputs that the bundle's encoder and decoder must have."""
     x, z = m.x.shape, m.z.shape
-    encoder = Signature(("x", m.x.dtype, x), dict.fromkeys(encoder_outputs(m), ("float32", z)))
+    encoder = Signature(("x", m.x.dtype, x), dict.fromkeys(m.encoder_outputs, ("float32", z)))
     decoded = {"x": (m.x.dtype, x)}
     if m.parameters:
         decoded["params"] = ("float32", Shape.parse([len(m.parameters), *x.json]))

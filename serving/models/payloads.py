@@ -9,16 +9,10 @@ import numpy as np
 
 from latentd.batching.entries import BatchItem
 from latentd.batching.runner import Outputs
-from latentd.bundle import Manifest
 from latentd.models import sources
 from latentd.models.scoring import Scoring
 from latentd.models.sources import Source
 from latentd.runtime.engine import Graph
-
-
-def encoder_outputs(manifest: Manifest) -> tuple[str, ...]:
-    """The encoder's outputs: mean, and log_var if the posterior has one."""
-    return ("mean", "log_var") if manifest.posterior == "gaussian" else ("mean",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from latentd.latents import Latents, NoiseRange
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.models.sources import GivenLatents, PriorSamples, Source
 from latentd.shapes import Shape
-from latentd.tiles import Plan, TiledRows
+from latentd.tiles import TiledRows, TilePlan
 
 
 class TiledModel(ServedModel):
@@ -54,10 +54,10 @@ class TiledModel(ServedModel):
             return super().encode(x, caller, work)
         return create_task(self._encode(plan, x, caller, work))
 
-    async def _encode(self, plan: Plan, x: Array, caller: CallContext, work: int) -> Outputs:
+    async def _encode(self, plan: TilePlan, x: Array, caller: CallContext, work: int) -> Outputs:
         self.used["encoder"] = self.manifest.tiles["encoder"]
         tiles = plan.split(x, self.manifest.x.shape)
-        encoded = await super().encode(tiles, caller, work * plan.tiles)
+        encoded = await super().encode(tiles, caller, work * plan.count)
         return await run_in_executor(_assemble, plan, encoded, [self.manifest.z.shape] * 2)
 
     def decode(
@@ -77,7 +77,7 @@ class TiledModel(ServedModel):
 
     async def _decode(
         self,
-        plan: Plan,
+        plan: TilePlan,
         source: Source,
         shapes: Shapes,
         caller: CallContext,
@@ -90,7 +90,7 @@ class TiledModel(ServedModel):
         tiles = GivenLatents(plan.split(z, self.manifest.z.shape))
         tile_shapes = self.manifest.at(plan.size)
         x, values, _ = await super().decode(
-            tiles, tile_shapes, caller, params=params, work=work * plan.tiles
+            tiles, tile_shapes, caller, params=params, work=work * plan.count
         )
         x_shape = self.manifest.x.shape
         of_params = Shape.parse([len(self.manifest.parameters), *x_shape.json])
@@ -111,15 +111,15 @@ class TiledModel(ServedModel):
             )
         return await super().reconstruct(x, draw, scores, caller, work)
 
-    def _plan(self, graph: str, shapes: Shapes) -> Plan | None:
+    def _plan(self, graph: str, shapes: Shapes) -> TilePlan | None:
         """The parts in which a graph runs rows of this size; None: it runs them whole."""
         limit = self.max_elements
         if not self._always and (not limit or shapes.x.size <= limit):
             return None
         axes = self.manifest.axes
         sizes = dict(zip(axes, shapes.key, strict=True))
-        plan = Plan.of(self.manifest.tiles[graph], axes, sizes)
-        return plan if plan.tiles > 1 else None
+        plan = TilePlan.of(self.manifest.tiles[graph], axes, sizes)
+        return plan if plan.count > 1 else None
 
 
 def _latents(source: Source, shape: tuple[int, ...]) -> Latents:
@@ -128,7 +128,7 @@ def _latents(source: Source, shape: tuple[int, ...]) -> Latents:
     return source.latents(shape) if isinstance(source, PriorSamples) else source.latents()
 
 
-def _assemble(plan: Plan, outputs: Outputs, shapes: list[Shape]) -> Outputs:
+def _assemble(plan: TilePlan, outputs: Outputs, shapes: list[Shape]) -> Outputs:
     return tuple(
         None if array is None else plan.assemble(array, shape)
         for array, shape in zip(outputs, shapes, strict=True)

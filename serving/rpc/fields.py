@@ -240,8 +240,8 @@ def _read_files_lenient(
     if not manifest.axes or not images.is_png_compatible(manifest.default.x):
         limit = model.max_rows(manifest.default)
         return codec.decode_rows_lenient(rows, manifest.default.x, limit, field)
-    smallest = manifest.at({name: axis.min for name, axis in manifest.axes.items()})
-    codec.check_rows(len(rows.png.files), model.max_rows(smallest), f"{field}.png.files")
+    limit = model.max_rows(manifest.smallest)
+    codec.check_rows(len(rows.png.files), limit, f"{field}.png.files")
     shapes = manifest.default
     for index, file in enumerate(rows.png.files):
         try:

@@ -58,7 +58,7 @@ class VaeService:
         model = fields.with_tiling(served, request.tiling)
         if request.draw:
             fields.require(model, "draw", "draw")
-        floats = codec.read_float_dtype(request.float_dtype)
+        float_dtype = codec.read_float_dtype(request.float_dtype)
         x, out_of_range = await fields.read_rows(request.x, model, "x")
         noise = fields.posterior_noise(request, len(x)) if request.draw else None
         mean, log_var = await model.encode(x, context)
@@ -66,8 +66,8 @@ class VaeService:
         if (bad := finite.bad_row(mean, log_var, z)) is not None:
             self._nonfinite.add(model, encoder=(mean, log_var, z))
             raise await finite.cause(bad, "x", model.encode(x[bad : bad + 1], context))
-        if floats:
-            mean, log_var, z = await fields.narrowed(floats, mean, log_var, z)
+        if float_dtype:
+            mean, log_var, z = await fields.narrowed(float_dtype, mean, log_var, z)
         response = pb.EncodeResponse(served_by=fields.served_by(model), tiled=fields.tiled(model))
         codec.write_tensor(mean, response.mean)
         if log_var is not None:
@@ -83,7 +83,7 @@ class VaeService:
         served = self._repository.find(request.model, request.version, context)
         model = fields.with_tiling(served, request.tiling)
         png = codec.read_format(request.format, model.manifest.default.x)
-        floats = codec.read_float_dtype(request.float_dtype)
+        float_dtype = codec.read_float_dtype(request.float_dtype)
         z, shapes = await fields.read_latents(request.z, model, "z")
         wants_params = request.output == pb.DECODE_OUTPUT_PARAMS
         if wants_params:
@@ -100,10 +100,10 @@ class VaeService:
             row = GivenLatents(z[bad : bad + 1])
             alone = model.decode(row, shapes, context, params=needs_params)
             raise await finite.cause(bad, "z", alone)
-        if floats and wants_params:
-            (params,) = await fields.narrowed(floats, params)
-        elif floats:
-            (x,) = await fields.narrowed(floats, x)
+        if float_dtype and wants_params:
+            (params,) = await fields.narrowed(float_dtype, params)
+        elif float_dtype:
+            (x,) = await fields.narrowed(float_dtype, x)
         response = pb.DecodeResponse(served_by=fields.served_by(model), tiled=fields.tiled(model))
         if wants_params:
             codec.write_tensor(params, response.params)
@@ -124,15 +124,15 @@ class VaeService:
                 "StreamSamples has no limit",
             )
         png = codec.read_format(request.format, shapes.x)
-        floats = codec.read_float_dtype(request.float_dtype)
+        float_dtype = codec.read_float_dtype(request.float_dtype)
         source = fields.prior_samples(request, request.count)
         x, params, z = await model.decode(source, shapes, context, params=model.checks_params)
         checked = (x, params if model.checks_params else None)
         if finite.bad_row(*checked) is not None:
             self._nonfinite.add(model, decoder=checked)
             raise finite.engine_error()
-        if floats:
-            x, z = await fields.narrowed(floats, x, z if request.include_z else None)
+        if float_dtype:
+            x, z = await fields.narrowed(float_dtype, x, z if request.include_z else None)
         response = pb.SampleResponse(
             served_by=fields.served_by(model),
             seed=source.draw.seed,
@@ -158,14 +158,14 @@ class VaeService:
         if request.count < 1:
             raise InvalidArgument("count", "0 rows requested", "Request 1 or more")
         png = codec.read_format(request.format, shapes.x)
-        floats = codec.read_float_dtype(request.float_dtype)
+        float_dtype = codec.read_float_dtype(request.float_dtype)
         source = fields.prior_samples(request, request.count)
 
         def submit(start: int) -> tuple[NoiseRange, Future[Outputs]]:
             noise = source.draw.slice(start, min(start + chunk, request.count))
             samples = PriorSamples(noise, source.temperature)
             return noise, model.decode(
-                *(samples, shapes, context), params=model.checks_params, work=request.count
+                samples, shapes, context, params=model.checks_params, work=request.count
             )
 
         # One chunk is decoded while the previous one is being sent, and no more. Writing waits for
@@ -180,8 +180,8 @@ class VaeService:
                 raise finite.engine_error()
             if start < request.count:
                 next_chunk = submit(start)
-            if floats:
-                x, z = await fields.narrowed(floats, x, z if request.include_z else None)
+            if float_dtype:
+                x, z = await fields.narrowed(float_dtype, x, z if request.include_z else None)
             response = pb.StreamSamplesResponse(
                 served_by=fields.served_by(model),
                 seed=noise.seed,
@@ -203,7 +203,7 @@ class VaeService:
             fields.require(model, "draw", "draw")
         if request.include_scores:
             fields.require(model, "score", "include_scores")
-        floats = codec.read_float_dtype(request.float_dtype)
+        float_dtype = codec.read_float_dtype(request.float_dtype)
         x, out_of_range = await fields.read_rows(request.x, model, "x")
         noise = fields.posterior_noise(request, len(x)) if request.draw else None
         result = await model.reconstruct(x, noise, request.include_scores, context)
@@ -214,8 +214,8 @@ class VaeService:
             raise await finite.cause(bad, "x", row)
         rebuilt = result.x
         assert rebuilt is not None
-        if floats:
-            (rebuilt,) = await fields.narrowed(floats, rebuilt)
+        if float_dtype:
+            (rebuilt,) = await fields.narrowed(float_dtype, rebuilt)
         response = pb.ReconstructResponse(
             served_by=fields.served_by(model),
             seed=noise.seed if noise else 0,
@@ -260,7 +260,7 @@ class VaeService:
         if request.path not in pb.InterpolationPath.values():
             raise InvalidArgument("path", f"unknown enum value {request.path}")
         png = codec.read_format(request.format, model.manifest.default.x)
-        floats = codec.read_float_dtype(request.float_dtype)
+        float_dtype = codec.read_float_dtype(request.float_dtype)
         shapes = anchors.common_shapes(model, request)
         max_rows = model.max_rows(shapes)
         if not 2 <= request.steps <= max_rows:
@@ -296,8 +296,8 @@ class VaeService:
             latent = GivenLatents(path[bad : bad + 1])
             step = model.decode(latent, shapes, context, params=needs_params)
             raise await finite.cause(bad, farthest, step, "step")
-        if floats:
-            x, path = await fields.narrowed(floats, x, path if request.include_z else None)
+        if float_dtype:
+            x, path = await fields.narrowed(float_dtype, x, path if request.include_z else None)
         response = pb.InterpolateResponse(
             served_by=fields.served_by(model), tiled=fields.tiled(model)
         )

@@ -114,7 +114,7 @@ class GoldenDensity:
             except Exception as error:
                 message = f"The likelihood's graph fails on its golden inputs: {error}"
                 raise BundleError("golden", message) from error
-            _compare("log_likelihood", found, self.log_likelihood, rows, _DENSITY_TOLERANCE)
+            _compare(_LOG_LIKELIHOOD, found, self.log_likelihood, rows, _DENSITY_TOLERANCE)
 
 
 class GoldenVectors(NamedTuple):
@@ -143,7 +143,7 @@ def read(bundle: Bundle) -> GoldenVectors:
     tolerance, vectors = TOLERANCES[m.precision], GoldenVectors([], [], [])
     for arrays in sets:
         elements = math.prod(arrays["x"].shape[1:])
-        encoded = {name: arrays[name] for name in _encoded(m)}
+        encoded = {name: arrays[name] for name in m.encoder_outputs}
         decoded = {"x": arrays["decoded_x"]}
         if m.likelihood:
             decoded["params"] = arrays["params"]
@@ -153,10 +153,6 @@ def read(bundle: Bundle) -> GoldenVectors:
             x, params = _tile(arrays["x"], len(arrays["params"])), arrays["params"]
             vectors.density.append(GoldenDensity(x, params, arrays[_LOG_LIKELIHOOD]))
     return vectors
-
-
-def _encoded(m: Manifest) -> tuple[str, ...]:
-    return ("mean", "log_var") if m.posterior == "gaussian" else ("mean",)
 
 
 def _read(file: zipfile.ZipFile, m: Manifest) -> list[dict[str, NDArray[Any]]]:
@@ -182,7 +178,7 @@ def _read(file: zipfile.ZipFile, m: Manifest) -> list[dict[str, NDArray[Any]]]:
 
 
 def _names(m: Manifest) -> tuple[str, ...]:
-    return ("x", *_encoded(m), "z", *_decoded(m))
+    return ("x", *m.encoder_outputs, "z", *_decoded(m))
 
 
 def _decoded(m: Manifest) -> tuple[str, ...]:
@@ -206,7 +202,7 @@ def _check_headers(file: zipfile.ZipFile, m: Manifest, prefix: str) -> int:
             raise BundleError("golden", f"{GOLDEN}: {prefix}x has a wrong size: {error}") from None
     expected_rows: dict[str, tuple[str, tuple[int, ...]]] = {
         "x": (shapes.x.dtype, shapes.x.shape),
-        **dict.fromkeys((*_encoded(m), "z"), ("float32", shapes.z)),
+        **dict.fromkeys((*m.encoder_outputs, "z"), ("float32", shapes.z)),
         "decoded_x": (shapes.x.dtype, shapes.x.shape),
         "params": ("float32", shapes.params or ()),
         _LOG_LIKELIHOOD: ("float64", ()),
@@ -222,7 +218,7 @@ def _check_headers(file: zipfile.ZipFile, m: Manifest, prefix: str) -> int:
             )
         rows[name] = found_shape[0]
         total += math.prod(found_shape) * found_dtype.itemsize
-    for input_, outputs in (("x", _encoded(m)), ("z", _decoded(m))):
+    for input_, outputs in (("x", m.encoder_outputs), ("z", _decoded(m))):
         if rows[input_] < MIN_ROWS:
             raise BundleError(
                 "golden",

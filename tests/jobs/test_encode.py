@@ -151,7 +151,7 @@ def test_flags_that_contradict_each_other_are_rejected(jobs, npy, tmp_path, caps
 
 
 def test_autoencoder_has_no_draws(jobs, npy, tmp_path, publish_toy, capsys):
-    ae = Jobs(publish_toy(tmp_path / "bundles", family="ae"))
+    ae = Jobs(publish_toy(tmp_path / "bundles", posterior="point"))
     assert ae.run(npy, tmp_path / "no", "--encode", "draw") == 78
     assert "--encode draw: this model encodes each row to a point" in capsys.readouterr().err
     assert ae.run(npy, tmp_path / "out", "--encode", "mean") == 0

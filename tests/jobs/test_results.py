@@ -286,7 +286,7 @@ def test_invalid_flags_are_rejected(jobs, npy, tmp_path, capsys, flags, said):
 
 
 def test_autoencoder_has_no_scores_and_no_log_var(jobs, npy, tmp_path, publish_toy, capsys):
-    ae = type(jobs)(publish_toy(tmp_path / "bundles", family="ae"))
+    ae = type(jobs)(publish_toy(tmp_path / "bundles", posterior="point"))
     assert ae.run(npy, tmp_path / "no", "--scores") == 78
     assert "--scores: this model encodes each row to a point" in capsys.readouterr().err
     assert ae.run(npy, tmp_path / "no", "--draw") == 78

@@ -46,7 +46,7 @@ def table_accepts(document: Any) -> bool:
 
 
 def test_published_manifests_are_valid(good, toy_bundles, publish_toy, tmp_path):
-    plain = manifest_of(publish_toy(tmp_path, family="ae"))
+    plain = manifest_of(publish_toy(tmp_path, posterior="point"))
     spatial = manifest_of(publish_spatial(tmp_path))
     for document in (manifest_of(toy_bundles / "toy" / "1"), good, plain, spatial):
         assert not schema_errors(document)

@@ -10,7 +10,7 @@ import pytest
 
 from latentd.bundle import Tile
 from latentd.shapes import Axis, Shape
-from latentd.tiles import Plan, spans
+from latentd.tiles import TilePlan, spans
 
 AXES = {name: Axis(name, multiple_of=8, min=16, max=4096, default=64) for name in ("h", "w")}
 X = Shape.parse(["h", "w", 3])
@@ -23,8 +23,8 @@ def tile(overlap: int = 16, exact: bool = True, size: int = 64) -> Tile:
     return Tile({"h": size, "w": size}, {"h": overlap, "w": overlap}, exact, **measured)
 
 
-def plan(lengths: tuple[int, int], of: Tile) -> Plan:
-    return Plan.of(of, AXES, dict(zip(AXES, lengths, strict=True)))
+def plan(lengths: tuple[int, int], of: Tile) -> TilePlan:
+    return TilePlan.of(of, AXES, dict(zip(AXES, lengths, strict=True)))
 
 
 def test_parts_of_an_axis_cover_it_with_enough_of_their_neighbors():
@@ -56,7 +56,7 @@ def test_split_rows_are_the_same_when_assembled(lengths, shape):
     )
     exact, blended = plan(lengths, tile()), plan(lengths, tile(exact=False))
     tiles = exact.split(rows, shape)
-    assert len(tiles) == 2 * exact.tiles > 2
+    assert len(tiles) == 2 * exact.count > 2
     assert tiles[1:3].shape == (2, *shape.at(exact.size))
     np.testing.assert_array_equal(exact.assemble(tiles[: len(tiles)], shape), rows)
     np.testing.assert_array_equal(blended.assemble(tiles[:], shape), rows)
@@ -68,8 +68,8 @@ def test_split_rows_are_the_same_when_assembled(lengths, shape):
 
 def test_tiles_are_no_larger_than_the_row():
     assert plan((32, 512), tile()).size == {"h": 32, "w": 64}
-    assert plan((64, 64), tile()).tiles == 1
-    assert plan((16, 72), tile(overlap=16)).tiles == 2
+    assert plan((64, 64), tile()).count == 1
+    assert plan((16, 72), tile(overlap=16)).count == 2
 
 
 def box(rows: np.ndarray, radius: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_result_is_exact_if_the_overlap_is_twice_what_a_net_sees(radius, equal):
 
 def test_blended_parts_change_over_gradually():
     parts = plan((64, 112), tile(overlap=16, exact=False))
-    assert parts.tiles == 2
+    assert parts.count == 2
     ones = np.zeros((2, 64, 64, 3), np.float32)
     ones[1] = 1
     along = parts.assemble(ones, X)[0, 0, :, 0]

@@ -78,14 +78,14 @@ def toy_files(levels: int = 255) -> dict[str, bytes]:
     }
 
 
-def toy_manifest(model: str = "toy", family: str = "vae") -> Manifest:
+def toy_manifest(model: str = "toy", posterior: str = "gaussian") -> Manifest:
     return Manifest(
         model=model,
         x=RowFormat.of(X),
         z=LatentFormat(Shape.parse([LATENT_SIZE])),
         likelihood=LIKELIHOODS["bernoulli"],
-        posterior="gaussian" if family == "vae" else "point",
-        prior="standard-normal" if family == "vae" else None,
+        posterior=posterior,
+        prior="standard-normal" if posterior == "gaussian" else None,
         opset=18,
         preprocessing="x / 255 inside the graph",
         parity={},
@@ -99,10 +99,10 @@ class PublishToy:
         self,
         root: Path,
         model: str = "toy",
-        family: str = "vae",
+        posterior: str = "gaussian",
         levels: int = 255,
         **replaced: bytes,
     ) -> Path:
         files = {name.replace("_", "."): data for name, data in replaced.items()}
         files = toy_files(levels) | files
-        return bundle.publish(root, toy_manifest(model, family), files)
+        return bundle.publish(root, toy_manifest(model, posterior), files)

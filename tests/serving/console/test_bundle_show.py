@@ -84,7 +84,7 @@ def test_free_axes_origin_and_tiles_are_described(toy_bundles):
 
 
 def test_what_a_model_lacks_is_explained(show, publish_toy, tmp_path):
-    publish_toy(tmp_path, family="ae")
+    publish_toy(tmp_path, posterior="point")
     status, text, _ = show(tmp_path / "toy")
     assert status == 0
     assert "can encode, decode, reconstruct, interpolate, params, png" in spaced(text)

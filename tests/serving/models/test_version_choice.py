@@ -15,11 +15,11 @@ from latentd.pb import vae_pb2 as pb
 def test_republished_version_number_is_reloaded(root, publish, server, stub):
     before = stub.GetModel(pb.GetModelRequest()).served_by
     shutil.rmtree(root / "toy" / "1")
-    (publish(root, family="ae") / bundle.ENCODER).write_bytes(b"damaged")
+    (publish(root, posterior="point") / bundle.ENCODER).write_bytes(b"damaged")
     server.scan()
     assert stub.GetModel(pb.GetModelRequest()).served_by == before
     shutil.rmtree(root / "toy" / "1")
-    publish(root, family="ae")
+    publish(root, posterior="point")
     server.scan()
     assert stub.answering() == 1
     assert stub.GetModel(pb.GetModelRequest()).posterior == "point"

@@ -51,7 +51,7 @@ def test_score_costs_run_and_density_per_draw():
 
 
 def test_score_without_distributions_is_rejected(publish_toy, tmp_path, capsys):
-    publish_toy(tmp_path, family="ae")
+    publish_toy(tmp_path, posterior="point")
     flags = ["--bundles", str(tmp_path), "--provider", "cpu", "--workers", "1", "--rate", "1"]
     assert __main__.main(["plan", *flags, "--call", "score"]) == 78
     assert "toy encodes each row to a point" in capsys.readouterr().err

@@ -271,7 +271,7 @@ def test_request_larger_than_a_batch_is_split_and_joined_in_order(start_server, 
 def autoencoder(module_servers, publish_toy, tmp_path_factory) -> Iterator[VaeServiceStub]:
     """A server of the toy as an autoencoder: it has no prior, and encodes rows to points."""
     root = tmp_path_factory.mktemp("plain")
-    publish_toy(root, model="plain", family="ae")
+    publish_toy(root, model="plain", posterior="point")
     with grpc.insecure_channel(module_servers(root).target) as channel:
         yield VaeServiceStub(channel)
 
