@@ -194,7 +194,7 @@ def decode_rows_lenient(
     if _is_png(rows, x, field):
         files = rows.png.files
         check_rows(len(files), max_rows, f"{field}.png.files")
-        if not images.is_png_compatible(x):
+        if not x.is_png_compatible:
             raise InvalidArgument(field, images.NOT_PNG, "Send a tensor")
         pixels = np.zeros((len(files), *x.shape), np.uint8)
         for row, file in enumerate(files):
@@ -236,7 +236,7 @@ def _is_png(rows: pb.Rows, x: DataSpec, field: str) -> bool:
             field,
             "missing",
             f"Send a tensor of {x.dtype} with shape [rows, {_format_shape(x.shape)}]"
-            + (", or PNG files" if images.is_png_compatible(x) else ""),
+            + (", or PNG files" if x.is_png_compatible else ""),
         )
     return bool(content == "png")
 
@@ -270,7 +270,7 @@ def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> bool:
         return False
     if value != pb.FORMAT_PNG:
         raise InvalidArgument(field, f"unknown enum value {value}", "Use FORMAT_RAW or FORMAT_PNG")
-    if not images.is_png_compatible(x):
+    if not x.is_png_compatible:
         raise InvalidArgument(
             field,
             f"PNG holds 8-bit gray or RGB images; this model's rows are {x.dtype} {x.kind}s of "

@@ -42,11 +42,6 @@ TRAINED_SIZE: Final = "Resize it like the training images"
 SAME_SIZE: Final = "All files of a request must have one size: send each size in its own request"
 
 
-def is_png_compatible(x: DataSpec) -> bool:
-    """Whether rows of this kind can be sent as PNG."""
-    return x.is_png_compatible
-
-
 def decode_pngs(
     files: Sequence[bytes], x: DataSpec, field: str, size_hint: str = TRAINED_SIZE
 ) -> Pixels:
@@ -55,7 +50,7 @@ def decode_pngs(
     The header is checked before pixels are decoded, so a small file cannot make the server allocate
     a large image.
     """
-    if not is_png_compatible(x):
+    if not x.is_png_compatible:
         raise InvalidArgument(field, NOT_PNG, "Send a tensor")
     rows = np.empty((len(files), *x.shape), np.uint8)
     for index, data in enumerate(files):

@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 
-from latentd import images
 from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint
 from latentd.codec import Array
 from latentd.console.groups import Group, by_size
@@ -50,7 +49,7 @@ def read_rows(
         found += sources.find(pattern, counts)
     if counts.found != len(patterns):
         print(f"{counts}.", file=sys.stderr)
-    if any(source.kind == "picture" for source in found) and not images.is_png_compatible(x):
+    if any(source.kind == "picture" for source in found) and not x.is_png_compatible:
         shape = list(x.shape)
         raise InvalidArgument("FILE", f"expected {x.kind}s of {x.dtype} {shape}, got images")
     parts, total = [], 0

@@ -44,7 +44,7 @@ class OutputPath:
 
     def check(self, x: DataSpec) -> None:
         """Raise InvalidArgument for PNG output of data that is not 8-bit images."""
-        if self.kind in ("png", "folder") and not images.is_png_compatible(x):
+        if self.kind in ("png", "folder") and not x.is_png_compatible:
             raise InvalidArgument(
                 "--out",
                 f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.kind}s",

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentd import images
 from latentd.bundle import Shapes
 from latentd.client.channel import CredentialFiles
 from latentd.errors import ConfigError
@@ -243,7 +242,7 @@ def _server(args: argparse.Namespace) -> RemoteServer | None:
 def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan, FoundInputs]:
     """The requested plan, and the inputs that it is made of."""
     wanted = _output_spec(args, target)
-    check_output_spec(wanted, target.unavailable, images.is_png_compatible(target.data.default.x))
+    check_output_spec(wanted, target.unavailable, target.data.default.x.is_png_compatible)
     options = ReadOptions(args.column, args.id_column, args.resize)
     known = job.known_plan(folder)
     found = inputs.find_inputs(args.input, target.data, options, known, folder)

@@ -276,7 +276,7 @@ def _row(value: Any, model: Sized, resize: bool) -> Array:
     if isinstance(value, bytes):
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype).reshape(x.shape)
-        if images.is_png_compatible(x):
+        if x.is_png_compatible:
             with images.pillow_warnings_ignored():
                 return decode(value, model, resize)
         raise InvalidArgument("x", f"expected {x.nbytes} bytes for a row, got {len(value)}")

@@ -148,7 +148,7 @@ def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
     content = rows.WhichOneof("content")
     if content == "tensor" and len(rows.tensor.shape) > 1:
         lengths, field = tuple(rows.tensor.shape[1:]), f"{field}.tensor.shape"
-    elif content == "png" and rows.png.files and images.is_png_compatible(manifest.default.x):
+    elif content == "png" and rows.png.files and manifest.default.x.is_png_compatible:
         return _shapes_of_file(rows.png.files[0], model, f"{field}.png.files[0]")
     else:
         return manifest.default  # reading the rows reports the error
@@ -237,7 +237,7 @@ def _read_files_lenient(
 ) -> tuple[codec.Array, Counts | None, dict[int, str]]:
     """The size is that of the first file whose size the model takes."""
     manifest, bad = model.manifest, dict[int, str]()
-    if not manifest.axes or not images.is_png_compatible(manifest.default.x):
+    if not manifest.axes or not manifest.default.x.is_png_compatible:
         limit = model.max_rows(manifest.default)
         return codec.decode_rows_lenient(rows, manifest.default.x, limit, field)
     limit = model.max_rows(manifest.smallest)
