@@ -34,7 +34,7 @@ class LinearGaussian(nn.Module):
         columns, _ = torch.linalg.qr(torch.randn(SIZE, LATENT, generator=noise))
         self.w, self.b = columns * torch.tensor([1.0, 0.6, 0.2]), torch.linspace(0, 1, SIZE)
         self.likelihood = LIKELIHOODS["gaussian"](Config(min_std=0.01))
-        self.wrong = wrong
+        self.wrong, self.latent_shape = wrong, (LATENT,)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         variance = 1 / (1 + self.w.square().sum(0) / STD**2)
