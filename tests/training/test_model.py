@@ -144,7 +144,7 @@ def test_every_net_returns_its_declared_shapes(
     mean, log_var = vae.encode(x)
     assert mean.shape == log_var.shape == (5, 3)
     params = vae.decode(mean)
-    assert params.shape == (5, vae.likelihood.parameters, *shape)
+    assert params.shape == (5, len(vae.likelihood.parameters), *shape)
     again = to_data(vae, params)
     assert (again.shape, again.dtype) == (x.shape, x.dtype)
     terms = vae(x, seeded())
