@@ -190,11 +190,13 @@ class Sized:
 
     x_bounded:  values outside x's range are rejected
     parameters: the name of each parameter of p(x | z); (): the model has no likelihood
+    posterior:  gaussian, or point: x has a single latent, which is not drawn
     """
 
     x: RowFormat
     z: LatentFormat
     axes: Mapping[str, Axis]
+    posterior: str
 
     if TYPE_CHECKING:  # a property in one subclass, a field in the other
 
@@ -203,6 +205,11 @@ class Sized:
 
         @property
         def parameters(self) -> tuple[str, ...]: ...
+
+    @property
+    def encoder_outputs(self) -> tuple[str, ...]:
+        """The names of the encoder's outputs: mean, and log_var if the posterior has one."""
+        return ("mean", "log_var") if self.posterior == "gaussian" else ("mean",)
 
     @functools.cached_property
     def default(self) -> Shapes:
@@ -284,11 +291,6 @@ class Manifest(Sized):
     def parameters(self) -> tuple[str, ...]:
         """As Sized.parameters."""
         return self.likelihood.parameters if self.likelihood else ()
-
-    @property
-    def encoder_outputs(self) -> tuple[str, ...]:
-        """The names of the encoder's outputs: mean, and log_var if the posterior has one."""
-        return ("mean", "log_var") if self.posterior == "gaussian" else ("mean",)
 
     @functools.cached_property
     def unavailable(self) -> Mapping[str, str]:

@@ -22,6 +22,7 @@ from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
+from latentd.manifest import Sized
 from latentd.models import densities, loading
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
@@ -106,8 +107,7 @@ class LocalReconstructor:
         """Run one batch. If a graph fails, the halves of the batch run again, until single rows
         fail: those are bad rows. So are rows with results that are not finite."""
         if not len(chunk.rows):
-            m = self._manifest
-            empty = empty_columns(self._wanted, m.default, m.posterior)
+            empty = empty_columns(self._wanted, self._manifest, self._manifest.default)
             return Results(chunk.rows, [], chunk.bad, chunk.counts_outside, **empty)
         try:
             columns = self._columns(chunk)
@@ -219,7 +219,10 @@ def without_infinite(results: Results, wanted: OutputSpec) -> Results:
     ]
     ids = [results.ids[i] for i in np.flatnonzero(finite).tolist()]
     return Results(
-        *(results.rows[finite], ids, [*results.bad, *bad], results.outside[finite]),
+        results.rows[finite],
+        ids,
+        [*results.bad, *bad],
+        results.outside[finite],
         z=results.z[finite],
     )
 
@@ -247,10 +250,10 @@ def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
     return finite
 
 
-def empty_columns(wanted: OutputSpec, shapes: Shapes, posterior: str) -> dict[str, Array]:
-    """The requested columns, with no rows."""
-    x, names = shapes.x, ("mean", "log_var") if posterior == "gaussian" else ("mean",)
-    latent = dict.fromkeys(names, np.empty((0, *shapes.z), np.float32))
+def empty_columns(wanted: OutputSpec, model: Sized, shapes: Shapes) -> dict[str, Array]:
+    """The requested columns for rows of these shapes, with no rows."""
+    x = shapes.x
+    latent = dict.fromkeys(model.encoder_outputs, np.empty((0, *shapes.z), np.float32))
     score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
     return {
         **(latent if wanted.latents else {}),

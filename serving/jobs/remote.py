@@ -106,7 +106,7 @@ class RemoteReconstructor:
         rows = numbers[done][keep]
         outside = chunk.counts_outside[np.isin(chunk.rows, rows)]
         if not len(rows):
-            empty = empty_columns(self._wanted, self._info.default, self._info.posterior)
+            empty = empty_columns(self._wanted, self._info, self._info.default)
             return Results(rows, [], bad, outside, **empty)
         columns: dict[str, Any] = {}
         for field in dataclasses.fields(Results)[4:]:

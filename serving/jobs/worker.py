@@ -64,7 +64,7 @@ def make_shard(
         report(Done(len(part.rows) + len(part.bad), len(part.bad)))
     results = concat_results(parts)
     if not len(results.rows) and plan.shapes:
-        empty: dict[str, Any] = empty_columns(plan.wanted, plan.shapes, plan.data.posterior)
+        empty: dict[str, Any] = empty_columns(plan.wanted, plan.data, plan.shapes)
         results = dataclasses.replace(results, **empty)
     if len(results.rows) + len(results.bad) != len(wanted):
         raise BadData(

@@ -188,8 +188,8 @@ def _run_bytes(sizes: Sequence[Shapes], run: RunRows, max_bytes: int) -> list[in
     """The memory of a run of one row at each size, up to the last one that is worth a measurement;
     0: not measured.
 
-    ONNX Runtime keeps the memory of its largest run, so this process's growth is that of a run, as
-    long as no batch has run before.
+    ONNX Runtime keeps the memory of its largest run. So if no batch has run before, the growth of
+    this process is the memory of a run.
     """
     found: list[int] = []
     before, seconds = memory.private_bytes(), 0.0

@@ -1,4 +1,5 @@
-"""log p(x | z) of rows: likelihood.onnx, which alone has the formula.
+"""log p(x | z) of rows: likelihood.onnx, which alone has the formula. Of discrete data p is a
+probability; here it is called a density too.
 
 It always runs on the CPU with one thread, in the thread that needs it: next to a decoder it costs
 little, and what it takes and gives is in the CPU's memory.
