@@ -33,7 +33,7 @@ ORIGINS: Final = ("trained", "adopted")
 PRECISIONS: Final = ("float32", "float16")
 SCORES: Final = ("reconstruction_error", "kl", "elbo")
 
-_FORMAT_1_LIKELIHOODS: Final = ("bernoulli", "gaussian", "discretized-logistic")
+_FORMAT_1_LIKELIHOOD_NAMES: Final = ("bernoulli", "gaussian", "discretized-logistic")
 _MAX_VERSION: Final = 999_999_999
 _MAX_ELEMENTS: Final = 1 << 28  # of one row
 _MAX_DIMS: Final = 6
@@ -146,7 +146,7 @@ _FORMAT_1: Final = schema.Fields(
             }
         ),
         "latent_size": schema.integer(1, 1 << 16),
-        "likelihood": schema.one_of(*_FORMAT_1_LIKELIHOODS),
+        "likelihood": schema.one_of(*_FORMAT_1_LIKELIHOOD_NAMES),
         "files": schema.Fields(dict.fromkeys(FILES, _FILE)),
     },
     _COMMON_OPTIONAL,

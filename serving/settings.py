@@ -50,11 +50,6 @@ class Settings:
     load_timeout_seconds: float = _setting(
         300.0, "Time limit of a version's trial; then it is rejected. 0: no limit."
     )
-    run_memory_mib: int = _setting(
-        0,
-        "Memory that one run of a graph with free axes may take, in MiB; larger rows are rejected. "
-        "0: a quarter of what is free when the model is loaded, for each worker its share.",
-    )
     load_memory_mib: int = _setting(
         0,
         "Memory limit of a version's trial, in MiB, its files included. 0: four fifths of what the "
@@ -121,6 +116,11 @@ class Settings:
     max_batch_rows: int = _setting(0, "Maximum rows in one batch. 0: measured at start-up.")
     max_batch_latency_ms: float = _setting(
         50.0, "Maximum duration of the measured batch, in milliseconds.", min=0.1
+    )
+    run_memory_mib: int = _setting(
+        0,
+        "Memory that one run of a graph with free axes may take, in MiB; larger rows are rejected. "
+        "0: a quarter of what is free when the model is loaded, for each worker its share.",
     )
 
     max_rows: int = _setting(4096, "Maximum rows in one request.", min=1)

@@ -85,7 +85,7 @@ def _manifest_of(path: Path) -> Path:
         if path.is_file():
             return path
         if not path.exists():
-            raise ConfigError(f"{path} does not exist.")
+            raise ConfigError(f"{path} does not exist. Name the folder of a version or of a model.")
         folder = path.resolve()  # "." too has the names of a model and of a version
         if (folder / bundle.MANIFEST).exists():
             return folder / bundle.MANIFEST
