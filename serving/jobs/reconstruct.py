@@ -23,7 +23,7 @@ from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
 from latentd.manifest import Sized
-from latentd.models import densities, loading
+from latentd.models import likelihood_graphs, loading
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
@@ -96,7 +96,7 @@ class LocalReconstructor:
         if self._outputs:
             decoder = loaded.files[bundle.DECODER]
             self._decoder = engine.load(decoder, decoder_signature, threads=1)
-        self._density = densities.load(loaded) if wanted.scores else None
+        self._likelihood = likelihood_graphs.load(loaded) if wanted.scores else None
         self._golden = golden.read(loaded)
         self._check_golden(batch_rows)
 
@@ -137,9 +137,9 @@ class LocalReconstructor:
             for vectors in of_graph:
                 most = BATCH_BYTES // (item_bytes * vectors.elements)
                 vectors.check(graph, min(batch_rows, most))
-        if self._density:
-            for density in self._golden.density:
-                density.check(self._density)
+        if self._likelihood:
+            for rows in self._golden.likelihood:
+                rows.check(self._likelihood)
 
     def _check_engine(self, error: Exception) -> None:
         """Raise EngineBroken if the golden vectors fail too: then the row is not at fault."""
@@ -163,9 +163,9 @@ class LocalReconstructor:
         if self._wanted.draw and log_var is not None:
             z = _draw(chunk.rows, mean, log_var, self._wanted.seed)
         decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
-        if self._wanted.scores and log_var is not None and self._density:
+        if self._wanted.scores and log_var is not None and self._likelihood:
             params = decoded["params"]
-            scores = score_reconstructions(chunk.x, mean, log_var, params, self._density)
+            scores = score_reconstructions(chunk.x, mean, log_var, params, self._likelihood)
             columns |= {name: getattr(scores, name).astype(np.float32) for name in SCORES}
         if "x" in decoded:
             columns["x"] = decoded["x"]

@@ -38,7 +38,7 @@ from latentd.models.profile import MeasuredProfile
 from latentd.models.scoring import ScoreOutputs, Scoring
 from latentd.models.sources import GivenLatents, PosteriorSamples, Source
 from latentd.runtime import profiling
-from latentd.runtime.density import Density
+from latentd.runtime.likelihood import LikelihoodGraph
 from latentd.settings import Settings
 from latentd.tiles import TiledRows
 
@@ -109,7 +109,7 @@ class ServedModel:
         self._scales: dict[tuple[int, ...], tuple[int, int]] = {(): (1, 1)}
         self.encoder = batcher("encoder", loaded.encoder, encode)
         self.decoder = batcher("decoder", loaded.decoder, decode)
-        self._scoring_seconds = scoring.measure(loaded.density, self.manifest.default)
+        self._scoring_seconds = scoring.measure(loaded.likelihood, self.manifest.default)
 
     def max_rows(self, shapes: Shapes) -> int:
         """How many rows of this size a request may have: any response fits into one message."""
@@ -195,7 +195,7 @@ class ServedModel:
             params = params if self.checks_params else None
             return ReconstructionOutputs(decoded, mean, log_var, None, params)
         score = functools.partial(
-            scoring.score_reconstructions, x, mean, log_var, params, self._density()
+            scoring.score_reconstructions, x, mean, log_var, params, self._likelihood()
         )
         return ReconstructionOutputs(decoded, mean, log_var, await run_in_executor(score))
 
@@ -219,7 +219,7 @@ class ServedModel:
         self.decoder.check(rows, nbytes, caller, weight, shape=shapes.key, scale=scale)
         mean, log_var = await self.encode(x, caller)
         source = PosteriorSamples(mean, log_var, draw, draws)
-        scores = Scoring(x, source, self._density())
+        scores = Scoring(x, source, self._likelihood())
         payload = DecodePayload(source, shapes.z, params=True, scoring=scores)
         await self.decoder.submit(
             payload,
@@ -233,10 +233,10 @@ class ServedModel:
         )
         return await run_in_executor(scores.scores)
 
-    def _density(self) -> Density:
-        """The density; requests for scores are rejected before if there is none."""
-        assert self.loaded.density
-        return self.loaded.density
+    def _likelihood(self) -> LikelihoodGraph:
+        """The likelihood's graph; requests for scores are rejected before if there is none."""
+        assert self.loaded.likelihood
+        return self.loaded.likelihood
 
     def _scale(self, shapes: Shapes) -> tuple[int, int]:
         """What a row of this size costs the encoder and the decoder, in rows of the smallest."""
@@ -254,7 +254,7 @@ class ServedModel:
         _, scale = self._scale(shapes)
         row_seconds = profile.batch_seconds / profile.batch_rows * scale
         larger = shapes.x.size / self.manifest.default.x.size  # than the rows that were measured
-        weight = 1 + larger * (seconds.density + seconds.draw / rows) / row_seconds
+        weight = 1 + larger * (seconds.likelihood + seconds.draw / rows) / row_seconds
         return min(math.ceil(weight), profile.batch_rows)
 
 

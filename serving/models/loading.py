@@ -22,15 +22,15 @@ from latentd.batching.runner import Outputs
 from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, Shapes
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
-from latentd.models import densities, profile
+from latentd.models import likelihood_graphs, profile
 from latentd.models.payloads import DecodePayload, decode_batch, encode_batch
 from latentd.models.profile import MeasuredProfile, ModelProfile, SizeProfile, sizes_to_measure
 from latentd.models.sources import PriorSamples
 from latentd.runtime import golden, memory, profiling
-from latentd.runtime.density import Density
 from latentd.runtime.engine import Graph, SessionFactory
 from latentd.runtime.golden import Golden
 from latentd.runtime.io_binding import IOBindingGraph
+from latentd.runtime.likelihood import LikelihoodGraph
 from latentd.runtime.provider import available_cpus
 from latentd.runtime.signature import Signature
 from latentd.settings import Settings
@@ -75,7 +75,7 @@ class LoadedModel:
     encoder: ProfiledGraph
     decoder: ProfiledGraph
     golden_max_abs_error: float  # between the golden outputs and this machine's
-    density: Density | None = None  # None: the model defines no likelihood
+    likelihood: LikelihoodGraph | None = None  # None: the model defines no likelihood
 
     @property
     def profile(self) -> ModelProfile:
@@ -86,8 +86,8 @@ class LoadedModel:
         """Free the memory of the graphs; no run may follow."""
         self.encoder.graph.close()
         self.decoder.graph.close()
-        if self.density:
-            self.density.close()
+        if self.likelihood:
+            self.likelihood.close()
 
 
 def load_model(
@@ -108,10 +108,10 @@ def load_model(
     m = bundle.manifest
     encoder_signature, decoder_signature = signatures(m)
     encoder_golden, decoder_golden, density_golden = golden.read(bundle)
-    density = densities.load(bundle)
-    if density:
+    likelihood = likelihood_graphs.load(bundle)
+    if likelihood:
         for vectors in density_golden:
-            vectors.check(density)
+            vectors.check(likelihood)
 
     def encode(graph: Graph, shapes: Shapes, rows: int) -> Outputs:
         x = np.zeros((rows, *shapes.x.shape), shapes.x.dtype)
@@ -146,7 +146,7 @@ def load_model(
         raise BundleError("engine", f"A graph cannot run a batch: {error}") from error
     with _closed_on_failure(encoder.graph), _closed_on_failure(decoder.graph):
         max_abs_error = max(encoder.check(), decoder.check())
-    return LoadedModel(m, bundle.digest, encoder, decoder, max_abs_error, density)
+    return LoadedModel(m, bundle.digest, encoder, decoder, max_abs_error, likelihood)
 
 
 class _GraphLoader:

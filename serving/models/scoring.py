@@ -18,7 +18,7 @@ from latentd.bundle import Shapes
 from latentd.latents import POSTERIOR, Latents, NoiseRange
 from latentd.models.sources import PosteriorSamples
 from latentd.posterior import Nats, kl_to_standard_normal, log_prior_ratio
-from latentd.runtime.density import Density
+from latentd.runtime.likelihood import LikelihoodGraph
 
 _MEASURED_DRAWS: Final = 64  # of one row
 _MEASURED_ELEMENTS: Final = 1 << 18  # of x in those draws; larger rows are drawn less often
@@ -44,10 +44,10 @@ def score_reconstructions(
     mean: Latents,
     log_var: Latents,
     params: NDArray[np.float32],
-    density: Density,
+    likelihood: LikelihoodGraph,
 ) -> ScoreOutputs:
     """The scores of rows x, shape (rows, *shape), from the params decoded from one latent each."""
-    distortion = -density.log_prob(x, params)
+    distortion = -likelihood.log_prob(x, params)
     kl = kl_to_standard_normal(mean, log_var)
     return ScoreOutputs(kl, -distortion - kl, reconstruction_error=distortion)
 
@@ -55,15 +55,17 @@ def score_reconstructions(
 class Scoring:
     """The scores of rows x, shape (rows, *shape), from draws around their encodings."""
 
-    def __init__(self, x: NDArray[Any], source: PosteriorSamples, density: Density) -> None:
-        self._x, self._source, self._density = x, source, density
+    def __init__(
+        self, x: NDArray[Any], source: PosteriorSamples, likelihood: LikelihoodGraph
+    ) -> None:
+        self._x, self._source, self._likelihood = x, source, likelihood
         self._log_weights = np.empty(source.rows)
         self._distortions = np.empty(source.rows)
 
     def add(self, start: int, stop: int, z: Latents, params: NDArray[np.float32]) -> None:
         """Score rows start..stop of the source: their z, and the params decoded from z."""
         rows = self._source.encodings(start, stop)
-        distortion = -self._density.log_prob(self._x[rows], params)
+        distortion = -self._likelihood.log_prob(self._x[rows], params)
         mean, log_var = self._source.mean[rows], self._source.log_var[rows]
         self._distortions[start:stop] = distortion
         self._log_weights[start:stop] = log_prior_ratio(z, mean, log_var) - distortion
@@ -85,25 +87,25 @@ class ScoringSeconds:
     """CPU time that scoring costs on this machine in addition to the decoder's runs."""
 
     draw: float  # the noise of one draw of one row, in a call of few rows
-    density: float  # log p(x | z) of one row
+    likelihood: float  # log p(x | z) of one row
 
 
-def measure(density: Density | None, shapes: Shapes) -> ScoringSeconds:
-    """Measure both for rows of this size: the fastest of a few repeats. Without a density, both
+def measure(likelihood: LikelihoodGraph | None, shapes: Shapes) -> ScoringSeconds:
+    """Measure both for rows of this size: the fastest of a few repeats. Without a likelihood, both
     are 0."""
-    if density is None or shapes.params is None:
+    if likelihood is None or shapes.params is None:
         return ScoringSeconds(0.0, 0.0)
     mean = np.zeros((1, *shapes.z), np.float32)
     source = PosteriorSamples(mean, mean, NoiseRange(0, 0, 1, POSTERIOR), _MEASURED_DRAWS)
-    scoring = Scoring(np.zeros((1, *shapes.x.shape), shapes.x.dtype), source, density)
+    scoring = Scoring(np.zeros((1, *shapes.x.shape), shapes.x.dtype), source, likelihood)
     scored = max(1, min(_MEASURED_DRAWS, _MEASURED_ELEMENTS // shapes.x.size))
     params = np.zeros((scored, *shapes.params), np.float32)
-    draws, densities = [], []
+    draws, likelihoods = [], []
     for _ in range(_REPEATS):
         started = time.perf_counter()
         z = source.latents()
         drawn = time.perf_counter()
         scoring.add(0, scored, z[:scored], params)
         draws.append(drawn - started)
-        densities.append(time.perf_counter() - drawn)
-    return ScoringSeconds(min(draws) / _MEASURED_DRAWS, min(densities) / scored)
+        likelihoods.append(time.perf_counter() - drawn)
+    return ScoringSeconds(min(draws) / _MEASURED_DRAWS, min(likelihoods) / scored)

@@ -83,18 +83,18 @@ def compute(
     model: LoadedModel,
     settings: Settings,
     resident_bytes: int,
-    density_seconds: float = 0.0,
+    likelihood_seconds: float = 0.0,
 ) -> Capacity:
     """Size a deployment whose replicas have `settings.workers` workers.
 
     resident_bytes:  of one worker, with as many versions as it keeps
-    density_seconds: CPU time of log p(x | z) of one draw of one row, for Score
+    likelihood_seconds: CPU time of log p(x | z) of one draw of one row, for Score
     """
     draws = workload.draws if METHODS[CALLS[workload.call]].per_draw else 1
     *others, last = (
         profile.batch_seconds / profile.batch_rows for profile in profiles(workload, model).values()
     )
-    row_seconds = sum(others) + draws * (last + density_seconds)
+    row_seconds = sum(others) + draws * (last + likelihood_seconds)
     seconds = CALL_SECONDS + workload.rows * row_seconds
     replica_rate = settings.workers / seconds
     replicas = math.ceil(workload.rate / (replica_rate * workload.utilization)) + _SPARE_REPLICAS
@@ -125,14 +125,20 @@ def plan(args: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--call score: {model.manifest.model} {reason}. Choose another call or model."
             )
-        density = 0.0
+        likelihood_seconds = 0.0
         if per_draw:
-            density = scoring.measure(model.density, model.manifest.default).density
+            measured = scoring.measure(model.likelihood, model.manifest.default)
+            likelihood_seconds = measured.likelihood
     except (ConfigError, BundleError) as error:
         print(f"latentd: {error}", file=sys.stderr)
         return EXIT_CONFIG
     print(
-        _format(workload, model, compute(workload, model, chosen, resident_bytes, density), workers)
+        _format(
+            workload,
+            model,
+            compute(workload, model, chosen, resident_bytes, likelihood_seconds),
+            workers,
+        )
     )
     return 0
 

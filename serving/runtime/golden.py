@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from latentd.bundle import GOLDEN, Bundle, Manifest
 from latentd.errors import BundleError
 from latentd.posterior import Nats
-from latentd.runtime.density import Density
 from latentd.runtime.engine import Graph
+from latentd.runtime.likelihood import LikelihoodGraph
 from latentd.shapes import SizeError
 
 
@@ -43,7 +43,7 @@ TOLERANCES: Final = {
     "float16": Tolerance(atol=5e-2, rtol=2e-2, levels=4),
 }
 
-_DENSITY_TOLERANCE: Final = Tolerance(atol=1e-5, rtol=1e-5, levels=0)
+_LIKELIHOOD_TOLERANCE: Final = Tolerance(atol=1e-5, rtol=1e-5, levels=0)
 """Of sums over the elements of x, from the same params: only their rounding differs."""
 _LOG_LIKELIHOOD: Final = "log_likelihood"
 
@@ -99,22 +99,22 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True)
-class GoldenDensity:
+class GoldenLikelihood:
     """Rows of x at one size with their params, and the expected log p(x | z)."""
 
     x: NDArray[Any]
     params: NDArray[np.float32]
     log_likelihood: Nats
 
-    def check(self, density: Density) -> None:
+    def check(self, likelihood: LikelihoodGraph) -> None:
         """As Golden.check; one row, these rows, and more rows than the graph runs at once."""
-        for rows in dict.fromkeys((1, len(self.params), density.rows_of_run(self.x) + 1)):
+        for rows in dict.fromkeys((1, len(self.params), likelihood.rows_of_run(self.x) + 1)):
             try:
-                found = density.log_prob(_tile(self.x, rows), _tile(self.params, rows))
+                found = likelihood.log_prob(_tile(self.x, rows), _tile(self.params, rows))
             except Exception as error:
                 message = f"The likelihood's graph fails on its golden inputs: {error}"
                 raise BundleError("golden", message) from error
-            _compare(_LOG_LIKELIHOOD, found, self.log_likelihood, rows, _DENSITY_TOLERANCE)
+            _compare(_LOG_LIKELIHOOD, found, self.log_likelihood, rows, _LIKELIHOOD_TOLERANCE)
 
 
 class GoldenVectors(NamedTuple):
@@ -122,7 +122,7 @@ class GoldenVectors(NamedTuple):
 
     encoder: list[Golden]
     decoder: list[Golden]
-    density: list[GoldenDensity]  # none: without a likelihood, and in format 1
+    likelihood: list[GoldenLikelihood]  # none: without a likelihood, and in format 1
 
 
 def read(bundle: Bundle) -> GoldenVectors:
@@ -151,7 +151,7 @@ def read(bundle: Bundle) -> GoldenVectors:
         vectors.decoder.append(Golden(arrays["z"], decoded, tolerance, elements))
         if _LOG_LIKELIHOOD in arrays:
             x, params = _tile(arrays["x"], len(arrays["params"])), arrays["params"]
-            vectors.density.append(GoldenDensity(x, params, arrays[_LOG_LIKELIHOOD]))
+            vectors.likelihood.append(GoldenLikelihood(x, params, arrays[_LOG_LIKELIHOOD]))
     return vectors
 
 

@@ -14,7 +14,7 @@ import pytest
 from latentd import bundle, codec, schema
 from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.errors import BundleError
-from latentd.models.densities import to_unit_interval
+from latentd.models.likelihood_graphs import to_unit_interval
 from latentd.pb import vae_pb2 as pb
 from latentd.shapes import Axis, Shape, SizeError
 from tests.support.likelihoods import LIKELIHOODS

@@ -42,9 +42,9 @@ def test_call_costs_its_rows_in_every_graph():
         assert found.seconds == pytest.approx(CALL_SECONDS + 5 * rows_seconds), call
 
 
-def test_score_costs_run_and_density_per_draw():
+def test_score_costs_run_and_likelihood_per_draw():
     workload = Workload("score", 1, 5, 0.5, draws=7)
-    found = capacity.compute(workload, loaded(0.1, 0.3), TWO, 0, density_seconds=0.02)
+    found = capacity.compute(workload, loaded(0.1, 0.3), TWO, 0, likelihood_seconds=0.02)
     row_seconds = 0.01 + 7 * (0.03 + 0.02)
     assert found.seconds == pytest.approx(CALL_SECONDS + 5 * row_seconds)
     assert found.queue_rows == round(2 / found.seconds * 5 * 7 * 0.1)

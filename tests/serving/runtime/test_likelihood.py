@@ -1,4 +1,4 @@
-"""The density runs on any number of rows, and only a graph of the right inputs is loaded."""
+"""The likelihood runs on any number of rows, and only a graph of the right inputs is loaded."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from onnx import TensorProto
 from latentd import bundle
 from latentd.bundle import DataSpec
 from latentd.errors import BundleError
-from latentd.models import densities
-from latentd.runtime import density
-from latentd.runtime.density import Density
+from latentd.models import likelihood_graphs
+from latentd.runtime import likelihood
+from latentd.runtime.likelihood import LikelihoodGraph
 from tests.support.likelihoods import likelihood_graph
 
 ROWS = 21
 
 
 @pytest.fixture
-def toy(toy_bundles) -> Density:
-    loaded = densities.load(bundle.load(toy_bundles / "toy" / "1"))
+def toy(toy_bundles) -> LikelihoodGraph:
+    loaded = likelihood_graphs.load(bundle.load(toy_bundles / "toy" / "1"))
     assert loaded
     return loaded
 
@@ -40,7 +40,7 @@ def test_rows_have_the_same_density_in_runs_of_any_size(toy, rows, monkeypatch, 
     whole = toy.log_prob(x, params)
     assert (whole.dtype, whole.shape) == (np.float64, (ROWS,))
     np.testing.assert_allclose(whole, expected, rtol=1e-6)
-    monkeypatch.setattr(density, "_BLOCK", elements)
+    monkeypatch.setattr(likelihood, "_BLOCK", elements)
     assert toy.log_prob(x, params).tolist() == whole.tolist()
 
 
@@ -54,7 +54,7 @@ REFUSED = {
 def test_other_graph_is_rejected(publish_toy, toy_bundles, tmp_path, file, said):
     other = bundle.load(toy_bundles / "toy" / "1").files[file]
     with pytest.raises(BundleError, match=said) as error:
-        densities.load(bundle.load(publish_toy(tmp_path, likelihood_onnx=other)))
+        likelihood_graphs.load(bundle.load(publish_toy(tmp_path, likelihood_onnx=other)))
     assert error.value.reason == "signature"
 
 
@@ -69,7 +69,7 @@ def test_other_graph_is_rejected(publish_toy, toy_bundles, tmp_path, file, said)
 def test_likelihood_of_other_rows_is_rejected(publish_toy, tmp_path, name, x, said):
     graph = likelihood_graph(name, x)
     with pytest.raises(BundleError, match=said):
-        densities.load(bundle.load(publish_toy(tmp_path, likelihood_onnx=graph)))
+        likelihood_graphs.load(bundle.load(publish_toy(tmp_path, likelihood_onnx=graph)))
 
 
 def test_graph_with_weights_in_another_file_is_rejected(publish_toy, toy_bundles, tmp_path):
@@ -79,5 +79,5 @@ def test_graph_with_weights_in_another_file_is_rejected(publish_toy, toy_bundles
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
     graph = model.SerializeToString()
     with pytest.raises(BundleError) as error:
-        densities.load(bundle.load(publish_toy(tmp_path, likelihood_onnx=graph)))
+        likelihood_graphs.load(bundle.load(publish_toy(tmp_path, likelihood_onnx=graph)))
     assert error.value.reason == "external"

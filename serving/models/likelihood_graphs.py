@@ -1,4 +1,4 @@
-"""The density of a bundle: its own likelihood.onnx, or one of ours for format 1, which has none."""
+"""The likelihood's graph of a bundle: its likelihood.onnx, or one of ours for format 1."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.bundle import LIKELIHOOD, Bundle
-from latentd.runtime import density
-from latentd.runtime.density import Density, Params
+from latentd.runtime import likelihood
+from latentd.runtime.likelihood import LikelihoodGraph, Params
 from latentd.shapes import Shape
 
 _FLAT_ROW: Final = Shape.parse(["size"])
 
 
-def load(bundle: Bundle) -> Density | None:
-    """The density; None if the model defines no likelihood. Raises BundleError."""
+def load(bundle: Bundle) -> LikelihoodGraph | None:
+    """The graph, ready to run; None if the model defines no likelihood. Raises BundleError."""
     m = bundle.manifest
     if m.likelihood is None:
         return None
     parameters = len(m.likelihood.parameters)
     if m.format > 1:
-        return density.load(bundle.files[LIKELIHOOD], m.x.dtype, m.x.shape, parameters)
+        return likelihood.load(bundle.files[LIKELIHOOD], m.x.dtype, m.x.shape, parameters)
     graph = resources.files(__package__) / "format_1" / f"{m.likelihood.name}.onnx"
     prepare = functools.partial(_flat, m.x.range)
-    return density.load(graph.read_bytes(), "float32", _FLAT_ROW, parameters, prepare)
+    return likelihood.load(graph.read_bytes(), "float32", _FLAT_ROW, parameters, prepare)
 
 
 def to_unit_interval(x: NDArray[Any], x_range: tuple[float, float]) -> NDArray[np.float32]:

@@ -1,5 +1,4 @@
-"""log p(x | z) of rows: likelihood.onnx, which alone has the formula. Of discrete data p is a
-probability; here it is called a density too.
+"""log p(x | z) of rows: likelihood.onnx, which alone has the formula.
 
 It always runs on the CPU with one thread, in the thread that needs it: next to a decoder it costs
 little, and what it takes and gives is in the CPU's memory.
@@ -31,7 +30,7 @@ their memory is bounded."""
 _OUTPUT: Final = "log_likelihood"
 
 
-class Density:
+class LikelihoodGraph:
     """log p(x | z) of rows. Threads may share it."""
 
     def __init__(self, session: ort.InferenceSession, prepare: Prepare | None = None) -> None:
@@ -67,9 +66,9 @@ class Density:
 
 def load(
     model: bytes, dtype: str, x: Shape, parameters: int, prepare: Prepare | None = None
-) -> Density:
-    """Make a session of the graph's bytes. dtype, x: of the rows that it takes. prepare: as Density
-    takes it.
+) -> LikelihoodGraph:
+    """Make a session of the graph's bytes. dtype, x: of the rows that it takes. prepare: as
+    LikelihoodGraph takes it.
 
     Raises BundleError(external | engine | signature).
     """
@@ -86,4 +85,4 @@ def load(
     check_value(inputs["x"], dtype, x)
     check_value(inputs["params"], "float32", Shape.parse([parameters, *x.json]))
     check_value(outputs[_OUTPUT], "float64", Shape(()))
-    return Density(session, prepare)
+    return LikelihoodGraph(session, prepare)
