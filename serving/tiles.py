@@ -108,7 +108,8 @@ class TilePlan:
         )
 
     def assemble(self, tiles: Array, shape: Shape) -> Array:
-        """The rows, (rows, *shape), of their parts in the order of `split`."""
+        """The rows, (rows, *shape) in the dtype of the parts, of their parts in the order of
+        `split`."""
         parts = tiles.reshape(-1, self.count, *tiles.shape[1:])
         whole = (len(parts), *shape.at(self._sizes))
         if self.exact:
@@ -157,6 +158,7 @@ class TiledRows:
         return self.shape[0]
 
     def __getitem__(self, index: slice) -> Array:
+        """Copies of the parts start..stop, (parts, *shape of a part); a step is ignored."""
         start, stop, _ = index.indices(len(self))
         parts = np.empty((stop - start, *self.shape[1:]), self._rows.dtype)
         for into, number in zip(parts, range(start, stop), strict=True):

@@ -64,7 +64,7 @@ shape (values,), (height, width) or (height, width, channels). With --likelihood
 that come with the data (x_test) may lie beyond [0, 1]: they are scored, and counted.
 """
 _EXPORT: Final = """\
-Export a checkpoint as two ONNX graphs, check on real rows that ONNX Runtime computes what
+Export a checkpoint as ONNX graphs, check on real rows that ONNX Runtime computes what
 PyTorch computes, and publish them as the next version of a model: BUNDLES/NAME/VERSION.
 Graphs that fail the check are not published, and the exit status is 1.
 """

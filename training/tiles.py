@@ -112,7 +112,7 @@ class _Graph:
         return self._whole[key]
 
     def best(self, sizes: list[Sizes], tolerance: Tolerance) -> Tile:
-        """See `measure`."""
+        """The tile to use, by the rule of `measure`; sizes: ascending."""
         too_small = dict.fromkeys(self._manifest.axes, -1)  # overlaps, whatever the tile's size
         for number, size in enumerate(sizes, 1):
             exact, least = None, math.inf

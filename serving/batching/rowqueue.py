@@ -12,7 +12,7 @@ later ones a minimum share:
                 take turns
     BACKGROUND  the client set low priority: fills the rest of the room; background calls take
                 turns. While interactive rows arrive, a batch that holds them has only the minimum
-                share of background rows, and a batch of background rows alone is short: the next
+                share of background rows. A batch of background rows alone is then short: the next
                 interactive row may arrive while it runs
 
 A batch holds rows of one shape. The first priority that waits chooses the shape: SMALL the one

@@ -44,8 +44,11 @@ async def latent(
     context: CallContext,
     nonfinite: finite.NonfiniteRows,
 ) -> tuple[Latents, int]:
-    """The latent of one end of an interpolation, without an axis for rows. If it is given as data,
-    also how many of its values lie outside the model's range, else 0."""
+    """The latent of one end of an interpolation: float32 of z's shape, without an axis for rows. If
+    it is given as data, also how many of its values lie outside the model's range, else 0.
+
+    Raises InvalidArgument, PermissionDenied, and what the batcher raises.
+    """
     kind, out_of_range = anchor.WhichOneof("point"), 0
     if kind == "x":
         # The response reveals the encoding: exactly with include_z, else in what is decoded.

@@ -258,7 +258,8 @@ def _is_slow(tensor: pb.Tensor) -> bool:
 
 
 async def narrowed(name: str, *arrays: codec.Array | None) -> list[Any]:
-    """The arrays in the 16-bit format that the request asks for; None remains None."""
+    """The arrays in the 16-bit format that the request asks for; None remains None. Raises
+    InvalidArgument for a number that is too large for it."""
 
     def convert() -> list[codec.Array | None]:
         return [None if array is None else codec.narrowed(array, name) for array in arrays]
