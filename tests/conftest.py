@@ -39,9 +39,9 @@ E2E = (
     *(f"training/test_{name}.py" for name in ("export_parity", "killed", "distributed", "resume")),
     *(
         f"training/test_{name}.py"
-        for name in ("resume_on_other_device", "score_quantiles", "threads")
+        for name in ("likelihood_graphs", "resume_on_other_device", "score_quantiles", "threads")
     ),
-    *("training/test_spatial_runs.py", "training/test_train.py"),
+    *("training/test_spatial.py", "training/test_spatial_runs.py", "training/test_train.py"),
 )
 """Folders and modules that `make test` leaves to `make test-e2e`: they run whole commands or
 trainings, or try many mutations."""
