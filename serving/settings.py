@@ -128,7 +128,8 @@ class Settings:
     max_message_mib: int = _setting(64, "Maximum size of one message, in MiB.", min=1)
     queue_rows: int = _setting(
         16384,
-        "Maximum rows that wait for one graph before a new request; more are shed.",
+        "Maximum rows that wait for one graph before a new request; a large row counts as several. "
+        "More are shed.",
         min=1,
     )
     queue_mib: int = _setting(256, "Maximum MiB of rows that wait for one graph.", min=1)
