@@ -130,6 +130,16 @@ class ServedModel:
             ),
         )
 
+    def beyond_message(self, nbytes: int) -> tuple[str, str] | None:
+        """Why a row of so many bytes cannot be sent, and what to do; None: it can."""
+        limit = self._settings.max_message_bytes
+        if nbytes <= limit:
+            return None
+        return (
+            f"a row of {nbytes:,} bytes is larger than a message; the limit is {limit:,} bytes",
+            "Use a smaller size, or raise --max-message-mib",
+        )
+
     def wait_until_ready(self) -> None:
         """Block until both batchers are ready. Raises BundleError if one fails to start."""
         self.encoder.wait_until_ready()

@@ -92,7 +92,7 @@ class MeasuredProfile:
 
     def max_elements(self, max_bytes: int) -> int:
         """The most elements that a row may have, for its run to fit into so many bytes; 0: unknown
-        or unlimited."""
+        or unlimited. Rows of the smallest size always may run: they did when this was measured."""
         largest = self.sizes[-1].elements
         if not self.run_bytes(largest):
             return 0
@@ -100,7 +100,7 @@ class MeasuredProfile:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.run_bytes(middle) <= max_bytes else (low, middle)
-        return low
+        return max(low, self.sizes[0].elements)
 
     def _estimate(self, elements: int, values: Sequence[float]) -> float:
         """The value at a size, from the values at the measured ones: a power law between two

@@ -37,13 +37,8 @@ class TiledModel(ServedModel):
             plan = self._plan(graph, shapes)
             if reason := super().too_large(self.manifest.at(plan.size) if plan else shapes):
                 return reason
-            limit = self._settings.max_message_bytes
-            if plan and shapes.x.nbytes > limit:
-                return (
-                    f"a row of {shapes.x.nbytes:,} bytes is larger than a message; the limit is "
-                    f"{limit:,} bytes",
-                    "Use a smaller size, or raise --max-message-mib",
-                )
+            if plan and (reason := self.beyond_message(shapes.x.nbytes)):
+                return reason
         return None
 
     def encode(self, x: Array | TiledRows, caller: CallContext, work: int = 0) -> Future[Outputs]:

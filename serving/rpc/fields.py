@@ -140,6 +140,20 @@ def _fitting(shapes: Shapes, model: ServedModel, field: str) -> Shapes:
     return shapes
 
 
+def require_room(
+    shapes: Shapes, model: ServedModel, field: str, png: bool, float_dtype: str
+) -> None:
+    """Raise InvalidArgument if one row is larger than a message, before it is computed. How large a
+    PNG file will be is not known.
+
+    float_dtype: the 16-bit format that the request asks for, or ""
+    """
+    narrow = bool(float_dtype) and shapes.x.dtype == "float32"
+    reason = None if png else model.beyond_message(shapes.x.nbytes // (1 + narrow))
+    if reason:
+        raise InvalidArgument(field, *reason)
+
+
 def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
     """The rows at the size of the rows sent. Raises InvalidArgument."""
     manifest = model.manifest

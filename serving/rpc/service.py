@@ -92,6 +92,8 @@ class VaeService:
             raise InvalidArgument("output", f"unknown enum value {request.output}")
         if wants_params and png:
             raise InvalidArgument("format", "params cannot be returned as PNG", "Use FORMAT_RAW")
+        if not wants_params:
+            fields.require_room(shapes, model, "z.shape", png, float_dtype)
         needs_params = wants_params or finite.needs_params(model, z)
         x, params, _ = await model.decode(GivenLatents(z), shapes, context, params=needs_params)
         checked = (None if wants_params else x, params if needs_params else None)
@@ -125,6 +127,7 @@ class VaeService:
             )
         png = codec.read_format(request.format, shapes.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
+        fields.require_room(shapes, model, "sizes", png, float_dtype)
         source = fields.prior_samples(request, request.count)
         x, params, z = await model.decode(source, shapes, context, params=model.checks_params)
         checked = (x, params if model.checks_params else None)
@@ -159,6 +162,7 @@ class VaeService:
             raise InvalidArgument("count", "0 rows requested", "Request 1 or more")
         png = codec.read_format(request.format, shapes.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
+        fields.require_room(shapes, model, "sizes", png, float_dtype)
         source = fields.prior_samples(request, request.count)
 
         def submit(start: int) -> tuple[NoiseRange, Future[Outputs]]:
@@ -262,6 +266,7 @@ class VaeService:
         png = codec.read_format(request.format, model.manifest.default.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
         shapes = anchors.common_shapes(model, request)
+        fields.require_room(shapes, model, "sizes", png, float_dtype)
         max_rows = model.max_rows(shapes)
         if not 2 <= request.steps <= max_rows:
             raise InvalidArgument(

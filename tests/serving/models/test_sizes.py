@@ -102,6 +102,14 @@ def test_row_that_would_not_fit_into_memory_is_rejected_before_it_runs(tmp_path,
         assert server.metric("latentd_batch_rows_count", graph="encoder") == ran
 
 
+def test_budget_below_the_smallest_row_leaves_only_that_size(tmp_path, start_server):
+    publish_spatial(tmp_path)
+    with Client(start_server(tmp_path, provider="cpu", run_memory_mib=1).target) as client:
+        assert client.encode(blocks(1, 16, 16)).mean.shape == (1, 4, 2, 2)
+        with pytest.raises(InvalidArgument, match="the limit is 768 numbers"):
+            client.sample(1, sizes={"h": 256, "w": 256})
+
+
 def load(root: Path, files: dict[str, bytes]) -> LoadedModel:
     published = bundle.publish(root, spatial_manifest(), files)
     settings = Settings(provider="cpu", workers=1)

@@ -213,15 +213,33 @@ def test_row_beyond_the_memory_of_a_run_is_run_in_tiles_when_needed(server, stub
         model.max_elements = 0
 
 
-def test_row_larger_than_a_message_is_refused_before_it_is_computed(stub):
-    request = pb.SampleRequest(count=1, sizes={"h": 1024, "w": 1024}, tiling=ALWAYS)
-    with pytest.raises(grpc.RpcError) as error:
-        stub.Sample(request)
-    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert error.value.details() == (
-        "sizes: a row of 3,145,728 bytes is larger than a message; the limit is 2,097,152 bytes. "
-        "Use a smaller size, or raise --max-message-mib."
-    )
+@pytest.mark.parametrize("tiling", [pb.TILING_UNSPECIFIED, ALWAYS])
+def test_row_larger_than_a_message_is_refused_before_it_is_computed(stub, tiling):
+    sizes = {"h": 1024, "w": 1024}
+    z = codec.to_tensor(np.zeros((1, 4, 128, 128), np.float32))
+    point = pb.LatentAnchor(sample=pb.SampledPoint())
+    ends = {"start": point, "end": point, "steps": 2}
+    for field, call in (
+        ("sizes", lambda: stub.Sample(pb.SampleRequest(count=1, sizes=sizes, tiling=tiling))),
+        (
+            "sizes",
+            lambda: list(
+                stub.StreamSamples(pb.StreamSamplesRequest(count=1, sizes=sizes, tiling=tiling))
+            ),
+        ),
+        ("z.shape", lambda: stub.Decode(pb.DecodeRequest(z=z, tiling=tiling))),
+        (
+            "sizes",
+            lambda: stub.Interpolate(pb.InterpolateRequest(**ends, sizes=sizes, tiling=tiling)),
+        ),
+    ):
+        with pytest.raises(grpc.RpcError) as error:
+            call()
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.value.details() == (
+            f"{field}: a row of 3,145,728 bytes is larger than a message; the limit is 2,097,152 "
+            "bytes. Use a smaller size, or raise --max-message-mib."
+        )
 
 
 def test_tiles_share_batches_with_the_rows_of_other_calls(server, stub, monkeypatch):
