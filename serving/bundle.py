@@ -34,6 +34,15 @@ from typing import Final
 from latentd import atomic
 from latentd.errors import BundleError
 from latentd.manifest import (
+    DataSpec,
+    LatentFormat,
+    Likelihood,
+    Manifest,
+    RowFormat,
+    Shapes,
+    Tile,
+)
+from latentd.manifest_schema import (
     DECODER,
     ENCODER,
     FILES,
@@ -43,13 +52,6 @@ from latentd.manifest import (
     MAX_MANIFEST_BYTES,
     MODEL_NAME,
     SCORES,
-    DataSpec,
-    LatentFormat,
-    Likelihood,
-    Manifest,
-    RowFormat,
-    Shapes,
-    Tile,
 )
 
 __all__ = [

@@ -17,40 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latentd import manifest_schema, schema
 from latentd.errors import BundleError
-from latentd.manifest_schema import (
-    DECODER,
-    ENCODER,
-    FILES,
-    FORMAT,
-    GOLDEN,
-    LIKELIHOOD,
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    MODEL_NAME,
-    SCORES,
-)
+from latentd.manifest_schema import FORMAT, MANIFEST, MAX_MANIFEST_BYTES
 from latentd.shapes import Axis, Shape, Sizes, check_sizes
-
-__all__ = [
-    "DECODER",
-    "ENCODER",
-    "FILES",
-    "FORMAT",
-    "GOLDEN",
-    "LIKELIHOOD",
-    "MANIFEST",
-    "MAX_MANIFEST_BYTES",
-    "MODEL_NAME",
-    "SCORES",
-    "DataSpec",
-    "LatentFormat",
-    "Likelihood",
-    "Manifest",
-    "RowFormat",
-    "Shapes",
-    "Sized",
-    "Tile",
-]
 
 _UNBOUNDED: Final = (-math.inf, math.inf)
 _ITEM_BYTES: Final = {"uint8": 1, "float32": 4}

@@ -48,7 +48,7 @@ def add_bundle_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
 def _show(args: argparse.Namespace) -> int:
     from latentd import bundle
     from latentd.console import bundle_text
-    from latentd.manifest import MAX_MANIFEST_BYTES
+    from latentd.manifest_schema import MAX_MANIFEST_BYTES
 
     try:
         path = _manifest_of(args.path)
