@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Final
@@ -78,7 +79,11 @@ class Subject:
 
     def pictures(self, sizes: Sizes, count: int) -> Array:
         """Parts of pictures at these sizes, from 0 to 1: (count, *x's shape)."""
-        return Pictures(self.candidate.images).rows(self.manifest.at(sizes).x.shape, count)
+        return self._pictures.rows(self.manifest.at(sizes).x.shape, count)
+
+    @functools.cached_property
+    def _pictures(self) -> Pictures:
+        return Pictures(self.candidate.images)
 
     @staticmethod
     def _failed(name: str, rows: Array, error: GraphFailed) -> AdmissionError:
