@@ -27,6 +27,7 @@ TRAINING: Final = {
     "evaluate": "measure a trained model: likelihood, latent space, samples",
     "compare": "measure what a VAE is for, with a plain autoencoder as the baseline",
     "export": "publish a checkpoint as the next version of a bundle",
+    "adopt": "publish a model that was trained elsewhere, after checks",
 }
 """The commands of latentd.training; their parsers are imported only for one of them."""
 

@@ -1,4 +1,5 @@
-"""`latentd train`, `evaluate`, `compare` and `export`: from data to a bundle."""
+"""`latentd train`, `evaluate`, `compare`, `export` and `adopt`: from data, or from a model trained
+elsewhere, to a bundle."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from latentd import __version__
 from latentd.flags import Parser
+from latentd.training.adopt import command as adoption
 from latentd.training.comparison import command as comparison
 from latentd.training.config import Config, add_flags, flag
 from latentd.training.errors import TrainingError
@@ -220,6 +222,8 @@ def _parser() -> argparse.ArgumentParser:
         "pixels [1024, or the trained size]",
     )
     command.set_defaults(run=_export, after=lambda _: "Nothing was published.")
+
+    adoption.add(commands)
     return parser
 
 

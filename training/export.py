@@ -18,7 +18,6 @@ from torch import Tensor
 
 from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, Tile
-from latentd.errors import BundleError
 from latentd.shapes import Axis, Shape
 from latentd.training import (
     checkpoint,
@@ -27,6 +26,7 @@ from latentd.training import (
     networks,
     onnx_graphs,
     parity,
+    publication,
     score_quantiles,
     threads,
     tiles,
@@ -62,27 +62,13 @@ def export(
     larger. Returns the version's folder. Raises TrainingError, and RunFailed if a graph and PyTorch
     compute different results. On an error, nothing is published.
     """
-    if not bundle.MODEL_NAME.fullmatch(name):
-        raise TrainingError(
-            f"--name {name!r}: use 1 to 64 lower-case letters, digits, '.', '_' or '-', beginning "
-            "and ending with a letter or a digit."
-        )
-    root = bundle.root_above(bundles)
-    if root is not None:
-        raise TrainingError(
-            f"--bundles {bundles} is the folder of one model or version. Did you mean {root}?"
-        )
+    publication.check(bundles, name)
     saved = checkpoint.load(path)
     axes = _axes(saved, max_size)
     dataset = _dataset(saved, source)
     with threads.using(threads.of_run(saved.config.threads)):
         manifest, files = _build(path, name, saved, dataset, precision, axes)
-    try:
-        return bundle.publish(bundles, manifest, files)
-    except BundleError as error:
-        raise TrainingError(str(error)) from None
-    except OSError as error:
-        raise TrainingError(f"--bundles {bundles} cannot be written: {error.strerror}.") from None
+    return publication.publish(bundles, manifest, files)
 
 
 def _axes(saved: Checkpoint, max_size: int | None) -> dict[str, Axis]:

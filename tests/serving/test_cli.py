@@ -23,6 +23,7 @@ from latentd import __main__, __version__
         ("export --bundle models", "Did you mean --bundles?"),
         ("evaluate runs --importance-sample 5", "Did you mean --importance-samples?"),
         ("compare --out runs --epoch 5", "Did you mean --epochs?"),
+        ("adopt --onx e.onnx d.onnx", "Did you mean --onnx?"),
     ],
 )
 def test_unknown_flag_is_refused_with_the_nearest_known_one(capsys, words, message):
@@ -53,6 +54,7 @@ COMMANDS = [
     "evaluate",
     "compare",
     "export",
+    "adopt",
     "bundle",
     "serve",
     "client",

@@ -1,0 +1,358 @@
+"""ONNX graphs of others are adopted and served: answers over the wire are those of their graphs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+
+from latentd import bundle
+from latentd.client import Client
+from latentd.training.adopt import adopt
+from latentd.training.adopt.card import Card
+from latentd.training.errors import TrainingError
+from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
+
+FREE = {name: {"min": 16, "max": 256, "default": 64} for name in "hw"}
+COMMON: dict[str, Any] = {
+    "scale": 1.0,
+    "shift": 0.0,
+    "prior": "none",
+    "licence": "MIT",
+    "source": "a test",
+}
+KL = COMMON | {
+    "range": [-1.0, 1.0],
+    "scale": 0.18215,
+    "shift": 0.25,
+    "clip_log_var": [-6.0, 7.0],
+    "sizes": FREE,
+}
+
+
+def run(graph: Path, rows: np.ndarray) -> list[np.ndarray]:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    arrays: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: rows})
+    return arrays
+
+
+def photographs(height: int, width: int, count: int = 2) -> np.ndarray:
+    picture = load_sample_images().images[1]
+    return np.stack([picture[50 * i : 50 * i + height, 90 : 90 + width] for i in range(count)])
+
+
+def of_net(x: np.ndarray) -> np.ndarray:
+    """Bytes as a net from -1 to 1 in NCHW takes them."""
+    floats: np.ndarray = (x.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
+    return floats
+
+
+def to_bytes(x: np.ndarray) -> np.ndarray:
+    levels = (x.transpose(0, 2, 3, 1).astype(np.float64) + 1) * 127.5
+    pixels: np.ndarray = levels.round().clip(0, 255).astype(np.uint8)
+    return pixels
+
+
+def assert_pixels(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+def published(pair: tuple[Path, Path], card: dict[str, Any], root: Path, **more: Any) -> Path:
+    lines: list[str] = []
+    folder = adopt(*pair, Card.of(card), root, "adopted", report=lines.append, **more)
+    assert all(lines)
+    assert lines[-1] == f"published: {folder}"
+    return folder
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+def test_kl_autoencoder_is_served_at_every_size(tmp_path, start_server, opset):
+    """NCHW, -1 to 1, moments in one tensor, log-variance clipped, scale and shift."""
+    encoder, decoder = kl_pair(tmp_path / "owner", opset=opset)
+    folder = published((encoder, decoder), KL, tmp_path / "models")
+    manifest = bundle.load(folder).manifest
+    assert manifest.x.shape.json == ["h", "w", 3]
+    assert manifest.z.shape.json == [4, "h/4", "w/4"]
+    assert {axis.multiple_of for axis in manifest.axes.values()} == {4}
+    assert (manifest.posterior, manifest.prior) == ("gaussian", None)
+    assert manifest.tiles["decoder"].exact
+    assert manifest.origin["licence"] == "MIT"
+    assert set(manifest.origin["files"]) == {"vae_encoder/model.onnx", "vae_decoder/model.onnx"}
+    assert manifest.parity
+    server = start_server(tmp_path / "models")
+    with Client(server.target) as client:
+        for size in ((64, 64), (16, 40), (200, 116)):
+            x = photographs(*size)
+            mean, log_var = np.split(run(encoder, of_net(x))[0], 2, axis=1)
+            assert log_var.min() < -6
+            assert log_var.max() > 7
+            encoding = client.encode(x)
+            np.testing.assert_allclose(encoding.mean, (mean - 0.25) * 0.18215, atol=1e-5)
+            expected = log_var.clip(-6, 7) + 2 * np.log(0.18215)
+            np.testing.assert_allclose(encoding.log_var, expected, rtol=1e-5, atol=1e-5)
+            decoded = run(decoder, encoding.mean / np.float32(0.18215) + np.float32(0.25))[0]
+            assert_pixels(client.decode(encoding.mean).x, to_bytes(decoded))
+            assert_pixels(client.reconstruct(x).x, to_bytes(run(decoder, mean)[0]))
+
+
+class Encoder(nn.Module):
+    """NCHW -> moments, with a norm over the image and attention over its positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GroupNorm(2, 8), nn.SiLU())
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        h = self.down(sample)
+        tokens = h.flatten(2).transpose(1, 2).unsqueeze(1)
+        seen = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        moments: Tensor = self.out(h + seen.squeeze(1).transpose(1, 2).reshape(h.shape))
+        return moments
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1),
+            nn.GroupNorm(2, 8),
+            nn.SiLU(),
+            nn.Upsample(scale_factor=4),
+        )
+        self.out = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        return torch.tanh(self.out(self.layers(latent_sample)))
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
+def test_what_torch_exports_is_adopted(tmp_path, dynamo):
+    torch.manual_seed(0)
+    nets = {"encoder": Encoder().eval(), "decoder": Decoder().eval()}
+    examples = {"encoder": torch.zeros(2, 3, 24, 32), "decoder": torch.zeros(2, 2, 6, 8)}
+    outputs = {"encoder": "latent_parameters", "decoder": "sample"}
+    paths = {}
+    for name, net in nets.items():
+        paths[name] = tmp_path / f"{name}.onnx"
+        free = {0: "batch", 2: "height", 3: "width"}
+        step = 4 if name == "encoder" else 1
+        sides = {2: step * torch.export.Dim("a", max=64), 3: step * torch.export.Dim("b", max=64)}
+        way: dict[str, Any] = {"dynamic_shapes": [{0: torch.export.Dim("batch", max=64)} | sides]}
+        if not dynamo:
+            way = {"dynamic_axes": {"in": free, outputs[name]: free}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                *(net, (examples[name],), paths[name]),
+                input_names=["in"],
+                output_names=[outputs[name]],
+                dynamo=dynamo,
+                **way,
+            )
+    sizes = {name: {"min": 8, "max": 64, "default": 32} for name in "hw"}
+    card = COMMON | {"range": [-1.0, 1.0], "sizes": sizes, "posterior": "gaussian"}
+    folder = published((paths["encoder"], paths["decoder"]), card, tmp_path / "models")
+    x = photographs(16, 40)
+    with torch.no_grad():
+        mean, log_var = nets["encoder"](torch.from_numpy(of_net(x))).chunk(2, dim=1)
+        pixels = to_bytes(nets["decoder"](mean).numpy())
+    found = run(folder / "encoder.onnx", x)
+    np.testing.assert_allclose(found[0], mean.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found[1], log_var.numpy(), atol=1e-5)
+    assert_pixels(run(folder / "decoder.onnx", mean.numpy())[0], pixels)
+
+
+def test_nhwc_bytes_and_a_point(tmp_path, start_server):
+    """Bytes in and out, latents NHWC, a number per channel for scale and shift."""
+    encoder, decoder = byte_pair(tmp_path)
+    scale, shift = np.array([0.5, 2, -1, 0.1]), np.array([1.0, 0, 3, -2])
+    card = COMMON | {"z_layout": "NHWC", "scale": scale.tolist(), "shift": shift.tolist()}
+    folder = published((encoder, decoder), card, tmp_path / "models")
+    manifest = bundle.load(folder).manifest
+    assert (manifest.x.shape.json, manifest.z.shape.json) == ([16, 16, 3], [4, 4, 4])
+    assert (manifest.posterior, manifest.axes) == ("point", {})
+    server = start_server(tmp_path / "models")
+    with Client(server.target) as client:
+        x = photographs(16, 16, count=3)
+        code = run(encoder, x)[0]
+        mean = client.encode(x).mean
+        expected = ((code - shift) * scale).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-3)
+        assert_pixels(client.reconstruct(x).x, run(decoder, code)[0])
+        assert_pixels(client.decode(mean).x, run(decoder, code)[0])
+
+
+def test_vectors_with_mean_and_standard_deviation(tmp_path, start_server):
+    encoder, decoder = vector_pair(tmp_path)
+    card = COMMON | {"mean": [5.0], "std": [2.0], "prior": "standard-normal"}
+    published((encoder, decoder), card, tmp_path / "models")
+    server = start_server(tmp_path / "models")
+    with Client(server.target) as client:
+        x = np.random.default_rng(1).normal(5, 2, (4, 6)).astype(np.float32)
+        mean, log_var = run(encoder, (x - 5) / 2)
+        encoding = client.encode(x)
+        np.testing.assert_allclose(encoding.mean, mean, atol=1e-5)
+        np.testing.assert_allclose(encoding.log_var, log_var, atol=1e-5)
+        decoded = run(decoder, mean)[0] * 2 + 5
+        np.testing.assert_allclose(client.decode(mean).x, decoded, atol=1e-5)
+        assert client.sample(3, seed=1).x.shape == (3, 6)
+
+
+def test_mean_and_standard_deviation_of_colors_in_bgr(tmp_path):
+    """The bundle's graphs equal the owner's on pixels that a test converts in its own way."""
+    encoder, decoder = kl_pair(tmp_path, names=("mean", "log_var"))
+    mean, std = np.array([0.3, 0.4, 0.5]), np.array([0.2, 0.3, 0.25])
+    card = COMMON | {"mean": mean.tolist(), "std": std.tolist(), "sizes": {"h": 16, "w": 24}}
+    folder = published((encoder, decoder), card, tmp_path / "models")
+    x = photographs(16, 24)
+    owners = ((x / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    expected = run(encoder, owners)
+    for found, right in zip(run(folder / "encoder.onnx", x), expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+    pixels = run(decoder, expected[0])[0].transpose(0, 2, 3, 1) * std + mean
+    right = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+    assert_pixels(run(folder / "decoder.onnx", expected[0])[0], right)
+    assert bundle.load(folder).manifest.axes == {}
+
+
+def test_cut_at_the_moments(tmp_path):
+    """An encoder that draws is refused, but may be cut before the draw."""
+    pair = kl_pair(tmp_path, draws=True)
+    card = KL | {"posterior": "gaussian", "tensors": {"moments": "moments"}}
+    folder = published(pair, card, tmp_path / "models")
+    assert bundle.load(folder).manifest.posterior == "gaussian"
+
+
+def test_adopt_needs_no_torch(tmp_path):
+    """The command runs in a process in which torch cannot be imported."""
+    encoder, decoder = byte_pair(tmp_path)
+    card = tmp_path / "card.toml"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in COMMON.items()]
+    card.write_text("\n".join([*lines, 'z_layout = "NHWC"']))
+    words = ["adopt", "--onnx", encoder, decoder, "--card", card, "--bundles", tmp_path / "models"]
+    code = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] == 'torch': raise ModuleNotFoundError(name=name)\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "from latentd.__main__ import main\n"
+        f"status = main({[*map(str, words), '--name', 'bytes']!r})\n"
+        "assert 'torch' not in sys.modules and 'onnxscript' not in sys.modules\n"
+        "sys.exit(status)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"published: {tmp_path / 'models' / 'bytes' / '1'}" in ended.stdout
+
+
+def refuse(words: str, pair: tuple[Path, Path], card: dict[str, Any], root: Path) -> None:
+    """It is refused with these words, and nothing is published."""
+    with pytest.raises(TrainingError, match=words):
+        adopt(*pair, Card.of(card), root / "models", "refused", report=lambda _: None)
+    assert not (root / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        (
+            {},
+            r"the card must: range \(or mean and std\), sizes.h, sizes.w, scale, shift, prior, "
+            "licence, source. `latentd adopt --card-template`",
+        ),
+        (KL | {"posterior": "point"}, "card says posterior = 'point'; the graphs say 'gaussian'"),
+        (KL | {"layout": "NHWC"}, "card says layout = 'NHWC'; the graphs say 'NCHW'"),
+        (KL | {"scale": [1.0, 2.0]}, "scale has 2 numbers; expected one, or one for each of 4"),
+        (KL | {"tensors": {"mean": "nothing"}}, "no tensor named 'nothing'; its outputs are"),
+        (
+            KL | {"sizes": {n: {"min": 16, "max": 64, "default": 30} for n in "hw"}},
+            "makes 7 positions of h 30, which does not divide it",
+        ),
+        (
+            KL | {"sizes": {n: s | {"multiple_of": 6} for n, s in FREE.items()}},
+            "sizes.h.multiple_of is 6; expected a multiple of 4",
+        ),
+        (KL | {"sizes": {"h": FREE["h"] | {"max": 255}, "w": 64}}, "sizes.h.max is 255; expected"),
+    ],
+)
+def test_card_that_does_not_fit_is_refused(tmp_path, card, words):
+    refuse(words, kl_pair(tmp_path / "owner"), card, tmp_path)
+
+
+def test_encoder_that_draws_is_refused(tmp_path):
+    card = KL | {"posterior": "point"}
+    words = "draws random numbers .* RandomNormalLike. .* name the tensors before the draw"
+    refuse(words, kl_pair(tmp_path / "owner", draws=True), card, tmp_path)
+
+
+def test_fixed_batch_is_refused(tmp_path):
+    refuse("takes exactly 1 rows at once", kl_pair(tmp_path / "owner", batch=1), KL, tmp_path)
+
+
+def test_outputs_that_are_not_clear_are_asked_for(tmp_path):
+    pair = kl_pair(tmp_path / "owner", names=("one", "other"))
+    refuse(r"outputs 'one', 'other'. Name the latent's under \[tensors\]", pair, KL, tmp_path)
+    card = KL | {"tensors": {"mean": "one", "log_var": "other"}}
+    assert published(pair, card, tmp_path / "models").exists()
+
+
+def test_graphs_of_two_models_are_refused(tmp_path):
+    encoder, _ = kl_pair(tmp_path / "owner")
+    _, decoder = byte_pair(tmp_path / "other")
+    card = KL | {"z_layout": "NHWC", "posterior": "gaussian"}
+    refuse("Are these two graphs of one model", (encoder, decoder), card, tmp_path)
+
+
+def externalized(path: Path, location: str) -> None:
+    """Move a graph's weights to another file; the graph names that by `location`."""
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(model.SerializeToString())
+
+
+def test_external_data_in_the_folder_is_embedded(tmp_path):
+    encoder, decoder = kl_pair(tmp_path / "owner")
+    externalized(encoder, "weights.bin")
+    folder = published((encoder, decoder), KL, tmp_path / "models")
+    (encoder.parent / "weights.bin").unlink()
+    assert "vae_encoder/weights.bin" in bundle.load(folder).manifest.origin["files"]
+    assert len(run(folder / "encoder.onnx", photographs(32, 32))) == 2
+
+
+@pytest.mark.parametrize("way", ["parent", "absolute", "link"])
+def test_external_data_outside_the_folder_is_refused(tmp_path, way):
+    encoder, decoder = kl_pair(tmp_path / "owner")
+    outside = tmp_path / "owner" / "weights.bin"
+    location = {"parent": "../weights.bin", "absolute": str(outside), "link": "link.bin"}[way]
+    externalized(encoder, location)
+    (encoder.parent / "weights.bin").rename(outside)
+    (encoder.parent / "link.bin").symlink_to(outside)
+    refuse("keeps weights in .*, which is outside its folder", (encoder, decoder), KL, tmp_path)
+
+
+def test_other_files_are_refused(tmp_path):
+    encoder, decoder = kl_pair(tmp_path / "owner")
+    encoder.write_bytes(b"\x80\x04no graph")
+    refuse("is not an ONNX file", (encoder, decoder), KL, tmp_path)
+    refuse("cannot be read: No such file", (tmp_path / "none.onnx", decoder), KL, tmp_path)

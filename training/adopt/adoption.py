@@ -1,0 +1,222 @@
+"""From two ONNX graphs and a card to a published bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from PIL import Image, ImageOps
+
+from latentd import bundle
+from latentd.bundle import LatentFormat, Manifest, RowFormat, Shapes
+from latentd.shapes import Axis, Sizes
+from latentd.training import graph_checks, image_files, publication, tiles
+from latentd.training.adopt import glue, net, onnx_pair
+from latentd.training.adopt.admission import admit
+from latentd.training.adopt.candidate import Candidate, NetRange, Reference
+from latentd.training.adopt.card import NO_PRIOR, Card
+from latentd.training.adopt.net import Net
+from latentd.training.adopt.onnx_pair import OnnxPair
+from latentd.training.adopt.pictures import Pictures
+from latentd.training.adopt.reference import OnnxReference
+from latentd.training.errors import TrainingError
+from latentd.training.tolerances import TOLERANCES
+
+Array = npt.NDArray[Any]
+Report = Callable[[str], None]
+Rows = Callable[[Sequence[int], int], Array]
+"""The shape of a row of x, and how many -> such rows."""
+
+_GOLDEN_ROWS: Final = 4  # encoded; twice as many latents are decoded
+_FEW_GOLDEN_ROWS: Final = 2  # the same at other sizes than the default one
+_MAX_IMAGES: Final = 32
+_NOISE: Final = 0.5  # of further golden latents, as a part of the latents' own deviation
+
+
+def adopt_onnx(
+    encoder: Path,
+    decoder: Path,
+    card: Card,
+    bundles: Path,
+    name: str,
+    images: Path | None,
+    report: Report,
+) -> Path:
+    """See `adopt` of the package."""
+    publication.check(bundles, name)
+    pictures = [] if images is None else _pictures(images)
+    pair = onnx_pair.load(encoder, decoder, card.tensors)
+    described, card = net.describe(pair, card)
+    report(f"model: {_in_words(described)}")
+    encoding = glue.encoder(pair.encoder, described, name)
+    decoding = glue.decoder(pair.decoder, described, name)
+    manifest = _manifest(name, described, pair)
+    reference = OnnxReference(pair, card)
+    ends = described.ends and NetRange(*described.ends)
+    candidate = Candidate(manifest, encoding, decoding, reference, pictures, ends, card.color_order)
+    manifest = dataclasses.replace(manifest, parity=admit(candidate, report))
+    rows = _rows(described, pictures)
+    if manifest.axes:
+        found = tiles.measure(
+            manifest,
+            encoding,
+            decoding,
+            rows(manifest.default.x.shape, 2),
+            TOLERANCES[manifest.precision],
+            len(os.sched_getaffinity(0)),
+        )
+        manifest = dataclasses.replace(manifest, tiles=found)
+        report(f"tiles: {_tiles_in_words(manifest)}")
+    files = {
+        bundle.ENCODER: encoding,
+        bundle.DECODER: decoding,
+        bundle.GOLDEN: _golden(manifest, reference, rows),
+    }
+    folder = publication.publish(bundles, manifest, files)
+    report(f"published: {folder}")
+    return folder
+
+
+def _manifest(name: str, described: Net, pair: OnnxPair) -> Manifest:
+    card, image = described.card, described.is_image
+    return Manifest(
+        model=name,
+        x=RowFormat("image", described.x, "uint8", (0.0, 255.0))
+        if image
+        else RowFormat("vector", described.x, "float32"),
+        z=LatentFormat(described.z, card.scale or (), card.shift or ()),
+        likelihood=None,
+        opset=max(pair.encoder.file.opset, pair.decoder.file.opset),
+        preprocessing=_preprocessing(described),
+        parity={},
+        axes=described.axes,
+        posterior=card.posterior or "",
+        prior=None if card.prior == NO_PRIOR else card.prior,
+        origin={
+            "kind": "adopted",
+            "route": "onnx",
+            "source": card.source,
+            "licence": card.licence,
+            "files": pair.files,
+            "card": card.document(),
+        },
+        precision=_precision(pair),
+    )
+
+
+def _precision(pair: OnnxPair) -> str:
+    """float16 if any of the weights is: the coarsest numbers decide what may differ."""
+    models = (pair.encoder.file.model, pair.decoder.file.model)
+    half = onnx.TensorProto.FLOAT16
+    found = any(t.data_type == half for model in models for t in graph_checks.tensors(model))
+    return "float16" if found else "float32"
+
+
+def _preprocessing(described: Net) -> str:
+    card = described.card
+    if not described.is_image:
+        normalized = card.mean is not None
+        return "(x - mean) / std inside the graphs" if normalized else "none"
+    if card.range is not None:
+        low, high = card.range
+        what = f"bytes to {low:g}..{high:g} and back"
+    elif card.mean is not None:
+        what = "(x / 255 - mean) / std and back"
+    else:
+        what = "none: the net has bytes"
+    return f"{what}, {card.layout}, {card.color_order}, inside the graphs"
+
+
+def _in_words(described: Net) -> str:
+    given = "mean and log-variance" if described.is_gaussian else "a point"
+    free = "; ".join(f"{axis.name} {axis.expected}" for axis in described.axes.values())
+    kind = "images" if described.is_image else "vectors"
+    return f"{kind} {described.x} -> {given} {described.z}" + (
+        f"; {free}" if free else "; one size"
+    )
+
+
+def _tiles_in_words(manifest: Manifest) -> str:
+    words = [
+        f"{graph} {'exact' if tile.exact else f'approximate, {tile.decibels} dB'}"
+        for graph, tile in manifest.tiles.items()
+    ]
+    return "; ".join(words) or "no axis has room for two"
+
+
+def _rows(described: Net, pictures: Sequence[Array]) -> Rows:
+    """Real rows of images; of vectors, draws with the card's mean and std."""
+    if described.is_image:
+        parts = Pictures(pictures)
+        return lambda shape, count: np.rint(parts.rows(shape, count) * 255).astype(np.uint8)
+
+    def draws(shape: Sequence[int], count: int) -> Array:
+        normal = np.random.default_rng(0).standard_normal((count, *shape))
+        mean, std = described.card.mean or (0.0,), described.card.std or (1.0,)
+        return (normal * std + mean).astype(np.float32)
+
+    return draws
+
+
+def _golden(manifest: Manifest, reference: Reference, rows: Rows) -> bytes:
+    """golden.npz, as the owner's graphs compute it: at the default size, and at two others where
+    sizes are free."""
+    shapes = [manifest.default, *map(manifest.at, other_sizes(manifest.axes))]
+    arrays: dict[str, Any] = {}
+    for number, at in enumerate(shapes):
+        prefix, count = (f"{number}.", _FEW_GOLDEN_ROWS) if number else ("", _GOLDEN_ROWS)
+        found = _golden_at(at, reference, rows, count)
+        arrays |= {prefix + name: array for name, array in found.items()}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _golden_at(at: Shapes, reference: Reference, rows: Rows, count: int) -> dict[str, Array]:
+    x = rows(at.x.shape, count)
+    mean, log_var = reference.encode(x)
+    noise = np.random.default_rng(0).standard_normal(mean.shape)
+    z = np.concatenate([mean, mean + _NOISE * mean.std() * noise]).astype(np.float32)
+    more = {} if log_var is None else {"log_var": log_var}
+    return {"x": x, "mean": mean, **more, "z": z, "decoded_x": reference.decode(z)}
+
+
+def other_sizes(axes: Mapping[str, Axis]) -> list[Sizes]:
+    """Two sizes besides the default one, as unlike it as the axes allow."""
+    if not axes:
+        return []
+    default = {name: axis.default for name, axis in axes.items()}
+    found: list[Sizes] = []
+    for parts in ((1, 1), (2, 3), (3, 2), (3, 5)):  # halves of the default lengths
+        size = {
+            name: axis.nearest(axis.default * part // 2)
+            for (name, axis), part in zip(axes.items(), parts, strict=False)
+        }
+        if size != default and size not in found:
+            found.append(size)
+    return found[:2]
+
+
+def _pictures(folder: Path) -> list[Array]:
+    """The first pictures below a folder, uint8 (height, width, 3)."""
+    if not folder.is_dir():
+        raise TrainingError(f"--images {folder} is not a folder.")
+    found = image_files.find(folder)
+    if not found.paths:
+        raise TrainingError(f"--images {folder} has no pictures: {found.summary()}.")
+    pictures = []
+    for path in found.paths[:_MAX_IMAGES]:
+        try:
+            with Image.open(path) as picture:
+                turned = ImageOps.exif_transpose(picture).convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise TrainingError(f"--images: {path} cannot be read: {error}.") from None
+        pictures.append(np.asarray(turned))
+    return pictures

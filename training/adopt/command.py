@@ -1,0 +1,84 @@
+"""`latentd adopt`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+_DESCRIPTION: Final = """\
+Take in a model that was trained elsewhere: two ONNX graphs, and a card that says what the graphs do
+not. The model is checked, each check is printed, and what passes all of them becomes the next
+version of a model: BUNDLES/NAME/VERSION. A model that fails a check is not published, and the exit
+status is 1. It needs no PyTorch.
+"""
+_EXAMPLES: Final = """\
+examples:
+  latentd adopt --card-template > card.toml      # then edit it
+  latentd adopt --onnx vae_encoder/model.onnx vae_decoder/model.onnx --card card.toml \\
+      --bundles models --name kl-f8 --images photos
+
+The bundle takes bytes (height, width, channels) and gives bytes, as any other: what converts them
+is put into the graphs. Images may be NCHW or NHWC, in floats or bytes; mean and log-variance in one
+tensor or in two. Weights in other files are read from the graph's folder only.
+"""
+
+
+class _Template(argparse.Action):
+    """Prints the template and ends, whatever else is missing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from latentd.training.adopt.card import TEMPLATE
+
+        print(TEMPLATE, end="")
+        parser.exit()
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand to argparse's `commands`."""
+    command = commands.add_parser(
+        "adopt",
+        help="ONNX graphs of a model trained elsewhere -> bundle",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--card-template", action=_Template, nargs=0, help="print a card.toml to fill in, and end"
+    )
+    command.add_argument(
+        "--onnx",
+        nargs=2,
+        type=Path,
+        required=True,
+        metavar=("ENCODER", "DECODER"),
+        help="the two graphs",
+    )
+    command.add_argument(
+        "--card", type=Path, required=True, help="card.toml: what the graphs do not say"
+    )
+    command.add_argument("--bundles", type=Path, required=True, help="folder of all models")
+    command.add_argument("--name", required=True, help="the model's name in requests")
+    command.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="real pictures for the checks, best such as the model was trained on [two photographs "
+        "that scikit-learn has]",
+    )
+    command.set_defaults(run=_adopt, after=lambda _: "Nothing was published.")
+
+
+def _adopt(arguments: argparse.Namespace) -> None:
+    from latentd.training.adopt import adopt
+
+    encoder, decoder = arguments.onnx
+    adopt(
+        encoder,
+        decoder,
+        arguments.card,
+        arguments.bundles,
+        arguments.name,
+        arguments.images,
+        lambda line: print(line, flush=True),
+    )

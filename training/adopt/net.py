@@ -1,0 +1,265 @@
+"""An owner's net as the bundle shows it: shapes of x and z, and the conversions between the two."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from latentd.shapes import Axis, Shape
+from latentd.training.adopt.card import Card
+from latentd.training.adopt.onnx_pair import OnnxPair
+from latentd.training.errors import AdmissionError, TrainingError
+
+_MAX_BYTE: Final = 255
+
+
+@dataclass(frozen=True)
+class Net:
+    """What the card and the graphs together say.
+
+    axes:      the free axes
+    x, z:      of a row, as clients have it
+    bytes_in:  the encoder takes bytes
+    bytes_out: the decoder gives bytes
+    joined:    mean and log_var are halves of one tensor
+    """
+
+    card: Card
+    axes: Mapping[str, Axis]
+    x: Shape
+    z: Shape
+    is_image: bool
+    bytes_in: bool
+    bytes_out: bool
+    joined: bool
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether the encoder gives a log_var."""
+        return self.card.posterior == "gaussian"
+
+    @property
+    def ends(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """What the net has for the lowest and the highest value of a pixel, in its own order of
+        colors; one number, or one per channel. None: it takes and gives bytes, or vectors."""
+        if not self.is_image or (self.bytes_in and self.bytes_out):
+            return None
+        if self.card.range is not None:
+            low, high = self.card.range
+            return (low,), (high,)
+        mean, std = self._normalization()
+        return tuple((-mean / std).tolist()), tuple(((1 - mean) / std).tolist())
+
+    @property
+    def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """factor and offset: the net's x is factor * x + offset."""
+        if (ends := self.ends) is not None:
+            low, high = map(np.asarray, ends)
+            return tuple(((high - low) / _MAX_BYTE).tolist()), tuple(low.tolist())
+        mean, std = self._normalization()
+        return tuple((1 / std).tolist()), tuple((-mean / std).tolist())
+
+    def _normalization(self) -> Sequence[Any]:
+        """mean and std, one number or one per channel."""
+        return np.broadcast_arrays(self.card.mean or (0.0,), self.card.std or (1.0,))
+
+
+def missing(card: Card, pair: OnnxPair) -> list[str]:
+    """The card's keys that neither the card nor the graphs answer."""
+    keys = []
+    if pair.is_image:
+        keys += ["layout"] if card.layout is None else []
+        if len(pair.decoder.dims) == 4 and card.z_layout is None and card.layout != "NCHW":
+            keys.append("z_layout")
+        floats = pair.encoder.dtype != "uint8" or _gives_floats(pair)
+        if floats and card.range is None and card.mean is None:
+            keys.append("range (or mean and std)")
+        keys += [f"sizes.{axis}" for axis in "hw" if axis not in card.sizes and card.layout]
+    names = ("posterior", "scale", "shift", "prior", "licence", "source")
+    return keys + [name for name in names if getattr(card, name) is None]
+
+
+def describe(pair: OnnxPair, card: Card) -> tuple[Net, Card]:
+    """The net of a pair, and the card with what the graphs add to it.
+
+    Raises TrainingError, which lists all missing keys; AdmissionError if the graphs do not fit
+    together.
+    """
+    facts = pair.facts(card)
+    if card.sizes and not pair.is_image:
+        raise TrainingError("The card has sizes, which are of images; this x is a vector.")
+    card = card.filled({k: v for k, v in facts.items() if k != "sizes"}, "the graphs")
+    card = dataclasses.replace(card, sizes=facts.get("sizes", card.sizes))
+    if keys := missing(card, pair):
+        raise TrainingError(
+            f"The graphs do not say, and the card must: {', '.join(keys)}. "
+            "`latentd adopt --card-template` explains each."
+        )
+    _check_card(card, pair)
+    lengths = {name: _default(size) for name, size in card.sizes.items()}
+    x_shape = _net_shape(pair, card, lengths)
+    outputs = pair.encoder.run(np.zeros((2, *x_shape)))
+    joined = card.posterior == "gaussian" and len(outputs) == 1
+    z = _encoded(pair, card, outputs, joined)
+    shapes = _shapes(pair, card, lengths, z.shape[1:], x_shape)
+    decoded = pair.decoder.run(z)[0]
+    if decoded.shape != (2, *x_shape):
+        raise AdmissionError(
+            f"{pair.decoder.name} decodes a latent of shape {list(z.shape[1:])} to "
+            f"{list(decoded.shape[1:])}; expected {list(x_shape)}, the shape that "
+            f"{pair.encoder.name} took. Are these two graphs of one model?"
+        )
+    net = Net(
+        card=card,
+        **shapes,
+        is_image=pair.is_image,
+        bytes_in=pair.encoder.dtype == "uint8",
+        bytes_out=decoded.dtype == np.uint8,
+        joined=joined,
+    )
+    _check_channels(net)
+    return net, card
+
+
+def _gives_floats(pair: OnnxPair) -> bool:
+    value = next(iter(pair.decoder.session.get_outputs()))
+    return bool(value.type != "tensor(uint8)")
+
+
+def _check_card(card: Card, pair: OnnxPair) -> None:
+    """Keys that have no meaning for this pair."""
+    if not pair.is_image and card.range is not None:
+        raise TrainingError(
+            "The card has range, which is of images; this x is a vector. Leave it out, or give "
+            "mean and std."
+        )
+    bytes_only = pair.encoder.dtype == "uint8" and not _gives_floats(pair)
+    if bytes_only and (card.range is not None or card.mean is not None):
+        raise TrainingError(
+            "The card has range, or mean and std, but both graphs have bytes. Leave these keys out."
+        )
+    if card.posterior == "point" and card.clip_log_var is not None:
+        raise TrainingError("The card has clip_log_var, but a point has no log-variance.")
+
+
+def _default(size: int | Mapping[str, int]) -> int:
+    return size if isinstance(size, int) else size["default"]
+
+
+def _net_shape(pair: OnnxPair, card: Card, lengths: Mapping[str, int]) -> tuple[int, ...]:
+    """One row of x as the encoder takes it."""
+    _, *dims = pair.encoder.dims
+    if not pair.is_image:
+        if dims[0] is None:
+            raise TrainingError(
+                f"{pair.encoder.name} takes vectors of any length; export it for one length."
+            )
+        return (dims[0],)
+    channels = dims[0] if card.layout == "NCHW" else dims[2]
+    if channels is None:
+        raise TrainingError(
+            f"{pair.encoder.name} does not state its number of channels, axis "
+            f"{1 if card.layout == 'NCHW' else 3} as the layout is {card.layout}. Export it with "
+            "that axis fixed."
+        )
+    h, w = lengths["h"], lengths["w"]
+    return (channels, h, w) if card.layout == "NCHW" else (h, w, channels)
+
+
+def _encoded(pair: OnnxPair, card: Card, outputs: list[Any], joined: bool) -> Any:
+    """Two rows of z as the decoder takes them."""
+    mean = outputs[0]
+    if joined:
+        axis = 3 if mean.ndim == 4 and card.z_layout == "NHWC" else 1
+        if mean.shape[axis] % 2:
+            raise AdmissionError(
+                f"{pair.encoder.name} gives {mean.shape[axis]} channels; expected an even number, "
+                "for mean and log-variance in one tensor."
+            )
+        mean = np.split(mean, 2, axis)[0]
+    elif len(outputs) == 2 and outputs[1].shape != mean.shape:
+        raise AdmissionError(
+            f"{pair.encoder.name} gives a mean of shape {list(mean.shape[1:])} and a log-variance "
+            f"of {list(outputs[1].shape[1:])}; expected the same shape."
+        )
+    taken = pair.decoder.dims
+    fits = mean.ndim == len(taken) and all(
+        length in (None, given) for length, given in zip(taken[1:], mean.shape[1:], strict=True)
+    )
+    if not fits or mean.shape[0] != 2:
+        raise AdmissionError(
+            f"{pair.encoder.name} gives latents of shape {list(mean.shape)} for two rows; "
+            f"{pair.decoder.name} takes {['batch', *(n or 'any' for n in taken[1:])]}. Are these "
+            "two graphs of one model, and is posterior what the encoder gives?"
+        )
+    return mean
+
+
+def _shapes(
+    pair: OnnxPair,
+    card: Card,
+    lengths: Mapping[str, int],
+    z: tuple[int, ...],
+    x: tuple[int, ...],
+) -> dict[str, Any]:
+    """axes, x and z of a Net."""
+    if not pair.is_image:
+        return {"axes": {}, "x": Shape.parse(x), "z": Shape.parse(z)}
+    if len(z) == 3 and card.z_layout == "NHWC":
+        z = (z[2], *z[:2])
+    channels = x[0] if card.layout == "NCHW" else x[2]
+    axes, sides, z_dims = {}, list[int | str](), list[int | str](z)
+    for number, (name, size) in enumerate(sorted(card.sizes.items()), 1):
+        if isinstance(size, int) or size["min"] == size["max"]:
+            sides.append(lengths[name])
+            continue
+        if len(z) != 3:
+            raise TrainingError(
+                f"{pair.encoder.name} gives latents of one length for every {name}. Give one "
+                f"sizes.{name} in the card, as in `{name} = 64`."
+            )
+        divisor, rest = divmod(lengths[name], z[number])
+        if rest:
+            raise AdmissionError(
+                f"{pair.encoder.name} makes {z[number]} positions of {name} {lengths[name]}, which "
+                f"does not divide it. Choose sizes.{name}.default as a multiple."
+            )
+        axes[name] = _axis(name, size, divisor)
+        sides.append(name)
+        z_dims[number] = f"{name}/{divisor}" if divisor > 1 else name
+    return {"axes": axes, "x": Shape.parse([*sides, channels]), "z": Shape.parse(z_dims)}
+
+
+def _axis(name: str, size: Mapping[str, int], divisor: int) -> Axis:
+    multiple = size.get("multiple_of", divisor)
+    if multiple % divisor:
+        raise TrainingError(
+            f"sizes.{name}.multiple_of is {multiple}; expected a multiple of {divisor}, as the "
+            f"encoder makes one position of {divisor} pixels."
+        )
+    for bound in ("min", "max", "default"):
+        if size[bound] % multiple:
+            raise TrainingError(
+                f"sizes.{name}.{bound} is {size[bound]}; expected a multiple of {multiple}, as "
+                f"{'the card says' if 'multiple_of' in size else 'the encoder was found to need'}."
+            )
+    return Axis(name, multiple, size["min"], size["max"], size["default"])
+
+
+def _check_channels(net: Net) -> None:
+    """Numbers per channel are as many as there are channels."""
+    x_channels, z_channels = net.x.dims[-1].length, net.z.dims[0].length
+    for keys, count in ((("mean", "std"), x_channels), (("scale", "shift"), z_channels)):
+        for key in keys:
+            numbers = getattr(net.card, key)
+            if numbers is not None and len(numbers) not in (1, count):
+                raise TrainingError(
+                    f"The card's {key} has {len(numbers)} numbers; expected one, or one for each "
+                    f"of {count} channels."
+                )
+    if net.card.color_order == "BGR" and not (net.is_image and x_channels == 3):
+        raise TrainingError("The card's color_order is BGR, but x does not have 3 channels.")

@@ -1,0 +1,247 @@
+"""Two ONNX graphs, an encoder and a decoder, and what they say about themselves."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from latentd.training.adopt import onnx_file
+from latentd.training.adopt.card import Card
+from latentd.training.adopt.onnx_file import OnnxFile
+from latentd.training.errors import AdmissionError, TrainingError
+
+Array = npt.NDArray[Any]
+
+DTYPES: Final[Mapping[int, str]] = {
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.DOUBLE: "float64",
+}
+_LOG_VAR: Final = re.compile(r"log_?var", re.IGNORECASE)
+_MEAN: Final = re.compile(r"mean|(^|_)mu(_|$)", re.IGNORECASE)
+_IMAGE_CHANNELS: Final = (1, 3)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One of the two graphs, with one input.
+
+    dims:    lengths of the input, beginning with the batch; None: free
+    outputs: the tensors that the bundle needs
+    """
+
+    file: OnnxFile
+    input: str
+    dtype: str
+    dims: tuple[int | None, ...]
+    outputs: tuple[str, ...]
+    session: ort.InferenceSession
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return str(self.file.path)
+
+    def run(self, rows: Array) -> list[Array]:
+        """The outputs for rows of the graph's own form. Raises AdmissionError."""
+        try:
+            arrays = self.session.run(list(self.outputs), {self.input: rows.astype(self.dtype)})
+        except Exception as error:  # the runtime's exceptions have no common class
+            raise AdmissionError(
+                f"{self.name} cannot run {self.input} of shape {list(rows.shape)}, which the card "
+                f"and its own inputs allow: {error}. If the graph was exported for one size, "
+                "export it with free axes, or give that size under [sizes]."
+            ) from None
+        return [np.asarray(array) for array in arrays]
+
+
+@dataclass(frozen=True)
+class OnnxPair:
+    """Both graphs. `facts` are the card's keys that they answer."""
+
+    encoder: Graph
+    decoder: Graph
+
+    @property
+    def is_image(self) -> bool:
+        """Whether x has height, width and channels; else it is a vector."""
+        return len(self.encoder.dims) == 4
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Digests of all files that were read, by name; the decoder's begin with its folder's name
+        if both graphs have one name."""
+        encoder, decoder = self.encoder.file, self.decoder.file
+        if encoder.path.parent == decoder.path.parent:
+            return encoder.files | decoder.files
+        return {
+            f"{file.path.parent.name}/{name}": digest
+            for file in (encoder, decoder)
+            for name, digest in file.files.items()
+        }
+
+    def facts(self, card: Card) -> dict[str, Any]:
+        """The card's keys that the graphs answer; a key that they do not answer is left out."""
+        found: dict[str, Any] = {}
+        if self.is_image and (layout := _layout(self.encoder.dims)):
+            found["layout"] = layout
+        layout = found.get("layout", card.layout)
+        if len(self.decoder.dims) == 4 and layout == "NCHW" and card.z_layout is None:
+            found["z_layout"] = "NCHW"
+        if len(self.encoder.outputs) == 2:
+            found["posterior"] = "gaussian"
+        elif (posterior := self._posterior(card.z_layout or found.get("z_layout"))) is not None:
+            found["posterior"] = posterior
+        if layout:
+            _, *dims = self.encoder.dims
+            height, width = dims[1:] if layout == "NCHW" else dims[:2]
+            lengths = {"h": height, "w": width}
+            sizes = dict(card.sizes) | {k: n for k, n in lengths.items() if n is not None}
+            if sizes != card.sizes:
+                for axis, length in lengths.items():
+                    given = card.sizes.get(axis, length)
+                    if length is not None and given != length:
+                        raise TrainingError(
+                            f"The card gives sizes.{axis} as {given}; {self.encoder.name} has "
+                            f"{length} only. Export the graph with this axis free, or leave the "
+                            "key out."
+                        )
+                found["sizes"] = sizes
+        return found
+
+    def _posterior(self, z_layout: str | None) -> str | None:
+        """By the number of channels, if both graphs state it."""
+        rank = len(self.decoder.dims)
+        axis = 1 if rank != 4 or z_layout == "NCHW" else 3 if z_layout == "NHWC" else None
+        encoded = _dims(self.encoder.file.model.graph.output[0])
+        if axis is None or encoded is None or len(encoded) != rank:
+            return None
+        given, taken = encoded[axis], self.decoder.dims[axis]
+        if given is None or taken is None:
+            return None
+        if given not in (taken, 2 * taken):
+            raise AdmissionError(
+                f"{self.encoder.name} gives {given} channels and {self.decoder.name} takes "
+                f"{taken}; expected {taken} for a point, or {2 * taken} for mean and log-variance. "
+                "Are these two graphs of one model?"
+            )
+        return "gaussian" if given == 2 * taken else "point"
+
+
+def load(encoder: Path, decoder: Path, tensors: Mapping[str, str]) -> OnnxPair:
+    """Read both graphs. Raises TrainingError.
+
+    tensors: names of tensors, as the card has them
+    """
+    file = onnx_file.read(encoder)
+    encoding = _graph(file, tensors.get("x"), "x", _encoder_outputs(file, tensors))
+    file = onnx_file.read(decoder)
+    decoding = _graph(file, tensors.get("z"), "z", _decoder_outputs(file, tensors))
+    if len(encoding.dims) not in (2, 4):
+        raise TrainingError(
+            f"{encoding.name} takes {len(encoding.dims)} axes; expected 4 for images (batch, "
+            "channels, height, width in some order) or 2 for vectors (batch, length)."
+        )
+    if len(decoding.dims) not in (2, 4):
+        raise TrainingError(
+            f"{decoding.name} takes {len(decoding.dims)} axes; expected 4 for latents with "
+            "channels, height and width, or 2 for vectors."
+        )
+    return OnnxPair(encoding, decoding)
+
+
+def _graph(file: OnnxFile, given: str | None, key: str, outputs: Sequence[str]) -> Graph:
+    name, inputs = file.path, {value.name: value for value in file.inputs}
+    if len(inputs) != 1 or given not in (None, *inputs):
+        raise TrainingError(
+            f"{name} has the inputs {', '.join(map(repr, inputs))}; expected one, "
+            f"{repr(given) if given else key}. A net with further inputs cannot be adopted."
+        )
+    file.cut(outputs)
+    file.reject_random()
+    ((input_name, value),) = inputs.items()
+    dtype = DTYPES.get(value.type.tensor_type.elem_type)
+    dims = _dims(value)
+    if dtype is None or dims is None:
+        raise TrainingError(
+            f"{name}: {input_name} is not a tensor of bytes or floats whose number of axes is "
+            "stated. Export the graph again."
+        )
+    if dims[0] is not None:
+        raise AdmissionError(
+            f"{name} takes exactly {dims[0]} rows at once. Export it with a free batch axis "
+            "(dynamic_axes or dynamic_shapes), so that rows of many calls can run together."
+        )
+    return Graph(file, input_name, dtype, dims, tuple(outputs), session(file))
+
+
+def session(file: OnnxFile) -> ort.InferenceSession:
+    """A session for an owner's graph on the CPU. Raises TrainingError."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 3  # warnings about the owner's graph are not ours to print
+    try:
+        return ort.InferenceSession(
+            file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the runtime's exceptions have no common class
+        raise TrainingError(f"ONNX Runtime cannot load {file.path}: {error}.") from None
+
+
+def _encoder_outputs(file: OnnxFile, tensors: Mapping[str, str]) -> list[str]:
+    """moments or mean; or mean and log_var."""
+    if "moments" in tensors:
+        return [tensors["moments"]]
+    if "mean" in tensors:
+        return [tensors[key] for key in ("mean", "log_var") if key in tensors]
+    names = [value.name for value in file.model.graph.output]
+    if len(names) == 1:
+        return names
+    log_var = [name for name in names if _LOG_VAR.search(name)]
+    mean = [name for name in names if name not in log_var and _MEAN.search(name)]
+    if len(names) == 2 and len(log_var) == len(mean) == 1:
+        return mean + log_var
+    raise TrainingError(
+        f"{file.path} has the outputs {', '.join(map(repr, names))}. Name the latent's under "
+        "[tensors] in the card: moments; or mean and log_var; or mean alone, if it is a point."
+    )
+
+
+def _decoder_outputs(file: OnnxFile, tensors: Mapping[str, str]) -> list[str]:
+    if "decoded_x" in tensors:
+        return [tensors["decoded_x"]]
+    names = [value.name for value in file.model.graph.output]
+    if len(names) == 1:
+        return names
+    raise TrainingError(
+        f"{file.path} has the outputs {', '.join(map(repr, names))}. Name the one that is x "
+        "as decoded_x under [tensors] in the card."
+    )
+
+
+def _layout(dims: Sequence[int | None]) -> str | None:
+    """By the number of channels, if only one axis can be theirs."""
+    first, last = dims[1] in _IMAGE_CHANNELS, dims[3] in _IMAGE_CHANNELS
+    if first is last:
+        return None
+    return "NCHW" if first else "NHWC"
+
+
+def _dims(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+        for dim in tensor.shape.dim
+    )

@@ -1,0 +1,94 @@
+"""The owner's graphs on arrays as clients have them: what a bundle is compared with.
+
+The conversions are written in numpy, from the card alone. They share no code with `glue`, so a
+mistake in either shows as a difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latentd.training.adopt.card import Card
+from latentd.training.adopt.onnx_pair import OnnxPair
+
+Array = npt.NDArray[Any]
+
+
+class OnnxReference:
+    """Implements candidate.Reference.
+
+    card: complete
+    """
+
+    def __init__(self, pair: OnnxPair, card: Card) -> None:
+        self._pair, self._card = pair, card
+
+    def encode(self, x: Array) -> tuple[Array, Array | None]:
+        """See Reference."""
+        outputs = [array.astype(np.float64) for array in self._pair.encoder.run(self._to_net(x))]
+        if self._channels_last:
+            outputs = [np.moveaxis(array, -1, 1) for array in outputs]
+        mean, log_var = outputs[0], outputs[1] if len(outputs) > 1 else None
+        gaussian = self._card.posterior == "gaussian"
+        if gaussian and log_var is None:
+            channels = mean.shape[1] // 2
+            mean, log_var = mean[:, :channels], mean[:, channels:]
+        scale, shift = self._of_channels(self._card.scale), self._of_channels(self._card.shift)
+        if log_var is not None:
+            if self._card.clip_log_var is not None:
+                log_var = log_var.clip(*self._card.clip_log_var)
+            spread = (log_var.swapaxes(1, -1) + np.log(scale**2)).swapaxes(1, -1)
+            log_var = spread.astype(np.float32)
+        z = ((mean.swapaxes(1, -1) - shift) * scale).swapaxes(1, -1)
+        return z.astype(np.float32), log_var
+
+    def decode(self, z: Array) -> Array:
+        """See Reference."""
+        scale, shift = self._of_channels(self._card.scale), self._of_channels(self._card.shift)
+        latents = (z.astype(np.float64).swapaxes(1, -1) / scale + shift).swapaxes(1, -1)
+        if self._channels_last:
+            latents = np.moveaxis(latents, 1, -1)
+        return self._from_net(self._pair.decoder.run(latents)[0])
+
+    @property
+    def _channels_last(self) -> bool:
+        return len(self._pair.decoder.dims) == 4 and self._card.z_layout == "NHWC"
+
+    @staticmethod
+    def _of_channels(numbers: tuple[float, ...] | None) -> Array:
+        return np.asarray(numbers, np.float64)
+
+    def _to_net(self, x: Array) -> Array:
+        card = self._card
+        if card.color_order == "BGR":
+            x = x[..., ::-1]
+        if self._pair.encoder.dtype != "uint8":
+            pixels = x.astype(np.float64)
+            if card.range is not None:
+                low, high = card.range
+                x = np.interp(pixels, [0, 255], [low, high])
+            elif card.mean is not None and card.std is not None:
+                whole = 255 if self._pair.is_image else 1
+                x = (pixels / whole - np.array(card.mean)) / np.array(card.std)
+        if self._pair.is_image and card.layout == "NCHW":
+            x = np.moveaxis(x, -1, 1)
+        return np.ascontiguousarray(x)
+
+    def _from_net(self, x: Array) -> Array:
+        card, is_image = self._card, self._pair.is_image
+        if is_image and card.layout == "NCHW":
+            x = np.moveaxis(x, 1, -1)
+        if x.dtype != np.uint8:
+            x = x.astype(np.float64)
+            if card.range is not None:
+                low, high = card.range
+                x = (x - low) / (high - low)
+            elif card.mean is not None and card.std is not None:
+                x = x * np.array(card.std) + np.array(card.mean)
+            x = np.rint(255 * x).clip(0, 255).astype(np.uint8) if is_image else x.astype(np.float32)
+        if card.color_order == "BGR":
+            x = x[..., ::-1]
+        return np.ascontiguousarray(x)
