@@ -296,9 +296,15 @@ def _check_signature(
         raise InvalidArgument(
             f"{field}.shape",
             f"expected [rows, {_format_shape(row_shape)}], got {list(tensor.shape)}",
+            rows_hint(len(tensor.shape), len(row_shape)),
         )
     check_rows(tensor.shape[0], max_rows, f"{field}.shape")
     return differs
+
+
+def rows_hint(axes: int, row_axes: int) -> str:
+    """What to do about a tensor with so many axes, if a row has `row_axes`; "": no hint."""
+    return "The first axis counts the rows: send one row as row[None]" if axes == row_axes else ""
 
 
 def check_rows(rows: int, max_rows: int, field: str) -> None:

@@ -82,6 +82,8 @@ def write(file: BinaryIO, checkpoint: Checkpoint) -> None:
 def load(path: Path) -> Checkpoint:
     """Read `path` onto the CPU. Raises TrainingError if the file is missing, damaged or not written
     by `save`, or if its tensors need more memory than its bytes account for."""
+    if path.is_dir():
+        raise TrainingError(f"{printable(path)} is a folder. Name its best.pt or last.pt.")
     document = _read(path)
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
         raise TrainingError(

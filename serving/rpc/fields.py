@@ -20,7 +20,7 @@ from latentd.models.sources import PriorSamples
 from latentd.models.tiled import TiledModel
 from latentd.pb import vae_pb2 as pb
 from latentd.ranges import Counts
-from latentd.shapes import SizeError
+from latentd.shapes import Shape, SizeError
 
 WithRows = (
     pb.SampleResponse
@@ -161,12 +161,25 @@ def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
         return manifest.default
     content = rows.WhichOneof("content")
     if content == "tensor" and len(rows.tensor.shape) > 1:
-        lengths, field = tuple(rows.tensor.shape[1:]), f"{field}.tensor.shape"
-    elif content == "png" and rows.png.files and manifest.default.x.is_png_compatible:
+        field = f"{field}.tensor.shape"
+        lengths = _lengths_of_row(rows.tensor, manifest.x.shape, field)
+        return _shapes_of_x(lengths, model, field)
+    if content == "png" and rows.png.files and manifest.default.x.is_png_compatible:
         return _shapes_of_file(rows.png.files[0], model, f"{field}.png.files[0]")
-    else:
-        return manifest.default  # reading the rows reports the error
-    return _shapes_of_x(lengths, model, field)
+    return manifest.default  # reading the rows reports the error
+
+
+def _lengths_of_row(tensor: pb.Tensor, row: Shape, field: str) -> tuple[int, ...]:
+    """The lengths of a tensor's rows. Raises InvalidArgument if they are not as many as those of
+    `row`, the shape of x or z."""
+    if len(tensor.shape) != len(row.dims) + 1:
+        dims = ", ".join(str(dim.json) for dim in row.dims)
+        raise InvalidArgument(
+            field,
+            f"expected [rows, {dims}], got {list(tensor.shape)}",
+            codec.rows_hint(len(tensor.shape), len(row.dims)),
+        )
+    return tuple(tensor.shape[1:])
 
 
 def _shapes_of_file(file: bytes, model: ServedModel, field: str) -> Shapes:
@@ -200,7 +213,7 @@ def shapes_of_latents(tensor: pb.Tensor, model: ServedModel, field: str) -> Shap
     manifest = model.manifest
     if not manifest.axes or len(tensor.shape) < 2:
         return manifest.default  # reading the latents reports the error
-    lengths = tuple(tensor.shape[1:])
+    lengths = _lengths_of_row(tensor, manifest.z.shape, f"{field}.shape")
     try:
         return _fitting(manifest.shapes_of_z(lengths), model, f"{field}.shape")
     except SizeError as error:

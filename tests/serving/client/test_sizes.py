@@ -152,13 +152,18 @@ def test_files_of_a_stream_that_do_not_fit_are_listed(client: Client) -> None:
             "x.tensor.shape: expected shape [h, w, 3], got [32, 32, 1].",
         ),
         (
+            lambda client: client.encode(np.zeros((32, 32, 3), np.uint8)),
+            "x.tensor.shape: expected [rows, h, w, 3], got [32, 32, 3]. The first axis counts the "
+            "rows: send one row as row[None].",
+        ),
+        (
             lambda client: client.decode(np.zeros((1, 4, 1, 4))),
             "z.shape: a latent of shape [4, 1, 4] means that h is 8; expected a multiple of 8 from "
             "16 to 256. The nearest valid length is 16.",
         ),
         (
             lambda client: client.decode(np.zeros((1, 64))),
-            "z.shape: expected shape [4, h/8, w/8], got [64].",
+            "z.shape: expected [rows, 4, h/8, w/8], got [1, 64].",
         ),
         (
             lambda client: client.encode(
