@@ -121,9 +121,10 @@ def plan(args: argparse.Namespace) -> int:
         chosen = dataclasses.replace(chosen, workers=workers)
         model, resident_bytes = _measure(chosen)
         per_draw = METHODS[CALLS[workload.call]].per_draw
-        if per_draw and (reason := model.manifest.unavailable.get("score")):
+        if reason := model.manifest.unavailable.get(workload.call):
             raise ConfigError(
-                f"--call score: {model.manifest.model} {reason}. Choose another call or model."
+                f"--call {workload.call}: {model.manifest.model} {reason}. Choose another call or "
+                "model."
             )
         likelihood_seconds = 0.0
         if per_draw:

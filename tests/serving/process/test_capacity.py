@@ -14,6 +14,7 @@ from latentd.process import capacity
 from latentd.process.capacity import CALL_SECONDS, CALLS, Workload
 from latentd.runtime.profiling import BatchTiming
 from latentd.settings import Settings
+from tests.support.spatial_bundle import publish_spatial
 
 TWO = Settings(workers=2)
 MIB = 1 << 20
@@ -126,3 +127,9 @@ def test_plan_needs_a_model_if_there_are_several(publish_toy, tmp_path, capsys):
     publish_toy(tmp_path, "two")
     assert __main__.main(["plan", "--bundles", str(tmp_path), "--rate", "1"]) == 78
     assert "one of the models in" in capsys.readouterr().err
+
+
+def test_sample_of_a_model_without_a_prior_is_not_planned(tmp_path, capsys):
+    publish_spatial(tmp_path, prior=None)
+    assert __main__.main(["plan", "--bundles", str(tmp_path), "--rate", "1"]) == 78
+    assert "--call sample: spatial has no prior, so there is no" in capsys.readouterr().err
