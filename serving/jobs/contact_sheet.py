@@ -1,4 +1,4 @@
-"""The contact sheet: rows and their reconstructions, the largest errors first.
+"""The contact sheet: rows and their reconstructions, the largest errors per value first.
 
 It helps people judge whether the rows with bad scores are odd, or the model is. After the worst
 rows come rows picked evenly from the whole job, also with the largest errors first. Images are
@@ -54,6 +54,11 @@ class _Pair:
     reconstruction: Array
     equal: int = 0  # other rows with the same score
 
+    @property
+    def error_per_value(self) -> float:
+        """By it rows of several sizes compare."""
+        return (self.error or 0.0) / self.x.size
+
 
 def render(
     plan: Plan, manifests: Sequence[ShardManifest], rows: RowReader, reconstruct: Reconstruct
@@ -70,7 +75,7 @@ def render(
     shown = {pair.x.tobytes() for pair in worst}
     picked = {pairs[row].x.tobytes(): pairs[row] for row in sorted(even - set(top)) if row in pairs}
     others = [pair for x, pair in picked.items() if x not in shown]
-    others.sort(key=lambda pair: -(pair.error or 0.0))
+    others.sort(key=lambda pair: -pair.error_per_value)
     if not worst + others:
         return {}
     sheets = {"sheet.html": _html(plan, worst, others)}
@@ -157,14 +162,16 @@ def _html(plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
         f"<p>{legend}. The first line below is the row's name and its reconstruction error in "
         "nats. Of rows with the same score only one is shown.</p>",
     ]
-    for heading, pairs in (("Largest errors", worst), ("Picked evenly", others)):
+    largest = "Largest errors" if plan.shapes else "Largest errors per value"
+    for heading, pairs in ((largest, worst), ("Picked evenly", others)):
         if pairs:
-            figures = "".join(_figure(pair, plan.x) for pair in pairs)
+            figures = "".join(_figure(pair, plan) for pair in pairs)
             parts.append(f"<h2>{heading}</h2><div>{figures}</div>")
     return "\n".join([*parts, ""]).encode()
 
 
-def _figure(pair: _Pair, spec: DataSpec) -> str:
+def _figure(pair: _Pair, plan: Plan) -> str:
+    spec = plan.x
     if _is_image(spec):
         both = [_pixels(x, spec) for x in (pair.x, pair.reconstruction)]
         shown = "".join(
@@ -175,6 +182,8 @@ def _figure(pair: _Pair, spec: DataSpec) -> str:
     else:
         shown, numbers = _plot(pair, spec), _largest_differences(pair)
     score = "" if pair.error is None else f": {pair.error:,.1f}"
+    if pair.error is not None and plan.shapes is None:
+        score += f", {pair.error_per_value:,.3g} per value"
     equal = f" (and {pair.equal:,} with the same score)" if pair.equal else ""
     caption = f"{html.escape(pair.id)}{score}{equal}{numbers}"
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"

@@ -5,7 +5,8 @@ Parquet has these columns:
     values_outside_range      uint32: number of the row's values outside the range of the training
                               data; only if the model's likelihood scores such values
     reconstruction_error, kl, elbo      float32, nats
-    *_percentile              float32: of each score among the training rows, if the bundle has them
+    *_percentile              float32: of each score among the training rows, if the bundle has
+                              them; null for a row of another size than theirs, the default
     mean, log_var, z          lists in C order, float32; no log_var if the posterior is a point;
                               z, of encode jobs, may be float16
     z_shape                   list of int32: the shape of the row's latents; in encode jobs, and if
@@ -14,7 +15,8 @@ Parquet has these columns:
     x_shape                   list of int32: the shape of the reconstruction; if the model has free
                               axes
 Lists have one length unless the model has free axes. .npy is one structured array with the same
-fields except id and the shapes, for numpy.load(mmap_mode=...); its rows have one size.
+fields except id and the shapes, for numpy.load(mmap_mode=...); its rows have one size. It has NaN
+in place of null.
 """
 
 from __future__ import annotations
@@ -97,8 +99,9 @@ def _numbers(results: Results, plan: Plan) -> dict[str, Rows | Counts]:
     columns = {name: getattr(results, name) for name in (*SCORES, *_LATENTS)}
     scores = {name: columns[name] for name in SCORES if columns[name] is not None}
     training = plan.training_scores
+    default = (results.shapes == plan.x.shape).all(axis=1)
     percentiles = {
-        column: percentile(scores[name], name, training)
+        column: np.where(default, percentile(scores[name], name, training), np.float32(np.nan))
         for column, name in PERCENTILES.items()
         if training and name in scores
     }
@@ -114,7 +117,10 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     free = bool(plan.data.axes)
     numbers = _numbers(results, plan)
     for name, values in numbers.items():
-        columns[name] = _lists(values, free) if name in _LATENTS else pa.array(values)
+        if name in _LATENTS:
+            columns[name] = _lists(values, free)
+        else:
+            columns[name] = pa.array(values, from_pandas=name in PERCENTILES)  # NaN: null
     latents = next((numbers[name] for name in _LATENTS if name in numbers), None)
     if latents is not None and (free or plan.wanted.encode):
         columns["z_shape"] = _shapes(latents, len(plan.data.z.shape.dims))

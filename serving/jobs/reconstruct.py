@@ -43,13 +43,14 @@ class Results:
     """The requested results of some rows, in order; None: not requested.
 
     rows: their numbers; ids: their names; bad: rows without results; outside: number of values of
-    each row that lie outside the model's range.
+    each row that lie outside the model's range; shapes: of each row, one line a row.
     """
 
     rows: NDArray[np.int64]
     ids: Sequence[str]
     bad: list[BadRow]
     outside: Counts
+    shapes: NDArray[np.int64]
     reconstruction_error: Floats | None = None  # nats, (rows,)
     kl: Floats | None = None
     elbo: Floats | None = None
@@ -108,7 +109,9 @@ class LocalReconstructor:
         fail: those are bad rows. So are rows with results that are not finite."""
         if not len(chunk.rows):
             empty = empty_columns(self._wanted, self._manifest, self._manifest.default)
-            return Results(chunk.rows, [], chunk.bad, chunk.counts_outside, **empty)
+            return Results(
+                chunk.rows, [], chunk.bad, chunk.counts_outside, row_shapes(0, chunk.x), **empty
+            )
         try:
             columns = self._columns(chunk)
         except Exception as error:  # the runtime's errors have no common base class
@@ -125,7 +128,8 @@ class LocalReconstructor:
         finite = _finite(columns)
         if not finite.all():
             return self._without(chunk, ~finite, _not_finite(self._wanted))
-        return Results(chunk.rows, chunk.ids, chunk.bad, chunk.counts_outside, **columns)
+        shapes = row_shapes(len(chunk.rows), chunk.x)
+        return Results(chunk.rows, chunk.ids, chunk.bad, chunk.counts_outside, shapes, **columns)
 
     def _check_golden(self, batch_rows: int = 0) -> None:
         """Raises BundleError if the graphs' outputs differ from the golden vectors."""
@@ -223,8 +227,14 @@ def without_infinite(results: Results, wanted: OutputSpec) -> Results:
         ids,
         [*results.bad, *bad],
         results.outside[finite],
+        results.shapes[finite],
         z=results.z[finite],
     )
+
+
+def row_shapes(count: int, x: Array) -> NDArray[np.int64]:
+    """Results.shapes of so many rows with the shape of x's rows."""
+    return np.full((count, x.ndim - 1), x.shape[1:], np.int64)
 
 
 def _not_finite(wanted: OutputSpec) -> str:

@@ -16,7 +16,13 @@ from latentd.client.results import ModelInfo, ModelVersion, StreamedReconstructi
 from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.jobs.plan import BundleId, OutputSpec
-from latentd.jobs.reconstruct import Results, empty_columns, encoded_z, without_infinite
+from latentd.jobs.reconstruct import (
+    Results,
+    empty_columns,
+    encoded_z,
+    row_shapes,
+    without_infinite,
+)
 from latentd.readers.rows import BadRow, Chunk
 
 _IN_FLIGHT: Final = 8  # chunks that wait for their response
@@ -105,18 +111,19 @@ class RemoteReconstructor:
         keep = np.isin(numbers[done], chunk.rows)
         rows = numbers[done][keep]
         outside = chunk.counts_outside[np.isin(chunk.rows, rows)]
+        shapes = row_shapes(len(rows), chunk.x)
         if not len(rows):
             empty = empty_columns(self._wanted, self._info, self._info.default)
-            return Results(rows, [], bad, outside, **empty)
+            return Results(rows, [], bad, outside, shapes, **empty)
         columns: dict[str, Any] = {}
-        for field in dataclasses.fields(Results)[4:]:
+        for field in dataclasses.fields(Results)[5:]:
             values = getattr(response, field.name, None)
             columns[field.name] = values[keep] if values is not None and len(values) else None
         names = [ids[n] for n in rows.tolist()]
         if not self._wanted.encode:
-            return Results(rows, names, bad, outside, **columns)
+            return Results(rows, names, bad, outside, shapes, **columns)
         z = encoded_z(rows, columns["mean"], columns["log_var"], self._wanted)
-        return without_infinite(Results(rows, names, bad, outside, z=z), self._wanted)
+        return without_infinite(Results(rows, names, bad, outside, shapes, z=z), self._wanted)
 
 
 def _numbers(chunk: Chunk) -> Array:

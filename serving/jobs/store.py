@@ -53,7 +53,7 @@ class ShardManifest:
     outside: int  # rows with values outside the range of the training data
     worst: list[
         tuple[int, float, int]
-    ]  # row, its error in nats, number of rows with this error; largest first
+    ]  # row, its error in nats per value, number of rows with this error; largest first
     bytes: int
     sha256: str
 

@@ -94,11 +94,13 @@ def commit_shard(plan: Plan, shard: int, results: Results, store: Store) -> Shar
 
 
 def _worst(results: Results) -> list[tuple[int, float, int]]:
-    """The largest reconstruction errors: the first row with each, and the number of such rows."""
+    """The largest reconstruction errors per value, so that large rows do not come first: the first
+    row with each, and the number of such rows."""
     error = results.reconstruction_error
     if error is None:
         return []
-    lowest_first, at, counts = np.unique(-error, return_index=True, return_counts=True)
+    per_value = error / results.shapes.prod(axis=1)
+    lowest_first, at, counts = np.unique(-per_value, return_index=True, return_counts=True)
     rows = results.rows[at]
     found = zip(rows.tolist(), (-lowest_first).tolist(), counts.tolist(), strict=True)
     return list(itertools.islice(found, WORST))

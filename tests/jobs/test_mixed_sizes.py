@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from latentd import bundle
+from latentd.bundle import SCORES
 from latentd.jobs import plan, sizes
 from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
@@ -255,6 +258,49 @@ def test_server_gives_the_rows_of_its_bundle(spatial, spatial_bundles, tmp_path,
         for one, other in zip(latents(a), latents(b), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
         assert spatial.quarantine(here) == spatial.quarantine(there)
+
+
+@pytest.fixture(scope="module")
+def scored(spatial: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """Jobs through a bundle that knows the scores of training rows, of the default size."""
+    known = bundle.load(spatial.bundle)
+    scores = {"rows": 2, "levels": [0.0, 100.0]} | {name: [-1e9, 1e9] for name in SCORES}
+    manifest = dataclasses.replace(known.manifest, training_scores=scores)
+    return Jobs(bundle.publish(tmp_path_factory.mktemp("scored"), manifest, known.files))
+
+
+def test_only_rows_of_the_default_size_have_percentiles(scored, tmp_path):
+    rows = [*random_rows(40), blocks(1, 32, 32)[0], blocks(1, 16, 64)[0]]
+    folder = write_pictures(tmp_path / "in", rows)
+    assert scored.run(folder, tmp_path / "out", "--no-latents") == 0
+    table = scored.table(tmp_path / "out")
+    for name in SCORES:
+        assert table[name].null_count == 0
+        column = table[f"{name}_percentile"]
+        assert str(column.type) == "float"
+        assert [value is not None for value in column.to_pylist()] == [
+            row.shape == (32, 32, 3) for row in rows
+        ]
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_npy_has_nan_for_percentiles_of_other_sizes(scored, tmp_path, side):
+    np.save(tmp_path / "x.npy", blocks(3, side, side))
+    assert scored.run(tmp_path / "x.npy", tmp_path / "out", "--format", "npy") == 0
+    table = np.load(tmp_path / "out" / "shards" / "00000.npy")
+    assert np.isnan(table["elbo_percentile"]).tolist() == [side == 16] * 3
+
+
+def test_sheet_compares_rows_of_several_sizes_by_value(spatial, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    folder = write_pictures(tmp_path / "in", [*blocks(2, 256, 256), noise, *blocks(2, 24, 24)])
+    assert spatial.run(folder, tmp_path / "out") == 0
+    errors = spatial.table(tmp_path / "out")["reconstruction_error"].to_numpy()
+    assert errors.argmax() < 2
+    page = (tmp_path / "out" / "sheet.html").read_text()
+    assert "Largest errors per value" in page
+    [first, *_] = re.findall(r"<figcaption>([^<]+)<", page)
+    assert first == f"002.png: {errors[2]:,.1f}, {errors[2] / noise.size:,.3g} per value"
 
 
 @pytest.mark.parametrize("consecutive", [False, True])
