@@ -50,17 +50,19 @@ def kl_pair(
     opset: int = 18,
     batch: int | str = "batch_size",
     draws: bool = False,
+    half: bool = False,
     names: Sequence[str] = ("latent_parameters",),
 ) -> tuple[Path, Path]:
     """As optimum writes diffusers' AutoencoderKL: NCHW floats from -1 to 1; mean and log-variance
     in one tensor.
 
     draws: the encoder gives a draw, as older scripts export it
+    half: in half precision
     names: of the encoder's outputs; two are mean and log-variance apart
     """
     sides = ["sample_height", "sample_width"]
     moments = np.concatenate([_TO_LATENT, _TO_LOG_VAR])[:, :, None, None]
-    float_ = TensorProto.FLOAT
+    float_, dtype = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
     nodes = [
         helper.make_node(
             "AveragePool", ["sample"], ["x"], kernel_shape=[BLOCK] * 2, strides=[BLOCK] * 2
@@ -88,7 +90,7 @@ def kl_pair(
         nodes,
         {"sample": (float_, [batch, 3, *sides])},
         {name: (float_, [batch, channels, "lh", "lw"]) for name in names},
-        {"weight": moments, "0": np.array([0]), "1": np.array([1])}
+        {"weight": moments.astype(dtype), "0": np.array([0]), "1": np.array([1])}
         | {"4": np.array([4]), "8": np.array([8])},
         opset,
     )
@@ -101,7 +103,7 @@ def kl_pair(
         {"latent_sample": (float_, ["batch_size", CHANNELS, "latent_height", "latent_width"])},
         {"sample": (float_, ["batch_size", 3, *sides])},
         {
-            "weight": _TO_COLOR[:, :, None, None],
+            "weight": _TO_COLOR[:, :, None, None].astype(dtype),
             "roi": np.zeros(0, np.float32),
             "enlarge": np.array([1, 1, BLOCK, BLOCK], np.float32),
         },

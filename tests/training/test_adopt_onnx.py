@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
@@ -215,17 +216,45 @@ def test_mean_and_standard_deviation_of_colors_in_bgr(tmp_path):
     """The bundle's graphs equal the owner's on pixels that a test converts in its own way."""
     encoder, decoder = kl_pair(tmp_path, names=("mean", "log_var"))
     mean, std = np.array([0.3, 0.4, 0.5]), np.array([0.2, 0.3, 0.25])
-    card = COMMON | {"mean": mean.tolist(), "std": std.tolist(), "sizes": {"h": 16, "w": 24}}
+    normalized = {"mean": mean.tolist(), "std": std.tolist(), "color_order": "BGR"}
+    card = COMMON | normalized | {"sizes": {"h": 16, "w": 24}}
     folder = published((encoder, decoder), card, tmp_path / "models")
     x = photographs(16, 24)
-    owners = ((x / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    owners = ((x[..., ::-1] / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
     expected = run(encoder, owners)
     for found, right in zip(run(folder / "encoder.onnx", x), expected, strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
     pixels = run(decoder, expected[0])[0].transpose(0, 2, 3, 1) * std + mean
     right = (pixels * 255).round().clip(0, 255).astype(np.uint8)
-    assert_pixels(run(folder / "decoder.onnx", expected[0])[0], right)
+    assert_pixels(run(folder / "decoder.onnx", expected[0])[0], right[..., ::-1])
     assert bundle.load(folder).manifest.axes == {}
+
+
+def test_half_precision_graphs_are_compared_as_such(tmp_path):
+    pair = kl_pair(tmp_path / "owner", half=True)
+    folder = published(pair, KL | {"scale": 1.0}, tmp_path / "models")
+    assert bundle.load(folder).manifest.precision == "float16"
+    x = photographs(32, 48)
+    mean, _ = np.split(run(pair[0], of_net(x).astype(np.float16))[0].astype(np.float32), 2, axis=1)
+    found = run(folder / "encoder.onnx", x)[0]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, mean - 0.25, atol=2e-3)
+
+
+def test_pictures_of_the_owner(tmp_path):
+    pictures = tmp_path / "pictures" / "deeper"
+    pictures.mkdir(parents=True)
+    card, pair = COMMON | {"z_layout": "NHWC"}, byte_pair(tmp_path)
+    refuse("has no pictures: 0 files found", pair, card, tmp_path, images=tmp_path / "pictures")
+    refuse("none is not a folder", pair, card, tmp_path, images=tmp_path / "none")
+    Image.fromarray(photographs(40, 50, 1)[0]).convert("L").save(pictures / "a.png")
+    folder = published(pair, card, tmp_path / "models", images=tmp_path / "pictures")
+    with np.load(folder / "golden.npz") as golden:
+        x = golden["x"]
+    assert (x == x[..., :1]).all(), "golden rows are gray, as the pictures are"
+    (pictures / "b.png").write_bytes(b"no picture")
+    root = tmp_path / "other"
+    refuse("b.png cannot be read", pair, card, root, images=tmp_path / "pictures")
 
 
 def test_cut_at_the_moments(tmp_path):
@@ -261,10 +290,12 @@ def test_adopt_needs_no_torch(tmp_path):
     assert f"published: {tmp_path / 'models' / 'bytes' / '1'}" in ended.stdout
 
 
-def refuse(words: str, pair: tuple[Path, Path], card: dict[str, Any], root: Path) -> None:
+def refuse(
+    words: str, pair: tuple[Path, Path], card: dict[str, Any], root: Path, **more: Any
+) -> None:
     """It is refused with these words, and nothing is published."""
     with pytest.raises(TrainingError, match=words):
-        adopt(*pair, Card.of(card), root / "models", "refused", report=lambda _: None)
+        adopt(*pair, Card.of(card), root / "models", "refused", report=lambda _: None, **more)
     assert not (root / "models").exists()
 
 
