@@ -82,7 +82,7 @@ def test_an_encoder_that_draws_inside():
     assert refusal(spoiled(encoder=inserted("mean", NOISE))) == (
         "encoder.onnx has the node /posterior/randn, a RandomNormalLike: it draws random numbers "
         "inside, so the same row gives another result each time; expected no such node. Export it "
-        "up to the mean and the log-variance, or cut it there with --cut-at TENSOR."
+        "up to the mean and the log-variance, or name these tensors in the card."
     )
 
 
@@ -302,7 +302,7 @@ def test_float16_that_overflows_at_four_sigma():
     message = refusal(spoiled(decoder=change, manifest={"precision": "float16"}))
     assert message == (
         "decoder.onnx overflows float16 at its node /up/Mul, a Mul, for z of +4 sigma; expected "
-        "numbers up to 65504. Adopt the model with --precision float32."
+        "numbers up to 65504. Export the model in float32."
     )
 
 

@@ -44,7 +44,7 @@ def _sentence(graph: str, node: onnx.NodeProto) -> str:
             "model before its export, and export it for inference."
         )
     advice = (
-        "Export it up to the mean and the log-variance, or cut it there with --cut-at TENSOR"
+        "Export it up to the mean and the log-variance, or name these tensors in the card"
         if graph.startswith("encoder")
         else "Export it without noise"
     )
