@@ -197,7 +197,8 @@ def _check_lossless(
         transparent = " with transparency" if image.has_transparency_data else ""
         raise InvalidArgument(
             field,
-            f"expected a {kind} of mode {mode}, got mode {image.mode}{transparent}",
+            f"expected {'an' if kind == 'image' else 'a'} {kind} of mode {mode}, got mode "
+            f"{image.mode}{transparent}",
             f"{flag} to convert it"
             if flag
             else f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'gray'} without alpha",

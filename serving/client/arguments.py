@@ -106,6 +106,9 @@ def sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
         raise InvalidArgument(
             "sizes", f"unsupported type {type(sizes).__name__}", 'Pass {"h": 96, "w": 160}'
         )
+    for name in sizes or {}:
+        if not isinstance(name, str):
+            raise InvalidArgument("sizes", f"{name!r} is no name of an axis", 'Pass {"h": 96}')
     return {name: check_uint(f'sizes["{name}"]', n, 32) for name, n in (sizes or {}).items()}
 
 

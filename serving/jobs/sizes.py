@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.bundle import Shapes
+from latentd.errors import ConfigError
 
 Lengths = NDArray[np.uint32]
 """The length of each free axis in each row: shape (rows, axes). 0: none."""
@@ -91,9 +92,13 @@ class SizeFile:
         self._file, self._axes = path.open("rb", buffering=0), axes
 
     def read(self, first: int, count: int) -> Lengths:
-        """The lengths of rows first..first + count."""
+        """The lengths of rows first..first + count. Raises ConfigError if the file was cut."""
         row_bytes = _DTYPE.itemsize * self._axes
         data = os.pread(self._file.fileno(), count * row_bytes, first * row_bytes)
+        if len(data) != count * row_bytes:
+            raise ConfigError(
+                f"{self._file.name} is shorter than the plan says. Use another --output."
+            )
         return np.frombuffer(data, _DTYPE).reshape(-1, self._axes)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 
 from latentd import bundle
 from latentd.bundle import SCORES
+from latentd.errors import ConfigError
 from latentd.jobs import plan, sizes
 from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
@@ -326,3 +328,12 @@ def test_model_without_a_likelihood_has_no_scores(tmp_path, capsys):
     assert jobs.table(tmp_path / "out").column_names == names
     assert jobs.run(folder, tmp_path / "no", "--scores") == 78
     assert "--scores: this model defines no likelihood." in capsys.readouterr().err
+
+
+def test_shortened_file_of_sizes_is_refused(tmp_path):
+    path = tmp_path / "plan.sizes"
+    path.write_bytes(bytes(3 * 8 - 3))
+    with closing(sizes.SizeFile(path, axes=2)) as file:
+        assert file.read(0, 2).shape == (2, 2)
+        with pytest.raises(ConfigError, match="is shorter than the plan says"):
+            file.read(0, 3)

@@ -207,6 +207,7 @@ def test_more_rows_than_a_message_holds_are_refused(client: Client) -> None:
     [
         ('sizes["h"]', lambda client: client.sample(1, sizes={"h": -8})),
         ("sizes", lambda client: client.sample(1, sizes=(96, 160))),
+        ("sizes", lambda client: client.sample(1, sizes={1: 2})),
         ("float_dtype", lambda client: client.sample(1, float_dtype="uint8")),
         ("float_dtype", lambda client: client.decode(np.zeros((1, 4)), float_dtype="half")),
     ],
