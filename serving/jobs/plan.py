@@ -210,16 +210,12 @@ def check_same(known: Plan, requested: Plan) -> None:
             f"bundle {old.model} version {old.version} ({old.digest[:15]}) -> "
             f"{new.model} version {new.version} ({new.digest[:15]})"
         )
-    elif known.inputs != requested.inputs:
-        paths = _changed_inputs(known, requested)
-        difference = f"inputs added, removed or changed: {paths}"
     else:
-        pairs = {**_pairs(known.wanted, requested.wanted), **_pairs(known, requested)}
-        difference = ", ".join(
-            f"{name.replace('_', ' ')} {a} -> {b}"
-            for name, (a, b) in pairs.items()
-            if name not in ("wanted", "inputs", "bundle", "files", "shard_ends")
-        )
+        options = _changed_options(known, requested)
+        differences = [f"{name.replace('_', ' ')} {a} -> {b}" for name, (a, b) in options.items()]
+        if paths := _changed_inputs(known, requested):
+            differences.append(f"inputs added, removed or changed: {paths}")
+        difference = ", ".join(differences) or "the same inputs in another order"
     raise ConfigError(
         f"--output holds a job with different settings ({difference}). Rerun with the original "
         "settings, or use another --output."
@@ -232,9 +228,30 @@ def _pairs(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     return {name: (old, new) for name, old, new in both if old != new}
 
 
-def _changed_inputs(known: Plan, requested: Plan) -> str:
-    def unstamped(plan: Plan) -> set[Input]:
-        return {dataclasses.replace(i, stamp="") for i in plan.inputs}
+_NO_OPTIONS: Final = ("bundle", "inputs", "shard_ends", "training_scores", "files")
+_OF_INPUTS: Final = ("column", "id_column")  # options that the plan keeps with each input
 
-    paths = sorted({i.path or "(images)" for i in unstamped(known) ^ unstamped(requested)})
+
+def _changed_options(known: Plan, requested: Plan) -> dict[str, tuple[Any, Any]]:
+    """The options that differ -> both values. The number of rows of a shard may follow from the
+    inputs and the other options, so it counts only if nothing else differs."""
+    pairs = {**_pairs(known.wanted, requested.wanted), **_pairs(known, requested)}
+    found = {name: both for name, both in pairs.items() if name not in ("wanted", *_NO_OPTIONS)}
+    before = {_file(entry): entry for entry in known.inputs}
+    for entry in requested.inputs:
+        both = _pairs(before.get(_file(entry), entry), entry)
+        found |= {name: both[name] for name in _OF_INPUTS if name in both}
+    if len(found) > 1 or _changed_inputs(known, requested):
+        found.pop("shard_rows", None)
+    return found
+
+
+def _file(entry: Input) -> Input:
+    """The input without what depends on options: only its files."""
+    return dataclasses.replace(entry, size=(), sizes="", column="", id_column="", stamp="")
+
+
+def _changed_inputs(known: Plan, requested: Plan) -> str:
+    before, after = ({_file(entry) for entry in plan.inputs} for plan in (known, requested))
+    paths = sorted({entry.path or "(images)" for entry in before ^ after})
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -189,6 +189,25 @@ def test_resize_gives_the_default_size(spatial, tmp_path):
     assert not (tmp_path / "out" / "plan.sizes").exists()
 
 
+def test_rerun_with_resize_names_the_option(spatial, tmp_path, capsys):
+    folder = write_pictures(tmp_path / "in", random_rows(20))
+    assert spatial.run(folder, tmp_path / "out", "--shard-rows", 0) == 0
+    assert spatial.run(folder, tmp_path / "out", "--shard-rows", 0, "--resize") == 78
+    assert "different settings (resize False -> True). Rerun" in capsys.readouterr().err
+    Image.fromarray(blocks(1, 16, 16)[0]).save(folder / "020.png")
+    assert spatial.run(folder, tmp_path / "out", "--shard-rows", 0) == 78
+    said = f"different settings (inputs added, removed or changed: {folder}). Rerun"
+    assert said in capsys.readouterr().err
+
+
+def test_rerun_with_another_column_names_it(spatial, tmp_path, capsys):
+    rows = [row.tobytes() for row in blocks(4, 32, 32)]
+    pq.write_table(pa.table({"a": rows, "b": rows}), tmp_path / "x.parquet")
+    assert spatial.run(tmp_path / "x.parquet", tmp_path / "out", "--column", "a") == 0
+    assert spatial.run(tmp_path / "x.parquet", tmp_path / "out", "--column", "b") == 78
+    assert "different settings (column a -> b). Rerun" in capsys.readouterr().err
+
+
 def test_npy_output_has_one_size(spatial, tmp_path, capsys):
     folder = write_pictures(tmp_path / "in", random_rows(20))
     assert spatial.run(folder, tmp_path / "out", "--format", "npy") == 78
