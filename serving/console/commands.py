@@ -47,7 +47,9 @@ def models(args: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(entry) for entry in listed], indent=2))
         return 0
     for entry in listed:
-        marks = [mark for mark in ("default", "newest") if getattr(entry, mark)]
+        marks = ["newest"] if entry.newest else []
+        if entry.newest and entry.default:  # it answers calls that name nothing
+            marks.append("default model")
         since = entry.loading_since and f"since {entry.loading_since}"
         print("  ".join([str(entry.version), entry.state, *marks, entry.reason or since]).rstrip())
     if not listed:

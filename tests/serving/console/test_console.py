@@ -39,10 +39,28 @@ def test_model_models_and_health(done: Callable[..., str], run: Run) -> None:
     assert said.startswith("toy version 1 (sha256:")
     assert "uint8 4 x 4, 0 to 255" in said
     assert json.loads(done("model", "--json"))["limits"]["max_rows"] == 4096
-    assert "ready  default  newest" in done("models")
+    assert done("models").endswith("ready  newest  default model\n")
     assert json.loads(done("models", "--json"))[0]["state"] == "ready"
     assert done("health") == "SERVING\n"
     assert run("health", "--service", "unknown") == (1, "SERVICE_UNKNOWN\n", "")
+
+
+def test_models_marks_the_version_that_answers(
+    publish_toy: Any, start_server: Any, done: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path("models")
+    for model in ("toy", "other"):
+        publish_toy(root, model=model)
+        publish_toy(root, model=model)
+    target = start_server(root, default_model="toy").target
+    monkeypatch.setenv("LATENTD_SERVER", target)
+    marks = {line.split(" (")[0]: line.split("  ")[2:] for line in done("models").splitlines()}
+    assert marks == {
+        "other version 1": [],
+        "other version 2": ["newest"],
+        "toy version 1": [],
+        "toy version 2": ["newest", "default model"],
+    }
 
 
 def test_sample_writes_the_format_of_the_suffix(done: Callable[..., str], client: Client) -> None:
