@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from latentd.shapes import Axis
 from latentd.training.adopt.admission import CHECKS, admit
 from latentd.training.adopt.candidate import Candidate, NetRange
+from latentd.training.adopt.checks.subject import Subject
 from latentd.training.errors import AdmissionError
 from tests.support import spatial_bundle
 from tests.support.candidates import AFTER, BEFORE, Same, inserted, picture, spoiled
@@ -413,3 +414,11 @@ def test_a_graph_that_cannot_be_loaded():
     good = spoiled()
     broken = Candidate(good.manifest, b"no graph", good.decoder, Same(good.encoder, good.decoder))
     assert refusal(broken).startswith("A graph cannot be loaded: ")
+
+
+def test_costly_models_are_checked_at_a_smaller_size():
+    axes = {"h": Axis("h", 8, 16, 512, 512), "w": Axis("w", 8, 200, 512, 256)}
+    assert Subject(spoiled()).cheap == {"h": 32, "w": 32}
+    assert Subject(spoiled(manifest={"axes": axes})).cheap == {"h": 16, "w": 200}
+    largest = {name: Axis(name, 8, 256, 256, 256) for name in ("h", "w")}
+    assert Subject(spoiled(manifest={"axes": largest})).cheap == {"h": 256, "w": 256}

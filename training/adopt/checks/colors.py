@@ -23,6 +23,8 @@ from latentd.training.errors import AdmissionError
 Array = npt.NDArray[Any]
 
 _ROWS: Final = 16
+_FEW_ROWS: Final = 4  # of models that only take large pictures
+_MAX_ELEMENTS: Final = 1 << 18  # in all of more rows
 _USUAL: Final = {"0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0), "0..255": (0.0, 255.0)}
 _MARGIN: Final = 3.0  # decibels by which another range must be better
 _ORDER_MARGIN: Final = 0.3  # the same of the other order of channels: nets hardly need colors
@@ -150,7 +152,8 @@ def _noise(rows: Array, back: Array) -> Array:
 
 
 def _pictures(subject: Subject) -> Array:
-    return subject.pictures(subject.cheap, _ROWS)
+    elements = subject.manifest.at(subject.cheap).x.size
+    return subject.pictures(subject.cheap, max(_FEW_ROWS, min(_ROWS, _MAX_ELEMENTS // elements)))
 
 
 def _declared(subject: Subject) -> NetRange:

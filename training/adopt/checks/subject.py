@@ -18,7 +18,7 @@ from latentd.training.errors import AdmissionError
 
 Array = npt.NDArray[Any]
 
-_CHEAP: Final = 1 << 16  # elements of x in one row
+_CHEAP: Final = 1 << 14  # elements of x in one row
 _NOISE_OF_UNBOUNDED: Final = 4.0  # standard deviations, where x has no range
 
 
@@ -41,10 +41,15 @@ class Subject:
     @property
     def cheap(self) -> Sizes:
         """The default size, or a smaller one if many rows of the default would take long."""
-        if self.manifest.default.x.size <= _CHEAP:
-            return self.default
-        less = [one for one in self.sizes if self.manifest.at(one).x.size <= _CHEAP]
-        return less[-1] if less else self.sizes[0]
+        sizes, parts = self.default, 1
+        while self.manifest.at(sizes).x.size > _CHEAP:
+            parts *= 2
+            axes = self.manifest.axes.items()
+            less = {name: axis.nearest(axis.default // parts) for name, axis in axes}
+            if less == sizes:
+                break
+            sizes = less
+        return sizes
 
     def encode(self, x: Array) -> dict[str, Array]:
         """The encoder's outputs. Raises AdmissionError."""
