@@ -21,7 +21,7 @@ _DIM: Final = re.compile(rf"({AXIS_NAME.pattern})(?:/([1-9][0-9]{{0,5}}))?")
 class SizeError(ValueError):
     """Lengths that a model does not take.
 
-    axis: the free axis at fault; "": the shape as a whole
+    axis: the first free axis at fault; "": the shape as a whole
     what: what is wrong, in words that follow the field's name
     hint: what to do
     """
@@ -145,12 +145,23 @@ def format_lengths(lengths: Iterable[int | str]) -> str:
 
 
 def check_sizes(sizes: Sizes, axes: Mapping[str, Axis]) -> None:
-    """Raises SizeError unless `sizes` gives each of the axes a valid length, and no other."""
+    """Raises SizeError, which names every length at fault, unless `sizes` gives each of the axes a
+    valid length, and no other."""
     for name in sizes:
         if name not in axes:
             known = f"it has {', '.join(axes)}" if axes else "all of its lengths are fixed"
             raise SizeError(name, f"the model has no free axis {name!r}; {known}")
+    faults = []
     for name, axis in axes.items():
         if name not in sizes:
             raise SizeError(name, f"{name} is missing; expected {axis.expected}")
-        axis.check(sizes[name])
+        try:
+            axis.check(sizes[name])
+        except SizeError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        nearest = " and ".join(f"{e.axis} {axes[e.axis].nearest(sizes[e.axis])}" for e in faults)
+        what = ". ".join(error.what for error in faults)
+        raise SizeError(faults[0].axis, what, f"The nearest valid lengths are {nearest}")

@@ -62,7 +62,12 @@ def find_shapes(file: bytes | BinaryIO, model: Sized, resize: bool) -> Shapes:
     try:
         return model.shapes_of_x((height, width, *model.default.x.shape[2:]))
     except SizeError as error:
-        hint = f"{error.hint}. Pass --resize to resize it" if error.hint else "Pass --resize"
+        default = model.default.x.shape
+        resize_hint = (
+            f"Pass --resize to bring every picture to {default[1]} x {default[0]} pixels "
+            "(width x height)"
+        )
+        hint = f"{error.hint}. {resize_hint}" if error.hint else resize_hint
         raise InvalidArgument("x", error.what, hint) from None
 
 

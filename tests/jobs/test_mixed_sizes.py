@@ -73,7 +73,7 @@ def test_each_picture_is_taken_at_its_size(spatial, tmp_path):
     folder = write_pictures(tmp_path / "in", rows)
     (folder / "010.png").write_bytes(b"no image")
     Image.fromarray(np.zeros((30, 32, 3), np.uint8)).save(folder / "020.png")
-    Image.fromarray(np.zeros((264, 32, 3), np.uint8)).save(folder / "030.png")
+    Image.fromarray(np.zeros((264, 33, 3), np.uint8)).save(folder / "030.png")
     assert spatial.run(folder, tmp_path / "out", "--reconstruction", "png") == 0
     table = spatial.table(tmp_path / "out")
     kept = [i for i in range(60) if i not in (10, 20, 30)]
@@ -87,9 +87,12 @@ def test_each_picture_is_taken_at_its_size(spatial, tmp_path):
     assert set(reasons) == {"010.png", "020.png", "030.png"}
     assert reasons["020.png"] == (
         "h is 30; expected a multiple of 8 from 16 to 256. The nearest valid length is 32. "
-        "Pass --resize to resize it"
+        "Pass --resize to bring every picture to 32 x 32 pixels (width x height)"
     )
-    assert "The nearest valid length is 256" in reasons["030.png"]
+    assert reasons["030.png"].startswith(
+        "h is 264; expected a multiple of 8 from 16 to 256. w is 33; expected a multiple of 8 from "
+        "16 to 256. The nearest valid lengths are h 256 and w 32. Pass --resize"
+    )
     assert (tmp_path / "out" / "sheet.png").exists()
 
 

@@ -127,6 +127,11 @@ def test_lengths_that_a_shape_never_has_are_refused(
         ({"h": 64}, "w is missing; expected from 3 to 9."),
         ({"h": 64, "w": 4, "d": 1}, "the model has no free axis 'd'; it has h, w."),
         ({"h": 65, "w": 4}, "h is 65; expected a multiple of 8 from 16 to 512. The nearest valid"),
+        (
+            {"h": 68, "w": 10},
+            "h is 68; expected a multiple of 8 from 16 to 512. w is 10; expected from 3 to 9. "
+            "The nearest valid lengths are h 72 and w 9.",
+        ),
     ],
 )
 def test_sizes_name_each_axis_and_no_other(sizes: dict[str, int], said: str) -> None:

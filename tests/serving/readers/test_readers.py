@@ -299,7 +299,7 @@ def test_model_with_free_axes_reads_pictures_of_each_size(tmp_path: Path) -> Non
         both = reader.read(0, 2)
     assert bad.reason == (
         "h is 37; expected a multiple of 4 from 4 to 32. The nearest valid length is 32. "
-        "Pass --resize to resize it"
+        "Pass --resize to bring every picture to 8 x 8 pixels (width x height)"
     )
     assert both.rows.tolist() == [0]
     assert "has shape [4, 32, 3], but the first row has [8, 8, 3]" in both.bad[0].reason
