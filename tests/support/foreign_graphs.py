@@ -112,10 +112,14 @@ def kl_pair(
     return encoder, decoder
 
 
-def byte_pair(folder: Path, side: int = 16) -> tuple[Path, Path]:
-    """As a TensorFlow user would have it: NHWC bytes of one size; a point, also NHWC."""
+def byte_pair(folder: Path, side: int | None = 16) -> tuple[Path, Path]:
+    """As a TensorFlow user would have it: NHWC bytes of one size; a point, also NHWC.
+
+    side: None: of any size
+    """
     byte, float_ = TensorProto.UINT8, TensorProto.FLOAT
-    small = side // BLOCK
+    sides = ["height", "width"] if side is None else [side] * 2
+    small = ["a", "b"] if side is None else [side // BLOCK] * 2
     encoder = save(
         folder / "encoder.onnx",
         [
@@ -127,8 +131,8 @@ def byte_pair(folder: Path, side: int = 16) -> tuple[Path, Path]:
             helper.make_node("Conv", ["pooled", "weight"], ["latent"]),
             helper.make_node("Transpose", ["latent"], ["code"], perm=[0, 2, 3, 1]),
         ],
-        {"image": (byte, ["n", side, side, 3])},
-        {"code": (float_, ["n", small, small, CHANNELS])},
+        {"image": (byte, ["n", *sides, 3])},
+        {"code": (float_, ["n", *small, CHANNELS])},
         {"weight": _TO_LATENT[:, :, None, None]},
     )
     decoder = save(
@@ -142,8 +146,8 @@ def byte_pair(folder: Path, side: int = 16) -> tuple[Path, Path]:
             helper.make_node("Transpose", ["rounded"], ["last"], perm=[0, 2, 3, 1]),
             helper.make_node("Cast", ["last"], ["image"], to=byte),
         ],
-        {"code": (float_, ["n", small, small, CHANNELS])},
-        {"image": (byte, ["n", side, side, 3])},
+        {"code": (float_, ["n", *small, CHANNELS])},
+        {"image": (byte, ["n", *sides, 3])},
         {
             "weight": _TO_COLOR[:, :, None, None],
             "roi": np.zeros(0, np.float32),

@@ -196,6 +196,20 @@ def test_nhwc_bytes_and_a_point(tmp_path, start_server):
         assert_pixels(client.decode(mean).x, run(decoder, code)[0])
 
 
+def test_nhwc_of_any_size(tmp_path):
+    """Height and width of latents that are NHWC keep their places."""
+    encoder, decoder = byte_pair(tmp_path, side=None)
+    card = COMMON | {"z_layout": "NHWC", "sizes": FREE}
+    folder = published((encoder, decoder), card, tmp_path / "models")
+    assert bundle.load(folder).manifest.z.shape.json == [4, "h/4", "w/4"]
+    x = photographs(24, 64)
+    code = run(encoder, x)[0]
+    mean = run(folder / "encoder.onnx", x)[0]
+    assert mean.shape == (2, 4, 6, 16)
+    np.testing.assert_allclose(mean, code.transpose(0, 3, 1, 2), rtol=1e-5)
+    assert_pixels(run(folder / "decoder.onnx", mean)[0], run(decoder, code)[0])
+
+
 def test_vectors_with_mean_and_standard_deviation(tmp_path, start_server):
     encoder, decoder = vector_pair(tmp_path)
     card = COMMON | {"mean": [5.0], "std": [2.0], "prior": "standard-normal"}
