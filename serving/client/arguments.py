@@ -108,7 +108,7 @@ def sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
         )
     for name in sizes or {}:
         if not isinstance(name, str):
-            raise InvalidArgument("sizes", f"{name!r} is no name of an axis", 'Pass {"h": 96}')
+            raise InvalidArgument("sizes", f"{name!r} does not name an axis", 'Pass {"h": 96}')
     return {name: check_uint(f'sizes["{name}"]', n, 32) for name, n in (sizes or {}).items()}
 
 
