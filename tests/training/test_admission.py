@@ -12,13 +12,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from latentd.shapes import Axis
+from latentd.bundle import LatentFormat, Manifest, RowFormat
+from latentd.shapes import Axis, Shape
 from latentd.training.adopt.admission import CHECKS, admit
 from latentd.training.adopt.candidate import Candidate, NetRange
 from latentd.training.adopt.checks.subject import Subject
 from latentd.training.errors import AdmissionError
-from tests.support import spatial_bundle
 from tests.support.candidates import AFTER, BEFORE, Same, inserted, picture, spoiled
+from tests.support.onnx_graphs import serialized
 from tests.support.spatial_bundle import LOG_VAR, decoded, encoded
 
 node = helper.make_node
@@ -231,13 +232,7 @@ def test_sizes_that_the_card_promises_and_the_net_does_not_take():
 
 
 def test_a_card_with_wrong_shapes():
-    message = refusal(
-        spoiled(
-            manifest={
-                "z": spatial_bundle.LatentFormat(spatial_bundle.Shape.parse([5, "h/8", "w/8"]))
-            }
-        )
-    )
+    message = refusal(spoiled(manifest={"z": LatentFormat(Shape.parse([5, "h/8", "w/8"]))}))
     assert message.startswith(
         "encoder.onnx does not run at its default size, h 32, w 32: it gives mean as float32 "
         "[1, 4, 4, 4] instead of float32 [1, 5, 4, 4]"
@@ -397,6 +392,13 @@ def test_bgr():
     assert "as declared is best" in "".join(lines_of(as_bgr))
 
 
+def test_another_order_that_is_hardly_better_is_told():
+    dim = inserted(
+        "unit", [node("Mul", [BEFORE, "dim"], [AFTER])], {"dim": np.float32([0.93, 1, 1])}
+    )
+    assert "colors: 0..255 BGR is better by 0." in "".join(lines_of(spoiled(encoder=dim)))
+
+
 def lines_of(candidate: Candidate) -> list[str]:
     lines: list[str] = []
     admit(candidate, lines.append)
@@ -422,3 +424,51 @@ def test_costly_models_are_checked_at_a_smaller_size():
     assert Subject(spoiled(manifest={"axes": axes})).cheap == {"h": 16, "w": 200}
     largest = {name: Axis(name, 8, 256, 256, 256) for name in ("h", "w")}
     assert Subject(spoiled(manifest={"axes": largest})).cheap == {"h": 256, "w": 256}
+
+
+def linear(shape: list[int | str], kind: str, x_range: tuple[float, float], **fields) -> Candidate:
+    """A model that halves x, whose rows are floats, and encodes them to points."""
+
+    def graph(takes: str, gives: str, factor: float) -> bytes:
+        times = node("Mul", [takes, "factor"], [gives])
+        values = [{name: ("float32", tuple(shape))} for name in (takes, gives)]
+        return serialized([times], *values, {"factor": np.float32(factor)})
+
+    manifest = Manifest(
+        model="linear",
+        x=RowFormat(kind, Shape.parse(shape), "float32", x_range),
+        z=LatentFormat(Shape.parse(shape)),
+        likelihood=None,
+        posterior="point",
+        prior=None,
+        opset=18,
+        preprocessing="none",
+        parity={},
+        **fields,
+    )
+
+    class Half:
+        def encode(self, x: np.ndarray) -> tuple[np.ndarray, None]:
+            return x * np.float32(0.5), None
+
+        def decode(self, z: np.ndarray) -> np.ndarray:
+            return z * np.float32(2)
+
+    return Candidate(manifest, graph("x", "mean", 0.5), graph("z", "x", 2), Half(), (picture(),))
+
+
+def test_vectors_without_a_range():
+    lines = lines_of(linear([5], "vector", (-math.inf, math.inf)))
+    assert lines[1] == "sizes: one, as no axis is free"
+    assert "colors: not judged: x holds vectors" in lines
+
+
+def test_rows_with_one_free_axis():
+    axes = {"t": Axis("t", 4, 8, 64, 16)}
+    lines = lines_of(linear(["t"], "vector", (-1.0, 1.0), axes=axes))
+    assert lines[1] == "sizes: 5 run: 8, 16, 24, 40, 64"
+
+
+def test_gray_images_of_floats():
+    lines = lines_of(linear([8, 12], "image", (0.0, 1.0)))
+    assert lines[6].startswith("colors: as declared is best: 0..1 100.0 dB")
