@@ -32,7 +32,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 E2E = (
     *("deploy", "e2e", "fuzz"),
-    *(f"jobs/test_{name}.py" for name in ("faults", "ray", "remote", "row_accounting")),
+    *(
+        f"jobs/test_{name}.py"
+        for name in ("changed_inputs", "faults", "ray", "remote", "row_accounting")
+    ),
     *(f"serving/models/test_mutated_{name}.py" for name in ("graphs", "manifests")),
     "serving/test_extras.py",
     *(f"training/test_{name}.py" for name in ("hypotheses", "compare", "evaluate", "export")),

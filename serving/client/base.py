@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Self, TypeVar
 
@@ -22,7 +23,7 @@ _MAX_TIMEOUT: Final = 1e9
 """Seconds, some 30 years. A longer timeout means no limit: gRPC would take it for the past."""
 
 
-class BaseClient:
+class BaseClient(ABC):
     """A connection and the sending of calls over it. Subclasses open the channels."""
 
     def __init__(
@@ -73,14 +74,14 @@ class BaseClient:
         self._throttle = Throttle()
         self._open()
 
+    @abstractmethod
     def _open(self) -> None:
         """Prepare for `_methods`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _methods(self) -> Mapping[str, Callable[..., Any]]:
         """Name of each RPC -> its callable."""
-        raise NotImplementedError
 
     def with_version(self, served_by: ModelVersion) -> Self:
         """This client for one version only. It shares the connection: close only the original.

@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from onnx.numpy_helper import from_array
 
 from latentd import bundle
+from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate
-from tests.support.spatial_bundle import spatial_files, spatial_manifest
+from latentd.training.errors import AdmissionError
+from tests.support.spatial_bundle import (
+    LOG_VAR,
+    decoded,
+    encoded,
+    spatial_files,
+    spatial_manifest,
+)
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -116,3 +125,26 @@ def _changed(graph: bytes, change: Change | None) -> bytes:
     change(model)
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+class Numpy:
+    """The good model's reference, which uses no graph."""
+
+    def encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        mean = encoded(x)
+        return mean, np.full_like(mean, LOG_VAR)
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        return decoded(z)
+
+
+def refusal(candidate: Candidate) -> str:
+    with pytest.raises(AdmissionError) as raised:
+        admit(candidate, lambda line: None)
+    return str(raised.value)
+
+
+def lines_of(candidate: Candidate) -> list[str]:
+    lines: list[str] = []
+    admit(candidate, lines.append)
+    return lines

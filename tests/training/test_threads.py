@@ -97,7 +97,7 @@ def test_environment_variable_sets_the_threads(whole: Path) -> None:
 
 
 def test_a_thread_that_waits_for_a_cpu_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sleep stands for the wait: the clocks show the same, whoever has the CPU."""
+    """The thread sleeps instead: its clocks show the same as when it waits for a CPU."""
     monkeypatch.setattr(threads, "_WINDOW_SECONDS", 0.2)
     contention = Contention()
     with contention:

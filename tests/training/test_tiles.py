@@ -21,19 +21,24 @@ FLOAT32 = TOLERANCES["float32"]
 X, Z = Shape.parse(["h", "w", 3]), Shape.parse([2, "h/4", "w/4"])
 
 
+def layers(kind: type[nn.Module], before: int, after: int, norm: bool) -> nn.Sequential:
+    """A convolution, then two of stride 2 of this kind. norm: a group norm after the first."""
+    return nn.Sequential(
+        nn.Conv2d(before, 8, 3, padding=1),
+        nn.GroupNorm(2, 8) if norm else nn.Identity(),
+        nn.ReLU(),
+        kind(8, 8, 4, stride=2, padding=1),
+        nn.ReLU(),
+        kind(8, after, 4, stride=2, padding=1),
+    )
+
+
 class Encoder(nn.Module):
     """x in bytes -> mean, log_var, each a quarter as high and wide."""
 
     def __init__(self, norm: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.GroupNorm(2, 8) if norm else nn.Identity(),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 4, 4, stride=2, padding=1),
-        )
+        self.layers = layers(nn.Conv2d, 3, 4, norm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_var = self.layers(x.float().permute(0, 3, 1, 2) / 255).chunk(2, dim=1)
@@ -45,14 +50,7 @@ class Decoder(nn.Module):
 
     def __init__(self, norm: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(2, 8, 3, padding=1),
-            nn.GroupNorm(2, 8) if norm else nn.Identity(),
-            nn.ReLU(),
-            nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1),
-        )
+        self.layers = layers(nn.ConvTranspose2d, 2, 3, norm)
 
     def forward(self, z: Tensor) -> Tensor:
         x = torch.sigmoid(self.layers(z) * 4).permute(0, 2, 3, 1) * 255

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,15 +14,6 @@ from latentd.calls.coroutines import Cancelled, Future
 from latentd.errors import DeadlineExceeded, Overloaded, Unavailable
 from tests.support.fake_engine import LONG, Harness, rows_of
 from tests.support.wait import result_of
-
-
-@pytest.fixture
-def h() -> Iterator[Harness]:
-    harness = Harness()
-    yield harness
-    harness.release()
-    harness.batcher.close()
-    assert (harness.queue.rows, harness.queue.bytes) == (0, 0)
 
 
 def test_rows_share_a_batch_when_queued_while_the_engine_is_busy(h):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -12,15 +10,6 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.errors import Overloaded
 from tests.support.fake_engine import Harness, rows_of
-
-
-@pytest.fixture
-def h() -> Iterator[Harness]:
-    harness = Harness()
-    yield harness
-    harness.release()
-    harness.batcher.close()
-    assert (harness.queue.rows, harness.queue.bytes) == (0, 0)
 
 
 def submit(h: Harness, *rows: int, shape: tuple[int, ...], scale: int = 1) -> Future:
