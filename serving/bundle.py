@@ -39,7 +39,7 @@ from latentd.manifest import (
     Likelihood,
     Manifest,
     RowFormat,
-    Shapes,
+    RowShapes,
     Tile,
 )
 from latentd.manifest_schema import (
@@ -70,7 +70,7 @@ __all__ = [
     "Likelihood",
     "Manifest",
     "RowFormat",
-    "Shapes",
+    "RowShapes",
     "Tile",
     "load",
     "may_be_folder",

@@ -128,7 +128,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class RowShapes:
     """The rows of a model at one size.
 
     key: rows of the same key can be in one batch
@@ -153,8 +153,8 @@ class Shapes:
         return max(1, message_bytes // (4 * numbers + 64))
 
 
-class Sized:
-    """The rows of a model at each of its sizes: a manifest and GetModel's response both tell them.
+class ModelDescription:
+    """What a manifest and GetModel's response both tell: a model's rows at each of its sizes.
 
     x_bounded:  values outside x's range are rejected
     parameters: the name of each parameter of p(x | z); (): the model has no likelihood
@@ -180,11 +180,11 @@ class Sized:
         return ("mean", "log_var") if self.posterior == "gaussian" else ("mean",)
 
     @functools.cached_property
-    def default(self) -> Shapes:
+    def default(self) -> RowShapes:
         """The rows at the default sizes; of a model without free axes, all rows."""
         return self._at({name: axis.default for name, axis in self.axes.items()})
 
-    def at(self, sizes: Sizes) -> Shapes:
+    def at(self, sizes: Sizes) -> RowShapes:
         """The rows at these sizes; a free axis that is not named has its default. Raises
         SizeError."""
         if not sizes:
@@ -193,38 +193,38 @@ class Sized:
         check_sizes(complete, self.axes)
         return self._at(complete)
 
-    def shapes_of_x(self, lengths: Sequence[int]) -> Shapes:
+    def shapes_of_x(self, lengths: Sequence[int]) -> RowShapes:
         """The rows at the size of an x with these lengths. Raises SizeError."""
         if tuple(lengths) == self.default.x.shape:
             return self.default
         return self.at(self.x.shape.sizes_of(lengths))
 
-    def shapes_of_z(self, lengths: Sequence[int]) -> Shapes:
+    def shapes_of_z(self, lengths: Sequence[int]) -> RowShapes:
         """The rows at the size of a latent with these lengths. Raises SizeError."""
         if tuple(lengths) == self.default.z:
             return self.default
         return self.at(self.z.shape.sizes_of(lengths))
 
     @functools.cached_property
-    def largest(self) -> Shapes:
+    def largest(self) -> RowShapes:
         """The rows at the largest sizes."""
         return self._at({name: axis.max for name, axis in self.axes.items()})
 
     @functools.cached_property
-    def smallest(self) -> Shapes:
+    def smallest(self) -> RowShapes:
         """The rows at the smallest sizes."""
         return self._at({name: axis.min for name, axis in self.axes.items()})
 
-    def _at(self, sizes: Sizes) -> Shapes:
+    def _at(self, sizes: Sizes) -> RowShapes:
         x = DataSpec(
             self.x.kind, self.x.shape.at(sizes), self.x.dtype, self.x.range, self.x_bounded
         )
         params = (len(self.parameters), *x.shape) if self.parameters else None
-        return Shapes(tuple(sizes.values()), x, self.z.shape.at(sizes), params)
+        return RowShapes(tuple(sizes.values()), x, self.z.shape.at(sizes), params)
 
 
 @dataclass(frozen=True)
-class Manifest(Sized):
+class Manifest(ModelDescription):
     """manifest.json, field by field."""
 
     model: str
@@ -252,12 +252,12 @@ class Manifest(Sized):
 
     @property
     def x_bounded(self) -> bool:
-        """As Sized.x_bounded."""
+        """As ModelDescription.x_bounded."""
         return self.likelihood is not None and self.likelihood.bounded
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """As Sized.parameters."""
+        """As ModelDescription.parameters."""
         return self.likelihood.parameters if self.likelihood else ()
 
     @functools.cached_property

@@ -22,7 +22,7 @@ from PIL import Image
 from latentd import images
 from latentd.bundle import LatentFormat, RowFormat, Tile
 from latentd.codec import Array
-from latentd.manifest import Sized
+from latentd.manifest import ModelDescription
 from latentd.shapes import Axis
 
 _NOTEBOOK_PIXELS: Final = 1 << 22
@@ -61,7 +61,7 @@ class GraphProfile:
 
 
 @dataclass(frozen=True)
-class ModelInfo(Sized):
+class ModelInfo(ModelDescription):
     """A model: its data, where it runs and what it costs.
 
     at(sizes) has the shapes of its rows and latents at these sizes, `default` at the default sizes.

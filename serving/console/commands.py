@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from latentd import images
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.client import Client
 from latentd.client.arguments import seed as chosen_seed
 from latentd.client.channel import CredentialFiles
@@ -322,7 +322,7 @@ def _outside(found: Sequence[Group], parts: Sequence[tuple[Array | None, int]]) 
 
 
 def _pieces(
-    info: ModelInfo, shapes_of: Callable[[Sequence[int]], Shapes], share: float = 1.0
+    info: ModelInfo, shapes_of: Callable[[Sequence[int]], RowShapes], share: float = 1.0
 ) -> Callable[[Array], Iterator[slice]]:
     """Returns what gives the ranges of rows that fit into one call, also the response.
 

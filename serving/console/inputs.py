@@ -16,7 +16,7 @@ from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, Sampl
 from latentd.codec import Array
 from latentd.console.groups import Group, by_size
 from latentd.errors import InvalidArgument
-from latentd.manifest import Sized
+from latentd.manifest import ModelDescription
 from latentd.readers import files, kinds, sources
 from latentd.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
 from latentd.readers.rows import Chunk
@@ -36,7 +36,7 @@ class ReadOptions:
 
 
 def read_rows(
-    patterns: Sequence[str], rows: slice, model: Sized, options: ReadOptions
+    patterns: Sequence[str], rows: slice, model: ModelDescription, options: ReadOptions
 ) -> list[Group]:
     """The range `rows` of the rows of all named files, by size.
 
@@ -93,12 +93,14 @@ def read_latents(path: str) -> Array:
     return z
 
 
-def latent_rows(z: Array, model: Sized) -> Array:
+def latent_rows(z: Array, model: ModelDescription) -> Array:
     """z of shape (rows, *z_shape), also of a single latent without an axis of rows."""
     return z[None] if z.ndim == len(model.z.shape.dims) else z
 
 
-def read_point(text: str, model: Sized, field: str, options: ReadOptions) -> LatentAnchor:
+def read_point(
+    text: str, model: ModelDescription, field: str, options: ReadOptions
+) -> LatentAnchor:
     """One end of an interpolation: "seed:7", "seed:7@3", "z:FILE.npy", or a file of one row."""
     if text.startswith("seed:"):
         match = re.fullmatch(r"seed:(\d+)(?:@(\d+))?", text)
@@ -120,12 +122,14 @@ def read_point(text: str, model: Sized, field: str, options: ReadOptions) -> Lat
     return DataPoint(groups[0].x[0])
 
 
-def _size(source: Source, model: Sized, options: ReadOptions) -> int:
+def _size(source: Source, model: ModelDescription, options: ReadOptions) -> int:
     with closing(sources.open_source(source, model, options.column)) as reader:
         return reader.rows
 
 
-def _read(source: Source, start: int, stop: int, model: Sized, options: ReadOptions) -> list[Array]:
+def _read(
+    source: Source, start: int, stop: int, model: ModelDescription, options: ReadOptions
+) -> list[Array]:
     """Rows start..stop in parts that each have one size."""
     opened = sources.open_source(source, model, options.column, resize=options.resize)
     one_size = not model.axes or options.resize or source.kind not in ("picture", "parquet")
@@ -149,7 +153,7 @@ def _read(source: Source, start: int, stop: int, model: Sized, options: ReadOpti
     return [chunk.x for chunk in chunks]
 
 
-def _single(text: str, model: Sized) -> Array | None:
+def _single(text: str, model: ModelDescription) -> Array | None:
     """The row of a .npy or .npz that has a single row and no row axis; else None."""
     path = os.path.expanduser(text)
     if kinds.kind_of(file_and_key(path)[0]) not in ("npy", "npz"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.client.channel import CredentialFiles
 from latentd.errors import ConfigError
 from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
@@ -159,7 +159,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _describe_model(plan: Plan, sizes: Mapping[tuple[int, ...], Shapes]) -> str:
+def _describe_model(plan: Plan, sizes: Mapping[tuple[int, ...], RowShapes]) -> str:
     b, most = plan.bundle, {plan.rows_per_batch(shapes) for shapes in sizes.values()}
     batches = f"batches of {max(most)}"
     if len(sizes) > 1:
@@ -167,7 +167,7 @@ def _describe_model(plan: Plan, sizes: Mapping[tuple[int, ...], Shapes]) -> str:
     return f"{b.model} version {b.version} ({b.digest[:15]}), {batches}"
 
 
-def _trial_rows(runs: Sequence[tuple[int, Shapes]]) -> tuple[int, float]:
+def _trial_rows(runs: Sequence[tuple[int, RowShapes]]) -> tuple[int, float]:
     """The number of the first rows that a trial runs, and their part of all bytes."""
     rows = taken = total = 0
     for count, shapes in runs:

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final, Self
 import numpy as np
 
 from latentd import images
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.errors import BadData, ConfigError, InvalidArgument
 from latentd.jobs import sizes
 from latentd.jobs.model_rows import ModelRows
@@ -58,7 +58,7 @@ class FoundInputs:
         several = {SIZES: self.sizes} if self.sizes else {}
         return {NAMES: self.names, SUMS: self.sums} | several
 
-    def runs(self, model: ModelRows) -> Iterator[tuple[int, Shapes]]:
+    def runs(self, model: ModelRows) -> Iterator[tuple[int, RowShapes]]:
         """Rows of the same shapes that follow each other: their number and shapes, for all rows."""
         axes, first = len(model.axes), 0
         of_size = functools.cache(model.of_size)  # one size may come back a million times
@@ -339,7 +339,7 @@ class _RowSizes:
     several: bytes = b""
 
     @classmethod
-    def find(cls, shapes: Iterable[Shapes | None], model: ModelRows) -> Self:
+    def find(cls, shapes: Iterable[RowShapes | None], model: ModelRows) -> Self:
         """Of rows with these shapes."""
         lengths = sizes.collect(shapes, len(model.axes))
         size = sizes.common(lengths)
@@ -358,10 +358,10 @@ class _RowSizes:
 
 def _sum_pictures(
     folder: str, names: Sequence[str], model: ModelRows | None = None
-) -> tuple[str, bytes, list[Shapes | None]]:
+) -> tuple[str, bytes, list[RowShapes | None]]:
     """The sha256 of all files together, and of each; for a model, also the shapes of each row, or
     None. A file that cannot be read raises nothing here: it becomes a bad row later."""
-    total, digests, found = hashlib.sha256(), [], list[Shapes | None]()
+    total, digests, found = hashlib.sha256(), [], list[RowShapes | None]()
     for name in names:
         shapes = None
         try:
@@ -378,7 +378,7 @@ def _sum_pictures(
     return total.hexdigest(), b"".join(digests), found
 
 
-def _shapes_of(file: BinaryIO, model: ModelRows) -> Shapes | None:
+def _shapes_of(file: BinaryIO, model: ModelRows) -> RowShapes | None:
     try:
         with images.pillow_warnings_ignored():
             return find_shapes(file, model, resize=False)

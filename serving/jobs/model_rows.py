@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from latentd.bundle import LatentFormat, Manifest, RowFormat, Shapes
-from latentd.manifest import Sized
+from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
+from latentd.manifest import ModelDescription
 from latentd.shapes import Axis, Shape
 
 if TYPE_CHECKING:  # importing the client is slow, and --help must be fast
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # importing the client is slow, and --help must be fast
 
 
 @dataclass(frozen=True)
-class ModelRows(Sized):
+class ModelRows(ModelDescription):
     """Rows and latents of every size. A bundle and a server with the same model give the same."""
 
     x: RowFormat
@@ -38,7 +38,7 @@ class ModelRows(Sized):
             posterior=model.posterior,
         )
 
-    def of_size(self, size: tuple[int, ...]) -> Shapes:
+    def of_size(self, size: tuple[int, ...]) -> RowShapes:
         """The rows of this size: the length of each free axis; () or zeros: the default."""
         return self.at(dict(zip(self.axes, size, strict=True))) if any(size) else self.default
 

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from latentd import images
-from latentd.bundle import SCORES, Shapes
+from latentd.bundle import SCORES, RowShapes
 from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Floats, Results, Rows
@@ -76,7 +76,7 @@ def count(path: Path) -> int:
     return len(np.load(path, mmap_mode="r"))
 
 
-def bytes_per_row(plan: Plan, shapes: Shapes) -> int:
+def bytes_per_row(plan: Plan, shapes: RowShapes) -> int:
     """An estimate for rows of these shapes; PNG files count as half of their pixels."""
     wanted, nbytes = plan.wanted, shapes.x.nbytes
     x = {"none": 0, "png": nbytes // 2, "raw": nbytes}[wanted.reconstruction]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from latentd.bundle import DataSpec, Shapes
+from latentd.bundle import DataSpec, RowShapes
 from latentd.errors import ConfigError
 from latentd.jobs.model_rows import ModelRows
 
@@ -97,14 +97,14 @@ class Plan:
         return sum(i.rows for i in self.inputs)
 
     @functools.cached_property
-    def shapes(self) -> Shapes | None:
+    def shapes(self) -> RowShapes | None:
         """The shapes of every row; None: the rows have several sizes."""
         sizes = {entry.size for entry in self.inputs}
         if len(sizes) != 1 or any(entry.sizes for entry in self.inputs):
             return None
         return self.data.of_size(sizes.pop())
 
-    def rows_per_batch(self, shapes: Shapes) -> int:
+    def rows_per_batch(self, shapes: RowShapes) -> int:
         """The maximum for rows of these shapes."""
         return max(1, min(self.batch_rows, self.batch_bytes // shapes.x.nbytes))
 
@@ -163,7 +163,7 @@ class Plan:
             ) from None
 
 
-def with_shards(plan: Plan, runs: Iterable[tuple[int, Shapes]], rows: int) -> Plan:
+def with_shards(plan: Plan, runs: Iterable[tuple[int, RowShapes]], rows: int) -> Plan:
     """The plan with shards of `rows` rows; 0: so many that a shard's inputs and outputs need little
     memory.
 
@@ -178,7 +178,7 @@ def with_shards(plan: Plan, runs: Iterable[tuple[int, Shapes]], rows: int) -> Pl
     return dataclasses.replace(plan, shard_rows=max(1, min(SHARD_ROWS, most)))
 
 
-def _row_bytes(shapes: Shapes, wanted: OutputSpec) -> int:
+def _row_bytes(shapes: RowShapes, wanted: OutputSpec) -> int:
     """The bytes of a row's inputs and outputs."""
     copies = 1 if wanted.reconstruction == "none" else 2
     return shapes.x.nbytes * copies + 8 * shapes.z_size

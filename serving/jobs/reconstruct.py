@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd import bundle
-from latentd.bundle import SCORES, Bundle, Shapes
+from latentd.bundle import SCORES, Bundle, RowShapes
 from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
-from latentd.manifest import Sized
+from latentd.manifest import ModelDescription
 from latentd.models import likelihood_graphs, loading
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
@@ -260,7 +260,9 @@ def _finite(columns: dict[str, Array]) -> NDArray[np.bool_]:
     return finite
 
 
-def empty_columns(wanted: OutputSpec, model: Sized, shapes: Shapes) -> dict[str, Array]:
+def empty_columns(
+    wanted: OutputSpec, model: ModelDescription, shapes: RowShapes
+) -> dict[str, Array]:
     """The requested columns for rows of these shapes, with no rows."""
     x = shapes.x
     latent = dict.fromkeys(model.encoder_outputs, np.empty((0, *shapes.z), np.float32))

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.errors import ConfigError
 
 Lengths = NDArray[np.uint32]
@@ -26,7 +26,7 @@ Size = tuple[int, ...]
 _DTYPE: Final = np.dtype("<u4")
 
 
-def collect(shapes: Iterable[Shapes | None], axes: int) -> Lengths:
+def collect(shapes: Iterable[RowShapes | None], axes: int) -> Lengths:
     """The lengths of rows with these shapes; None: the model does not take the row."""
     zeros = (0,) * axes
     found = [zeros if row is None else row.key for row in shapes]

@@ -19,7 +19,7 @@ from latentd import ranges
 from latentd.batching.batcher import Batcher
 from latentd.batching.rowqueue import RowQueue
 from latentd.batching.runner import Outputs, RunFn
-from latentd.bundle import Manifest, Shapes
+from latentd.bundle import Manifest, RowShapes
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future, run_in_executor
 from latentd.calls.in_flight import InFlight
@@ -111,11 +111,11 @@ class ServedModel:
         self.decoder = batcher("decoder", loaded.decoder, decode)
         self._scoring_seconds = scoring.measure(loaded.likelihood, self.manifest.default)
 
-    def max_rows(self, shapes: Shapes) -> int:
+    def max_rows(self, shapes: RowShapes) -> int:
         """How many rows of this size a request may have: any response fits into one message."""
         return min(self._settings.max_rows, shapes.rows_in(self._settings.max_message_bytes))
 
-    def too_large(self, shapes: Shapes) -> tuple[str, str] | None:
+    def too_large(self, shapes: RowShapes) -> tuple[str, str] | None:
         """Why a run of one row of this size would not fit into memory, and what to do; None: it
         fits."""
         elements, limit = shapes.x.size, self.max_elements
@@ -177,7 +177,7 @@ class ServedModel:
     def decode(
         self,
         source: Source,
-        shapes: Shapes,
+        shapes: RowShapes,
         caller: CallContext,
         *,
         params: bool = False,
@@ -248,7 +248,7 @@ class ServedModel:
         assert self.loaded.likelihood
         return self.loaded.likelihood
 
-    def _scale(self, shapes: Shapes) -> tuple[int, int]:
+    def _scale(self, shapes: RowShapes) -> tuple[int, int]:
         """What a row of this size costs the encoder and the decoder, in rows of the smallest."""
         scales = self._scales.get(shapes.key)
         if scales is None:
@@ -258,7 +258,7 @@ class ServedModel:
                 self._scales[shapes.key] = scales
         return scales
 
-    def _score_weight(self, rows: int, shapes: Shapes) -> int:
+    def _score_weight(self, rows: int, shapes: RowShapes) -> int:
         """What one draw costs in a call of `rows` rows; the unit is one decoded row of its size."""
         profile, seconds = self.loaded.decoder.profile, self._scoring_seconds
         _, scale = self._scale(shapes)

@@ -19,7 +19,7 @@ import numpy as np
 
 from latentd.batching.entries import single_item_batch
 from latentd.batching.runner import Outputs
-from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, Shapes
+from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, RowShapes
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
 from latentd.models import likelihood_graphs, profile
@@ -38,7 +38,7 @@ from latentd.shapes import Shape
 
 log = logging.getLogger(__name__)
 
-RunRows = Callable[[Graph, Shapes, int], Outputs]
+RunRows = Callable[[Graph, RowShapes, int], Outputs]
 """Runs a batch of that many rows of zeros or noise at one size."""
 
 IDLE_RATIO: Final = 4.0
@@ -113,11 +113,11 @@ def load_model(
         for vectors in density_golden:
             vectors.check(likelihood)
 
-    def encode(graph: Graph, shapes: Shapes, rows: int) -> Outputs:
+    def encode(graph: Graph, shapes: RowShapes, rows: int) -> Outputs:
         x = np.zeros((rows, *shapes.x.shape), shapes.x.dtype)
         return encode_batch(graph, m.encoder_outputs, single_item_batch(x, rows))
 
-    def decode(graph: Graph, shapes: Shapes, rows: int) -> Outputs:
+    def decode(graph: Graph, shapes: RowShapes, rows: int) -> Outputs:
         source = PriorSamples(NoiseRange(seed=0, offset=0, rows=rows))
         payload = DecodePayload(source, shapes.z, params=False)
         return decode_batch(graph, single_item_batch(payload, rows))
@@ -192,14 +192,14 @@ class _GraphLoader:
         return self._profile(file, signature, golden, run)
 
     @functools.cached_property
-    def _sizes(self) -> list[Shapes]:
+    def _sizes(self) -> list[RowShapes]:
         return sizes_to_measure(self._bundle.manifest)
 
     def _session(self, file: str, signature: Signature, threads: int) -> Graph:
         with profiling.throttled(self._idle_ratio):
             return self._engine.load(self._bundle.files[file], signature, threads)
 
-    def _row_bytes(self, shapes: Shapes) -> int:
+    def _row_bytes(self, shapes: RowShapes) -> int:
         row_bytes = shapes.x.nbytes + shapes.z_size * 4
         if not self._engine.on_cpu and shapes.params:  # a GPU batch has buffers for all outputs
             row_bytes += math.prod(shapes.params) * 4

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from latentd.bundle import Manifest, Shapes
+from latentd.bundle import Manifest, RowShapes
 from latentd.runtime import memory, profiling
 from latentd.runtime.profiling import BatchTiming
 
@@ -26,7 +26,7 @@ _MIN_RUN_BYTES: Final = 4 << 20
 _MAX_POWER: Final = 2.0
 """Costs and memory grow with the square of the elements at most, as attention's do."""
 
-RunRows = Callable[[Shapes, int], object]
+RunRows = Callable[[RowShapes, int], object]
 """Runs a batch of so many rows at one size."""
 
 
@@ -142,7 +142,7 @@ class ModelProfile:
         return cls(graph(raw["encoder"]), graph(raw["decoder"]))
 
 
-def sizes_to_measure(manifest: Manifest) -> list[Shapes]:
+def sizes_to_measure(manifest: Manifest) -> list[RowShapes]:
     """The smallest size, the default, and larger ones up to the largest, ascending by elements."""
     axes, found = manifest.axes, {s.key: s for s in (manifest.smallest, manifest.default)}
     factor = 1.0
@@ -156,9 +156,9 @@ def sizes_to_measure(manifest: Manifest) -> list[Shapes]:
 
 
 def measure(
-    sizes: Sequence[Shapes],
+    sizes: Sequence[RowShapes],
     run: RunRows,
-    row_bytes: Callable[[Shapes], int],
+    row_bytes: Callable[[RowShapes], int],
     max_seconds: float,
     idle_ratio: float,
     max_bytes: int = 0,
@@ -174,7 +174,7 @@ def measure(
     used = _run_bytes(sizes, run, max_bytes) if len(sizes) > 1 else [0]
     for index, (shapes, nbytes) in enumerate(zip(sizes, used, strict=False)):
 
-        def run_rows(rows: int, shapes: Shapes = shapes) -> object:
+        def run_rows(rows: int, shapes: RowShapes = shapes) -> object:
             return run(shapes, rows)
 
         # The batch size is chosen at the smallest size; of the others only the costs are needed.
@@ -184,7 +184,7 @@ def measure(
     return profiles
 
 
-def _run_bytes(sizes: Sequence[Shapes], run: RunRows, max_bytes: int) -> list[int]:
+def _run_bytes(sizes: Sequence[RowShapes], run: RunRows, max_bytes: int) -> list[int]:
     """The memory of a run of one row at each size, up to the last one that is worth a measurement;
     0: not measured.
 

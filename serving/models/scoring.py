@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.latents import POSTERIOR, Latents, NoiseRange
 from latentd.models.sources import PosteriorSamples
 from latentd.posterior import Nats, kl_to_standard_normal, log_prior_ratio
@@ -90,7 +90,7 @@ class ScoringSeconds:
     likelihood: float  # log p(x | z) of one row
 
 
-def measure(likelihood: LikelihoodGraph | None, shapes: Shapes) -> ScoringSeconds:
+def measure(likelihood: LikelihoodGraph | None, shapes: RowShapes) -> ScoringSeconds:
     """Measure both for rows of this size: the fastest of a few repeats. Without a likelihood, both
     are 0."""
     if likelihood is None or shapes.params is None:

@@ -6,7 +6,7 @@ The tiles of a row are rows of one size, which share batches with all other rows
 from __future__ import annotations
 
 from latentd.batching.runner import Outputs
-from latentd.bundle import Shapes, Tile
+from latentd.bundle import RowShapes, Tile
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future, create_task, run_in_executor
 from latentd.codec import Array
@@ -31,7 +31,7 @@ class TiledModel(ServedModel):
         self._always = always
         self.used: dict[str, Tile] = {}
 
-    def too_large(self, shapes: Shapes) -> tuple[str, str] | None:
+    def too_large(self, shapes: RowShapes) -> tuple[str, str] | None:
         """As of ServedModel. Only one tile needs to fit, but the whole row into a message."""
         for graph in ("encoder", "decoder"):
             plan = self._plan(graph, shapes)
@@ -58,7 +58,7 @@ class TiledModel(ServedModel):
     def decode(
         self,
         source: Source,
-        shapes: Shapes,
+        shapes: RowShapes,
         caller: CallContext,
         *,
         params: bool = False,
@@ -74,7 +74,7 @@ class TiledModel(ServedModel):
         self,
         plan: TilePlan,
         source: Source,
-        shapes: Shapes,
+        shapes: RowShapes,
         caller: CallContext,
         params: bool,
         work: int,
@@ -106,7 +106,7 @@ class TiledModel(ServedModel):
             )
         return await super().reconstruct(x, draw, scores, caller, work)
 
-    def _plan(self, graph: str, shapes: Shapes) -> TilePlan | None:
+    def _plan(self, graph: str, shapes: RowShapes) -> TilePlan | None:
         """The parts in which a graph runs rows of this size; None: it runs them whole."""
         limit = self.max_elements
         if not self._always and (not limit or shapes.x.size <= limit):

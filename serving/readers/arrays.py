@@ -20,7 +20,7 @@ import numpy as np
 
 from latentd.codec import Array
 from latentd.errors import BadData, ConfigError
-from latentd.manifest import Sized
+from latentd.manifest import ModelDescription
 from latentd.readers import files, kinds
 from latentd.readers.files import FileOpener
 from latentd.readers.rows import Chunk, check_signature, make_chunk
@@ -161,7 +161,9 @@ class ArrayFile:
 class ArrayReader:
     """See rows.Reader. `path` may be FILE.npz:key."""
 
-    def __init__(self, path: str, model: Sized, open_file: FileOpener = files.open_file) -> None:
+    def __init__(
+        self, path: str, model: ModelDescription, open_file: FileOpener = files.open_file
+    ) -> None:
         self._array = ArrayFile(path, open_file=open_file)
         try:
             self.shapes = check_signature(

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from latentd import images
-from latentd.bundle import DataSpec, Shapes
+from latentd.bundle import DataSpec, RowShapes
 from latentd.codec import Array
 from latentd.errors import BadData, ConfigError, InvalidArgument
-from latentd.manifest import Sized
+from latentd.manifest import ModelDescription
 from latentd.readers import files
 from latentd.readers.files import FileOpener
 from latentd.readers.pictures import decode, find_shapes
@@ -39,7 +39,7 @@ class TableReader:
     def __init__(
         self,
         path: str,
-        model: Sized,
+        model: ModelDescription,
         column: str = "",
         id_column: str = "",
         resize: bool = False,
@@ -92,7 +92,7 @@ class TableReader:
             at += taken.num_rows
         return join(chunks, self._model.default.x)
 
-    def row_shapes(self) -> Iterator[Shapes | None]:
+    def row_shapes(self) -> Iterator[RowShapes | None]:
         """Of each row, in order; None: the row has no size that the model takes. Only image files
         are looked at: all other rows have the default size. Raises BadData."""
         at, default = 0, self._model.default
@@ -270,7 +270,7 @@ def _same_numbers(kind: Any, x: DataSpec) -> bool:
     return bool(pa.types.is_uint8(kind) if x.dtype == "uint8" else pa.types.is_floating(kind))
 
 
-def _row(value: Any, model: Sized, resize: bool) -> Array:
+def _row(value: Any, model: ModelDescription, resize: bool) -> Array:
     """One row from a value of a column. Raises InvalidArgument with the reason."""
     x = model.default.x
     if isinstance(value, bytes):

@@ -10,9 +10,9 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from latentd import images
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.errors import InvalidArgument
-from latentd.manifest import Sized
+from latentd.manifest import ModelDescription
 from latentd.readers import files, verified
 from latentd.readers.rows import BadRow, Chunk, check_same_size
 from latentd.shapes import SizeError
@@ -53,7 +53,7 @@ def file_path(folder: str, name: str) -> str:
     return files.join(folder, name) if folder else name
 
 
-def find_shapes(file: bytes | BinaryIO, model: Sized, resize: bool) -> Shapes:
+def find_shapes(file: bytes | BinaryIO, model: ModelDescription, resize: bool) -> RowShapes:
     """The shapes of the row that an image file gives, by its header. Raises InvalidArgument if the
     model does not take its size."""
     if resize or not model.axes:
@@ -71,7 +71,7 @@ def find_shapes(file: bytes | BinaryIO, model: Sized, resize: bool) -> Shapes:
         raise InvalidArgument("x", error.what, hint) from None
 
 
-def decode(data: bytes, model: Sized, resize: bool) -> images.Pixels:
+def decode(data: bytes, model: ModelDescription, resize: bool) -> images.Pixels:
     """The row that an image file gives. Raises InvalidArgument."""
     x = find_shapes(data, model, resize).x
     return images.decode_image(data, x, "x", None, resize)
@@ -90,7 +90,7 @@ class PictureReader:
         folder: str,
         names: Callable[[int, int], Sequence[str]],
         rows: int,
-        model: Sized,
+        model: ModelDescription,
         resize: bool,
         digest: Callable[[int], bytes] | None = None,
     ) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd import ranges
-from latentd.bundle import DataSpec, Shapes
+from latentd.bundle import DataSpec, RowShapes
 from latentd.codec import Array
 from latentd.errors import ConfigError, InvalidArgument
-from latentd.manifest import Sized
+from latentd.manifest import ModelDescription
 from latentd.ranges import Counts
 from latentd.shapes import Shape, SizeError
 
@@ -93,8 +93,8 @@ class Reader(Protocol):
 
 
 def check_signature(
-    dtype: np.dtype[Any], shape: tuple[int, ...], model: Sized, name: str
-) -> Shapes:
+    dtype: np.dtype[Any], shape: tuple[int, ...], model: ModelDescription, name: str
+) -> RowShapes:
     """The shapes of an array's rows; shape: of one row. Raises ConfigError if the model does not
     take them.
 

@@ -22,7 +22,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from latentd.errors import BadData, ConfigError
-from latentd.manifest import Sized
+from latentd.manifest import ModelDescription
 from latentd.readers import files, kinds
 from latentd.readers.arrays import ArrayReader, file_and_key
 from latentd.readers.kinds import Kind
@@ -114,7 +114,7 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
 
 def open_source(
     source: Source,
-    model: Sized,
+    model: ModelDescription,
     column: str = "",
     id_column: str = "",
     resize: bool = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentd import latents
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.calls.context import CallContext
 from latentd.errors import InvalidArgument
 from latentd.latents import Latents
@@ -13,7 +13,7 @@ from latentd.rpc import fields, finite
 from latentd.rpc.methods import INFER
 
 
-def common_shapes(model: ServedModel, request: pb.InterpolateRequest) -> Shapes:
+def common_shapes(model: ServedModel, request: pb.InterpolateRequest) -> RowShapes:
     """The rows at the size of both ends. Raises InvalidArgument."""
     named = fields.shapes_at(request.sizes, model)
     found = {"sizes": named} if request.sizes else {}
@@ -40,7 +40,7 @@ async def latent(
     model: ServedModel,
     anchor: pb.LatentAnchor,
     field: str,
-    shapes: Shapes,
+    shapes: RowShapes,
     context: CallContext,
     nonfinite: finite.NonfiniteRows,
 ) -> tuple[Latents, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from latentd import capabilities, codec, images, latents
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
 from latentd.errors import InvalidArgument, PermissionDenied
@@ -124,7 +124,7 @@ def tiled(model: ServedModel) -> pb.Tiled:
     )
 
 
-def shapes_at(sizes: Mapping[str, int], model: ServedModel) -> Shapes:
+def shapes_at(sizes: Mapping[str, int], model: ServedModel) -> RowShapes:
     """The rows at the sizes that a request names. Raises InvalidArgument."""
     try:
         return _fitting(model.manifest.at(sizes), model, "sizes")
@@ -133,7 +133,7 @@ def shapes_at(sizes: Mapping[str, int], model: ServedModel) -> Shapes:
         raise InvalidArgument(field, error.what, error.hint) from None
 
 
-def _fitting(shapes: Shapes, model: ServedModel, field: str) -> Shapes:
+def _fitting(shapes: RowShapes, model: ServedModel, field: str) -> RowShapes:
     """These shapes. Raises InvalidArgument if a run of one row would not fit into memory."""
     if reason := model.too_large(shapes):
         raise InvalidArgument(field, *reason)
@@ -141,7 +141,7 @@ def _fitting(shapes: Shapes, model: ServedModel, field: str) -> Shapes:
 
 
 def require_room(
-    shapes: Shapes, model: ServedModel, field: str, png: bool, float_dtype: str
+    shapes: RowShapes, model: ServedModel, field: str, png: bool, float_dtype: str
 ) -> None:
     """Raise InvalidArgument if one row is larger than a message, before it is computed. How large a
     PNG file will be is not known.
@@ -154,7 +154,7 @@ def require_room(
         raise InvalidArgument(field, *reason)
 
 
-def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> Shapes:
+def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> RowShapes:
     """The rows at the size of the rows sent. Raises InvalidArgument."""
     manifest = model.manifest
     if not manifest.axes:
@@ -182,12 +182,12 @@ def _lengths_of_row(tensor: pb.Tensor, row: Shape, field: str) -> tuple[int, ...
     return tuple(tensor.shape[1:])
 
 
-def _shapes_of_file(file: bytes, model: ServedModel, field: str) -> Shapes:
+def _shapes_of_file(file: bytes, model: ServedModel, field: str) -> RowShapes:
     channels = model.manifest.default.x.shape[2:]
     return _shapes_of_x((*images.png_height_and_width(file, field), *channels), model, field)
 
 
-def _shapes_of_x(lengths: tuple[int, ...], model: ServedModel, field: str) -> Shapes:
+def _shapes_of_x(lengths: tuple[int, ...], model: ServedModel, field: str) -> RowShapes:
     try:
         return _fitting(model.manifest.shapes_of_x(lengths), model, field)
     except SizeError as error:
@@ -196,7 +196,7 @@ def _shapes_of_x(lengths: tuple[int, ...], model: ServedModel, field: str) -> Sh
 
 async def read_latents(
     tensor: pb.Tensor, model: ServedModel, field: str, max_rows: int = 0
-) -> tuple[Latents, Shapes]:
+) -> tuple[Latents, RowShapes]:
     """z, checked, and the rows at its size.
 
     max_rows: 0: the model's
@@ -208,7 +208,7 @@ async def read_latents(
     return codec.read_latents(tensor, shapes.z, limit, field), shapes
 
 
-def shapes_of_latents(tensor: pb.Tensor, model: ServedModel, field: str) -> Shapes:
+def shapes_of_latents(tensor: pb.Tensor, model: ServedModel, field: str) -> RowShapes:
     """The rows at the size of the latents sent. Raises InvalidArgument."""
     manifest = model.manifest
     if not manifest.axes or len(tensor.shape) < 2:

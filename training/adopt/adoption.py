@@ -15,7 +15,7 @@ import onnx
 from PIL import Image, ImageOps
 
 from latentd import bundle
-from latentd.bundle import LatentFormat, Manifest, RowFormat, Shapes
+from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
 from latentd.shapes import Axis, Sizes
 from latentd.training import graph_checks, image_files, publication, tiles
 from latentd.training.adopt import glue, net, onnx_pair
@@ -179,7 +179,7 @@ def _golden(manifest: Manifest, reference: Reference, rows: Rows) -> bytes:
     return file.getvalue()
 
 
-def _golden_at(at: Shapes, reference: Reference, rows: Rows, count: int) -> dict[str, Array]:
+def _golden_at(at: RowShapes, reference: Reference, rows: Rows, count: int) -> dict[str, Array]:
     x = rows(at.x.shape, count)
     mean, log_var = reference.encode(x)
     noise = np.random.default_rng(0).standard_normal(mean.shape)

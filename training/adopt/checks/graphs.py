@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from latentd.bundle import Shapes
+from latentd.bundle import RowShapes
 from latentd.training import machine
 from latentd.training.adopt.candidate import Candidate
 
@@ -67,7 +67,7 @@ class Pair:
 
     def decode(self, z: Array) -> dict[str, Array]:
         """x, and params if there is a likelihood."""
-        shapes: Shapes = self._manifest.shapes_of_z(z.shape[1:])
+        shapes: RowShapes = self._manifest.shapes_of_z(z.shape[1:])
         expected = {"x": (np.dtype(shapes.x.dtype), shapes.x.shape)}
         if shapes.params:
             expected["params"] = (np.dtype(np.float32), shapes.params)
