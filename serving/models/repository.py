@@ -334,7 +334,9 @@ class Repository:
             for size in profile.sizes:
                 timings = (f"{one.rows} -> {one.seconds * 1e3:.3g}" for one in size.timings)
                 of_size = f" of {list(size.x_shape)}" if model.manifest.axes else ""
-                log.info(
+                default = size.x_shape == model.manifest.default.x.shape
+                log.log(
+                    logging.INFO if default else logging.DEBUG,
                     "  %s, %s version %d: batches of up to %d rows%s, %d thread(s); "
                     "batch size -> ms: %s.",
                     *(batcher.name, name, version, profile.max_batch_rows(size.elements)),
