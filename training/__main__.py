@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status: 0 done, 1 the run failed, 2 wrong input,
-    130 interrupted."""
+    130 interrupted, 143 terminated."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
@@ -107,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"\n{PROGRAM}: interrupted. {arguments.after(arguments)}", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "number", signal.SIGINT)
     return 0
 
 

@@ -19,6 +19,7 @@ from latentd.training.device import resolve_device, resolve_precision
 from latentd.training.errors import TrainingError
 from latentd.training.logger import RunLogger
 from latentd.training.objective import describe_elbo, describe_objective
+from latentd.training.signals import StopRequest, stop_request
 from latentd.training.threads import Choice
 from latentd.training.trainer import Trainer, evaluate
 
@@ -53,7 +54,8 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
             threads.using(chosen.number),
             RunLogger(out, header, run.history, run.steps_done) as logger,
         ):
-            _epochs(run, out, logger)
+            with _stop_request() as stop:
+                _epochs(run, out, logger, stop)
             if distributed.is_main_process():
                 _evaluate_best(run, out, logger)
 
@@ -69,8 +71,16 @@ def _no_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def _epochs(run: Trainer, out: Path, logger: RunLogger) -> None:
-    """Run the remaining epochs."""
+def _stop_request() -> contextlib.AbstractContextManager[StopRequest]:
+    """Of several processes none may leave between steps: the others would wait for its gradients.
+    A signal ends them as torchrun expects."""
+    if distributed.process_count() > 1:
+        return contextlib.nullcontext(StopRequest())
+    return stop_request()
+
+
+def _epochs(run: Trainer, out: Path, logger: RunLogger, stop: StopRequest) -> None:
+    """Run the remaining epochs. Saves and raises Stopped between two steps if asked to stop."""
     last_save = time.monotonic()
     warned = (
         run.device.type != "cpu" or distributed.process_count() > 1
@@ -88,8 +98,9 @@ def _epochs(run: Trainer, out: Path, logger: RunLogger) -> None:
         if not warned and (ratio := run.contention.found()):
             warned = True
             distributed.notice(_on_contention(run, ratio))
-        if time.monotonic() - last_save > run.config.checkpoint_seconds:
+        if stop.number or time.monotonic() - last_save > run.config.checkpoint_seconds:
             save(out / LAST)
+        stop.raise_if_made()
 
     while not finished(run.config, run.history):
         line = run.epoch(after_step)
@@ -97,6 +108,7 @@ def _epochs(run: Trainer, out: Path, logger: RunLogger) -> None:
             save(out / BEST)
         save(out / LAST)
         logger.epoch(line)
+        stop.raise_if_made()
 
 
 def finished(config: Config, history: list[dict[str, Any]]) -> bool:

@@ -6,12 +6,15 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from latentd.training import checkpoint
+from latentd.training.trainer import Trainer
 from tests.support.runs import TINY, TRAIN, assert_same_run, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -30,22 +33,24 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert_same_run(whole, parts)
 
 
-def test_interrupted_run_prints_how_to_resume_and_loses_nothing(
-    cli: Cli, whole: Path, tmp_path: Path
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_run_prints_how_to_resume_and_loses_nothing(
+    cli: Cli, tmp_path: Path, number: int, status: int
 ) -> None:
-    out = tmp_path / "interrupted"
-    process = subprocess.Popen(
-        [*TRAIN, "--out", out, *map(str, TINY), "--epochs", "100000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
-    while '"epoch": 2' not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    out = tmp_path / "stopped"
+    command = [*TRAIN, "--out", out, *map(str, TINY), "--epochs", "100000"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            while '"epoch": 2' not in process.stdout.readline():
+                assert process.poll() is None
+            process.send_signal(number)
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == status
     assert err.rstrip().endswith(
         f"latentd: interrupted. Continue with: latentd train --out {out} --resume"
     )
@@ -54,6 +59,47 @@ def test_interrupted_run_prints_how_to_resume_and_loses_nothing(
     assert cli("train", "--out", out, "--resume", "--epochs", epochs)[0] == 0
     assert cli("train", "--out", tmp_path / "straight", *TINY, "--epochs", epochs)[0] == 0
     assert_same_run(out, tmp_path / "straight")
+
+
+class Finalizer:
+    """Its signal comes while Python finalizes it. Python ignores what is raised there."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(10):
+            pass
+
+
+@pytest.mark.parametrize(("after", "saved"), [(17, (1, 5)), (24, (1, 12)), (47, (3, 11))])
+@pytest.mark.parametrize("raises", [Finalizer, partial(signal.raise_signal, signal.SIGTERM)])
+def test_signal_stops_the_run_after_the_current_step(
+    cli: Cli,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+    saved: tuple[int, int],
+    raises: Callable[[], object],
+) -> None:
+    steps, step = 0, Trainer.step
+
+    def counted(run: Trainer, x: torch.Tensor) -> None:
+        nonlocal steps
+        step(run, x)
+        if (steps := steps + 1) == after:
+            raises()
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Trainer, "step", counted)
+        status = cli("train", "--out", out, *TINY, "--threads", 1)[0]
+    assert status == (130 if raises is Finalizer else 143)
+    last = checkpoint.load(out / "last.pt")
+    assert (len(last.history), last.epoch["steps"]) == saved
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert cli("train", "--out", out, "--resume")[0] == 0
+    assert_same_run(out, whole)
 
 
 def test_finished_run_is_unchanged_when_resumed(cli: Cli, whole: Path) -> None:

@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM stop a run between two steps, so that its checkpoint has every step."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Final
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to stop, and the run has saved its checkpoint."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class StopRequest:
+    """The signal that asked the run to stop, if one did."""
+
+    number: int | None = None
+
+    def raise_if_made(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Inside the block, the first signal only makes the request. The second one acts at once.
+
+    An exception that Python raises for a signal is lost if a finalizer or a callback of C code
+    happens to run: it is printed, and the run goes on. A request is not. A signal that is ignored
+    stays ignored. Outside the main thread, where Python has no signals, the request is never made.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {
+        number: handler
+        for number in _SIGNALS
+        if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+    }
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        request.number = number
+        restore()
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield request
+    finally:
+        restore()
+    request.raise_if_made()  # it came after the last question
