@@ -198,6 +198,11 @@ class Card:
                 )
         return dataclasses.replace(self, **found)
 
+    def with_defaults(self, found: Mapping[str, Any]) -> Card:
+        """The card with what was found elsewhere, where it does not say itself."""
+        new = {key: value for key, value in found.items() if getattr(self, key) is None}
+        return dataclasses.replace(self, **new)
+
 
 _FLOATS: Final = ("range", "mean", "std", "clip_log_var", "scale", "shift")
 

@@ -1,0 +1,69 @@
+"""An autoencoder of diffusers, loaded by its own class. Only that route imports this module."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from latentd.training.adopt.diffusers_folder import DiffusersFolder
+from latentd.training.errors import TrainingError
+
+_OFFLINE: Final = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
+"""Variables of diffusers' own dependency, which reads them when it is imported. A user's own value
+is kept."""
+_REASONS: Final = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+def load(folder: DiffusersFolder) -> Autoencoder:
+    """In float32 and for inference. Raises TrainingError."""
+    for name in _OFFLINE:
+        os.environ.setdefault(name, "1")
+    import diffusers
+
+    kind = getattr(diffusers, folder.config.class_name)
+    try:
+        vae, found = kind.from_pretrained(
+            folder.folder,
+            variant=folder.variant or None,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,  # config's force_upcast asks for no more
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise TrainingError(f"diffusers cannot load {folder.folder}: {error}") from None
+    for reason in _REASONS:
+        if keys := list(map(str, found[reason])):
+            raise TrainingError(
+                f"{folder.weights} does not fit {folder.config.path}: {reason.replace('_', ' ')} "
+                f"{', '.join(keys[:3])}, {len(keys)} in all. Save the model again with "
+                "save_pretrained."
+            )
+    vae.disable_tiling()
+    vae.disable_slicing()
+    return Autoencoder(vae)
+
+
+class Autoencoder(nn.Module):
+    """An autoencoder as the torch route takes one: encode, decode."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae.eval().requires_grad_(False)
+
+    def encode(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """mean and log_var, or the latent that is a point. Nothing is drawn."""
+        encoded = self.vae.encode(x)
+        if hasattr(encoded, "latents"):
+            latents: Tensor = encoded.latents
+            return latents
+        return encoded.latent_dist.mean, encoded.latent_dist.logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """x."""
+        x: Tensor = self.vae.decode(z).sample
+        return x

@@ -1,0 +1,222 @@
+"""The config.json of an autoencoder of diffusers, and the keys of a card that it answers.
+
+config = VaeConfig.read(Path("vae/config.json"))
+card = config.fill(card, "gaussian", "hw", report)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from latentd import schema
+from latentd.training.adopt import model_folder
+from latentd.training.adopt.card import NO_PRIOR, Card
+from latentd.training.errors import TrainingError
+
+FILE: Final = "config.json"
+_MAX_BYTES: Final = 1 << 20
+_BLOCKS: Final[Mapping[str, str]] = {
+    "AutoencoderKL": "block_out_channels",
+    "AutoencoderTiny": "encoder_block_out_channels",
+    "AutoencoderDC": "encoder_block_out_channels",
+}
+"""The classes of nets for images that are known, and the key with one entry for each size that a
+net works at: each is half of the one before."""
+_GAUSSIAN: Final = ("AutoencoderKL",)
+_CLIP_LOG_VAR: Final = (-30.0, 20.0)  # in diffusers' code, and in no config
+_LEAST: Final = 2  # positions of a latent along an axis, unless the card says otherwise
+_MOST: Final = 1024  # pixels along an axis, likewise
+
+
+def _number(value: Any) -> bool:
+    return schema.is_number(value) and math.isfinite(value)
+
+
+def _numbers(value: Any) -> bool:
+    return schema.is_list(value) and len(value) > 0 and all(map(_number, value))
+
+
+def _lengths(value: Any) -> bool:
+    pair = value if schema.is_list(value) else [value]
+    return 1 <= len(pair) <= 2 and all(type(n) is int and n > 0 for n in pair)
+
+
+_FORMS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "_class_name": ("a text", lambda value: isinstance(value, str)),
+    "scaling_factor": ("a number other than 0", lambda value: _number(value) and value != 0),
+    "shift_factor": ("a number", _number),
+    "latents_mean": ("a list of numbers", _numbers),
+    "latents_std": ("a list of numbers other than 0", lambda v: _numbers(v) and 0 not in v),
+    "sample_size": ("a length, or height and width", _lengths),
+    **dict.fromkeys(_BLOCKS.values(), ("a list of numbers", _numbers)),
+}
+KEYS: Final = tuple(_FORMS)
+"""Those that are read."""
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """What a config.json holds. A value of null is left out, as diffusers reads it."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> VaeConfig:
+        """Raises TrainingError, which names the file and the key."""
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise TrainingError(f"{path} has more than {_MAX_BYTES} bytes.")
+            document = json.loads(path.read_bytes())
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be read: {error.strerror}.") from None
+        except ValueError as error:
+            raise TrainingError(f"{path} is not JSON: {error}.") from None
+        if not isinstance(document, dict) or "_class_name" not in document:
+            raise TrainingError(f"{path} has no _class_name; expected a config of diffusers.")
+        values = {key: value for key, value in document.items() if value is not None}
+        for key, (expected, accepts) in _FORMS.items():
+            if key in values and not accepts(values[key]):
+                raise TrainingError(f"{path}: {key} is {values[key]!r}; expected {expected}.")
+        return cls(path, values)
+
+    @property
+    def class_name(self) -> str:
+        """Of diffusers."""
+        return str(self.values.get("_class_name", ""))
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{FILE} of {self.class_name}"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is clear how pipelines call this class."""
+        return self.class_name in _BLOCKS
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether the class, called as pipelines do, gives a mean and a log-variance."""
+        return self.class_name in _GAUSSIAN
+
+    @property
+    def factor(self) -> int | None:
+        """Pixels of one position of the latent, along each axis."""
+        blocks = self.values.get(_BLOCKS.get(self.class_name, ""))
+        return None if blocks is None else int(2 ** (len(blocks) - 1))
+
+    def fill(
+        self, card: Card, posterior: str | None, free: str, report: Callable[[str], None]
+    ) -> Card:
+        """The card with what this config and the folders around it say. Raises TrainingError where
+        a key that the config answers differs.
+
+        posterior: what the encoder gives, if that is known
+        free:      the axes of x that are free, of "hw"
+        report:    gets lines on what the config says and leaves open
+        """
+        for note in self.notes():
+            report(note)
+        card = card.filled(self.facts(posterior), f"diffusers and the {self.name}")
+        folder = self.path.parent
+        defaults: dict[str, Any] = {"licence": model_folder.licence(folder, folder.parent)}
+        if self.is_known:  # a decoder of a diffusion model is not trained for draws of N(0, I)
+            defaults["prior"] = NO_PRIOR
+        card = card.with_defaults(defaults)
+        sizes = self.sizes("".join(axis for axis in free if axis not in card.sizes))
+        for axis, size in sizes.items():
+            report(
+                f"{self.name}: sample_size is {size['default']}, so {axis} is {size['min']} to "
+                f"{size['max']}, usually {size['default']}; [sizes] of the card can say otherwise"
+            )
+        return dataclasses.replace(card, sizes={**card.sizes, **sizes})
+
+    def facts(self, posterior: str | None) -> dict[str, Any]:
+        """The card's keys that it answers.
+
+        posterior: what the encoder gives, if that is known
+        """
+        if not self.is_known:
+            return {}
+        found: dict[str, Any] = {"layout": "NCHW", "z_layout": "NCHW", "range": (-1.0, 1.0)}
+        if posterior is not None:
+            found["posterior"] = posterior
+        if posterior == "gaussian":
+            found["clip_log_var"] = _CLIP_LOG_VAR
+        return found if self.unclear else found | self._scaling()
+
+    def _scaling(self) -> dict[str, Any]:
+        """As pipelines do: (z - shift_factor) * scaling_factor; or, with a mean and a deviation of
+        each channel, (z - mean) / std * scaling_factor."""
+        scale = float(self.values["scaling_factor"])
+        if "latents_mean" not in self.values:
+            shift = float(self.values.get("shift_factor", 0.0))
+            return {"scale": (scale,), "shift": (shift,)}
+        return {
+            "scale": tuple(scale / std for std in self.values["latents_std"]),
+            "shift": tuple(map(float, self.values["latents_mean"])),
+        }
+
+    @property
+    def unclear(self) -> str:
+        """Why the card must give scale and shift; "": it need not."""
+        values = self.values
+        if "scaling_factor" not in values:
+            return "there is no scaling_factor"
+        if self.factor not in (1, None) and values["scaling_factor"] == self.factor:
+            return (
+                f"scaling_factor is {values['scaling_factor']}, the number of pixels of one "
+                "position of the latent, which some tools fill in where it was missing"
+            )
+        mean, std = (len(values.get(f"latents_{name}", ())) for name in ("mean", "std"))
+        if mean != std:
+            return f"latents_mean has {mean} numbers, and latents_std {std}"
+        if mean and values.get("shift_factor"):
+            return "there are shift_factor and latents_mean, and pipelines apply one of the two"
+        return ""
+
+    def notes(self) -> list[str]:
+        """What to tell the owner of it: a line each."""
+        if not self.is_known:
+            known = ", ".join(_BLOCKS)
+            return [
+                f"{self.name}: how pipelines call it is not known here (of {known} it is), so "
+                "the card must say it all"
+            ]
+        if self.unclear:
+            return [f"{self.name}: {self.unclear}, so the card must give scale and shift"]
+        scaling = ", ".join(f"{key} {_in_words(value)}" for key, value in self._scaling().items())
+        return [f"{self.name}: {scaling}"]
+
+    def sizes(self, axes: str) -> dict[str, dict[str, int]]:
+        """Bounds for free axes, where the config tells the size that it was trained on.
+
+        axes: of "hw"
+        """
+        if self.factor is None or "sample_size" not in self.values:
+            return {}
+        given = self.values["sample_size"]
+        pair = list(given) if schema.is_list(given) else [given]
+        defaults = dict(zip("hw", (pair[0], pair[-1]), strict=True))
+        if any(length % self.factor for length in defaults.values()):
+            return {}
+        least = _LEAST * self.factor
+        return {
+            axis: {
+                "min": min(least, defaults[axis]),
+                "max": max(_MOST - _MOST % self.factor, defaults[axis]),
+                "default": defaults[axis],
+            }
+            for axis in axes
+        }
+
+
+def _in_words(numbers: Sequence[float]) -> str:
+    return f"{numbers[0]:g}" if len(numbers) == 1 else f"of {len(numbers)} channels"
