@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from latentd import bundle
 from latentd.client import Client
-from latentd.training.adopt import adopt
-from latentd.training.adopt.card import Card
+from latentd.training.adopt import adopt, sources
 from latentd.training.errors import TrainingError
 from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
 
@@ -72,7 +71,7 @@ def assert_pixels(found: np.ndarray, expected: np.ndarray) -> None:
 
 def published(pair: tuple[Path, Path], card: dict[str, Any], root: Path, **more: Any) -> Path:
     lines: list[str] = []
-    folder = adopt(*pair, Card.of(card), root, "adopted", report=lines.append, **more)
+    folder = adopt(sources.onnx(*pair), card, root, "adopted", report=lines.append, **more)
     assert all(lines)
     assert lines[-1] == f"published: {folder}"
     return folder
@@ -309,7 +308,7 @@ def refuse(
 ) -> None:
     """It is refused with these words, and nothing is published."""
     with pytest.raises(TrainingError, match=words):
-        adopt(*pair, Card.of(card), root / "models", "refused", report=lambda _: None, **more)
+        adopt(sources.onnx(*pair), card, root / "models", "refused", report=lambda _: None, **more)
     assert not (root / "models").exists()
 
 

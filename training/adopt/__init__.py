@@ -1,44 +1,54 @@
-"""Adopt a model that was trained elsewhere: check it, publish it as a bundle. No module of this
-package imports PyTorch when it is imported."""
+"""Adopt a model that was trained elsewhere: check it, publish it as a bundle.
+
+    from latentd.training.adopt import adopt, sources
+
+    adopt(sources.onnx("encoder.onnx", "decoder.onnx"), "card.toml", "models", "mine")
+
+`sources` has a function for each place that a model may come from. No module of this package
+imports PyTorch when it is imported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentd.training.adopt.card import Card
+    from latentd.training.adopt.source import Route
 
 
 def adopt(
-    encoder: Path | str,
-    decoder: Path | str,
-    card: Card | Path | str,
+    source: Route,
+    card: Card | Mapping[str, Any] | Path | str | None,
     bundles: Path | str,
     name: str,
     images: Path | str | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Publish two ONNX graphs as the next version of model `name` under `bundles`.
+    """Publish a model as the next version of model `name` under `bundles`.
 
-    card: what the graphs do not say, or a card.toml (`card.TEMPLATE` has every key)
+    source: where it comes from: `sources.onnx(...)` and its like
+    card:   what the source does not say: a card.toml, its keys, or None where the source says all
+            (`card.TEMPLATE` has every key)
     images: a folder of pictures for the checks; None: photographs that scikit-learn has
     report: gets a line for each check
 
     Returns the version's folder. Raises TrainingError for input that is wrong or not enough, and
     AdmissionError for a model that fails a check. On an error, nothing is published.
     """
-    from latentd.training.adopt.adoption import adopt_onnx  # heavy, and --help must be fast
+    from latentd.training.adopt import adoption  # heavy, and --help must be fast
     from latentd.training.adopt.card import Card
 
-    known = card if isinstance(card, Card) else Card.read(Path(card))
-    return adopt_onnx(
-        Path(encoder),
-        Path(decoder),
-        known,
-        Path(bundles),
-        name,
-        None if images is None else Path(images),
-        report,
-    )
+    match card:
+        case None:
+            known = Card()
+        case Path() | str():
+            known = Card.read(Path(card))
+        case Card():
+            known = card
+        case _:
+            known = Card.of(card)
+    folder = None if images is None else Path(images)
+    return adoption.adopt(source, known, Path(bundles), name, folder, report)

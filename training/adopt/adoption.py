@@ -1,4 +1,4 @@
-"""From two ONNX graphs and a card to a published bundle."""
+"""From a source and a card to a published bundle."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
 from latentd.shapes import Axis, Sizes
 from latentd.training import graph_checks, image_files, publication, tiles
-from latentd.training.adopt import glue, net, onnx_pair
+from latentd.training.adopt import glue, net
 from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate, NetRange, Reference
 from latentd.training.adopt.card import NO_PRIOR, Card
 from latentd.training.adopt.net import Net
 from latentd.training.adopt.onnx_pair import OnnxPair
 from latentd.training.adopt.pictures import Pictures
-from latentd.training.adopt.reference import OnnxReference
+from latentd.training.adopt.source import Report, Route, Source
 from latentd.training.errors import TrainingError
 from latentd.training.tolerances import TOLERANCES
 
 Array = npt.NDArray[Any]
-Report = Callable[[str], None]
 Rows = Callable[[Sequence[int], int], Array]
 """The shape of a row of x, and how many -> such rows."""
 
@@ -40,25 +39,20 @@ _MAX_IMAGES: Final = 32
 _NOISE: Final = 0.5  # of further golden latents, as a part of the latents' own deviation
 
 
-def adopt_onnx(
-    encoder: Path,
-    decoder: Path,
-    card: Card,
-    bundles: Path,
-    name: str,
-    images: Path | None,
-    report: Report,
+def adopt(
+    route: Route, card: Card, bundles: Path, name: str, images: Path | None, report: Report
 ) -> Path:
     """See `adopt` of the package."""
     publication.check(bundles, name)
     pictures = [] if images is None else _pictures(images)
-    pair = onnx_pair.load(encoder, decoder, card.tensors)
-    described, card = net.describe(pair, card)
+    source = route(card, report)
+    pair = source.pair
+    described, card = net.describe(pair, source.card)
     report(f"model: {_in_words(described)}")
     encoding = glue.encoder(pair.encoder, described, name)
     decoding = glue.decoder(pair.decoder, described, name)
-    manifest = _manifest(name, described, pair)
-    reference = OnnxReference(pair, card)
+    manifest = _manifest(name, described, source)
+    reference = source.reference(card)
     ends = described.ends and NetRange(*described.ends)
     candidate = Candidate(manifest, encoding, decoding, reference, pictures, ends, card.color_order)
     manifest = dataclasses.replace(manifest, parity=admit(candidate, report))
@@ -84,8 +78,8 @@ def adopt_onnx(
     return folder
 
 
-def _manifest(name: str, described: Net, pair: OnnxPair) -> Manifest:
-    card, image = described.card, described.is_image
+def _manifest(name: str, described: Net, source: Source) -> Manifest:
+    card, image, pair = described.card, described.is_image, source.pair
     return Manifest(
         model=name,
         x=RowFormat("image", described.x, "uint8", (0.0, 255.0))
@@ -101,10 +95,9 @@ def _manifest(name: str, described: Net, pair: OnnxPair) -> Manifest:
         prior=None if card.prior == NO_PRIOR else card.prior,
         origin={
             "kind": "adopted",
-            "route": "onnx",
+            **source.origin,
             "source": card.source,
             "licence": card.licence,
-            "files": pair.files,
             "card": card.document(),
         },
         precision=_precision(pair),

@@ -1,8 +1,8 @@
-"""The card of a model that was trained elsewhere: what its graphs do not say about themselves.
+"""The card of a model that was trained elsewhere: what its files do not say about themselves.
 
     card = Card.read(Path("card.toml"))     # `latentd adopt --card-template` prints one to fill in
 
-What the graphs say is compared with the card, and fills in what the card leaves out.
+What the files say is compared with the card, and fills in what the card leaves out.
 """
 
 from __future__ import annotations
@@ -187,13 +187,13 @@ class Card:
     def filled(self, found: Mapping[str, Any], where: str) -> Card:
         """The card with what was found elsewhere. Raises TrainingError where the two differ.
 
-        where: what says so, for messages
+        where: what says so, and its verb, for messages: "the graphs say"
         """
         for key, value in found.items():
             own = getattr(self, key)
             if own not in (None, value):
                 raise TrainingError(
-                    f"The card says {key} = {own!r}; {where} say {value!r}. Correct the card, or "
+                    f"The card says {key} = {own!r}; {where} {value!r}. Correct the card, or "
                     "leave the key out."
                 )
         return dataclasses.replace(self, **found)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from latentd.training.adopt.source import Route
 
 _DESCRIPTION: Final = """\
 Take in a model that was trained elsewhere: two ONNX graphs, and a card that says what the graphs do
@@ -46,17 +49,12 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--card-template", action=_Template, nargs=0, help="print a card.toml to fill in, and end"
     )
-    command.add_argument(
-        "--onnx",
-        nargs=2,
-        type=Path,
-        required=True,
-        metavar=("ENCODER", "DECODER"),
-        help="the two graphs",
+    group = command.add_argument_group("where the model is (give one)")
+    routes = group.add_mutually_exclusive_group(required=True)
+    routes.add_argument(
+        "--onnx", nargs=2, type=Path, metavar=("ENCODER", "DECODER"), help="two ONNX graphs"
     )
-    command.add_argument(
-        "--card", type=Path, required=True, help="card.toml: what the graphs do not say"
-    )
+    command.add_argument("--card", type=Path, help="card.toml: what the model's files do not say")
     command.add_argument("--bundles", type=Path, required=True, help="folder of all models")
     command.add_argument("--name", required=True, help="the model's name in requests")
     command.add_argument(
@@ -72,13 +70,17 @@ def add(commands: Any) -> None:
 def _adopt(arguments: argparse.Namespace) -> None:
     from latentd.training.adopt import adopt
 
-    encoder, decoder = arguments.onnx
     adopt(
-        encoder,
-        decoder,
+        _route(arguments),
         arguments.card,
         arguments.bundles,
         arguments.name,
         arguments.images,
         lambda line: print(line, flush=True),
     )
+
+
+def _route(arguments: argparse.Namespace) -> Route:
+    from latentd.training.adopt import sources
+
+    return sources.onnx(*arguments.onnx)

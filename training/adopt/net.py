@@ -92,7 +92,7 @@ def describe(pair: OnnxPair, card: Card) -> tuple[Net, Card]:
     facts = pair.facts(card)
     if card.sizes and not pair.is_image:
         raise TrainingError("The card has sizes, which are of images; this x is a vector.")
-    card = card.filled({k: v for k, v in facts.items() if k != "sizes"}, "the graphs")
+    card = card.filled({k: v for k, v in facts.items() if k != "sizes"}, "the graphs say")
     card = dataclasses.replace(card, sizes=facts.get("sizes", card.sizes))
     if keys := missing(card, pair):
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""The owner's graphs on arrays as clients have them: what a bundle is compared with.
+"""The owner's nets on arrays as clients have them: what a bundle is compared with.
 
 The conversions are written in numpy, from the card alone. They share no code with `glue`, so a
 mistake in either shows as a difference.
@@ -6,6 +6,7 @@ mistake in either shows as a difference.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,29 @@ from latentd.training.adopt.onnx_pair import OnnxPair
 Array = npt.NDArray[Any]
 
 
-class OnnxReference:
+class NetReference:
     """Implements candidate.Reference.
 
-    card: complete
+    pair:   the owner's graphs
+    card:   complete
+    encode: the owner's net where it is not the graph: an array as the net has it -> what the
+            encoder's graph gives; None: the graph
+    decode: the same of the decoder
     """
 
-    def __init__(self, pair: OnnxPair, card: Card) -> None:
+    def __init__(
+        self,
+        pair: OnnxPair,
+        card: Card,
+        encode: Callable[[Array], Sequence[Array]] | None = None,
+        decode: Callable[[Array], Sequence[Array]] | None = None,
+    ) -> None:
         self._pair, self._card = pair, card
+        self._encode, self._decode = encode or pair.encoder.run, decode or pair.decoder.run
 
     def encode(self, x: Array) -> tuple[Array, Array | None]:
         """See Reference."""
-        outputs = [array.astype(np.float64) for array in self._pair.encoder.run(self._to_net(x))]
+        outputs = [array.astype(np.float64) for array in self._encode(self._to_net(x))]
         if self._channels_last:
             outputs = [np.moveaxis(array, -1, 1) for array in outputs]
         mean, log_var = outputs[0], outputs[1] if len(outputs) > 1 else None
@@ -51,7 +63,7 @@ class OnnxReference:
         latents = (z.astype(np.float64).swapaxes(1, -1) / scale + shift).swapaxes(1, -1)
         if self._channels_last:
             latents = np.moveaxis(latents, 1, -1)
-        return self._from_net(self._pair.decoder.run(latents)[0])
+        return self._from_net(self._decode(latents)[0])
 
     @property
     def _channels_last(self) -> bool:
