@@ -180,7 +180,7 @@ bench-gpu: install  ## engine, server and trainer on a GPU compared with PyTorch
 	PYTHONPATH=. $(RUN)python tests/bench/bench_gpu.py
 
 count-jobs: install  ## a job of a million rows, killed many times: no row lost or doubled
-	$(RUN)python tests/support/row_accounting.py
+	PYTHONPATH=. $(RUN)python tests/support/row_accounting.py
 
 bench-training: install  ## an epoch of the trainer compared with the textbook's loop
 	PYTHONPATH=. $(RUN)python tests/bench/bench_training.py

@@ -16,6 +16,7 @@ import pytest
 from latentd.runtime.engine import CpuGraph, Graph
 from latentd.runtime.io_binding import IOBindingGraph
 from latentd.runtime.provider import CPU, CUDA
+from tests.support.processes import StartProcess, process_starter
 from tests.support.server import PROVIDER, RunningServer, StartServer, server_starter
 from tests.support.toy_bundle import PublishToy
 
@@ -83,6 +84,13 @@ def publish_toy() -> PublishToy:
 def start_server() -> Iterator[StartServer]:
     """Start servers with settings of the test's own; they stop when it ends."""
     with server_starter() as start:
+        yield start
+
+
+@pytest.fixture
+def start_process() -> Iterator[StartProcess]:
+    """Start child processes, with Popen's arguments; they end when the test does."""
+    with process_starter() as start:
         yield start
 
 

@@ -25,6 +25,7 @@ import yaml
 
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support.processes import StartProcess, process_starter
 from tests.support.prometheus_run import DASHBOARD, ROOT, Life, Prometheus, filled, until
 
 sys.path.insert(0, str(ROOT / "tests/bench"))
@@ -35,6 +36,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 PHASES = [(30, 0.05), (40, 1.0), (30, 0.05)]  # seconds, and how much of the callers' time is spent
+PODS = ("latentd-a", "latentd-b")
 CALLERS = 4  # of each server
 
 
@@ -61,13 +63,17 @@ def call_on(target: str, busy: list[float], number: int) -> None:
             time.sleep((time.monotonic() - began) * (1 / busy[0] - 1) if busy[0] else 0)
 
 
-def record(folder: Path) -> list[tuple[dict[str, Any], list[tuple[str, list[list[float]]]]]]:
+def record(
+    start: StartProcess, folder: Path
+) -> list[tuple[dict[str, Any], list[tuple[str, list[list[float]]]]]]:
     """Live through PHASES; each panel with its series: name, [seconds, value] pairs."""
     bundles = folder / "bundles"
     models.publish(bundles, "conv")
-    lives = {pod: Life(folder, bundles, 1, queue_rows=128) for pod in ("latentd-a", "latentd-b")}
+    lives = {pod: Life(start, folder, bundles, 1, queue_rows=128) for pod in PODS}
     rules = yaml.safe_load((DASHBOARD.parent / "rules.yaml").read_text())["spec"]
-    prometheus = Prometheus(folder, rules, {pod: life.metrics for pod, life in lives.items()})
+    prometheus = Prometheus(
+        start, folder, rules, {pod: life.metrics for pod, life in lives.items()}
+    )
     busy = [PHASES[0][1]]
     callers = [
         threading.Thread(target=call_on, args=(life.target, busy, number))
@@ -78,7 +84,7 @@ def record(folder: Path) -> list[tuple[dict[str, Any], list[tuple[str, list[list
         until(lambda: prometheus.query("up"))
         for caller in callers:
             caller.start()
-        start = time.time()
+        began = time.time()
         for number, (seconds, share) in enumerate(PHASES):
             busy[0] = share
             if number:
@@ -92,8 +98,8 @@ def record(folder: Path) -> list[tuple[dict[str, Any], list[tuple[str, list[list
         for panel in json.loads(DASHBOARD.read_text())["panels"]:
             drawn = []
             for target in panel["targets"]:
-                for series in prometheus.query_range(filled(target["expr"]), start, end):
-                    values = [[at - start, float(value)] for at, value in series["values"]]
+                for series in prometheus.query_range(filled(target["expr"]), began, end):
+                    values = [[at - began, float(value)] for at, value in series["values"]]
                     drawn.append((named(target.get("legendFormat", ""), series["metric"]), values))
             panels.append((panel, drawn))
         return panels
@@ -148,5 +154,5 @@ def draw(panels: list[Any], picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        draw(record(Path(folder)), Path(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as folder, process_starter() as start:
+        draw(record(start, Path(folder)), Path(sys.argv[1]))

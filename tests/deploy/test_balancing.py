@@ -6,7 +6,6 @@ from __future__ import annotations
 import shutil
 import socket
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -217,19 +216,17 @@ backend latentd
     ],
     ids=["nginx", "haproxy"],
 )
-def test_proxy_balances_the_calls_of_one_connection(start_servers, tmp_path, name, text, arguments):
+def test_proxy_balances_the_calls_of_one_connection(
+    start_servers, start_process, tmp_path, name, text, arguments
+):
     program = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if program is None:
         pytest.skip(f"{name} is not here: apt-get install {name}")
     servers, proxy = start_servers(2), free_port()
     text = text.format(folder=tmp_path, port=servers[0].server.port, proxy=proxy)
     Path(tmp_path, "configuration").write_text(text)
-    process = subprocess.Popen([program, *(one.format(folder=tmp_path) for one in arguments)])
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{proxy}") as channel:
-            grpc.channel_ready_future(channel).result(timeout=30)  # it says nothing when it listens
-        calls(f"127.0.0.1:{proxy}")
-    finally:
-        process.terminate()
-        process.wait(30)
+    start_process([program, *(one.format(folder=tmp_path) for one in arguments)])
+    with grpc.insecure_channel(f"127.0.0.1:{proxy}") as channel:
+        grpc.channel_ready_future(channel).result(timeout=60)  # it says nothing when it listens
+    calls(f"127.0.0.1:{proxy}")
     assert min(shares(servers)) > 0.4

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import running
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "deploy/docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
@@ -150,10 +152,8 @@ def test_entry_point_serves_on_read_only_file_systems(installed, publish_toy, wo
         [*confined, "python", "-c", probe], env=environment, capture_output=True, text=True
     )
     assert message.stdout.strip() == f"{USER} Read-only file system", message.stderr
-    server = subprocess.Popen(
-        [*confined, "latentd", "serve"], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
+    pipe = {"stderr": subprocess.PIPE, "text": True}
+    with running([*confined, "latentd", "serve"], env=environment, **pipe) as server:
         assert server.stderr is not None
         log = []
         for line in server.stderr:
@@ -172,8 +172,7 @@ def test_entry_point_serves_on_read_only_file_systems(installed, publish_toy, wo
             check=True,
         )
         assert "toy" in answer.stdout
-    finally:
         server.terminate()
-        rest = server.communicate(timeout=60)[1]
+        rest = server.communicate()[1]
     assert server.returncode == 0, rest
     assert "Traceback" not in "".join(log) + rest

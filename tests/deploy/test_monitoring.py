@@ -53,9 +53,9 @@ def bundles(publish_toy, tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_metrics_page_is_valid(bundles, tmp_path, workers):
+def test_metrics_page_is_valid(start_process, bundles, tmp_path, workers):
     promtool = tool("promtool")
-    life = Life(tmp_path, bundles, workers)
+    life = Life(start_process, tmp_path, bundles, workers)
     try:
         life.call(1)
         ran = subprocess.run([promtool, "check", "metrics"], input=life.page(), capture_output=True)
@@ -87,10 +87,10 @@ def autoscaling() -> list[str]:
 
 
 @pytest.mark.slow
-def test_panels_and_records_have_data_under_load(bundles, rules, tmp_path):
+def test_panels_and_records_have_data_under_load(start_process, bundles, rules, tmp_path):
     tool("prometheus")
-    life = Life(tmp_path, bundles, 2)
-    prometheus = Prometheus(tmp_path, rules, {"a": life.metrics})
+    life = Life(start_process, tmp_path, bundles, 2)
+    prometheus = Prometheus(start_process, tmp_path, rules, {"a": life.metrics})
     try:
         wanted = panels()
         wanted += [

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from latentd import bundle
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support.processes import StartProcess, process_starter
 from tests.support.slow_engine import slow_graph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,9 +31,9 @@ ROOM = 96 << 20  # bytes that a watched server may take beyond what it had, what
 class Process:
     """`latentd serve` on free ports; its log is read as it comes."""
 
-    def __init__(self, *flags: str, **environment: str) -> None:
+    def __init__(self, start: StartProcess, *flags: str, **environment: str) -> None:
         command = [sys.executable, "-m", "latentd", "serve", "--port", "0", "--metrics-port", "0"]
-        self._process = subprocess.Popen(
+        self._process = start(
             [*command, *flags],
             cwd=ROOT,
             stderr=subprocess.PIPE,
@@ -128,29 +129,31 @@ Serve = Callable[..., Process]
 
 
 @contextmanager
-def process_starter() -> Iterator[Serve]:
+def server_processes() -> Iterator[Serve]:
     started: list[Process] = []
 
-    def start(*flags: str, **environment: str) -> Process:
-        started.append(Process(*flags, **environment))
-        return started[-1]
+    with process_starter() as start:
 
-    yield start
-    for process in started:
-        process.kill()
+        def serve(*flags: str, **environment: str) -> Process:
+            started.append(Process(start, *flags, **environment))
+            return started[-1]
+
+        yield serve
+        for process in started:
+            process.kill()
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Start servers: flags and environment variables in, a Process out; all end with the test."""
-    with process_starter() as start:
+    with server_processes() as start:
         yield start
 
 
 @pytest.fixture(scope="module")
 def module_serve() -> Iterator[Serve]:
     """As serve, for servers that a module's tests share."""
-    with process_starter() as start:
+    with server_processes() as start:
         yield start
 
 

@@ -67,7 +67,7 @@ def test_settings_of_the_user_are_kept(tmp_path, package):
 
 @pytest.mark.slow
 @pytest.mark.skipif(STRACE is None, reason="strace is not here")
-def test_no_entry_point_opens_outside_connections(toy_bundles, tmp_path):
+def test_no_entry_point_opens_outside_connections(start_process, toy_bundles, tmp_path):
     np.save(tmp_path / "rows.npy", np.zeros((4, 4, 4), np.uint8))
     bundles, rows, out = str(toy_bundles), str(tmp_path / "rows.npy"), str(tmp_path / "out")
     serve = ["serve", "--bundles", bundles, "--port", "0", "--metrics-port", "0"]
@@ -89,7 +89,7 @@ def test_no_entry_point_opens_outside_connections(toy_bundles, tmp_path):
         script = tmp_path / f"of_{name}.py"  # a file, because workers import it
         script.write_text(code)
         traced = [STRACE, "-f", "-qq", "-e", f"trace={CALLS}", "-o", str(tmp_path / name)]
-        running[name] = subprocess.Popen(
+        running[name] = start_process(
             [*traced, sys.executable, str(script)],
             env=environment(tmp_path / f"{name}-home"),
         )

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import running
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"serving": "latentd", "training": "latentd/training"}
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "LATENTD_"))}
@@ -91,25 +93,20 @@ def run(installed: Path, project: Path) -> Run:
 def served(installed: Path, project: Path, bundles: Path) -> Iterator[str]:
     """`latentd serve` in the project; gives its target."""
     command = [installed / "latentd", "serve", "--bundles", bundles, "--workers", "1"]
-    process = subprocess.Popen(
+    with running(
         [*command, "--port", "0", "--metrics-port", "0", "--provider", "cpu"],
         cwd=project,
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stderr
-    with process:
-        try:
-            for line in process.stderr:
-                if found := re.search(r"Listening on (\S+),", line):
-                    yield found[1]
-                    break
-            else:
-                raise AssertionError("the server ended before it listened")
-        finally:
-            process.terminate()
-            process.stderr.read()
+    ) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if found := re.search(r"Listening on (\S+),", line):
+                yield found[1]
+                break
+        else:
+            raise AssertionError("the server ended before it listened")
 
 
 def test_wheel_holds_every_module(wheel):

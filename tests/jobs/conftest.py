@@ -22,6 +22,7 @@ from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
 from tests.support.likelihoods import LIKELIHOODS, likelihood_graph, log_likelihood
 from tests.support.onnx_graphs import npz, serialized
+from tests.support.processes import StartProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 100
@@ -48,27 +49,6 @@ class Jobs:
     def run(self, source: object, output: object, *flags: object) -> int:
         """Run in this process; returns the exit status."""
         return main(self.command(source, output, *flags))
-
-    def start(
-        self,
-        source: object,
-        output: object,
-        *flags: object,
-        prepare: Callable | None = None,
-        **streams: Any,
-    ) -> subprocess.Popen:
-        """Run in a process of its own, which calls `prepare` first."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "latentd", *self.command(source, output, *flags)],
-            **self.popen_arguments() | streams,
-            preexec_fn=prepare,
-        )
-
-    @staticmethod
-    def wait_for(path: Path, process: subprocess.Popen) -> None:
-        """Wait until the process has created the file."""
-        while not path.exists():
-            assert process.poll() is None, process.communicate()
 
     @staticmethod
     def popen_arguments(**environment: str) -> dict:
@@ -107,6 +87,27 @@ class Jobs:
 @pytest.fixture(scope="session")
 def jobs(toy_bundles: Path) -> Jobs:
     return Jobs(toy_bundles / "toy" / "1")
+
+
+@pytest.fixture
+def start_job(jobs: Jobs, start_process: StartProcess) -> StartProcess:
+    """Run a job of `jobs` in a process of its own, which calls `prepare` first."""
+
+    def start(
+        source: object,
+        output: object,
+        *flags: object,
+        jobs: Jobs = jobs,
+        prepare: Callable[[], None] | None = None,
+        **streams: Any,
+    ) -> subprocess.Popen[str]:
+        return start_process(
+            [sys.executable, "-m", "latentd", *jobs.command(source, output, *flags)],
+            **jobs.popen_arguments() | streams,
+            preexec_fn=prepare,
+        )
+
+    return start
 
 
 def vector_graphs(width: int, low: float, high: float) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from PIL import Image
 from latentd.jobs import worker
 from latentd.jobs.store import Store
 from latentd.readers import verified
+from tests.support.processes import wait_until
 
 
 def test_changed_input_is_rejected(jobs, npy, x, tmp_path, capsys):
@@ -27,12 +28,12 @@ def test_changed_input_is_rejected(jobs, npy, x, tmp_path, capsys):
     assert jobs.run(npy, output) == 0
 
 
-def test_input_that_changes_during_the_job_gives_no_success(jobs, npy, x, tmp_path):
+def test_input_that_changes_during_the_job_gives_no_success(start_job, npy, x, tmp_path):
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(0, wait=False):
-        job = jobs.start(npy, output)
-        jobs.wait_for(output / "shards" / "_00004.json", job)
+        job = start_job(npy, output)
+        wait_until((output / "shards" / "_00004.json").exists, job)
         np.save(npy, x[::-1])
     _, said = job.communicate()
     store.close()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from latentd.jobs.store import Store
+from tests.support.processes import wait_until
 
 HERE = Path(__file__).parent
 
@@ -39,14 +40,14 @@ def test_job_killed_at_any_step_of_a_commit_resumes(jobs, npy, tmp_path):
         assert jobs.content(Path(kill["output"])) == expected, kill
 
 
-def test_killed_worker_is_reported_and_its_shards_are_made_later(jobs, npy, tmp_path):
+def test_killed_worker_is_reported_and_its_shards_are_made_later(jobs, start_job, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
     # One shard is locked, so that both workers run until its lock is released.
     store = Store(output)
     with store.locked(1, wait=False):
-        job = jobs.start(npy, output, "--processes", 2)
-        jobs.wait_for(output / "shards" / "_00003.json", job)
+        job = start_job(npy, output, "--processes", 2)
+        wait_until((output / "shards" / "_00003.json").exists, job)
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         workers = [pid for pid in map(int, children) if b"--multiprocessing-fork" in cmdline(pid)]
         for pid in workers:
@@ -69,12 +70,12 @@ def cmdline(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_sigterm_removes_temporary_files(jobs, npy, tmp_path):
+def test_sigterm_removes_temporary_files(start_job, npy, tmp_path):
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(2, wait=False):
-        job = jobs.start(npy, output)
-        jobs.wait_for(output / "shards" / "_00004.json", job)
+        job = start_job(npy, output)
+        wait_until((output / "shards" / "_00004.json").exists, job)
         job.send_signal(signal.SIGTERM)
         _, said = job.communicate()
     store.close()
@@ -84,13 +85,13 @@ def test_sigterm_removes_temporary_files(jobs, npy, tmp_path):
     assert len(list((output / "shards").glob("_*.json"))) == 4
 
 
-def test_locked_shard_is_made_by_one_worker(jobs, npy, tmp_path):
+def test_locked_shard_is_made_by_one_worker(jobs, start_job, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(0, wait=False):
-        job = jobs.start(npy, output)
-        jobs.wait_for(output / "shards" / "_00004.json", job)  # it skipped the locked shard
+        job = start_job(npy, output)
+        wait_until((output / "shards" / "_00004.json").exists, job)  # it skipped the locked shard
         assert not (output / "shards" / "_00000.json").exists()
     _, said = job.communicate()
     store.close()
@@ -98,16 +99,16 @@ def test_locked_shard_is_made_by_one_worker(jobs, npy, tmp_path):
     assert jobs.content(output) == jobs.content(tmp_path / "whole")
 
 
-def test_same_command_twice_at_once_shares_the_work(jobs, npy, tmp_path):
+def test_same_command_twice_at_once_shares_the_work(jobs, start_job, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
-    both = [jobs.start(npy, tmp_path / "out") for _ in range(2)]
+    both = [start_job(npy, tmp_path / "out") for _ in range(2)]
     for job in both:
         _, said = job.communicate()
         assert job.returncode == 0, said
     assert jobs.content(tmp_path / "out") == jobs.content(tmp_path / "whole")
 
 
-def test_full_disk_is_reported_and_the_job_resumes(jobs, npy, tmp_path):
+def test_full_disk_is_reported_and_the_job_resumes(jobs, start_job, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
 
@@ -116,7 +117,7 @@ def test_full_disk_is_reported_and_the_job_resumes(jobs, npy, tmp_path):
             resource.RLIMIT_FSIZE, (4000, 4000)
         )  # enough for the plan, too little for a shard
 
-    job = jobs.start(npy, output, prepare=limit_file_size)
+    job = start_job(npy, output, prepare=limit_file_size)
     _, said = job.communicate()
     assert job.returncode == 74, said
     assert "rerun the command" in said
@@ -127,7 +128,7 @@ def test_full_disk_is_reported_and_the_job_resumes(jobs, npy, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
-def test_disk_that_fills_up_keeps_committed_shards(jobs, npy, tmp_path):
+def test_disk_that_fills_up_keeps_committed_shards(jobs, start_job, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
     output.mkdir()
@@ -136,7 +137,7 @@ def test_disk_that_fills_up_keeps_committed_shards(jobs, npy, tmp_path):
         pytest.skip("no tmpfs can be mounted here")
     try:
         (output / "ballast").write_bytes(bytes(24 << 10))
-        job = jobs.start(npy, output)
+        job = start_job(npy, output)
         _, said = job.communicate()
         assert job.returncode == 74, said
         assert f"No space left on device ({output}/shards/" in said
@@ -163,13 +164,13 @@ def test_committed_shards_are_not_made_again(jobs, npy, tmp_path):
     assert after == {p.name: p.stat().st_ino for p in (output / "shards").iterdir()}
 
 
-def test_shards_deleted_during_the_job_are_reported(jobs, npy, tmp_path):
+def test_shards_deleted_during_the_job_are_reported(jobs, start_job, npy, tmp_path):
     assert jobs.run(npy, tmp_path / "whole") == 0
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(0, wait=False):
-        job = jobs.start(npy, output)
-        jobs.wait_for(output / "shards" / "_00004.json", job)
+        job = start_job(npy, output)
+        wait_until((output / "shards" / "_00004.json").exists, job)
         (output / "shards" / "_00002.json").unlink()
         (output / "shards" / "00003.parquet").unlink()
     said, errors = job.communicate()
@@ -184,12 +185,12 @@ def test_shards_deleted_during_the_job_are_reported(jobs, npy, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_moved_output_is_reported(jobs, npy, tmp_path, processes):
+def test_moved_output_is_reported(start_job, npy, tmp_path, processes):
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(1, wait=False):
-        job = jobs.start(npy, output, "--processes", processes)
-        jobs.wait_for(output / "shards" / "_00004.json", job)
+        job = start_job(npy, output, "--processes", processes)
+        wait_until((output / "shards" / "_00004.json").exists, job)
         output.rename(tmp_path / "moved")
     _, said = job.communicate()
     store.close()
@@ -209,9 +210,9 @@ def test_bug_is_reported_with_its_location(jobs, npy, tmp_path, monkeypatch, cap
     assert "ValueError: unforeseen" in said
 
 
-def test_summary_that_cannot_be_printed_is_reported(jobs, npy, tmp_path):
+def test_summary_that_cannot_be_printed_is_reported(jobs, start_job, npy, tmp_path):
     with Path("/dev/full").open("wb") as full:
-        job = jobs.start(npy, tmp_path / "full", stdout=full.fileno())
+        job = start_job(npy, tmp_path / "full", stdout=full.fileno())
         _, said = job.communicate()
     assert job.returncode == 74, said
     assert "No space left" in said
@@ -219,7 +220,7 @@ def test_summary_that_cannot_be_printed_is_reported(jobs, npy, tmp_path):
     store = Store(tmp_path / "pipe")
     with store.locked(0, wait=False):
         buffered = jobs.popen_arguments(PYTHONUNBUFFERED="")["env"]
-        job = jobs.start(npy, tmp_path / "pipe", env=buffered)
+        job = start_job(npy, tmp_path / "pipe", env=buffered)
         assert job.stdout.readline().startswith("--input")
         job.stdout.close()  # the reader closes the pipe before the summary
     said = job.stderr.read()

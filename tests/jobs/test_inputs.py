@@ -314,10 +314,10 @@ def test_odd_files_do_not_end_the_job(jobs, x, tmp_path, processes):
     assert {r"caf\xe9.png", "photo.jpg"} <= set(ids)
 
 
-def test_folders_with_names_that_are_not_utf8(jobs, x, tmp_path):
+def test_folders_with_names_that_are_not_utf8(start_job, x, tmp_path):
     folder = write(tmp_path / os.fsdecode(b"caf\xe9"), x[:10], "images")
     output = tmp_path / os.fsdecode(b"r\xe9sultat")
-    process = jobs.start(folder, output)
+    process = start_job(folder, output)
     said, errors = process.communicate()
     assert process.returncode == 0, errors
     assert r"sultat/shards" in said

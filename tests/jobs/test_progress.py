@@ -11,6 +11,7 @@ import struct
 import termios
 
 from latentd.jobs.store import Store
+from tests.support.processes import wait_until
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(jobs, npy, tmp_path, capsys):
@@ -48,12 +49,12 @@ def test_finished_job_prints_no_rate(jobs, npy, tmp_path, capsys):
     assert "per second" not in said
 
 
-def test_job_lowers_its_priority(jobs, npy, tmp_path):
+def test_job_lowers_its_priority(start_job, npy, tmp_path):
     output = tmp_path / "out"
     store = Store(output)
     with store.locked(0, wait=False):
-        job = jobs.start(npy, output, "--niceness", 7)
-        jobs.wait_for(output / "shards" / "_00004.json", job)
+        job = start_job(npy, output, "--niceness", 7)
+        wait_until((output / "shards" / "_00004.json").exists, job)
         assert os.getpriority(os.PRIO_PROCESS, job.pid) >= 7
     job.communicate()
     store.close()
@@ -66,15 +67,15 @@ def test_url_as_output_is_rejected(jobs, npy, tmp_path, capsys):
         assert "--output memory://bucket/out: must be a local" in capsys.readouterr().err
 
 
-def test_terminal_and_metrics_file_show_progress(jobs, npy, tmp_path):
+def test_terminal_and_metrics_file_show_progress(start_job, npy, tmp_path):
     output, metrics = tmp_path / "out", tmp_path / "job.prom"
     terminal, job_end = pty.openpty()
     fcntl.ioctl(job_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     store = Store(output)
     with store.locked(1, wait=False):
-        job = jobs.start(npy, output, "--metrics-file", metrics, stderr=job_end)
+        job = start_job(npy, output, "--metrics-file", metrics, stderr=job_end)
         os.close(job_end)
-        jobs.wait_for(output / "shards" / "_00004.json", job)
+        wait_until((output / "shards" / "_00004.json").exists, job)
         lines = metrics.read_text().splitlines()
     job.communicate()
     store.close()

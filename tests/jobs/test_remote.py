@@ -149,13 +149,13 @@ def overload(target: str, callers: int = 3) -> Iterator[None]:
 
 
 @pytest.mark.slow  # it waits as long as the server asks
-def test_overloaded_server_is_retried(jobs, npy, tmp_path, toy_bundles, start_server):
+def test_overloaded_server_is_retried(jobs, start_job, npy, tmp_path, toy_bundles, start_server):
     server = start_server(toy_bundles, max_batch_rows=1, queue_rows=16)
     there = ("--server", server.target)
     assert jobs.run(npy, tmp_path / "calm", *there) == 0
     rejected = {"method": "StreamReconstruct", "model": "", "code": "RESOURCE_EXHAUSTED"}
     with overload(server.target):
-        job = jobs.start(npy, tmp_path / "out", *there)
+        job = start_job(npy, tmp_path / "out", *there)
         # More than the four attempts of a client that is not in the background.
         while server.metric("latentd_requests_total", **rejected) < 6:
             assert job.poll() is None, job.communicate()

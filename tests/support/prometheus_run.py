@@ -26,6 +26,7 @@ import pytest
 
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from tests.support.processes import StartProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "deploy/k8s/components/monitoring/dashboard.json"
@@ -53,7 +54,14 @@ def write_rules(folder: Path, rules: dict[str, Any], interval: str = "30s") -> P
 class Life:
     """A server of its own process, and calls to it."""
 
-    def __init__(self, folder: Path, bundles: Path, workers: int, queue_rows: int = 64) -> None:
+    def __init__(
+        self,
+        start: StartProcess,
+        folder: Path,
+        bundles: Path,
+        workers: int,
+        queue_rows: int = 64,
+    ) -> None:
         self._log = (folder / f"server-{next(_numbers)}.log").open("w+")
         flags = ["--bundles", str(bundles), "--workers", str(workers), "--provider", "cpu"]
         # So few rows that some of what comes is refused.
@@ -66,7 +74,7 @@ class Life:
             "0",
         ]
         ports = ["--port", "0", "--metrics-port", "0"]
-        self._process = subprocess.Popen(
+        self._process = start(
             [sys.executable, "-m", "latentd", "serve", *flags, *limits, *ports],
             cwd=ROOT,
             stderr=self._log,
@@ -141,7 +149,9 @@ class Prometheus:
     targets: HOST:PORT of each page of metrics, by the name of its pod
     """
 
-    def __init__(self, folder: Path, rules: dict[str, Any], targets: dict[str, str]) -> None:
+    def __init__(
+        self, start: StartProcess, folder: Path, rules: dict[str, Any], targets: dict[str, str]
+    ) -> None:
         write_rules(folder, rules, "1s")
         labels = {"namespace": "latentd", "accelerator": "cpu"}
         static = [
@@ -158,7 +168,7 @@ class Prometheus:
         file.write_text(json.dumps(configuration))
         subprocess.run([tool("promtool"), "check", "config", file], check=True)
         self._log = (folder / "prometheus.log").open("w+")
-        self._process = subprocess.Popen(
+        self._process = start(
             [
                 tool("prometheus"),
                 f"--config.file={file}",

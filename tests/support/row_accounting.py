@@ -1,6 +1,7 @@
 """Kill a job repeatedly and count its rows: none may be lost or doubled.
 
-Usage: python tests/support/row_accounting.py [--rows 1000000] [--kills 6]   (make count-jobs)
+Usage: make count-jobs, or with [--rows 1000000] [--kills 6]:
+    PYTHONPATH=. python tests/support/row_accounting.py
 It runs a job to its end, then a second job that it kills with SIGKILL at random moments and finally
 lets end, and compares the outputs. It prints the counts, and the peak memory compared with a job of
 a tenth of the rows.
@@ -12,7 +13,6 @@ import argparse
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+
+from tests.support.processes import running
 
 ROOT = Path(__file__).resolve().parents[2]
 _PEAK = """
@@ -63,20 +65,17 @@ def killed(words: list[str], kills: int, seconds: float, seed: int) -> int:
     """
     moments, met = random.Random(seed), 0
     for _ in range(kills):
-        job = subprocess.Popen(
+        with running(
             [sys.executable, "-m", "latentd", *words],
             cwd=ROOT,
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            job.wait(moments.uniform(0.2, 1) * seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(job.pid, signal.SIGKILL)  # its workers too
-            met += 1
-        job.wait()
+        ) as job:
+            try:
+                job.wait(moments.uniform(0.2, 1) * seconds)
+            except subprocess.TimeoutExpired:
+                met += 1  # the end of the block kills it, and its workers
     subprocess.run(
         [sys.executable, "-m", "latentd", *words],
         cwd=ROOT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from latentd.training import checkpoint, data, networks
 from latentd.training.config import Config
 from latentd.training.trainer import Trainer
+from tests.support.processes import running, wait_until
 from tests.support.runs import TRAIN, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -25,18 +25,19 @@ FLAGS = (
 STEPS = 73  # in an epoch
 
 
-def killed_after(process: subprocess.Popen[bytes], path: Path, writes: int) -> int:
-    """Send SIGKILL after `path` was replaced `writes` times. Return the last step."""
+def killed_after(command: list[str], path: Path, writes: int) -> int:
+    """Run it, and kill it after `path` was replaced `writes` times. Return the last step."""
     seen: set[int] = set()
-    while len(seen) < writes:
-        # Polling without a pause would take the processor from the watched process.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.002)
-            pytest.fail("it finished before it was killed")
+
+    def often_enough() -> bool:
         if path.exists():
             seen.add(path.stat().st_mtime_ns)
-    process.kill()
-    process.wait()
+        return len(seen) >= writes
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with running(command, **quiet) as process:
+        wait_until(often_enough, process)
+        process.kill()
     saved = checkpoint.load(path)
     return len(saved.history) * STEPS + saved.epoch["steps"]
 
@@ -65,8 +66,7 @@ def test_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     steps = []
     for writes in kills:
         command = go_on if steps else begin
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        steps.append(killed_after(process, killed / "last.pt", writes))
+        steps.append(killed_after(command, killed / "last.pt", writes))
     assert steps == sorted(set(steps)), "it did not go on from where it was"
     assert any(step % STEPS for step in steps), "never killed within an epoch"
     assert cli("train", "--out", killed, "--resume")[0] == 0

@@ -15,6 +15,7 @@ import torch
 
 from latentd.training import checkpoint
 from latentd.training.trainer import Trainer
+from tests.support.processes import running
 from tests.support.runs import TINY, TRAIN, assert_same_run, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -38,18 +39,14 @@ def test_stopped_run_prints_how_to_resume_and_loses_nothing(
     cli: Cli, tmp_path: Path, number: int, status: int
 ) -> None:
     out = tmp_path / "stopped"
-    command = [*TRAIN, "--out", out, *map(str, TINY), "--epochs", "100000"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout
-            while '"epoch": 2' not in process.stdout.readline():
-                assert process.poll() is None
-            process.send_signal(number)
-            _, err = process.communicate(timeout=120)
-        finally:
-            process.kill()
+    command = [*TRAIN, "--out", out, *TINY, "--epochs", "100000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with running(command, **pipes) as process:
+        assert process.stdout
+        while '"epoch": 2' not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, err = process.communicate()
     assert process.returncode == status
     assert err.rstrip().endswith(
         f"latentd: interrupted. Continue with: latentd train --out {out} --resume"

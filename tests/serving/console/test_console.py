@@ -21,6 +21,7 @@ from PIL import Image
 
 from latentd import images
 from latentd.client import Client
+from tests.support.processes import running, wait_until
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -234,15 +235,15 @@ def test_every_call_has_an_example(run: Run) -> None:
 @pytest.mark.parametrize("out", ["rows.npy", "rows.npz", "pictures"])
 def test_ctrl_c_leaves_no_files(server: Any, tmp_path: Path, out: str) -> None:
     command = [sys.executable, "-m", "latentd", "client", "stream", "--server", server.target]
-    process = subprocess.Popen(
-        [*command, "--count", str(10**12), "--out", str(tmp_path / out)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while sum(path.stat().st_size for path in tmp_path.rglob("*")) < 1 << 16:
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    command += ["--count", str(10**12), "--out", str(tmp_path / out)]
+
+    def has_written() -> bool:
+        return sum(path.stat().st_size for path in tmp_path.rglob("*")) >= 1 << 16
+
+    with running(command, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(has_written, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
     assert (process.returncode, err) == (130, "latentd: Interrupted; nothing was written.\n")
     assert list(tmp_path.iterdir()) == []
 
