@@ -35,9 +35,10 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Inside the block, the first signal only makes the request. The second one acts at once.
 
-    An exception that Python raises for a signal is lost if a finalizer or a callback of C code
-    happens to run: it is printed, and the run goes on. A request is not. A signal that is ignored
-    stays ignored. Outside the main thread, where Python has no signals, the request is never made.
+    An exception that Python raises for a signal may come in the middle of a library's work: in
+    a put into TensorBoard's queue it leaves that library waiting forever, in a finalizer it is
+    lost. A request does neither. A signal that is ignored stays ignored. Outside the main thread,
+    where Python has no signals, the request is never made.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
