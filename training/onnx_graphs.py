@@ -194,7 +194,7 @@ def _graph(
 ) -> bytes:
     """inputs: by name, each with two rows. functions: how to write operators of torch in ONNX,
     where not in the exporter's way."""
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
@@ -211,7 +211,7 @@ def _graph(
         )
     assert program is not None
     model = program.model_proto
-    _forget_source(model)
+    forget_source(model)
     _name_axes(model, free.axes)
     # The exporter leaves these fields empty.
     onnx.helper.set_model_props(model, {"model": name, "created-by": "latentd"})
@@ -219,7 +219,7 @@ def _graph(
     return model.SerializeToString()
 
 
-def _forget_source(model: onnx.ModelProto) -> None:
+def forget_source(model: onnx.ModelProto) -> None:
     """Remove what the exporter notes about torch's code: source lines, paths of this machine."""
     graph = model.graph
     values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
@@ -238,7 +238,7 @@ def _name_axes(model: onnx.ModelProto, axes: Mapping[str, Mapping[int, str]]) ->
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress the exporter's output about its internals. Exceptions propagate."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -38,6 +38,10 @@ licence = "MIT"
 # layout = "NCHW"
 # z_layout = "NCHW"
 
+# How many channels x has; of vectors, how many values. Graphs state it. Of a model in PyTorch it is
+# asked for only where not exactly one of the usual numbers works.
+# channels = 3
+
 # What the net takes for a black and for a white pixel, and gives back: [-1, 1], [0, 1], ... Or, in
 # its place, mean and std: the net takes (pixel / 255 - mean) / std, one number or one per channel.
 # Leave all three out if the graphs take and give bytes. Vectors have no range; they may have mean
@@ -64,7 +68,7 @@ shift = 0.0
 # "standard-normal" if z of N(0, I), after scale and shift, decodes to new data; otherwise "none".
 prior = "none"
 
-# The names of the tensors in the graphs, where they are not clear. These may be tensors inside a
+# The names of the tensors in ONNX graphs, where they are not clear. These may be tensors inside a
 # graph: it is cut there. Encoder: x -> moments (mean and log-variance in one tensor, by channels),
 # or mean and log_var; a point has mean only. Decoder: z -> decoded_x.
 # [tensors]
@@ -114,6 +118,7 @@ _CHANNELS: Final = _numbers(None, "a finite number, or a list with one for each 
 _KEYS: Final[Mapping[str, schema.Check]] = {
     "layout": schema.one_of(*LAYOUTS),
     "z_layout": schema.one_of(*LAYOUTS),
+    "channels": schema.integer(1, 1 << 28),
     "range": _ascending("two ascending numbers, as in [-1, 1]"),
     "mean": _CHANNELS,
     "std": _CHANNELS,
@@ -136,6 +141,7 @@ class Card:
 
     layout: str | None = None
     z_layout: str | None = None
+    channels: int | None = None
     range: tuple[float, float] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from latentd.training.errors import TrainingError
+
 if TYPE_CHECKING:
     from latentd.training.adopt.source import Route
 
@@ -54,6 +56,21 @@ def add(commands: Any) -> None:
     routes.add_argument(
         "--onnx", nargs=2, type=Path, metavar=("ENCODER", "DECODER"), help="two ONNX graphs"
     )
+    routes.add_argument(
+        "--model",
+        metavar="PKG.MOD:FUNCTION",
+        help="a function, in the current folder or installed, that returns an object with "
+        "encode(x) and decode(z) in PyTorch. encode returns a tensor, a pair (mean, log_var) or a "
+        "distribution; decode returns x",
+    )
+    command.add_argument(
+        "--weights",
+        nargs="+",
+        default=(),
+        metavar="[PART=]FILE",
+        help="with --model: state dicts (torch.save) or safetensors files to load into the object, "
+        "or into its attribute PART; no code of a file is run",
+    )
     command.add_argument("--card", type=Path, help="card.toml: what the model's files do not say")
     command.add_argument("--bundles", type=Path, required=True, help="folder of all models")
     command.add_argument("--name", required=True, help="the model's name in requests")
@@ -83,4 +100,8 @@ def _adopt(arguments: argparse.Namespace) -> None:
 def _route(arguments: argparse.Namespace) -> Route:
     from latentd.training.adopt import sources
 
+    if arguments.weights and not arguments.model:
+        raise TrainingError("--weights needs --model; leave it out.")
+    if arguments.model:
+        return sources.model(arguments.model, arguments.weights)
     return sources.onnx(*arguments.onnx)

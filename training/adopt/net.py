@@ -153,13 +153,18 @@ def _default(size: int | Mapping[str, int]) -> int:
 def _net_shape(pair: OnnxPair, card: Card, lengths: Mapping[str, int]) -> tuple[int, ...]:
     """One row of x as the encoder takes it."""
     _, *dims = pair.encoder.dims
+    channels = dims[0] if card.layout == "NCHW" or not pair.is_image else dims[2]
+    if card.channels not in (None, channels):
+        raise TrainingError(
+            f"The card says channels = {card.channels}; {pair.encoder.name} takes "
+            f"{channels or 'any number'}. Correct the card, or leave the key out."
+        )
     if not pair.is_image:
-        if dims[0] is None:
+        if channels is None:
             raise TrainingError(
                 f"{pair.encoder.name} takes vectors of any length; export it for one length."
             )
-        return (dims[0],)
-    channels = dims[0] if card.layout == "NCHW" else dims[2]
+        return (channels,)
     if channels is None:
         raise TrainingError(
             f"{pair.encoder.name} does not state its number of channels, axis "

@@ -92,8 +92,25 @@ def read(path: Path) -> OnnxFile:
         raise TrainingError(f"{path} is not an ONNX file.") from None
     if not model.graph.node:
         raise TrainingError(f"{path} is not an ONNX file, or its graph is empty.")
-    file = OnnxFile(path, model, {path.name: _digest(data)})
+    file = OnnxFile(path, model, {path.name: digest(data)})
     _embed(file)
+    _prepare(file)
+    return file
+
+
+def exported(model: onnx.ModelProto, name: str) -> OnnxFile:
+    """A graph that was exported just now. Raises TrainingError.
+
+    name: in place of its path in messages
+    """
+    file = OnnxFile(Path(name), model)
+    _prepare(file)
+    return file
+
+
+def _prepare(file: OnnxFile) -> None:
+    """Check the graph, and remove what the bundle must not have."""
+    path, model = file.path, file.model
     if model.ByteSize() > MAX_BYTES:
         raise TrainingError(f"{path} has more than 2 GiB with its weights: too many to embed.")
     if not any(entry.domain in ("", "ai.onnx") for entry in model.opset_import):
@@ -111,7 +128,6 @@ def read(path: Path) -> OnnxFile:
     del model.graph.value_info[:]
     del model.graph.quantization_annotation[:]
     del model.training_info[:]
-    return file
 
 
 def _names_read(node: onnx.NodeProto) -> set[str]:
@@ -134,7 +150,7 @@ def _embed(file: OnnxFile) -> None:
         location = entries.get("location", "")
         if location not in contents:
             contents[location] = _bytes(_inside(file.path, location), location)
-            file.files[location] = _digest(contents[location])
+            file.files[location] = digest(contents[location])
         data = contents[location]
         try:
             start = int(entries.get("offset", "0"))
@@ -172,5 +188,6 @@ def _bytes(path: Path, name: str) -> bytes:
         raise TrainingError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _digest(data: bytes) -> dict[str, Any]:
+def digest(data: bytes) -> dict[str, Any]:
+    """Of a file, as a manifest's origin has it."""
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

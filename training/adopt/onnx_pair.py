@@ -143,10 +143,13 @@ def load(encoder: Path, decoder: Path, tensors: Mapping[str, str]) -> OnnxPair:
 
     tensors: names of tensors, as the card has them
     """
-    file = onnx_file.read(encoder)
-    encoding = _graph(file, tensors.get("x"), "x", _encoder_outputs(file, tensors))
-    file = onnx_file.read(decoder)
-    decoding = _graph(file, tensors.get("z"), "z", _decoder_outputs(file, tensors))
+    return of(onnx_file.read(encoder), onnx_file.read(decoder), tensors)
+
+
+def of(encoder: OnnxFile, decoder: OnnxFile, tensors: Mapping[str, str]) -> OnnxPair:
+    """The pair of two graphs that were read, as `load`."""
+    encoding = _graph(encoder, tensors.get("x"), "x", _encoder_outputs(encoder, tensors))
+    decoding = _graph(decoder, tensors.get("z"), "z", _decoder_outputs(decoder, tensors))
     if len(encoding.dims) not in (2, 4):
         raise TrainingError(
             f"{encoding.name} takes {len(encoding.dims)} axes; expected 4 for images (batch, "

@@ -1,0 +1,163 @@
+"""The source that a model in PyTorch is: two graphs exported from it, and itself as the reference.
+
+Only the routes of PyTorch import this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from latentd.training import graph_checks
+from latentd.training.adopt import example, halves, onnx_file, onnx_pair, torch_export
+from latentd.training.adopt.card import Card
+from latentd.training.adopt.halves import Half
+from latentd.training.adopt.onnx_file import OnnxFile
+from latentd.training.adopt.reference import NetReference
+from latentd.training.adopt.source import Report, Source
+from latentd.training.adopt.torch_export import Names
+from latentd.training.errors import AdmissionError, TrainingError
+
+_ASKED: Final = ("scale", "shift", "prior", "licence", "source")
+_ENCODE: Final = "encode(x)"
+_DECODE: Final = "decode(z)"
+_ADVICE: Final = {
+    _ENCODE: "Let it return the mean and the log-variance, or their distribution, not a draw",
+    _DECODE: "Let it add no noise",
+}
+_CLOSE: Final = 1e-3  # of the largest value: far more than rounding, far less than a draw
+
+
+def open_(
+    encode: Callable[[Tensor], Any],
+    decode: Callable[[Tensor], Any],
+    card: Card,
+    report: Report,
+    origin: Mapping[str, Any],
+) -> Source:
+    """The source of a model that has these two functions. Raises TrainingError.
+
+    card:   what is known of it so far
+    origin: for the manifest, as Source has it
+    """
+    _check(card)
+    encoder, decoder = halves.encoder(encode), halves.decoder(decode)
+    if modes := sorted(encoder.in_training | decoder.in_training):
+        report(f"eval: used in evaluation mode, though in training mode were {', '.join(modes)}")
+    if card.sizes:
+        card = dataclasses.replace(card, layout=card.layout or "NCHW")
+    x, given = example.find(encoder, card)
+    _require_same(_ENCODE, encoder, x, given)
+    z, card = _latents(decoder, given, card)
+    outputs = ("mean", "log_var") if len(given) == 2 else ("latent",)
+    names = Names(_ENCODE, "x", outputs), Names(_DECODE, "z", ("decoded_x",))
+    pair = onnx_pair.of(
+        _exported(encoder, x, names[0], _free(card, card.layout, x), report),
+        _exported(decoder, z, names[1], _free(card, card.z_layout, z), report),
+        {},
+    )
+
+    def reference(full: Card) -> NetReference:
+        return NetReference(pair, full, encoder.run, decoder.run)
+
+    return Source(pair, card, reference, {**origin, "torch": torch.__version__})
+
+
+def _check(card: Card) -> None:
+    """Refuse at once what would be refused after an export that takes long."""
+    if card.tensors:
+        raise TrainingError(
+            "The card has tensors, which are names in ONNX graphs; a model in PyTorch says by what "
+            "encode(x) and decode(z) return. Leave the key out."
+        )
+    missing = [key for key in _ASKED if getattr(card, key) is None]
+    if not card.sizes and (card.layout or card.range):
+        missing = ["sizes.h", "sizes.w", *missing]
+    if missing:
+        raise TrainingError(
+            f"The model does not say, and the card must: {', '.join(missing)}. "
+            "`latentd adopt --card-template` explains each."
+        )
+
+
+def _require_same(
+    what: str, half: Half, rows: Tensor, given: Sequence[Tensor] | None = None
+) -> None:
+    """Raise AdmissionError if it gives something else the second time."""
+    with half.evaluation():
+        first, again = half(rows) if given is None else given, half(rows)
+    for one, other in zip(first, again, strict=True):
+        one, other = one.double(), other.double()
+        tolerance = _CLOSE * float(one.nan_to_num().abs().max())
+        if not torch.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True):
+            raise AdmissionError(
+                f"{what} draws random numbers inside: the same rows gave something else the second "
+                f"time; expected the same. {_ADVICE[what]}."
+            )
+
+
+def _latents(decoder: Half, given: Sequence[Tensor], card: Card) -> tuple[Tensor, Card]:
+    """Rows of z as the decoder takes them, and the card with what they show."""
+    whole = given[0]
+    if whole.ndim == 4:
+        card = dataclasses.replace(card, z_layout=card.z_layout or "NCHW")
+    if len(given) == 2:
+        candidates = {"gaussian": whole}
+    else:
+        axis = 3 if whole.ndim == 4 and card.z_layout == "NHWC" else 1
+        candidates = {"gaussian": whole.chunk(2, dim=axis)[0], "point": whole}
+        if card.posterior is not None:
+            candidates = {card.posterior: candidates[card.posterior]}
+    failures = {}
+    for posterior, z in list(candidates.items()):
+        try:
+            _require_same(_DECODE, decoder, z)
+        except TrainingError:
+            raise
+        except Exception as error:  # of the owner's code
+            failures[posterior] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            del candidates[posterior]
+    if not candidates:
+        raise TrainingError(
+            f"{_DECODE} does not take what {_ENCODE} gives, of shape {list(whole.shape[1:])} a "
+            f"row: {'; '.join(f'as {name}, {text}' for name, text in failures.items())}."
+        )
+    if len(candidates) > 1:
+        raise TrainingError(
+            "The model does not say, and the card must: posterior. decode(z) takes all of what "
+            "encode(x) gives, and half of its channels too."
+        )
+    ((posterior, z),) = candidates.items()
+    return z, card.filled({"posterior": posterior}, "encode(x) and decode(z) say")
+
+
+def _free(card: Card, layout: str | None, rows: Tensor) -> list[int]:
+    """The numbers of the free axes of x or of z."""
+    if rows.ndim < 3:
+        return [0]
+    first = 1 if layout == "NHWC" else 2
+    sizes = [card.sizes[axis] for axis in sorted(card.sizes)]
+    return [0, *(axis for axis, size in enumerate(sizes, first) if example.is_free(size))]
+
+
+def _exported(
+    half: Half, rows: Tensor, names: Names, free: Sequence[int], report: Report
+) -> OnnxFile:
+    model = torch_export.export(half, rows, names, free, report)
+    if node := graph_checks.random_node(model):
+        if node.op_type == "BatchNormalization":
+            raise AdmissionError(
+                f"{names.half} normalizes by the rows of the batch, also in evaluation mode: "
+                f"{node.name or node.output[0]} is {node.op_type} in training mode. Give these "
+                "modules running statistics (track_running_stats), or use another norm, and train "
+                "on."
+            )
+        raise AdmissionError(
+            f"{names.half} draws random numbers inside: {node.name or node.output[0]} is "
+            f"{node.op_type}. {_ADVICE[names.half]}."
+        )
+    return onnx_file.exported(model, names.half)
