@@ -273,7 +273,7 @@ def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> bool:
     if not x.is_png_compatible:
         raise InvalidArgument(
             field,
-            f"PNG holds 8-bit gray or RGB images; this model's rows are {x.dtype} {x.kind}s of "
+            f"PNG holds 8-bit gray or RGB images; this model's rows are {x.dtype} {x.kinds} of "
             f"shape [{_format_shape(x.shape)}]",
             "Use FORMAT_RAW",
         )

@@ -28,8 +28,8 @@ _ITEM_BYTES: Final = {"uint8": 1, "float32": 4}
 class DataSpec:
     """One row of data of one size, as clients send and receive it."""
 
-    kind: str  # image | vector
-    shape: tuple[int, ...]  # of one row; images are height, width[, channels]
+    kind: str  # image | vector | audio
+    shape: tuple[int, ...]  # of one row; as RowFormat.shape
     dtype: str  # uint8 | float32
     range: tuple[float, float]  # lowest and highest value; infinite: every finite number is valid
     bounded: bool = True  # values outside the range are rejected
@@ -38,6 +38,11 @@ class DataSpec:
     def size(self) -> int:
         """Elements in one row."""
         return math.prod(self.shape)
+
+    @property
+    def kinds(self) -> str:
+        """What several rows are called."""
+        return self.kind if self.kind == "audio" else f"{self.kind}s"
 
     @property
     def nbytes(self) -> int:
@@ -53,12 +58,16 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class RowFormat:
-    """Rows of data of every size that a model takes."""
+    """Rows of data of every size that a model takes.
 
-    kind: str  # image | vector
+    shape: height, width[, channels] of an image; samples, channels of audio
+    """
+
+    kind: str  # image | vector | audio
     shape: Shape
     dtype: str  # uint8 | float32
     range: tuple[float, float] = _UNBOUNDED  # as DataSpec.range
+    sample_rate: int = 0  # of audio: samples in a second; 0: it is not audio
 
     @classmethod
     def of(cls, x: DataSpec) -> RowFormat:
@@ -316,6 +325,7 @@ class Manifest(ModelDescription):
                 "shape": self.x.shape.json,
                 "dtype": self.x.dtype,
                 "range": None if unbounded else list(self.x.range),
+                **({"sample_rate": self.x.sample_rate} if self.x.sample_rate else {}),
             },
             "z": {
                 "shape": self.z.shape.json,
@@ -363,7 +373,9 @@ def _from_format_2(raw: Mapping[str, Any]) -> dict[str, Any]:
     x, z, likelihood = raw["x"], raw["z"], raw["likelihood"]
     low, high = _UNBOUNDED if x["range"] is None else _floats(x["range"])
     return dict(raw) | {
-        "x": RowFormat(x["kind"], Shape.parse(x["shape"]), x["dtype"], (low, high)),
+        "x": RowFormat(
+            x["kind"], Shape.parse(x["shape"]), x["dtype"], (low, high), x.get("sample_rate", 0)
+        ),
         "z": LatentFormat(
             Shape.parse(z["shape"]), _floats(z.get("scale", ())), _floats(z.get("shift", ()))
         ),

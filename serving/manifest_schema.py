@@ -24,7 +24,9 @@ FILES: Final = (ENCODER, DECODER, GOLDEN)
 MAX_MANIFEST_BYTES: Final = 1 << 20
 
 MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
-KINDS: Final = ("image", "vector")
+KINDS: Final = ("image", "vector", "audio")
+KINDS_1: Final = ("image", "vector")
+"""Those of format 1."""
 DTYPES: Final = ("uint8", "float32")
 FAMILIES: Final = ("vae", "ae")
 POSTERIORS: Final = ("gaussian", "point")
@@ -37,6 +39,7 @@ _FORMAT_1_LIKELIHOOD_NAMES: Final = ("bernoulli", "gaussian", "discretized-logis
 _MAX_VERSION: Final = 999_999_999
 _MAX_ELEMENTS: Final = 1 << 28  # of one row
 _MAX_DIMS: Final = 6
+_MAX_SAMPLE_RATE: Final = 1 << 24
 _MAX_FLOAT: Final = 1e30
 """Of float32 data: differences and quotients of such numbers are finite in float32."""
 
@@ -137,7 +140,7 @@ _FORMAT_1: Final = schema.Fields(
         "family": schema.one_of(*FAMILIES),
         "x": schema.Fields(
             {
-                "kind": schema.one_of(*KINDS),
+                "kind": schema.one_of(*KINDS_1),
                 "dtype": schema.one_of(*DTYPES),
                 "shape": schema.Rule(
                     f"1 to 3 lengths from 1, for {_MAX_ELEMENTS} elements at most", _is_fixed_shape
@@ -181,7 +184,8 @@ _FORMAT_2: Final = schema.Fields(
                 "dtype": schema.one_of(*DTYPES),
                 "shape": _SHAPE,
                 "range": schema.Optional(_RANGE),
-            }
+            },
+            {"sample_rate": schema.integer(1, _MAX_SAMPLE_RATE)},
         ),
         "z": schema.Fields({"shape": _SHAPE}, {"scale": _NUMBERS, "shift": _NUMBERS}),
         "axes": schema.Map(
@@ -234,6 +238,8 @@ def check(manifest: Any, name: str = MANIFEST) -> None:
 def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]]:
     """Rules that depend on another key: the key, its value and the rule."""
     x = manifest["x"]
+    if x["kind"] == "audio":
+        yield "x.dtype", x["dtype"], schema.Rule("float32, as x.kind is audio", "float32".__eq__)
     if x["range"] is None:
         floats = schema.Rule("float32, as x.range is null", "float32".__eq__)
         yield "x.dtype", x["dtype"], floats
@@ -246,6 +252,9 @@ def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]
     if x["kind"] == "image":
         lengths = "height, width[, channels], as x.kind is image"
         yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: 2 <= len(shape) <= 3)
+    elif x["kind"] == "audio":
+        lengths = "samples, channels, as x.kind is audio"
+        yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 2)
     else:
         lengths = "one length, as x.kind is vector"
         yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 1)
@@ -340,6 +349,11 @@ def _format_2_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, sch
     for key in ("scale", "shift"):
         if key in z:
             yield f"z.{key}", z[key], each
+    x = manifest["x"]
+    because = f"as x.kind is {x['kind']}"
+    rated = schema.Rule(f"a number, {because}", lambda rate: rate is not None)
+    unrated = schema.Rule(f"no such key, {because}", lambda rate: rate is None)
+    yield "x.sample_rate", x.get("sample_rate"), rated if x["kind"] == "audio" else unrated
     yield "origin.kind", manifest["origin"].get("kind"), schema.one_of(*ORIGINS)
     if likelihood is None:
         absent = schema.Rule("no such file, as likelihood is null", lambda file: file is None)

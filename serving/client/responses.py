@@ -47,6 +47,7 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
             _shape(message.x_shape),
             codec.NAMES.get(message.x_dtype, "unknown"),
             (message.x_min, message.x_max),
+            message.sample_rate,
         ),
         z=LatentFormat(_shape(message.z_shape), tuple(message.z_scale), tuple(message.z_shift)),
         axes={

@@ -41,7 +41,8 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
     low, high = x.range
     values = "any finite number" if math.isinf(low) else f"{low:g} to {high:g}"
     strict = "; other values are refused" if manifest.x_bounded else ""
-    yield "x", f"{x.kind}, {x.dtype} {format_lengths(x.shape.json)}, {values}{strict}"
+    kind = f"{x.kind} at {x.sample_rate} Hz" if x.sample_rate else x.kind
+    yield "x", f"{kind}, {x.dtype} {format_lengths(x.shape.json)}, {values}{strict}"
     numbers = {name: getattr(manifest.z, name) for name in ("scale", "shift")}
     known = "".join(f"; {name} {_words(value)}" for name, value in numbers.items() if value)
     yield "z", f"float32 {format_lengths(manifest.z.shape.json)}{known}"

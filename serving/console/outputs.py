@@ -47,7 +47,7 @@ class OutputPath:
         if self.kind in ("png", "folder") and not x.is_png_compatible:
             raise InvalidArgument(
                 "--out",
-                f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.kind}s",
+                f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.kinds}",
                 "Use a .npz or .npy path",
             )
 

@@ -19,7 +19,8 @@ def show_model(info: ModelInfo) -> None:
     """Print GetModel's response, one line for each field."""
     x, z = (format_lengths(rows.shape.json) for rows in (info.x, info.z))
     print(f"{info.served_by}, served: {', '.join(map(str, info.versions))}")
-    print(f"  {info.x.kind}s, created {info.created}")
+    rate = f" at {info.x.sample_rate} Hz" if info.x.sample_rate else ""
+    print(f"  {info.default.x.kinds}{rate}, created {info.created}")
     print(f"  x              {info.x.dtype} {x}, {_range(info.x.range)}")
     print(f"  z              float32 {z}, {info.posterior} posterior")
     for axis in info.axes.values():

@@ -97,7 +97,7 @@ def find_inputs(
             else:
                 raise ConfigError(
                     f"--input {files.printable(pattern)} has images; this model takes "
-                    f"{model.x.kind}s of {model.x.dtype} {model.x.shape}."
+                    f"{model.default.x.kinds} of {model.x.dtype} {model.x.shape}."
                 )
     if not sum(one.entry.rows for one in described):
         raise ConfigError("--input has no rows.")

@@ -46,7 +46,13 @@ class ModelRows(ModelDescription):
         """As `from_json` reads it."""
         x = self.x
         return {
-            "x": {"kind": x.kind, "shape": x.shape.json, "dtype": x.dtype, "range": list(x.range)},
+            "x": {
+                "kind": x.kind,
+                "shape": x.shape.json,
+                "dtype": x.dtype,
+                "range": list(x.range),
+                "sample_rate": x.sample_rate,
+            },
             "z": {"shape": self.z.shape.json},
             "axes": [dataclasses.asdict(axis) for axis in self.axes.values()],
             "x_bounded": self.x_bounded,
@@ -60,7 +66,13 @@ class ModelRows(ModelDescription):
         else."""
         x = raw["x"]
         return cls(
-            RowFormat(x["kind"], Shape.parse(x["shape"]), x["dtype"], tuple(x["range"])),
+            RowFormat(
+                x["kind"],
+                Shape.parse(x["shape"]),
+                x["dtype"],
+                tuple(x["range"]),
+                x.get("sample_rate", 0),
+            ),
             LatentFormat(Shape.parse(raw["z"]["shape"])),
             {axis["name"]: Axis(**axis) for axis in raw["axes"]},
             raw["x_bounded"],

@@ -61,6 +61,7 @@ def get_model(
             pb.Tile(graph=graph, **dataclasses.asdict(tile))
             for graph, tile in manifest.tiles.items()
         ],
+        sample_rate=x.sample_rate,
     )
 
 

@@ -21,8 +21,10 @@ from tests.support.likelihoods import LIKELIHOODS
 from tests.support.manifest_documents import (
     WRONG,
     WRONG_IN_FORMAT_1,
+    WRONG_OF_AUDIO,
     WRONG_TO_THE_CODE,
     altered,
+    audio,
     whole,
 )
 
@@ -62,6 +64,11 @@ def test_invalid_value_names_key_and_expected(good, key, value, said):
     assert re.search(said, refused(altered(good, key, value)))
 
 
+@pytest.mark.parametrize(("key", "value", "said"), WRONG_OF_AUDIO)
+def test_invalid_value_of_audio_names_key_and_expected(good, key, value, said):
+    assert re.search(said, refused(altered(audio(good), key, value)))
+
+
 @pytest.mark.parametrize(("key", "value", "said"), WRONG_IN_FORMAT_1)
 def test_invalid_value_in_format_1_names_key_and_expected(key, value, said):
     assert re.search(said, refused(altered(format_1("digits"), key, value)))
@@ -77,6 +84,17 @@ def test_whole_manifest_is_read_and_written(good):
     )
     assert manifest.likelihood == LIKELIHOODS["bernoulli"]
     manifest.check()
+
+
+def test_audio_is_read_and_written(good):
+    document = audio(good)
+    manifest = read(document)
+    assert json.loads(manifest.to_json()) == document
+    assert manifest.x == RowFormat("audio", Shape.parse(["t", 2]), "float32", (-1.0, 1.0), 44100)
+    assert (manifest.default.x.shape, manifest.default.z) == ((64, 2), (4, 8))
+    assert sorted(manifest.unavailable) == ["png", "tiles"]
+    with pytest.raises(SizeError, match=r"t is 100; expected a multiple of 8 .* length is 104."):
+        manifest.shapes_of_x((100, 2))
 
 
 def test_rows_have_the_shapes_of_their_sizes(good):

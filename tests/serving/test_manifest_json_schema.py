@@ -13,7 +13,16 @@ from jsonschema import Draft202012Validator
 
 from latentd import bundle, manifest_schema, schema
 from latentd.errors import BundleError
-from tests.support.manifest_documents import RIGHT, SCHEMA, WRONG, altered, schema_errors, whole
+from tests.support.manifest_documents import (
+    RIGHT,
+    SCHEMA,
+    WRONG,
+    WRONG_OF_AUDIO,
+    altered,
+    audio,
+    schema_errors,
+    whole,
+)
 from tests.support.spatial_bundle import publish_spatial
 
 
@@ -83,6 +92,17 @@ def test_wrong_value_fails_in_both(good, key, value):
     document = altered(good, key, value)
     assert not code_accepts(document)
     assert schema_errors(document)
+
+
+def test_audio_is_judged_alike(good):
+    right = audio(good)
+    unrated = {key: value for key, value in right["x"].items() if key != "sample_rate"}
+    wrong = [altered(right, key, value) for key, value, _ in WRONG_OF_AUDIO]
+    assert code_accepts(right)
+    assert not schema_errors(right)
+    for document in (right | {"x": unrated}, *wrong):
+        assert not code_accepts(document)
+        assert schema_errors(document)
 
 
 def test_rules_of_two_keys_fail_in_both(good):

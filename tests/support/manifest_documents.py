@@ -41,6 +41,18 @@ def whole(toy: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def audio(document: dict[str, Any]) -> dict[str, Any]:
+    """A whole manifest as that of a model of stereo sounds of any length."""
+    axis = {"multiple_of": 8, "min": 16, "max": 512, "default": 64}
+    x = {"kind": "audio", "shape": ["t", 2], "dtype": "float32", "range": [-1, 1]}
+    return document | {
+        "x": x | {"sample_rate": 44100},
+        "z": {"shape": [4, "t/8"]},
+        "axes": {"t": axis},
+        "tiles": {},
+    }
+
+
 def altered(document: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """The document with another value at a key, whose parts are separated by "/"."""
     document = copy.deepcopy(document)
@@ -94,7 +106,8 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("preprocessing", "x" * 10_001, "preprocessing is 'x+...x+'; expected text of at most 10000"),
     ("precision", "int8", "precision is 'int8'; expected one of float32, float16"),
     ("x", [4, 4], r"x is \[4, 4\]; expected an object"),
-    ("x/kind", "sequence", "x.kind is 'sequence'; expected one of image, vector"),
+    ("x/kind", "sequence", "x.kind is 'sequence'; expected one of image, vector, audio"),
+    ("x/kind", "audio", "x.dtype is 'uint8'; expected float32, as x.kind is audio"),
     ("x/kind", "vector", r"x.shape is \['h', 'w', 3\]; expected one length, as x.kind is vector"),
     ("x/dtype", "float64", "x.dtype is 'float64'; expected one of uint8, float32"),
     ("x/shape", [], r"x.shape is \[\]; expected 1 to 6 lengths: numbers from 1, names of free"),
@@ -114,7 +127,8 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("x/range", [0.5, 255], "x.range is"),
     ("x/range", [0, 10**400], "x.range is"),
     ("x/range", None, "x.dtype is 'uint8'; expected float32, as x.range is null"),
-    ("x/extra", 1, "x.extra is unknown; expected kind, dtype, shape, range"),
+    ("x/extra", 1, "x.extra is unknown; expected kind, dtype, shape, range, sample_rate"),
+    ("x/sample_rate", 44100, "x.sample_rate is 44100; expected no such key, as x.kind is image"),
     ("z", 16, "z is 16; expected an object"),
     ("z/shape", [], r"z.shape is \[\]; expected 1 to 6 lengths"),
     ("z/shape", [1] * 7, "z.shape is"),
@@ -182,6 +196,18 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("extra", 1, "extra is unknown; expected format, model, version"),
 ]
 """Values that are wrong in the whole manifest: the key, the value, and what the message says."""
+
+WRONG_OF_AUDIO: Final[list[tuple[str, Any, str]]] = [
+    ("x/kind", "image", "x.sample_rate is 44100; expected no such key, as x.kind is image"),
+    ("x/kind", "vector", "x.shape is .*; expected one length, as x.kind is vector"),
+    ("x/shape", ["t"], r"x.shape is \['t'\]; expected samples, channels, as x.kind is audio"),
+    ("x/shape", ["t", 2, 1], "x.shape is .*; expected samples, channels"),
+    ("x/dtype", "uint8", "x.dtype is 'uint8'; expected float32, as x.kind is audio"),
+    ("x/sample_rate", 0, "x.sample_rate is 0; expected an integer from 1 to 16777216"),
+    ("x/sample_rate", 44100.5, "x.sample_rate is 44100.5"),
+    ("x/sample_rate", None, "x.sample_rate is None"),
+]
+"""The same, in the manifest of a model of audio."""
 
 WRONG_TO_THE_CODE: Final[list[tuple[str, Any, str]]] = [
     ("version", 1.0, "version is 1.0"),
