@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy.typing as npt
 
 from latentd.bundle import Manifest
+from latentd.training.adopt.expected import Expected
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +42,7 @@ class Candidate:
                  scikit-learn has
     net_range:   that the graphs convert x to and from; None: they convert nothing
     color_order: of the net's channels, RGB or BGR; the graphs convert x from RGB
+    expected:    what the owner found for rows of the owner's own
     """
 
     manifest: Manifest
@@ -50,3 +52,4 @@ class Candidate:
     images: Sequence[Array] = ()
     net_range: NetRange | None = None
     color_order: str = "RGB"
+    expected: Sequence[Expected] = ()

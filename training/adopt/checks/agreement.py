@@ -19,6 +19,11 @@ _MAX_SECONDS: Final = 20.0  # of the reference at one size
 _DEEP: Final = 10.0
 """Times the tolerance of our own nets: these may be far deeper, and another library sums up."""
 
+_ADVICE: Final = (
+    "Check that both have the same weights, and the card's range, scale, shift and order of "
+    "outputs."
+)
+
 
 def check(subject: Subject) -> Finding:
     """Compare at every size, while the reference does not take too long."""
@@ -33,11 +38,15 @@ def check(subject: Subject) -> Finding:
             largest[name] = max(largest.get(name, 0.0), difference)
         seconds, elements = time.perf_counter() - began, more
         compared.append(sizes)
+    owners = _compare_expected(subject, tolerance)
     line = f"largest differences at {len(compared)} of {len(subject.sizes)} sizes: "
     line += differences.format_largest(largest)
     if len(compared) < len(subject.sizes):
         line += "; the reference takes too long at the others"
-    figures = {"sizes": [dict(sizes) for sizes in compared], "rows": _ROWS}
+    if owners:
+        line += f"; from the arrays of --expected: {differences.format_largest(owners)}"
+    figures: dict[str, Any] = {"expected": owners} if owners else {}
+    figures |= {"sizes": [dict(sizes) for sizes in compared], "rows": _ROWS}
     figures |= {"atol": tolerance.atol, "rtol": tolerance.rtol, "levels": tolerance.levels}
     return Finding(line, figures | {"max_abs_difference": largest})
 
@@ -76,6 +85,24 @@ def _compare(subject: Subject, sizes: Sizes, tolerance: Tolerance) -> dict[str, 
     return largest
 
 
+def _compare_expected(subject: Subject, tolerance: Tolerance) -> dict[str, float]:
+    """The largest difference of each of the owner's own outputs."""
+    largest = dict[str, float]()
+    for rows in subject.candidate.expected:
+        found = subject.encode(rows.arrays["x"]) if "x" in rows.arrays else {}
+        if "z" in rows.arrays:
+            found = {**found, "decoded_x": subject.decode(rows.arrays["z"])["x"]}
+        for name in sorted(set(rows.arrays) - {"x", "z"}):
+            difference = differences.between(found[name], rows.arrays[name], tolerance)
+            if not difference.allowed:
+                raise AdmissionError(
+                    f"The bundle gives another {rows.key(name)} than --expected has: it differs by "
+                    f"up to {difference.largest:.2g}; expected no more than rounding. " + _ADVICE
+                )
+            largest[name] = max(largest.get(name, 0.0), difference.largest)
+    return largest
+
+
 def _sentence(name: str, found: Any, expected: Any, largest: float, sizes: Sizes) -> str:
     graph = "decoder.onnx" if name == "x" else "encoder.onnx"
     how = (
@@ -85,6 +112,5 @@ def _sentence(name: str, found: Any, expected: Any, largest: float, sizes: Sizes
     )
     return (
         f"{graph} gives at {format_sizes(sizes)} another {name} than the reference, {how}; "
-        "expected no more than rounding. Check that both have the same weights, and the card's "
-        "range, scale, shift and order of outputs."
+        f"expected no more than rounding. {_ADVICE}"
     )
