@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from latentd.training import arena
 from latentd.training.adopt import onnx_file
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.onnx_file import OnnxFile
@@ -55,7 +56,8 @@ class Graph:
     def run(self, rows: Array) -> list[Array]:
         """The outputs for rows of the graph's own form. Raises AdmissionError."""
         try:
-            arrays = self.session.run(list(self.outputs), {self.input: rows.astype(self.dtype)})
+            inputs = {self.input: rows.astype(self.dtype)}
+            arrays = self.session.run(list(self.outputs), inputs, arena.emptied())
         except Exception as error:  # the runtime's exceptions have no common class
             raise AdmissionError(
                 f"{self.name} cannot run {self.input} of shape {list(rows.shape)}, which the card "

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from latentd.bundle import RowShapes
-from latentd.training import machine
+from latentd.training import arena, machine
 from latentd.training.adopt.candidate import Candidate
 
 Array = npt.NDArray[Any]
@@ -39,13 +39,14 @@ class Graph:
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise GraphFailed(f"cannot be loaded: {_reason(error)}") from None
+        self._emptied = arena.emptied()
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, rows: Array) -> dict[str, Array]:
         """All outputs for these rows. Raises GraphFailed."""
         try:
-            outputs = self._session.run(self._outputs, {self._input: rows})
+            outputs = self._session.run(self._outputs, {self._input: rows}, self._emptied)
         except Exception as error:
             raise GraphFailed(f"fails: {_reason(error)}") from None
         return dict(zip(self._outputs, outputs, strict=True))

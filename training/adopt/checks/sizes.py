@@ -31,7 +31,7 @@ def check(subject: Subject) -> Finding:
     for sizes in _growing(subject):
         growth = _elements(subject, sizes) / _elements(subject, largest)
         if growth > 1:
-            if growth * seconds > _MAX_SECONDS:
+            if growth**2 * seconds > _MAX_SECONDS:  # as attention grows
                 break
             seconds, largest = _seconds(subject, sizes), sizes
     subject.sizes = _ascending(subject, [*usual, largest])

@@ -1,0 +1,147 @@
+"""Autoencoders of diffusers are adopted and served: over the wire they answer as diffusers does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+
+from latentd import bundle
+from latentd.client import Client
+from tests.support.server import StartServer
+from tests.support.small_diffusers import kl_autoencoder, of_net, tiny_autoencoder, to_bytes
+
+SOURCE = 'source = "a test"\nlicence = "MIT"\n'
+SIZES = "[sizes]\n" + "".join(f"{a} = {{ min = 16, max = 256, default = 64 }}\n" for a in "hw")
+WITHOUT = """
+import sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("diffusers", "safetensors", "torch"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Without())
+from latentd.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def kl(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A KL autoencoder, and the folder of a pipeline that has it."""
+    net, folder = kl_autoencoder(), tmp_path_factory.mktemp("pipeline")
+    net.save_pretrained(folder / "vae")
+    return net, folder
+
+
+@pytest.fixture(scope="module")
+def optimum(kl: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its graphs as optimum exports them, by a plain torch.onnx.export."""
+    net, saved = kl
+    folder = tmp_path_factory.mktemp("optimum")
+    for part, module, x, names in (
+        ("vae_encoder", Moments(net), torch.zeros(1, 3, 32, 32), ("sample", "latent_parameters")),
+        ("vae_decoder", Decoder(net), torch.zeros(1, 4, 8, 8), ("latent_sample", "sample")),
+    ):
+        (folder / part).mkdir()
+        shutil.copy(saved / "vae" / "config.json", folder / part)
+        free = {0: "batch_size", 2: "height", 3: "width"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                (x,),
+                folder / part / "model.onnx",
+                input_names=names[:1],
+                output_names=names[1:],
+                dynamic_axes=dict.fromkeys(names, free),
+                opset_version=18,
+                dynamo=False,
+            )
+    return folder
+
+
+class Moments(nn.Module):
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, sample: Tensor) -> Tensor:
+        moments: Tensor = self.net.encode(sample).latent_dist.parameters
+        return moments
+
+
+class Decoder(Moments):
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        x: Tensor = self.net.decode(latent_sample).sample
+        return x
+
+
+def photographs(height: int, width: int, count: int = 2) -> np.ndarray:
+    picture = load_sample_images().images[1]
+    return np.stack([picture[50 * i : 50 * i + height, 90 : 90 + width] for i in range(count)])
+
+
+def adopt(cli: Any, folder: Path, *words: object, card: str = SOURCE) -> str:
+    """The output of the command; it publishes folder/models/mine."""
+    (folder / "card.toml").write_text(card)
+    where = ("--bundles", folder / "models", "--name", "mine")
+    status, out, err = cli("adopt", *words, "--card", folder / "card.toml", *where)
+    assert status == 0, err
+    return str(out)
+
+
+def assert_answers_as(net: Any, target: str, scale: float, shift: float) -> None:
+    """With the scaling of diffusers' pipelines, at sizes that no export saw."""
+    with Client(target) as client:
+        for size in ((64, 64), (24, 100), (132, 60)):
+            x = photographs(*size)
+            encoded, encoding = net.encode(of_net(x)), client.encode(x)
+            if hasattr(encoded, "latents"):
+                mean = encoded.latents
+                assert encoding.log_var is None
+            else:
+                mean = encoded.latent_dist.mean
+                log_var = encoded.latent_dist.logvar.numpy() + 2 * np.log(scale)
+                np.testing.assert_allclose(encoding.log_var, log_var, rtol=1e-4, atol=1e-4)
+            z = ((mean - shift) * scale).numpy()
+            np.testing.assert_allclose(encoding.mean, z, rtol=1e-4, atol=1e-4)
+            for latents in (z, z + np.float32(0.5)):
+                decoded = to_bytes(net.decode(torch.from_numpy(latents) / scale + shift).sample)
+                found = client.decode(latents).x.astype(int)
+                assert np.abs(found - decoded.astype(int)).max() <= 1
+
+
+def test_kl_autoencoder_of_a_pipeline(
+    kl: tuple[Any, Path], cli: Any, tmp_path: Path, start_server: StartServer
+) -> None:
+    net, folder = kl
+    lines = adopt(cli, tmp_path, "--diffusers", folder)
+    assert "scale 0.5, shift 0.25" in lines
+    manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
+    assert manifest.z.shape.json == [4, "h/4", "w/4"]
+    assert (manifest.posterior, manifest.prior) == ("gaussian", None)
+    assert manifest.origin["route"] == "diffusers"
+    assert set(manifest.origin["files"]) == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert_answers_as(net, start_server(tmp_path / "models").target, 0.5, 0.25)
+
+
+def test_tiny_autoencoder(cli: Any, tmp_path: Path, start_server: StartServer) -> None:
+    net = tiny_autoencoder()
+    net.save_pretrained(tmp_path / "tiny")
+    adopt(cli, tmp_path, "--diffusers", tmp_path / "tiny", card=SOURCE + SIZES)
+    manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
+    assert (manifest.posterior, manifest.z.shape.json) == ("point", [4, "h/4", "w/4"])
+    assert_answers_as(net, start_server(tmp_path / "models").target, 1.0, 0.0)
