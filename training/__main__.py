@@ -102,9 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "latentd"):
             raise  # a bug in latentd
+        extra = getattr(arguments, "extra", "train")
         print(
             f"{PROGRAM}: the package {package} is not installed, which this command needs. "
-            "pip install 'latentd[train]' brings it.",
+            f"pip install 'latentd[{extra}]' brings it.",
             file=sys.stderr,
         )
         return 1

@@ -51,6 +51,8 @@ def run(words: str, packages: set[str], folder: Path) -> tuple[int, str, str]:
         ("evaluate y", CLIENT, "train"),
         ("compare --out y", CLIENT, "train"),
         ("export --checkpoint x --bundles y --name z", CLIENT, "train"),
+        ("adopt --onnx x y --bundles y --name z", CLIENT, "adopt"),
+        ("adopt --optimum x --bundles y --name z", CLIENT, "adopt"),
     ],
 )
 def test_missing_extra_is_named(toy_bundles, tmp_path, words, packages, extra):

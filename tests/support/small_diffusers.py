@@ -1,9 +1,8 @@
-"""Small autoencoders of diffusers, trained for a moment on photographs, as their owner saves them."""
+"""Small autoencoders of diffusers, trained for a moment on photographs."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Final
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

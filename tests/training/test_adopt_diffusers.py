@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 from latentd import bundle
 from latentd.client import Client
 from tests.support.server import StartServer
-from tests.support.small_diffusers import kl_autoencoder, of_net, tiny_autoencoder, to_bytes
+from tests.support.small_diffusers import kl_autoencoder, of_net, to_bytes
 
 SOURCE = 'source = "a test"\nlicence = "MIT"\n'
-SIZES = "[sizes]\n" + "".join(f"{a} = {{ min = 16, max = 256, default = 64 }}\n" for a in "hw")
+SIZES = "[sizes]\n" + "".join(f"{a} = {{ min = 16, max = 132, default = 32 }}\n" for a in "hw")
 WITHOUT = """
 import sys
 
@@ -94,15 +93,6 @@ def photographs(height: int, width: int, count: int = 2) -> np.ndarray:
     return np.stack([picture[50 * i : 50 * i + height, 90 : 90 + width] for i in range(count)])
 
 
-def adopt(cli: Any, folder: Path, *words: object, card: str = SOURCE) -> str:
-    """The output of the command; it publishes folder/models/mine."""
-    (folder / "card.toml").write_text(card)
-    where = ("--bundles", folder / "models", "--name", "mine")
-    status, out, err = cli("adopt", *words, "--card", folder / "card.toml", *where)
-    assert status == 0, err
-    return str(out)
-
-
 def assert_answers_as(net: Any, target: str, scale: float, shift: float) -> None:
     """With the scaling of diffusers' pipelines, at sizes that no export saw."""
     with Client(target) as client:
@@ -124,24 +114,40 @@ def assert_answers_as(net: Any, target: str, scale: float, shift: float) -> None
                 assert np.abs(found - decoded.astype(int)).max() <= 1
 
 
-def test_kl_autoencoder_of_a_pipeline(
-    kl: tuple[Any, Path], cli: Any, tmp_path: Path, start_server: StartServer
+def test_graphs_of_optimum_without_torch(
+    kl: tuple[Any, Path], optimum: Path, tmp_path: Path, start_server: StartServer
 ) -> None:
-    net, folder = kl
-    lines = adopt(cli, tmp_path, "--diffusers", folder)
-    assert "scale 0.5, shift 0.25" in lines
+    """What an owner computed with PyTorch elsewhere comes along."""
+    x = photographs(48, 80)
+    z = (kl[0].encode(of_net(x)).latent_dist.mean - 0.25) * 0.5
+    pixels = to_bytes(kl[0].decode(z / 0.5 + 0.25).sample)
+    np.savez(tmp_path / "expected.npz", x=x, mean=z.numpy(), z=z.numpy(), decoded_x=pixels)
+    (tmp_path / "card.toml").write_text(SOURCE + SIZES)
+    command = ["adopt", "--optimum", optimum, "--expected", tmp_path / "expected.npz"]
+    command += ["--card", tmp_path / "card.toml"]
+    command += ["--bundles", tmp_path / "models", "--name", "mine"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *map(str, command)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "config.json of AutoencoderKL: scale 0.5, shift 0.25" in done.stdout
+    assert "from the arrays of --expected: decoded_x" in done.stdout
     manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
-    assert manifest.z.shape.json == [4, "h/4", "w/4"]
-    assert (manifest.posterior, manifest.prior) == ("gaussian", None)
-    assert manifest.origin["route"] == "diffusers"
-    assert set(manifest.origin["files"]) == {"config.json", "diffusion_pytorch_model.safetensors"}
-    assert_answers_as(net, start_server(tmp_path / "models").target, 0.5, 0.25)
+    assert (manifest.origin["route"], manifest.origin["class"]) == ("optimum", "AutoencoderKL")
+    assert len(manifest.origin["files"]) == 4
+    assert_answers_as(kl[0], start_server(tmp_path / "models").target, 0.5, 0.25)
 
 
-def test_tiny_autoencoder(cli: Any, tmp_path: Path, start_server: StartServer) -> None:
-    net = tiny_autoencoder()
-    net.save_pretrained(tmp_path / "tiny")
-    adopt(cli, tmp_path, "--diffusers", tmp_path / "tiny", card=SOURCE + SIZES)
-    manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
-    assert (manifest.posterior, manifest.z.shape.json) == ("point", [4, "h/4", "w/4"])
-    assert_answers_as(net, start_server(tmp_path / "models").target, 1.0, 0.0)
+def test_what_neither_the_card_nor_the_folder_says_is_asked_for_at_once(
+    optimum: Path, cli: Any, tmp_path: Path
+) -> None:
+    for path in shutil.copytree(optimum, tmp_path / "copy").glob("*/config.json"):
+        values = json.loads(path.read_text())
+        del values["scaling_factor"], values["sample_size"]
+        path.write_text(json.dumps(values))
+    status, out, err = cli(
+        *("adopt", "--optimum", tmp_path / "copy", "--bundles", tmp_path, "--name", "mine")
+    )
+    assert status == 2
+    assert "there is no scaling_factor, so the card must give scale and shift" in out
+    assert "the card must: sizes.h, sizes.w, scale, shift, licence, source." in err

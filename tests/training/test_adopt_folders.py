@@ -45,7 +45,7 @@ def test_config_fills_in_the_card(tmp_path: Path) -> None:
     assert (card.scale, card.shift) == ((0.18215,), (0.1159,))
     assert (card.layout, card.range, card.clip_log_var) == ("NCHW", (-1, 1), (-30, 20))
     assert (card.posterior, card.prior) == ("gaussian", "none")
-    assert card.sizes["h"] == card.sizes["w"] == {"min": 8, "max": 1024, "default": 64}
+    assert card.sizes["h"] == card.sizes["w"] == {"min": 8, "max": 512, "default": 64}
     assert "scale 0.18215, shift 0.1159" in lines[0]
     assert (card.licence, card.source) == (None, None)
 

@@ -25,6 +25,7 @@ def adopt(
     bundles: Path | str,
     name: str,
     images: Path | str | None = None,
+    expected: Path | str | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Publish a model as the next version of model `name` under `bundles`.
@@ -33,6 +34,7 @@ def adopt(
     card:   what the source does not say: a card.toml, its keys, or None where the source says all
             (`card.TEMPLATE` has every key)
     images: a folder of pictures for the checks; None: photographs that scikit-learn has
+    expected: an .npz file with inputs of the owner's and what the model gives for them
     report: gets a line for each check
 
     Returns the version's folder. Raises TrainingError for input that is wrong or not enough, and
@@ -50,5 +52,5 @@ def adopt(
             known = card
         case _:
             known = Card.of(card)
-    folder = None if images is None else Path(images)
-    return adoption.adopt(source, known, Path(bundles), name, folder, report)
+    files = [None if path is None else Path(path) for path in (images, expected)]
+    return adoption.adopt(source, known, Path(bundles), name, *files, report)

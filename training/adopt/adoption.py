@@ -22,6 +22,7 @@ from latentd.training.adopt import glue, net
 from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate, NetRange, Reference
 from latentd.training.adopt.card import NO_PRIOR, Card
+from latentd.training.adopt.expected import read as read_expected
 from latentd.training.adopt.net import Net
 from latentd.training.adopt.onnx_pair import OnnxPair
 from latentd.training.adopt.pictures import Pictures
@@ -40,7 +41,13 @@ _NOISE: Final = 0.5  # of further golden latents, as a part of the latents' own 
 
 
 def adopt(
-    route: Route, card: Card, bundles: Path, name: str, images: Path | None, report: Report
+    route: Route,
+    card: Card,
+    bundles: Path,
+    name: str,
+    images: Path | None,
+    expected: Path | None,
+    report: Report,
 ) -> Path:
     """See `adopt` of the package."""
     publication.check(bundles, name)
@@ -52,9 +59,12 @@ def adopt(
     encoding = glue.encoder(pair.encoder, described, name)
     decoding = glue.decoder(pair.decoder, described, name)
     manifest = _manifest(name, described, source)
+    owners = () if expected is None else read_expected(expected, manifest)
     reference = source.reference(card)
     ends = described.ends and NetRange(*described.ends)
-    candidate = Candidate(manifest, encoding, decoding, reference, pictures, ends, card.color_order)
+    candidate = Candidate(
+        *(manifest, encoding, decoding, reference, pictures, ends, card.color_order, owners)
+    )
     manifest = dataclasses.replace(manifest, parity=admit(candidate, report))
     rows = _rows(described, pictures)
     if manifest.axes:

@@ -12,20 +12,31 @@ if TYPE_CHECKING:
     from latentd.training.adopt.source import Route
 
 _DESCRIPTION: Final = """\
-Take in a model that was trained elsewhere: two ONNX graphs, and a card that says what the graphs do
-not. The model is checked, each check is printed, and what passes all of them becomes the next
-version of a model: BUNDLES/NAME/VERSION. A model that fails a check is not published, and the exit
-status is 1. It needs no PyTorch.
+Take in a model that was trained elsewhere, with a card that says what its files do not. The model
+is checked, each check is printed, and what passes all of them becomes the next version of a model:
+BUNDLES/NAME/VERSION. A model that fails a check is not published, and the exit status is 1.
+
+pip install 'latentd[adopt]' suffices for ONNX graphs; it brings no PyTorch.
 """
 _EXAMPLES: Final = """\
 examples:
   latentd adopt --card-template > card.toml      # then edit it
-  latentd adopt --onnx vae_encoder/model.onnx vae_decoder/model.onnx --card card.toml \\
-      --bundles models --name kl-f8 --images photos
+  latentd adopt --onnx encoder.onnx decoder.onnx --card card.toml --bundles models \\
+      --name kl-f8 --images photos
+  latentd adopt --optimum exported --card card.toml --bundles models --name kl-f8
 
 The bundle takes bytes (height, width, channels) and gives bytes, as any other: what converts them
 is put into the graphs. Images may be NCHW or NHWC, in floats or bytes; mean and log-variance in one
 tensor or in two. Weights in other files are read from the graph's folder only.
+
+--expected names an .npz file with arrays as clients send and get them: x and mean (and log_var), or
+z and decoded_x, or all. Images are bytes (rows, height, width, channels), latents floats with the
+channels first, after the card's scale and shift; x of vectors are floats. With PyTorch:
+  pixels = ...                                   # uint8 (rows, height, width, 3)
+  x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1            # for a range of [-1, 1]
+  mean = (vae.encode(x).latent_dist.mean - shift) * scale
+  numpy.savez("expected.npz", x=pixels, mean=mean.numpy())
+Rows of a second size have a word and a dot before their names: wide.x, wide.mean.
 """
 
 
@@ -57,6 +68,13 @@ def add(commands: Any) -> None:
         "--onnx", nargs=2, type=Path, metavar=("ENCODER", "DECODER"), help="two ONNX graphs"
     )
     routes.add_argument(
+        "--optimum",
+        type=Path,
+        metavar="DIR",
+        help="a folder that optimum-cli exported: vae_encoder and vae_decoder, each with "
+        "model.onnx and config.json",
+    )
+    routes.add_argument(
         "--model",
         metavar="PKG.MOD:FUNCTION",
         help="a function, in the current folder or installed, that returns an object with "
@@ -81,10 +99,17 @@ def add(commands: Any) -> None:
         help="real pictures for the checks, best such as the model was trained on [two photographs "
         "that scikit-learn has]",
     )
+    command.add_argument(
+        "--expected",
+        type=Path,
+        metavar="NPZ",
+        help="inputs of yours, and what your model gives for them (below)",
+    )
     command.set_defaults(run=_adopt, after=lambda _: "Nothing was published.")
 
 
 def _adopt(arguments: argparse.Namespace) -> None:
+    arguments.extra = "train" if arguments.model else "adopt"
     from latentd.training.adopt import adopt
 
     adopt(
@@ -93,6 +118,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
         arguments.bundles,
         arguments.name,
         arguments.images,
+        arguments.expected,
         lambda line: print(line, flush=True),
     )
 
@@ -104,4 +130,6 @@ def _route(arguments: argparse.Namespace) -> Route:
         raise TrainingError("--weights needs --model; leave it out.")
     if arguments.model:
         return sources.model(arguments.model, arguments.weights)
+    if arguments.optimum:
+        return sources.optimum(arguments.optimum)
     return sources.onnx(*arguments.onnx)

@@ -1,14 +1,22 @@
-"""What lies beside a model's weights: its README, and the license that the README states."""
+"""The files of a model: their digests, and the license that its README states."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _README: Final = "README.md"
 _MAX_BYTES: Final = 1 << 20
 _FRONT_MATTER: Final = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Of a file, as the manifest has it."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"sha256": found, "bytes": file.tell()}
 
 
 def licence(*folders: Path) -> str | None:

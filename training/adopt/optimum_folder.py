@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from latentd.training.adopt import onnx_pair, vae_config
+from latentd.training.adopt import model_folder, onnx_pair, vae_config
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.onnx_pair import OnnxPair
 from latentd.training.adopt.vae_config import VaeConfig
@@ -24,9 +24,9 @@ _POSTERIORS: Final = {"latent_parameters": "gaussian", "latent_sample": "point"}
 class OptimumFolder:
     """The graphs and the config of a folder."""
 
-    folder: Path
     pair: OnnxPair
     config: VaeConfig
+    files: Mapping[str, dict[str, Any]]  # name -> {sha256, bytes}
 
     @classmethod
     def read(cls, folder: Path, tensors: Mapping[str, str]) -> OptimumFolder:
@@ -50,7 +50,10 @@ class OptimumFolder:
                     f"{encoding} says {key} = {one!r}, and {decoding} {two!r}; expected the "
                     "configs of one model."
                 )
-        return cls(folder, onnx_pair.load(encoder, decoder, tensors), config)
+        pair = onnx_pair.load(encoder, decoder, tensors)
+        configs = (encoding, decoding)
+        digests = {f"{path.parent.name}/{path.name}": model_folder.digest(path) for path in configs}
+        return cls(pair, config, pair.files | digests)
 
     def fill(self, card: Card, report: Callable[[str], None]) -> Card:
         """The card with what the folder says. Raises TrainingError where the two differ.

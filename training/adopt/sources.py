@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentd.training.adopt import onnx_pair
 from latentd.training.adopt.card import Card
+from latentd.training.adopt.optimum_folder import OptimumFolder
 from latentd.training.adopt.reference import NetReference
 from latentd.training.adopt.source import Report, Route, Source
 
@@ -75,5 +76,21 @@ def pair(encode: Callable[[Tensor], Any], decode: Callable[[Tensor], Any]) -> Ro
         names = [getattr(one, "__qualname__", type(one).__qualname__) for one in (encode, decode)]
         origin = {"route": "pair", "model": ", ".join(names), "files": {}}
         return torch_source.open_(encode, decode, card, report, origin)
+
+    return open_
+
+
+def optimum(folder: Path | str) -> Route:
+    """A folder that optimum exported: vae_encoder and vae_decoder, each with its config."""
+
+    def open_(card: Card, report: Report) -> Source:
+        found = OptimumFolder.read(Path(folder), card.tensors)
+        pair = found.pair
+        return Source(
+            pair,
+            found.fill(card, report),
+            lambda full: NetReference(pair, full),
+            {"route": "optimum", "class": found.config.class_name, "files": found.files},
+        )
 
     return open_

@@ -32,6 +32,7 @@ _GAUSSIAN: Final = ("AutoencoderKL",)
 _CLIP_LOG_VAR: Final = (-30.0, 20.0)  # in diffusers' code, and in no config
 _LEAST: Final = 2  # positions of a latent along an axis, unless the card says otherwise
 _MOST: Final = 1024  # pixels along an axis, likewise
+_MOST_POSITIONS: Final = 128  # along an axis: attention over their square takes 1 GiB in float32
 
 
 def _number(value: Any) -> bool:
@@ -124,7 +125,7 @@ class VaeConfig:
         """
         for note in self.notes():
             report(note)
-        card = card.filled(self.facts(posterior), f"diffusers and the {self.name}")
+        card = card.filled(self.facts(posterior), f"diffusers and the {self.name} say")
         folder = self.path.parent
         defaults: dict[str, Any] = {"licence": model_folder.licence(folder, folder.parent)}
         if self.is_known:  # a decoder of a diffusion model is not trained for draws of N(0, I)
@@ -208,10 +209,11 @@ class VaeConfig:
         if any(length % self.factor for length in defaults.values()):
             return {}
         least = _LEAST * self.factor
+        most = min(_MOST - _MOST % self.factor, _MOST_POSITIONS * self.factor)
         return {
             axis: {
                 "min": min(least, defaults[axis]),
-                "max": max(_MOST - _MOST % self.factor, defaults[axis]),
+                "max": max(most, defaults[axis]),
                 "default": defaults[axis],
             }
             for axis in axes
