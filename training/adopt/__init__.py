@@ -52,5 +52,6 @@ def adopt(
             known = card
         case _:
             known = Card.of(card)
-    files = [None if path is None else Path(path) for path in (images, expected)]
-    return adoption.adopt(source, known, Path(bundles), name, *files, report)
+    pictures = None if images is None else Path(images)
+    owners = None if expected is None else Path(expected)
+    return adoption.adopt(source, known, Path(bundles), name, pictures, owners, report)
