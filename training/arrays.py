@@ -36,6 +36,7 @@ class Arrays(NamedTuple):
     y_test: Array | None = None
     classes: tuple[str, ...] = ()  # the name of each label, if labels have names
     notes: tuple[str, ...] = ()  # sentences for the user about the data
+    permuted: bool = False  # whether the rows are in the order of the split
 
 
 def read_numpy(path: Path, key: str | None = None) -> Arrays:

@@ -28,11 +28,28 @@ class Config:
 
     data: str = _field("digits", "rows: digits, idx:DIR, npz:FILE[:ARRAY] or images:DIR")
     image_size: str | None = _field(None, "HEIGHTxWIDTH, pixels: resize images:DIR to this")
+    color: str = _field(
+        "auto",
+        "of images:DIR: grey, rgb, or auto: rgb if any picture has color, otherwise grey",
+        choices=("auto", "grey", "rgb"),
+    )
     bad_images: str = _field(
         "fail",
         "files of images:DIR that cannot be used: fail, one report of all of them; or skip, "
         "train without them and list them",
         choices=("fail", "skip"),
+    )
+    augment_flip: bool = _field(
+        False, "mirror half of the pictures, left to right, drawn again in each pass"
+    )
+    augment_crop: int = _field(
+        0, "move pictures by up to this many pixels each way; edges are reflected", min=0
+    )
+    augment_color: float = _field(
+        0.0,
+        "change brightness, contrast and saturation of pictures, each by up to this fraction",
+        min=0,
+        below=1,
     )
     val_fraction: float = _field(
         0.1, "fraction of the training rows held out to choose best.pt", above=0, below=1

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from latentd.training import likelihoods
 from latentd.training.arrays import Array
 from latentd.training.config import Config
-from latentd.training.datasets import read
+from latentd.training.datasets import permutation, read
 from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
 
@@ -91,13 +92,14 @@ class Dataset:
         }
 
 
-def load(config: Config) -> Dataset:
+def load(config: Config, run: Path | None = None) -> Dataset:
     """Read, check and split `config.data`. The same config always gives the same split.
 
+    run: the run's folder, which keeps pictures decoded; None decodes them into memory
     Prints notes about the data to standard error: skipped files, values outside the range.
     Raises TrainingError, which says what is wrong, in which row, and what to do.
     """
-    source = read(config)
+    source = read(config, run)
     x, y = _checked(config.data, source.x, source.y)
     notes = [*source.notes, *_check_dark_bytes(config.data, x)]
     if config.likelihood == "discretized-logistic" and x.dtype != torch.uint8:
@@ -105,7 +107,9 @@ def load(config: Config) -> Dataset:
             f"--likelihood discretized-logistic needs uint8 rows and {config.data} has "
             f"{_format_rows(x)}. Save its values as uint8, or use --likelihood gaussian."
         )
-    rows = np.random.default_rng(config.seed).permutation(len(x))
+    if not source.permuted:
+        order = torch.from_numpy(permutation(config, len(x)))
+        x, y = x[order], None if y is None else y[order]
     if source.x_test is not None:
         # The strongest anomalies lie outside the training range.
         beyond = None if likelihoods.of(config).bounded else notes
@@ -119,10 +123,10 @@ def load(config: Config) -> Dataset:
         held_out = 0
     else:
         held_out = round(config.test_fraction * len(x))
-        test = _take(x, y, rows[:held_out])
+        test = _part(x, y, 0, held_out)
     validating = round(config.val_fraction * (len(x) - held_out))
-    validation = _take(x, y, rows[held_out : held_out + validating])
-    train = _take(x, y, rows[held_out + validating :])
+    validation = _part(x, y, held_out, held_out + validating)
+    train = _part(x, y, held_out + validating, len(x))
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         if not len(part):
             raise TrainingError(
@@ -134,7 +138,7 @@ def load(config: Config) -> Dataset:
         train, validation, test = (_binarize_fixed(p, draws) for p in (train, validation, test))
     digest = hashlib.sha256()
     for part in (train, validation, test):
-        digest.update(part.x.numpy().tobytes())
+        digest.update(part.x.numpy().data)  # no copy: it may be larger than the memory
     for note in notes:
         notice(note)
     own_test = source.x_test is not None
@@ -167,9 +171,8 @@ def _binarize_fixed(rows: Rows, draws: torch.Generator) -> Rows:
     return Rows(white.to(rows.x.dtype) * highest, rows.y)
 
 
-def _take(x: Tensor, y: Tensor | None, rows: np.ndarray[Any, Any]) -> Rows:
-    index = torch.from_numpy(rows)
-    return Rows(x[index], None if y is None else y[index])
+def _part(x: Tensor, y: Tensor | None, start: int, stop: int) -> Rows:
+    return Rows(x[start:stop], None if y is None else y[start:stop])
 
 
 def _checked(

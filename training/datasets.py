@@ -7,18 +7,23 @@ source raises TrainingError, which names the path.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from latentd.training.arrays import Arrays, read_idx, read_numpy
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable
-from latentd.training.image_folder import read_pictures
+from latentd.training.image_files import find
+from latentd.training.image_folder import Settings, read_pictures
+from latentd.training.picture_cache import PictureCache
 
 SOURCE_FORMS: Final = "digits, idx:DIR, npz:FILE, npz:FILE:ARRAY or images:DIR"
 
@@ -30,8 +35,11 @@ _FOREIGN: Final = {
 """Advice for common kinds of files that no source reads."""
 
 
-def read(config: Config) -> Arrays:
-    """Read `config.data`. Raises TrainingError for an unknown source or an unreadable one."""
+def read(config: Config, run: Path | None = None) -> Arrays:
+    """Read `config.data`. Raises TrainingError for an unknown source or an unreadable one.
+
+    run: the run's folder, which keeps pictures decoded; None decodes them into memory
+    """
     scheme, _, where = config.data.partition(":")
     if scheme not in SOURCES:
         path = Path(os.path.expanduser(config.data))
@@ -42,7 +50,7 @@ def read(config: Config) -> Arrays:
         wanted = "digits, with nothing after it" if scheme == "digits" else f"{scheme}:PATH"
         raise TrainingError(f"--data {config.data!r} should read {wanted}.")
     # The shell expands ~ only at the start of a word, not after the colon.
-    return SOURCES[scheme](os.path.expanduser(where), config)
+    return SOURCES[scheme](os.path.expanduser(where), config, run)
 
 
 def _advice(path: str) -> str:
@@ -63,7 +71,7 @@ def _folder(where: str, teaches: str) -> Path:
     return folder
 
 
-def _digits(_: str, config: Config) -> Arrays:
+def _digits(_: str, config: Config, run: Path | None) -> Arrays:
     """scikit-learn's 1,797 bundled digits: (8, 8), bytes. Their 17 grey levels become 0..255."""
     from sklearn.datasets import load_digits
 
@@ -71,7 +79,7 @@ def _digits(_: str, config: Config) -> Arrays:
     return Arrays(np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target)
 
 
-def _idx(where: str, config: Config) -> Arrays:
+def _idx(where: str, config: Config, run: Path | None) -> Arrays:
     """Read the four files of MNIST by their original names, with or without .gz."""
     folder = _folder(where, "idx:DIR names the folder of IDX files")
     return Arrays(
@@ -94,7 +102,7 @@ def _either(folder: Path, name: str, dimensions: int) -> Path:
     )
 
 
-def _npz(where: str, config: Config) -> Arrays:
+def _npz(where: str, config: Config, run: Path | None) -> Arrays:
     """FILE or FILE:ARRAY. See latentd.training.arrays."""
     file, colon, key = where.rpartition(":")
     try:
@@ -105,14 +113,27 @@ def _npz(where: str, config: Config) -> Arrays:
         raise TrainingError(f"{error}{_advice(where)}") from None
 
 
-def _images(where: str, config: Config) -> Arrays:
+def _images(where: str, config: Config, run: Path | None) -> Arrays:
     """Every picture under a folder. See latentd.training.image_folder."""
     folder = _folder(where, "images:DIR names a folder of pictures")
-    pictures = read_pictures(folder, config.image_size, config.bad_images == "skip")
-    return Arrays(pictures.pixels, pictures.labels, classes=pictures.classes, notes=pictures.notes)
+    settings = Settings(config.image_size, config.color, config.bad_images == "skip")
+    found, order = find(folder), partial(permutation, config)
+    if run is None:
+        pictures = read_pictures(folder, settings, found, order)
+    else:
+        make = partial(read_pictures, folder, settings, found, order)
+        key = json.dumps([found.digest(), *settings, config.seed])
+        pictures = PictureCache(run).pictures(key, make)
+    pixels, labels, classes, notes = pictures
+    return Arrays(pixels, labels, classes=classes, notes=notes, permuted=True)
 
 
-SOURCES: Final[dict[str, Callable[[str, Config], Arrays]]] = {
+def permutation(config: Config, rows: int) -> npt.NDArray[np.int64]:
+    """The order of the rows before they are split."""
+    return np.random.default_rng(config.seed).permutation(rows)
+
+
+SOURCES: Final[dict[str, Callable[[str, Config, Path | None], Arrays]]] = {
     "digits": _digits,
     "idx": _idx,
     "npz": _npz,

@@ -38,6 +38,7 @@ from latentd.training.evaluation.results_file import saved_evaluation, weights_d
 from latentd.training.fp16 import to_half
 from latentd.training.model import AE, Model, log_likelihood, to_data
 from latentd.training.objective import describe_elbo
+from latentd.training.picture_cache import PictureCache
 from latentd.training.tolerances import TOLERANCES
 
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
@@ -65,7 +66,7 @@ def export(
     publication.check(bundles, name)
     saved = checkpoint.load(path)
     axes = _axes(saved, max_size)
-    dataset = _dataset(saved, source)
+    dataset = _dataset(path, saved, source)
     with threads.using(threads.of_run(saved.config.threads)):
         manifest, files = _build(path, name, saved, dataset, precision, axes)
     return publication.publish(bundles, manifest, files)
@@ -235,18 +236,21 @@ def _tile_report(tile: Tile) -> str:
     return f"{size}: {'exact' if tile.exact else f'approximate, {tile.decibels} dB'}"
 
 
-def _dataset(saved: Checkpoint, source: str | None) -> data.Dataset:
-    config = saved.config if source is None else saved.config.with_data(source)
+def _dataset(path: Path, saved: Checkpoint, source: str | None) -> data.Dataset:
     try:
-        dataset = data.load(config)
+        if source is None:
+            dataset = data.load(saved.config, PictureCache.beside(path))
+        else:
+            dataset = data.load(saved.config.with_data(source))
     except TrainingError as error:
         raise TrainingError(
             f"{error} Parity is measured on real rows: name some with --data."
         ) from None
     if dataset.spec != saved.spec:
         raise TrainingError(
-            f"--data {config.data} has rows {dataset.spec.dtype} {dataset.spec.shape}; this "
-            f"checkpoint was trained on {saved.spec.dtype} {saved.spec.shape}."
+            f"--data {source or saved.config.data} has rows {dataset.spec.dtype} "
+            f"{dataset.spec.shape}; this checkpoint was trained on {saved.spec.dtype} "
+            f"{saved.spec.shape}."
         )
     return dataset
 

@@ -1,12 +1,13 @@
 """Reads a folder of pictures into one array of bytes.
 
 Serving follows the same rules. The EXIF orientation is applied. Transparency is blended onto white.
-16-bit values are scaled to 8 bits. CMYK, palette and other color spaces become RGB. If any picture
-has color, all become RGB; otherwise all become grey.
+16-bit values are scaled to 8 bits. CMYK, palette and other color spaces become RGB. With --color
+auto, all become RGB if any picture has color, and grey otherwise.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,8 +26,9 @@ from latentd.training import machine
 from latentd.training.config import parse_size
 from latentd.training.errors import TrainingError
 from latentd.training.files import open_plain, printable, require_memory
-from latentd.training.image_files import SUFFIXES, find
+from latentd.training.image_files import SUFFIXES, Search, find
 
+S = TypeVar("S")
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,6 +51,26 @@ _PROGRESS_FROM: Final = 256  # with fewer pictures, no progress bar is shown
 _THREADS: Final = 16
 _BYTES_A_PIXEL: Final = 16  # approximate memory to decode, convert and resize a picture
 _FILES_LISTED: Final = 3  # files that a report names per reason
+
+
+Allocate = Callable[[tuple[int, ...]], Pixels]
+"""Makes the array of the pixels."""
+
+Order = Callable[[int], npt.NDArray[np.int64]]
+"""The number of rows -> a permutation of them."""
+
+
+class Settings(NamedTuple):
+    """How to read a folder.
+
+    size:     "HEIGHTxWIDTH" to resize to; None keeps the pictures' sizes, which must be equal
+    color:    auto, grey or rgb
+    skip_bad: skip and list files that cannot be used; otherwise they are an error
+    """
+
+    size: str | None = None
+    color: str = "auto"
+    skip_bad: bool = False
 
 
 class Pictures(NamedTuple):
@@ -77,22 +99,33 @@ class _Header(NamedTuple):
     animated: bool
 
 
-def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pictures:
-    """Read every picture below `folder`, in the order of their paths.
+def pixels_in_memory(shape: tuple[int, ...]) -> Pixels:
+    """As `Allocate`. Raises TrainingError if the pixels need more than half of the memory."""
+    require_memory("images", math.prod(shape), "Pass a smaller --image-size.")
+    return np.empty(shape, np.uint8)
 
-    size: "HEIGHTxWIDTH" to resize to. None keeps the pictures' sizes, which must be equal.
-    skip_bad: skip and list files that cannot be used. Raises TrainingError for a folder without
-    pictures and for pictures of several sizes. Unless skip_bad, files that cannot be used raise one
-    TrainingError that reports them all.
+
+def read_pictures(
+    folder: Path,
+    settings: Settings,
+    found: Search | None = None,
+    order: Order = np.arange,
+    allocate: Allocate = pixels_in_memory,
+) -> Pictures:
+    """Read every picture below `folder`, in the order of their paths, permuted by `order`.
+
+    found: the files of the folder, if `find` has found them already. Raises TrainingError for a
+    folder without pictures and for pictures of several sizes. Unless settings.skip_bad, files that
+    cannot be used raise one TrainingError that reports them all.
     """
-    found = find(folder)
+    found = found or find(folder)
     where = f"images:{printable(folder)}"
     if not found.paths and not found.unreadable:
         raise TrainingError(
             f"{printable(folder)} holds no pictures ({found.summary()}); they are known by "
             f"{', '.join(SUFFIXES)}."
         )
-    resized = parse_size(size) if size else None
+    resized = parse_size(settings.size) if settings.size else None
     with _warnings_ignored():
         read_header = partial(_header, turned=resized is None)
         headers = _each(read_header, found.paths, _THREADS, f"looking at {printable(folder)}")
@@ -100,37 +133,32 @@ def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pic
         bad = {path: _Bad(reason) for path, reason in found.unreadable.items()}
         bad |= {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, _Bad)}
         sizes = Counter((h.height, h.width) for h in good.values())
-        color = any(header.mode not in _GREY for header in good.values())
+        colored = any(header.mode not in _GREY for header in good.values())
+        mode = "RGB" if settings.color == "rgb" or (settings.color == "auto" and colored) else "L"
         shape = resized or max(sizes, key=lambda s: sizes[s], default=(0, 0))
-        row = (*shape, 3) if color else shape
-        require_memory(where, len(good) * int(np.prod(row)), "Pass a smaller --image-size.")
-        pixels = np.empty((len(good), *row), np.uint8)
-        rows = {path: number for number, path in enumerate(good)}
-
-        def read_into(path: Path) -> _Bad | None:
-            picture = _read(path, "RGB" if color else "L", resized)
-            if isinstance(picture, _Bad):
-                return picture
-            if picture.shape == row:  # others are reported below
-                pixels[rows[path]] = picture
-            return None
-
-        results = _each(
-            read_into, list(good), _threads(good.values()), f"reading {printable(folder)}"
-        )
-    bad |= {path: fault for path, fault in zip(good, results, strict=True) if fault}
-    kept = [path for path in good if path not in bad]
-    faults = [] if skip_bad and kept else _faults(where, bad, len(kept))
+        row = (*shape, 3) if mode == "RGB" else shape
+        kept, pixels = list[Path](), np.empty((0, *row), np.uint8)
+        while good:
+            kept = [list(good)[number] for number in order(len(good))]
+            pixels = allocate((len(kept), *row))
+            threads, title = _threads(good.values()), f"reading {printable(folder)}"
+            read_into = partial(_read_into, pixels=pixels, mode=mode, resized=resized)
+            results = _each(read_into, list(enumerate(kept)), threads, title)
+            damaged = {path: fault for path, fault in zip(kept, results, strict=True) if fault}
+            bad |= damaged
+            good = {path: header for path, header in good.items() if path not in damaged}
+            if not (damaged and settings.skip_bad):
+                break  # otherwise once more: the order depends on the number of rows
+    faults = [] if settings.skip_bad and good else _faults(where, bad, len(good))
     if len(sizes) > 1 and not resized:
         faults.append(_of_several_sizes(where, good))
     if faults:
         raise TrainingError(" ".join(faults))
     if bad:
         found.left_out["that cannot be used"] = len(bad)
-        found.paths = kept
-        pixels = pixels[[rows[path] for path in kept]]
+        found.paths = list(good)
     labels, classes = _labels(folder, kept)
-    notes = [_note(where, found.summary(), [good[path] for path in kept], row)]
+    notes = [_note(where, found.summary(), list(good.values()), row)]
     if bad:
         notes.append(f"{where}: cannot be used and left out: {_by_reason(bad)}.")
     if labels is not None:
@@ -138,6 +166,19 @@ def read_pictures(folder: Path, size: str | None, skip_bad: bool = False) -> Pic
         named = _first([f"{name} ({count:,})" for name, count in counts], 10)
         notes.append(f"{where}: the names of {len(classes)} folders are the labels: {named}.")
     return Pictures(pixels, labels, classes, tuple(notes))
+
+
+def _read_into(
+    place: tuple[int, Path], pixels: Pixels, mode: str, resized: tuple[int, int] | None
+) -> _Bad | None:
+    """Read a picture into its row. Those of another size are reported later."""
+    row, path = place
+    picture = _read(path, mode, resized)
+    if isinstance(picture, _Bad):
+        return picture
+    if picture.shape == pixels.shape[1:]:
+        pixels[row] = picture
+    return None
 
 
 def _header(path: Path, turned: bool) -> _Header | _Bad:
@@ -211,17 +252,17 @@ def _warnings_ignored() -> Iterator[None]:
         yield
 
 
-def _each(work: Callable[[Path], T], paths: Sequence[Path], threads: int, title: str) -> list[T]:
+def _each(work: Callable[[S], T], items: Sequence[S], threads: int, title: str) -> list[T]:
     # Pillow releases the interpreter's lock while it decodes, so threads suffice.
     with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(work, paths)
+        results = pool.map(work, items)
         return list(
             tqdm(
                 results,
                 desc=title,
-                total=len(paths),
+                total=len(items),
                 unit="picture",
-                disable=None if len(paths) >= _PROGRESS_FROM else True,
+                disable=None if len(items) >= _PROGRESS_FROM else True,
             )
         )
 

@@ -11,7 +11,16 @@ from typing import Any, Final
 
 import torch
 
-from latentd.training import checkpoint, data, distributed, figures, machine, networks, threads
+from latentd.training import (
+    augmentation,
+    checkpoint,
+    data,
+    distributed,
+    figures,
+    machine,
+    networks,
+    threads,
+)
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.data import Dataset
@@ -37,8 +46,9 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
     the test rows. The input is checked completely before `out` is created.
     """
     with _no_denormals(), distributed.processes(_device(config, saved)) as device:
-        dataset = data.load(config)
+        dataset = data.load(config, out)
         config = _resolve_config(config, dataset.spec.shape, device)
+        augmentation.check(config, dataset.spec.shape)
         chosen = _resolve_threads(config, dataset, device, saved)
         run = Trainer(dataclasses.replace(config, threads=chosen.number), dataset, device)
         if saved:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentd.training import data, distributed, schedules
+from latentd.training import augmentation, data, distributed, schedules
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.cuda_graphs import CudaBackend, GraphedStep
@@ -107,6 +107,7 @@ class Trainer:
     def step(self, x: Tensor) -> None:
         """Maximize the objective on a batch (rows, *shape). Skips a step that is not finite."""
         rows, config, epoch = len(x), self.config, self.steps_done / self.steps
+        x = augmentation.augment(x, config, self.noise)
         x = distributed.shard(to_target(x, self.noise, self.model.binarize))
         noise = distributed.shard(
             normal((config.importance_samples, rows, *self.model.latent_shape), self.noise), axis=1

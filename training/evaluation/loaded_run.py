@@ -18,6 +18,7 @@ from latentd.training.device import resolve_device
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import weights_digest
 from latentd.training.model import Model, to_target
+from latentd.training.picture_cache import PictureCache
 from latentd.training.train import BEST
 
 _ENCODED: Final = 1024  # maximum rows per batch: bounds memory, changes no result
@@ -95,7 +96,7 @@ def open_run(path: Path, source: str | None = None, device: str = "auto") -> Loa
     if path.is_dir():
         path = path / BEST
     saved = checkpoint.load(path)
-    dataset = _dataset(saved, source)
+    dataset = _dataset(path, saved, source)
     chosen = resolve_device(device)
     model = saved.model().to(chosen)
     name = source or saved.config.data
@@ -124,10 +125,11 @@ def _two_valued(x: Tensor) -> bool:
     return bool(((x == 0) | (x == highest)).all())
 
 
-def _dataset(saved: Checkpoint, source: str | None) -> Dataset:
+def _dataset(path: Path, saved: Checkpoint, source: str | None) -> Dataset:
     config = saved.config if source is None else saved.config.with_data(source)
+    run = PictureCache.beside(path) if source is None else None
     try:
-        dataset = data.load(config)
+        dataset = data.load(config, run)
     except TrainingError as error:
         raise TrainingError(f"{error} Rows to evaluate on can be named with --data.") from None
     if dataset.spec != saved.spec:
