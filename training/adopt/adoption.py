@@ -18,10 +18,11 @@ from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
 from latentd.shapes import Axis, Sizes
 from latentd.training import graph_checks, image_files, publication, tiles
-from latentd.training.adopt import glue, net
+from latentd.training.adopt import glue, net, sounds
 from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate, NetRange, Reference
 from latentd.training.adopt.card import NO_PRIOR, Card
+from latentd.training.adopt.checks.subject import from_unit
 from latentd.training.adopt.expected import read as read_expected
 from latentd.training.adopt.net import Net
 from latentd.training.adopt.onnx_pair import OnnxPair
@@ -37,6 +38,7 @@ Rows = Callable[[Sequence[int], int], Array]
 _GOLDEN_ROWS: Final = 4  # encoded; twice as many latents are decoded
 _FEW_GOLDEN_ROWS: Final = 2  # the same at other sizes than the default one
 _MAX_IMAGES: Final = 32
+_LOUD: Final = 3.0  # standard deviations, where audio has no range
 _NOISE: Final = 0.5  # of further golden latents, as a part of the latents' own deviation
 
 
@@ -89,12 +91,10 @@ def adopt(
 
 
 def _manifest(name: str, described: Net, source: Source) -> Manifest:
-    card, image, pair = described.card, described.is_image, source.pair
+    card, pair = described.card, source.pair
     return Manifest(
         model=name,
-        x=RowFormat("image", described.x, "uint8", (0.0, 255.0))
-        if image
-        else RowFormat("vector", described.x, "float32"),
+        x=_row_format(described),
         z=LatentFormat(described.z, card.scale or (), card.shift or ()),
         likelihood=None,
         opset=max(pair.encoder.file.opset, pair.decoder.file.opset),
@@ -114,6 +114,18 @@ def _manifest(name: str, described: Net, source: Source) -> Manifest:
     )
 
 
+def _row_format(described: Net) -> RowFormat:
+    card, x = described.card, described.x
+    if described.kind == "image":
+        return RowFormat("image", x, "uint8", (0.0, 255.0))
+    if described.kind == "vector":
+        return RowFormat("vector", x, "float32")
+    rate = card.sample_rate or 0
+    if card.range is None:
+        return RowFormat("audio", x, "float32", sample_rate=rate)
+    return RowFormat("audio", x, "float32", card.range, rate)
+
+
 def _precision(pair: OnnxPair) -> str:
     """float16 if any of the weights is: the coarsest numbers decide what may differ."""
     models = (pair.encoder.file.model, pair.decoder.file.model)
@@ -125,8 +137,9 @@ def _precision(pair: OnnxPair) -> str:
 def _preprocessing(described: Net) -> str:
     card = described.card
     if not described.is_image:
-        normalized = card.mean is not None
-        return "(x - mean) / std inside the graphs" if normalized else "none"
+        parts = ["(x - mean) / std"] if card.mean is not None else []
+        parts += [card.layout] if card.layout else []
+        return f"{', '.join(parts)} inside the graphs" if parts else "none"
     if card.range is not None:
         low, high = card.range
         what = f"bytes to {low:g}..{high:g} and back"
@@ -140,7 +153,7 @@ def _preprocessing(described: Net) -> str:
 def _in_words(described: Net) -> str:
     given = "mean and log-variance" if described.is_gaussian else "a point"
     free = "; ".join(f"{axis.name} {axis.expected}" for axis in described.axes.values())
-    kind = "images" if described.is_image else "vectors"
+    kind = {"image": "images", "vector": "vectors", "audio": "audio"}[described.kind]
     return f"{kind} {described.x} -> {given} {described.z}" + (
         f"; {free}" if free else "; one size"
     )
@@ -155,17 +168,24 @@ def _tiles_in_words(manifest: Manifest) -> str:
 
 
 def _rows(described: Net, pictures: Sequence[Array]) -> Rows:
-    """Real rows of images; of vectors, draws with the card's mean and std."""
+    """Real rows of images; of audio, notes; of vectors, draws with the card's mean and std."""
     if described.is_image:
         parts = Pictures(pictures)
         return lambda shape, count: np.rint(parts.rows(shape, count) * 255).astype(np.uint8)
 
+    mean, std = described.card.mean or (0.0,), described.card.std or (1.0,)
+
+    def notes(shape: Sequence[int], count: int) -> Array:
+        found = sounds.rows(shape, count, described.card.sample_rate or 1)
+        if described.card.range is None:
+            return (_LOUD * found * std + mean).astype(np.float32)
+        return from_unit((found + 1) / 2, described.card.range, "float32")
+
     def draws(shape: Sequence[int], count: int) -> Array:
         normal = np.random.default_rng(0).standard_normal((count, *shape))
-        mean, std = described.card.mean or (0.0,), described.card.std or (1.0,)
         return (normal * std + mean).astype(np.float32)
 
-    return draws
+    return notes if described.kind == "audio" else draws
 
 
 def _golden(manifest: Manifest, reference: Reference, rows: Rows) -> bytes:

@@ -17,7 +17,10 @@ from typing import Any, Final
 from latentd import schema
 from latentd.training.errors import TrainingError
 
-LAYOUTS: Final = ("NCHW", "NHWC")
+IMAGE_LAYOUTS: Final = ("NCHW", "NHWC")
+AUDIO_LAYOUTS: Final = ("NCT", "NTC")
+LAYOUTS: Final = IMAGE_LAYOUTS + AUDIO_LAYOUTS
+AXES: Final = ("h", "w", "t")
 ORDERS: Final = ("RGB", "BGR")
 POSTERIORS: Final = ("gaussian", "point")
 NO_PRIOR: Final = "none"
@@ -35,6 +38,8 @@ source = "https://example.com/my-model"
 licence = "MIT"
 
 # The order of the axes of images: "NCHW" (PyTorch) or "NHWC" (TensorFlow), and the same of latents.
+# Of audio: "NCT" or "NTC". Clients have images as height, width, channels, audio as samples,
+# channels, and latents with their channels first.
 # layout = "NCHW"
 # z_layout = "NCHW"
 
@@ -45,7 +50,8 @@ licence = "MIT"
 # What the net takes for a black and for a white pixel, and gives back: [-1, 1], [0, 1], ... Or, in
 # its place, mean and std: the net takes (pixel / 255 - mean) / std, one number or one per channel.
 # Leave all three out if the graphs take and give bytes. Vectors have no range; they may have mean
-# and std: the net takes (x - mean) / std.
+# and std: the net takes (x - mean) / std. So may audio; or range is its lowest and highest value,
+# usually [-1, 1], for clients and the net alike.
 range = [-1.0, 1.0]
 # mean = [0.485, 0.456, 0.406]
 # std = [0.229, 0.224, 0.225]
@@ -68,17 +74,21 @@ shift = 0.0
 # "standard-normal" if z of N(0, I), after scale and shift, decodes to new data; otherwise "none".
 prior = "none"
 
+# Audio only: samples in a second.
+# sample_rate = 44100
+
 # The names of the tensors in ONNX graphs, where they are not clear. These may be tensors inside a
 # graph: it is cut there. Encoder: x -> moments (mean and log-variance in one tensor, by channels),
 # or mean and log_var; a point has mean only. Decoder: z -> decoded_x.
 # [tensors]
 # moments = "latent_parameters"
 
-# Height and width, where the graphs leave them free. multiple_of is measured if it is left out.
-# `h = 64` in place of a table takes that one height only.
+# Height and width, where the graphs leave them free; of audio t, the number of samples.
+# multiple_of is measured if it is left out. `h = 64` in place of a table takes that height only.
 # [sizes]
 # h = { min = 64, max = 1024, default = 256, multiple_of = 8 }
 # w = { min = 64, max = 1024, default = 256, multiple_of = 8 }
+# t = { min = 4096, max = 2097152, default = 65536 }
 """
 
 
@@ -131,7 +141,8 @@ _KEYS: Final[Mapping[str, schema.Check]] = {
     "licence": schema.text(1000),
     "source": schema.text(1000),
     "tensors": schema.Fields({}, dict.fromkeys(TENSORS, schema.text(1000))),
-    "sizes": schema.Fields({}, dict.fromkeys(("h", "w"), _Size())),
+    "sample_rate": schema.integer(1, 1 << 24),
+    "sizes": schema.Fields({}, dict.fromkeys(AXES, _Size())),
 }
 
 
@@ -154,6 +165,7 @@ class Card:
     licence: str | None = None
     source: str | None = None
     tensors: Mapping[str, str] = field(default_factory=dict)
+    sample_rate: int | None = None
     sizes: Mapping[str, int | Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
@@ -184,6 +196,16 @@ class Card:
             key: _floats(value) if key in _FLOATS else value for key, value in document.items()
         }
         return cls(**values)
+
+    @property
+    def is_channels_last(self) -> bool:
+        """Of x, as the net has it."""
+        return self.layout is not None and self.layout.endswith("C")
+
+    @property
+    def is_z_channels_last(self) -> bool:
+        """Of z, as the net has it."""
+        return self.z_layout is not None and self.z_layout.endswith("C")
 
     def document(self) -> dict[str, Any]:
         """The keys that it has, as JSON can have them."""

@@ -13,8 +13,13 @@ from latentd.training.adopt.halves import Half
 from latentd.training.errors import TrainingError
 
 ROWS: Final = 2
-_UNITS: Final = {"h": 5, "w": 3}  # of the least length: an exporter takes equal lengths for one
+_UNITS: Final = {
+    "h": 5,
+    "w": 3,
+    "t": 5,
+}  # of the least length: an exporter takes equal lengths for one
 _CHANNELS: Final = (3, 1, 4)  # of images, where the card does not say
+_AUDIO_CHANNELS: Final = (2, 1)  # likewise
 
 
 def find(encoder: Half, card: Card) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -38,7 +43,8 @@ def find(encoder: Half, card: Card) -> tuple[Tensor, tuple[Tensor, ...]]:
     if not counts:
         raise TrainingError(
             "The card has no sizes, so x is a vector; but the model does not show how many values "
-            "it has. Give sizes.h and sizes.w if x is an image, or channels, the number of values."
+            "it has. Give sizes.h and sizes.w if x is an image, sizes.t if it is audio, or "
+            "channels, the number of values."
         )
     if not found and _takes_bytes(card):
         raise TrainingError(
@@ -62,7 +68,7 @@ def lengths(card: Card) -> dict[str, int]:
     """Of each axis in the card's sizes."""
     found = {axis: _length(size, _UNITS.get(axis, 5)) for axis, size in card.sizes.items()}
     free = {axis for axis, size in card.sizes.items() if is_free(size)}
-    if free == set(_UNITS) and found["h"] == found["w"]:
+    if free == {"h", "w"} and found["h"] == found["w"]:
         for axis in "wh":
             least, most = (card.sizes[axis][key] for key in ("min", "max"))  # type: ignore[index]
             found[axis] = least if found[axis] != least else most
@@ -90,13 +96,13 @@ def _counts(encoder: Half, card: Card) -> Sequence[int]:
     if card.channels is not None:
         return (card.channels,)
     if card.sizes:
-        return _CHANNELS
+        return _AUDIO_CHANNELS if "t" in card.sizes else _CHANNELS
     return list(dict.fromkeys(p.shape[1] for p in encoder.parameters() if p.ndim == 2))
 
 
 def _rows(encoder: Half, card: Card, count: int) -> Tensor:
     like, sides = encoder.like, [lengths(card)[axis] for axis in sorted(card.sizes)]
-    shape = [*sides, count] if card.layout == "NHWC" else [count, *sides]
+    shape = [*sides, count] if card.is_channels_last else [count, *sides]
     values = torch.rand(ROWS, *shape, generator=torch.Generator().manual_seed(0))
     if _takes_bytes(card):
         return (255 * values).to(like.device, torch.uint8)
@@ -104,7 +110,7 @@ def _rows(encoder: Half, card: Card, count: int) -> Tensor:
 
 
 def _takes_bytes(card: Card) -> bool:
-    return bool(card.sizes) and card.range is None and card.mean is None
+    return "h" in card.sizes and card.range is None and card.mean is None
 
 
 def _short(error: BaseException) -> str:

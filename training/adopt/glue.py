@@ -28,8 +28,6 @@ _ELEMENTS: Final = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
 }
-_TO_NCHW: Final = (0, 3, 1, 2)
-_TO_NHWC: Final = (0, 2, 3, 1)
 _REVERSED: Final = (2, 1, 0)
 _COLOR_AXIS: Final = 3
 
@@ -47,17 +45,17 @@ def encoder(graph: Graph, net: Net, name: str) -> bytes:
         factor, offset = net.affine
         value = nodes.cast(value, "float32")
         value = nodes.add(nodes.multiply(value, factor), offset)
-    if net.is_image and card.layout == "NCHW":
-        value = nodes.transpose(value, _TO_NCHW)
+    if net.has_channels_first:
+        value = nodes.channels_first(value, len(net.x.dims) + 1)
     nodes.cast(value, graph.dtype, _OWNER + graph.input)
     before, nodes = nodes, _Nodes(graph.file.opset, "after")
     rank = len(net.z.dims) + 1
     outputs = [nodes.cast(_OWNER + output, "float32") for output in graph.outputs]
     if net.joined:
-        axis = 3 if rank == 4 and card.z_layout == "NHWC" else 1
+        axis = rank - 1 if net.has_z_channels_last else 1
         outputs = nodes.halve(outputs[0], axis, net.z.dims[0].length)
-    if rank == 4 and card.z_layout == "NHWC":
-        outputs = [nodes.transpose(output, _TO_NCHW) for output in outputs]
+    if net.has_z_channels_last:
+        outputs = [nodes.channels_first(output, rank) for output in outputs]
     scale, shift = (_per_channel(numbers or (), rank) for numbers in (card.scale, card.shift))
     nodes.multiply(nodes.add(outputs[0], -shift), scale, "mean")
     if net.is_gaussian:
@@ -75,15 +73,15 @@ def decoder(graph: Graph, net: Net, name: str) -> bytes:
     nodes, card, rank = _Nodes(graph.file.opset), net.card, len(net.z.dims) + 1
     scale, shift = (_per_channel(numbers or (), rank) for numbers in (card.scale, card.shift))
     value = nodes.add(nodes.multiply("z", 1 / scale), shift)
-    if rank == 4 and card.z_layout == "NHWC":
-        value = nodes.transpose(value, _TO_NHWC)
+    if net.has_z_channels_last:
+        value = nodes.channels_last(value, rank)
     nodes.cast(value, graph.dtype, _OWNER + graph.input)
     before, nodes = nodes, _Nodes(graph.file.opset, "after")
     value = _OWNER + graph.outputs[0]
     if not net.bytes_out:
         value = nodes.cast(value, "float32")
-    if net.is_image and card.layout == "NCHW":
-        value = nodes.transpose(value, _TO_NHWC)
+    if net.has_channels_first:
+        value = nodes.channels_last(value, len(net.x.dims) + 1)
     if not net.bytes_out:
         factor, offset = map(np.asarray, net.affine)
         value = nodes.add(nodes.multiply(value, 1 / factor), -offset / factor)
@@ -119,8 +117,11 @@ class _Nodes:
     def round(self, value: str) -> str:
         return self._add("Round", [value])
 
-    def transpose(self, value: str, order: Sequence[int]) -> str:
-        return self._add("Transpose", [value], perm=order)
+    def channels_first(self, value: str, rank: int) -> str:
+        return self._add("Transpose", [value], perm=[0, rank - 1, *range(1, rank - 1)])
+
+    def channels_last(self, value: str, rank: int) -> str:
+        return self._add("Transpose", [value], perm=[0, *range(2, rank), 1])
 
     def reverse_colors(self, value: str) -> str:
         order = self._constant(np.array(_REVERSED))

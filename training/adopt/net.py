@@ -23,6 +23,7 @@ class Net:
 
     axes:      the free axes
     x, z:      of a row, as clients have it
+    kind:      image, vector or audio
     bytes_in:  the encoder takes bytes
     bytes_out: the decoder gives bytes
     joined:    mean and log_var are halves of one tensor
@@ -32,10 +33,25 @@ class Net:
     axes: Mapping[str, Axis]
     x: Shape
     z: Shape
-    is_image: bool
+    kind: str
     bytes_in: bool
     bytes_out: bool
     joined: bool
+
+    @property
+    def is_image(self) -> bool:
+        """Whether clients have x as bytes."""
+        return self.kind == "image"
+
+    @property
+    def has_channels_first(self) -> bool:
+        """Of x, where it has more axes than channels; clients have them last."""
+        return len(self.x.dims) > 1 and not self.card.is_channels_last
+
+    @property
+    def has_z_channels_last(self) -> bool:
+        """Of z; clients have them first."""
+        return len(self.z.dims) > 1 and self.card.is_z_channels_last
 
     @property
     def is_gaussian(self) -> bool:
@@ -45,7 +61,7 @@ class Net:
     @property
     def ends(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """What the net has for the lowest and the highest value of a pixel, in its own order of
-        colors; one number, or one per channel. None: it takes and gives bytes, or vectors."""
+        colors; one number, or one per channel. None: it takes and gives bytes, or no images."""
         if not self.is_image or (self.bytes_in and self.bytes_out):
             return None
         if self.card.range is not None:
@@ -71,14 +87,15 @@ class Net:
 def missing(card: Card, pair: OnnxPair) -> list[str]:
     """The card's keys that neither the card nor the graphs answer."""
     keys = []
-    if pair.is_image:
+    if pair.axes:
         keys += ["layout"] if card.layout is None else []
-        if len(pair.decoder.dims) == 4 and card.z_layout is None and card.layout != "NCHW":
-            keys.append("z_layout")
+        if len(pair.decoder.dims) > 2 and card.z_layout is None:
+            keys += ["z_layout"] if card.layout is None or card.is_channels_last else []
         floats = pair.encoder.dtype != "uint8" or _gives_floats(pair)
         if floats and card.range is None and card.mean is None:
             keys.append("range (or mean and std)")
-        keys += [f"sizes.{axis}" for axis in "hw" if axis not in card.sizes and card.layout]
+        keys += [f"sizes.{axis}" for axis in pair.axes if axis not in card.sizes and card.layout]
+        keys += ["sample_rate"] if pair.kind == "audio" and card.sample_rate is None else []
     names = ("posterior", "scale", "shift", "prior", "licence", "source")
     return keys + [name for name in names if getattr(card, name) is None]
 
@@ -89,9 +106,8 @@ def describe(pair: OnnxPair, card: Card) -> tuple[Net, Card]:
     Raises TrainingError, which lists all missing keys; AdmissionError if the graphs do not fit
     together.
     """
+    _check_kind(card, pair)
     facts = pair.facts(card)
-    if card.sizes and not pair.is_image:
-        raise TrainingError("The card has sizes, which are of images; this x is a vector.")
     card = card.filled({k: v for k, v in facts.items() if k != "sizes"}, "the graphs say")
     card = dataclasses.replace(card, sizes=facts.get("sizes", card.sizes))
     if keys := missing(card, pair):
@@ -116,7 +132,7 @@ def describe(pair: OnnxPair, card: Card) -> tuple[Net, Card]:
     net = Net(
         card=card,
         **shapes,
-        is_image=pair.is_image,
+        kind=pair.kind,
         bytes_in=pair.encoder.dtype == "uint8",
         bytes_out=decoded.dtype == np.uint8,
         joined=joined,
@@ -130,12 +146,30 @@ def _gives_floats(pair: OnnxPair) -> bool:
     return bool(value.type != "tensor(uint8)")
 
 
+def _check_kind(card: Card, pair: OnnxPair) -> None:
+    """Keys that have no meaning for images, for audio or for vectors."""
+    what = f"{pair.encoder.name} takes {len(pair.encoder.dims)} axes, as for {pair.kind}"
+    for axis in card.sizes:
+        if axis not in pair.axes:
+            raise TrainingError(f"The card has sizes.{axis}, but {what}. Leave it out.")
+    for key in ("layout", "z_layout"):
+        layout = getattr(card, key)
+        if layout is not None and len(layout) != len(pair.encoder.dims):
+            raise TrainingError(f"The card says {key} = {layout!r}, but {what}. Correct it.")
+    if card.sample_rate is not None and pair.kind != "audio":
+        raise TrainingError(f"The card has sample_rate, but {what}. Leave it out.")
+
+
 def _check_card(card: Card, pair: OnnxPair) -> None:
     """Keys that have no meaning for this pair."""
-    if not pair.is_image and card.range is not None:
+    if pair.kind == "vector" and card.range is not None:
         raise TrainingError(
             "The card has range, which is of images; this x is a vector. Leave it out, or give "
             "mean and std."
+        )
+    if pair.kind == "audio" and (pair.encoder.dtype == "uint8" or not _gives_floats(pair)):
+        raise TrainingError(
+            "A graph has audio as bytes; expected floats. Export both graphs with floats."
         )
     bytes_only = pair.encoder.dtype == "uint8" and not _gives_floats(pair)
     if bytes_only and (card.range is not None or card.mean is not None):
@@ -153,33 +187,32 @@ def _default(size: int | Mapping[str, int]) -> int:
 def _net_shape(pair: OnnxPair, card: Card, lengths: Mapping[str, int]) -> tuple[int, ...]:
     """One row of x as the encoder takes it."""
     _, *dims = pair.encoder.dims
-    channels = dims[0] if card.layout == "NCHW" or not pair.is_image else dims[2]
+    axis = len(dims) if card.is_channels_last else 1
+    channels = dims[axis - 1]
     if card.channels not in (None, channels):
         raise TrainingError(
             f"The card says channels = {card.channels}; {pair.encoder.name} takes "
             f"{channels or 'any number'}. Correct the card, or leave the key out."
         )
-    if not pair.is_image:
-        if channels is None:
-            raise TrainingError(
-                f"{pair.encoder.name} takes vectors of any length; export it for one length."
-            )
-        return (channels,)
+    if channels is None and not pair.axes:
+        raise TrainingError(
+            f"{pair.encoder.name} takes vectors of any length; export it for one length, or audio "
+            "with an axis of channels."
+        )
     if channels is None:
         raise TrainingError(
-            f"{pair.encoder.name} does not state its number of channels, axis "
-            f"{1 if card.layout == 'NCHW' else 3} as the layout is {card.layout}. Export it with "
-            "that axis fixed."
+            f"{pair.encoder.name} does not state its number of channels, axis {axis} as the "
+            f"layout is {card.layout}. Export it with that axis fixed."
         )
-    h, w = lengths["h"], lengths["w"]
-    return (channels, h, w) if card.layout == "NCHW" else (h, w, channels)
+    sides = [lengths[name] for name in pair.axes]
+    return (*sides, channels) if card.is_channels_last else (channels, *sides)
 
 
 def _encoded(pair: OnnxPair, card: Card, outputs: list[Any], joined: bool) -> Any:
     """Two rows of z as the decoder takes them."""
     mean = outputs[0]
     if joined:
-        axis = 3 if mean.ndim == 4 and card.z_layout == "NHWC" else 1
+        axis = mean.ndim - 1 if mean.ndim > 2 and card.is_z_channels_last else 1
         if mean.shape[axis] % 2:
             raise AdmissionError(
                 f"{pair.encoder.name} gives {mean.shape[axis]} channels; expected an even number, "
@@ -212,17 +245,15 @@ def _shapes(
     x: tuple[int, ...],
 ) -> dict[str, Any]:
     """axes, x and z of a Net."""
-    if not pair.is_image:
-        return {"axes": {}, "x": Shape.parse(x), "z": Shape.parse(z)}
-    if len(z) == 3 and card.z_layout == "NHWC":
-        z = (z[2], *z[:2])
-    channels = x[0] if card.layout == "NCHW" else x[2]
+    if len(z) > 1 and card.is_z_channels_last:
+        z = (z[-1], *z[:-1])
+    channels = x[-1] if card.is_channels_last else x[0]
     axes, sides, z_dims = {}, list[int | str](), list[int | str](z)
     for number, (name, size) in enumerate(sorted(card.sizes.items()), 1):
         if isinstance(size, int) or size["min"] == size["max"]:
             sides.append(lengths[name])
             continue
-        if len(z) != 3:
+        if len(z) != len(x):
             raise TrainingError(
                 f"{pair.encoder.name} gives latents of one length for every {name}. Give one "
                 f"sizes.{name} in the card, as in `{name} = 64`."
@@ -244,7 +275,7 @@ def _axis(name: str, size: Mapping[str, int], divisor: int) -> Axis:
     if multiple % divisor:
         raise TrainingError(
             f"sizes.{name}.multiple_of is {multiple}; expected a multiple of {divisor}, as the "
-            f"encoder makes one position of {divisor} pixels."
+            f"encoder makes one position of {divisor} {'samples' if name == 't' else 'pixels'}."
         )
     for bound in ("min", "max", "default"):
         if size[bound] % multiple:

@@ -30,7 +30,10 @@ DTYPES: Final[Mapping[int, str]] = {
 }
 _LOG_VAR: Final = re.compile(r"log_?var", re.IGNORECASE)
 _MEAN: Final = re.compile(r"mean|(^|_)mu(_|$)", re.IGNORECASE)
-_IMAGE_CHANNELS: Final = (1, 3)
+_KINDS: Final = {2: "vector", 3: "audio", 4: "image"}
+"""What x is, by the number of its axes, the batch among them."""
+_CHANNELS: Final = {3: (1, 2), 4: (1, 3)}
+"""The usual numbers of channels, likewise."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,19 @@ class OnnxPair:
     decoder: Graph
 
     @property
+    def kind(self) -> str:
+        """What x is: image, vector or audio."""
+        return _KINDS[len(self.encoder.dims)]
+
+    @property
     def is_image(self) -> bool:
-        """Whether x has height, width and channels; else it is a vector."""
-        return len(self.encoder.dims) == 4
+        """Whether x has height, width and channels."""
+        return self.kind == "image"
+
+    @property
+    def axes(self) -> str:
+        """The lengths of x, one letter each, without channels."""
+        return {"image": "hw", "audio": "t", "vector": ""}[self.kind]
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
@@ -95,19 +108,19 @@ class OnnxPair:
     def facts(self, card: Card) -> dict[str, Any]:
         """The card's keys that the graphs answer; a key that they do not answer is left out."""
         found: dict[str, Any] = {}
-        if self.is_image and (layout := _layout(self.encoder.dims)):
+        if self.axes and (layout := _layout(self.encoder.dims, self.axes)):
             found["layout"] = layout
         layout = found.get("layout", card.layout)
-        if len(self.decoder.dims) == 4 and layout == "NCHW" and card.z_layout is None:
-            found["z_layout"] = "NCHW"
+        first = f"NC{self.axes.upper()}"
+        if len(self.decoder.dims) > 2 and layout == first and card.z_layout is None:
+            found["z_layout"] = first
         if len(self.encoder.outputs) == 2:
             found["posterior"] = "gaussian"
         elif (posterior := self._posterior(card.z_layout or found.get("z_layout"))) is not None:
             found["posterior"] = posterior
         if layout:
-            _, *dims = self.encoder.dims
-            height, width = dims[1:] if layout == "NCHW" else dims[:2]
-            lengths = {"h": height, "w": width}
+            lengths = dict(zip(layout.lower(), self.encoder.dims, strict=True))
+            lengths = {axis: lengths[axis] for axis in self.axes}
             sizes = dict(card.sizes) | {k: n for k, n in lengths.items() if n is not None}
             if sizes != card.sizes:
                 for axis, length in lengths.items():
@@ -124,7 +137,7 @@ class OnnxPair:
     def _posterior(self, z_layout: str | None) -> str | None:
         """By the number of channels, if both graphs state it."""
         rank = len(self.decoder.dims)
-        axis = 1 if rank != 4 or z_layout == "NCHW" else 3 if z_layout == "NHWC" else None
+        axis = 1 if rank == 2 else z_layout.index("C") if z_layout else None
         encoded = _dims(self.encoder.file.model.graph.output[0])
         if axis is None or encoded is None or len(encoded) != rank:
             return None
@@ -152,15 +165,16 @@ def of(encoder: OnnxFile, decoder: OnnxFile, tensors: Mapping[str, str]) -> Onnx
     """The pair of two graphs that were read, as `load`."""
     encoding = _graph(encoder, tensors.get("x"), "x", _encoder_outputs(encoder, tensors))
     decoding = _graph(decoder, tensors.get("z"), "z", _decoder_outputs(decoder, tensors))
-    if len(encoding.dims) not in (2, 4):
+    if len(encoding.dims) not in _KINDS:
         raise TrainingError(
             f"{encoding.name} takes {len(encoding.dims)} axes; expected 4 for images (batch, "
-            "channels, height, width in some order) or 2 for vectors (batch, length)."
+            "channels, height, width in some order), 3 for audio (batch, channels, samples) or 2 "
+            "for vectors (batch, length)."
         )
-    if len(decoding.dims) not in (2, 4):
+    if len(decoding.dims) not in (2, len(encoding.dims)):
         raise TrainingError(
-            f"{decoding.name} takes {len(decoding.dims)} axes; expected 4 for latents with "
-            "channels, height and width, or 2 for vectors."
+            f"{decoding.name} takes {len(decoding.dims)} axes; expected {len(encoding.dims)}, as "
+            f"{encoding.name} takes, or 2 for latents that are vectors."
         )
     return OnnxPair(encoding, decoding)
 
@@ -234,12 +248,13 @@ def _decoder_outputs(file: OnnxFile, tensors: Mapping[str, str]) -> list[str]:
     )
 
 
-def _layout(dims: Sequence[int | None]) -> str | None:
+def _layout(dims: Sequence[int | None], axes: str) -> str | None:
     """By the number of channels, if only one axis can be theirs."""
-    first, last = dims[1] in _IMAGE_CHANNELS, dims[3] in _IMAGE_CHANNELS
+    usual = _CHANNELS[len(dims)]
+    first, last = dims[1] in usual, dims[-1] in usual
     if first is last:
         return None
-    return "NCHW" if first else "NHWC"
+    return f"NC{axes.upper()}" if first else f"N{axes.upper()}C"
 
 
 def _dims(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:

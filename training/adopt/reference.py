@@ -67,7 +67,7 @@ class NetReference:
 
     @property
     def _channels_last(self) -> bool:
-        return len(self._pair.decoder.dims) == 4 and self._card.z_layout == "NHWC"
+        return len(self._pair.decoder.dims) > 2 and self._card.z_layout in ("NHWC", "NTC")
 
     @staticmethod
     def _of_channels(numbers: tuple[float, ...] | None) -> Array:
@@ -79,23 +79,23 @@ class NetReference:
             x = x[..., ::-1]
         if self._pair.encoder.dtype != "uint8":
             pixels = x.astype(np.float64)
-            if card.range is not None:
+            if card.range is not None and self._pair.is_image:
                 low, high = card.range
                 x = np.interp(pixels, [0, 255], [low, high])
             elif card.mean is not None and card.std is not None:
                 whole = 255 if self._pair.is_image else 1
                 x = (pixels / whole - np.array(card.mean)) / np.array(card.std)
-        if self._pair.is_image and card.layout == "NCHW":
+        if card.layout in ("NCHW", "NCT"):
             x = np.moveaxis(x, -1, 1)
         return np.ascontiguousarray(x)
 
     def _from_net(self, x: Array) -> Array:
         card, is_image = self._card, self._pair.is_image
-        if is_image and card.layout == "NCHW":
+        if card.layout in ("NCHW", "NCT"):
             x = np.moveaxis(x, 1, -1)
         if x.dtype != np.uint8:
             x = x.astype(np.float64)
-            if card.range is not None:
+            if card.range is not None and is_image:
                 low, high = card.range
                 x = (x - low) / (high - low)
             elif card.mean is not None and card.std is not None:

@@ -29,6 +29,8 @@ _ADVICE: Final = {
     _ENCODE: "Let it return the mean and the log-variance, or their distribution, not a draw",
     _DECODE: "Let it add no noise",
 }
+_FIRST: Final = {3: "NCT", 4: "NCHW"}
+"""The layout of tensors with so many axes, channels first."""
 _CLOSE: Final = 1e-3  # of the largest value: far more than rounding, far less than a draw
 
 
@@ -49,7 +51,8 @@ def open_(
     if modes := sorted(encoder.in_training | decoder.in_training):
         report(f"eval: used in evaluation mode, though in training mode were {', '.join(modes)}")
     if card.sizes:
-        card = dataclasses.replace(card, layout=card.layout or "NCHW")
+        first = "NCT" if "t" in card.sizes else "NCHW"
+        card = dataclasses.replace(card, layout=card.layout or first)
     x, given = example.find(encoder, card)
     _require_same(_ENCODE, encoder, x, given)
     z, card = _latents(decoder, given, card)
@@ -103,12 +106,12 @@ def _require_same(
 def _latents(decoder: Half, given: Sequence[Tensor], card: Card) -> tuple[Tensor, Card]:
     """Rows of z as the decoder takes them, and the card with what they show."""
     whole = given[0]
-    if whole.ndim == 4:
-        card = dataclasses.replace(card, z_layout=card.z_layout or "NCHW")
+    if whole.ndim in _FIRST:
+        card = dataclasses.replace(card, z_layout=card.z_layout or _FIRST[whole.ndim])
     if len(given) == 2:
         candidates = {"gaussian": whole}
     else:
-        axis = 3 if whole.ndim == 4 and card.z_layout == "NHWC" else 1
+        axis = whole.ndim - 1 if whole.ndim > 2 and card.is_z_channels_last else 1
         candidates = {"gaussian": whole.chunk(2, dim=axis)[0], "point": whole}
         if card.posterior is not None:
             candidates = {card.posterior: candidates[card.posterior]}
@@ -139,7 +142,7 @@ def _free(card: Card, layout: str | None, rows: Tensor) -> list[int]:
     """The numbers of the free axes of x or of z."""
     if rows.ndim < 3:
         return [0]
-    first = 1 if layout == "NHWC" else 2
+    first = 1 if layout is not None and layout.endswith("C") else 2
     sizes = [card.sizes[axis] for axis in sorted(card.sizes)]
     return [0, *(axis for axis, size in enumerate(sizes, first) if example.is_free(size))]
 

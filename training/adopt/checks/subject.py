@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentd.shapes import Sizes
+from latentd.training.adopt import sounds
 from latentd.training.adopt.candidate import Candidate
 from latentd.training.adopt.checks.graphs import GraphFailed, Pair
 from latentd.training.adopt.pictures import Pictures
@@ -66,9 +67,16 @@ class Subject:
             raise self._failed("decoder.onnx", z, error) from None
 
     def rows(self, sizes: Sizes, count: int) -> Array:
-        """Rows of x: parts of pictures, then as much noise; of vectors, noise only."""
+        """Rows of x: parts of pictures or sounds, then as much noise; of vectors, noise only."""
         x = self.manifest.at(sizes).x
         noise = self.noise(sizes, count)
+        if x.kind == "audio":
+            real = sounds.rows(x.shape, count - count // 2, self.manifest.x.sample_rate)
+            if math.isfinite(x.range[1] - x.range[0]):
+                real = from_unit((real + 1) / 2, x.range, x.dtype)
+            else:
+                real = (_NOISE_OF_UNBOUNDED * real).astype(x.dtype)
+            return np.concatenate([real, noise[: count // 2]])
         if x.kind != "image" or not math.isfinite(x.range[1] - x.range[0]):
             return noise
         real = from_unit(self.pictures(sizes, count - count // 2), x.range, x.dtype)
