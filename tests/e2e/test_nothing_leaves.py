@@ -68,10 +68,15 @@ def test_settings_of_the_user_are_kept(tmp_path, package):
 @pytest.mark.slow
 @pytest.mark.skipif(STRACE is None, reason="strace is not here")
 def test_no_entry_point_opens_outside_connections(start_process, toy_bundles, tmp_path):
+    from diffusers import AutoencoderTiny  # takes seconds
+
     np.save(tmp_path / "rows.npy", np.zeros((4, 4, 4), np.uint8))
     bundles, rows, out = str(toy_bundles), str(tmp_path / "rows.npy"), str(tmp_path / "out")
     serve = ["serve", "--bundles", bundles, "--port", "0", "--metrics-port", "0"]
     job = ["batch", "--input", rows, "--bundle", f"{bundles}/toy", "--output", out]
+    AutoencoderTiny().save_pretrained(tmp_path / "vae")
+    load = f"vae.load(folders.DiffusersFolder.find(pathlib.Path({str(tmp_path / 'vae')!r})))"
+    modules = "from latentd.training.adopt import diffusers_folder as folders, diffusers_vae as vae"
     ends = f"threading.Timer({SECONDS}, os.kill, (os.getpid(), signal.SIGTERM)).start()"
     lives = f"time.sleep({SECONDS})"
     entries = {
@@ -79,6 +84,7 @@ def test_no_entry_point_opens_outside_connections(start_process, toy_bundles, tm
         "workers": f"{ends}; sys.exit(main({[*serve, '--workers', '2']}))",
         "job": f"assert main({[*job, '--processes', '1']}) == 0; {lives}",
         "training": f"import latentd.training.export, latentd.training.figures; {lives}",
+        "adoption": f"import pathlib; {modules}; {load}; {lives}",
     }
     running = {}
     for name, code in entries.items():

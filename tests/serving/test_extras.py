@@ -53,6 +53,7 @@ def run(words: str, packages: set[str], folder: Path) -> tuple[int, str, str]:
         ("export --checkpoint x --bundles y --name z", CLIENT, "train"),
         ("adopt --onnx x y --bundles y --name z", CLIENT, "adopt"),
         ("adopt --optimum x --bundles y --name z", CLIENT, "adopt"),
+        ("adopt --diffusers x --bundles y --name z", CLIENT, "diffusers"),
     ],
 )
 def test_missing_extra_is_named(toy_bundles, tmp_path, words, packages, extra):

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from latentd import bundle
 from latentd.client import Client
 from tests.support.server import StartServer
-from tests.support.small_diffusers import kl_autoencoder, of_net, to_bytes
+from tests.support.small_diffusers import kl_autoencoder, of_net, tiny_autoencoder, to_bytes
+
+pytestmark = pytest.mark.timeout(600)  # each adopts a model, which a loaded machine does slowly
 
 SOURCE = 'source = "a test"\nlicence = "MIT"\n'
 SIZES = "[sizes]\n" + "".join(f"{a} = {{ min = 16, max = 132, default = 32 }}\n" for a in "hw")
@@ -93,6 +96,15 @@ def photographs(height: int, width: int, count: int = 2) -> np.ndarray:
     return np.stack([picture[50 * i : 50 * i + height, 90 : 90 + width] for i in range(count)])
 
 
+def adopt(cli: Any, folder: Path, *words: object, card: str = SOURCE + SIZES) -> str:
+    """The output of the command; it publishes folder/models/mine."""
+    (folder / "card.toml").write_text(card)
+    where = ("--bundles", folder / "models", "--name", "mine")
+    status, out, err = cli("adopt", *words, "--card", folder / "card.toml", *where)
+    assert status == 0, err
+    return str(out)
+
+
 def assert_answers_as(net: Any, target: str, scale: float, shift: float) -> None:
     """With the scaling of diffusers' pipelines, at sizes that no export saw."""
     with Client(target) as client:
@@ -112,6 +124,45 @@ def assert_answers_as(net: Any, target: str, scale: float, shift: float) -> None
                 decoded = to_bytes(net.decode(torch.from_numpy(latents) / scale + shift).sample)
                 found = client.decode(latents).x.astype(int)
                 assert np.abs(found - decoded.astype(int)).max() <= 1
+
+
+def test_kl_autoencoder_of_a_pipeline(
+    kl: tuple[Any, Path], cli: Any, tmp_path: Path, start_server: StartServer
+) -> None:
+    net, folder = kl
+    lines = adopt(cli, tmp_path, "--diffusers", folder)
+    assert "scale 0.5, shift 0.25" in lines
+    manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
+    assert manifest.z.shape.json == [4, "h/4", "w/4"]
+    assert (manifest.posterior, manifest.prior) == ("gaussian", None)
+    assert manifest.origin["route"] == "diffusers"
+    assert set(manifest.origin["files"]) == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert_answers_as(net, start_server(tmp_path / "models").target, 0.5, 0.25)
+
+
+def test_weights_that_do_not_fit_are_refused(
+    kl: tuple[Any, Path], cli: Any, tmp_path: Path
+) -> None:
+    """diffusers itself would go on with random numbers in their place."""
+    folder = shutil.copytree(kl[1] / "vae", tmp_path / "vae")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["decoder.conv_in.bias"]
+    save_file(tensors, weights, {"format": "pt"})
+    (tmp_path / "card.toml").write_text(SOURCE)
+    words = ("adopt", "--diffusers", folder, "--card", tmp_path / "card.toml")
+    status, _, err = cli(*words, "--bundles", tmp_path / "models", "--name", "mine")
+    assert status == 2
+    assert "missing keys decoder.conv_in.bias, 1 in all. Save the model again" in err
+
+
+def test_tiny_autoencoder(cli: Any, tmp_path: Path, start_server: StartServer) -> None:
+    net = tiny_autoencoder()
+    net.save_pretrained(tmp_path / "tiny")
+    adopt(cli, tmp_path, "--diffusers", tmp_path / "tiny")
+    manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
+    assert (manifest.posterior, manifest.z.shape.json) == ("point", [4, "h/4", "w/4"])
+    assert_answers_as(net, start_server(tmp_path / "models").target, 1.0, 0.0)
 
 
 def test_graphs_of_optimum_without_torch(

@@ -16,7 +16,8 @@ Take in a model that was trained elsewhere, with a card that says what its files
 is checked, each check is printed, and what passes all of them becomes the next version of a model:
 BUNDLES/NAME/VERSION. A model that fails a check is not published, and the exit status is 1.
 
-pip install 'latentd[adopt]' suffices for ONNX graphs; it brings no PyTorch.
+pip install 'latentd[adopt]' suffices for --onnx and --optimum; it brings no PyTorch. --model needs
+'latentd[train]', and --diffusers 'latentd[diffusers]'.
 """
 _EXAMPLES: Final = """\
 examples:
@@ -24,6 +25,7 @@ examples:
   latentd adopt --onnx encoder.onnx decoder.onnx --card card.toml --bundles models \\
       --name kl-f8 --images photos
   latentd adopt --optimum exported --card card.toml --bundles models --name kl-f8
+  latentd adopt --diffusers saved/vae --card card.toml --bundles models --name kl-f8
 
 The bundle takes bytes (height, width, channels) and gives bytes, as any other: what converts them
 is put into the graphs. Images may be NCHW or NHWC, in floats or bytes; mean and log-variance in one
@@ -38,6 +40,14 @@ channels first, after the card's scale and shift; x of vectors are floats. With 
   numpy.savez("expected.npz", x=pixels, mean=mean.numpy())
 Rows of a second size have a word and a dot before their names: wide.x, wide.mean.
 """
+
+_EXTRAS: Final = {
+    "onnx": "adopt",
+    "optimum": "adopt",
+    "diffusers": "diffusers",
+    "model": "train",
+}
+"""What pip must install for each flag that says where the model is."""
 
 
 class _Template(argparse.Action):
@@ -75,6 +85,13 @@ def add(commands: Any) -> None:
         "model.onnx and config.json",
     )
     routes.add_argument(
+        "--diffusers",
+        type=Path,
+        metavar="DIR",
+        help="a folder that save_pretrained of diffusers wrote, in safetensors: an AutoencoderKL, "
+        "an AutoencoderTiny, or a pipeline that has one",
+    )
+    routes.add_argument(
         "--model",
         metavar="PKG.MOD:FUNCTION",
         help="a function, in the current folder or installed, that returns an object with "
@@ -109,7 +126,8 @@ def add(commands: Any) -> None:
 
 
 def _adopt(arguments: argparse.Namespace) -> None:
-    arguments.extra = "train" if arguments.model else "adopt"
+    route = next(name for name in _EXTRAS if getattr(arguments, name))
+    arguments.extra = _EXTRAS[route]
     from latentd.training.adopt import adopt
 
     adopt(
@@ -130,6 +148,8 @@ def _route(arguments: argparse.Namespace) -> Route:
         raise TrainingError("--weights needs --model; leave it out.")
     if arguments.model:
         return sources.model(arguments.model, arguments.weights)
+    if arguments.diffusers:
+        return sources.diffusers(arguments.diffusers)
     if arguments.optimum:
         return sources.optimum(arguments.optimum)
     return sources.onnx(*arguments.onnx)

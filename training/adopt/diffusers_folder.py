@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from latentd.training.adopt import vae_config
+from latentd.training.adopt import model_folder, vae_config
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.vae_config import VaeConfig
 from latentd.training.errors import TrainingError
@@ -58,6 +58,12 @@ class DiffusersFolder:
     def folder(self) -> Path:
         """Of the autoencoder itself."""
         return self.config.path.parent
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """The digests of the config and the weights, by name."""
+        pattern = f"{_WEIGHTS}*{_SAFE}" if self.weights.suffix == ".json" else self.weights.name
+        paths = [self.config.path, *sorted(self.folder.glob(pattern))]
+        return {path.name: model_folder.digest(path) for path in paths}
 
     def fill(self, card: Card, report: Callable[[str], None]) -> Card:
         """The card with what the folder says. Raises TrainingError where the two differ."""

@@ -6,7 +6,6 @@ import os
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
 
 from latentd.training.adopt.diffusers_folder import DiffusersFolder
 from latentd.training.errors import TrainingError
@@ -17,8 +16,8 @@ is kept."""
 _REASONS: Final = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
-def load(folder: DiffusersFolder) -> Autoencoder:
-    """In float32 and for inference. Raises TrainingError."""
+def load(folder: DiffusersFolder) -> Any:
+    """The autoencoder, in float32 and for inference. Raises TrainingError."""
     for name in _OFFLINE:
         os.environ.setdefault(name, "1")
     import diffusers
@@ -45,25 +44,4 @@ def load(folder: DiffusersFolder) -> Autoencoder:
             )
     vae.disable_tiling()
     vae.disable_slicing()
-    return Autoencoder(vae)
-
-
-class Autoencoder(nn.Module):
-    """An autoencoder as the torch route takes one: encode, decode."""
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae = vae.eval().requires_grad_(False)
-
-    def encode(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """mean and log_var, or the latent that is a point. Nothing is drawn."""
-        encoded = self.vae.encode(x)
-        if hasattr(encoded, "latents"):
-            latents: Tensor = encoded.latents
-            return latents
-        return encoded.latent_dist.mean, encoded.latent_dist.logvar
-
-    def decode(self, z: Tensor) -> Tensor:
-        """x."""
-        x: Tensor = self.vae.decode(z).sample
-        return x
+    return vae.eval().requires_grad_(False)

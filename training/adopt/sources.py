@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentd.training.adopt import onnx_pair
 from latentd.training.adopt.card import Card
+from latentd.training.adopt.diffusers_folder import DiffusersFolder
 from latentd.training.adopt.optimum_folder import OptimumFolder
 from latentd.training.adopt.reference import NetReference
 from latentd.training.adopt.source import Report, Route, Source
@@ -31,6 +32,21 @@ def onnx(encoder: Path | str, decoder: Path | str) -> Route:
             lambda full: NetReference(pair, full),
             {"route": "onnx", "files": pair.files},
         )
+
+    return open_
+
+
+def diffusers(folder: Path | str) -> Route:
+    """A folder that diffusers saved, of an autoencoder or of a pipeline that has one."""
+
+    def open_(card: Card, report: Report) -> Source:
+        found = DiffusersFolder.find(Path(folder))
+        card = found.fill(card, report)
+        from latentd.training.adopt import diffusers_vae, torch_source
+
+        vae = diffusers_vae.load(found)
+        origin = {"route": "diffusers", "class": found.config.class_name, "files": found.files()}
+        return torch_source.open_(vae.encode, vae.decode, card, report, origin)
 
     return open_
 
