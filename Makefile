@@ -72,7 +72,7 @@ test-all: install  ## all tests that need nothing but this repository
 test-slow: install  ## the tests that take longer
 	$(PYTEST) -m slow --timeout 1200
 
-test-data: install  ## the tests on MNIST and Fashion-MNIST (LATENTD_DATA, default ../shared/data)
+test-data: install  ## the tests on MNIST, Fashion-MNIST and TAEF2 (LATENTD_DATA, default ../shared/data)
 	$(PYTEST) -m data --timeout 1200
 
 test-gpu: install  ## the tests that need an NVIDIA GPU, and serving's other tests on it
