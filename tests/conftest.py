@@ -45,7 +45,7 @@ E2E = (
         f"training/test_{name}.py"
         for name in ("likelihood_graphs", "resume_on_other_device", "score_quantiles", "threads")
     ),
-    *(f"training/test_adopt_{name}.py" for name in ("audio", "diffusers", "onnx")),
+    *(f"training/test_adopt_{name}.py" for name in ("audio", "diffusers", "likelihood", "onnx")),
     *("training/test_spatial.py", "training/test_spatial_runs.py", "training/test_train.py"),
 )
 """Folders and modules that `make test` leaves to `make test-e2e`: they run whole commands or

@@ -34,7 +34,8 @@ def test_a_good_model_is_admitted_and_each_check_reports_its_figures(capsys, mon
     figures = admit(spoiled(reference=Numpy(), images=()), print)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[0] for line in lines] == list(CHECKS)
-    random, sizes, repeats, batches, agreement, extremes, colors, costs = lines
+    random, sizes, repeats, batches, agreement, extremes, colors, likelihood, costs = lines
+    assert likelihood == "likelihood: none, as the card has no likelihood"
     assert random == "random nodes: none among 7 of the encoder and 7 of the decoder"
     assert sizes == "sizes: 5 run: 16x16, 32x32, 48x80, 80x48, 256x256"
     assert repeats == "determinism: mean, log_var, x have the same bytes in 3 runs"

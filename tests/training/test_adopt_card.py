@@ -55,6 +55,15 @@ def test_lines_of_the_template_can_be_uncommented() -> None:
         ("[sizes.h]\nmin = 8\nmax = 64\ndefault = 4", "sizes.h.default is 4; expected 8 to 64"),
         ("[sizes]\nd = 4", "sizes.d is unknown; expected h, w"),
         ("[tensors]\nmoments = 'm'\nmean = 'n'", "tensors has moments, and mean or log_var"),
+        ("[tensors]\ndecoded_width = 'w'", "decoded_width without decoded_x"),
+        ("likelihood = 'normal'", "likelihood is 'normal'; expected none, or a table"),
+        ("[likelihood]\nname = 'normal'", "likelihood.name is 'normal'; expected one of bernoulli"),
+        ("[likelihood]\nname = 'bernoulli'", "likelihood.decoded_x is missing; expected one of"),
+        (
+            "[likelihood]\nname = 'gaussian'\nstd = 0",
+            "likelihood.std is 0; expected a number above",
+        ),
+        ("[likelihood]\nname = 'laplace'\nstd = 1", "likelihood.std is unknown; expected name, sc"),
         ("x = ", "not TOML"),
     ],
 )

@@ -11,6 +11,7 @@ from latentd.training.adopt.checks import (
     batches,
     colors,
     costs,
+    densities,
     extremes,
     nodes,
     repeats,
@@ -27,6 +28,7 @@ CHECKS: Final[Mapping[str, Callable[[Subject], Finding]]] = {
     "agreement": agreement.check,
     "extremes": extremes.check,
     "colors": colors.check,
+    "likelihood": densities.check,
     "costs": costs.check,
 }
 """In this order: each relies on those before it, and the first failure names the cause."""

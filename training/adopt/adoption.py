@@ -22,6 +22,7 @@ from latentd.training.adopt import glue, net, sounds
 from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate, NetRange, Reference
 from latentd.training.adopt.card import NO_PRIOR, Card
+from latentd.training.adopt.checks.graphs import DensityGraph
 from latentd.training.adopt.checks.subject import from_unit
 from latentd.training.adopt.expected import read as read_expected
 from latentd.training.adopt.net import Net
@@ -64,8 +65,16 @@ def adopt(
     owners = () if expected is None else read_expected(expected, manifest)
     reference = source.reference(card)
     ends = described.ends and NetRange(*described.ends)
+    density = described.density
+    likelihood = None if density is None else density.graph(manifest.x)
+    readings = {
+        correction: glue.decoder(pair.decoder, dataclasses.replace(described, density=other), name)
+        for correction, other in (density.others if density else {}).items()
+    }
     candidate = Candidate(
-        *(manifest, encoding, decoding, reference, pictures, ends, card.color_order, owners)
+        *(manifest, encoding, decoding, reference, pictures, ends, card.color_order, owners),
+        likelihood=likelihood,
+        readings=readings,
     )
     manifest = dataclasses.replace(manifest, parity=admit(candidate, report))
     rows = _rows(described, pictures)
@@ -83,20 +92,22 @@ def adopt(
     files = {
         bundle.ENCODER: encoding,
         bundle.DECODER: decoding,
-        bundle.GOLDEN: _golden(manifest, reference, rows),
+        bundle.GOLDEN: _golden(manifest, reference, rows, likelihood),
     }
+    if likelihood is not None:
+        files[bundle.LIKELIHOOD] = likelihood
     folder = publication.publish(bundles, manifest, files)
     report(f"published: {folder}")
     return folder
 
 
 def _manifest(name: str, described: Net, source: Source) -> Manifest:
-    card, pair = described.card, source.pair
+    card, density, pair = described.card, described.density, source.pair
     return Manifest(
         model=name,
         x=_row_format(described),
         z=LatentFormat(described.z, card.scale or (), card.shift or ()),
-        likelihood=None,
+        likelihood=None if density is None else density.likelihood,
         opset=max(pair.encoder.file.opset, pair.decoder.file.opset),
         preprocessing=_preprocessing(described),
         parity={},
@@ -119,6 +130,8 @@ def _row_format(described: Net) -> RowFormat:
     if described.kind == "image":
         return RowFormat("image", x, "uint8", (0.0, 255.0))
     if described.kind == "vector":
+        if described.density and described.density.is_bernoulli:
+            return RowFormat("vector", x, "float32", (0.0, 1.0))
         return RowFormat("vector", x, "float32")
     rate = card.sample_rate or 0
     if card.range is None:
@@ -182,33 +195,46 @@ def _rows(described: Net, pictures: Sequence[Array]) -> Rows:
         return from_unit((found + 1) / 2, described.card.range, "float32")
 
     def draws(shape: Sequence[int], count: int) -> Array:
-        normal = np.random.default_rng(0).standard_normal((count, *shape))
+        random = np.random.default_rng(0)
+        if described.density and described.density.is_bernoulli:
+            return random.random((count, *shape)).astype(np.float32)
+        normal = random.standard_normal((count, *shape))
         return (normal * std + mean).astype(np.float32)
 
     return notes if described.kind == "audio" else draws
 
 
-def _golden(manifest: Manifest, reference: Reference, rows: Rows) -> bytes:
+def _golden(
+    manifest: Manifest, reference: Reference, rows: Rows, likelihood: bytes | None
+) -> bytes:
     """golden.npz, as the owner's graphs compute it: at the default size, and at two others where
     sizes are free."""
+    density = None if likelihood is None else DensityGraph(likelihood)
     shapes = [manifest.default, *map(manifest.at, other_sizes(manifest.axes))]
     arrays: dict[str, Any] = {}
     for number, at in enumerate(shapes):
         prefix, count = (f"{number}.", _FEW_GOLDEN_ROWS) if number else ("", _GOLDEN_ROWS)
-        found = _golden_at(at, reference, rows, count)
+        found = _golden_at(at, reference, rows, count, density)
         arrays |= {prefix + name: array for name, array in found.items()}
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 
 
-def _golden_at(at: RowShapes, reference: Reference, rows: Rows, count: int) -> dict[str, Array]:
+def _golden_at(
+    at: RowShapes, reference: Reference, rows: Rows, count: int, density: DensityGraph | None
+) -> dict[str, Array]:
     x = rows(at.x.shape, count)
     mean, log_var = reference.encode(x)
     noise = np.random.default_rng(0).standard_normal(mean.shape)
     z = np.concatenate([mean, mean + _NOISE * mean.std() * noise]).astype(np.float32)
     more = {} if log_var is None else {"log_var": log_var}
-    return {"x": x, "mean": mean, **more, "z": z, "decoded_x": reference.decode(z)}
+    found = {"x": x, "mean": mean, **more, "z": z, "decoded_x": reference.decode(z)}
+    if density is None:
+        return found
+    params = reference.params(z)
+    log_likelihood = density.log_prob(np.concatenate([x, x]), params)
+    return found | {"params": params, "log_likelihood": log_likelihood}
 
 
 def other_sizes(axes: Mapping[str, Axis]) -> list[Sizes]:

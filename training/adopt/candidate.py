@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -22,6 +22,10 @@ class Reference(Protocol):
 
     def decode(self, z: Array) -> Array:
         """Latents -> rows of x."""
+
+    def params(self, z: Array) -> Array:
+        """Latents -> parameters of p(x | z), (rows, parameters, *x's shape): only if there is a
+        likelihood."""
 
 
 class NetRange(NamedTuple):
@@ -43,6 +47,9 @@ class Candidate:
     net_range:   that the graphs convert x to and from; None: they convert nothing
     color_order: of the net's channels, RGB or BGR; the graphs convert x from RGB
     expected:    what the owner found for rows of the owner's own
+    likelihood:  the third graph; None: the model has no likelihood
+    readings:    decoders that read the owner's tensors in another way, by what to correct in the
+                 card if one of them is right
     """
 
     manifest: Manifest
@@ -53,3 +60,5 @@ class Candidate:
     net_range: NetRange | None = None
     color_order: str = "RGB"
     expected: Sequence[Expected] = ()
+    likelihood: bytes | None = None
+    readings: Mapping[str, bytes] = field(default_factory=dict)

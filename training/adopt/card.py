@@ -25,7 +25,10 @@ ORDERS: Final = ("RGB", "BGR")
 POSTERIORS: Final = ("gaussian", "point")
 NO_PRIOR: Final = "none"
 PRIORS: Final = ("standard-normal", NO_PRIOR)
-TENSORS: Final = ("x", "mean", "log_var", "moments", "z", "decoded_x")
+TENSORS: Final = ("x", "mean", "log_var", "moments", "z", "decoded_x", "decoded_width")
+NO_LIKELIHOOD: Final = "none"
+FIXED_WIDTHS: Final = {"gaussian": "std", "laplace": "scale"}
+"""Likelihoods that have a width, and the key of it."""
 MAX_BYTES: Final = 1 << 20
 
 TEMPLATE: Final = """\
@@ -74,12 +77,23 @@ shift = 0.0
 # "standard-normal" if z of N(0, I), after scale and shift, decodes to new data; otherwise "none".
 prior = "none"
 
+# p(x | z), which Score and the percentiles of jobs need; "none": there is none.
+# - bernoulli: decoded_x is "logits" or "probabilities" of white; the range must be [0, 1]. Score
+#   moves each pixel to black or white; all other scores are cross-entropies of the pixels as sent.
+# - gaussian: decoded_x is the mean. std is one number, or what the decoder gives beside the mean,
+#   "log_var" or "log_std": the second half of decoded_x's channels, or the tensor decoded_width.
+# - laplace: the same with scale, a number or "log_scale".
+# A number, and what the decoder gives, are in the net's units, those of range or of mean and std.
+# Scores are in nats per row, of pixels from 0 to 1, and of vectors as clients send them. So where
+# your own code has n values in a range [low, high], they are its log p(x | z) + n log(high - low).
+# likelihood = { name = "gaussian", std = 0.1 }
+
 # Audio only: samples in a second.
 # sample_rate = 44100
 
 # The names of the tensors in ONNX graphs, where they are not clear. These may be tensors inside a
 # graph: it is cut there. Encoder: x -> moments (mean and log-variance in one tensor, by channels),
-# or mean and log_var; a point has mean only. Decoder: z -> decoded_x.
+# or mean and log_var; a point has mean only. Decoder: z -> decoded_x, and decoded_width.
 # [tensors]
 # moments = "latent_parameters"
 
@@ -124,6 +138,43 @@ class _Size:
         (_LENGTH if type(value) is int else self._bounds).check(value, key)
 
 
+def _width(key: str) -> schema.Rule:
+    names = ("log_var", "log_std") if key == "std" else ("log_scale",)
+    return schema.Rule(
+        f"a number above 0, or what the decoder gives: {' or '.join(names)}",
+        lambda value: value in names or (schema.is_number(value) and value > 0),
+    )
+
+
+class _Likelihood:
+    """ "none", or a table with the name of a density and what it needs."""
+
+    expected = "none, or a table with a name: bernoulli, gaussian or laplace"
+    _fields: Final[Mapping[Any, schema.Fields]] = {
+        "bernoulli": schema.Fields(
+            {
+                "name": schema.one_of("bernoulli"),
+                "decoded_x": schema.one_of("logits", "probabilities"),
+            }
+        ),
+        **{
+            name: schema.Fields({"name": schema.one_of(name), key: _width(key)})
+            for name, key in FIXED_WIDTHS.items()
+        },
+    }
+
+    def check(self, value: Any, key: str = "") -> None:
+        """See schema.Check."""
+        if value == NO_LIKELIHOOD:
+            return
+        if not isinstance(value, dict):
+            raise schema.Invalid(
+                f"{key} is {schema.format_value(value)}; expected {self.expected}."
+            )
+        schema.one_of(*self._fields).check(value.get("name"), f"{key}.name")
+        self._fields[value["name"]].check(value, key)
+
+
 _CHANNELS: Final = _numbers(None, "a finite number, or a list with one for each channel")
 _KEYS: Final[Mapping[str, schema.Check]] = {
     "layout": schema.one_of(*LAYOUTS),
@@ -138,6 +189,7 @@ _KEYS: Final[Mapping[str, schema.Check]] = {
     "scale": _CHANNELS,
     "shift": _CHANNELS,
     "prior": schema.one_of(*PRIORS),
+    "likelihood": _Likelihood(),
     "licence": schema.text(1000),
     "source": schema.text(1000),
     "tensors": schema.Fields({}, dict.fromkeys(TENSORS, schema.text(1000))),
@@ -162,6 +214,7 @@ class Card:
     scale: tuple[float, ...] | None = None
     shift: tuple[float, ...] | None = None
     prior: str | None = None
+    likelihood: str | Mapping[str, Any] | None = None
     licence: str | None = None
     source: str | None = None
     tensors: Mapping[str, str] = field(default_factory=dict)
@@ -254,6 +307,8 @@ def _check(document: Mapping[str, Any]) -> None:
             "tensors has moments, and mean or log_var; give moments if both are in one tensor, "
             "otherwise the two others."
         )
+    if "decoded_width" in tensors and "decoded_x" not in tensors:
+        raise schema.Invalid("tensors has decoded_width without decoded_x, the mean; give both.")
     for axis, size in document.get("sizes", {}).items():
         if type(size) is int:
             continue

@@ -1,6 +1,6 @@
 """Makes the graphs of a bundle: nodes that convert x and z, around the nodes of the owner's graph.
 
-    encoder.onnx: x -> mean, log_var        decoder.onnx: z -> x
+    encoder.onnx: x -> mean, log_var        decoder.onnx: z -> x, params
 
 Every converting node exists unchanged from opset 11 on, so that the owner's opset stays.
 """
@@ -16,12 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latentd.shapes import Shape
 from latentd.training import graph_checks
+from latentd.training.adopt.density import Density
 from latentd.training.adopt.net import Net
 from latentd.training.adopt.onnx_pair import Graph
 from latentd.training.errors import AdmissionError, RunFailed
 
 _OWNER: Final = "owner/"  # begins the names of the owner's tensors, so that none is x or z
-_SPLIT_INPUT_OPSET: Final = 13  # from here on, Split takes its lengths as an input
+_AXES_INPUT_OPSET: Final = 13  # from here on, Split and Unsqueeze take attributes as inputs
 _ELEMENTS: Final = {
     "uint8": TensorProto.UINT8,
     "float16": TensorProto.FLOAT16,
@@ -77,11 +78,24 @@ def decoder(graph: Graph, net: Net, name: str) -> bytes:
         value = nodes.channels_last(value, rank)
     nodes.cast(value, graph.dtype, _OWNER + graph.input)
     before, nodes = nodes, _Nodes(graph.file.opset, "after")
-    value = _OWNER + graph.outputs[0]
+    values = [_OWNER + output for output in graph.outputs]
     if not net.bytes_out:
-        value = nodes.cast(value, "float32")
+        values = [nodes.cast(value, "float32") for value in values]
+    if net.density and net.density.learned and len(values) == 1:
+        axis = len(net.x.dims) if card.is_channels_last else 1
+        values = nodes.halve(values[0], axis, net.x.dims[-1].length)
+    if net.density and net.density.swapped:
+        values = values[::-1]
     if net.has_channels_first:
-        value = nodes.channels_last(value, len(net.x.dims) + 1)
+        values = [nodes.channels_last(value, len(net.x.dims) + 1) for value in values]
+    outputs, value = list[_Value](), values[0]
+    if net.density:
+        parameters = _parameters(nodes, net, net.density, values)
+        nodes.stack(parameters, "params")
+        shape = Shape.parse([len(parameters), *net.x.json])
+        outputs.append(("params", "float32", shape))
+        if net.density.form == "logits":
+            value = nodes.sigmoid(value)
     if not net.bytes_out:
         factor, offset = map(np.asarray, net.affine)
         value = nodes.add(nodes.multiply(value, 1 / factor), -offset / factor)
@@ -91,7 +105,28 @@ def decoder(graph: Graph, net: Net, name: str) -> bytes:
         value = nodes.round(nodes.clip(value, 0, 255))
     dtype = "uint8" if net.is_image else "float32"
     nodes.cast(value, dtype, "x")
-    return _joined(graph, before, nodes, ("z", "float32", net.z), [("x", dtype, net.x)], name)
+    outputs = [("x", dtype, net.x), *outputs]
+    return _joined(graph, before, nodes, ("z", "float32", net.z), outputs, name)
+
+
+def _parameters(nodes: _Nodes, net: Net, density: Density, values: Sequence[str]) -> list[str]:
+    """Of p(x | z) for each element of x, in the units of its density, from what the decoder gives:
+    x, and a width if that is learned."""
+    if density.is_bernoulli:
+        parameters = [values[0]]
+    else:
+        factor, offset = net.unit
+        widen = np.log(np.abs(factor))
+        if density.width is not None:
+            width = nodes.add(nodes.multiply(values[0], 0), widen + np.log(density.width))
+        elif density.form == "log_var":
+            width = nodes.add(nodes.multiply(values[1], 0.5), widen)
+        else:
+            width = nodes.add(values[1], widen)
+        parameters = [nodes.add(nodes.multiply(values[0], factor), offset), width]
+    if net.card.color_order == "BGR":
+        parameters = [nodes.reverse_colors(value) for value in parameters]
+    return parameters
 
 
 class _Nodes:
@@ -117,6 +152,14 @@ class _Nodes:
     def round(self, value: str) -> str:
         return self._add("Round", [value])
 
+    def sigmoid(self, value: str) -> str:
+        return self._add("Sigmoid", [value])
+
+    def stack(self, values: Sequence[str], name: str) -> str:
+        """Along a new axis after the first."""
+        parts = [self._unsqueeze(value) for value in values]
+        return self._add("Concat", parts, name, axis=1)
+
     def channels_first(self, value: str, rank: int) -> str:
         return self._add("Transpose", [value], perm=[0, rank - 1, *range(1, rank - 1)])
 
@@ -130,13 +173,18 @@ class _Nodes:
     def halve(self, value: str, axis: int, length: int) -> list[str]:
         """Two halves of this length along an axis."""
         outputs = [self._name(), self._name() + "b"]
-        if self._opset >= _SPLIT_INPUT_OPSET:
+        if self._opset >= _AXES_INPUT_OPSET:
             inputs = [value, self._constant(np.array([length, length]))]
             node = helper.make_node("Split", inputs, outputs, axis=axis)
         else:
             node = helper.make_node("Split", [value], outputs, axis=axis, split=[length, length])
         self.nodes.append(node)
         return outputs
+
+    def _unsqueeze(self, value: str) -> str:
+        if self._opset >= _AXES_INPUT_OPSET:
+            return self._add("Unsqueeze", [value, self._constant(np.array([1]))])
+        return self._add("Unsqueeze", [value], axes=[1])
 
     def _add(self, op: str, inputs: Sequence[str], name: str = "", **attributes: Any) -> str:
         output = name or self._name()

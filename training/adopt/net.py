@@ -11,6 +11,7 @@ import numpy as np
 
 from latentd.shapes import Axis, Shape
 from latentd.training.adopt.card import Card
+from latentd.training.adopt.density import Density
 from latentd.training.adopt.onnx_pair import OnnxPair
 from latentd.training.errors import AdmissionError, TrainingError
 
@@ -27,6 +28,7 @@ class Net:
     bytes_in:  the encoder takes bytes
     bytes_out: the decoder gives bytes
     joined:    mean and log_var are halves of one tensor
+    density:   p(x | z); None: the card has none
     """
 
     card: Card
@@ -37,6 +39,7 @@ class Net:
     bytes_in: bool
     bytes_out: bool
     joined: bool
+    density: Density | None = None
 
     @property
     def is_image(self) -> bool:
@@ -78,6 +81,13 @@ class Net:
             return tuple(((high - low) / _MAX_BYTE).tolist()), tuple(low.tolist())
         mean, std = self._normalization()
         return tuple((1 / std).tolist()), tuple((-mean / std).tolist())
+
+    @property
+    def unit(self) -> tuple[Any, Any]:
+        """factor and offset: the density's x is factor * (the net's x) + offset."""
+        factor, offset = map(np.asarray, self.affine)
+        whole = _MAX_BYTE if self.is_image else 1
+        return 1 / (factor * whole), -offset / (factor * whole)
 
     def _normalization(self) -> Sequence[Any]:
         """mean and std, one number or one per channel."""
@@ -122,7 +132,8 @@ def describe(pair: OnnxPair, card: Card) -> tuple[Net, Card]:
     joined = card.posterior == "gaussian" and len(outputs) == 1
     z = _encoded(pair, card, outputs, joined)
     shapes = _shapes(pair, card, lengths, z.shape[1:], x_shape)
-    decoded = pair.decoder.run(z)[0]
+    density = Density.of(card.likelihood)
+    decoded = _decoded(pair, card, density, pair.decoder.run(z))
     if decoded.shape != (2, *x_shape):
         raise AdmissionError(
             f"{pair.decoder.name} decodes a latent of shape {list(z.shape[1:])} to "
@@ -136,6 +147,7 @@ def describe(pair: OnnxPair, card: Card) -> tuple[Net, Card]:
         bytes_in=pair.encoder.dtype == "uint8",
         bytes_out=decoded.dtype == np.uint8,
         joined=joined,
+        density=density,
     )
     _check_channels(net)
     return net, card
@@ -235,6 +247,46 @@ def _encoded(pair: OnnxPair, card: Card, outputs: list[Any], joined: bool) -> An
             "two graphs of one model, and is posterior what the encoder gives?"
         )
     return mean
+
+
+def _decoded(pair: OnnxPair, card: Card, density: Density | None, outputs: list[Any]) -> Any:
+    """Two rows of x as the decoder gives them, without a width that p(x | z) may have beside it."""
+    if len(outputs) == 2 and not (density and density.learned):
+        raise TrainingError(
+            "The card has tensors.decoded_width, but its likelihood needs none. Leave it out, or "
+            'give a likelihood whose std is "log_var" or "log_std".'
+        )
+    decoded = outputs[0]
+    if density is None:
+        return decoded
+    if decoded.dtype == np.uint8:
+        raise TrainingError(
+            f"The card has a likelihood, but {pair.decoder.name} gives bytes, which are rounded. "
+            "Export the decoder with the floats before them."
+        )
+    is_unit = card.range == (0.0, 1.0) if pair.is_image else card.mean is None
+    if density.is_bernoulli and (pair.kind == "audio" or not is_unit):
+        raise TrainingError(
+            "A bernoulli likelihood is of values from 0 to 1: of images, whose range is [0, 1] in "
+            "the card, or of vectors without mean and std."
+        )
+    if not density.learned:
+        return decoded
+    if len(outputs) == 2:
+        if outputs[1].shape != decoded.shape:
+            raise AdmissionError(
+                f"{pair.decoder.name} gives a mean of shape {list(decoded.shape[1:])} and a "
+                f"{density.form} of {list(outputs[1].shape[1:])}; expected the same shape."
+            )
+        return decoded
+    axis = decoded.ndim - 1 if card.is_channels_last else 1
+    if decoded.shape[axis] % 2:
+        raise AdmissionError(
+            f"{pair.decoder.name} gives {decoded.shape[axis]} channels; expected an even number, "
+            f"for the mean and the {density.form} of p(x | z) in one tensor. If they are in two, "
+            "name them under [tensors] in the card: decoded_x and decoded_width."
+        )
+    return np.split(decoded, 2, axis)[0]
 
 
 def _shapes(

@@ -238,13 +238,13 @@ def _encoder_outputs(file: OnnxFile, tensors: Mapping[str, str]) -> list[str]:
 
 def _decoder_outputs(file: OnnxFile, tensors: Mapping[str, str]) -> list[str]:
     if "decoded_x" in tensors:
-        return [tensors["decoded_x"]]
+        return [tensors[key] for key in ("decoded_x", "decoded_width") if key in tensors]
     names = [value.name for value in file.model.graph.output]
     if len(names) == 1:
         return names
     raise TrainingError(
         f"{file.path} has the outputs {', '.join(map(repr, names))}. Name the one that is x "
-        "as decoded_x under [tensors] in the card."
+        "as decoded_x under [tensors] in the card, and decoded_width if its likelihood has one."
     )
 
 

@@ -76,7 +76,10 @@ def _compare(subject: Subject, sizes: Sizes, tolerance: Tolerance) -> dict[str, 
             f"The reference gives {', '.join(expected)}, and encoder.onnx {', '.join(found)}. "
             "Correct the posterior in the card."
         )
-    expected["x"], found["x"] = reference.decode(z), subject.decode(z)["x"]
+    found |= subject.decode(z)
+    expected["x"] = reference.decode(z)
+    if subject.manifest.likelihood:
+        expected["params"] = reference.params(z)
     largest = {}
     for name, values in expected.items():
         difference = differences.between(found[name], values, tolerance)
@@ -105,7 +108,7 @@ def _compare_expected(subject: Subject, tolerance: Tolerance) -> dict[str, float
 
 
 def _sentence(name: str, found: Any, expected: Any, largest: float, sizes: Sizes) -> str:
-    graph = "decoder.onnx" if name == "x" else "encoder.onnx"
+    graph = "decoder.onnx" if name in ("x", "params") else "encoder.onnx"
     how = (
         f"as {found.dtype} {list(found.shape)} instead of {expected.dtype} {list(expected.shape)}"
         if found.shape != expected.shape or found.dtype != expected.dtype

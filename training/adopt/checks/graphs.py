@@ -32,13 +32,7 @@ class Graph:
     """A graph in a session on the CPU. Raises GraphFailed if it cannot be loaded."""
 
     def __init__(self, graph: bytes) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = machine.cpus()
-        options.log_severity_level = _SILENT
-        try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no common base
-            raise GraphFailed(f"cannot be loaded: {_reason(error)}") from None
+        self._session = _session(graph)
         self._emptied = arena.emptied()
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -50,6 +44,21 @@ class Graph:
         except Exception as error:
             raise GraphFailed(f"fails: {_reason(error)}") from None
         return dict(zip(self._outputs, outputs, strict=True))
+
+
+class DensityGraph:
+    """likelihood.onnx, likewise."""
+
+    def __init__(self, graph: bytes) -> None:
+        self._session = _session(graph)
+
+    def log_prob(self, x: Array, params: Array) -> Array:
+        """log p(x | z) of each row. Raises GraphFailed."""
+        try:
+            (output,) = self._session.run(["log_likelihood"], {"x": x, "params": params})
+        except Exception as error:
+            raise GraphFailed(f"fails: {_reason(error)}") from None
+        return np.asarray(output)
 
 
 class Pair:
@@ -73,6 +82,16 @@ class Pair:
         if shapes.params:
             expected["params"] = (np.dtype(np.float32), shapes.params)
         return _checked(self.decoder.run(z), expected, len(z))
+
+
+def _session(graph: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = machine.cpus()
+    options.log_severity_level = _SILENT
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise GraphFailed(f"cannot be loaded: {_reason(error)}") from None
 
 
 def _checked(

@@ -40,6 +40,11 @@ class Subject:
         return {name: axis.default for name, axis in self.manifest.axes.items()}
 
     @property
+    def has_real_rows(self) -> bool:
+        """Whether the owner named rows, so that they are such as the model was trained on."""
+        return len(self.candidate.images) > 0
+
+    @property
     def cheap(self) -> Sizes:
         """The default size, or a smaller one if many rows of the default would take long."""
         sizes, parts = self.default, 1

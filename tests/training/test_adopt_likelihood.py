@@ -1,0 +1,259 @@
+"""A card's likelihood, in graphs made by hand: what is refused, and what the bundle computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
+from PIL import Image
+from scipy import stats
+from sklearn.datasets import load_sample_images
+
+from latentd import bundle
+from latentd.training.adopt import adopt, sources
+from latentd.training.errors import TrainingError
+from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
+
+LOG_VAR = -9.0  # about the error of the reconstructions
+CARD: dict[str, Any] = {
+    "range": [-1.0, 1.0],
+    "scale": 1.0,
+    "shift": 0.0,
+    "prior": "standard-normal",
+    "licence": "MIT",
+    "source": "a test",
+    "sizes": {"h": 16, "w": 24},
+}
+
+
+def with_tail(pair: tuple[Path, Path], ops: list[onnx.NodeProto], **constants: Any) -> None:
+    """Append nodes to the decoder: they take "decoded" and give "sample", and perhaps "width"."""
+    model = onnx.load(pair[1])
+    model.graph.node[-1].output[0] = "decoded"
+    model.graph.node.extend(ops)
+    model.graph.initializer.extend(
+        from_array(np.asarray(value, np.float32), name) for name, value in constants.items()
+    )
+    if any("width" in node.output for node in ops):
+        model.graph.output.append(
+            helper.make_tensor_value_info("width", TensorProto.FLOAT, ["n", 3, "h", "w"])
+        )
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "channels"
+    onnx.save(model, pair[1])
+
+
+def width(*, joined: bool = False, first: bool = False) -> list[onnx.NodeProto]:
+    """Nodes that give a log-variance beside the mean, as a tensor or as channels."""
+    ops = [
+        helper.make_node("Mul", ["decoded", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "log_var"], ["log_vars" if joined else "width"]),
+    ]
+    if joined:
+        both = ["log_vars", "decoded"] if first else ["decoded", "log_vars"]
+        return [*ops, helper.make_node("Concat", both, ["sample"], axis=1)]
+    return [*ops, helper.make_node("Identity", ["decoded"], ["sample"])]
+
+
+def photographs(count: int = 4) -> np.ndarray:
+    picture = load_sample_images().images[1]
+    return np.stack([picture[50 * i : 50 * i + 16, 90:114] for i in range(count)])
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, row in enumerate(photographs(8)):
+        Image.fromarray(row).save(folder / f"{number}.png")
+    return folder
+
+
+def run(graph: bytes, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, inputs), strict=True))
+
+
+def published(
+    pair: tuple[Path, Path], card: Mapping[str, Any], root: Path, **more: Any
+) -> bundle.Bundle:
+    folder = adopt(sources.onnx(*pair), card, root / "models", "m", report=print, **more)
+    return bundle.load(folder)
+
+
+def refuse(
+    words: str, pair: tuple[Path, Path], card: Mapping[str, Any], root: Path, **more: Any
+) -> None:
+    with pytest.raises(TrainingError, match=words):
+        published(pair, card, root, **more)
+    assert not (root / "models").exists()
+
+
+@pytest.mark.parametrize("form", ["fixed", "a tensor", "channels", "BGR"])
+def test_gaussian_is_of_pixels_from_0_to_1(tmp_path: Path, form: str) -> None:
+    pair = kl_pair(tmp_path)
+    card = CARD | {"likelihood": {"name": "gaussian", "std": "log_var"}}
+    if form == "fixed":
+        card["likelihood"] = {"name": "gaussian", "std": float(np.exp(LOG_VAR / 2))}
+    elif form == "channels":
+        with_tail(pair, width(joined=True), zero=0, log_var=LOG_VAR)
+    else:
+        # each color has another width
+        log_var = np.array([LOG_VAR, LOG_VAR - 1, LOG_VAR + 1])[:, None, None]
+        with_tail(pair, width(), zero=0, log_var=log_var)
+        card["tensors"] = {"decoded_x": "sample", "decoded_width": "width"}
+    if form == "BGR":
+        normalized = {"mean": [0.3, 0.4, 0.5], "std": [0.5, 0.6, 0.7], "color_order": "BGR"}
+        card = {key: value for key, value in card.items() if key != "range"} | normalized
+    files = published(pair, card, tmp_path)
+    assert files.manifest.likelihood == bundle.Likelihood(
+        "gaussian", ("mean", "log_std"), bounded=False
+    )
+    x = photographs()
+    z = run(files.files[bundle.ENCODER], x=x)["mean"]
+    params = run(files.files[bundle.DECODER], z=z)["params"]
+    found = run(files.files[bundle.LIKELIHOOD], x=x, params=params)["log_likelihood"]
+    decoder = ort.InferenceSession(pair[1], providers=["CPUExecutionProvider"])
+    net, *widths = decoder.run(None, {"latent_sample": z})
+    if form == "channels":
+        net, widths = net[:, :3], [net[:, 3:]]
+    std = np.exp((widths[0] if widths else np.full_like(net, LOG_VAR)).astype(float) / 2)
+    pixels, high_minus_low = x.transpose(0, 3, 1, 2) / 255, np.full((3, 1, 1), 2.0)
+    owners = pixels * 2 - 1
+    if form == "BGR":
+        mean, deviation = (np.array(card[key])[:, None, None] for key in ("mean", "std"))
+        owners, high_minus_low = (pixels[:, ::-1] - mean) / deviation, 1 / deviation
+    terms = stats.norm.logpdf(owners, net, std) + np.log(high_minus_low)
+    np.testing.assert_allclose(found, terms.sum((1, 2, 3)), rtol=1e-5)
+
+
+def test_laplace(tmp_path: Path) -> None:
+    pair = kl_pair(tmp_path)
+    card = CARD | {"likelihood": {"name": "laplace", "scale": 0.3}}
+    files = published(pair, card, tmp_path)
+    x = photographs()
+    z = run(files.files[bundle.ENCODER], x=x)["mean"]
+    params = run(files.files[bundle.DECODER], z=z)["params"]
+    found = run(files.files[bundle.LIKELIHOOD], x=x, params=params)["log_likelihood"]
+    decoder = ort.InferenceSession(pair[1], providers=["CPUExecutionProvider"])
+    (net,) = decoder.run(None, {"latent_sample": z})
+    owners = x.transpose(0, 3, 1, 2) / 127.5 - 1
+    terms = stats.laplace.logpdf(owners, net, 0.3) + np.log(2)
+    np.testing.assert_allclose(found, terms.sum((1, 2, 3)), rtol=1e-5)
+
+
+def logits() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Sub", ["decoded", "middle"], ["centered"]),
+        helper.make_node("Mul", ["centered", "contrast"], ["sample"]),
+    ]
+
+
+def probabilities() -> list[onnx.NodeProto]:
+    return [helper.make_node("Clip", ["decoded", "zero", "one"], ["sample"])]
+
+
+def bernoulli(form: str) -> dict[str, Any]:
+    return CARD | {"range": [0.0, 1.0], "likelihood": {"name": "bernoulli", "decoded_x": form}}
+
+
+def test_logits_are_probabilities_of_white(tmp_path: Path) -> None:
+    pair = kl_pair(tmp_path)
+    with_tail(pair, logits(), middle=0.5, contrast=5)
+    files = published(pair, bernoulli("logits"), tmp_path)
+    assert files.manifest.likelihood == bundle.Likelihood("bernoulli", ("logit",), binary=True)
+    x = photographs()
+    z = run(files.files[bundle.ENCODER], x=x)["mean"]
+    decoded = run(files.files[bundle.DECODER], z=z)
+    expected = np.rint(255 / (1 + np.exp(-decoded["params"][:, 0])))
+    assert np.abs(decoded["x"] - expected).max() <= 1
+    decoder = ort.InferenceSession(pair[1], providers=["CPUExecutionProvider"])
+    (net,) = decoder.run(None, {"latent_sample": z})
+    np.testing.assert_allclose(decoded["params"][:, 0], net.transpose(0, 2, 3, 1), atol=1e-4)
+
+
+def test_vectors_of_probabilities_are_from_0_to_1(tmp_path: Path) -> None:
+    pair = vector_pair(tmp_path)
+    model = onnx.load(pair[1])
+    model.graph.node[-1].output[0] = "decoded"
+    model.graph.node.append(helper.make_node("Sigmoid", ["decoded"], ["x"]))
+    onnx.save(model, pair[1])
+    card = {key: value for key, value in CARD.items() if key not in ("range", "sizes")}
+    likelihood = {"name": "bernoulli", "decoded_x": "probabilities"}
+    files = published(pair, card | {"likelihood": likelihood}, tmp_path)
+    assert files.manifest.x.range == (0, 1)
+    assert files.manifest.likelihood == bundle.Likelihood(
+        "bernoulli", ("probability",), binary=True
+    )
+
+
+def test_logits_that_are_called_probabilities(tmp_path: Path) -> None:
+    pair = kl_pair(tmp_path)
+    with_tail(pair, logits(), middle=0.5, contrast=5)
+    words = r'gives -\d\S* to \d\S*, which the card calls probabilities; .* decoded_x = "logits"'
+    refuse(words, pair, bernoulli("probabilities"), tmp_path)
+
+
+def test_probabilities_that_are_called_logits(tmp_path: Path) -> None:
+    pair = kl_pair(tmp_path)
+    with_tail(pair, probabilities(), zero=0, one=1)
+    words = r'gives \S+ to \S+ only, which the card calls logits; .* decoded_x = "probabilities"'
+    refuse(words, pair, bernoulli("logits"), tmp_path)
+
+
+def learned(std: str = "log_var", **tensors: str) -> dict[str, Any]:
+    tensors = tensors or {"decoded_x": "sample", "decoded_width": "width"}
+    return CARD | {"likelihood": {"name": "gaussian", "std": std}, "tensors": tensors}
+
+
+def test_mean_and_width_that_are_exchanged(tmp_path: Path, pictures: Path) -> None:
+    pair = kl_pair(tmp_path)
+    with_tail(pair, width(), zero=0, log_var=LOG_VAR)
+    card = learned(decoded_x="width", decoded_width="sample")
+    refuse("likelier, by .*: what is called the mean is", pair, card, tmp_path, images=pictures)
+
+
+def test_log_std_that_is_a_log_var(tmp_path: Path, pictures: Path) -> None:
+    pair = kl_pair(tmp_path)
+    with_tail(pair, width(), zero=0, log_var=LOG_VAR)
+    refuse('Correct the card: std = "log_var"', pair, learned("log_std"), tmp_path, images=pictures)
+
+
+def test_decoder_of_another_model(tmp_path: Path, pictures: Path) -> None:
+    """It gives negatives."""
+    pair = kl_pair(tmp_path)
+    with_tail(pair, [helper.make_node("Neg", ["decoded"], ["sample"])])
+    card = CARD | {"likelihood": {"name": "gaussian", "std": 0.5}}
+    words = "likelier with the latents of other rows than with their own, by"
+    refuse(words, pair, card, tmp_path, images=pictures)
+
+
+def test_width_that_is_missing(tmp_path: Path) -> None:
+    card = CARD | {"likelihood": {"name": "gaussian", "std": "log_var"}}
+    words = "gives 3 channels; expected an even number, for the mean and the log_var"
+    refuse(words, kl_pair(tmp_path), card, tmp_path)
+
+
+def test_width_that_nothing_needs(tmp_path: Path) -> None:
+    pair = kl_pair(tmp_path)
+    with_tail(pair, width(), zero=0, log_var=LOG_VAR)
+    fixed = learned() | {"likelihood": {"name": "gaussian", "std": 0.1}}
+    refuse("has tensors.decoded_width, but its likelihood needs none", pair, fixed, tmp_path)
+
+
+def test_probabilities_need_a_range_from_0_to_1(tmp_path: Path) -> None:
+    card = bernoulli("logits") | {"range": [-1.0, 1.0]}
+    refuse(r"of images, whose range is \[0, 1\]", kl_pair(tmp_path), card, tmp_path)
+
+
+def test_decoder_of_bytes_has_no_likelihood(tmp_path: Path) -> None:
+    card = {key: value for key, value in CARD.items() if key not in ("range", "sizes")}
+    card |= {"z_layout": "NHWC", "likelihood": {"name": "gaussian", "std": 0.1}}
+    refuse("gives bytes, which are rounded", byte_pair(tmp_path), card, tmp_path)
