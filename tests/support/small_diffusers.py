@@ -50,6 +50,22 @@ def tiny_autoencoder() -> Any:
     )
 
 
+def audio_autoencoder() -> Any:
+    """Stereo, 8,000 samples a second; a latent of 8 x t/32. It is not trained."""
+    from diffusers import AutoencoderOobleck
+
+    torch.manual_seed(0)
+    net: nn.Module = AutoencoderOobleck(
+        encoder_hidden_size=16,
+        downsampling_ratios=[2, 4, 4],
+        channel_multiples=[1, 2, 2],
+        decoder_channels=16,
+        decoder_input_channels=8,
+        sampling_rate=8000,
+    )
+    return net.eval().requires_grad_(False)
+
+
 def of_net(x: np.ndarray) -> Tensor:
     """Bytes of clients as diffusers' image processor gives them to a net: NCHW, -1 to 1."""
     return torch.from_numpy(x.transpose(0, 3, 1, 2).astype(np.float32) / 255 * 2 - 1)

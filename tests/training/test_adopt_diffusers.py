@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from latentd import bundle
 from latentd.client import Client
 from tests.support.server import StartServer
-from tests.support.small_diffusers import kl_autoencoder, of_net, tiny_autoencoder, to_bytes
+from tests.support.small_diffusers import (
+    audio_autoencoder,
+    kl_autoencoder,
+    of_net,
+    tiny_autoencoder,
+    to_bytes,
+)
 
 pytestmark = pytest.mark.timeout(600)  # each adopts a model, which a loaded machine does slowly
 
@@ -163,6 +169,25 @@ def test_tiny_autoencoder(cli: Any, tmp_path: Path, start_server: StartServer) -
     manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
     assert (manifest.posterior, manifest.z.shape.json) == ("point", [4, "h/4", "w/4"])
     assert_answers_as(net, start_server(tmp_path / "models").target, 1.0, 0.0)
+
+
+def test_audio_of_any_length(cli: Any, tmp_path: Path, start_server: StartServer) -> None:
+    """Its own code makes the log-variance, by a softplus."""
+    net = audio_autoencoder()
+    net.save_pretrained(tmp_path / "oobleck")
+    adopt(cli, tmp_path, "--diffusers", tmp_path / "oobleck", card=SOURCE)
+    manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
+    assert (manifest.x.shape.json, manifest.z.shape.json) == (["t", 2], [8, "t/32"])
+    assert (manifest.x.kind, manifest.x.sample_rate) == ("audio", 8000)
+    with Client(start_server(tmp_path / "models").target) as client:
+        for length in (8000, 1952):
+            x = np.random.default_rng(0).uniform(-1, 1, (2, length, 2)).astype(np.float32)
+            of_x = net.encode(torch.from_numpy(x.transpose(0, 2, 1))).latent_dist
+            encoding = client.encode(x)
+            np.testing.assert_allclose(encoding.mean, of_x.mean, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(encoding.log_var, of_x.logvar, rtol=1e-4, atol=1e-4)
+            decoded = net.decode(of_x.mean).sample.numpy().transpose(0, 2, 1)
+            np.testing.assert_allclose(client.decode(encoding.mean).x, decoded, atol=1e-4)
 
 
 def test_graphs_of_optimum_without_torch(

@@ -89,7 +89,7 @@ def add(commands: Any) -> None:
         type=Path,
         metavar="DIR",
         help="a folder that save_pretrained of diffusers wrote, in safetensors: an AutoencoderKL, "
-        "an AutoencoderTiny, or a pipeline that has one",
+        "AutoencoderTiny or AutoencoderOobleck, or a pipeline that has one",
     )
     routes.add_argument(
         "--model",

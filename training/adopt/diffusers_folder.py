@@ -15,7 +15,7 @@ from latentd.training.adopt.card import Card
 from latentd.training.adopt.vae_config import VaeConfig
 from latentd.training.errors import TrainingError
 
-CLASSES: Final = ("AutoencoderKL", "AutoencoderTiny")
+CLASSES: Final = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderOobleck")
 _WEIGHTS: Final = "diffusion_pytorch_model"
 _PIPELINE: Final = "model_index.json"
 _PART: Final = "vae"
@@ -68,8 +68,7 @@ class DiffusersFolder:
     def fill(self, card: Card, report: Callable[[str], None]) -> Card:
         """The card with what the folder says. Raises TrainingError where the two differ."""
         report(f"folder: {self.folder}, {self.weights.name}")
-        posterior = "gaussian" if self.config.is_gaussian else "point"
-        return self.config.fill(card, posterior, "hw", report)
+        return self.config.fill(card, self.config.posterior, self.config.axes, report)
 
 
 def _weights(folder: Path) -> tuple[Path, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any, Final
 
 import torch
@@ -24,15 +25,17 @@ def load(folder: DiffusersFolder) -> Any:
 
     kind = getattr(diffusers, folder.config.class_name)
     try:
-        vae, found = kind.from_pretrained(
-            folder.folder,
-            variant=folder.variant or None,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,  # config's force_upcast asks for no more
-            output_loading_info=True,
-        )
+        with warnings.catch_warnings():  # about diffusers' own code, not the owner's
+            warnings.simplefilter("ignore", FutureWarning)
+            vae, found = kind.from_pretrained(
+                folder.folder,
+                variant=folder.variant or None,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                torch_dtype=torch.float32,  # config's force_upcast asks for no more
+                output_loading_info=True,
+            )
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise TrainingError(f"diffusers cannot load {folder.folder}: {error}") from None
     for reason in _REASONS:

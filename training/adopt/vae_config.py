@@ -21,18 +21,38 @@ from latentd.training.errors import TrainingError
 
 FILE: Final = "config.json"
 _MAX_BYTES: Final = 1 << 20
-_BLOCKS: Final[Mapping[str, str]] = {
-    "AutoencoderKL": "block_out_channels",
-    "AutoencoderTiny": "encoder_block_out_channels",
-    "AutoencoderDC": "encoder_block_out_channels",
-}
-"""The classes of nets for images that are known, and the key with one entry for each size that a
-net works at: each is half of the one before."""
-_GAUSSIAN: Final = ("AutoencoderKL",)
-_CLIP_LOG_VAR: Final = (-30.0, 20.0)  # in diffusers' code, and in no config
 _LEAST: Final = 2  # positions of a latent along an axis, unless the card says otherwise
 _MOST: Final = 1024  # pixels along an axis, likewise
 _MOST_POSITIONS: Final = 128  # along an axis: attention over their square takes 1 GiB in float32
+_SECONDS: Final = 30  # of audio; beyond it, diffusers itself can cut a row
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class of diffusers, as pipelines call it.
+
+    channels: the key with the number of x's channels
+    blocks:   the key with one entry for each size that the net works at
+    clip:     of log_var, in the class's code
+    scaled:   pipelines scale what it encodes
+    """
+
+    blocks: str
+    channels: str = "in_channels"
+    layout: str = "NCHW"
+    is_gaussian: bool = False
+    clip: tuple[float, float] | None = None
+    scaled: bool = True
+
+
+_CLASSES: Final[Mapping[str, _Class]] = {
+    "AutoencoderKL": _Class("block_out_channels", is_gaussian=True, clip=(-30.0, 20.0)),
+    "AutoencoderTiny": _Class("encoder_block_out_channels"),
+    "AutoencoderDC": _Class("encoder_block_out_channels"),
+    "AutoencoderOobleck": _Class(
+        "downsampling_ratios", "audio_channels", "NCT", is_gaussian=True, scaled=False
+    ),
+}
 
 
 def _number(value: Any) -> bool:
@@ -43,9 +63,16 @@ def _numbers(value: Any) -> bool:
     return schema.is_list(value) and len(value) > 0 and all(map(_number, value))
 
 
+def _positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _positives(value: Any) -> bool:
+    return schema.is_list(value) and len(value) > 0 and all(map(_positive, value))
+
+
 def _lengths(value: Any) -> bool:
-    pair = value if schema.is_list(value) else [value]
-    return 1 <= len(pair) <= 2 and all(type(n) is int and n > 0 for n in pair)
+    return _positive(value) or (_positives(value) and len(value) <= 2)
 
 
 _FORMS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
@@ -55,7 +82,9 @@ _FORMS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "latents_mean": ("a list of numbers", _numbers),
     "latents_std": ("a list of numbers other than 0", lambda v: _numbers(v) and 0 not in v),
     "sample_size": ("a length, or height and width", _lengths),
-    **dict.fromkeys(_BLOCKS.values(), ("a list of numbers", _numbers)),
+    "sampling_rate": ("an integer from 1", _positive),
+    **{kind.blocks: ("a list of integers from 1", _positives) for kind in _CLASSES.values()},
+    **{kind.channels: ("an integer from 1", _positive) for kind in _CLASSES.values()},
 }
 KEYS: Final = tuple(_FORMS)
 """Those that are read."""
@@ -100,18 +129,29 @@ class VaeConfig:
     @property
     def is_known(self) -> bool:
         """Whether it is clear how pipelines call this class."""
-        return self.class_name in _BLOCKS
+        return self.class_name in _CLASSES
 
     @property
-    def is_gaussian(self) -> bool:
-        """Whether the class, called as pipelines do, gives a mean and a log-variance."""
-        return self.class_name in _GAUSSIAN
+    def _kind(self) -> _Class:
+        return _CLASSES[self.class_name]
+
+    @property
+    def posterior(self) -> str:
+        """What the class gives, if it is called as pipelines do."""
+        return "gaussian" if self._kind.is_gaussian else "point"
+
+    @property
+    def axes(self) -> str:
+        """The lengths of x, one letter each."""
+        return self._kind.layout[2:].lower()
 
     @property
     def factor(self) -> int | None:
-        """Pixels of one position of the latent, along each axis."""
-        blocks = self.values.get(_BLOCKS.get(self.class_name, ""))
-        return None if blocks is None else int(2 ** (len(blocks) - 1))
+        """Pixels or samples of one position of the latent, along each axis."""
+        blocks = self.values.get(self._kind.blocks)
+        if blocks is None:
+            return None
+        return math.prod(blocks) if self.axes == "t" else int(2 ** (len(blocks) - 1))
 
     def fill(
         self, card: Card, posterior: str | None, free: str, report: Callable[[str], None]
@@ -120,22 +160,30 @@ class VaeConfig:
         a key that the config answers differs.
 
         posterior: what the encoder gives, if that is known
-        free:      the axes of x that are free, of "hw"
+        free:      the axes of x that are free
         report:    gets lines on what the config says and leaves open
         """
         for note in self.notes():
             report(note)
         card = card.filled(self.facts(posterior), f"diffusers and the {self.name} say")
         folder = self.path.parent
-        defaults: dict[str, Any] = {"licence": model_folder.licence(folder, folder.parent)}
-        if self.is_known:  # a decoder of a diffusion model is not trained for draws of N(0, I)
-            defaults["prior"] = NO_PRIOR
-        card = card.with_defaults(defaults)
-        sizes = self.sizes("".join(axis for axis in free if axis not in card.sizes))
-        for axis, size in sizes.items():
+        card = card.with_defaults({"licence": model_folder.licence(folder, folder.parent)})
+        if not self.is_known:
+            return card
+        # A decoder of a diffusion model is not trained for draws of N(0, I).
+        card = card.with_defaults({"prior": NO_PRIOR})
+        if card.mean is None:
+            card = card.with_defaults({"range": (-1.0, 1.0)})
+        sizes = self.sizes([axis for axis in free if axis not in card.sizes])
+        if sizes:
             report(
-                f"{self.name}: sample_size is {size['default']}, so {axis} is {size['min']} to "
-                f"{size['max']}, usually {size['default']}; [sizes] of the card can say otherwise"
+                f"{self.name}: "
+                + ", ".join(
+                    f"{axis} is {size['min']} to {size['max']}, usually {size['default']}"
+                    for axis, size in sizes.items()
+                )
+                + f", by {'sampling_rate' if self.axes == 't' else 'sample_size'}; [sizes] of the "
+                "card can say otherwise"
             )
         return dataclasses.replace(card, sizes={**card.sizes, **sizes})
 
@@ -146,16 +194,24 @@ class VaeConfig:
         """
         if not self.is_known:
             return {}
-        found: dict[str, Any] = {"layout": "NCHW", "z_layout": "NCHW", "range": (-1.0, 1.0)}
-        if posterior is not None:
-            found["posterior"] = posterior
-        if posterior == "gaussian":
-            found["clip_log_var"] = _CLIP_LOG_VAR
+        kind = self._kind
+        known = {
+            "layout": kind.layout,
+            "z_layout": kind.layout,
+            "channels": self.values.get(kind.channels),
+            "sample_rate": self.values.get("sampling_rate"),
+            "posterior": posterior,
+            "clip_log_var": kind.clip if posterior == "gaussian" else None,
+            "range": (-1.0, 1.0) if self.axes == "hw" else None,
+        }
+        found = {key: value for key, value in known.items() if value is not None}
         return found if self.unclear else found | self._scaling()
 
     def _scaling(self) -> dict[str, Any]:
         """As pipelines do: (z - shift_factor) * scaling_factor; or, with a mean and a deviation of
         each channel, (z - mean) / std * scaling_factor."""
+        if not self._kind.scaled:
+            return {"scale": (1.0,), "shift": (0.0,)}
         scale = float(self.values["scaling_factor"])
         if "latents_mean" not in self.values:
             shift = float(self.values.get("shift_factor", 0.0))
@@ -169,6 +225,8 @@ class VaeConfig:
     def unclear(self) -> str:
         """Why the card must give scale and shift; "": it need not."""
         values = self.values
+        if not self._kind.scaled:
+            return ""
         if "scaling_factor" not in values:
             return "there is no scaling_factor"
         if self.factor not in (1, None) and values["scaling_factor"] == self.factor:
@@ -186,7 +244,7 @@ class VaeConfig:
     def notes(self) -> list[str]:
         """What to tell the owner of it: a line each."""
         if not self.is_known:
-            known = ", ".join(_BLOCKS)
+            known = ", ".join(_CLASSES)
             return [
                 f"{self.name}: how pipelines call it is not known here (of {known} it is), so "
                 "the card must say it all"
@@ -196,24 +254,26 @@ class VaeConfig:
         scaling = ", ".join(f"{key} {_in_words(value)}" for key, value in self._scaling().items())
         return [f"{self.name}: {scaling}"]
 
-    def sizes(self, axes: str) -> dict[str, dict[str, int]]:
-        """Bounds for free axes, where the config tells the size that it was trained on.
-
-        axes: of "hw"
-        """
-        if self.factor is None or "sample_size" not in self.values:
+    def sizes(self, axes: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Bounds of free axes, where the config tells what rows are usual: images of the size that
+        the net was trained on, or a second of audio."""
+        if self.factor is None:
             return {}
-        given = self.values["sample_size"]
-        pair = list(given) if schema.is_list(given) else [given]
-        defaults = dict(zip("hw", (pair[0], pair[-1]), strict=True))
-        if any(length % self.factor for length in defaults.values()):
+        if self.axes == "t":
+            rate = self.values.get("sampling_rate", 0)
+            second = -(-rate // self.factor) * self.factor
+            defaults, most = {"t": second}, _SECONDS * rate
+        else:
+            given = self.values.get("sample_size", 0)
+            pair = list(given) if schema.is_list(given) else [given]
+            defaults = dict(zip("hw", (pair[0], pair[-1]), strict=True))
+            most = min(_MOST, _MOST_POSITIONS * self.factor)
+        if not all(n and n % self.factor == 0 for n in defaults.values()):
             return {}
-        least = _LEAST * self.factor
-        most = min(_MOST - _MOST % self.factor, _MOST_POSITIONS * self.factor)
         return {
             axis: {
-                "min": min(least, defaults[axis]),
-                "max": max(most, defaults[axis]),
+                "min": min(_LEAST * self.factor, defaults[axis]),
+                "max": max(most - most % self.factor, defaults[axis]),
                 "default": defaults[axis],
             }
             for axis in axes
