@@ -35,6 +35,12 @@ def test_no_serving_module_loads_torch():
     assert not loaded & {"torch", "sklearn", "matplotlib", "onnx"}
 
 
+def test_adoption_of_graphs_loads_no_torch():
+    loaded = loaded_after(*(f"latentd.training.adopt.{name}" for name in ("adoption", "sources")))
+    assert "onnx" in loaded
+    assert not loaded & {"diffusers", "huggingface_hub", "safetensors", "torch"}
+
+
 def test_client_loads_no_server_packages():
     loaded = loaded_after("latentd.client")
     assert not loaded & {"onnxruntime", "prometheus_client", "uvloop"}

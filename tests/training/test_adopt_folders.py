@@ -121,6 +121,11 @@ def test_the_card_may_not_contradict_the_config(tmp_path: Path) -> None:
         filled(config(tmp_path), scale=0.5)
 
 
+def test_the_card_may_not_normalize_otherwise(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"mean and std; diffusers .* the range \[-1, 1\]"):
+        filled(config(tmp_path), mean=0.5, std=0.5)
+
+
 def test_the_card_has_the_last_word_on_what_is_no_fact(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
     h = {"min": 16, "max": 32, "default": 16}

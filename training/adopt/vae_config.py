@@ -165,7 +165,13 @@ class VaeConfig:
         """
         for note in self.notes():
             report(note)
-        card = card.filled(self.facts(posterior), f"diffusers and the {self.name} say")
+        facts = self.facts(posterior)
+        if card.mean is not None and "range" in facts:
+            raise TrainingError(
+                f"The card has mean and std; diffusers gives nets of {self.class_name} the range "
+                "[-1, 1]. Leave mean and std out."
+            )
+        card = card.filled(facts, f"diffusers and the {self.name} say")
         folder = self.path.parent
         card = card.with_defaults({"licence": model_folder.licence(folder, folder.parent)})
         if not self.is_known:
