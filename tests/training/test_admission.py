@@ -15,6 +15,8 @@ from latentd.bundle import LatentFormat, Manifest, RowFormat
 from latentd.shapes import Axis, Shape
 from latentd.training.adopt.admission import CHECKS, admit
 from latentd.training.adopt.candidate import Candidate
+from latentd.training.adopt.checks.memory import Peak
+from latentd.training.adopt.checks.sizes import _Cost
 from latentd.training.adopt.checks.subject import Subject
 from tests.support.candidates import (
     Numpy,
@@ -42,7 +44,10 @@ def test_a_good_model_is_admitted_and_each_check_reports_its_figures(capsys, mon
     assert "mean 0, log_var 0, x 0" in batches
     assert "at 5 of 5 sizes: mean " in agreement
     assert "finite in float32; largest values: mean 2, x 255" in extremes
-    assert "as declared is best: 0..255 RGB 20." in colors
+    assert colors.startswith(
+        "colors: none is better than as declared, and as good: 0..1 RGB, 0..255 BGR and 0..1 BGR: "
+        "0..255 RGB 20."
+    )
     assert costs.count(" s to encode, ") == 5
     json.dumps(figures, allow_nan=False)
     assert figures["sizes"]["run"][2] == {"h": 48, "w": 80}
@@ -101,6 +106,34 @@ def test_a_slow_reference_is_asked_for_fewer_sizes(monkeypatch):
     figures = admit(spoiled(reference=Numpy()), lines.append)
     assert figures["agreement"]["sizes"] == [{"h": 16, "w": 16}]
     assert "the reference takes too long at the others" in "".join(lines)
+
+
+def test_sizes_that_were_not_run_are_told(monkeypatch):
+    monkeypatch.setattr("latentd.training.adopt.checks.sizes._MAX_SECONDS", 0)
+    lines: list[str] = []
+    figures = admit(spoiled(), lines.append)
+    assert lines[1].startswith(
+        "sizes: 4 run: 16x16, 32x32, 48x80, 80x48; not run: what is larger, up to 256x256, as "
+        "64x64 might take "
+    )
+    assert figures["sizes"]["not_run"] == [{"h": 256, "w": 256}]
+
+
+def test_a_size_may_take_too_much_time_or_memory(monkeypatch):
+    monkeypatch.setattr("latentd.training.machine.memory", lambda: 10**9)
+    assert _Cost(seconds=1.0, nbytes=10**8).too_much(growth=3) == ""
+    assert _Cost(seconds=7.0, nbytes=0).too_much(growth=3) == "63 s"
+    assert _Cost(seconds=0.0, nbytes=10**8).too_much(growth=4) == "1.6 GB"
+
+
+def test_the_most_memory_at_once():
+    before = np.ones(1 << 24)
+    del before
+    peak = Peak()
+    assert peak.nbytes < 1 << 26, "what was freed before is not counted"
+    during = np.ones(1 << 23)
+    del during
+    assert 1 << 25 < peak.nbytes < 1 << 27
 
 
 def test_a_graph_that_cannot_be_loaded():
@@ -162,4 +195,6 @@ def test_rows_with_one_free_axis():
 
 def test_gray_images_of_floats():
     lines = lines_of(linear([8, 12], "image", (0.0, 1.0)))
-    assert lines[6].startswith("colors: as declared is best: 0..1 100.0 dB")
+    assert lines[6].startswith(
+        "colors: every form is as good, so this does not show which is right: 0..1 100.0 dB, "
+    )

@@ -34,7 +34,7 @@ def test_float16_that_overflows_at_four_sigma():
     message = refusal(spoiled(decoder=change, manifest={"precision": "float16"}))
     assert message == (
         "decoder.onnx overflows float16 at its node /up/Mul, a Mul, for z of +4 sigma; expected "
-        "numbers up to 65504. Export the model in float32."
+        "numbers up to 65504. Adopt the model in float32."
     )
 
 

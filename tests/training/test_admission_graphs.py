@@ -28,7 +28,8 @@ def test_an_encoder_that_draws_inside():
     assert refusal(spoiled(encoder=inserted("mean", NOISE))) == (
         "encoder.onnx has the node /posterior/randn, a RandomNormalLike: it draws random numbers "
         "inside, so the same row gives another result each time; expected no such node. Export it "
-        "up to the mean and the log-variance, or name these tensors in the card."
+        "up to the mean and the log-variance, or name these tensors under [tensors] in the card, "
+        "and the graph is cut there."
     )
 
 
@@ -137,8 +138,8 @@ def test_an_encoder_with_a_baked_size(lengths, axes):
         f"encoder.onnx is frozen to one {axes}: it runs at h 32, w 32, but at h 16, w 16 it "
     )
     assert message.endswith(
-        f"Expected {axes} to be free: export it with that axis dynamic, or give the card fixed "
-        "sizes."
+        f"Expected {axes} to be free: remove what fixes that axis in the model's code, export it "
+        "with that axis dynamic, or give the card fixed sizes."
     )
 
 

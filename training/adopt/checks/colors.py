@@ -18,7 +18,7 @@ from latentd.training.adopt.candidate import NetRange
 from latentd.training.adopt.checks import unrounded
 from latentd.training.adopt.checks.finding import Finding
 from latentd.training.adopt.checks.graphs import Graph, GraphFailed
-from latentd.training.adopt.checks.subject import Subject
+from latentd.training.adopt.checks.subject import Subject, format_list
 from latentd.training.errors import AdmissionError
 
 Array = npt.NDArray[Any]
@@ -72,6 +72,11 @@ def check(subject: Subject) -> Finding:
     line = ", ".join(f"{name} {value:.1f} dB" for name, value in figures.items())
     gain = means[best] - means[declared]
     verdict = "as declared is best"
+    if len(alike) == len(means):
+        verdict = "every form is as good, so this does not show which is right"
+    elif best == declared and len(alike) > 1:
+        others = format_list([_name(subject, form) for form in alike if form != declared])
+        verdict = f"none is better than as declared, and as good: {others}"
     if best != declared:
         verdict = f"{_name(subject, best)} is better by {gain:.1f} dB, which is too little to tell"
     return Finding(f"{verdict}: {line}", {"decibels": figures, "rows": len(rows)})

@@ -17,6 +17,7 @@ import numpy as np
 
 from latentd.training.adopt.checks.finding import Finding
 from latentd.training.adopt.checks.graphs import Graph, GraphFailed
+from latentd.training.adopt.checks.memory import Peak
 from latentd.training.adopt.checks.subject import Subject, format_short
 from latentd.training.errors import AdmissionError
 
@@ -58,7 +59,7 @@ def check(subject: Subject) -> Finding:
 
 
 def _measure(folder: Path) -> list[dict[str, Any]]:
-    before, found = _peak_bytes(), []
+    peak, found = Peak(), []
     encoder, decoder = (Graph((folder / name).read_bytes()) for name in _GRAPHS)
     for shapes in json.loads((folder / _REQUEST).read_text()):
         x = np.zeros((1, *shapes["encoder.onnx"]), shapes["dtype"])
@@ -67,7 +68,7 @@ def _measure(folder: Path) -> list[dict[str, Any]]:
             {
                 "encode_seconds": _seconds(encoder, x),
                 "decode_seconds": _seconds(decoder, z),
-                "mebibytes": (_peak_bytes() - before) >> 20,
+                "mebibytes": peak.nbytes >> 20,
             }
         )
     return found
@@ -81,15 +82,6 @@ def _seconds(graph: Graph, rows: Any) -> float:
         graph.run(rows)
         times.append(time.perf_counter() - began)
     return round(min(times), 6)
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process had at once; 0 if the system does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) << 10
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ Run = Callable[[Array], dict[str, Array]]
 
 _SIGMAS: Final = 4.0
 _ROWS: Final = 4
-_LESS_PRECISE: Final = "Export the model in float32"
+_LESS_PRECISE: Final = "Adopt the model in float32"
 _PRECISE: Final = (
     "Find the operator that overflows, or give the card the clip of log_var and the scale that the "
     "model was trained with"

@@ -44,7 +44,8 @@ def _sentence(graph: str, node: onnx.NodeProto) -> str:
             "model before its export, and export it for inference."
         )
     advice = (
-        "Export it up to the mean and the log-variance, or name these tensors in the card"
+        "Export it up to the mean and the log-variance, or name these tensors under [tensors] in "
+        "the card, and the graph is cut there"
         if graph.startswith("encoder")
         else "Export it without noise"
     )

@@ -4,39 +4,64 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from latentd.shapes import Sizes
+from latentd.training import machine
 from latentd.training.adopt.checks.finding import Finding
 from latentd.training.adopt.checks.graphs import GraphFailed
+from latentd.training.adopt.checks.memory import Peak
 from latentd.training.adopt.checks.subject import Subject, format_list, format_short, format_sizes
 from latentd.training.errors import AdmissionError
 
-_MAX_ELEMENTS: Final = 1 << 20  # in a row of the largest size
-_MAX_SECONDS: Final = 5.0  # of one row of the largest size
+_MAX_ELEMENTS: Final = 1 << 20  # in a row of the usual sizes
+_MAX_SECONDS: Final = 60.0  # of one row of the largest size, of all CPUs together
 _FEWEST: Final = 3
 _UNEVEN: Final = (1.5, 2.5)  # of the default length, along the first axis, the second, and so on
 
 
 def check(subject: Subject) -> Finding:
-    """Run one row at the smallest size, the default, uneven ones and the largest that is cheap.
-    Keeps the sizes in the subject."""
+    """Run one row at the smallest size, the default, uneven ones and the largest, or the largest
+    that time and memory allow. Keeps the sizes in the subject."""
     if not subject.manifest.axes:
         _require(subject, subject.default)
         return Finding("one, as no axis is free", {"run": [dict(subject.default)]})
     usual = _usual(subject)
     for sizes in usual:
-        seconds = _seconds(subject, sizes)
-    largest = usual[-1]
+        cost = _cost(subject, sizes)
+    reached, too_much = usual[-1], ""
     for sizes in _growing(subject):
-        growth = _elements(subject, sizes) / _elements(subject, largest)
+        growth = _elements(subject, sizes) / _elements(subject, reached)
         if growth > 1:
-            if growth**2 * seconds > _MAX_SECONDS:  # as attention grows
+            if too_much := cost.too_much(growth):
                 break
-            seconds, largest = _seconds(subject, sizes), sizes
-    subject.sizes = _ascending(subject, [*usual, largest])
+            cost, reached = _cost(subject, sizes), sizes
+    subject.sizes = _ascending(subject, [*usual, reached])
     line = f"{len(subject.sizes)} run: {', '.join(map(format_short, subject.sizes))}"
-    return Finding(line, {"run": [dict(sizes) for sizes in subject.sizes]})
+    figures = {"run": [dict(sizes) for sizes in subject.sizes]}
+    if too_much:
+        largest = {name: axis.max for name, axis in subject.manifest.axes.items()}
+        line += (
+            f"; not run: what is larger, up to {format_short(largest)}, as {format_short(sizes)} "
+            f"might take {too_much}"
+        )
+        figures["not_run"] = [largest]
+    return Finding(line, figures)
+
+
+class _Cost(NamedTuple):
+    """Of one row."""
+
+    seconds: float  # of all CPUs together: it is the same on a busy machine
+    nbytes: int
+
+    def too_much(self, growth: float) -> str:
+        """What a row with so many times the elements may take, if that is too much; "": it is not.
+        Attention grows with the square."""
+        seconds, nbytes = self.seconds * growth**2, int(self.nbytes * growth**2)
+        if seconds > _MAX_SECONDS:
+            return f"{seconds:.0f} s"
+        return machine.format_bytes(nbytes) if nbytes > machine.memory() else ""
 
 
 def _usual(subject: Subject) -> list[Sizes]:
@@ -68,7 +93,7 @@ def _growing(subject: Subject) -> Iterator[Sizes]:
     previous = subject.default
     while True:
         sizes = {name: axis.nearest(axis.default * factor) for name, axis in axes.items()}
-        if sizes == previous or _elements(subject, sizes) > _MAX_ELEMENTS:
+        if sizes == previous:
             return
         yield sizes
         previous, factor = sizes, 2 * factor
@@ -84,12 +109,12 @@ def _elements(subject: Subject, sizes: Sizes) -> int:
     return subject.manifest.at(sizes).x.size
 
 
-def _seconds(subject: Subject, sizes: Sizes) -> float:
-    """How long a row takes. Raises AdmissionError as `_require`."""
+def _cost(subject: Subject, sizes: Sizes) -> _Cost:
+    """Run a row. Raises AdmissionError as `_require`."""
     subject.rows(sizes, 1)  # the first time, it loads photographs
-    began = time.perf_counter()
+    began, peak = time.process_time(), Peak()
     _require(subject, sizes)
-    return time.perf_counter() - began
+    return _Cost(time.process_time() - began, peak.nbytes)
 
 
 def _require(subject: Subject, sizes: Sizes) -> None:
@@ -121,8 +146,8 @@ def _require(subject: Subject, sizes: Sizes) -> None:
         )
     raise AdmissionError(
         f"{graph} is frozen to one {axes}: it runs at {format_sizes(default)}, but {tried}. "
-        f"Expected {axes} to be free: export it with that axis dynamic, or give the card fixed "
-        "sizes."
+        f"Expected {axes} to be free: remove what fixes that axis in the model's code, export it "
+        "with that axis dynamic, or give the card fixed sizes."
     )
 
 
