@@ -46,6 +46,7 @@ E2E = (
         for name in ("likelihood_graphs", "resume_on_other_device", "score_quantiles", "threads")
     ),
     *(f"training/test_adopt_{name}.py" for name in ("audio", "diffusers", "likelihood", "onnx")),
+    "training/test_adopt_module.py",
     *("training/test_spatial.py", "training/test_spatial_runs.py", "training/test_train.py"),
 )
 """Folders and modules that `make test` leaves to `make test-e2e`: they run whole commands or

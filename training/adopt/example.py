@@ -10,14 +10,11 @@ from torch import Tensor
 
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.halves import Half
-from latentd.training.errors import TrainingError
+from latentd.training.errors import AdmissionError, TrainingError
 
 ROWS: Final = 2
-_UNITS: Final = {
-    "h": 5,
-    "w": 3,
-    "t": 5,
-}  # of the least length: an exporter takes equal lengths for one
+_UNITS: Final = {"h": 5, "w": 3, "t": 5}
+"""Lengths, in the least ones: an exporter takes equal lengths for one."""
 _CHANNELS: Final = (3, 1, 4)  # of images, where the card does not say
 _AUDIO_CHANNELS: Final = (2, 1)  # likewise
 
@@ -29,16 +26,7 @@ def find(encoder: Half, card: Card) -> tuple[Tensor, tuple[Tensor, ...]]:
     TrainingError if it takes several or none.
     """
     counts = _counts(encoder, card)
-    found, failures = [], []
-    for count in counts:
-        x = _rows(encoder, card, count)
-        try:
-            with encoder.evaluation():
-                found.append((x, encoder(x)))
-        except TrainingError:
-            raise
-        except Exception as error:  # of the owner's code
-            failures.append(f"for rows of shape {list(x.shape[1:])}: {_short(error)}")
+    found, failures = _tried(encoder, card, counts, lengths(card))
     what = "channels" if card.sizes else "values"
     if not counts:
         raise TrainingError(
@@ -46,6 +34,8 @@ def find(encoder: Half, card: Card) -> tuple[Tensor, tuple[Tensor, ...]]:
             "it has. Give sizes.h and sizes.w if x is an image, sizes.t if it is audio, or "
             "channels, the number of values."
         )
+    if not found and any(map(is_free, card.sizes.values())):
+        _refuse_frozen(encoder, card, counts, failures[0])
     if not found and _takes_bytes(card):
         raise TrainingError(
             "The model does not say, and the card must: range (or mean and std). Without them x is "
@@ -62,6 +52,37 @@ def find(encoder: Half, card: Card) -> tuple[Tensor, tuple[Tensor, ...]]:
             "channels in the card."
         )
     return found[0]
+
+
+def _tried(
+    encoder: Half, card: Card, counts: Sequence[int], sides: Mapping[str, int]
+) -> tuple[list[tuple[Tensor, tuple[Tensor, ...]]], list[str]]:
+    """Rows of each number of channels, with what the encoder gives; the failures in words."""
+    found, failures = [], []
+    for count in counts:
+        x = _rows(encoder, card, count, sides)
+        try:
+            with encoder.evaluation():
+                found.append((x, encoder(x)))
+        except TrainingError:
+            raise
+        except Exception as error:  # of the owner's code
+            failures.append(f"for rows of shape {list(x.shape[1:])}: {_short(error)}")
+    return found, failures
+
+
+def _refuse_frozen(encoder: Half, card: Card, counts: Sequence[int], failure: str) -> None:
+    """Raise AdmissionError if rows of the default lengths do not fail."""
+    sizes = card.sizes.items()
+    sides = {axis: n if isinstance(n, int) else n["default"] for axis, n in sizes}
+    found, _ = _tried(encoder, card, counts, sides)
+    if found:
+        shape = list(found[0][0].shape[1:])
+        raise AdmissionError(
+            f"encode(x) is frozen to one size: it takes rows of {shape}, but fails {failure}. "
+            "Expected it to take every size of the card: remove what fixes the size in the model's "
+            "code, or give the card fixed sizes."
+        )
 
 
 def lengths(card: Card) -> dict[str, int]:
@@ -100,9 +121,9 @@ def _counts(encoder: Half, card: Card) -> Sequence[int]:
     return list(dict.fromkeys(p.shape[1] for p in encoder.parameters() if p.ndim == 2))
 
 
-def _rows(encoder: Half, card: Card, count: int) -> Tensor:
-    like, sides = encoder.like, [lengths(card)[axis] for axis in sorted(card.sizes)]
-    shape = [*sides, count] if card.is_channels_last else [count, *sides]
+def _rows(encoder: Half, card: Card, count: int, sides: Mapping[str, int]) -> Tensor:
+    like, inner = encoder.like, [sides[axis] for axis in sorted(card.sizes)]
+    shape = [*inner, count] if card.is_channels_last else [count, *inner]
     values = torch.rand(ROWS, *shape, generator=torch.Generator().manual_seed(0))
     if _takes_bytes(card):
         return (255 * values).to(like.device, torch.uint8)

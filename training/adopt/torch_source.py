@@ -54,7 +54,7 @@ def open_(
         first = "NCT" if "t" in card.sizes else "NCHW"
         card = dataclasses.replace(card, layout=card.layout or first)
     x, given = example.find(encoder, card)
-    _require_same(_ENCODE, encoder, x, given)
+    _require_pure(_ENCODE, encoder, x, given)
     z, card = _latents(decoder, given, card)
     outputs = ("mean", "log_var") if len(given) == 2 else ("latent",)
     names = Names(_ENCODE, "x", outputs), Names(_DECODE, "z", ("decoded_x",))
@@ -87,20 +87,34 @@ def _check(card: Card) -> None:
         )
 
 
-def _require_same(
+def _require_pure(
     what: str, half: Half, rows: Tensor, given: Sequence[Tensor] | None = None
 ) -> None:
-    """Raise AdmissionError if it gives something else the second time."""
+    """Raise AdmissionError if it gives something else the second time, or for a row alone. The
+    exported graph is examined too; but an exporter may leave out what draws or mixes."""
     with half.evaluation():
-        first, again = half(rows) if given is None else given, half(rows)
-    for one, other in zip(first, again, strict=True):
-        one, other = one.double(), other.double()
-        tolerance = _CLOSE * float(one.nan_to_num().abs().max())
-        if not torch.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True):
-            raise AdmissionError(
-                f"{what} draws random numbers inside: the same rows gave something else the second "
-                f"time; expected the same. {_ADVICE[what]}."
-            )
+        first, again, alone = half(rows) if given is None else given, half(rows), half(rows[:1])
+    if not all(map(_are_close, first, again)):
+        raise AdmissionError(
+            f"{what} draws random numbers inside: the same rows gave something else the second "
+            f"time; expected the same. {_ADVICE[what]}."
+        )
+    if all(len(one) == len(rows) for one in first) and not all(
+        _are_close(one[:1], other) for one, other in zip(first, alone, strict=True)
+    ):
+        raise AdmissionError(
+            f"{what} mixes the rows of a batch: a row alone gave something else than the same row "
+            "amid others; expected the same. Remove what computes over the batch axis, such as "
+            "normalization by the statistics of a batch."
+        )
+
+
+def _are_close(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    one, other = one.double(), other.double()
+    tolerance = _CLOSE * float(one.nan_to_num().abs().max())
+    return torch.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _latents(decoder: Half, given: Sequence[Tensor], card: Card) -> tuple[Tensor, Card]:
@@ -118,7 +132,7 @@ def _latents(decoder: Half, given: Sequence[Tensor], card: Card) -> tuple[Tensor
     failures = {}
     for posterior, z in list(candidates.items()):
         try:
-            _require_same(_DECODE, decoder, z)
+            _require_pure(_DECODE, decoder, z)
         except TrainingError:
             raise
         except Exception as error:  # of the owner's code

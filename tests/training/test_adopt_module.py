@@ -1,0 +1,296 @@
+"""Models in PyTorch are adopted as they are in Python, and bad ones are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn import functional
+
+from latentd import bundle
+from latentd.training.adopt import adopt, sources
+from latentd.training.errors import AdmissionError, TrainingError
+
+SIZE = {"min": 32, "max": 128, "default": 64}
+CARD: dict[str, Any] = {
+    "range": [-1, 1],
+    "scale": 2.0,
+    "shift": 0.5,
+    "prior": "none",
+    "licence": "MIT",
+    "source": "a test",
+    "posterior": "point",
+    "sizes": {"h": SIZE, "w": SIZE},
+}
+
+
+class Blocks(nn.Module):
+    """Means of blocks of pixels, and back: it reconstructs pictures roughly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 4, 4, bias=False)
+        self.up = nn.ConvTranspose2d(4, 3, 4, 4, bias=False)
+        for layer, value in ((self.down, 1 / 16), (self.up, 1.0)):
+            nn.init.zeros_(layer.weight)
+            with torch.no_grad():
+                for color in range(3):
+                    layer.weight[color, color] = value
+
+    def encode(self, x: Tensor) -> Any:
+        return self.down(x)
+
+    def decode(self, z: Tensor) -> Any:
+        return self.up(z)
+
+
+def published(source: Any, root: Path, card: dict[str, Any] = CARD) -> tuple[Path, list[str]]:
+    lines: list[str] = []
+    folder = adopt(source, card, root / "models", "adopted", report=lines.append)
+    return folder, lines
+
+
+def run(graph: Path, rows: np.ndarray) -> list[np.ndarray]:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    arrays: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: rows})
+    return arrays
+
+
+def assert_answers(
+    folder: Path, encode: Callable[[Tensor], Any], decode: Callable[[Tensor], Any]
+) -> None:
+    """The bundle's encoder gives these means and log-variances, and its decoder these pixels."""
+    x = load_sample_images().images[0][None, 40:104, 90:250]
+    with torch.no_grad():
+        given = encode(torch.from_numpy(x.transpose(0, 3, 1, 2) / np.float32(127.5) - 1))
+        pixels = decode(given[0])
+    found = run(folder / "encoder.onnx", x)
+    assert len(found) == len(given)
+    np.testing.assert_allclose(found[0], (given[0].numpy() - 0.5) * 2, atol=1e-5)
+    for one, right in zip(found[1:], given[1:], strict=True):
+        np.testing.assert_allclose(one, right.numpy() + 2 * np.log(2), atol=1e-5)
+    levels = ((pixels.numpy() + 1) * 127.5).round().clip(0, 255).transpose(0, 2, 3, 1)
+    decoded = run(folder / "decoder.onnx", found[0])[0]
+    assert np.abs(decoded.astype(int) - levels).max() <= 1
+
+
+class Layers(Blocks):
+    """A distribution; what differs between training and evaluation; norms and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.5), nn.GroupNorm(2, 4))
+        self.norms[0].running_mean += 0.1
+        self.deviation = nn.Conv2d(4, 4, 1)
+
+    def encode(self, x: Tensor) -> Normal:
+        h = self.down(x)
+        tokens = self.norms(h).flatten(2).transpose(1, 2).unsqueeze(1)
+        seen = functional.scaled_dot_product_attention(tokens, tokens, tokens).squeeze(1)
+        return Normal(
+            h, functional.softplus(self.deviation(seen.transpose(1, 2).reshape(h.shape))) + 0.1
+        )
+
+
+def test_a_module_that_gives_distributions(tmp_path):
+    torch.manual_seed(0)
+    net = Layers()
+    card = {key: value for key, value in CARD.items() if key != "posterior"}
+    folder, lines = published(sources.module(net), tmp_path, card)
+    assert lines[0] == (
+        "eval: used in evaluation mode, though in training mode were BatchNorm2d, Dropout"
+    )
+    assert lines[1].startswith("export: encode(x) by torch.export, ")
+    assert all(module.training for module in net.modules()), "the caller's module is as it was"
+    manifest = bundle.load(folder).manifest
+    assert manifest.posterior == "gaussian"
+    assert manifest.z.shape.json == [4, "h/4", "w/4"]
+    assert (manifest.origin["route"], manifest.origin["model"]) == ("module", "Layers")
+    net.eval()
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        normal = net.encode(x)
+        return normal.mean, normal.variance.log()
+
+    assert_answers(folder, encode, net.decode)
+
+
+def test_two_functions_of_which_one_only_torchscript_exports(tmp_path):
+    """They use a module that they do not own, and one asks what its values are."""
+    net = Blocks()
+
+    def encode(x: Tensor) -> Tensor:
+        latents: Tensor = net.down(x)
+        return latents if latents.mean() < 9 else 0 * latents
+
+    folder, lines = published(sources.pair(encode, net.decode), tmp_path)
+    assert lines[0].startswith("export: encode(x) not by torch.export: ")
+    assert lines[1].startswith("export: encode(x) by TorchScript, ")
+    assert_answers(folder, lambda x: (encode(x),), net.decode)
+
+
+def test_vectors_and_their_moments(tmp_path):
+    """The number of values is that of the first layer that takes them, and so is the posterior."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(7, 6), nn.Linear(3, 7)
+
+        def encode(self, x: Tensor) -> Any:
+            return self.first(x)
+
+        def decode(self, z: Tensor) -> Any:
+            return self.last(z)
+
+    unknown = ("sizes", "range", "posterior")
+    card = {key: value for key, value in CARD.items() if key not in unknown}
+    folder, _ = published(sources.module(Flat()), tmp_path, card)
+    manifest = bundle.load(folder).manifest
+    assert (manifest.x.shape.json, manifest.z.shape.json) == ([7], [3])
+    assert manifest.posterior == "gaussian"
+
+
+class Draws(Blocks):
+    def encode(self, x: Tensor) -> Any:
+        mean = self.down(x)
+        return mean + torch.randn_like(mean)
+
+
+class Drops(Blocks):
+    """Dropout that eval() does not turn off."""
+
+    def decode(self, z: Tensor) -> Any:
+        return functional.dropout(self.up(z), 0.5)
+
+
+class NormOfBatch(Blocks):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def encode(self, x: Tensor) -> Any:
+        return self.norm(self.down(x))
+
+
+class NormInTraining(Blocks):
+    """An exporter would write a norm for inference in its place."""
+
+    def encode(self, x: Tensor) -> Any:
+        return functional.batch_norm(self.down(x), torch.zeros(4), torch.ones(4), training=True)
+
+
+class Mixes(Blocks):
+    def decode(self, z: Tensor) -> Any:
+        return self.up(z - z.mean(0, keepdim=True))
+
+
+class Positions(Blocks):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(4, 16, 16))
+
+    def encode(self, x: Tensor) -> Any:
+        return self.down(x) + self.positions
+
+
+MIXES = (
+    " mixes the rows of a batch: a row alone gave something else than the same row amid others; "
+    "expected the same. Remove what computes over the batch axis"
+)
+
+
+@pytest.mark.parametrize(
+    ("net", "sentence"),
+    [
+        (
+            Draws,
+            "encode(x) draws random numbers inside: the same rows gave something else the second "
+            "time; expected the same. Let it return the mean and the log-variance, or their",
+        ),
+        (Drops, "decode(z) draws random numbers inside: "),
+        (NormOfBatch, f"encode(x){MIXES}"),
+        (NormInTraining, f"encode(x){MIXES}"),
+        (Mixes, f"decode(z){MIXES}"),
+        (
+            Positions,
+            "encode(x) is frozen to one size: it takes rows of [3, 64, 64], but fails for "
+            "rows of shape [3, 128, 96]: RuntimeError: The size of tensor a",
+        ),
+    ],
+)
+def test_bad_models_are_refused_before_their_export(tmp_path, net, sentence):
+    with pytest.raises(AdmissionError) as raised:
+        published(sources.module(net()), tmp_path)
+    assert str(raised.value).startswith(sentence)
+    assert not (tmp_path / "models").exists()
+
+
+class Reshapes(Blocks):
+    """It runs at each size, but makes of it as many rows of one size as there are."""
+
+    def decode(self, z: Tensor) -> Any:
+        return self.up(z.reshape(-1, 4, 16, 16))
+
+
+class UnitRange(Blocks):
+    def decode(self, z: Tensor) -> Any:
+        return self.up(z).clamp(0, 1)
+
+
+class Overflows(Blocks):
+    def __init__(self) -> None:
+        super().__init__()
+        self.half()
+
+    def decode(self, z: Tensor) -> Any:
+        return self.up(z * 50000) / 50000
+
+
+@pytest.mark.parametrize(
+    ("net", "sentence"),
+    [
+        (Reshapes, "decoder.onnx is frozen to one h and w: it runs at h 64, w 64, but at h 32"),
+        (UnitRange, "The model reconstructs pictures better as 0..1 RGB than as declared, -1..1"),
+        (Overflows, "decoder.onnx overflows float16 at its node "),
+    ],
+)
+def test_bad_models_are_refused_by_their_graphs(tmp_path, net, sentence):
+    with pytest.raises(AdmissionError) as raised:
+        published(sources.module(net()), tmp_path)
+    assert str(raised.value).startswith(sentence)
+    assert not (tmp_path / "models").exists()
+
+
+class AnyChannels(Blocks):
+    def encode(self, x: Tensor) -> Any:
+        return functional.avg_pool2d(x, 4)
+
+
+@pytest.mark.parametrize(
+    ("net", "change", "words"),
+    [
+        (Blocks, {"scale": None, "sizes": None}, "the card must: sizes.h, sizes.w, scale. `lat"),
+        (Blocks, {"range": None}, r"must: range \(or mean and std\). Without them x is bytes, and"),
+        (Blocks, {"channels": 4}, r"fails for rows of shape \[4, 128, 96\]: Runt.*: 4\.$"),
+        (
+            Blocks,
+            {"tensors": {"mean": "x"}},
+            "The card has tensors, which are names in ONNX graphs",
+        ),
+        (Blocks, {"posterior": "gaussian"}, r"decode\(z\) does not take what encode\(x\) gives, "),
+        (AnyChannels, {}, r"takes several numbers of channels, of 3, 1, 4; give channels in the"),
+    ],
+)
+def test_cards_that_say_too_little_or_wrong_are_refused(tmp_path, net, change, words):
+    card = {key: value for key, value in (CARD | change).items() if value is not None}
+    with pytest.raises(TrainingError, match=words):
+        published(sources.module(net()), tmp_path, card)
