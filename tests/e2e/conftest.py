@@ -24,7 +24,7 @@ from tests.support.processes import StartProcess, process_starter
 from tests.support.slow_engine import slow_graph
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60
+SECONDS = 120  # only broken code makes a test wait so long
 ROOM = 96 << 20  # bytes that a watched server may take beyond what it had, whatever is sent
 
 
@@ -75,10 +75,12 @@ class Process:
         target, _ = self.ready()
         with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             sample = VaeServiceStub(channel).Sample
-            response = sample(pb.SampleRequest(count=1, seed=7), timeout=20, wait_for_ready=True)
+            response = sample(
+                pb.SampleRequest(count=1, seed=7), timeout=SECONDS, wait_for_ready=True
+            )
             assert len(response.x.tensor.data) == 16
             check = health_pb2_grpc.HealthStub(channel).Check
-            status = check(health_pb2.HealthCheckRequest(), timeout=20).status
+            status = check(health_pb2.HealthCheckRequest(), timeout=SECONDS).status
             assert status == health_pb2.HealthCheckResponse.SERVING
 
     def ready(self) -> tuple[str, str]:

@@ -37,7 +37,7 @@ def card(libraries) -> fake_cuda.Counters:
 
 
 def sample(stub: VaeServiceStub) -> pb.SampleResponse:
-    return stub.Sample(pb.SampleRequest(count=3, seed=7), timeout=20)
+    return stub.Sample(pb.SampleRequest(count=3, seed=7), timeout=120)
 
 
 @pytest.mark.parametrize("asked", ["cuda", "auto"])
@@ -99,7 +99,7 @@ def test_worker_is_replaced_when_it_loses_its_gpu(serve, toy_bundles, libraries,
     process.wait_for(rf"Restarted worker {replaced[1]} as process \d+")
     with grpc.insecure_channel(target, options) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        assert health.Check(health_pb2.HealthCheckRequest(), timeout=20).status == SERVING
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=120).status == SERVING
 
 
 def test_previous_version_serves_when_the_next_does_not_fit(

@@ -54,7 +54,7 @@ def test_partial_requests_take_bounded_memory_and_others_are_served(process, pat
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=120).status == 1
             assert len(client.sample(1, seed=7)) == 1
         ends = [a for c in connections for a in c.answers.values() if a.ended]
     peak = process.memory("VmHWM") - before

@@ -12,10 +12,11 @@ import pytest
 
 from latentd.client import Client
 from latentd.errors import Unavailable
+from tests.support.server import free_port
 
 CALLERS = 12
-SECONDS = 60  # until something that should happen counts as missing
-TIMEOUT = 6.0  # of each call, seconds: by then the loss of a server has to be made good
+SECONDS = 120  # until something that should happen counts as missing
+TIMEOUT = 30.0  # of each call, seconds: by then the loss of a server has to be made good
 
 
 class Load:
@@ -72,7 +73,7 @@ class Pair:
 
     def __init__(self, serve, bundles) -> None:
         self._serve, self._bundles = serve, bundles
-        self.processes = [self._start("0"), self._start("0")]
+        self.processes = [self._start(str(free_port())) for _ in range(2)]
         self.ports = [p.ready()[0].rpartition(":")[2] for p in self.processes]
         self.target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
 

@@ -19,7 +19,7 @@ from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.process.supervisor import Supervisor
 
-SECONDS = 60
+SECONDS = 120
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 

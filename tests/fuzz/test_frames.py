@@ -16,7 +16,7 @@ from tests.support import http2
 from tests.support.fuzz_inputs import mutated, wide
 from tests.support.fuzz_loop import once, run_repeatedly
 
-SECONDS = 30  # timeout of a call
+SECONDS = 120  # timeout of a call
 
 
 CALL = (

@@ -23,7 +23,7 @@ from tests.support.fuzz_inputs import mutant, mutated, requests
 from tests.support.fuzz_loop import TRIED, once, run_repeatedly
 
 MUTANTS = 20  # of each input, with FUZZ_SECONDS
-SECONDS = 30  # timeout of a call
+SECONDS = 120  # timeout of a call
 MAX_CHUNKS = 3  # of a stream, then its client cancels
 
 REJECTIONS = {

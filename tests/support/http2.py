@@ -22,7 +22,7 @@ END_STREAM, END_HEADERS, ACK = 1, 4, 1
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PIECE: Final = 16384  # bytes that a frame may hold unless the peer allows more
 FIRST_WINDOW: Final = 65535  # bytes; of each stream and of the connection at the start
-SECONDS: Final = 30  # timeout for a silent server
+SECONDS: Final = 120  # timeout for a silent server
 
 HEADER_TABLE_SIZE, INITIAL_WINDOW, MAX_FRAME_SIZE, TRUE_BINARY = 1, 4, 5, 0xFE03
 _CLIENT_SETTINGS: Final = {

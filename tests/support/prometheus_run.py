@@ -30,7 +30,7 @@ from tests.support.processes import StartProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "deploy/k8s/components/monitoring/dashboard.json"
-SECONDS = 60.0
+SECONDS = 120.0
 
 VARIABLES = {"$namespace": "latentd", "$pod": ".*", "$__rate_interval": "15s"}
 _numbers = itertools.count(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -108,7 +109,10 @@ def _provider(bundles: Path) -> str:
 
 
 def free_port() -> int:
-    """A port that no process listens on now."""
+    """A port that no process listens on now, outside the range from which the kernel gives ports
+    to whoever asks for any."""
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+        while True:
+            with suppress(OSError):
+                one.bind(("127.0.0.1", random.randint(10_000, 30_000)))
+                return int(one.getsockname()[1])

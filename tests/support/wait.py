@@ -8,7 +8,7 @@ from typing import TypeVar
 from latentd.calls.coroutines import Future
 
 T = TypeVar("T")
-LONG = 20.0  # seconds; only broken code makes a test wait so long
+LONG = 120.0  # seconds; only broken code makes a test wait so long
 
 
 def result_of(future: Future[T]) -> T:

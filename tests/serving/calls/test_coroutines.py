@@ -11,8 +11,7 @@ import pytest
 
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Cancelled, Future, run_coroutine, run_in_executor
-
-LONG = 20.0
+from tests.support.wait import LONG
 
 
 def test_first_result_counts_and_the_callback_runs_once():

@@ -6,8 +6,7 @@ import threading
 
 from latentd.calls.context import CallContext
 from latentd.calls.in_flight import InFlight
-
-LONG = 20.0
+from tests.support.wait import LONG
 
 
 def test_drain_waits_for_the_last_call_and_accepts_no_other():

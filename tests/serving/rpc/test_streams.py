@@ -38,7 +38,7 @@ def endless() -> pb.StreamSamplesRequest:
 
 
 def ask(other: VaeServiceStub) -> None:
-    assert len(other.Sample(pb.SampleRequest(count=1), timeout=20).x.tensor.data) == 16
+    assert len(other.Sample(pb.SampleRequest(count=1), timeout=120).x.tensor.data) == 16
 
 
 def rows_until_stalled(server, other: VaeServiceStub) -> float:

@@ -8,8 +8,7 @@ import time
 import pytest
 
 from latentd.runtime.capture_lock import CaptureLock
-
-LONG = 20.0  # seconds; only broken code makes a test wait so long
+from tests.support.wait import LONG
 
 
 class Holder:

@@ -114,7 +114,7 @@ def test_call_is_rejected_with_retry_info_before_its_message_is_sent(rejecting):
         silent = iter(sent.result, None)  # a client that does not send its message
         try:
             with pytest.raises(grpc.RpcError) as refused:
-                call(silent, timeout=20)
+                call(silent, timeout=120)
         finally:
             sent.set_result(None)
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -126,7 +126,7 @@ def test_call_is_rejected_with_retry_info_before_its_message_is_sent(rejecting):
         assert trailers["grpc-retry-pushback-ms"] == "250"
 
         health = health_pb2_grpc.HealthStub(channel)
-        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=120)
         assert answer.status == answer.SERVING
 
 
@@ -144,7 +144,7 @@ def test_rejected_call_is_counted_and_gets_retry_info(server, monkeypatch, metho
     with grpc.insecure_channel(server.target) as channel:
         call, request = getattr(VaeServiceStub(channel), method), getattr(pb, f"{method}Request")
         with pytest.raises(grpc.RpcError) as refused:
-            call(request(), timeout=20)
+            call(request(), timeout=120)
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         trailers = dict(refused.value.trailing_metadata())
         assert trailers["grpc-retry-pushback-ms"] == "250"

@@ -69,7 +69,7 @@ def trusting(authority: trustme.CA, **client: bytes) -> grpc.ChannelCredentials:
 def sample(target: str, credentials: grpc.ChannelCredentials) -> bytes:
     with grpc.secure_channel(target, credentials) as channel:
         request = pb.SampleRequest(count=1, seed=7)
-        return VaeServiceStub(channel).Sample(request, timeout=30).x.tensor.data
+        return VaeServiceStub(channel).Sample(request, timeout=120).x.tensor.data
 
 
 def server_certificate(target: str) -> bytes:
@@ -86,7 +86,7 @@ def test_client_connects_over_tls_and_not_in_plain_text(start, authority):
         grpc.insecure_channel(server.target) as channel,
         pytest.raises(grpc.RpcError) as refused,
     ):
-        VaeServiceStub(channel).Sample(pb.SampleRequest(count=1), timeout=30)
+        VaeServiceStub(channel).Sample(pb.SampleRequest(count=1), timeout=120)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(grpc.RpcError):  # a client that trusts another CA
         sample(server.target, trusting(trustme.CA()))
