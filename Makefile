@@ -5,6 +5,9 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
 UNMARKED := not slow and not gpu and not fake_cuda and not data
+# Much of a test is waiting, so one process more than there are CPUs, each with whole files of tests.
+TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
+PARALLEL := -n $(TEST_PROCESSES) --dist loadfile
 FAKE_CUDA := $(RUN)python tests/support/fake_cuda.py
 PROTOC := $(RUN)python -m grpc_tools.protoc -Ilatentd/pb=protos/vae/v1 --python_out=build/packages --pyi_out=build/packages --grpc_python_out=build/packages protos/vae/v1/vae.proto
 BUF    ?= buf
@@ -61,13 +64,13 @@ demo: install  ## train on the digits, export, serve, call every RPC, leave pict
 	PATH="$(abspath $(RUN)):$$PATH" deploy/demo.sh demo
 
 test: install  ## unit and service tests, in under 3 minutes
-	$(PYTEST) -m '$(UNMARKED) and not e2e'
+	$(PYTEST) $(PARALLEL) -m '$(UNMARKED) and not e2e'
 
 test-e2e: install  ## the rest of test-all: whole commands, whole trainings, manifests
-	$(PYTEST) -m '$(UNMARKED) and e2e'
+	$(PYTEST) $(PARALLEL) -m '$(UNMARKED) and e2e'
 
 test-all: install  ## all tests that need nothing but this repository
-	$(PYTEST) -m '$(UNMARKED)'
+	$(PYTEST) $(PARALLEL) -m '$(UNMARKED)'
 
 test-slow: install  ## the tests that take longer
 	$(PYTEST) -m slow --timeout 1200

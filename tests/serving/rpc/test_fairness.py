@@ -90,8 +90,8 @@ def test_samples_of_one_row_succeed_during_500_scores(
         p99 = int(SAMPLES * 0.99) - 1
         figures = (
             f"p99 of {SAMPLES} Samples: {alone[p99] * 1e3:.1f} ms alone, "
-            f"{loaded[p99] * 1e3:.1f} ms during {SCORES} Scores of {DRAWS} draws, {batches[SAMPLES // 2]} batches at the "
-            f"median and {batches[p99]} at p99, 0 failed; "
+            f"{loaded[p99] * 1e3:.1f} ms during {SCORES} Scores of {DRAWS} draws, "
+            f"{batches[SAMPLES // 2]} batches at the median and {batches[p99]} at p99, 0 failed; "
             f"Scores answered {scorers.ended[Codes.OK]}, "
             f"rejected {scorers.ended[Codes.RESOURCE_EXHAUSTED]}"
         )
