@@ -159,6 +159,37 @@ def test_vectors_and_their_moments(tmp_path):
     assert manifest.posterior == "gaussian"
 
 
+class Gaussian(Blocks):
+    """p(x | z) has a deviation for each color."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.tensor([-2.0, -1.5, -1.0]).reshape(3, 1, 1))
+
+    def decode(self, z: Tensor) -> Any:
+        mean = self.up(z)
+        return mean, self.log_std.expand_as(mean)
+
+
+def test_a_decoder_that_gives_mean_and_width(tmp_path):
+    card = CARD | {"likelihood": {"name": "gaussian", "std": "log_std"}, "range": [0, 1]}
+    folder, _ = published(sources.module(Gaussian()), tmp_path, card)
+    likelihood = bundle.load(folder).manifest.likelihood
+    assert likelihood is not None
+    assert likelihood.parameters == ("mean", "log_std")
+    z = np.random.default_rng(0).random((2, 4, 8, 12), np.float32)
+    _, params = run(folder / "decoder.onnx", z)
+    assert params.shape == (2, 2, 32, 48, 3)
+    np.testing.assert_allclose(params[:, 1].mean((0, 1, 2)), [-2, -1.5, -1], rtol=1e-5)
+    with pytest.raises(TrainingError, match=r"two tensors, .*; but the card has no likelihood"):
+        published(sources.module(Gaussian()), tmp_path)
+
+
+class Squeezes(Blocks):
+    def decode(self, z: Tensor) -> Any:
+        return self.up(z.squeeze())
+
+
 class Draws(Blocks):
     def encode(self, x: Tensor) -> Any:
         mean = self.down(x)
@@ -220,6 +251,7 @@ MIXES = (
         (NormOfBatch, f"encode(x){MIXES}"),
         (NormInTraining, f"encode(x){MIXES}"),
         (Mixes, f"decode(z){MIXES}"),
+        (Squeezes, "decode(z) takes several rows but not one alone: it gives [3, 128, 96]. Make "),
         (
             Positions,
             "encode(x) is frozen to one size: it takes rows of [3, 64, 64], but fails for "

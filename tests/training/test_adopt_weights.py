@@ -186,7 +186,11 @@ def test_encoders_may_return_one_tensor(result):
 
 @pytest.mark.parametrize("result", [MEAN, (MEAN,), Box(sample=MEAN), {"reconstruction": MEAN}])
 def test_decoders_may_return(result):
-    assert returned.decoded(result) is MEAN
+    assert returned.decoded(result) == (MEAN,)
+
+
+def test_decoders_may_return_a_mean_and_a_width():
+    assert returned.decoded((MEAN, LOG_VAR)) == (MEAN, LOG_VAR)
 
 
 def test_results_that_say_too_little_are_refused():
@@ -194,5 +198,5 @@ def test_results_that_say_too_little_are_refused():
         returned.latent((MEAN, MEAN, LOG_VAR))
     with pytest.raises(TrainingError, match=r"encode\(x\) returns a NoneType; expected a tensor"):
         returned.latent(None)
-    with pytest.raises(TrainingError, match=r"decode\(z\) returns a list of Tensor, Tensor; exp"):
-        returned.decoded([MEAN, MEAN])
+    with pytest.raises(TrainingError, match=r"decode\(z\) returns a list of Tensor, Ten"):
+        returned.decoded([MEAN, MEAN, MEAN])

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from latentd.training.adopt import halves
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.halves import Half
 from latentd.training.errors import AdmissionError, TrainingError
@@ -67,7 +68,7 @@ def _tried(
         except TrainingError:
             raise
         except Exception as error:  # of the owner's code
-            failures.append(f"for rows of shape {list(x.shape[1:])}: {_short(error)}")
+            failures.append(f"for rows of shape {list(x.shape[1:])}: {halves.in_words(error)}")
     return found, failures
 
 
@@ -132,8 +133,3 @@ def _rows(encoder: Half, card: Card, count: int, sides: Mapping[str, int]) -> Te
 
 def _takes_bytes(card: Card) -> bool:
     return "h" in card.sizes and card.range is None and card.mean is None
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"

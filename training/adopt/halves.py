@@ -18,6 +18,7 @@ from latentd.training.adopt import returned
 
 Array = npt.NDArray[Any]
 
+_MAX_WORDS: Final = 300  # characters
 _TWO_MODES: Final = (_NormBase, _DropoutNd)
 
 
@@ -66,7 +67,7 @@ class Half(nn.Module):
         dtype = torch.uint8 if rows.dtype == np.uint8 else like.dtype
         given = torch.from_numpy(np.ascontiguousarray(rows)).to(like.device, dtype)
         with self.evaluation():
-            return [tensor.float().cpu().numpy() for tensor in self(given)]
+            return [tensor.detach().float().cpu().numpy() for tensor in self(given)]
 
 
 def encoder(function: Callable[[Tensor], Any]) -> Half:
@@ -75,8 +76,14 @@ def encoder(function: Callable[[Tensor], Any]) -> Half:
 
 
 def decoder(function: Callable[[Tensor], Any]) -> Half:
-    """z -> x."""
-    return Half(function, lambda value: (returned.decoded(value),))
+    """z -> x, or mean and width."""
+    return Half(function, returned.decoded)
+
+
+def in_words(error: BaseException) -> str:
+    """What the owner's code raised, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:_MAX_WORDS]}"
 
 
 def _modules(function: Callable[[Tensor], Any]) -> list[nn.Module]:

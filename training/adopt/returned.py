@@ -41,19 +41,19 @@ def latent(returned: Any) -> tuple[Tensor, ...]:
     )
 
 
-def decoded(returned: Any) -> Tensor:
-    """x. Raises TrainingError."""
+def decoded(returned: Any) -> tuple[Tensor, ...]:
+    """x, or the mean and the width of p(x | z). Raises TrainingError."""
     if isinstance(returned, Tensor):
-        return returned
-    if _are_tensors(returned) and len(returned) == 1:
-        only: Tensor = returned[0]
-        return only
+        return (returned,)
+    if _are_tensors(returned) and len(returned) <= 2:
+        return tuple(returned)
     x = _member(returned, _DECODED)
     if isinstance(x, Tensor):
-        return x
+        return (x,)
     raise TrainingError(
-        f"decode(z) returns {_described(returned)}; expected a tensor, or an object with "
-        f"{' or '.join(_DECODED)}. Adopt an object whose decode returns one of them."
+        f"decode(z) returns {_described(returned)}; expected a tensor, a pair (mean, width) of a "
+        f"likelihood, or an object with {' or '.join(_DECODED)}. Adopt an object whose decode "
+        "returns one of them."
     )
 
 

@@ -55,13 +55,14 @@ def open_(
         card = dataclasses.replace(card, layout=card.layout or first)
     x, given = example.find(encoder, card)
     _require_pure(_ENCODE, encoder, x, given)
-    z, card = _latents(decoder, given, card)
-    outputs = ("mean", "log_var") if len(given) == 2 else ("latent",)
-    names = Names(_ENCODE, "x", outputs), Names(_DECODE, "z", ("decoded_x",))
+    z, decoded, card = _decoded(decoder, given, card)
+    encodings = ("mean", "log_var") if len(given) == 2 else ("latent",)
+    decodings = ("decoded_x", "decoded_width")[: len(decoded)]
+    names = Names(_ENCODE, "x", encodings), Names(_DECODE, "z", decodings)
     pair = onnx_pair.of(
         _exported(encoder, x, names[0], _free(card, card.layout, x), report),
         _exported(decoder, z, names[1], _free(card, card.z_layout, z), report),
-        {},
+        {name: name for name in decodings},
     )
 
     def reference(full: Card) -> NetReference:
@@ -89,36 +90,54 @@ def _check(card: Card) -> None:
 
 def _require_pure(
     what: str, half: Half, rows: Tensor, given: Sequence[Tensor] | None = None
-) -> None:
-    """Raise AdmissionError if it gives something else the second time, or for a row alone. The
-    exported graph is examined too; but an exporter may leave out what draws or mixes."""
+) -> Sequence[Tensor]:
+    """What it gives for the rows. Raises AdmissionError if it gives something else the second time,
+    or for a row alone. The exported graph is examined too; but an exporter may leave out what draws
+    or mixes."""
     with half.evaluation():
-        first, again, alone = half(rows) if given is None else given, half(rows), half(rows[:1])
+        first, again = half(rows) if given is None else given, half(rows)
+        try:
+            alone = half(rows[:1])
+        except Exception as error:  # of the owner's code
+            raise _takes_no_row_alone(what, halves.in_words(error)) from None
     if not all(map(_are_close, first, again)):
         raise AdmissionError(
             f"{what} draws random numbers inside: the same rows gave something else the second "
             f"time; expected the same. {_ADVICE[what]}."
         )
-    if all(len(one) == len(rows) for one in first) and not all(
-        _are_close(one[:1], other) for one, other in zip(first, alone, strict=True)
-    ):
-        raise AdmissionError(
-            f"{what} mixes the rows of a batch: a row alone gave something else than the same row "
-            "amid others; expected the same. Remove what computes over the batch axis, such as "
-            "normalization by the statistics of a batch."
-        )
+    for one, other in zip(first, alone, strict=True):
+        if len(one) != len(rows):
+            continue  # another size is taken for more rows: the sizes are examined later
+        if one[:1].shape != other.shape:
+            raise _takes_no_row_alone(what, f"it gives {list(other.shape)}")
+        if not _are_close(one[:1], other):
+            raise AdmissionError(
+                f"{what} mixes the rows of a batch: a row alone gave something else than the same "
+                "row amid others; expected the same. Remove what computes over the batch axis, "
+                "such as normalization by the statistics of a batch."
+            )
+    return first
+
+
+def _takes_no_row_alone(what: str, how: str) -> AdmissionError:
+    return AdmissionError(
+        f"{what} takes several rows but not one alone: {how}. Make it take any number of rows; "
+        "what squeezes axes of length one may be the cause."
+    )
 
 
 def _are_close(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
-    one, other = one.double(), other.double()
+    one, other = one.detach().double(), other.detach().double()
     tolerance = _CLOSE * float(one.nan_to_num().abs().max())
     return torch.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
 
 
-def _latents(decoder: Half, given: Sequence[Tensor], card: Card) -> tuple[Tensor, Card]:
-    """Rows of z as the decoder takes them, and the card with what they show."""
+def _decoded(
+    decoder: Half, given: Sequence[Tensor], card: Card
+) -> tuple[Tensor, Sequence[Tensor], Card]:
+    """Rows of z as the decoder takes them, what it gives, and the card with what they show."""
     whole = given[0]
     if whole.ndim in _FIRST:
         card = dataclasses.replace(card, z_layout=card.z_layout or _FIRST[whole.ndim])
@@ -129,27 +148,31 @@ def _latents(decoder: Half, given: Sequence[Tensor], card: Card) -> tuple[Tensor
         candidates = {"gaussian": whole.chunk(2, dim=axis)[0], "point": whole}
         if card.posterior is not None:
             candidates = {card.posterior: candidates[card.posterior]}
-    failures = {}
-    for posterior, z in list(candidates.items()):
+    found, failures = {}, {}
+    for posterior, z in candidates.items():
         try:
-            _require_pure(_DECODE, decoder, z)
+            found[posterior] = z, _require_pure(_DECODE, decoder, z)
         except TrainingError:
             raise
         except Exception as error:  # of the owner's code
-            failures[posterior] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            del candidates[posterior]
-    if not candidates:
+            failures[posterior] = halves.in_words(error)
+    if not found:
         raise TrainingError(
             f"{_DECODE} does not take what {_ENCODE} gives, of shape {list(whole.shape[1:])} a "
             f"row: {'; '.join(f'as {name}, {text}' for name, text in failures.items())}."
         )
-    if len(candidates) > 1:
+    if len(found) > 1:
         raise TrainingError(
             "The model does not say, and the card must: posterior. decode(z) takes all of what "
             "encode(x) gives, and half of its channels too."
         )
-    ((posterior, z),) = candidates.items()
-    return z, card.filled({"posterior": posterior}, "encode(x) and decode(z) say")
+    ((posterior, (z, decoded)),) = found.items()
+    if len(decoded) == 2 and card.likelihood is None:
+        raise TrainingError(
+            f"{_DECODE} returns two tensors, which are the mean and the width of a likelihood; but "
+            "the card has no likelihood. Give it, or let decode return x alone."
+        )
+    return z, decoded, card.filled({"posterior": posterior}, "encode(x) and decode(z) say")
 
 
 def _free(card: Card, layout: str | None, rows: Tensor) -> list[int]:
