@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional
 
-from latentd import bundle
+from latentd import bundle, training
 from latentd.training.adopt import adopt, sources
 from latentd.training.errors import AdmissionError, TrainingError
 
@@ -121,6 +122,17 @@ def test_a_module_that_gives_distributions(tmp_path):
         return normal.mean, normal.variance.log()
 
     assert_answers(folder, encode, net.decode)
+
+
+def test_the_example_of_the_package(tmp_path, monkeypatch):
+    """A model of one size."""
+    monkeypatch.chdir(tmp_path)
+    _, begin, example = (training.adopt.__doc__ or "").partition("    card = ")
+    code = textwrap.dedent((begin + example).partition("`sources` has")[0])
+    exec(code, {"adopt": adopt, "sources": sources, "vae": Blocks()})
+    manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
+    assert (manifest.x.shape.json, manifest.z.shape.json) == ([64, 64, 3], [4, 16, 16])
+    assert manifest.posterior == "point"
 
 
 def test_two_functions_of_which_one_only_torchscript_exports(tmp_path):

@@ -26,10 +26,20 @@ examples:
       --name kl-f8 --images photos
   latentd adopt --optimum exported --card card.toml --bundles models --name kl-f8
   latentd adopt --diffusers saved/vae --card card.toml --bundles models --name kl-f8
+  latentd adopt --model my_package.vae:make --weights last.ckpt --card card.toml \
+      --bundles models --name mine
 
 The bundle takes bytes (height, width, channels) and gives bytes, as any other: what converts them
 is put into the graphs. Images may be NCHW or NHWC, in floats or bytes; mean and log-variance in one
 tensor or in two. Weights in other files are read from the graph's folder only.
+
+--model calls a function without arguments; modules in the current folder can be imported. What it
+returns needs encode(x) and decode(z), and no base class. encode may return one tensor (a point, or
+mean and log-variance by channels), a pair (mean, log_var), a Normal distribution, or an object with
+latent_dist, latents, or mean and logvar; decode a tensor, or an object with sample. Both are used
+in evaluation mode, and exported with free axes where the card's sizes are free. --weights reads
+state dicts, also inside a checkpoint and with a prefix; names that are missing or too many are an
+error. `encoder=FILE decoder=OTHER` loads two parts.
 
 --expected names an .npz file with arrays as clients send and get them: x and mean (and log_var), or
 z and decoded_x, or all. Images are bytes (rows, height, width, channels), latents floats with the
@@ -64,7 +74,7 @@ def add(commands: Any) -> None:
     """Add the subcommand to argparse's `commands`."""
     command = commands.add_parser(
         "adopt",
-        help="ONNX graphs of a model trained elsewhere -> bundle",
+        help="a model trained elsewhere, in ONNX or PyTorch -> bundle",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
