@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +136,53 @@ def test_the_example_of_the_package(tmp_path, monkeypatch):
     manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
     assert (manifest.x.shape.json, manifest.z.shape.json) == ([64, 64, 3], [4, 16, 16])
     assert manifest.posterior == "point"
+
+
+OWN_MODULE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 4, 4), nn.ConvTranspose2d(4, 3, 4, 4)
+
+    def encode(self, x):
+        return self.down(x)
+
+    def decode(self, z):
+        return self.up(z)
+
+def make():
+    return Net()
+"""
+
+
+def test_the_command_with_a_module_of_the_current_folder(tmp_path, monkeypatch, cli):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own_module.py").write_text(OWN_MODULE)
+    lines = [f"{k} = {json.dumps(v)}" for k, v in CARD.items() if k not in ("sizes", "range")]
+    Path("card.toml").write_text("\n".join([*lines, "range = [-1, 1]", "sizes = {h = 32, w = 48}"]))
+    words = ["adopt", "--model", "own_module:make", "--card", "card.toml", "--bundles", "models"]
+    trained = importlib.import_module("own_module").make().state_dict()
+
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, ("it ran",)
+
+    torch.save({"down.weight": Code()}, "code.pth")
+    status, _, err = cli(*words, "--name", "own", "--weights", "code.pth")
+    assert status == 1
+    assert "code.pth would run code when it is read, posix.mkdir, so it was not read" in err
+    assert not Path("it ran").exists()
+    assert not Path("models").exists()
+    torch.save({"state_dict": {f"vae.{k}": v for k, v in trained.items()}}, "last.ckpt")
+    status, out, err = cli(*words, "--name", "own", "--weights", "last.ckpt")
+    assert status == 0, err
+    assert "weights: 4 tensors of last.ckpt into Net, from its state_dict, without the pre" in out
+    manifest = bundle.load(tmp_path / "models" / "own" / "1").manifest
+    assert (manifest.origin["route"], manifest.origin["model"]) == ("model", "own_module:make")
+    assert set(manifest.origin["files"]) == {"last.ckpt"}
 
 
 def test_two_functions_of_which_one_only_torchscript_exports(tmp_path):
