@@ -6,8 +6,8 @@ RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
 UNMARKED := not slow and not gpu and not fake_cuda and not data
 # Much of a test is waiting, so one process more than there are CPUs, each with whole files of tests.
-TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
-PARALLEL := -n $(TEST_PROCESSES) --dist loadfile
+TEST_PROCESSES ?= $(shell expr $$(nproc || echo 2) + 1)
+PARALLEL := -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 FAKE_CUDA := $(RUN)python tests/support/fake_cuda.py
 PROTOC := $(RUN)python -m grpc_tools.protoc -Ilatentd/pb=protos/vae/v1 --python_out=build/packages --pyi_out=build/packages --grpc_python_out=build/packages protos/vae/v1/vae.proto
 BUF    ?= buf

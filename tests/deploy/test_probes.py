@@ -42,7 +42,7 @@ def test_probes_reach_the_server(build, toy_bundles, start_server):
     with grpc.insecure_channel(server.target) as channel:
         for name, probe in probes(documents).items():
             request = health_pb2.HealthCheckRequest(service=probe["grpc"]["service"])
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=60)
             assert answer.status == SERVING, name
 
 
