@@ -43,7 +43,13 @@ E2E = (
     *(f"training/test_{name}.py" for name in ("export_parity", "killed", "distributed", "resume")),
     *(
         f"training/test_{name}.py"
-        for name in ("likelihood_graphs", "resume_on_other_device", "score_quantiles", "threads")
+        for name in (
+            "likelihood_graphs",
+            "picture_cache",
+            "resume_on_other_device",
+            "score_quantiles",
+            "threads",
+        )
     ),
     *(f"training/test_adopt_{name}.py" for name in ("audio", "diffusers", "likelihood", "onnx")),
     "training/test_adopt_module.py",

@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, module_servers: Any) -> Any
     publish_spatial(root, "scored", likelihood=True)
     publish_spatial(root, "plain", posterior="gaussian", prior=None)
     publish_echo(root)
-    return module_servers(root, default_model="spatial")
+    return module_servers(root, default_model="spatial", max_batch_latency_ms=5)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ def client(tmp_path_factory: pytest.TempPathFactory, module_servers: Any) -> Ite
     publish_tiled(root)
     publish_tiled(root, "blended", tile=APPROXIMATE)
     publish_spatial(root)
-    with Client(module_servers(root, default_model="tiled").target) as client:
+    with Client(
+        module_servers(root, default_model="tiled", max_batch_latency_ms=5).target
+    ) as client:
         yield client
 
 

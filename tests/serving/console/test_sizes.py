@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, module_servers: Any) -> Any
     publish_spatial(root, "scored", likelihood=True)
     publish_spatial(root, "plain", prior=None)
     publish_echo(root)
-    return module_servers(root, default_model="spatial")
+    return module_servers(root, default_model="spatial", max_batch_latency_ms=5)
 
 
 def write_pictures(sizes: list[tuple[int, int]]) -> list[np.ndarray]:

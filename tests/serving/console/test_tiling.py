@@ -21,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, module_servers: Any) -> Any
     root = tmp_path_factory.mktemp("bundles")
     publish_tiled(root)
     publish_tiled(root, "blended", tile=APPROXIMATE)
-    return module_servers(root, default_model="tiled")
+    return module_servers(root, default_model="tiled", max_batch_latency_ms=5)
 
 
 def test_each_call_takes_tiling_and_tells_how_rows_were_run(done: Done) -> None:

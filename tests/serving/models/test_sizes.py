@@ -41,7 +41,7 @@ def path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(path, module_servers):
-    return module_servers(path.parents[1], provider="cpu")
+    return module_servers(path.parents[1], provider="cpu", max_batch_latency_ms=5)
 
 
 def test_bits_of_a_row_are_the_same_alone_and_amid_other_shapes(path, server):

@@ -32,9 +32,8 @@ def server(listener, tmp_path_factory, module_servers):
     publish_spatial(root)
     publish_spatial(root, "scored", likelihood=True, tiles={"encoder": EXACT, "decoder": EXACT})
     PublishToy()(root)
-    return module_servers(
-        root, listener=listener, default_model="tiled", max_batch_rows=512, max_message_mib=2
-    )
+    limits = {"max_batch_rows": 512, "max_batch_latency_ms": 5, "max_message_mib": 2}
+    return module_servers(root, listener=listener, default_model="tiled", **limits)
 
 
 @pytest.fixture(scope="module")
