@@ -125,7 +125,7 @@ def test_bgr():
     assert message.startswith("The model reconstructs pictures better as 0..255 BGR than as ")
     assert message.endswith("Correct the card: the order of channels is BGR.")
     as_bgr = spoiled(encoder=mask, images=(yellow[..., ::-1],))
-    assert "as declared is best" in "".join(lines_of(as_bgr))
+    assert "none is better than as declared" in "".join(lines_of(as_bgr))
 
 
 def test_another_order_that_is_hardly_better_is_told():
