@@ -32,6 +32,7 @@ pytestmark = pytest.mark.timeout(600)  # each adopts a model, which a loaded mac
 
 SOURCE = 'source = "a test"\nlicence = "MIT"\n'
 SIZES = "[sizes]\n" + "".join(f"{a} = {{ min = 16, max = 132, default = 32 }}\n" for a in "hw")
+SECONDS = "[sizes]\nt = { min = 320, max = 16000, default = 8000 }\n"
 WITHOUT = """
 import sys
 
@@ -175,7 +176,7 @@ def test_audio_of_any_length(cli: Any, tmp_path: Path, start_server: StartServer
     """Its own code makes the log-variance, by a softplus."""
     net = audio_autoencoder()
     net.save_pretrained(tmp_path / "oobleck")
-    adopt(cli, tmp_path, "--diffusers", tmp_path / "oobleck", card=SOURCE)
+    adopt(cli, tmp_path, "--diffusers", tmp_path / "oobleck", card=SOURCE + SECONDS)
     manifest = bundle.load(tmp_path / "models" / "mine" / "1").manifest
     assert (manifest.x.shape.json, manifest.z.shape.json) == (["t", 2], [8, "t/32"])
     assert (manifest.x.kind, manifest.x.sample_rate) == ("audio", 8000)

@@ -43,7 +43,7 @@ error. `encoder=FILE decoder=OTHER` loads two parts.
 
 --expected names an .npz file with arrays as clients send and get them: x and mean (and log_var), or
 z and decoded_x, or all. Images are bytes (rows, height, width, channels), latents floats with the
-channels first, after the card's scale and shift; x of vectors are floats. With PyTorch:
+channels first, after scale and shift; x of vectors and of audio is floats. With PyTorch:
   pixels = ...                                   # uint8 (rows, height, width, 3)
   x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1            # for a range of [-1, 1]
   mean = (vae.encode(x).latent_dist.mean - shift) * scale
