@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from latentd.training import parity
+from latentd.training import quantiles as common
 from latentd.training.data import Dataset
 from latentd.training.model import AE, Model, gaussian_kl
 
-ROWS: Final = 20_000  # limit, evenly picked: the 99.9th percentile then rests on 20 rows
-LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
 _BATCH: Final = 256
 
 
@@ -23,12 +22,12 @@ _BATCH: Final = 256
 def quantiles(
     model: Model, encoder: bytes, decoder: bytes, likelihood: bytes, dataset: Dataset
 ) -> dict[str, Any]:
-    """Manifest.training_scores: quantiles of reconstruction error, KL and ELBO in nats, at LEVELS
-    percent. Returns {} for an autoencoder, which has no likelihood."""
+    """Manifest.training_scores: quantiles of reconstruction error, KL and ELBO in nats.
+    Returns {} for an autoencoder, which has no likelihood."""
     if isinstance(model, AE):
         return {}
     rows = dataset.train.x
-    picked = rows[torch.arange(min(ROWS, len(rows))) * len(rows) // min(ROWS, len(rows))]
+    picked = rows[torch.from_numpy(common.picked(len(rows)))]
     encode, decode, density = map(parity.session, (encoder, decoder, likelihood))
     errors, rates = [], []
     for x in torch.split(picked, _BATCH):
@@ -37,7 +36,4 @@ def quantiles(
         params = torch.from_numpy(parity.run(decode, mean, _BATCH)["params"])
         errors.append(-parity.log_likelihood_of(density, x, params))
         rates.append(gaussian_kl(mean, log_var).double().numpy())
-    error, rate = np.concatenate(errors), np.concatenate(rates)
-    scores = {"reconstruction_error": error, "kl": rate, "elbo": -error - rate}
-    quantiles = {name: np.percentile(s, LEVELS).tolist() for name, s in scores.items()}
-    return {"rows": len(picked), "levels": list(LEVELS)} | quantiles
+    return common.of(np.concatenate(errors), np.concatenate(rates))

@@ -257,3 +257,75 @@ def test_decoder_of_bytes_has_no_likelihood(tmp_path: Path) -> None:
     card = {key: value for key, value in CARD.items() if key not in ("range", "sizes")}
     card |= {"z_layout": "NHWC", "likelihood": {"name": "gaussian", "std": 0.1}}
     refuse("gives bytes, which are rounded", byte_pair(tmp_path), card, tmp_path)
+
+
+def rows_file(folder: Path, rows: np.ndarray) -> Path:
+    np.save(folder / "rows.npy", rows)
+    return folder / "rows.npy"
+
+
+def vectors(count: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(5, 2, (count, 6)).astype(np.float32)
+
+
+VECTORS = {key: value for key, value in CARD.items() if key not in ("range", "sizes")} | {
+    "mean": 5.0,
+    "std": 2.0,
+    "likelihood": {"name": "gaussian", "std": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "words"),
+    [
+        ({}, 300, "of 300 rows"),
+        ({}, 99, "none, as 99 rows are too few; --rows with 100 or more gives them"),
+        ({}, 0, "none, as no real rows were named; --rows does"),
+        ({"prior": "none"}, 300, r"none, as the model has no prior, so it defines no bound"),
+        ({"likelihood": "none"}, 300, "none, as the model defines no likelihood"),
+    ],
+)
+def test_percentiles_of_scores(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    count: int,
+    words: str,
+) -> None:
+    rows = rows_file(tmp_path, vectors(count)) if count else None
+    files = published(vector_pair(tmp_path), VECTORS | changes, tmp_path, rows=rows)
+    assert f"percentiles of scores: {words}" in capsys.readouterr().out
+    scores = files.manifest.training_scores
+    assert bool(scores) is words.startswith("of")
+    if not scores:
+        return
+    x = vectors(count)
+    z = run(files.files[bundle.ENCODER], x=x)
+    params = run(files.files[bundle.DECODER], z=z["mean"])["params"]
+    # A std of 0.5 of the net is 1 of x.
+    error = -stats.norm.logpdf(x, params[:, 0], 1).sum(axis=1)
+    kl = 0.5 * (z["mean"] ** 2 + np.exp(z["log_var"]) - 1 - z["log_var"]).sum(axis=1)
+    for name, values in {"reconstruction_error": error, "kl": kl, "elbo": -error - kl}.items():
+        np.testing.assert_allclose(
+            scores[name], np.percentile(values, scores["levels"]), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            np.zeros((9, 5), np.float32),
+            r"has rows float32 \[5\]; expected float32 \[6\], as client",
+        ),
+        (np.zeros((9, 6), np.uint8), r"has rows uint8 \[6\]; expected float32 \[6\]"),
+        (np.zeros((1, 6), np.float32), "has 1 rows; expected 2 or more"),
+        (np.full((9, 6), np.nan, np.float32), "row 0 has NaN, infinity or a value outside"),
+    ],
+)
+def test_wrong_rows(tmp_path: Path, rows: np.ndarray, words: str) -> None:
+    refuse(words, vector_pair(tmp_path), VECTORS, tmp_path, rows=rows_file(tmp_path, rows))
+
+
+def test_rows_that_are_no_file(tmp_path: Path) -> None:
+    refuse("rows.npy is not a file", vector_pair(tmp_path), VECTORS, tmp_path, rows="rows.npy")

@@ -30,6 +30,7 @@ def adopt(
     name: str,
     images: Path | str | None = None,
     expected: Path | str | None = None,
+    rows: Path | str | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Publish a model as the next version of model `name` under `bundles`.
@@ -39,6 +40,8 @@ def adopt(
             (`card.TEMPLATE` has every key)
     images: a folder of pictures for the checks; None: photographs that scikit-learn has
     expected: an .npz file with inputs of the owner's and what the model gives for them
+    rows:   a .npy or .npz file of real rows, as clients send them: for the checks, and for the
+            percentiles of scores
     report: gets a line for each check
 
     Returns the version's folder. Raises TrainingError for input that is wrong or not enough, and
@@ -58,4 +61,5 @@ def adopt(
             known = Card.of(card)
     pictures = None if images is None else Path(images)
     owners = None if expected is None else Path(expected)
-    return adoption.adopt(source, known, Path(bundles), name, pictures, owners, report)
+    real = None if rows is None else Path(rows)
+    return adoption.adopt(source, known, Path(bundles), name, pictures, owners, real, report)

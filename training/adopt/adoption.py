@@ -18,7 +18,7 @@ from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
 from latentd.shapes import Axis, Sizes
 from latentd.training import graph_checks, image_files, publication, tiles
-from latentd.training.adopt import glue, net, sounds
+from latentd.training.adopt import glue, net, real_rows, row_scores, sounds
 from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate, NetRange, Reference
 from latentd.training.adopt.card import NO_PRIOR, Card
@@ -50,6 +50,7 @@ def adopt(
     name: str,
     images: Path | None,
     expected: Path | None,
+    real: Path | None,
     report: Report,
 ) -> Path:
     """See `adopt` of the package."""
@@ -63,6 +64,9 @@ def adopt(
     decoding = glue.decoder(pair.decoder, described, name)
     manifest = _manifest(name, described, source)
     owners = () if expected is None else read_expected(expected, manifest)
+    given = None if real is None else real_rows.read(real, manifest)
+    if given is not None and described.is_image and not pictures:
+        pictures = list(given[:_MAX_IMAGES])
     reference = source.reference(card)
     ends = described.ends and NetRange(*described.ends)
     density = described.density
@@ -75,9 +79,10 @@ def adopt(
         *(manifest, encoding, decoding, reference, pictures, ends, card.color_order, owners),
         likelihood=likelihood,
         readings=readings,
+        rows=given,
     )
     manifest = dataclasses.replace(manifest, parity=admit(candidate, report))
-    rows = _rows(described, pictures)
+    rows = _rows(described, pictures, given)
     if manifest.axes:
         found = tiles.measure(
             manifest,
@@ -89,6 +94,13 @@ def adopt(
         )
         manifest = dataclasses.replace(manifest, tiles=found)
         report(f"tiles: {_tiles_in_words(manifest)}")
+    if likelihood is not None or given is not None:
+        reason = row_scores.summary(manifest, given)
+        if likelihood is not None and given is not None and not reason:
+            scores = row_scores.of(manifest, encoding, decoding, likelihood, given)
+            manifest = dataclasses.replace(manifest, training_scores=scores)
+            reason = f"of {scores['rows']} rows"
+        report(f"percentiles of scores: {reason}")
     files = {
         bundle.ENCODER: encoding,
         bundle.DECODER: decoding,
@@ -180,8 +192,9 @@ def _tiles_in_words(manifest: Manifest) -> str:
     return "; ".join(words) or "no axis has room for two"
 
 
-def _rows(described: Net, pictures: Sequence[Array]) -> Rows:
-    """Real rows of images; of audio, notes; of vectors, draws with the card's mean and std."""
+def _rows(described: Net, pictures: Sequence[Array], given: Array | None) -> Rows:
+    """Real rows of images; of audio, notes; of vectors, the owner's, or draws with the card's mean
+    and std."""
     if described.is_image:
         parts = Pictures(pictures)
         return lambda shape, count: np.rint(parts.rows(shape, count) * 255).astype(np.uint8)
@@ -195,6 +208,8 @@ def _rows(described: Net, pictures: Sequence[Array]) -> Rows:
         return from_unit((found + 1) / 2, described.card.range, "float32")
 
     def draws(shape: Sequence[int], count: int) -> Array:
+        if given is not None:
+            return np.resize(given, (count, *shape))
         random = np.random.default_rng(0)
         if described.density and described.density.is_bernoulli:
             return random.random((count, *shape)).astype(np.float32)

@@ -48,6 +48,7 @@ class Candidate:
     color_order: of the net's channels, RGB or BGR; the graphs convert x from RGB
     expected:    what the owner found for rows of the owner's own
     likelihood:  the third graph; None: the model has no likelihood
+    rows:        real ones of x at the default size; None: none were named
     readings:    decoders that read the owner's tensors in another way, by what to correct in the
                  card if one of them is right
     """
@@ -61,4 +62,5 @@ class Candidate:
     color_order: str = "RGB"
     expected: Sequence[Expected] = ()
     likelihood: bytes | None = None
+    rows: Array | None = None
     readings: Mapping[str, bytes] = field(default_factory=dict)

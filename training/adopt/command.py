@@ -127,6 +127,13 @@ def add(commands: Any) -> None:
         "that scikit-learn has]",
     )
     command.add_argument(
+        "--rows",
+        type=Path,
+        metavar="FILE",
+        help="real rows in a .npy or .npz file, as clients send them, best those of training: for "
+        "the checks, and with 100 or more for the percentiles of scores, which need a likelihood",
+    )
+    command.add_argument(
         "--expected",
         type=Path,
         metavar="NPZ",
@@ -147,6 +154,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
         arguments.name,
         arguments.images,
         arguments.expected,
+        arguments.rows,
         lambda line: print(line, flush=True),
     )
 

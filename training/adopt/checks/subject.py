@@ -42,7 +42,7 @@ class Subject:
     @property
     def has_real_rows(self) -> bool:
         """Whether the owner named rows, so that they are such as the model was trained on."""
-        return len(self.candidate.images) > 0
+        return len(self.candidate.images) > 0 or self.candidate.rows is not None
 
     @property
     def cheap(self) -> Sizes:
@@ -72,7 +72,7 @@ class Subject:
             raise self._failed("decoder.onnx", z, error) from None
 
     def rows(self, sizes: Sizes, count: int) -> Array:
-        """Rows of x: parts of pictures or sounds, then as much noise; of vectors, noise only."""
+        """Rows of x: parts of pictures or sounds, or the owner's vectors, then as much noise."""
         x = self.manifest.at(sizes).x
         noise = self.noise(sizes, count)
         if x.kind == "audio":
@@ -81,6 +81,9 @@ class Subject:
                 real = from_unit((real + 1) / 2, x.range, x.dtype)
             else:
                 real = (_NOISE_OF_UNBOUNDED * real).astype(x.dtype)
+            return np.concatenate([real, noise[: count // 2]])
+        if x.kind == "vector" and self.candidate.rows is not None:
+            real = np.resize(self.candidate.rows, (count - count // 2, *x.shape))
             return np.concatenate([real, noise[: count // 2]])
         if x.kind != "image" or not math.isfinite(x.range[1] - x.range[0]):
             return noise
