@@ -185,7 +185,7 @@ def test_the_command_with_a_module_of_the_current_folder(tmp_path, monkeypatch, 
     assert set(manifest.origin["files"]) == {"last.ckpt"}
 
 
-def test_two_functions_of_which_one_only_torchscript_exports(tmp_path):
+def test_two_functions_of_which_one_only_torchscript_exports(tmp_path, capsys):
     """They use a module that they do not own, and one asks what its values are."""
     net = Blocks()
 
@@ -196,6 +196,7 @@ def test_two_functions_of_which_one_only_torchscript_exports(tmp_path):
     folder, lines = published(sources.pair(encode, net.decode), tmp_path)
     assert lines[0].startswith("export: encode(x) not by torch.export: ")
     assert lines[1].startswith("export: encode(x) by TorchScript, ")
+    assert capsys.readouterr() == ("", ""), "the exporters' own output"
     assert_answers(folder, lambda x: (encode(x),), net.decode)
 
 
@@ -245,6 +246,25 @@ def test_a_decoder_that_gives_mean_and_width(tmp_path):
     np.testing.assert_allclose(params[:, 1].mean((0, 1, 2)), [-2, -1.5, -1], rtol=1e-5)
     with pytest.raises(TrainingError, match=r"two tensors, .*; but the card has no likelihood"):
         published(sources.module(Gaussian()), tmp_path)
+
+
+class Decomposes(Blocks):
+    """By an operator that ONNX lacks."""
+
+    def encode(self, x: Tensor) -> Any:
+        left, values, right = torch.linalg.svd(self.down(x), full_matrices=False)
+        return left * values[..., None, :] @ right
+
+
+def test_a_module_that_no_exporter_exports(tmp_path, capfd):
+    with pytest.raises(AdmissionError) as raised:
+        published(sources.module(Decomposes()), tmp_path)
+    message = str(raised.value)
+    assert message.startswith(
+        "encode(x) cannot be exported to ONNX; torch.export: No ONNX function found for "
+    )
+    assert "; TorchScript: Exporting the operator 'aten::linalg_svd' to ONNX opset" in message
+    assert capfd.readouterr() == ("", "")
 
 
 class Squeezes(Blocks):

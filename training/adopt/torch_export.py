@@ -45,7 +45,7 @@ def export(
     for name, exporter in _EXPORTERS.items():
         began = time.perf_counter()
         try:
-            with half.evaluation(), onnx_graphs.quiet(), _without_validation():
+            with half.evaluation(), _quiet(), _without_validation():
                 model = exporter(half, rows, names, free)
         except Exception as error:  # of an exporter's inside: they have no common class
             reasons.append(f"{name}: {_reason(error)}")
@@ -55,7 +55,7 @@ def export(
         report(f"export: {names.half} by {name}, {time.perf_counter() - began:.0f} s")
         return model
     raise AdmissionError(
-        f"{names.half} cannot be exported to ONNX. {' '.join(reasons)} Change what these name in "
+        f"{names.half} cannot be exported to ONNX; {'; '.join(reasons)}. Change what these name in "
         "the model's code, or export it yourself and adopt the two graphs with --onnx."
     )
 
@@ -102,6 +102,19 @@ _EXPORTERS: Final[dict[str, Exporter]] = {
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A failure is told in one line: without the programs that the exporters print."""
+    inner: Any = torch._C
+    log = inner._jit_onnx_log
+    inner._jit_onnx_log = lambda *_: None  # torch has no public switch for it
+    try:
+        with onnx_graphs.quiet(), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        inner._jit_onnx_log = log
+
+
+@contextlib.contextmanager
 def _without_validation() -> Iterator[None]:
     """torch's distributions compare values, which no exporter can follow."""
     before: Any = Distribution._validate_args
@@ -116,5 +129,5 @@ def _reason(error: BaseException) -> str:
     """The first words of what began the failure."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
