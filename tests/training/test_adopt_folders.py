@@ -209,6 +209,22 @@ def test_optimum_names_a_point(tmp_path: Path) -> None:
     assert (card.posterior, card.clip_log_var) == ("point", None)
 
 
+@pytest.mark.parametrize(
+    ("graphs", "tensors"),
+    [
+        ({"names": ("out",)}, {}),  # it has twice the channels that the decoder takes
+        ({"draws": True}, {"moments": "moments"}),
+        ({"names": ("mu", "logvar")}, {}),
+    ],
+)
+def test_log_variance_of_other_names_is_clipped_too(
+    tmp_path: Path, graphs: dict[str, Any], tensors: dict[str, str]
+) -> None:
+    read = OptimumFolder.read(optimum(tmp_path, **graphs), tensors)
+    card = read.fill(Card(tensors=tensors), lambda _: None)
+    assert (card.posterior, card.clip_log_var) == ("gaussian", (-30, 20))
+
+
 def test_optimum_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     (optimum(tmp_path) / "vae_decoder" / "config.json").unlink()
     with pytest.raises(TrainingError, match=r"has no vae_decoder/config.json. Expected"):

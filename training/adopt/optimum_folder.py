@@ -60,9 +60,15 @@ class OptimumFolder:
 
         report: gets a line about what the config says or leaves open
         """
-        posterior = _POSTERIORS.get(self.pair.encoder.outputs[0], card.posterior)
         free = "".join(axis for axis, length in self._sides if length is None)
-        return self.config.fill(card, posterior, free, report)
+        return self.config.fill(card, self._posterior(card), free, report)
+
+    def _posterior(self, card: Card) -> str | None:
+        """By what the card cuts out, by the output's name, or by the number of channels."""
+        if {"moments", "log_var"} & card.tensors.keys():
+            return "gaussian"
+        found = _POSTERIORS.get(self.pair.encoder.outputs[0], card.posterior)
+        return found or self.pair.facts(card).get("posterior")
 
     @property
     def _sides(self) -> list[tuple[str, int | None]]:
