@@ -21,8 +21,10 @@ from tests.support.server import PROVIDER, RunningServer, StartServer, server_st
 from tests.support.toy_bundle import PublishToy
 
 # More threads make nets as small as the tests' slower on a busy machine: the threads wait for one
-# another. This stands before torch is imported, and child processes inherit it.
+# another, and then shall leave the CPU to other tests. This stands before torch is imported, and
+# child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Servers write state files; keep them out of the state folder of this machine's user.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="latentd-tests-")

@@ -48,7 +48,7 @@ def impatient_channel(port: int) -> grpc.Channel:
 def health_of(channel: grpc.Channel, service: str) -> int:
     stub = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=service)
-    return stub.Check(request, timeout=30, wait_for_ready=True).status
+    return stub.Check(request, timeout=120, wait_for_ready=True).status
 
 
 @pytest.mark.parametrize("listener", ["core", "aio"])
@@ -104,6 +104,6 @@ def test_sigterm_serves_queued_work(serve, publish_slow, tmp_path, workers):
             assert not all(call.done() for call in calls), "nothing was queued"
         process.signal(signal.SIGTERM)
         for call in calls:
-            assert codec.from_rows(call.result(60).x).min() == 255
+            assert codec.from_rows(call.result(120).x).min() == 255
     assert process.exit_status() == 0
     assert "Stopped." in process.log[-2]

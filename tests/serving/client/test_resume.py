@@ -92,7 +92,7 @@ def test_leaving_a_stream_stops_the_server(client: Client, script: ScriptedServi
     for chunk in client.stream_samples(10**9):
         assert len(chunk) == CHUNK
         break
-    assert script.call_ended.wait(10)
+    assert script.call_ended.wait(60)
 
 
 def test_leaving_an_async_stream_or_call_stops_the_server(
@@ -102,14 +102,14 @@ def test_leaving_an_async_stream_or_call_stops_the_server(
 
     def hang(context: grpc.ServicerContext) -> None:
         arrived.set()
-        script.call_ended.wait(30)
+        script.call_ended.wait(60)
 
     async def leave() -> None:
         async with AsyncClient(scripted.target) as client:
             async with aclosing(client.stream_samples(10**9)) as chunks:
                 async for _ in chunks:
                     break
-            assert await asyncio.to_thread(script.call_ended.wait, 10)
+            assert await asyncio.to_thread(script.call_ended.wait, 60)
             script.call_ended.clear()
             script.faults.append(hang)
             task = asyncio.create_task(client.sample(1))
@@ -117,6 +117,6 @@ def test_leaving_an_async_stream_or_call_stops_the_server(
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await asyncio.to_thread(script.call_ended.wait, 10)
+            assert await asyncio.to_thread(script.call_ended.wait, 60)
 
     asyncio.run(leave())
