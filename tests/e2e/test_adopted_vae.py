@@ -5,7 +5,9 @@ The net, its training and its export are plain PyTorch, without any code of late
 
 from __future__ import annotations
 
+import copy
 import math
+import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +21,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
+from latentd import bundle
 from latentd.__main__ import main
 from latentd.client import Client, DataPoint
+from latentd.training.adopt import adopt, sources
 from tests.support.server import RunningServer, server_starter
 
 Z = 32
@@ -196,6 +200,20 @@ def pixels(decoded: Independent) -> np.ndarray:
 def test_report_names_the_likelihood_and_the_percentiles(adopted: Adopted) -> None:
     assert "percentiles of scores: of 1797 rows" in adopted.lines
     assert "nats likelier with their own latents than with others" in adopted.lines
+
+
+def test_modules_in_memory_become_the_same_model(adopted: Adopted, tmp_path: Path) -> None:
+    halves = [copy.deepcopy(half).float() for half in adopted.vae]
+    np.save(tmp_path / "rows.npy", adopted.x)
+    card = tomllib.loads(CARD) | {"sizes": {"h": 8, "w": 8}}
+    folder = adopt(
+        sources.pair(*halves), card, tmp_path / "models", "m", rows=tmp_path / "rows.npy"
+    )
+    here, there = (bundle.load(path).manifest for path in (folder, adopted.bundle))
+    assert (here.x, here.z, here.likelihood) == (there.x, there.z, there.likelihood)
+    for name in bundle.SCORES:
+        own, others = (manifest.training_scores[name] for manifest in (here, there))
+        np.testing.assert_allclose(own, others, rtol=1e-4, atol=1e-2)
 
 
 def test_calls_answer_as_the_owner_computes(adopted: Adopted, client: Client) -> None:

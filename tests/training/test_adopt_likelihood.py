@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from scipy import stats
 from sklearn.datasets import load_sample_images
 
 from latentd import bundle
+from latentd.client import Client, DataPoint
+from latentd.errors import InvalidArgument
 from latentd.training.adopt import adopt, sources
 from latentd.training.errors import TrainingError
 from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
+from tests.support.server import StartServer
 
 LOG_VAR = -9.0  # about the error of the reconstructions
+GAUSSIAN = {"name": "gaussian", "std": 0.5}
 CARD: dict[str, Any] = {
     "range": [-1.0, 1.0],
     "scale": 1.0,
@@ -132,6 +137,43 @@ def test_gaussian_is_of_pixels_from_0_to_1(tmp_path: Path, form: str) -> None:
         owners, high_minus_low = (pixels[:, ::-1] - mean) / deviation, 1 / deviation
     terms = stats.norm.logpdf(owners, net, std) + np.log(high_minus_low)
     np.testing.assert_allclose(found, terms.sum((1, 2, 3)), rtol=1e-5)
+
+
+def test_scores_of_images_of_any_size(tmp_path: Path, start_server: StartServer) -> None:
+    pair = kl_pair(tmp_path)
+    with_tail(pair, width(), zero=0, log_var=LOG_VAR)
+    sizes = {name: {"min": 16, "max": 128, "default": 64} for name in "hw"}
+    published(pair, learned() | {"sizes": sizes, "clip_log_var": [-6.0, 7.0]}, tmp_path)
+    server = start_server(tmp_path / "models")
+    decoder = ort.InferenceSession(pair[1], providers=["CPUExecutionProvider"])
+    with Client(server.target) as client:
+        for x in (photographs(2), np.repeat(np.repeat(photographs(2), 4, axis=1), 5, axis=2)):
+            found = client.reconstruct(x, include_scores=True)
+            net, log_var = decoder.run(None, {"latent_sample": client.encode(x).mean})
+            owners, std = x.transpose(0, 3, 1, 2) / 127.5 - 1, np.exp(log_var.astype(float) / 2)
+            log_p = (stats.norm.logpdf(owners, net, std) + np.log(2)).sum((1, 2, 3))
+            np.testing.assert_allclose(-found.reconstruction_error, log_p, rtol=1e-4)
+            assert (client.score(x, draws=2, seed=0).elbo < log_p).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "score"),
+    [
+        ({"likelihood": "none"}, "defines no likelihood"),
+        ({"prior": "none"}, "has no prior, so it defines no bound on log p(x)"),
+    ],
+)
+def test_what_a_model_lacks_is_told(
+    tmp_path: Path, start_server: StartServer, changes: dict[str, Any], score: str
+) -> None:
+    published(kl_pair(tmp_path), CARD | {"likelihood": GAUSSIAN} | changes, tmp_path)
+    with Client(start_server(tmp_path / "models").target) as client:
+        assert client.get_model().unavailable["score"] == score
+        with pytest.raises(InvalidArgument, match=re.escape(score)):
+            client.score(photographs())
+        assert ("sample" in client.get_model().unavailable) is ("prior" in changes)
+        path = client.interpolate(*map(DataPoint, photographs(2)), steps=3)
+        assert path.x.shape == (3, 16, 24, 3)
 
 
 def test_laplace(tmp_path: Path) -> None:
