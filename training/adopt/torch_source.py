@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentd.training import graph_checks
-from latentd.training.adopt import example, halves, onnx_file, onnx_pair, torch_export
+from latentd.training.adopt import example, halves, onnx_file, onnx_pair, purity, torch_export
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.halves import Half
 from latentd.training.adopt.onnx_file import OnnxFile
@@ -23,15 +23,8 @@ from latentd.training.adopt.torch_export import Names
 from latentd.training.errors import AdmissionError, TrainingError
 
 _ASKED: Final = ("scale", "shift", "prior", "licence", "source")
-_ENCODE: Final = "encode(x)"
-_DECODE: Final = "decode(z)"
-_ADVICE: Final = {
-    _ENCODE: "Let it return the mean and the log-variance, or their distribution, not a draw",
-    _DECODE: "Let it add no noise",
-}
 _FIRST: Final = {3: "NCT", 4: "NCHW"}
 """The layout of tensors with so many axes, channels first."""
-_CLOSE: Final = 1e-3  # of the largest value: far more than rounding, far less than a draw
 
 
 def open_(
@@ -54,11 +47,11 @@ def open_(
         first = "NCT" if "t" in card.sizes else "NCHW"
         card = dataclasses.replace(card, layout=card.layout or first)
     x, given = example.find(encoder, card)
-    _require_pure(_ENCODE, encoder, x, given)
+    purity.require(purity.ENCODE, encoder, x, given)
     z, decoded, card = _decoded(decoder, given, card)
     encodings = ("mean", "log_var") if len(given) == 2 else ("latent",)
     decodings = ("decoded_x", "decoded_width")[: len(decoded)]
-    names = Names(_ENCODE, "x", encodings), Names(_DECODE, "z", decodings)
+    names = Names(purity.ENCODE, "x", encodings), Names(purity.DECODE, "z", decodings)
     pair = onnx_pair.of(
         _exported(encoder, x, names[0], _free(card, card.layout, x), report),
         _exported(decoder, z, names[1], _free(card, card.z_layout, z), report),
@@ -88,52 +81,6 @@ def _check(card: Card) -> None:
         )
 
 
-def _require_pure(
-    what: str, half: Half, rows: Tensor, given: Sequence[Tensor] | None = None
-) -> Sequence[Tensor]:
-    """What it gives for the rows. Raises AdmissionError if it gives something else the second time,
-    or for a row alone. The exported graph is examined too; but an exporter may leave out what draws
-    or mixes."""
-    with half.evaluation():
-        first, again = half(rows) if given is None else given, half(rows)
-        try:
-            alone = half(rows[:1])
-        except Exception as error:  # of the owner's code
-            raise _takes_no_row_alone(what, halves.in_words(error)) from None
-    if not all(map(_are_close, first, again)):
-        raise AdmissionError(
-            f"{what} draws random numbers inside: the same rows gave something else the second "
-            f"time; expected the same. {_ADVICE[what]}."
-        )
-    for one, other in zip(first, alone, strict=True):
-        if len(one) != len(rows):
-            continue  # another size is taken for more rows: the sizes are examined later
-        if one[:1].shape != other.shape:
-            raise _takes_no_row_alone(what, f"it gives {list(other.shape)}")
-        if not _are_close(one[:1], other):
-            raise AdmissionError(
-                f"{what} mixes the rows of a batch: a row alone gave something else than the same "
-                "row amid others; expected the same. Remove what computes over the batch axis, "
-                "such as normalization by the statistics of a batch."
-            )
-    return first
-
-
-def _takes_no_row_alone(what: str, how: str) -> AdmissionError:
-    return AdmissionError(
-        f"{what} takes several rows but not one alone: {how}. Make it take any number of rows; "
-        "what squeezes axes of length one may be the cause."
-    )
-
-
-def _are_close(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    one, other = one.detach().double(), other.detach().double()
-    tolerance = _CLOSE * float(one.nan_to_num().abs().max())
-    return torch.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
-
-
 def _decoded(
     decoder: Half, given: Sequence[Tensor], card: Card
 ) -> tuple[Tensor, Sequence[Tensor], Card]:
@@ -151,14 +98,14 @@ def _decoded(
     found, failures = {}, {}
     for posterior, z in candidates.items():
         try:
-            found[posterior] = z, _require_pure(_DECODE, decoder, z)
+            found[posterior] = z, purity.require(purity.DECODE, decoder, z)
         except TrainingError:
             raise
         except Exception as error:  # of the owner's code
             failures[posterior] = halves.in_words(error)
     if not found:
         raise TrainingError(
-            f"{_DECODE} does not take what {_ENCODE} gives, of shape {list(whole.shape[1:])} a "
+            f"decode(z) does not take what encode(x) gives, of shape {list(whole.shape[1:])} a "
             f"row: {'; '.join(f'as {name}, {text}' for name, text in failures.items())}."
         )
     if len(found) > 1:
@@ -169,7 +116,7 @@ def _decoded(
     ((posterior, (z, decoded)),) = found.items()
     if len(decoded) == 2 and card.likelihood is None:
         raise TrainingError(
-            f"{_DECODE} returns two tensors, which are the mean and the width of a likelihood; but "
+            "decode(z) returns two tensors, which are the mean and the width of a likelihood; but "
             "the card has no likelihood. Give it, or let decode return x alone."
         )
     return z, decoded, card.filled({"posterior": posterior}, "encode(x) and decode(z) say")
@@ -198,6 +145,6 @@ def _exported(
             )
         raise AdmissionError(
             f"{names.half} draws random numbers inside: {node.name or node.output[0]} is "
-            f"{node.op_type}. {_ADVICE[names.half]}."
+            f"{node.op_type}. {purity.ADVICE[names.half]}."
         )
     return onnx_file.exported(model, names.half)
