@@ -17,6 +17,7 @@ from latentd.training import image_folder, picture_cache
 from latentd.training.config import Config
 from latentd.training.data import Dataset, load
 from latentd.training.errors import TrainingError
+from tests.support.processes import StartProcess
 from tests.support.runs import TINY
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -142,7 +143,9 @@ def test_full_disk_is_told_before_decoding(
     assert not (tmp_path / "run").exists()
 
 
-def test_two_processes_decode_once(picture_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_decode_once(
+    picture_folder: Path, tmp_path: Path, start_process: StartProcess
+) -> None:
     code = f"""
 from pathlib import Path
 from latentd.training import image_folder
@@ -157,7 +160,7 @@ image_folder._read = noted
 print(load(Config(data="images:{picture_folder}"), Path({str(tmp_path / "run")!r})).digest)
 """
     command = [sys.executable, "-c", code]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    both = [start_process(command, stdout=subprocess.PIPE) for _ in range(2)]
     digests = {process.communicate()[0] for process in both}
     assert len(digests) == 1
     assert len(digests.pop()) == 65
