@@ -76,7 +76,8 @@ def test_no_entry_point_opens_outside_connections(start_process, toy_bundles, tm
     job = ["batch", "--input", rows, "--bundle", f"{bundles}/toy", "--output", out]
     AutoencoderTiny().save_pretrained(tmp_path / "vae")
     load = f"vae.load(folders.DiffusersFolder.find(pathlib.Path({str(tmp_path / 'vae')!r})))"
-    modules = "from latentd.training.adopt import diffusers_folder as folders, diffusers_vae as vae"
+    folders = "from latentd.training.adopt.folders import diffusers as folders"
+    vaes = "from latentd.training.adopt.modules import diffusers_vae as vae"
     ends = f"threading.Timer({SECONDS}, os.kill, (os.getpid(), signal.SIGTERM)).start()"
     lives = f"time.sleep({SECONDS})"
     entries = {
@@ -84,7 +85,7 @@ def test_no_entry_point_opens_outside_connections(start_process, toy_bundles, tm
         "workers": f"{ends}; sys.exit(main({[*serve, '--workers', '2']}))",
         "job": f"assert main({[*job, '--processes', '1']}) == 0; {lives}",
         "training": f"import latentd.training.export, latentd.training.figures; {lives}",
-        "adoption": f"import pathlib; {modules}; {load}; {lives}",
+        "adoption": f"import pathlib; {folders}; {vaes}; {load}; {lives}",
     }
     running = {}
     for name, code in entries.items():

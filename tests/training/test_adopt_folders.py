@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from latentd.training.adopt.card import Card
-from latentd.training.adopt.diffusers_folder import DiffusersFolder
-from latentd.training.adopt.optimum_folder import OptimumFolder
-from latentd.training.adopt.vae_config import VaeConfig
+from latentd.training.adopt.folders.diffusers import DiffusersFolder
+from latentd.training.adopt.folders.optimum import OptimumFolder
+from latentd.training.adopt.folders.vae_config import VaeConfig
 from latentd.training.errors import TrainingError
 from tests.support.foreign_graphs import kl_pair
 

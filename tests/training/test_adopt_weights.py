@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from latentd.training.adopt import factory, returned, weights
+from latentd.training.adopt.modules import factory, returned, weights
 from latentd.training.errors import AdmissionError, TrainingError
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from latentd.training.adopt import onnx_pair
 from latentd.training.adopt.card import Card
-from latentd.training.adopt.diffusers_folder import DiffusersFolder
-from latentd.training.adopt.optimum_folder import OptimumFolder
+from latentd.training.adopt.folders.diffusers import DiffusersFolder
+from latentd.training.adopt.folders.optimum import OptimumFolder
 from latentd.training.adopt.reference import NetReference
 from latentd.training.adopt.source import Report, Route, Source
 
@@ -42,7 +42,7 @@ def diffusers(folder: Path | str) -> Route:
     def open_(card: Card, report: Report) -> Source:
         found = DiffusersFolder.find(Path(folder))
         card = found.fill(card, report)
-        from latentd.training.adopt import diffusers_vae, torch_source
+        from latentd.training.adopt.modules import diffusers_vae, torch_source
 
         vae = diffusers_vae.load(found)
         origin = {"route": "diffusers", "class": found.config.class_name, "files": found.files()}
@@ -59,9 +59,9 @@ def model(factory: str, weights: Sequence[Path | str] = ()) -> Route:
     """
 
     def open_(card: Card, report: Report) -> Source:
-        from latentd.training.adopt import factory as factories
-        from latentd.training.adopt import torch_source
-        from latentd.training.adopt import weights as weight_files
+        from latentd.training.adopt.modules import factory as factories
+        from latentd.training.adopt.modules import torch_source
+        from latentd.training.adopt.modules import weights as weight_files
 
         made = factories.make(factory)
         files = weight_files.load(made, [*map(str, weights)], report)
@@ -75,7 +75,7 @@ def module(model: Any) -> Route:
     """An object with encode(x) and decode(z), usually a torch.nn.Module. It is left as it is."""
 
     def open_(card: Card, report: Report) -> Source:
-        from latentd.training.adopt import torch_source
+        from latentd.training.adopt.modules import torch_source
 
         origin = {"route": "module", "model": type(model).__qualname__, "files": {}}
         return torch_source.open_(model.encode, model.decode, card, report, origin)
@@ -87,7 +87,7 @@ def pair(encode: Callable[[Tensor], Any], decode: Callable[[Tensor], Any]) -> Ro
     """Two modules or functions of PyTorch. They are left as they are."""
 
     def open_(card: Card, report: Report) -> Source:
-        from latentd.training.adopt import torch_source
+        from latentd.training.adopt.modules import torch_source
 
         names = [getattr(one, "__qualname__", type(one).__qualname__) for one in (encode, decode)]
         origin = {"route": "pair", "model": ", ".join(names), "files": {}}

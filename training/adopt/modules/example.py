@@ -8,9 +8,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.training.adopt import halves
 from latentd.training.adopt.card import Card
-from latentd.training.adopt.halves import Half
+from latentd.training.adopt.modules import halves
+from latentd.training.adopt.modules.halves import Half
 from latentd.training.errors import AdmissionError, TrainingError
 
 ROWS: Final = 2

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from latentd import schema
-from latentd.training.adopt import model_folder
 from latentd.training.adopt.card import NO_PRIOR, Card
+from latentd.training.adopt.folders import model_files
 from latentd.training.errors import TrainingError
 
 FILE: Final = "config.json"
@@ -173,7 +173,7 @@ class VaeConfig:
             )
         card = card.filled(facts, f"diffusers and the {self.name} say")
         folder = self.path.parent
-        card = card.with_defaults({"licence": model_folder.licence(folder, folder.parent)})
+        card = card.with_defaults({"licence": model_files.licence(folder, folder.parent)})
         if not self.is_known:
             return card
         # A decoder of a diffusion model is not trained for draws of N(0, I).

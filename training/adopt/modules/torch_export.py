@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from latentd.training import onnx_graphs
-from latentd.training.adopt.halves import Half
+from latentd.training.adopt.modules.halves import Half
 from latentd.training.adopt.source import Report
 from latentd.training.errors import AdmissionError
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from latentd.training.adopt import returned
+from latentd.training.adopt.modules import returned
 
 Array = npt.NDArray[Any]
 

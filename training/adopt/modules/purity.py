@@ -8,8 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.training.adopt import halves
-from latentd.training.adopt.halves import Half
+from latentd.training.adopt.modules import halves
+from latentd.training.adopt.modules.halves import Half
 from latentd.training.errors import AdmissionError
 
 ENCODE: Final = "encode(x)"

@@ -1,6 +1,6 @@
 """A folder that diffusers saved with save_pretrained: an autoencoder, or a pipeline that has one.
 
-Its files are found and its config is read here, without diffusers; `diffusers_vae` loads it.
+Its files are found and its config is read without diffusers. `modules.diffusers_vae` loads it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from latentd.training.adopt import model_folder, vae_config
 from latentd.training.adopt.card import Card
-from latentd.training.adopt.vae_config import VaeConfig
+from latentd.training.adopt.folders import model_files, vae_config
+from latentd.training.adopt.folders.vae_config import VaeConfig
 from latentd.training.errors import TrainingError
 
 CLASSES: Final = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderOobleck")
@@ -63,7 +63,7 @@ class DiffusersFolder:
         """The digests of the config and the weights, by name."""
         pattern = f"{_WEIGHTS}*{_SAFE}" if self.weights.suffix == ".json" else self.weights.name
         paths = [self.config.path, *sorted(self.folder.glob(pattern))]
-        return {path.name: model_folder.digest(path) for path in paths}
+        return {path.name: model_files.digest(path) for path in paths}
 
     def fill(self, card: Card, report: Callable[[str], None]) -> Card:
         """The card with what the folder says. Raises TrainingError where the two differ."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from latentd.training.adopt.diffusers_folder import DiffusersFolder
+from latentd.training.adopt.folders.diffusers import DiffusersFolder
 from latentd.training.errors import TrainingError
 
 _OFFLINE: Final = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")

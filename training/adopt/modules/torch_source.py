@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from latentd.training import graph_checks
-from latentd.training.adopt import example, halves, onnx_file, onnx_pair, purity, torch_export
+from latentd.training.adopt import onnx_file, onnx_pair
 from latentd.training.adopt.card import Card
-from latentd.training.adopt.halves import Half
+from latentd.training.adopt.modules import example, halves, purity, torch_export
+from latentd.training.adopt.modules.halves import Half
+from latentd.training.adopt.modules.torch_export import Names
 from latentd.training.adopt.onnx_file import OnnxFile
 from latentd.training.adopt.reference import NetReference
 from latentd.training.adopt.source import Report, Source
-from latentd.training.adopt.torch_export import Names
 from latentd.training.errors import AdmissionError, TrainingError
 
 _ASKED: Final = ("scale", "shift", "prior", "licence", "source")

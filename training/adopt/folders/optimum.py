@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from latentd.training.adopt import model_folder, onnx_pair, vae_config
+from latentd.training.adopt import onnx_pair
 from latentd.training.adopt.card import Card
+from latentd.training.adopt.folders import model_files, vae_config
+from latentd.training.adopt.folders.vae_config import VaeConfig
 from latentd.training.adopt.onnx_pair import OnnxPair
-from latentd.training.adopt.vae_config import VaeConfig
 from latentd.training.errors import TrainingError
 
 _ENCODER: Final = "vae_encoder"
@@ -52,7 +53,7 @@ class OptimumFolder:
                 )
         pair = onnx_pair.load(encoder, decoder, tensors)
         configs = (encoding, decoding)
-        digests = {f"{path.parent.name}/{path.name}": model_folder.digest(path) for path in configs}
+        digests = {f"{path.parent.name}/{path.name}": model_files.digest(path) for path in configs}
         return cls(pair, config, pair.files | digests)
 
     def fill(self, card: Card, report: Callable[[str], None]) -> Card:
