@@ -16,7 +16,8 @@ from latentd.training.errors import AdmissionError, TrainingError
 
 _INNER: Final = ("state_dict", "model_state_dict")
 """The keys under which checkpoints have the state dict."""
-_GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)|Unsupported \w+: (\S+)")
+_PART: Final = re.compile(r"\w+(\.\w+)*")
+_GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)")
 _SHOWN: Final = 5  # keys in a message
 
 
@@ -27,14 +28,23 @@ def load(model: Any, files: Sequence[str], report: Callable[[str], None]) -> dic
     """
     digests = {}
     for given in files:
-        part, _, name = given.rpartition("=")
-        path, target = Path(name), _part(model, part)
         try:
-            digests[path.name] = onnx_file.digest(path.read_bytes())
+            part, path = _split(given)
+            digest = onnx_file.digest(path.read_bytes())
         except OSError as error:
-            raise TrainingError(f"--weights {path} cannot be read: {error.strerror}.") from None
+            raise TrainingError(f"--weights {given} cannot be read: {error.strerror}.") from None
+        target = _part(model, part)
+        digests[f"{part}={path.name}" if part else path.name] = digest
         _fill(target, _read(path), path, part or type(model).__name__, report)
     return digests
+
+
+def _split(given: str) -> tuple[str, Path]:
+    """PART and FILE. Names of files may have "=", as Lightning's do: epoch=3-step=100.ckpt."""
+    part, equals, name = given.partition("=")
+    if not equals or not _PART.fullmatch(part) or Path(given).is_file():
+        return "", Path(given)
+    return part, Path(name)
 
 
 def _part(model: Any, part: str) -> nn.Module:
@@ -57,26 +67,36 @@ def _read(path: Path) -> Mapping[str, Any]:
 
         try:
             return safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise TrainingError(f"--weights {path} is not a safetensors file: {error}.") from None
+        except Exception as error:  # a foreign file can make it raise anything
+            raise _no_file_of(path, "safetensors", error) from None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        names = _GLOBAL.search(str(error))
-        what = f", {next(filter(None, names.groups()))}" if names else ""
+    except Exception as error:  # a foreign file can make it raise anything
+        names = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if names is None:
+            raise _no_file_of(path, "torch.save", error) from None
         raise AdmissionError(
-            f"--weights {path} would run code when it is read{what}, so it was not read; expected "
-            "a state dict, which holds tensors only. Where you trust the file, load it there and "
-            "save torch.save(model.state_dict(), ...), or a safetensors file."
+            f"--weights {path} would run code when it is read, {names[1]}, so it was not read; "
+            "expected a state dict, which holds tensors only. Where you trust the file, load it "
+            "there and save torch.save(model.state_dict(), ...), or a safetensors file."
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise TrainingError(f"--weights {path} is not a file of torch.save: {error}.") from None
     if not isinstance(found, Mapping):
         raise TrainingError(
             f"--weights {path} has a {type(found).__name__}; expected a state dict, names and "
             "their tensors."
         )
     return found
+
+
+def _no_file_of(path: Path, what: str, error: Exception) -> TrainingError:
+    reason = type(error).__name__
+    if not isinstance(error, pickle.UnpicklingError):  # its message is PyTorch's advice to callers
+        sentence = str(error).partition("\n")[0].partition(". ")[0]
+        reason = f"{reason}: {sentence}" if sentence else reason
+    return TrainingError(
+        f"--weights {path} is not a file of {what}, or it is damaged ({reason}). Give a state dict "
+        "that torch.save wrote, or a safetensors file."
+    )
 
 
 def _fill(
@@ -92,6 +112,12 @@ def _fill(
             found = found[key]
             words.append(f"from its {key}")
             break
+    for key in found:
+        if not isinstance(key, str):
+            raise TrainingError(
+                f"--weights {path} has the key {key!r}; expected a state dict, whose keys are the "
+                "names of tensors."
+            )
     expected = target.state_dict()
     prefix = _prefix(found, expected)
     given = {key[len(prefix) :]: value for key, value in found.items() if key.startswith(prefix)}
@@ -108,8 +134,36 @@ def _fill(
                 f"--weights {path}: {key} is {shape}; {name} has {list(tensor.shape)}. Does the "
                 "factory make the model with the settings that it was trained with?"
             )
+        _require_numbers(value, tensor.dtype, f"--weights {path}: {key}", name)
+    casts = {(v.dtype, expected[k].dtype) for k, v in given.items() if v.dtype != expected[k].dtype}
+    words += sorted(f"{_name(old)} as {_name(new)}" for old, new in casts)
     target.load_state_dict(given)
     report(", ".join([f"weights: {len(given)} tensors of {path} into {name}", *words]))
+
+
+def _require_numbers(value: Tensor, dtype: torch.dtype, key: str, name: str) -> None:
+    """Raise TrainingError for values that a tensor of this type cannot take as they are."""
+    if value.layout != torch.strided or value.is_meta:
+        what = "has no values" if value.is_meta else "is sparse"
+        raise TrainingError(f"{key} {what}; expected a dense tensor. Save it as one.")
+    if _kind(value.dtype) != _kind(dtype):
+        raise TrainingError(
+            f"{key} is {_name(value.dtype)}; {name} has {_name(dtype)}. Quantized weights need "
+            "their scales: save them as the floats that they stand for."
+        )
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Types of one kind hold each other's numbers, but for rounding."""
+    if dtype.is_complex:
+        return "complex"
+    if not dtype.is_floating_point:
+        return "integer"
+    return "float" if dtype.itemsize > 1 else "float8"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _prefix(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
