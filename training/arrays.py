@@ -9,7 +9,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, NamedTuple
@@ -59,18 +59,32 @@ def read_numpy(path: Path, key: str | None = None) -> Arrays:
         raise TrainingError(
             f"{printable(path)} does not exist; npz:FILE names a .npy or .npz file."
         ) from None
-    except OSError as error:
-        raise TrainingError(
-            f"{printable(path)} cannot be read: {error.strerror or error}."
-        ) from None
     except TrainingError:
         raise
     except Exception as error:  # a foreign file can make numpy raise anything
-        objects = "Object arrays" in str(error)  # a pickle could run code
-        what = "holds Python objects" if objects else "is not a .npy or .npz file, or is damaged"
-        raise TrainingError(
-            f"{printable(path)} {what}; write an array of numbers with numpy.save or numpy.savez."
-        ) from None
+        advice = "write an array of numbers with numpy.save or numpy.savez"
+        raise _fault(path, error, "a .npy or .npz file", advice) from None
+
+
+def read_archive(path: Path) -> dict[str, Array]:
+    """Every array of an .npz, by name. Raises TrainingError."""
+    try:
+        with open_plain(path) as file, zipfile.ZipFile(file) as archive:
+            names = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            return _read_members(path, archive, names)
+    except TrainingError:
+        raise
+    except Exception as error:  # as above
+        advice = "write arrays of numbers with numpy.savez"
+        raise _fault(path, error, "an .npz file", advice) from None
+
+
+def _fault(path: Path, error: Exception, expected: str, advice: str) -> TrainingError:
+    if isinstance(error, OSError):
+        return TrainingError(f"{printable(path)} cannot be read: {error.strerror or error}.")
+    objects = "Object arrays" in str(error)  # a pickle could run code
+    what = "holds Python objects" if objects else f"is not {expected}, or is damaged"
+    return TrainingError(f"{printable(path)} {what}; {advice}.")
 
 
 def _from_archive(path: Path, archive: zipfile.ZipFile, key: str | None) -> Arrays:
@@ -91,16 +105,23 @@ def _from_archive(path: Path, archive: zipfile.ZipFile, key: str | None) -> Arra
             f"x_test, or choose one: npz:{printable(path)}:NAME."
         )
     members = {role: f"{name}.npy" for role, name in roles.items() if name in names}
+    return Arrays(**_read_members(path, archive, members))
+
+
+def _read_members(
+    path: Path, archive: zipfile.ZipFile, members: Mapping[str, str]
+) -> dict[str, Any]:
+    """The archive's arrays under other names. members: name -> the file in the archive"""
     declared = 0
     for member in members.values():
         with archive.open(member) as file:
             declared += _declared_bytes(file)
     require_memory(printable(path), declared, _MEMORY_ADVICE)
-    arrays: dict[str, Any] = {}
-    for role, member in members.items():
+    found = {}
+    for name, member in members.items():
         with archive.open(member) as file:
-            arrays[role] = np.lib.format.read_array(file, allow_pickle=False)
-    return Arrays(**arrays)
+            found[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
 
 
 def _declared_bytes(file: IO[bytes]) -> int:

@@ -65,6 +65,8 @@ def test_lines_of_the_template_can_be_uncommented() -> None:
         ),
         ("[likelihood]\nname = 'laplace'\nstd = 1", "likelihood.std is unknown; expected name, sc"),
         ("x = ", "not TOML"),
+        pytest.param("x = " + "[" * 100_000, "has too many lists inside lists", id="deep"),
+        pytest.param(f"scale = {'[' * 300}{']' * 300}", "scale is .*; expected a fin", id="lists"),
     ],
 )
 def test_wrong_card_is_refused(tmp_path: Path, text: str, words: str) -> None:

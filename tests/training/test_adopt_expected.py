@@ -89,9 +89,9 @@ def test_a_point_has_no_log_variance(tmp_path: Path) -> None:
     ("data", "words"),
     [
         (None, "cannot be read: No such file"),
-        (b"text", "is not an .npz file of plain arrays"),
-        (b"", "is not an .npz file of plain arrays"),
-        (b"PK\x03\x04", "is not an .npz file of plain arrays"),
+        (b"text", "is not an .npz file, or is damaged; write arrays"),
+        (b"", "is not an .npz file, or is damaged"),
+        (b"PK\x03\x04", "is not an .npz file, or is damaged"),
     ],
 )
 def test_no_npz_is_refused(tmp_path: Path, data: bytes | None, words: str) -> None:
@@ -102,13 +102,43 @@ def test_no_npz_is_refused(tmp_path: Path, data: bytes | None, words: str) -> No
         expected.read(path, spatial_manifest())
 
 
+@pytest.mark.parametrize(
+    ("at", "byte"),
+    [
+        pytest.param(6, 1, id="encrypted"),
+        pytest.param(6, 32, id="patched data"),
+        pytest.param(8, 77, id="unknown compression"),
+    ],
+)
+def test_entries_that_cannot_be_read_are_refused(tmp_path: Path, at: int, byte: int) -> None:
+    """Bytes of the entry's header: flags and method, in both places where an archive has them."""
+    path = tmp_path / "expected.npz"
+    np.savez(path, z=arrays()["z"])
+    data = bytearray(path.read_bytes())
+    for start in (0, data.index(b"PK\x01\x02") + 2):
+        data[start + at] |= byte
+    path.write_bytes(data)
+    with pytest.raises(TrainingError, match="or is damaged; write arrays of numbers"):
+        expected.read(path, spatial_manifest())
+
+
+def test_damaged_compression_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "expected.npz"
+    np.savez_compressed(path, z=arrays()["z"])
+    data = bytearray(path.read_bytes())
+    data[200:260] = b"\xff" * 60
+    path.write_bytes(data)
+    with pytest.raises(TrainingError, match="or is damaged; write arrays of numbers"):
+        expected.read(path, spatial_manifest())
+
+
 def test_objects_are_not_read(tmp_path: Path) -> None:
     """They would be a pickle, which can run code."""
-    with pytest.raises(TrainingError, match=r"not an \.npz file of plain arrays: Object arrays"):
+    with pytest.raises(TrainingError, match="holds Python objects; write arrays of n"):
         read(tmp_path, {"x": np.array([{}], dtype=object)})
 
 
 def test_one_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(TrainingError, match=r"is one array; expected an \.npz file"):
+    with pytest.raises(TrainingError, match=r"is not an \.npz file, or is damaged"):
         expected.read(tmp_path / "x.npy", spatial_manifest())

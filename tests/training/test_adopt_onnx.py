@@ -268,6 +268,10 @@ def test_pictures_of_the_owner(tmp_path):
     (pictures / "b.png").write_bytes(b"no picture")
     root = tmp_path / "other"
     refuse("b.png cannot be read", pair, card, root, images=tmp_path / "pictures")
+    data = (pictures / "a.png").read_bytes()
+    start = data.index(b"IDAT")  # the length is before it
+    (pictures / "b.png").write_bytes(data[: start - 4] + bytes([0, 0, 0, 10]) + data[start:])
+    refuse("b.png cannot be read: broken PNG", pair, card, root, images=tmp_path / "pictures")
 
 
 def test_cut_at_the_moments(tmp_path):
@@ -393,6 +397,14 @@ def test_external_data_outside_the_folder_is_refused(tmp_path, way):
     (encoder.parent / "weights.bin").rename(outside)
     (encoder.parent / "link.bin").symlink_to(outside)
     refuse("keeps weights in .*, which is outside its folder", (encoder, decoder), KL, tmp_path)
+
+
+@pytest.mark.parametrize("location", ["circle", "weights\0.bin"])
+def test_external_data_that_no_file_can_be_is_refused(tmp_path, location):
+    encoder, decoder = kl_pair(tmp_path / "owner")
+    externalized(encoder, location)
+    (encoder.parent / "circle").symlink_to("circle")
+    refuse("keeps weights in .*, which no file can be", (encoder, decoder), KL, tmp_path)
 
 
 def test_other_files_are_refused(tmp_path):

@@ -280,7 +280,7 @@ def _pictures(folder: Path) -> list[Array]:
         try:
             with Image.open(path) as picture:
                 turned = ImageOps.exif_transpose(picture).convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a foreign file can make Pillow raise anything
             raise TrainingError(f"--images: {path} cannot be read: {error}.") from None
         pictures.append(np.asarray(turned))
     return pictures

@@ -232,6 +232,8 @@ class Card:
             raise TrainingError(f"The card {path} cannot be read: {error.strerror}.") from None
         except ValueError as error:
             raise TrainingError(f"The card {path} is not TOML in UTF-8: {error}.") from None
+        except RecursionError:
+            raise TrainingError(f"The card {path} has too many lists inside lists.") from None
         return cls.of(document, str(path))
 
     @classmethod

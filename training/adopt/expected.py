@@ -6,7 +6,6 @@ wide.x, wide.mean, ...              the same of rows of another size; any word b
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from latentd.bundle import Manifest, RowShapes
 from latentd.shapes import SizeError
+from latentd.training import arrays
 from latentd.training.errors import TrainingError
 
 Array = npt.NDArray[Any]
@@ -51,9 +51,8 @@ def read(path: Path, manifest: Manifest) -> tuple[Expected, ...]:
 
     manifest: of the model whose rows they are
     """
-    arrays = _arrays(path)
     groups: dict[str, dict[str, Array]] = {}
-    for key, array in arrays.items():
+    for key, array in arrays.read_archive(path).items():
         group, _, name = key.rpartition(".")
         if name not in NAMES:
             raise TrainingError(
@@ -66,29 +65,16 @@ def read(path: Path, manifest: Manifest) -> tuple[Expected, ...]:
     return tuple(Expected(name, _checked(path, name, g, manifest)) for name, g in groups.items())
 
 
-def _arrays(path: Path) -> dict[str, Array]:
-    try:
-        with path.open("rb") as file:  # NumPy leaves it open if it is not whole
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                raise TrainingError(f"{path} is one array; expected an .npz file of np.savez.")
-            return {key: found[key] for key in found.files}
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise TrainingError(f"{path} is not an .npz file of plain arrays: {error}.") from None
-
-
 def _checked(
-    path: Path, group: str, arrays: Mapping[str, Array], manifest: Manifest
+    path: Path, group: str, given: Mapping[str, Array], manifest: Manifest
 ) -> dict[str, Array]:
     """The arrays of one size, in the types that the graphs have."""
     prefix = f"{group}." if group else ""
     sizes, counts, found = set[tuple[int, ...]](), dict[bool, int](), dict[str, Array]()
-    for name, array in arrays.items():
+    for name, array in given.items():
         key = prefix + name
         for other in _NEEDS[name]:
-            if other not in arrays:
+            if other not in given:
                 raise TrainingError(f"{path} has {key}, but not {prefix}{other}; give both.")
         if name not in (*manifest.encoder_outputs, "x", "z", "decoded_x"):
             raise TrainingError(f"{path} has {key}, but the latent is a point.")
@@ -99,7 +85,7 @@ def _checked(
             raise TrainingError(f"{path}: {key} has {len(array)} rows; expected {count or 'some'}.")
     if len(sizes) > 1:
         raise TrainingError(
-            f"{path}: {', '.join(prefix + name for name in arrays)} are of more than one size. "
+            f"{path}: {', '.join(prefix + name for name in given)} are of more than one size. "
             "Give rows of another size under names of their own, as in wide.x and wide.mean."
         )
     return found

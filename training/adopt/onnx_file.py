@@ -169,7 +169,13 @@ def _embed(file: OnnxFile) -> None:
 
 def _inside(graph: Path, location: str) -> Path:
     """The file of external data. Raises AdmissionError if it is not below the graph's folder."""
-    path = (graph.parent / location).resolve()
+    try:
+        path = (graph.parent / location).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; NUL in the name
+        raise AdmissionError(
+            f"{graph} keeps weights in {location!r}, which no file can be: {error}. Export the "
+            "model in one file."
+        ) from None
     if not location or not path.is_relative_to(graph.parent.resolve()):
         raise AdmissionError(
             f"{graph} keeps weights in {location!r}, which is outside its folder. Copy the file "
