@@ -31,12 +31,14 @@ from tests.support.spatial_bundle import encoded
 
 
 def test_a_good_model_is_admitted_and_each_check_reports_its_figures(capsys, monkeypatch):
-    for check in ("sizes", "agreement"):  # on a busy machine too, all sizes
+    for check in ("sizes", "agreement", "branches"):  # on a busy machine too, all sizes
         monkeypatch.setattr(f"latentd.training.adopt.checks.{check}._MAX_SECONDS", math.inf)
     figures = admit(spoiled(reference=Numpy(), images=()), print)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[0] for line in lines] == list(CHECKS)
-    random, sizes, repeats, batches, agreement, extremes, colors, likelihood, costs = lines
+    random, sizes, repeats, batches, agreement, extremes, branches, colors, likelihood, costs = (
+        lines
+    )
     assert likelihood == "likelihood: none, as the card has no likelihood"
     assert random == "random nodes: none among 7 of the encoder and 7 of the decoder"
     assert sizes == "sizes: 5 run: 16x16, 32x32, 48x80, 80x48, 256x256"
@@ -44,6 +46,7 @@ def test_a_good_model_is_admitted_and_each_check_reports_its_figures(capsys, mon
     assert "mean 0, log_var 0, x 0" in batches
     assert "at 5 of 5 sizes: mean " in agreement
     assert "finite in float32; largest values: mean 2, x 255" in extremes
+    assert branches == "branches: the reference gives the same at the extremes, in 11 comparisons"
     assert colors.startswith(
         "colors: none is better than as declared, and as good: 0..1 RGB, 0..255 BGR and 0..1 BGR: "
         "0..255 RGB 20."
@@ -86,6 +89,30 @@ def test_a_reference_with_other_weights(output, sentence):
     assert message.startswith(sentence)
     assert ", that differs by up to " in message
     assert "expected no more than rounding. Check that both have the same weights" in message
+
+
+@pytest.mark.parametrize(
+    ("half", "sentence"),
+    [
+        ("encode", "encoder.onnx gives for white another mean than the reference, that differs by"),
+        ("decode", "decoder.onnx gives for z of +4 sigma another x than the reference, that diff"),
+    ],
+)
+def test_a_reference_that_branches_on_values(half, sentence):
+    """Which a graph does not, and usual rows do not show."""
+
+    class Branches(Numpy):
+        def encode(self, x):
+            mean, log_var = super().encode(x)
+            return mean / 2 if half == "encode" and x.min() == 255 else mean, log_var
+
+        def decode(self, z):
+            found = super().decode(z)
+            return found // 2 if half == "decode" and z.mean() > 3.9 else found
+
+    message = refusal(spoiled(reference=Branches()))
+    assert message.startswith(sentence)
+    assert "does the model's code branch on values?" in message
 
 
 def test_a_reference_that_encodes_to_points():
@@ -195,6 +222,6 @@ def test_rows_with_one_free_axis():
 
 def test_gray_images_of_floats():
     lines = lines_of(linear([8, 12], "image", (0.0, 1.0)))
-    assert lines[6].startswith(
+    assert lines[7].startswith(
         "colors: every form is as good, so this does not show which is right: 0..1 100.0 dB, "
     )

@@ -186,12 +186,12 @@ def test_the_command_with_a_module_of_the_current_folder(tmp_path, monkeypatch, 
 
 
 def test_two_functions_of_which_one_only_torchscript_exports(tmp_path, capsys):
-    """They use a module that they do not own, and one asks what its values are."""
+    """They use a module that they do not own, and one asks what values its weights have."""
     net = Blocks()
 
     def encode(x: Tensor) -> Tensor:
         latents: Tensor = net.down(x)
-        return latents if latents.mean() < 9 else 0 * latents
+        return latents if net.down.weight.mean() < 9 else 0 * latents
 
     folder, lines = published(sources.pair(encode, net.decode), tmp_path)
     assert lines[0].startswith("export: encode(x) not by torch.export: ")
@@ -345,6 +345,44 @@ def test_bad_models_are_refused_before_their_export(tmp_path, net, sentence):
     with pytest.raises(AdmissionError) as raised:
         published(sources.module(net()), tmp_path)
     assert str(raised.value).startswith(sentence)
+    assert not (tmp_path / "models").exists()
+
+
+class HalvesBright(Blocks):
+    def encode(self, x: Tensor) -> Any:
+        z = self.down(x)
+        if x.mean() > 0.8:
+            z = z * 0.5
+        return z
+
+
+class DropsLarge(Blocks):
+    def decode(self, z: Tensor) -> Any:
+        return self.up(z) if float(z.abs().max()) < 6 else self.up(0 * z)
+
+
+class CapsByPython(Blocks):
+    def encode(self, x: Tensor) -> Any:
+        return self.down(x) * min(1.0, np.abs(x.numpy()).max())
+
+
+@pytest.mark.parametrize(
+    ("net", "half", "code"),
+    [
+        (HalvesBright, "encode(x)", "if x.mean() > 0.8:"),
+        (DropsLarge, "decode(z)", "return self.up(z) if float(z.abs().max()) < 6 else self.up("),
+        (CapsByPython, "encode(x)", "return self.down(x) * min(1.0, np.abs(x.numpy()).max())"),
+    ],
+)
+def test_code_that_branches_on_values_is_refused(tmp_path, net, half, code):
+    """A trace would keep one branch, whatever the rows are."""
+    with pytest.raises(AdmissionError) as raised:
+        published(sources.module(net()), tmp_path)
+    message = str(raised.value)
+    assert message.startswith(f"{half} branches or computes in Python on values of its rows, in ")
+    assert "test_adopt_module.py, line " in message
+    assert f" ({code}" in message
+    assert "torch.where instead of if" in message
     assert not (tmp_path / "models").exists()
 
 

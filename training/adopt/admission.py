@@ -9,6 +9,7 @@ from latentd.training.adopt.candidate import Candidate
 from latentd.training.adopt.checks import (
     agreement,
     batches,
+    branches,
     colors,
     costs,
     densities,
@@ -27,6 +28,7 @@ CHECKS: Final[Mapping[str, Callable[[Subject], Finding]]] = {
     "batches": batches.check,
     "agreement": agreement.check,
     "extremes": extremes.check,
+    "branches": branches.check,
     "colors": colors.check,
     "likelihood": densities.check,
     "costs": costs.check,

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from latentd.training import onnx_graphs
+from latentd.training.adopt.modules import branches
 from latentd.training.adopt.modules.halves import Half
 from latentd.training.adopt.source import Report
-from latentd.training.errors import AdmissionError
+from latentd.training.errors import AdmissionError, TrainingError
 
 _OPSET: Final = 18  # GroupNormalization of later ones is slow or missing in runtimes
 _MAX_REASON: Final = 300  # characters
@@ -47,6 +48,8 @@ def export(
         try:
             with half.evaluation(), _quiet(), _without_validation():
                 model = exporter(half, rows, names, free)
+        except TrainingError:
+            raise
         except Exception as error:  # of an exporter's inside: they have no common class
             reasons.append(f"{name}: {_reason(error)}")
             report(f"export: {names.half} not by {reasons[-1]}")
@@ -79,7 +82,9 @@ def _by_dynamo(half: Half, rows: Tensor, names: Names, free: Sequence[int]) -> o
 
 
 def _by_script(half: Half, rows: Tensor, names: Names, free: Sequence[int]) -> onnx.ModelProto:
-    """It may fix an axis silently, which shows only when the graph runs at another size."""
+    """It may fix an axis silently, which shows only when the graph runs at another size; and it
+    would fix a branch on values."""
+    branches.require_none(names.half, half, rows)
     file: Any = io.BytesIO()  # which torch writes to, though its types do not say so
     torch.onnx.export(
         half,
