@@ -25,7 +25,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,8 +101,9 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     """Write `files` as the next version of `manifest.model` under `root`; returns its folder.
 
     The version appears whole or not at all: all files are written and fsynced in a hidden folder,
-    which is then renamed. Two concurrent publishers get two versions. Raises BundleError(format)
-    before anything is written, for a manifest that `load` would reject.
+    which is then renamed. Two concurrent publishers get two versions. A failure leaves nothing, nor
+    a model's folder that this call made and that is empty. Raises BundleError(format) before
+    anything is written, for a manifest that `load` would reject.
     """
     final = dataclasses.replace(
         manifest,
@@ -115,9 +116,7 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     )
     final.check()
     folder = root / manifest.model
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".publishing-", dir=folder))
-    try:
+    with _unpublished(folder) as temporary:
         for name, data in files.items():
             _write(temporary / name, data)
         while True:
@@ -135,8 +134,25 @@ def publish(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
                 continue  # another publisher took this number: try the next
             atomic.sync(folder)
             return folder / str(version)
+
+
+@contextmanager
+def _unpublished(folder: Path) -> Iterator[Path]:
+    """A new hidden folder in `folder`, which is made if need be. An error removes what was made."""
+    is_new = not folder.exists()
+    temporary = None
+    try:
+        while temporary is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another publisher failed, and removed the folder
+                temporary = Path(tempfile.mkdtemp(prefix=".publishing-", dir=folder))
+        yield temporary
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # not there, or another publisher has put something into it
+                folder.rmdir()
         raise
 
 

@@ -110,8 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt as error:
-        print(f"\n{PROGRAM}: interrupted. {arguments.after(arguments)}", file=sys.stderr)
-        return 128 + getattr(error, "number", signal.SIGINT)
+        number = getattr(error, "number", signal.SIGINT)
+        what = "terminated" if number == signal.SIGTERM else "interrupted"
+        print(f"\n{PROGRAM}: {what}. {arguments.after(arguments)}", file=sys.stderr)
+        return 128 + number
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM stop a run between two steps, so that its checkpoint has every step."""
+"""Ctrl-C and SIGTERM stop a run between two steps, so that its checkpoint has every step. Other
+commands they stop at once, but what is temporary is removed."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the run to stop, and the run has saved its checkpoint."""
+    """A signal asked to stop. A run has saved its checkpoint."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -65,3 +66,24 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         restore()
     request.raise_if_made()  # it came after the last question
+
+
+@contextlib.contextmanager
+def raising_sigterm() -> Iterator[None]:
+    """Inside the block, the first SIGTERM raises Stopped, so that temporary files are removed. The
+    second one acts at once. A SIGTERM that is ignored stays ignored."""
+    before = signal.getsignal(signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or before in (signal.SIG_IGN, None):
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise Stopped(number)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -48,10 +50,38 @@ def test_failed_publish_leaves_nothing(publish_toy, tmp_path, monkeypatch):
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(bundle, "_write", no_space)
+        with pytest.raises(OSError, match="No space"):
+            publish_toy(tmp_path)
+    assert not (tmp_path / "toy").exists()
+    publish_toy(tmp_path)
     monkeypatch.setattr(bundle, "_write", no_space)
     with pytest.raises(OSError, match="No space"):
         publish_toy(tmp_path)
-    assert list((tmp_path / "toy").iterdir()) == []
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1"]
+
+
+def test_folder_of_the_owner_stays(publish_toy, tmp_path, monkeypatch):
+    """Only an empty folder that the call made itself is removed."""
+    (tmp_path / "toy").mkdir()
+    monkeypatch.setattr(bundle, "_write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        publish_toy(tmp_path)
+    assert (tmp_path / "toy").exists()
+
+
+def test_publisher_outlives_the_failure_of_another(publish_toy, tmp_path, monkeypatch):
+    """The other one removes the empty folder just before this one makes a folder in it."""
+    make = tempfile.mkdtemp
+
+    def late(**given: Any) -> str:
+        monkeypatch.setattr(tempfile, "mkdtemp", make)
+        (tmp_path / "toy").rmdir()
+        return make(**given)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", late)
+    bundle.load(publish_toy(tmp_path))
 
 
 def test_publish_skips_numbers_that_are_files(publish_toy, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from latentd import bundle
 from latentd.client import Client
+from latentd.training.__main__ import main
 from latentd.training.adopt import adopt, sources
 from latentd.training.errors import TrainingError
 from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
@@ -305,6 +308,31 @@ def test_adopt_needs_no_torch(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert f"published: {tmp_path / 'models' / 'bytes' / '1'}" in ended.stdout
+
+
+def terminated(*_: Any, **__: Any) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    for _ in range(10):  # Python looks for signals between two steps
+        pass
+
+
+@pytest.mark.parametrize("moment", ["a check", "publishing"])
+def test_sigterm_leaves_nothing(tmp_path, monkeypatch, capsys, moment):
+    """Temporary files go, and so does the model's folder."""
+    encoder, decoder = byte_pair(tmp_path)
+    card, models, temporary = tmp_path / "card.toml", tmp_path / "models", tmp_path / "temporary"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in COMMON.items()]
+    card.write_text("\n".join([*lines, 'z_layout = "NHWC"']))
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    where, name = (subprocess, "run") if moment == "a check" else (bundle, "_write")
+    monkeypatch.setattr(where, name, terminated)
+    words = ["adopt", "--onnx", encoder, decoder, "--card", card, "--bundles", models]
+    assert main([*map(str, words), "--name", "bytes"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "\nlatentd: terminated. Nothing was published.\n"
+    assert not list(temporary.iterdir())
+    assert not list(models.glob("*"))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def refuse(

@@ -34,9 +34,12 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert_same_run(whole, parts)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status", "what"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
 def test_stopped_run_prints_how_to_resume_and_loses_nothing(
-    cli: Cli, tmp_path: Path, number: int, status: int
+    cli: Cli, tmp_path: Path, number: int, status: int, what: str
 ) -> None:
     out = tmp_path / "stopped"
     command = [*TRAIN, "--out", out, *TINY, "--epochs", "100000"]
@@ -49,7 +52,7 @@ def test_stopped_run_prints_how_to_resume_and_loses_nothing(
         _, err = process.communicate()
     assert process.returncode == status
     assert err.rstrip().endswith(
-        f"latentd: interrupted. Continue with: latentd train --out {out} --resume"
+        f"latentd: {what}. Continue with: latentd train --out {out} --resume"
     )
     assert "Traceback" not in err
     epochs = len(checkpoint.load(out / "last.pt").history) + 2

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from latentd.training import signals
 from latentd.training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -145,18 +146,19 @@ def add(commands: Any) -> None:
 def _adopt(arguments: argparse.Namespace) -> None:
     route = next(name for name in _EXTRAS if getattr(arguments, name))
     arguments.extra = _EXTRAS[route]
-    from latentd.training.adopt import adopt
+    with signals.raising_sigterm():
+        from latentd.training.adopt import adopt
 
-    adopt(
-        _route(arguments),
-        arguments.card,
-        arguments.bundles,
-        arguments.name,
-        arguments.images,
-        arguments.expected,
-        arguments.rows,
-        lambda line: print(line, flush=True),
-    )
+        adopt(
+            _route(arguments),
+            arguments.card,
+            arguments.bundles,
+            arguments.name,
+            arguments.images,
+            arguments.expected,
+            arguments.rows,
+            lambda line: print(line, flush=True),
+        )
 
 
 def _route(arguments: argparse.Namespace) -> Route:
