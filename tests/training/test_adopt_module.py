@@ -8,7 +8,7 @@ import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -422,6 +422,35 @@ def test_bad_models_are_refused_by_their_graphs(tmp_path, net, sentence):
     assert not (tmp_path / "models").exists()
 
 
+class ChannelsLast(Blocks):
+    def encode(self, x: Tensor) -> Any:
+        return self.down(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def decode(self, z: Tensor) -> Any:
+        return self.up(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Moments(NamedTuple):
+    mu: Tensor
+    sigma: Tensor
+
+
+class Deviates(Blocks):
+    def encode(self, x: Tensor) -> Any:
+        return Moments(self.down(x), torch.full_like(self.down(x), 0.1))
+
+
+class WritesInPlace(Blocks):
+    def encode(self, x: Tensor) -> Any:
+        return self.down(x.mul_(0.5)) * 2
+
+
+def test_code_that_writes_into_its_rows(tmp_path):
+    net = WritesInPlace()
+    folder, _ = published(sources.module(net), tmp_path)
+    assert_answers(folder, lambda x: (Blocks().encode(x),), net.decode)
+
+
 class AnyChannels(Blocks):
     def encode(self, x: Tensor) -> Any:
         return functional.avg_pool2d(x, 4)
@@ -439,6 +468,16 @@ class AnyChannels(Blocks):
             "The card has tensors, which are names in ONNX graphs",
         ),
         (Blocks, {"posterior": "gaussian"}, r"decode\(z\) does not take what encode\(x\) gives, "),
+        (
+            ChannelsLast,
+            {"layout": "NHWC", "sizes": {"h": 32, "w": 32}},
+            r"and the card must: z_layout. x is NHWC, and z has 4 axes: \[8, 8, 4\] a row\.",
+        ),
+        (
+            Deviates,
+            {"posterior": "gaussian"},
+            r"encode\(x\) returns a Moments with sigma; expected the log-variance.* 2 \* sigma",
+        ),
         (AnyChannels, {}, r"takes several numbers of channels, of 3, 1, 4; give channels in the"),
     ],
 )

@@ -35,7 +35,7 @@ class Half(nn.Module):
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        return self._form(self._function(rows))
+        return self._form(self._function(rows.clone()))  # it may write into them
 
     @property
     def like(self) -> Tensor:

@@ -12,6 +12,8 @@ from latentd.training.errors import TrainingError
 
 _MEANS: Final = ("mean", "mu", "embedding")
 _LOG_VARS: Final = ("logvar", "log_var", "log_covariance")
+_WIDTHS: Final = ("sigma", "std", "stddev", "scale")
+"""Names of standard deviations, which are no log-variances."""
 _POINTS: Final = ("latents", "latent")
 _DECODED: Final = ("sample", "reconstruction")
 
@@ -29,6 +31,7 @@ def latent(returned: Any) -> tuple[Tensor, ...]:
     mean, log_var = _member(returned, _MEANS), _member(returned, _LOG_VARS)
     if isinstance(mean, Tensor) and isinstance(log_var, Tensor):
         return mean, log_var
+    _refuse_widths(returned)
     if _are_tensors(returned) and len(returned) <= 2:
         return tuple(returned)
     point = _member(returned, _POINTS)
@@ -39,6 +42,17 @@ def latent(returned: Any) -> tuple[Tensor, ...]:
         f"an object with latent_dist, with latents, or with a mean ({', '.join(_MEANS)}) and a "
         f"log-variance ({', '.join(_LOG_VARS)}). Adopt an object whose encode returns one of them."
     )
+
+
+def _refuse_widths(returned: Any) -> None:
+    """Raise TrainingError if it names a standard deviation."""
+    for name in _WIDTHS:
+        if isinstance(_member(returned, (name,)), Tensor):
+            raise TrainingError(
+                f"encode(x) returns a {type(returned).__name__} with {name}; expected the "
+                f"log-variance. Return (mean, log_var), where log_var is 2 * {name}.log(), or "
+                f"torch.distributions.Normal(mean, {name})."
+            )
 
 
 def decoded(returned: Any) -> tuple[Tensor, ...]:

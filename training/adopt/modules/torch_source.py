@@ -87,6 +87,11 @@ def _decoded(
 ) -> tuple[Tensor, Sequence[Tensor], Card]:
     """Rows of z as the decoder takes them, what it gives, and the card with what they show."""
     whole = given[0]
+    if whole.ndim in _FIRST and card.is_channels_last and card.z_layout is None:
+        raise TrainingError(
+            f"The model does not say, and the card must: z_layout. x is {card.layout}, and z has "
+            f"{whole.ndim} axes: {list(whole.shape[1:])} a row."
+        )
     if whole.ndim in _FIRST:
         card = dataclasses.replace(card, z_layout=card.z_layout or _FIRST[whole.ndim])
     if len(given) == 2:
