@@ -140,7 +140,8 @@ def _free(card: Card, layout: str | None, rows: Tensor) -> list[int]:
 def _exported(
     half: Half, rows: Tensor, names: Names, free: Sequence[int], report: Report
 ) -> OnnxFile:
-    model = torch_export.export(half, rows, names, free, report)
+    # Exporters stop at strides of a tensor that is part of another one.
+    model = torch_export.export(half, rows.contiguous(), names, free, report)
     if node := graph_checks.random_node(model):
         if node.op_type == "BatchNormalization":
             raise AdmissionError(
