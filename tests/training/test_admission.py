@@ -41,19 +41,19 @@ def test_a_good_model_is_admitted_and_each_check_reports_its_figures(capsys, mon
     )
     assert likelihood == "likelihood: none, as the card has no likelihood"
     assert random == "random nodes: none among 7 of the encoder and 7 of the decoder"
-    assert sizes == "sizes: 5 run: 16x16, 32x32, 48x80, 80x48, 256x256"
+    assert sizes == "sizes: 6 run: 16x16, 24x24, 32x32, 48x80, 80x48, 256x256"
     assert repeats == "determinism: mean, log_var, x have the same bytes in 3 runs"
     assert "mean 0, log_var 0, x 0" in batches
-    assert "at 5 of 5 sizes: mean " in agreement
+    assert "at 6 of 6 sizes: mean " in agreement
     assert "finite in float32; largest values: mean 2, x 255" in extremes
     assert branches == "branches: the reference gives the same at the extremes, in 11 comparisons"
     assert colors.startswith(
         "colors: none is better than as declared, and as good: 0..1 RGB, 0..255 BGR and 0..1 BGR: "
         "0..255 RGB 20."
     )
-    assert costs.count(" s to encode, ") == 5
+    assert costs.count(" s to encode, ") == 6
     json.dumps(figures, allow_nan=False)
-    assert figures["sizes"]["run"][2] == {"h": 48, "w": 80}
+    assert figures["sizes"]["run"][3] == {"h": 48, "w": 80}
     assert figures["agreement"]["max_abs_difference"]["mean"] < 1e-5
     assert all(cost["mebibytes"] > 0 for cost in figures["costs"]["of_one_row"])
 
@@ -140,8 +140,8 @@ def test_sizes_that_were_not_run_are_told(monkeypatch):
     lines: list[str] = []
     figures = admit(spoiled(), lines.append)
     assert lines[1].startswith(
-        "sizes: 4 run: 16x16, 32x32, 48x80, 80x48; not run: what is larger, up to 256x256, as "
-        "64x64 might take "
+        "sizes: 5 run: 16x16, 24x24, 32x32, 48x80, 80x48; not run: what is larger, up to 256x256, "
+        "as 64x64 might take "
     )
     assert figures["sizes"]["not_run"] == [{"h": 256, "w": 256}]
 
@@ -217,7 +217,7 @@ def test_vectors_without_a_range():
 def test_rows_with_one_free_axis():
     axes = {"t": Axis("t", 4, 8, 64, 16)}
     lines = lines_of(linear(["t"], "vector", (-1.0, 1.0), axes=axes))
-    assert lines[1] == "sizes: 5 run: 8, 16, 24, 40, 64"
+    assert lines[1] == "sizes: 6 run: 8, 12, 16, 24, 40, 64"
 
 
 def test_gray_images_of_floats():

@@ -143,6 +143,30 @@ def test_an_encoder_with_a_baked_size(lengths, axes):
     )
 
 
+def test_an_encoder_that_takes_even_numbers_of_units_only():
+    """Every size but an odd number of units hides it: the smallest, the default, its doublings."""
+    windows = [
+        node("SpaceToDepth", [BEFORE], ["windows"], blocksize=2),
+        node("DepthToSpace", ["windows"], [AFTER], blocksize=2),
+    ]
+    message = refusal(spoiled(encoder=inserted("mean", windows)))
+    assert message.startswith(
+        "encoder.onnx does not take every h and w of the card: at h 24, w 24 it fails"
+    )
+    assert message.endswith("Correct min, max and multiple_of of that axis in the card's sizes.")
+
+
+def test_results_that_are_not_finite_at_some_sizes():
+    nodes = [
+        node("Size", [BEFORE], ["elements"]),
+        node("Greater", ["elements", "many"], ["is_large"]),
+        node("Where", ["is_large", "nan", BEFORE], [AFTER]),
+    ]
+    constants = {"many": np.array(200), "nan": np.float32("nan")}
+    message = refusal(spoiled(encoder=inserted("mean", nodes, constants)))
+    assert message.startswith("encoder.onnx gives at h 48, w 80 a mean that is not finite; ")
+
+
 def test_a_decoder_with_a_baked_size():
     reshape = [node("Reshape", [BEFORE, "baked"], [AFTER])]
     change = inserted("colors", reshape, {"baked": np.array([-1, 3, 4, 4])})
@@ -172,7 +196,7 @@ def test_sizes_that_the_card_promises_and_the_net_does_not_take():
     assert message.startswith(
         "encoder.onnx does not take every h and w of the card: at h 24, w 24 it gives mean as"
     )
-    assert message.endswith("Correct the lengths that the card gives that axis.")
+    assert message.endswith("Correct min, max and multiple_of of that axis in the card's sizes.")
 
 
 def test_a_card_with_wrong_shapes():

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
-from latentd.shapes import Sizes
+import numpy as np
+import numpy.typing as npt
+
+from latentd.shapes import Axis, Sizes
 from latentd.training import machine
 from latentd.training.adopt.checks.finding import Finding
 from latentd.training.adopt.checks.graphs import GraphFailed
 from latentd.training.adopt.checks.memory import Peak
 from latentd.training.adopt.checks.subject import Subject, format_list, format_short, format_sizes
 from latentd.training.errors import AdmissionError
+
+Array = npt.NDArray[Any]
 
 _MAX_ELEMENTS: Final = 1 << 20  # in a row of the usual sizes
 _MAX_SECONDS: Final = 60.0  # of one row of the largest size, of all CPUs together
@@ -21,8 +26,8 @@ _UNEVEN: Final = (1.5, 2.5)  # of the default length, along the first axis, the 
 
 
 def check(subject: Subject) -> Finding:
-    """Run one row at the smallest size, the default, uneven ones and the largest, or the largest
-    that time and memory allow. Keeps the sizes in the subject."""
+    """Run one row at the smallest size, the default, uneven and odd ones and the largest, or the
+    largest that time and memory allow. Keeps the sizes in the subject."""
     if not subject.manifest.axes:
         _require(subject, subject.default)
         return Finding("one, as no axis is free", {"run": [dict(subject.default)]})
@@ -66,7 +71,11 @@ class _Cost(NamedTuple):
 
 def _usual(subject: Subject) -> list[Sizes]:
     axes = subject.manifest.axes
-    found: list[Sizes] = [subject.default, {name: axis.min for name, axis in axes.items()}]
+    found: list[Sizes] = [
+        subject.default,
+        {name: axis.min for name, axis in axes.items()},
+        {name: _odd(axis) for name, axis in axes.items()},
+    ]
     for factors in (_UNEVEN, _UNEVEN[::-1]):
         found.append(
             {
@@ -79,6 +88,14 @@ def _usual(subject: Subject) -> list[Sizes]:
         found += [subject.default | {name: axis.min} for name, axis in axes.items()]
         found += [subject.default | {name: axis.max} for name, axis in axes.items()]
     return _cheap(subject, found)
+
+
+def _odd(axis: Axis) -> int:
+    """An odd number of units above the smallest length, which windows and halvings do not divide;
+    the smallest if there is none."""
+    units = axis.min // axis.multiple_of + 1
+    length = (units + 1 - units % 2) * axis.multiple_of
+    return length if length <= axis.max else axis.min
 
 
 def _cheap(subject: Subject, sizes: list[Sizes]) -> list[Sizes]:
@@ -142,7 +159,7 @@ def _require(subject: Subject, sizes: Sizes) -> None:
     if others := [name for name in guilty if _runs_elsewhere(subject, name, sizes[name])]:
         raise AdmissionError(
             f"{graph} does not take every {format_list(others)} of the card: {tried}. Correct "
-            "the lengths that the card gives that axis."
+            "min, max and multiple_of of that axis in the card's sizes."
         )
     raise AdmissionError(
         f"{graph} is frozen to one {axes}: it runs at {format_sizes(default)}, but {tried}. "
@@ -163,9 +180,21 @@ def _failure(subject: Subject, sizes: Sizes) -> tuple[str, str] | None:
     """The graph that fails at these sizes, and why; None: both run."""
     graph = "encoder.onnx"
     try:
-        mean = subject.graphs.encode(subject.rows(sizes, 1))["mean"]
+        encoded = subject.graphs.encode(subject.rows(sizes, 1))
+        _require_finite(graph, encoded, sizes)
         graph = "decoder.onnx"
-        subject.graphs.decode(mean)
+        _require_finite(graph, subject.graphs.decode(encoded["mean"]), sizes)
     except GraphFailed as error:
         return graph, str(error)
     return None
+
+
+def _require_finite(graph: str, outputs: Mapping[str, Array], sizes: Sizes) -> None:
+    """Raise AdmissionError for NaN or infinity. Bytes hide them, which the check of extremes
+    finds."""
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise AdmissionError(
+                f"{graph} gives at {format_sizes(sizes)} a {name} that is not finite; expected "
+                "finite numbers at every size of the card. Correct the model, or the card's sizes."
+            )
