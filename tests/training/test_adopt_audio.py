@@ -23,7 +23,7 @@ CARD: dict[str, Any] = {
     "scale": 2.0,
     "shift": 0.25,
     "prior": "none",
-    "licence": "MIT",
+    "license": "MIT",
     "source": "a test",
     "sample_rate": RATE,
     "sizes": {"t": {"min": 64, "max": 1 << 16, "default": 1024}},

@@ -30,7 +30,7 @@ from tests.support.small_diffusers import (
 
 pytestmark = pytest.mark.timeout(600)  # each adopts a model, which a loaded machine does slowly
 
-SOURCE = 'source = "a test"\nlicence = "MIT"\n'
+SOURCE = 'source = "a test"\nlicense = "MIT"\n'
 SIZES = "[sizes]\n" + "".join(f"{a} = {{ min = 16, max = 132, default = 32 }}\n" for a in "hw")
 SECONDS = "[sizes]\nt = { min = 320, max = 16000, default = 8000 }\n"
 WITHOUT = """
@@ -227,4 +227,4 @@ def test_what_neither_the_card_nor_the_folder_says_is_asked_for_at_once(
     )
     assert status == 2
     assert "there is no scaling_factor, so the card must give scale and shift" in out
-    assert "the card must: sizes.h, sizes.w, scale, shift, licence, source." in err
+    assert "the card must: sizes.h, sizes.w, scale, shift, license, source." in err

@@ -47,7 +47,7 @@ def test_config_fills_in_the_card(tmp_path: Path) -> None:
     assert (card.posterior, card.prior) == ("gaussian", "none")
     assert card.sizes["h"] == card.sizes["w"] == {"min": 8, "max": 512, "default": 64}
     assert "scale 0.18215, shift 0.1159" in lines[0]
-    assert (card.licence, card.source) == (None, None)
+    assert (card.license, card.source) == (None, None)
 
 
 def test_a_mean_and_a_deviation_of_each_channel(tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_the_card_may_not_normalize_otherwise(tmp_path: Path) -> None:
 def test_the_card_has_the_last_word_on_what_is_no_fact(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
     h = {"min": 16, "max": 32, "default": 16}
-    given = {"prior": "standard-normal", "licence": "Apache-2.0", "sizes": {"h": h, "w": 64}}
+    given = {"prior": "standard-normal", "license": "Apache-2.0", "sizes": {"h": h, "w": 64}}
     card, lines = filled(config(tmp_path), **given)
-    assert (card.prior, card.licence, card.sizes) == tuple(given.values())
+    assert (card.prior, card.license, card.sizes) == tuple(given.values())
     assert len(lines) == 1
 
 
@@ -175,7 +175,7 @@ def test_wrong_config_is_refused(tmp_path: Path, text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("front", "licence"),
+    ("front", "license"),
     [
         ("---\nlicense: mit\ntags: []\n---\n", "mit"),
         ("---\nlicense: 'openrail++'\n---\n", "openrail++"),
@@ -184,9 +184,9 @@ def test_wrong_config_is_refused(tmp_path: Path, text: str, words: str) -> None:
         ("# A model\nlicense: mit\n", None),
     ],
 )
-def test_the_license_is_that_of_the_readme(tmp_path: Path, front: str, licence: str | None) -> None:
+def test_the_license_is_that_of_the_readme(tmp_path: Path, front: str, license: str | None) -> None:
     (tmp_path / "README.md").write_text(front)  # of the pipeline
-    assert filled(config(tmp_path / "vae"))[0].licence == licence
+    assert filled(config(tmp_path / "vae"))[0].license == license
 
 
 def optimum(folder: Path, **graphs: Any) -> Path:

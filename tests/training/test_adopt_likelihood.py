@@ -32,7 +32,7 @@ CARD: dict[str, Any] = {
     "scale": 1.0,
     "shift": 0.0,
     "prior": "standard-normal",
-    "licence": "MIT",
+    "license": "MIT",
     "source": "a test",
     "sizes": {"h": 16, "w": 24},
 }

@@ -29,7 +29,7 @@ CARD: dict[str, Any] = {
     "scale": 2.0,
     "shift": 0.5,
     "prior": "none",
-    "licence": "MIT",
+    "license": "MIT",
     "source": "a test",
     "posterior": "point",
     "sizes": {"h": SIZE, "w": SIZE},

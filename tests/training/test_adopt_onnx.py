@@ -32,7 +32,7 @@ COMMON: dict[str, Any] = {
     "scale": 1.0,
     "shift": 0.0,
     "prior": "none",
-    "licence": "MIT",
+    "license": "MIT",
     "source": "a test",
 }
 KL = COMMON | {
@@ -91,7 +91,7 @@ def test_kl_autoencoder_is_served_at_every_size(tmp_path, start_server, opset):
     assert {axis.multiple_of for axis in manifest.axes.values()} == {4}
     assert (manifest.posterior, manifest.prior) == ("gaussian", None)
     assert manifest.tiles["decoder"].exact
-    assert manifest.origin["licence"] == "MIT"
+    assert manifest.origin["license"] == "MIT"
     assert set(manifest.origin["files"]) == {"vae_encoder/model.onnx", "vae_decoder/model.onnx"}
     assert manifest.parity
     server = start_server(tmp_path / "models")
@@ -350,7 +350,7 @@ def refuse(
         (
             {},
             r"the card must: range \(or mean and std\), sizes.h, sizes.w, scale, shift, prior, "
-            "licence, source. `latentd adopt --card-template`",
+            "license, source. `latentd adopt --card-template`",
         ),
         (KL | {"posterior": "point"}, "card says posterior = 'point'; the graphs say 'gaussian'"),
         (KL | {"layout": "NHWC"}, "card says layout = 'NHWC'; the graphs say 'NCHW'"),

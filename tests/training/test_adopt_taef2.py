@@ -17,7 +17,7 @@ from tests.support import taef2
 
 CARD = """\
 source = "TAEF2, by Ollin Boer Bohan"
-licence = "MIT"
+license = "MIT"
 range = [0.0, 1.0]
 scale = 1.0
 shift = 0.0

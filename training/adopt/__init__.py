@@ -5,7 +5,7 @@
     adopt(sources.onnx("encoder.onnx", "decoder.onnx"), "card.toml", "models", "mine")
 
     card = {"range": [-1, 1], "scale": 1, "shift": 0, "prior": "none", "sizes": {"h": 64, "w": 64}}
-    card |= {"licence": "MIT", "source": "my thesis"}
+    card |= {"license": "MIT", "source": "my thesis"}
     adopt(sources.module(vae), card, "models", "mine")  # vae.encode(x), vae.decode(z)
 
 `sources` has a function for each place that a model may come from. No module of this package

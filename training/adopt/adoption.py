@@ -130,7 +130,7 @@ def _manifest(name: str, described: Net, source: Source) -> Manifest:
             "kind": "adopted",
             **source.origin,
             "source": card.source,
-            "licence": card.licence,
+            "license": card.license,
             "card": card.document(),
         },
         precision=_precision(pair),

@@ -38,7 +38,7 @@ TEMPLATE: Final = """\
 
 # Where the model comes from, and what its license allows. Both are kept in the bundle.
 source = "https://example.com/my-model"
-licence = "MIT"
+license = "MIT"
 
 # The order of the axes of images: "NCHW" (PyTorch) or "NHWC" (TensorFlow), and the same of latents.
 # Of audio: "NCT" or "NTC". Clients have images as height, width, channels, audio as samples,
@@ -190,7 +190,7 @@ _KEYS: Final[Mapping[str, schema.Check]] = {
     "shift": _CHANNELS,
     "prior": schema.one_of(*PRIORS),
     "likelihood": _Likelihood(),
-    "licence": schema.text(1000),
+    "license": schema.text(1000),
     "source": schema.text(1000),
     "tensors": schema.Fields({}, dict.fromkeys(TENSORS, schema.text(1000))),
     "sample_rate": schema.integer(1, 1 << 24),
@@ -215,7 +215,7 @@ class Card:
     shift: tuple[float, ...] | None = None
     prior: str | None = None
     likelihood: str | Mapping[str, Any] | None = None
-    licence: str | None = None
+    license: str | None = None
     source: str | None = None
     tensors: Mapping[str, str] = field(default_factory=dict)
     sample_rate: int | None = None

@@ -106,7 +106,7 @@ def missing(card: Card, pair: OnnxPair) -> list[str]:
             keys.append("range (or mean and std)")
         keys += [f"sizes.{axis}" for axis in pair.axes if axis not in card.sizes and card.layout]
         keys += ["sample_rate"] if pair.kind == "audio" and card.sample_rate is None else []
-    names = ("posterior", "scale", "shift", "prior", "licence", "source")
+    names = ("posterior", "scale", "shift", "prior", "license", "source")
     return keys + [name for name in names if getattr(card, name) is None]
 
 

@@ -19,7 +19,7 @@ def digest(path: Path) -> dict[str, Any]:
         return {"sha256": found, "bytes": file.tell()}
 
 
-def licence(*folders: Path) -> str | None:
+def license(*folders: Path) -> str | None:
     """The `license` of the first README that begins with one, as model hubs have it; license_name
     where the license is "other"."""
     for folder in folders:

@@ -173,7 +173,7 @@ class VaeConfig:
             )
         card = card.filled(facts, f"diffusers and the {self.name} say")
         folder = self.path.parent
-        card = card.with_defaults({"licence": model_files.licence(folder, folder.parent)})
+        card = card.with_defaults({"license": model_files.license(folder, folder.parent)})
         if not self.is_known:
             return card
         # A decoder of a diffusion model is not trained for draws of N(0, I).

@@ -23,7 +23,7 @@ from latentd.training.adopt.reference import NetReference
 from latentd.training.adopt.source import Report, Source
 from latentd.training.errors import AdmissionError, TrainingError
 
-_ASKED: Final = ("scale", "shift", "prior", "licence", "source")
+_ASKED: Final = ("scale", "shift", "prior", "license", "source")
 _FIRST: Final = {3: "NCT", 4: "NCHW"}
 """The layout of tensors with so many axes, channels first."""
 
