@@ -1,52 +1,40 @@
 """Reads a folder of pictures into one array of bytes.
 
-Serving follows the same rules. The EXIF orientation is applied. Transparency is blended onto white.
-16-bit values are scaled to 8 bits. CMYK, palette and other color spaces become RGB. With --color
-auto, all become RGB if any picture has color, and grey otherwise.
+Each picture is read by the rules of `picture`. With --color auto, all become RGB if any picture has
+color, and grey otherwise.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from latentd.training import machine
 from latentd.training.config import parse_size
 from latentd.training.errors import TrainingError
-from latentd.training.files import open_plain, printable, require_memory
+from latentd.training.files import printable, require_memory
 from latentd.training.image_files import SUFFIXES, Search, find
+from latentd.training.picture import (
+    Bad,
+    Header,
+    Pixels,
+    read_header,
+    read_picture,
+    warnings_ignored,
+)
 
 S = TypeVar("S")
 T = TypeVar("T")
-Pixels = npt.NDArray[np.uint8]
-
 _GREY: Final = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
-_SIXTEEN_BITS: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # I: of 32, which must not use them
-_WITHOUT_RULE: Final = ("F", "LAB")  # floats have no known range; Pillow converts no LAB
-_TURN: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> the operation that turns the picture upright."""
-
-_ORIENTATION: Final = 0x0112
 _PROGRESS_FROM: Final = 256  # with fewer pictures, no progress bar is shown
 _THREADS: Final = 16
 _BYTES_A_PIXEL: Final = 16  # approximate memory to decode, convert and resize a picture
@@ -83,22 +71,6 @@ class Pictures(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Bad(NamedTuple):
-    """Why a file cannot be used."""
-
-    reason: str  # the same text for all files with this fault
-    detail: str = ""  # for this file only
-
-
-class _Header(NamedTuple):
-    """A picture's size and mode after it is turned."""
-
-    height: int
-    width: int
-    mode: str  # Pillow's mode
-    animated: bool
-
-
 def pixels_in_memory(shape: tuple[int, ...]) -> Pixels:
     """As `Allocate`. Raises TrainingError if the pixels need more than half of the memory."""
     require_memory("images", math.prod(shape), "Pass a smaller --image-size.")
@@ -126,12 +98,12 @@ def read_pictures(
             f"{', '.join(SUFFIXES)}."
         )
     resized = parse_size(settings.size) if settings.size else None
-    with _warnings_ignored():
-        read_header = partial(_header, turned=resized is None)
-        headers = _each(read_header, found.paths, _THREADS, f"looking at {printable(folder)}")
-        good = {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, _Header)}
-        bad = {path: _Bad(reason) for path, reason in found.unreadable.items()}
-        bad |= {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, _Bad)}
+    with warnings_ignored():
+        look = partial(read_header, turned=resized is None)
+        headers = _each(look, found.paths, _THREADS, f"looking at {printable(folder)}")
+        good = {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, Header)}
+        bad = {path: Bad(reason) for path, reason in found.unreadable.items()}
+        bad |= {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, Bad)}
         sizes = Counter((h.height, h.width) for h in good.values())
         colored = any(header.mode not in _GREY for header in good.values())
         mode = "RGB" if settings.color == "rgb" or (settings.color == "auto" and colored) else "L"
@@ -170,86 +142,15 @@ def read_pictures(
 
 def _read_into(
     place: tuple[int, Path], pixels: Pixels, mode: str, resized: tuple[int, int] | None
-) -> _Bad | None:
+) -> Bad | None:
     """Read a picture into its row. Those of another size are reported later."""
     row, path = place
-    picture = _read(path, mode, resized)
-    if isinstance(picture, _Bad):
+    picture = read_picture(path, mode, resized)
+    if isinstance(picture, Bad):
         return picture
     if picture.shape == pixels.shape[1:]:
         pixels[row] = picture
     return None
-
-
-def _header(path: Path, turned: bool) -> _Header | _Bad:
-    """turned: whether the orientation matters. A PNG stores it after its pixels."""
-    try:
-        with open_plain(path) as file, Image.open(file) as image:
-            height, width = image.size[::-1]
-            if turned and _orientation(image) in (5, 6, 7, 8):
-                height, width = width, height
-            if image.mode in _WITHOUT_RULE:
-                return _Bad(f"of mode {image.mode}, which has no rule")
-            return _Header(height, width, image.mode, getattr(image, "is_animated", False))
-    except Exception as error:  # a foreign file can make Pillow raise anything
-        return _fault(error)
-
-
-def _read(path: Path, mode: str, resized: tuple[int, int] | None) -> Pixels | _Bad:
-    """A picture read by the module's rules, in mode L or RGB. resized: height and width."""
-    try:
-        with open_plain(path) as file, Image.open(file) as opened:
-            turn = _TURN.get(_orientation(opened))
-            image: Image.Image = opened
-            if image.mode in _SIXTEEN_BITS:
-                values = np.asarray(image)
-                if values.min() < 0 or values.max() > 0xFFFF:
-                    return _Bad("of 32-bit values, which have no rule")
-                image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-            elif image.has_transparency_data:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            image = image.convert(mode)
-            if turn is not None:
-                image = image.transpose(turn)
-            if resized:
-                image = image.resize(resized[::-1], Image.Resampling.LANCZOS)
-            return np.asarray(image)
-    except Exception as error:  # as above
-        return _fault(error)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. A damaged EXIF gives 1, upright. This reads only the tag,
-    because ImageOps rewrites the EXIF, which fails for some cameras."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns it as it reads the pixels
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # as above
-        return 1
-
-
-def _fault(error: Exception) -> _Bad:
-    """Describe an error of Pillow or the file system. Equal faults get equal text."""
-    if isinstance(error, UnidentifiedImageError):
-        return _Bad("no picture of a kind that is read")
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return _Bad(f"of more than {Image.MAX_IMAGE_PIXELS:,} pixels")
-    if isinstance(error, OSError) and error.errno:
-        return _Bad(f"unreadable ({error.strerror})")
-    return _Bad("damaged", str(error) or type(error).__name__)
-
-
-@contextmanager
-def _warnings_ignored() -> Iterator[None]:
-    """Ignore Pillow's warnings about files that it can read. The warning that a picture may be too
-    large to decode is an error here. Filters apply to the process, not to a thread."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 def _each(work: Callable[[S], T], items: Sequence[S], threads: int, title: str) -> list[T]:
@@ -267,13 +168,13 @@ def _each(work: Callable[[S], T], items: Sequence[S], threads: int, title: str) 
         )
 
 
-def _threads(headers: Iterable[_Header]) -> int:
+def _threads(headers: Iterable[Header]) -> int:
     """How many threads can decode the largest picture at once in a quarter of available memory."""
     largest = max((header.height * header.width for header in headers), default=1)
     return max(1, min(_THREADS, machine.memory() // 4 // (largest * _BYTES_A_PIXEL)))
 
 
-def _faults(where: str, bad: dict[Path, _Bad], good: int) -> list[str]:
+def _faults(where: str, bad: dict[Path, Bad], good: int) -> list[str]:
     if not bad:
         return []
     return [
@@ -282,7 +183,7 @@ def _faults(where: str, bad: dict[Path, _Bad], good: int) -> list[str]:
     ]
 
 
-def _by_reason(bad: dict[Path, _Bad]) -> str:
+def _by_reason(bad: dict[Path, Bad]) -> str:
     """'2 damaged (a.png: image file is truncated, b.png: ...), 1 unreadable (...)'."""
     reasons: dict[str, list[str]] = {}
     for path, (reason, detail) in bad.items():
@@ -294,7 +195,7 @@ def _by_reason(bad: dict[Path, _Bad]) -> str:
     )
 
 
-def _of_several_sizes(where: str, headers: dict[Path, _Header]) -> str:
+def _of_several_sizes(where: str, headers: dict[Path, Header]) -> str:
     sizes: dict[str, list[str]] = {}
     for path, header in headers.items():
         sizes.setdefault(f"{header.height}x{header.width}", []).append(printable(path))
@@ -311,7 +212,7 @@ def _first(texts: Sequence[str], count: int) -> str:
     return ", ".join([*texts[:count], *more])
 
 
-def _note(where: str, counts: str, headers: list[_Header], row: tuple[int, ...]) -> str:
+def _note(where: str, counts: str, headers: list[Header], row: tuple[int, ...]) -> str:
     """The files found, and the conversions chosen for pictures that differ."""
     modes = Counter(header.mode for header in headers)
     made_of = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())

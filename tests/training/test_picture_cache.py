@@ -27,13 +27,13 @@ Cli = Callable[..., tuple[int, str, str]]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The pictures that have been decoded."""
     paths: list[Path] = []
-    read = image_folder._read
+    read = image_folder.read_picture
 
     def counted(path: Path, *rest: object) -> object:
         paths.append(path)
         return read(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(image_folder, "_read", counted)
+    monkeypatch.setattr(image_folder, "read_picture", counted)
     return paths
 
 
@@ -151,12 +151,12 @@ from pathlib import Path
 from latentd.training import image_folder
 from latentd.training.config import Config
 from latentd.training.data import load
-read = image_folder._read
+read = image_folder.read_picture
 def noted(*arguments):
     with open({str(tmp_path / "decoded")!r}, "a") as file:
         file.write("x")
     return read(*arguments)
-image_folder._read = noted
+image_folder.read_picture = noted
 print(load(Config(data="images:{picture_folder}"), Path({str(tmp_path / "run")!r})).digest)
 """
     command = [sys.executable, "-c", code]

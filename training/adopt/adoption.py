@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
-from PIL import Image, ImageOps
 
 from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
@@ -30,6 +29,7 @@ from latentd.training.adopt.onnx_pair import OnnxPair
 from latentd.training.adopt.pictures import Pictures
 from latentd.training.adopt.source import Report, Route, Source
 from latentd.training.errors import TrainingError
+from latentd.training.picture import Bad, read_picture
 from latentd.training.tolerances import TOLERANCES
 
 Array = npt.NDArray[Any]
@@ -67,8 +67,6 @@ def adopt(
     given = None if real is None else real_rows.read(real, manifest)
     if given is not None and described.is_image and not pictures:
         pictures = list(given[:_MAX_IMAGES])
-    reference = source.reference(card)
-    ends = described.ends and NetRange(*described.ends)
     density = described.density
     likelihood = None if density is None else density.graph(manifest.x)
     readings = {
@@ -76,7 +74,14 @@ def adopt(
         for correction, other in (density.others if density else {}).items()
     }
     candidate = Candidate(
-        *(manifest, encoding, decoding, reference, pictures, ends, card.color_order, owners),
+        manifest,
+        encoding,
+        decoding,
+        source.reference(card),
+        images=pictures,
+        net_range=described.ends and NetRange(*described.ends),
+        color_order=card.color_order,
+        expected=owners,
         likelihood=likelihood,
         readings=readings,
         rows=given,
@@ -104,7 +109,7 @@ def adopt(
     files = {
         bundle.ENCODER: encoding,
         bundle.DECODER: decoding,
-        bundle.GOLDEN: _golden(manifest, reference, rows, likelihood),
+        bundle.GOLDEN: _golden(manifest, candidate.reference, rows, likelihood),
     }
     if likelihood is not None:
         files[bundle.LIKELIHOOD] = likelihood
@@ -277,10 +282,9 @@ def _pictures(folder: Path) -> list[Array]:
         raise TrainingError(f"--images {folder} has no pictures: {found.summary()}.")
     pictures = []
     for path in found.paths[:_MAX_IMAGES]:
-        try:
-            with Image.open(path) as picture:
-                turned = ImageOps.exif_transpose(picture).convert("RGB")
-        except Exception as error:  # a foreign file can make Pillow raise anything
-            raise TrainingError(f"--images: {path} cannot be read: {error}.") from None
-        pictures.append(np.asarray(turned))
+        read = read_picture(path)
+        if isinstance(read, Bad):
+            detail = f": {read.detail}" if read.detail else ""
+            raise TrainingError(f"--images: {path} is {read.reason}{detail}. Remove or replace it.")
+        pictures.append(read)
     return pictures
