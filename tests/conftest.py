@@ -53,8 +53,11 @@ E2E = (
             "threads",
         )
     ),
-    *(f"training/test_adopt_{name}.py" for name in ("audio", "diffusers", "likelihood", "onnx")),
-    "training/test_adopt_module.py",
+    *(
+        f"training/test_adopt_{name}.py"
+        for name in ("audio", "diffusers", "likelihood", "module", "module_refused", "onnx")
+    ),
+    "training/test_adopt_onnx_refused.py",
     *("training/test_spatial.py", "training/test_spatial_runs.py", "training/test_train.py"),
 )
 """Folders and modules that `make test` leaves to `make test-e2e`: they run whole commands or

@@ -109,8 +109,8 @@ def _provider(bundles: Path) -> str:
 
 
 def free_port() -> int:
-    """A port that no process listens on now, outside the range from which the kernel gives ports
-    to whoever asks for any."""
+    """A port that no process listens on now. The kernel gives no such port to a process that asks
+    for any port."""
     with socket.socket() as one:
         while True:
             with suppress(OSError):

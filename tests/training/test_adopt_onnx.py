@@ -8,51 +8,21 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 from latentd import bundle
 from latentd.client import Client
 from latentd.training.__main__ import main
-from latentd.training.adopt import adopt, sources
-from latentd.training.errors import TrainingError
+from latentd.training.adopt import adoption
+from latentd.training.image_folder import Settings, read_pictures
+from tests.support.adoption import COMMON, FREE, KL, photographs, published, refuse, run
 from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
-
-FREE = {name: {"min": 16, "max": 256, "default": 64} for name in "hw"}
-COMMON: dict[str, Any] = {
-    "scale": 1.0,
-    "shift": 0.0,
-    "prior": "none",
-    "license": "MIT",
-    "source": "a test",
-}
-KL = COMMON | {
-    "range": [-1.0, 1.0],
-    "scale": 0.18215,
-    "shift": 0.25,
-    "clip_log_var": [-6.0, 7.0],
-    "sizes": FREE,
-}
-
-
-def run(graph: Path, rows: np.ndarray) -> list[np.ndarray]:
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    arrays: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: rows})
-    return arrays
-
-
-def photographs(height: int, width: int, count: int = 2) -> np.ndarray:
-    picture = load_sample_images().images[1]
-    return np.stack([picture[50 * i : 50 * i + height, 90 : 90 + width] for i in range(count)])
 
 
 def of_net(x: np.ndarray) -> np.ndarray:
@@ -70,14 +40,6 @@ def to_bytes(x: np.ndarray) -> np.ndarray:
 def assert_pixels(found: np.ndarray, expected: np.ndarray) -> None:
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
-
-
-def published(pair: tuple[Path, Path], card: dict[str, Any], root: Path, **more: Any) -> Path:
-    lines: list[str] = []
-    folder = adopt(sources.onnx(*pair), card, root, "adopted", report=lines.append, **more)
-    assert all(lines)
-    assert lines[-1] == f"published: {folder}"
-    return folder
 
 
 @pytest.mark.parametrize("opset", [11, 18])
@@ -270,11 +232,23 @@ def test_pictures_of_the_owner(tmp_path):
     assert (x == x[..., :1]).all(), "golden rows are gray, as the pictures are"
     (pictures / "b.png").write_bytes(b"no picture")
     root = tmp_path / "other"
-    refuse("b.png cannot be read", pair, card, root, images=tmp_path / "pictures")
+    refuse(
+        "b.png is no picture of a kind that is read", pair, card, root, images=tmp_path / "pictures"
+    )
     data = (pictures / "a.png").read_bytes()
     start = data.index(b"IDAT")  # the length is before it
     (pictures / "b.png").write_bytes(data[: start - 4] + bytes([0, 0, 0, 10]) + data[start:])
-    refuse("b.png cannot be read: broken PNG", pair, card, root, images=tmp_path / "pictures")
+    refuse("b.png is damaged: broken PNG", pair, card, root, images=tmp_path / "pictures")
+
+
+def test_pictures_of_the_owner_are_read_as_in_training(tmp_path):
+    transparent = np.dstack([photographs(40, 50, 1)[0], np.zeros((40, 50), np.uint8)])
+    Image.fromarray(transparent).save(tmp_path / "a.png")
+    sixteen_bits = np.arange(2000, dtype=np.uint16).reshape(40, 50) * 32
+    Image.fromarray(sixteen_bits).save(tmp_path / "b.png")
+    expected = read_pictures(tmp_path, Settings(color="rgb")).pixels
+    np.testing.assert_array_equal(adoption._pictures(tmp_path), expected)
+    assert (expected[0] == 255).all()
 
 
 def test_cut_at_the_moments(tmp_path):
@@ -333,110 +307,3 @@ def test_sigterm_leaves_nothing(tmp_path, monkeypatch, capsys, moment):
     assert not list(temporary.iterdir())
     assert not list(models.glob("*"))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-def refuse(
-    words: str, pair: tuple[Path, Path], card: dict[str, Any], root: Path, **more: Any
-) -> None:
-    """It is refused with these words, and nothing is published."""
-    with pytest.raises(TrainingError, match=words):
-        adopt(sources.onnx(*pair), card, root / "models", "refused", report=lambda _: None, **more)
-    assert not (root / "models").exists()
-
-
-@pytest.mark.parametrize(
-    ("card", "words"),
-    [
-        (
-            {},
-            r"the card must: range \(or mean and std\), sizes.h, sizes.w, scale, shift, prior, "
-            "license, source. `latentd adopt --card-template`",
-        ),
-        (KL | {"posterior": "point"}, "card says posterior = 'point'; the graphs say 'gaussian'"),
-        (KL | {"layout": "NHWC"}, "card says layout = 'NHWC'; the graphs say 'NCHW'"),
-        (KL | {"scale": [1.0, 2.0]}, "scale has 2 numbers; expected one, or one for each of 4"),
-        (KL | {"tensors": {"mean": "nothing"}}, "no tensor named 'nothing'; its outputs are"),
-        (
-            KL | {"sizes": {n: {"min": 16, "max": 64, "default": 30} for n in "hw"}},
-            "makes 7 positions of h 30, which does not divide it",
-        ),
-        (
-            KL | {"sizes": {n: s | {"multiple_of": 6} for n, s in FREE.items()}},
-            "sizes.h.multiple_of is 6; expected a multiple of 4",
-        ),
-        (KL | {"sizes": {"h": FREE["h"] | {"max": 255}, "w": 64}}, "sizes.h.max is 255; expected"),
-    ],
-)
-def test_card_that_does_not_fit_is_refused(tmp_path, card, words):
-    refuse(words, kl_pair(tmp_path / "owner"), card, tmp_path)
-
-
-def test_encoder_that_draws_is_refused(tmp_path):
-    card = KL | {"posterior": "point"}
-    words = "draws random numbers .* RandomNormalLike. .* name the tensors before the draw"
-    refuse(words, kl_pair(tmp_path / "owner", draws=True), card, tmp_path)
-
-
-def test_fixed_batch_is_refused(tmp_path):
-    refuse("takes exactly 1 rows at once", kl_pair(tmp_path / "owner", batch=1), KL, tmp_path)
-
-
-def test_outputs_that_are_not_clear_are_asked_for(tmp_path):
-    pair = kl_pair(tmp_path / "owner", names=("one", "other"))
-    refuse(r"outputs 'one', 'other'. Name the latent's under \[tensors\]", pair, KL, tmp_path)
-    card = KL | {"tensors": {"mean": "one", "log_var": "other"}}
-    assert published(pair, card, tmp_path / "models").exists()
-
-
-def test_graphs_of_two_models_are_refused(tmp_path):
-    encoder, _ = kl_pair(tmp_path / "owner")
-    _, decoder = byte_pair(tmp_path / "other")
-    card = KL | {"z_layout": "NHWC", "posterior": "gaussian"}
-    refuse("Are these two graphs of one model", (encoder, decoder), card, tmp_path)
-
-
-def externalized(path: Path, location: str) -> None:
-    """Move a graph's weights to another file; the graph names that by `location`."""
-    model = onnx.load(path)
-    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    model = onnx.load(path, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = location
-    path.write_bytes(model.SerializeToString())
-
-
-def test_external_data_in_the_folder_is_embedded(tmp_path):
-    encoder, decoder = kl_pair(tmp_path / "owner")
-    externalized(encoder, "weights.bin")
-    folder = published((encoder, decoder), KL, tmp_path / "models")
-    (encoder.parent / "weights.bin").unlink()
-    assert "vae_encoder/weights.bin" in bundle.load(folder).manifest.origin["files"]
-    assert len(run(folder / "encoder.onnx", photographs(32, 32))) == 2
-
-
-@pytest.mark.parametrize("way", ["parent", "absolute", "link"])
-def test_external_data_outside_the_folder_is_refused(tmp_path, way):
-    encoder, decoder = kl_pair(tmp_path / "owner")
-    outside = tmp_path / "owner" / "weights.bin"
-    location = {"parent": "../weights.bin", "absolute": str(outside), "link": "link.bin"}[way]
-    externalized(encoder, location)
-    (encoder.parent / "weights.bin").rename(outside)
-    (encoder.parent / "link.bin").symlink_to(outside)
-    refuse("keeps weights in .*, which is outside its folder", (encoder, decoder), KL, tmp_path)
-
-
-@pytest.mark.parametrize("location", ["circle", "weights\0.bin"])
-def test_external_data_that_no_file_can_be_is_refused(tmp_path, location):
-    encoder, decoder = kl_pair(tmp_path / "owner")
-    externalized(encoder, location)
-    (encoder.parent / "circle").symlink_to("circle")
-    refuse("keeps weights in .*, which no file can be", (encoder, decoder), KL, tmp_path)
-
-
-def test_other_files_are_refused(tmp_path):
-    encoder, decoder = kl_pair(tmp_path / "owner")
-    encoder.write_bytes(b"\x80\x04no graph")
-    refuse("is not an ONNX file", (encoder, decoder), KL, tmp_path)
-    refuse("cannot be read: No such file", (tmp_path / "none.onnx", decoder), KL, tmp_path)
