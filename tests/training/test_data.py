@@ -34,6 +34,19 @@ def test_digits_are_bytes_over_the_whole_range() -> None:
     assert set(dataset.train.y.tolist()) == set(range(10))
 
 
+def test_mnist_5k_has_500_digits_of_each_class() -> None:
+    dataset = load(Config(data="mnist-5k"))
+    assert dataset.spec == RowSpec((28, 28), "uint8")
+    parts = (dataset.train, dataset.validation, dataset.test)
+    assert [len(part) for part in parts] == [4050, 450, 500]
+    labels = torch.cat([part.y for part in parts if part.y is not None])
+    assert torch.bincount(labels).tolist() == [500] * 10
+    assert torch.bincount(parts[2].y).min() > 30  # the file is sorted by class; the parts are not
+    ink = torch.cat([part.x for part in parts]).float().mean(0)
+    assert ink.max() == ink[6:22, 8:20].max(), "digits are in the middle of their images"
+    assert ink[0].max() < 2, "the edges are black"
+
+
 def test_labels_stay_with_their_rows() -> None:
     digits = load_digits()
     images = np.round(digits.images * 255 / 16).astype(np.uint8)
