@@ -239,8 +239,10 @@ def _check_dark_bytes(name: str, x: Tensor) -> list[str]:
     """A warning if the bytes probably have another range than 0..255. Bytes of only 0 and 1 are
     rejected: the net would see 0 and 1/255, and the posterior would collapse. No flag overrides
     this, because multiplying by 255 loses nothing."""
-    if x.dtype != torch.uint8 or (largest := int(x.max())) > _DARK:
+    # In parts, because most data is bright in the first, and all of it may be larger than memory.
+    if x.dtype != torch.uint8 or any(int(part.max()) > _DARK for part in torch.split(x, 1024)):
         return []
+    largest = int(x.max())
     if largest <= 1:
         raise TrainingError(
             f"{name}: the largest byte is {largest} of 255, so all rows are black, or nearly. If "

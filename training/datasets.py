@@ -151,8 +151,13 @@ def _images(where: str, config: Config, run: Path | None) -> Arrays:
         make = partial(read_pictures, folder, settings, found, order)
         key = json.dumps([found.digest(), *settings, config.seed])
         pictures = PictureCache(run).pictures(key, make)
-    pixels, labels, classes, notes = pictures
-    return Arrays(pixels, labels, classes=classes, notes=notes, permuted=True)
+    return Arrays(
+        pictures.pixels,
+        pictures.labels,
+        classes=pictures.classes,
+        notes=pictures.notes,
+        permuted=True,
+    )
 
 
 def permutation(config: Config, rows: int) -> npt.NDArray[np.int64]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ _PROGRESS_FROM: Final = 256  # with fewer pictures, no progress bar is shown
 _THREADS: Final = 16
 _BYTES_A_PIXEL: Final = 16  # approximate memory to decode, convert and resize a picture
 _FILES_LISTED: Final = 3  # files that a report names per reason
+_QUEUED: Final = 4096  # files handed to the threads at once: each takes memory
 
 
 Allocate = Callable[[tuple[int, ...]], Pixels]
@@ -63,12 +64,14 @@ class Settings(NamedTuple):
 
 class Pictures(NamedTuple):
     """pixels: uint8 (rows, height, width) for grey, (rows, height, width, 3) for RGB; labels:
-    int64 (rows,), an index into `classes` (the folders' names), or None; notes: sentences."""
+    int64 (rows,), an index into `classes` (the folders' names), or None; notes: sentences;
+    left_out: one line for each file that cannot be used."""
 
     pixels: Pixels
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def pixels_in_memory(shape: tuple[int, ...]) -> Pixels:
@@ -87,8 +90,8 @@ def read_pictures(
     """Read every picture below `folder`, in the order of their paths, permuted by `order`.
 
     found: the files of the folder, if `find` has found them already. Raises TrainingError for a
-    folder without pictures and for pictures of several sizes. Unless settings.skip_bad, files that
-    cannot be used raise one TrainingError that reports them all.
+    folder without pictures, and for pictures of several sizes before it decodes any. Unless
+    settings.skip_bad, files that cannot be used raise one TrainingError that reports them all.
     """
     found = found or find(folder)
     where = f"images:{printable(folder)}"
@@ -110,8 +113,9 @@ def read_pictures(
         shape = resized or max(sizes, key=lambda s: sizes[s], default=(0, 0))
         row = (*shape, 3) if mode == "RGB" else shape
         kept, pixels = list[Path](), np.empty((0, *row), np.uint8)
-        while good:
-            kept = [list(good)[number] for number in order(len(good))]
+        if good and (resized or len(sizes) == 1):
+            paths = list(good)
+            kept = [paths[number] for number in order(len(paths))]
             pixels = allocate((len(kept), *row))
             threads, title = _threads(good.values()), f"reading {printable(folder)}"
             read_into = partial(_read_into, pixels=pixels, mode=mode, resized=resized)
@@ -119,8 +123,7 @@ def read_pictures(
             damaged = {path: fault for path, fault in zip(kept, results, strict=True) if fault}
             bad |= damaged
             good = {path: header for path, header in good.items() if path not in damaged}
-            if not (damaged and settings.skip_bad):
-                break  # otherwise once more: the order depends on the number of rows
+            kept, pixels = _without(damaged, kept, pixels)
     faults = [] if settings.skip_bad and good else _faults(where, bad, len(good))
     if len(sizes) > 1 and not resized:
         faults.append(_of_several_sizes(where, good))
@@ -137,35 +140,52 @@ def read_pictures(
         counts = zip(classes, np.bincount(labels), strict=True)
         named = _first([f"{name} ({count:,})" for name, count in counts], 10)
         notes.append(f"{where}: the names of {len(classes)} folders are the labels: {named}.")
-    return Pictures(pixels, labels, classes, tuple(notes))
+    left_out = tuple(f"{printable(path)}: {' '.join(fault).strip()}" for path, fault in bad.items())
+    return Pictures(pixels, labels, classes, tuple(notes), left_out)
 
 
 def _read_into(
     place: tuple[int, Path], pixels: Pixels, mode: str, resized: tuple[int, int] | None
 ) -> Bad | None:
-    """Read a picture into its row. Those of another size are reported later."""
+    """Read a picture into its row."""
     row, path = place
     picture = read_picture(path, mode, resized)
     if isinstance(picture, Bad):
         return picture
-    if picture.shape == pixels.shape[1:]:
-        pixels[row] = picture
+    if picture.shape != pixels.shape[1:]:
+        return Bad("of another size than its header says")
+    pixels[row] = picture
     return None
+
+
+def _without(
+    damaged: Collection[Path], kept: list[Path], pixels: Pixels
+) -> tuple[list[Path], Pixels]:
+    """The paths and their rows without the damaged ones. The last rows take their places, so that
+    nothing is decoded again and few rows are moved."""
+    kept, row = list(kept), 0
+    while row < len(kept):
+        if kept[row] not in damaged:
+            row += 1
+        elif (last := kept.pop()) not in damaged:
+            kept[row], pixels[row] = last, pixels[len(kept)]
+    return kept, pixels[: len(kept)]
 
 
 def _each(work: Callable[[S], T], items: Sequence[S], threads: int, title: str) -> list[T]:
     # Pillow releases the interpreter's lock while it decodes, so threads suffice.
-    with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(work, items)
-        return list(
-            tqdm(
-                results,
-                desc=title,
-                total=len(items),
-                unit="picture",
-                disable=None if len(items) >= _PROGRESS_FROM else True,
-            )
-        )
+    results: list[T] = []
+    few = len(items) < _PROGRESS_FROM
+    pool = ThreadPoolExecutor(threads)
+    try:
+        with tqdm(desc=title, total=len(items), unit="picture", disable=few or None) as bar:
+            for start in range(0, len(items), _QUEUED):
+                for result in pool.map(work, items[start : start + _QUEUED]):
+                    results.append(result)
+                    bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt waits only for what is being read
+    return results
 
 
 def _threads(headers: Iterable[Header]) -> int:

@@ -3,6 +3,7 @@
 OUT/pictures/pixels.npy     uint8 (rows, height, width[, 3])
              labels.npy     int64 (rows,), if the folders' names are labels
              pictures.json  what they were made from: other files or settings make them again
+             left_out.txt   the files that cannot be used, one a line, with the reasons
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ FOLDER: Final = "pictures"
 _PIXELS: Final = "pixels.npy"
 _LABELS: Final = "labels.npy"
 _RECORD: Final = "pictures.json"
+_LEFT_OUT: Final = "left_out.txt"
 _LOCK: Final = ".lock"
 _WRITING: Final = ".{}.writing"
 
@@ -97,6 +99,7 @@ class PictureCache:
                 return None
             # Copy on write: the file keeps its bytes, and torch gets an array that it may write.
             pixels = np.load(self._file(_PIXELS), mmap_mode="c", allow_pickle=False)
+            pixels = pixels[: record["rows"]]
             labels = np.load(self._file(_LABELS), allow_pickle=False) if record["labels"] else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -124,9 +127,10 @@ class PictureCache:
             np.save(self._file(_LABELS), made.labels)
         record = {
             "key": key,
+            "rows": len(made.pixels),  # damaged pictures leave rows after these
             "labels": made.labels is not None,
             "classes": made.classes,
-            "notes": made.notes,
+            "notes": [*made.notes, *self._list(made.left_out)],
         }
         writing = self._file(_WRITING.format(_RECORD))
         with writing.open("w") as file:
@@ -134,3 +138,12 @@ class PictureCache:
             file.flush()
             os.fsync(file.fileno())
         writing.replace(self._file(_RECORD))
+
+    def _list(self, left_out: Sequence[str]) -> list[str]:
+        """Write the list of files that cannot be used. Returns a sentence about it, if any are."""
+        path = self._file(_LEFT_OUT)
+        path.unlink(missing_ok=True)
+        if not left_out:
+            return []
+        path.write_text("".join(f"{line}\n" for line in left_out))
+        return [f"{printable(path)} lists all files that cannot be used: {len(left_out):,}."]

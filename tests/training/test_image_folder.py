@@ -107,6 +107,23 @@ def test_folder_of_bad_files_only_is_rejected_even_when_skipping(tmp_path: Path)
         read_pictures(tmp_path, Settings(skip_bad=True))
 
 
+@pytest.mark.parametrize("damaged", [[0], [9], [8, 9], [0, 9], [1, 4, 8], list(range(9))])
+def test_rows_of_damaged_images_are_filled(tmp_path: Path, damaged: list[int]) -> None:
+    """Whatever the order, rows, labels and files belong together."""
+    for i in range(10):
+        path = save(tmp_path / str(i % 2) / f"{i}.png", (i, 2 * i, 3 * i))
+        if i in damaged:
+            path.write_bytes(path.read_bytes()[:44])
+    order = np.random.default_rng(0).permutation
+    pictures = read_pictures(tmp_path, Settings(skip_bad=True), order=order)
+    shown = pictures.pixels[:, 0, 0, 0].tolist()
+    assert (pictures.pixels == pictures.pixels[:, :1, :1]).all()
+    assert sorted(shown) == [i for i in range(10) if i not in damaged]
+    if pictures.labels is not None:
+        assert [i % 2 for i in shown] == pictures.labels.tolist()
+    assert len(pictures.left_out) == len(damaged)
+
+
 GREY = np.arange(72, dtype=np.uint8).reshape(8, 9)
 
 

@@ -107,20 +107,53 @@ def test_interrupted_writing_is_not_taken(
 
 
 def test_damaged_pictures_are_left_out_of_the_cache(
-    picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], decoded: list[Path]
 ) -> None:
     damaged = picture_folder / "cats" / "01.png"
     damaged.write_bytes(damaged.read_bytes()[:200])
+    (picture_folder / "dogs" / "text.png").write_text("no picture")
     config = Config(data=f"images:{picture_folder}")
-    with pytest.raises(TrainingError, match="1 of 40 files cannot be used: 1 damaged"):
+    with pytest.raises(TrainingError, match="2 of 41 files cannot be used: 1 no picture"):
         load(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config = Config(data=config.data, bad_images="skip")
     capsys.readouterr()
-    found = load(config, tmp_path / "run")
-    assert "40 files found, 39 taken, 1 left out" in capsys.readouterr().err
+    decoded.clear()
+    run = tmp_path / "run"
+    found = load(config, run)
+    said = capsys.readouterr().err
+    assert "41 files found, 39 taken, 2 left out" in said
+    listed = run / "pictures" / "left_out.txt"
+    assert f"{listed} lists all files that cannot be used: 2." in said
+    assert sorted(line.partition(": ")[0] for line in listed.read_text().splitlines()) == [
+        str(damaged),
+        str(picture_folder / "dogs" / "text.png"),
+    ]
+    assert_same(load(config, run), found)
+    assert capsys.readouterr().err == said
+    assert len(decoded) == 40, "one damaged picture must not have all decoded again"
     assert_same(found, load(config))
     assert sum(len(part) for part in (found.train, found.validation, found.test)) == 39
+
+
+def test_list_of_bad_files_goes_when_none_is_left(picture_folder: Path, tmp_path: Path) -> None:
+    bad = picture_folder / "dogs" / "text.png"
+    bad.write_text("no picture")
+    config = Config(data=f"images:{picture_folder}", bad_images="skip")
+    load(config, tmp_path / "run")
+    bad.unlink()
+    load(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "pictures" / "left_out.txt").exists()
+
+
+def test_several_sizes_are_told_before_decoding(
+    picture_folder: Path, tmp_path: Path, decoded: list[Path]
+) -> None:
+    Image.new("RGB", (5, 5)).save(picture_folder / "dogs" / "small.png")
+    with pytest.raises(TrainingError, match="pictures are of 2 sizes"):
+        load(Config(data=f"images:{picture_folder}"), tmp_path / "run")
+    assert not decoded
+    assert not (tmp_path / "run").exists()
 
 
 def test_folder_of_bad_files_only_leaves_no_run(tmp_path: Path) -> None:
