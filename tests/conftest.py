@@ -58,7 +58,7 @@ E2E = (
         for name in ("audio", "diffusers", "likelihood", "module", "module_refused", "onnx")
     ),
     "training/test_adopt_onnx_refused.py",
-    *("training/test_spatial.py", "training/test_spatial_runs.py", "training/test_train.py"),
+    *(f"training/test_{name}.py" for name in ("spatial", "spatial_runs", "tracked_runs", "train")),
 )
 """Folders and modules that `make test` leaves to `make test-e2e`: they run whole commands or
 trainings, or try many mutations."""

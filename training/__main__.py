@@ -22,7 +22,9 @@ from latentd.training.errors import TrainingError
 from latentd.training.evaluation import command as evaluation
 
 PROGRAM: Final = "latentd"
-_CHANGEABLE: Final = ("epochs", "patience", "checkpoint_seconds", "device", "precision", "threads")
+_CHANGEABLE: Final = (
+    *("epochs", "patience", "checkpoint_seconds", "tracker", "device", "precision", "threads"),
+)
 """Settings that may change when a run resumes."""
 _OUT_OF_MEMORY: Final = r"out of memory|can't allocate memory"  # torch's messages: GPU, CPU
 _MEMORY_ADVICE: Final = (
@@ -34,7 +36,8 @@ _TRAIN: Final = """\
 Train a variational autoencoder and write a folder:
   last.pt, best.pt      what --resume continues; the best validation ELBO, for export
   log.jsonl             one JSON line for each epoch, in nats per example
-  tensorboard/          the same for `tensorboard --logdir OUT` (pip install tensorboard)
+  tensorboard/          the same for `tensorboard --logdir OUT` (pip install tensorboard);
+                        --tracker mlflow or wandb keeps it there instead
   reconstructions.png, samples.png, interpolation.png, curves.png
 """
 _TRAIN_EXAMPLES: Final = """\

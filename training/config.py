@@ -14,6 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, get_args, get_type_hints
 
+from latentd.training import trackers
 from latentd.training.errors import TrainingError
 
 
@@ -162,6 +163,13 @@ class Config:
     )
     checkpoint_seconds: float = _field(
         60.0, "write last.pt this often within an epoch, besides at the end of each", above=0
+    )
+    tracker: str = _field(
+        "tensorboard",
+        "where to follow the run, besides log.jsonl: tensorboard, files in OUT/tensorboard; "
+        "mlflow, a database beside OUT or MLFLOW_TRACKING_URI (pip install 'latentd[mlflow]'); "
+        "wandb, offline in OUT/wandb or as WANDB_MODE says (pip install 'latentd[wandb]'); none",
+        choices=(*trackers.KINDS, trackers.NONE),
     )
     precision: str = _field(
         "auto",

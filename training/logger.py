@@ -1,29 +1,24 @@
 """Logs a run's progress: a progress bar, one line per epoch on standard output and in log.jsonl,
-and the same numbers for TensorBoard. Under torchrun, only the main process logs."""
+and the same numbers for a tracker. Under torchrun, only the main process logs."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from latentd.training import distributed
-
-LOG: Final = "log.jsonl"
-EVENTS: Final = "tensorboard"  # tensorboard --logdir OUT
-_PARTS: Final = ("train", "validation")
+from latentd.training import distributed, run_log
+from latentd.training.trackers.background import tracking
 
 
 class RunLogger:
-    """The log of the run in a folder. It rewrites log and events from `history`, because the old
-    files may be truncated."""
+    """The log of the run in a folder. It rewrites the log from `history`, because the old file may
+    be truncated."""
 
     def __init__(
         self, out: Path, header: dict[str, Any], history: list[dict[str, Any]], steps: int
@@ -45,13 +40,13 @@ class RunLogger:
             )
         )
         if self.is_main:
-            self.file = self.stack.enter_context((self.out / LOG).open("w"))
-            shutil.rmtree(self.out / EVENTS, ignore_errors=True)
-            self.events = self.stack.enter_context(SummaryWriter(str(self.out / EVENTS)))
+            self.file = self.stack.enter_context((self.out / run_log.FILE).open("w"))
             self.log(self.header)
             for line in self.history:
                 print(json.dumps(line), file=self.file)
-                self._plot(line)
+            self.file.flush()
+            tracker = self.header["run"]["tracker"]
+            self.wake = self.stack.enter_context(tracking(tracker, self.out, distributed.notice))
         return self
 
     def __exit__(
@@ -70,7 +65,7 @@ class RunLogger:
         """Record one finished epoch."""
         self.log(line)
         if self.is_main:
-            self._plot(line)
+            self.wake()
         if "validation_elbo" in line:
             self.bar.set_postfix(validation_elbo=round(line["validation_elbo"], 2), refresh=False)
 
@@ -81,12 +76,3 @@ class RunLogger:
         text = json.dumps(line, allow_nan=False)
         tqdm.write(text, file=sys.stdout)
         print(text, file=self.file, flush=True)
-
-    def _plot(self, line: dict[str, Any]) -> None:
-        """Combine train_elbo and validation_elbo into one plot, elbo. Other terms do the same."""
-        for name, value in line.items():
-            part, _, term = name.partition("_")
-            if part in _PARTS:
-                self.events.add_scalar(f"{term}/{part}", value, line["epoch"])
-            elif isinstance(value, int | float) and name != "epoch":
-                self.events.add_scalar(name, value, line["epoch"])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
+from latentd import __version__
 from latentd.training import (
     augmentation,
     checkpoint,
@@ -20,6 +23,7 @@ from latentd.training import (
     machine,
     networks,
     threads,
+    trackers,
 )
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
@@ -45,6 +49,7 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
     Standard output and log.jsonl get one JSON line for the run, one for each epoch and one for
     the test rows. The input is checked completely before `out` is created.
     """
+    trackers.require(config.tracker)
     with _no_denormals(), distributed.processes(_device(config, saved)) as device:
         dataset = data.load(config, out)
         config = _resolve_config(config, dataset.spec.shape, device)
@@ -163,6 +168,12 @@ def _header(run: Trainer) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "device": str(run.device),
         "processes": distributed.process_count(),
+        "versions": {
+            "latentd": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
     }
 
 

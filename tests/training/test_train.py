@@ -17,6 +17,7 @@ from PIL import Image
 
 from latentd.training import checkpoint, data
 from latentd.training.config import Config
+from tests.support.events import tensorboard_values
 from tests.support.runs import TINY, TRAIN, assert_same_run, lines, untimed
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -87,17 +88,8 @@ def test_out_is_rejected_when_it_is_a_file(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_the_values_of_the_log(whole: Path) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
-    (path,) = (whole / "tensorboard").iterdir()
-    # Records of length, its checksum, an event, its checksum (TensorFlow's record format).
-    data, plotted = path.read_bytes(), {}
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        event = Event.FromString(data[12 : 12 + length])
-        for value in event.summary.value:
-            plotted[value.tag, event.step] = value.simple_value
-        data = data[16 + length :]
+    values = tensorboard_values(whole)
+    plotted = {(tag, step): value.simple_value for tag, step, value in values}
     for line in lines(whole)[1:-1]:
         for tag, name in (("elbo/train", "train_elbo"), ("rate/validation", "validation_rate")):
             assert math.isclose(plotted[tag, line["epoch"]], line[name], rel_tol=1e-6)

@@ -109,6 +109,7 @@ def _finish(folder: Path, config: Config) -> None:
             device=saved.config.device,
             precision=saved.config.precision,
             threads=saved.config.threads,
+            tracker=saved.config.tracker,
         )
         if networks.resolve_architecture(decided, saved.spec.shape) != saved.config:
             raise TrainingError(
@@ -120,6 +121,6 @@ def _finish(folder: Path, config: Config) -> None:
         # An interrupted run keeps its kind of device unless --device names another.
         given = {name: getattr(config, name) for name in ("device", "precision", "threads")}
         given = {name: value for name, value in given.items() if value not in ("auto", 0)}
-        config = dataclasses.replace(saved.config, **given)
+        config = dataclasses.replace(saved.config, **given, tracker=config.tracker)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         train(config, folder, saved)
