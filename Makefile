@@ -60,7 +60,7 @@ sbom: $(VENV)/released  ## build/sbom.json: what is in the serving image (VARIAN
 	$(RUN)cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
 	    --output-file build/sbom.json build/sbom/bin/python
 
-demo: install  ## train on the digits, export, serve, call every RPC, leave pictures in demo/
+demo: install  ## train on MNIST digits, export, serve, call every RPC, leave pictures in demo/
 	PATH="$(abspath $(RUN)):$$PATH" deploy/demo.sh demo
 
 test: install  ## unit and service tests, in under 3 minutes

@@ -242,7 +242,7 @@ def encode_pngs(rows: Iterable[Pixels]) -> list[bytes]:
     return files
 
 
-def make_grid(rows: Pixels, columns: int = 0, min_side: int = 512) -> bytes:
+def make_grid(rows: Pixels, columns: int = 0, min_side: int = 1024) -> bytes:
     """All rows in one PNG with `columns` columns (0: square), enlarged by a whole factor to about
     `min_side` pixels."""
     count, height, width = rows.shape[:3]

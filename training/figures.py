@@ -15,7 +15,7 @@ from torch import Tensor
 from latentd.training.model import Model, to_data
 
 _COLUMNS: Final = 12
-_WIDE: Final = 900  # approximate width in pixels: small images are enlarged to it
+_WIDE: Final = 1200  # approximate width in pixels: small images are enlarged to it
 _GAP: Final = 2  # pixels between images, before enlarging
 
 

@@ -83,7 +83,7 @@ def render(
         both = [
             _pixels(x, plan.x) for pair in worst + others for x in (pair.x, pair.reconstruction)
         ]
-        sheets["sheet.png"] = images.make_grid(_framed(both), 2 * _COLUMNS, min_side=1024)
+        sheets["sheet.png"] = images.make_grid(_framed(both), 2 * _COLUMNS)
     return sheets
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory) -> Path:
-    """The model of `make demo`: the digits with the default settings, published."""
+    """The digits with the default settings, published."""
     folder = tmp_path_factory.mktemp("pipeline")
     run, root = str(folder / "run"), folder / "models"
     assert latentd_train(["train", "--data", "digits", "--out", run]) == 0
