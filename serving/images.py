@@ -37,6 +37,7 @@ _SWAP_SIDES: Final = (5, 6, 7, 8)  # orientations that swap width and height
 _PNG_HEAD: Final = struct.Struct(">12s4sII")  # signature and length of IHDR, "IHDR", the sides
 _PNG_START: Final = (b"\x89PNG\r\n\x1a\n\0\0\0\r", b"IHDR")
 
+_GRID_SIDE: Final = 1024  # pixels
 NOT_PNG: Final = "this model's data is not 8-bit images"
 TRAINED_SIZE: Final = "Resize it like the training images"
 SAME_SIZE: Final = "All files of a request must have one size: send each size in its own request"
@@ -242,9 +243,9 @@ def encode_pngs(rows: Iterable[Pixels]) -> list[bytes]:
     return files
 
 
-def make_grid(rows: Pixels, columns: int = 0, min_side: int = 1024) -> bytes:
+def make_grid(rows: Pixels, columns: int = 0) -> bytes:
     """All rows in one PNG with `columns` columns (0: square), enlarged by a whole factor to about
-    `min_side` pixels."""
+    a thousand pixels."""
     count, height, width = rows.shape[:3]
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     lines = -(-count // columns)
@@ -256,7 +257,7 @@ def make_grid(rows: Pixels, columns: int = 0, min_side: int = 1024) -> bytes:
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = row
     image = _image(canvas)
-    scale = max(1, round(min_side / max(image.size)))
+    scale = max(1, round(_GRID_SIDE / max(image.size)))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     file = io.BytesIO()
     image.save(file, "PNG")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -207,8 +208,10 @@ def _checked(
             )
         if y.dtype.kind not in "iu":
             raise TrainingError(f"{name}: labels are {y.dtype}; make them integers.")
-    x = np.ascontiguousarray(x)
-    return torch.from_numpy(x), None if y is None else torch.from_numpy(y.astype(np.int64))
+    with warnings.catch_warnings():  # rows of a mapped file are read only, and nothing writes rows
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        rows = torch.from_numpy(np.ascontiguousarray(x))
+    return rows, None if y is None else torch.from_numpy(y.astype(np.int64))
 
 
 def _in_range(name: str, x: Array, beyond: list[str] | None) -> Array:

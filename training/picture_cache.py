@@ -97,8 +97,8 @@ class PictureCache:
             record = json.loads(self._file(_RECORD).read_text())
             if record["key"] != key:
                 return None
-            # Copy on write: the file keeps its bytes, and torch gets an array that it may write.
-            pixels = np.load(self._file(_PIXELS), mmap_mode="c", allow_pickle=False)
+            # Read only: for pages that may be written, the kernel would ask for as much memory.
+            pixels = np.load(self._file(_PIXELS), mmap_mode="r", allow_pickle=False)
             pixels = pixels[: record["rows"]]
             labels = np.load(self._file(_LABELS), allow_pickle=False) if record["labels"] else None
         except (OSError, ValueError, KeyError, TypeError):

@@ -71,6 +71,17 @@ def test_cache_is_shared_by_a_run_its_resumption_evaluation_and_export(
     assert len(decoded) == 40
 
 
+def test_cache_may_be_larger_than_the_memory(picture_folder: Path, tmp_path: Path) -> None:
+    """For a private mapping that may be written, the kernel asks for as much memory."""
+    config = Config(data=f"images:{picture_folder}")
+    rows = [load(config, tmp_path / "run").train.x for _ in range(2)]  # made, and found again
+    file = tmp_path / "run" / "pictures" / "pixels.npy"
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    modes = [fields[1] for fields in maps if fields[-1] == str(file)]
+    assert len(modes) == len(rows)
+    assert set(modes) == {"r--s"}
+
+
 @pytest.mark.parametrize("change", ["bytes", "new file", "size", "color", "seed"])
 def test_change_decodes_again(
     picture_folder: Path, tmp_path: Path, decoded: list[Path], change: str
