@@ -25,7 +25,9 @@ from latentd.transport.parser import add_token_parser
 TRAINING: Final = {
     "train": "train a VAE on your data: checkpoints, pictures, log",
     "evaluate": "measure a trained model: likelihood, latent space, samples",
-    "compare": "measure what a VAE is for, with a plain autoencoder as the baseline",
+    "compare": "train a VAE and an autoencoder, and test what VAEs are for",
+    "runs": "list the runs below a folder, with their figures",
+    "compare-runs": "say what differs between runs that were trained before",
     "export": "publish a checkpoint as the next version of a bundle",
     "adopt": "publish a model that was trained elsewhere, after checks",
 }

@@ -41,6 +41,11 @@ def test_adoption_of_graphs_loads_no_torch():
     assert not loaded & {"diffusers", "huggingface_hub", "safetensors", "torch"}
 
 
+def test_lists_of_runs_and_trackers_load_no_torch():
+    loaded = loaded_after("latentd.training.runs.command", "latentd.training.trackers.__main__")
+    assert not loaded & {"matplotlib", "numpy", "torch"}
+
+
 def test_client_loads_no_server_packages():
     loaded = loaded_after("latentd.client")
     assert not loaded & {"onnxruntime", "prometheus_client", "uvloop"}

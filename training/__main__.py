@@ -1,5 +1,5 @@
 """`latentd train`, `evaluate`, `compare`, `export` and `adopt`: from data, or from a model trained
-elsewhere, to a bundle."""
+elsewhere, to a bundle. `runs` and `compare-runs`: what was trained."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from latentd.training.comparison import command as comparison
 from latentd.training.config import Config, add_flags, flag
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation import command as evaluation
+from latentd.training.runs import command as runs
 
 PROGRAM: Final = "latentd"
 _CHANGEABLE: Final = (
@@ -233,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_export, after=lambda _: "Nothing was published.")
 
     adoption.add(commands)
+    runs.add(commands)
     return parser
 
 

@@ -3,6 +3,8 @@ and the same numbers for a tracker. Under torchrun, only the main process logs."
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import sys
 from contextlib import ExitStack
@@ -41,6 +43,8 @@ class RunLogger:
         )
         if self.is_main:
             self.file = self.stack.enter_context((self.out / run_log.FILE).open("w"))
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self.file, fcntl.LOCK_SH)  # tells `latentd runs` that the run is on
             self.log(self.header)
             for line in self.history:
                 print(json.dumps(line), file=self.file)

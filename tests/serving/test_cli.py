@@ -53,6 +53,8 @@ COMMANDS = [
     "train",
     "evaluate",
     "compare",
+    "runs",
+    "compare-runs",
     "export",
     "adopt",
     "bundle",
@@ -70,7 +72,7 @@ def test_help_lists_every_command_on_one_screen(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert len(text.splitlines()) <= 40
-    assert re.findall(r"^    (\w+)", text, re.MULTILINE) == COMMANDS
+    assert re.findall(r"^    ([\w-]+)", text, re.MULTILINE) == COMMANDS
 
 
 def test_version_is_that_of_the_package(capsys):

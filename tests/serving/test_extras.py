@@ -69,6 +69,14 @@ def test_bundle_needs_no_packages(toy_bundles, tmp_path):
     assert (status, text.splitlines()[0]) == (0, "toy version 1")
 
 
+def test_lists_of_runs_need_no_packages(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"run": {"data": "digits"}}\n')
+    status, text, _ = run("runs .", set(), tmp_path)
+    assert (status, text.splitlines()[0]) == (0, "digits: -")
+    status, text, _ = run("compare-runs . .", set(), tmp_path)
+    assert (status, "settings: the same" in text) == (0, True)
+
+
 def test_token_needs_no_packages(tmp_path):
     status, token, line = run("token someone", set(), tmp_path)
     assert (status, bool(token)) == (0, True)

@@ -30,6 +30,7 @@ examples:
   latentd compare --data idx:mnist --ood-data idx:fashion-mnist --architecture mlp --epochs 10 \\
       --likelihood bernoulli --binarization dynamic --out runs/compared-mnist
 
+To see what differs between runs that you have trained, use `latentd compare-runs`.
 Every other flag is one of `train`'s, for both models: see `train --help`. --epochs are those of
 the runs on the most rows; the others have as many steps.
 """
@@ -39,7 +40,7 @@ def add(commands: Any) -> None:
     """Add the subcommand to argparse's `commands`."""
     command = commands.add_parser(
         "compare",
-        help="VAE and plain autoencoder: textbook claims, measured",
+        help="train a VAE and a plain autoencoder: textbook claims, measured",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

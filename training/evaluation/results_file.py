@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from latentd.training import run_log
 from latentd.training.model import Model
-
-FILE: Final = "evaluation.json"
 
 
 def weights_digest(model: Model) -> str:
@@ -23,7 +22,7 @@ def weights_digest(model: Model) -> str:
 
 def write(folder: Path, result: dict[str, Any]) -> Path:
     """Write evaluation.json into the run's folder, where export finds it."""
-    path = folder / FILE
+    path = folder / run_log.EVALUATION
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     return path
 
@@ -32,7 +31,7 @@ def saved_evaluation(checkpoint: Path, weights: str) -> dict[str, Any]:
     """The results from evaluation.json in the checkpoint's folder. Returns {} unless they belong to
     these weights, evaluated on their own data."""
     try:
-        result = json.loads((checkpoint.parent / FILE).read_text())
+        result = json.loads((checkpoint.parent / run_log.EVALUATION).read_text())
     except (OSError, ValueError):
         return {}
     ours = isinstance(result, dict) and result.get("weights") == weights
