@@ -40,10 +40,13 @@ Array = npt.NDArray[Any]
 def rows(dataset: Dataset) -> tuple[Tensor, dict[str, int]]:
     """Up to ROWS real rows, test rows first, and the numbers of rows and test rows. Leaves out test
     rows outside the range, because a server rejects them."""
-    x = dataset.test.x.flatten(1)
-    inside = ((x >= 0) & (x <= dataset.spec.highest)).all(1)
-    test = dataset.test.x[inside][:ROWS]
-    more = torch.cat((dataset.validation.x, dataset.train.x))[: ROWS - len(test)]
+    test = dataset.test.x
+    if test.is_floating_point():
+        values = test.flatten(1)
+        test = test[((values >= 0) & (values <= dataset.spec.highest)).all(1)]
+    test = test[:ROWS]
+    # Only the first rows of each part: all of them may be larger than the memory.
+    more = torch.cat((dataset.validation.x[:ROWS], dataset.train.x[:ROWS]))[: ROWS - len(test)]
     return torch.cat((test, more)), {"rows": len(test) + len(more), "test_rows": len(test)}
 
 

@@ -12,7 +12,7 @@ import torch
 
 from latentd.training import parity
 from latentd.training import quantiles as common
-from latentd.training.data import Dataset
+from latentd.training.data import Dataset, max_batch_rows
 from latentd.training.model import AE, Model, gaussian_kl
 
 _BATCH: Final = 256
@@ -27,13 +27,15 @@ def quantiles(
     if isinstance(model, AE):
         return {}
     rows = dataset.train.x
-    picked = rows[torch.from_numpy(common.picked(len(rows)))]
+    picked = torch.from_numpy(common.picked(len(rows)))
+    batch = max_batch_rows(dataset.spec.shape, _BATCH)
     encode, decode, density = map(parity.session, (encoder, decoder, likelihood))
     errors, rates = [], []
-    for x in torch.split(picked, _BATCH):
-        latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, x, _BATCH).items()}
+    for numbers in torch.split(picked, batch):
+        x = rows[numbers]
+        latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, x, batch).items()}
         mean, log_var = latent["mean"], latent["log_var"]
-        params = torch.from_numpy(parity.run(decode, mean, _BATCH)["params"])
+        params = torch.from_numpy(parity.run(decode, mean, batch)["params"])
         errors.append(-parity.log_likelihood_of(density, x, params))
         rates.append(gaussian_kl(mean, log_var).double().numpy())
     return common.of(np.concatenate(errors), np.concatenate(rates))

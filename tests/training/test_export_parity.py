@@ -15,7 +15,8 @@ from latentd.models.loading import load_model
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import Provider
 from latentd.settings import Settings
-from latentd.training import checkpoint, onnx_graphs
+from latentd.training import checkpoint, onnx_graphs, parity
+from latentd.training.data import Dataset, Rows
 from latentd.training.model import VAE, to_data
 from tests.support import bad_bundles
 from tests.support.exports import export, session, source, train
@@ -198,3 +199,12 @@ def break_half(graph: bytes) -> bytes:
     doubled = onnx.numpy_helper.to_array(weight) * np.float16(2)
     weight.CopyFrom(onnx.numpy_helper.from_array(doubled, weight.name))
     return model.SerializeToString()
+
+
+def test_rows_for_the_check_are_taken_from_data_larger_than_the_memory() -> None:
+    def rows(count: int) -> Rows:
+        return Rows(torch.zeros(1, 4, 4, dtype=torch.uint8).expand(count, 4, 4), None)
+
+    x, counts = parity.rows(Dataset(rows(1 << 40), rows(1 << 40), rows(10), False, ""))
+    assert x.shape == (parity.ROWS, 4, 4)
+    assert counts == {"rows": parity.ROWS, "test_rows": 10}
