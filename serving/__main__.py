@@ -28,6 +28,7 @@ TRAINING: Final = {
     "compare": "train a VAE and an autoencoder, and test what VAEs are for",
     "runs": "list the runs below a folder, with their figures",
     "compare-runs": "say what differs between runs that were trained before",
+    "tune": "search for the best settings on your data, within a number of minutes",
     "export": "publish a checkpoint as the next version of a bundle",
     "adopt": "publish a model that was trained elsewhere, after checks",
 }

@@ -59,6 +59,7 @@ E2E = (
     ),
     "training/test_adopt_onnx_refused.py",
     *(f"training/test_{name}.py" for name in ("spatial", "spatial_runs", "tracked_runs", "train")),
+    "training/test_tune.py",
 )
 """Folders and modules that `make test` leaves to `make test-e2e`: they run whole commands or
 trainings, or try many mutations."""

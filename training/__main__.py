@@ -1,12 +1,11 @@
-"""`latentd train`, `evaluate`, `compare`, `export` and `adopt`: from data, or from a model trained
-elsewhere, to a bundle. `runs` and `compare-runs`: what was trained."""
+"""`latentd train`, `evaluate`, `compare`, `tune`, `export` and `adopt`: from data, or from a model
+trained elsewhere, to a bundle. `runs` and `compare-runs`: what was trained."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,16 +17,16 @@ from latentd.flags import Parser
 from latentd.training.adopt import command as adoption
 from latentd.training.comparison import command as comparison
 from latentd.training.config import Config, add_flags, flag
-from latentd.training.errors import TrainingError
+from latentd.training.errors import TrainingError, is_out_of_memory
 from latentd.training.evaluation import command as evaluation
 from latentd.training.runs import command as runs
+from latentd.training.tuning import command as tuning
 
 PROGRAM: Final = "latentd"
 _CHANGEABLE: Final = (
     *("epochs", "patience", "checkpoint_seconds", "tracker", "device", "precision", "threads"),
 )
 """Settings that may change when a run resumes."""
-_OUT_OF_MEMORY: Final = r"out of memory|can't allocate memory"  # torch's messages: GPU, CPU
 _MEMORY_ADVICE: Final = (
     "out of memory. In training, use a smaller --batch-size, --hidden-size or "
     "--importance-samples; or use fewer or smaller rows."
@@ -99,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # for example a full disk or a closed pipe
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, RuntimeError) as error:  # torch has no exception for CPU memory
-        if not isinstance(error, MemoryError) and not re.search(_OUT_OF_MEMORY, str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         print(f"{PROGRAM}: {_MEMORY_ADVICE}", file=sys.stderr)
         return 1
@@ -203,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluation.add(commands)
     comparison.add(commands)
+    tuning.add(commands)
 
     command = commands.add_parser(
         "export",

@@ -278,7 +278,7 @@ def add_flags(parser: argparse.ArgumentParser, hidden_fields: Collection[str] = 
     for field in dataclasses.fields(Config):
         default = "" if field.default in (None, False) else f" [{field.default}]"
         choices = field.metadata.get("choices")
-        kind = _type(field)
+        kind = value_type(field)
         text = field.metadata["help"].replace("%", "%%") + default
         common: dict[str, Any] = {
             "dest": field.name,
@@ -292,6 +292,19 @@ def add_flags(parser: argparse.ArgumentParser, hidden_fields: Collection[str] = 
             parser.add_argument(
                 flag(field.name), type=kind, choices=choices, metavar=metavar, **common
             )
+
+
+def to_flags(config: Config) -> list[str]:
+    """The words of a command line that give this config. --data is always among them, other
+    settings only if they differ from their defaults."""
+    words = []
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if value is True:
+            words.append(flag(field.name))
+        elif value != field.default or field.name == "data":
+            words += [flag(field.name), str(value)]
+    return words
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -308,8 +321,8 @@ def parse_size(text: str) -> tuple[int, int]:
 _HINTS: Final = get_type_hints(Config)
 
 
-def _type(field: dataclasses.Field[Any]) -> type:
-    """The type of a field's value: int, float or str."""
+def value_type(field: dataclasses.Field[Any]) -> type:
+    """The type of a field's value: bool, int, float or str."""
     hint = _HINTS[field.name]
     kind: type = next((arg for arg in get_args(hint) if arg is not type(None)), hint)
     return kind
@@ -318,7 +331,7 @@ def _type(field: dataclasses.Field[Any]) -> type:
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
     if value is None and field.default is None:
         return
-    kind, name = _type(field), flag(field.name)
+    kind, name = value_type(field), flag(field.name)
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise TrainingError(f"{name} takes a value of type {kind.__name__}, not {value!r}.")
     if isinstance(value, float) and not math.isfinite(value):

@@ -9,7 +9,10 @@ Only `latentd.training.__main__` turns these errors into stderr and an exit stat
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
+
+_OUT_OF_MEMORY: Final = r"out of memory|can't allocate memory"  # torch's messages: GPU, CPU
 
 
 class TrainingError(Exception):
@@ -27,3 +30,9 @@ class RunFailed(TrainingError):
 class AdmissionError(RunFailed):
     """A model that was trained elsewhere failed a check of its admission. Nothing has been
     published."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. torch has no exception for CPU memory."""
+    wanted = isinstance(error, RuntimeError) and re.search(_OUT_OF_MEMORY, str(error))
+    return isinstance(error, MemoryError) or bool(wanted)

@@ -38,6 +38,7 @@ class RunLogger:
                 total=self.header["run"]["epochs"] * self.header["steps"],
                 unit="step",
                 mininterval=0.5,
+                leave=None,  # it is removed if it stands below another bar
                 disable=None if self.is_main else True,  # None: only on a terminal
             )
         )

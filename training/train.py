@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,16 +42,31 @@ BEST: Final = "best.pt"  # the checkpoint with the highest validation ELBO
 _FEW_STEPS: Final = (10, 1000)  # per epoch and per run: with fewer of both, a model learns little
 
 
-def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
+def train(
+    config: Config,
+    out: Path,
+    saved: Checkpoint | None = None,
+    *,
+    dataset: Dataset | None = None,
+    stop: StopRequest | None = None,
+    after_step: Callable[[], None] = lambda: None,
+    after_epoch: Callable[[dict[str, Any]], None] = lambda line: None,
+    evaluate_best: bool = True,
+) -> None:
     """Train until `config.epochs` or until patience runs out. Starts from `saved` if given, and
     writes into the folder `out`.
+
+    dataset: the config's rows, if they are loaded. stop: asks to stop, in place of signals.
+    after_step, after_epoch: run when a step is done, and when an epoch is saved and logged. What
+    they raise ends the run. evaluate_best: whether to look at the test rows and draw at the end.
 
     Standard output and log.jsonl get one JSON line for the run, one for each epoch and one for
     the test rows. The input is checked completely before `out` is created.
     """
     trackers.require(config.tracker)
     with _no_denormals(), distributed.processes(_device(config, saved)) as device:
-        dataset = data.load(config, out)
+        if dataset is None:
+            dataset = data.load(config, out)
         config = _resolve_config(config, dataset.spec.shape, device)
         augmentation.check(config, dataset.spec.shape)
         chosen = _resolve_threads(config, dataset, device, saved)
@@ -69,9 +84,9 @@ def train(config: Config, out: Path, saved: Checkpoint | None = None) -> None:
             threads.using(chosen.number),
             RunLogger(out, header, run.history, run.steps_done) as logger,
         ):
-            with _stop_request() as stop:
-                _epochs(run, out, logger, stop)
-            if distributed.is_main_process():
+            with _stop_request() if stop is None else contextlib.nullcontext(stop) as request:
+                _epochs(run, out, logger, request, after_step, after_epoch)
+            if evaluate_best and distributed.is_main_process():
                 _evaluate_best(run, out, logger)
 
 
@@ -94,7 +109,14 @@ def _stop_request() -> contextlib.AbstractContextManager[StopRequest]:
     return stop_request()
 
 
-def _epochs(run: Trainer, out: Path, logger: RunLogger, stop: StopRequest) -> None:
+def _epochs(
+    run: Trainer,
+    out: Path,
+    logger: RunLogger,
+    stop: StopRequest,
+    also_after_step: Callable[[], None],
+    after_epoch: Callable[[dict[str, Any]], None],
+) -> None:
     """Run the remaining epochs. Saves and raises Stopped between two steps if asked to stop."""
     last_save = time.monotonic()
     warned = (
@@ -110,6 +132,7 @@ def _epochs(run: Trainer, out: Path, logger: RunLogger, stop: StopRequest) -> No
     def after_step() -> None:
         nonlocal warned
         logger.step()
+        also_after_step()
         if not warned and (ratio := run.contention.found()):
             warned = True
             distributed.notice(_on_contention(run, ratio))
@@ -123,6 +146,7 @@ def _epochs(run: Trainer, out: Path, logger: RunLogger, stop: StopRequest) -> No
             save(out / BEST)
         save(out / LAST)
         logger.epoch(line)
+        after_epoch(line)
         stop.raise_if_made()
 
 

@@ -50,6 +50,7 @@ def run(words: str, packages: set[str], folder: Path) -> tuple[int, str, str]:
         ("train --out y", CLIENT, "train"),
         ("evaluate y", CLIENT, "train"),
         ("compare --out y", CLIENT, "train"),
+        ("tune --trials 1 --out y", CLIENT, "tune"),
         ("export --checkpoint x --bundles y --name z", CLIENT, "train"),
         ("adopt --onnx x y --bundles y --name z", CLIENT, "adopt"),
         ("adopt --optimum x --bundles y --name z", CLIENT, "adopt"),
