@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,6 +178,23 @@ def test_two_commands_share_a_search(tmp_path: Path, start_process: StartProcess
     assert [row["state"] for row in rows] == ["finished"] * 4
     assert len({row["learning-rate"] for row in rows}) == 4
     assert len(with_checkpoints(tmp_path)) == 1
+
+
+def test_study_that_breaks_ends_the_search_with_a_message(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, database = Trainer.step, tmp_path / "out" / "study.db"
+
+    def breaks(run: Trainer, x: torch.Tensor) -> None:
+        step(run, x)
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("DROP TABLE IF EXISTS trial_intermediate_values")
+
+    monkeypatch.setattr(Trainer, "step", breaks)
+    status, _, err = cli("tune", "--out", database.parent, "--trials", 1, "--epochs", 1)
+    assert status == 1
+    assert f"{database} cannot be used any more" in err
+    assert "Traceback" not in err
 
 
 def test_trial_that_diverges_is_recorded_and_the_search_goes_on(cli: Cli, tmp_path: Path) -> None:

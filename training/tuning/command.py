@@ -30,8 +30,8 @@ examples:
       --search latent-size=32:256:log --search batch-size=64,128,256 --beta 1 --out runs/tuned
   latentd export --checkpoint runs/tuned/trials/0007/best.pt --bundles models --name photos
 
-For several trials at a time, start the same command several times, with the same --out, on one
-machine. Ctrl-C and SIGTERM save the running trial and print what was found.
+For several trials at a time, start the same command several times on one machine, and share its
+CPUs among them with --threads. Ctrl-C and SIGTERM save the running trial and print what was found.
 Every other flag is one of `train`'s and fixes that setting: see `train --help`.
 """
 

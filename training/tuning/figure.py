@@ -9,7 +9,7 @@ from typing import Any, Final
 
 # The object interface needs neither a display nor pyplot's global state.
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -46,6 +46,7 @@ def draw(study: TrialStudy, trials: Sequence[FrozenTrial]) -> None:
         edge = [history.get_ylim()[0]] * len(failed)
         history.plot(failed, edge, "*", color="C3", label="failed", clip_on=False)
     history.set(title="trials in order", xlabel="trial")
+    history.xaxis.set_major_locator(MaxNLocator(integer=True))
     history.legend(fontsize=8)
     shares = study.importances()
     for axes, name in zip(others, names, strict=False):

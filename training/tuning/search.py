@@ -12,18 +12,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import optuna
 import torch.distributed as dist
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from latentd.training import data
 from latentd.training.config import Config, flag
 from latentd.training.distributed import notice
 from latentd.training.errors import RunFailed, TrainingError
+from latentd.training.files import printable
 from latentd.training.objective import describe_elbo
 from latentd.training.signals import Stopped, stop_request
 from latentd.training.tuning import figure, report, space, trial
-from latentd.training.tuning.study import Claimed, TrialStudy, best_of, elbo
+from latentd.training.tuning.study import DATABASE, Claimed, TrialStudy, best_of, elbo
 
 _FAILURES: Final = 5  # without any success: then the search ends
 _FEW: Final = 5  # trials that should fit into the budget at least
@@ -72,11 +75,17 @@ def search(plan: Plan) -> None:
         ):
             while not stop.number and (claimed := study.claim(plan.trials)):
                 progress.begin(claimed)
-                trial.run(study, claimed, dataset, stop, progress.step, progress.epoch)
+                with claimed.lock:
+                    trial.run(study, claimed, dataset, stop, progress.step, progress.epoch)
                 progress.end()
                 _require_success(study)
     except Stopped as error:
         stopped = error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise RunFailed(
+            f"{printable(plan.out / DATABASE)} cannot be used any more: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
     interrupted = stopped and stopped.number != signal.SIGALRM
     with study.locked():
         trials = study.trials()
@@ -140,7 +149,7 @@ class Progress:
     def epoch(self, line: dict[str, Any]) -> None:
         """An epoch of a trial is done."""
         epochs = self._plan.config.epochs
-        if not self._warned:
+        if not self._warned and line["epoch"] > 1:  # the first one takes longer
             self._warned = True
             self._warn_of_few_trials(line["seconds"] * epochs)
         words = f"trial {self._number}, epoch {line['epoch']} of {epochs}"

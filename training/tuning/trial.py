@@ -29,6 +29,7 @@ from latentd.training.tuning.study import MEASURED, Claimed, TrialStudy
 
 _COLLAPSE: Final = "posterior collapse"  # Optuna's name for what a good trial must not have
 _RUN: Final = ("device", "precision", "threads")  # a continued run keeps its own
+_ROWS: Final = 1000  # of the validation rows: enough to see whether a latent is active
 
 Line = dict[str, Any]
 
@@ -154,12 +155,13 @@ def _measure(claimed: Claimed, dataset: Dataset, whole: bool) -> float:
 
 
 def _units(path: Path, best: Checkpoint, dataset: Dataset) -> LatentUnits:
-    """The latents of the validation rows."""
-    model, cpu = best.model(), torch.device("cpu")
-    run = LoadedRun(path, best, best.config.data, model, dataset, cpu, weights_digest(model))
+    """What the validation rows' latents are like."""
+    device = torch.device(best.config.device)
+    model = best.model().to(device)
+    run = LoadedRun(path, best, best.config.data, model, dataset, device, weights_digest(model))
     rows = dataset.validation if len(dataset.validation) > 1 else dataset.train
     with threads.using(threads.of_run(best.config.threads)):
-        return measure_units(*run.encode(run.targets(rows.x, best.config.seed)))
+        return measure_units(*run.encode(run.targets(rows.x[:_ROWS], best.config.seed)))
 
 
 def _free_memory(config: Config) -> None:
