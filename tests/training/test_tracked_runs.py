@@ -119,7 +119,8 @@ def test_stopped_run_is_stopped_in_mlflow_and_continued(
     cli: Cli, tmp_path: Path, start_process: StartProcess
 ) -> None:
     out = tmp_path / "run"
-    command = [*TRAIN, "--out", out, *TINY, "--epochs", 100_000, "--tracker", "mlflow"]
+    slow = ("--epochs", 100_000, "--batch-size", 4)  # the tracker keeps up with the epochs
+    command = [*TRAIN, "--out", out, *TINY, *slow, "--tracker", "mlflow"]
     process = start_process(list(map(str, command)), stdout=subprocess.DEVNULL)
     wait_until(lambda: known_run.load(out, "mlflow") and rows(tmp_path, COUNT)[0][0], process)
     process.send_signal(signal.SIGINT)

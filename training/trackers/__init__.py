@@ -29,7 +29,16 @@ class Kind:
 
 KINDS: Final = {
     "tensorboard": Kind("tensorboardX", "train", own_process=False),
-    "mlflow": Kind("mlflow", "mlflow", environment={"MLFLOW_DISABLE_TELEMETRY": "true"}),
+    "mlflow": Kind(
+        "mlflow",
+        "mlflow",
+        environment={
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            # A server that does not answer is tried again after the next epoch.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        },
+    ),
     "wandb": Kind(
         "wandb", "wandb", environment={"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
     ),

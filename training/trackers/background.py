@@ -14,6 +14,7 @@ import queue
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,6 +165,6 @@ class _Process:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line."""
-    first = (str(error) or type(error).__name__).strip().splitlines()[0]
+    """An error in one line that is not too long."""
+    first = textwrap.shorten((str(error) or type(error).__name__), 160, placeholder=" ...")
     return first if first.endswith(".") else f"{first}."

@@ -33,7 +33,7 @@ class Run:
             dir=str(folder),
             resume="allow",
             reinit="finish_previous",
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=30),
         )
         self.run.config.update(
             header["run"] | {name: header[name] for name in header if name != "run"},
