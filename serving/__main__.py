@@ -24,11 +24,11 @@ from latentd.transport.parser import add_token_parser
 
 TRAINING: Final = {
     "train": "train a VAE on your data: checkpoints, pictures, log",
+    "tune": "search for the best settings on your data",
     "evaluate": "measure a trained model: likelihood, latent space, samples",
     "compare": "train a VAE and an autoencoder, and test what VAEs are for",
     "runs": "list the runs below a folder, with their figures",
     "compare-runs": "say what differs between runs that were trained before",
-    "tune": "search for the best settings on your data, within a number of minutes",
     "export": "publish a checkpoint as the next version of a bundle",
     "adopt": "publish a model that was trained elsewhere, after checks",
 }

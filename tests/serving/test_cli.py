@@ -51,6 +51,7 @@ def test_variable_is_read_only_by_the_command_that_uses_it(monkeypatch, capsys, 
 
 COMMANDS = [
     "train",
+    "tune",
     "evaluate",
     "compare",
     "runs",
