@@ -37,10 +37,14 @@ def opener(name: str) -> Open:
     that is broken is a failure like all others."""
 
     def open_run(out: Path, header: dict[str, Any]) -> Tracker:
-        run: Tracker = importlib.import_module(f"latentd.training.trackers.{name}").Run(out, header)
+        run: Tracker = _module(name).Run(out, header)
         return run
 
     return open_run
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"latentd.training.trackers.{name}")
 
 
 @contextlib.contextmanager
@@ -55,7 +59,7 @@ def tracking(name: str, out: Path, say: Say) -> Iterator[Wake]:
     host_kind = _Process if trackers.KINDS[name].own_process else _Thread
     try:
         host = host_kind(name, out, _once(say))
-    except (OSError, RuntimeError) as error:  # the system allows no more processes or threads
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: no more processes
         say(_failed(name, out, reason(error)))
         yield lambda: None
         return
@@ -96,6 +100,7 @@ def _hangs(name: str, out: Path, seconds: float) -> str:
 class _Thread:
     def __init__(self, name: str, out: Path, say: Say) -> None:
         self.name, self.out, self.say = name, out, say
+        _module(name)  # imported here: two threads that import at once may meet half a module
         self.wakeups: queue.SimpleQueue[bool] = queue.SimpleQueue()  # its put never waits
         self.thread = threading.Thread(target=self._follow, name=f"tracker {name}", daemon=True)
         self.thread.start()
