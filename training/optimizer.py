@@ -7,6 +7,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from latentd.training.muon import Muon
+
 MOMENTUM: Final = 0.95  # for Muon
 _ADAM_STATE: Final = {"step", "exp_avg", "exp_avg_sq"}
 
@@ -14,24 +16,15 @@ _ADAM_STATE: Final = {"step", "exp_avg", "exp_avg_sq"}
 class Optimizer:
     """Moves a model's parameters by their gradients.
 
-    name: `adam` (Kingma and Ba, 2015, arXiv:1412.6980) or `muon` (Jordan et al., 2024,
-    https://kellerjordan.github.io/posts/muon). Muon makes the moving average of a matrix's gradient
-    orthogonal, so that every direction moves. Its steps are scaled to the length of Adam's (Liu et
-    al., 2025, arXiv:2502.16982, eq. 4). Adam always moves biases and convolutions.
+    name: `adam` (Kingma and Ba, 2015, arXiv:1412.6980) or `muon`. With Muon, Adam moves biases.
     """
 
     def __init__(self, name: str, model: nn.Module) -> None:
         parameters = list(model.parameters())
-        matrices = [p for p in parameters if p.ndim == 2] if name == "muon" else []
-        rest = [p for p in parameters if p.ndim != 2] if name == "muon" else parameters
+        weights = [p for p in parameters if p.ndim >= 2] if name == "muon" else []
+        rest = [p for p in parameters if p.ndim < 2] if name == "muon" else parameters
         self.adam = torch.optim.Adam(rest, fused=True)
-        self.muon = (
-            torch.optim.Muon(
-                matrices, weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
-            )
-            if matrices
-            else None
-        )
+        self.muon = Muon(weights, MOMENTUM) if weights else None
 
     def step(self, learning_rate: float | Tensor, finite: Tensor) -> None:
         """Move by one step, unless `finite`, a bool tensor (), is False.
@@ -46,7 +39,7 @@ class Optimizer:
         # Muon's step cannot read it on the device, so the host waits.
         if self.muon and finite:
             self.muon.param_groups[0]["lr"] = learning_rate
-            self.muon.step()  # type: ignore[no-untyped-call]
+            self.muon.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data, for `load_state_dict` on any device."""
@@ -68,7 +61,7 @@ def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load the tensors of `state`. The run's config decides the settings."""
     groups = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    keys = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else _ADAM_STATE
+    keys = {"momentum_buffer"} if isinstance(optimizer, Muon) else _ADAM_STATE
     for index, tensors in state["state"].items():
         shape = parameters[index].shape
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
