@@ -17,6 +17,9 @@ from typing import Any, Final, get_args, get_type_hints
 from latentd.training import trackers
 from latentd.training.errors import TrainingError
 
+CONVOLUTIONAL: Final = ("resnet", "ladder")
+"""The architectures for images. The others flatten every row."""
+
 
 def _field(default: Any, help: str, **allowed: Any) -> Any:
     """A field. allowed: choices, or bounds: min (inclusive), above and below (exclusive)."""
@@ -63,16 +66,17 @@ class Config:
     )
     architecture: str = _field(
         "auto",
-        "auto: conv for images whose shorter side has 28 pixels or more, else mlp; iwae: tanh "
-        "layers as in Burda et al. (2016); gated: A(x) * sigmoid(B(x)) layers as in Tomczak and "
-        "Welling (2018)",
-        choices=("auto", "mlp", "iwae", "gated", "conv"),
+        "auto: resnet for images whose shorter side has 28 pixels or more, else mlp; resnet: "
+        "residual convolutions; ladder: a resnet whose z enters the decoder at several levels; "
+        "iwae: tanh layers as in Burda et al. (2016); gated: A(x) * sigmoid(B(x)) layers as in "
+        "Tomczak and Welling (2018)",
+        choices=("auto", "mlp", "iwae", "gated", "resnet", "ladder"),
     )
     latents: str = _field(
         "flat",
         "flat: z is a vector; spatial: z is an image with --latent-size channels, whose height and "
-        "width are those of x halved --depth times. It needs --architecture conv, and encodes and "
-        "decodes images of other sizes than the trained one too",
+        "width are those of x halved --depth times. It needs --architecture resnet or ladder, and "
+        "encodes and decodes images of other sizes than the trained one too",
         choices=("flat", "spatial"),
     )
     latent_size: int = _field(
@@ -80,11 +84,39 @@ class Config:
     )
     hidden_size: int | None = _field(
         None,
-        "layer width [mlp 256, iwae 200, gated 300]; conv: channels at the coarsest level [64]",
+        "layer width [mlp 256, iwae 200, gated 300]; resnet, ladder: channels at the coarsest "
+        "level [16 at the finest, twice as many at each coarser one, 256 at most]",
         min=1,
     )
     depth: int | None = _field(
-        None, "hidden layers each way [2]; conv: halvings of the image [2]", min=1, below=65
+        None,
+        "hidden layers each way [2]; resnet, ladder: halvings of the image [until 4 to 7 pixels "
+        "are left; spatial: 2]",
+        min=1,
+        below=65,
+    )
+    blocks: int = _field(
+        1,
+        "resnet, ladder: residual blocks at each level, each way; one fewer at the finest",
+        min=1,
+        below=65,
+    )
+    attention: bool = _field(
+        False,
+        "resnet, ladder: self-attention between the pixels of the coarsest level, each way",
+    )
+    stochastic_layers: int | None = _field(
+        None,
+        "ladder: levels of the decoder at which z enters, in equal parts, the coarsest first [2]",
+        min=1,
+        below=17,
+    )
+    linear_path: str = _field(
+        "auto",
+        "resnet, ladder: pca, encoder and decoder add the training rows' principal components, "
+        "fixed, and learn the rest: the run starts from the best linear VAE (Tipping and Bishop, "
+        "1999); none; auto: pca with flat latents and a likelihood of grey levels",
+        choices=("auto", "pca", "none"),
     )
     likelihood: str = _field(
         "gaussian",
@@ -236,12 +268,45 @@ class Config:
                 "choose one.",
             ),
             (
-                self.latents == "spatial" and self.architecture not in ("auto", "conv"),
-                f"--latents spatial needs --architecture conv, not {self.architecture}.",
+                self.latents == "spatial" and not self._may_be_convolutional,
+                "--latents spatial needs --architecture resnet or ladder, not "
+                f"{self.architecture}.",
+            ),
+            (
+                (self.attention or self.blocks > 1) and not self._may_be_convolutional,
+                "--attention and --blocks are of --architecture resnet and ladder, not "
+                f"{self.architecture}; leave them out.",
+            ),
+            (
+                (self.stochastic_layers or 1) > 1 and self.architecture not in ("ladder",),
+                "--stochastic-layers above 1 is of --architecture ladder; use that, or leave it "
+                "out.",
+            ),
+            (
+                self.linear_path == "pca"
+                and not (self._may_be_convolutional and self.latents == "flat"),
+                "--linear-path pca is of --architecture resnet or ladder with --latents flat; "
+                "leave it out.",
             ),
         ):
             if unwanted:
                 raise TrainingError(sentence)
+
+    @property
+    def _may_be_convolutional(self) -> bool:
+        return self.architecture in ("auto", *CONVOLUTIONAL)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """hidden_size and depth of a resolved config."""
+        assert self.hidden_size is not None, "the config is not resolved"
+        assert self.depth is not None, "the config is not resolved"
+        return self.hidden_size, self.depth
+
+    @property
+    def layers(self) -> int:
+        """The number of stochastic layers of a resolved config."""
+        return self.stochastic_layers or 1
 
     def _changes_the_kl(self, but: str = "") -> bool:
         names = {"importance_samples", "beta", "kl_warmup_epochs", "kl_cycles", "free_bits"} - {but}

@@ -32,6 +32,10 @@ class Likelihood(Protocol):
     def params(self, raw: Tensor) -> Tensor:
         """The network's unbounded outputs (rows, outputs, *shape) -> parameters."""
 
+    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
+        """The network's outputs for this mean (rows, *shape) and standard deviation (): roughly the
+        inverse of `params`."""
+
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         """-log p(x|z) in nats as terms to be summed over each row: (rows, ...). Training sums them
         in float32, the graph that scores rows in float64."""
@@ -51,6 +55,9 @@ class Bernoulli(Likelihood):
 
     def params(self, raw: Tensor) -> Tensor:
         return raw
+
+    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
+        return mean[:, None].clamp(0.01, 0.99).logit()
 
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(params[:, 0], x, reduction="none")
@@ -80,6 +87,11 @@ class Gaussian(Likelihood):
             return torch.cat((raw, torch.full_like(raw, self.log_fixed_std)), dim=1)
         return _with_log_floor(raw, self.log_floor)
 
+    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
+        if self.outputs == 1:
+            return mean[:, None]
+        return torch.stack((mean, std.log().expand_as(mean)), dim=1)
+
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         mean, log_std = params[:, 0], params[:, 1]
         squares = ((x - mean) * (-log_std).exp()).square()
@@ -101,6 +113,10 @@ class DiscretizedLogistic(Likelihood):
 
     def params(self, raw: Tensor) -> Tensor:
         return _with_log_floor(raw, self.log_floor)
+
+    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
+        log_scale = std.log() + 0.5 * math.log(3) - math.log(math.pi)  # variance: (pi scale)^2 / 3
+        return torch.stack((mean, log_scale.expand_as(mean)), dim=1)
 
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         mean, sharpness = params[:, 0], (-params[:, 1]).exp()

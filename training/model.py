@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from latentd.training import likelihoods, networks
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
+from latentd.training.linear_vae import LinearVAE
+from latentd.training.networks.resnet import Decoder, Encoder
 
 LOG_VAR_RANGE: Final = (-10.0, 4.0)
 """Bounds of q's log-variance. Above them, exp() eventually overflows. Below them, adding the noise
@@ -53,16 +55,33 @@ class VAE(nn.Module):
         self.encoder, self.decoder = networks.build(
             config, spec.shape, 2 * config.latent_size, self.likelihood.outputs
         )
+        pca = config.linear_path == "pca"
+        self.linear = LinearVAE(spec.shape, config.latent_size) if pca else None
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (rows, *shape) -> mean, log_var: float32 (rows, *latent_shape)."""
         # float(): autocast makes the nets' outputs bfloat16, which is too coarse for exp and sums.
-        mean, log_var = self.encoder(to_unit(x)).float().chunk(2, dim=1)
+        x = to_unit(x)
+        mean, log_var = self.encoder(x).float().chunk(2, dim=1)
+        if self.linear:
+            linear_mean, linear_log_var = self.linear.encode(x)
+            mean, log_var = mean + linear_mean, log_var + linear_log_var
         return mean, log_var.clamp(*LOG_VAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
         """float32 (rows, *latent_shape) -> params of p(x|z): float32 (rows, parameters, *shape)."""
-        return self.likelihood.params(self.decoder(z).float())
+        raw = self.decoder(z).float()
+        if self.linear:
+            raw = raw + self.likelihood.raw(self.linear.decode(z), self.linear.std)
+        return self.likelihood.params(raw)
+
+    def fit_linear_path(self, x: Tensor, seed: int) -> None:
+        """Start from the best linear VAE of training rows on the CPU, if there is a linear path."""
+        if self.linear:
+            self.linear.fit(x, seed)
+            for net in (self.encoder, self.decoder):
+                assert isinstance(net, Encoder | Decoder), "the config is not resolved"
+                net.silence()
 
     def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
         """x: from to_target, (rows, *shape); noise: N(0, I), (samples, rows, *latent_shape)."""
@@ -106,6 +125,10 @@ class AE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """As VAE.decode."""
         return self.net.decode(z)
+
+    def fit_linear_path(self, x: Tensor, seed: int) -> None:
+        """As VAE.fit_linear_path."""
+        self.net.fit_linear_path(x, seed)
 
     def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
         """As VAE.draw, but every z is the mean."""

@@ -74,6 +74,8 @@ def train(
         if saved:
             _restore(run, saved, out)
             _notice_device_change(run, saved)
+        else:
+            run.fit_linear_path()
         _warn_of_few_steps(run)
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,16 @@ class Trainer:
             return None
         return GraphedStep(self._train_step, CudaBackend(self.device))
 
+    def fit_linear_path(self) -> None:
+        """Start a new run from the best linear VAE of its training rows, if its model has one."""
+        if self.config.linear_path == "pca":
+            start = build(self.config, self.dataset.spec)
+            if distributed.is_main_process():
+                start.fit_linear_path(self.dataset.train.x.cpu(), self.config.seed)
+            weights = distributed.broadcast(start.state_dict())
+            for model in (self.model, self.eval_model):
+                model.load_state_dict(weights)
+
     @property
     def steps_done(self) -> int:
         """The number of steps so far, including skipped steps."""

@@ -35,7 +35,7 @@ from latentd.training.trainer import Trainer
 
 BATCH = 128
 REACH = 0.33  # of the textbook's seconds
-NETS = {"mlp": 20, "iwae": 50, "gated": 40, "conv": 20}  # architecture -> latent size
+NETS = {"mlp": 20, "iwae": 50, "gated": 40, "resnet": 20}  # architecture -> latent size
 
 
 @dataclass

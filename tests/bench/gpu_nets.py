@@ -32,7 +32,7 @@ class Net:
     @property
     def config(self) -> Config:
         config = Config(
-            architecture="conv",
+            architecture="resnet",
             likelihood="bernoulli",
             hidden_size=self.hidden_size,
             depth=self.depth,

@@ -26,8 +26,8 @@ LATENT = 4
     [
         ("mlp", (28, 28), "gaussian", "float32"),
         ("gated", (7,), "bernoulli", "float16"),
-        ("conv", (32, 48, 3), "discretized-logistic", "float32"),
-        ("conv", (28, 28), "gaussian", "float16"),
+        ("resnet", (32, 48, 3), "discretized-logistic", "float32"),
+        ("resnet", (28, 28), "gaussian", "float16"),
     ],
 )
 def test_exported_graph_runs_entirely_on_the_gpu(net, shape, likelihood, precision):

@@ -52,8 +52,11 @@ Cli = Callable[..., tuple[int, str, str]]
             ["--likelihood", "discretized-logistic", "--data", "npz:{floats}"],
             "needs uint8 rows and npz:",
         ),
-        (["--architecture", "conv", "--data", "npz:{vectors}"], "--architecture conv needs images"),
-        (["--architecture", "conv", "--depth", "4"], "--depth 4 halves images"),
+        (
+            ["--architecture", "resnet", "--data", "npz:{vectors}"],
+            "--architecture resnet needs images",
+        ),
+        (["--architecture", "resnet", "--depth", "4"], "--depth 4 halves images"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--architecture", "transformer"], "argument --architecture: invalid choice"),
         (["--epoch-count", "3"], "no flag --epoch-count"),

@@ -51,7 +51,7 @@ def assert_same_bits(one: Trainer, other: Trainer) -> None:
     assert torch.equal(one.noise.get_state(), other.noise.get_state())
 
 
-@pytest.mark.parametrize("net", ["mlp", "gated", "conv"])
+@pytest.mark.parametrize("net", ["mlp", "gated", "resnet"])
 def test_loss_falls_on_the_gpu(net: str) -> None:
     learner = run(architecture=net)
     lines = [learner.epoch() for _ in range(10)]
@@ -70,7 +70,7 @@ def test_non_finite_step_is_skipped() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"architecture": "mlp"}, {"architecture": "conv"}, COMPILED], ids=str
+    "settings", [{"architecture": "mlp"}, {"architecture": "resnet"}, COMPILED], ids=str
 )
 def test_step_does_not_wait_for_the_gpu(settings: dict[str, Any]) -> None:
     learner = run(**settings)
@@ -101,7 +101,7 @@ def test_data_set_is_on_the_gpu() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("net", ["gated", "conv"])
+@pytest.mark.parametrize("net", ["gated", "resnet"])
 def test_replayed_steps_equal_ordinary_ones_to_the_bit(net: str, precision: str) -> None:
     """With schedules that change in each step and a smaller last batch."""
     moving = {"lr_schedule": "cosine", "kl_warmup_epochs": 5.0, "epochs": 10, "batch_size": 500}
@@ -118,7 +118,7 @@ def test_replayed_steps_equal_ordinary_ones_to_the_bit(net: str, precision: str)
     assert_same_bits(recorded, ordinary)
 
 
-@pytest.mark.parametrize("net", ["gated", "conv"])
+@pytest.mark.parametrize("net", ["gated", "resnet"])
 def test_compiled_steps_learn_the_same(net: str) -> None:
     compiled, eager = (
         run(architecture=net, precision="float32", batch_size=500, compile=compile)

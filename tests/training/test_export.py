@@ -121,7 +121,7 @@ def test_images_are_trained_exported_and_served(
 ) -> None:
     """Color images that are not square, from files to a served graph."""
     data = f"images:{picture_folder}"
-    path = train(cli, tmp_path / "run", "--data", data, "--architecture", "conv")
+    path = train(cli, tmp_path / "run", "--data", data, "--architecture", "resnet")
     exported = export(cli, path, tmp_path / "bundles")
     assert exported.manifest.default.x.shape == (11, 18, 3)
     x = np.zeros((5, 11, 18, 3), np.uint8)

@@ -30,13 +30,13 @@ Cli = Callable[..., tuple[int, str, str]]
     [
         ("vae", "mlp", "gaussian", (6, 7), "uint8"),
         ("vae", "mlp", "bernoulli", (9,), "float32"),
-        ("vae", "conv", "bernoulli", (9, 12), "uint8"),
-        ("vae", "conv", "gaussian", (10, 13, 3), "float32"),
-        ("vae", "conv", "discretized-logistic", (10, 13, 3), "uint8"),
+        ("vae", "resnet", "bernoulli", (9, 12), "uint8"),
+        ("vae", "resnet", "gaussian", (10, 13, 3), "float32"),
+        ("vae", "resnet", "discretized-logistic", (10, 13, 3), "uint8"),
         ("vae", "gated", "bernoulli", (6, 7), "uint8"),
         ("vae", "iwae", "gaussian", (9,), "float32"),
         ("ae", "mlp", "gaussian", (6, 7, 3), "float32"),
-        ("ae", "conv", "bernoulli", (11, 8, 3), "uint8"),
+        ("ae", "resnet", "bernoulli", (11, 8, 3), "uint8"),
     ],
 )
 def test_graphs_compute_the_same_as_pytorch(
@@ -150,7 +150,7 @@ def test_random_graph_is_not_published(
     assert not (tmp_path / "bundles").exists()
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp", "resnet"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_half_precision_is_only_inside_the_graph(
     cli: Cli, tmp_path: Path, net: str, likelihood: str

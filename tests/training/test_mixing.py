@@ -77,7 +77,7 @@ def run_on_gpu(**settings: Any) -> Trainer:
     [
         {"ema_decay": 0.9, "likelihood": "bernoulli", "binarization": "dynamic"},
         {"architecture": "gated", "free_bits": 0.1, "likelihood": "discretized-logistic"},
-        {"architecture": "conv", "importance_samples": 3, "fixed_std": 0.3},
+        {"architecture": "resnet", "importance_samples": 3, "fixed_std": 0.3},
         {"model": "ae", "ema_decay": 0.9},
     ],
     ids=str,

@@ -129,11 +129,11 @@ def test_bytes_survive_a_round_trip() -> None:
         ("iwae", (5, 6), 2),
         ("gated", (7,), 1),
         ("gated", (5, 6, 3), 2),
-        ("conv", (8, 8), 2),
-        ("conv", (28, 28, 1), 2),
-        ("conv", (9, 31, 3), 2),
-        ("conv", (33, 17, 3), 3),
-        ("conv", (128, 128, 3), 4),
+        ("resnet", (8, 8), 2),
+        ("resnet", (28, 28, 1), 2),
+        ("resnet", (9, 31, 3), 2),
+        ("resnet", (33, 17, 3), 3),
+        ("resnet", (128, 128, 3), 4),
     ],
 )
 def test_every_net_returns_its_declared_shapes(
@@ -193,15 +193,14 @@ def test_binarized_pixels_are_white_with_their_brightness_as_probability(dtype: 
     torch.testing.assert_close(torch.corrcoef(drawn[:, 100:103].T), torch.eye(3), atol=0.03, rtol=0)
 
 
-def test_conv_keeps_colors_apart() -> None:
+def test_resnet_keeps_colors_apart() -> None:
     """Inputs and outputs have channels last: the three colors of a pixel stay together."""
     spec = RowSpec((8, 12, 3), "float32")
-    vae = model(spec, architecture="conv", likelihood="gaussian")
+    vae = model(spec, architecture="resnet", likelihood="gaussian")
     with torch.no_grad():
-        last = vae.decoder.features[-1]
+        last = vae.decoder.last
         last.weight.zero_()
-        # Outputs: (parameter, color) major, the 2x2 pixels of each minor.
-        last.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0, 0, 0]).repeat_interleave(4))
+        last.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0, 0, 0]))  # (parameter, color)
     picture = to_data(vae, vae.decode(torch.zeros(1, 3)))
     torch.testing.assert_close(picture, torch.tensor([0.1, 0.2, 0.3]).expand(1, 8, 12, 3))
 
@@ -211,8 +210,8 @@ def test_conv_keeps_colors_apart() -> None:
     [
         ((8, 8), "mlp"),
         ((27, 40, 3), "mlp"),
-        ((28, 28), "conv"),
-        ((64, 30, 3), "conv"),
+        ((28, 28), "resnet"),
+        ((64, 30, 3), "resnet"),
         ((9,), "mlp"),
     ],
 )
@@ -220,6 +219,6 @@ def test_auto_net_follows_the_shape(shape: tuple[int, ...], net: str) -> None:
     assert resolve_architecture(Config(), shape).architecture == net
 
 
-def test_conv_rejects_vectors() -> None:
+def test_resnet_rejects_vectors() -> None:
     with pytest.raises(TrainingError, match="Use --architecture mlp"):
-        resolve_architecture(Config(architecture="conv"), (784,))
+        resolve_architecture(Config(architecture="resnet"), (784,))

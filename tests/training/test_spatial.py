@@ -32,7 +32,7 @@ def images(count: int, height: int, width: int, *colors: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("settings", "shape", "words"),
     [
-        ({"architecture": "mlp"}, (32, 32), "needs --architecture conv, not mlp"),
+        ({"architecture": "mlp"}, (32, 32), "needs --architecture resnet or ladder, not mlp"),
         (
             {},
             (28, 36),
