@@ -27,6 +27,7 @@ class Likelihood(Protocol):
     parameters: tuple[str, ...]  # the name of each parameter of an element of x
     bounded: bool = True  # defined for x in [0, 1] only
     density: bool = False  # p is a density, not a probability
+    shared: bool = False  # the model adds the last parameter, one learned number for all elements
     binary: bool = False  # defined for 0 and 1: serving's Score moves each element to one of them
 
     def params(self, raw: Tensor) -> Tensor:
@@ -72,15 +73,18 @@ class Gaussian(Likelihood):
 
     min_std: the minimum standard deviation. Without it, pixels that never change (a black border)
     reach unbounded density and dominate the rest. fixed_std: the standard deviation of every
-    pixel; the network then outputs only means.
+    pixel; the network then outputs only means. shared: the same, and the model learns the standard
+    deviation of every pixel (Rybkin et al., 2021, arXiv:2006.13202). No pixel can then trade
+    sharpness for a larger deviation of its own.
     """
 
     parameters, bounded, density = ("mean", "log_std"), False, True
 
-    def __init__(self, min_std: float, fixed_std: float | None) -> None:
+    def __init__(self, min_std: float, fixed_std: float | None, shared: bool = False) -> None:
         self.log_floor = math.log(min_std)
         self.log_fixed_std = None if fixed_std is None else math.log(fixed_std)
-        self.outputs = 1 if fixed_std else 2
+        self.shared = shared and fixed_std is None
+        self.outputs = 1 if fixed_std or shared else 2
 
     def params(self, raw: Tensor) -> Tensor:
         if self.log_fixed_std is not None:
@@ -140,7 +144,9 @@ def _with_log_floor(raw: Tensor, log_floor: float) -> Tensor:
 
 LIKELIHOODS: Final[dict[str, Callable[[Config], Likelihood]]] = {
     "bernoulli": lambda config: Bernoulli(),
-    "gaussian": lambda config: Gaussian(config.min_std, config.fixed_std),
+    "gaussian": lambda config: Gaussian(
+        config.least_std, config.fixed_std, shared=config.std == "shared"
+    ),
     "discretized-logistic": lambda config: DiscretizedLogistic(),
 }
 

@@ -25,6 +25,8 @@ POINT_LOG_VAR: Final = -100.0
 """An autoencoder's log_var. Adding a standard deviation of exp(-50) to any realistic float32 mean
 changes nothing, so a server that draws z gets the mean itself."""
 
+_LOG_STD: Final = -1.6  # where a shared standard deviation starts, without a linear path: 0.2
+
 
 class Terms(NamedTuple):
     """The parts of the objective, each (rows,) in nats per example."""
@@ -55,6 +57,7 @@ class VAE(nn.Module):
         self.encoder, self.decoder = networks.build(
             config, spec.shape, 2 * config.latent_size, self.likelihood.outputs
         )
+        self.log_std = nn.Parameter(torch.tensor(_LOG_STD)) if self.likelihood.shared else None
         pca = config.linear_path == "pca"
         self.linear = LinearVAE(spec.shape, config.latent_size) if pca else None
 
@@ -73,12 +76,16 @@ class VAE(nn.Module):
         raw = self.decoder(z).float()
         if self.linear:
             raw = raw + self.likelihood.raw(self.linear.decode(z), self.linear.std)
+        if self.log_std is not None:
+            raw = torch.cat((raw, self.log_std.expand_as(raw)), dim=1)
         return self.likelihood.params(raw)
 
     def fit_linear_path(self, x: Tensor, seed: int) -> None:
         """Start from the best linear VAE of training rows on the CPU, if there is a linear path."""
         if self.linear:
             self.linear.fit(x, seed)
+            if self.log_std is not None:
+                self.log_std.data.copy_(self.linear.std.log())
             for net in (self.encoder, self.decoder):
                 assert isinstance(net, Encoder | Decoder), "the config is not resolved"
                 net.silence()

@@ -44,7 +44,7 @@ NETWORKS: Final = {
 
 def resolve_architecture(config: Config, shape: Shape) -> Config:
     """The config with everything that follows the rows' `shape` resolved: architecture,
-    hidden_size, depth, stochastic_layers and linear_path."""
+    hidden_size, depth, stochastic_layers, linear_path and std."""
     name, spatial = config.architecture, config.latents == "spatial"
     if name == "auto":
         large = len(shape) > 1 and min(shape[:2]) >= 28
@@ -53,7 +53,7 @@ def resolve_architecture(config: Config, shape: Shape) -> Config:
     layers = config.stochastic_layers or network.stochastic_layers
     depth = config.depth or network.depth
     hidden_size = config.hidden_size or network.hidden_size
-    linear_path = config.linear_path
+    linear_path, std = config.linear_path, config.std
     if name in CONVOLUTIONAL:
         if len(shape) == 1 or min(shape[:2]) < 8:
             raise TrainingError(
@@ -68,6 +68,9 @@ def resolve_architecture(config: Config, shape: Shape) -> Config:
     if linear_path == "auto":
         possible = name in CONVOLUTIONAL and not spatial and config.likelihood != "bernoulli"
         linear_path = "pca" if possible else "none"
+    if std == "auto" and config.likelihood == "gaussian":
+        shared = name in CONVOLUTIONAL and config.fixed_std is None
+        std = "shared" if shared else "pixel"
     return dataclasses.replace(
         config,
         architecture=name,
@@ -75,6 +78,7 @@ def resolve_architecture(config: Config, shape: Shape) -> Config:
         depth=depth,
         stochastic_layers=layers,
         linear_path=linear_path,
+        std=std,
     )
 
 

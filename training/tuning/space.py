@@ -25,7 +25,7 @@ _REFUSED: Final = {
         *("binarization", "binarization_seed", "seed"),
     ),
     "it decides what the ELBO is measured of, and trials are compared by it": (
-        *("likelihood", "min_std", "fixed_std", "model"),
+        *("likelihood", "std", "min_std", "fixed_std", "model"),
     ),
     "it trains another bound than the ELBO that trials are compared by": ("importance_samples",),
     "trials are compared epoch by epoch": ("epochs", "patience", "validate_every"),
