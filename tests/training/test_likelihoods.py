@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
 from latentd.training.likelihoods import DiscretizedLogistic, Gaussian
+from latentd.training.model import VAE, build
+from latentd.training.networks import resolve_architecture
 
 EVERY = torch.arange(256) / 255
 
@@ -54,3 +59,40 @@ def test_fixed_std_needs_means_only() -> None:
     torch.testing.assert_close(params[:, 1].exp(), torch.full((3, 4), 0.5))
     nll = likelihood.nll(torch.ones(3, 4), params)
     torch.testing.assert_close(nll, torch.full((3,), 4 * (2 + math.log(0.5 * math.tau**0.5))))
+
+
+def test_shared_std_is_one_learned_number() -> None:
+    spec = RowSpec((8, 8), "float32")
+    config = resolve_architecture(Config(architecture="resnet", linear_path="none"), spec.shape)
+    vae = build(config, spec)
+    assert isinstance(vae, VAE)
+    assert vae.log_std is not None
+    z = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    params = vae.decode(z)
+    assert params[:, 1].unique().exp().item() == pytest.approx(0.2, abs=0.01)
+    x = (params[:, 0] + 0.07 * torch.randn(5, 8, 8, generator=torch.Generator())).detach()
+    optimizer = torch.optim.Adam([vae.log_std], 0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        vae.likelihood.nll(x, vae.decode(z)).sum().backward()
+        optimizer.step()
+    error = (x - vae.decode(z)[:, 0]).square().mean().sqrt().item()
+    assert vae.decode(z)[:, 1].unique().exp().item() == pytest.approx(error, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "std", "least"),
+    [
+        ({"architecture": "resnet"}, "shared", 0.002),
+        ({"architecture": "ladder", "min_std": 0.01}, "shared", 0.01),
+        ({"architecture": "resnet", "fixed_std": 0.1}, "pixel", 0.2),
+        ({"architecture": "resnet", "std": "pixel"}, "pixel", 0.2),
+        ({"architecture": "mlp"}, "pixel", 0.2),
+        ({"architecture": "mlp", "std": "shared"}, "shared", 0.002),
+    ],
+)
+def test_which_std_is_learned_follows_the_net(
+    settings: dict[str, Any], std: str, least: float
+) -> None:
+    config = resolve_architecture(Config(**settings), (32, 32))
+    assert (config.std, config.least_std) == (std, least)
