@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 _MAX_SIDE: Final = 64  # pixels: larger images are averaged first; details are left to the net
 _MAX_ROWS: Final = 4096  # enough for a few hundred components
+_MAX_VALUES: Final = 1 << 22  # of rows that are floats at a time: all may be larger than the memory
 _LEAST_VARIANCE: Final = 1e-8  # of a component, and of the noise: x has steps of 1/255
 
 
@@ -55,24 +56,29 @@ class LinearVAE(nn.Module):
     @torch.no_grad()
     def fit(self, x: Tensor, seed: int) -> None:
         """The components of rows (rows, *shape) in [0, 1] or bytes, on the CPU. Uses 4,096 rows at
-        most, drawn by `seed`."""
+        most, drawn by `seed`, and at most one component for two rows."""
         from sklearn.decomposition import PCA  # imported here: only a new run needs it
 
         draws = torch.Generator().manual_seed(seed)
-        rows = x[torch.randperm(len(x), generator=draws)[:_MAX_ROWS].sort().values]
-        rows = rows.float() / 255 if rows.dtype == torch.uint8 else rows
-        small = self._average(rows).flatten(1)
-        count = min(len(self.scale), *small.shape)
+        chosen = torch.randperm(len(x), generator=draws)[:_MAX_ROWS].sort().values
+        parts = torch.split(chosen, max(1, _MAX_VALUES // x[0].numel()))
+        small = torch.cat([self._average(_unit(x[part])).flatten(1) for part in parts])
+        free = len(small) - 1  # the mean takes one row's
+        # More components than half of the rows would be the rows' noise.
+        count = min(len(self.scale), small.shape[1], max(1, free // 2))
         found = PCA(count, svd_solver="randomized", random_state=seed % (1 << 32))
-        found.fit(small.numpy())
+        with np.errstate(invalid="ignore"):  # of one row sklearn divides by 0 what is not used here
+            found.fit(small.numpy())
         self.center.copy_(torch.from_numpy(found.mean_))
         self.components[:, :count] = torch.from_numpy(found.components_.T.copy())
         variance = torch.zeros_like(self.scale)
-        variance[:count] = torch.from_numpy(found.explained_variance_)
+        variance[:count] = torch.from_numpy(found.singular_values_**2) / max(1, free)
         self.scale.copy_(variance.sqrt())
         self.shrinkage.fill_(1)
-        rest = (self.decode(self.encode(rows)[0]) - rows).square().flatten(1).sum(1).mean()
-        noise = (rest / max(1, rows[0].numel() - count)).clamp(min=_LEAST_VARIANCE)
+        rest = sum(self._squared_error(_unit(x[part])) for part in parts)
+        # The components fit these rows better than others: what is left has fewer freedoms.
+        freedoms = max(1, free - count) * max(1, x[0].numel() - count)
+        noise = torch.tensor(rest / freedoms).clamp(min=_LEAST_VARIANCE)
         self.std.copy_(noise.sqrt())
         # An averaged pixel has less noise. What is left of its variance is the latents'.
         small_noise = noise / self.square**2
@@ -81,6 +87,11 @@ class LinearVAE(nn.Module):
         gain = explained / small_noise
         self.shrinkage.copy_(gain / (1 + gain))
         self.log_var.copy_(-(1 + gain).log())
+
+    def _squared_error(self, x: Tensor) -> float:
+        """Of all values of the rows, from what the decoder makes of the encoder's means."""
+        error = self.decode(self.encode(x)[0]) - x
+        return float(error.square().sum(dtype=torch.float64))
 
     def _average(self, x: Tensor) -> Tensor:
         """(rows, height, width[, colors]) -> the same of averages over squares."""
@@ -97,3 +108,8 @@ class LinearVAE(nn.Module):
         h = x.unsqueeze(1) if x.ndim == 3 else x.movedim(3, 1)
         h = F.interpolate(h, size=self.shape[:2], mode="bilinear", align_corners=False)
         return h[:, 0] if x.ndim == 3 else h.movedim(1, 3)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows as floats in [0, 1]."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x

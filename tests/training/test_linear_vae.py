@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentd.training import networks
+from latentd.training import linear_vae, networks
 from latentd.training.config import Config
 from latentd.training.data import Dataset, Rows, RowSpec
 from latentd.training.linear_vae import LinearVAE
@@ -47,15 +50,56 @@ def test_a_run_starts_with_the_exact_elbo_of_probabilistic_pca(shape: tuple[int,
 
 @pytest.mark.parametrize("shape", [(130, 70), (66, 129, 3)])
 def test_large_images_are_averaged_first(shape: tuple[int, ...]) -> None:
-    small = torch.rand((40, 4, 4, *shape[2:]), generator=torch.Generator().manual_seed(0))
+    small = torch.rand((100, 4, 4, *shape[2:]), generator=torch.Generator().manual_seed(0))
     h = small.unsqueeze(1) if len(shape) == 2 else small.movedim(3, 1)
     h = torch.nn.functional.interpolate(h, size=shape[:2], mode="bilinear")
     x = h[:, 0] if len(shape) == 2 else h.movedim(1, 3)
-    linear = LinearVAE(shape, 39)
+    linear = LinearVAE(shape, 48)
     linear.fit(x, 0)
     assert linear.square > 1
     error = (linear.decode(linear.encode(x)[0]) - x).square().mean()
     assert error < 0.02 * (x - x.mean(0)).square().mean()
+
+
+@pytest.mark.parametrize("count", [12, 24, 60])
+def test_few_rows_do_not_promise_too_little_noise(count: int) -> None:
+    """What components leave of the rows that they are computed from is less than of others."""
+    linear = LinearVAE((8, 8), 30)
+    linear.fit(rows(2000, (8, 8), 3)[:count], 0)
+    others = rows(2000, (8, 8), 3)[1000:]
+    error = (linear.decode(linear.encode(others)[0]) - others).square().mean().sqrt()
+    assert linear.std > 0.6 * error
+
+
+def test_one_row_is_its_own_center() -> None:
+    linear = LinearVAE((8, 8), 3)
+    linear.fit(rows(1, (8, 8), 3), 0)
+    assert all(buffer.isfinite().all() for buffer in linear.buffers())
+    assert torch.allclose(linear.decode(torch.ones(1, 3)), rows(1, (8, 8), 3))
+
+
+class LargestFloats(TorchDispatchMode):
+    """Records the number of values of the largest tensor of floats that was computed."""
+
+    values = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.is_floating_point():
+            self.values = max(self.values, found.numel())
+        return found
+
+
+def test_rows_become_floats_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows may be larger than the memory."""
+    monkeypatch.setattr(linear_vae, "_MAX_VALUES", 3 * 130 * 130)
+    x = torch.randint(0, 256, (60, 130, 130), dtype=torch.uint8)
+    linear = LinearVAE((130, 130), 4)
+    with LargestFloats() as largest:
+        linear.fit(x, 0)
+    assert 0 < largest.values < x.numel() / 8
 
 
 def test_more_latents_than_components_stay_unused() -> None:
