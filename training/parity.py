@@ -13,7 +13,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from latentd.training.data import Dataset
+from latentd.training.data import Dataset, max_batch_rows
 from latentd.training.errors import RunFailed
 from latentd.training.model import (
     AE,
@@ -29,7 +29,8 @@ DENSITY_TOLERANCE: Final = 1e-5
 """Of log p(x|z), as a part of the sum of its terms' sizes, but at least of one nat. A density has
 terms of both signs, so their sum may be near 0. The graph's params are PyTorch's."""
 ROWS: Final = 1000
-BATCHES: Final = (1, 2, 3, ROWS)
+_VALUES: Final = 1 << 26  # of all rows together: images beyond 128x128 in color are fewer
+_BATCHES: Final = (1, 2, 3, ROWS)  # the last is smaller for large images
 _AT_OTHER_SIZES: Final = (1, 2)  # the batches there; the largest of them is the number of rows
 
 Size = tuple[int, int]
@@ -39,15 +40,23 @@ Array = npt.NDArray[Any]
 
 def rows(dataset: Dataset) -> tuple[Tensor, dict[str, int]]:
     """Up to ROWS real rows, test rows first, and the numbers of rows and test rows. Leaves out test
-    rows outside the range, because a server rejects them."""
+    rows outside the range, because a server rejects them. Large images are fewer, to bound memory.
+    """
+    limit = min(ROWS, max(1, _VALUES // dataset.spec.size))
     test = dataset.test.x
     if test.is_floating_point():
         values = test.flatten(1)
         test = test[((values >= 0) & (values <= dataset.spec.highest)).all(1)]
-    test = test[:ROWS]
+    test = test[:limit]
     # Only the first rows of each part: all of them may be larger than the memory.
-    more = torch.cat((dataset.validation.x[:ROWS], dataset.train.x[:ROWS]))[: ROWS - len(test)]
+    more = torch.cat((dataset.validation.x[:limit], dataset.train.x[:limit]))
+    more = more[: limit - len(test)]
     return torch.cat((test, more)), {"rows": len(test) + len(more), "test_rows": len(test)}
+
+
+def batch_sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch sizes to compare at, for rows of this shape."""
+    return (*_BATCHES[:-1], max_batch_rows(shape, _BATCHES[-1]))
 
 
 def at_size(x: Tensor, size: Size) -> Tensor:
@@ -67,19 +76,20 @@ def measure(
     sizes: Sequence[Size] = (),
 ) -> dict[str, Any]:
     """The largest differences between ONNX Runtime and PyTorch eager, over x (rows, *shape), for
-    each of BATCHES. Raises RunFailed at the first tensor beyond its precision's tolerance.
+    each of `batch_sizes`. Raises RunFailed at the first tensor beyond its precision's tolerance.
 
     sizes: other sizes of x, compared with fewer rows and smaller batches.
     """
     tolerance, sessions = TOLERANCES[precision], (session(encoder), session(decoder))
-    errors, delta_elbo = _measure(model, *sessions, x, BATCHES, tolerance)
+    batches = batch_sizes(tuple(x.shape[1:]))
+    errors, delta_elbo = _measure(model, *sessions, x, batches, tolerance)
     few = x[: max(_AT_OTHER_SIZES)]
     tensors_only = tolerance._replace(delta_elbo=math.inf)  # few rows have no stable mean
     for size in sizes:
         more, _ = _measure(model, *sessions, at_size(few, size), _AT_OTHER_SIZES, tensors_only)
         errors = {name: max(error, more[name]) for name, error in errors.items()}
     return {
-        "batches": list(BATCHES),
+        "batches": list(batches),
         **({"other_sizes": [list(size) for size in sizes]} if sizes else {}),
         "atol": tolerance.atol,
         "rtol": tolerance.rtol,
@@ -99,11 +109,12 @@ def _measure(
 ) -> tuple[dict[str, float], float]:
     """The largest difference of each output, and of the ELBO. Both decoders get the same z, so that
     the decoder is measured separately."""
-    mean, log_var = model.encode(x)
+    encoded = [model.encode(part) for part in torch.split(x, max(batches))]
+    mean, log_var = (torch.cat(parts) for parts in zip(*encoded, strict=True))
     z = mean + (0.5 * log_var).exp() * torch.randn(
         mean.shape, generator=torch.Generator().manual_seed(0)
     )
-    params = model.decode(z)
+    params = torch.cat([model.decode(part) for part in torch.split(z, max(batches))])
     eager = {"mean": mean, "log_var": log_var, "params": params, "x": to_data(model, params)}
     if isinstance(model, AE):
         del eager["log_var"]
@@ -145,7 +156,8 @@ def measure_likelihood(
     sizes: other sizes of x, compared with fewer rows.
     """
     density, largest, few = session(likelihood), 0.0, x[: max(_AT_OTHER_SIZES)]
-    for rows in (x, *(at_size(few, size) for size in sizes)):
+    parts = torch.split(x, max_batch_rows(x.shape[1:], ROWS))
+    for rows in (*parts, *(at_size(few, size) for size in sizes)):
         params = model.decode(model.encode(rows)[0])
         terms = model.likelihood.terms(to_unit(rows).double(), params.double()).flatten(1)
         expected, scale = -terms.sum(1).numpy(), terms.abs().sum(1).numpy()

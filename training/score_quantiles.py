@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from latentd.training import parity
 from latentd.training import quantiles as common
@@ -31,7 +32,8 @@ def quantiles(
     batch = max_batch_rows(dataset.spec.shape, _BATCH)
     encode, decode, density = map(parity.session, (encoder, decoder, likelihood))
     errors, rates = [], []
-    for numbers in torch.split(picked, batch):
+    title = "scoring training rows"
+    for numbers in tqdm(torch.split(picked, batch), title, unit="batch", delay=2, disable=None):
         x = rows[numbers]
         latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, x, batch).items()}
         mean, log_var = latent["mean"], latent["log_var"]

@@ -201,10 +201,17 @@ def break_half(graph: bytes) -> bytes:
     return model.SerializeToString()
 
 
-def test_rows_for_the_check_are_taken_from_data_larger_than_the_memory() -> None:
-    def rows(count: int) -> Rows:
-        return Rows(torch.zeros(1, 4, 4, dtype=torch.uint8).expand(count, 4, 4), None)
+@pytest.mark.parametrize(
+    ("shape", "rows", "largest"),
+    [((28, 28), 1000, 1000), ((64, 64, 3), 1000, 341), ((256, 256, 3), 341, 21)],
+)
+def test_check_needs_little_memory_for_any_number_and_size_of_rows(
+    shape: tuple[int, ...], rows: int, largest: int
+) -> None:
+    def many(count: int) -> Rows:
+        return Rows(torch.zeros(1, *shape, dtype=torch.uint8).expand(count, *shape), None)
 
-    x, counts = parity.rows(Dataset(rows(1 << 40), rows(1 << 40), rows(10), False, ""))
-    assert x.shape == (parity.ROWS, 4, 4)
-    assert counts == {"rows": parity.ROWS, "test_rows": 10}
+    x, counts = parity.rows(Dataset(many(1 << 40), many(1 << 40), many(10), False, ""))
+    assert x.shape == (rows, *shape)
+    assert counts == {"rows": rows, "test_rows": 10}
+    assert parity.batch_sizes(shape) == (1, 2, 3, largest)
