@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -11,6 +12,7 @@ from optuna.trial import TrialState
 
 from latentd.training.config import Config, to_flags
 from latentd.training.errors import TrainingError
+from latentd.training.networks import resolve_architecture
 from latentd.training.signals import StopRequest
 from latentd.training.tuning.space import Space, space
 from latentd.training.tuning.study import MEASURED, TrialStudy, best_of
@@ -36,6 +38,26 @@ def test_usual_settings_are_searched_unless_flags_fix_them() -> None:
         "hidden_size": "75:600:log",
         "learning_rate": "0.0003:0.01:log",
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({}, "4,8,16,32,64"),
+        ({"stochastic_layers": 1}, "4:64:log"),
+        ({"latents": "spatial", "depth": 2}, "8,16"),
+        ({"latents": "spatial", "stochastic_layers": 3, "latent_size": 48}, "48:48"),
+    ],
+)
+def test_sizes_of_a_ladder_can_be_divided_among_its_levels(
+    settings: dict[str, Any], found: str
+) -> None:
+    config = Config(architecture="ladder", **settings)
+    searched = space(config, (), (), (32, 32))
+    assert searched.words()["latent_size"] == found
+    sizes = [int(size) for size in found.removesuffix(":log").replace(":", ",").split(",")]
+    for size in sizes:
+        resolve_architecture(searched.settings(config, {"latent_size": size}), (32, 32))
 
 
 @pytest.mark.parametrize(

@@ -106,12 +106,21 @@ def _check_sizes(config: Config, shape: Shape, depth: int, layers: int) -> None:
         raise TrainingError(
             f"--stochastic-layers {layers} needs as many levels, and --depth is {depth}."
         )
-    multiple = layers << (2 * (layers - 1)) if spatial else layers
-    if size % multiple:
+    if size % (multiple := _latent_multiple(spatial, layers)):
         raise TrainingError(
             f"--latent-size {size}: with --stochastic-layers {layers} and --latents "
             f"{config.latents} it must be a multiple of {multiple}."
         )
+
+
+def _latent_multiple(spatial: bool, layers: int) -> int:
+    """Equal parts of z; a spatial one has four times as many channels as its finer image."""
+    return layers << (2 * (layers - 1)) if spatial else layers
+
+
+def latent_multiple(config: Config) -> int:
+    """What latent_size must be a multiple of, of a resolved config."""
+    return _latent_multiple(config.latents == "spatial", config.layers)
 
 
 def build(

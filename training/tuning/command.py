@@ -66,7 +66,8 @@ def add(commands: Any) -> None:
         help="search this setting of `train` too, or between other values: NAME=LOW:HIGH, "
         "NAME=LOW:HIGH:log or NAME=A,B,C; may be repeated "
         "[latent-size=4:64:log, hidden-size from a quarter of the network's own to twice it, "
-        "learning-rate=0.0003:0.01:log, beta=0.5:2:log]",
+        "learning-rate=0.0003:0.01:log, beta=0.5:2:log; latent-size of a ladder: in multiples that "
+        "its levels can share]",
     )
     add_flags(command)
     command.set_defaults(run=_tune, after=_after, extra="tune")

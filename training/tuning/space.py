@@ -98,17 +98,30 @@ def check(config: Config, wanted: Iterable[str]) -> None:
 
 def _usual(config: Config, shape: tuple[int, ...]) -> dict[str, str]:
     """What is searched unless flags say otherwise, in the notation of --search."""
-    width = networks.resolve_architecture(config, shape).hidden_size
-    assert width is not None, "resolved"
+    resolved = networks.resolve_architecture(config, shape)
+    width, _ = resolved.sizes
     values = math.prod(shape)
     least, most = (2, 16) if config.latents == "spatial" else (4, 64)
     ranges = {
-        "latent_size": f"{min(least, values)}:{min(most, values)}:log",
+        "latent_size": _latent_sizes(
+            min(least, values), min(most, values), networks.latent_multiple(resolved)
+        ),
         "hidden_size": f"{max(1, width // 4)}:{2 * width}:log",
         "learning_rate": "0.0003:0.01:log",
     }
     # The importance-weighted bound has no KL to weight.
     return ranges | ({"beta": "0.5:2:log"} if config.importance_samples == 1 else {})
+
+
+def _latent_sizes(least: int, most: int, multiple: int) -> str:
+    """The sizes between two bounds, in the notation of --search."""
+    if multiple == 1:
+        return f"{least}:{most}:log"
+    # Optuna has no range of multiples on a log scale.
+    low = -(-least // multiple) * multiple
+    sizes = [low << n for n in range(most.bit_length()) if low << n <= most]
+    # A single one is a range, because a choice has several.
+    return ",".join(map(str, sizes)) if len(sizes) > 1 else f"{low}:{low}"
 
 
 def _parse(text: str, config: Config) -> tuple[str, BaseDistribution]:
