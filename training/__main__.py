@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-size",
         type=int,
         help="with --latents spatial: the largest height and width that the bundle takes, in "
-        "pixels [1024, or the trained size]",
+        "pixels [1024, or the trained size; with --attention 64 * 2^depth at most]",
     )
     command.set_defaults(run=_export, after=lambda _: "Nothing was published.")
 

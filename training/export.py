@@ -44,6 +44,7 @@ from latentd.training.tolerances import TOLERANCES
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
 _FEW_GOLDEN_ROWS: Final = 2  # the same at other sizes than the trained one
 _USUAL_MAX_SIZE: Final = 1024
+_MAX_ATTENTION: Final = 64  # positions each way: attention needs 64 MiB for all pairs of them
 _LARGEST_MAX_SIZE: Final = 8192  # where an image with colors has almost the most values of a row
 
 
@@ -59,9 +60,9 @@ def export(
 
     source: the rows for the parity check, in --data's notation; default: the checkpoint's own.
     precision: float32 or float16 for the graphs' nets. max_size: the largest height and width that
-    the bundle takes, of a model with spatial latents; None: 1024, or the trained size if that is
-    larger. Returns the version's folder. Raises TrainingError, and RunFailed if a graph and PyTorch
-    compute different results. On an error, nothing is published.
+    the bundle takes, of a model with spatial latents; None: 1024, less with attention, or the
+    trained size if that is larger. Returns the folder of the version. Raises TrainingError, and
+    RunFailed if a graph and PyTorch compute different results. On an error, nothing is published.
     """
     publication.check(bundles, name)
     saved = checkpoint.load(path)
@@ -82,16 +83,23 @@ def _axes(saved: Checkpoint, max_size: int | None) -> dict[str, Axis]:
                 "trained size only. Leave it out."
             )
         return {}
-    trained = saved.spec.shape[:2]
-    most = max(_USUAL_MAX_SIZE, *trained) if max_size is None else max_size
-    if not max(trained) <= most <= _LARGEST_MAX_SIZE:
+    trained = max(saved.spec.shape[:2])
+    largest, why = _LARGEST_MAX_SIZE, ""
+    if saved.config.attention:
+        largest = min(largest, max(_MAX_ATTENTION * stride, trained))
+        why = (
+            f"; larger images have more than {_MAX_ATTENTION}x{_MAX_ATTENTION} positions, of which "
+            "--attention compares all pairs"
+        )
+    most = min(largest, max(_USUAL_MAX_SIZE, trained)) if max_size is None else max_size
+    if not trained <= most <= largest:
         raise TrainingError(
-            f"--max-size {most}: expected a number from {max(trained)}, the trained size, to "
-            f"{_LARGEST_MAX_SIZE}."
+            f"--max-size {most}: expected a number from {trained}, the trained size, to "
+            f"{largest}{why}."
         )
     return {
         name: Axis(name, multiple_of=stride, min=2 * stride, max=most // stride * stride, default=n)
-        for name, n in zip("hw", trained, strict=True)
+        for name, n in zip("hw", saved.spec.shape[:2], strict=True)
     }
 
 

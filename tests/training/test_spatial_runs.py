@@ -131,6 +131,22 @@ def test_autoencoder_has_no_prior(cli: Cli, tmp_path: Path, crops: str) -> None:
     assert manifest.axes["w"].max == 1024
 
 
+def test_attention_limits_the_largest_size(cli: Cli, tmp_path: Path) -> None:
+    """Images of 1024 pixels would need 17 GB for the pairs of their positions."""
+    path, out = tmp_path / "rows.npy", tmp_path / "run"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8))
+    flags = ("--latents", "spatial", "--latent-size", 2, "--depth", 1, "--hidden-size", 4)
+    flags += ("--attention", "--epochs", 1)
+    assert cli("train", "--data", f"npz:{path}", "--out", out, *flags)[0] == 0
+    manifest = export(cli, out / "best.pt", tmp_path / "bundles").manifest
+    assert {axis.max for axis in manifest.axes.values()} == {128}
+    assert not any(tile.exact for tile in manifest.tiles.values())
+    arguments = ("--checkpoint", out / "best.pt", "--bundles", tmp_path / "bundles", "--name", "m")
+    status, _, err = cli("export", *arguments, "--max-size", 256)
+    assert status == 2
+    assert "to 128; larger images have more than 64x64 positions" in err
+
+
 @pytest.mark.parametrize(
     ("size", "words"),
     [(56, "expected a number from 64, the trained size, to 8192"), (9000, "to 8192")],
