@@ -11,6 +11,7 @@ import copy
 from torch import Tensor, nn
 
 from latentd.training.model import AE, Model
+from latentd.training.networks.resnet import Doubling
 
 
 class HalfNet(nn.Module):
@@ -18,7 +19,7 @@ class HalfNet(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net.half()
+        self.net = _with_plain_doublings(net).half()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.half())  # type: ignore[no-any-return]
@@ -30,3 +31,13 @@ def to_half(model: Model) -> Model:
     vae = model.net if isinstance(model, AE) else model
     vae.encoder, vae.decoder = HalfNet(vae.encoder), HalfNet(vae.decoder)
     return model
+
+
+def _with_plain_doublings(net: nn.Module) -> nn.Module:
+    """The net with kernels that are computed once, and before they are rounded: ONNX Runtime would
+    compute float16 ones for every batch."""
+    for parent in list(net.modules()):
+        for name, part in list(parent.named_children()):
+            if isinstance(part, Doubling):
+                setattr(parent, name, part.plain())
+    return net

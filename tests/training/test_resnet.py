@@ -12,6 +12,7 @@ from latentd.training import networks, onnx_graphs, parity
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.errors import TrainingError
+from latentd.training.fp16 import to_half
 from latentd.training.model import Model, build
 from latentd.training.networks.resnet import Doubling, levels
 
@@ -56,6 +57,7 @@ def test_doubling_equals_upsampling_and_a_convolution() -> None:
         padding=2,
     )
     torch.testing.assert_close(layer(h), wanted)
+    torch.testing.assert_close(layer.plain()(h), wanted)
 
 
 @torch.no_grad()
@@ -64,13 +66,15 @@ def test_doubling_leaves_no_grid_on_equal_pixels() -> None:
     torch.testing.assert_close(flat, flat[:, :, :1, :1].expand_as(flat))
 
 
-def test_served_decoder_holds_plain_convolutions(tmp_path: object) -> None:
-    """ONNX Runtime computes the kernels of `Doubling` once, when it loads the graph."""
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_served_decoder_holds_plain_convolutions(tmp_path: object, precision: str) -> None:
+    """ONNX Runtime computes the kernels of `Doubling` once, when it loads the graph, but would not
+    in float16."""
+    net = model((64, 64, 3))
+    net = to_half(net) if precision == "float16" else net
     options = ort.SessionOptions()
     options.optimized_model_filepath = f"{tmp_path}/optimized.onnx"
-    ort.InferenceSession(
-        onnx_graphs.decoder(model((64, 64, 3)), "m"), options, providers=["CPUExecutionProvider"]
-    )
+    ort.InferenceSession(onnx_graphs.decoder(net, "m"), options, providers=["CPUExecutionProvider"])
     graph = onnx.load(options.optimized_model_filepath).graph
     assert "Einsum" not in {node.op_type for node in graph.node}
 

@@ -225,9 +225,19 @@ class Doubling(nn.Module):
         self.register_buffer("taps", torch.tensor((first, second)).float(), persistent=False)
 
     def forward(self, h: Tensor) -> Tensor:
+        return F.pixel_shuffle(F.conv2d(h, *self._kernels(), padding=1), 2)
+
+    def plain(self) -> nn.Module:
+        """The same with kernels that are computed once, to serve."""
+        weight, bias = (part.detach() for part in self._kernels())
+        convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+        convolution.load_state_dict({"weight": weight, "bias": bias})
+        return nn.Sequential(convolution, nn.PixelShuffle(2))
+
+    def _kernels(self) -> tuple[Tensor, Tensor]:
+        """Of a 3x3 convolution with four channels for each of ours, and their biases."""
         kernels = torch.einsum("ayk,bxl,oikl->oabiyx", self.taps, self.taps, self.weight)
-        bias = self.bias.repeat_interleave(4)
-        return F.pixel_shuffle(F.conv2d(h, kernels.flatten(0, 2), bias, padding=1), 2)
+        return kernels.flatten(0, 2), self.bias.repeat_interleave(4)
 
 
 @torch.no_grad()
