@@ -33,9 +33,9 @@ class Likelihood(Protocol):
     def params(self, raw: Tensor) -> Tensor:
         """The network's unbounded outputs (rows, outputs, *shape) -> parameters."""
 
-    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
-        """The network's outputs for this mean (rows, *shape) and standard deviation (): roughly the
-        inverse of `params`."""
+    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """The network's outputs around this mean (rows, *shape) and standard deviation (): those of
+        0 give roughly these. Means are in units of the standard deviation."""
 
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         """-log p(x|z) in nats as terms to be summed over each row: (rows, ...). Training sums them
@@ -57,8 +57,8 @@ class Bernoulli(Likelihood):
     def params(self, raw: Tensor) -> Tensor:
         return raw
 
-    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
-        return mean[:, None].clamp(0.01, 0.99).logit()
+    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return mean[:, None].clamp(0.01, 0.99).logit() + raw
 
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(params[:, 0], x, reduction="none")
@@ -91,10 +91,8 @@ class Gaussian(Likelihood):
             return torch.cat((raw, torch.full_like(raw, self.log_fixed_std)), dim=1)
         return _with_log_floor(raw, self.log_floor)
 
-    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
-        if self.outputs == 1:
-            return mean[:, None]
-        return torch.stack((mean, std.log().expand_as(mean)), dim=1)
+    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return torch.cat((mean[:, None] + std * raw[:, :1], std.log() + raw[:, 1:]), dim=1)
 
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         mean, log_std = params[:, 0], params[:, 1]
@@ -118,9 +116,9 @@ class DiscretizedLogistic(Likelihood):
     def params(self, raw: Tensor) -> Tensor:
         return _with_log_floor(raw, self.log_floor)
 
-    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
+    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         log_scale = std.log() + 0.5 * math.log(3) - math.log(math.pi)  # variance: (pi scale)^2 / 3
-        return torch.stack((mean, log_scale.expand_as(mean)), dim=1)
+        return torch.cat((mean[:, None] + std * raw[:, :1], log_scale + raw[:, 1:]), dim=1)
 
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         mean, sharpness = params[:, 0], (-params[:, 1]).exp()

@@ -68,14 +68,16 @@ class VAE(nn.Module):
         mean, log_var = self.encoder(x).float().chunk(2, dim=1)
         if self.linear:
             linear_mean, linear_log_var = self.linear.encode(x)
-            mean, log_var = mean + linear_mean, log_var + linear_log_var
+            # In units of the posterior's deviation: the first steps would otherwise leave it far.
+            mean = linear_mean + (0.5 * linear_log_var).exp() * mean
+            log_var = linear_log_var + log_var
         return mean, log_var.clamp(*LOG_VAR_RANGE)
 
     def decode(self, z: Tensor) -> Tensor:
         """float32 (rows, *latent_shape) -> params of p(x|z): float32 (rows, parameters, *shape)."""
         raw = self.decoder(z).float()
         if self.linear:
-            raw = raw + self.likelihood.raw(self.linear.decode(z), self.linear.std)
+            raw = self.likelihood.around(raw, self.linear.decode(z), self.linear.std)
         if self.log_std is not None:
             raw = torch.cat((raw, self.log_std.expand_as(raw)), dim=1)
         return self.likelihood.params(raw)
