@@ -221,7 +221,7 @@ def test_invalid_argument_is_raised_before_sending(client: Client, field: str, c
 
 def test_notebook_shows_rows_of_any_size(client: Client) -> None:
     wide = client.sample(4, sizes={"h": 16, "w": 128})
-    assert wide.grid(columns=1).size == (128 * 4, (4 * 16 + 3 * 9) * 4)
+    assert wide.grid(columns=1).size == (128 * 8, (4 * 16 + 3 * 9) * 8)
     many = client.sample(80, seed=1, sizes={"h": 256, "w": 256})
     png = many._repr_png_()
     assert png is not None
