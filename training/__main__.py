@@ -16,7 +16,8 @@ from latentd import __version__
 from latentd.flags import Parser
 from latentd.training.adopt import command as adoption
 from latentd.training.comparison import command as comparison
-from latentd.training.config import Config, add_flags, flag
+from latentd.training.config import Config, flag
+from latentd.training.config_flags import add_flags
 from latentd.training.errors import TrainingError, is_out_of_memory
 from latentd.training.evaluation import command as evaluation
 from latentd.training.runs import command as runs

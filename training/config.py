@@ -6,11 +6,9 @@ does not import torch, so `--help` is fast.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, get_args, get_type_hints
 
@@ -85,7 +83,7 @@ class Config:
     hidden_size: int | None = _field(
         None,
         "layer width [mlp 256, iwae 200, gated 300]; resnet, ladder: channels at the coarsest "
-        "level [16 at the finest, twice as many at each coarser one, 256 at most]",
+        "level, half as many at each finer one [16 at the finest, but 256 at most at the coarsest]",
         min=1,
     )
     depth: int | None = _field(
@@ -295,7 +293,7 @@ class Config:
                 f"{self.architecture}; leave them out.",
             ),
             (
-                (self.stochastic_layers or 1) > 1 and self.architecture not in ("ladder",),
+                (self.stochastic_layers or 1) > 1 and self.architecture != "ladder",
                 "--stochastic-layers above 1 is of --architecture ladder; use that, or leave it "
                 "out.",
             ),
@@ -356,43 +354,6 @@ class Config:
 def flag(name: str) -> str:
     """The command-line flag for a field."""
     return "--" + name.replace("_", "-")
-
-
-def add_flags(parser: argparse.ArgumentParser, hidden_fields: Collection[str] = ()) -> None:
-    """Add one flag for each field of Config. A flag that is not given is not in the namespace.
-
-    hidden_fields: fields missing from --help, for commands that reject them with a reason.
-    """
-    for field in dataclasses.fields(Config):
-        default = "" if field.default in (None, False) else f" [{field.default}]"
-        choices = field.metadata.get("choices")
-        kind = value_type(field)
-        text = field.metadata["help"].replace("%", "%%") + default
-        common: dict[str, Any] = {
-            "dest": field.name,
-            "default": argparse.SUPPRESS,
-            "help": argparse.SUPPRESS if field.name in hidden_fields else text,
-        }
-        if kind is bool:
-            parser.add_argument(flag(field.name), action="store_true", **common)
-        else:
-            metavar = None if choices else kind.__name__.upper()
-            parser.add_argument(
-                flag(field.name), type=kind, choices=choices, metavar=metavar, **common
-            )
-
-
-def to_flags(config: Config) -> list[str]:
-    """The words of a command line that give this config. --data is always among them, other
-    settings only if they differ from their defaults."""
-    words = []
-    for field in dataclasses.fields(Config):
-        value = getattr(config, field.name)
-        if value is True:
-            words.append(flag(field.name))
-        elif value != field.default or field.name == "data":
-            words += [flag(field.name), str(value)]
-    return words
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -10,7 +10,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from latentd.training.config import Config, to_flags
+from latentd.training.config import Config
+from latentd.training.config_flags import to_flags
 from latentd.training.errors import TrainingError
 from latentd.training.networks import resolve_architecture
 from latentd.training.signals import StopRequest

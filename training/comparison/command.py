@@ -7,7 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
-from latentd.training.config import Config, add_flags
+from latentd.training.config import Config
+from latentd.training.config_flags import add_flags
 from latentd.training.evaluation.command import positive_int
 
 _RESERVED: Final = ("model", "seed", "patience", "validate_every")

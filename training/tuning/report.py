@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from optuna.trial import FrozenTrial, TrialState
 
-from latentd.training.config import flag, to_flags
+from latentd.training.config import flag
+from latentd.training.config_flags import to_flags
 from latentd.training.evaluation.active_units import REMEDY
 from latentd.training.tuning import figure
 from latentd.training.tuning.study import TrialStudy, best_of, collapsed, elbo, measured
