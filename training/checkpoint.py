@@ -90,7 +90,7 @@ def load(path: Path) -> Checkpoint:
             f"{printable(path)} was not written by this release of latentd; train again."
         )
     try:
-        spec = RowSpec(tuple(document["spec"]["shape"]), document["spec"]["dtype"])
+        spec = RowSpec(**document["spec"] | {"shape": tuple(document["spec"]["shape"])})
         checkpoint = Checkpoint(
             **{**document, "config": Config.from_dict(document["config"]), "spec": spec},
         )

@@ -16,7 +16,11 @@ from latentd.training import trackers
 from latentd.training.errors import TrainingError
 
 CONVOLUTIONAL: Final = ("resnet", "ladder")
-"""The architectures for images. The others flatten every row."""
+"""The architectures for images. The others but gru flatten every row."""
+
+MAX_TEXT_LENGTH: Final = 64
+"""Bytes of a text and its end, unless --text-length says it. Longer rows cost more and learn
+slowly, so they are a choice."""
 
 
 def _field(default: Any, help: str, **allowed: Any) -> Any:
@@ -28,7 +32,9 @@ def _field(default: Any, help: str, **allowed: Any) -> Any:
 class Config:
     """The settings of a run. A value out of its bounds raises TrainingError that names the flag."""
 
-    data: str = _field("digits", "rows: digits, mnist-5k, idx:DIR, npz:FILE[:ARRAY] or images:DIR")
+    data: str = _field(
+        "digits", "rows: digits, mnist-5k, idx:DIR, npz:FILE[:ARRAY], images:DIR or text:FILE"
+    )
     image_size: str | None = _field(None, "HEIGHTxWIDTH, pixels: resize images:DIR to this")
     color: str = _field(
         "auto",
@@ -40,6 +46,24 @@ class Config:
         "files of images:DIR that cannot be used: fail, one report of all of them; or skip, "
         "train without them and list them",
         choices=("fail", "skip"),
+    )
+    text_length: int | None = _field(
+        None,
+        "of text:FILE: bytes of a row, the text's end included, so that texts have one byte less "
+        f"at most [what the longest text needs, {MAX_TEXT_LENGTH} at most]",
+        min=2,
+        below=1025,
+    )
+    long_texts: str = _field(
+        "fail",
+        "texts of text:FILE that are longer: fail, and say how many there are; cut them after the "
+        "last whole character that fits; or skip them",
+        choices=("fail", "cut", "skip"),
+    )
+    keep_repeated: bool = _field(
+        False,
+        "keep the lines of text:FILE that repeat an earlier one. Without this flag they are left "
+        "out, because test rows would repeat training rows",
     )
     augment_flip: bool = _field(
         False, "mirror half of the pictures, left to right, drawn again in each pass"
@@ -67,8 +91,8 @@ class Config:
         "auto: resnet for images whose shorter side has 28 pixels or more, else mlp; resnet: "
         "residual convolutions; ladder: a resnet whose z enters the decoder at several levels; "
         "iwae: tanh layers as in Burda et al. (2016); gated: A(x) * sigmoid(B(x)) layers as in "
-        "Tomczak and Welling (2018)",
-        choices=("auto", "mlp", "iwae", "gated", "resnet", "ladder"),
+        "Tomczak and Welling (2018); gru: text, recurrent both ways, read byte by byte",
+        choices=("auto", "mlp", "iwae", "gated", "resnet", "ladder", "gru"),
     )
     latents: str = _field(
         "flat",
@@ -82,8 +106,9 @@ class Config:
     )
     hidden_size: int | None = _field(
         None,
-        "layer width [mlp 256, iwae 200, gated 300]; resnet, ladder: channels at the coarsest "
-        "level, half as many at each finer one [16 at the finest, but 256 at most at the coarsest]",
+        "layer width [mlp 256, iwae 200, gated 300, gru 256]; resnet, ladder: channels at the "
+        "coarsest level, half as many at each finer one [16 at the finest, but 256 at most at the "
+        "coarsest]",
         min=1,
     )
     depth: int | None = _field(
@@ -116,10 +141,24 @@ class Config:
         "1999); none; auto: pca with flat latents and a likelihood of grey levels",
         choices=("auto", "pca", "none"),
     )
+    token_dropout: float = _field(
+        0.0,
+        "gru: fraction of the bytes that the decoder does not see before it predicts the next, "
+        "against collapse: it needs z for them (Bowman et al., 2016)",
+        min=0,
+        below=1,
+    )
+    encoder_from: str | None = _field(
+        None,
+        "a run of the same net, such as one of --model ae: its trained encoder is the start, with "
+        "a fresh decoder, against collapse (Li et al., 2019)",
+    )
     likelihood: str = _field(
+        "auto",
+        "p(x|z), independent for each pixel; discretized-logistic: of the 256 levels of a byte; "
+        "categorical: of text, each byte given those before it; auto: categorical for text, else "
         "gaussian",
-        "p(x|z), independent for each pixel; discretized-logistic: of the 256 levels of a byte",
-        choices=("gaussian", "bernoulli", "discretized-logistic"),
+        choices=("auto", "gaussian", "bernoulli", "discretized-logistic", "categorical"),
     )
     std: str = _field(
         "auto",
@@ -244,6 +283,9 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
+        if self.likelihood == "auto":  # data alone decides it, and everything needs it
+            chosen = "categorical" if self.is_text else "gaussian"
+            object.__setattr__(self, "likelihood", chosen)
         if self.image_size is not None:
             parse_size(self.image_size)
             if not self.data.startswith("images:"):
@@ -303,13 +345,41 @@ class Config:
                 "--linear-path pca is of --architecture resnet or ladder with --latents flat; "
                 "leave it out.",
             ),
+            (
+                not self.is_text
+                and (self.text_length or self.long_texts != "fail" or self.keep_repeated),
+                "--text-length, --long-texts and --keep-repeated are of --data text:FILE; leave "
+                "them out.",
+            ),
+            (
+                self.is_text and self.architecture not in ("auto", "gru"),
+                f"--architecture {self.architecture} does not read text; use gru.",
+            ),
+            (
+                not self.is_text and (self.architecture == "gru" or self.token_dropout > 0),
+                "--architecture gru and --token-dropout are for --data text:FILE; leave them out.",
+            ),
+            (
+                self.is_text != (self.likelihood == "categorical"),
+                "--likelihood categorical is that of --data text:FILE, and text has no other; "
+                "leave --likelihood out.",
+            ),
+            (
+                self.is_text and (self.depth or 1) > 1,
+                "--architecture gru has one layer each way; leave --depth out.",
+            ),
         ):
             if unwanted:
                 raise TrainingError(sentence)
 
     @property
+    def is_text(self) -> bool:
+        """Whether rows are texts."""
+        return self.data.startswith("text:")
+
+    @property
     def _may_be_convolutional(self) -> bool:
-        return self.architecture in ("auto", *CONVOLUTIONAL)
+        return not self.is_text and self.architecture in ("auto", *CONVOLUTIONAL)
 
     @property
     def sizes(self) -> tuple[int, int]:

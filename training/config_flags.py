@@ -40,11 +40,11 @@ def add_flags(parser: argparse.ArgumentParser, hidden_fields: Collection[str] = 
 def to_flags(config: Config) -> list[str]:
     """The words of a command line that give this config. --data is always among them, other
     settings only if they differ from their defaults."""
-    words = []
+    words, default = [], Config(data=config.data)
     for field in dataclasses.fields(Config):
         value = getattr(config, field.name)
         if value is True:
             words.append(flag(field.name))
-        elif value != field.default or field.name == "data":
+        elif value != getattr(default, field.name) or field.name == "data":
             words += [flag(field.name), str(value)]
     return words

@@ -36,10 +36,13 @@ class RowSpec:
 
     shape: tuple[int, ...]  # (height, width[, channels]) or (values,)
     dtype: str  # uint8 (0..255) | float32 (0..1)
+    text: bool = False  # uint8 of shape (length,): see latentd.training.texts
 
     @property
     def kind(self) -> str:
-        """image | vector"""
+        """image | vector | sequence"""
+        if self.text:
+            return "sequence"
         return "vector" if len(self.shape) == 1 else "image"
 
     @property
@@ -74,12 +77,12 @@ class Dataset:
     own_test: bool  # the source has test rows; if False, they were drawn by seed
     digest: str  # sha256 of x and the split: must match on resume
     classes: tuple[str, ...] = ()  # the name of each label, if labels have names
+    text: bool = False  # whether the rows are texts
 
     @property
     def spec(self) -> RowSpec:
-        return RowSpec(
-            tuple(self.train.x.shape[1:]), str(self.train.x.dtype).removeprefix("torch.")
-        )
+        x = self.train.x
+        return RowSpec(tuple(x.shape[1:]), str(x.dtype).removeprefix("torch."), self.text)
 
     def summary(self) -> dict[str, Any]:
         """The record of the split for the log, the checkpoint and the manifest."""
@@ -102,7 +105,7 @@ def load(config: Config, run: Path | None = None) -> Dataset:
     """
     source = read(config, run)
     x, y = _checked(config.data, source.x, source.y)
-    notes = [*source.notes, *_check_dark_bytes(config.data, x)]
+    notes = [*source.notes, *([] if source.text else _check_dark_bytes(config.data, x))]
     if config.likelihood == "discretized-logistic" and x.dtype != torch.uint8:
         raise TrainingError(
             f"--likelihood discretized-logistic needs uint8 rows and {config.data} has "
@@ -143,7 +146,9 @@ def load(config: Config, run: Path | None = None) -> Dataset:
     for note in notes:
         notice(note)
     own_test = source.x_test is not None
-    return Dataset(train, validation, test, own_test, digest.hexdigest(), source.classes)
+    return Dataset(
+        train, validation, test, own_test, digest.hexdigest(), source.classes, source.text
+    )
 
 
 def max_batch_rows(shape: tuple[int, ...], limit: int) -> int:

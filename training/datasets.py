@@ -26,8 +26,10 @@ from latentd.training.files import printable
 from latentd.training.image_files import find
 from latentd.training.image_folder import Settings, read_pictures
 from latentd.training.picture_cache import PictureCache
+from latentd.training.texts import Settings as TextSettings
+from latentd.training.texts import read_texts
 
-SOURCE_FORMS: Final = "digits, mnist-5k, idx:DIR, npz:FILE, npz:FILE:ARRAY or images:DIR"
+SOURCE_FORMS: Final = "digits, mnist-5k, idx:DIR, npz:FILE, npz:FILE:ARRAY, images:DIR or text:FILE"
 
 _BUNDLED: Final = ("digits", "mnist-5k")  # these need no path
 
@@ -47,7 +49,8 @@ def read(config: Config, run: Path | None = None) -> Arrays:
     scheme, _, where = config.data.partition(":")
     if scheme not in SOURCES:
         path = Path(os.path.expanduser(config.data))
-        likely = "images" if path.is_dir() else "npz" if path.suffix in (".npy", ".npz") else ""
+        kinds = {".npy": "npz", ".npz": "npz", ".txt": "text"}
+        likely = "images" if path.is_dir() else kinds.get(path.suffix, "")
         meant = f" Do you mean {likely}:{config.data}?" if likely else _advice(config.data)
         raise TrainingError(f"--data {config.data!r} is not a source: use {SOURCE_FORMS}.{meant}")
     if bool(where) == (scheme in _BUNDLED):
@@ -64,7 +67,7 @@ def _advice(path: str) -> str:
         return ""
     return (
         f" No source reads {suffix} files: {_FOREIGN[suffix]}. Taken are folders of pictures "
-        "(images:), .npy and .npz files (npz:) and MNIST's IDX files (idx:)."
+        "(images:), .npy and .npz files (npz:), MNIST's IDX files (idx:) and files of text (text:)."
     )
 
 
@@ -160,6 +163,11 @@ def _images(where: str, config: Config, run: Path | None) -> Arrays:
     )
 
 
+def _text(where: str, config: Config, run: Path | None) -> Arrays:
+    """A file with one text a line. See latentd.training.texts."""
+    return read_texts(Path(where), TextSettings.of(config))
+
+
 def permutation(config: Config, rows: int) -> npt.NDArray[np.int64]:
     """The order of the rows before they are split."""
     return np.random.default_rng(config.seed).permutation(rows)
@@ -171,4 +179,5 @@ SOURCES: Final[dict[str, Callable[[str, Config, Path | None], Arrays]]] = {
     "idx": _idx,
     "npz": _npz,
     "images": _images,
+    "text": _text,
 }

@@ -1,4 +1,5 @@
-"""The figures of a run as PNG: reconstructions, samples, interpolation, curves."""
+"""The figures of a run as PNG: reconstructions, samples, interpolation, curves. Texts are written
+as text."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentd.training.model import Model, to_data
+from latentd.training import text_sheets
+from latentd.training.model import Model, decoded
 
 _COLUMNS: Final = 12
 _WIDE: Final = 1200  # approximate width in pixels: small images are enlarged to it
@@ -22,23 +24,25 @@ _GAP: Final = 2  # pixels between images, before enlarging
 @torch.no_grad()
 def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], seed: int) -> None:
     """Write the four PNGs. model: on the CPU. x: test rows (rows, *shape); only a few are used."""
+    _curves(folder / "curves.png", history)
+    if model.spec.text:
+        text_sheets.draw(folder, model, x, seed)
+        return
     x = x[:_COLUMNS]
     mean, _ = model.encode(x)
-    decoded = to_data(model, model.decode(mean))
-    grid(folder / "reconstructions.png", [x, decoded])
+    grid(folder / "reconstructions.png", [x, decoded(model, mean)])
 
     noise = torch.Generator().manual_seed(seed)
     z = torch.randn((8 * _COLUMNS, *model.latent_shape), generator=noise)
-    grid(folder / "samples.png", torch.split(to_data(model, model.decode(z)), _COLUMNS))
+    grid(folder / "samples.png", torch.split(decoded(model, z), _COLUMNS))
 
     steps = torch.linspace(0, 1, _COLUMNS).view(-1, *[1] * len(model.latent_shape))
     # A single row has no second row, so it is interpolated with itself.
     pairs = zip(mean[0::2], mean[1::2] if len(x) > 1 else mean, strict=False)
     grid(
         folder / "interpolation.png",
-        [to_data(model, model.decode(torch.lerp(a, b, steps))) for a, b in pairs],
+        [decoded(model, torch.lerp(a, b, steps)) for a, b in pairs],
     )
-    _curves(folder / "curves.png", history)
 
 
 def grid(path: Path, lines: Sequence[Tensor]) -> None:

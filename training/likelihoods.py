@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentd.training.config import Config
+from latentd.training.networks.gru import BYTES, within
 
 
 class Likelihood(Protocol):
@@ -134,6 +135,31 @@ class DiscretizedLogistic(Likelihood):
         return params[:, 0].clamp(0, 1)
 
 
+class Categorical(Likelihood):
+    """Of text: each byte given those before it, up to the text's end and with it. So there are no
+    parameters of an element without the text itself: `gru.Decoder` gives logits (rows, length - 1,
+    256) for a text, and -log p(x|z) is the sum over its bytes.
+    """
+
+    outputs, parameters = BYTES, ()
+
+    def params(self, raw: Tensor) -> Tensor:
+        return raw
+
+    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
+        raise NotImplementedError("bytes of text have no mean")
+
+    def mean(self, params: Tensor) -> Tensor:
+        raise NotImplementedError("bytes of text have no mean")
+
+    def terms(self, x: Tensor, params: Tensor) -> Tensor:
+        """x: rows of bytes (rows, length). params: the decoder's logits for these texts."""
+        # The last byte of a row is always an end.
+        tokens = x[:, :-1].long().remainder(BYTES)
+        nll = F.cross_entropy(params.transpose(1, 2), tokens, reduction="none")
+        return nll * within(x)[:, :-1]
+
+
 def _with_log_floor(raw: Tensor, log_floor: float) -> Tensor:
     """Unchanged means, and log widths bent so that none is below `log_floor`."""
     mean, log_width = raw.chunk(2, dim=1)
@@ -147,8 +173,11 @@ LIKELIHOODS: Final[dict[str, Callable[[Config], Likelihood]]] = {
     ),
     "discretized-logistic": lambda config: DiscretizedLogistic(),
 }
+"""Those of rows whose elements are independent given z. Categorical is the one of text."""
 
 
 def of(config: Config) -> Likelihood:
     """The likelihood of a run."""
+    if config.likelihood == "categorical":
+        return Categorical()
     return LIKELIHOODS[config.likelihood](config)

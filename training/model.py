@@ -1,7 +1,7 @@
 """The variational autoencoder and the plain autoencoder, on the same net.
 
 Rows have the data's own form: uint8 in 0..255 or float32 in [0, 1]. Only this module scales them,
-so the exported graphs contain the scaling.
+so the exported graphs contain the scaling. Rows of text are bytes and are not scaled.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from latentd.training import likelihoods, networks
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.linear_vae import LinearVAE
+from latentd.training.networks import gru
 from latentd.training.networks.resnet import Decoder, Encoder
 
 LOG_VAR_RANGE: Final = (-10.0, 4.0)
@@ -64,7 +65,7 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (rows, *shape) -> mean, log_var: float32 (rows, *latent_shape)."""
         # float(): autocast makes the nets' outputs bfloat16, which is too coarse for exp and sums.
-        x = to_unit(x)
+        x = x if self.spec.text else to_unit(x)
         mean, log_var = self.encoder(x).float().chunk(2, dim=1)
         if self.linear:
             linear_mean, linear_log_var = self.linear.encode(x)
@@ -82,6 +83,21 @@ class VAE(nn.Module):
             raw = torch.cat((raw, self.log_std.expand_as(raw)), dim=1)
         return self.likelihood.params(raw)
 
+    def distortion(self, z: Tensor, x: Tensor) -> Tensor:
+        """-log p(x|z) of target rows (rows, *shape): (rows,) nats."""
+        params = self.decoder(z, x).float() if self.spec.text else self.decode(z)
+        return self.likelihood.nll(x, params)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """What the decoder makes of a row at most: it decides how many rows fit into a batch."""
+        shape = self.spec.shape
+        return (*shape, gru.BYTES) if self.spec.text else shape
+
+    def target(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The target of the objective for rows in the data's form. Bytes of text stay."""
+        return x if self.spec.text else to_target(x, generator, self.binarize)
+
     def fit_linear_path(self, x: Tensor, seed: int) -> None:
         """Start from the best linear VAE of training rows on the CPU, if there is a linear path."""
         if self.linear:
@@ -93,12 +109,11 @@ class VAE(nn.Module):
                 net.silence()
 
     def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
-        """x: from to_target, (rows, *shape); noise: N(0, I), (samples, rows, *latent_shape)."""
+        """x: from `target`, (rows, *shape); noise: N(0, I), (samples, rows, *latent_shape)."""
         mean, log_var = self.encode(x)
         z = mean + (0.5 * log_var).exp() * noise
-        params = self.decode(z.flatten(0, 1))
         repeated = x if len(z) == 1 else x.repeat(len(z), *[1] * (x.ndim - 1))
-        nll = self.likelihood.nll(repeated, params)
+        nll = self.distortion(z.flatten(0, 1), repeated)
         return PosteriorSamples(mean, log_var, z, nll.view(z.shape[:2]))
 
     def terms(self, draws: PosteriorSamples) -> Terms:
@@ -108,7 +123,7 @@ class VAE(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Terms:
         """The ELBO of rows (rows, *shape), with one z drawn for each row from `generator`."""
-        x = to_target(x, generator, self.binarize)
+        x = self.target(x, generator)
         return self.terms(self.draw(x, normal((1, len(x), *self.latent_shape), generator)))
 
 
@@ -135,6 +150,19 @@ class AE(nn.Module):
         """As VAE.decode."""
         return self.net.decode(z)
 
+    def distortion(self, z: Tensor, x: Tensor) -> Tensor:
+        """As VAE.distortion."""
+        return self.net.distortion(z, x)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """As VAE.output_shape."""
+        return self.net.output_shape
+
+    def target(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """As VAE.target."""
+        return self.net.target(x, generator)
+
     def fit_linear_path(self, x: Tensor, seed: int) -> None:
         """As VAE.fit_linear_path."""
         self.net.fit_linear_path(x, seed)
@@ -142,9 +170,7 @@ class AE(nn.Module):
     def draw(self, x: Tensor, noise: Tensor) -> PosteriorSamples:
         """As VAE.draw, but every z is the mean."""
         mean, log_var = self.encode(x)
-        return PosteriorSamples(
-            mean, log_var, mean[None], self.likelihood.nll(x, self.decode(mean))[None]
-        )
+        return PosteriorSamples(mean, log_var, mean[None], self.distortion(mean, x)[None])
 
     def terms(self, draws: PosteriorSamples) -> Terms:
         """As VAE.terms, without a rate."""
@@ -153,7 +179,7 @@ class AE(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Terms:
         """As VAE.forward, but `generator` is used only to binarize."""
-        x = to_target(x, generator, self.binarize)
+        x = self.target(x, generator)
         return self.terms(self.draw(x, x.new_empty(0)))
 
 
@@ -177,6 +203,27 @@ def to_data(model: Model, params: Tensor) -> Tensor:
     """E[x|z] in the data's form: the inverse of `to_unit`. Bytes are rounded half to even."""
     mean = model.likelihood.mean(params)
     return (mean * 255).round().to(torch.uint8) if model.spec.dtype == "uint8" else mean
+
+
+def encoder_of(model: Model) -> nn.Module:
+    """The net that encodes, also of an autoencoder."""
+    return (model.net if isinstance(model, AE) else model).encoder
+
+
+def text_decoder(model: Model) -> gru.Decoder:
+    """The decoder of a model of text."""
+    net = model.net if isinstance(model, AE) else model
+    assert isinstance(net.decoder, gru.Decoder), "the model is not one of text"
+    return net.decoder
+
+
+def decoded(model: Model, z: Tensor) -> Tensor:
+    """x for latents (rows, *latent_shape), in the data's form: E[x|z], or for text the likeliest
+    byte after each before it."""
+    if not model.spec.text:
+        return to_data(model, model.decode(z))
+    greedy = z.new_full((len(z), *model.spec.shape), gru.GREEDY)
+    return text_decoder(model).decode(torch.cat((z, greedy), dim=1)).x
 
 
 def log_likelihood(model: Model, x: Tensor, params: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ def describe_elbo(config: Config) -> str:
     likelihood = likelihoods.of(config)
     if likelihood.density:
         return "ELBO of a density over pixels scaled to [0, 1]"
+    if config.is_text:
+        return "ELBO of the texts' bytes, each text's end included"
     if not likelihood.binary:
         return "ELBO of the bytes themselves"
     drawn = (

@@ -22,6 +22,7 @@ from latentd.training import (
     figures,
     machine,
     networks,
+    start,
     threads,
     trackers,
 )
@@ -76,6 +77,8 @@ def train(
             _notice_device_change(run, saved)
         else:
             run.fit_linear_path()
+            if run.config.encoder_from:
+                run.start_from(start.encoder(run.config, dataset.spec))
         _warn_of_few_steps(run)
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -207,6 +210,8 @@ def _resolve_config(config: Config, shape: tuple[int, ...], device: torch.device
     """The config with every `auto` resolved."""
     chosen = resolve_precision(config.precision, device)
     config = dataclasses.replace(config, device=device.type, precision=chosen)
+    if config.is_text:
+        config = dataclasses.replace(config, text_length=shape[0])
     return networks.resolve_architecture(config, shape)
 
 

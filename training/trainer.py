@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,8 @@ from latentd.training.cuda_graphs import CudaBackend, GraphedStep
 from latentd.training.data import Dataset
 from latentd.training.ema import EMA
 from latentd.training.errors import RunFailed, TrainingError
-from latentd.training.model import Model, Terms, build, normal, to_target
+from latentd.training.model import Model, Terms, build, encoder_of, normal
+from latentd.training.networks.gru import hide
 from latentd.training.objective import objective
 from latentd.training.optimizer import Optimizer
 from latentd.training.threads import Contention
@@ -83,6 +84,11 @@ class Trainer:
             for model in (self.model, self.eval_model):
                 model.load_state_dict(weights)
 
+    def start_from(self, encoder: Mapping[str, Tensor]) -> None:
+        """Start a new run with the weights of a trained encoder: see latentd.training.start."""
+        for model in (self.model, self.eval_model):
+            encoder_of(model).load_state_dict(encoder)
+
     @property
     def steps_done(self) -> int:
         """The number of steps so far, including skipped steps."""
@@ -118,7 +124,10 @@ class Trainer:
         """Maximize the objective on a batch (rows, *shape). Skips a step that is not finite."""
         rows, config, epoch = len(x), self.config, self.steps_done / self.steps
         x = augmentation.augment(x, config, self.noise)
-        x = distributed.shard(to_target(x, self.noise, self.model.binarize))
+        x = self.model.target(x, self.noise)
+        if config.token_dropout:
+            x = hide(x, config.token_dropout, self.noise)
+        x = distributed.shard(x)
         noise = distributed.shard(
             normal((config.importance_samples, rows, *self.model.latent_shape), self.noise), axis=1
         )
@@ -280,7 +289,7 @@ def evaluate(model: Model, x: Tensor, seed: int) -> dict[str, float]:
     Every call uses the same noise, so epochs differ only by their weights.
     """
     noise = torch.Generator(x.device).manual_seed(seed)
-    parts = torch.split(x, data.max_batch_rows(x.shape[1:], _EVAL_BATCH_ROWS))
+    parts = torch.split(x, data.max_batch_rows(model.output_shape, _EVAL_BATCH_ROWS))
     batches = [torch.stack(model(part, noise)) for part in parts]
     means = torch.cat(batches, dim=1).double().mean(1)
     return dict(zip(Terms._fields, means.tolist(), strict=True))

@@ -125,4 +125,4 @@ def test_choices_equal_the_registered_names() -> None:
     choices = {field.name: field.metadata.get("choices") for field in dataclasses.fields(Config)}
     assert set(choices["architecture"]) == {"auto", *NETWORKS}
     assert set(choices["model"]) == set(MODELS)
-    assert set(choices["likelihood"]) == set(LIKELIHOODS)
+    assert set(choices["likelihood"]) == {"auto", "categorical", *LIKELIHOODS}

@@ -34,7 +34,7 @@ class LinearGaussian(nn.Module):
         columns, _ = torch.linalg.qr(torch.randn(SIZE, LATENT, generator=noise))
         self.w, self.b = columns * torch.tensor([1.0, 0.6, 0.2]), torch.linspace(0, 1, SIZE)
         self.likelihood = LIKELIHOODS["gaussian"](Config(min_std=0.01))
-        self.wrong, self.latent_shape = wrong, (LATENT,)
+        self.wrong, self.latent_shape, self.output_shape = wrong, (LATENT,), (SIZE,)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         variance = 1 / (1 + self.w.square().sum(0) / STD**2)
@@ -44,6 +44,9 @@ class LinearGaussian(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         mean = z @ self.w.T + self.b
         return torch.stack((mean, torch.full_like(mean, math.log(STD))), dim=1)
+
+    def distortion(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.likelihood.nll(x, self.decode(z))
 
     def nll(self, x: Tensor) -> Tensor:
         covariance = self.w @ self.w.T + STD**2 * torch.eye(SIZE)

@@ -78,7 +78,7 @@ def estimate_likelihood(
     at_once: latents in one batch; bounds memory for any `samples`. label: the progress bar's title;
     None hides the bar. Raises RunFailed if the model's outputs are not finite.
     """
-    at_once = max_batch_rows(x.shape[1:], at_once)
+    at_once = max_batch_rows(model.output_shape, at_once)
     block = max(1, at_once // samples)
     # Allocated before the loop. Small tensors kept between large ones would fragment memory: the
     # holes would fit no large tensor and waste some MB per row.
@@ -119,8 +119,7 @@ def _block(
         z = torch.addcmul(mean[:, None], std[:, None], noise)
         # The draws of a row share a view of it instead of a copy for each draw.
         repeated = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
-        params = model.decode(z.view(-1, *model.latent_shape))
-        nll = model.likelihood.nll(repeated, params).view(rows, count)
+        nll = model.distortion(z.view(-1, *model.latent_shape), repeated).view(rows, count)
         # log p(z) - log q(z|x): the constants cancel.
         log_ratio = 0.5 * (noise.square_() - z.square_()).sum(2) + log_std[:, None]
         weights.add(log_ratio - nll)

@@ -17,7 +17,7 @@ from latentd.training.data import Dataset
 from latentd.training.device import resolve_device
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import weights_digest
-from latentd.training.model import Model, to_target
+from latentd.training.model import Model
 from latentd.training.picture_cache import PictureCache
 from latentd.training.train import BEST
 
@@ -59,11 +59,11 @@ class LoadedRun:
         return "as the data has them, scaled to [0, 1]"
 
     def targets(self, x: Tensor, seed: int) -> Tensor:
-        """Rows (rows, *shape) in the objective's form, on `device`: float32 in [0, 1]. If the model
-        was trained on black and white, pixels are drawn once with probability x."""
+        """Rows (rows, *shape) in the objective's form, on `device`: float32 in [0, 1], or the bytes
+        of texts. If the model was trained on black and white, pixels are drawn once with
+        probability x."""
         noise = torch.Generator().manual_seed(seed)
-        dynamic = self.saved.config.binarization == "dynamic"
-        return to_target(x, noise, dynamic).to(self.device)
+        return self.model.target(x, noise).to(self.device)
 
     def grey(self) -> Dataset:
         """The same rows and split before fixed binarization. The classifier is trained on these

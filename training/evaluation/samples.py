@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentd.training.data import max_batch_rows
 from latentd.training.evaluation.likelihood import AT_ONCE
-from latentd.training.model import Model, to_data
+from latentd.training.model import Model, decoded
 
 COUNT: Final = 10_000  # rows for a Frechet distance
 
@@ -34,5 +34,5 @@ def decode(model: Model, z: Tensor) -> Tensor:
     """E[x|z] in the data's form: (rows, *shape) on the CPU. z: vectors. model: on any device."""
     device = next(model.parameters()).device
     z = z.reshape(-1, *model.latent_shape)
-    parts = torch.split(z, max_batch_rows(model.spec.shape, AT_ONCE))
-    return torch.cat([to_data(model, model.decode(part.to(device))).cpu() for part in parts])
+    parts = torch.split(z, max_batch_rows(model.output_shape, AT_ONCE))
+    return torch.cat([decoded(model, part.to(device)).cpu() for part in parts])

@@ -1,9 +1,10 @@
 """The nets between pixels and latents. They contain no probability.
 
 An encoder maps float32 (rows, *shape) in [0, 1] to (rows, outputs[, height, width]). A decoder
-maps (rows, *latent_shape) to unbounded float32 (rows, parameters, *shape). To add an architecture,
-write a function like `dense.mlp`, add it to `NETWORKS`, and add its name to Config.architecture's
-choices.
+maps (rows, *latent_shape) to unbounded float32 (rows, parameters, *shape). `gru` is for text: its
+encoder takes bytes, and its decoder also takes the text, to predict each byte from those before
+it. To add an architecture, write a function like `dense.mlp`, add it to `NETWORKS`, and add its
+name to Config.architecture's choices.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 
 from latentd.training.config import CONVOLUTIONAL, Config
 from latentd.training.errors import TrainingError
-from latentd.training.networks import dense, resnet
+from latentd.training.networks import dense, gru, resnet
 
 Shape = tuple[int, ...]
 
@@ -39,6 +40,7 @@ NETWORKS: Final = {
     "gated": Network(dense.gated, hidden_size=300, depth=2),
     "resnet": Network(resnet.build),
     "ladder": Network(resnet.build, stochastic_layers=2),
+    "gru": Network(gru.build, hidden_size=256, depth=1),
 }
 
 
@@ -48,7 +50,7 @@ def resolve_architecture(config: Config, shape: Shape) -> Config:
     name, spatial = config.architecture, config.latents == "spatial"
     if name == "auto":
         large = len(shape) > 1 and min(shape[:2]) >= 28
-        name = "resnet" if large or spatial else "mlp"
+        name = "gru" if config.is_text else "resnet" if large or spatial else "mlp"
     network = NETWORKS[name]
     layers = config.stochastic_layers or network.stochastic_layers
     depth = config.depth or network.depth

@@ -1,0 +1,58 @@
+"""The sheets of a run of text, one text a line: reconstructions, samples, interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from latentd.training.model import Model, decoded
+from latentd.training.texts import to_texts
+
+_RECONSTRUCTIONS: Final = 24
+_SAMPLES: Final = 48
+_WAYS: Final = 6  # from one text to another
+_STEPS: Final = 8
+
+
+@torch.no_grad()
+def draw(folder: Path, model: Model, x: Tensor, seed: int) -> list[Path]:
+    """Write the three sheets. model: on the CPU. x: test rows; only a few are used."""
+    mean, _ = model.encode(x[:_RECONSTRUCTIONS])
+    again = to_texts(decoded(model, mean))
+    noise = torch.Generator().manual_seed(seed)
+    z = torch.randn((_SAMPLES, *model.latent_shape), generator=noise)
+    pairs = zip(to_texts(x), again, strict=False)
+    return [
+        _write(folder / "reconstructions.txt", (f"{a}\t{b}" for a, b in pairs)),
+        _write(folder / "samples.txt", to_texts(decoded(model, z))),
+        _write(folder / "interpolation.txt", _ways(ways(model, mean))),
+    ]
+
+
+@torch.no_grad()
+def ways(model: Model, mean: Tensor) -> list[list[str]]:
+    """The texts decoded on the straight ways between the first codes (rows, latents) and those
+    that follow them, two by two."""
+    steps = torch.linspace(0, 1, _STEPS)[:, None]
+    # A single row has no second row, so it is interpolated with itself.
+    pairs = zip(mean[0::2], mean[1::2] if len(mean) > 1 else mean, strict=False)
+    return [to_texts(decoded(model, torch.lerp(a, b, steps))) for a, b in list(pairs)[:_WAYS]]
+
+
+def _ways(found: Iterable[list[str]]) -> Iterable[str]:
+    for number, way in enumerate(found):
+        if number:
+            yield ""
+        yield from way
+
+
+def _write(path: Path, lines: Iterable[str]) -> Path:
+    # A net may make up anything: a line of the sheet stays one line.
+    clean = (line.replace("\r", "\N{REPLACEMENT CHARACTER}") for line in lines)
+    clean = (line.replace("\n", "\N{REPLACEMENT CHARACTER}") for line in clean)
+    path.write_text("".join(f"{line}\n" for line in clean))
+    return path

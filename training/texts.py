@@ -1,0 +1,151 @@
+"""Texts as rows of bytes: a text's UTF-8, then zeros. The first 0 is the text's end.
+
+A row of `length` bytes holds a text of at most length - 1 bytes, so that its end always fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from latentd.training.arrays import Arrays
+from latentd.training.config import MAX_TEXT_LENGTH, Config
+from latentd.training.errors import TrainingError
+from latentd.training.files import open_plain, printable, require_memory
+
+Tokens = npt.NDArray[np.uint8]
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+class Settings(NamedTuple):
+    """Which lines become rows. The names are those of the flags."""
+
+    text_length: int | None = None
+    long_texts: str = "fail"
+    keep_repeated: bool = False
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        """A run's own."""
+        return cls(config.text_length, config.long_texts, config.keep_repeated)
+
+
+def read_texts(path: Path, settings: Settings) -> Arrays:
+    """Read a file of UTF-8, one text a line. Its notes count the lines that are no rows, by reason.
+
+    Raises TrainingError, which names the line at fault.
+    """
+    name = printable(path)
+    lines = _lines(path)
+    texts = _checked(name, lines)
+    notes = [f"{name}: {_count(len(lines), 'line')}."]
+    if empty := len(lines) - len(texts):
+        notes.append(f"{name}: {_count(empty, 'empty line')} left out.")
+    if settings.keep_repeated:
+        if repeated := len(texts) - len(set(texts)):
+            notes.append(
+                f"{name}: {_count(repeated, 'line')} repeat an earlier one and are kept. Test rows "
+                "may be training rows too, so their likelihood is too good."
+            )
+    else:
+        distinct = list(dict.fromkeys(texts))
+        if repeated := len(texts) - len(distinct):
+            notes.append(
+                f"{name}: {_count(repeated, 'line')} left out that repeat an earlier one. "
+                "--keep-repeated keeps them."
+            )
+        texts = distinct
+    texts, length, long = _fitting(name, texts, settings)
+    if long:
+        notes.append(long)
+    if not texts:
+        raise TrainingError(f"{name} has no text that can be a row. {' '.join(notes)}")
+    require_memory(name, len(texts) * length, "Use a smaller --text-length, or fewer texts.")
+    return Arrays(to_rows(texts, length), notes=tuple(notes), text=True)
+
+
+def to_rows(texts: Sequence[bytes], length: int) -> Tokens:
+    """Texts of at most length - 1 bytes as uint8 (texts, length)."""
+    rows = np.zeros((len(texts), length), np.uint8)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = np.frombuffer(text, np.uint8)
+    return rows
+
+
+def to_texts(rows: Any) -> list[str]:
+    """The texts of rows (texts, length). What a net made up may be no UTF-8: U+FFFD is there."""
+    return [bytes(row).partition(b"\0")[0].decode("utf-8", "replace") for row in np.asarray(rows)]
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        with open_plain(path) as file:
+            content = file.read()
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{printable(path)} does not exist; text:FILE names a file with one text a line."
+        ) from None
+    except OSError as error:
+        raise TrainingError(f"{printable(path)} cannot be read: {error.strerror}.") from None
+    # Not splitlines: it also splits at characters that are part of a text.
+    lines = content.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix(b"\r") for line in lines]
+
+
+def _checked(name: str, lines: Iterable[bytes]) -> list[bytes]:
+    """The lines that are not empty."""
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise TrainingError(
+                f"{name}: line {number} has other bytes than UTF-8, from byte "
+                f"{error.start} on. Save the file as UTF-8; iconv converts other files."
+            ) from None
+        if "\0" in text:
+            raise TrainingError(
+                f"{name}: line {number} holds a NUL character, which ends a text in a row. Remove "
+                "it, and check that this is a file of text."
+            )
+        if text.strip():
+            texts.append(line)
+    return texts
+
+
+def _fitting(
+    name: str, texts: list[bytes], settings: Settings
+) -> tuple[list[bytes], int, str | None]:
+    """The texts that fit into a row, a row's length, and a note about the others."""
+    longest = max(map(len, texts), default=1)
+    length = settings.text_length or min(longest + 1, MAX_TEXT_LENGTH)
+    long = sum(len(text) >= length for text in texts)
+    if not long:
+        return texts, length, None
+    limit = f"longer than {length - 1} bytes (the longest has {longest})"
+    if settings.long_texts == "fail":
+        raise TrainingError(
+            f"{name}: {_count(long, 'text')} of {len(texts):,} are {limit}. Use --text-length "
+            f"{longest + 1}, or --long-texts cut or skip."
+        )
+    if settings.long_texts == "skip":
+        kept = [text for text in texts if len(text) < length]
+        return kept, length, f"{name}: {_count(long, 'text')} left out that are {limit}."
+    cut = [text if len(text) < length else _cut(text, length - 1) for text in texts]
+    return cut, length, f"{name}: {_count(long, 'text')} cut that are {limit}."
+
+
+def _cut(text: bytes, length: int) -> bytes:
+    """The whole characters among the first `length` bytes."""
+    return text[:length].decode("utf-8", "ignore").encode()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
