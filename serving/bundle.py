@@ -4,7 +4,8 @@
         manifest.json   what the model is, and the sha256 of every other file
         encoder.onnx    x -> mean, log_var; only mean if the posterior is a point
         decoder.onnx    z -> x, params; only x if there is no likelihood
-        likelihood.onnx x, params -> log_likelihood; only if there is a likelihood
+        likelihood.onnx x, params -> log_likelihood; only if there is a likelihood. Of texts
+                        decoder.onnx computes it: z, choices -> x, log_likelihood
         golden.npz      inputs, and the outputs that they must give
 
 A version is a positive integer and immutable. `publish` writes to a temporary folder and renames

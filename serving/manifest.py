@@ -28,7 +28,7 @@ _ITEM_BYTES: Final = {"uint8": 1, "float32": 4}
 class DataSpec:
     """One row of data of one size, as clients send and receive it."""
 
-    kind: str  # image | vector | audio
+    kind: str  # image | vector | audio | sequence
     shape: tuple[int, ...]  # of one row; as RowFormat.shape
     dtype: str  # uint8 | float32
     range: tuple[float, float]  # lowest and highest value; infinite: every finite number is valid
@@ -42,7 +42,12 @@ class DataSpec:
     @property
     def kinds(self) -> str:
         """What several rows are called."""
-        return self.kind if self.kind == "audio" else f"{self.kind}s"
+        return {"audio": "audio", "sequence": "texts"}.get(self.kind) or f"{self.kind}s"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether rows are texts: bytes of UTF-8, then zeros."""
+        return self.kind == "sequence"
 
     @property
     def nbytes(self) -> int:
@@ -60,10 +65,11 @@ class DataSpec:
 class RowFormat:
     """Rows of data of every size that a model takes.
 
-    shape: height, width[, channels] of an image; samples, channels of audio
+    shape: height, width[, channels] of an image; samples, channels of audio; of a sequence one
+           number, the bytes of a text in UTF-8 and its end
     """
 
-    kind: str  # image | vector | audio
+    kind: str  # image | vector | audio | sequence
     shape: Shape
     dtype: str  # uint8 | float32
     range: tuple[float, float] = _UNBOUNDED  # as DataSpec.range
@@ -90,10 +96,11 @@ class LatentFormat:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """p(x | z), whose logarithm likelihood.onnx computes.
+    """p(x | z), whose logarithm likelihood.onnx computes; of texts decoder.onnx.
 
     parameters: the name of each parameter that an element of x has: the decoder's `params` output
-                has shape (rows, parameters, *x.shape)
+                has shape (rows, parameters, *x.shape). Texts have none: each byte depends on those
+                before it
     bounded:    it is defined for values in x's range only
     binary:     it is defined for the two ends of x's range: Score moves each element to one of them
     """
@@ -187,6 +194,13 @@ class ModelDescription:
     def encoder_outputs(self) -> tuple[str, ...]:
         """The names of the encoder's outputs: mean, and log_var if the posterior has one."""
         return ("mean", "log_var") if self.posterior == "gaussian" else ("mean",)
+
+    @property
+    def decoder_shape(self) -> Shape:
+        """A row of the decoder's input: a latent. For texts a choice for each byte follows it."""
+        if self.x.kind != "sequence":
+            return self.z.shape
+        return Shape.parse([self.z.shape.dims[0].length + self.x.shape.dims[0].length])
 
     @functools.cached_property
     def default(self) -> RowShapes:
@@ -283,6 +297,10 @@ class Manifest(ModelDescription):
             reasons["score"] = "encodes each row to a point, so it defines no bound on log p(x)"
         elif self.prior is None:
             reasons["score"] = "has no prior, so it defines no bound on log p(x)"
+        if self.x.kind == "sequence":
+            reasons["params"] = (
+                "decodes each byte given those before it, so no byte has parameters of its own"
+            )
         if not self.default.x.is_png_compatible:
             reasons["png"] = "has data that is not 8-bit images, gray or RGB"
         if self.axes and not self.tiles:

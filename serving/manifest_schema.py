@@ -20,11 +20,12 @@ DECODER: Final = "decoder.onnx"
 LIKELIHOOD: Final = "likelihood.onnx"
 GOLDEN: Final = "golden.npz"
 FILES: Final = (ENCODER, DECODER, GOLDEN)
-"""The files of every bundle. One with a likelihood also has LIKELIHOOD, since format 2."""
+"""The files of every bundle. One with a likelihood also has LIKELIHOOD, since format 2, unless its
+rows are texts: their decoder computes it."""
 MAX_MANIFEST_BYTES: Final = 1 << 20
 
 MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
-KINDS: Final = ("image", "vector", "audio")
+KINDS: Final = ("image", "vector", "audio", "sequence")
 KINDS_1: Final = ("image", "vector")
 """Those of format 1."""
 DTYPES: Final = ("uint8", "float32")
@@ -91,10 +92,14 @@ def _is_ascending(value: Any) -> bool:
 
 
 def _is_names(value: Any) -> bool:
-    if not schema.is_list(value) or not 1 <= len(value) <= 256:
+    if not schema.is_list(value) or len(value) > 256:
         return False
     names = {name for name in value if isinstance(name, str) and AXIS_NAME.fullmatch(name)}
     return len(names) == len(value)
+
+
+def _is_false(value: Any) -> bool:
+    return value is False
 
 
 def _is_numbers(value: Any) -> bool:
@@ -238,6 +243,11 @@ def check(manifest: Any, name: str = MANIFEST) -> None:
 def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]]:
     """Rules that depend on another key: the key, its value and the rule."""
     x = manifest["x"]
+    if x["kind"] == "sequence":
+        bytes_ = schema.Rule("uint8, as x.kind is sequence", "uint8".__eq__)
+        yield "x.dtype", x["dtype"], bytes_
+        every = schema.Rule("[0, 255], as x.kind is sequence", lambda r: r and [*r] == [0, 255])
+        yield "x.range", x["range"], every
     if x["kind"] == "audio":
         yield "x.dtype", x["dtype"], schema.Rule("float32, as x.kind is audio", "float32".__eq__)
     if x["range"] is None:
@@ -255,6 +265,10 @@ def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]
     elif x["kind"] == "audio":
         lengths = "samples, channels, as x.kind is audio"
         yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 2)
+    elif x["kind"] == "sequence":
+        lengths = "one number from 2, as x.kind is sequence"
+        fixed = schema.Rule(lengths, lambda s: len(s) == 1 and type(s[0]) is int and s[0] >= 2)
+        yield "x.shape", x["shape"], fixed
     else:
         lengths = "one length, as x.kind is vector"
         yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 1)
@@ -355,10 +369,23 @@ def _format_2_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, sch
     unrated = schema.Rule(f"no such key, {because}", lambda rate: rate is None)
     yield "x.sample_rate", x.get("sample_rate"), rated if x["kind"] == "audio" else unrated
     yield "origin.kind", manifest["origin"].get("kind"), schema.one_of(*ORIGINS)
-    if likelihood is None:
-        absent = schema.Rule("no such file, as likelihood is null", lambda file: file is None)
+    is_text = x["kind"] == "sequence"
+    if likelihood is None or is_text:
+        why = because if is_text else "as likelihood is null"
+        absent = schema.Rule(f"no such file, {why}", lambda file: file is None)
         yield f"files.{LIKELIHOOD}", manifest["files"].get(LIKELIHOOD), absent
+    if is_text:
+        some = schema.Rule(f"an object, {because}", lambda value: value is not None)
+        yield "likelihood", likelihood, some
+        none = schema.Rule(f"an empty list, {because}", lambda names: not names)
+        yield "likelihood.parameters", likelihood["parameters"], none
+        yield "likelihood.binary", likelihood["binary"], schema.Rule(f"false, {because}", _is_false)
+        flat = schema.Rule(f"one length, {because}", lambda shape: len(shape) == 1)
+        yield "z.shape", z["shape"], flat
+    if likelihood is None or is_text:
         return
+    names = schema.Rule("a list of names", lambda names: len(names) >= 1)
+    yield "likelihood.parameters", likelihood["parameters"], names
     file = schema.Rule("that file, which computes the likelihood", lambda file: file is not None)
     yield f"files.{LIKELIHOOD}", manifest["files"].get(LIKELIHOOD), file
     if manifest["x"]["range"] is None:

@@ -28,6 +28,7 @@ from latentd.training import (
     parity,
     publication,
     score_quantiles,
+    text_export,
     threads,
     tiles,
 )
@@ -125,6 +126,15 @@ def _build(
 ) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and the files of a bundle, after the checks."""
     model = saved.model()
+    if saved.spec.text:
+        if precision != "float32":
+            raise TrainingError(
+                f"--precision {precision}: texts need float32, because each byte depends on the "
+                "one before it, and float16 would choose other bytes. Leave it out."
+            )
+        files = text_export.files(model, name, parity.rows(dataset)[0])
+        measured, scores = text_export.measure(model, files, dataset)
+        return _manifest(path, name, saved, model, files, measured, scores), files
     exported = to_half(model) if precision == "float16" else model
     encoder = onnx_graphs.encoder(exported, name)
     decoder = onnx_graphs.decoder(exported, name)
@@ -134,26 +144,17 @@ def _build(
     measured = counts | parity.measure(model, encoder, decoder, rows, precision, sizes)
     difference = parity.measure_likelihood(model, likelihood, rows, sizes)
     measured["max_abs_difference"]["log_likelihood"] = difference
-    manifest = Manifest(
-        model=name,
-        x=_row_format(model),
-        z=_latent_format(model),
+    scores = score_quantiles.quantiles(model, encoder, decoder, likelihood, dataset)
+    files = {
+        bundle.ENCODER: encoder,
+        bundle.DECODER: decoder,
+        bundle.LIKELIHOOD: likelihood,
+        bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS], sizes[:2]),
+    }
+    manifest = dataclasses.replace(
+        _manifest(path, name, saved, model, files, measured, scores),
         axes=axes,
-        likelihood=likelihood_format(model, saved.config.likelihood),
-        posterior="gaussian" if saved.config.model == "vae" else "point",
-        prior="standard-normal" if saved.config.model == "vae" else None,
-        opset=graph_checks.opset(onnx.load_from_string(encoder)),
-        preprocessing=_preprocessing(saved.spec),
-        parity=measured,
-        training={
-            "config": dataclasses.asdict(saved.config),
-            "objective": describe_elbo(saved.config),
-            "split": saved.split,
-            "metrics": saved.history[-1] if saved.history else {},  # empty during the first epoch
-        },
-        evaluation=saved_evaluation(path, weights_digest(model)),
         precision=precision,
-        training_scores=score_quantiles.quantiles(model, encoder, decoder, likelihood, dataset),
     )
     manifest = dataclasses.replace(
         manifest,
@@ -166,13 +167,38 @@ def _build(
             torch.get_num_threads(),
         ),
     )
-    files = {
-        bundle.ENCODER: encoder,
-        bundle.DECODER: decoder,
-        bundle.LIKELIHOOD: likelihood,
-        bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS], sizes[:2]),
-    }
     return manifest, files
+
+
+def _manifest(
+    path: Path,
+    name: str,
+    saved: Checkpoint,
+    model: Model,
+    files: Mapping[str, bytes],
+    measured: dict[str, Any],
+    scores: dict[str, Any],
+) -> Manifest:
+    """The manifest of a model without free axes. measured, scores: `parity`, `training_scores`."""
+    return Manifest(
+        model=name,
+        x=_row_format(model),
+        z=_latent_format(model),
+        likelihood=likelihood_format(model, saved.config.likelihood),
+        posterior="gaussian" if saved.config.model == "vae" else "point",
+        prior="standard-normal" if saved.config.model == "vae" else None,
+        opset=graph_checks.opset(onnx.load_from_string(files[bundle.ENCODER])),
+        preprocessing=_preprocessing(saved.spec),
+        parity=measured,
+        training={
+            "config": dataclasses.asdict(saved.config),
+            "objective": describe_elbo(saved.config),
+            "split": saved.split,
+            "metrics": saved.history[-1] if saved.history else {},  # empty during the first epoch
+        },
+        evaluation=saved_evaluation(path, weights_digest(model)),
+        training_scores=scores,
+    )
 
 
 def golden(model: Model, x: Tensor, sizes: Sequence[parity.Size] = ()) -> bytes:
@@ -277,6 +303,8 @@ def _latent_format(model: Model) -> LatentFormat:
 
 
 def _preprocessing(spec: RowSpec) -> str:
+    if spec.text:
+        return "none: x is a text's bytes in UTF-8, then zeros, which the encoder reads as they are"
     if spec.dtype == "uint8":
         return "x / 255 as float32 goes in, round(255 x) as uint8 comes out, inside the graphs"
     return "none: x is float32 in [0, 1]"

@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import onnx
@@ -78,7 +78,7 @@ def encoder(model: Model, name: str) -> bytes:
     shape, _ = _example_shapes(model)
     x = torch.zeros((2, *shape), dtype=getattr(torch, model.spec.dtype))
     outputs = ("mean",) if isinstance(model, AE) else ("mean", "log_var")
-    return _graph(EncoderGraph(model), {"x": x}, outputs, name, free(model.stride))
+    return graph(EncoderGraph(model), {"x": x}, outputs, name, free(model.stride))
 
 
 def decoder(model: Model, name: str) -> bytes:
@@ -86,7 +86,7 @@ def decoder(model: Model, name: str) -> bytes:
     parameters, *shape)."""
     _, shape = _example_shapes(model)
     z = torch.zeros(2, *shape)
-    return _graph(DecoderGraph(model), {"z": z}, ("x", "params"), name, free(model.stride))
+    return graph(DecoderGraph(model), {"z": z}, ("x", "params"), name, free(model.stride))
 
 
 def likelihood(model: Model, name: str) -> bytes:
@@ -97,8 +97,8 @@ def likelihood(model: Model, name: str) -> bytes:
         "x": torch.zeros((2, *shape), dtype=getattr(torch, model.spec.dtype)),
         "params": torch.zeros(2, len(model.likelihood.parameters), *shape),
     }
-    graph = LikelihoodGraph(model.likelihood)
-    return _graph(graph, inputs, ("log_likelihood",), name, free(model.stride), _ACCURATE)
+    module = LikelihoodGraph(model.likelihood)
+    return graph(module, inputs, ("log_likelihood",), name, free(model.stride), _ACCURATE)
 
 
 def flat_likelihood(likelihood: Likelihood, name: str) -> bytes:
@@ -110,9 +110,7 @@ def flat_likelihood(likelihood: Likelihood, name: str) -> bytes:
     lengths = Free(
         axes, {"batch": _dimension("batch", MAX_ROWS), "size": _dimension("size", MAX_SIZE)}
     )
-    return _graph(
-        LikelihoodGraph(likelihood), inputs, ("log_likelihood",), name, lengths, _ACCURATE
-    )
+    return graph(LikelihoodGraph(likelihood), inputs, ("log_likelihood",), name, lengths, _ACCURATE)
 
 
 def free(stride: int | None) -> Free:
@@ -120,8 +118,7 @@ def free(stride: int | None) -> Free:
     batch, rows = {0: "batch"}, {"batch": _dimension("batch", MAX_ROWS)}
     outputs = {"log_likelihood": batch}
     if stride is None:
-        names = ("x", "params", "z", "mean", "log_var")
-        return Free(outputs | dict.fromkeys(names, batch), rows)
+        return batch_only(("x", "params", "z", "mean", "log_var", *outputs))
     x, params = batch | {1: "h", 2: "w"}, batch | {2: "h", 3: "w"}
     z = batch | {2: f"h/{stride}", 3: f"w/{stride}"}
     height, width = (_dimension(name, MAX_SIDE) for name in ("height", "width"))
@@ -129,6 +126,12 @@ def free(stride: int | None) -> Free:
     sides = {"h": stride * height, "w": stride * width, z[2]: height, z[3]: width}
     axes = {"x": x, "params": params, "z": z, "mean": z, "log_var": z}
     return Free(outputs | axes, rows | sides)
+
+
+def batch_only(names: Iterable[str]) -> Free:
+    """A free batch for inputs and outputs of these names, and no other free axis."""
+    batch, rows = {0: "batch"}, {"batch": _dimension("batch", MAX_ROWS)}
+    return Free(dict.fromkeys(names, batch), rows)
 
 
 def _dimension(name: str, longest: int) -> Any:
@@ -184,7 +187,7 @@ _ACCURATE: Final[Mapping[Any, Callable[..., Any]]] = {
 exp(x) - 1, or slow: ONNX Runtime's Softplus takes three times as long."""
 
 
-def _graph(
+def graph(
     module: nn.Module,
     inputs: Mapping[str, Tensor],
     output_names: tuple[str, ...],
@@ -192,7 +195,9 @@ def _graph(
     free: Free,
     functions: Mapping[Any, Callable[..., Any]] | None = None,
 ) -> bytes:
-    """inputs: by name, each with two rows. functions: how to write operators of torch in ONNX,
+    """A module as a checked graph.
+
+    inputs: by name, each with two rows. functions: how to write operators of torch in ONNX,
     where not in the exporter's way."""
     with quiet():
         program = torch.onnx.export(
@@ -213,10 +218,14 @@ def _graph(
     model = program.model_proto
     forget_source(model)
     _name_axes(model, free.axes)
-    # The exporter leaves these fields empty.
-    onnx.helper.set_model_props(model, {"model": name, "created-by": "latentd"})
+    name_model(model, name)
     graph_checks.check(model, free.axes)
     return model.SerializeToString()
+
+
+def name_model(model: onnx.ModelProto, name: str) -> None:
+    """Write into a graph which model it is of. The exporter leaves these fields empty."""
+    onnx.helper.set_model_props(model, {"model": name, "created-by": "latentd"})
 
 
 def forget_source(model: onnx.ModelProto) -> None:

@@ -125,7 +125,7 @@ def _measure(
         onnx = run(encode, x, batch) | run(decode, z, batch)
         for name, expected in eager.items():
             max_errors[name] = max(
-                max_errors[name], _compare(name, onnx[name], expected.numpy(), batch, tolerance)
+                max_errors[name], compare(name, onnx[name], expected.numpy(), batch, tolerance)
             )
         tensors = {name: torch.from_numpy(array) for name, array in onnx.items()}
         delta = abs(float((_elbo(model, x, tensors) - elbo).mean()))
@@ -195,7 +195,8 @@ def run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Ar
     return dict(zip(output_names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
 
-def _compare(name: str, actual: Array, expected: Array, batch: int, tolerance: Tolerance) -> float:
+def compare(name: str, actual: Array, expected: Array, batch: int, tolerance: Tolerance) -> float:
+    """The largest difference of an output. Raises RunFailed beyond the tolerance."""
     # The terms of a sum decide its rounding error, even if they cancel to almost nothing.
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
     difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))

@@ -18,9 +18,11 @@ from tests.support.manifest_documents import (
     SCHEMA,
     WRONG,
     WRONG_OF_AUDIO,
+    WRONG_OF_TEXT,
     altered,
     audio,
     schema_errors,
+    text,
     whole,
 )
 from tests.support.spatial_bundle import publish_spatial
@@ -103,6 +105,16 @@ def test_audio_is_judged_alike(good):
     for document in (right | {"x": unrated}, *wrong):
         assert not code_accepts(document)
         assert schema_errors(document)
+
+
+def test_text_is_judged_alike(good):
+    right = text(good)
+    assert code_accepts(right)
+    assert not schema_errors(right)
+    for key, value, _ in WRONG_OF_TEXT:
+        document = altered(right, key, value)
+        assert not code_accepts(document), key
+        assert schema_errors(document), key
 
 
 def test_rules_of_two_keys_fail_in_both(good):

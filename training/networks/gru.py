@@ -172,7 +172,7 @@ class Step(nn.Module):
 
     def _next(self, hidden: Tensor, gates: Tensor, token: Tensor) -> Tensor:
         """GRU's new state."""
-        inputs = self.table[token[:, 0].long()] + gates
+        inputs = F.embedding(token[:, 0].long(), self.table) + gates
         reset_in, update_in, new_in = inputs.chunk(3, dim=1)
         reset, update, new = self.recur(hidden).chunk(3, dim=1)
         candidate = torch.tanh(new_in + torch.sigmoid(reset_in + reset) * new)

@@ -1,0 +1,82 @@
+"""What a bundle of a model of text holds: two graphs, golden vectors, and what was measured."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentd import bundle
+from latentd.training import onnx_graphs, parity, quantiles, text_graphs, text_parity
+from latentd.training.data import Dataset
+from latentd.training.model import AE, Model, text_decoder
+
+_GOLDEN_ROWS: Final = 16  # of each kind: encoded, decoded greedily, drawn, scored
+_CANDIDATES: Final = 512  # among which golden rows are chosen
+_GOLDEN_MARGIN: Final = 1e-4
+"""The least margin of a golden row: a hundred times the rounding of other processors."""
+_BATCH: Final = 256
+
+
+def files(model: Model, name: str, x: Tensor) -> dict[str, bytes]:
+    """The bundle's files. x: real rows (rows, length)."""
+    return {
+        bundle.ENCODER: onnx_graphs.encoder(model, name),
+        bundle.DECODER: text_graphs.decoder(model, name),
+        bundle.GOLDEN: golden(model, x),
+    }
+
+
+def measure(
+    model: Model, made: dict[str, bytes], dataset: Dataset
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest's `parity` and `training_scores`. Raises RunFailed if a graph and PyTorch
+    differ."""
+    rows, counts = parity.rows(dataset)
+    graphs = made[bundle.ENCODER], made[bundle.DECODER]
+    measured = counts | text_parity.measure(model, *graphs, rows)
+    if isinstance(model, AE):
+        return measured, {}
+    train = dataset.train.x
+    picked = train[torch.from_numpy(quantiles.picked(len(train)))]
+    return measured, quantiles.of(*text_parity.scores(model, *graphs, picked, _BATCH))
+
+
+@torch.no_grad()
+def golden(model: Model, x: Tensor) -> bytes:
+    """golden.npz: x, mean, log_var of some rows; z, decoded_x and log_likelihood of rows of
+    decoder.onnx's input. PyTorch computes all outputs.
+
+    Another processor rounds otherwise, so decoded rows are those whose margins are the largest.
+    """
+    few = x[:_GOLDEN_ROWS]
+    mean, log_var = model.encode(few)
+    generator = torch.Generator().manual_seed(0)
+    prior = torch.randn((_CANDIDATES, *model.latent_shape), generator=generator)
+    again = x[torch.arange(_CANDIDATES) % len(x)]
+    greedy, drawn, _ = text_parity.inputs(prior, again, seed=2)
+    given = text_parity.inputs(mean, few, seed=2).given
+    z = torch.cat((_clearest(model, greedy), _clearest(model, drawn), given))
+    decoded = text_decoder(model).decode(z)
+    tensors: dict[str, Tensor] = {
+        "x": few,
+        "mean": mean,
+        **({} if isinstance(model, AE) else {"log_var": log_var}),
+        "z": z,
+        "decoded_x": decoded.x,
+        "log_likelihood": decoded.log_p,
+    }
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _clearest(model: Model, rows: Tensor) -> Tensor:
+    """The rows with the largest margins: _GOLDEN_ROWS, or fewer if fewer have _GOLDEN_MARGIN."""
+    margin = text_decoder(model).decode(rows).margin[:, 0]
+    best = margin.argsort(descending=True, stable=True)[:_GOLDEN_ROWS]
+    return rows[best[margin[best] >= _GOLDEN_MARGIN]]
