@@ -37,10 +37,11 @@ def draw(folder: Path, model: Model, x: Tensor, seed: int) -> list[Path]:
 def ways(model: Model, mean: Tensor) -> list[list[str]]:
     """The texts decoded on the straight ways between the first codes (rows, latents) and those
     that follow them, two by two."""
-    steps = torch.linspace(0, 1, _STEPS)[:, None]
+    mean = mean.to(next(model.parameters()).device)
+    steps = torch.linspace(0, 1, _STEPS, device=mean.device)[:, None]
     # A single row has no second row, so it is interpolated with itself.
     pairs = zip(mean[0::2], mean[1::2] if len(mean) > 1 else mean, strict=False)
-    return [to_texts(decoded(model, torch.lerp(a, b, steps))) for a, b in list(pairs)[:_WAYS]]
+    return [to_texts(decoded(model, torch.lerp(a, b, steps)).cpu()) for a, b in list(pairs)[:_WAYS]]
 
 
 def _ways(found: Iterable[list[str]]) -> Iterable[str]:

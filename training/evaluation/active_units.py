@@ -18,6 +18,14 @@ REMEDY: Final = (
 )
 
 
+TEXT_REMEDY: Final = (
+    "--token-dropout 0.3, --free-bits 0.2, --kl-warmup-epochs over a third of the epochs, or "
+    "--encoder-from a run of --model ae"
+)
+_LEAST_NATS: Final = 0.5  # of KL and of I(x; z): a decoder of text with less ignores z
+_LEAST_DISTINCT: Final = 0.1  # of the greedy decodes of the prior
+
+
 @dataclass(frozen=True)
 class LatentUnits:
     """Measurements of each latent dimension: (latent_size,) each."""
@@ -44,6 +52,22 @@ class LatentUnits:
 def measure_units(mean: Tensor, log_var: Tensor) -> LatentUnits:
     """mean, log_var: (rows, latent_size), two rows or more."""
     return LatentUnits(latent_kl(mean, log_var).double().mean(0), mean.double().var(0))
+
+
+def text_collapse(units: LatentUnits, information: float, distinct: float) -> str | None:
+    """Why a model of text has collapsed, as a sentence; None: it has not. A few units may be active
+    while all decodes are alike.
+
+    information: I(x; z) in nats. distinct: the share of greedy decodes of the prior that differ.
+    """
+    rate = float(units.kl.sum())
+    if units.count and min(rate, information) >= _LEAST_NATS and distinct >= _LEAST_DISTINCT:
+        return None
+    return (
+        f"COLLAPSED: the rate is {rate:.2f} nats, I(x; z) {max(information, 0):.2f}; {units.count} "
+        f"of {len(units.kl)} units are active, and {distinct:.0%} of greedy decodes of the prior are "
+        f"distinct. The decoder ignores z, however good the NLL is. Try: {TEXT_REMEDY}."
+    )
 
 
 def verdict(units: LatentUnits) -> str:

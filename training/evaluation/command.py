@@ -13,10 +13,12 @@ Measure a trained model on rows it has not learned from, and print a table:
   active units, KL    which latent dimensions are used; collapse is named, with what to try
   aggregate           is the aggregate posterior N(0, I)? norms, variance, MMD with its null
   linear probe        what logistic regression reads off the means, where there are labels
+  texts               of a model of text: a byte's NLL, perplexity, how many greedy decodes of the
+                      prior are distinct, what it makes up, ways between test rows
   Frechet distance    of samples from test rows, on the features of a classifier trained here
 and write into the run's folder, or --out:
   evaluation.json     all of it; `export` puts it into the bundle's manifest
-  kl.png, latent.png, samples.png
+  kl.png, latent.png, samples.png; of a model of text sheets of text instead of samples.png
 """
 _EXAMPLES: Final = """\
 examples:
@@ -46,8 +48,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--importance-samples",
         type=positive_int,
-        default=5000,
-        help="draws a row, S of the NLL [5000]",
+        help="draws a row, S of the NLL [5000; of text 500]",
     )
     command.add_argument("--rows", type=positive_int, help="test rows, the first ones [all]")
     command.add_argument("--seed", type=seed, default=0, help="decides every draw [0]")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from latentd.training import figures
+from latentd.training import figures, text_sheets
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
 
@@ -18,17 +19,22 @@ _COLUMNS: Final = 12
 
 
 def draw(folder: Path, loaded: LoadedRun, result: dict[str, Any]) -> list[Path]:
-    """Write kl.png (not for an autoencoder), latent.png and samples.png into `folder`."""
-    z = samples.prior(8 * _COLUMNS, result["latent"]["size"], result["seed"])
-    sheet = folder / "samples.png"
-    figures.grid(sheet, torch.split(samples.decode(loaded.model, z), _COLUMNS))
+    """Write kl.png (not for an autoencoder), latent.png and samples.png into `folder`; of a model
+    of text its sheets of text instead of samples.png."""
+    if loaded.dataset.text:
+        model = copy.deepcopy(loaded.model).cpu()
+        sheets = text_sheets.draw(folder, model, loaded.dataset.test.x, result["seed"])
+    else:
+        z = samples.prior(8 * _COLUMNS, result["latent"]["size"], result["seed"])
+        sheets = [folder / "samples.png"]
+        figures.grid(sheets[0], torch.split(samples.decode(loaded.model, z), _COLUMNS))
     latent = folder / "latent.png"
     _latent(latent, loaded, result)
     if "kl" not in result["latent"]:
-        return [latent, sheet]
+        return [latent, *sheets]
     kl = folder / "kl.png"
     _kl(kl, result["latent"])
-    return [kl, latent, sheet]
+    return [kl, latent, *sheets]
 
 
 def _kl(path: Path, latent: dict[str, Any]) -> None:

@@ -52,6 +52,8 @@ class LoadedRun:
     def pixels(self) -> str:
         """A description of the evaluated pixels."""
         config = self.saved.config
+        if config.is_text:
+            return "bytes of UTF-8, each text's end included"
         if config.binarization == "dynamic":
             return "black or white, drawn once here with probability x; in training, in each pass"
         if config.binarization == "fixed":
@@ -117,6 +119,8 @@ def meaning(config: Config, x: Tensor) -> Meaning:
             "the cross-entropy of grey pixels is not a likelihood, so there is no ELBO and no NLL; "
             "train with --binarization dynamic to have them",
         )
+    if config.is_text:
+        return Meaning("probability", "probability of the texts' bytes")
     return Meaning("probability", "probability of the pixels")
 
 

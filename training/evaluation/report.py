@@ -14,7 +14,7 @@ from torch import Tensor
 from latentd.training.data import Rows
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation import samples
-from latentd.training.evaluation.active_units import ACTIVE, measure_units, verdict
+from latentd.training.evaluation.active_units import ACTIVE, measure_units, text_collapse, verdict
 from latentd.training.evaluation.aggregate_posterior import measure_aggregate
 from latentd.training.evaluation.classifier import cache_folder, load_classifier
 from latentd.training.evaluation.frechet import frechet
@@ -22,7 +22,11 @@ from latentd.training.evaluation.likelihood import LikelihoodEstimate, estimate_
 from latentd.training.evaluation.linear_probe import ROWS as PROBE_ROWS
 from latentd.training.evaluation.linear_probe import linear_probe
 from latentd.training.evaluation.loaded_run import LoadedRun
+from latentd.training.evaluation.texts import likelihoods, measure_texts
 from latentd.training.model import to_unit
+
+SAMPLES: Final = 5000  # as papers report
+TEXT_SAMPLES: Final = 500  # as papers on text report
 
 GAP_SAMPLES: Final = 100
 """Draws per row when training rows are compared with test rows. The number does not change -ELBO
@@ -33,7 +37,7 @@ and hardly changes the NLL's gap."""
 class Options:
     """The options of an evaluation."""
 
-    samples: int = 5000  # importance-weighted draws per row
+    samples: int | None = None  # importance-weighted draws per row; None: 5000, of text 500
     rows: int | None = None  # test rows; None: all
     seed: int = 0  # decides every draw
     cache: Path | None = None  # folder of the classifier; None: cache_folder()
@@ -65,29 +69,39 @@ def evaluate(loaded: LoadedRun, options: Options) -> dict[str, Any]:
         "unit": "nats per example",
         "seed": seed,
     }
+    is_text = loaded.dataset.text
+    if is_text:
+        result["texts"] = measure_texts(loaded, mean, seed)
     if meaning.of != "nothing":
-        estimate = estimate_likelihood(
-            loaded.model, target, options.samples, seed, label="NLL of test rows"
-        )
+        draws = options.samples or (TEXT_SAMPLES if is_text else SAMPLES)
+        estimate = estimate_likelihood(loaded.model, target, draws, seed, label="NLL of test rows")
         train_target = loaded.targets(train.x[: min(count, len(train))], seed)
         result |= {"bound": _bound(estimate), "gap": _gap(loaded, target, train_target, seed)}
-    result["reconstruction"] = _reconstruction(loaded, target, mean)
+        if is_text:
+            result["texts"] |= likelihoods(result["bound"], result["texts"])
+    if not is_text:
+        result["reconstruction"] = _reconstruction(loaded, target, mean)
     if loaded.saved.config.model == "ae":
         result["latent"] = {"size": mean.shape[1], "verdict": "a point for a code: no KL"}
         active = torch.ones(mean.shape[1], dtype=torch.bool)
+        spread = measure_aggregate(mean, log_var, active, seed)
     else:
         found = measure_units(mean, log_var)
-        active = found.active
+        spread = measure_aggregate(mean, log_var, found.active, seed)
+        collapse = None
+        if is_text:
+            texts = result["texts"]
+            distinct = texts["greedy_distinct"] / texts["decodes"]
+            collapse = text_collapse(found, spread.mutual_information, distinct)
         result["latent"] = {
             "size": mean.shape[1],
             "active_units": found.count,
             "threshold": ACTIVE,
-            "collapsed": found.collapsed,
-            "verdict": verdict(found),
+            "collapsed": found.collapsed or collapse is not None,
+            "verdict": collapse or verdict(found),
             "kl": found.kl.tolist(),
             "variance_of_mean": found.variance.tolist(),
         }
-    spread = measure_aggregate(mean, log_var, active, seed)
     result["aggregate"] = dataclasses.asdict(spread) | {"verdict": spread.words}
     result |= _measure_with_labels(loaded, mean, test, train, options)
     plain: dict[str, Any] = _finite(result)

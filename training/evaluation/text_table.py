@@ -12,7 +12,7 @@ def format_table(result: dict[str, Any]) -> str:
     """Format the contents of evaluation.json as lines of text."""
     lines = [
         (name, value, f"  {remark}" if remark else "")
-        for part in (_about, _bound, _latent, _aggregate, _labels)
+        for part in (_about, _bound, _texts, _latent, _aggregate, _labels, _ways)
         for name, value, remark in part(result)
     ]
     widest = max(len(value) for _, value, remark in lines if remark)
@@ -56,8 +56,58 @@ def _bound(result: dict[str, Any]) -> Iterator[Line]:
                 f"± {gap[f'{name}_standard_error']:.2f} nats, {gap['test_rows']:,} and "
                 f"{gap['train_rows']:,} rows, S = {gap['samples']}",
             )
+    if "reconstruction" not in result:
+        return
     error = result["reconstruction"]["mean_squared_error"]
     yield "reconstruction", f"{error:.4f}", "mean squared error of a pixel, through the mean"
+
+
+def _texts(result: dict[str, Any]) -> Iterator[Line]:
+    found = result.get("texts")
+    if not found:
+        return
+    rows, decodes = result["rows"], found["decodes"]
+    if "nll_of_byte" in found:
+        yield (
+            "NLL of a byte",
+            f"{found['nll_of_byte']:.3f}",
+            f"nats ({found['bits_of_byte']:.3f} bits), ends included: {found['bytes'] / rows:.1f} "
+            f"bytes a text; the KL is {found['rate_of_byte']:.3f} of it",
+        )
+        yield "perplexity of a byte", f"{found['perplexity_of_byte']:.2f}", "ends included"
+        if found["words"] >= 2 * rows:
+            yield (
+                "perplexity of a word",
+                f"{found['perplexity_of_word']:,.1f}",
+                f"{found['words'] / rows:.1f} words a text, and its end",
+            )
+    yield (
+        "reconstruction",
+        f"{found['bytes_reconstructed']:.1%}",
+        f"of bytes right, {found['reconstructed']:,} of {rows:,} texts exact, greedy, through the "
+        "mean",
+    )
+    yield (
+        "greedy decodes",
+        f"{found['greedy_distinct']:,}",
+        f"of {decodes:,} draws of the prior are distinct",
+    )
+    yield (
+        "drawn texts",
+        f"{found['drawn_distinct']:,}",
+        f"of {decodes:,} are distinct, {found['drawn_new']:,} are no training rows",
+    )
+
+
+def _ways(result: dict[str, Any]) -> Iterator[Line]:
+    found = result.get("texts")
+    if not found:
+        return
+    for number, text in enumerate(found["drawn"]):
+        yield "drawn from the prior" if number == 0 else "", repr(text)[1:-1], ""
+    for way in found["ways"]:
+        for number, text in enumerate(way):
+            yield "between two test rows" if number == 0 else "", repr(text)[1:-1], ""
 
 
 def _latent(result: dict[str, Any]) -> Iterator[Line]:

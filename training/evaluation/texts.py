@@ -1,0 +1,70 @@
+"""What is measured of a model of text only: greedy decodes, made-up texts, ways between texts.
+
+An autoregressive decoder can have a good likelihood without z. Its greedy decodes of different z
+are then the same text, which no likelihood shows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from latentd.training import text_parity, text_sheets
+from latentd.training.evaluation import samples
+from latentd.training.evaluation.loaded_run import LoadedRun
+from latentd.training.model import text_decoder
+from latentd.training.networks.gru import within
+from latentd.training.texts import to_texts
+
+DECODES: Final = 1000  # from the prior
+_SHOWN: Final = 10
+_WAYS: Final = 8  # codes of test rows: four ways
+
+
+@torch.inference_mode()
+def measure_texts(loaded: LoadedRun, mean: Tensor, seed: int) -> dict[str, Any]:
+    """mean: the codes of the first test rows, (rows, latents). Counts are of the texts shown."""
+    x = loaded.dataset.test.x[: len(mean)]
+    texts = to_texts(x)
+    z = samples.prior(DECODES, mean.shape[1], seed)
+    greedy, drawn = to_texts(samples.decode(loaded.model, z)), _drawn(loaded, z, seed)
+    known = set(to_texts(loaded.dataset.train.x))
+    again = samples.decode(loaded.model, mean)
+    of_text = within(x)
+    return {
+        # Each row's last byte is an end for certain, so it counts as no byte.
+        "bytes": int(of_text[:, :-1].sum()),
+        "words": sum(len(text.split()) for text in texts),
+        "reconstructed": sum(a == b for a, b in zip(to_texts(again), texts, strict=True)),
+        "bytes_reconstructed": float((again == x)[of_text].float().mean()),
+        "decodes": DECODES,
+        "greedy_distinct": len(set(greedy)),
+        "drawn_distinct": len(set(drawn)),
+        "drawn_new": sum(text not in known for text in drawn),
+        "drawn": drawn[:_SHOWN],
+        "ways": text_sheets.ways(loaded.model, mean[:_WAYS]),
+    }
+
+
+def likelihoods(bound: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
+    """The NLL and the rate a byte, bits, and perplexities. bound: of the same rows as `found`."""
+    total, rows = bound["nll"] * bound["rows"], bound["rows"]
+    nll = total / found["bytes"]
+    return {
+        "nll_of_byte": nll,
+        "bits_of_byte": nll / math.log(2),
+        "rate_of_byte": bound["rate"] * rows / found["bytes"],
+        "perplexity_of_byte": math.exp(nll),
+        # As papers have it: a sentence's end counts as a word.
+        "perplexity_of_word": math.exp(min(total / (found["words"] + rows), 700)),
+    }
+
+
+def _drawn(loaded: LoadedRun, z: Tensor, seed: int) -> list[str]:
+    """Texts drawn from p(x|z), one for each z."""
+    x = torch.zeros((len(z), *loaded.model.spec.shape), dtype=torch.uint8)
+    rows = text_parity.inputs(z, x, seed).drawn.to(loaded.device)
+    return to_texts(text_decoder(loaded.model).decode(rows).x.cpu())
