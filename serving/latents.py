@@ -11,6 +11,7 @@ and square roots are exact to IEEE 754 everywhere. The transform to normals uses
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ PRIOR: Final = 0
 """The stream of Sample: z ~ N(0, I)."""
 POSTERIOR: Final = 1
 """The first stream of samples from a posterior; sample k of a row uses POSTERIOR + k."""
+
+_UNIFORM: Final = 1 << 63
+"""This bit tells the streams of uniform numbers from those of normal ones."""
+_STEP: Final = np.float32(2.0**-23)
 
 _BLOCK: Final = 8  # normals from one Philox block: four words of 64 bits, two normals a word
 
@@ -59,6 +64,21 @@ def standard_normal(ranges: Sequence[NoiseRange], shape: tuple[int, ...]) -> Lat
     raw = words[0] if len(words) == 1 else np.concatenate(words)
     uniform = raw.view("<u4").reshape(-1, blocks * _BLOCK)[:, :size]
     return _inverse_normal_cdf(uniform).reshape(-1, *shape)
+
+
+def uniform(ranges: Sequence[NoiseRange], size: int) -> NDArray[np.float32]:
+    """Uniform numbers between 0 and 1, never either, of all `ranges`: float32 (sum of rows, size).
+
+    They are from streams of their own, so a row's latent and its uniform numbers are independent.
+    23 bits of each word are used: float32 has the middle of each step exactly, and more would round
+    to 1.
+    """
+    blocks = -(-size // _BLOCK)
+    streams = (dataclasses.replace(noise, stream=_UNIFORM | noise.stream) for noise in ranges)
+    raw = np.concatenate([_philox_words(noise, blocks) for noise in streams])
+    words = raw.view("<u4").reshape(-1, blocks * _BLOCK)[:, :size]
+    numbers: NDArray[np.float32] = ((words >> 9).astype(np.float32) + np.float32(0.5)) * _STEP
+    return numbers
 
 
 class _Generator(threading.local):

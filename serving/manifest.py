@@ -202,6 +202,10 @@ class ModelDescription:
             return self.z.shape
         return Shape.parse([self.z.shape.dims[0].length + self.x.shape.dims[0].length])
 
+    def decoder_row(self, shapes: RowShapes) -> tuple[int, ...]:
+        """The shape of a row of the decoder's input at the size of `shapes`."""
+        return (shapes.z_size + shapes.x.size,) if shapes.x.is_text else shapes.z
+
     @functools.cached_property
     def default(self) -> RowShapes:
         """The rows at the default sizes; of a model without free axes, all rows."""

@@ -27,6 +27,7 @@ from latentd.codec import Array
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
 from latentd.models import scoring
+from latentd.models.choices import Choices, Given, Greedy
 from latentd.models.loading import (
     LoadedModel,
     ProfiledGraph,
@@ -154,7 +155,8 @@ class ServedModel:
     def self_test(self) -> None:
         """Run the graphs on zeros, without the batchers; blocks. Raises what they raise."""
         shapes = self.manifest.default
-        x, z = np.zeros((1, *shapes.x.shape), shapes.x.dtype), np.zeros((1, *shapes.z), np.float32)
+        x = np.zeros((1, *shapes.x.shape), shapes.x.dtype)
+        z = np.zeros((1, *self.manifest.decoder_row(shapes)), np.float32)
         self.loaded.encoder.graph.run(x, self.manifest.encoder_outputs)
         self.loaded.decoder.graph.run(z, ["x"])
 
@@ -182,9 +184,16 @@ class ServedModel:
         *,
         params: bool = False,
         work: int = 0,
+        choices: Choices | None = None,
     ) -> Future[Outputs]:
-        """For each latent of the source: x (rows, *shape), params if requested, and z itself."""
-        payload, nbytes = DecodePayload(source, shapes.z, params), source.rows * shapes.z_size * 4
+        """For each latent of the source: x (rows, *shape), params if requested, and z itself.
+
+        choices: how texts are decoded; None: greedily
+        """
+        if shapes.x.is_text and choices is None:
+            choices = Greedy(shapes.x.size)
+        payload = DecodePayload(source, shapes.z, params, choices=choices)
+        nbytes = source.rows * shapes.z_size * 4
         _, scale = self._scale(shapes)
         return self.decoder.submit(
             payload, source.rows, nbytes, caller, work=work, shape=shapes.key, scale=scale
@@ -201,6 +210,11 @@ class ServedModel:
         decoded, params, _ = await self.decode(
             source, shapes, caller, params=needs_params, work=work
         )
+        if scores and shapes.x.is_text:  # log p of the row itself, not of what was decoded
+            given = Given(x)
+            _, params, _ = await self.decode(
+                source, shapes, caller, params=True, work=work, choices=given
+            )
         if not scores:
             params = params if self.checks_params else None
             return ReconstructionOutputs(decoded, mean, log_var, None, params)
@@ -230,7 +244,8 @@ class ServedModel:
         mean, log_var = await self.encode(x, caller)
         source = PosteriorSamples(mean, log_var, draw, draws)
         scores = Scoring(x, source, self._likelihood())
-        payload = DecodePayload(source, shapes.z, params=True, scoring=scores)
+        choices = Given(x) if shapes.x.is_text else None
+        payload = DecodePayload(source, shapes.z, True, scores, choices)
         await self.decoder.submit(
             payload,
             rows,
@@ -243,9 +258,10 @@ class ServedModel:
         )
         return await run_in_executor(scores.scores)
 
-    def _likelihood(self) -> LikelihoodGraph:
-        """The likelihood's graph; requests for scores are rejected before if there is none."""
-        assert self.loaded.likelihood
+    def _likelihood(self) -> LikelihoodGraph | None:
+        """The likelihood's graph; None for texts, whose decoder computes it. Requests for scores
+        are rejected before if there is no likelihood."""
+        assert self.manifest.likelihood
         return self.loaded.likelihood
 
     def _scale(self, shapes: RowShapes) -> tuple[int, int]:

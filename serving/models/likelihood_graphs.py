@@ -18,9 +18,10 @@ _FLAT_ROW: Final = Shape.parse(["size"])
 
 
 def load(bundle: Bundle) -> LikelihoodGraph | None:
-    """The graph, ready to run; None if the model defines no likelihood. Raises BundleError."""
+    """The graph, ready to run; None if the model defines no likelihood, or if its rows are texts,
+    whose decoder computes it. Raises BundleError."""
     m = bundle.manifest
-    if m.likelihood is None:
+    if m.likelihood is None or m.x.kind == "sequence":
         return None
     parameters = len(m.likelihood.parameters)
     if m.format > 1:

@@ -23,6 +23,7 @@ from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, RowShapes
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
 from latentd.models import likelihood_graphs, profile
+from latentd.models.choices import Greedy
 from latentd.models.payloads import DecodePayload, decode_batch, encode_batch
 from latentd.models.profile import MeasuredProfile, ModelProfile, SizeProfile, sizes_to_measure
 from latentd.models.sources import PriorSamples
@@ -119,7 +120,8 @@ def load_model(
 
     def decode(graph: Graph, shapes: RowShapes, rows: int) -> Outputs:
         source = PriorSamples(NoiseRange(seed=0, offset=0, rows=rows))
-        payload = DecodePayload(source, shapes.z, params=False)
+        choices = Greedy(shapes.x.size) if shapes.x.is_text else None
+        payload = DecodePayload(source, shapes.z, params=False, choices=choices)
         return decode_batch(graph, single_item_batch(payload, rows))
 
     try:
@@ -280,6 +282,8 @@ def signatures(m: Manifest) -> tuple[Signature, Signature]:
     x, z = m.x.shape, m.z.shape
     encoder = Signature(("x", m.x.dtype, x), dict.fromkeys(m.encoder_outputs, ("float32", z)))
     decoded = {"x": (m.x.dtype, x)}
+    if m.x.kind == "sequence":
+        decoded["log_likelihood"] = ("float32", Shape.parse([1]))
     if m.parameters:
         decoded["params"] = ("float32", Shape.parse([len(m.parameters), *x.json]))
-    return encoder, Signature(("z", "float32", z), decoded)
+    return encoder, Signature(("z", "float32", m.decoder_shape), decoded)

@@ -10,6 +10,7 @@ import numpy as np
 from latentd.batching.entries import BatchItem
 from latentd.batching.runner import Outputs
 from latentd.models import sources
+from latentd.models.choices import Choices, decoder_rows
 from latentd.models.scoring import Scoring
 from latentd.models.sources import Source
 from latentd.runtime.engine import Graph
@@ -21,8 +22,9 @@ class DecodePayload:
 
     source: Source
     shape: tuple[int, ...]  # of one latent
-    params: bool  # also return the parameters of p(x | z), not only its mean
+    params: bool  # also return the parameters of p(x | z), not only its mean; of texts log p(x | z)
     scoring: Scoring | None = None  # receives params and z, which are then not returned
+    choices: Choices | None = None  # how texts are decoded; None: the rows are no texts
 
 
 def encode_batch(graph: Graph, outputs: Sequence[str], batch: Sequence[BatchItem]) -> Outputs:
@@ -34,10 +36,13 @@ def encode_batch(graph: Graph, outputs: Sequence[str], batch: Sequence[BatchItem
 
 
 def decode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
-    """x, params (None if no request wants them) and z of a batch of DecodePayloads."""
+    """x, params (None if no request wants them) and z of a batch of DecodePayloads. Of texts,
+    params is log p(x | z): float32 (rows, 1)."""
     z = sources.materialize(batch, batch[0].payload.shape)
+    is_text = batch[0].payload.choices is not None
+    rows = decoder_rows(z, batch) if is_text else z
     if any(item.payload.params for item in batch):
-        x, params = graph.run(z, ["x", "params"])
+        x, params = graph.run(rows, ["x", "log_likelihood" if is_text else "params"])
         start = 0
         for item in batch:
             stop = start + item.rows
@@ -45,4 +50,4 @@ def decode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
                 item.payload.scoring.add(item.start, item.stop, z[start:stop], params[start:stop])
             start = stop
         return x, params, z
-    return *graph.run(z, ["x"]), None, z
+    return *graph.run(rows, ["x"]), None, z

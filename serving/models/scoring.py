@@ -44,19 +44,28 @@ def score_reconstructions(
     mean: Latents,
     log_var: Latents,
     params: NDArray[np.float32],
-    likelihood: LikelihoodGraph,
+    likelihood: LikelihoodGraph | None,
 ) -> ScoreOutputs:
-    """The scores of rows x, shape (rows, *shape), from the params decoded from one latent each."""
-    distortion = -likelihood.log_prob(x, params)
+    """The scores of rows x, shape (rows, *shape), from the params decoded from one latent each.
+    likelihood: None: the params are log p(x | z) already."""
+    distortion = -_log_prob(x, params, likelihood)
     kl = kl_to_standard_normal(mean, log_var)
     return ScoreOutputs(kl, -distortion - kl, reconstruction_error=distortion)
+
+
+def _log_prob(
+    x: NDArray[Any], params: NDArray[np.float32], likelihood: LikelihoodGraph | None
+) -> Nats:
+    if likelihood is None:
+        return params[:, 0].astype(np.float64)
+    return likelihood.log_prob(x, params)
 
 
 class Scoring:
     """The scores of rows x, shape (rows, *shape), from draws around their encodings."""
 
     def __init__(
-        self, x: NDArray[Any], source: PosteriorSamples, likelihood: LikelihoodGraph
+        self, x: NDArray[Any], source: PosteriorSamples, likelihood: LikelihoodGraph | None
     ) -> None:
         self._x, self._source, self._likelihood = x, source, likelihood
         self._log_weights = np.empty(source.rows)
@@ -65,7 +74,7 @@ class Scoring:
     def add(self, start: int, stop: int, z: Latents, params: NDArray[np.float32]) -> None:
         """Score rows start..stop of the source: their z, and the params decoded from z."""
         rows = self._source.encodings(start, stop)
-        distortion = -self._likelihood.log_prob(self._x[rows], params)
+        distortion = -_log_prob(self._x[rows], params, self._likelihood)
         mean, log_var = self._source.mean[rows], self._source.log_var[rows]
         self._distortions[start:stop] = distortion
         self._log_weights[start:stop] = log_prior_ratio(z, mean, log_var) - distortion

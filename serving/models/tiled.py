@@ -12,6 +12,7 @@ from latentd.calls.coroutines import Future, create_task, run_in_executor
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
 from latentd.latents import Latents, NoiseRange
+from latentd.models.choices import Choices
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.models.sources import GivenLatents, PriorSamples, Source
 from latentd.shapes import Shape
@@ -63,11 +64,12 @@ class TiledModel(ServedModel):
         *,
         params: bool = False,
         work: int = 0,
+        choices: Choices | None = None,
     ) -> Future[Outputs]:
         """As of ServedModel."""
         plan = self._plan("decoder", shapes)
         if plan is None:
-            return super().decode(source, shapes, caller, params=params, work=work)
+            return super().decode(source, shapes, caller, params=params, work=work, choices=choices)
         return create_task(self._decode(plan, source, shapes, caller, params, work))
 
     async def _decode(

@@ -140,16 +140,20 @@ def read(bundle: Bundle) -> GoldenVectors:
             f"{GOLDEN} has vectors at one size only, and the model has free axes. Export the model "
             "again.",
         )
+    is_text = m.x.kind == "sequence"
     tolerance, vectors = TOLERANCES[m.precision], GoldenVectors([], [], [])
     for arrays in sets:
         elements = math.prod(arrays["x"].shape[1:])
         encoded = {name: arrays[name] for name in m.encoder_outputs}
-        decoded = {"x": arrays["decoded_x"]}
-        if m.likelihood:
+        decoded, exact = {"x": arrays["decoded_x"]}, tolerance
+        if is_text:
+            decoded[_LOG_LIKELIHOOD] = arrays[_LOG_LIKELIHOOD]
+            exact = tolerance._replace(levels=0)  # another byte is another character
+        elif m.likelihood:
             decoded["params"] = arrays["params"]
         vectors.encoder.append(Golden(arrays["x"], encoded, tolerance, elements))
-        vectors.decoder.append(Golden(arrays["z"], decoded, tolerance, elements))
-        if _LOG_LIKELIHOOD in arrays:
+        vectors.decoder.append(Golden(arrays["z"], decoded, exact, elements))
+        if _LOG_LIKELIHOOD in arrays and not is_text:
             x, params = _tile(arrays["x"], len(arrays["params"])), arrays["params"]
             vectors.likelihood.append(GoldenLikelihood(x, params, arrays[_LOG_LIKELIHOOD]))
     return vectors
@@ -185,6 +189,8 @@ def _decoded(m: Manifest) -> tuple[str, ...]:
     """The arrays with as many rows as z."""
     if not m.likelihood:
         return ("decoded_x",)
+    if m.x.kind == "sequence":
+        return ("decoded_x", _LOG_LIKELIHOOD)
     return ("decoded_x", "params", *((_LOG_LIKELIHOOD,) if m.format > 1 else ()))
 
 
@@ -202,10 +208,11 @@ def _check_headers(file: zipfile.ZipFile, m: Manifest, prefix: str) -> int:
             raise BundleError("golden", f"{GOLDEN}: {prefix}x has a wrong size: {error}") from None
     expected_rows: dict[str, tuple[str, tuple[int, ...]]] = {
         "x": (shapes.x.dtype, shapes.x.shape),
-        **dict.fromkeys((*m.encoder_outputs, "z"), ("float32", shapes.z)),
+        **dict.fromkeys(m.encoder_outputs, ("float32", shapes.z)),
+        "z": ("float32", m.decoder_row(shapes)),
         "decoded_x": (shapes.x.dtype, shapes.x.shape),
         "params": ("float32", shapes.params or ()),
-        _LOG_LIKELIHOOD: ("float64", ()),
+        _LOG_LIKELIHOOD: ("float32", (1,)) if m.x.kind == "sequence" else ("float64", ()),
     }
     rows, total = {}, 0
     for name, (found_shape, found_dtype) in found.items():

@@ -65,8 +65,8 @@ def text_collapse(units: LatentUnits, information: float, distinct: float) -> st
         return None
     return (
         f"COLLAPSED: the rate is {rate:.2f} nats, I(x; z) {max(information, 0):.2f}; {units.count} "
-        f"of {len(units.kl)} units are active, and {distinct:.0%} of greedy decodes of the prior are "
-        f"distinct. The decoder ignores z, however good the NLL is. Try: {TEXT_REMEDY}."
+        f"of {len(units.kl)} units are active, and {distinct:.0%} of greedy decodes of the prior "
+        f"are distinct. The decoder ignores z, however good the NLL is. Try: {TEXT_REMEDY}."
     )
 
 

@@ -1,0 +1,70 @@
+"""How a model of text chooses each byte: a part of the rows that its decoder takes.
+
+A choice below 0 is the likeliest byte after those before it. From 0 to 1 it is a uniform number
+that draws the byte. From 1 on the byte is that number less 1, whatever the model expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd import latents
+from latentd.batching.entries import BatchItem
+from latentd.latents import Latents
+from latentd.models.sources import PosteriorSamples, PriorSamples, Source
+
+_GREEDY: Final = np.float32(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """The likeliest byte after each, in rows of `length` bytes."""
+
+    length: int
+
+    def rows(self, source: Source, start: int, stop: int) -> NDArray[np.float32]:
+        """The choices of rows start..stop of a source: float32 (rows, length)."""
+        return np.full((stop - start, self.length), _GREEDY)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Bytes drawn by the uniform numbers that belong to each row's own noise."""
+
+    length: int
+
+    def rows(self, source: Source, start: int, stop: int) -> NDArray[np.float32]:
+        """As Greedy.rows. The source must be one that draws."""
+        assert isinstance(source, PriorSamples | PosteriorSamples), "given latents have no noise"
+        if isinstance(source, PriorSamples):
+            return latents.uniform([source.draw.slice(start, stop)], self.length)
+        return latents.uniform(source.parts(start, stop), self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The bytes of texts: uint8 (texts, length). The decoder then computes their likelihood."""
+
+    x: NDArray[np.uint8]
+
+    def rows(self, source: Source, start: int, stop: int) -> NDArray[np.float32]:
+        """As Greedy.rows. Row i is text i, and after the last text again the first."""
+        texts = self.x[np.arange(start, stop) % len(self.x)]
+        return texts.astype(np.float32) + np.float32(1)
+
+
+Choices = Greedy | Drawn | Given
+
+
+def decoder_rows(z: Latents, batch: Sequence[BatchItem]) -> NDArray[np.float32]:
+    """The rows that the decoder takes: each latent of the batch, and its choices."""
+    parts = [
+        item.payload.choices.rows(item.payload.source, item.start, item.stop) for item in batch
+    ]
+    rows: NDArray[np.float32] = np.concatenate((z, np.concatenate(parts)), axis=1)
+    return rows

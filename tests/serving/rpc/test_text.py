@@ -1,0 +1,116 @@
+"""A model of text: what each method answers, against PyTorch's model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from latentd import latents
+from latentd.client import Client, DataPoint, SampledPoint
+from latentd.errors import InvalidArgument
+from latentd.latents import NoiseRange
+from latentd.training.model import VAE, decoded
+from tests.support.server import server_starter
+from tests.support.text_bundle import LENGTH, X, publish_text, text_model
+
+
+@pytest.fixture(scope="module")
+def text_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("text")
+    publish_text(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def net() -> VAE:
+    return text_model()
+
+
+@pytest.fixture(scope="module")
+def client(text_bundles: Path) -> Iterator[Client]:
+    with server_starter() as start, Client(start(text_bundles).target) as client:
+        yield client
+
+
+def greedy(net: VAE, z: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return decoded(net, torch.tensor(z)).numpy()
+
+
+def distortion(net: VAE, z: np.ndarray, x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return net.distortion(torch.tensor(z), torch.tensor(x)).numpy()
+
+
+def test_the_model_is_described(client: Client) -> None:
+    info = client.get_model()
+    assert (info.default.x.kind, info.default.x.shape) == ("sequence", (LENGTH,))
+    assert "each byte given those before it" in info.unavailable["params"]
+
+
+def test_samples_are_decoded_greedily(client: Client, net: VAE) -> None:
+    samples = client.sample(40, seed=7, include_z=True)
+    assert np.array_equal(samples.x, greedy(net, samples.z))
+    assert np.array_equal(samples.z, latents.standard_normal([NoiseRange(7, 0, 40)], (3,)))
+    assert np.array_equal(client.sample(5, seed=7, offset=20).x, samples.x[20:25])
+
+
+def test_encodings_are_pytorchs(client: Client, net: VAE) -> None:
+    found = client.encode(X)
+    with torch.no_grad():
+        mean, log_var = net.encode(torch.from_numpy(X))
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.log_var, log_var, rtol=1e-4, atol=1e-5)
+
+
+def test_reconstructions_are_scored_by_the_text_itself(client: Client, net: VAE) -> None:
+    found = client.reconstruct(X, include_scores=True)
+    mean = client.encode(X).mean
+    assert np.array_equal(found.x, greedy(net, mean))
+    expected = distortion(net, mean, X)
+    np.testing.assert_allclose(found.reconstruction_error, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_elbo_and_the_bound_are_exact(client: Client, net: VAE) -> None:
+    scores = client.score(X, draws=5, seed=3)
+    encoding = client.encode(X)
+    std = np.exp(encoding.log_var / 2)
+    log_w, distortions = [], []
+    for draw in range(5):
+        noise = NoiseRange(3, 0, len(X), latents.POSTERIOR + draw)
+        z = encoding.mean + std * latents.standard_normal([noise], (3,))
+        distortions.append(distortion(net, z, X))
+        log_ratio = stats.norm.logpdf(z) - stats.norm.logpdf(z, encoding.mean, std)
+        log_w.append(log_ratio.sum(1) - distortions[-1])
+    bound = np.logaddexp.reduce(np.array(log_w)) - np.log(5)
+    np.testing.assert_allclose(scores.log_likelihood, bound, rtol=1e-4, atol=1e-3)
+    elbo = -np.mean(distortions, axis=0) - scores.kl
+    np.testing.assert_allclose(scores.elbo, elbo, rtol=1e-4, atol=1e-3)
+
+
+def test_ways_begin_and_end_at_their_points(client: Client, net: VAE) -> None:
+    steps = client.interpolate(DataPoint(X[3]), SampledPoint(7), steps=5)
+    mean = client.encode(X[3:4]).mean
+    assert np.array_equal(steps.x[:1], greedy(net, mean))
+    assert np.array_equal(steps.x[-1:], client.sample(1, seed=7).x)
+
+
+def test_parameters_are_refused_with_the_reason(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match="decodes each byte given those before it"):
+        client.decode(np.zeros((1, 3), np.float32), params=True)
+
+
+def test_uniform_numbers_are_uniform_and_belong_to_their_row() -> None:
+    numbers = latents.uniform([NoiseRange(5, 0, 4000)], LENGTH)
+    assert numbers.dtype == np.float32
+    assert 0 < numbers.min() < numbers.max() < 1
+    assert stats.kstest(numbers.ravel(), "uniform").pvalue > 1e-3
+    apart = [latents.uniform([NoiseRange(5, row, 1)], LENGTH) for row in (0, 77, 3999)]
+    assert np.array_equal(np.concatenate(apart), numbers[[0, 77, 3999]])
+    normal = latents.standard_normal([NoiseRange(5, 0, 4000)], (LENGTH,))
+    assert abs(np.corrcoef(normal.ravel(), numbers.ravel())[0, 1]) < 0.02
