@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd import images, narrow_floats, ranges
+from latentd import images, narrow_floats, ranges, texts
 from latentd.bundle import DataSpec
 from latentd.errors import InvalidArgument
 from latentd.pb import vae_pb2 as pb
@@ -162,7 +162,13 @@ def read_rows(
 
     hint: what to do with a PNG file of another size
     """
-    if _is_png(rows, x, field):
+    if x.is_text:
+        values, errors = _read_texts(rows, x, max_rows, field)
+        for row, reason in errors.items():
+            what = f"{field}.text.texts" if _content(rows, x, field) == "text" else field
+            raise InvalidArgument(f"{what}[{row}]", reason, "See x_shape in GetModel")
+        return values, None
+    if _content(rows, x, field) == "png":
         check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
         return images.decode_pngs(rows.png.files, x, f"{field}.png.files", hint), None
     field = f"{field}.tensor"
@@ -190,8 +196,11 @@ def decode_rows_lenient(
 
     bad: PNG files that are known to be bad, by row
     """
+    if x.is_text:
+        values, errors = _read_texts(rows, x, max_rows, field)
+        return values, None, errors
     errors = dict(bad)
-    if _is_png(rows, x, field):
+    if _content(rows, x, field) == "png":
         files = rows.png.files
         check_rows(len(files), max_rows, f"{field}.png.files")
         if not x.is_png_compatible:
@@ -229,23 +238,46 @@ def _wide(values: Array, tensor: pb.Tensor, x: DataSpec) -> Array:
     return values
 
 
-def _is_png(rows: pb.Rows, x: DataSpec, field: str) -> bool:
+def _read_texts(
+    rows: pb.Rows, x: DataSpec, max_rows: int, field: str
+) -> tuple[Array, dict[int, str]]:
+    """Texts as bytes, and why those that are empty in their place cannot be used, by row."""
+    if _content(rows, x, field) == "tensor":
+        _check_signature(rows.tensor, x.dtype, x.shape, max_rows, f"{field}.tensor")
+        values = from_tensor(rows.tensor, f"{field}.tensor")
+        errors = texts.faults(values)
+        if errors:
+            values = values.copy()
+            values[list(errors)] = 0
+        return values, errors
+    given = rows.text.texts
+    check_rows(len(given), max_rows, f"{field}.text.texts")
+    found = {row: texts.fault(text, x.size) for row, text in enumerate(given)}
+    errors = {row: why for row, why in found.items() if why}
+    whole = [b"" if row in errors else text.encode() for row, text in enumerate(given)]
+    return texts.to_rows(whole, x.size), errors
+
+
+def _content(rows: pb.Rows, x: DataSpec, field: str) -> str:
+    """Which kind of rows a message holds: tensor, png or text. Raises InvalidArgument."""
     content = rows.WhichOneof("content")
+    also = ", or PNG files" if x.is_png_compatible else ", or texts" if x.is_text else ""
+    send = f"Send a tensor of {x.dtype} with shape [rows, {_format_shape(x.shape)}]{also}"
     if content is None:
-        raise InvalidArgument(
-            field,
-            "missing",
-            f"Send a tensor of {x.dtype} with shape [rows, {_format_shape(x.shape)}]"
-            + (", or PNG files" if x.is_png_compatible else ""),
-        )
-    return bool(content == "png")
+        raise InvalidArgument(field, "missing", send)
+    if (content == "text") > x.is_text or (content == "png" and x.is_text):
+        sent = "texts" if content == "text" else "PNG files"
+        raise InvalidArgument(field, f"{sent} sent, and this model's rows are {x.kinds}", send)
+    return str(content)
 
 
-def write_rows(values: Array, png: bool, into: pb.Rows) -> None:
-    """Fill a message with x, as a tensor or as one PNG per row. Filling in place avoids a copy of
+def write_rows(values: Array, form: pb.Format, into: pb.Rows) -> None:
+    """Fill a message with x: a tensor, one PNG per row, or texts. Filling in place avoids a copy of
     the pixels for each level of nesting."""
-    if png:
+    if form == pb.FORMAT_PNG:
         into.png.files.extend(images.encode_pngs(values))
+    elif form == pb.FORMAT_TEXT:
+        into.text.texts.extend(texts.to_texts(values))
     else:
         write_tensor(values, into.tensor)
 
@@ -253,31 +285,35 @@ def write_rows(values: Array, png: bool, into: pb.Rows) -> None:
 def to_rows(values: Array, png: bool = False) -> pb.Rows:
     """x as a new message."""
     rows = pb.Rows()
-    write_rows(values, png, rows)
+    write_rows(values, pb.FORMAT_PNG if png else pb.FORMAT_RAW, rows)
     return rows
 
 
-def from_rows(rows: pb.Rows) -> Array | list[bytes]:
-    """The rows of a response: an array, or the PNG files unchanged."""
+def from_rows(rows: pb.Rows) -> Array | list[bytes] | list[str]:
+    """The rows of a response: an array, the PNG files unchanged, or texts."""
+    if rows.WhichOneof("content") == "text":
+        return list(rows.text.texts)
     if rows.WhichOneof("content") == "png":
         return list(rows.png.files)
     return from_tensor(rows.tensor)
 
 
-def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> bool:
-    """Whether PNG is requested. Raises InvalidArgument if the model's rows cannot be PNG."""
+def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> pb.Format:
+    """The format that is requested. Raises InvalidArgument if the model's rows cannot have it."""
     if value in (pb.FORMAT_UNSPECIFIED, pb.FORMAT_RAW):
-        return False
-    if value != pb.FORMAT_PNG:
-        raise InvalidArgument(field, f"unknown enum value {value}", "Use FORMAT_RAW or FORMAT_PNG")
-    if not x.is_png_compatible:
+        return pb.FORMAT_RAW
+    if value not in pb.Format.values():
         raise InvalidArgument(
-            field,
-            f"PNG holds 8-bit gray or RGB images; this model's rows are {x.dtype} {x.kinds} of "
-            f"shape [{_format_shape(x.shape)}]",
-            "Use FORMAT_RAW",
+            field, f"unknown enum value {value}", "Use FORMAT_RAW, FORMAT_PNG or FORMAT_TEXT"
         )
-    return True
+    rows = f"this model's rows are {x.dtype} {x.kinds} of shape [{_format_shape(x.shape)}]"
+    if value == pb.FORMAT_TEXT and not x.is_text:
+        raise InvalidArgument(field, f"only texts can be text; {rows}", "Use FORMAT_RAW")
+    if value == pb.FORMAT_PNG and not x.is_png_compatible:
+        raise InvalidArgument(
+            field, f"PNG holds 8-bit gray or RGB images; {rows}", "Use FORMAT_RAW"
+        )
+    return value
 
 
 def _check_signature(

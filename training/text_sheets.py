@@ -9,8 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from latentd.texts import to_texts
 from latentd.training.model import Model, decoded
-from latentd.training.texts import to_texts
 
 _RECONSTRUCTIONS: Final = 24
 _SAMPLES: Final = 48

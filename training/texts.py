@@ -1,23 +1,16 @@
-"""Texts as rows of bytes: a text's UTF-8, then zeros. The first 0 is the text's end.
-
-A row of `length` bytes holds a text of at most length - 1 bytes, so that its end always fits.
-"""
+"""Reads files of text: each line becomes a row of bytes, as `latentd.texts` says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
+from latentd.texts import to_rows
 from latentd.training.arrays import Arrays
 from latentd.training.config import MAX_TEXT_LENGTH, Config
 from latentd.training.errors import TrainingError
 from latentd.training.files import open_plain, printable, require_memory
-
-Tokens = npt.NDArray[np.uint8]
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -67,19 +60,6 @@ def read_texts(path: Path, settings: Settings) -> Arrays:
         raise TrainingError(f"{name} has no text that can be a row. {' '.join(notes)}")
     require_memory(name, len(texts) * length, "Use a smaller --text-length, or fewer texts.")
     return Arrays(to_rows(texts, length), notes=tuple(notes), text=True)
-
-
-def to_rows(texts: Sequence[bytes], length: int) -> Tokens:
-    """Texts of at most length - 1 bytes as uint8 (texts, length)."""
-    rows = np.zeros((len(texts), length), np.uint8)
-    for row, text in zip(rows, texts, strict=True):
-        row[: len(text)] = np.frombuffer(text, np.uint8)
-    return rows
-
-
-def to_texts(rows: Any) -> list[str]:
-    """The texts of rows (texts, length). What a net made up may be no UTF-8: U+FFFD is there."""
-    return [bytes(row).partition(b"\0")[0].decode("utf-8", "replace") for row in np.asarray(rows)]
 
 
 def _lines(path: Path) -> list[bytes]:

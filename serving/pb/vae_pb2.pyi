@@ -20,6 +20,7 @@ class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FORMAT_UNSPECIFIED: _ClassVar[Format]
     FORMAT_RAW: _ClassVar[Format]
     FORMAT_PNG: _ClassVar[Format]
+    FORMAT_TEXT: _ClassVar[Format]
 
 class Tiling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -59,6 +60,7 @@ DATA_TYPE_BFLOAT16: DataType
 FORMAT_UNSPECIFIED: Format
 FORMAT_RAW: Format
 FORMAT_PNG: Format
+FORMAT_TEXT: Format
 TILING_UNSPECIFIED: Tiling
 TILING_WHEN_NEEDED: Tiling
 TILING_ALWAYS: Tiling
@@ -92,13 +94,21 @@ class PngImages(_message.Message):
     files: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, files: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class Texts(_message.Message):
+    __slots__ = ("texts",)
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class Rows(_message.Message):
-    __slots__ = ("tensor", "png")
+    __slots__ = ("tensor", "png", "text")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     PNG_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     tensor: Tensor
     png: PngImages
-    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., png: _Optional[_Union[PngImages, _Mapping]] = ...) -> None: ...
+    text: Texts
+    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., png: _Optional[_Union[PngImages, _Mapping]] = ..., text: _Optional[_Union[Texts, _Mapping]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
     __slots__ = ("model", "version", "digest")

@@ -141,7 +141,7 @@ def _fitting(shapes: RowShapes, model: ServedModel, field: str) -> RowShapes:
 
 
 def require_room(
-    shapes: RowShapes, model: ServedModel, field: str, png: bool, float_dtype: str
+    shapes: RowShapes, model: ServedModel, field: str, form: pb.Format, float_dtype: str
 ) -> None:
     """Raise InvalidArgument if one row is larger than a message, before it is computed. How large a
     PNG file will be is not known.
@@ -149,7 +149,9 @@ def require_room(
     float_dtype: the 16-bit format that the request asks for, or ""
     """
     narrow = bool(float_dtype) and shapes.x.dtype == "float32"
-    reason = None if png else model.beyond_message(shapes.x.nbytes // (1 + narrow))
+    reason = (
+        None if form == pb.FORMAT_PNG else model.beyond_message(shapes.x.nbytes // (1 + narrow))
+    )
     if reason:
         raise InvalidArgument(field, *reason)
 
@@ -295,9 +297,9 @@ async def narrowed(name: str, *arrays: codec.Array | None) -> list[Any]:
     return await run_in_executor(convert) if large else convert()
 
 
-async def write_rows(values: codec.Array, png: bool, response: WithRows) -> None:
+async def write_rows(values: codec.Array, form: pb.Format, response: WithRows) -> None:
     """Fill the response's x. PNG files are compressed in the thread pool."""
-    if png:
-        await run_in_executor(codec.write_rows, values, png, response.x)
+    if form == pb.FORMAT_PNG:
+        await run_in_executor(codec.write_rows, values, form, response.x)
     else:
-        codec.write_rows(values, png, response.x)
+        codec.write_rows(values, form, response.x)

@@ -82,7 +82,7 @@ class VaeService:
     async def decode(self, request: pb.DecodeRequest, context: CallContext) -> pb.DecodeResponse:
         served = self._repository.find(request.model, request.version, context)
         model = fields.with_tiling(served, request.tiling)
-        png = codec.read_format(request.format, model.manifest.default.x)
+        form = codec.read_format(request.format, model.manifest.default.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
         z, shapes = await fields.read_latents(request.z, model, "z")
         wants_params = request.output == pb.DECODE_OUTPUT_PARAMS
@@ -90,10 +90,10 @@ class VaeService:
             fields.require(model, "params", "output")
         if request.output not in pb.DecodeOutput.values():
             raise InvalidArgument("output", f"unknown enum value {request.output}")
-        if wants_params and png:
+        if wants_params and form != pb.FORMAT_RAW:
             raise InvalidArgument("format", "params cannot be returned as PNG", "Use FORMAT_RAW")
         if not wants_params:
-            fields.require_room(shapes, model, "z.shape", png, float_dtype)
+            fields.require_room(shapes, model, "z.shape", form, float_dtype)
         needs_params = wants_params or finite.needs_params(model, z)
         x, params, _ = await model.decode(GivenLatents(z), shapes, context, params=needs_params)
         checked = (None if wants_params else x, params if needs_params else None)
@@ -110,7 +110,7 @@ class VaeService:
         if wants_params:
             codec.write_tensor(params, response.params)
         else:
-            await fields.write_rows(x, png, response)
+            await fields.write_rows(x, form, response)
         return response
 
     async def sample(self, request: pb.SampleRequest, context: CallContext) -> pb.SampleResponse:
@@ -125,9 +125,9 @@ class VaeService:
                 f"{request.count} rows requested; the limit is 1 to {max_rows} per request",
                 "StreamSamples has no limit",
             )
-        png = codec.read_format(request.format, shapes.x)
+        form = codec.read_format(request.format, shapes.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
-        fields.require_room(shapes, model, "sizes", png, float_dtype)
+        fields.require_room(shapes, model, "sizes", form, float_dtype)
         source = fields.prior_samples(request, request.count)
         x, params, z = await model.decode(source, shapes, context, params=model.checks_params)
         checked = (x, params if model.checks_params else None)
@@ -142,7 +142,7 @@ class VaeService:
             offset=request.offset,
             tiled=fields.tiled(model),
         )
-        await fields.write_rows(x, png, response)
+        await fields.write_rows(x, form, response)
         if request.include_z:
             codec.write_tensor(z, response.z)
         return response
@@ -160,9 +160,9 @@ class VaeService:
             raise InvalidArgument("chunk_rows", f"must be at most {max_rows}, got {chunk}")
         if request.count < 1:
             raise InvalidArgument("count", "0 rows requested", "Request 1 or more")
-        png = codec.read_format(request.format, shapes.x)
+        form = codec.read_format(request.format, shapes.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
-        fields.require_room(shapes, model, "sizes", png, float_dtype)
+        fields.require_room(shapes, model, "sizes", form, float_dtype)
         source = fields.prior_samples(request, request.count)
 
         def submit(start: int) -> tuple[NoiseRange, Future[Outputs]]:
@@ -192,7 +192,7 @@ class VaeService:
                 offset=noise.offset,
                 tiled=fields.tiled(model),
             )
-            await fields.write_rows(x, png, response)
+            await fields.write_rows(x, form, response)
             if request.include_z:
                 codec.write_tensor(z, response.z)
             yield response
@@ -202,7 +202,7 @@ class VaeService:
     ) -> pb.ReconstructResponse:
         served = self._repository.find(request.model, request.version, context)
         model = fields.with_tiling(served, request.tiling)
-        png = codec.read_format(request.format, model.manifest.default.x)
+        form = codec.read_format(request.format, model.manifest.default.x)
         if request.draw:
             fields.require(model, "draw", "draw")
         if request.include_scores:
@@ -225,7 +225,7 @@ class VaeService:
             seed=noise.seed if noise else 0,
             tiled=fields.tiled(model),
         )
-        await fields.write_rows(rebuilt, png, response)
+        await fields.write_rows(rebuilt, form, response)
         if result.scores is not None:
             response.reconstruction_error.extend(result.scores.reconstruction_error)
             response.kl.extend(result.scores.kl)
@@ -263,10 +263,10 @@ class VaeService:
         model = fields.with_tiling(served, request.tiling)
         if request.path not in pb.InterpolationPath.values():
             raise InvalidArgument("path", f"unknown enum value {request.path}")
-        png = codec.read_format(request.format, model.manifest.default.x)
+        form = codec.read_format(request.format, model.manifest.default.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
         shapes = anchors.common_shapes(model, request)
-        fields.require_room(shapes, model, "sizes", png, float_dtype)
+        fields.require_room(shapes, model, "sizes", form, float_dtype)
         max_rows = model.max_rows(shapes)
         if not 2 <= request.steps <= max_rows:
             raise InvalidArgument(
@@ -306,7 +306,7 @@ class VaeService:
         response = pb.InterpolateResponse(
             served_by=fields.served_by(model), tiled=fields.tiled(model)
         )
-        await fields.write_rows(x, png, response)
+        await fields.write_rows(x, form, response)
         if request.include_z:
             codec.write_tensor(path, response.z)
         if start_out_of_range or end_out_of_range:

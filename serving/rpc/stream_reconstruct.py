@@ -36,7 +36,7 @@ class ReconstructStream:
         nonfinite: finite.NonfiniteRows,
     ) -> None:
         self._model, self._context, self._nonfinite = model, context, nonfinite
-        self._png = codec.read_format(first.format, model.manifest.default.x)
+        self._form = codec.read_format(first.format, model.manifest.default.x)
         if first.draw:
             fields.require(model, "draw", "draw")
         if first.include_scores:
@@ -101,7 +101,7 @@ class ReconstructStream:
         if self._float_dtype:
             x, mean, log_var = await fields.narrowed(self._float_dtype, x, mean, log_var)
         if x is not None:
-            await fields.write_rows(x, self._png, response)
+            await fields.write_rows(x, self._form, response)
         if mean is not None:
             codec.write_tensor(mean, response.mean)
         if log_var is not None:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from latentd.texts import to_rows
 from latentd.training import trainer
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.model import VAE, build, decoded, text_decoder
 from latentd.training.networks import gru, resolve_architecture
-from latentd.training.texts import to_rows
 
 LENGTH = 7
 SPEC = RowSpec((LENGTH,), "uint8", text=True)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from latentd.texts import to_rows, to_texts
 from latentd.training import data
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
-from latentd.training.texts import Settings, read_texts, to_rows, to_texts
+from latentd.training.texts import Settings, read_texts
 
 
 def written(tmp_path: Path, content: bytes) -> Path:

@@ -12,12 +12,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from latentd.texts import to_texts
 from latentd.training import text_parity, text_sheets
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
 from latentd.training.model import text_decoder
 from latentd.training.networks.gru import within
-from latentd.training.texts import to_texts
 
 DECODES: Final = 1000  # from the prior
 _SHOWN: Final = 10

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from latentd import latents
+from latentd import codec, latents
 from latentd.client import Client, DataPoint, SampledPoint
 from latentd.errors import InvalidArgument
 from latentd.latents import NoiseRange
+from latentd.pb import vae_pb2 as pb
+from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.texts import to_texts
 from latentd.training.model import VAE, decoded
 from tests.support.server import server_starter
-from tests.support.text_bundle import LENGTH, X, publish_text, text_model
+from tests.support.text_bundle import LENGTH, TEXTS, X, publish_text, text_model
+
+
+def rows_of(values: list[list[int]]) -> pb.Rows:
+    return pb.Rows(tensor=codec.to_tensor(np.array(values, np.uint8)))
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +41,21 @@ def net() -> VAE:
 
 
 @pytest.fixture(scope="module")
-def client(text_bundles: Path) -> Iterator[Client]:
-    with server_starter() as start, Client(start(text_bundles).target) as client:
+def target(text_bundles: Path) -> Iterator[str]:
+    with server_starter() as start:
+        yield start(text_bundles).target
+
+
+@pytest.fixture(scope="module")
+def client(target: str) -> Iterator[Client]:
+    with Client(target) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def stub(target: str) -> Iterator[VaeServiceStub]:
+    with grpc.insecure_channel(target) as channel:
+        yield VaeServiceStub(channel)
 
 
 def greedy(net: VAE, z: np.ndarray) -> np.ndarray:
@@ -103,6 +124,44 @@ def test_ways_begin_and_end_at_their_points(client: Client, net: VAE) -> None:
 def test_parameters_are_refused_with_the_reason(client: Client) -> None:
     with pytest.raises(InvalidArgument, match="decodes each byte given those before it"):
         client.decode(np.zeros((1, 3), np.float32), params=True)
+
+
+def test_texts_travel_as_text(stub: VaeServiceStub, client: Client) -> None:
+    given = pb.Rows(text=pb.Texts(texts=TEXTS))
+    encoded = stub.Encode(pb.EncodeRequest(x=given))
+    assert np.array_equal(codec.from_tensor(encoded.mean), client.encode(X).mean)
+    request = pb.ReconstructRequest(x=given, format=pb.FORMAT_TEXT)
+    assert codec.from_rows(stub.Reconstruct(request).x) == to_texts(client.reconstruct(X).x)
+    sampled = stub.Sample(pb.SampleRequest(count=30, seed=7, format=pb.FORMAT_TEXT))
+    assert codec.from_rows(sampled.x) == to_texts(client.sample(30, seed=7).x)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (pb.Rows(text=pb.Texts(texts=["a", "abcdefgh"])), r"x.text.texts\[1\]: has 8 bytes .* 7"),
+        (pb.Rows(text=pb.Texts(texts=["a\0b"])), r"x.text.texts\[0\]: holds a NUL character"),
+        (pb.Rows(text=pb.Texts()), "x.text.texts: 0 rows sent"),
+        (pb.Rows(png=pb.PngImages(files=[b""])), "x: PNG files sent, and this model's rows are"),
+        (pb.Rows(), "x: missing. Send a tensor of uint8 .*, or texts"),
+        (rows_of([[97, 0, 0, 98, 0, 0, 0, 0]]), r"x\[0\]: has bytes after its end, the first 0"),
+        (rows_of([[97] * 8]), r"x\[0\]: has no end: its last byte must be 0"),
+    ],
+)
+def test_rows_that_are_no_texts_are_refused(stub: VaeServiceStub, rows: pb.Rows, said: str) -> None:
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Encode(pb.EncodeRequest(x=rows))
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert re.search(said, error.value.details())
+
+
+def test_a_stream_reports_texts_that_are_too_long(stub: VaeServiceStub) -> None:
+    texts = pb.Rows(text=pb.Texts(texts=["a", "abcdefgh", "bc"]))
+    request = pb.StreamReconstructRequest(x=texts, format=pb.FORMAT_TEXT, include_scores=True)
+    (response,) = stub.StreamReconstruct(iter([request]))
+    assert [error.row for error in response.errors] == [1]
+    assert "has 8 bytes in UTF-8; the limit is 7" in response.errors[0].description
+    assert len(response.x.text.texts) == len(response.elbo) == 2
 
 
 def test_uniform_numbers_are_uniform_and_belong_to_their_row() -> None:

@@ -1,0 +1,49 @@
+"""Texts as rows of bytes: a text's UTF-8, then zeros. The first 0 is the text's end.
+
+A row of `length` bytes holds a text of at most length - 1 bytes, so that its end always fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.uint8]
+"""uint8, (texts, length)."""
+
+
+def to_rows(texts: Sequence[bytes], length: int) -> Rows:
+    """Texts of at most length - 1 bytes, without NUL."""
+    rows = np.zeros((len(texts), length), np.uint8)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = np.frombuffer(text, np.uint8)
+    return rows
+
+
+def to_texts(rows: Any) -> list[str]:
+    """The texts of rows. What a net made up may have other bytes than UTF-8: U+FFFD is there."""
+    return [bytes(row).partition(b"\0")[0].decode("utf-8", "replace") for row in np.asarray(rows)]
+
+
+def fault(text: str, length: int) -> str | None:
+    """Why a text cannot be a row of so many bytes, in words that follow "row 3"; None: it can."""
+    data = text.encode("utf-8", "surrogatepass")
+    if b"\0" in data:
+        return "holds a NUL character, which ends a text"
+    if len(data) >= length:
+        return f"has {len(data):,} bytes in UTF-8; the limit is {length - 1:,}"
+    return None
+
+
+def faults(rows: Rows) -> dict[int, str]:
+    """Why rows are no texts, by row."""
+    ended = np.logical_or.accumulate(rows == 0, axis=1)
+    after = (rows != 0) & ended
+    found = dict.fromkeys(
+        np.flatnonzero(after.any(1)).tolist(), "has bytes after its end, the first 0"
+    )
+    open_ended = "has no end: its last byte must be 0"
+    return found | dict.fromkeys(np.flatnonzero(rows[:, -1] != 0).tolist(), open_ended)
