@@ -4,6 +4,8 @@
         samples = client.sample(16, seed=7)  # samples.x: uint8 of shape (16, 28, 28)
         latents = client.encode(samples.x).mean
 
+        client.reconstruct(Texts(["one", "two"])).texts  # of a model of text
+
         client.sample(4, sizes={"h": 96, "w": 160})  # of a model with free axes
         client.get_model().unavailable  # what the model cannot do, and why
 
@@ -12,7 +14,7 @@
 ServiceError if none of them fits. The client needs grpcio, numpy and pillow.
 """
 
-from latentd.client.arguments import DataPoint, LatentPoint, SampledPoint
+from latentd.client.arguments import DataPoint, LatentPoint, SampledPoint, Texts
 from latentd.client.calls import CLIENT_TIMEOUT
 from latentd.client.client import AsyncClient, Client
 from latentd.client.retry import ServiceError
@@ -25,4 +27,5 @@ __all__ = [
     "LatentPoint",
     "SampledPoint",
     "ServiceError",
+    "Texts",
 ]

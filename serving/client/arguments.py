@@ -38,14 +38,20 @@ class SupportsArray(Protocol):
     def __array__(self) -> Array: ...
 
 
+class Texts(list[str]):
+    """Rows for a model of text: Texts(["one", "two"]). In a plain list, strings name PNG files."""
+
+
 Data: TypeAlias = Array | SupportsArray | Sequence[PngFile]
 """Rows of data: an array whose first axis is the rows, or PNG files, one for each row. All rows of
-a call have one size. Where a model takes floats, a float16 array is sent as it is."""
+a call have one size. For a model of text: Texts. Where a model takes floats, a float16 array is
+sent as it is."""
 
 
 @dataclass(frozen=True)
 class DataPoint:
-    """One end of an interpolation, as data: one row (an array of x_shape) or one PNG file."""
+    """One end of an interpolation, as data: one row (an array of x_shape), one PNG file, or
+    Texts([text])."""
 
     x: Array | SupportsArray | PngFile
 
@@ -124,6 +130,8 @@ def rows(x: Data, field: str = "x") -> pb.Rows:
     """x as an array, or its PNG files. Raises InvalidArgument, OSError for an unreadable file."""
     if isinstance(x, bytes | str | os.PathLike):
         raise InvalidArgument(field, "expected a list of files, got one file", "Wrap it in [ ]")
+    if isinstance(x, Texts):
+        return pb.Rows(text=pb.Texts(texts=x))
     if is_array(x):
         return codec.to_rows(_wire_dtype(to_array(x, field), f"{field}.tensor.dtype"))
     given: Any = x
@@ -196,6 +204,8 @@ def latent_anchor(point: LatentAnchor, field: str) -> pb.LatentAnchor:
     """One end of an interpolation. Raises InvalidArgument for any other type."""
     match point:
         case DataPoint(x):
+            if isinstance(x, Texts):
+                return pb.LatentAnchor(x=rows(x, f"{field}.x"))
             if is_array(x):
                 return pb.LatentAnchor(x=rows(to_array(x, f"{field}.x")[None], f"{field}.x"))
             return pb.LatentAnchor(x=pb.Rows(png=pb.PngImages(files=[_png(x, f"{field}.x")])))

@@ -148,6 +148,7 @@ def sample(
     seed: int | None = None,
     offset: int = 0,
     temperature: float = 1.0,
+    draw_x: bool = False,
     as_png: bool = False,
     include_z: bool = False,
     sizes: Mapping[str, int] | None = None,
@@ -161,6 +162,7 @@ def sample(
 
     seed: 0 .. 2^64 - 1; None: the client chooses one, and the result holds it.
     temperature: standard deviation of the latents.
+    draw_x: of texts: draw each byte; False: take the likeliest one after each.
     sizes: the length of each free axis, e.g. {"h": 96, "w": 160}; None: the defaults.
     """
     request = pb.SampleRequest(
@@ -170,6 +172,7 @@ def sample(
         seed=arguments.seed(seed),
         offset=arguments.check_uint("offset", offset, 63),
         temperature=temperature,
+        draw_x=draw_x,
         format=arguments.image_format(as_png),
         include_z=include_z,
         sizes=arguments.sizes(sizes),
@@ -186,6 +189,7 @@ def stream_samples(
     seed: int | None = None,
     offset: int = 0,
     temperature: float = 1.0,
+    draw_x: bool = False,
     as_png: bool = False,
     include_z: bool = False,
     chunk_rows: int = 0,
@@ -211,6 +215,7 @@ def stream_samples(
         seed=arguments.seed(seed),
         offset=arguments.check_uint("offset", offset, 63),
         temperature=temperature,
+        draw_x=draw_x,
         format=arguments.image_format(as_png),
         include_z=include_z,
         chunk_rows=arguments.check_uint("chunk_rows", chunk_rows, 32),
@@ -226,6 +231,7 @@ def reconstruct(
     x: Data,
     *,
     draw: bool = False,
+    draw_x: bool = False,
     seed: int | None = None,
     offset: int = 0,
     include_scores: bool = False,
@@ -236,19 +242,23 @@ def reconstruct(
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Reconstruction]:
-    """x -> latent -> x': from the latent's mean, or with `draw` from a draw (see encode)."""
+    """x -> latent -> x': from the latent's mean, or with `draw` from a draw (see encode).
+
+    draw_x: of texts: draw each byte of x'; False: take the likeliest one after each.
+    """
     request = pb.ReconstructRequest(
         model=model,
         version=arguments.version(version),
         x=arguments.rows(x),
         draw=draw,
+        draw_x=draw_x,
         offset=arguments.check_uint("offset", offset, 63),
         format=arguments.image_format(as_png),
         include_scores=include_scores,
         float_dtype=arguments.float_dtype(float_dtype),
         tiling=arguments.tiling(tiling),
     )
-    if draw:
+    if draw or draw_x:
         request.seed = arguments.seed(seed)
     needs = _needs(draw=draw, include_scores=include_scores, png=as_png, tiling=tiling)
     return Call("Reconstruct", request, responses.read_reconstruction, timeout, needs)

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from latentd import images
+from latentd import images, texts
 from latentd.bundle import LatentFormat, RowFormat, Tile
 from latentd.codec import Array
 from latentd.manifest import ModelDescription
@@ -121,6 +121,11 @@ class Rows:
                 f"this {type(self).__name__} has params and no x: call without params=True to get x"
             )
         return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in self.png])
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        """The rows of a model of text. U+FFFD stands for bytes that are not UTF-8."""
+        return texts.to_texts(self.x)
 
     def __len__(self) -> int:
         if self.tensor is None and not self.png:

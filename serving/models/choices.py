@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from latentd import latents
 from latentd.batching.entries import BatchItem
-from latentd.latents import Latents
-from latentd.models.sources import PosteriorSamples, PriorSamples, Source
+from latentd.latents import Latents, NoiseRange
 
 _GREEDY: Final = np.float32(-1)
 
@@ -27,23 +26,21 @@ class Greedy:
 
     length: int
 
-    def rows(self, source: Source, start: int, stop: int) -> NDArray[np.float32]:
-        """The choices of rows start..stop of a source: float32 (rows, length)."""
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """The choices of rows start..stop of a request: float32 (rows, length)."""
         return np.full((stop - start, self.length), _GREEDY)
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Bytes drawn by the uniform numbers that belong to each row's own noise."""
+    """Bytes drawn by uniform numbers: those of the noise that decides, or would decide, z."""
 
     length: int
+    draw: NoiseRange
 
-    def rows(self, source: Source, start: int, stop: int) -> NDArray[np.float32]:
-        """As Greedy.rows. The source must be one that draws."""
-        assert isinstance(source, PriorSamples | PosteriorSamples), "given latents have no noise"
-        if isinstance(source, PriorSamples):
-            return latents.uniform([source.draw.slice(start, stop)], self.length)
-        return latents.uniform(source.parts(start, stop), self.length)
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """As Greedy.rows."""
+        return latents.uniform([self.draw.slice(start, stop)], self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class Given:
 
     x: NDArray[np.uint8]
 
-    def rows(self, source: Source, start: int, stop: int) -> NDArray[np.float32]:
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """As Greedy.rows. Row i is text i, and after the last text again the first."""
         texts = self.x[np.arange(start, stop) % len(self.x)]
         return texts.astype(np.float32) + np.float32(1)
@@ -63,8 +60,6 @@ Choices = Greedy | Drawn | Given
 
 def decoder_rows(z: Latents, batch: Sequence[BatchItem]) -> NDArray[np.float32]:
     """The rows that the decoder takes: each latent of the batch, and its choices."""
-    parts = [
-        item.payload.choices.rows(item.payload.source, item.start, item.stop) for item in batch
-    ]
+    parts = [item.payload.choices.rows(item.start, item.stop) for item in batch]
     rows: NDArray[np.float32] = np.concatenate((z, np.concatenate(parts)), axis=1)
     return rows

@@ -200,15 +200,22 @@ class ServedModel:
         )
 
     async def reconstruct(
-        self, x: Array, draw: NoiseRange | None, scores: bool, caller: CallContext, work: int = 0
+        self,
+        x: Array,
+        draw: NoiseRange | None,
+        scores: bool,
+        caller: CallContext,
+        work: int = 0,
+        choices: Choices | None = None,
     ) -> ReconstructionOutputs:
-        """x -> x' from each row's mean, or from `draw` around it; scores on request."""
+        """x -> x' from each row's mean, or from `draw` around it; scores on request. choices: as
+        `decode` takes them."""
         mean, log_var = await self.encode(x, caller, work)
         source = GivenLatents(mean) if draw is None else PosteriorSamples(mean, log_var, draw)
         shapes = self.manifest.shapes_of_x(x.shape[1:])
         needs_params = scores or self.checks_params
         decoded, params, _ = await self.decode(
-            source, shapes, caller, params=needs_params, work=work
+            source, shapes, caller, params=needs_params, work=work, choices=choices
         )
         if scores and shapes.x.is_text:  # log p of the row itself, not of what was decoded
             given = Given(x)

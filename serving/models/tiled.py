@@ -95,7 +95,13 @@ class TiledModel(ServedModel):
         return (*await run_in_executor(_assemble, plan, outputs, [x_shape, of_params]), z)
 
     async def reconstruct(
-        self, x: Array, draw: NoiseRange | None, scores: bool, caller: CallContext, work: int = 0
+        self,
+        x: Array,
+        draw: NoiseRange | None,
+        scores: bool,
+        caller: CallContext,
+        work: int = 0,
+        choices: Choices | None = None,
     ) -> ReconstructionOutputs:
         """As of ServedModel. Raises InvalidArgument for the scores of rows that fit into memory in
         tiles only: the likelihood is computed of whole rows."""
@@ -106,7 +112,7 @@ class TiledModel(ServedModel):
                 f"scores are computed of whole rows, and {reason[0]}",
                 "Leave include_scores out, or send smaller rows",
             )
-        return await super().reconstruct(x, draw, scores, caller, work)
+        return await super().reconstruct(x, draw, scores, caller, work, choices)
 
     def _plan(self, graph: str, shapes: RowShapes) -> TilePlan | None:
         """The parts in which a graph runs rows of this size; None: it runs them whole."""

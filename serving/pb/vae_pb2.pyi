@@ -352,7 +352,7 @@ class EncodeResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("model", "version", "z", "output", "format", "float_dtype", "tiling")
+    __slots__ = ("model", "version", "z", "output", "format", "float_dtype", "tiling", "draw_x", "seed", "offset")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +360,9 @@ class DecodeRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
+    DRAW_X_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     z: Tensor
@@ -367,22 +370,27 @@ class DecodeRequest(_message.Message):
     format: Format
     float_dtype: DataType
     tiling: Tiling
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., output: _Optional[_Union[DecodeOutput, str]] = ..., format: _Optional[_Union[Format, str]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
+    draw_x: bool
+    seed: int
+    offset: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., output: _Optional[_Union[DecodeOutput, str]] = ..., format: _Optional[_Union[Format, str]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ..., draw_x: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
-    __slots__ = ("served_by", "x", "params", "tiled")
+    __slots__ = ("served_by", "x", "params", "tiled", "seed")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     TILED_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     params: Tensor
     tiled: Tiled
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., params: _Optional[_Union[Tensor, _Mapping]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
+    seed: int
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., params: _Optional[_Union[Tensor, _Mapping]] = ..., tiled: _Optional[_Union[Tiled, str]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "sizes", "float_dtype", "tiling")
+    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "sizes", "float_dtype", "tiling", "draw_x")
     class SizesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -401,6 +409,7 @@ class SampleRequest(_message.Message):
     SIZES_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
+    DRAW_X_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     count: int
@@ -412,7 +421,8 @@ class SampleRequest(_message.Message):
     sizes: _containers.ScalarMap[str, int]
     float_dtype: DataType
     tiling: Tiling
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
+    draw_x: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ..., draw_x: _Optional[bool] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("served_by", "x", "z", "seed", "offset", "tiled")
@@ -431,7 +441,7 @@ class SampleResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class StreamSamplesRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "chunk_rows", "sizes", "float_dtype", "tiling")
+    __slots__ = ("model", "version", "count", "seed", "offset", "temperature", "format", "include_z", "chunk_rows", "sizes", "float_dtype", "tiling", "draw_x")
     class SizesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -451,6 +461,7 @@ class StreamSamplesRequest(_message.Message):
     SIZES_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
+    DRAW_X_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     count: int
@@ -463,7 +474,8 @@ class StreamSamplesRequest(_message.Message):
     sizes: _containers.ScalarMap[str, int]
     float_dtype: DataType
     tiling: Tiling
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., chunk_rows: _Optional[int] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
+    draw_x: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., temperature: _Optional[float] = ..., format: _Optional[_Union[Format, str]] = ..., include_z: _Optional[bool] = ..., chunk_rows: _Optional[int] = ..., sizes: _Optional[_Mapping[str, int]] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ..., draw_x: _Optional[bool] = ...) -> None: ...
 
 class StreamSamplesResponse(_message.Message):
     __slots__ = ("served_by", "x", "z", "seed", "offset", "tiled")
@@ -482,7 +494,7 @@ class StreamSamplesResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores", "float_dtype", "tiling")
+    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores", "float_dtype", "tiling", "draw_x")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
@@ -493,6 +505,7 @@ class ReconstructRequest(_message.Message):
     INCLUDE_SCORES_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
+    DRAW_X_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     x: Rows
@@ -503,7 +516,8 @@ class ReconstructRequest(_message.Message):
     include_scores: bool
     float_dtype: DataType
     tiling: Tiling
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ...) -> None: ...
+    draw_x: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ..., draw_x: _Optional[bool] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
     __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo", "values_outside_range", "tiled")
@@ -526,7 +540,7 @@ class ReconstructResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class StreamReconstructRequest(_message.Message):
-    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "include_scores", "include_latents", "include_x", "float_dtype")
+    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "include_scores", "include_latents", "include_x", "float_dtype", "draw_x")
     X_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -538,6 +552,7 @@ class StreamReconstructRequest(_message.Message):
     INCLUDE_LATENTS_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_X_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DRAW_X_FIELD_NUMBER: _ClassVar[int]
     x: Rows
     offset: int
     model: str
@@ -549,7 +564,8 @@ class StreamReconstructRequest(_message.Message):
     include_latents: bool
     include_x: bool
     float_dtype: DataType
-    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., include_latents: _Optional[bool] = ..., include_x: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
+    draw_x: bool
+    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., include_latents: _Optional[bool] = ..., include_x: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., draw_x: _Optional[bool] = ...) -> None: ...
 
 class StreamReconstructResponse(_message.Message):
     __slots__ = ("served_by", "offset", "x", "reconstruction_error", "kl", "elbo", "mean", "log_var", "seed", "errors", "values_outside_range")

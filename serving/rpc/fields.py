@@ -15,6 +15,7 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
 from latentd.errors import InvalidArgument, PermissionDenied
 from latentd.latents import POSTERIOR, Latents, NoiseRange
+from latentd.models.choices import Drawn
 from latentd.models.inference import ServedModel
 from latentd.models.sources import PriorSamples
 from latentd.models.tiled import TiledModel
@@ -50,10 +51,34 @@ def prior_samples(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int
 
 
 def posterior_noise(
-    request: pb.EncodeRequest | pb.ReconstructRequest | pb.ScoreRequest, rows: int
+    request: pb.EncodeRequest | pb.ReconstructRequest | pb.ScoreRequest | pb.DecodeRequest,
+    rows: int,
 ) -> NoiseRange:
     """The noise of samples from the posteriors of `rows` rows."""
     return noise_range(seed(request), request.offset, rows, "offset", POSTERIOR)
+
+
+def drawn(
+    request: pb.DecodeRequest
+    | pb.SampleRequest
+    | pb.StreamSamplesRequest
+    | pb.ReconstructRequest
+    | pb.StreamReconstructRequest,
+    model: ServedModel,
+    noise: NoiseRange,
+) -> Drawn | None:
+    """How x is drawn if the request says draw_x; None: it is not. Raises InvalidArgument."""
+    if not request.draw_x:
+        return None
+    x = model.manifest.default.x
+    if not x.is_text:
+        name = model.manifest.model
+        raise InvalidArgument(
+            "draw_x",
+            f"only texts are drawn, and rows of {name} are {x.kinds}; their x is a mean",
+            "Leave draw_x out",
+        )
+    return Drawn(x.size, noise)
 
 
 def noise_range(
@@ -71,7 +96,8 @@ def seed(
     | pb.EncodeRequest
     | pb.ReconstructRequest
     | pb.StreamReconstructRequest
-    | pb.ScoreRequest,
+    | pb.ScoreRequest
+    | pb.DecodeRequest,
 ) -> int:
     """The request's seed, or a random one, which the response returns."""
     return request.seed if request.HasField("seed") else secrets.randbits(64)

@@ -95,7 +95,11 @@ class VaeService:
         if not wants_params:
             fields.require_room(shapes, model, "z.shape", form, float_dtype)
         needs_params = wants_params or finite.needs_params(model, z)
-        x, params, _ = await model.decode(GivenLatents(z), shapes, context, params=needs_params)
+        noise = fields.posterior_noise(request, len(z)) if request.draw_x else None
+        choices = fields.drawn(request, model, noise) if noise else None
+        x, params, _ = await model.decode(
+            GivenLatents(z), shapes, context, params=needs_params, choices=choices
+        )
         checked = (None if wants_params else x, params if needs_params else None)
         if (bad := finite.bad_row(*checked)) is not None:
             self._nonfinite.add(model, decoder=checked)
@@ -106,7 +110,11 @@ class VaeService:
             (params,) = await fields.narrowed(float_dtype, params)
         elif float_dtype:
             (x,) = await fields.narrowed(float_dtype, x)
-        response = pb.DecodeResponse(served_by=fields.served_by(model), tiled=fields.tiled(model))
+        response = pb.DecodeResponse(
+            served_by=fields.served_by(model),
+            tiled=fields.tiled(model),
+            seed=noise.seed if noise else 0,
+        )
         if wants_params:
             codec.write_tensor(params, response.params)
         else:
@@ -129,7 +137,10 @@ class VaeService:
         float_dtype = codec.read_float_dtype(request.float_dtype)
         fields.require_room(shapes, model, "sizes", form, float_dtype)
         source = fields.prior_samples(request, request.count)
-        x, params, z = await model.decode(source, shapes, context, params=model.checks_params)
+        choices = fields.drawn(request, model, source.draw)
+        x, params, z = await model.decode(
+            source, shapes, context, params=model.checks_params, choices=choices
+        )
         checked = (x, params if model.checks_params else None)
         if finite.bad_row(*checked) is not None:
             self._nonfinite.add(model, decoder=checked)
@@ -169,7 +180,12 @@ class VaeService:
             noise = source.draw.slice(start, min(start + chunk, request.count))
             samples = PriorSamples(noise, source.temperature)
             return noise, model.decode(
-                samples, shapes, context, params=model.checks_params, work=request.count
+                samples,
+                shapes,
+                context,
+                params=model.checks_params,
+                work=request.count,
+                choices=fields.drawn(request, model, noise),
             )
 
         # One chunk is decoded while the previous one is being sent, and no more. Writing waits for
@@ -209,8 +225,11 @@ class VaeService:
             fields.require(model, "score", "include_scores")
         float_dtype = codec.read_float_dtype(request.float_dtype)
         x, out_of_range = await fields.read_rows(request.x, model, "x")
-        noise = fields.posterior_noise(request, len(x)) if request.draw else None
-        result = await model.reconstruct(x, noise, request.include_scores, context)
+        seeded = request.draw or request.draw_x
+        random = fields.posterior_noise(request, len(x)) if seeded else None
+        choices = fields.drawn(request, model, random) if random else None
+        noise = random if request.draw else None
+        result = await model.reconstruct(x, noise, request.include_scores, context, choices=choices)
         if (bad := finite.bad_row(*result)) is not None:
             self._nonfinite.add(model, encoder=result.encoded, decoder=result.decoded)
             row_noise = None if noise is None else noise.slice(bad, bad + 1)
@@ -222,7 +241,7 @@ class VaeService:
             (rebuilt,) = await fields.narrowed(float_dtype, rebuilt)
         response = pb.ReconstructResponse(
             served_by=fields.served_by(model),
-            seed=noise.seed if noise else 0,
+            seed=random.seed if random else 0,
             tiled=fields.tiled(model),
         )
         await fields.write_rows(rebuilt, form, response)

@@ -11,7 +11,7 @@ from latentd import codec
 from latentd.batching.runner import EngineError
 from latentd.calls.context import CallContext
 from latentd.codec import Array
-from latentd.latents import POSTERIOR
+from latentd.latents import POSTERIOR, NoiseRange
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.pb import vae_pb2 as pb
 from latentd.rpc import fields, finite
@@ -41,7 +41,9 @@ class ReconstructStream:
             fields.require(model, "draw", "draw")
         if first.include_scores:
             fields.require(model, "score", "include_scores")
-        self._draw, self._seed = first.draw, fields.seed(first) if first.draw else 0
+        self._draw, self._first = first.draw, first
+        self._seed = fields.seed(first) if first.draw or first.draw_x else 0
+        fields.drawn(first, model, NoiseRange(self._seed, 0, 0, POSTERIOR))  # may be refused
         self._include_scores = first.include_scores
         self._include_latents = first.include_latents
         self._include_x = first.include_x or not first.HasField("include_x")
@@ -121,13 +123,13 @@ class ReconstructStream:
 
     async def _run(self, x: Array, offset: int, start: int) -> list[_Part]:
         """Run all rows. If the model fails, run each half alone, down to the rows that fail."""
-        noise = None
-        if self._draw:
-            noise = fields.noise_range(self._seed, offset, len(x), "offset", POSTERIOR)
+        random = fields.noise_range(self._seed, offset, len(x), "offset", POSTERIOR)
+        noise = random if self._draw else None
+        choices = fields.drawn(self._first, self._model, random)
         try:
             if self._include_x or self._include_scores:
                 result = await self._model.reconstruct(
-                    x, noise, self._include_scores, self._context, work=self._rows
+                    x, noise, self._include_scores, self._context, self._rows, choices
                 )
             else:
                 mean, log_var = await self._model.encode(x, self._context, work=self._rows)

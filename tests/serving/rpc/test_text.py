@@ -13,13 +13,13 @@ import torch
 from scipy import stats
 
 from latentd import codec, latents
-from latentd.client import Client, DataPoint, SampledPoint
+from latentd.client import Client, DataPoint, SampledPoint, Texts
 from latentd.errors import InvalidArgument
 from latentd.latents import NoiseRange
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.texts import to_texts
-from latentd.training.model import VAE, decoded
+from latentd.training.model import VAE, decoded, text_decoder
 from tests.support.server import server_starter
 from tests.support.text_bundle import LENGTH, TEXTS, X, publish_text, text_model
 
@@ -124,6 +124,64 @@ def test_ways_begin_and_end_at_their_points(client: Client, net: VAE) -> None:
 def test_parameters_are_refused_with_the_reason(client: Client) -> None:
     with pytest.raises(InvalidArgument, match="decodes each byte given those before it"):
         client.decode(np.zeros((1, 3), np.float32), params=True)
+
+
+def test_bytes_are_drawn_by_the_own_numbers(client: Client, net: VAE) -> None:
+    samples = client.sample(60, seed=7, draw_x=True, include_z=True)
+    assert np.array_equal(samples.z, client.sample(60, seed=7, include_z=True).z)
+    choices = latents.uniform([NoiseRange(7, 0, 60)], LENGTH)
+    rows = torch.tensor(np.concatenate((samples.z, choices), axis=1))
+    with torch.no_grad():
+        expected = text_decoder(net).decode(rows)
+    sure = (expected.margin[:, 0] > 1e-5).numpy()
+    assert sure.sum() > 50
+    assert np.array_equal(samples.x[sure], expected.x.numpy()[sure])
+    assert not np.array_equal(samples.x, client.sample(60, seed=7).x)
+    assert np.array_equal(client.sample(9, seed=7, offset=30, draw_x=True).x, samples.x[30:39])
+    chunks = client.stream_samples(60, seed=7, draw_x=True, chunk_rows=7)
+    assert np.array_equal(np.concatenate([chunk.x for chunk in chunks]), samples.x)
+
+
+def test_reconstructions_are_drawn_from_the_mean_or_a_draw(client: Client, net: VAE) -> None:
+    of_mean = client.reconstruct(X, draw_x=True, seed=5)
+    assert of_mean.seed == 5
+    mean = client.encode(X).mean
+    choices = latents.uniform([NoiseRange(5, 0, len(X), latents.POSTERIOR)], LENGTH)
+    with torch.no_grad():
+        rows = torch.tensor(np.concatenate((mean, choices), axis=1))
+        expected = text_decoder(net).decode(rows)
+    sure = (expected.margin[:, 0] > 1e-5).numpy()
+    assert np.array_equal(of_mean.x[sure], expected.x.numpy()[sure])
+    scored = client.reconstruct(X, draw_x=True, seed=5, include_scores=True)
+    assert np.array_equal(scored.x, of_mean.x)
+    greedy_error = client.reconstruct(X, include_scores=True).reconstruction_error
+    np.testing.assert_allclose(scored.reconstruction_error, greedy_error)
+    both = client.reconstruct(X, draw=True, draw_x=True, seed=5)
+    assert not np.array_equal(both.x, of_mean.x)
+
+
+def test_given_latents_are_drawn_from_with_a_seed(stub: VaeServiceStub) -> None:
+    z = codec.to_tensor(np.zeros((20, 3), np.float32))
+    request = pb.DecodeRequest(z=z, draw_x=True, format=pb.FORMAT_TEXT)
+    first = stub.Decode(request)
+    again = stub.Decode(pb.DecodeRequest(z=z, draw_x=True, seed=first.seed, format=pb.FORMAT_TEXT))
+    assert first.x == again.x
+    assert len(set(first.x.text.texts)) > 10
+
+
+def test_pictures_are_not_drawn(toy_bundles: Path) -> None:
+    refused = pytest.raises(InvalidArgument, match="draw_x: only texts are drawn")
+    with server_starter() as start, Client(start(toy_bundles).target) as client, refused:
+        client.sample(2, draw_x=True)
+
+
+def test_the_client_takes_and_gives_texts(client: Client) -> None:
+    found = client.reconstruct(Texts(TEXTS))
+    assert np.array_equal(found.x, client.reconstruct(X).x)
+    assert found.texts == to_texts(found.x)
+    assert np.array_equal(client.score(Texts(TEXTS), seed=1).elbo, client.score(X, seed=1).elbo)
+    way = client.interpolate(DataPoint(Texts(["bc"])), SampledPoint(7), steps=4)
+    assert way.texts[-1] == client.sample(1, seed=7).texts[0]
 
 
 def test_texts_travel_as_text(stub: VaeServiceStub, client: Client) -> None:
