@@ -27,6 +27,7 @@ from latentd.readers.parquet import TableReader
 from latentd.readers.pictures import Names, PictureReader, file_path, find_shapes
 from latentd.readers.rows import BadRow, Chunk, Reader, join
 from latentd.readers.sources import Counts, Source
+from latentd.readers.texts import TextReader
 from latentd.readers.verified import DIGEST_BYTES, Digests, open_verified
 
 PLAN: str = "plan.json"
@@ -213,6 +214,8 @@ class RowReader:
             opener = functools.partial(open_verified, size=entry.bytes, digest=digest)
             if entry.kind == "array":
                 return ArrayReader(entry.path, plan.data, opener)
+            if entry.kind == "text":
+                return TextReader(entry.path, plan.data, opener)
             columns = entry.column, entry.id_column
             return TableReader(entry.path, plan.data, *columns, plan.resize, opener)
         if self._names is None:
@@ -303,6 +306,8 @@ def _describe_file(
                 row_sizes = _RowSizes.of(before)
             elif model.axes and not options.resize:
                 row_sizes = _RowSizes.find(reader.row_shapes(), model)
+        elif isinstance(reader, TextReader):
+            entry = replace(entry, kind="text")
         elif isinstance(reader, ArrayReader):
             row_sizes = _RowSizes(reader.shapes.key)
     if before is not None:

@@ -24,6 +24,7 @@ from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
 from latentd.manifest import ModelDescription
 from latentd.models import likelihood_graphs, loading
+from latentd.models.choices import Given, Greedy
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
@@ -166,14 +167,28 @@ class LocalReconstructor:
         z = mean
         if self._wanted.draw and log_var is not None:
             z = _draw(chunk.rows, mean, log_var, self._wanted.seed)
-        decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
-        if self._wanted.scores and log_var is not None and self._likelihood:
+        if self._manifest.x.kind == "sequence":
+            decoded = self._decode_texts(self._decoder, z, chunk.x)
+        else:
+            decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
+        if self._wanted.scores and log_var is not None:
             params = decoded["params"]
             scores = score_reconstructions(chunk.x, mean, log_var, params, self._likelihood)
             columns |= {name: getattr(scores, name).astype(np.float32) for name in SCORES}
         if "x" in decoded:
             columns["x"] = decoded["x"]
         return columns
+
+    def _decode_texts(self, decoder: Graph, z: Latents, x: Array) -> dict[str, Array]:
+        """x: the likeliest byte after each; params: log p of the rows themselves, (rows, 1)."""
+        decoded = {}
+        if "x" in self._outputs:
+            greedy = Greedy(x.shape[1]).rows(0, len(z))
+            (decoded["x"],) = decoder.run(np.concatenate((z, greedy), axis=1), ["x"])
+        if "params" in self._outputs:
+            given = np.concatenate((z, Given(x).rows(0, len(z))), axis=1)
+            (decoded["params"],) = decoder.run(given, ["log_likelihood"])
+        return decoded
 
     def _without(self, chunk: Chunk, bad: NDArray[np.bool_], reason: str) -> Results:
         """The chunk's results without the bad rows. The other rows run again."""

@@ -22,6 +22,7 @@ from latentd.readers import files
 from latentd.readers.files import FileOpener
 from latentd.readers.pictures import decode, find_shapes
 from latentd.readers.rows import BadRow, Chunk, check_same_size, join, make_chunk
+from latentd.readers.texts import to_chunk
 
 _BATCH: Final = 1024  # rows decoded at once
 _NO_BYTES: Final = (
@@ -69,7 +70,12 @@ class TableReader:
         self._ends = np.cumsum(groups, dtype=np.int64)
         self.rows: int = metadata.num_rows
         try:
-            self.column = _choose(self._parquet.schema_arrow, column, files.printable(path))
+            self.column = _choose(
+                self._parquet.schema_arrow,
+                column,
+                files.printable(path),
+                model.x.kind == "sequence",
+            )
             if id_column and id_column not in self._parquet.schema_arrow.names:
                 raise ConfigError(
                     f"{files.printable(path)} has no column {id_column} (--id-column)."
@@ -165,6 +171,9 @@ class TableReader:
         else:
             ids = list(map(str, range(start, start + len(column))))
         column, missing = _values(column)
+        if self._model.x.kind == "sequence" and _is_text(column.type):
+            texts = [None if text is None else text.encode() for text in column.to_pylist()]
+            return to_chunk(texts, ids, start, self._model.default.x)
         x = self._model.default.x
         whole = _as_array(column, x)
         if whole is not None:
@@ -204,10 +213,21 @@ def _values(column: Any) -> tuple[Any, str]:
     return column, "no value"
 
 
-def _choose(schema: Any, column: str, path: str) -> str:
+def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _choose(schema: Any, column: str, path: str, texts: bool = False) -> str:
+    """The column of the data. texts: the model's rows are texts, which may be strings."""
+    import pyarrow as pa
+
+    wanted = "strings" if texts else "lists or bytes"
+
     def fits(kind: Any) -> bool:
+        if texts:
+            return _is_text(kind)
         if pa.types.is_struct(kind):  # the format of Hugging Face datasets for images
             return bool(kind.get_field_index("bytes") >= 0)
         return bool(
@@ -223,12 +243,12 @@ def _choose(schema: Any, column: str, path: str) -> str:
     chosen = column or ("x" if "x" in able else able[0] if len(able) == 1 else "")
     if column in schema.names and column not in able:
         raise ConfigError(
-            f"{path}: column {column} has type {schema.field(column).type}; expected lists or "
-            f"bytes. Columns with lists or bytes: {', '.join(able) or 'none'}."
+            f"{path}: column {column} has type {schema.field(column).type}; expected "
+            f"{wanted}. Columns with {wanted}: {', '.join(able) or 'none'}."
         )
     if chosen not in able:
         raise ConfigError(
-            f"{path}: set --column to the column of the data. Columns with lists or bytes: "
+            f"{path}: set --column to the column of the data. Columns with {wanted}: "
             f"{', '.join(able) or 'none'}."
         )
     return chosen

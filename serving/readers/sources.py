@@ -28,6 +28,7 @@ from latentd.readers.arrays import ArrayReader, file_and_key
 from latentd.readers.kinds import Kind
 from latentd.readers.parquet import TableReader
 from latentd.readers.pictures import PictureReader
+from latentd.readers.texts import TextReader
 
 HIDDEN: Final = "hidden (the name starts with a dot)"
 NOT_PLAIN: Final = "pipes, sockets or devices"
@@ -35,6 +36,9 @@ BROKEN: Final = "broken links"
 SEEN: Final = "links to folders read already"
 CLOSED: Final = "folders that cannot be opened"
 SPARK: Final = 'Parquet files or folders whose name starts with "_"'
+
+_TEXT: Final = ".txt"
+"""Read only where a file itself is named: in folders and globs such files are often notes."""
 
 _NAMED: Final = 6  # reasons in the sentence; the rest are added up, but not images
 
@@ -94,7 +98,11 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
     matches = _remote(path, own) if files.is_remote(path) else _local(path, own, shown)
     if not matches.paths and not matches.folders:
         raise ConfigError(f"{shown}: no such file or folder.")
-    found = _by_kind(matches.paths, own)
+    if list(matches.paths) == [path] and path.lower().endswith(_TEXT):
+        own.taken += 1
+        found = [Source("text", path)]
+    else:
+        found = _by_kind(matches.paths, own)
     for folder, names in matches.folders:
         found += _in_folder(folder, sorted(names), own)
     if not found and not own.found:
@@ -118,7 +126,7 @@ def open_source(
     column: str = "",
     id_column: str = "",
     resize: bool = False,
-) -> ArrayReader | TableReader | PictureReader:
+) -> ArrayReader | TableReader | PictureReader | TextReader:
     """The source's reader. Raises ConfigError if its rows cannot be the model's, BadData."""
     if source.kind == "picture":
         names = source.names
@@ -127,6 +135,8 @@ def open_source(
         )
     if source.kind == "parquet":
         return TableReader(source.path, model, column, id_column, resize)
+    if source.kind == "text":
+        return TextReader(source.path, model)
     return ArrayReader(source.path, model)
 
 

@@ -82,6 +82,7 @@ rows = st.one_of(
     st.builds(pb.Rows),
     st.builds(pb.Rows, tensor=tensors),
     st.builds(pb.Rows, png=st.builds(pb.PngImages, files=st.lists(files, max_size=3))),
+    st.builds(pb.Rows, text=st.builds(pb.Texts, texts=st.lists(st.text(max_size=20), max_size=3))),
 )
 anchors = st.one_of(
     st.builds(pb.LatentAnchor),
@@ -114,6 +115,7 @@ fields = {
     "output": st.integers(0, 4),
     "path": st.integers(0, 4),
     "draw": st.booleans(),
+    "draw_x": st.booleans(),
     "include_scores": st.booleans(),
     "include_z": st.booleans(),
     "include_latents": st.booleans(),
