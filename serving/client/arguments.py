@@ -53,7 +53,7 @@ class DataPoint:
     """One end of an interpolation, as data: one row (an array of x_shape), one PNG file, or
     Texts([text])."""
 
-    x: Array | SupportsArray | PngFile
+    x: Array | SupportsArray | PngFile | Texts
 
 
 @dataclass(frozen=True)

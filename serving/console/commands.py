@@ -117,11 +117,13 @@ def sample(args: argparse.Namespace) -> int:
             seed=args.seed,
             offset=args.offset,
             temperature=args.temperature,
+            draw_x=args.draw_x,
             tiling=args.tiling,
             include_z=out is not None and out.kind == "npz",
         )
     metadata = {"z": result.z, "seed": np.uint64(result.seed), "temperature": args.temperature}
     _write(out, result.x, info, metadata, first=result.offset)
+    terminal.print_texts(info, result)
     terminal.print_result(
         terminal.describe_rows(result.x),
         _path(out),
@@ -145,6 +147,7 @@ def stream(args: argparse.Namespace) -> int:
             seed=seed,
             offset=args.offset,
             temperature=args.temperature,
+            draw_x=args.draw_x,
             chunk_rows=args.chunk_rows,
             tiling=args.tiling,
         )
@@ -203,6 +206,7 @@ def reconstruct(args: argparse.Namespace) -> int:
             "values_outside_range": outside,
         }
         out.write_arrays(arrays | _provenance(info.served_by, seed=seed))
+    terminal.print_texts(info, *parts)
     terminal.show_table(scores)
     terminal.print_result(groups.describe(found), _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
@@ -226,6 +230,7 @@ def interpolate(args: argparse.Namespace) -> int:
             include_z=out is not None and out.kind == "npz",
         )
     _write(out, result.x, info, {"z": result.z}, columns=args.steps)
+    terminal.print_texts(info, result)
     terminal.print_result(terminal.describe_rows(result.x), _path(out), result.served_by)
     terminal.print_tiled([result])
     return 0

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint
+from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint, Texts
 from latentd.codec import Array
 from latentd.console.groups import Group, by_size
 from latentd.errors import InvalidArgument
@@ -101,12 +101,15 @@ def latent_rows(z: Array, model: ModelDescription) -> Array:
 def read_point(
     text: str, model: ModelDescription, field: str, options: ReadOptions
 ) -> LatentAnchor:
-    """One end of an interpolation: "seed:7", "seed:7@3", "z:FILE.npy", or a file of one row."""
+    """One end of an interpolation: "seed:7", "seed:7@3", "z:FILE.npy", "text:WORDS" for a model of
+    text, or a file of one row."""
     if text.startswith("seed:"):
         match = re.fullmatch(r"seed:(\d+)(?:@(\d+))?", text)
         if not match:
             raise InvalidArgument(field, f"invalid point {text!r}", "Use seed:7 or seed:7@3")
         return SampledPoint(int(match[1]), int(match[2] or 0))
+    if text.startswith("text:") and model.x.kind == "sequence":
+        return DataPoint(Texts([text.removeprefix("text:")]))
     if text.startswith("z:"):
         z = latent_rows(read_latents(text.removeprefix("z:")), model)
         if len(z) != 1:

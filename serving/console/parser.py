@@ -119,6 +119,9 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
         sample.add_argument(
             "--temperature", type=float, default=1.0, help="below 1: more typical, less varied (1)"
         )
+        sample.add_argument(
+            "--draw-x", action="store_true", help="of texts: draw each byte, not the likeliest one"
+        )
         _add_size(sample, "of the rows,")
         _add_tiling(sample)
         if name == "sample":
@@ -144,7 +147,7 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
             required=True,
             metavar="POINT",
             help="a file of one row, such as an image; seed:7 or seed:7@3 (row 3 of seed 7); "
-            "z:FILE.npy (one latent)",
+            "z:FILE.npy (one latent); text:WORDS, for a model of text",
         )
     _add_reading(interpolate)
     _add_size(interpolate, "of ends that are samples, and with --resize of files;")

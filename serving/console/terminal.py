@@ -8,11 +8,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from latentd.client.results import ModelInfo, ModelVersion
+from latentd.client.results import ModelInfo, ModelVersion, Rows
 from latentd.codec import Array
 from latentd.shapes import format_lengths
+
+_CONTROLS: Final = dict.fromkeys((*range(32), 127, *range(128, 160)), "\N{REPLACEMENT CHARACTER}")
+"""A terminal would act on these characters, which a model may make up."""
 
 
 def show_model(info: ModelInfo) -> None:
@@ -72,6 +75,14 @@ def print_result(
     where = f" in {path}" if path else ""
     numbers = "".join(f", {name} {value}" for name, value in replay.items() if value is not None)
     print(f"{what}{where}, by {served_by}{numbers}.")
+
+
+def print_texts(info: ModelInfo, *parts: Rows) -> None:
+    """Print the rows of a model of text, one a line; nothing of other models."""
+    if info.default.x.is_text:
+        for part in parts:
+            for text in part.texts:
+                print(text.translate(_CONTROLS))
 
 
 def print_outside_range(counts: Array | None) -> None:
