@@ -39,7 +39,7 @@ Train a variational autoencoder and write a folder:
   log.jsonl             one JSON line for each epoch, in nats per example
   tensorboard/          the same for `tensorboard --logdir OUT` (pip install tensorboard);
                         --tracker mlflow or wandb keeps it there instead
-  reconstructions.png, samples.png, interpolation.png, curves.png
+  reconstructions.png, samples.png, interpolation.png, curves.png; of text .txt instead, and curves.png
 """
 _TRAIN_EXAMPLES: Final = """\
 examples:
@@ -51,6 +51,8 @@ examples:
   latentd train --data idx:mnist --architecture iwae --latent-size 50 --importance-samples 50 \\
       --likelihood bernoulli --binarization dynamic --lr-schedule cosine --ema-decay 0.999 \\
       --out runs/iwae
+  latentd train --data text:names.txt --token-dropout 0.3 --kl-warmup-epochs 3 --free-bits 0.2 \\
+      --out runs/names
   torchrun --nproc-per-node 8 -m latentd train --data images:photos --out runs/photos
   latentd train --out runs/mnist-5k --resume --epochs 300
 
@@ -68,6 +70,9 @@ data:
               orientation says; transparency is laid on white; CMYK, palettes and other color
               spaces become RGB; 16 bits are scaled to 8; of several frames the first is read.
               Labels are the names of DIR's folders, where all pictures are in two or more.
+  text:FILE   UTF-8, one text a line. A row is a text's bytes and zeros, --text-length of them. Empty
+              and repeated lines are left out and counted; longer texts end the command, or are
+              cut or skipped (--long-texts).
 Rows are uint8 in 0..255 or floats in [0, 1] (within 1e-6: rounding is taken as the bound), of
 shape (values,), (height, width) or (height, width, channels). With --likelihood gaussian, test rows
 that come with the data (x_test) may lie beyond [0, 1]: they are scored, and counted.

@@ -123,3 +123,9 @@ def test_flags_for_text_are_refused_for_other_rows(
     status, _, err = cli("train", *flags, "--out", tmp_path / "run")
     assert status == 2
     assert reason in err
+
+
+def test_texts_are_not_compared(cli: Cli, words: Path, tmp_path: Path) -> None:
+    status, _, err = cli("compare", "--data", f"text:{words}", "--out", tmp_path / "compared")
+    assert status == 2
+    assert "compare measures pictures and vectors" in err

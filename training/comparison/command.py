@@ -76,6 +76,11 @@ def _compare(arguments: argparse.Namespace) -> None:
                 "the number of seeds.)"
             )
     config = Config(**given)
+    if config.is_text:
+        raise TrainingError(
+            f"--data {config.data}: compare measures pictures and vectors; texts have no pixels. "
+            "Train and evaluate both --model vae and --model ae instead."
+        )
     plan = Plan(config, arguments.seeds, arguments.out, arguments.ood_data, arguments.cache)
     runs = prepare(plan)
     with threads.using(runs.threads):
