@@ -39,7 +39,8 @@ Train a variational autoencoder and write a folder:
   log.jsonl             one JSON line for each epoch, in nats per example
   tensorboard/          the same for `tensorboard --logdir OUT` (pip install tensorboard);
                         --tracker mlflow or wandb keeps it there instead
-  reconstructions.png, samples.png, interpolation.png, curves.png; of text .txt instead, and curves.png
+  reconstructions.png, samples.png, interpolation.png, curves.png
+                        of text: reconstructions.txt, samples.txt, interpolation.txt, curves.png
 """
 _TRAIN_EXAMPLES: Final = """\
 examples:
@@ -70,9 +71,9 @@ data:
               orientation says; transparency is laid on white; CMYK, palettes and other color
               spaces become RGB; 16 bits are scaled to 8; of several frames the first is read.
               Labels are the names of DIR's folders, where all pictures are in two or more.
-  text:FILE   UTF-8, one text a line. A row is a text's bytes and zeros, --text-length of them. Empty
-              and repeated lines are left out and counted; longer texts end the command, or are
-              cut or skipped (--long-texts).
+  text:FILE   UTF-8, one text a line. A row is a text's bytes and zeros, --text-length of them.
+              Empty and repeated lines are left out and counted; longer texts end the command, or
+              are cut or skipped (--long-texts).
 Rows are uint8 in 0..255 or floats in [0, 1] (within 1e-6: rounding is taken as the bound), of
 shape (values,), (height, width) or (height, width, channels). With --likelihood gaussian, test rows
 that come with the data (x_test) may lie beyond [0, 1]: they are scored, and counted.

@@ -120,6 +120,9 @@ def decode(
     z: Array | SupportsArray,
     *,
     params: bool = False,
+    draw_x: bool = False,
+    seed: int | None = None,
+    offset: int = 0,
     as_png: bool = False,
     float_dtype: str = "float32",
     tiling: str = "",
@@ -127,17 +130,24 @@ def decode(
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
 ) -> Call[results.Decoding]:
-    """z, floats of shape (rows, *z_shape) -> x, or with `params` the parameters of p(x | z)."""
+    """z, floats of shape (rows, *z_shape) -> x, or with `params` the parameters of p(x | z).
+
+    draw_x: of texts: draw each byte, by row offset + i of the seed; False: take the likeliest one.
+    """
     output = pb.DECODE_OUTPUT_PARAMS if params else pb.DECODE_OUTPUT_X
     request = pb.DecodeRequest(
         model=model,
         version=arguments.version(version),
         z=arguments.latents(z),
         output=output,
+        draw_x=draw_x,
+        offset=arguments.check_uint("offset", offset, 63),
         format=arguments.image_format(as_png),
         float_dtype=arguments.float_dtype(float_dtype),
         tiling=arguments.tiling(tiling),
     )
+    if draw_x:
+        request.seed = arguments.seed(seed)
     needs = _needs(params=params, png=as_png, tiling=tiling)
     return Call("Decode", request, responses.read_decoding, timeout, needs)
 
@@ -268,6 +278,7 @@ def stream_reconstruct(
     chunks: Chunks,
     *,
     draw: bool = False,
+    draw_x: bool = False,
     seed: int | None = None,
     offset: int = 0,
     include_scores: bool = False,
@@ -292,13 +303,14 @@ def stream_reconstruct(
         model=model,
         version=arguments.version(version),
         draw=draw,
+        draw_x=draw_x,
         offset=arguments.check_uint("offset", offset, 63),
         include_scores=include_scores,
         include_latents=include_latents,
         include_x=include_x,
         float_dtype=arguments.float_dtype(float_dtype),
     )
-    if draw:
+    if draw or draw_x:
         request.seed = arguments.seed(seed)
     needs = _needs(draw=draw, include_scores=include_scores)
     return ChunkedCall(request, chunks, in_flight, timeout, needs)

@@ -11,6 +11,7 @@ import torch
 
 from latentd.__main__ import main
 from latentd.training.model import decoded, gaussian_kl
+from tests.support.server import server_starter
 from tests.support.text_bundle import TEXTS, X, publish_text, text_model
 
 
@@ -46,4 +47,12 @@ def test_each_line_is_scored_or_quarantined(text_folder: Path, tmp_path: Path) -
     np.testing.assert_allclose(table["elbo"], -error - kl, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(np.array(table["mean"]), mean, rtol=1e-4, atol=1e-5)
     assert table["reconstruction"] == [row.tobytes() for row in again]
+    with server_starter() as start:
+        target = start(text_folder.parents[1]).target
+        remote = ["--server", target, *flags[:4], "--max-quarantined", "1"]
+        job = ["batch", "--input", str(lines), "--output", str(tmp_path / "remote"), *remote]
+        assert main(job) == 0
+    by_server = pq.read_table(tmp_path / "remote" / "shards").to_pydict()
+    assert by_server["reconstruction"] == table["reconstruction"]
+    np.testing.assert_allclose(by_server["elbo"], table["elbo"], rtol=1e-5)
     assert "has 13 bytes in UTF-8; the limit is 7" in (out / "quarantine.jsonl").read_text()

@@ -169,6 +169,14 @@ def test_given_latents_are_drawn_from_with_a_seed(stub: VaeServiceStub) -> None:
     assert len(set(first.x.text.texts)) > 10
 
 
+def test_the_client_draws_from_given_latents_and_in_streams(client: Client) -> None:
+    mean = client.encode(X).mean
+    drawn = client.decode(mean, draw_x=True, seed=5).x
+    assert np.array_equal(drawn, client.reconstruct(X, draw_x=True, seed=5).x)
+    parts = client.stream_reconstruct([X[:2], X[2:]], draw_x=True, seed=5)
+    assert np.array_equal(np.concatenate([part.x for part in parts]), drawn)
+
+
 def test_pictures_are_not_drawn(toy_bundles: Path) -> None:
     refused = pytest.raises(InvalidArgument, match="draw_x: only texts are drawn")
     with server_starter() as start, Client(start(toy_bundles).target) as client, refused:
