@@ -111,6 +111,7 @@ def test_large_rows_are_evaluated_in_small_batches() -> None:
         values.append(x.numel())
         return Terms(*torch.zeros(3, len(x)))
 
+    model.output_shape = (300, 300)  # type: ignore[attr-defined]
     evaluate(model, torch.zeros(100, 300, 300, dtype=torch.uint8), seed=0)  # type: ignore[arg-type]
     assert sum(values) == 100 * 300 * 300
     assert max(values) <= data.MAX_VALUES
