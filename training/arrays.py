@@ -37,7 +37,7 @@ class Arrays(NamedTuple):
     classes: tuple[str, ...] = ()  # the name of each label, if labels have names
     notes: tuple[str, ...] = ()  # sentences for the user about the data
     permuted: bool = False  # whether the rows are in the order of the split
-    text: bool = False  # whether the rows are texts: see latentd.training.texts
+    text: bool = False  # whether the rows are texts: see latentd.texts
 
 
 def read_numpy(path: Path, key: str | None = None) -> Arrays:

@@ -36,7 +36,7 @@ class RowSpec:
 
     shape: tuple[int, ...]  # (height, width[, channels]) or (values,)
     dtype: str  # uint8 (0..255) | float32 (0..1)
-    text: bool = False  # uint8 of shape (length,): see latentd.training.texts
+    text: bool = False  # uint8 of shape (length,): see latentd.texts
 
     @property
     def kind(self) -> str:

@@ -26,8 +26,8 @@ from latentd.training.files import printable
 from latentd.training.image_files import find
 from latentd.training.image_folder import Settings, read_pictures
 from latentd.training.picture_cache import PictureCache
-from latentd.training.texts import Settings as TextSettings
-from latentd.training.texts import read_texts
+from latentd.training.text_file import Settings as TextSettings
+from latentd.training.text_file import read_texts
 
 SOURCE_FORMS: Final = "digits, mnist-5k, idx:DIR, npz:FILE, npz:FILE:ARRAY, images:DIR or text:FILE"
 
@@ -164,7 +164,7 @@ def _images(where: str, config: Config, run: Path | None) -> Arrays:
 
 
 def _text(where: str, config: Config, run: Path | None) -> Arrays:
-    """A file with one text a line. See latentd.training.texts."""
+    """A file with one text a line. See latentd.training.text_file."""
     return read_texts(Path(where), TextSettings.of(config))
 
 

@@ -28,7 +28,6 @@ from latentd.training import (
     parity,
     publication,
     score_quantiles,
-    text_export,
     threads,
     tiles,
 )
@@ -40,6 +39,7 @@ from latentd.training.fp16 import to_half
 from latentd.training.model import AE, Model, log_likelihood, to_data
 from latentd.training.objective import describe_elbo
 from latentd.training.picture_cache import PictureCache
+from latentd.training.text import export as text_export
 from latentd.training.tolerances import TOLERANCES
 
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentd.training import text_sheets
 from latentd.training.model import Model, decoded
+from latentd.training.text import sheets
 
 _COLUMNS: Final = 12
 _WIDE: Final = 1200  # approximate width in pixels: small images are enlarged to it
@@ -26,7 +26,7 @@ def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], s
     """Write the four PNGs. model: on the CPU. x: test rows (rows, *shape); only a few are used."""
     _curves(folder / "curves.png", history)
     if model.spec.text:
-        text_sheets.draw(folder, model, x, seed)
+        sheets.draw(folder, model, x, seed)
         return
     x = x[:_COLUMNS]
     mean, _ = model.encode(x)

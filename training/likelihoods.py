@@ -146,7 +146,7 @@ class Categorical(Likelihood):
     def params(self, raw: Tensor) -> Tensor:
         return raw
 
-    def raw(self, mean: Tensor, std: Tensor) -> Tensor:
+    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         raise NotImplementedError("bytes of text have no mean")
 
     def mean(self, params: Tensor) -> Tensor:

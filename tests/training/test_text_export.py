@@ -13,12 +13,15 @@ from onnx import numpy_helper
 
 from latentd import bundle
 from latentd.texts import to_rows
-from latentd.training import checkpoint, graph_checks, text_export, text_graphs, text_parity
+from latentd.training import checkpoint, graph_checks
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.errors import RunFailed
 from latentd.training.model import VAE, build, text_decoder
 from latentd.training.networks import gru, resolve_architecture
+from latentd.training.text import export as text_export
+from latentd.training.text import graphs as text_graphs
+from latentd.training.text import parity as text_parity
 from tests.support.exports import export as published
 from tests.support.exports import session
 from tests.training.conftest import Cli

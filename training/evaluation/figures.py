@@ -9,9 +9,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from latentd.training import figures, text_sheets
+from latentd.training import figures
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
+from latentd.training.text import sheets as text_sheets
 
 _POINTS: Final = 2000  # rows in the latent map
 _BARS: Final = 100  # dimensions shown, in descending order of KL

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from latentd import bundle
-from latentd.training import onnx_graphs, parity, quantiles, text_graphs, text_parity
+from latentd.training import onnx_graphs, parity, quantiles
 from latentd.training.data import Dataset
 from latentd.training.model import AE, Model, text_decoder
+from latentd.training.text import graphs as text_graphs
+from latentd.training.text import parity as text_parity
 
 _GOLDEN_ROWS: Final = 16  # of each kind: encoded, decoded greedily, drawn, scored
 _CANDIDATES: Final = 512  # among which golden rows are chosen

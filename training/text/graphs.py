@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from latentd.training import graph_checks, onnx_graphs
 from latentd.training.model import Model, text_decoder
 from latentd.training.networks.gru import Decoder, State, Step
-from latentd.training.unrolling import Unrolled
+from latentd.training.text.unrolling import Unrolled
 
 _STATE: Final = ("hidden", "token", "alive", "log_p")  # what a step takes and gives
 _AFTER: Final = "after_"  # begins a step's outputs
