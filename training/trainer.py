@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentd.training import augmentation, data, distributed, schedules
+from latentd.training import augmentation, batch_order, data, distributed, schedules
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.cuda_graphs import CudaBackend, GraphedStep
@@ -20,7 +20,7 @@ from latentd.training.data import Dataset
 from latentd.training.ema import EMA
 from latentd.training.errors import RunFailed, TrainingError
 from latentd.training.model import Model, Terms, build, encoder_of, normal
-from latentd.training.networks.gru import hide
+from latentd.training.networks.gru import hide, shorten
 from latentd.training.objective import objective
 from latentd.training.optimizer import Optimizer
 from latentd.training.threads import Contention
@@ -107,7 +107,8 @@ class Trainer:
         """
         clock = _Clock(self)
         x, size = self.dataset.train.x, self.config.batch_size
-        order = torch.randperm(len(x), generator=self.order).to(self.device, non_blocking=True)
+        order = batch_order.draw(x, size, self.dataset.spec.text, self.order)
+        order = order.to(self.device, non_blocking=True)
         for start in range(self.step_number * size, len(x), size):
             with self.contention:
                 self.step(x.index_select(0, order[start : start + size]))
@@ -128,6 +129,8 @@ class Trainer:
         if config.token_dropout:
             x = hide(x, config.token_dropout, self.noise)
         x = distributed.shard(x)
+        if self.dataset.spec.text and self.device.type == "cpu":  # a GPU would wait for the length
+            x = shorten(x)
         noise = distributed.shard(
             normal((config.importance_samples, rows, *self.model.latent_shape), self.noise), axis=1
         )

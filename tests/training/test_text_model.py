@@ -152,17 +152,17 @@ def test_the_fraction_of_hidden_bytes_is_the_one_asked_for() -> None:
     assert abs(float(share) - 0.3) < 0.01
 
 
-def test_the_encoder_ignores_the_states_after_the_end() -> None:
+def test_the_encoder_reads_a_text_both_ways_up_to_its_end() -> None:
     net, x = model(3), torch.from_numpy(TEXTS)
     encoder = net.encoder
     assert isinstance(encoder, gru.Encoder)
-    states, _ = encoder.gru(encoder.embed(x.int()))
-    expected = torch.stack(
-        [
-            s[: len(bytes(row).rstrip(b"\0")) + 1].amax(0)
-            for s, row in zip(states, TEXTS, strict=True)
-        ]
-    )
+    largest = []
+    for row in TEXTS:
+        text = torch.tensor([*bytes(row).rstrip(b"\0"), 0])  # with its end
+        forwards, _ = encoder.forwards(encoder.embed(text))
+        backwards, _ = encoder.backwards(encoder.embed(text.flip(0)))
+        largest.append(torch.cat((forwards, backwards), dim=1).amax(0))
+    expected = torch.stack(largest)
     torch.testing.assert_close(encoder(x), encoder.out(expected))
 
 
@@ -171,3 +171,14 @@ def test_validation_does_not_depend_on_the_rows_in_a_batch() -> None:
     terms = trainer.evaluate(net, x, seed=0)
     assert all(torch.isfinite(torch.tensor(list(terms.values()))))
     assert abs(terms["elbo"] + terms["distortion"] + terms["rate"]) < 1e-4
+
+
+@torch.no_grad()
+def test_what_follows_the_texts_changes_nothing() -> None:
+    net, x = model(3), torch.from_numpy(to_rows([b"", b"a", b"bc", "é".encode()], LENGTH))
+    short = gru.shorten(x)
+    assert short.shape[1] == 4, "two bytes, the end, and a column without logits"
+    torch.testing.assert_close(net.encode(short), net.encode(x))
+    z = latents(len(x))
+    torch.testing.assert_close(net.distortion(z, short), net.distortion(z, x))
+    assert torch.equal(gru.shorten(torch.from_numpy(TEXTS)), torch.from_numpy(TEXTS))

@@ -44,19 +44,35 @@ def within(x: Tensor) -> Tensor:
     return F.pad(x[:, :-1].int().remainder(BYTES) != 0, (1, 0), value=True)
 
 
+def shorten(x: Tensor) -> Tensor:
+    """Rows (rows, length) without the columns that belong to no text. One such column is kept,
+    because the last byte of a row has no logits."""
+    longest = int(within(x).sum(1).max())
+    return x[:, : longest + 1]
+
+
 class Encoder(nn.Module):
-    """Bytes (rows, length) -> (rows, outputs)."""
+    """Bytes (rows, length) -> (rows, outputs). What follows a text's end does not matter."""
 
     def __init__(self, hidden: int, embedding: int, outputs: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(BYTES, embedding)
-        self.gru = nn.GRU(embedding, hidden, batch_first=True, bidirectional=True)
+        self.forwards = nn.GRU(embedding, hidden, batch_first=True)
+        self.backwards = nn.GRU(embedding, hidden, batch_first=True)
         self.out = nn.Linear(2 * hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        states, _ = self.gru(self.embed(x.int().remainder(BYTES)))
+        read = within(x)
+        x = x.long().remainder(BYTES)
+        # From the text's end: a bidirectional GRU would begin with the padding behind it.
+        end = read.long().sum(1, keepdim=True) - 1
+        steps = torch.arange(x.shape[1], device=x.device)
+        backwards = x.gather(1, (end - steps).clamp(min=0))
+        states, _ = self.forwards(self.embed(x))
+        states_back, _ = self.backwards(self.embed(backwards))
+        states = torch.cat((states, states_back), dim=2)
         # Features lie in -1..1.
-        largest = torch.where(within(x)[:, :, None], states, -1.0).amax(1)
+        largest = torch.where(read[:, :, None], states, -1.0).amax(1)
         out: Tensor = self.out(largest)
         return out
 
