@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import grpc
@@ -74,6 +74,7 @@ class CoreListener:
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         self._stopping = False
         self._stopped = threading.Event()
+        self._running = _RunningHandlers()
 
     def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         tls: tuple[Any, ...] = ()
@@ -96,6 +97,9 @@ class CoreListener:
         if not await asyncio.to_thread(self._stopped.wait, grace):
             self._server.cancel_all_calls()
             await asyncio.to_thread(self._stopped.wait)
+        # The handler of a call that has ended may still compute. What it starts in a queue that has
+        # shut down would abort the process.
+        await asyncio.to_thread(self._running.wait)
         self._queue.shutdown()
         await asyncio.to_thread(self._thread.join)
 
@@ -136,7 +140,7 @@ class CoreListener:
         rejected = handler.reject(context)
         if rejected is None:
             stream = _CoreStream(event.call, context, self._responses, self._requests)
-            coroutines.run_coroutine(stream.run(handler))
+            coroutines.run_coroutine(self._running.count(stream.run(handler)))
         else:
             # The whole call in one batch: cheap rejections leave time to serve the others.
             operations = (
@@ -148,6 +152,32 @@ class CoreListener:
 
     def _on_shutdown(self, event: Any) -> None:
         self._stopped.set()
+
+
+class _RunningHandlers:
+    """Counts the handlers that have not returned. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._changed = threading.Condition()
+
+    async def count(self, running: Coroutine[Any, Any, None]) -> None:
+        self._add(1)
+        try:
+            await running
+        finally:
+            self._add(-1)
+
+    def _add(self, number: int) -> None:
+        with self._changed:
+            self._number += number
+            if not self._number:
+                self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until none is left."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._number)
 
 
 class _CoreStream:

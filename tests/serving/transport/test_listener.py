@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 
 import grpc
 import pytest
 from grpc._cython import cygrpc
 from prometheus_client import CollectorRegistry
 
+from latentd.calls import coroutines
+from latentd.calls.coroutines import Future
 from latentd.errors import ConfigError
 from latentd.metrics import Metrics
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.transport import listener_core
+from latentd.transport.handlers import CallStream, Handler
 from latentd.transport.listener import create_listener
 from latentd.transport.listener_aio import AioListener
 from latentd.transport.listener_core import CoreListener
 from latentd.transport.request_memory import PartialRequests
 from latentd.transport.response_memory import PendingResponses
+from latentd.transport.status import Status
 
 
 @pytest.fixture
@@ -73,6 +79,38 @@ def test_grpc_aio_logs_no_traceback_when_a_call_ends_before_its_response(memory,
             logger.exception("%s raised in core", type(error).__name__)
     messages = [record.getMessage() for record in caplog.records if record.name == logger.name]
     assert messages == ["ValueError raised in core"]
+
+
+def test_core_stops_after_the_handlers_of_calls_that_have_ended(memory):
+    """A handler's answer to a listener that has stopped would abort the process."""
+    entered, ended, release = threading.Event(), threading.Event(), threading.Event()
+    cancelled: Future[None] = Future(on_cancel=ended.set)
+
+    def compute() -> None:
+        entered.set()
+        release.wait(30)
+
+    async def handle(stream: CallStream) -> Status:
+        stream.context.on_cancel(cancelled)
+        await coroutines.run_in_executor(compute)
+        return Status(message=b"late")
+
+    async def attempt() -> None:
+        listener = CoreListener({"/late": Handler(handle)}, [], *memory)
+        port = listener.bind("127.0.0.1:0")
+        await listener.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/late")(b"")
+            await asyncio.to_thread(entered.wait, 30)
+            call.cancel()
+            await asyncio.to_thread(ended.wait, 30)
+        stopping = asyncio.ensure_future(listener.stop(0))
+        await asyncio.to_thread(listener._stopped.wait, 30)
+        assert not stopping.done()
+        release.set()
+        await stopping
+
+    asyncio.run(attempt())
 
 
 def test_unknown_method_is_unimplemented(server):
