@@ -98,7 +98,10 @@ def load(path: Path) -> Checkpoint:
         checkpoint.model()  # checks that the weights fit the config
     except Exception as error:  # a foreign file can hold any settings and tensors
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise TrainingError(f"{printable(path)} is inconsistent ({why}); retrain.") from None
+        raise TrainingError(
+            f"{printable(path)} is no checkpoint of this version of latentd: {why.rstrip('.')}. "
+            "Train again, or use the version that wrote it."
+        ) from None
     return checkpoint
 
 

@@ -23,17 +23,21 @@ def test_demo_calls_every_method_and_leaves_pictures(tmp_path):
     environment = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "DEMO_PORT": str(free_port()),
+        "DEMO_EPOCHS": "1",
     }
     out = tmp_path / "demo"
-    short = ("--data", "digits", "--architecture", "mlp", "--epochs", "3")
     run = subprocess.run(
-        [ROOT / "deploy" / "demo.sh", out, *short], env=environment, capture_output=True, text=True
+        [ROOT / "deploy" / "demo.sh", out], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr
     for call in ("sample", "stream", "encode", "decode", "reconstruct", "interpolate", "score"):
         assert f"latentd client {call} " in run.stdout
     listed = [Path(line) for line in run.stdout.splitlines() if line.endswith(".png")]
-    assert {path.parent for path in listed} == {out, out / "run"}
+    assert {path.parent for path in listed} == {out, out / "digits", out / "names"}
     for path in listed:
         with Image.open(path) as picture:
             assert max(picture.size) > 900, path
+    _, _, end = run.stdout.partition("== Invent twenty names")
+    calls = end.partition("== Stop")[0].split("latentd client ")[1:]
+    lines = [[line for line in call.splitlines() if line[:1] not in ("", "\033")] for call in calls]
+    assert [len(call) for call in lines] == [1 + 20 + 1, 1 + 8 + 1], "command, texts, summary"
