@@ -220,7 +220,8 @@ def decode_rows_lenient(
     values = checked.values
     if checked.rejected:
         values = values.copy()
-        values[list(checked.rejected)] = x.range[0]
+        # A row of zeros, where no value is the lowest: infinity would spoil its batch.
+        values[list(checked.rejected)] = x.range[0] if math.isfinite(x.range[0]) else 0
     return values, checked.out_of_range, checked.rejected
 
 

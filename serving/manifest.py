@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from latentd import manifest_schema, schema
+from latentd.columns import Column
 from latentd.errors import BundleError
 from latentd.manifest_schema import FORMAT, MANIFEST, MAX_MANIFEST_BYTES
 from latentd.shapes import Axis, Shape, Sizes, check_sizes
@@ -33,6 +34,7 @@ class DataSpec:
     dtype: str  # uint8 | float32
     range: tuple[float, float]  # lowest and highest value; infinite: every finite number is valid
     bounded: bool = True  # values outside the range are rejected
+    columns: tuple[Column, ...] = ()  # as RowFormat.columns
 
     @property
     def size(self) -> int:
@@ -74,11 +76,12 @@ class RowFormat:
     dtype: str  # uint8 | float32
     range: tuple[float, float] = _UNBOUNDED  # as DataSpec.range
     sample_rate: int = 0  # of audio: samples in a second; 0: it is not audio
+    columns: tuple[Column, ...] = ()  # of vectors in units of their own; (): x is scaled already
 
     @classmethod
     def of(cls, x: DataSpec) -> RowFormat:
         """The format of rows that have one size."""
-        return cls(x.kind, Shape.parse(x.shape), x.dtype, x.range)
+        return cls(x.kind, Shape.parse(x.shape), x.dtype, x.range, columns=x.columns)
 
 
 @dataclass(frozen=True)
@@ -196,15 +199,26 @@ class ModelDescription:
         return ("mean", "log_var") if self.posterior == "gaussian" else ("mean",)
 
     @property
+    def takes_choices(self) -> bool:
+        """Whether the decoder also takes a choice for each element of x, which may draw it."""
+        return self.x.kind == "sequence" or bool(self.x.columns)
+
+    @property
+    def params_output(self) -> str:
+        """The decoder's output from which scores are computed."""
+        return "log_likelihood" if self.x.kind == "sequence" else "params"
+
+    @property
     def decoder_shape(self) -> Shape:
-        """A row of the decoder's input: a latent. For texts a choice for each byte follows it."""
-        if self.x.kind != "sequence":
+        """A row of the decoder's input: a latent. A choice for each element of x follows it if
+        the decoder takes choices."""
+        if not self.takes_choices:
             return self.z.shape
         return Shape.parse([self.z.shape.dims[0].length + self.x.shape.dims[0].length])
 
     def decoder_row(self, shapes: RowShapes) -> tuple[int, ...]:
         """The shape of a row of the decoder's input at the size of `shapes`."""
-        return (shapes.z_size + shapes.x.size,) if shapes.x.is_text else shapes.z
+        return (shapes.z_size + shapes.x.size,) if self.takes_choices else shapes.z
 
     @functools.cached_property
     def default(self) -> RowShapes:
@@ -244,7 +258,12 @@ class ModelDescription:
 
     def _at(self, sizes: Sizes) -> RowShapes:
         x = DataSpec(
-            self.x.kind, self.x.shape.at(sizes), self.x.dtype, self.x.range, self.x_bounded
+            self.x.kind,
+            self.x.shape.at(sizes),
+            self.x.dtype,
+            self.x.range,
+            self.x_bounded,
+            self.x.columns,
         )
         params = (len(self.parameters), *x.shape) if self.parameters else None
         return RowShapes(tuple(sizes.values()), x, self.z.shape.at(sizes), params)
@@ -348,6 +367,7 @@ class Manifest(ModelDescription):
                 "dtype": self.x.dtype,
                 "range": None if unbounded else list(self.x.range),
                 **({"sample_rate": self.x.sample_rate} if self.x.sample_rate else {}),
+                **({"columns": [c.to_json() for c in self.x.columns]} if self.x.columns else {}),
             },
             "z": {
                 "shape": self.z.shape.json,
@@ -396,7 +416,12 @@ def _from_format_2(raw: Mapping[str, Any]) -> dict[str, Any]:
     low, high = _UNBOUNDED if x["range"] is None else _floats(x["range"])
     return dict(raw) | {
         "x": RowFormat(
-            x["kind"], Shape.parse(x["shape"]), x["dtype"], (low, high), x.get("sample_rate", 0)
+            x["kind"],
+            Shape.parse(x["shape"]),
+            x["dtype"],
+            (low, high),
+            x.get("sample_rate", 0),
+            tuple(map(Column.from_json, x.get("columns", ()))),
         ),
         "z": LatentFormat(
             Shape.parse(z["shape"]), _floats(z.get("scale", ())), _floats(z.get("shift", ()))

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from latentd import schema
+from latentd import columns, schema
 from latentd.errors import BundleError
 from latentd.shapes import AXIS_NAME, Shape
 
@@ -179,6 +179,10 @@ _TILE: Final = schema.Fields(
         "decibels": schema.Rule("a finite number", schema.is_number),
     },
 )
+_COLUMNS: Final = schema.Rule(
+    "a list of columns with different names: each has a name, and mean and std or levels",
+    columns.are_valid,
+)
 _FORMAT_2: Final = schema.Fields(
     {
         "format": schema.one_of(2),
@@ -190,7 +194,7 @@ _FORMAT_2: Final = schema.Fields(
                 "shape": _SHAPE,
                 "range": schema.Optional(_RANGE),
             },
-            {"sample_rate": schema.integer(1, _MAX_SAMPLE_RATE)},
+            {"sample_rate": schema.integer(1, _MAX_SAMPLE_RATE), "columns": _COLUMNS},
         ),
         "z": schema.Fields({"shape": _SHAPE}, {"scale": _NUMBERS, "shift": _NUMBERS}),
         "axes": schema.Map(
@@ -272,6 +276,15 @@ def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]
     else:
         lengths = "one length, as x.kind is vector"
         yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 1)
+    if "columns" in x:
+        yield "x.kind", x["kind"], schema.Rule("vector, as x.columns is given", "vector".__eq__)
+        unbounded = schema.Rule("null, as x.columns is given", lambda value: value is None)
+        yield "x.range", x["range"], unbounded
+        number = len(x["columns"])
+        each = schema.Rule(
+            f"{number}, one for each of x.columns", lambda shape: list(shape) == [number]
+        )
+        yield "x.shape", x["shape"], each
     if manifest["format"] == 1:
         if manifest["likelihood"] == "discretized-logistic":
             bytes_ = schema.Rule("uint8, as likelihood is discretized-logistic", "uint8".__eq__)
@@ -370,6 +383,9 @@ def _format_2_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, sch
     yield "x.sample_rate", x.get("sample_rate"), rated if x["kind"] == "audio" else unrated
     yield "origin.kind", manifest["origin"].get("kind"), schema.one_of(*ORIGINS)
     is_text = x["kind"] == "sequence"
+    if "columns" in x:
+        flat = schema.Rule("one length, as x.columns is given", lambda shape: len(shape) == 1)
+        yield "z.shape", z["shape"], flat
     if likelihood is None or is_text:
         why = because if is_text else "as likelihood is null"
         absent = schema.Rule(f"no such file, {why}", lambda file: file is None)

@@ -40,7 +40,15 @@ class Checked:
 
 
 def check(values: NDArray[Any], x: DataSpec) -> Checked:
-    """Check rows, shape (rows, *shape), of any dtype, against the range."""
+    """Check rows, shape (rows, *shape), of any dtype, against the range. A category's number must
+    be that of a level."""
+    found = _check_range(values, x)
+    for row, reason in _bad_levels(found.values, x).items():
+        found.rejected.setdefault(row, reason)
+    return found
+
+
+def _check_range(values: NDArray[Any], x: DataSpec) -> Checked:
     low, high = max(x.range[0], _LOWEST), min(x.range[1], _HIGHEST)
     if not values.size or (values.dtype == np.uint8 and (low, high) == (0, 255)):
         return Checked(values, None, {})
@@ -64,6 +72,24 @@ def check(values: NDArray[Any], x: DataSpec) -> Checked:
         if (reason := _rejection(flat[row][outside[row]], x))
     }
     return Checked(flat.reshape(values.shape), counts if counts.any() else None, rejected)
+
+
+def _bad_levels(values: NDArray[Any], x: DataSpec) -> dict[int, str]:
+    """Why rows with a number that stands for no level are rejected, by row."""
+    found: dict[int, str] = {}
+    for place, column in enumerate(x.columns):
+        if column.is_category:
+            numbers = values[:, place]
+            with np.errstate(invalid="ignore"):  # infinity has no remainder
+                level = (numbers >= 0) & (numbers < column.choices) & (numbers % 1 == 0)
+            for row in np.flatnonzero(~level).tolist():
+                last = column.choices - 1
+                found.setdefault(
+                    row,
+                    f"holds {numbers[row]:g} in the category {column.name!r}; its values are sent "
+                    f"as 0 to {last}, and {last} stands for all that GetModel does not list",
+                )
+    return found
 
 
 def binarize(x: NDArray[Any], spec: DataSpec) -> NDArray[Any]:

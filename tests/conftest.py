@@ -50,6 +50,7 @@ E2E = (
             "picture_cache",
             "resume_on_other_device",
             "score_quantiles",
+            "table_runs",
             "threads",
         )
     ),

@@ -71,12 +71,15 @@ data:
               orientation says; transparency is laid on white; CMYK, palettes and other color
               spaces become RGB; 16 bits are scaled to 8; of several frames the first is read.
               Labels are the names of DIR's folders, where all pictures are in two or more.
+  table:FILE  a table, CSV or Parquet: columns of numbers, and categories (text, booleans). Missing
+              values end the command, or are replaced (--missing mean).
   text:FILE   UTF-8, one text a line. A row is a text's bytes and zeros, --text-length of them.
               Empty and repeated lines are left out and counted; longer texts end the command, or
               are cut or skipped (--long-texts).
 Rows are uint8 in 0..255 or floats in [0, 1] (within 1e-6: rounding is taken as the bound), of
 shape (values,), (height, width) or (height, width, channels). With --likelihood gaussian, test rows
-that come with the data (x_test) may lie beyond [0, 1]: they are scored, and counted.
+that come with the data (x_test) may lie beyond [0, 1]: they are scored, and counted. Vectors of
+other numbers are columns, as those of a table: each is standardized inside the model.
 """
 _EXPORT: Final = """\
 Export a checkpoint as ONNX graphs, check on real rows that ONNX Runtime computes what

@@ -17,6 +17,7 @@ from typing import IO, Any, BinaryIO, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from latentd.columns import Column
 from latentd.training.errors import TrainingError
 from latentd.training.files import open_plain, printable, require_memory
 
@@ -38,6 +39,7 @@ class Arrays(NamedTuple):
     notes: tuple[str, ...] = ()  # sentences for the user about the data
     permuted: bool = False  # whether the rows are in the order of the split
     text: bool = False  # whether the rows are texts: see latentd.texts
+    columns: tuple[Column, ...] = ()  # of a table, not yet measured; x has NaN for missing values
 
 
 def read_numpy(path: Path, key: str | None = None) -> Arrays:

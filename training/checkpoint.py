@@ -90,7 +90,7 @@ def load(path: Path) -> Checkpoint:
             f"{printable(path)} was not written by this release of latentd; train again."
         )
     try:
-        spec = RowSpec(**document["spec"] | {"shape": tuple(document["spec"]["shape"])})
+        spec = RowSpec.from_dict(document["spec"])
         checkpoint = Checkpoint(
             **{**document, "config": Config.from_dict(document["config"]), "spec": spec},
         )

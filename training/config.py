@@ -33,7 +33,9 @@ class Config:
     """The settings of a run. A value out of its bounds raises TrainingError that names the flag."""
 
     data: str = _field(
-        "digits", "rows: digits, mnist-5k, idx:DIR, npz:FILE[:ARRAY], images:DIR or text:FILE"
+        "digits",
+        "rows: digits, mnist-5k, idx:DIR, npz:FILE[:ARRAY], images:DIR, text:FILE, or table:FILE "
+        "(CSV or Parquet)",
     )
     image_size: str | None = _field(None, "HEIGHTxWIDTH, pixels: resize images:DIR to this")
     color: str = _field(
@@ -64,6 +66,26 @@ class Config:
         False,
         "keep the lines of text:FILE that repeat an earlier one. Without this flag they are left "
         "out, because test rows would repeat training rows",
+    )
+    missing: str = _field(
+        "fail",
+        "missing values of table:FILE and of npz: vectors: fail, and count them by column; mean: "
+        "replace them by the column's mean in the training rows, of a category by the level that "
+        "stands for values not seen in training",
+        choices=("fail", "mean"),
+    )
+    ignore_columns: str | None = _field(
+        None, "of table:FILE: names, separated by commas, of columns that are left out, such as ids"
+    )
+    categorical_columns: str | None = _field(
+        None,
+        "of table:FILE: names, separated by commas, of columns of numbers that are codes of "
+        "categories. Text and booleans are categories anyway",
+    )
+    label_column: str | None = _field(
+        None,
+        "of table:FILE: the name of a column that the rows leave out; `evaluate` compares the "
+        "latents with it",
     )
     augment_flip: bool = _field(
         False, "mirror half of the pictures, left to right, drawn again in each pass"
@@ -163,13 +185,14 @@ class Config:
     std: str = _field(
         "auto",
         "gaussian: standard deviation learned for each pixel of each x, or one shared by all, "
-        "which gives sharper pictures (Rybkin et al., 2021); auto: shared for resnet and ladder",
-        choices=("auto", "pixel", "shared"),
+        "which gives sharper pictures (Rybkin et al., 2021), or column: one for each column of a "
+        "table; auto: shared for resnet and ladder, column for tables",
+        choices=("auto", "pixel", "shared", "column"),
     )
     min_std: float | None = _field(
         None,
         "gaussian: least standard deviation, of x scaled to [0, 1] [0.2; shared: 0.002, half a "
-        "byte]",
+        "byte], or of standardized columns [0.2; shared, column: 0.01]",
         above=0,
     )
     fixed_std: float | None = _field(
@@ -360,6 +383,29 @@ class Config:
                 "--architecture gru and --token-dropout are for --data text:FILE; leave them out.",
             ),
             (
+                not self.is_table
+                and bool(self.ignore_columns or self.categorical_columns or self.label_column),
+                "--ignore-columns, --categorical-columns and --label-column are of --data "
+                "table:FILE; leave them out.",
+            ),
+            (
+                not self._may_have_columns and self.missing != "fail",
+                "--missing is of --data table:FILE and npz:FILE; leave it out.",
+            ),
+            (
+                self.is_table and self.architecture not in ("auto", "mlp", "iwae", "gated"),
+                f"--architecture {self.architecture} does not read tables; use mlp, iwae or gated.",
+            ),
+            (
+                self.is_table and self.likelihood != "gaussian",
+                f"--likelihood {self.likelihood} is not one of tables: their numbers have a "
+                "gaussian and their categories a categorical one; leave it out.",
+            ),
+            (
+                self.std == "column" and not self._may_have_columns,
+                "--std column is of --data table:FILE and npz:FILE; leave it out.",
+            ),
+            (
                 self.is_text != (self.likelihood == "categorical"),
                 "--likelihood categorical is that of --data text:FILE, and text has no other; "
                 "leave --likelihood out.",
@@ -378,8 +424,18 @@ class Config:
         return self.data.startswith("text:")
 
     @property
+    def is_table(self) -> bool:
+        """Whether rows are those of a table."""
+        return self.data.startswith("table:")
+
+    @property
+    def _may_have_columns(self) -> bool:
+        """Whether rows may be in units of their own: an array shows it when it is read."""
+        return self.data.startswith(("table:", "npz:"))
+
+    @property
     def _may_be_convolutional(self) -> bool:
-        return not self.is_text and self.architecture in ("auto", *CONVOLUTIONAL)
+        return not (self.is_text or self.is_table) and self.architecture in ("auto", *CONVOLUTIONAL)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -399,6 +455,11 @@ class Config:
         # An own deviation for each pixel needs a higher floor: see likelihoods.Gaussian.
         return self.min_std or (0.002 if self.std == "shared" else 0.2)
 
+    @property
+    def least_column_std(self) -> float:
+        """The least standard deviation of a column, in units of the column's own."""
+        return self.min_std or (0.2 if self.std == "pixel" else 0.01)
+
     def _changes_the_kl(self, but: str = "") -> bool:
         names = {"importance_samples", "beta", "kl_warmup_epochs", "kl_cycles", "free_bits"} - {but}
         return any(
@@ -409,7 +470,13 @@ class Config:
         """The same settings for the rows of `source`, in --data's notation. Keeps --image-size only
         for pictures."""
         size = self.image_size if source.startswith("images:") else None
-        return dataclasses.replace(self, data=source, image_size=size)
+        kept = self if source.startswith("table:") else self._without_column_flags()
+        return dataclasses.replace(kept, data=source, image_size=size)
+
+    def _without_column_flags(self) -> Config:
+        return dataclasses.replace(
+            self, ignore_columns=None, categorical_columns=None, label_column=None
+        )
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Config:

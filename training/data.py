@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentd.training import likelihoods
+from latentd.columns import Column
+from latentd.training import likelihoods, table_columns
 from latentd.training.arrays import Array
 from latentd.training.config import Config
 from latentd.training.datasets import permutation, read
@@ -35,8 +37,15 @@ class RowSpec:
     """The form of one row. The model is built for it, and a bundle's clients send it."""
 
     shape: tuple[int, ...]  # (height, width[, channels]) or (values,)
-    dtype: str  # uint8 (0..255) | float32 (0..1)
+    dtype: str  # uint8 (0..255) | float32 (0..1, or in units of their own if there are columns)
     text: bool = False  # uint8 of shape (length,): see latentd.texts
+    columns: tuple[Column, ...] = ()  # of float32 of shape (columns,): see latentd.columns
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> RowSpec:
+        """The inverse of dataclasses.asdict."""
+        columns = (Column(**c | {"levels": tuple(c["levels"])}) for c in raw.get("columns", ()))
+        return cls(**raw | {"shape": tuple(raw["shape"]), "columns": tuple(columns)})
 
     @property
     def kind(self) -> str:
@@ -78,11 +87,13 @@ class Dataset:
     digest: str  # sha256 of x and the split: must match on resume
     classes: tuple[str, ...] = ()  # the name of each label, if labels have names
     text: bool = False  # whether the rows are texts
+    columns: tuple[Column, ...] = ()  # of rows in units of their own
 
     @property
     def spec(self) -> RowSpec:
         x = self.train.x
-        return RowSpec(tuple(x.shape[1:]), str(x.dtype).removeprefix("torch."), self.text)
+        dtype = str(x.dtype).removeprefix("torch.")
+        return RowSpec(tuple(x.shape[1:]), dtype, self.text, self.columns)
 
     def summary(self) -> dict[str, Any]:
         """The record of the split for the log, the checkpoint and the manifest."""
@@ -96,16 +107,32 @@ class Dataset:
         }
 
 
-def load(config: Config, run: Path | None = None) -> Dataset:
+def load(config: Config, run: Path | None = None, known: tuple[Column, ...] = ()) -> Dataset:
     """Read, check and split `config.data`. The same config always gives the same split.
 
     run: the run's folder, which keeps pictures decoded; None decodes them into memory
+    known: the columns of a model that shall take the rows; (): they are measured here
     Prints notes about the data to standard error: skipped files, values outside the range.
     Raises TrainingError, which says what is wrong, in which row, and what to do.
     """
     source = read(config, run)
-    x, y = _checked(config.data, source.x, source.y)
-    notes = [*source.notes, *([] if source.text else _check_dark_bytes(config.data, x))]
+    if known and source.columns:
+        aligned = table_columns.aligned(config.data, known, source.columns, source.x)
+        source = source._replace(x=aligned, columns=known)
+    in_units = known and source.x.ndim == 2 and not source.text
+    named = known if in_units else source.columns or table_columns.unnamed(config, source.x)
+    notes = list(source.notes)
+    if named and not in_units:
+        if not source.columns:
+            low, high = np.nanmin(source.x), np.nanmax(source.x)
+            notes.append(
+                f"{config.data}: values lie in {low:.6g} to {high:.6g}, not in 0 to 1: they stay "
+                "as they are, and the model standardizes each column."
+            )
+        table_columns.check_precision(config.data, source.x, named)
+    x, y = _checked(config.data, source.x, source.y, columns=named)
+    if not (source.text or named):
+        notes += _check_dark_bytes(config.data, x)
     if config.likelihood == "discretized-logistic" and x.dtype != torch.uint8:
         raise TrainingError(
             f"--likelihood discretized-logistic needs uint8 rows and {config.data} has "
@@ -118,15 +145,15 @@ def load(config: Config, run: Path | None = None) -> Dataset:
         # The strongest anomalies lie outside the training range.
         beyond = None if likelihoods.of(config).bounded else notes
         name = f"{config.data} (test rows)"
-        test = Rows(*_checked(name, source.x_test, source.y_test, beyond))
+        test = Rows(*_checked(name, source.x_test, source.y_test, beyond, named))
         if test.x.shape[1:] != x.shape[1:] or test.x.dtype != x.dtype:
             raise TrainingError(
                 f"{config.data}: test rows are {_format_rows(test.x)} and training rows "
                 f"{_format_rows(x)}; they must match."
             )
-        held_out = 0
+        held_out, own_test = 0, test.x
     else:
-        held_out = round(config.test_fraction * len(x))
+        held_out, own_test = round(config.test_fraction * len(x)), x[:0]
         test = _part(x, y, 0, held_out)
     validating = round(config.val_fraction * (len(x) - held_out))
     validation = _part(x, y, held_out, held_out + validating)
@@ -137,6 +164,13 @@ def load(config: Config, run: Path | None = None) -> Dataset:
                 f"{config.data} has {len(x)} rows, too few to split: none is left for {name}. "
                 "Add rows, or change --val-fraction or --test-fraction."
             )
+    if named:
+        for name, values in ((config.data, x), (f"{config.data} (test rows)", own_test)):
+            table_columns.check_missing(name, named, values.numpy(), config, notes)
+        named = named if in_units else table_columns.measured(named, train.x, config, notes)
+        train, validation, test = (
+            Rows(table_columns.filled(named, part.x), part.y) for part in (train, validation, test)
+        )
     if config.binarization == "fixed":
         draws = torch.Generator().manual_seed(config.binarization_seed)
         train, validation, test = (_binarize_fixed(p, draws) for p in (train, validation, test))
@@ -145,9 +179,15 @@ def load(config: Config, run: Path | None = None) -> Dataset:
         digest.update(part.x.numpy().data)  # no copy: it may be larger than the memory
     for note in notes:
         notice(note)
-    own_test = source.x_test is not None
     return Dataset(
-        train, validation, test, own_test, digest.hexdigest(), source.classes, source.text
+        train,
+        validation,
+        test,
+        source.x_test is not None,
+        digest.hexdigest(),
+        source.classes,
+        source.text,
+        named,
     )
 
 
@@ -182,13 +222,20 @@ def _part(x: Tensor, y: Tensor | None, start: int, stop: int) -> Rows:
 
 
 def _checked(
-    name: str, x: Array, y: Array | None, beyond: list[str] | None = None
+    name: str,
+    x: Array,
+    y: Array | None,
+    beyond: list[str] | None = None,
+    columns: Sequence[Column] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """Rows and labels as tensors. Every source passes these checks.
 
     beyond: a list that receives a sentence about finite floats outside [0, 1]. None rejects them.
+    columns: of rows in units of their own; NaN there is a missing value
     """
-    if x.dtype.kind not in "uf" or (x.dtype.kind == "u" and x.itemsize > 1):
+    if columns:
+        x = table_columns.as_float32(name, x, columns)
+    elif x.dtype.kind not in "uf" or (x.dtype.kind == "u" and x.itemsize > 1):
         raise TrainingError(
             f"{name}: values are {x.dtype}; make them uint8 in 0..255 or float32 in [0, 1]."
         )
@@ -202,7 +249,7 @@ def _checked(
             f"{name}: images have {x.shape[3]} channels (shape {x.shape}); make it 1 or 3, "
             "and the last axis."
         )
-    if x.dtype.kind == "f":
+    if x.dtype.kind == "f" and not columns:
         x = _in_range(name, x, beyond)
     if y is not None:
         if y.shape == (len(x), 1):  # a column

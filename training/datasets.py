@@ -26,15 +26,19 @@ from latentd.training.files import printable
 from latentd.training.image_files import find
 from latentd.training.image_folder import Settings, read_pictures
 from latentd.training.picture_cache import PictureCache
+from latentd.training.table_file import TABLES, read_table
+from latentd.training.table_file import Settings as TableSettings
 from latentd.training.text_file import Settings as TextSettings
 from latentd.training.text_file import read_texts
 
-SOURCE_FORMS: Final = "digits, mnist-5k, idx:DIR, npz:FILE, npz:FILE:ARRAY, images:DIR or text:FILE"
+SOURCE_FORMS: Final = (
+    "digits, mnist-5k, idx:DIR, npz:FILE, npz:FILE:ARRAY, images:DIR, text:FILE or table:FILE"
+)
 
 _BUNDLED: Final = ("digits", "mnist-5k")  # these need no path
 
 _FOREIGN: Final = {
-    **dict.fromkeys((".csv", ".tsv", ".parquet", ".feather"), "save its columns with numpy.save"),
+    ".feather": "save it as Parquet",
     **dict.fromkeys((".h5", ".hdf5", ".mat", ".pt", ".pkl"), "save its array with numpy.save"),
     **dict.fromkeys((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z"), "unpack it"),
 }
@@ -50,6 +54,7 @@ def read(config: Config, run: Path | None = None) -> Arrays:
     if scheme not in SOURCES:
         path = Path(os.path.expanduser(config.data))
         kinds = {".npy": "npz", ".npz": "npz", ".txt": "text"}
+        kinds |= dict.fromkeys(TABLES, "table")
         likely = "images" if path.is_dir() else kinds.get(path.suffix, "")
         meant = f" Do you mean {likely}:{config.data}?" if likely else _advice(config.data)
         raise TrainingError(f"--data {config.data!r} is not a source: use {SOURCE_FORMS}.{meant}")
@@ -63,11 +68,14 @@ def read(config: Config, run: Path | None = None) -> Arrays:
 def _advice(path: str) -> str:
     """Advice for a kind of file that no source reads. Empty for other kinds."""
     suffix = Path(path).suffix.lower()
+    if suffix in TABLES:
+        return f" Do you mean table:{path}? It reads CSV and Parquet files."
     if suffix not in _FOREIGN:
         return ""
     return (
         f" No source reads {suffix} files: {_FOREIGN[suffix]}. Taken are folders of pictures "
-        "(images:), .npy and .npz files (npz:), MNIST's IDX files (idx:) and files of text (text:)."
+        "(images:), .npy and .npz files (npz:), MNIST's IDX files (idx:), files of text (text:) "
+        "and tables, CSV or Parquet (table:)."
     )
 
 
@@ -168,6 +176,11 @@ def _text(where: str, config: Config, run: Path | None) -> Arrays:
     return read_texts(Path(where), TextSettings.of(config))
 
 
+def _table(where: str, config: Config, run: Path | None) -> Arrays:
+    """A CSV or Parquet file. See latentd.training.table_file."""
+    return read_table(Path(where), TableSettings.of(config))
+
+
 def permutation(config: Config, rows: int) -> npt.NDArray[np.int64]:
     """The order of the rows before they are split."""
     return np.random.default_rng(config.seed).permutation(rows)
@@ -180,4 +193,5 @@ SOURCES: Final[dict[str, Callable[[str, Config, Path | None], Arrays]]] = {
     "npz": _npz,
     "images": _images,
     "text": _text,
+    "table": _table,
 }

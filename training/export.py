@@ -36,7 +36,8 @@ from latentd.training.data import RowSpec
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.fp16 import to_half
-from latentd.training.model import AE, Model, log_likelihood, to_data
+from latentd.training.mixed import Mixed
+from latentd.training.model import AE, GREEDY, Model, log_likelihood, to_data
 from latentd.training.objective import describe_elbo
 from latentd.training.picture_cache import PictureCache
 from latentd.training.text import export as text_export
@@ -192,7 +193,7 @@ def _manifest(
         parity=measured,
         training={
             "config": dataclasses.asdict(saved.config),
-            "objective": describe_elbo(saved.config),
+            "objective": describe_elbo(saved.config, saved.spec),
             "split": saved.split,
             "metrics": saved.history[-1] if saved.history else {},  # empty during the first epoch
         },
@@ -216,7 +217,7 @@ def golden(model: Model, x: Tensor, sizes: Sequence[parity.Size] = ()) -> bytes:
 @torch.no_grad()
 def _golden(model: Model, x: Tensor) -> dict[str, Any]:
     """x (n, *shape), mean, log_var (n, *latent_shape); z (2n, *latent_shape), decoded_x, params,
-    log_likelihood (2n,).
+    log_likelihood (2n,). With columns, choices follow each z.
 
     z holds the means and as many draws from N(0, I). log_likelihood is of the rows of x, twice.
     PyTorch computes all outputs. An autoencoder has no log_var.
@@ -225,12 +226,18 @@ def _golden(model: Model, x: Tensor) -> dict[str, Any]:
     prior = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
     z = torch.cat((mean, prior))
     params = model.decode(z)
+    decoded, inputs = to_data(model, params), z
+    if isinstance(model.likelihood, Mixed):
+        choices = params.new_full((len(z), *model.spec.shape), GREEDY)
+        choices[len(x) :] = 0.5  # half of the rows are drawn
+        choices = model.likelihood.sure_choices(params, choices, seed=1)
+        decoded, inputs = model.likelihood.draw(params, choices), torch.cat((z, choices), dim=1)
     tensors = {
         "x": x,
         "mean": mean,
         **({} if isinstance(model, AE) else {"log_var": log_var}),
-        "z": z,
-        "decoded_x": to_data(model, params),
+        "z": inputs,
+        "decoded_x": decoded,
         "params": params,
         "log_likelihood": log_likelihood(model, torch.cat((x, x)), params),
     }
@@ -240,6 +247,8 @@ def _golden(model: Model, x: Tensor) -> dict[str, Any]:
 def likelihood_format(model: Model, name: str) -> bundle.Likelihood:
     """What the manifest says of the model's likelihood."""
     likelihood = model.likelihood
+    if isinstance(likelihood, Mixed) and likelihood.parameters != ("mean", "log_std"):
+        name = "mixed"
     return bundle.Likelihood(name, likelihood.parameters, likelihood.bounded, likelihood.binary)
 
 
@@ -273,9 +282,9 @@ def _tile_report(tile: Tile) -> str:
 def _dataset(path: Path, saved: Checkpoint, source: str | None) -> data.Dataset:
     try:
         if source is None:
-            dataset = data.load(saved.config, PictureCache.beside(path))
+            dataset = data.load(saved.config, PictureCache.beside(path), saved.spec.columns)
         else:
-            dataset = data.load(saved.config.with_data(source))
+            dataset = data.load(saved.config.with_data(source), known=saved.spec.columns)
     except TrainingError as error:
         raise TrainingError(
             f"{error} Parity is measured on real rows: name some with --data."
@@ -293,6 +302,8 @@ def _row_format(model: Model) -> RowFormat:
     spec = model.spec
     sides = spec.shape[:2] if model.stride is None else ("h", "w")
     shape = Shape.parse([*sides, *spec.shape[2:]])
+    if spec.columns:
+        return RowFormat(spec.kind, shape, spec.dtype, columns=spec.columns)
     return RowFormat(spec.kind, shape, spec.dtype, (0.0, spec.highest))
 
 
@@ -305,6 +316,11 @@ def _latent_format(model: Model) -> LatentFormat:
 def _preprocessing(spec: RowSpec) -> str:
     if spec.text:
         return "none: x is a text's bytes in UTF-8, then zeros, which the encoder reads as they are"
+    if spec.columns:
+        return (
+            "numbers are standardized by the mean and std of each column, and categories become "
+            "one-hot, inside the graphs; x goes in and comes out in the data's own units"
+        )
     if spec.dtype == "uint8":
         return "x / 255 as float32 goes in, round(255 x) as uint8 comes out, inside the graphs"
     return "none: x is float32 in [0, 1]"

@@ -1,5 +1,5 @@
 """The figures of a run as PNG: reconstructions, samples, interpolation, curves. Texts are written
-as text."""
+as text, and rows with columns as tables."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latentd.training import table_sheets
 from latentd.training.model import Model, decoded
 from latentd.training.text import sheets
 
@@ -27,6 +28,9 @@ def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], s
     _curves(folder / "curves.png", history)
     if model.spec.text:
         sheets.draw(folder, model, x, seed)
+        return
+    if model.spec.columns:
+        table_sheets.draw(folder, model, x, seed)
         return
     x = x[:_COLUMNS]
     mean, _ = model.encode(x)

@@ -10,14 +10,16 @@ name to Config.likelihood's choices. The class also makes its graph and its part
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentd.columns import Column
 from latentd.training.config import Config
+from latentd.training.mixed import Mixed
 from latentd.training.networks.gru import BYTES, within
 
 
@@ -176,8 +178,10 @@ LIKELIHOODS: Final[dict[str, Callable[[Config], Likelihood]]] = {
 """Those of rows whose elements are independent given z. Categorical is the one of text."""
 
 
-def of(config: Config) -> Likelihood:
-    """The likelihood of a run."""
+def of(config: Config, columns: Sequence[Column] = ()) -> Likelihood:
+    """The likelihood of a run. columns: of rows in units of their own."""
+    if columns:
+        return Mixed(config, columns)
     if config.likelihood == "categorical":
         return Categorical()
     return LIKELIHOODS[config.likelihood](config)

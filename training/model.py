@@ -1,7 +1,8 @@
 """The variational autoencoder and the plain autoencoder, on the same net.
 
 Rows have the data's own form: uint8 in 0..255 or float32 in [0, 1]. Only this module scales them,
-so the exported graphs contain the scaling. Rows of text are bytes and are not scaled.
+so the exported graphs contain the scaling. Rows of text are bytes and are not scaled. Rows with
+columns are float32 in units of their own, which `mixed` scales.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from latentd.training import likelihoods, networks
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.linear_vae import LinearVAE
+from latentd.training.mixed import Mixed
 from latentd.training.networks import gru
 from latentd.training.networks.resnet import Decoder, Encoder
 
@@ -27,6 +29,10 @@ POINT_LOG_VAR: Final = -100.0
 changes nothing, so a server that draws z gets the mean itself."""
 
 _LOG_STD: Final = -1.6  # where a shared standard deviation starts, without a linear path: 0.2
+
+
+GREEDY: Final = -1.0
+"""The choice of the mean, or of the likeliest level, of a column."""
 
 
 class Terms(NamedTuple):
@@ -54,18 +60,22 @@ class VAE(nn.Module):
         self.spec, self.latent_shape = spec, networks.latent_shape(config, spec.shape)
         self.stride = networks.stride(config)
         self.binarize = config.binarization == "dynamic"
-        self.likelihood = likelihoods.of(config)
+        self.likelihood = likelihoods.of(config, spec.columns)
+        mixed = self.likelihood if isinstance(self.likelihood, Mixed) else None
+        self.units = mixed.units if mixed else None  # a part of the model, so that it moves with it
+        shape = (mixed.units.width,) if mixed else spec.shape
         self.encoder, self.decoder = networks.build(
-            config, spec.shape, 2 * config.latent_size, self.likelihood.outputs
+            config, shape, 2 * config.latent_size, self.likelihood.outputs
         )
-        self.log_std = nn.Parameter(torch.tensor(_LOG_STD)) if self.likelihood.shared else None
+        start = mixed.log_std_start if mixed else torch.tensor(_LOG_STD)
+        self.log_std = nn.Parameter(start) if self.likelihood.shared else None
         pca = config.linear_path == "pca"
         self.linear = LinearVAE(spec.shape, config.latent_size) if pca else None
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (rows, *shape) -> mean, log_var: float32 (rows, *latent_shape)."""
         # float(): autocast makes the nets' outputs bfloat16, which is too coarse for exp and sums.
-        x = x if self.spec.text else to_unit(x)
+        x = self._encoder_input(x)
         mean, log_var = self.encoder(x).float().chunk(2, dim=1)
         if self.linear:
             linear_mean, linear_log_var = self.linear.encode(x)
@@ -74,13 +84,18 @@ class VAE(nn.Module):
             log_var = linear_log_var + log_var
         return mean, log_var.clamp(*LOG_VAR_RANGE)
 
+    def _encoder_input(self, x: Tensor) -> Tensor:
+        if isinstance(self.likelihood, Mixed):
+            return self.likelihood.inputs(x)
+        return x if self.spec.text else to_unit(x)
+
     def decode(self, z: Tensor) -> Tensor:
         """float32 (rows, *latent_shape) -> params of p(x|z): float32 (rows, parameters, *shape)."""
         raw = self.decoder(z).float()
         if self.linear:
             raw = self.likelihood.around(raw, self.linear.decode(z), self.linear.std)
         if self.log_std is not None:
-            raw = torch.cat((raw, self.log_std.expand_as(raw)), dim=1)
+            raw = torch.cat((raw, self.log_std.expand_as(raw[:, :1])), dim=1)
         return self.likelihood.params(raw)
 
     def distortion(self, z: Tensor, x: Tensor) -> Tensor:
@@ -224,6 +239,16 @@ def decoded(model: Model, z: Tensor) -> Tensor:
         return to_data(model, model.decode(z))
     greedy = z.new_full((len(z), *model.spec.shape), gru.GREEDY)
     return text_decoder(model).decode(torch.cat((z, greedy), dim=1)).x
+
+
+def decoder_rows(model: Model, z: Tensor, choices: Tensor | None = None) -> Tensor:
+    """Rows of decoder.onnx's input for latents (rows, *latent_shape). Rows with columns also take a
+    choice for each of them: see `mixed`. None: the mean, or the likeliest level."""
+    if not model.spec.columns:
+        return z
+    if choices is None:
+        choices = z.new_full((len(z), len(model.spec.columns)), GREEDY)
+    return torch.cat((z, choices), dim=1)
 
 
 def log_likelihood(model: Model, x: Tensor, params: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentd.training import distributed, likelihoods
 from latentd.training.config import Config
+from latentd.training.data import RowSpec
 from latentd.training.model import AE, Model, PosteriorSamples, latent_kl
 
 
@@ -46,12 +47,14 @@ def kl_with_free_bits(draws: PosteriorSamples, free_bits: float) -> Tensor:
     return torch.where(total / rows > free_bits, cost, free_bits).sum(1)
 
 
-def describe_elbo(config: Config) -> str:
-    """A description of `elbo` in this config's log lines."""
+def describe_elbo(config: Config, spec: RowSpec | None = None) -> str:
+    """A description of `elbo` in this config's log lines, for rows of `spec`."""
     if config.model == "ae":
         return "minus the reconstruction's distortion; an autoencoder has no ELBO"
     if config.likelihood == "bernoulli" and config.binarization == "none":
         return "cross-entropy of grey pixels: good to train on, not a likelihood of the data"
+    if spec and spec.columns:
+        return "ELBO of the columns as they are: a density in the units of their numbers"
     likelihood = likelihoods.of(config)
     if likelihood.density:
         return "ELBO of a density over pixels scaled to [0, 1]"

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from latentd.training import graph_checks
 from latentd.training.likelihoods import Likelihood
-from latentd.training.model import AE, Model, to_data, to_unit
+from latentd.training.mixed import Mixed
+from latentd.training.model import AE, Model, decoder_rows, to_data, to_unit
 
 MAX_ROWS: Final = 1 << 16  # upper end of the batch dimension's range
 MAX_SIZE: Final = 1 << 28  # upper end of a flat row's length
@@ -59,6 +60,19 @@ class DecoderGraph(nn.Module):
         return to_data(self.model, params), params
 
 
+class MixedDecoderGraph(nn.Module):
+    """z, and a choice for each column, -> x in the data's units, and params of p(x|z)."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model, self.latents = model, model.latent_shape[0]
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        params = self.model.decode(z[:, : self.latents])
+        assert isinstance(self.model.likelihood, Mixed)
+        return self.model.likelihood.draw(params, z[:, self.latents :]), params
+
+
 class LikelihoodGraph(nn.Module):
     """x in the data's form and params -> log p(x|z), summed in float64."""
 
@@ -82,11 +96,12 @@ def encoder(model: Model, name: str) -> bytes:
 
 
 def decoder(model: Model, name: str) -> bytes:
-    """decoder.onnx: z float32 (batch, *latent_shape) -> x (batch, *shape), params float32 (batch,
-    parameters, *shape)."""
+    """decoder.onnx: z float32 (batch, *latent_shape), with columns (batch, latents + columns), -> x
+    (batch, *shape), params float32 (batch, parameters, *shape)."""
     _, shape = _example_shapes(model)
-    z = torch.zeros(2, *shape)
-    return graph(DecoderGraph(model), {"z": z}, ("x", "params"), name, free(model.stride))
+    z = decoder_rows(model, torch.zeros(2, *shape))
+    module = MixedDecoderGraph(model) if model.spec.columns else DecoderGraph(model)
+    return graph(module, {"z": z}, ("x", "params"), name, free(model.stride))
 
 
 def likelihood(model: Model, name: str) -> bytes:

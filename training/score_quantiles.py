@@ -14,7 +14,7 @@ from tqdm import tqdm
 from latentd.training import parity
 from latentd.training import quantiles as common
 from latentd.training.data import Dataset, max_batch_rows
-from latentd.training.model import AE, Model, gaussian_kl
+from latentd.training.model import AE, Model, decoder_rows, gaussian_kl
 
 _BATCH: Final = 256
 
@@ -37,7 +37,7 @@ def quantiles(
         x = rows[numbers]
         latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, x, batch).items()}
         mean, log_var = latent["mean"], latent["log_var"]
-        params = torch.from_numpy(parity.run(decode, mean, batch)["params"])
+        params = torch.from_numpy(parity.run(decode, decoder_rows(model, mean), batch)["params"])
         errors.append(-parity.log_likelihood_of(density, x, params))
         rates.append(gaussian_kl(mean, log_var).double().numpy())
     return common.of(np.concatenate(errors), np.concatenate(rates))

@@ -68,7 +68,7 @@ def train(
     with _no_denormals(), distributed.processes(_device(config, saved)) as device:
         if dataset is None:
             dataset = data.load(config, out)
-        config = _resolve_config(config, dataset.spec.shape, device)
+        config = _resolve_config(config, dataset, device)
         augmentation.check(config, dataset.spec.shape)
         chosen = _resolve_threads(config, dataset, device, saved)
         run = Trainer(dataclasses.replace(config, threads=chosen.number), dataset, device)
@@ -189,7 +189,7 @@ def _evaluate_best(run: Trainer, out: Path, logger: RunLogger) -> None:
 def _header(run: Trainer) -> dict[str, Any]:
     return {
         "run": dataclasses.asdict(run.config),
-        "elbo": describe_elbo(run.config),
+        "elbo": describe_elbo(run.config, run.dataset.spec),
         "objective": describe_objective(run.config),
         "unit": "nats per example",
         "split": run.split,
@@ -206,13 +206,14 @@ def _header(run: Trainer) -> dict[str, Any]:
     }
 
 
-def _resolve_config(config: Config, shape: tuple[int, ...], device: torch.device) -> Config:
+def _resolve_config(config: Config, dataset: Dataset, device: torch.device) -> Config:
     """The config with every `auto` resolved."""
+    shape = dataset.spec.shape
     chosen = resolve_precision(config.precision, device)
     config = dataclasses.replace(config, device=device.type, precision=chosen)
     if config.is_text:
         config = dataclasses.replace(config, text_length=shape[0])
-    return networks.resolve_architecture(config, shape)
+    return networks.resolve_architecture(config, shape, bool(dataset.columns))
 
 
 def _device(config: Config, saved: Checkpoint | None) -> torch.device:

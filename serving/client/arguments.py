@@ -195,7 +195,8 @@ def _wire_dtype(x: Array, field: str) -> Array:
         raise InvalidArgument(
             field,
             f"{x.dtype} is neither uint8 nor a float",
-            "Convert it with x.astype(np.uint8) or x.astype(np.float32), as the model was trained",
+            "Convert it with x.astype(np.uint8) or x.astype(np.float32), as the model was trained; "
+            "a table with get_model().to_rows(table)",
         )
     return x
 

@@ -24,6 +24,7 @@ from latentd.client.results import (
     StreamedReconstruction,
 )
 from latentd.codec import Array
+from latentd.columns import Column
 from latentd.pb import vae_pb2 as pb
 from latentd.shapes import Axis, Dim, Shape
 
@@ -48,6 +49,7 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
             codec.NAMES.get(message.x_dtype, "unknown"),
             (message.x_min, message.x_max),
             message.sample_rate,
+            tuple(map(_column, message.columns)),
         ),
         z=LatentFormat(_shape(message.z_shape), tuple(message.z_scale), tuple(message.z_shift)),
         axes={
@@ -83,6 +85,11 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
 
 def _shape(dims: Iterable[pb.Dim]) -> Shape:
     return Shape(tuple(Dim(dim.length, dim.axis, max(1, dim.divisor)) for dim in dims))
+
+
+def _column(message: pb.Column) -> Column:
+    fill = message.fill if message.HasField("fill") else None
+    return Column(message.name, tuple(message.levels), message.mean, message.std, fill)
 
 
 def _tile(message: pb.Tile) -> Tile:

@@ -19,9 +19,11 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from latentd import images, texts
+from latentd import images, tables, texts
 from latentd.bundle import LatentFormat, RowFormat, Tile
 from latentd.codec import Array
+from latentd.columns import Column
+from latentd.errors import InvalidArgument
 from latentd.manifest import ModelDescription
 from latentd.shapes import Axis
 
@@ -86,6 +88,43 @@ class ModelInfo(ModelDescription):
     created: str  # UTC, ISO 8601
     training_scores: dict[str, Any]  # as in a bundle's manifest; {}: not in the bundle
     tiles: Mapping[str, Tile]  # of encoder and decoder; {}: rows cannot be run in tiles
+
+    def to_rows(self, table: Any) -> Array:
+        """A table as rows for the methods that take x: float32, rows x columns.
+
+        table: a DataFrame, a structured array, or a mapping from names to columns. Values are in
+        the data's own units, and categories as in the training data. Other columns are ignored.
+        Raises InvalidArgument for a column or a value that is missing, or is of another kind.
+        """
+        columns = self._columns()
+        names = getattr(table, "columns", None)
+        if names is None:
+            dtype = getattr(table, "dtype", None)
+            names = getattr(dtype, "names", None) or getattr(table, "keys", tuple)()
+        if lacking := tables.missing(columns, names):
+            raise InvalidArgument("table", f"has no column {lacking[0]!r}", "See x.columns")
+        values = {column.name: table[column.name] for column in columns}
+        rows, faults = tables.to_rows(columns, values, len(values[columns[0].name]))
+        for row, reason in faults.items():
+            raise InvalidArgument("table", f"row {row} {reason}")
+        return rows
+
+    def to_table(self, rows: Any) -> Array:
+        """Rows of x as a structured array with a field for each column: float32, or text."""
+        return tables.to_structured(self._columns(), rows)
+
+    def to_frame(self, rows: Any) -> Any:
+        """Rows of x as a pandas DataFrame. It needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(tables.to_values(self._columns(), rows))
+
+    def _columns(self) -> tuple[Column, ...]:
+        if not self.x.columns:
+            raise InvalidArgument(
+                "table", f"rows of this model have no columns; they are {self.default.x.kinds}"
+            )
+        return self.x.columns
 
 
 @dataclass(frozen=True)

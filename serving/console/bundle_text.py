@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from latentd.bundle import SCORES, Manifest
+from latentd.columns import describe
 from latentd.shapes import format_lengths
 
 _WIDTH: Final = 100
@@ -43,6 +44,8 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
     strict = "; other values are refused" if manifest.x_bounded else ""
     kind = f"{x.kind} at {x.sample_rate} Hz" if x.sample_rate else x.kind
     yield "x", f"{kind}, {x.dtype} {format_lengths(x.shape.json)}, {values}{strict}"
+    if x.columns:
+        yield "columns", describe(x.columns)
     numbers = {name: getattr(manifest.z, name) for name in ("scale", "shift")}
     known = "".join(f"; {name} {_words(value)}" for name, value in numbers.items() if value)
     yield "z", f"float32 {format_lengths(manifest.z.shape.json)}{known}"

@@ -20,11 +20,11 @@ from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
 from latentd.console import groups, inputs, sizes, terminal
 from latentd.console.groups import Group
-from latentd.console.outputs import OutputPath
+from latentd.console.outputs import TABLES, OutputPath
 from latentd.errors import InvalidArgument, ModelNotFound
 from latentd.shapes import SizeError, format_lengths
 
-OUTPUT_KINDS: Final = ("png", "npz", "npy", "folder")
+OUTPUT_KINDS: Final = ("png", "npz", "npy", "folder", "csv", "parquet")
 COLUMNS: Final = 16  # of an image of rows above their reconstructions
 
 
@@ -137,7 +137,7 @@ def sample(args: argparse.Namespace) -> int:
 
 def stream(args: argparse.Namespace) -> int:
     """Sample new rows as a stream, writing each chunk as it arrives."""
-    out = OutputPath(args.out, ("npy", "npz", "folder"))
+    out = OutputPath(args.out, ("npy", "npz", "folder", "csv", "parquet"))
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
@@ -169,7 +169,7 @@ def stream(args: argparse.Namespace) -> int:
 
 def reconstruct(args: argparse.Namespace) -> int:
     """Reconstruct x, with --scores in nats; an image shows each row above its reconstruction."""
-    out = _output_path(args, ("png", "npz"))
+    out = _output_path(args, ("png", "npz", "csv", "parquet"))
     seed = chosen_seed(args.seed) if args.draw else None
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
@@ -198,6 +198,8 @@ def reconstruct(args: argparse.Namespace) -> int:
         x = groups.images_in_order(found, [group.x for group in found])
         reconstruction = groups.images_in_order(found, [part.x for part in parts])
         out.write(images.make_grid(_interleave(x, reconstruction), columns=min(len(x), COLUMNS)))
+    elif out is not None and out.kind in TABLES:
+        _write(out, np.concatenate([part.x for part in parts]), info, {})
     elif out is not None:
         arrays = {
             "x": found[0].x,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final, TextIO
 
 import numpy as np
 
-from latentd import atomic, images
+from latentd import atomic, images, tables
 from latentd.bundle import DataSpec
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
+
+TABLES: Final = ("csv", "parquet")
+"""Kinds of output for rows with columns."""
 
 Write = Callable[[Array], None]
 
@@ -21,7 +25,8 @@ Write = Callable[[Array], None]
 class OutputPath:
     """The path of --out, checked before any work is done.
 
-    kind: "png", "npy", "npz" or "folder" (no suffix). Raises InvalidArgument for --out.
+    kind: "png", "npy", "npz", "csv", "parquet" or "folder" (no suffix). Raises InvalidArgument for
+    --out.
     """
 
     def __init__(self, out: str, kinds: tuple[str, ...]) -> None:
@@ -51,6 +56,22 @@ class OutputPath:
                 "Use a .npz or .npy path",
             )
 
+        if self.kind in TABLES and not x.columns:
+            raise InvalidArgument(
+                "--out",
+                f"rows of this model have no columns; they are {x.kinds}",
+                "Use a .npz or .npy path",
+            )
+        if self.kind == "parquet":
+            try:
+                import pyarrow  # noqa: F401
+            except ImportError:
+                raise InvalidArgument(
+                    "--out",
+                    "Parquet needs pyarrow",
+                    "pip install pyarrow, or use a .csv path",
+                ) from None
+
     def write(self, content: bytes) -> None:
         """Write a whole file."""
         with self._replacing() as temporary:
@@ -75,6 +96,12 @@ class OutputPath:
             if self.kind == "folder":
                 temporary.mkdir()
                 yield _folder(temporary, first, count)
+            elif self.kind == "csv":
+                with temporary.open("w", newline="", encoding="utf-8") as text:
+                    yield _csv(text, x)
+            elif self.kind == "parquet":
+                with _parquet(temporary, x) as write:
+                    yield write
             elif self.kind == "npy":
                 with temporary.open("wb") as file:
                     yield _array(file, count, x)
@@ -104,6 +131,33 @@ def _array(file: IO[bytes], count: int, x: DataSpec) -> Write:
         file.write(rows.tobytes())
 
     return write
+
+
+def _csv(file: TextIO, x: DataSpec) -> Write:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(column.name for column in x.columns)
+
+    def write(rows: Array) -> None:
+        writer.writerows(tables.to_csv(tables.to_values(x.columns, rows)))
+
+    return write
+
+
+@contextmanager
+def _parquet(path: Path, x: DataSpec) -> Iterator[Write]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = ((c.name, pa.string() if c.is_category else pa.float32()) for c in x.columns)
+    schema = pa.schema(list(kinds))
+    with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+
+        def write(rows: Array) -> None:
+            values = tables.to_values(x.columns, rows).values()
+            arrays = [pa.array(v, kind.type) for v, kind in zip(values, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+        yield write
 
 
 def _folder(folder: Path, first: int, count: int) -> Write:

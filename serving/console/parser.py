@@ -24,9 +24,12 @@ _VARIABLE: Final = "LATENTD_SERVER"
 
 _FILES: Final = (
     "images, .npy, .npz (array x, or FILE.npz:key), .parquet or IDX files, folders or "
-    "globs of these"
+    "globs of these; for a model of a table .csv or .parquet, of which it takes its own columns"
 )
-_OUT: Final = ".png: one grid; .npz or .npy: arrays; no suffix: a folder of PNG files"
+_OUT: Final = (
+    ".png: one grid; .npz or .npy: arrays; no suffix: a folder of PNG files; .csv or .parquet: a "
+    "table, of a model with columns"
+)
 
 Subparsers = argparse._SubParsersAction  # argparse's own name for what add_subparsers returns
 
@@ -120,7 +123,10 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
             "--temperature", type=float, default=1.0, help="below 1: more typical, less varied (1)"
         )
         sample.add_argument(
-            "--draw-x", action="store_true", help="of texts: draw each byte, not the likeliest one"
+            "--draw-x",
+            action="store_true",
+            help="of texts: draw each byte, not the likeliest one; of tables: draw each value, so "
+            "that rows scatter as the data does, instead of its mean or likeliest category",
         )
         _add_size(sample, "of the rows,")
         _add_tiling(sample)

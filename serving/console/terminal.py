@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from latentd.client.results import ModelInfo, ModelVersion, Rows
 from latentd.codec import Array
+from latentd.columns import describe
 from latentd.shapes import format_lengths
 
 _CONTROLS: Final = dict.fromkeys((*range(32), 127, *range(128, 160)), "\N{REPLACEMENT CHARACTER}")
@@ -25,6 +26,8 @@ def show_model(info: ModelInfo) -> None:
     rate = f" at {info.x.sample_rate} Hz" if info.x.sample_rate else ""
     print(f"  {info.default.x.kinds}{rate}, created {info.created}")
     print(f"  x              {info.x.dtype} {x}, {_range(info.x.range)}")
+    if info.x.columns:
+        print(f"  columns        {describe(info.x.columns)}")
     print(f"  z              float32 {z}, {info.posterior} posterior")
     for axis in info.axes.values():
         print(f"  {axis.name:14} {axis.expected}, by default {axis.default}")

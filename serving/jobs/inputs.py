@@ -23,6 +23,7 @@ from latentd.jobs.plan import Input, Plan
 from latentd.jobs.sizes import SizeFile
 from latentd.readers import files, sources, verified
 from latentd.readers.arrays import ArrayReader, file_and_key
+from latentd.readers.columns import ColumnsReader
 from latentd.readers.parquet import TableReader
 from latentd.readers.pictures import Names, PictureReader, file_path, find_shapes
 from latentd.readers.rows import BadRow, Chunk, Reader, join
@@ -216,6 +217,8 @@ class RowReader:
                 return ArrayReader(entry.path, plan.data, opener)
             if entry.kind == "text":
                 return TextReader(entry.path, plan.data, opener)
+            if entry.kind == "columns":
+                return ColumnsReader(entry.path, plan.data, entry.id_column, opener)
             columns = entry.column, entry.id_column
             return TableReader(entry.path, plan.data, *columns, plan.resize, opener)
         if self._names is None:
@@ -308,6 +311,8 @@ def _describe_file(
                 row_sizes = _RowSizes.find(reader.row_shapes(), model)
         elif isinstance(reader, TextReader):
             entry = replace(entry, kind="text")
+        elif isinstance(reader, ColumnsReader):
+            entry = replace(entry, kind="columns", id_column=options.id_column)
         elif isinstance(reader, ArrayReader):
             row_sizes = _RowSizes(reader.shapes.key)
     if before is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
+from latentd.columns import Column
 from latentd.manifest import ModelDescription
 from latentd.shapes import Axis, Shape
 
@@ -52,6 +53,7 @@ class ModelRows(ModelDescription):
                 "dtype": x.dtype,
                 "range": list(x.range),
                 "sample_rate": x.sample_rate,
+                **({"columns": [c.to_json() for c in x.columns]} if x.columns else {}),
             },
             "z": {"shape": self.z.shape.json},
             "axes": [dataclasses.asdict(axis) for axis in self.axes.values()],
@@ -72,6 +74,7 @@ class ModelRows(ModelDescription):
                 x["dtype"],
                 tuple(x["range"]),
                 x.get("sample_rate", 0),
+                tuple(map(Column.from_json, x.get("columns", ()))),
             ),
             LatentFormat(Shape.parse(raw["z"]["shape"])),
             {axis["name"]: Axis(**axis) for axis in raw["axes"]},

@@ -11,7 +11,8 @@ Parquet has these columns:
                               z, of encode jobs, may be float16
     z_shape                   list of int32: the shape of the row's latents; in encode jobs, and if
                               the model has free axes
-    reconstruction            a PNG file, or the row's bytes in C order
+    reconstruction            a PNG file, or the row's bytes in C order; of a model with columns one
+                              column for each, reconstruction.NAME, in the data's own units
     x_shape                   list of int32: the shape of the reconstruction; if the model has free
                               axes
 Lists have one length unless the model has free axes. .npy is one structured array with the same
@@ -29,7 +30,7 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from latentd import images
+from latentd import images, tables
 from latentd.bundle import SCORES, RowShapes
 from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
@@ -124,7 +125,11 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     latents = next((numbers[name] for name in _LATENTS if name in numbers), None)
     if latents is not None and (free or plan.wanted.encode):
         columns["z_shape"] = _shapes(latents, len(plan.data.z.shape.dims))
-    if results.x is not None:
+    if results.x is not None and plan.x.columns:
+        assert isinstance(results.x, np.ndarray)
+        for name, values in tables.to_values(plan.x.columns, results.x).items():
+            columns[f"reconstruction.{name}"] = pa.array(values)
+    elif results.x is not None:
         rows = (
             images.encode_pngs(results.x)
             if plan.wanted.reconstruction == "png"
@@ -147,7 +152,8 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     compression = {name: "none" for name in columns} | {"id": "snappy"}
     compression |= {name: "snappy" for name in ("z_shape", "x_shape") if name in columns}
     if plan.wanted.reconstruction == "raw":
-        compression["reconstruction"] = "snappy"
+        names = [name for name in columns if name.startswith("reconstruction")]
+        compression |= dict.fromkeys(names, "snappy")
     # Readers do not filter by ranges of latents or pixels.
     unfiltered = (*_LATENTS, "z_shape", "reconstruction", "x_shape")
     statistics = [name for name in columns if name not in unfiltered]
@@ -185,6 +191,9 @@ def _write_npy(results: Results, plan: Plan, file: BinaryIO) -> None:
     columns: dict[str, Any] = {"row": results.rows, **_numbers(results, plan)}
     if results.x is not None:
         columns["reconstruction"] = results.x
+        if plan.x.columns:
+            assert isinstance(results.x, np.ndarray)
+            columns["reconstruction"] = tables.to_structured(plan.x.columns, results.x)
     fields = [
         (name, values.dtype.newbyteorder("<"), values.shape[1:]) for name, values in columns.items()
     ]

@@ -170,6 +170,9 @@ class LocalReconstructor:
         if self._manifest.x.kind == "sequence":
             decoded = self._decode_texts(self._decoder, z, chunk.x)
         else:
+            if self._manifest.takes_choices:
+                greedy = Greedy(chunk.x.shape[1]).rows(0, len(z))
+                z = np.concatenate((z, greedy), axis=1)
             decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
         if self._wanted.scores and log_var is not None:
             params = decoded["params"]

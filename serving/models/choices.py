@@ -1,7 +1,8 @@
-"""How a model of text chooses each byte: a part of the rows that its decoder takes.
+"""How each byte of a text, or each column of a row, is chosen: a part of what the decoder takes.
 
-A choice below 0 is the likeliest byte after those before it. From 0 to 1 it is a uniform number
-that draws the byte. From 1 on the byte is that number less 1, whatever the model expects.
+A choice below 0 is the likeliest byte after those before it, the mean of a quantity, or the
+likeliest level of a category. From 0 to 1 it is a uniform number that draws the byte or the value.
+From 1 on, for texts only, the byte is that number less 1, whatever the model expects.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _GREEDY: Final = np.float32(-1)
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """The likeliest byte after each, in rows of `length` bytes."""
+    """The likeliest byte after each, in rows of `length` bytes; or the mean, of so many columns."""
 
     length: int
 
@@ -33,7 +34,7 @@ class Greedy:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Bytes drawn by uniform numbers: those of the noise that decides, or would decide, z."""
+    """Drawn by uniform numbers: those of the noise that decides, or would decide, z."""
 
     length: int
     draw: NoiseRange

@@ -188,11 +188,12 @@ class ServedModel:
     ) -> Future[Outputs]:
         """For each latent of the source: x (rows, *shape), params if requested, and z itself.
 
-        choices: how texts are decoded; None: greedily
+        choices: how texts and rows with columns are decoded; None: greedily
         """
-        if shapes.x.is_text and choices is None:
+        if self.manifest.takes_choices and choices is None:
             choices = Greedy(shapes.x.size)
-        payload = DecodePayload(source, shapes.z, params, choices=choices)
+        name = self.manifest.params_output
+        payload = DecodePayload(source, shapes.z, params, choices=choices, params_name=name)
         nbytes = source.rows * shapes.z_size * 4
         _, scale = self._scale(shapes)
         return self.decoder.submit(
@@ -251,8 +252,11 @@ class ServedModel:
         mean, log_var = await self.encode(x, caller)
         source = PosteriorSamples(mean, log_var, draw, draws)
         scores = Scoring(x, source, self._likelihood())
-        choices = Given(x) if shapes.x.is_text else None
-        payload = DecodePayload(source, shapes.z, True, scores, choices)
+        choices: Choices | None = None
+        if self.manifest.takes_choices:
+            choices = Given(x) if shapes.x.is_text else Greedy(shapes.x.size)
+        name = self.manifest.params_output
+        payload = DecodePayload(source, shapes.z, True, scores, choices, name)
         await self.decoder.submit(
             payload,
             rows,

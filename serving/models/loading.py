@@ -120,7 +120,7 @@ def load_model(
 
     def decode(graph: Graph, shapes: RowShapes, rows: int) -> Outputs:
         source = PriorSamples(NoiseRange(seed=0, offset=0, rows=rows))
-        choices = Greedy(shapes.x.size) if shapes.x.is_text else None
+        choices = Greedy(shapes.x.size) if m.takes_choices else None
         payload = DecodePayload(source, shapes.z, params=False, choices=choices)
         return decode_batch(graph, single_item_batch(payload, rows))
 

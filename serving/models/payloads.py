@@ -24,7 +24,8 @@ class DecodePayload:
     shape: tuple[int, ...]  # of one latent
     params: bool  # also return the parameters of p(x | z), not only its mean; of texts log p(x | z)
     scoring: Scoring | None = None  # receives params and z, which are then not returned
-    choices: Choices | None = None  # how texts are decoded; None: the rows are no texts
+    choices: Choices | None = None  # only if the decoder takes choices
+    params_name: str = "params"  # the output for `params`; of texts log_likelihood
 
 
 def encode_batch(graph: Graph, outputs: Sequence[str], batch: Sequence[BatchItem]) -> Outputs:
@@ -39,10 +40,10 @@ def decode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
     """x, params (None if no request wants them) and z of a batch of DecodePayloads. Of texts,
     params is log p(x | z): float32 (rows, 1)."""
     z = sources.materialize(batch, batch[0].payload.shape)
-    is_text = batch[0].payload.choices is not None
-    rows = decoder_rows(z, batch) if is_text else z
+    first = batch[0].payload
+    rows = z if first.choices is None else decoder_rows(z, batch)
     if any(item.payload.params for item in batch):
-        x, params = graph.run(rows, ["x", "log_likelihood" if is_text else "params"])
+        x, params = graph.run(rows, ["x", first.params_name])
         start = 0
         for item in batch:
             stop = start + item.rows

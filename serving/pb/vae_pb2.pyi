@@ -129,7 +129,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("served_by", "kind", "x_shape", "x_dtype", "x_min", "x_max", "x_bounded", "z_shape", "z_scale", "z_shift", "axes", "posterior", "prior", "likelihood", "parameters", "unavailable", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores", "tiles", "sample_rate")
+    __slots__ = ("served_by", "kind", "x_shape", "x_dtype", "x_min", "x_max", "x_bounded", "z_shape", "z_scale", "z_shift", "axes", "posterior", "prior", "likelihood", "parameters", "unavailable", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores", "tiles", "sample_rate", "columns")
     class UnavailableEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,7 @@ class GetModelResponse(_message.Message):
     TRAINING_SCORES_FIELD_NUMBER: _ClassVar[int]
     TILES_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     kind: str
     x_shape: _containers.RepeatedCompositeFieldContainer[Dim]
@@ -187,7 +188,22 @@ class GetModelResponse(_message.Message):
     training_scores: TrainingScores
     tiles: _containers.RepeatedCompositeFieldContainer[Tile]
     sample_rate: int
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., x_bounded: _Optional[bool] = ..., z_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., z_scale: _Optional[_Iterable[float]] = ..., z_shift: _Optional[_Iterable[float]] = ..., axes: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ..., tiles: _Optional[_Iterable[_Union[Tile, _Mapping]]] = ..., sample_rate: _Optional[int] = ...) -> None: ...
+    columns: _containers.RepeatedCompositeFieldContainer[Column]
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., x_bounded: _Optional[bool] = ..., z_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., z_scale: _Optional[_Iterable[float]] = ..., z_shift: _Optional[_Iterable[float]] = ..., axes: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ..., tiles: _Optional[_Iterable[_Union[Tile, _Mapping]]] = ..., sample_rate: _Optional[int] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
+
+class Column(_message.Message):
+    __slots__ = ("name", "levels", "mean", "std", "fill")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    FILL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    levels: _containers.RepeatedScalarFieldContainer[str]
+    mean: float
+    std: float
+    fill: float
+    def __init__(self, name: _Optional[str] = ..., levels: _Optional[_Iterable[str]] = ..., mean: _Optional[float] = ..., std: _Optional[float] = ..., fill: _Optional[float] = ...) -> None: ...
 
 class Tile(_message.Message):
     __slots__ = ("graph", "size", "overlap", "exact", "max_abs_difference", "decibels")

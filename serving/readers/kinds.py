@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Final, Literal
 
-Kind = Literal["picture", "npy", "npz", "idx", "parquet", "text"]
+Kind = Literal["picture", "npy", "npz", "idx", "parquet", "text", "csv"]
 
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """Suffixes of image files, in any case. Of several frames the first is read."""
@@ -41,11 +41,11 @@ LABELS: Final = ("idx1-ubyte", "idx1-ubyte.gz")
 TAKEN: Final = (
     f"Supported: images ({' '.join(PICTURES)}), .npy, .npz (or FILE.npz:key), .parquet and IDX "
     "files (train-images-idx3-ubyte, .gz or not), folders of one of these, globs, and for models "
-    "of text a .txt file with one text a line"
+    "of text a .txt file with one text a line, for models of tables .csv files"
 )
 
 _ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")
-_TABLES: Final = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".feather", ".arrow", ".orc")
+_TABLES: Final = (".txt", ".json", ".jsonl", ".xlsx", ".feather", ".arrow", ".orc")
 _TENSORS: Final = (".pt", ".pth", ".pkl", ".pickle", ".safetensors", ".h5", ".hdf5", ".mat")
 
 

@@ -25,6 +25,7 @@ from latentd.errors import BadData, ConfigError
 from latentd.manifest import ModelDescription
 from latentd.readers import files, kinds
 from latentd.readers.arrays import ArrayReader, file_and_key
+from latentd.readers.columns import CSV, ColumnsReader, has_columns
 from latentd.readers.kinds import Kind
 from latentd.readers.parquet import TableReader
 from latentd.readers.pictures import PictureReader
@@ -38,7 +39,8 @@ CLOSED: Final = "folders that cannot be opened"
 SPARK: Final = 'Parquet files or folders whose name starts with "_"'
 
 _TEXT: Final = ".txt"
-"""Read only where a file itself is named: in folders and globs such files are often notes."""
+"""Read only where a file itself is named: in folders and globs such files are often notes. Files of
+the suffixes CSV are read if a path or a glob ends so: in folders they often hold labels."""
 
 _NAMED: Final = 6  # reasons in the sentence; the rest are added up, but not images
 
@@ -101,6 +103,9 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
     if list(matches.paths) == [path] and path.lower().endswith(_TEXT):
         own.taken += 1
         found = [Source("text", path)]
+    elif matches.paths and path.lower().endswith(CSV):
+        own.taken += len(matches.paths)
+        found = [Source("csv", each) for each in matches.paths]
     else:
         found = _by_kind(matches.paths, own)
     for folder, names in matches.folders:
@@ -126,13 +131,17 @@ def open_source(
     column: str = "",
     id_column: str = "",
     resize: bool = False,
-) -> ArrayReader | TableReader | PictureReader | TextReader:
+) -> ArrayReader | ColumnsReader | TableReader | PictureReader | TextReader:
     """The source's reader. Raises ConfigError if its rows cannot be the model's, BadData."""
     if source.kind == "picture":
         names = source.names
         return PictureReader(
             source.path, lambda start, stop: names[start:stop], len(names), model, resize
         )
+    if source.kind == "csv" or (
+        source.kind == "parquet" and not column and has_columns(source.path, model)
+    ):
+        return ColumnsReader(source.path, model, id_column)
     if source.kind == "parquet":
         return TableReader(source.path, model, column, id_column, resize)
     if source.kind == "text":

@@ -62,6 +62,7 @@ def get_model(
             for graph, tile in manifest.tiles.items()
         ],
         sample_rate=x.sample_rate,
+        columns=[pb.Column(**dataclasses.asdict(column)) for column in x.columns],
     )
 
 

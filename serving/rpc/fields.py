@@ -71,11 +71,12 @@ def drawn(
     if not request.draw_x:
         return None
     x = model.manifest.default.x
-    if not x.is_text:
+    if not model.manifest.takes_choices:
         name = model.manifest.model
         raise InvalidArgument(
             "draw_x",
-            f"only texts are drawn, and rows of {name} are {x.kinds}; their x is a mean",
+            f"only texts and rows with columns are drawn, and rows of {name} are {x.kinds}; their "
+            "x is a mean",
             "Leave draw_x out",
         )
     return Drawn(x.size, noise)

@@ -13,14 +13,16 @@ import math
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd import tables
 from latentd.bundle import GOLDEN, Bundle, Manifest
+from latentd.columns import Column
 from latentd.errors import BundleError
 from latentd.posterior import Nats
 from latentd.runtime.engine import Graph
@@ -65,6 +67,7 @@ class Golden:
     outputs: dict[str, NDArray[Any]]
     tolerance: Tolerance
     elements: int  # numbers in one row of x at this size
+    columns: tuple[Column, ...] = ()  # of the outputs, which are compared in units of their std
 
     def check(self, graph: Graph, batch_rows: int = 0) -> float:
         """Run a graph on these rows, repeated up to `batch_rows`, the largest batch that will
@@ -83,7 +86,7 @@ class Golden:
                 message = f"A graph fails on its golden inputs: {error}"
                 raise BundleError("golden", message) from error
             for (name, expected), array in zip(self.outputs.items(), arrays, strict=True):
-                difference = _compare(name, array, expected, rows, self.tolerance)
+                difference = _compare(name, array, expected, rows, self.tolerance, self.columns)
                 max_error = max(max_error, difference)
         return max_error
 
@@ -151,8 +154,9 @@ def read(bundle: Bundle) -> GoldenVectors:
             exact = tolerance._replace(levels=0)  # another byte is another character
         elif m.likelihood:
             decoded["params"] = arrays["params"]
+        columns = m.x.columns
         vectors.encoder.append(Golden(arrays["x"], encoded, tolerance, elements))
-        vectors.decoder.append(Golden(arrays["z"], decoded, exact, elements))
+        vectors.decoder.append(Golden(arrays["z"], decoded, exact, elements, columns))
         if _LOG_LIKELIHOOD in arrays and not is_text:
             x, params = _tile(arrays["x"], len(arrays["params"])), arrays["params"]
             vectors.likelihood.append(GoldenLikelihood(x, params, arrays[_LOG_LIKELIHOOD]))
@@ -258,9 +262,17 @@ def _tile(array: NDArray[Any], rows: int) -> NDArray[Any]:
 
 
 def _compare(
-    name: str, found: NDArray[Any], expected: NDArray[Any], rows: int, tolerance: Tolerance
+    name: str,
+    found: NDArray[Any],
+    expected: NDArray[Any],
+    rows: int,
+    tolerance: Tolerance,
+    columns: Sequence[Column] = (),
 ) -> float:
-    """Check that `found` is `expected`, repeated up to `rows`; returns the largest difference."""
+    """Check that `found` is `expected`, repeated up to `rows`; returns the largest difference.
+
+    columns: of the last axis; numbers are then compared in units of each column's std
+    """
     shape = (rows, *expected.shape[1:])
     if found.shape != shape or found.dtype != expected.dtype:
         raise BundleError(
@@ -268,6 +280,10 @@ def _compare(
             f"Output {name} has dtype {found.dtype} and shape {found.shape}, expected "
             f"{expected.dtype} and {shape}.",
         )
+    slack: NDArray[Any] | float = 0.0
+    if columns:
+        slack = tables.rounding(columns)
+        found, expected = (tables.standardized(columns, array) for array in (found, expected))
     # The size of a sum's terms decides the rounding error, even if they almost cancel.
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
     tiled = _tile(expected, -(-_COMPARED_ROWS // len(expected)) * len(expected))
@@ -279,7 +295,7 @@ def _compare(
         limit = (
             tolerance.levels
             if found.dtype == np.uint8
-            else tolerance.atol * scale + tolerance.rtol * np.abs(reference)
+            else tolerance.atol * scale + tolerance.rtol * np.abs(reference) + slack
         )
         if not (difference <= limit).all():  # NaN compares false, so it fails too
             raise BundleError(

@@ -22,9 +22,12 @@ from tests.support.manifest_documents import (
     WRONG,
     WRONG_IN_FORMAT_1,
     WRONG_OF_AUDIO,
+    WRONG_OF_TABLE,
+    WRONG_TABLES_TO_THE_CODE,
     WRONG_TO_THE_CODE,
     altered,
     audio,
+    table,
     whole,
 )
 
@@ -69,6 +72,11 @@ def test_invalid_value_of_audio_names_key_and_expected(good, key, value, said):
     assert re.search(said, refused(altered(audio(good), key, value)))
 
 
+@pytest.mark.parametrize(("key", "value", "said"), [*WRONG_OF_TABLE, *WRONG_TABLES_TO_THE_CODE])
+def test_invalid_value_of_a_table_names_key_and_expected(good, key, value, said):
+    assert re.search(said, refused(altered(table(good), key, value)))
+
+
 @pytest.mark.parametrize(("key", "value", "said"), WRONG_IN_FORMAT_1)
 def test_invalid_value_in_format_1_names_key_and_expected(key, value, said):
     assert re.search(said, refused(altered(format_1("digits"), key, value)))
@@ -95,6 +103,17 @@ def test_audio_is_read_and_written(good):
     assert sorted(manifest.unavailable) == ["png", "tiles"]
     with pytest.raises(SizeError, match=r"t is 100; expected a multiple of 8 .* length is 104."):
         manifest.shapes_of_x((100, 2))
+
+
+def test_a_table_is_read_and_written(good):
+    document = table(good)
+    manifest = read(document)
+    assert json.loads(manifest.to_json()) == document
+    assert manifest.default.x.columns == manifest.x.columns
+    pressure, color = manifest.x.columns
+    assert (pressure.mean, pressure.std, pressure.choices) == (101_325, 250, 0)
+    assert (color.levels, color.choices, color.fill) == (("blue", "red"), 3, 2)
+    assert manifest.decoder_row(manifest.default) == (6,)  # a latent, and a choice for each column
 
 
 def test_rows_have_the_shapes_of_their_sizes(good):

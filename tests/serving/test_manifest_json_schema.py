@@ -18,10 +18,12 @@ from tests.support.manifest_documents import (
     SCHEMA,
     WRONG,
     WRONG_OF_AUDIO,
+    WRONG_OF_TABLE,
     WRONG_OF_TEXT,
     altered,
     audio,
     schema_errors,
+    table,
     text,
     whole,
 )
@@ -112,6 +114,16 @@ def test_text_is_judged_alike(good):
     assert code_accepts(right)
     assert not schema_errors(right)
     for key, value, _ in WRONG_OF_TEXT:
+        document = altered(right, key, value)
+        assert not code_accepts(document), key
+        assert schema_errors(document), key
+
+
+def test_a_table_is_judged_alike(good):
+    right = table(good)
+    assert code_accepts(right)
+    assert not schema_errors(right)
+    for key, value, _ in WRONG_OF_TABLE:
         document = altered(right, key, value)
         assert not code_accepts(document), key
         assert schema_errors(document), key

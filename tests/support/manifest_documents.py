@@ -146,7 +146,7 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("x/range", [0.5, 255], "x.range is"),
     ("x/range", [0, 10**400], "x.range is"),
     ("x/range", None, "x.dtype is 'uint8'; expected float32, as x.range is null"),
-    ("x/extra", 1, "x.extra is unknown; expected kind, dtype, shape, range, sample_rate"),
+    ("x/extra", 1, "x.extra is unknown; expected kind, dtype, shape, range, sample_rate, c"),
     ("x/sample_rate", 44100, "x.sample_rate is 44100; expected no such key, as x.kind is image"),
     ("z", 16, "z is 16; expected an object"),
     ("z/shape", [], r"z.shape is \[\]; expected 1 to 6 lengths"),
@@ -241,6 +241,48 @@ WRONG_OF_TEXT: Final[list[tuple[str, Any, str]]] = [
     ("files/likelihood.onnx", {"sha256": "0" * 64, "bytes": 1}, "expected no such file, as x.kind"),
 ]
 """The same, in the manifest of a model of text."""
+
+COLUMN: Final = {"name": "pressure", "mean": 101325.0, "std": 250, "fill": 101325.0}
+CATEGORY: Final = {"name": "color", "levels": ["blue", "red"], "fill": 2}
+
+
+def table(document: dict[str, Any]) -> dict[str, Any]:
+    """A whole manifest as that of a model of tables with a number and a category."""
+    x = {"kind": "vector", "shape": [2], "dtype": "float32", "range": None}
+    likelihood = {"name": "mixed", "parameters": ["p0", "p1", "p2"], "bounded": False}
+    return document | {
+        "x": x | {"columns": [COLUMN, CATEGORY]},
+        "z": {"shape": [4]},
+        "likelihood": likelihood | {"binary": False},
+        "axes": {},
+        "tiles": {},
+    }
+
+
+WRONG_OF_TABLE: Final[list[tuple[str, Any, str]]] = [
+    ("x/kind", "image", "x.shape is .*; expected height, width"),
+    ("x/range", [0, 1], "x.range is .*; expected null, as x.columns is given"),
+    ("x/dtype", "uint8", "x.dtype is 'uint8'; expected float32, as x.range is null"),
+    ("z/shape", [2, 2], r"z.shape is \[2, 2\]; expected one length, as x.columns is given"),
+    ("x/columns", [], r"x.columns is \[\]; expected a list of columns with different names"),
+    ("x/columns", [COLUMN, {"name": "a"}], "x.columns is"),
+    ("x/columns", [COLUMN, COLUMN | {"name": ""}], "x.columns is"),
+    ("x/columns", [COLUMN, COLUMN | {"name": "b", "std": 0}], "x.columns is"),
+    ("x/columns", [COLUMN, COLUMN | {"name": "b", "mean": 1e31}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORY | {"mean": 0, "std": 1}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORY | {"levels": []}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORY | {"levels": ["a", "a"]}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORY | {"unit": "m"}], "x.columns is"),
+]
+"""The same, in the manifest of a model of tables."""
+
+WRONG_TABLES_TO_THE_CODE: Final[list[tuple[str, Any, str]]] = [
+    ("x/shape", [3], r"x.shape is \[3\]; expected 2, one for each of x.columns"),
+    ("x/columns", [COLUMN, COLUMN], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORY | {"fill": 3}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORY | {"name": "a\nb"}], "x.columns is"),
+]
+"""Of these only the code knows that they are wrong."""
 
 WRONG_TO_THE_CODE: Final[list[tuple[str, Any, str]]] = [
     ("version", 1.0, "version is 1.0"),

@@ -84,23 +84,37 @@ def empty_folder(folder: Path) -> str:
     return f"images:{folder}"
 
 
-@bad(r"rows\.npy: row 3 holds 300\.0 at \(1,\), outside \[0, 1\]")
+@bad(r"rows\.npy: row 3 holds 300\.0 at \(1, 0\), outside \[0, 1\]")
 def range_too_wide(folder: Path) -> str:
-    rows = FLOATS.copy()
+    rows = FLOATS[..., None].copy()
     rows[3, 1] = 300
     return saved(folder, rows)
 
 
-@bad(r"row 5 holds nan at \(0,\)")
+@bad(r"row 5 holds nan at \(0, 0\)")
 def not_a_number(folder: Path) -> str:
-    rows = FLOATS.copy()
+    rows = FLOATS[..., None].copy()
     rows[5, 0] = np.nan
     return saved(folder, rows)
 
 
 @bad(r"row 0 holds -1\.0")
 def negative(folder: Path) -> str:
-    return saved(folder, FLOATS - 1)
+    return saved(folder, FLOATS[..., None] - 1)
+
+
+@bad(r"missing values in column 'x0' \(1\) of 40 rows\. Use --missing mean")
+def vector_not_a_number(folder: Path) -> str:
+    rows = FLOATS.copy()
+    rows[5, 0] = np.nan
+    return saved(folder, rows)
+
+
+@bad(r"infinite, or too large for float32, in column 'x1' \(1\)")
+def infinite_vector(folder: Path) -> str:
+    rows = FLOATS.copy()
+    rows[3, 1] = -np.inf
+    return saved(folder, rows)
 
 
 @bad(r"values are int64; make them uint8")
@@ -255,7 +269,7 @@ def infinite_test_rows(folder: Path) -> str:
     return f"npz:{folder / 'rows.npz'}"
 
 
-@bad(r"t\.csv is not a \.npy or \.npz .* reads \.csv files: save .* \(images:\), \.npy and \.npz")
+@bad(r"t\.csv is not a \.npy or \.npz .* Do you mean table:.*t\.csv\?")
 def csv(folder: Path) -> str:
     (folder / "t.csv").write_text("1,2\n3,4\n")
     return f"npz:{folder / 't.csv'}"

@@ -47,6 +47,12 @@ def prepare(plan: Plan) -> TrainedRuns:
     other settings.
     """
     source = data.load(_grey(plan.config))
+    if source.columns:
+        raise TrainingError(
+            f"--data {plan.config.data}: compare measures pictures and vectors scaled to 0..1, and "
+            "these are columns in units of their own. Train and evaluate both --model vae and "
+            "--model ae instead."
+        )
     ood = None
     if plan.ood_data is not None:
         ood = data.load(_grey(plan.config.with_data(plan.ood_data)))

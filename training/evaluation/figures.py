@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from latentd.training import figures
+from latentd.training import figures, table_sheets
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
 from latentd.training.text import sheets as text_sheets
@@ -21,10 +21,13 @@ _COLUMNS: Final = 12
 
 def draw(folder: Path, loaded: LoadedRun, result: dict[str, Any]) -> list[Path]:
     """Write kl.png (not for an autoencoder), latent.png and samples.png into `folder`; of a model
-    of text its sheets of text instead of samples.png."""
+    of text its sheets of text, and of rows with columns its tables, instead of samples.png."""
     if loaded.dataset.text:
         model = copy.deepcopy(loaded.model).cpu()
         sheets = text_sheets.draw(folder, model, loaded.dataset.test.x, result["seed"])
+    elif loaded.dataset.columns:
+        model = copy.deepcopy(loaded.model).cpu()
+        sheets = table_sheets.draw(folder, model, loaded.dataset.test.x, result["seed"])
     else:
         z = samples.prior(8 * _COLUMNS, result["latent"]["size"], result["seed"])
         sheets = [folder / "samples.png"]

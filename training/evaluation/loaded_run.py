@@ -54,6 +54,8 @@ class LoadedRun:
         config = self.saved.config
         if config.is_text:
             return "bytes of UTF-8, each text's end included"
+        if self.dataset.columns:
+            return "columns as the data has them, in their own units"
         if config.binarization == "dynamic":
             return "black or white, drawn once here with probability x; in training, in each pass"
         if config.binarization == "fixed":
@@ -86,6 +88,12 @@ class LoadedRun:
 
     def meaning(self) -> Meaning:
         """The meaning of this model's -log p(x|z)."""
+        if self.dataset.columns and self.saved.config.model == "vae":
+            return Meaning(
+                "density",
+                "density in the units of the columns' numbers, times the probability of the "
+                "categories: it may be below 0",
+            )
         return meaning(self.saved.config, self.dataset.test.x)
 
 
@@ -133,7 +141,7 @@ def _dataset(path: Path, saved: Checkpoint, source: str | None) -> Dataset:
     config = saved.config if source is None else saved.config.with_data(source)
     run = PictureCache.beside(path) if source is None else None
     try:
-        dataset = data.load(config, run)
+        dataset = data.load(config, run, saved.spec.columns)
     except TrainingError as error:
         raise TrainingError(f"{error} Rows to evaluate on can be named with --data.") from None
     if dataset.spec != saved.spec:

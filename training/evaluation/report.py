@@ -17,6 +17,7 @@ from latentd.training.evaluation import samples
 from latentd.training.evaluation.active_units import ACTIVE, measure_units, text_collapse, verdict
 from latentd.training.evaluation.aggregate_posterior import measure_aggregate
 from latentd.training.evaluation.classifier import cache_folder, load_classifier
+from latentd.training.evaluation.columns import measure_columns
 from latentd.training.evaluation.frechet import frechet
 from latentd.training.evaluation.likelihood import LikelihoodEstimate, estimate_likelihood
 from latentd.training.evaluation.linear_probe import ROWS as PROBE_ROWS
@@ -79,7 +80,9 @@ def evaluate(loaded: LoadedRun, options: Options) -> dict[str, Any]:
         result |= {"bound": _bound(estimate), "gap": _gap(loaded, target, train_target, seed)}
         if is_text:
             result["texts"] |= likelihoods(result["bound"], result["texts"])
-    if not is_text:
+    if loaded.dataset.columns:
+        result["columns"] = measure_columns(loaded, target, mean, seed)
+    elif not is_text:
         result["reconstruction"] = _reconstruction(loaded, target, mean)
     if loaded.saved.config.model == "ae":
         result["latent"] = {"size": mean.shape[1], "verdict": "a point for a code: no KL"}
@@ -160,6 +163,11 @@ def _measure_with_labels(
         return _not_measured("the labels name one class only")
     codes, _ = loaded.encode(loaded.targets(train.x[:PROBE_ROWS], options.seed))
     found = linear_probe(codes, train.y[:PROBE_ROWS], mean, test.y[: len(mean)])
+    if loaded.dataset.columns:
+        return {
+            "probe": dataclasses.asdict(found),
+            "frechet": {"missing": "it is of rows scaled to 0..1; see the columns"},
+        }
     grey = loaded.grey()
     classifier = load_classifier(grey, options.cache or cache_folder())
     real = classifier.features(grey.test.x)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
+
+_COLUMNS: Final = 40  # of a table that are shown
+_NAME: Final = 20  # characters of a column's name
 
 Line = tuple[str, str, str]  # what, value, remark
 
@@ -12,7 +15,7 @@ def format_table(result: dict[str, Any]) -> str:
     """Format the contents of evaluation.json as lines of text."""
     lines = [
         (name, value, f"  {remark}" if remark else "")
-        for part in (_about, _bound, _texts, _latent, _aggregate, _labels, _ways)
+        for part in (_about, _bound, _columns, _texts, _latent, _aggregate, _labels, _ways)
         for name, value, remark in part(result)
     ]
     widest = max(len(value) for _, value, remark in lines if remark)
@@ -60,6 +63,31 @@ def _bound(result: dict[str, Any]) -> Iterator[Line]:
         return
     error = result["reconstruction"]["mean_squared_error"]
     yield "reconstruction", f"{error:.4f}", "mean squared error of a pixel, through the mean"
+
+
+def _columns(result: dict[str, Any]) -> Iterator[Line]:
+    found = result.get("columns", {})
+    for number, (name, column) in enumerate(found.items()):
+        label = "columns" if number == 0 else ""
+        if number == _COLUMNS:
+            yield "", f"and {len(found) - _COLUMNS} more", "in evaluation.json"
+            return
+        if "reconstructed" in column:
+            yield (
+                label,
+                name[:_NAME],
+                f"{column['reconstructed']:.1%} reconstructed; frequencies of samples differ by "
+                f"{column['total_variation']:.1%}",
+            )
+            continue
+        explained = column["explained"]
+        share = "no variance" if explained is None else f"{explained:.1%} of variance explained"
+        (mean, new_mean), (std, new_std) = column["mean"], column["std"]
+        yield (
+            label,
+            name[:_NAME],
+            f"{share}; {mean:.4g} ± {std:.4g}, samples {new_mean:.4g} ± {new_std:.4g}",
+        )
 
 
 def _texts(result: dict[str, Any]) -> Iterator[Line]:

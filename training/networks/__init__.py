@@ -44,9 +44,10 @@ NETWORKS: Final = {
 }
 
 
-def resolve_architecture(config: Config, shape: Shape) -> Config:
+def resolve_architecture(config: Config, shape: Shape, columns: bool = False) -> Config:
     """The config with everything that follows the rows' `shape` resolved: architecture,
-    hidden_size, depth, stochastic_layers, linear_path and std."""
+    hidden_size, depth, stochastic_layers, linear_path and std. columns: whether rows have units of
+    their own."""
     name, spatial = config.architecture, config.latents == "spatial"
     if name == "auto":
         large = len(shape) > 1 and min(shape[:2]) >= 28
@@ -72,7 +73,12 @@ def resolve_architecture(config: Config, shape: Shape) -> Config:
         linear_path = "pca" if possible else "none"
     if std == "auto" and config.likelihood == "gaussian":
         shared = name in CONVOLUTIONAL and config.fixed_std is None
-        std = "shared" if shared else "pixel"
+        std = "shared" if shared else "column" if columns else "pixel"
+    if std == "column" and not columns:
+        raise TrainingError(
+            "--std column is for rows in units of their own, and these are scaled to 0..1 already; "
+            "use shared or pixel."
+        )
     return dataclasses.replace(
         config,
         architecture=name,

@@ -58,13 +58,15 @@ def search(plan: Plan) -> None:
         raise TrainingError("--model ae has no ELBO, by which trials are compared; leave it out.")
     space.check(plan.config, plan.wanted)  # before pictures are decoded, which may take long
     dataset = data.load(plan.config, plan.out)
-    searched = space.space(plan.config, plan.given, plan.wanted, dataset.spec.shape)
+    spec = dataset.spec
+    searched = space.space(plan.config, plan.given, plan.wanted, spec.shape, bool(spec.columns))
     study = TrialStudy(plan.out, plan.config, searched, dataset.digest)
     for name, words in searched.words().items():
         notice(f"searched: {flag(name)} in {words}")
+    elbo = describe_elbo(plan.config, spec)
     notice(
-        f"compared by: the highest validation ELBO of a trial ({describe_elbo(plan.config)}), in "
-        "which the KL has weight 1, whatever --beta is"
+        f"compared by: the highest validation ELBO of a trial ({elbo}), in which the KL "
+        "has weight 1, whatever --beta is"
     )
     seconds = None if plan.minutes is None else 60 * plan.minutes
     stopped: Stopped | None = None

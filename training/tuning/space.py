@@ -60,12 +60,16 @@ class Space:
 
 
 def space(
-    config: Config, given: Collection[str], wanted: Iterable[str], shape: tuple[int, ...]
+    config: Config,
+    given: Collection[str],
+    wanted: Iterable[str],
+    shape: tuple[int, ...],
+    columns: bool = False,
 ) -> Space:
     """What a search changes: the usual settings but for those in `given`, and `wanted`.
 
     given: settings with a flag of their own. wanted: the texts of --search. shape: of a row.
-    Raises TrainingError.
+    columns: as networks.resolve_architecture takes it. Raises TrainingError.
     """
     found: dict[str, BaseDistribution] = {}
     for text in wanted:
@@ -79,13 +83,13 @@ def space(
         found[name] = distribution
     usual = {
         name: _parse(f"{name}={text}", config)[1]
-        for name, text in _usual(config, shape).items()
+        for name, text in _usual(config, shape, columns).items()
         if name not in given
     }
     if not (usual | found):
         raise TrainingError("Every setting is fixed by a flag, so there is nothing to search.")
     searched = usual | found
-    resolved = networks.resolve_architecture(config, shape)
+    resolved = networks.resolve_architecture(config, shape, columns)
     start = {name: getattr(resolved, name) for name in searched}
     inside = all(_contains(searched[name], value) for name, value in start.items())
     return Space(searched, start if inside else None)
@@ -97,9 +101,9 @@ def check(config: Config, wanted: Iterable[str]) -> None:
         _parse(text, config)
 
 
-def _usual(config: Config, shape: tuple[int, ...]) -> dict[str, str]:
+def _usual(config: Config, shape: tuple[int, ...], columns: bool) -> dict[str, str]:
     """What is searched unless flags say otherwise, in the notation of --search."""
-    resolved = networks.resolve_architecture(config, shape)
+    resolved = networks.resolve_architecture(config, shape, columns)
     width, _ = resolved.sizes
     values = math.prod(shape)
     least, most = (2, 16) if config.latents == "spatial" else (4, 64)

@@ -173,7 +173,11 @@ def test_score_prints_a_table(done: Callable[..., str], client: Client) -> None:
     [
         ("sample --count 5000", 2, "count: 5000 rows requested"),
         ("sample --count many", 2, "invalid int value"),
-        ("sample --out grid.jpg", 2, "Use a .png or .npz or .npy path, or a folder."),
+        (
+            "sample --out grid.jpg",
+            2,
+            "Use a .png or .npz or .npy or .csv or .parquet path, or a folder.",
+        ),
         ("sample --out no/such/grid.png", 2, "folder no/such does not exist"),
         ("sample --model other", 2, "served models: toy"),
         ("stream --count 5 --out full", 2, "full is not empty"),

@@ -190,7 +190,7 @@ def test_remote_store_follows_the_same_rules() -> None:
     [
         ("a.tar.gz", "Unpack it and name the folder. Supported: images"),
         ("a.zip", "Unpack it and name the folder. Supported: images"),
-        ("a.csv", "Write its rows to a .npy or .parquet file"),
+        ("a.feather", "Write its rows to a .npy or .parquet file"),
         ("a.heic", "Convert it to .png or .jpg"),
         ("notes", "unsupported file"),
         ("pipe", "is a pipe, socket or device"),

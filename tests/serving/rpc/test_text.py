@@ -178,7 +178,7 @@ def test_the_client_draws_from_given_latents_and_in_streams(client: Client) -> N
 
 
 def test_pictures_are_not_drawn(toy_bundles: Path) -> None:
-    refused = pytest.raises(InvalidArgument, match="draw_x: only texts are drawn")
+    refused = pytest.raises(InvalidArgument, match="draw_x: only texts and rows with columns")
     with server_starter() as start, Client(start(toy_bundles).target) as client, refused:
         client.sample(2, draw_x=True)
 

@@ -1,0 +1,161 @@
+"""Tables as rows of numbers and back, as `columns` says: each column's values become float32.
+
+Values are what numpy, pandas and Arrow give: numbers, text, booleans, None. None and NaN are
+missing values. A missing value becomes the column's `fill`. A boolean is the category "true" or
+"false", and a whole number used as a category is its digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.columns import OTHER, Column
+
+Rows = NDArray[np.float32]
+"""float32, (rows, columns)."""
+
+_QUOTED: Final = 40  # characters of a value in a message
+
+
+def as_level(value: Any) -> str | None:
+    """A value of a category as the text of its level; None: it is missing."""
+    if value is None or value is np.ma.masked:
+        return None
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return None
+        if float(value).is_integer():  # pandas makes floats of integers where one is missing
+            return str(int(value))
+    text = str(value)
+    return None if text in ("<NA>", "NaT") else text
+
+
+def to_rows(
+    columns: Sequence[Column], values: Mapping[str, Any], rows: int
+) -> tuple[Rows, dict[int, str]]:
+    """Columns of values, by name, as rows; and why rows that have 0 in place of a bad value cannot
+    be used, by row, in words that follow "row 3". Names that are no column are ignored."""
+    found = np.zeros((rows, len(columns)), np.float32)
+    faults: dict[int, str] = {}
+    for place, column in enumerate(columns):
+        numbers, reasons = _to_numbers(column, values[column.name])
+        with np.errstate(over="ignore"):
+            found[:, place] = numbers
+        for row in np.flatnonzero(~np.isfinite(found[:, place])).tolist():
+            what = reasons.get(row, "" if np.isnan(numbers[row]) else "holds an infinite number")
+            what = what or "is missing, and this model was trained on rows without missing values"
+            faults.setdefault(row, f"has a bad value: column {column.name!r} {what}")
+            found[row, place] = 0
+    return found, faults
+
+
+def missing(columns: Sequence[Column], names: Iterable[str]) -> list[str]:
+    """The columns that are not among these names."""
+    given = set(names)
+    return [column.name for column in columns if column.name not in given]
+
+
+def to_values(columns: Sequence[Column], rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Rows as columns of values, by name: float32 of quantities, text of categories."""
+    found: dict[str, NDArray[Any]] = {}
+    for place, column in enumerate(columns):
+        numbers = np.asarray(rows)[:, place]
+        if column.is_category:
+            names = np.array([*column.levels, OTHER])
+            found[column.name] = names[np.clip(numbers, 0, len(names) - 1).astype(np.int64)]
+        else:
+            found[column.name] = numbers.astype(np.float32)
+    return found
+
+
+def to_csv(values: Mapping[str, NDArray[Any]]) -> Iterator[list[str]]:
+    """Columns of values as lines of text. A number has the fewest digits that give it again."""
+    texts = [
+        column.tolist() if column.dtype.kind == "U" else [_digits(number) for number in column]
+        for column in values.values()
+    ]
+    return (list(line) for line in zip(*texts, strict=True))
+
+
+def to_structured(columns: Sequence[Column], rows: NDArray[Any]) -> NDArray[Any]:
+    """Rows as a structured array with a field for each column."""
+    values = to_values(columns, rows)
+    table = np.empty(len(rows), [(name, array.dtype) for name, array in values.items()])
+    for name, array in values.items():
+        table[name] = array
+    return table
+
+
+def standardized(columns: Sequence[Column], values: NDArray[Any]) -> NDArray[np.float64]:
+    """Numbers of columns, on the last axis, in units of their standard deviation, so that one
+    tolerance is right for all. Of params (rows, parameters, columns) these are the first."""
+    mean = np.array([column.mean for column in columns])
+    std = np.array([column.std for column in columns])
+    found = values.astype(np.float64)
+    part = found if found.ndim == 2 else found[:, 0]
+    part -= mean
+    part /= std
+    return found
+
+
+def rounding(columns: Sequence[Column]) -> NDArray[np.float64]:
+    """How much float32 rounds the numbers of each column, in units of its standard deviation."""
+    sizes = np.array([abs(column.mean) / column.std for column in columns])
+    return sizes * 4 * float(np.finfo(np.float32).eps)
+
+
+def _digits(number: np.float32) -> str:
+    if 1e-4 <= abs(number) < 1e15 or number == 0:
+        return np.format_float_positional(number, trim="-")
+    return str(number)
+
+
+def _to_numbers(column: Column, values: Any) -> tuple[NDArray[np.float64], dict[int, str]]:
+    """The numbers of a column; NaN where there is none, with the reason if the value is not
+    missing."""
+    fill = np.nan if column.fill is None else column.fill
+    if column.is_category:
+        index = {level: number for number, level in enumerate(column.levels)}
+        other = len(column.levels)
+        levels = [as_level(value) for value in values]
+        index |= {_plain(level): number for level, number in index.items()} | index
+        found = (level and index.get(level, index.get(_plain(level), other)) for level in levels)
+        numbers = [fill if number is None else number for number in found]
+        return np.array(numbers, np.float64), {}
+    array = np.ma.filled(values, np.nan) if isinstance(values, np.ma.MaskedArray) else values
+    try:
+        plain = np.asarray(array, np.float64)
+        reasons: dict[int, str] = {}
+    except (TypeError, ValueError):
+        plain, reasons = _one_by_one(array)
+    known = np.where(np.isnan(plain), fill, plain)
+    for row in reasons:
+        known[row] = np.nan
+    return known, reasons
+
+
+def _plain(level: str) -> str:
+    """Other spellings of a boolean or of a whole number, as True and 03, as one."""
+    if level.lower() in ("true", "false"):
+        return level.lower()
+    try:
+        return str(int(float(level))) if float(level).is_integer() else level
+    except ValueError:
+        return level
+
+
+def _one_by_one(values: Iterable[Any]) -> tuple[NDArray[np.float64], dict[int, str]]:
+    numbers, reasons = [], {}
+    for row, value in enumerate(values):
+        try:
+            numbers.append(np.nan if as_level(value) in (None, "") else float(value))
+        except (TypeError, ValueError):
+            numbers.append(np.nan)
+            reasons[row] = f"holds {str(value)[:_QUOTED]!r}, not a number"
+    return np.array(numbers, np.float64), reasons

@@ -1,0 +1,110 @@
+"""A job over a table: scores, latents and reconstructions by the names of its columns."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from latentd.__main__ import main
+from latentd.tables import to_values
+from latentd.training.model import decoded, gaussian_kl
+from tests.support.server import server_starter
+from tests.support.table_bundle import COLUMNS, X, publish_table, table_model
+
+FLAGS = ("--processes", "1", "--provider", "cpu", "--max-quarantined", "99")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish_table(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """The rows of X, with columns in another order, and two rows that are none."""
+    values = to_values(COLUMNS, X)
+    lines = [
+        [f"r{n}", values["open"][n], values["pressure"][n], values["color"][n], values["leak"][n]]
+        for n in range(len(X))
+    ]
+    lines[0][1] = "True"
+    lines[2][1] = "unknown"
+    path = tmp_path / "t.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "open", "pressure", "color", "leak"])
+        writer.writerows([*lines[:2], ["short", "true"], *lines[2:]])
+        writer.writerow(["gap", "true", "1", "red", ""])
+    return path
+
+
+def expected(net: torch.nn.Module) -> dict[str, np.ndarray]:
+    x = torch.from_numpy(X)
+    with torch.no_grad():
+        mean, log_var = net.encode(x)  # type: ignore[operator]
+        error = net.distortion(mean, x)  # type: ignore[operator]
+        again = decoded(net, mean).numpy()  # type: ignore[arg-type]
+    elbo = -error - gaussian_kl(mean, log_var)
+    rebuilt = to_values(COLUMNS, again)
+    return {"mean": mean.numpy(), "elbo": elbo.numpy()} | rebuilt
+
+
+def check(found: dict[str, list], by_torch: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(np.array(found["mean"]), by_torch["mean"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["elbo"], by_torch["elbo"], rtol=1e-4)
+    for column in COLUMNS:
+        values, wanted = found[f"reconstruction.{column.name}"], by_torch[column.name]
+        if column.is_category:
+            assert values == wanted.tolist()
+        else:
+            np.testing.assert_allclose(values, wanted, rtol=1e-5)
+
+
+def test_rows_are_scored_by_name_and_bad_ones_are_quarantined(
+    folder: Path, table: Path, tmp_path: Path
+) -> None:
+    out, by_torch = tmp_path / "out", expected(table_model())
+    job = ["batch", "--input", str(table), "--id-column", "id", "--reconstruction", "raw", *FLAGS]
+    assert main([*job, "--bundle", str(folder), "--output", str(out)]) == 0
+    found = pq.read_table(out / "shards").to_pydict()
+    assert (found["row"], found["id"]) == ([0, 1, 3, 4], ["r0", "r1", "r2", "r3"])
+    check(found, by_torch)
+    bad = (out / "quarantine.jsonl").read_text()
+    assert "has 2 values; the first line names 5" in bad
+    assert "column 'leak' is missing" in bad
+    with server_starter() as start:
+        target = start(folder.parents[1]).target
+        remote = tmp_path / "remote"
+        flags = [flag for flag in job if flag not in ("--provider", "cpu")]
+        assert main([*flags, "--server", target, "--output", str(remote)]) == 0
+        check(pq.read_table(remote / "shards").to_pydict(), by_torch)
+
+
+def test_a_parquet_table_gives_a_structured_array(
+    folder: Path, table: Path, tmp_path: Path
+) -> None:
+    rows = {name: values for name, values in to_values(COLUMNS, X).items()}
+    pq.write_table(pa.table(rows | {"id": ["a", "b", "c", "d"]}), tmp_path / "t.parquet")
+    job = ["batch", "--input", str(tmp_path / "t.parquet"), "--format", "npy", *FLAGS]
+    flags = ["--reconstruction", "raw", "--bundle", str(folder), "--output", str(tmp_path / "o")]
+    assert main([*job, *flags]) == 0
+    (shard,) = (tmp_path / "o" / "shards").glob("*.npy")
+    found = np.load(shard)
+    by_torch = expected(table_model())
+    assert found["reconstruction"]["color"].tolist() == by_torch["color"].tolist()
+    np.testing.assert_allclose(found["elbo"], by_torch["elbo"], rtol=1e-4)
+
+
+def test_a_table_without_a_column_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("open,color\ntrue,red\n")
+    job = ["batch", "--input", str(tmp_path / "t.csv"), "--bundle", str(folder), *FLAGS]
+    assert main([*job, "--output", str(tmp_path / "out")]) != 0
+    assert "t.csv has no column 'pressure', which the model needs" in capsys.readouterr().err

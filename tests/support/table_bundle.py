@@ -1,0 +1,69 @@
+"""A bundle of a model of tables whose weights are drawn: numbers of unequal scales, and two
+categories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from latentd import bundle
+from latentd.bundle import Manifest, RowFormat
+from latentd.columns import Column
+from latentd.shapes import Shape
+from latentd.training import export, onnx_graphs
+from latentd.training.config import Config
+from latentd.training.data import RowSpec
+from latentd.training.model import VAE, build
+from latentd.training.networks import resolve_architecture
+
+LATENTS: Final = 3
+COLUMNS: Final = (
+    Column("pressure", mean=101_325.0, std=250.0, fill=101_325.0),
+    Column("color", levels=("blue", "green", "red"), fill=3.0),
+    Column("leak", mean=2e-6, std=5e-7),
+    Column("open", levels=("false", "true")),
+)
+X: Final = np.array(
+    [
+        [101_325.0, 0, 2e-6, 1],
+        [101_000.0, 2, 1e-6, 0],
+        [99_000.0, 3, 9e-6, 2],  # beyond the training rows, and with values of no level
+        [101_400.0, 1, 2.2e-6, 0],
+    ],
+    np.float32,
+)
+
+
+def table_model(columns: tuple[Column, ...] = COLUMNS) -> VAE:
+    """The model, in PyTorch."""
+    config = Config(data="table:no.csv", latent_size=LATENTS, hidden_size=12)
+    spec = RowSpec((len(columns),), "float32", columns=columns)
+    model = build(resolve_architecture(config, spec.shape, columns=True), spec).eval()
+    assert isinstance(model, VAE)
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    return model
+
+
+def publish_table(root: Path, name: str = "table") -> Path:
+    """Publish it; returns the version's folder."""
+    model = table_model()
+    files = {
+        bundle.ENCODER: onnx_graphs.encoder(model, name),
+        bundle.DECODER: onnx_graphs.decoder(model, name),
+        bundle.LIKELIHOOD: onnx_graphs.likelihood(model, name),
+        bundle.GOLDEN: export.golden(model, torch.from_numpy(np.resize(X, (8, len(COLUMNS))))),
+    }
+    manifest = Manifest(
+        model=name,
+        x=RowFormat("vector", Shape.parse([len(COLUMNS)]), "float32", columns=COLUMNS),
+        z=bundle.LatentFormat(Shape.parse([LATENTS])),
+        likelihood=export.likelihood_format(model, "gaussian"),
+        opset=20,
+        preprocessing="none",
+        parity={},
+    )
+    return bundle.publish(root, manifest, files)

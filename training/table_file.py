@@ -1,0 +1,248 @@
+"""Reads tables, CSV and Parquet: each column becomes numbers, as `latentd.columns` says.
+
+A column of numbers is a quantity. Text and booleans are categories. Other kinds of values, such as
+times, are errors that name the column.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from latentd.columns import MAX_LEVELS, MAX_NAME, OTHER, Column
+from latentd.tables import as_level
+from latentd.training.arrays import Array, Arrays
+from latentd.training.config import Config
+from latentd.training.errors import TrainingError
+from latentd.training.files import open_plain, printable, require_memory
+from latentd.training.table_columns import check_count
+
+_PARQUET: Final = (".parquet", ".pq")
+TABLES: Final = (".csv", ".tsv", *_PARQUET)
+"""The usual suffixes of tables."""
+_DELIMITERS: Final = {".tsv": "\t"}
+_SHOWN: Final = 40  # characters of a value in a message
+_MEMORY: Final = 8  # times a file's bytes: Arrow's columns and the rows
+
+
+class Settings(NamedTuple):
+    """Which columns are read, and how. The names are those of the flags."""
+
+    ignore_columns: tuple[str, ...] = ()
+    categorical_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        """A run's own."""
+        ignored, categorical = config.ignore_columns, config.categorical_columns
+        return cls(_split(ignored), _split(categorical), config.label_column)
+
+
+def _split(names: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
+
+
+def read_table(path: Path, settings: Settings) -> Arrays:
+    """Read a table. x: float64 (rows, columns), NaN where a value is missing. Its notes say which
+    columns are categories. Raises TrainingError, which names the column or the line at fault."""
+    name = printable(path)
+    table = _open(path)
+    names = table.column_names
+    _check_names(name, names, settings)
+    labels: Array | None = None
+    classes: tuple[str, ...] = ()
+    notes = [f"{name}: {table.num_rows:,} rows."]
+    if settings.label_column:
+        labels, classes = _labels(name, settings.label_column, table.column(settings.label_column))
+    columns: list[Column] = []
+    numbers: list[Array] = []
+    if not table.num_rows:
+        raise TrainingError(f"{name} has no rows to learn from, only the names of its columns.")
+    left_out = {*settings.ignore_columns, settings.label_column}
+    for column_name in names:
+        if column_name in left_out:
+            continue
+        values = table.column(column_name)
+        is_chosen = column_name in settings.categorical_columns
+        if is_chosen or not _is_quantity(values.type):
+            column, found = _category(name, column_name, values, is_chosen)
+        else:
+            column, found = Column(column_name), _quantity(values)
+        columns.append(column)
+        numbers.append(found)
+    if not columns:
+        raise TrainingError(f"{name} has no column to learn from; --ignore-columns names all.")
+    check_count(name, columns)
+    notes += _describe(name, columns)
+    return Arrays(
+        np.stack(numbers, axis=1),
+        labels,
+        classes=classes,
+        notes=tuple(notes),
+        columns=tuple(columns),
+    )
+
+
+def _open(path: Path) -> Any:
+    """The file as an Arrow table."""
+    try:
+        import pyarrow as pa
+        import pyarrow.csv
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise TrainingError(
+            "--data table:FILE needs pyarrow: pip install 'latentd[train]' brings it."
+        ) from None
+    name, suffix = printable(path), path.suffix.lower()
+    try:
+        with open_plain(path) as file:
+            content = file.read()
+    except FileNotFoundError:
+        raise TrainingError(
+            f"{name} does not exist; table:FILE names a CSV or Parquet file."
+        ) from None
+    except OSError as error:
+        raise TrainingError(f"{name} cannot be read: {error.strerror}.") from None
+    require_memory(name, _MEMORY * len(content), "Use fewer rows, or a machine with more memory.")
+    if not content.strip():
+        raise TrainingError(f"{name} is empty; a CSV file begins with a line of column names.")
+    buffer = pa.py_buffer(content)
+    try:
+        if suffix in _PARQUET:
+            return pq.read_table(pa.BufferReader(buffer))
+        return pa.csv.read_csv(
+            pa.BufferReader(buffer),
+            # Kinds of values are inferred from one block, so it is the whole file.
+            read_options=pa.csv.ReadOptions(block_size=min(len(content) + 1, (1 << 31) - 1)),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=_DELIMITERS.get(suffix, ","), newlines_in_values=True
+            ),
+            convert_options=pa.csv.ConvertOptions(strings_can_be_null=True),
+        )
+    except pa.ArrowInvalid as error:
+        kind = "a Parquet file" if suffix in _PARQUET else "a CSV file"
+        why = str(error).splitlines()[0].removeprefix("CSV parse error: ").rstrip(".")
+        raise TrainingError(
+            f"{name} cannot be read as {kind}: {why}. Each line of a CSV file has a value for each "
+            "column of its first line."
+        ) from None
+
+
+def _check_names(name: str, names: list[str], settings: Settings) -> None:
+    repeated = [column for column, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise TrainingError(f"{name} has two columns {repeated[0]!r}; give them different names.")
+    if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
+        raise TrainingError(
+            f"{name} has one column, {names[0][:_SHOWN]!r}: it seems to be separated otherwise. "
+            "Use commas, or the suffix .tsv for tabs."
+        )
+    if all(map(_is_number, names)):
+        raise TrainingError(
+            f"{name}: the first line holds numbers, {names[0]!r} first; it must name the columns."
+        )
+    for column in names:
+        if not column or len(column) > MAX_NAME or not column.isprintable():
+            raise TrainingError(
+                f"{name}: column {names.index(column) + 1} is called {column[:_SHOWN]!r}; a name "
+                f"has 1 to {MAX_NAME} printable characters."
+            )
+    for flag, given in (
+        ("--ignore-columns", settings.ignore_columns),
+        ("--categorical-columns", settings.categorical_columns),
+        ("--label-column", (settings.label_column,) if settings.label_column else ()),
+    ):
+        for column in given:
+            if column not in names:
+                raise TrainingError(
+                    f"{flag}: {name} has no column {column!r}; it has {', '.join(names[:20])}."
+                )
+
+
+def _is_quantity(kind: Any) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
+
+
+def _quantity(values: Any) -> Array:
+    import pyarrow as pa
+
+    found = values.cast(pa.float64(), safe=False).to_numpy()
+    return np.array(found, np.float64)
+
+
+def _category(name: str, column: str, values: Any, is_chosen: bool) -> tuple[Column, Array]:
+    """A category, its levels in order, and the index of each value's level. is_chosen: a flag says
+    that it is one."""
+    texts = _texts(name, column, values)
+    levels = sorted({text for text in texts if text is not None and text != OTHER})
+    if not levels:
+        raise TrainingError(f"{name}: column {column!r} has no value. Use --ignore-columns.")
+    if not is_chosen:
+        wrong = [level for level in levels if not _is_number(level)]
+        if 0 < 2 * len(wrong) < len(levels):
+            raise TrainingError(
+                f"{name}: column {column!r} holds numbers, but also {wrong[0][:_SHOWN]!r}. "
+                "Correct or empty such values, name it in --categorical-columns if it holds "
+                "codes, or leave it out with --ignore-columns."
+            )
+    if len(levels) > MAX_LEVELS:
+        raise TrainingError(
+            f"{name}: the category {column!r} has {len(levels):,} different values; {MAX_LEVELS} "
+            "are the limit. Group its values, or leave the column out with --ignore-columns."
+        )
+    for level in levels:
+        if not 1 <= len(level) <= MAX_NAME or not level.isprintable():
+            raise TrainingError(
+                f"{name}: the category {column!r} has the value {level[:_SHOWN]!r}; values have 1 "
+                f"to {MAX_NAME} printable characters."
+            )
+    index: dict[str | None, float] = {level: number for number, level in enumerate(levels)}
+    index |= {None: np.nan, OTHER: len(levels)}
+    return Column(column, tuple(levels)), np.array([index[text] for text in texts], np.float64)
+
+
+def _texts(name: str, column: str, values: Any) -> list[str | None]:
+    import pyarrow as pa
+
+    types, kind = pa.types, values.type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    plain = types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind)
+    if not (plain or types.is_null(kind) or _is_quantity(kind)):
+        raise TrainingError(
+            f"{name}: column {column!r} holds {kind}; numbers, text and booleans can be learned. "
+            "Turn it into numbers, or leave it out with --ignore-columns."
+        )
+    return [as_level(value) for value in values.to_pylist()]
+
+
+def _labels(name: str, column: str, values: Any) -> tuple[Array, tuple[str, ...]]:
+    """The labels of the rows, which evaluation uses and training does not see."""
+    found, numbers = _category(name, column, values, is_chosen=True)
+    if np.isnan(numbers).any():
+        raise TrainingError(f"{name}: rows without a label in column {column!r} (--label-column).")
+    return numbers.astype(np.int64), found.levels
+
+
+def _describe(name: str, columns: list[Column]) -> list[str]:
+    categories = [column for column in columns if column.is_category]
+    if not categories:
+        return []
+    shown = ", ".join(f"{c.name!r} ({len(c.levels)} values)" for c in categories[:10])
+    more = f" and {len(categories) - 10} more" if len(categories) > 10 else ""
+    return [f"{name}: categories are {shown}{more}."]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
