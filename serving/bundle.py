@@ -41,6 +41,7 @@ from latentd.manifest import (
     Manifest,
     RowFormat,
     RowShapes,
+    Threshold,
     Tile,
 )
 from latentd.manifest_schema import (
@@ -72,6 +73,7 @@ __all__ = [
     "Manifest",
     "RowFormat",
     "RowShapes",
+    "Threshold",
     "Tile",
     "load",
     "may_be_folder",

@@ -106,12 +106,15 @@ class Likelihood:
                 before it
     bounded:    it is defined for values in x's range only
     binary:     it is defined for the two ends of x's range: Score moves each element to one of them
+    contributions: of one row: the shape of the terms of -log p(x | z), which the graph also gives.
+                None: it gives only their sum
     """
 
     name: str
     parameters: tuple[str, ...]
     bounded: bool = True
     binary: bool = False
+    contributions: Shape | None = None
 
 
 _FORMAT_1_LIKELIHOODS: Final = {
@@ -147,6 +150,18 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """From which score on a row is an outlier: if its reconstruction error, -log p(x | z) through
+    the mean, is larger than this.
+
+    percentile: so many percent of the training rows have a smaller one
+    """
+
+    percentile: float
+    reconstruction_error: float  # nats
+
+
+@dataclass(frozen=True)
 class RowShapes:
     """The rows of a model at one size.
 
@@ -157,18 +172,22 @@ class RowShapes:
     x: DataSpec
     z: tuple[int, ...]
     params: tuple[int, ...] | None  # None: the model has no likelihood
+    contributions: tuple[int, ...] | None = None  # None: the bundle cannot give them
 
     @property
     def z_size(self) -> int:
         """Numbers in one latent."""
         return math.prod(self.z)
 
-    def rows_in(self, message_bytes: int) -> int:
-        """How many rows any response can hold whose message has so many bytes; at least 1."""
+    def rows_in(self, message_bytes: int, contributions: bool = False) -> int:
+        """How many rows any response can hold whose message has so many bytes; at least 1.
+        contributions: with those of each row."""
         x, z = self.x.size, self.z_size
         params = math.prod(self.params) if self.params else 0
         # Encode sends mean, log_var and a draw; StreamReconstruct x, mean and log_var.
         numbers = max(params, x, z) + 2 * z
+        if contributions and self.contributions:
+            numbers += math.prod(self.contributions)
         return max(1, message_bytes // (4 * numbers + 64))
 
 
@@ -177,6 +196,7 @@ class ModelDescription:
 
     x_bounded:  values outside x's range are rejected
     parameters: the name of each parameter of p(x | z); (): the model has no likelihood
+    contributions: as Likelihood.contributions; None: the bundle cannot give them
     posterior:  gaussian, or point: x has a single latent, which is not drawn
     """
 
@@ -192,6 +212,9 @@ class ModelDescription:
 
         @property
         def parameters(self) -> tuple[str, ...]: ...
+
+        @property
+        def contributions(self) -> Shape | None: ...
 
     @property
     def encoder_outputs(self) -> tuple[str, ...]:
@@ -266,7 +289,8 @@ class ModelDescription:
             self.x.columns,
         )
         params = (len(self.parameters), *x.shape) if self.parameters else None
-        return RowShapes(tuple(sizes.values()), x, self.z.shape.at(sizes), params)
+        terms = self.contributions.at(sizes) if self.contributions else None
+        return RowShapes(tuple(sizes.values()), x, self.z.shape.at(sizes), params, terms)
 
 
 @dataclass(frozen=True)
@@ -291,6 +315,7 @@ class Manifest(ModelDescription):
     # How training rows score: rows, and for each of `levels` (percent, ascending) the quantile of
     # each of SCORES, in nats. {}: unknown, as in older bundles and for models without scores.
     training_scores: dict[str, Any] = field(default_factory=dict)
+    threshold: Threshold | None = None  # None: none was chosen
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {sha256, bytes}
     version: int = 0  # given by publish
     created: str = ""  # UTC, ISO 8601; given by publish
@@ -305,6 +330,11 @@ class Manifest(ModelDescription):
     def parameters(self) -> tuple[str, ...]:
         """As ModelDescription.parameters."""
         return self.likelihood.parameters if self.likelihood else ()
+
+    @property
+    def contributions(self) -> Shape | None:
+        """As ModelDescription.contributions."""
+        return self.likelihood.contributions if self.likelihood else None
 
     @functools.cached_property
     def unavailable(self) -> Mapping[str, str]:
@@ -323,6 +353,10 @@ class Manifest(ModelDescription):
         if self.x.kind == "sequence":
             reasons["params"] = (
                 "decodes each byte given those before it, so no byte has parameters of its own"
+            )
+        if "score" not in reasons and self.likelihood and not self.likelihood.contributions:
+            reasons["contributions"] = (
+                "was exported without contributions, the terms that sum to a reconstruction error"
             )
         if not self.default.x.is_png_compatible:
             reasons["png"] = "has data that is not 8-bit images, gray or RGB"
@@ -374,12 +408,21 @@ class Manifest(ModelDescription):
                 **({"scale": list(self.z.scale)} if self.z.scale else {}),
                 **({"shift": list(self.z.shift)} if self.z.shift else {}),
             },
-            "likelihood": self.likelihood and dataclasses.asdict(self.likelihood),
+            "likelihood": self.likelihood and _likelihood_document(self.likelihood),
             "axes": {name: _axis_document(axis) for name, axis in self.axes.items()},
             "tiles": {graph: _tile_document(tile) for graph, tile in self.tiles.items()},
             "format": FORMAT,
         }
+        if self.threshold:
+            return document | {"threshold": dataclasses.asdict(self.threshold)}
+        del document["threshold"]
         return document
+
+
+def _likelihood_document(likelihood: Likelihood) -> dict[str, Any]:
+    document = {f.name: getattr(likelihood, f.name) for f in dataclasses.fields(likelihood)}
+    shape = document.pop("contributions")
+    return document | ({} if shape is None else {"contributions": shape.json})
 
 
 def _axis_document(axis: Axis) -> dict[str, int]:
@@ -411,8 +454,14 @@ def _from_format_1(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _likelihood(raw: Mapping[str, Any]) -> Likelihood:
+    shape = raw.get("contributions")
+    parts = {"parameters": tuple(raw["parameters"]), "contributions": shape and Shape.parse(shape)}
+    return Likelihood(**(dict(raw) | parts))
+
+
 def _from_format_2(raw: Mapping[str, Any]) -> dict[str, Any]:
-    x, z, likelihood = raw["x"], raw["z"], raw["likelihood"]
+    x, z, likelihood, threshold = raw["x"], raw["z"], raw["likelihood"], raw.get("threshold")
     low, high = _UNBOUNDED if x["range"] is None else _floats(x["range"])
     return dict(raw) | {
         "x": RowFormat(
@@ -426,10 +475,10 @@ def _from_format_2(raw: Mapping[str, Any]) -> dict[str, Any]:
         "z": LatentFormat(
             Shape.parse(z["shape"]), _floats(z.get("scale", ())), _floats(z.get("shift", ()))
         ),
-        "likelihood": likelihood
-        and Likelihood(**(likelihood | {"parameters": tuple(likelihood["parameters"])})),
+        "likelihood": likelihood and _likelihood(likelihood),
         "axes": MappingProxyType(
             {name: Axis(name=name, **bounds) for name, bounds in raw["axes"].items()}
         ),
         "tiles": {graph: Tile(**tile) for graph, tile in raw.get("tiles", {}).items()},
+        "threshold": threshold and Threshold(**{key: float(n) for key, n in threshold.items()}),
     }

@@ -210,7 +210,8 @@ _FORMAT_2: Final = schema.Fields(
                     "parameters": schema.Rule("a list of names", _is_names),
                     "bounded": schema.one_of(True, False),
                     "binary": schema.one_of(True, False),
-                }
+                },
+                {"contributions": _SHAPE},
             )
         ),
         "origin": schema.Tree(),
@@ -219,6 +220,15 @@ _FORMAT_2: Final = schema.Fields(
     {
         **_COMMON_OPTIONAL,
         "tiles": schema.EmptyOr(schema.Fields({"encoder": _TILE, "decoder": _TILE})),
+        "threshold": schema.Fields(
+            {
+                "percentile": schema.Rule(
+                    "a number from 0 to 100",
+                    lambda value: schema.is_number(value) and 0 <= value <= 100,
+                ),
+                "reconstruction_error": schema.Rule("a finite number", schema.is_number),
+            }
+        ),
     },
 )
 FORMATS: Final[Mapping[int, schema.Fields]] = {1: _FORMAT_1, 2: _FORMAT_2}
@@ -329,6 +339,15 @@ def _axis_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.
             yield f"axes.{name}.{bound}", axis[bound], multiples
         yield f"axes.{name}.max", axis["max"], schema.integer(axis["min"], _MAX_ELEMENTS)
         yield f"axes.{name}.default", axis["default"], schema.integer(axis["min"], axis["max"])
+    likelihood = manifest["likelihood"]
+    if likelihood is not None and (terms := likelihood.get("contributions")):
+        key = "likelihood.contributions"
+        shapes[key] = terms
+        known = schema.Rule(
+            f"a shape without axes but those of axes, undivided ({names})",
+            lambda shape: all(d.json in axes for d in Shape.parse(shape).dims if d.axis),
+        )
+        yield key, terms, known
     largest = {name: axis["max"] for name, axis in axes.items()}
     fits = schema.Rule(
         f"at most {_MAX_ELEMENTS} elements at the largest sizes",

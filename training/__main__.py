@@ -17,7 +17,7 @@ from latentd.flags import Parser
 from latentd.training.adopt import command as adoption
 from latentd.training.comparison import command as comparison
 from latentd.training.config import Config, flag
-from latentd.training.config_flags import add_flags
+from latentd.training.config_flags import add_flags, add_threshold
 from latentd.training.errors import TrainingError, is_out_of_memory
 from latentd.training.evaluation import command as evaluation
 from latentd.training.runs import command as runs
@@ -87,8 +87,10 @@ PyTorch computes, and publish them as the next version of a model: BUNDLES/NAME/
 Graphs that fail the check are not published, and the exit status is 1.
 """
 _EXPORT_EXAMPLES: Final = """\
-example:
+examples:
   latentd export --checkpoint runs/digits/best.pt --bundles models --name digits
+  latentd export --checkpoint runs/sensors/best.pt --bundles models --name sensors \\
+      --threshold-percentile 99
 """
 
 
@@ -183,6 +185,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.data,
         arguments.precision,
         arguments.max_size,
+        arguments.threshold_percentile,
     )
     print(json.dumps(report(folder), indent=2))
 
@@ -241,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with --latents spatial: the largest height and width that the bundle takes, in "
         "pixels [1024, or the trained size; with --attention 64 * 2^depth at most]",
     )
+    add_threshold(command)
     command.set_defaults(run=_export, after=lambda _: "Nothing was published.")
 
     adoption.add(commands)

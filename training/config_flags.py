@@ -48,3 +48,15 @@ def to_flags(config: Config) -> list[str]:
         elif value != getattr(default, field.name) or field.name == "data":
             words += [flag(field.name), str(value)]
     return words
+
+
+def add_threshold(command: argparse.ArgumentParser) -> None:
+    """Add the flag of `export` and `adopt` that chooses which rows are outliers."""
+    command.add_argument(
+        "--threshold-percentile",
+        type=float,
+        metavar="PERCENT",
+        help="keep a threshold in the bundle: a row is an outlier if its reconstruction error, "
+        "-log p(x|z), exceeds those of so many percent of the training rows, such as 99. Responses "
+        "with scores then tell it; a call may name a threshold of its own [none]",
+    )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from latentd import bundle
-from latentd.bundle import LatentFormat, Manifest, RowFormat, Tile
+from latentd.bundle import LatentFormat, Manifest, RowFormat, Threshold, Tile
 from latentd.shapes import Axis, Shape
 from latentd.training import (
     checkpoint,
@@ -27,6 +27,7 @@ from latentd.training import (
     onnx_graphs,
     parity,
     publication,
+    quantiles,
     score_quantiles,
     threads,
     tiles,
@@ -57,21 +58,34 @@ def export(
     source: str | None = None,
     precision: str = "float32",
     max_size: int | None = None,
+    threshold_percentile: float | None = None,
 ) -> Path:
     """Publish the checkpoint `path` as the next version of model `name` under `bundles`.
 
     source: the rows for the parity check, in --data's notation; default: the checkpoint's own.
     precision: float32 or float16 for the graphs' nets. max_size: the largest height and width that
     the bundle takes, of a model with spatial latents; None: 1024, less with attention, or the
-    trained size if that is larger. Returns the folder of the version. Raises TrainingError, and
-    RunFailed if a graph and PyTorch compute different results. On an error, nothing is published.
+    trained size if that is larger. threshold_percentile: of the training rows' reconstruction
+    errors: rows with a larger error are outliers. Returns the folder of the version. Raises
+    TrainingError, and RunFailed if a graph and PyTorch compute different results. On an error,
+    nothing is published.
     """
     publication.check(bundles, name)
+    quantiles.check_percentile(threshold_percentile)
     saved = checkpoint.load(path)
+    if threshold_percentile is not None and saved.config.model == "ae":
+        raise TrainingError(
+            "--threshold-percentile: an autoencoder's rows have no likelihood, so there is no "
+            "score to compare. Leave it out."
+        )
     axes = _axes(saved, max_size)
     dataset = _dataset(path, saved, source)
     with threads.using(threads.of_run(saved.config.threads)):
         manifest, files = _build(path, name, saved, dataset, precision, axes)
+    if threshold_percentile is not None:
+        error = quantiles.error_at(manifest.training_scores, threshold_percentile)
+        threshold = Threshold(threshold_percentile, error)
+        manifest = dataclasses.replace(manifest, threshold=threshold)
     return publication.publish(bundles, manifest, files)
 
 
@@ -185,7 +199,7 @@ def _manifest(
         model=name,
         x=_row_format(model),
         z=_latent_format(model),
-        likelihood=likelihood_format(model, saved.config.likelihood),
+        likelihood=likelihood_format(model, saved.config.likelihood, files.get(bundle.LIKELIHOOD)),
         posterior="gaussian" if saved.config.model == "vae" else "point",
         prior="standard-normal" if saved.config.model == "vae" else None,
         opset=graph_checks.opset(onnx.load_from_string(files[bundle.ENCODER])),
@@ -244,12 +258,18 @@ def _golden(model: Model, x: Tensor) -> dict[str, Any]:
     return {key: tensor.numpy() for key, tensor in tensors.items()}
 
 
-def likelihood_format(model: Model, name: str) -> bundle.Likelihood:
-    """What the manifest says of the model's likelihood."""
+def likelihood_format(model: Model, name: str, graph: bytes | None) -> bundle.Likelihood:
+    """What the manifest says of the model's likelihood. graph: likelihood.onnx, if it has one."""
     likelihood = model.likelihood
     if isinstance(likelihood, Mixed) and likelihood.parameters != ("mean", "log_std"):
         name = "mixed"
-    return bundle.Likelihood(name, likelihood.parameters, likelihood.bounded, likelihood.binary)
+    return bundle.Likelihood(
+        name,
+        likelihood.parameters,
+        likelihood.bounded,
+        likelihood.binary,
+        None if graph is None else Shape.parse(onnx_graphs.dims_of_contributions(graph)),
+    )
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -268,10 +288,21 @@ def report(folder: Path) -> dict[str, Any]:
         "training_scores": f"of {manifest.training_scores['rows']} rows"
         if manifest.training_scores
         else "none: an autoencoder's rows have no likelihood",
+        "threshold": _threshold_report(manifest.threshold),
         "evaluation": "of these weights, in the manifest"
         if manifest.evaluation
         else "none of these weights; `evaluate` before `export` records one",
     }
+
+
+def _threshold_report(threshold: Threshold | None) -> str:
+    if threshold is None:
+        return "none; --threshold-percentile keeps one"
+    return (
+        f"a row is an outlier if its reconstruction error exceeds "
+        f"{threshold.reconstruction_error:.6g} nats, as {100 - threshold.percentile:.6g} % of the "
+        "training rows' do"
+    )
 
 
 def _tile_report(tile: Tile) -> str:

@@ -25,6 +25,7 @@ from latentd.training.model import AE, Model, decoder_rows, to_data, to_unit
 MAX_ROWS: Final = 1 << 16  # upper end of the batch dimension's range
 MAX_SIZE: Final = 1 << 28  # upper end of a flat row's length
 MAX_SIDE: Final = 1 << 12  # upper end of a spatial latent's height and width
+_OF_LIKELIHOOD: Final = ("log_likelihood", "contributions")
 _op: Final[Any] = opset18  # its own types are too narrow: they do not know Python's numbers
 
 
@@ -74,16 +75,18 @@ class MixedDecoderGraph(nn.Module):
 
 
 class LikelihoodGraph(nn.Module):
-    """x in the data's form and params -> log p(x|z), summed in float64."""
+    """x in the data's form and params -> log p(x|z), summed in float64, and on request the terms
+    of -log p(x|z)."""
 
-    def __init__(self, likelihood: Likelihood) -> None:
+    def __init__(self, likelihood: Likelihood, contributions: bool = True) -> None:
         super().__init__()
-        self.likelihood = likelihood
+        self.likelihood, self.contributions = likelihood, contributions
 
-    def forward(self, x: Tensor, params: Tensor) -> Tensor:
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, ...]:
         terms = self.likelihood.terms(to_unit(x), params)
         # Thousands of nats in float32 have steps of 1e-4 and more.
-        return -terms.sum(tuple(range(1, terms.ndim)), dtype=torch.float64)
+        log_p = -terms.sum(tuple(range(1, terms.ndim)), dtype=torch.float64)
+        return (log_p, terms) if self.contributions else (log_p,)
 
 
 def encoder(model: Model, name: str) -> bytes:
@@ -106,14 +109,24 @@ def decoder(model: Model, name: str) -> bytes:
 
 def likelihood(model: Model, name: str) -> bytes:
     """likelihood.onnx: x (batch, *shape), params float32 (batch, parameters, *shape) ->
-    log_likelihood float64 (batch,) in nats. It has no weights."""
+    log_likelihood float64 (batch,) in nats, and contributions float32 (batch, *terms), which sum to
+    its negative. It has no weights."""
     shape, _ = _example_shapes(model)
     inputs = {
         "x": torch.zeros((2, *shape), dtype=getattr(torch, model.spec.dtype)),
         "params": torch.zeros(2, len(model.likelihood.parameters), *shape),
     }
     module = LikelihoodGraph(model.likelihood)
-    return graph(module, inputs, ("log_likelihood",), name, free(model.stride), _ACCURATE)
+    return graph(module, inputs, _OF_LIKELIHOOD, name, free(model.stride), _ACCURATE)
+
+
+def dims_of_contributions(graph: bytes) -> list[int | str]:
+    """The lengths of one row's contributions, as likelihood.onnx gives them: numbers, or the names
+    of free axes."""
+    model = onnx.load_from_string(graph)
+    (value,) = (output for output in model.graph.output if output.name == "contributions")
+    _, *dims = value.type.tensor_type.shape.dim
+    return [dim.dim_param or dim.dim_value for dim in dims]
 
 
 def flat_likelihood(likelihood: Likelihood, name: str) -> bytes:
@@ -125,7 +138,8 @@ def flat_likelihood(likelihood: Likelihood, name: str) -> bytes:
     lengths = Free(
         axes, {"batch": _dimension("batch", MAX_ROWS), "size": _dimension("size", MAX_SIZE)}
     )
-    return graph(LikelihoodGraph(likelihood), inputs, ("log_likelihood",), name, lengths, _ACCURATE)
+    module = LikelihoodGraph(likelihood, contributions=False)
+    return graph(module, inputs, _OF_LIKELIHOOD[:1], name, lengths, _ACCURATE)
 
 
 def free(stride: int | None) -> Free:
@@ -133,13 +147,13 @@ def free(stride: int | None) -> Free:
     batch, rows = {0: "batch"}, {"batch": _dimension("batch", MAX_ROWS)}
     outputs = {"log_likelihood": batch}
     if stride is None:
-        return batch_only(("x", "params", "z", "mean", "log_var", *outputs))
+        return batch_only(("x", "params", "z", "mean", "log_var", *_OF_LIKELIHOOD))
     x, params = batch | {1: "h", 2: "w"}, batch | {2: "h", 3: "w"}
     z = batch | {2: f"h/{stride}", 3: f"w/{stride}"}
     height, width = (_dimension(name, MAX_SIDE) for name in ("height", "width"))
     # The exporter must know that x's sides are multiples: it would refuse plain dimensions.
     sides = {"h": stride * height, "w": stride * width, z[2]: height, z[3]: width}
-    axes = {"x": x, "params": params, "z": z, "mean": z, "log_var": z}
+    axes = {"x": x, "params": params, "z": z, "mean": z, "log_var": z, "contributions": x}
     return Free(outputs | axes, rows | sides)
 
 

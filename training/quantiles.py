@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from latentd.training.errors import TrainingError
 
 ROWS: Final = 20_000  # limit, evenly picked: the 99.9th percentile then rests on 20 rows
 LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
@@ -15,6 +18,21 @@ def picked(count: int) -> npt.NDArray[np.int64]:
     """The numbers of the rows to score, of so many."""
     rows = min(ROWS, count)
     return np.arange(rows) * count // max(1, rows)
+
+
+def check_percentile(percentile: float | None) -> None:
+    """Raise TrainingError if it cannot be that of a threshold."""
+    if percentile is not None and not 0 < percentile <= 100:
+        raise TrainingError(
+            f"--threshold-percentile {percentile:g}: expected a number above 0 and at most 100, "
+            "such as 99."
+        )
+
+
+def error_at(scores: Mapping[str, Any], percentile: float) -> float:
+    """The reconstruction error at a percentile, in nats; linear between the quantiles of
+    Manifest.training_scores."""
+    return float(np.interp(percentile, scores["levels"], scores["reconstruction_error"]))
 
 
 def of(error: npt.NDArray[np.float64], kl: npt.NDArray[np.float64]) -> dict[str, Any]:

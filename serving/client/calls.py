@@ -245,6 +245,8 @@ def reconstruct(
     seed: int | None = None,
     offset: int = 0,
     include_scores: bool = False,
+    threshold: float | None = None,
+    include_contributions: bool = False,
     as_png: bool = False,
     float_dtype: str = "float32",
     tiling: str = "",
@@ -255,6 +257,9 @@ def reconstruct(
     """x -> latent -> x': from the latent's mean, or with `draw` from a draw (see encode).
 
     draw_x: of texts: draw each byte of x'; False: take the likeliest one after each.
+    threshold: with include_scores: rows with a larger reconstruction_error are outliers; None: the
+    bundle's, if it has one.
+    include_contributions: also what each element of x adds to its row's reconstruction_error.
     """
     request = pb.ReconstructRequest(
         model=model,
@@ -265,12 +270,20 @@ def reconstruct(
         offset=arguments.check_uint("offset", offset, 63),
         format=arguments.image_format(as_png),
         include_scores=include_scores,
+        threshold=threshold,
+        include_contributions=include_contributions,
         float_dtype=arguments.float_dtype(float_dtype),
         tiling=arguments.tiling(tiling),
     )
     if draw or draw_x:
         request.seed = arguments.seed(seed)
-    needs = _needs(draw=draw, include_scores=include_scores, png=as_png, tiling=tiling)
+    needs = _needs(
+        draw=draw,
+        include_scores=include_scores,
+        png=as_png,
+        tiling=tiling,
+        include_contributions=include_contributions,
+    )
     return Call("Reconstruct", request, responses.read_reconstruction, timeout, needs)
 
 
@@ -282,6 +295,8 @@ def stream_reconstruct(
     seed: int | None = None,
     offset: int = 0,
     include_scores: bool = False,
+    threshold: float | None = None,
+    include_contributions: bool = False,
     include_latents: bool = False,
     include_x: bool = True,
     in_flight: int = 4,
@@ -306,13 +321,17 @@ def stream_reconstruct(
         draw_x=draw_x,
         offset=arguments.check_uint("offset", offset, 63),
         include_scores=include_scores,
+        threshold=threshold,
+        include_contributions=include_contributions,
         include_latents=include_latents,
         include_x=include_x,
         float_dtype=arguments.float_dtype(float_dtype),
     )
     if draw or draw_x:
         request.seed = arguments.seed(seed)
-    needs = _needs(draw=draw, include_scores=include_scores)
+    needs = _needs(
+        draw=draw, include_scores=include_scores, include_contributions=include_contributions
+    )
     return ChunkedCall(request, chunks, in_flight, timeout, needs)
 
 
@@ -364,6 +383,8 @@ def score(
     draws: int = 0,
     seed: int | None = None,
     offset: int = 0,
+    threshold: float | None = None,
+    include_contributions: bool = False,
     model: str = "",
     version: int = 0,
     timeout: Timeout = CLIENT_TIMEOUT,
@@ -371,6 +392,9 @@ def score(
     """ELBO and importance-weighted log-likelihood of each row, in nats.
 
     draws: number for each row; 0: the server's default. More draws give a tighter bound.
+    threshold: rows with a larger reconstruction_error, which is computed at the mean of the
+    latents, are outliers; None: the bundle's, if it has one.
+    include_contributions: also what each element of x adds to its row's reconstruction_error.
     """
     request = pb.ScoreRequest(
         model=model,
@@ -379,8 +403,11 @@ def score(
         draws=arguments.check_uint("draws", draws, 32),
         seed=arguments.seed(seed),
         offset=arguments.check_uint("offset", offset, 63),
+        threshold=threshold,
+        include_contributions=include_contributions,
     )
-    return Call("Score", request, responses.read_scores, timeout, _needs(score=True))
+    needs = _needs(score=True, include_contributions=include_contributions)
+    return Call("Score", request, responses.read_scores, timeout, needs)
 
 
 def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]:
@@ -400,6 +427,7 @@ _FIELDS: Final = {
     "params": ("params", "output"),
     "png": ("png", "format"),
     "tiling": ("tiles", "tiling"),
+    "include_contributions": ("contributions", "include_contributions"),
 }
 """What a call may need -> the capability, and the request's field that asks for it."""
 

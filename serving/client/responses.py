@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from latentd import codec
-from latentd.bundle import LatentFormat, RowFormat, Tile
+from latentd.bundle import LatentFormat, RowFormat, Threshold, Tile
 from latentd.client.results import (
     Decoding,
     Encoding,
@@ -80,6 +80,8 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
         created=message.created,
         training_scores=_training_scores(message.training_scores),
         tiles={tile.graph: _tile(tile) for tile in message.tiles},
+        threshold=_threshold(message),
+        contributions=_shape(message.contributions_shape) if message.contributions_shape else None,
     )
 
 
@@ -95,6 +97,13 @@ def _column(message: pb.Column) -> Column:
 def _tile(message: pb.Tile) -> Tile:
     measured = (message.max_abs_difference, None) if message.exact else (None, message.decibels)
     return Tile(dict(message.size), dict(message.overlap), message.exact, *measured)
+
+
+def _threshold(message: pb.GetModelResponse) -> Threshold | None:
+    if not message.HasField("threshold"):
+        return None
+    chosen = message.threshold
+    return Threshold(chosen.percentile, chosen.reconstruction_error)
 
 
 def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:
@@ -161,6 +170,7 @@ def read_reconstruction(message: pb.ReconstructResponse) -> Reconstruction:
         _outside_range(message),
         read_version(message.served_by),
         _tiled(message),
+        **_outliers(message),
     )
 
 
@@ -178,6 +188,7 @@ def read_streamed_reconstruction(message: pb.StreamReconstructResponse) -> Strea
         message.seed,
         _outside_range(message),
         read_version(message.served_by),
+        **_outliers(message),
     )
 
 
@@ -203,7 +214,23 @@ def read_scores(message: pb.ScoreResponse) -> Scores:
         message.draws,
         _outside_range(message),
         read_version(message.served_by),
+        **_outliers(message),
+        reconstruction_error=(
+            _floats(message.reconstruction_error) if message.reconstruction_error else None
+        ),
     )
+
+
+def _outliers(message: Any) -> dict[str, Any]:
+    """The fields threshold, is_outlier and contributions."""
+    known, terms = message.HasField("threshold"), message.contributions
+    return {
+        "threshold": message.threshold if known else None,
+        "is_outlier": np.fromiter(message.is_outlier, np.bool_) if known else None,
+        "contributions": _optional_tensor(
+            message.HasField("contributions"), terms, "contributions"
+        ),
+    }
 
 
 def _rows(rows: pb.Rows) -> tuple[Array | None, list[bytes]]:

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from latentd import images, tables, texts
-from latentd.bundle import LatentFormat, RowFormat, Tile
+from latentd.bundle import LatentFormat, RowFormat, Threshold, Tile
 from latentd.codec import Array
 from latentd.columns import Column
 from latentd.errors import InvalidArgument
 from latentd.manifest import ModelDescription
-from latentd.shapes import Axis
+from latentd.shapes import Axis, Shape
 
 _NOTEBOOK_PIXELS: Final = 1 << 22
 """Of the picture that a notebook shows; `grid` has no limit."""
@@ -79,7 +79,7 @@ class ModelInfo(ModelDescription):
     prior: str  # standard-normal; "": none
     likelihood: str  # the name of p(x | z); "": none
     parameters: tuple[str, ...]  # the name of each parameter of p(x | z)
-    unavailable: Mapping[str, str]  # sample, draw, score, params, png, tiles -> why it cannot
+    unavailable: Mapping[str, str]  # sample, draw, score, contributions, params, png, tiles -> why
     limits: Limits
     provider: str
     versions: list[int]  # all served versions, ascending
@@ -88,6 +88,8 @@ class ModelInfo(ModelDescription):
     created: str  # UTC, ISO 8601
     training_scores: dict[str, Any]  # as in a bundle's manifest; {}: not in the bundle
     tiles: Mapping[str, Tile]  # of encoder and decoder; {}: rows cannot be run in tiles
+    threshold: Threshold | None = None  # from which score on rows are outliers; None: not chosen
+    contributions: Shape | None = None  # of one row; None: the bundle cannot give them
 
     def to_rows(self, table: Any) -> Array:
         """A table as rows for the methods that take x: float32, rows x columns.
@@ -254,6 +256,9 @@ class Reconstruction(Rows):
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
     tiled: str = ""  # exact | approximate: in tiles; "": whole rows
+    threshold: float | None = None  # nats; None: neither the call nor the bundle has one
+    is_outlier: Array | None = None  # bool, rows: reconstruction_error exceeds the threshold
+    contributions: Array | None = None  # float32, rows x contributions_shape
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,9 @@ class StreamedReconstruction:
     seed: int  # of the draws; 0 without draws
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
+    threshold: float | None = None  # nats; None: neither the call nor the bundle has one
+    is_outlier: Array | None = None  # bool, rows: reconstruction_error exceeds the threshold
+    contributions: Array | None = None  # float32, rows x contributions_shape
 
 
 @dataclass(frozen=True, repr=False)
@@ -296,3 +304,7 @@ class Scores:
     draws: int  # for each row
     values_outside_range: Array | None  # uint32, rows; None: none
     served_by: ModelVersion
+    threshold: float | None = None  # nats; None: neither the call nor the bundle has one
+    is_outlier: Array | None = None  # bool, rows: reconstruction_error exceeds the threshold
+    contributions: Array | None = None  # float32, rows x contributions_shape
+    reconstruction_error: Array | None = None  # float32, rows: with a threshold or contributions

@@ -26,6 +26,7 @@ class ModelRows(ModelDescription):
     x_bounded: bool = True
     parameters: tuple[str, ...] = ()
     posterior: str = "gaussian"  # gaussian | point
+    contributions: Shape | None = None  # as ModelDescription.contributions
 
     @classmethod
     def of(cls, model: Manifest | ModelInfo) -> Self:
@@ -37,6 +38,7 @@ class ModelRows(ModelDescription):
             x_bounded=model.x_bounded,
             parameters=model.parameters,
             posterior=model.posterior,
+            contributions=model.contributions,
         )
 
     def of_size(self, size: tuple[int, ...]) -> RowShapes:
@@ -60,6 +62,7 @@ class ModelRows(ModelDescription):
             "x_bounded": self.x_bounded,
             "parameters": list(self.parameters),
             "posterior": self.posterior,
+            **({"contributions": self.contributions.json} if self.contributions else {}),
         }
 
     @classmethod
@@ -81,4 +84,5 @@ class ModelRows(ModelDescription):
             raw["x_bounded"],
             tuple(raw["parameters"]),
             raw["posterior"],
+            Shape.parse(raw["contributions"]) if "contributions" in raw else None,
         )

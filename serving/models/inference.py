@@ -6,6 +6,7 @@ half of Reconstruct share the decoder's batcher.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -53,9 +54,11 @@ class ReconstructionOutputs:
     log_var: Array | None  # None: the posterior is a point
     scores: ScoreOutputs | None
     params: Array | None = None  # only if the model `checks_params`
+    contributions: Array | None = None  # float32, (rows, *terms); with scores only
 
     def __iter__(self) -> Iterator[Array | None]:
-        """All of its arrays; None for those that were not requested."""
+        """All arrays to check; None for those that were not requested. Scores are sums of the
+        contributions."""
         return itertools.chain(self.encoded, self.decoded)
 
     @property
@@ -112,9 +115,11 @@ class ServedModel:
         self.decoder = batcher("decoder", loaded.decoder, decode)
         self._scoring_seconds = scoring.measure(loaded.likelihood, self.manifest.default)
 
-    def max_rows(self, shapes: RowShapes) -> int:
-        """How many rows of this size a request may have: any response fits into one message."""
-        return min(self._settings.max_rows, shapes.rows_in(self._settings.max_message_bytes))
+    def max_rows(self, shapes: RowShapes, contributions: bool = False) -> int:
+        """How many rows of this size a request may have: any response fits into one message.
+        contributions: also one with contributions."""
+        message_bytes = self._settings.max_message_bytes
+        return min(self._settings.max_rows, shapes.rows_in(message_bytes, contributions))
 
     def too_large(self, shapes: RowShapes) -> tuple[str, str] | None:
         """Why a run of one row of this size would not fit into memory, and what to do; None: it
@@ -208,9 +213,10 @@ class ServedModel:
         caller: CallContext,
         work: int = 0,
         choices: Choices | None = None,
+        contributions: bool = False,
     ) -> ReconstructionOutputs:
         """x -> x' from each row's mean, or from `draw` around it; scores on request. choices: as
-        `decode` takes them."""
+        `decode` takes them. contributions: also give them, with scores."""
         mean, log_var = await self.encode(x, caller, work)
         source = GivenLatents(mean) if draw is None else PosteriorSamples(mean, log_var, draw)
         shapes = self.manifest.shapes_of_x(x.shape[1:])
@@ -226,10 +232,16 @@ class ServedModel:
         if not scores:
             params = params if self.checks_params else None
             return ReconstructionOutputs(decoded, mean, log_var, None, params)
+        likelihood = self._likelihood()
         score = functools.partial(
-            scoring.score_reconstructions, x, mean, log_var, params, self._likelihood()
+            scoring.score_reconstructions, x, mean, log_var, params, likelihood
         )
-        return ReconstructionOutputs(decoded, mean, log_var, await run_in_executor(score))
+        result = ReconstructionOutputs(decoded, mean, log_var, await run_in_executor(score))
+        if not contributions:
+            return result
+        assert likelihood is not None
+        terms = await run_in_executor(likelihood.contributions, x, params)
+        return dataclasses.replace(result, contributions=terms)
 
     async def score(
         self, x: Array, draws: int, draw: NoiseRange, caller: CallContext

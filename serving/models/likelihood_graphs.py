@@ -25,7 +25,13 @@ def load(bundle: Bundle) -> LikelihoodGraph | None:
         return None
     parameters = len(m.likelihood.parameters)
     if m.format > 1:
-        return likelihood.load(bundle.files[LIKELIHOOD], m.x.dtype, m.x.shape, parameters)
+        return likelihood.load(
+            bundle.files[LIKELIHOOD],
+            m.x.dtype,
+            m.x.shape,
+            parameters,
+            contributions=m.likelihood.contributions,
+        )
     graph = resources.files(__package__) / "format_1" / f"{m.likelihood.name}.onnx"
     prepare = functools.partial(_flat, m.x.range)
     return likelihood.load(graph.read_bytes(), "float32", _FLAT_ROW, parameters, prepare)

@@ -102,17 +102,19 @@ class TiledModel(ServedModel):
         caller: CallContext,
         work: int = 0,
         choices: Choices | None = None,
+        contributions: bool = False,
     ) -> ReconstructionOutputs:
         """As of ServedModel. Raises InvalidArgument for the scores of rows that fit into memory in
         tiles only: the likelihood is computed of whole rows."""
         shapes = self.manifest.shapes_of_x(x.shape[1:])
         if scores and (reason := super().too_large(shapes)):
+            field = "include_contributions" if contributions else "include_scores"
             raise InvalidArgument(
-                "include_scores",
+                field,
                 f"scores are computed of whole rows, and {reason[0]}",
-                "Leave include_scores out, or send smaller rows",
+                f"Leave {field} out, or send smaller rows",
             )
-        return await super().reconstruct(x, draw, scores, caller, work, choices)
+        return await super().reconstruct(x, draw, scores, caller, work, choices, contributions)
 
     def _plan(self, graph: str, shapes: RowShapes) -> TilePlan | None:
         """The parts in which a graph runs rows of this size; None: it runs them whole."""

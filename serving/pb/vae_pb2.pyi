@@ -129,7 +129,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("served_by", "kind", "x_shape", "x_dtype", "x_min", "x_max", "x_bounded", "z_shape", "z_scale", "z_shift", "axes", "posterior", "prior", "likelihood", "parameters", "unavailable", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores", "tiles", "sample_rate", "columns")
+    __slots__ = ("served_by", "kind", "x_shape", "x_dtype", "x_min", "x_max", "x_bounded", "z_shape", "z_scale", "z_shift", "axes", "posterior", "prior", "likelihood", "parameters", "unavailable", "limits", "provider", "versions", "profiles", "preprocessing", "created", "training_scores", "tiles", "sample_rate", "threshold", "contributions_shape", "columns")
     class UnavailableEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,8 @@ class GetModelResponse(_message.Message):
     TRAINING_SCORES_FIELD_NUMBER: _ClassVar[int]
     TILES_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_SHAPE_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     kind: str
@@ -188,8 +190,18 @@ class GetModelResponse(_message.Message):
     training_scores: TrainingScores
     tiles: _containers.RepeatedCompositeFieldContainer[Tile]
     sample_rate: int
+    threshold: Threshold
+    contributions_shape: _containers.RepeatedCompositeFieldContainer[Dim]
     columns: _containers.RepeatedCompositeFieldContainer[Column]
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., x_bounded: _Optional[bool] = ..., z_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., z_scale: _Optional[_Iterable[float]] = ..., z_shift: _Optional[_Iterable[float]] = ..., axes: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ..., tiles: _Optional[_Iterable[_Union[Tile, _Mapping]]] = ..., sample_rate: _Optional[int] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., x_bounded: _Optional[bool] = ..., z_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., z_scale: _Optional[_Iterable[float]] = ..., z_shift: _Optional[_Iterable[float]] = ..., axes: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ..., tiles: _Optional[_Iterable[_Union[Tile, _Mapping]]] = ..., sample_rate: _Optional[int] = ..., threshold: _Optional[_Union[Threshold, _Mapping]] = ..., contributions_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
+
+class Threshold(_message.Message):
+    __slots__ = ("reconstruction_error", "percentile")
+    RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PERCENTILE_FIELD_NUMBER: _ClassVar[int]
+    reconstruction_error: float
+    percentile: float
+    def __init__(self, reconstruction_error: _Optional[float] = ..., percentile: _Optional[float] = ...) -> None: ...
 
 class Column(_message.Message):
     __slots__ = ("name", "levels", "mean", "std", "fill")
@@ -510,7 +522,7 @@ class StreamSamplesResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores", "float_dtype", "tiling", "draw_x")
+    __slots__ = ("model", "version", "x", "draw", "seed", "offset", "format", "include_scores", "float_dtype", "tiling", "draw_x", "threshold", "include_contributions")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
@@ -522,6 +534,8 @@ class ReconstructRequest(_message.Message):
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
     DRAW_X_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     x: Rows
@@ -533,10 +547,12 @@ class ReconstructRequest(_message.Message):
     float_dtype: DataType
     tiling: Tiling
     draw_x: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ..., draw_x: _Optional[bool] = ...) -> None: ...
+    threshold: float
+    include_contributions: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., tiling: _Optional[_Union[Tiling, str]] = ..., draw_x: _Optional[bool] = ..., threshold: _Optional[float] = ..., include_contributions: _Optional[bool] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
-    __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo", "values_outside_range", "tiled")
+    __slots__ = ("served_by", "x", "seed", "reconstruction_error", "kl", "elbo", "values_outside_range", "tiled", "threshold", "is_outlier", "contributions")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -545,6 +561,9 @@ class ReconstructResponse(_message.Message):
     ELBO_FIELD_NUMBER: _ClassVar[int]
     VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
     TILED_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    IS_OUTLIER_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     x: Rows
     seed: int
@@ -553,10 +572,13 @@ class ReconstructResponse(_message.Message):
     elbo: _containers.RepeatedScalarFieldContainer[float]
     values_outside_range: _containers.RepeatedScalarFieldContainer[int]
     tiled: Tiled
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
+    threshold: float
+    is_outlier: _containers.RepeatedScalarFieldContainer[bool]
+    contributions: Tensor
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., seed: _Optional[int] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., tiled: _Optional[_Union[Tiled, str]] = ..., threshold: _Optional[float] = ..., is_outlier: _Optional[_Iterable[bool]] = ..., contributions: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class StreamReconstructRequest(_message.Message):
-    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "include_scores", "include_latents", "include_x", "float_dtype", "draw_x")
+    __slots__ = ("x", "offset", "model", "version", "draw", "seed", "format", "include_scores", "include_latents", "include_x", "float_dtype", "draw_x", "threshold", "include_contributions")
     X_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -569,6 +591,8 @@ class StreamReconstructRequest(_message.Message):
     INCLUDE_X_FIELD_NUMBER: _ClassVar[int]
     FLOAT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     DRAW_X_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     x: Rows
     offset: int
     model: str
@@ -581,10 +605,12 @@ class StreamReconstructRequest(_message.Message):
     include_x: bool
     float_dtype: DataType
     draw_x: bool
-    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., include_latents: _Optional[bool] = ..., include_x: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., draw_x: _Optional[bool] = ...) -> None: ...
+    threshold: float
+    include_contributions: bool
+    def __init__(self, x: _Optional[_Union[Rows, _Mapping]] = ..., offset: _Optional[int] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., draw: _Optional[bool] = ..., seed: _Optional[int] = ..., format: _Optional[_Union[Format, str]] = ..., include_scores: _Optional[bool] = ..., include_latents: _Optional[bool] = ..., include_x: _Optional[bool] = ..., float_dtype: _Optional[_Union[DataType, str]] = ..., draw_x: _Optional[bool] = ..., threshold: _Optional[float] = ..., include_contributions: _Optional[bool] = ...) -> None: ...
 
 class StreamReconstructResponse(_message.Message):
-    __slots__ = ("served_by", "offset", "x", "reconstruction_error", "kl", "elbo", "mean", "log_var", "seed", "errors", "values_outside_range")
+    __slots__ = ("served_by", "offset", "x", "reconstruction_error", "kl", "elbo", "mean", "log_var", "seed", "errors", "values_outside_range", "threshold", "is_outlier", "contributions")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
@@ -596,6 +622,9 @@ class StreamReconstructResponse(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    IS_OUTLIER_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     offset: int
     x: Rows
@@ -607,7 +636,10 @@ class StreamReconstructResponse(_message.Message):
     seed: int
     errors: _containers.RepeatedCompositeFieldContainer[RowError]
     values_outside_range: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., offset: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
+    threshold: float
+    is_outlier: _containers.RepeatedScalarFieldContainer[bool]
+    contributions: Tensor
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., offset: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., log_var: _Optional[_Union[Tensor, _Mapping]] = ..., seed: _Optional[int] = ..., errors: _Optional[_Iterable[_Union[RowError, _Mapping]]] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., threshold: _Optional[float] = ..., is_outlier: _Optional[_Iterable[bool]] = ..., contributions: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class RowError(_message.Message):
     __slots__ = ("row", "description")
@@ -683,23 +715,27 @@ class InterpolateResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., tiled: _Optional[_Union[Tiled, str]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "version", "x", "draws", "seed", "offset")
+    __slots__ = ("model", "version", "x", "draws", "seed", "offset", "threshold", "include_contributions")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     X_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     x: Rows
     draws: int
     seed: int
     offset: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draws: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    threshold: float
+    include_contributions: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ..., draws: _Optional[int] = ..., seed: _Optional[int] = ..., offset: _Optional[int] = ..., threshold: _Optional[float] = ..., include_contributions: _Optional[bool] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("served_by", "elbo", "log_likelihood", "kl", "seed", "draws", "values_outside_range")
+    __slots__ = ("served_by", "elbo", "log_likelihood", "kl", "seed", "draws", "values_outside_range", "reconstruction_error", "threshold", "is_outlier", "contributions")
     SERVED_BY_FIELD_NUMBER: _ClassVar[int]
     ELBO_FIELD_NUMBER: _ClassVar[int]
     LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
@@ -707,6 +743,10 @@ class ScoreResponse(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
     VALUES_OUTSIDE_RANGE_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    IS_OUTLIER_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     served_by: ModelVersion
     elbo: _containers.RepeatedScalarFieldContainer[float]
     log_likelihood: _containers.RepeatedScalarFieldContainer[float]
@@ -714,4 +754,8 @@ class ScoreResponse(_message.Message):
     seed: int
     draws: int
     values_outside_range: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., elbo: _Optional[_Iterable[float]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., draws: _Optional[int] = ..., values_outside_range: _Optional[_Iterable[int]] = ...) -> None: ...
+    reconstruction_error: _containers.RepeatedScalarFieldContainer[float]
+    threshold: float
+    is_outlier: _containers.RepeatedScalarFieldContainer[bool]
+    contributions: Tensor
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., elbo: _Optional[_Iterable[float]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., draws: _Optional[int] = ..., values_outside_range: _Optional[_Iterable[int]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., threshold: _Optional[float] = ..., is_outlier: _Optional[_Iterable[bool]] = ..., contributions: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...

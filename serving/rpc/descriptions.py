@@ -19,7 +19,7 @@ def get_model(
 ) -> pb.GetModelResponse:
     """One model: shapes, ranges, limits, provider and measured speed."""
     manifest = model.manifest
-    x, likelihood = manifest.x, manifest.likelihood
+    x, likelihood, threshold = manifest.x, manifest.likelihood, manifest.threshold
     return pb.GetModelResponse(
         served_by=fields.served_by(model),
         kind=x.kind,
@@ -63,6 +63,8 @@ def get_model(
         ],
         sample_rate=x.sample_rate,
         columns=[pb.Column(**dataclasses.asdict(column)) for column in x.columns],
+        threshold=pb.Threshold(**dataclasses.asdict(threshold)) if threshold else None,
+        contributions_shape=_dims(manifest.contributions) if manifest.contributions else (),
     )
 
 

@@ -260,15 +260,15 @@ def require(model: ServedModel, capability: str, field: str) -> None:
 
 
 async def read_rows(
-    rows: pb.Rows, model: ServedModel, field: str, max_rows: int = 0
+    rows: pb.Rows, model: ServedModel, field: str, max_rows: int = 0, contributions: bool = False
 ) -> tuple[codec.Array, Counts | None]:
     """x, checked, and how many values of each row lie outside the model's range. What takes
     milliseconds is done in the thread pool: to decode PNG files, and to widen many floats.
 
-    max_rows: 0: the model's
+    max_rows: 0: the model's. contributions: the response has those of each row
     """
     shapes = shapes_of_rows(rows, model, field)
-    limit = max_rows or model.max_rows(shapes)
+    limit = max_rows or model.max_rows(shapes, contributions)
     hint = images.SAME_SIZE if model.manifest.axes else images.TRAINED_SIZE
     read = functools.partial(codec.read_rows, rows, shapes.x, limit, field, hint)
     slow = rows.WhichOneof("content") == "png" or _is_slow(rows.tensor)
@@ -276,27 +276,26 @@ async def read_rows(
 
 
 async def read_rows_lenient(
-    rows: pb.Rows, model: ServedModel, field: str
+    rows: pb.Rows, model: ServedModel, field: str, contributions: bool = False
 ) -> tuple[codec.Array, Counts | None, dict[int, str]]:
     """As read_rows, but a bad row does not reject the message; see codec.decode_rows_lenient."""
     if rows.WhichOneof("content") == "png":
-        return await run_in_executor(_read_files_lenient, rows, model, field)
+        return await run_in_executor(_read_files_lenient, rows, model, field, contributions)
     shapes = shapes_of_rows(rows, model, field)
-    read = functools.partial(
-        codec.decode_rows_lenient, rows, shapes.x, model.max_rows(shapes), field
-    )
+    limit = model.max_rows(shapes, contributions)
+    read = functools.partial(codec.decode_rows_lenient, rows, shapes.x, limit, field)
     return await run_in_executor(read) if _is_slow(rows.tensor) else read()
 
 
 def _read_files_lenient(
-    rows: pb.Rows, model: ServedModel, field: str
+    rows: pb.Rows, model: ServedModel, field: str, contributions: bool
 ) -> tuple[codec.Array, Counts | None, dict[int, str]]:
     """The size is that of the first file whose size the model takes."""
     manifest, bad = model.manifest, dict[int, str]()
     if not manifest.axes or not manifest.default.x.is_png_compatible:
-        limit = model.max_rows(manifest.default)
+        limit = model.max_rows(manifest.default, contributions)
         return codec.decode_rows_lenient(rows, manifest.default.x, limit, field)
-    limit = model.max_rows(manifest.smallest)
+    limit = model.max_rows(manifest.smallest, contributions)
     codec.check_rows(len(rows.png.files), limit, f"{field}.png.files")
     shapes = manifest.default
     for index, file in enumerate(rows.png.files):
@@ -305,7 +304,7 @@ def _read_files_lenient(
             break
         except InvalidArgument as error:
             bad[index] = error.reason
-    limit = model.max_rows(shapes)
+    limit = model.max_rows(shapes, contributions)
     return codec.decode_rows_lenient(rows, shapes.x, limit, field, images.SAME_SIZE, bad)
 
 

@@ -18,7 +18,7 @@ from latentd.metrics import Metrics
 from latentd.models.repository import Repository
 from latentd.models.sources import GivenLatents, PosteriorSamples, PriorSamples
 from latentd.pb import vae_pb2 as pb
-from latentd.rpc import anchors, descriptions, fields, finite
+from latentd.rpc import anchors, descriptions, fields, finite, outliers
 from latentd.rpc.stream_reconstruct import ReconstructStream
 from latentd.runtime.engine import SessionFactory
 from latentd.settings import Settings
@@ -223,22 +223,29 @@ class VaeService:
             fields.require(model, "draw", "draw")
         if request.include_scores:
             fields.require(model, "score", "include_scores")
+        wants_contributions = outliers.require_contributions(request, model)
+        wants_scores = request.include_scores or wants_contributions
+        threshold = outliers.threshold(request, model, request.include_scores)
         float_dtype = codec.read_float_dtype(request.float_dtype)
-        x, out_of_range = await fields.read_rows(request.x, model, "x")
+        x, out_of_range = await fields.read_rows(
+            request.x, model, "x", contributions=wants_contributions
+        )
         seeded = request.draw or request.draw_x
         random = fields.posterior_noise(request, len(x)) if seeded else None
         choices = fields.drawn(request, model, random) if random else None
         noise = random if request.draw else None
-        result = await model.reconstruct(x, noise, request.include_scores, context, choices=choices)
+        result = await model.reconstruct(
+            x, noise, wants_scores, context, choices=choices, contributions=wants_contributions
+        )
         if (bad := finite.bad_row(*result)) is not None:
             self._nonfinite.add(model, encoder=result.encoded, decoder=result.decoded)
             row_noise = None if noise is None else noise.slice(bad, bad + 1)
-            row = model.reconstruct(x[bad : bad + 1], row_noise, request.include_scores, context)
+            row = model.reconstruct(x[bad : bad + 1], row_noise, wants_scores, context)
             raise await finite.cause(bad, "x", row)
-        rebuilt = result.x
+        rebuilt, contributions = result.x, result.contributions
         assert rebuilt is not None
         if float_dtype:
-            (rebuilt,) = await fields.narrowed(float_dtype, rebuilt)
+            rebuilt, contributions = await fields.narrowed(float_dtype, rebuilt, contributions)
         response = pb.ReconstructResponse(
             served_by=fields.served_by(model),
             seed=random.seed if random else 0,
@@ -246,9 +253,13 @@ class VaeService:
         )
         await fields.write_rows(rebuilt, form, response)
         if result.scores is not None:
-            response.reconstruction_error.extend(result.scores.reconstruction_error)
-            response.kl.extend(result.scores.kl)
-            response.elbo.extend(result.scores.elbo)
+            error = result.scores.reconstruction_error
+            assert error is not None
+            if request.include_scores:
+                response.reconstruction_error.extend(error)
+                response.kl.extend(result.scores.kl)
+                response.elbo.extend(result.scores.elbo)
+            outliers.write(threshold, error, contributions, response)
         if out_of_range is not None:
             response.values_outside_range.extend(out_of_range)
         return response
@@ -335,7 +346,9 @@ class VaeService:
     async def score(self, request: pb.ScoreRequest, context: CallContext) -> pb.ScoreResponse:
         model = self._repository.find(request.model, request.version, context)
         fields.require(model, "score", "model")
-        x, out_of_range = await fields.read_rows(request.x, model, "x")
+        contributions = outliers.require_contributions(request, model)
+        threshold = outliers.threshold(request, model)
+        x, out_of_range = await fields.read_rows(request.x, model, "x", contributions=contributions)
         draws = request.draws or _DEFAULT_DRAWS
         max_rows = model.max_rows(model.manifest.shapes_of_x(x.shape[1:]))
         max_draws = min(self._settings.max_draws, max_rows * 64 // len(x))
@@ -350,7 +363,7 @@ class VaeService:
             self._nonfinite.add(model, encoder=(scores.kl,), decoder=found)
             row = model.score(x[bad : bad + 1], draws, noise.slice(bad, bad + 1), context)
             raise await finite.cause(bad, "x", row)
-        return pb.ScoreResponse(
+        response = pb.ScoreResponse(
             served_by=fields.served_by(model),
             elbo=scores.elbo,
             log_likelihood=scores.log_likelihood,
@@ -359,3 +372,17 @@ class VaeService:
             draws=draws,
             values_outside_range=out_of_range,
         )
+        if threshold is None and not contributions:
+            return response
+        # The threshold is of scores at the mean, which have neither noise nor binary x.
+        rebuilt = await model.reconstruct(x, None, True, context, contributions=contributions)
+        if (bad := finite.bad_row(*rebuilt)) is not None:
+            self._nonfinite.add(model, encoder=rebuilt.encoded, decoder=rebuilt.decoded)
+            again = model.reconstruct(x[bad : bad + 1], None, True, context)
+            raise await finite.cause(bad, "x", again)
+        assert rebuilt.scores
+        error = rebuilt.scores.reconstruction_error
+        assert error is not None
+        response.reconstruction_error.extend(error)
+        outliers.write(threshold, error, rebuilt.contributions, response)
+        return response

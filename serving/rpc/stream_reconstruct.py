@@ -14,7 +14,7 @@ from latentd.codec import Array
 from latentd.latents import POSTERIOR, NoiseRange
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.pb import vae_pb2 as pb
-from latentd.rpc import fields, finite
+from latentd.rpc import fields, finite, outliers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class ReconstructStream:
             fields.require(model, "draw", "draw")
         if first.include_scores:
             fields.require(model, "score", "include_scores")
+        self._contributions = outliers.require_contributions(first, model)
+        self._threshold = outliers.threshold(first, model, first.include_scores)
         self._draw, self._first = first.draw, first
         self._seed = fields.seed(first) if first.draw or first.draw_x else 0
         fields.drawn(first, model, NoiseRange(self._seed, 0, 0, POSTERIOR))  # may be refused
@@ -54,7 +56,9 @@ class ReconstructStream:
         """The response to a message. These errors end the stream: InvalidArgument for a fault of
         the whole message, Overloaded, DeadlineExceeded, Unavailable."""
         # The rows that cannot be used keep their places, so that the others keep their noise.
-        x, out_of_range, errors = await fields.read_rows_lenient(request.x, self._model, "x")
+        x, out_of_range, errors = await fields.read_rows_lenient(
+            request.x, self._model, "x", self._contributions
+        )
         self._rows += len(x)
         parts = await self._run(x, request.offset, 0)
         for part in parts:
@@ -100,8 +104,12 @@ class ReconstructStream:
         mean = column([part.mean for part in results]) if self._include_latents else None
         log_vars = [part.log_var for part in results if part.log_var is not None]
         log_var = column(log_vars) if self._include_latents and log_vars else None
+        terms = [part.contributions for part in results if part.contributions is not None]
+        contributions = column(terms) if terms else None
         if self._float_dtype:
-            x, mean, log_var = await fields.narrowed(self._float_dtype, x, mean, log_var)
+            x, mean, log_var, contributions = await fields.narrowed(
+                self._float_dtype, x, mean, log_var, contributions
+            )
         if x is not None:
             await fields.write_rows(x, self._form, response)
         if mean is not None:
@@ -110,16 +118,20 @@ class ReconstructStream:
             codec.write_tensor(log_var, response.log_var)
         scores = [part.scores for part in results if part.scores is not None]
         if scores:
-            error = [s.reconstruction_error for s in scores if s.reconstruction_error is not None]
-            response.reconstruction_error.extend(column(error))
-            response.kl.extend(column([s.kl for s in scores]))
-            response.elbo.extend(column([s.elbo for s in scores]))
+            error = column(
+                [s.reconstruction_error for s in scores if s.reconstruction_error is not None]
+            )
+            if self._include_scores:
+                response.reconstruction_error.extend(error)
+                response.kl.extend(column([s.kl for s in scores]))
+                response.elbo.extend(column([s.elbo for s in scores]))
+            outliers.write(self._threshold, error, contributions, response)
 
     def _too_large(self, result: ReconstructionOutputs) -> dict[int, str]:
         """The rows that the response's 16-bit format cannot hold, and why."""
         x = (result.x,) if self._include_x and result.x is not None else ()
         latents = (result.mean, result.log_var) if self._include_latents else ()
-        return codec.rows_too_large(self._float_dtype, *x, *latents)
+        return codec.rows_too_large(self._float_dtype, *x, *latents, result.contributions)
 
     async def _run(self, x: Array, offset: int, start: int) -> list[_Part]:
         """Run all rows. If the model fails, run each half alone, down to the rows that fail."""
@@ -127,9 +139,10 @@ class ReconstructStream:
         noise = random if self._draw else None
         choices = fields.drawn(self._first, self._model, random)
         try:
-            if self._include_x or self._include_scores:
+            scores = self._include_scores or self._contributions
+            if self._include_x or scores:
                 result = await self._model.reconstruct(
-                    x, noise, self._include_scores, self._context, self._rows, choices
+                    x, noise, scores, self._context, self._rows, choices, self._contributions
                 )
             else:
                 mean, log_var = await self._model.encode(x, self._context, work=self._rows)

@@ -48,6 +48,7 @@ TOLERANCES: Final = {
 _LIKELIHOOD_TOLERANCE: Final = Tolerance(atol=1e-5, rtol=1e-5, levels=0)
 """Of sums over the elements of x, from the same params: only their rounding differs."""
 _LOG_LIKELIHOOD: Final = "log_likelihood"
+_CONTRIBUTIONS: Final = "the sum of contributions"
 
 MIN_ROWS: Final = 2
 """Rows of x, and of z: a single row cannot show that the rows of a batch are kept apart."""
@@ -112,12 +113,19 @@ class GoldenLikelihood:
     def check(self, likelihood: LikelihoodGraph) -> None:
         """As Golden.check; one row, these rows, and more rows than the graph runs at once."""
         for rows in dict.fromkeys((1, len(self.params), likelihood.rows_of_run(self.x) + 1)):
+            x, params = _tile(self.x, rows), _tile(self.params, rows)
             try:
-                found = likelihood.log_prob(_tile(self.x, rows), _tile(self.params, rows))
+                found = likelihood.log_prob(x, params)
+                terms = (
+                    likelihood.contributions(x, params) if likelihood.has_contributions else None
+                )
             except Exception as error:
                 message = f"The likelihood's graph fails on its golden inputs: {error}"
                 raise BundleError("golden", message) from error
             _compare(_LOG_LIKELIHOOD, found, self.log_likelihood, rows, _LIKELIHOOD_TOLERANCE)
+            if terms is not None:
+                sums = -terms.reshape(rows, -1).sum(axis=1, dtype=np.float64)
+                _compare(_CONTRIBUTIONS, sums, self.log_likelihood, rows, _LIKELIHOOD_TOLERANCE)
 
 
 class GoldenVectors(NamedTuple):

@@ -28,25 +28,43 @@ _BLOCK: Final = 1 << 17
 """Elements of x in one run. So its arrays stay in the processor's cache, whatever the batch, and
 their memory is bounded."""
 _OUTPUT: Final = "log_likelihood"
+_CONTRIBUTIONS: Final = "contributions"
 
 
 class LikelihoodGraph:
     """log p(x | z) of rows. Threads may share it."""
 
-    def __init__(self, session: ort.InferenceSession, prepare: Prepare | None = None) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        prepare: Prepare | None = None,
+        has_contributions: bool = False,
+    ) -> None:
         """prepare: makes the graph's inputs from x and params."""
         self._session, self._prepare = session, prepare
+        self.has_contributions = has_contributions
 
     def log_prob(self, x: NDArray[Any], params: Params) -> Nats:
         """log p(x | z) of each row. x: (rows, *shape), as clients send it; params: from the
         decoder, (rows, parameters, *shape)."""
         if x.size <= _BLOCK:
-            return self._run(x, params)
+            whole: Nats = self._run([_OUTPUT], x, params)[0]
+            return whole
         log_prob, rows = np.empty(len(x)), self.rows_of_run(x)
         for start in range(0, len(x), rows):
             stop = start + rows
-            log_prob[start:stop] = self._run(x[start:stop], params[start:stop])
+            log_prob[start:stop] = self._run([_OUTPUT], x[start:stop], params[start:stop])[0]
         return log_prob
+
+    def contributions(self, x: NDArray[Any], params: Params) -> NDArray[np.float32]:
+        """The terms of -log p(x | z) of each row, which sum to it: (rows, *terms). x, params: as
+        `log_prob` takes them. Only if it has_contributions."""
+        rows = self.rows_of_run(x)
+        parts = [
+            self._run([_CONTRIBUTIONS], x[start : start + rows], params[start : start + rows])[0]
+            for start in range(0, len(x), rows)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     @staticmethod
     def rows_of_run(x: NDArray[Any]) -> int:
@@ -57,18 +75,23 @@ class LikelihoodGraph:
         """Free the session's memory now; no run may follow."""
         del self._session
 
-    def _run(self, x: NDArray[Any], params: Params) -> Nats:
+    def _run(self, names: list[str], x: NDArray[Any], params: Params) -> list[Any]:
         if self._prepare:
             x, params = self._prepare(x, params)
-        outputs: list[Nats] = self._session.run([_OUTPUT], {"x": x, "params": params})
-        return outputs[0]
+        outputs: list[Any] = self._session.run(names, {"x": x, "params": params})
+        return outputs
 
 
 def load(
-    model: bytes, dtype: str, x: Shape, parameters: int, prepare: Prepare | None = None
+    model: bytes,
+    dtype: str,
+    x: Shape,
+    parameters: int,
+    prepare: Prepare | None = None,
+    contributions: Shape | None = None,
 ) -> LikelihoodGraph:
     """Make a session of the graph's bytes. dtype, x: of the rows that it takes. prepare: as
-    LikelihoodGraph takes it.
+    LikelihoodGraph takes it. contributions: their shape; None: the graph need not give them.
 
     Raises BundleError(external | engine | signature).
     """
@@ -76,13 +99,16 @@ def load(
     session = new_session(model, [CPU], threads=1, fixed=x.fixed)
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
-    if set(inputs) != {"x", "params"} or _OUTPUT not in outputs:
+    expected = {_OUTPUT} if contributions is None else {_OUTPUT, _CONTRIBUTIONS}
+    if set(inputs) != {"x", "params"} or not expected <= set(outputs):
         raise BundleError(
             "signature",
             f"The likelihood's graph takes {sorted(inputs)} and gives {sorted(outputs)}; expected "
-            f"['params', 'x'] and ['{_OUTPUT}'].",
+            f"['params', 'x'] and {sorted(expected)}.",
         )
     check_value(inputs["x"], dtype, x)
     check_value(inputs["params"], "float32", Shape.parse([parameters, *x.json]))
     check_value(outputs[_OUTPUT], "float64", Shape(()))
-    return LikelihoodGraph(session, prepare)
+    if contributions is not None:
+        check_value(outputs[_CONTRIBUTIONS], "float32", contributions)
+    return LikelihoodGraph(session, prepare, contributions is not None)

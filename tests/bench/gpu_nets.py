@@ -59,11 +59,12 @@ def publish(net: Net, root: Path, precision: str) -> Path:
     exported = to_half(whole) if precision == "float16" else whole
     rows = torch.randint(0, 256, (8, *net.shape), dtype=torch.uint8)
     encoder = onnx_graphs.encoder(exported, net.name)
+    likelihood = onnx_graphs.likelihood(whole, net.name)
     manifest = Manifest(
         model=net.name,
         x=RowFormat.of(DataSpec("image", net.shape, "uint8", (0.0, 255.0))),
         z=LatentFormat(Shape.parse([net.latent_size])),
-        likelihood=export.likelihood_format(whole, "bernoulli"),
+        likelihood=export.likelihood_format(whole, "bernoulli", likelihood),
         opset=graph_checks.opset(onnx.load_from_string(encoder)),
         preprocessing="inside the graphs",
         parity={},
@@ -72,7 +73,7 @@ def publish(net: Net, root: Path, precision: str) -> Path:
     files = {
         bundle.ENCODER: encoder,
         bundle.DECODER: onnx_graphs.decoder(exported, net.name),
-        bundle.LIKELIHOOD: onnx_graphs.likelihood(whole, net.name),
+        bundle.LIKELIHOOD: likelihood,
         bundle.GOLDEN: export.golden(whole, rows),
     }
     return bundle.publish(root, manifest, files)

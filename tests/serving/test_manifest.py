@@ -100,7 +100,7 @@ def test_audio_is_read_and_written(good):
     assert json.loads(manifest.to_json()) == document
     assert manifest.x == RowFormat("audio", Shape.parse(["t", 2]), "float32", (-1.0, 1.0), 44100)
     assert (manifest.default.x.shape, manifest.default.z) == ((64, 2), (4, 8))
-    assert sorted(manifest.unavailable) == ["png", "tiles"]
+    assert sorted(manifest.unavailable) == ["contributions", "png", "tiles"]
     with pytest.raises(SizeError, match=r"t is 100; expected a multiple of 8 .* length is 104."):
         manifest.shapes_of_x((100, 2))
 
@@ -152,11 +152,16 @@ def test_rows_of_other_sizes_are_refused(good, lengths, said):
         ({"likelihood": None}, ["params", "score"]),
         ({"x": {"shape": ["h", "w", 4]}}, ["png"]),
         ({"x": {"dtype": "float32"}}, ["png"]),
+        ({"likelihood": {}}, ["contributions"]),
     ],
 )
 def test_manifest_tells_what_the_model_cannot_do(good, without, lacks):
     document = good | without | {"x": good["x"] | without.get("x", {})}
-    if "likelihood" in without:
+    if "likelihood" not in without:
+        document["likelihood"] = good["likelihood"] | {"contributions": ["h", "w", 3]}
+    elif without["likelihood"] is not None:
+        document["likelihood"] = good["likelihood"]
+    else:
         document["files"] = {k: v for k, v in good["files"].items() if k != bundle.LIKELIHOOD}
     assert sorted(read(document).unavailable) == lacks
 
@@ -247,7 +252,7 @@ def test_format_1_is_read_as_format_2():
     assert digits.likelihood == LIKELIHOODS["bernoulli"]
     assert digits.default.x == DataSpec("image", (8, 8), "uint8", (0.0, 255.0))
     assert (digits.default.z, digits.default.params) == ((4,), (1, 8, 8))
-    assert (digits.axes, digits.unavailable) == ({}, {})
+    assert (digits.axes, list(digits.unavailable)) == ({}, ["contributions"])
     assert digits.training_scores["rows"] == 1455
     # An autoencoder of format 1 keeps its prior: it always could be sampled.
     assert (points.posterior, points.prior) == ("point", "standard-normal")

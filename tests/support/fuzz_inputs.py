@@ -117,6 +117,8 @@ fields = {
     "draw": st.booleans(),
     "draw_x": st.booleans(),
     "include_scores": st.booleans(),
+    "threshold": st.floats(),
+    "include_contributions": st.booleans(),
     "include_z": st.booleans(),
     "include_latents": st.booleans(),
     "include_x": st.booleans(),

@@ -38,6 +38,7 @@ def whole(toy: dict[str, Any]) -> dict[str, Any]:
         "training": {"config": {"rate": 1e-3}},
         "evaluation": {"nll": 86.5},
         "training_scores": scores,
+        "threshold": {"percentile": 99.5, "reconstruction_error": 40},
     }
 
 
@@ -98,11 +99,15 @@ RIGHT: Final[list[tuple[str, Any]]] = [
     ("likelihood/parameters", ["mean", "log_scale_2"]),
     ("likelihood/bounded", False),
     ("likelihood/binary", False),
+    ("likelihood/contributions", ["h", "w", 3]),
+    ("likelihood/contributions", [5]),
     ("origin", {"kind": "adopted", "source": "somewhere"}),
     ("opset", 1000),
     ("preprocessing", ""),
     ("precision", "float16"),
     ("training_scores", {}),
+    ("threshold/percentile", 100),
+    ("threshold/reconstruction_error", -1.5),
     ("files/golden.npz/bytes", 1 << 40),
 ]
 """Values that are right in the whole manifest."""
@@ -182,6 +187,8 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("likelihood/parameters", [f"p{n}" for n in range(257)], "likelihood.parameters is"),
     ("likelihood/bounded", 1, "likelihood.bounded is 1; expected one of True, False"),
     ("likelihood/binary", None, "likelihood.binary is None"),
+    ("likelihood/contributions", [], r"contributions is \[\]; expected 1 to 6 lengths"),
+    ("likelihood/contributions", ["h/8", 3], "expected a shape without axes but those of axes, un"),
     ("likelihood/scale", 1, "likelihood.scale is unknown; expected name, parameters, bounded"),
     ("origin", "adopted", "origin is 'adopted'; expected an object"),
     ("origin", {}, "origin.kind is None; expected one of trained, adopted"),
@@ -204,6 +211,10 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("training_scores/levels", [0], "scores.levels is .*; expected two or more ascending"),
     ("training_scores/kl", ["0", "1"], "training_scores.kl is"),
     ("training_scores/nll", [0, 1], "training_scores.nll is unknown; expected rows, levels"),
+    ("threshold", 99, "threshold is 99; expected an object"),
+    ("threshold/percentile", 101, "threshold.percentile is 101; expected a number from 0 to 100"),
+    ("threshold/reconstruction_error", None, "threshold.reconstruction_error is None; expected a"),
+    ("threshold/elbo", 4, "threshold.elbo is unknown; expected percentile, reconstruction_error"),
     ("files", {}, "files.encoder.onnx is missing; expected an object"),
     ("files/golden.npz", None, "files.golden.npz is None; expected an object"),
     ("files/golden.npz", {"sha256": "0" * 64}, "files.golden.npz.bytes is missing; expected a"),

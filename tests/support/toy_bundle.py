@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from latentd import bundle
-from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
+from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat, Threshold
 from latentd.shapes import Shape
-from tests.support.likelihoods import LIKELIHOODS, likelihood_graph, log_likelihood
+from tests.support.likelihoods import (
+    LIKELIHOODS,
+    likelihood_graph,
+    likelihood_of,
+    log_likelihood,
+)
 from tests.support.onnx_graphs import npz, serialized
 
 SHAPE = (4, 4)
@@ -93,7 +99,10 @@ def toy_manifest(model: str = "toy", posterior: str = "gaussian") -> Manifest:
 
 
 class PublishToy:
-    """Publish the toy bundle, whole or with some files replaced."""
+    """Publish the toy bundle, whole or with some files replaced.
+
+    contributions: its likelihood gives them; threshold: as the manifest has it
+    """
 
     def __call__(
         self,
@@ -101,8 +110,15 @@ class PublishToy:
         model: str = "toy",
         posterior: str = "gaussian",
         levels: int = 255,
+        contributions: bool = False,
+        threshold: Threshold | None = None,
         **replaced: bytes,
     ) -> Path:
         files = {name.replace("_", "."): data for name, data in replaced.items()}
         files = toy_files(levels) | files
-        return bundle.publish(root, toy_manifest(model, posterior), files)
+        manifest = dataclasses.replace(toy_manifest(model, posterior), threshold=threshold)
+        if contributions:
+            files[bundle.LIKELIHOOD] = likelihood_graph("bernoulli", X, contributions=True)
+            likelihood = likelihood_of("bernoulli", X)
+            manifest = dataclasses.replace(manifest, likelihood=likelihood)
+        return bundle.publish(root, manifest, files)

@@ -20,6 +20,7 @@ from sklearn.datasets import load_sample_images
 from latentd import bundle
 from latentd.client import Client, DataPoint
 from latentd.errors import InvalidArgument
+from latentd.shapes import Shape
 from latentd.training.adopt import adopt, sources
 from latentd.training.errors import TrainingError
 from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
@@ -119,7 +120,7 @@ def test_gaussian_is_of_pixels_from_0_to_1(tmp_path: Path, form: str) -> None:
         card = {key: value for key, value in card.items() if key != "range"} | normalized
     files = published(pair, card, tmp_path)
     assert files.manifest.likelihood == bundle.Likelihood(
-        "gaussian", ("mean", "log_std"), bounded=False
+        "gaussian", ("mean", "log_std"), bounded=False, contributions=files.manifest.x.shape
     )
     x = photographs()
     z = run(files.files[bundle.ENCODER], x=x)["mean"]
@@ -210,7 +211,9 @@ def test_logits_are_probabilities_of_white(tmp_path: Path) -> None:
     pair = kl_pair(tmp_path)
     with_tail(pair, logits(), middle=0.5, contrast=5)
     files = published(pair, bernoulli("logits"), tmp_path)
-    assert files.manifest.likelihood == bundle.Likelihood("bernoulli", ("logit",), binary=True)
+    assert files.manifest.likelihood == bundle.Likelihood(
+        "bernoulli", ("logit",), binary=True, contributions=files.manifest.x.shape
+    )
     x = photographs()
     z = run(files.files[bundle.ENCODER], x=x)["mean"]
     decoded = run(files.files[bundle.DECODER], z=z)
@@ -232,7 +235,7 @@ def test_vectors_of_probabilities_are_from_0_to_1(tmp_path: Path) -> None:
     files = published(pair, card | {"likelihood": likelihood}, tmp_path)
     assert files.manifest.x.range == (0, 1)
     assert files.manifest.likelihood == bundle.Likelihood(
-        "bernoulli", ("probability",), binary=True
+        "bernoulli", ("probability",), binary=True, contributions=Shape.parse([6])
     )
 
 
@@ -351,6 +354,20 @@ def test_percentiles_of_scores(
         np.testing.assert_allclose(
             scores[name], np.percentile(values, scores["levels"]), rtol=1e-4, atol=1e-4
         )
+
+
+def test_threshold_is_of_the_rows(tmp_path: Path) -> None:
+    rows = rows_file(tmp_path, vectors(300))
+    files = published(vector_pair(tmp_path), VECTORS, tmp_path, rows=rows, threshold_percentile=90)
+    scores, chosen = files.manifest.training_scores, files.manifest.threshold
+    assert chosen == bundle.Threshold(
+        90, scores["reconstruction_error"][scores["levels"].index(90)]
+    )
+
+
+def test_threshold_needs_rows(tmp_path: Path) -> None:
+    words = "--threshold-percentile needs percentiles of scores: none, as no real rows were named"
+    refuse(words, vector_pair(tmp_path), VECTORS, tmp_path, threshold_percentile=90)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from latentd.models.loading import load_model
 from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import Provider
 from latentd.settings import Settings
+from latentd.shapes import Shape
 from latentd.training import checkpoint, onnx_graphs, parity
 from latentd.training.data import Dataset, Rows
 from latentd.training.model import VAE, to_data
@@ -57,6 +59,7 @@ def test_graphs_compute_the_same_as_pytorch(
     highest = 255.0 if dtype == "uint8" else 1.0
     kind = "vector" if len(shape) == 1 else "image"
     assert manifest.default.x == bundle.DataSpec(kind, shape, dtype, (0.0, highest), known.bounded)
+    known = dataclasses.replace(known, contributions=Shape.parse(shape))
     assert (manifest.likelihood, manifest.default.z) == (known, (3,))
     assert (manifest.posterior, manifest.prior) == (
         ("gaussian", "standard-normal") if model == "vae" else ("point", None)

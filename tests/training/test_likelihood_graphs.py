@@ -95,6 +95,23 @@ def test_graph_computes_the_definition(name: str, shape: tuple[int, ...], dtype:
     np.testing.assert_allclose(found, defined(name, x, params), rtol=0, atol=allowed)
 
 
+@pytest.mark.parametrize(("name", "shape", "dtype"), CASES)
+def test_contributions_are_the_terms_of_the_sum(
+    name: str, shape: tuple[int, ...], dtype: str
+) -> None:
+    x, params = rows_of_a_trained_model(name, shape, dtype)
+    graph = graph_of(name, shape, dtype)
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    log_p, found = session.run(["log_likelihood", "contributions"], {"x": x, "params": params})
+    assert (found.dtype, found.shape) == (np.float32, x.shape)
+    np.testing.assert_allclose(found.reshape(len(x), -1).sum(1, dtype=np.float64), -log_p)
+    unit = (x / np.float32(255) if x.dtype == np.uint8 else x).astype(np.float64)
+    with np.errstate(all="ignore"):
+        expected = -terms(name, unit, params.astype(np.float64))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert onnx_graphs.dims_of_contributions(graph) == list(shape)
+
+
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_graph_stays_finite_where_the_definition_does(name: str) -> None:
     x = np.array([0, 1, 128, 254, 255], np.uint8)

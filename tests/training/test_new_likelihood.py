@@ -17,6 +17,7 @@ from latentd.client import Client
 from latentd.jobs.plan import OutputSpec
 from latentd.jobs.reconstruct import LocalReconstructor
 from latentd.readers.rows import Chunk
+from latentd.shapes import Shape
 from latentd.training import checkpoint
 from latentd.training.config import Config
 from latentd.training.likelihoods import LIKELIHOODS, Likelihood
@@ -58,7 +59,7 @@ def test_new_likelihood_is_served_as_it_was_trained(
     exported: bundle.Bundle, tmp_path: Path, start_server: Callable[..., object]
 ) -> None:
     assert exported.manifest.likelihood == bundle.Likelihood(
-        "laplace", ("median", "log_scale"), bounded=False, binary=False
+        "laplace", ("median", "log_scale"), bounded=False, contributions=Shape.parse([6, 7])
     )
     x = np.random.default_rng(1).random((20, 6, 7), np.float32)
     model = checkpoint.load(tmp_path / "run" / "best.pt").model()
@@ -69,10 +70,12 @@ def test_new_likelihood_is_served_as_it_was_trained(
     with Client(start_server(tmp_path / "bundles").target) as client:
         info = client.get_model()
         assert (info.likelihood, info.parameters) == ("laplace", ("median", "log_scale"))
-        reconstructed = client.reconstruct(x, include_scores=True)
+        reconstructed = client.reconstruct(x, include_scores=True, include_contributions=True)
         scores = client.score(x, draws=64, seed=1)
     np.testing.assert_allclose(reconstructed.reconstruction_error, error, atol=1e-3)
     np.testing.assert_allclose(reconstructed.elbo, -error - kl, atol=1e-3)
+    sums = reconstructed.contributions.sum(axis=(1, 2), dtype=np.float64)
+    np.testing.assert_allclose(sums, reconstructed.reconstruction_error, rtol=1e-6)
     assert (scores.log_likelihood >= scores.elbo).all()
     chunk = Chunk(np.arange(len(x)), [""] * len(x), x, [])
     job = LocalReconstructor(exported, OutputSpec(), "cpu").run(chunk)

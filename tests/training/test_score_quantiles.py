@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,13 @@ MANIFEST = bundle.Manifest(
 )
 
 
-def exported(cli: Cli, folder: Path, *flags: object) -> bundle.Bundle:
+def exported(
+    cli: Cli, folder: Path, *flags: object, of_export: Sequence[object] = ()
+) -> bundle.Bundle:
     tiny = ("--epochs", 1, "--hidden-size", 12, "--latent-size", 3)
     assert cli("train", "--out", folder / "run", *tiny, *flags)[0] == 0
     words = ("--checkpoint", folder / "run" / "best.pt", "--bundles", folder / "models")
-    status, out, err = cli("export", *words, "--name", "m")
+    status, out, err = cli("export", *words, "--name", "m", *of_export)
     assert status == 0, err
     return bundle.load(Path(json.loads(out)["published"]))
 
@@ -50,7 +52,8 @@ def exported(cli: Cli, folder: Path, *flags: object) -> bundle.Bundle:
 def test_quantiles_are_of_the_scores_that_serving_computes(
     cli: Cli, tmp_path: Path, likelihood: str
 ) -> None:
-    loaded = exported(cli, tmp_path, "--likelihood", likelihood)
+    threshold = ("--threshold-percentile", 97.25)
+    loaded = exported(cli, tmp_path, "--likelihood", likelihood, of_export=threshold)
     scores = loaded.manifest.training_scores
     x = data.load(Config(likelihood=likelihood)).train.x.numpy()
     chunk = Chunk(np.arange(len(x)), [""] * len(x), x, [])
@@ -59,6 +62,11 @@ def test_quantiles_are_of_the_scores_that_serving_computes(
     for name in bundle.SCORES:
         wanted = np.percentile(getattr(served, name).astype(np.float64), scores["levels"])
         np.testing.assert_allclose(scores[name], wanted, rtol=1e-5, atol=1e-4)
+    chosen = loaded.manifest.threshold
+    assert chosen is not None
+    assert chosen.percentile == 97.25
+    beyond = np.mean(served.reconstruction_error > chosen.reconstruction_error)
+    assert abs(beyond - 0.0275) < 0.005
 
 
 @pytest.mark.parametrize("damage", ["order", "length", "name", "nan", "words"])
@@ -80,6 +88,14 @@ def test_bundle_without_quantiles_loads() -> None:
     manifest = json.loads(MANIFEST.to_json())
     del manifest["training_scores"]
     assert bundle.Manifest.from_json(json.dumps(manifest).encode()) == MANIFEST
+
+
+@pytest.mark.parametrize("percentile", ["0", "-1", "101", "nan"])
+def test_threshold_of_no_percentile_is_refused(cli: Cli, tmp_path: Path, percentile: str) -> None:
+    words = ("--checkpoint", tmp_path, "--bundles", tmp_path, "--name", "m")
+    status, _, err = cli("export", *words, f"--threshold-percentile={percentile}")
+    assert status == 2
+    assert "expected a number above 0 and at most 100, such as 99" in err
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def adopt(
     images: Path | str | None = None,
     expected: Path | str | None = None,
     rows: Path | str | None = None,
+    threshold_percentile: float | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Publish a model as the next version of model `name` under `bundles`.
@@ -42,6 +43,7 @@ def adopt(
     expected: an .npz file with inputs of the owner's and what the model gives for them
     rows:   a .npy or .npz file of real rows, as clients send them: for the checks, and for the
             percentiles of scores
+    threshold_percentile: of the reconstruction errors of `rows`: larger ones are outliers
     report: gets a line for each check
 
     Returns the version's folder. Raises TrainingError for input that is wrong or not enough, and
@@ -62,4 +64,14 @@ def adopt(
     pictures = None if images is None else Path(images)
     owners = None if expected is None else Path(expected)
     real = None if rows is None else Path(rows)
-    return adoption.adopt(source, known, Path(bundles), name, pictures, owners, real, report)
+    return adoption.adopt(
+        source,
+        known,
+        Path(bundles),
+        name,
+        pictures,
+        owners,
+        real,
+        threshold_percentile,
+        report,
+    )

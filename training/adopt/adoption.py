@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnx
 
 from latentd import bundle
-from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
+from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes, Threshold
 from latentd.shapes import Axis, Sizes
-from latentd.training import graph_checks, image_files, publication, tiles
+from latentd.training import graph_checks, image_files, publication, quantiles, tiles
 from latentd.training.adopt import glue, net, real_rows, row_scores, sounds
 from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate, NetRange, Reference
@@ -51,10 +51,12 @@ def adopt(
     images: Path | None,
     expected: Path | None,
     real: Path | None,
+    threshold_percentile: float | None,
     report: Report,
 ) -> Path:
     """See `adopt` of the package."""
     publication.check(bundles, name)
+    quantiles.check_percentile(threshold_percentile)
     pictures = [] if images is None else _pictures(images)
     source = route(card, report)
     pair = source.pair
@@ -65,6 +67,9 @@ def adopt(
     manifest = _manifest(name, described, source)
     owners = () if expected is None else read_expected(expected, manifest)
     given = None if real is None else real_rows.read(real, manifest)
+    reason = row_scores.summary(manifest, given)
+    if threshold_percentile is not None and reason:
+        raise TrainingError(f"--threshold-percentile needs percentiles of scores: {reason}.")
     if given is not None and described.is_image and not pictures:
         pictures = list(given[:_MAX_IMAGES])
     density = described.density
@@ -100,11 +105,15 @@ def adopt(
         manifest = dataclasses.replace(manifest, tiles=found)
         report(f"tiles: {_tiles_in_words(manifest)}")
     if likelihood is not None or given is not None:
-        reason = row_scores.summary(manifest, given)
         if likelihood is not None and given is not None and not reason:
             scores = row_scores.of(manifest, encoding, decoding, likelihood, given)
             manifest = dataclasses.replace(manifest, training_scores=scores)
             reason = f"of {scores['rows']} rows"
+            if threshold_percentile is not None:
+                error = quantiles.error_at(scores, threshold_percentile)
+                threshold = Threshold(threshold_percentile, error)
+                manifest = dataclasses.replace(manifest, threshold=threshold)
+                reason += f"; outliers are beyond {error:.6g} nats"
         report(f"percentiles of scores: {reason}")
     files = {
         bundle.ENCODER: encoding,
@@ -120,11 +129,14 @@ def adopt(
 
 def _manifest(name: str, described: Net, source: Source) -> Manifest:
     card, density, pair = described.card, described.density, source.pair
+    x = _row_format(described)
     return Manifest(
         model=name,
-        x=_row_format(described),
+        x=x,
         z=LatentFormat(described.z, card.scale or (), card.shift or ()),
-        likelihood=None if density is None else density.likelihood,
+        likelihood=None
+        if density is None
+        else dataclasses.replace(density.likelihood, contributions=x.shape),
         opset=max(pair.encoder.file.opset, pair.decoder.file.opset),
         preprocessing=_preprocessing(described),
         parity={},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from latentd.training import signals
+from latentd.training.config_flags import add_threshold
 from latentd.training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def add(commands: Any) -> None:
         metavar="NPZ",
         help="inputs of yours, and what your model gives for them (below)",
     )
+    add_threshold(command)
     command.set_defaults(run=_adopt, after=lambda _: "Nothing was published.")
 
 
@@ -157,6 +159,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
             arguments.images,
             arguments.expected,
             arguments.rows,
+            arguments.threshold_percentile,
             lambda line: print(line, flush=True),
         )
 

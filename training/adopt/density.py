@@ -32,7 +32,7 @@ _TERMS: Final = {
         size = Abs (l)
         most = Sigmoid (size)
         small = Log (most)
-        terms = Sub (large, small)
+        contributions = Sub (large, small)
     """,
     # the logarithms have the bound of PyTorch's binary_cross_entropy
     "probabilities": """
@@ -46,20 +46,20 @@ _TERMS: Final = {
         rest = Sub (one, unit)
         black = Mul (rest, bounded_q)
         sum = Add (white, black)
-        terms = Neg (sum)
+        contributions = Neg (sum)
     """,
     "gaussian": """
         deviation = Mul (distance, sharpness)
         square = Mul (deviation, deviation)
         half_square = Mul (square, half)
         wide = Add (half_square, log_width)
-        terms = Add (wide, half_log_tau)
+        contributions = Add (wide, half_log_tau)
     """,
     "laplace": """
         deviation = Mul (distance, sharpness)
         size = Abs (deviation)
         wide = Add (size, log_width)
-        terms = Add (wide, log_two)
+        contributions = Add (wide, log_two)
     """,
 }
 """-log p(x | z) of each element, from unit, the x of the density."""
@@ -142,7 +142,8 @@ class Density:
         return Likelihood(self.name, ("mean", width), bounded=False)
 
     def graph(self, x: RowFormat) -> bytes:
-        """likelihood.onnx: x, params -> log_likelihood, float64, in nats."""
+        """likelihood.onnx: x, params -> log_likelihood, float64, in nats; and contributions,
+        float32, the terms that sum to its negative."""
         likelihood = self.likelihood
         terms = _TERMS[self.form] if self.is_bernoulli else _DISTANCE + _TERMS[self.name]
         shape = ", ".join(map(str, x.shape.json))
@@ -154,7 +155,7 @@ class Density:
             likelihood (
                 {_TYPES[x.dtype]}[batch, {shape}] x,
                 float[batch, {len(likelihood.parameters)}, {shape}] params
-            ) => (double[batch] log_likelihood)
+            ) => (double[batch] log_likelihood, float[batch, {shape}] contributions)
             <
                 {floats}, int64 first = {{0}}, int64 second = {{1}},
                 int64[{len(axes)}] axes = {{{", ".join(map(str, axes))}}}
@@ -163,7 +164,7 @@ class Density:
                 floats = Cast <to = 1> (x)
                 unit = {unit}
                 {terms}
-                doubles = Cast <to = 11> (terms)
+                doubles = Cast <to = 11> (contributions)
                 sums = ReduceSum <keepdims = 0> (doubles, axes)
                 log_likelihood = Neg (sums)
             }}
