@@ -264,6 +264,31 @@ def make_grid(rows: Pixels, columns: int = 0) -> bytes:
     return file.getvalue()
 
 
+def to_rgb(rows: Pixels) -> Pixels:
+    """Gray or RGB images (rows, height, width[, 1 or 3]) as RGB."""
+    gray = rows if rows.ndim == 4 else rows[..., None]
+    return np.broadcast_to(gray, (*gray.shape[:3], 3))
+
+
+def heat_maps(
+    parts: Sequence[NDArray[np.float32]],
+) -> tuple[list[Pixels], tuple[float, float]]:
+    """Numbers of pixels (rows, height, width[, channels]) as RGB images, all on one scale from
+    black over red and yellow to white. Channels are summed. Also returns both ends of the scale."""
+    sums = [part.reshape(*part.shape[:3], -1).sum(axis=3, dtype=np.float64) for part in parts]
+    low, high = min(part.min() for part in sums), max(part.max() for part in sums)
+    span = (high - low) or 1.0
+    # As matplotlib's "hot": red rises first, then green, then blue.
+    starts, widths = np.array([0.0, 0.375, 0.75]), np.array([0.375, 0.375, 0.25])
+    maps = [
+        np.rint(255 * ((((part - low) / span)[..., None] - starts) / widths).clip(0, 1)).astype(
+            "u1"
+        )
+        for part in sums
+    ]
+    return maps, (float(low), float(high))
+
+
 def shrunk(pixels: Pixels, side: int) -> Pixels:
     """The image, (height, width[, 1 or 3]), reduced so that neither side is longer than `side`."""
     if max(pixels.shape[:2]) <= side:

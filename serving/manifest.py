@@ -160,6 +160,12 @@ class Threshold:
     percentile: float
     reconstruction_error: float  # nats
 
+    def __str__(self) -> str:
+        return (
+            f"reconstruction_error above {self.reconstruction_error:.6g} nats, as of "
+            f"{100 - self.percentile:.6g} % of the training rows"
+        )
+
 
 @dataclass(frozen=True)
 class RowShapes:

@@ -288,21 +288,11 @@ def report(folder: Path) -> dict[str, Any]:
         "training_scores": f"of {manifest.training_scores['rows']} rows"
         if manifest.training_scores
         else "none: an autoencoder's rows have no likelihood",
-        "threshold": _threshold_report(manifest.threshold),
+        "threshold": str(manifest.threshold or "none; --threshold-percentile keeps one"),
         "evaluation": "of these weights, in the manifest"
         if manifest.evaluation
         else "none of these weights; `evaluate` before `export` records one",
     }
-
-
-def _threshold_report(threshold: Threshold | None) -> str:
-    if threshold is None:
-        return "none; --threshold-percentile keeps one"
-    return (
-        f"a row is an outlier if its reconstruction error exceeds "
-        f"{threshold.reconstruction_error:.6g} nats, as {100 - threshold.percentile:.6g} % of the "
-        "training rows' do"
-    )
 
 
 def _tile_report(tile: Tile) -> str:

@@ -57,6 +57,7 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
     binary = "; Score moves each element of x to an end of its range"
     yield "likelihood", named + binary * (likelihood is not None and likelihood.binary)
     able = [name for name in _CAPABILITIES if name not in missing]
+    able += ["contributions"] * (not {"score", "contributions"} & missing.keys())
     able += ["tiles"] * bool(manifest.tiles)
     yield "can", ", ".join(("encode", "decode", "reconstruct", "interpolate", *able))
     for name, reason in missing.items():
@@ -88,6 +89,8 @@ def _history(manifest: Manifest) -> Iterator[tuple[str, str]]:
         for name in SCORES:
             quantiles = ", ".join(f"{scores[name][i]:.4g} at {levels[i]:g} %" for i in nearest)
             yield f"  {name.removesuffix('_error')}", quantiles
+    if manifest.threshold:
+        yield "threshold", str(manifest.threshold)
     if manifest.evaluation:
         yield "evaluation", _words(manifest.evaluation)
 

@@ -18,14 +18,13 @@ from latentd.client.arguments import seed as chosen_seed
 from latentd.client.channel import CredentialFiles
 from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
-from latentd.console import groups, inputs, sizes, terminal
+from latentd.console import groups, inputs, outliers, sizes, terminal
 from latentd.console.groups import Group
 from latentd.console.outputs import TABLES, OutputPath
 from latentd.errors import InvalidArgument, ModelNotFound
 from latentd.shapes import SizeError, format_lengths
 
 OUTPUT_KINDS: Final = ("png", "npz", "npy", "folder", "csv", "parquet")
-COLUMNS: Final = 16  # of an image of rows above their reconstructions
 
 
 def model(args: argparse.Namespace) -> int:
@@ -176,15 +175,18 @@ def reconstruct(args: argparse.Namespace) -> int:
         found = _read(args, info)
         if out is not None and out.kind == "npz":
             groups.check_one_size(found)
+        outliers.check_flags(args, out, found)
         parts = groups.call_each(
             found,
-            _pieces(info, info.shapes_of_x),
+            _pieces(info, info.shapes_of_x, contributions=args.contributions),
             lambda x, offset: client.reconstruct(
                 x,
                 draw=args.draw,
                 seed=seed,
                 offset=offset,
                 include_scores=args.scores,
+                threshold=args.threshold,
+                include_contributions=args.contributions,
                 tiling=args.tiling,
             ),
         )
@@ -192,12 +194,11 @@ def reconstruct(args: argparse.Namespace) -> int:
         name: groups.in_order(found, np.concatenate([getattr(part, name) for part in parts]))
         for name in ("reconstruction_error", "kl", "elbo")
         if args.scores
-    }
+    } | outliers.columns(found, parts)
     outside = _outside(found, [(part.values_outside_range, len(part)) for part in parts])
     if out is not None and out.kind == "png":
-        x = groups.images_in_order(found, [group.x for group in found])
-        reconstruction = groups.images_in_order(found, [part.x for part in parts])
-        out.write(images.make_grid(_interleave(x, reconstruction), columns=min(len(x), COLUMNS)))
+        lines = [[group.x for group in found], [part.x for part in parts]]
+        out.write(outliers.picture(found, lines, parts))
     elif out is not None and out.kind in TABLES:
         _write(out, np.concatenate([part.x for part in parts]), info, {})
     elif out is not None:
@@ -205,11 +206,13 @@ def reconstruct(args: argparse.Namespace) -> int:
             "x": found[0].x,
             "reconstruction": np.concatenate([part.x for part in parts]),
             **scores,
+            **outliers.arrays(parts),
             "values_outside_range": outside,
         }
         out.write_arrays(arrays | _provenance(info.served_by, seed=seed))
     terminal.print_texts(info, *parts)
     terminal.show_table(scores)
+    outliers.print_outliers(info, found, parts)
     terminal.print_result(groups.describe(found), _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
     terminal.print_tiled(parts)
@@ -239,28 +242,45 @@ def interpolate(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace) -> int:
-    """Print ELBO and log-likelihood of each row, in nats."""
+    """Print ELBO and log-likelihood of each row, in nats, and which rows are outliers; an image
+    shows each row above what its pixels contribute."""
+    out = _output_path(args, ("png", "npz"))
+    if out is not None and out.kind == "png" and not args.contributions:
+        raise InvalidArgument("--out", "a picture shows contributions", "Add --contributions")
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
-        info, client = _pin(client, None, args.size)
+        info, client = _pin(client, out, args.size)
         found = _read(args, info)
+        outliers.check_flags(args, out, found)
         # The server bounds rows x draws: max_rows * 64.
         most = 64.0 / max(1, args.draws)
         parts = groups.call_each(
             found,
-            _pieces(info, info.shapes_of_x, most),
-            lambda x, offset: client.score(x, draws=args.draws, seed=seed, offset=offset),
+            _pieces(info, info.shapes_of_x, most, args.contributions),
+            lambda x, offset: client.score(
+                x,
+                draws=args.draws,
+                seed=seed,
+                offset=offset,
+                threshold=args.threshold,
+                include_contributions=args.contributions,
+            ),
         )
-    names = ("elbo", "log_likelihood", "kl")
-    terminal.show_table(
-        {
-            name: groups.in_order(found, np.concatenate([getattr(part, name) for part in parts]))
-            for name in names
-        }
-    )
+    scores = {
+        name: groups.in_order(found, np.concatenate([getattr(part, name) for part in parts]))
+        for name in ("elbo", "log_likelihood", "kl", "reconstruction_error")
+        if getattr(parts[0], name) is not None
+    } | outliers.columns(found, parts)
+    if out is not None and out.kind == "png":
+        out.write(outliers.picture(found, [[group.x for group in found]], parts))
+    elif out is not None:
+        reproduced_by = _provenance(info.served_by, seed=seed, draws=parts[0].draws)
+        out.write_arrays(scores | outliers.arrays(parts) | reproduced_by)
+    terminal.show_table(scores)
+    outliers.print_outliers(info, found, parts)
     rows = sum(len(group.x) for group in found)
     what = f"{rows} rows, {parts[0].draws} draws each, in nats"
-    terminal.print_result(what, None, info.served_by, seed=seed)
+    terminal.print_result(what, _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(
         _outside(found, [(part.values_outside_range, len(part.elbo)) for part in parts])
     )
@@ -329,12 +349,16 @@ def _outside(found: Sequence[Group], parts: Sequence[tuple[Array | None, int]]) 
 
 
 def _pieces(
-    info: ModelInfo, shapes_of: Callable[[Sequence[int]], RowShapes], share: float = 1.0
+    info: ModelInfo,
+    shapes_of: Callable[[Sequence[int]], RowShapes],
+    share: float = 1.0,
+    contributions: bool = False,
 ) -> Callable[[Array], Iterator[slice]]:
     """Returns what gives the ranges of rows that fit into one call, also the response.
 
     shapes_of: the shapes of a row or of a latent with these lengths
     share:     so many times the server's limit of rows
+    contributions: the response has those of each row
     """
     message = info.limits.max_message_bytes
 
@@ -344,7 +368,7 @@ def _pieces(
         except SizeError:
             shapes = info.default  # the server reports the error
         by_bytes = message // (2 * max(rows[0].nbytes, shapes.x.nbytes, 8 * shapes.z_size))
-        limit = min(info.limits.max_rows, shapes.rows_in(message))
+        limit = min(info.limits.max_rows, shapes.rows_in(message, contributions))
         step = max(1, min(limit, int(limit * share), by_bytes))
         for start in range(0, len(rows), step):
             yield slice(start, min(len(rows), start + step))
@@ -377,16 +401,6 @@ def _write(
     else:
         with out.rows(len(x), info.shapes_of_x(x.shape[1:]).x, first, {}) as write:
             write(x)
-
-
-def _interleave(x: Array, reconstruction: Array) -> Array:
-    """Lines of up to COLUMNS rows, each followed by the line of their reconstructions."""
-    lines = []
-    for start in range(0, len(x), COLUMNS):
-        for rows in (x[start : start + COLUMNS], reconstruction[start : start + COLUMNS]):
-            blank = min(COLUMNS, len(x)) - len(rows)
-            lines += [rows, np.full((blank, *x.shape[1:]), 255, x.dtype)]
-    return np.concatenate(lines)
 
 
 def _provenance(served_by: ModelVersion, **numbers: Any) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def _add_with_files(calls: Subparsers[argparse.ArgumentParser]) -> None:
     reconstruct.add_argument(
         "--scores", action="store_true", help="print reconstruction error, KL and ELBO"
     )
+    _add_outliers(reconstruct, "with --scores: ")
     _add_draw(reconstruct)
     _add_tiling(reconstruct)
 
@@ -92,9 +93,15 @@ def _add_with_files(calls: Subparsers[argparse.ArgumentParser]) -> None:
         calls,
         "score",
         "score how likely each row is, in nats",
-        "score digits.npz --rows 0:8 --draws 64",
+        "score digits.npz --rows 0:8 --draws 64 --contributions --out why.png",
     )
     _add_files(score)
+    score.add_argument(
+        "--out",
+        help=".npz: scores, and contributions if requested; with --contributions .png: rows above "
+        "heat maps",
+    )
+    _add_outliers(score)
     score.add_argument(
         "--draws", type=int, default=0, help="for each row (0: the server's default)"
     )
@@ -230,6 +237,22 @@ def _add_tiling(parser: argparse.ArgumentParser) -> None:
         choices=("when-needed", "always"),
         default="",
         help="run large rows in tiles: where whole ones would not fit into memory, or all (never)",
+    )
+
+
+def _add_outliers(parser: argparse.ArgumentParser, needs: str = "") -> None:
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="NATS",
+        help=f"{needs}rows whose reconstruction_error, -log p(x|z) at the mean, exceeds this are "
+        "outliers (the bundle's, if it has one)",
+    )
+    parser.add_argument(
+        "--contributions",
+        action="store_true",
+        help="what each pixel or column adds to its row's reconstruction_error: as heat maps in a "
+        ".png, as an array in an .npz; of rows that are no images the largest are printed",
     )
 
 

@@ -37,6 +37,8 @@ def show_model(info: ModelInfo) -> None:
     for name, tile in info.tiles.items():
         how = "exact" if tile.exact else f"{tile.decibels:g} dB"
         print(f"  {name} tiles  {format_lengths(tile.size.values())}, {how}")
+    if info.threshold:
+        print(f"  threshold      {info.threshold}")
     for name, reason in info.unavailable.items():
         print(f"  no {name:11} this model {reason}")
     print(f"  preprocessing  {info.preprocessing}")
@@ -59,6 +61,7 @@ def model_document(info: ModelInfo) -> dict[str, Any]:
     """GetModel's response for JSON. An infinite range is null."""
     document = dataclasses.asdict(info)
     document["x"]["shape"], document["z"]["shape"] = info.x.shape.json, info.z.shape.json
+    document["contributions"] = info.contributions and info.contributions.json
     if math.inf in info.x.range:
         document["x"]["range"] = None
     return document
@@ -118,8 +121,12 @@ def show_table(columns: Mapping[str, Array]) -> None:
         return
     print(f"{'row':>6}" + "".join(f"{name:>22}" for name in columns))
     for row, values in enumerate(zip(*columns.values(), strict=True)):
-        print(f"{row:6}" + "".join(f"{value:22.3f}" for value in values))
+        print(f"{row:6}" + "".join(map(_cell, values)))
     print(f"{'mean':>6}" + "".join(f"{values.mean():22.3f}" for values in columns.values()))
+
+
+def _cell(value: Any) -> str:
+    return f"{str(value).lower():>22}" if value.dtype == bool else f"{value:22.3f}"
 
 
 class ProgressBar:

@@ -61,7 +61,7 @@ def publish_table(root: Path, name: str = "table") -> Path:
         model=name,
         x=RowFormat("vector", Shape.parse([len(COLUMNS)]), "float32", columns=COLUMNS),
         z=bundle.LatentFormat(Shape.parse([LATENTS])),
-        likelihood=export.likelihood_format(model, "gaussian"),
+        likelihood=export.likelihood_format(model, "gaussian", files[bundle.LIKELIHOOD]),
         opset=20,
         preprocessing="none",
         parity={},

@@ -85,8 +85,11 @@ def test_scores_are_those_of_a_density_in_the_datas_units(client: Client, net: V
     with torch.no_grad():
         mean, log_var = net.encode(x)
         error, kl = net.distortion(mean, x), gaussian_kl(mean, log_var)
-    found = client.reconstruct(X, include_scores=True)
+    found = client.reconstruct(X, include_scores=True, include_contributions=True)
     np.testing.assert_allclose(found.reconstruction_error, error, rtol=1e-4)
+    assert found.contributions is not None
+    assert found.contributions.shape == X.shape  # one for each column, also of categories
+    np.testing.assert_allclose(found.contributions.sum(1), error, rtol=1e-4)
     np.testing.assert_allclose(found.elbo, -error - kl, rtol=1e-4)
     assert found.values_outside_range is None  # no value is refused, and none is outside
     scores = client.score(X, draws=200, seed=1)

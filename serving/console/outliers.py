@@ -1,0 +1,114 @@
+"""Which rows are outliers and why, for people: a line, heat maps, or the largest contributions."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from latentd import images
+from latentd.client.results import ModelInfo, Reconstruction, Scores
+from latentd.codec import Array
+from latentd.console import groups
+from latentd.console.groups import Group
+from latentd.console.outputs import OutputPath
+from latentd.errors import InvalidArgument
+
+COLUMNS: Final = 16  # of an image with several lines for each row
+_SHOWN: Final = 3  # contributions of a row that are printed
+_MAX_ROWS: Final = 32  # whose contributions are printed
+
+Parts = Sequence[Reconstruction] | Sequence[Scores]
+"""The responses for all rows, in order."""
+
+
+def check_flags(args: argparse.Namespace, out: OutputPath | None, found: Sequence[Group]) -> None:
+    """Raise InvalidArgument if what the flags ask for cannot be written."""
+    if not args.contributions:
+        return
+    if out is not None and out.kind == "npz":
+        groups.check_one_size(found)
+    elif out is not None and out.kind != "png":
+        raise InvalidArgument(
+            "--contributions", f"a .{out.kind} cannot hold them", "Use an .npz path"
+        )
+
+
+def columns(found: Sequence[Group], parts: Parts) -> dict[str, Array]:
+    """Columns of the table that is printed: whether each row is an outlier."""
+    if parts[0].is_outlier is None:
+        return {}
+    flags = [part.is_outlier for part in parts if part.is_outlier is not None]
+    return {"is_outlier": groups.in_order(found, np.concatenate(flags))}
+
+
+def arrays(parts: Parts) -> dict[str, Any]:
+    """What an .npz holds beside the scores. All rows have one size."""
+    terms = [part.contributions for part in parts if part.contributions is not None]
+    return {
+        "threshold": parts[0].threshold,
+        "contributions": np.concatenate(terms) if terms else None,
+    }
+
+
+def print_outliers(info: ModelInfo, found: Sequence[Group], parts: Parts) -> None:
+    """Print one line about the outliers, if there is a threshold; and of rows that are no images
+    the largest contributions, if they were requested: of outliers, or without any of all rows."""
+    known = columns(found, parts).get("is_outlier")
+    if known is not None:
+        threshold, chosen = parts[0].threshold, info.threshold
+        of_bundle = chosen is not None and chosen.reconstruction_error == threshold
+        percent = f", which {chosen.percentile:g} % of the training rows do not" if chosen else ""
+        print(
+            f"{int(known.sum())} of {len(known)} rows are outliers: their reconstruction_error "
+            f"exceeds {threshold:.6g} nats{percent if of_bundle else ''}."
+        )
+    if parts[0].contributions is None or info.default.x.kind == "image":
+        return
+    rows = np.concatenate([part.contributions for part in parts if part.contributions is not None])
+    rows = groups.in_order(found, rows)
+    picked = np.arange(len(rows)) if known is None or not known.any() else np.flatnonzero(known)
+    print("Largest contributions to the reconstruction error, in nats:")
+    for row in picked[:_MAX_ROWS].tolist():
+        print(f"{row:6}  {_largest(rows[row], info)}")
+    if len(picked) > _MAX_ROWS:
+        print(f"... and of {len(picked) - _MAX_ROWS} other rows; --out FILE.npz writes all.")
+
+
+def _largest(terms: Array, info: ModelInfo) -> str:
+    """The largest terms of a row, each with its column's name or its place."""
+    flat = terms.reshape(-1).astype(np.float64)
+    order = np.argsort(-flat, kind="stable")[:_SHOWN].tolist()
+    names = [column.name for column in info.x.columns]
+    if len(names) != flat.size:
+        places = (np.unravel_index(i, terms.shape) for i in range(flat.size))
+        names = [f"[{', '.join(map(str, place))}]" for place in places]
+    return ", ".join(f"{names[i]} {flat[i]:.2f}" for i in order)
+
+
+def picture(found: Sequence[Group], lines: Sequence[Sequence[Array]], parts: Parts) -> bytes:
+    """Rows of images as a PNG: each line of images above the next, such as x above x'. The last
+    line are heat maps of the contributions, if they were requested.
+
+    lines: of each line the images, group by group
+    """
+    pictures = [groups.images_in_order(found, line) for line in lines]
+    terms = [part.contributions for part in parts if part.contributions is not None]
+    if terms:
+        heat, (low, high) = images.heat_maps(terms)
+        pictures = [images.to_rgb(rows) for rows in pictures]
+        pictures.append(groups.images_in_order(found, heat))
+        print(f"Heat maps: from black, {low:.3g} nats a pixel, to white, {high:.3g} nats.")
+    return images.make_grid(_interleave(pictures), columns=min(len(pictures[0]), COLUMNS))
+
+
+def _interleave(pictures: Sequence[Array]) -> Array:
+    """Up to COLUMNS rows of the first, below them the same rows of the others, and so on."""
+    count, lines = len(pictures[0]), []
+    for start in range(0, count, COLUMNS):
+        for rows in (of_kind[start : start + COLUMNS] for of_kind in pictures):
+            blank = min(COLUMNS, count) - len(rows)
+            lines += [rows, np.full((blank, *rows.shape[1:]), 255, rows.dtype)]
+    return np.concatenate(lines)

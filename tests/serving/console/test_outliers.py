@@ -1,0 +1,116 @@
+"""`latentd client score` and `reconstruct` tell outliers, and show why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentd import images
+from latentd.bundle import Threshold
+from latentd.client import Client
+from tests.support.toy_bundle import PublishToy
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def server(listener: str, tmp_path_factory: pytest.TempPathFactory, module_servers: Any) -> Any:
+    root = tmp_path_factory.mktemp("bundles")
+    PublishToy()(root, contributions=True, threshold=Threshold(99.0, 8.0))
+    PublishToy()(root, "old")
+    return module_servers(root, listener=listener, default_model="toy")
+
+
+@pytest.fixture
+def x(run: Run) -> np.ndarray:
+    """Three rows in a file: black, a black and white one, white; white has the least error."""
+    rows = np.zeros((3, 4, 4), np.uint8)
+    rows[1, :, 2:] = rows[2] = 255
+    np.save("x.npy", rows)
+    return rows
+
+
+def test_model_tells_its_threshold(done: Callable[..., str]) -> None:
+    assert "threshold      reconstruction_error above 8 nats, as of 1 % of the" in done("model")
+    told = json.loads(done("model", "--json"))
+    assert told["threshold"] == {"percentile": 99.0, "reconstruction_error": 8.0}
+    assert told["contributions"] == [4, 4]
+
+
+def test_score_tells_outliers(done: Callable[..., str], x: np.ndarray) -> None:
+    said = done("score", "x.npy").splitlines()
+    assert said[0].split()[-2:] == ["reconstruction_error", "is_outlier"]
+    assert [line.split()[-1] for line in said[1:4]] == ["true", "true", "false"]
+    assert said[4].split()[-1] == "0.667"
+    assert said[5] == (
+        "2 of 3 rows are outliers: their reconstruction_error exceeds 8 nats, which 99 % of the "
+        "training rows do not."
+    )
+    told = done("score", "x.npy", "--threshold", "10")
+    assert "1 of 3 rows are outliers: their reconstruction_error exceeds 10 nats.\n" in told
+    assert "outlier" not in done("score", "x.npy", "--model", "old")
+    assert "1 of 3 rows" in done("reconstruct", "x.npy", "--scores", "--threshold", "10")
+
+
+def test_score_writes_contributions(
+    done: Callable[..., str], client: Client, x: np.ndarray
+) -> None:
+    said = done("score", "x.npy", "--contributions", "--seed", "1", "--out", "why.npz")
+    assert "in why.npz, by toy" in said
+    found = client.score(x, seed=1, include_contributions=True)
+    with np.load("why.npz") as kept:
+        for name in ("contributions", "is_outlier", "reconstruction_error", "elbo"):
+            np.testing.assert_array_equal(kept[name], getattr(found, name))
+        assert (kept["threshold"], kept["model"]) == (8.0, "toy")
+
+
+def test_picture_has_heat_maps_below_the_rows(
+    done: Callable[..., str], client: Client, x: np.ndarray
+) -> None:
+    terms = client.score(x, include_contributions=True).contributions
+    assert terms is not None
+    (heat,), (low, high) = images.heat_maps([terms])
+    said = done("score", "x.npy", "--contributions", "--out", "why.png")
+    assert f"from black, {low:.3g} nats a pixel, to white, {high:.3g} nats." in said
+    rgb = images.to_rgb(x)
+    assert Path("why.png").read_bytes() == images.make_grid(np.concatenate([rgb, heat]), 3)
+    done("reconstruct", "x.npy", "--contributions", "--out", "why.png")
+    again = images.make_grid(np.concatenate([rgb, rgb, heat]), 3)  # the toy gives x back
+    assert Path("why.png").read_bytes() == again
+    with Image.open("why.png") as image:
+        assert image.mode == "RGB"
+
+
+def test_heat_maps_share_a_scale_and_sum_channels() -> None:
+    gray = np.array([[[0.0, 1.0]]], np.float32)
+    color = np.array([[[[0.5, 0.5, 1.0]]]], np.float32)
+    maps, scale = images.heat_maps([gray, color])
+    assert scale == (0.0, 2.0)
+    assert [part.shape for part in maps] == [(1, 1, 2, 3), (1, 1, 1, 3)]
+    assert maps[0][0, 0].tolist() == [[0, 0, 0], [255, 85, 0]]
+    assert maps[1][0, 0].tolist() == [[255, 255, 255]]
+    (flat,), _ = images.heat_maps([np.zeros((1, 2, 2), np.float32)])
+    assert not flat.any()
+
+
+REFUSED = [
+    (("score", "x.npy", "--out", "why.png"), "--out: a picture shows contributions"),
+    (("score", "x.npy", "--contributions", "--model", "old"), "was exported without contributi"),
+    (("reconstruct", "x.npy", "--threshold", "1"), "threshold: scores are compared with it, and"),
+    (("score", "x.npy", "--out", "why.csv"), "--out: unsupported output why.csv"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED)
+def test_what_cannot_be_told_is_refused(
+    run: Run, x: np.ndarray, words: tuple[str, ...], said: str
+) -> None:
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert said in err
