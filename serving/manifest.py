@@ -360,7 +360,9 @@ class Manifest(ModelDescription):
             reasons["params"] = (
                 "decodes each byte given those before it, so no byte has parameters of its own"
             )
-        if "score" not in reasons and self.likelihood and not self.likelihood.contributions:
+        if self.x.kind == "sequence" and "score" not in reasons:
+            reasons["contributions"] = "computes log p(x | z) of a whole text, not of each byte"
+        elif "score" not in reasons and self.likelihood and not self.likelihood.contributions:
             reasons["contributions"] = (
                 "was exported without contributions, the terms that sum to a reconstruction error"
             )

@@ -6,10 +6,12 @@ A row of `length` bytes holds a text of at most length - 1 bytes, so that its en
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+_CONTROLS: Final = dict.fromkeys((*range(32), 127, *range(128, 160)), "\N{REPLACEMENT CHARACTER}")
 
 Rows = NDArray[np.uint8]
 """uint8, (texts, length)."""
@@ -26,6 +28,12 @@ def to_rows(texts: Sequence[bytes], length: int) -> Rows:
 def to_texts(rows: Any) -> list[str]:
     """The texts of rows. What a net made up may have other bytes than UTF-8: U+FFFD is there."""
     return [bytes(row).partition(b"\0")[0].decode("utf-8", "replace") for row in np.asarray(rows)]
+
+
+def printable(text: str) -> str:
+    """The text on one line, for a terminal or a page: U+FFFD stands for characters on which these
+    would act, such as an escape or the end of a line."""
+    return text.translate(_CONTROLS)
 
 
 def fault(text: str, length: int) -> str | None:

@@ -24,7 +24,7 @@ from latentd.console.outputs import TABLES, OutputPath
 from latentd.errors import InvalidArgument, ModelNotFound
 from latentd.shapes import SizeError, format_lengths
 
-OUTPUT_KINDS: Final = ("png", "npz", "npy", "folder", "csv", "parquet")
+OUTPUT_KINDS: Final = ("png", "npz", "npy", "txt", "folder", "csv", "parquet")
 
 
 def model(args: argparse.Namespace) -> int:
@@ -90,17 +90,22 @@ def encode(args: argparse.Namespace) -> int:
 def decode(args: argparse.Namespace) -> int:
     """Decode latents."""
     out = _output_path(args, OUTPUT_KINDS)
+    seed = chosen_seed(args.seed) if args.draw_x else None
     z = inputs.read_latents(args.latents)
     with _connect(args) as client:
         info, client = _pin(client, out)
         z = inputs.latent_rows(z, info)
         parts = [
-            client.decode(z[piece], tiling=args.tiling)
+            client.decode(
+                z[piece], draw_x=args.draw_x, seed=seed, offset=piece.start, tiling=args.tiling
+            )
             for piece in _pieces(info, info.shapes_of_z)(z)
         ]
         x = np.concatenate([part.x for part in parts])
-    _write(out, x, info, {})
-    terminal.print_result(terminal.describe_rows(x), _path(out), info.served_by)
+    _write(out, x, info, {"seed": None if seed is None else np.uint64(seed)})
+    terminal.print_texts(info, _path(out), *parts)
+    what = terminal.describe_rows(info, len(x), x.shape[1:])
+    terminal.print_result(what, _path(out), info.served_by, seed=seed)
     terminal.print_tiled(parts)
     return 0
 
@@ -122,9 +127,9 @@ def sample(args: argparse.Namespace) -> int:
         )
     metadata = {"z": result.z, "seed": np.uint64(result.seed), "temperature": args.temperature}
     _write(out, result.x, info, metadata, first=result.offset)
-    terminal.print_texts(info, result)
+    terminal.print_texts(info, _path(out), result)
     terminal.print_result(
-        terminal.describe_rows(result.x),
+        terminal.describe_rows(info, len(result), result.x.shape[1:]),
         _path(out),
         result.served_by,
         seed=result.seed,
@@ -136,7 +141,7 @@ def sample(args: argparse.Namespace) -> int:
 
 def stream(args: argparse.Namespace) -> int:
     """Sample new rows as a stream, writing each chunk as it arrives."""
-    out = OutputPath(args.out, ("npy", "npz", "folder", "csv", "parquet"))
+    out = OutputPath(args.out, ("npy", "npz", "txt", "folder", "csv", "parquet"))
     seed = chosen_seed(args.seed)
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
@@ -160,7 +165,7 @@ def stream(args: argparse.Namespace) -> int:
             for chunk in chunks:
                 write(chunk.x)
                 progress(len(chunk))
-    what = f"{args.count} rows of {info.default.x.dtype} {format_lengths(info.default.x.shape)}"
+    what = terminal.describe_rows(info, args.count, info.default.x.shape)
     terminal.print_result(what, _path(out), info.served_by, seed=seed, offset=args.offset)
     terminal.print_tiled([chunk])
     return 0
@@ -168,8 +173,8 @@ def stream(args: argparse.Namespace) -> int:
 
 def reconstruct(args: argparse.Namespace) -> int:
     """Reconstruct x, with --scores in nats; an image shows each row above its reconstruction."""
-    out = _output_path(args, ("png", "npz", "csv", "parquet"))
-    seed = chosen_seed(args.seed) if args.draw else None
+    out = _output_path(args, ("png", "npz", "txt", "csv", "parquet"))
+    seed = chosen_seed(args.seed) if args.draw or args.draw_x else None
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
         found = _read(args, info)
@@ -182,6 +187,7 @@ def reconstruct(args: argparse.Namespace) -> int:
             lambda x, offset: client.reconstruct(
                 x,
                 draw=args.draw,
+                draw_x=args.draw_x,
                 seed=seed,
                 offset=offset,
                 include_scores=args.scores,
@@ -199,7 +205,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     if out is not None and out.kind == "png":
         lines = [[group.x for group in found], [part.x for part in parts]]
         out.write(outliers.picture(found, lines, parts))
-    elif out is not None and out.kind in TABLES:
+    elif out is not None and out.kind in ("txt", *TABLES):
         _write(out, np.concatenate([part.x for part in parts]), info, {})
     elif out is not None:
         arrays = {
@@ -210,10 +216,13 @@ def reconstruct(args: argparse.Namespace) -> int:
             "values_outside_range": outside,
         }
         out.write_arrays(arrays | _provenance(info.served_by, seed=seed))
-    terminal.print_texts(info, *parts)
+    terminal.print_texts(info, _path(out), *parts)
     terminal.show_table(scores)
     outliers.print_outliers(info, found, parts)
-    terminal.print_result(groups.describe(found), _path(out), info.served_by, seed=seed)
+    what = groups.describe(found)
+    if info.default.x.is_text:  # which have one size
+        what = terminal.describe_rows(info, len(found[0].x), info.default.x.shape)
+    terminal.print_result(what, _path(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
     terminal.print_tiled(parts)
     return 0
@@ -235,8 +244,9 @@ def interpolate(args: argparse.Namespace) -> int:
             include_z=out is not None and out.kind == "npz",
         )
     _write(out, result.x, info, {"z": result.z}, columns=args.steps)
-    terminal.print_texts(info, result)
-    terminal.print_result(terminal.describe_rows(result.x), _path(out), result.served_by)
+    terminal.print_texts(info, _path(out), result)
+    what = terminal.describe_rows(info, len(result), result.x.shape[1:])
+    terminal.print_result(what, _path(out), result.served_by)
     terminal.print_tiled([result])
     return 0
 

@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint, Texts
+from latentd.bundle import DataSpec
+from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, SampledPoint
 from latentd.codec import Array
 from latentd.console.groups import Group, by_size
 from latentd.errors import InvalidArgument
@@ -21,9 +22,12 @@ from latentd.readers import files, kinds, sources
 from latentd.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
 from latentd.readers.rows import Chunk
 from latentd.readers.sources import Counts, Source
+from latentd.readers.texts import to_chunk
 from latentd.shapes import SizeError
 
 _LATENTS: Final = ("z", "mean")
+_TEXT: Final = "text:"
+"""Before a text itself, where else a file is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +44,14 @@ def read_rows(
 ) -> list[Group]:
     """The range `rows` of the rows of all named files, by size.
 
-    The readers of `latentd batch` read only those rows. If a folder or a glob is named, or a file
-    is skipped, a line on stderr counts the files. Raises InvalidArgument, ConfigError or BadData
-    with the file, and with the row if a row is at fault.
+    Or for a model of text, "text:WORDS" for each row. The readers of `latentd batch` read only
+    those rows. If a folder or a glob is named, or a file is skipped, a line on stderr counts the
+    files. Raises InvalidArgument, ConfigError or BadData with the file, and with the row if a row
+    is at fault.
     """
     counts, found, x = Counts(), [], model.default.x
+    if x.is_text and all(pattern.startswith(_TEXT) for pattern in patterns):
+        return [Group(np.arange(len(patterns)), _given_texts(patterns, x))]
     for pattern in patterns:
         found += sources.find(pattern, counts)
     if counts.found != len(patterns):
@@ -66,6 +73,14 @@ def read_rows(
             _check_bytes(sum(part.nbytes for part in parts))
         total += size
     return by_size(parts)
+
+
+def _given_texts(patterns: Sequence[str], x: DataSpec) -> Array:
+    given = [pattern.removeprefix(_TEXT).encode("utf-8", "surrogateescape") for pattern in patterns]
+    chunk = to_chunk(given, patterns, 0, x)
+    if chunk.bad:
+        raise InvalidArgument(chunk.bad[0].id, chunk.bad[0].reason)
+    return chunk.x
 
 
 def _check_bytes(number: int) -> None:
@@ -108,8 +123,8 @@ def read_point(
         if not match:
             raise InvalidArgument(field, f"invalid point {text!r}", "Use seed:7 or seed:7@3")
         return SampledPoint(int(match[1]), int(match[2] or 0))
-    if text.startswith("text:") and model.x.kind == "sequence":
-        return DataPoint(Texts([text.removeprefix("text:")]))
+    if text.startswith(_TEXT) and model.default.x.is_text:
+        return DataPoint(_given_texts([text], model.default.x)[0])
     if text.startswith("z:"):
         z = latent_rows(read_latents(text.removeprefix("z:")), model)
         if len(z) != 1:

@@ -11,7 +11,7 @@ from typing import IO, Any, Final, TextIO
 
 import numpy as np
 
-from latentd import atomic, images, tables
+from latentd import atomic, images, tables, texts
 from latentd.bundle import DataSpec
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
@@ -21,12 +21,15 @@ TABLES: Final = ("csv", "parquet")
 
 Write = Callable[[Array], None]
 
+_LINE_BREAKS: Final = str.maketrans("\n\r", "\N{REPLACEMENT CHARACTER}" * 2)
+"""A text is one line of a file, and a model may make these up."""
+
 
 class OutputPath:
     """The path of --out, checked before any work is done.
 
-    kind: "png", "npy", "npz", "csv", "parquet" or "folder" (no suffix). Raises InvalidArgument for
-    --out.
+    kind: "png", "npy", "npz", "txt", "csv", "parquet" or "folder" (no suffix). Raises
+    InvalidArgument for --out.
     """
 
     def __init__(self, out: str, kinds: tuple[str, ...]) -> None:
@@ -48,19 +51,20 @@ class OutputPath:
             raise InvalidArgument("--out", f"{out} is not empty", "Use a new folder")
 
     def check(self, x: DataSpec) -> None:
-        """Raise InvalidArgument for PNG output of data that is not 8-bit images."""
+        """Raise InvalidArgument for PNG output of data that is not 8-bit images, and for lines of
+        data that is not text."""
+        use = "Use a .txt, .npz or .npy path" if x.is_text else "Use a .npz or .npy path"
         if self.kind in ("png", "folder") and not x.is_png_compatible:
-            raise InvalidArgument(
-                "--out",
-                f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.kinds}",
-                "Use a .npz or .npy path",
-            )
-
+            what = f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.kinds}"
+            raise InvalidArgument("--out", what, use)
+        if self.kind == "txt" and not x.is_text:
+            what = f"a .txt file needs texts; this model's rows are {x.dtype} {x.kinds}"
+            raise InvalidArgument("--out", what, use)
         if self.kind in TABLES and not x.columns:
             raise InvalidArgument(
                 "--out",
                 f"rows of this model have no columns; they are {x.kinds}",
-                "Use a .npz or .npy path",
+                use,
             )
         if self.kind == "parquet":
             try:
@@ -105,6 +109,9 @@ class OutputPath:
             elif self.kind == "npy":
                 with temporary.open("wb") as file:
                     yield _array(file, count, x)
+            elif self.kind == "txt":
+                with temporary.open("w", encoding="utf-8", newline="") as lines:
+                    yield _lines(lines)
             else:
                 with zipfile.ZipFile(temporary, "w") as archive:
                     with archive.open("x.npy", "w", force_zip64=True) as entry:
@@ -139,6 +146,15 @@ def _csv(file: TextIO, x: DataSpec) -> Write:
 
     def write(rows: Array) -> None:
         writer.writerows(tables.to_csv(tables.to_values(x.columns, rows)))
+
+    return write
+
+
+def _lines(file: IO[str]) -> Write:
+    """Write each row of a model of text as a line."""
+
+    def write(rows: Array) -> None:
+        file.writelines(f"{text.translate(_LINE_BREAKS)}\n" for text in texts.to_texts(rows))
 
     return write
 

@@ -24,11 +24,12 @@ _VARIABLE: Final = "LATENTD_SERVER"
 
 _FILES: Final = (
     "images, .npy, .npz (array x, or FILE.npz:key), .parquet or IDX files, folders or "
-    "globs of these; for a model of a table .csv or .parquet, of which it takes its own columns"
+    "globs of these; for a model of a table .csv or .parquet, of which it takes its own columns; "
+    "for one of text a .txt file, each line a row, or text:WORDS"
 )
 _OUT: Final = (
     ".png: one grid; .npz or .npy: arrays; no suffix: a folder of PNG files; .csv or .parquet: a "
-    "table, of a model with columns"
+    "table, of a model with columns; .txt: lines, of a model of text"
 )
 
 Subparsers = argparse._SubParsersAction  # argparse's own name for what add_subparsers returns
@@ -47,6 +48,7 @@ def add_client_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
   latentd client encode digits.npz --rows 0:100 --out latents.npz
   latentd client reconstruct photo.jpg --resize --out side_by_side.png
   latentd client interpolate --start seed:7 --end photo.png --steps 9 --out path.png
+  latentd client stream --model names --count 1000 --draw-x --out names.txt
   latentd client CALL --help""",
     )
     calls = parser.add_subparsers(metavar="CALL", required=True)
@@ -80,13 +82,16 @@ def _add_with_files(calls: Subparsers[argparse.ArgumentParser]) -> None:
     )
     _add_files(reconstruct)
     reconstruct.add_argument(
-        "--out", help=".png: rows above their reconstructions; .npz: x, reconstruction"
+        "--out",
+        help=".png: rows above their reconstructions; .npz: x, reconstruction; of texts .txt: the "
+        "reconstructions as lines",
     )
     reconstruct.add_argument(
         "--scores", action="store_true", help="print reconstruction error, KL and ELBO"
     )
     _add_outliers(reconstruct, "with --scores: ")
     _add_draw(reconstruct)
+    _add_draw_x(reconstruct)
     _add_tiling(reconstruct)
 
     score = _add(
@@ -112,6 +117,8 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
     decode = _add(calls, "decode", "decode latents to data", "decode latents.npz --out grid.png")
     decode.add_argument("latents", help=".npy, or .npz (array z, else mean, or FILE.npz:key)")
     decode.add_argument("--out", help=_OUT)
+    _add_draw_x(decode)
+    decode.add_argument("--seed", type=int, help="of --draw-x (a new one, printed)")
     _add_tiling(decode)
 
     for name, text, example in (
@@ -129,18 +136,15 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
         sample.add_argument(
             "--temperature", type=float, default=1.0, help="below 1: more typical, less varied (1)"
         )
-        sample.add_argument(
-            "--draw-x",
-            action="store_true",
-            help="of texts: draw each byte, not the likeliest one; of tables: draw each value, so "
-            "that rows scatter as the data does, instead of its mean or likeliest category",
-        )
+        _add_draw_x(sample)
         _add_size(sample, "of the rows,")
         _add_tiling(sample)
         if name == "sample":
             sample.add_argument("--out", help=_OUT)
         else:
-            sample.add_argument("--out", required=True, help=".npy, .npz or a folder of PNG files")
+            sample.add_argument(
+                "--out", required=True, help=".npy, .npz, a folder of PNG files, or of texts .txt"
+            )
             sample.add_argument(
                 "--chunk-rows",
                 type=int,
@@ -259,6 +263,15 @@ def _add_outliers(parser: argparse.ArgumentParser, needs: str = "") -> None:
 def _add_draw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draw", action="store_true", help="draw from each latent distribution")
     parser.add_argument("--seed", type=int, help="of the draw (a new one, printed)")
+
+
+def _add_draw_x(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draw-x",
+        action="store_true",
+        help="of texts: draw each byte, not the likeliest one; of tables: draw each value, so "
+        "that rows scatter as the data does, instead of its mean or likeliest category",
+    )
 
 
 def _rows(text: str) -> slice:

@@ -6,17 +6,15 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from latentd.client.results import ModelInfo, ModelVersion, Rows
 from latentd.codec import Array
 from latentd.columns import describe
 from latentd.shapes import format_lengths
-
-_CONTROLS: Final = dict.fromkeys((*range(32), 127, *range(128, 160)), "\N{REPLACEMENT CHARACTER}")
-"""A terminal would act on these characters, which a model may make up."""
+from latentd.texts import printable
 
 
 def show_model(info: ModelInfo) -> None:
@@ -25,7 +23,10 @@ def show_model(info: ModelInfo) -> None:
     print(f"{info.served_by}, served: {', '.join(map(str, info.versions))}")
     rate = f" at {info.x.sample_rate} Hz" if info.x.sample_rate else ""
     print(f"  {info.default.x.kinds}{rate}, created {info.created}")
-    print(f"  x              {info.x.dtype} {x}, {_range(info.x.range)}")
+    x_line = f"{info.x.dtype} {x}, {_range(info.x.range)}"
+    if info.default.x.is_text:
+        x_line = f"at most {info.default.x.size - 1} bytes of UTF-8, as {info.x.dtype} {x}"
+    print(f"  x              {x_line}")
     if info.x.columns:
         print(f"  columns        {describe(info.x.columns)}")
     print(f"  z              float32 {z}, {info.posterior} posterior")
@@ -83,12 +84,12 @@ def print_result(
     print(f"{what}{where}, by {served_by}{numbers}.")
 
 
-def print_texts(info: ModelInfo, *parts: Rows) -> None:
-    """Print the rows of a model of text, one a line; nothing of other models."""
-    if info.default.x.is_text:
+def print_texts(info: ModelInfo, path: Path | None, *parts: Rows) -> None:
+    """Print the rows of a model of text, one a line, unless a file has them."""
+    if info.default.x.is_text and path is None:
         for part in parts:
             for text in part.texts:
-                print(text.translate(_CONTROLS))
+                print(printable(text))
 
 
 def print_outside_range(counts: Array | None) -> None:
@@ -105,9 +106,11 @@ def print_tiled(results: Iterable[Tiled]) -> None:
         print(f"Rows were run in tiles: {min(ways)}.")  # approximate before exact
 
 
-def describe_rows(x: Array) -> str:
-    """Number, dtype and shape of rows."""
-    return f"{len(x)} rows of {x.dtype} {format_lengths(x.shape[1:])}"
+def describe_rows(info: ModelInfo, rows: int, lengths: Sequence[int]) -> str:
+    """Number, dtype and shape of rows; of texts, their number."""
+    if info.default.x.is_text:
+        return f"{rows} text{'s' * (rows != 1)}"
+    return f"{rows} rows of {info.x.dtype} {format_lengths(lengths)}"
 
 
 def _range(bounds: tuple[float, float]) -> str:

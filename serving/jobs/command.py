@@ -242,7 +242,7 @@ def _server(args: argparse.Namespace) -> RemoteServer | None:
 def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan, FoundInputs]:
     """The requested plan, and the inputs that it is made of."""
     wanted = _output_spec(args, target)
-    check_output_spec(wanted, target.unavailable, target.data.default.x.is_png_compatible)
+    check_output_spec(wanted, target.unavailable, target.data)
     options = ReadOptions(args.column, args.id_column, args.resize)
     known = job.known_plan(folder)
     found = inputs.find_inputs(args.input, target.data, options, known, folder)
@@ -270,6 +270,7 @@ def _output_spec(args: argparse.Namespace, target: _Target) -> OutputSpec:
             "--scores": args.scores,
             "--no-latents": args.no_latents,
             "--draw": args.draw,
+            "--draw-x": args.draw_x,
             "--reconstruction": args.reconstruction != "none",
         }
         if given := [flag for flag, is_given in others.items() if is_given]:
@@ -282,6 +283,8 @@ def _output_spec(args: argparse.Namespace, target: _Target) -> OutputSpec:
             encode=args.encode,
             z_dtype=args.z_dtype,
         )
+    if args.draw_x and args.reconstruction == "none":
+        raise ConfigError("--draw-x draws the reconstruction. Add --reconstruction raw.")
     if args.z_dtype != "float32":
         raise ConfigError(f"--z-dtype {args.z_dtype} is for --encode only.")
     scores = args.scores
@@ -295,6 +298,7 @@ def _output_spec(args: argparse.Namespace, target: _Target) -> OutputSpec:
         latents=not args.no_latents,
         reconstruction=args.reconstruction,
         draw=args.draw,
+        draw_x=args.draw_x,
         seed=args.seed,
     )
 

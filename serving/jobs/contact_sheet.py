@@ -2,8 +2,8 @@
 
 It helps people judge whether the rows with bad scores are odd, or the model is. After the worst
 rows come rows picked evenly from the whole job, also with the largest errors first. Images are
-shown as images, other rows as line plots with the numbers that differ most. Equal rows are shown
-once. The HTML file needs no other file.
+shown as images, texts as text, other rows as line plots with the numbers that differ most. Equal
+rows are shown once. The HTML file needs no other file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from latentd import images
+from latentd import images, texts
 from latentd.bundle import DataSpec
 from latentd.codec import Array
 from latentd.jobs.inputs import RowReader
@@ -39,7 +39,8 @@ _STYLE: Final = (
     "img{width:6.5em;image-rendering:pixelated;border:1px solid #ccc;margin-right:.3em}"
     "svg{width:14em;height:6em;border:1px solid #ccc}polyline{fill:none;stroke-width:1.5;"
     "vector-effect:non-scaling-stroke}.row{stroke:#222}.reconstruction{stroke:#e60}rect{fill:#eee}"
-    "figcaption{font-size:12px;overflow-wrap:anywhere}"
+    "p.row,p.reconstruction{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}"
+    "p.reconstruction{color:#a30}figcaption{font-size:12px;overflow-wrap:anywhere}"
 )
 
 
@@ -151,7 +152,9 @@ def _framed(pictures: Sequence[images.Pixels]) -> images.Pixels:
 def _html(plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
     title = f"{plan.bundle.model} version {plan.bundle.version}: {plan.rows:,} rows"
     legend = "Left: the row. Right: its reconstruction"
-    if not _is_image(plan.x):
+    if plan.x.is_text:
+        legend = "Black: the text. Red: its reconstruction"
+    elif not _is_image(plan.x):
         legend = (
             "Black: the row. Orange: its reconstruction. Grey: the model's range. The last lines "
             "below are the numbers that differ most"
@@ -179,6 +182,8 @@ def _figure(pair: _Pair, plan: Plan) -> str:
             for png in images.encode_pngs(both)
         )
         numbers = ""
+    elif spec.is_text:
+        shown, numbers = _lines(pair), ""
     else:
         shown, numbers = _plot(pair, spec), _largest_differences(pair)
     score = "" if pair.error is None else f": {pair.error:,.1f}"
@@ -187,6 +192,15 @@ def _figure(pair: _Pair, plan: Plan) -> str:
     equal = f" (and {pair.equal:,} with the same score)" if pair.equal else ""
     caption = f"{html.escape(pair.id)}{score}{equal}{numbers}"
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _lines(pair: _Pair) -> str:
+    """The text, and below it its reconstruction."""
+    both = texts.to_texts([pair.x, pair.reconstruction])
+    return "".join(
+        f'<p class="{name}">{html.escape(texts.printable(text))}</p>'
+        for name, text in zip(("row", "reconstruction"), both, strict=True)
+    )
 
 
 def _plot(pair: _Pair, spec: DataSpec) -> str:

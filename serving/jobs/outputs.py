@@ -11,8 +11,9 @@ Parquet has these columns:
                               z, of encode jobs, may be float16
     z_shape                   list of int32: the shape of the row's latents; in encode jobs, and if
                               the model has free axes
-    reconstruction            a PNG file, or the row's bytes in C order; of a model with columns one
-                              column for each, reconstruction.NAME, in the data's own units
+    reconstruction            a PNG file, a string, or the row's bytes in C order; of a model with
+                              columns one column for each, reconstruction.NAME, in the data's own
+                              units
     x_shape                   list of int32: the shape of the reconstruction; if the model has free
                               axes
 Lists have one length unless the model has free axes. .npy is one structured array with the same
@@ -30,7 +31,7 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from latentd import images, tables
+from latentd import images, tables, texts
 from latentd.bundle import SCORES, RowShapes
 from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
@@ -80,7 +81,7 @@ def count(path: Path) -> int:
 def bytes_per_row(plan: Plan, shapes: RowShapes) -> int:
     """An estimate for rows of these shapes; PNG files count as half of their pixels."""
     wanted, nbytes = plan.wanted, shapes.x.nbytes
-    x = {"none": 0, "png": nbytes // 2, "raw": nbytes}[wanted.reconstruction]
+    x = {"none": 0, "png": nbytes // 2, "raw": nbytes, "text": nbytes}[wanted.reconstruction]
     scores = (24 if plan.training_scores else 12) if wanted.scores else 0
     outside = 4 if _counts_outside(plan) else 0
     latents = 8 * shapes.z_size if wanted.latents else 0
@@ -130,12 +131,7 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
         for name, values in tables.to_values(plan.x.columns, results.x).items():
             columns[f"reconstruction.{name}"] = pa.array(values)
     elif results.x is not None:
-        rows = (
-            images.encode_pngs(results.x)
-            if plan.wanted.reconstruction == "png"
-            else [row.tobytes() for row in results.x]
-        )
-        columns["reconstruction"] = pa.array(rows, "binary")
+        columns["reconstruction"] = _reconstructions(results.x, plan.wanted.reconstruction)
         if free:
             columns["x_shape"] = _shapes(results.x, len(plan.data.x.shape.dims))
     metadata = {
@@ -151,7 +147,7 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     # Latents and scores are close to noise: compression would gain nothing.
     compression = {name: "none" for name in columns} | {"id": "snappy"}
     compression |= {name: "snappy" for name in ("z_shape", "x_shape") if name in columns}
-    if plan.wanted.reconstruction == "raw":
+    if plan.wanted.reconstruction in ("raw", "text"):
         names = [name for name in columns if name.startswith("reconstruction")]
         compression |= dict.fromkeys(names, "snappy")
     # Readers do not filter by ranges of latents or pixels.
@@ -160,6 +156,16 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     pq.write_table(
         table, file, compression=compression, use_dictionary=False, write_statistics=statistics
     )
+
+
+def _reconstructions(x: Rows, form: str) -> Any:
+    """An Arrow array of files, texts or bytes. form: one of RECONSTRUCTIONS"""
+    import pyarrow as pa
+
+    if form == "text":
+        return pa.array(texts.to_texts(x), "string")
+    files = images.encode_pngs(x) if form == "png" else [row.tobytes() for row in x]
+    return pa.array(files, "binary")
 
 
 def _lists(values: Rows, free: bool) -> Any:

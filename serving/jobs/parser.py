@@ -56,9 +56,10 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         required=True,
         metavar="PATH",
         help="images, .npy, .npz (or FILE.npz:key), .parquet, IDX (.gz or not), a folder or glob "
-        "of these, or an fsspec URL (s3://bucket/*.npy). Of a folder the images are read if it has "
-        "any, else the Parquet files, else the arrays; linked folders are followed, hidden files "
-        "skipped, and a line says how many files are read",
+        "of these, for a model of text a .txt file with a text in each line, or an fsspec URL "
+        "(s3://bucket/*.npy). Of a folder the images are read if it has any, else the Parquet "
+        "files, else the arrays; linked folders are followed, hidden files skipped, and a line "
+        "says how many files are read",
     )
     add(
         "--output",
@@ -90,7 +91,10 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--format", choices=FORMATS, default="parquet", help="of the shards (parquet)"
     )
     columns.add_argument(
-        "--reconstruction", choices=RECONSTRUCTIONS, default="none", help="format of x' (none)"
+        "--reconstruction",
+        choices=RECONSTRUCTIONS,
+        default="none",
+        help="format of x'; text: strings, of a model of text (none)",
     )
     columns.add_argument(
         "--scores",
@@ -102,6 +106,12 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--draw",
         action="store_true",
         help="decode a draw from the latent distribution, not its mean",
+    )
+    columns.add_argument(
+        "--draw-x",
+        action="store_true",
+        help="of texts and tables: draw each byte or value of the reconstruction, instead of the "
+        "likeliest one",
     )
     columns.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     columns.add_argument(

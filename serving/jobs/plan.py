@@ -23,7 +23,7 @@ SHARD_ROWS: Final = 16384
 SHARD_BYTES: Final = 64 << 20  # of input and output held in memory at once
 BATCH_ROWS: Final = 128  # fixed: the last bits of results depend on the batch size
 BATCH_BYTES: Final = 4 << 20  # of x in a batch: within a graph it takes hundreds of times as much
-RECONSTRUCTIONS: Final = ("none", "png", "raw")
+RECONSTRUCTIONS: Final = ("none", "png", "raw", "text")
 ENCODINGS: Final = ("mean", "draw")
 Z_DTYPES: Final = ("float32", "float16")
 FORMATS: Final = ("parquet", "npy")
@@ -38,6 +38,7 @@ class OutputSpec:
     latents: bool = True  # mean and log_var
     reconstruction: str = "none"  # one of RECONSTRUCTIONS
     draw: bool = False  # decode a draw around the mean instead of the mean
+    draw_x: bool = False  # draw x' from p(x | z): the bytes of texts, the values of columns
     seed: int = 0  # of the draws; row i of the job draws row i
     encode: str = ""  # one of ENCODINGS: only z, for other models to train on; "": no z
     z_dtype: str = "float32"  # one of Z_DTYPES
@@ -136,6 +137,8 @@ class Plan:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         inputs = [dataclasses.asdict(entry) for entry in self.inputs]
         bundle, wanted = dataclasses.asdict(self.bundle), dataclasses.asdict(self.wanted)
+        if not self.wanted.draw_x:  # plans that know nothing of it keep their digest
+            del wanted["draw_x"]
         parts = {"bundle": bundle, "data": self.data.to_json(), "inputs": inputs, "wanted": wanted}
         return fields | parts
 

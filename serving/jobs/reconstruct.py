@@ -21,7 +21,7 @@ from latentd.codec import Array
 from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import BATCH_BYTES, OutputSpec
-from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal
+from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal, uniform
 from latentd.manifest import ModelDescription
 from latentd.models import likelihood_graphs, loading
 from latentd.models.choices import Given, Greedy
@@ -167,13 +167,12 @@ class LocalReconstructor:
         z = mean
         if self._wanted.draw and log_var is not None:
             z = _draw(chunk.rows, mean, log_var, self._wanted.seed)
+        choices = self._choices(chunk)
         if self._manifest.x.kind == "sequence":
-            decoded = self._decode_texts(self._decoder, z, chunk.x)
+            decoded = self._decode_texts(self._decoder, z, choices, chunk.x)
         else:
-            if self._manifest.takes_choices:
-                greedy = Greedy(chunk.x.shape[1]).rows(0, len(z))
-                z = np.concatenate((z, greedy), axis=1)
-            decoded = dict(zip(self._outputs, self._decoder.run(z, self._outputs), strict=True))
+            rows = z if choices is None else np.concatenate((z, choices), axis=1)
+            decoded = dict(zip(self._outputs, self._decoder.run(rows, self._outputs), strict=True))
         if self._wanted.scores and log_var is not None:
             params = decoded["params"]
             scores = score_reconstructions(chunk.x, mean, log_var, params, self._likelihood)
@@ -182,12 +181,22 @@ class LocalReconstructor:
             columns["x"] = decoded["x"]
         return columns
 
-    def _decode_texts(self, decoder: Graph, z: Latents, x: Array) -> dict[str, Array]:
-        """x: the likeliest byte after each; params: log p of the rows themselves, (rows, 1)."""
+    def _choices(self, chunk: Chunk) -> Floats | None:
+        """How the decoder chooses each element of x'; None: it takes no choices."""
+        if not self._manifest.takes_choices:
+            return None
+        elements = chunk.x.shape[1]
+        if self._wanted.draw_x:
+            return uniform(_noise(chunk.rows, self._wanted.seed), elements)
+        return Greedy(elements).rows(0, len(chunk.rows))
+
+    def _decode_texts(
+        self, decoder: Graph, z: Latents, choices: Floats | None, x: Array
+    ) -> dict[str, Array]:
+        """x: as it is chosen; params: log p of the rows themselves, (rows, 1)."""
         decoded = {}
-        if "x" in self._outputs:
-            greedy = Greedy(x.shape[1]).rows(0, len(z))
-            (decoded["x"],) = decoder.run(np.concatenate((z, greedy), axis=1), ["x"])
+        if "x" in self._outputs and choices is not None:
+            (decoded["x"],) = decoder.run(np.concatenate((z, choices), axis=1), ["x"])
         if "params" in self._outputs:
             given = np.concatenate((z, Given(x).rows(0, len(z))), axis=1)
             (decoded["params"],) = decoder.run(given, ["log_likelihood"])
@@ -219,13 +228,17 @@ def encoded_z(
 
 def _draw(rows: NDArray[np.int64], mean: Latents, log_var: Latents, seed: int) -> Latents:
     """A draw for each row; rows: their numbers, ascending."""
+    return reparameterize(mean, log_var, standard_normal(_noise(rows, seed), mean.shape[1:]))
+
+
+def _noise(rows: NDArray[np.int64], seed: int) -> list[NoiseRange]:
+    """The noise of rows with these numbers, ascending."""
     lasts = np.flatnonzero(np.diff(rows, append=-1) != 1)  # of each range without gaps
     firsts = np.concatenate([[0], lasts[:-1] + 1])
-    draws = [
+    return [
         NoiseRange(seed, int(rows[a]), int(b - a + 1), POSTERIOR)
         for a, b in zip(firsts, lasts, strict=True)
     ]
-    return reparameterize(mean, log_var, standard_normal(draws, mean.shape[1:]))
 
 
 def without_infinite(results: Results, wanted: OutputSpec) -> Results:
@@ -304,8 +317,11 @@ def load_bundle(path: Path) -> Bundle:
     return bundle.load(path / str(max(numbers)) if numbers else path)
 
 
-def check_output_spec(wanted: OutputSpec, unavailable: Mapping[str, str], png: bool) -> None:
-    """Raise ConfigError if the model cannot produce an output. png: its rows can be PNG files."""
+def check_output_spec(
+    wanted: OutputSpec, unavailable: Mapping[str, str], model: ModelDescription
+) -> None:
+    """Raise ConfigError if the model cannot produce an output."""
+    x = model.default.x
     for name, flag, asked in (
         ("score", "--scores", wanted.scores),
         ("draw", "--draw", wanted.draw),
@@ -313,10 +329,17 @@ def check_output_spec(wanted: OutputSpec, unavailable: Mapping[str, str], png: b
     ):
         if asked and name in unavailable:
             raise ConfigError(f"{flag}: this model {unavailable[name]}.")
-    if wanted.reconstruction == "png" and not png:
+    if wanted.draw_x and not model.takes_choices:
+        raise ConfigError(
+            f"--draw-x draws texts and rows with columns; this model's rows are {x.kinds}."
+        )
+    if wanted.reconstruction == "png" and not x.is_png_compatible:
         raise ConfigError("This model's data cannot be stored as PNG. Use --reconstruction raw.")
-    if wanted.reconstruction == "png" and wanted.format == "npy":
-        raise ConfigError(".npy cannot hold PNG. Use --reconstruction raw.")
+    if wanted.reconstruction == "text" and not x.is_text:
+        raise ConfigError(f"This model's rows are {x.kinds}, not texts. Use --reconstruction raw.")
+    if wanted.reconstruction in ("png", "text") and wanted.format == "npy":
+        what = {"png": "PNG", "text": "texts"}[wanted.reconstruction]
+        raise ConfigError(f".npy cannot hold {what}. Use --reconstruction raw.")
 
 
 def _part(chunk: Chunk, start: int, stop: int | None = None) -> Chunk:

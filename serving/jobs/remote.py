@@ -53,7 +53,7 @@ class RemoteReconstructor:
 
     def __init__(self, server: RemoteServer, bundle: BundleId, wanted: OutputSpec) -> None:
         self._wanted, self._digest = wanted, bundle.digest
-        self.consecutive = wanted.draw  # a stream numbers its rows without gaps
+        self.consecutive = wanted.draw or wanted.draw_x  # a stream numbers its rows without gaps
         version = ModelVersion(bundle.model, bundle.version, bundle.digest)
         self._client = server.client().with_version(version)
         self._info = self._client.get_model()
@@ -77,6 +77,7 @@ class RemoteReconstructor:
         responses = self._client.stream_reconstruct(
             rows(),
             draw=wanted.draw,
+            draw_x=wanted.draw_x,
             seed=wanted.seed,
             offset=int(_numbers(first)[0]),
             include_scores=wanted.scores,

@@ -56,7 +56,24 @@ class Given:
         return texts.astype(np.float32) + np.float32(1)
 
 
-Choices = Greedy | Drawn | Given
+@dataclass(frozen=True, slots=True)
+class ThenGiven:
+    """Rows decoded one way, and then the same number of rows as the bytes of texts.
+
+    One request so decodes latents and scores texts by them: the queue counts all of its work.
+    """
+
+    decoded: Greedy | Drawn
+    given: Given
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """As Greedy.rows."""
+        texts = len(self.given.x)
+        decoded = self.decoded.rows(min(start, texts), min(stop, texts))
+        return np.concatenate((decoded, self.given.rows(max(start, texts), max(stop, texts))))
+
+
+Choices = Greedy | Drawn | Given | ThenGiven
 
 
 def decoder_rows(z: Latents, batch: Sequence[BatchItem]) -> NDArray[np.float32]:

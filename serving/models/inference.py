@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from latentd.codec import Array
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
 from latentd.models import scoring
-from latentd.models.choices import Choices, Given, Greedy
+from latentd.models.choices import Choices, Drawn, Given, Greedy, ThenGiven
 from latentd.models.loading import (
     LoadedModel,
     ProfiledGraph,
@@ -212,22 +212,25 @@ class ServedModel:
         scores: bool,
         caller: CallContext,
         work: int = 0,
-        choices: Choices | None = None,
+        choices: Drawn | Given | None = None,
         contributions: bool = False,
     ) -> ReconstructionOutputs:
-        """x -> x' from each row's mean, or from `draw` around it; scores on request. choices: as
-        `decode` takes them. contributions: also give them, with scores."""
+        """x -> x' from each row's mean, or from `draw` around it; scores on request.
+
+        choices: how texts and rows with columns are decoded; None: greedily. Given: only the scores
+                 of texts x are wanted
+        contributions: also give them, with scores
+        """
         mean, log_var = await self.encode(x, caller, work)
         source = GivenLatents(mean) if draw is None else PosteriorSamples(mean, log_var, draw)
         shapes = self.manifest.shapes_of_x(x.shape[1:])
         needs_params = scores or self.checks_params
-        decoded, params, _ = await self.decode(
-            source, shapes, caller, params=needs_params, work=work, choices=choices
-        )
-        if scores and shapes.x.is_text:  # log p of the row itself, not of what was decoded
-            given = Given(x)
-            _, params, _ = await self.decode(
-                source, shapes, caller, params=True, work=work, choices=given
+        decoded: Any
+        if scores and shapes.x.is_text and not isinstance(choices, Given):
+            decoded, params = await self._decode_and_score(x, source, shapes, caller, work, choices)
+        else:
+            decoded, params, _ = await self.decode(
+                source, shapes, caller, params=needs_params, work=work, choices=choices
             )
         if not scores:
             params = params if self.checks_params else None
@@ -242,6 +245,27 @@ class ServedModel:
         assert likelihood is not None
         terms = await run_in_executor(likelihood.contributions, x, params)
         return dataclasses.replace(result, contributions=terms)
+
+    async def _decode_and_score(
+        self,
+        x: Array,
+        source: GivenLatents | PosteriorSamples,
+        shapes: RowShapes,
+        caller: CallContext,
+        work: int,
+        choices: Drawn | None,
+    ) -> tuple[Any, Any]:
+        """What the latents of texts are decoded to, and log p(x | z) of the texts x themselves."""
+        if isinstance(source, PosteriorSamples):
+            z = await run_in_executor(source.latents)
+        else:
+            z = source.z[:]
+        both = ThenGiven(choices or Greedy(shapes.x.size), Given(x))
+        twice = GivenLatents(np.concatenate((z, z)))
+        decoded, params, _ = await self.decode(
+            twice, shapes, caller, params=True, work=2 * work, choices=both
+        )
+        return decoded[: len(x)], params[len(x) :]
 
     async def score(
         self, x: Array, draws: int, draw: NoiseRange, caller: CallContext

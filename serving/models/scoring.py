@@ -101,14 +101,15 @@ class ScoringSeconds:
 
 def measure(likelihood: LikelihoodGraph | None, shapes: RowShapes) -> ScoringSeconds:
     """Measure both for rows of this size: the fastest of a few repeats. Without a likelihood, both
-    are 0."""
-    if likelihood is None or shapes.params is None:
+    are 0. Of texts the decoder computes log p(x | z), so only the rest of scoring is measured."""
+    of_decoder = (1,) if shapes.x.is_text else shapes.params
+    if of_decoder is None or (likelihood is None and not shapes.x.is_text):
         return ScoringSeconds(0.0, 0.0)
     mean = np.zeros((1, *shapes.z), np.float32)
     source = PosteriorSamples(mean, mean, NoiseRange(0, 0, 1, POSTERIOR), _MEASURED_DRAWS)
     scoring = Scoring(np.zeros((1, *shapes.x.shape), shapes.x.dtype), source, likelihood)
     scored = max(1, min(_MEASURED_DRAWS, _MEASURED_ELEMENTS // shapes.x.size))
-    params = np.zeros((scored, *shapes.params), np.float32)
+    params = np.zeros((scored, *of_decoder), np.float32)
     draws, likelihoods = [], []
     for _ in range(_REPEATS):
         started = time.perf_counter()

@@ -12,7 +12,7 @@ from latentd.calls.coroutines import Future, create_task, run_in_executor
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
 from latentd.latents import Latents, NoiseRange
-from latentd.models.choices import Choices
+from latentd.models.choices import Choices, Drawn, Given
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.models.sources import GivenLatents, PriorSamples, Source
 from latentd.shapes import Shape
@@ -101,7 +101,7 @@ class TiledModel(ServedModel):
         scores: bool,
         caller: CallContext,
         work: int = 0,
-        choices: Choices | None = None,
+        choices: Drawn | Given | None = None,
         contributions: bool = False,
     ) -> ReconstructionOutputs:
         """As of ServedModel. Raises InvalidArgument for the scores of rows that fit into memory in

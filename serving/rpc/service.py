@@ -15,6 +15,7 @@ from latentd.calls.coroutines import Future
 from latentd.errors import InvalidArgument
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
+from latentd.models.choices import Given
 from latentd.models.repository import Repository
 from latentd.models.sources import GivenLatents, PosteriorSamples, PriorSamples
 from latentd.pb import vae_pb2 as pb
@@ -375,7 +376,10 @@ class VaeService:
         if threshold is None and not contributions:
             return response
         # The threshold is of scores at the mean, which have neither noise nor binary x.
-        rebuilt = await model.reconstruct(x, None, True, context, contributions=contributions)
+        choices = Given(x) if model.manifest.default.x.is_text else None  # only scores are wanted
+        rebuilt = await model.reconstruct(
+            x, None, True, context, choices=choices, contributions=contributions
+        )
         if (bad := finite.bad_row(*rebuilt)) is not None:
             self._nonfinite.add(model, encoder=rebuilt.encoded, decoder=rebuilt.decoded)
             again = model.reconstruct(x[bad : bad + 1], None, True, context)

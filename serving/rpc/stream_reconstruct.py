@@ -12,6 +12,7 @@ from latentd.batching.runner import EngineError
 from latentd.calls.context import CallContext
 from latentd.codec import Array
 from latentd.latents import POSTERIOR, NoiseRange
+from latentd.models.choices import Drawn, Given
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.pb import vae_pb2 as pb
 from latentd.rpc import fields, finite, outliers
@@ -137,7 +138,9 @@ class ReconstructStream:
         """Run all rows. If the model fails, run each half alone, down to the rows that fail."""
         random = fields.noise_range(self._seed, offset, len(x), "offset", POSTERIOR)
         noise = random if self._draw else None
-        choices = fields.drawn(self._first, self._model, random)
+        choices: Drawn | Given | None = fields.drawn(self._first, self._model, random)
+        if not self._include_x and self._model.manifest.default.x.is_text:
+            choices = Given(x)  # nothing else is decoded
         try:
             scores = self._include_scores or self._contributions
             if self._include_x or scores:

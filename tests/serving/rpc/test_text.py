@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -12,15 +12,16 @@ import pytest
 import torch
 from scipy import stats
 
-from latentd import codec, latents
+from latentd import bundle, codec, latents
 from latentd.client import Client, DataPoint, SampledPoint, Texts
 from latentd.errors import InvalidArgument
 from latentd.latents import NoiseRange
+from latentd.models import scoring
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.texts import to_texts
 from latentd.training.model import VAE, decoded, text_decoder
-from tests.support.server import server_starter
+from tests.support.server import RunningServer, server_starter
 from tests.support.text_bundle import LENGTH, TEXTS, X, publish_text, text_model
 
 
@@ -41,9 +42,14 @@ def net() -> VAE:
 
 
 @pytest.fixture(scope="module")
-def target(text_bundles: Path) -> Iterator[str]:
+def server(text_bundles: Path) -> Iterator[RunningServer]:
     with server_starter() as start:
-        yield start(text_bundles).target
+        yield start(text_bundles)
+
+
+@pytest.fixture(scope="module")
+def target(server: RunningServer) -> str:
+    return server.target
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +101,44 @@ def test_reconstructions_are_scored_by_the_text_itself(client: Client, net: VAE)
     assert np.array_equal(found.x, greedy(net, mean))
     expected = distortion(net, mean, X)
     np.testing.assert_allclose(found.reconstruction_error, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_queue_counts_all_that_a_reconstruction_decodes(
+    client: Client, server: RunningServer
+) -> None:
+    def decoded(call: Callable[[], object]) -> float:
+        before = server.metric("latentd_batch_rows_sum", graph="decoder")
+        call()
+        return server.metric("latentd_batch_rows_sum", graph="decoder") - before
+
+    def scores_only() -> np.ndarray:
+        (part,) = client.stream_reconstruct([X], include_scores=True, include_x=False)
+        return part.elbo
+
+    rows = len(X)
+    assert decoded(lambda: client.reconstruct(X)) == rows
+    requests = server.metric("latentd_queue_duration_seconds_count", graph="decoder")
+    assert decoded(lambda: client.reconstruct(X, include_scores=True)) == 2 * rows
+    found = server.metric("latentd_queue_duration_seconds_count", graph="decoder")
+    assert found == requests + 1  # so admission sees both halves at once
+    assert decoded(scores_only) == rows
+    expected = client.reconstruct(X, include_scores=True).elbo
+    np.testing.assert_allclose(scores_only(), expected, rtol=1e-5)
+
+
+def test_a_drawn_latent_is_decoded_and_scored(client: Client, net: VAE) -> None:
+    scored = client.reconstruct(X, draw=True, seed=5, include_scores=True)
+    assert np.array_equal(scored.x, client.reconstruct(X, draw=True, seed=5).x)
+    z = client.encode(X, draw=True, seed=5).z
+    expected = distortion(net, z, X)
+    np.testing.assert_allclose(scored.reconstruction_error, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_noise_of_scores_has_a_cost(text_bundles: Path) -> None:
+    manifest = bundle.load(text_bundles / "text" / "1").manifest
+    cost = scoring.measure(None, manifest.default)
+    assert cost.draw > 0
+    assert cost.likelihood > 0
 
 
 def test_the_elbo_and_the_bound_are_exact(client: Client, net: VAE) -> None:
