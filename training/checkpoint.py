@@ -99,7 +99,7 @@ def load(path: Path) -> Checkpoint:
     except Exception as error:  # a foreign file can hold any settings and tensors
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(
-            f"{printable(path)} is no checkpoint of this version of latentd: {why.rstrip('.')}. "
+            f"{printable(path)} is not a checkpoint of this version of latentd: {why.rstrip('.')}. "
             "Train again, or use the version that wrote it."
         ) from None
     return checkpoint

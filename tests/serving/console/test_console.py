@@ -176,7 +176,7 @@ def test_score_prints_a_table(done: Callable[..., str], client: Client) -> None:
         (
             "sample --out grid.jpg",
             2,
-            "Use a .png or .npz or .npy or .csv or .parquet path, or a folder.",
+            "Use a .png or .npz or .npy or .txt or .csv or .parquet path, or a folder.",
         ),
         ("sample --out no/such/grid.png", 2, "folder no/such does not exist"),
         ("sample --model other", 2, "served models: toy"),
