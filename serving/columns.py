@@ -29,6 +29,7 @@ class Column:
     levels:    the values of a category, as text; (): the column is a quantity
     mean, std: of a quantity's training rows. The graphs standardize by them
     fill:      the number that stands for a missing value; None: a row that lacks it is refused
+    whole:     a quantity whose values in the data are whole numbers: tables get it rounded
     """
 
     name: str
@@ -36,6 +37,7 @@ class Column:
     mean: float = 0.0
     std: float = 1.0
     fill: float | None = None
+    whole: bool = False
 
     @property
     def is_category(self) -> bool:
@@ -53,7 +55,7 @@ class Column:
             {"levels": list(self.levels)} if self.levels else {"mean": self.mean, "std": self.std}
         )
         fill = {} if self.fill is None else {"fill": self.fill}
-        return {"name": self.name} | of_kind | fill
+        return {"name": self.name} | of_kind | fill | ({"whole": True} if self.whole else {})
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Column:
@@ -65,6 +67,7 @@ class Column:
             float(raw.get("mean", 0.0)),
             float(raw.get("std", 1.0)),
             None if fill is None else float(fill),
+            raw.get("whole", False),
         )
 
 
@@ -87,7 +90,7 @@ def are_valid(columns: Any) -> bool:
 
 
 def _is_column(raw: Mapping[str, Any]) -> bool:
-    keys = set(raw) - {"fill"}
+    keys = set(raw) - {"fill", "whole"}
     fill = raw.get("fill", 0.0)
     if not _is_name(raw.get("name")) or not _is_number(fill):
         return False
@@ -95,9 +98,9 @@ def _is_column(raw: Mapping[str, Any]) -> bool:
         levels = raw["levels"]
         if not isinstance(levels, list | tuple) or not 1 <= len(levels) <= MAX_LEVELS:
             return False
-        is_index = fill in range(len(levels) + 1)
+        is_index = fill in range(len(levels) + 1) and "whole" not in raw
         return all(map(_is_name, levels)) and len(set(levels)) == len(levels) and is_index
-    if keys != {"name", "mean", "std"}:
+    if keys != {"name", "mean", "std"} or type(raw.get("whole", False)) is not bool:
         return False
     return _is_number(raw["mean"]) and _is_number(raw["std"]) and raw["std"] > 0
 

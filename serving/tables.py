@@ -62,7 +62,8 @@ def missing(columns: Sequence[Column], names: Iterable[str]) -> list[str]:
 
 
 def to_values(columns: Sequence[Column], rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Rows as columns of values, by name: float32 of quantities, text of categories."""
+    """Rows as columns of values, by name: float32 of quantities, rounded if the data has whole
+    numbers; text of categories."""
     found: dict[str, NDArray[Any]] = {}
     for place, column in enumerate(columns):
         numbers = np.asarray(rows)[:, place]
@@ -70,7 +71,8 @@ def to_values(columns: Sequence[Column], rows: NDArray[Any]) -> dict[str, NDArra
             names = np.array([*column.levels, OTHER])
             found[column.name] = names[np.clip(numbers, 0, len(names) - 1).astype(np.int64)]
         else:
-            found[column.name] = numbers.astype(np.float32)
+            rounded = np.rint(numbers) if column.whole else numbers
+            found[column.name] = rounded.astype(np.float32)
     return found
 
 

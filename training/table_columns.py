@@ -107,14 +107,17 @@ def measured(
             f"{config.data}: {_names(columns, constant)} has one value in all training rows. It is "
             "kept, so that another value is unusual; --ignore-columns leaves it out."
         )
+    whole = np.asarray(np.where(known, x % 1 == 0, True).all(0))
     # A constant has no scale of its own: a change by its own size counts as one deviation.
     std = np.where(constant, np.where(mean == 0, 1, np.abs(mean)), std)
     mean, std = (values.astype(np.float32).astype(np.float64) for values in (mean, std))
     return tuple(
         dataclasses.replace(column, fill=float(len(column.levels)) if fill else None)
         if column.is_category
-        else dataclasses.replace(column, mean=m, std=s, fill=m if fill else None)
-        for column, m, s in zip(columns, mean.tolist(), std.tolist(), strict=True)
+        else dataclasses.replace(column, mean=m, std=s, fill=m if fill else None, whole=w)
+        for column, m, s, w in zip(
+            columns, mean.tolist(), std.tolist(), whole.tolist(), strict=True
+        )
     )
 
 

@@ -91,7 +91,9 @@ def _shape(dims: Iterable[pb.Dim]) -> Shape:
 
 def _column(message: pb.Column) -> Column:
     fill = message.fill if message.HasField("fill") else None
-    return Column(message.name, tuple(message.levels), message.mean, message.std, fill)
+    return Column(
+        message.name, tuple(message.levels), message.mean, message.std, fill, message.whole
+    )
 
 
 def _tile(message: pb.Tile) -> Tile:

@@ -2,8 +2,9 @@
 
 It helps people judge whether the rows with bad scores are odd, or the model is. After the worst
 rows come rows picked evenly from the whole job, also with the largest errors first. Images are
-shown as images, texts as text, other rows as line plots with the numbers that differ most. Equal
-rows are shown once. The HTML file needs no other file.
+shown as images, texts as text, other rows as line plots with the numbers that differ most. Columns
+are plotted in units of their standard deviation, and named. Equal rows are shown once. The HTML
+file needs no other file.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import html
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latentd import images, texts
+from latentd import images, tables, texts
 from latentd.bundle import DataSpec
 from latentd.codec import Array
 from latentd.jobs.inputs import RowReader
@@ -32,6 +34,7 @@ _SPARE: Final = 8  # extra rows, because some of the worst may be equal
 _SIDE: Final = 256  # of the images shown
 _POINTS: Final = 200  # of a line plot
 _SHOWN_DIFFERENCES: Final = 3  # numbers that are printed below a plot
+_OTHER_CATEGORY: Final = 3.0  # standard deviations at which another category is plotted
 
 _STYLE: Final = (
     "body{font:14px sans-serif;margin:2em;background:#fff;color:#222}"
@@ -159,6 +162,13 @@ def _html(plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
             "Black: the row. Orange: its reconstruction. Grey: the model's range. The last lines "
             "below are the numbers that differ most"
         )
+    if plan.x.columns:
+        legend = (
+            "Black: the row, each number less its column's mean, in standard deviations of the "
+            "training rows. Orange: its reconstruction, apart in a category only if it is another "
+            "one. Grey: two standard deviations. The last lines below are the columns that differ "
+            "most"
+        )
     parts = [
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>',
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
@@ -185,7 +195,7 @@ def _figure(pair: _Pair, plan: Plan) -> str:
     elif spec.is_text:
         shown, numbers = _lines(pair), ""
     else:
-        shown, numbers = _plot(pair, spec), _largest_differences(pair)
+        shown, numbers = _plot(pair, spec), _largest_differences(pair, spec)
     score = "" if pair.error is None else f": {pair.error:,.1f}"
     if pair.error is not None and plan.shapes is None:
         score += f", {pair.error_per_value:,.3g} per value"
@@ -206,11 +216,12 @@ def _lines(pair: _Pair) -> str:
 def _plot(pair: _Pair, spec: DataSpec) -> str:
     """Both as lines. A long row is cut into _POINTS parts; the line has the element of each
     part that differs most."""
-    x, reconstruction = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.reconstruction))
+    x, reconstruction = _comparable(pair, spec)
     parts = np.array_split(np.abs(x - reconstruction), min(_POINTS, len(x)))
     starts = np.cumsum([0, *map(len, parts[:-1])])
     at = starts + [int(part.argmax()) for part in parts]
-    low, high = _range(spec, pair.x, pair.reconstruction)
+    two_std = (-2.0, 2.0)
+    low, high = two_std if spec.columns else _range(spec, pair.x, pair.reconstruction)
     bottom, top = (float(f((*x[at], *reconstruction[at], low, high))) for f in (np.min, np.max))
     height = (top - bottom) or 1.0
 
@@ -228,12 +239,37 @@ def _plot(pair: _Pair, spec: DataSpec) -> str:
     return f'<svg viewBox="0 0 200 100" preserveAspectRatio="none">{band}{lines}</svg>'
 
 
-def _largest_differences(pair: _Pair) -> str:
-    """The elements that differ most: index, value in the row, value in its reconstruction."""
+def _comparable(pair: _Pair, spec: DataSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both rows, flat, in numbers of one unit."""
     x, reconstruction = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.reconstruction))
+    if not spec.columns:
+        return x, reconstruction
+    other = (x != reconstruction) * _OTHER_CATEGORY
+    x, reconstruction = (tables.standardized(spec.columns, a[None])[0] for a in (x, reconstruction))
+    categories = np.array([column.is_category for column in spec.columns])
+    return np.where(categories, 0, x), np.where(categories, other, reconstruction)
+
+
+def _largest_differences(pair: _Pair, spec: DataSpec) -> str:
+    """The elements that differ most: index or name, value in the row, value in its
+    reconstruction."""
+    x, reconstruction = _comparable(pair, spec)
     order = np.argsort(-np.abs(x - reconstruction), kind="stable")[:_SHOWN_DIFFERENCES]
+    if spec.columns:
+        pairs = [tables.to_values(spec.columns, a[None]) for a in (pair.x, pair.reconstruction)]
+        names = [spec.columns[i].name for i in order.tolist()]
+        lines = ([name, *(_value(values[name][0]) for values in pairs)] for name in names)
+        return "".join(
+            f"<br>{html.escape(name)} {html.escape(value)}, reconstruction {html.escape(again)}"
+            for name, value, again in lines
+        )
     places = (np.unravel_index(int(i), pair.x.shape) for i in order)
     return "".join(
         f"<br>[{', '.join(map(str, place))}] {x[i]:.4g}, reconstruction {reconstruction[i]:.4g}"
         for i, place in zip(order.tolist(), places, strict=True)
     )
+
+
+def _value(value: Any) -> str:
+    """A number or a category for people."""
+    return value if isinstance(value, str) else f"{value:.5g}"

@@ -56,7 +56,8 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         required=True,
         metavar="PATH",
         help="images, .npy, .npz (or FILE.npz:key), .parquet, IDX (.gz or not), a folder or glob "
-        "of these, for a model of text a .txt file with a text in each line, or an fsspec URL "
+        "of these, for a model of text a .txt file with a text in each line, for one of a table "
+        "a .csv or .tsv, or a glob that ends so, with a line of column names, or an fsspec URL "
         "(s3://bucket/*.npy). Of a folder the images are read if it has any, else the Parquet "
         "files, else the arrays; linked folders are followed, hidden files skipped, and a line "
         "says how many files are read",

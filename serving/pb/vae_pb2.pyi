@@ -204,18 +204,20 @@ class Threshold(_message.Message):
     def __init__(self, reconstruction_error: _Optional[float] = ..., percentile: _Optional[float] = ...) -> None: ...
 
 class Column(_message.Message):
-    __slots__ = ("name", "levels", "mean", "std", "fill")
+    __slots__ = ("name", "levels", "mean", "std", "fill", "whole")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
     FILL_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     levels: _containers.RepeatedScalarFieldContainer[str]
     mean: float
     std: float
     fill: float
-    def __init__(self, name: _Optional[str] = ..., levels: _Optional[_Iterable[str]] = ..., mean: _Optional[float] = ..., std: _Optional[float] = ..., fill: _Optional[float] = ...) -> None: ...
+    whole: bool
+    def __init__(self, name: _Optional[str] = ..., levels: _Optional[_Iterable[str]] = ..., mean: _Optional[float] = ..., std: _Optional[float] = ..., fill: _Optional[float] = ..., whole: _Optional[bool] = ...) -> None: ...
 
 class Tile(_message.Message):
     __slots__ = ("graph", "size", "overlap", "exact", "max_abs_difference", "decibels")

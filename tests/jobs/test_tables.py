@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,10 @@ def test_rows_are_scored_by_name_and_bad_ones_are_quarantined(
     found = pq.read_table(out / "shards").to_pydict()
     assert (found["row"], found["id"]) == ([0, 1, 3, 4], ["r0", "r1", "r2", "r3"])
     check(found, by_torch)
+    sheet = (out / "sheet.html").read_text()
+    assert "in standard deviations of the training rows" in sheet
+    assert "r2: " in sheet  # the row beyond the training rows
+    assert re.search(r"<br>leak 9e-06, reconstruction \S+e-0", sheet)
     bad = (out / "quarantine.jsonl").read_text()
     assert "has 2 values; the first line names 5" in bad
     assert "column 'leak' is missing" in bad

@@ -253,7 +253,7 @@ WRONG_OF_TEXT: Final[list[tuple[str, Any, str]]] = [
 ]
 """The same, in the manifest of a model of text."""
 
-COLUMN: Final = {"name": "pressure", "mean": 101325.0, "std": 250, "fill": 101325.0}
+COLUMN: Final = {"name": "pressure", "mean": 101325.0, "std": 250, "fill": 101325.0, "whole": True}
 CATEGORY: Final = {"name": "color", "levels": ["blue", "red"], "fill": 2}
 
 
@@ -281,6 +281,8 @@ WRONG_OF_TABLE: Final[list[tuple[str, Any, str]]] = [
     ("x/columns", [COLUMN, COLUMN | {"name": "b", "std": 0}], "x.columns is"),
     ("x/columns", [COLUMN, COLUMN | {"name": "b", "mean": 1e31}], "x.columns is"),
     ("x/columns", [COLUMN, CATEGORY | {"mean": 0, "std": 1}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORY | {"whole": True}], "x.columns is"),
+    ("x/columns", [COLUMN | {"whole": 1}, CATEGORY], "x.columns is"),
     ("x/columns", [COLUMN, CATEGORY | {"levels": []}], "x.columns is"),
     ("x/columns", [COLUMN, CATEGORY | {"levels": ["a", "a"]}], "x.columns is"),
     ("x/columns", [COLUMN, CATEGORY | {"unit": "m"}], "x.columns is"),

@@ -21,7 +21,7 @@ from latentd.training.networks import resolve_architecture
 
 LATENTS: Final = 3
 COLUMNS: Final = (
-    Column("pressure", mean=101_325.0, std=250.0, fill=101_325.0),
+    Column("pressure", mean=101_325.0, std=250.0, fill=101_325.0, whole=True),
     Column("color", levels=("blue", "green", "red"), fill=3.0),
     Column("leak", mean=2e-6, std=5e-7),
     Column("open", levels=("false", "true")),

@@ -147,6 +147,12 @@ def test_a_constant_column_is_kept_and_said() -> None:
     assert (found[0].mean, found[0].std) == (5, 5)
 
 
+def test_columns_of_whole_numbers_are_known() -> None:
+    x = torch.tensor([[5.0, 1.0], [7.0, 2.5], [torch.nan, 3.0]])
+    found = table_columns.measured([Column("a"), Column("b")], x, Config(data="npz:x"), [])
+    assert [column.whole for column in found] == [True, False]
+
+
 @pytest.mark.parametrize("values", [np.float64, np.int64])
 def test_vectors_of_any_numbers_are_standardized(tmp_path: Path, values: type) -> None:
     x = (np.random.default_rng(0).normal(size=(50, 3)) * [1, 50, 900] + [0, -7, 4e4]).astype(values)

@@ -164,7 +164,10 @@ def test_data_frames_go_in_and_out(client: Client) -> None:
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.columns) == [column.name for column in COLUMNS]
     rows = info.to_rows(frame)
-    np.testing.assert_array_equal(rows, client.sample(5, seed=1, draw_x=True).x)
+    drawn = client.sample(5, seed=1, draw_x=True).x
+    np.testing.assert_array_equal(rows[:, 1:], drawn[:, 1:])
+    np.testing.assert_array_equal(rows[:, 0], np.rint(drawn[:, 0]))
     assert len(client.score(rows).elbo) == 5
+    assert (frame.pressure % 1 == 0).all()  # as in the data
     with pytest.raises(InvalidArgument, match=r"a table with get_model\(\).to_rows\(table\)"):
         client.score(frame)
