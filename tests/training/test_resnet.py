@@ -161,3 +161,19 @@ def test_attention_reads_every_position() -> None:
 def test_unfitting_settings_are_rejected(settings: dict[str, object], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         resolved((32, 32), **settings)
+
+
+def test_units_that_are_negative_for_all_inputs_still_learn() -> None:
+    """A first step that is too long makes such units. A net of them would stay the linear start."""
+    net = model((16, 16), likelihood="gaussian").train()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith("bias"):
+                parameter.fill_(-9)
+            elif not parameter.any():  # what the linear path silences
+                parameter.fill_(0.01)
+    x = noise(4, 16, 16).sigmoid()
+    mean, log_var = net.encode(x)
+    (mean.sum() + log_var.sum() + net.decode(mean).sum()).backward()
+    still = [name for name, p in net.named_parameters() if p.grad is not None and not p.grad.any()]
+    assert not still

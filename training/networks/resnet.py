@@ -76,9 +76,9 @@ class Encoder(nn.Module):
         h = self.blocks[0](self.stem(channels_first(x)))
         features = [h]
         for halving, layers in zip(self.halvings, list(self.blocks)[1:], strict=True):
-            h = layers(halving(h.relu()))
+            h = layers(halving(activate(h)))
             features.insert(0, h)
-        parts = [head(h.relu()) for head, h in zip(self.heads, features, strict=False)]
+        parts = [head(activate(h)) for head, h in zip(self.heads, features, strict=False)]
         halves = [part.chunk(2, dim=1) for part in parts]
         return torch.cat([mean for mean, _ in halves] + [log_var for _, log_var in halves], dim=1)
 
@@ -121,12 +121,12 @@ class Decoder(nn.Module):
         for number, (doubling, layers) in enumerate(
             zip(self.doublings, list(self.blocks)[1:], strict=True)
         ):
-            h = self._cropped(doubling(h.relu()), self.scales[number + 1][1:])
+            h = self._cropped(doubling(activate(h)), self.scales[number + 1][1:])
             if number < len(entries):
                 entry, part = entries[number]
                 h = h + entry(part)
             h = layers(h)
-        return channels_last(self._cropped(self.last(h.relu()), self.shape[:2]), self.split)
+        return channels_last(self._cropped(self.last(activate(h)), self.shape[:2]), self.split)
 
     def silence(self) -> None:
         """Make the outputs 0, until training changes them."""
@@ -174,6 +174,11 @@ def blocks(config: Config, level: Level, scales: list[Level]) -> nn.Sequential:
     return nn.Sequential(*found)
 
 
+def activate(h: Tensor) -> Tensor:
+    """Leaky: after a step that is too long, a ReLU can be 0 for all inputs, and learns no more."""
+    return F.leaky_relu(h, 0.1)
+
+
 class Residual(nn.Module):
     """h plus two convolutions of it (He et al., 2016, arXiv:1603.05027). It begins near the
     identity, in place of normalization (as in Zhang et al., 2019, arXiv:1901.09321)."""
@@ -184,7 +189,7 @@ class Residual(nn.Module):
         self.second = _scale(nn.Conv2d(channels, channels, 3, padding=1), 0.1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.second(self.first(h.relu()).relu())  # type: ignore[no-any-return]
+        return h + self.second(activate(self.first(activate(h))))  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
