@@ -8,9 +8,10 @@ from typing import Final, NamedTuple
 
 from latentd.texts import to_rows
 from latentd.training.arrays import Arrays
-from latentd.training.config import MAX_TEXT_LENGTH, Config
+from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.files import open_plain, printable, require_memory
+from latentd.training.settings import MAX_TEXT_LENGTH
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
