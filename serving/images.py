@@ -270,23 +270,29 @@ def to_rgb(rows: Pixels) -> Pixels:
     return np.broadcast_to(gray, (*gray.shape[:3], 3))
 
 
-def heat_maps(
-    parts: Sequence[NDArray[np.float32]],
-) -> tuple[list[Pixels], tuple[float, float]]:
-    """Numbers of pixels (rows, height, width[, channels]) as RGB images, all on one scale from
-    black over red and yellow to white. Channels are summed. Also returns both ends of the scale."""
-    sums = [part.reshape(*part.shape[:3], -1).sum(axis=3, dtype=np.float64) for part in parts]
+def heat_scale(parts: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
+    """The lowest and the highest number of a pixel, of all parts. parts: as heat_maps has them."""
+    sums = [_pixel_sums(part) for part in parts]
     low, high = min(part.min() for part in sums), max(part.max() for part in sums)
-    span = (high - low) or 1.0
+    return float(low), float(high)
+
+
+def heat_maps(parts: Sequence[NDArray[np.float32]], scale: tuple[float, float]) -> list[Pixels]:
+    """Numbers of pixels (rows, height, width[, channels]) as RGB images: from black, the lower end
+    of the scale, over red and yellow to white. Channels are summed."""
+    low, high = scale
     # As matplotlib's "hot": red rises first, then green, then blue.
     starts, widths = np.array([0.0, 0.375, 0.75]), np.array([0.375, 0.375, 0.25])
-    maps = [
-        np.rint(255 * ((((part - low) / span)[..., None] - starts) / widths).clip(0, 1)).astype(
-            "u1"
-        )
-        for part in sums
-    ]
-    return maps, (float(low), float(high))
+    maps = []
+    for part in parts:
+        heat = ((_pixel_sums(part) - low) / ((high - low) or 1.0))[..., None]
+        maps.append(np.rint(255 * ((heat - starts) / widths).clip(0, 1)).astype(np.uint8))
+    return maps
+
+
+def _pixel_sums(part: NDArray[np.float32]) -> NDArray[np.float64]:
+    sums: NDArray[np.float64] = part.reshape(*part.shape[:3], -1).sum(axis=3, dtype=np.float64)
+    return sums
 
 
 def shrunk(pixels: Pixels, side: int) -> Pixels:

@@ -97,7 +97,8 @@ def picture(found: Sequence[Group], lines: Sequence[Sequence[Array]], parts: Par
     pictures = [groups.images_in_order(found, line) for line in lines]
     terms = [part.contributions for part in parts if part.contributions is not None]
     if terms:
-        heat, (low, high) = images.heat_maps(terms)
+        low, high = scale = images.heat_scale(terms)
+        heat = images.heat_maps(terms, scale)
         pictures = [images.to_rgb(rows) for rows in pictures]
         pictures.append(groups.images_in_order(found, heat))
         print(f"Heat maps: from black, {low:.3g} nats a pixel, to white, {high:.3g} nats.")

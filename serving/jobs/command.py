@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentd.bundle import RowShapes
+from latentd.bundle import RowShapes, Threshold
 from latentd.client.channel import CredentialFiles
 from latentd.errors import ConfigError
 from latentd.jobs import exit_codes, inputs, job, outputs, quarantine, remote, worker
@@ -107,10 +108,16 @@ def _format_rate(progress: JobProgress, seconds: float) -> str:
 def _print_summary(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None:
     bad = [row for m in manifests for row in m.quarantined]
     outside = sum(m.outside for m in manifests)
+    threshold = plan.threshold if plan.wanted.threshold is None else plan.wanted.threshold
     print(
         f"{plan.rows - len(bad):,} of {plan.rows:,} rows in {plan.shards} shards under "
         f"{folder}/shards."
     )
+    if threshold is not None:
+        print(
+            f"{sum(m.outliers for m in manifests):,} rows are outliers: their reconstruction_error "
+            f"exceeds {threshold:.6g} nats."
+        )
     if outside:
         print(
             f"{outside:,} rows hold values outside the range of the training data, so their "
@@ -205,6 +212,7 @@ class _Target:
     data: ModelRows
     unavailable: Mapping[str, str]
     training_scores: dict[str, Any]
+    threshold: Threshold | None
     batch_bytes: int = BATCH_BYTES
 
 
@@ -219,7 +227,7 @@ def _target(args: argparse.Namespace) -> _Target:
             )
         by = info.served_by
         bundle_id = BundleId(by.model, by.version, by.digest)
-        rest = info.unavailable, info.training_scores
+        rest = info.unavailable, info.training_scores, info.threshold
         # Of the floats in a response, one byte of x may bring several.
         batch_bytes = min(BATCH_BYTES, info.limits.max_message_bytes // 16)
         return _Target(None, bundle_id, ModelRows.of(info), *rest, batch_bytes)
@@ -227,7 +235,7 @@ def _target(args: argparse.Namespace) -> _Target:
     m = loaded.manifest
     bundle_id = BundleId(m.model, m.version, loaded.digest)
     # The version's own folder: a worker may find a newer version.
-    rest = m.unavailable, m.training_scores
+    rest = m.unavailable, m.training_scores, m.threshold
     return _Target(loaded.path, bundle_id, ModelRows.of(m), *rest)
 
 
@@ -256,10 +264,18 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
         resize=args.resize,
         batch_bytes=target.batch_bytes,
         training_scores=target.training_scores if wanted.scores else {},
+        threshold=_threshold(wanted, target),
         files=dataclasses.asdict(found.counts),
     )
     outputs.check(plan)
     return with_shards(plan, found.runs(plan.data), args.shard_rows), found
+
+
+def _threshold(wanted: OutputSpec, target: _Target) -> float | None:
+    """The bundle's, if it is used."""
+    if target.threshold is None or not wanted.scores or wanted.threshold is not None:
+        return None
+    return target.threshold.reconstruction_error
 
 
 def _output_spec(args: argparse.Namespace, target: _Target) -> OutputSpec:
@@ -272,6 +288,8 @@ def _output_spec(args: argparse.Namespace, target: _Target) -> OutputSpec:
             "--draw": args.draw,
             "--draw-x": args.draw_x,
             "--reconstruction": args.reconstruction != "none",
+            "--threshold": args.threshold is not None,
+            "--contributions": args.contributions,
         }
         if given := [flag for flag, is_given in others.items() if is_given]:
             raise ConfigError(f"--encode writes only z: use it without {' and '.join(given)}.")
@@ -288,6 +306,16 @@ def _output_spec(args: argparse.Namespace, target: _Target) -> OutputSpec:
     if args.z_dtype != "float32":
         raise ConfigError(f"--z-dtype {args.z_dtype} is for --encode only.")
     scores = args.scores
+    needs_scores = {
+        "--threshold": args.threshold is not None,
+        "--contributions": args.contributions,
+    }
+    if given := [flag for flag, is_given in needs_scores.items() if is_given]:
+        if scores is False:
+            raise ConfigError(f"{' and '.join(given)}: leave --no-scores out; it needs scores.")
+        scores = True
+    if args.threshold is not None and not math.isfinite(args.threshold):
+        raise ConfigError(f"--threshold {args.threshold}: expected a finite number of nats.")
     if scores is None:
         scores = "score" not in target.unavailable
         if not scores:
@@ -300,6 +328,8 @@ def _output_spec(args: argparse.Namespace, target: _Target) -> OutputSpec:
         draw=args.draw,
         draw_x=args.draw_x,
         seed=args.seed,
+        contributions=args.contributions,
+        threshold=args.threshold,
     )
 
 

@@ -36,6 +36,9 @@ _POINTS: Final = 200  # of a line plot
 _SHOWN_DIFFERENCES: Final = 3  # numbers that are printed below a plot
 _OTHER_CATEGORY: Final = 3.0  # standard deviations at which another category is plotted
 
+Scale = tuple[float, float]
+"""Nats at both ends of the heat maps' colors."""
+
 _STYLE: Final = (
     "body{font:14px sans-serif;margin:2em;background:#fff;color:#222}"
     "div{display:flex;flex-wrap:wrap;gap:1em}figure{margin:0;width:14em}"
@@ -56,6 +59,7 @@ class _Pair:
     error: float | None  # nats
     x: Array
     reconstruction: Array
+    contributions: Array | None = None  # nats
     equal: int = 0  # other rows with the same score
 
     @property
@@ -82,12 +86,12 @@ def render(
     others.sort(key=lambda pair: -pair.error_per_value)
     if not worst + others:
         return {}
-    sheets = {"sheet.html": _html(plan, worst, others)}
+    scale = _scale(plan, worst + others)
+    sheets = {"sheet.html": _html(plan, worst, others, scale)}
     if _is_image(plan.x):
-        both = [
-            _pixels(x, plan.x) for pair in worst + others for x in (pair.x, pair.reconstruction)
-        ]
-        sheets["sheet.png"] = images.make_grid(_framed(both), 2 * _COLUMNS)
+        shown_pairs = [_pictures(pair, plan.x, scale) for pair in worst + others]
+        pictures = [picture for of_pair in shown_pairs for picture in of_pair]
+        sheets["sheet.png"] = images.make_grid(_framed(pictures), len(shown_pairs[0]) * _COLUMNS)
     return sheets
 
 
@@ -119,7 +123,8 @@ def _pairs(wanted: Sequence[int], rows: RowReader, reconstruct: Reconstruct) -> 
             continue  # quarantined
         errors = results.reconstruction_error
         error = None if errors is None else float(errors[0])
-        yield _Pair(int(results.rows[0]), results.ids[0], error, chunk.x[0], results.x[0])
+        terms = None if results.contributions is None else results.contributions[0]
+        yield _Pair(int(results.rows[0]), results.ids[0], error, chunk.x[0], results.x[0], terms)
 
 
 def _is_image(x: DataSpec) -> bool:
@@ -133,6 +138,22 @@ def _pixels(x: Array, spec: DataSpec) -> images.Pixels:
     low, high = _range(spec, x)
     scaled: images.Pixels = np.rint((x - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
     return images.shrunk(scaled, _SIDE)
+
+
+def _scale(plan: Plan, pairs: Sequence[_Pair]) -> Scale | None:
+    """The ends of the heat maps' scale; None: there are none."""
+    terms = [pair.contributions[None] for pair in pairs if pair.contributions is not None]
+    return images.heat_scale(terms) if terms and _is_image(plan.x) else None
+
+
+def _pictures(pair: _Pair, spec: DataSpec, scale: Scale | None) -> list[images.Pixels]:
+    """The row, its reconstruction, and with a scale the heat map of its contributions."""
+    both = [_pixels(x, spec) for x in (pair.x, pair.reconstruction)]
+    if scale is None or pair.contributions is None:
+        return both
+    (heat,) = images.heat_maps([pair.contributions[None]], scale)
+    rgb = [images.to_rgb(picture[None])[0] for picture in both]
+    return [*rgb, images.shrunk(heat[0], _SIDE)]
 
 
 def _range(spec: DataSpec, *rows: Array) -> tuple[float, float]:
@@ -152,9 +173,17 @@ def _framed(pictures: Sequence[images.Pixels]) -> images.Pixels:
     return framed
 
 
-def _html(plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
+def _html(
+    plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair], scale: Scale | None
+) -> bytes:
     title = f"{plan.bundle.model} version {plan.bundle.version}: {plan.rows:,} rows"
     legend = "Left: the row. Right: its reconstruction"
+    if scale:
+        low, high = scale
+        legend = (
+            "The row, its reconstruction, and what each pixel adds to the error: from black, "
+            f"{low:.3g} nats, to white, {high:.3g}"
+        )
     if plan.x.is_text:
         legend = "Black: the text. Red: its reconstruction"
     elif not _is_image(plan.x):
@@ -178,24 +207,24 @@ def _html(plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair]) -> bytes:
     largest = "Largest errors" if plan.shapes else "Largest errors per value"
     for heading, pairs in ((largest, worst), ("Picked evenly", others)):
         if pairs:
-            figures = "".join(_figure(pair, plan) for pair in pairs)
+            figures = "".join(_figure(pair, plan, scale) for pair in pairs)
             parts.append(f"<h2>{heading}</h2><div>{figures}</div>")
     return "\n".join([*parts, ""]).encode()
 
 
-def _figure(pair: _Pair, plan: Plan) -> str:
+def _figure(pair: _Pair, plan: Plan, scale: Scale | None) -> str:
     spec = plan.x
     if _is_image(spec):
-        both = [_pixels(x, spec) for x in (pair.x, pair.reconstruction)]
         shown = "".join(
             f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-            for png in images.encode_pngs(both)
+            for png in images.encode_pngs(_pictures(pair, spec, scale))
         )
         numbers = ""
     elif spec.is_text:
         shown, numbers = _lines(pair), ""
     else:
         shown, numbers = _plot(pair, spec), _largest_differences(pair, spec)
+        numbers += _largest_contributions(pair, spec)
     score = "" if pair.error is None else f": {pair.error:,.1f}"
     if pair.error is not None and plan.shapes is None:
         score += f", {pair.error_per_value:,.3g} per value"
@@ -273,3 +302,16 @@ def _largest_differences(pair: _Pair, spec: DataSpec) -> str:
 def _value(value: Any) -> str:
     """A number or a category for people."""
     return value if isinstance(value, str) else f"{value:.5g}"
+
+
+def _largest_contributions(pair: _Pair, spec: DataSpec) -> str:
+    """The elements that add most to the error, in nats; nothing if the job does not write them."""
+    if pair.contributions is None:
+        return ""
+    terms = pair.contributions.reshape(-1)
+    order = np.argsort(-terms, kind="stable")[:_SHOWN_DIFFERENCES].tolist()
+    names = [column.name for column in spec.columns]
+    if len(names) != terms.size:
+        names = [str(at) for at in range(terms.size)]
+    parts = ", ".join(f"{html.escape(names[i])} {terms[i]:,.1f}" for i in order)
+    return f"<br>adds most to the error: {parts}"

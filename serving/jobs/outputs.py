@@ -7,6 +7,13 @@ Parquet has these columns:
     reconstruction_error, kl, elbo      float32, nats
     *_percentile              float32: of each score among the training rows, if the bundle has
                               them; null for a row of another size than theirs, the default
+    is_outlier                whether reconstruction_error exceeds --threshold, or the bundle's,
+                              which is for rows of the default size: null for others. Only if there
+                              is a threshold
+    contributions             list of float32 in C order, nats: what each element of x adds to
+                              reconstruction_error; of a model with columns one column for each,
+                              contributions.NAME
+    contributions_shape       list of int32: the shape of contributions; if the model has free axes
     mean, log_var, z          lists in C order, float32; no log_var if the posterior is a point;
                               z, of encode jobs, may be float16
     z_shape                   list of int32: the shape of the row's latents; in encode jobs, and if
@@ -30,6 +37,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latentd import images, tables, texts
 from latentd.bundle import SCORES, RowShapes
@@ -37,6 +45,8 @@ from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Floats, Results, Rows
 from latentd.ranges import Counts
+
+Flags = NDArray[np.bool_]
 
 OUTSIDE: Final = "values_outside_range"
 _LATENTS: Final = ("mean", "log_var", "z")
@@ -86,13 +96,31 @@ def bytes_per_row(plan: Plan, shapes: RowShapes) -> int:
     outside = 4 if _counts_outside(plan) else 0
     latents = 8 * shapes.z_size if wanted.latents else 0
     z = np.dtype(wanted.z_dtype).itemsize * shapes.z_size if wanted.encode else 0
-    return 16 + outside + x + scores + latents + z
+    terms = 4 * math.prod(shapes.contributions or ()) if wanted.contributions else 0
+    return 16 + outside + x + scores + latents + z + terms
 
 
 def _counts_outside(plan: Plan) -> bool:
     """Whether rows may hold values outside the model's range, so that the file counts them."""
     every_byte = plan.x.dtype == "uint8" and plan.x.range == (0, 255)
     return not plan.x.bounded and not every_byte and math.isfinite(plan.x.range[0])
+
+
+def _outliers(results: Results, plan: Plan) -> tuple[Flags, Flags] | None:
+    """Whether each row is an outlier, and whether that is known; None: there is no threshold."""
+    error, given = results.reconstruction_error, plan.wanted.threshold
+    threshold = plan.threshold if given is None else given
+    if error is None or threshold is None:
+        return None
+    default = (results.shapes == plan.x.shape).all(axis=1)
+    known = default if given is None else np.ones(len(error), np.bool_)
+    return known & (error.astype(np.float64) > threshold), known
+
+
+def count_outliers(results: Results, plan: Plan) -> int:
+    """The number of rows that are outliers."""
+    found = _outliers(results, plan)
+    return 0 if found is None else int(np.count_nonzero(found[0]))
 
 
 def _numbers(results: Results, plan: Plan) -> dict[str, Rows | Counts]:
@@ -123,6 +151,10 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
             columns[name] = _lists(values, free)
         else:
             columns[name] = pa.array(values, from_pandas=name in PERCENTILES)  # NaN: null
+    if (found := _outliers(results, plan)) is not None:
+        columns["is_outlier"] = pa.array(found[0], mask=~found[1])
+    if results.contributions is not None:
+        columns |= _contributions(results.contributions, plan, free)
     latents = next((numbers[name] for name in _LATENTS if name in numbers), None)
     if latents is not None and (free or plan.wanted.encode):
         columns["z_shape"] = _shapes(latents, len(plan.data.z.shape.dims))
@@ -146,13 +178,15 @@ def _write_parquet(results: Results, plan: Plan, file: BinaryIO) -> None:
     table = pa.table(columns).replace_schema_metadata(metadata)
     # Latents and scores are close to noise: compression would gain nothing.
     compression = {name: "none" for name in columns} | {"id": "snappy"}
-    compression |= {name: "snappy" for name in ("z_shape", "x_shape") if name in columns}
+    compression |= {name: "snappy" for name in columns if name.endswith("_shape")}
     if plan.wanted.reconstruction in ("raw", "text"):
         names = [name for name in columns if name.startswith("reconstruction")]
         compression |= dict.fromkeys(names, "snappy")
     # Readers do not filter by ranges of latents or pixels.
-    unfiltered = (*_LATENTS, "z_shape", "reconstruction", "x_shape")
-    statistics = [name for name in columns if name not in unfiltered]
+    unfiltered = (*_LATENTS, "reconstruction", "contributions")
+    statistics = [
+        name for name in columns if name not in unfiltered and not name.endswith("_shape")
+    ]
     pq.write_table(
         table, file, compression=compression, use_dictionary=False, write_statistics=statistics
     )
@@ -166,6 +200,22 @@ def _reconstructions(x: Rows, form: str) -> Any:
         return pa.array(texts.to_texts(x), "string")
     files = images.encode_pngs(x) if form == "png" else [row.tobytes() for row in x]
     return pa.array(files, "binary")
+
+
+def _contributions(values: Rows, plan: Plan, free: bool) -> dict[str, Any]:
+    """The columns with contributions; free: rows may differ in size."""
+    import pyarrow as pa
+
+    names = [column.name for column in plan.x.columns]
+    if isinstance(values, np.ndarray) and values.shape[1:] == (len(names),):
+        return {
+            f"contributions.{name}": pa.array(values[:, at].copy()) for at, name in enumerate(names)
+        }
+    found = {"contributions": _lists(values, free)}
+    if free:
+        dims = len(plan.data.contributions.dims) if plan.data.contributions else 0
+        found["contributions_shape"] = _shapes(values, dims)
+    return found
 
 
 def _lists(values: Rows, free: bool) -> Any:
@@ -195,6 +245,11 @@ def _shapes(values: Rows, axes: int) -> Any:
 
 def _write_npy(results: Results, plan: Plan, file: BinaryIO) -> None:
     columns: dict[str, Any] = {"row": results.rows, **_numbers(results, plan)}
+    found = _outliers(results, plan)
+    if found is not None and found[1].all():  # rows of an array have one size
+        columns["is_outlier"] = found[0]
+    if results.contributions is not None:
+        columns["contributions"] = results.contributions
     if results.x is not None:
         columns["reconstruction"] = results.x
         if plan.x.columns:

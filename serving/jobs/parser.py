@@ -102,6 +102,19 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         action=argparse.BooleanOptionalAction,
         help="write reconstruction_error, kl, elbo (if the model defines them)",
     )
+    columns.add_argument(
+        "--threshold",
+        type=float,
+        metavar="NATS",
+        help="write is_outlier: whether a row's reconstruction_error exceeds this (the bundle's "
+        "threshold, if it has one)",
+    )
+    columns.add_argument(
+        "--contributions",
+        action="store_true",
+        help="write what each pixel or column adds to its row's reconstruction_error, and show it "
+        "in the contact sheet: why a row is odd",
+    )
     columns.add_argument("--no-latents", action="store_true", help="omit mean and log_var")
     columns.add_argument(
         "--draw",

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,6 +43,8 @@ class OutputSpec:
     seed: int = 0  # of the draws; row i of the job draws row i
     encode: str = ""  # one of ENCODINGS: only z, for other models to train on; "": no z
     z_dtype: str = "float32"  # one of Z_DTYPES
+    contributions: bool = False  # what each element of x adds to its row's reconstruction_error
+    threshold: float | None = None  # of outliers, in nats; None: the bundle's, if it has one
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Plan:
     batch_bytes: int = BATCH_BYTES  # the maximum of x in a batch of several rows
     resize: bool = False  # images to the model's default size, as training does
     training_scores: dict[str, Any] = dataclasses.field(default_factory=dict)  # the manifest's
+    threshold: float | None = None  # the manifest's, of rows of the default size
     # Number of files read, and skipped by reason; not part of the digest.
     files: dict[str, Any] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
@@ -184,7 +188,8 @@ def with_shards(plan: Plan, runs: Iterable[tuple[int, RowShapes]], rows: int) ->
 def _row_bytes(shapes: RowShapes, wanted: OutputSpec) -> int:
     """The bytes of a row's inputs and outputs."""
     copies = 1 if wanted.reconstruction == "none" else 2
-    return shapes.x.nbytes * copies + 8 * shapes.z_size
+    terms = 4 * math.prod(shapes.contributions or ()) if wanted.contributions else 0
+    return shapes.x.nbytes * copies + 8 * shapes.z_size + terms
 
 
 def _shard_ends(runs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
@@ -238,7 +243,7 @@ _OF_INPUTS: Final = ("column", "id_column")  # options that the plan keeps with 
 def _changed_options(known: Plan, requested: Plan) -> dict[str, tuple[Any, Any]]:
     """The options that differ -> both values. The number of rows of a shard may follow from the
     inputs and the other options, so it counts only if nothing else differs."""
-    pairs = {**_pairs(known.wanted, requested.wanted), **_pairs(known, requested)}
+    pairs = {**_pairs(known, requested), **_pairs(known.wanted, requested.wanted)}
     found = {name: both for name, both in pairs.items() if name not in ("wanted", *_NO_OPTIONS)}
     before = {_file(entry): entry for entry in known.inputs}
     for entry in requested.inputs:

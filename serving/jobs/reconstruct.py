@@ -59,6 +59,7 @@ class Results:
     log_var: Rows | None = None
     z: Rows | None = None
     x: Rows | None = None  # the reconstruction
+    contributions: Rows | None = None  # nats, float32, (rows, *terms)
 
 
 class Reconstruct(Protocol):
@@ -177,6 +178,8 @@ class LocalReconstructor:
             params = decoded["params"]
             scores = score_reconstructions(chunk.x, mean, log_var, params, self._likelihood)
             columns |= {name: getattr(scores, name).astype(np.float32) for name in SCORES}
+            if self._wanted.contributions and self._likelihood:
+                columns["contributions"] = self._likelihood.contributions(chunk.x, params)
         if "x" in decoded:
             columns["x"] = decoded["x"]
         return columns
@@ -298,11 +301,13 @@ def empty_columns(
     x = shapes.x
     latent = dict.fromkeys(model.encoder_outputs, np.empty((0, *shapes.z), np.float32))
     score = dict.fromkeys(("reconstruction_error", "kl", "elbo"), np.empty(0, np.float32))
+    terms = np.empty((0, *(shapes.contributions or ())), np.float32)
     return {
         **(latent if wanted.latents else {}),
         **({"z": np.empty((0, *shapes.z), wanted.z_dtype)} if wanted.encode else {}),
         **(score if wanted.scores else {}),
         **({"x": np.empty((0, *x.shape), x.dtype)} if wanted.reconstruction != "none" else {}),
+        **({"contributions": terms} if wanted.contributions else {}),
     }
 
 
@@ -326,6 +331,7 @@ def check_output_spec(
         ("score", "--scores", wanted.scores),
         ("draw", "--draw", wanted.draw),
         ("draw", "--encode draw", wanted.encode == "draw"),
+        ("contributions", "--contributions", wanted.contributions),
     ):
         if asked and name in unavailable:
             raise ConfigError(f"{flag}: this model {unavailable[name]}.")

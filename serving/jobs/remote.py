@@ -81,6 +81,7 @@ class RemoteReconstructor:
             seed=wanted.seed,
             offset=int(_numbers(first)[0]),
             include_scores=wanted.scores,
+            include_contributions=wanted.contributions,
             include_latents=wanted.latents or bool(wanted.encode),
             include_x=wanted.reconstruction != "none",
             in_flight=_IN_FLIGHT,

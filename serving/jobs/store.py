@@ -51,6 +51,7 @@ class ShardManifest:
     rows: int  # written; rows + quarantined = stop - start
     quarantined: list[BadRow]
     outside: int  # rows with values outside the range of the training data
+    outliers: int  # rows whose reconstruction error exceeds the threshold
     worst: list[
         tuple[int, float, int]
     ]  # row, its error in nats per value, number of rows with this error; largest first

@@ -85,6 +85,7 @@ def commit_shard(plan: Plan, shard: int, results: Results, store: Store) -> Shar
         rows=len(results.rows),
         quarantined=results.bad,
         outside=int(np.count_nonzero(results.outside)),
+        outliers=outputs.count_outliers(results, plan),
         worst=_worst(results),
         bytes=0,
         sha256="",

@@ -36,6 +36,15 @@ def threshold(request: _Request, model: ServedModel, scores: bool = True) -> flo
     return chosen.reconstruction_error if chosen and scores else None
 
 
+def for_size(
+    threshold: float | None, request: _Request, model: ServedModel, x: Array
+) -> float | None:
+    """The threshold for rows x. The model's is of rows of the default size: others have none."""
+    if request.HasField("threshold") or x.shape[1:] == model.manifest.default.x.shape:
+        return threshold
+    return None
+
+
 def require_contributions(request: _Request, model: ServedModel) -> bool:
     """Whether the request asks for contributions. Raises InvalidArgument if the model cannot give
     them."""

@@ -231,6 +231,7 @@ class VaeService:
         x, out_of_range = await fields.read_rows(
             request.x, model, "x", contributions=wants_contributions
         )
+        threshold = outliers.for_size(threshold, request, model, x)
         seeded = request.draw or request.draw_x
         random = fields.posterior_noise(request, len(x)) if seeded else None
         choices = fields.drawn(request, model, random) if random else None
@@ -350,6 +351,7 @@ class VaeService:
         contributions = outliers.require_contributions(request, model)
         threshold = outliers.threshold(request, model)
         x, out_of_range = await fields.read_rows(request.x, model, "x", contributions=contributions)
+        threshold = outliers.for_size(threshold, request, model, x)
         draws = request.draws or _DEFAULT_DRAWS
         max_rows = model.max_rows(model.manifest.shapes_of_x(x.shape[1:]))
         max_draws = min(self._settings.max_draws, max_rows * 64 // len(x))

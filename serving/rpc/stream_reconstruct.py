@@ -83,7 +83,9 @@ class ReconstructStream:
         if results:
             failed = {part.start for part in parts if part.result is None}
             rows = [row for row in range(len(x)) if row not in failed]
-            await self._fill(response, results, np.array([row not in errors for row in rows], bool))
+            threshold = outliers.for_size(self._threshold, self._first, self._model, x)
+            keep = np.array([row not in errors for row in rows], bool)
+            await self._fill(response, results, keep, threshold)
             if out_of_range is not None:
                 kept = [row for row in rows if row not in errors]
                 response.values_outside_range.extend(out_of_range[kept])
@@ -94,6 +96,7 @@ class ReconstructStream:
         response: pb.StreamReconstructResponse,
         results: list[ReconstructionOutputs],
         keep: NDArray[np.bool_],
+        threshold: float | None,
     ) -> None:
         def column(parts: list[Array]) -> Array:
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -126,7 +129,7 @@ class ReconstructStream:
                 response.reconstruction_error.extend(error)
                 response.kl.extend(column([s.kl for s in scores]))
                 response.elbo.extend(column([s.elbo for s in scores]))
-            outliers.write(self._threshold, error, contributions, response)
+            outliers.write(threshold, error, contributions, response)
 
     def _too_large(self, result: ReconstructionOutputs) -> dict[int, str]:
         """The rows that the response's 16-bit format cannot hold, and why."""

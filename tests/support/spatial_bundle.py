@@ -6,6 +6,7 @@ gets the mean color of each block.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -96,7 +97,8 @@ def publish_spatial(
     changed: other fields of the manifest
     """
     if likelihood:
-        changed["likelihood"] = LIKELIHOODS["bernoulli"]
+        terms = Shape.parse(X_SHAPE)
+        changed["likelihood"] = dataclasses.replace(LIKELIHOODS["bernoulli"], contributions=terms)
     return bundle.publish(root, spatial_manifest(model, **changed), spatial_files(likelihood))
 
 
@@ -178,10 +180,11 @@ def _density() -> bytes:
             helper.make_node("Mul", ["unit", "logits"], ["weighted"]),
             helper.make_node("Softplus", ["logits"], ["normalizer"]),
             helper.make_node("Sub", ["weighted", "normalizer"], ["of_elements"]),
+            helper.make_node("Neg", ["of_elements"], ["contributions"]),
             helper.make_node("Cast", ["of_elements"], ["wide"], to=TensorProto.DOUBLE),
             helper.make_node("ReduceSum", ["wide", "of_row"], ["log_likelihood"], keepdims=0),
         ],
         {"x": ("uint8", X_SHAPE), "params": ("float32", (1, *X_SHAPE))},
-        {"log_likelihood": ("float64", ())},
+        {"log_likelihood": ("float64", ()), "contributions": ("float32", X_SHAPE)},
         {"per_level": np.float32(1 / 255), "first": np.array([1]), "of_row": np.array([1, 2, 3])},
     )

@@ -75,7 +75,8 @@ def test_picture_has_heat_maps_below_the_rows(
 ) -> None:
     terms = client.score(x, include_contributions=True).contributions
     assert terms is not None
-    (heat,), (low, high) = images.heat_maps([terms])
+    low, high = scale = images.heat_scale([terms])
+    (heat,) = images.heat_maps([terms], scale)
     said = done("score", "x.npy", "--contributions", "--out", "why.png")
     assert f"from black, {low:.3g} nats a pixel, to white, {high:.3g} nats." in said
     rgb = images.to_rgb(x)
@@ -90,12 +91,13 @@ def test_picture_has_heat_maps_below_the_rows(
 def test_heat_maps_share_a_scale_and_sum_channels() -> None:
     gray = np.array([[[0.0, 1.0]]], np.float32)
     color = np.array([[[[0.5, 0.5, 1.0]]]], np.float32)
-    maps, scale = images.heat_maps([gray, color])
+    scale = images.heat_scale([gray, color])
+    maps = images.heat_maps([gray, color], scale)
     assert scale == (0.0, 2.0)
     assert [part.shape for part in maps] == [(1, 1, 2, 3), (1, 1, 1, 3)]
     assert maps[0][0, 0].tolist() == [[0, 0, 0], [255, 85, 0]]
     assert maps[1][0, 0].tolist() == [[255, 255, 255]]
-    (flat,), _ = images.heat_maps([np.zeros((1, 2, 2), np.float32)])
+    (flat,) = images.heat_maps([np.zeros((1, 2, 2), np.float32)], (0.0, 0.0))
     assert not flat.any()
 
 

@@ -12,6 +12,7 @@ from latentd.client import Client
 from latentd.errors import InvalidArgument
 from latentd.models.inference import ServedModel
 from latentd.runtime.likelihood import LikelihoodGraph
+from tests.support.spatial_bundle import blocks, publish_spatial
 from tests.support.toy_bundle import PublishToy
 
 CHOSEN = Threshold(99.0, 8.0)
@@ -24,6 +25,7 @@ def server(listener, tmp_path_factory, module_servers):
     publish(root, "toy", contributions=True, threshold=CHOSEN)
     publish(root, "old")
     publish(root, "point", posterior="point", contributions=True)
+    publish_spatial(root, likelihood=True, threshold=CHOSEN)
     return module_servers(root, listener=listener, default_model="toy", max_message_mib=1)
 
 
@@ -134,6 +136,26 @@ def test_threshold_of_a_call_needs_none_in_the_bundle(client, x):
     found = client.score(x, model="old", threshold=6.5)
     assert found.is_outlier.tolist() == (found.reconstruction_error > 6.5).tolist()
     assert client.reconstruct(x, model="old", include_scores=True, threshold=0).is_outlier.all()
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "score", "stream_reconstruct"])
+def test_threshold_of_the_model_is_for_rows_of_the_default_size(client, method):
+    def call(x: np.ndarray, **asked: float):
+        if method == "score":
+            return client.score(x, model="spatial", include_contributions=True, **asked)
+        asked |= {"include_scores": True, "include_contributions": True}
+        if method == "reconstruct":
+            return client.reconstruct(x, model="spatial", **asked)
+        return next(client.stream_reconstruct([x], model="spatial", **asked))
+
+    assert call(blocks(2, 32, 32, seed=1)).threshold == 8
+    other = blocks(2, 16, 24, seed=1)
+    found = call(other)
+    assert (found.threshold, found.is_outlier) == (None, None)
+    assert found.contributions.shape == other.shape
+    sums = found.contributions.sum(axis=(1, 2, 3), dtype=np.float64)
+    np.testing.assert_allclose(sums, found.reconstruction_error, rtol=1e-5)
+    assert call(other, threshold=1.0).is_outlier.all()
 
 
 REFUSED = [
