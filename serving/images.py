@@ -279,14 +279,13 @@ def heat_scale(parts: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
 
 def heat_maps(parts: Sequence[NDArray[np.float32]], scale: tuple[float, float]) -> list[Pixels]:
     """Numbers of pixels (rows, height, width[, channels]) as RGB images: from black, the lower end
-    of the scale, over red and yellow to white. Channels are summed."""
+    of the scale, over red to yellow. Channels are summed."""
     low, high = scale
-    # As matplotlib's "hot": red rises first, then green, then blue.
-    starts, widths = np.array([0.0, 0.375, 0.75]), np.array([0.375, 0.375, 0.25])
     maps = []
     for part in parts:
-        heat = ((_pixel_sums(part) - low) / ((high - low) or 1.0))[..., None]
-        maps.append(np.rint(255 * ((heat - starts) / widths).clip(0, 1)).astype(np.uint8))
+        heat = (_pixel_sums(part) - low) / ((high - low) or 1.0)
+        colors = np.stack((2 * heat, 2 * heat - 1, np.zeros_like(heat)), axis=3)
+        maps.append(np.rint(255 * colors.clip(0, 1)).astype(np.uint8))
     return maps
 
 

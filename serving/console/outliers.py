@@ -101,7 +101,7 @@ def picture(found: Sequence[Group], lines: Sequence[Sequence[Array]], parts: Par
         heat = images.heat_maps(terms, scale)
         pictures = [images.to_rgb(rows) for rows in pictures]
         pictures.append(groups.images_in_order(found, heat))
-        print(f"Heat maps: from black, {low:.3g} nats a pixel, to white, {high:.3g} nats.")
+        print(f"Heat maps: from black, {low:.3g} nats a pixel, to yellow, {high:.3g} nats.")
     return images.make_grid(_interleave(pictures), columns=min(len(pictures[0]), COLUMNS))
 
 

@@ -182,7 +182,7 @@ def _html(
         low, high = scale
         legend = (
             "The row, its reconstruction, and what each pixel adds to the error: from black, "
-            f"{low:.3g} nats, to white, {high:.3g}"
+            f"{low:.3g} nats, to yellow, {high:.3g}"
         )
     if plan.x.is_text:
         legend = "Black: the text. Red: its reconstruction"

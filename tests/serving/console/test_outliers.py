@@ -78,7 +78,7 @@ def test_picture_has_heat_maps_below_the_rows(
     low, high = scale = images.heat_scale([terms])
     (heat,) = images.heat_maps([terms], scale)
     said = done("score", "x.npy", "--contributions", "--out", "why.png")
-    assert f"from black, {low:.3g} nats a pixel, to white, {high:.3g} nats." in said
+    assert f"from black, {low:.3g} nats a pixel, to yellow, {high:.3g} nats." in said
     rgb = images.to_rgb(x)
     assert Path("why.png").read_bytes() == images.make_grid(np.concatenate([rgb, heat]), 3)
     done("reconstruct", "x.npy", "--contributions", "--out", "why.png")
@@ -95,8 +95,8 @@ def test_heat_maps_share_a_scale_and_sum_channels() -> None:
     maps = images.heat_maps([gray, color], scale)
     assert scale == (0.0, 2.0)
     assert [part.shape for part in maps] == [(1, 1, 2, 3), (1, 1, 1, 3)]
-    assert maps[0][0, 0].tolist() == [[0, 0, 0], [255, 85, 0]]
-    assert maps[1][0, 0].tolist() == [[255, 255, 255]]
+    assert maps[0][0, 0].tolist() == [[0, 0, 0], [255, 0, 0]]
+    assert maps[1][0, 0].tolist() == [[255, 255, 0]]
     (flat,) = images.heat_maps([np.zeros((1, 2, 2), np.float32)], (0.0, 0.0))
     assert not flat.any()
 
