@@ -14,7 +14,8 @@ digits=(
 # First names in the United States, of its Social Security Administration (public domain).
 names=(
     --data text:deploy/names.txt --latent-size 16 --hidden-size 128
-    --free-bits 0.3 --kl-warmup-epochs 2 --epochs "${DEMO_EPOCHS:-10}" --learning-rate 2e-3 --lr-schedule cosine
+    --free-bits 0.3 --kl-warmup-epochs 2 --epochs "${DEMO_EPOCHS:-10}"
+    --learning-rate 2e-3 --lr-schedule cosine --ema-decay 0.999
 )
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }

@@ -52,7 +52,7 @@ examples:
   latentd train --data idx:mnist --architecture iwae --latent-size 50 --importance-samples 50 \\
       --likelihood bernoulli --binarization dynamic --lr-schedule cosine --ema-decay 0.999 \\
       --out runs/iwae
-  latentd train --data text:names.txt --token-dropout 0.3 --kl-warmup-epochs 3 --free-bits 0.2 \\
+  latentd train --data text:deploy/names.txt --free-bits 0.3 --kl-warmup-epochs 2 --epochs 10 \\
       --out runs/names
   torchrun --nproc-per-node 8 -m latentd train --data images:photos --out runs/photos
   latentd train --out runs/mnist-5k --resume --epochs 300
