@@ -131,7 +131,7 @@ def rows(x: Data, field: str = "x") -> pb.Rows:
     if isinstance(x, bytes | str | os.PathLike):
         raise InvalidArgument(field, "expected a list of files, got one file", "Wrap it in [ ]")
     if isinstance(x, Texts):
-        return pb.Rows(text=pb.Texts(texts=x))
+        return _texts(x, f"{field}.text.texts")
     if is_array(x):
         return codec.to_rows(_wire_dtype(to_array(x, field), f"{field}.tensor.dtype"))
     given: Any = x
@@ -144,6 +144,18 @@ def rows(x: Data, field: str = "x") -> pb.Rows:
         )
     files = [_png(file, f"{field}[{index}]") for index, file in enumerate(given)]
     return pb.Rows(png=pb.PngImages(files=files))
+
+
+def _texts(x: Texts, field: str) -> pb.Rows:
+    for row, text in enumerate(x):
+        try:
+            text.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            is_text = isinstance(text, str)
+            what = str(error) if is_text else f"{type(text).__name__} is not str"
+            hint = "Send other bytes than UTF-8 as an array" if is_text else "Pass Texts of str"
+            raise InvalidArgument(f"{field}[{row}]", what, hint) from None
+    return pb.Rows(text=pb.Texts(texts=x))
 
 
 def is_array(x: Any) -> TypeGuard[Array | SupportsArray]:
@@ -166,7 +178,11 @@ def _png(file: Any, field: str) -> bytes:
     if isinstance(file, bytes):
         return file
     if isinstance(file, str | os.PathLike):
-        return Path(file).read_bytes()
+        try:
+            return Path(file).read_bytes()
+        except FileNotFoundError as error:
+            error.add_note("A string names a PNG file. For a model of text, pass Texts([...]).")
+            raise
     raise InvalidArgument(
         field,
         f"unsupported type {type(file).__name__}",
@@ -191,6 +207,8 @@ def _wire_dtype(x: Array, field: str) -> Array:
     """Wider floats are sent as float32. Integers must be uint8: others may not fit."""
     if np.issubdtype(x.dtype, np.floating):
         return _wire_float(x)
+    if x.ndim == 1 and x.size and isinstance(x[0], str):
+        raise InvalidArgument(field, "strings are not numbers", "Texts go in Texts(list of str)")
     if x.dtype != np.uint8:
         raise InvalidArgument(
             field,

@@ -165,7 +165,10 @@ class Rows:
 
     @functools.cached_property
     def texts(self) -> list[str]:
-        """The rows of a model of text. U+FFFD stands for bytes that are not UTF-8."""
+        """The rows of a model of text. U+FFFD stands for bytes that are not UTF-8. Raises TypeError
+        if the rows cannot be texts."""
+        if self.x.dtype != np.uint8 or self.x.ndim != 2:
+            raise TypeError(f"rows of {self._description()} are not texts")
         return texts.to_texts(self.x)
 
     def __len__(self) -> int:

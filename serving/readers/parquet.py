@@ -216,6 +216,8 @@ def _values(column: Any) -> tuple[Any, str]:
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
+    if pa.types.is_dictionary(kind):  # as categories of pandas are written
+        kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

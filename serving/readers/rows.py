@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd import ranges
+from latentd import ranges, texts
 from latentd.bundle import DataSpec, RowShapes
 from latentd.codec import Array
 from latentd.errors import ConfigError, InvalidArgument
@@ -146,6 +146,8 @@ def make_chunk(values: Array, ids: Sequence[str], start: int, x: DataSpec) -> Ch
         for row in np.flatnonzero(wide.any(axis=1)).tolist():
             rejected[row] = f"holds {flat[row][wide[row]][0]}, which is not a byte (0 to 255)"
     found = ranges.check(values, x)
+    if x.is_text:
+        rejected = texts.faults(values) | rejected
     rejected = found.rejected | rejected
     rows, taken = np.arange(start, start + len(values)), found.values
     if not rejected:

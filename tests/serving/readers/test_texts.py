@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from latentd.bundle import LatentFormat, RowFormat
 from latentd.errors import ConfigError
 from latentd.jobs.model_rows import ModelRows
 from latentd.readers import sources
+from latentd.readers.arrays import ArrayReader
 from latentd.readers.parquet import TableReader
 from latentd.readers.rows import Chunk
 from latentd.readers.texts import TextReader
@@ -81,6 +83,34 @@ def test_a_column_of_strings_is_read(tmp_path: Path, opened: ExitStack) -> None:
     texts, rows, bad = found(reader.read(0, 3))
     assert (reader.column, texts, rows) == ("name", ["ab"], [0])
     assert bad == [(1, "no value"), (2, "has 8 bytes in UTF-8; the limit is 5")]
+
+
+def test_categories_are_strings(tmp_path: Path, opened: ExitStack) -> None:
+    path = str(tmp_path / "categories.parquet")
+    names = pa.array(["ab", None, "ab", "c"]).dictionary_encode()
+    pq.write_table(pa.table({"name": names}), path)
+    reader = opened.enter_context(closing(TableReader(path, MODEL)))
+    texts, rows, bad = found(reader.read(0, 4))
+    assert (texts, rows, bad) == (["ab", "ab", "c"], [0, 2, 3], [(1, "no value")])
+
+
+def test_an_array_of_bytes_that_are_no_texts_has_bad_rows(
+    tmp_path: Path, opened: ExitStack
+) -> None:
+    path = str(tmp_path / "rows.npy")
+    np.save(
+        path, np.array([[97, 98, 0, 0, 0, 0], [97] * 6, [0, 0, 0, 0, 99, 0], [300, 0, 0, 0, 0, 0]])
+    )
+    reader = opened.enter_context(closing(ArrayReader(path, MODEL)))
+    assert found(reader.read(0, 4)) == (
+        ["ab"],
+        [0],
+        [
+            (1, "has no end: its last byte must be 0"),
+            (2, "has bytes after its end, the first 0"),
+            (3, "holds 300, which is not a byte (0 to 255)"),
+        ],
+    )
 
 
 def test_of_several_columns_of_strings_one_must_be_named(tmp_path: Path, opened: ExitStack) -> None:

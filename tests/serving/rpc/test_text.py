@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -234,6 +235,39 @@ def test_the_client_takes_and_gives_texts(client: Client) -> None:
     assert np.array_equal(client.score(Texts(TEXTS), seed=1).elbo, client.score(X, seed=1).elbo)
     way = client.interpolate(DataPoint(Texts(["bc"])), SampledPoint(7), steps=4)
     assert way.texts[-1] == client.sample(1, seed=7).texts[0]
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (Texts(["a", "\ud800"]), r"x.text.texts\[1\]: 'utf-8' codec can't encode"),
+        (Texts([b"a"]), r"x.text.texts\[0\]: bytes is not str. Pass Texts of str"),
+        (np.array(["a"]), r"strings are not numbers. Texts go in Texts\(list of str\)"),
+        (np.array(["a"], object), "strings are not numbers"),
+    ],
+    ids=["surrogate", "bytes", "array", "objects"],
+)
+def test_the_client_names_strings_that_it_cannot_send(client: Client, x: Any, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        client.encode(x)
+
+
+def test_a_list_of_strings_names_files(client: Client) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        client.encode(["anna"])
+    assert "pass Texts([...])" in error.value.__notes__[0]
+
+
+def test_the_terms_of_a_text_are_refused_with_the_reason(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match="of a whole text, not of each byte"):
+        client.reconstruct(X, include_contributions=True)
+
+
+def test_pictures_have_no_texts(toy_bundles: Path) -> None:
+    with server_starter() as start, Client(start(toy_bundles).target) as client:
+        samples = client.sample(2)
+    with pytest.raises(TypeError, match="rows of uint8 4x4 are not texts"):
+        _ = samples.texts
 
 
 def test_texts_travel_as_text(stub: VaeServiceStub, client: Client) -> None:
