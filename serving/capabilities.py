@@ -12,7 +12,7 @@ HINTS: Final = {
     "draw": "Leave draw out to use that point",
     "score": "Use a model with a prior, a gaussian posterior and a likelihood",
     "params": "Use DECODE_OUTPUT_X",
-    "contributions": "Leave include_contributions out, or export the model again",
+    "contributions": "Leave include_contributions out",
     "png": "Use FORMAT_RAW",
     "tiles": "Leave tiling out",
 }

@@ -364,7 +364,7 @@ class Manifest(ModelDescription):
             reasons["contributions"] = "computes log p(x | z) of a whole text, not of each byte"
         elif "score" not in reasons and self.likelihood and not self.likelihood.contributions:
             reasons["contributions"] = (
-                "was exported without contributions, the terms that sum to a reconstruction error"
+                "was exported without contributions, by an earlier release; export it again"
             )
         if not self.default.x.is_png_compatible:
             reasons["png"] = "has data that is not 8-bit images, gray or RGB"

@@ -135,6 +135,22 @@ def test_a_drawn_latent_is_decoded_and_scored(client: Client, net: VAE) -> None:
     np.testing.assert_allclose(scored.reconstruction_error, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_texts_are_compared_with_a_threshold_and_have_no_contributions(client: Client) -> None:
+    x = Texts(["one", "two", "three"])
+    plain = client.reconstruct(x, include_scores=True)
+    assert plain.reconstruction_error is not None
+    threshold = float(np.median(plain.reconstruction_error))
+    for found in (
+        client.score(x, seed=1, threshold=threshold),
+        client.reconstruct(x, include_scores=True, threshold=threshold),
+    ):
+        np.testing.assert_allclose(found.reconstruction_error, plain.reconstruction_error)
+        assert found.is_outlier is not None
+        assert found.is_outlier.sum() == 1
+    with pytest.raises(InvalidArgument, match="of a whole text, not of each byte"):
+        client.score(x, include_contributions=True)
+
+
 def test_the_noise_of_scores_has_a_cost(text_bundles: Path) -> None:
     manifest = bundle.load(text_bundles / "text" / "1").manifest
     cost = scoring.measure(None, manifest.default)
