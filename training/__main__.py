@@ -40,7 +40,8 @@ Train a variational autoencoder and write a folder:
   tensorboard/          the same for `tensorboard --logdir OUT` (pip install tensorboard);
                         --tracker mlflow or wandb keeps it there instead
   reconstructions.png, samples.png, interpolation.png, curves.png
-                        of text: reconstructions.txt, samples.txt, interpolation.txt, curves.png
+                        of text: reconstructions.txt, samples.txt, interpolation.txt, curves.png;
+                        of tables: columns.png, samples.csv, reconstructions.csv, curves.png
 """
 _TRAIN_EXAMPLES: Final = """\
 examples:
@@ -52,7 +53,7 @@ examples:
   latentd train --data idx:mnist --architecture iwae --latent-size 50 --importance-samples 50 \\
       --likelihood bernoulli --binarization dynamic --lr-schedule cosine --ema-decay 0.999 \\
       --out runs/iwae
-  latentd train --data text:deploy/names.txt --free-bits 0.3 --kl-warmup-epochs 2 --epochs 10 \\
+  latentd train --data text:names.txt --free-bits 0.3 --kl-warmup-epochs 2 --epochs 10 \\
       --out runs/names
   torchrun --nproc-per-node 8 -m latentd train --data images:photos --out runs/photos
   latentd train --out runs/mnist-5k --resume --epochs 300

@@ -24,7 +24,8 @@ _GAP: Final = 2  # pixels between images, before enlarging
 
 @torch.no_grad()
 def draw(folder: Path, model: Model, x: Tensor, history: list[dict[str, Any]], seed: int) -> None:
-    """Write the four PNGs. model: on the CPU. x: test rows (rows, *shape); only a few are used."""
+    """Write curves.png and the run's samples: PNGs, .txt files or .csv files. model: on the CPU. x:
+    test rows (rows, *shape); only a few are used."""
     _curves(folder / "curves.png", history)
     if model.spec.text:
         sheets.draw(folder, model, x, seed)

@@ -146,6 +146,16 @@ def rows(x: Data, field: str = "x") -> pb.Rows:
     return pb.Rows(png=pb.PngImages(files=files))
 
 
+def count(x: pb.Rows) -> int:
+    """How many rows there are."""
+    content = x.WhichOneof("content")
+    if content == "png":
+        return len(x.png.files)
+    if content == "text":
+        return len(x.text.texts)
+    return x.tensor.shape[0] if x.tensor.shape else 0
+
+
 def _texts(x: Texts, field: str) -> pb.Rows:
     for row, text in enumerate(x):
         try:

@@ -132,7 +132,8 @@ def decode(
 ) -> Call[results.Decoding]:
     """z, floats of shape (rows, *z_shape) -> x, or with `params` the parameters of p(x | z).
 
-    draw_x: of texts: draw each byte, by row offset + i of the seed; False: take the likeliest one.
+    draw_x: draw x from p(x | z); False: greedy decoding of texts, means and most probable levels of
+    columns. Row i is drawn by row offset + i of the seed.
     """
     output = pb.DECODE_OUTPUT_PARAMS if params else pb.DECODE_OUTPUT_X
     request = pb.DecodeRequest(
@@ -172,7 +173,8 @@ def sample(
 
     seed: 0 .. 2^64 - 1; None: the client chooses one, and the result holds it.
     temperature: standard deviation of the latents.
-    draw_x: of texts: draw each byte; False: take the likeliest one after each.
+    draw_x: draw x from p(x | z); False: greedy decoding of texts, means and most probable levels of
+    columns.
     sizes: the length of each free axis, e.g. {"h": 96, "w": 160}; None: the defaults.
     """
     request = pb.SampleRequest(
@@ -256,7 +258,8 @@ def reconstruct(
 ) -> Call[results.Reconstruction]:
     """x -> latent -> x': from the latent's mean, or with `draw` from a draw (see encode).
 
-    draw_x: of texts: draw each byte of x'; False: take the likeliest one after each.
+    draw_x: draw x from p(x | z); False: greedy decoding of texts, means and most probable levels of
+    columns.
     threshold: with include_scores: rows with a larger reconstruction_error are outliers; None: the
     bundle's, if it has one.
     include_contributions: also what each element of x adds to its row's reconstruction_error.

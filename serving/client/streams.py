@@ -125,9 +125,7 @@ class PendingChunks:
             self._exhausted = True
             return None
         request = pb.StreamReconstructRequest(x=arguments.rows(chunk), offset=self._offset)
-        content = request.x.WhichOneof("content")
-        files, shape = request.x.png.files, request.x.tensor.shape
-        self._offset += len(files) if content == "png" else shape[0] if shape else 0
+        self._offset += arguments.count(request.x)
         self._chunks.append(request)
         return self._with_options(request)
 

@@ -278,9 +278,9 @@ def score(args: argparse.Namespace) -> int:
         )
     scores = {
         name: groups.in_order(found, np.concatenate([getattr(part, name) for part in parts]))
-        for name in ("elbo", "log_likelihood", "kl", "reconstruction_error")
-        if getattr(parts[0], name) is not None
-    } | outliers.columns(found, parts)
+        for name in ("elbo", "log_likelihood", "kl")
+    }
+    scores |= outliers.errors(found, parts) | outliers.columns(found, parts)
     if out is not None and out.kind == "png":
         out.write(outliers.picture(found, [[group.x for group in found]], parts))
     elif out is not None:

@@ -37,11 +37,28 @@ def check_flags(args: argparse.Namespace, out: OutputPath | None, found: Sequenc
 
 
 def columns(found: Sequence[Group], parts: Parts) -> dict[str, Array]:
-    """Columns of the table that is printed: whether each row is an outlier."""
-    if parts[0].is_outlier is None:
+    """Columns of the table that is printed: whether each row is an outlier. Without a threshold for
+    its size a row is none; `print_outliers` counts such rows."""
+    if all(part.is_outlier is None for part in parts):
         return {}
-    flags = [part.is_outlier for part in parts if part.is_outlier is not None]
+    flags = [np.zeros(_rows(part), bool) if (f := part.is_outlier) is None else f for part in parts]
     return {"is_outlier": groups.in_order(found, np.concatenate(flags))}
+
+
+def errors(found: Sequence[Group], parts: Sequence[Scores]) -> dict[str, Array]:
+    """The column of reconstruction errors: NaN where Score did not compute one."""
+    if all(part.reconstruction_error is None for part in parts):
+        return {}
+    known = [
+        np.full(_rows(part), np.nan, np.float32) if (e := part.reconstruction_error) is None else e
+        for part in parts
+    ]
+    return {"reconstruction_error": groups.in_order(found, np.concatenate(known))}
+
+
+def _rows(part: Reconstruction | Scores) -> int:
+    assert part.elbo is not None, "scores were not requested"
+    return len(part.elbo)
 
 
 def arrays(parts: Parts) -> dict[str, Any]:
@@ -58,13 +75,16 @@ def print_outliers(info: ModelInfo, found: Sequence[Group], parts: Parts) -> Non
     the largest contributions, if they were requested: of outliers, or without any of all rows."""
     known = columns(found, parts).get("is_outlier")
     if known is not None:
-        threshold, chosen = parts[0].threshold, info.threshold
+        threshold = next(part.threshold for part in parts if part.threshold is not None)
+        chosen = info.threshold
         of_bundle = chosen is not None and chosen.reconstruction_error == threshold
         percent = f", which {chosen.percentile:g} % of the training rows do not" if chosen else ""
         print(
             f"{int(known.sum())} of {len(known)} rows are outliers: their reconstruction_error "
             f"exceeds {threshold:.6g} nats{percent if of_bundle else ''}."
         )
+        if other := sum(_rows(part) for part in parts if part.threshold is None):
+            print(f"{other} rows of other sizes have no threshold; --threshold gives one.")
     if parts[0].contributions is None or info.default.x.kind == "image":
         return
     rows = np.concatenate([part.contributions for part in parts if part.contributions is not None])

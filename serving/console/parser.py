@@ -24,8 +24,8 @@ _VARIABLE: Final = "LATENTD_SERVER"
 
 _FILES: Final = (
     "images, .npy, .npz (array x, or FILE.npz:key), .parquet or IDX files, folders or "
-    "globs of these; for a model of a table .csv or .parquet, of which it takes its own columns; "
-    "for one of text a .txt file, each line a row, or text:WORDS"
+    "globs of these; for a model with columns .csv, .tsv or .parquet, whose other columns are "
+    "ignored; for a model of text .txt, one text a line, or text:WORDS"
 )
 _OUT: Final = (
     ".png: one grid; .npz or .npy: arrays; no suffix: a folder of PNG files; .csv or .parquet: a "
@@ -83,8 +83,8 @@ def _add_with_files(calls: Subparsers[argparse.ArgumentParser]) -> None:
     _add_files(reconstruct)
     reconstruct.add_argument(
         "--out",
-        help=".png: rows above their reconstructions; .npz: x, reconstruction; of texts .txt: the "
-        "reconstructions as lines",
+        help=".png: rows above their reconstructions; .npz: x, reconstruction; .txt, .csv or "
+        ".parquet: the reconstructions, of a model of text or with columns",
     )
     reconstruct.add_argument(
         "--scores", action="store_true", help="print reconstruction error, KL and ELBO"
@@ -143,7 +143,10 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
             sample.add_argument("--out", help=_OUT)
         else:
             sample.add_argument(
-                "--out", required=True, help=".npy, .npz, a folder of PNG files, or of texts .txt"
+                "--out",
+                required=True,
+                help=".npy, .npz or a folder of PNG files; .txt: of a model of text; .csv or "
+                ".parquet: of a model with columns",
             )
             sample.add_argument(
                 "--chunk-rows",

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from latentd.client.results import ModelInfo, ModelVersion, Rows
 from latentd.codec import Array
 from latentd.columns import describe
@@ -125,7 +127,7 @@ def show_table(columns: Mapping[str, Array]) -> None:
     print(f"{'row':>6}" + "".join(f"{name:>22}" for name in columns))
     for row, values in enumerate(zip(*columns.values(), strict=True)):
         print(f"{row:6}" + "".join(map(_cell, values)))
-    print(f"{'mean':>6}" + "".join(f"{values.mean():22.3f}" for values in columns.values()))
+    print(f"{'mean':>6}" + "".join(f"{np.nanmean(values):22.3f}" for values in columns.values()))
 
 
 def _cell(value: Any) -> str:

@@ -124,8 +124,8 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
     columns.add_argument(
         "--draw-x",
         action="store_true",
-        help="of texts and tables: draw each byte or value of the reconstruction, instead of the "
-        "likeliest one",
+        help="draw the reconstruction from p(x | z): each byte of a text, each value of a table "
+        "(default: greedy decoding, means and most probable levels)",
     )
     columns.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     columns.add_argument(

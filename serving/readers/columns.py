@@ -83,9 +83,9 @@ def has_columns(path: str, model: ModelDescription) -> bool:
     """Whether a Parquet file has all columns of a model. False for models without columns."""
     if not model.x.columns:
         return False
-    import pyarrow.parquet as pq
-
     try:
+        import pyarrow.parquet as pq
+
         with files.open_file(path) as file:
             names = pq.ParquetFile(file).schema_arrow.names
     except Exception:  # the reader that opens it next says what is wrong

@@ -40,8 +40,8 @@ LABELS: Final = ("idx1-ubyte", "idx1-ubyte.gz")
 
 TAKEN: Final = (
     f"Supported: images ({' '.join(PICTURES)}), .npy, .npz (or FILE.npz:key), .parquet and IDX "
-    "files (train-images-idx3-ubyte, .gz or not), folders of one of these, globs, and for models "
-    "of text a .txt file with one text a line, named itself, for models of tables .csv files"
+    "files (train-images-idx3-ubyte, .gz or not), folders of one of these, globs; for models of "
+    "text .txt files, one text a line; for models with columns .csv and .tsv files"
 )
 
 _ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")

@@ -42,6 +42,8 @@ OUTSTANDING_ACCEPTS: Final = 64
 the previous one."""
 MAX_EVENTS_BEFORE_BATCH: Final = 256
 """Events taken before a batch that waits for this thread is run."""
+MAX_HANDLER_SECONDS: Final = 30
+"""How long handlers of calls that have ended may compute when the listener stops."""
 _NO_FLAGS: Final = 0
 
 
@@ -99,7 +101,9 @@ class CoreListener:
             await asyncio.to_thread(self._stopped.wait)
         # The handler of a call that has ended may still compute. What it starts in a queue that has
         # shut down would abort the process.
-        await asyncio.to_thread(self._running.wait)
+        if not await asyncio.to_thread(self._running.wait, MAX_HANDLER_SECONDS):
+            log.error("A handler has not returned; the listener's queue stays open.")
+            return
         self._queue.shutdown()
         await asyncio.to_thread(self._thread.join)
 
@@ -174,10 +178,10 @@ class _RunningHandlers:
             if not self._number:
                 self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Wait until none is left."""
+    def wait(self, seconds: float) -> bool:
+        """Wait until none is left; False: some are left after so many seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._number)
+            return self._changed.wait_for(lambda: not self._number, seconds)
 
 
 class _CoreStream:
@@ -223,6 +227,7 @@ class _CoreStream:
 
         if not self._start_batch([cygrpc.ReceiveMessageOperation(_NO_FLAGS)], on_message):
             self._requests.complete(number)
+            future.set_exception(Cancelled())
         return future
 
     def write(self, message: bytes) -> Future[None]:

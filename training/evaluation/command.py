@@ -14,11 +14,13 @@ Measure a trained model on rows it has not learned from, and print a table:
   aggregate           is the aggregate posterior N(0, I)? norms, variance, MMD with its null
   linear probe        what logistic regression reads off the means, where there are labels
   texts               of a model of text: a byte's NLL, perplexity, how many greedy decodes of the
-                      prior are distinct, what it makes up, ways between test rows
+                      prior are distinct, what it makes up, interpolations between test rows
+  columns             of a table: how well each is reconstructed; samples against test rows
   Frechet distance    of samples from test rows, on the features of a classifier trained here
 and write into the run's folder, or --out:
   evaluation.json     all of it; `export` puts it into the bundle's manifest
-  kl.png, latent.png, samples.png; of a model of text sheets of text instead of samples.png
+  kl.png, latent.png, samples.png; of text .txt files, of tables columns.png and .csv files
+                      instead of samples.png
 """
 _EXAMPLES: Final = """\
 examples:

@@ -23,6 +23,7 @@ _REFUSED: Final = {
     "it decides which rows the ELBO is measured on, and trials are compared by it": (
         *("data", "image_size", "color", "bad_images", "val_fraction", "test_fraction"),
         *("text_length", "long_texts", "keep_repeated"),
+        *("missing", "ignore_columns", "categorical_columns", "label_column"),
         *("binarization", "binarization_seed", "seed"),
     ),
     "it decides what the ELBO is measured of, and trials are compared by it": (

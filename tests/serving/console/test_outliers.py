@@ -14,6 +14,8 @@ from PIL import Image
 from latentd import images
 from latentd.bundle import Threshold
 from latentd.client import Client
+from latentd.client.results import ModelVersion, Scores
+from latentd.console import groups, outliers
 from tests.support.toy_bundle import PublishToy
 
 Run = Callable[..., tuple[int, str, str]]
@@ -99,6 +101,24 @@ def test_heat_maps_share_a_scale_and_sum_channels() -> None:
     assert maps[1][0, 0].tolist() == [[255, 255, 0]]
     (flat,) = images.heat_maps([np.zeros((1, 2, 2), np.float32)], (0.0, 0.0))
     assert not flat.any()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_rows_of_other_sizes_are_told_apart(order: tuple[int, int]) -> None:
+    by = ModelVersion("m", 1, "")
+    ones, known = np.ones(2, np.float32), np.array([True, False])
+    scores = [
+        Scores(ones, ones, ones, 0, 1, None, by, 3.0, known, None, ones),
+        Scores(ones[:1], ones[:1], ones[:1], 0, 1, None, by),
+    ]
+    x = [np.zeros((2, 4, 4), np.uint8), np.zeros((1, 8, 8), np.uint8)]
+    found = groups.by_size([x[i] for i in order])
+    parts = [scores[i] for i in order]
+    told = outliers.columns(found, parts)["is_outlier"]
+    errors = outliers.errors(found, parts)["reconstruction_error"]
+    outlier, inlier, unknown = (0, 1, 2) if order == (0, 1) else (1, 2, 0)
+    assert (told[outlier], told[inlier], told[unknown]) == (True, False, False)
+    assert np.isnan(errors).tolist() == [row == unknown for row in range(3)]
 
 
 REFUSED = [

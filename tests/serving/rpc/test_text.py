@@ -236,6 +236,9 @@ def test_the_client_draws_from_given_latents_and_in_streams(client: Client) -> N
     assert np.array_equal(drawn, client.reconstruct(X, draw_x=True, seed=5).x)
     parts = client.stream_reconstruct([X[:2], X[2:]], draw_x=True, seed=5)
     assert np.array_equal(np.concatenate([part.x for part in parts]), drawn)
+    texts = to_texts(X)
+    in_parts = client.stream_reconstruct([Texts(texts[:2]), Texts(texts[2:])], draw_x=True, seed=5)
+    assert np.array_equal(np.concatenate([part.x for part in in_parts]), drawn)
 
 
 def test_pictures_are_not_drawn(toy_bundles: Path) -> None:
