@@ -1,12 +1,13 @@
 """Tables as rows of numbers and back, as `columns` says: each column's values become float32.
 
-Values are what numpy, pandas and Arrow give: numbers, text, booleans, None. None and NaN are
-missing values. A missing value becomes the column's `fill`. A boolean is the category "true" or
-"false", and a whole number used as a category is its digits.
+Values are what numpy, pandas and Arrow give: numbers, text, booleans, None. None, NaN and an empty
+text are missing values. A missing value becomes the column's `fill`. A boolean is the category
+"true" or "false", and a whole number used as a category is its digits. Bytes are text in UTF-8.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -32,19 +33,27 @@ def as_level(value: Any) -> str | None:
             return None
         if float(value).is_integer():  # pandas makes floats of integers where one is missing
             return str(int(value))
-    text = str(value)
-    return None if text in ("<NA>", "NaT") else text
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return None if text in ("", "<NA>", "NaT") else text
 
 
 def to_rows(
     columns: Sequence[Column], values: Mapping[str, Any], rows: int
 ) -> tuple[Rows, dict[int, str]]:
     """Columns of values, by name, as rows; and why rows that have 0 in place of a bad value cannot
-    be used, by row, in words that follow "row 3". Names that are no column are ignored."""
+    be used, by row, in words that follow "row 3". Names that are no column are ignored.
+
+    Raises ValueError for a column that does not have one value for each row.
+    """
     found = np.zeros((rows, len(columns)), np.float32)
     faults: dict[int, str] = {}
     for place, column in enumerate(columns):
         numbers, reasons = _to_numbers(column, values[column.name])
+        if numbers.shape != (rows,):
+            shape = f"{len(numbers)} values" if numbers.ndim == 1 else f"shape {numbers.shape}"
+            raise ValueError(
+                f"column {column.name!r} has {shape}; expected one for each of {rows} rows"
+            )
         with np.errstate(over="ignore"):
             found[:, place] = numbers
         for row in np.flatnonzero(~np.isfinite(found[:, place])).tolist():
@@ -127,15 +136,21 @@ def _to_numbers(column: Column, values: Any) -> tuple[NDArray[np.float64], dict[
         other = len(column.levels)
         levels = [as_level(value) for value in values]
         index |= {_plain(level): number for level, number in index.items()} | index
-        found = (level and index.get(level, index.get(_plain(level), other)) for level in levels)
-        numbers = [fill if number is None else number for number in found]
+        numbers = [
+            fill if level is None else index.get(level, index.get(_plain(level), other))
+            for level in levels
+        ]
         return np.array(numbers, np.float64), {}
-    array = np.ma.filled(values, np.nan) if isinstance(values, np.ma.MaskedArray) else values
+    reasons: dict[int, str] = {}
     try:
-        plain = np.asarray(array, np.float64)
-        reasons: dict[int, str] = {}
+        if np.asarray(values).dtype.kind in "mM":  # numpy would count nanoseconds
+            raise TypeError
+        if isinstance(values, np.ma.MaskedArray):
+            plain = np.ma.filled(values.astype(np.float64), np.nan)
+        else:
+            plain = np.asarray(values, np.float64)
     except (TypeError, ValueError):
-        plain, reasons = _one_by_one(array)
+        plain, reasons = _one_by_one(values)
     known = np.where(np.isnan(plain), fill, plain)
     for row in reasons:
         known[row] = np.nan
@@ -143,20 +158,25 @@ def _to_numbers(column: Column, values: Any) -> tuple[NDArray[np.float64], dict[
 
 
 def _plain(level: str) -> str:
-    """Other spellings of a boolean or of a whole number, as True and 03, as one."""
+    """Other spellings of a boolean or of a number, as True, 03 and 0.50, as one."""
     if level.lower() in ("true", "false"):
         return level.lower()
     try:
-        return str(int(float(level))) if float(level).is_integer() else level
+        number = float(level)
     except ValueError:
         return level
+    if number.is_integer():
+        return str(int(number))
+    return repr(number) if math.isfinite(number) else level
 
 
 def _one_by_one(values: Iterable[Any]) -> tuple[NDArray[np.float64], dict[int, str]]:
     numbers, reasons = [], {}
     for row, value in enumerate(values):
         try:
-            numbers.append(np.nan if as_level(value) in (None, "") else float(value))
+            if isinstance(value, np.datetime64 | np.timedelta64) and not np.isnat(value):
+                raise TypeError
+            numbers.append(np.nan if as_level(value) is None else float(value))
         except (TypeError, ValueError):
             numbers.append(np.nan)
             reasons[row] = f"holds {str(value)[:_QUOTED]!r}, not a number"

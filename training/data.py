@@ -120,6 +120,10 @@ def load(config: Config, run: Path | None = None, known: tuple[Column, ...] = ()
         aligned = table_columns.aligned(config.data, known, source.columns, source.x)
         source = source._replace(x=aligned, columns=known)
     in_units = known and source.x.ndim == 2 and not source.text
+    if in_units and source.x.shape[1] != len(known):
+        raise TrainingError(
+            f"{config.data} has {source.x.shape[1]} columns; this model takes {len(known)}."
+        )
     named = known if in_units else source.columns or table_columns.unnamed(config, source.x)
     notes = list(source.notes)
     if named and not in_units:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, Threshold, Tile
+from latentd.manifest_schema import MAX_MANIFEST_BYTES
 from latentd.shapes import Axis, Shape
 from latentd.training import (
     checkpoint,
@@ -34,6 +35,7 @@ from latentd.training import (
 )
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.data import RowSpec
+from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.fp16 import to_half
@@ -44,6 +46,7 @@ from latentd.training.picture_cache import PictureCache
 from latentd.training.text import export as text_export
 from latentd.training.tolerances import TOLERANCES
 
+_LATER: Final = 1 << 14  # bytes of what a manifest gets after its evaluation: files, a threshold
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
 _FEW_GOLDEN_ROWS: Final = 2  # the same at other sizes than the trained one
 _USUAL_MAX_SIZE: Final = 1024
@@ -195,7 +198,7 @@ def _manifest(
     scores: dict[str, Any],
 ) -> Manifest:
     """The manifest of a model without free axes. measured, scores: `parity`, `training_scores`."""
-    return Manifest(
+    manifest = Manifest(
         model=name,
         x=_row_format(model),
         z=_latent_format(model),
@@ -214,6 +217,17 @@ def _manifest(
         evaluation=saved_evaluation(path, weights_digest(model)),
         training_scores=scores,
     )
+    return fitted(manifest)
+
+
+def fitted(manifest: Manifest) -> Manifest:
+    """The manifest without the evaluation's columns if they would make it too large."""
+    if len(manifest.to_json()) <= MAX_MANIFEST_BYTES - _LATER:
+        return manifest
+    kept = {key: value for key, value in manifest.evaluation.items() if key != "columns"}
+    if len(kept) < len(manifest.evaluation):
+        notice("The evaluation's columns are too many for the manifest: evaluation.json has them.")
+    return dataclasses.replace(manifest, evaluation=kept)
 
 
 def golden(model: Model, x: Tensor, sizes: Sequence[parity.Size] = ()) -> bytes:

@@ -19,7 +19,9 @@ from latentd.training.errors import TrainingError
 _ROUNDING: Final = 1e-6  # as in `data`: values this near 0..1 are in it
 _MAX_RATIO: Final = 1e5
 """Of a mean to the standard deviation: above it, float32 loses the differences between rows."""
-_MAX_JSON: Final = 1 << 19  # bytes of all columns in a manifest, which has other things to hold
+_MAX_JSON: Final = 3 << 18  # bytes of all columns in a manifest, which has other things to hold
+_LARGEST: Final = 1e30  # of what a manifest holds
+_SMALLEST: Final = 1e-30  # of a standard deviation: float32 can still divide by it
 _NAMED: Final = 8  # columns in a message
 
 
@@ -41,12 +43,17 @@ def unnamed(config: Config, x: Array) -> tuple[Column, ...]:
 
 def check_count(name: str, columns: Sequence[Column]) -> None:
     """Raise TrainingError if there are more columns than a bundle can name."""
-    size = len(json.dumps([column.to_json() for column in columns]))
+    raw = [column.to_json() for column in columns]
+    size = len(json.dumps({"x": {"columns": raw}}, indent=2))  # indented as a manifest is
     if len(columns) > MAX_COLUMNS or size > _MAX_JSON:
+        sizes = [len(json.dumps(column)) for column in raw]
+        largest = set(np.argsort(sizes)[-3:].tolist())
+        chosen = [place in largest for place in range(len(columns))]
         raise TrainingError(
-            f"{name} has {len(columns):,} columns, whose names and categories take {size:,} bytes; "
-            f"{MAX_COLUMNS:,} columns of {_MAX_JSON:,} bytes are the limit. Leave some out with "
-            "--ignore-columns, or scale the values of an array to 0..1."
+            f"{name} has {len(columns):,} columns, which take {size:,} bytes in a bundle; "
+            f"{MAX_COLUMNS:,} columns of {_MAX_JSON:,} bytes are the limit. The most is of "
+            f"{_names(columns, chosen)}. Leave some out with --ignore-columns, or scale the values "
+            "of an array to 0..1."
         )
 
 
@@ -102,6 +109,13 @@ def measured(
     std = np.where(quantities, std, 1)
     lowest, highest = (f(np.where(known, x, mean), axis=0) for f in (np.min, np.max))
     constant = quantities & (lowest == highest)
+    large = (np.abs(mean) > _LARGEST) | (std > _LARGEST)
+    if (wrong := quantities & (large | ~constant & (std < _SMALLEST))).any():
+        raise TrainingError(
+            f"{config.data}: the mean or the standard deviation of {_names(columns, wrong)} is out "
+            f"of the range of a model: {_LARGEST:g} is the limit, and {_SMALLEST:g} the least "
+            "standard deviation. Use another unit, or leave it out with --ignore-columns."
+        )
     if constant.any():
         notes.append(
             f"{config.data}: {_names(columns, constant)} has one value in all training rows. It is "
@@ -109,9 +123,9 @@ def measured(
         )
     whole = np.asarray(np.where(known, x % 1 == 0, True).all(0))
     # A constant has no scale of its own: a change by its own size counts as one deviation.
-    std = np.where(constant, np.where(mean == 0, 1, np.abs(mean)), std)
+    std = np.where(constant, np.where(np.abs(mean) < _SMALLEST, 1, np.abs(mean)), std)
     mean, std = (values.astype(np.float32).astype(np.float64) for values in (mean, std))
-    return tuple(
+    found = tuple(
         dataclasses.replace(column, fill=float(len(column.levels)) if fill else None)
         if column.is_category
         else dataclasses.replace(column, mean=m, std=s, fill=m if fill else None, whole=w)
@@ -119,6 +133,8 @@ def measured(
             columns, mean.tolist(), std.tolist(), whole.tolist(), strict=True
         )
     )
+    check_count(config.data, found)
+    return found
 
 
 def check_missing(

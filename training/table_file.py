@@ -1,7 +1,7 @@
 """Reads tables, CSV and Parquet: each column becomes numbers, as `latentd.columns` says.
 
 A column of numbers is a quantity. Text and booleans are categories. Other kinds of values, such as
-times, are errors that name the column.
+times, are errors that name the column. In a file of one column, an empty line is a missing value.
 """
 
 from __future__ import annotations
@@ -91,7 +91,6 @@ def _open(path: Path) -> Any:
     """The file as an Arrow table."""
     try:
         import pyarrow as pa
-        import pyarrow.csv
         import pyarrow.parquet as pq
     except ImportError:
         raise TrainingError(
@@ -110,29 +109,48 @@ def _open(path: Path) -> Any:
     require_memory(name, _MEMORY * len(content), "Use fewer rows, or a machine with more memory.")
     if not content.strip():
         raise TrainingError(f"{name} is empty; a CSV file begins with a line of column names.")
-    buffer = pa.py_buffer(content)
     try:
         if suffix in _PARQUET:
-            return pq.read_table(pa.BufferReader(buffer))
-        return pa.csv.read_csv(
-            pa.BufferReader(buffer),
-            # Kinds of values are inferred from one block, so it is the whole file.
-            read_options=pa.csv.ReadOptions(block_size=min(len(content) + 1, (1 << 31) - 1)),
-            parse_options=pa.csv.ParseOptions(
-                delimiter=_DELIMITERS.get(suffix, ","), newlines_in_values=True
-            ),
-            convert_options=pa.csv.ConvertOptions(strings_can_be_null=True),
-        )
-    except pa.ArrowInvalid as error:
-        kind = "a Parquet file" if suffix in _PARQUET else "a CSV file"
-        why = str(error).splitlines()[0].removeprefix("CSV parse error: ").rstrip(".")
+            return pq.read_table(pa.BufferReader(content))
+        table = _parse_csv(content, suffix, ignore_empty_lines=True)
+        if len(table.column_names) == 1:
+            table = _parse_csv(content.lstrip(b"\r\n"), suffix, ignore_empty_lines=False)
+        return table
+    except UnicodeDecodeError:
         raise TrainingError(
-            f"{name} cannot be read as {kind}: {why}. Each line of a CSV file has a value for each "
-            "column of its first line."
+            f"{name}: the names of its columns are not UTF-8; save the file as UTF-8."
+        ) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        is_parquet = suffix in _PARQUET
+        kind = "a Parquet file" if is_parquet else "a CSV file"
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        why = first.removeprefix("CSV parse error: ").rstrip(".: ")
+        advice = " Each line of a CSV file has a value for each column of its first line."
+        raise TrainingError(
+            f"{name} cannot be read as {kind}: {why}.{'' if is_parquet else advice}"
         ) from None
 
 
+def _parse_csv(content: bytes, suffix: str, ignore_empty_lines: bool) -> Any:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    return pa.csv.read_csv(
+        pa.BufferReader(content),
+        # Kinds of values are inferred from one block, so it is the whole file.
+        read_options=pa.csv.ReadOptions(block_size=min(len(content) + 1, (1 << 31) - 1)),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=_DELIMITERS.get(suffix, ","),
+            newlines_in_values=True,
+            ignore_empty_lines=ignore_empty_lines,
+        ),
+        convert_options=pa.csv.ConvertOptions(strings_can_be_null=True),
+    )
+
+
 def _check_names(name: str, names: list[str], settings: Settings) -> None:
+    if not names:
+        raise TrainingError(f"{name} has no columns.")
     repeated = [column for column, count in Counter(names).items() if count > 1]
     if repeated:
         raise TrainingError(f"{name} has two columns {repeated[0]!r}; give them different names.")

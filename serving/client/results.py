@@ -106,7 +106,10 @@ class ModelInfo(ModelDescription):
         if lacking := tables.missing(columns, names):
             raise InvalidArgument("table", f"has no column {lacking[0]!r}", "See x.columns")
         values = {column.name: table[column.name] for column in columns}
-        rows, faults = tables.to_rows(columns, values, len(values[columns[0].name]))
+        try:
+            rows, faults = tables.to_rows(columns, values, len(values[columns[0].name]))
+        except ValueError as error:
+            raise InvalidArgument("table", str(error)) from None
         for row, reason in faults.items():
             raise InvalidArgument("table", f"row {row} {reason}")
         return rows

@@ -2,12 +2,13 @@
 
 A file is read whole: its rows as numbers are a part of its own bytes. A CSV file begins with a line
 of column names. A row with a bad value becomes a bad row, and so does a line with too few or too
-many values. Columns that are not the model's are ignored.
+many values. Columns that are not the model's are ignored. In a file of one column, an empty line is
+a row without a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -43,11 +44,14 @@ class ColumnsReader:
                 f"{model.x.shape}."
             )
         with open_file(path) as file:
-            table, ragged = _read(path, file, [column.name for column in columns])
+            table, ragged = _read(path, file, {*(column.name for column in columns), id_column})
         if lacking := tables.missing(columns, table.column_names):
             raise ConfigError(f"{name} has no column {lacking[0]!r}, which the model needs.")
         if id_column and id_column not in table.column_names:
             raise ConfigError(f"{name} has no column {id_column} (--id-column).")
+        for wanted in (*(column.name for column in columns), id_column):
+            if wanted and table.column_names.count(wanted) > 1:
+                raise ConfigError(f"{name} has two columns {wanted!r}; give them different names.")
         values = {c.name: _values(c, table.column(c.name)) for c in columns}
         good, faults = tables.to_rows(columns, values, table.num_rows)
         ids = table.column(id_column).to_pylist() if id_column else None
@@ -64,7 +68,7 @@ class ColumnsReader:
         self._faults = ragged | {int(kept[row]): reason for row, reason in faults.items()}
         self._ids = list(map(str, range(self.rows)))
         for row, name in zip(kept.tolist(), ids or (), strict=False):
-            self._ids[row] = str(name)
+            self._ids[row] = tables.as_level(name) or ""
 
     def read(self, start: int, stop: int) -> Chunk:
         faults = self._faults
@@ -93,7 +97,7 @@ def has_columns(path: str, model: ModelDescription) -> bool:
     return not tables.missing(model.x.columns, names)
 
 
-def _read(path: str, file: Any, wanted: Sequence[str]) -> tuple[Any, dict[int, str]]:
+def _read(path: str, file: Any, wanted: Iterable[str]) -> tuple[Any, dict[int, str]]:
     """The file as an Arrow table, and why lines between its rows are no rows, by row."""
     try:
         import pyarrow as pa
@@ -113,20 +117,31 @@ def _read(path: str, file: Any, wanted: Sequence[str]) -> tuple[Any, dict[int, s
             ragged[line.number - 2] = f"has {given} values; the first line names {expected}"
             return "skip"
 
-        table = csv.read_csv(
-            pa.BufferReader(content),
-            read_options=csv.ReadOptions(use_threads=False),  # so that lines have numbers
-            parse_options=csv.ParseOptions(
-                delimiter="\t" if path.lower().endswith(".tsv") else ",",
-                newlines_in_values=True,
-                invalid_row_handler=skip,
-            ),
-            # Text, so that one bad number makes one bad row.
-            convert_options=csv.ConvertOptions(
-                strings_can_be_null=True, column_types=dict.fromkeys(wanted, pa.string())
-            ),
-        )
+        def parsed(data: bytes, ignore_empty_lines: bool) -> Any:
+            ragged.clear()
+            return csv.read_csv(
+                pa.BufferReader(data),
+                read_options=csv.ReadOptions(use_threads=False),  # so that lines have numbers
+                parse_options=csv.ParseOptions(
+                    delimiter="\t" if path.lower().endswith(".tsv") else ",",
+                    newlines_in_values=True,
+                    ignore_empty_lines=ignore_empty_lines,
+                    invalid_row_handler=skip,
+                ),
+                # Text, so that one bad number makes one bad row.
+                convert_options=csv.ConvertOptions(
+                    strings_can_be_null=True, column_types=dict.fromkeys(wanted, pa.string())
+                ),
+            )
+
+        table = parsed(content, True)
+        if len(table.column_names) == 1:
+            table = parsed(content.lstrip(b"\r\n"), False)
         return table, ragged
+    except UnicodeDecodeError:
+        raise BadData(
+            f"{name}: the names of its columns are not UTF-8; save the file as UTF-8."
+        ) from None
     except (BadData, ConfigError, MemoryError):
         raise
     except Exception as error:  # Arrow can raise anything on damaged bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from pathlib import Path
 
@@ -12,7 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from latentd import bundle
 from latentd.__main__ import main
+from latentd.errors import LatentdError
+from latentd.readers.columns import ColumnsReader
+from latentd.readers.rows import Chunk
+from latentd.shapes import Shape
 from latentd.tables import to_values
 from latentd.training.model import decoded, gaussian_kl
 from tests.support.server import server_starter
@@ -113,3 +119,56 @@ def test_a_table_without_a_column_is_refused(
     job = ["batch", "--input", str(tmp_path / "t.csv"), "--bundle", str(folder), *FLAGS]
     assert main([*job, "--output", str(tmp_path / "out")]) != 0
     assert "t.csv has no column 'pressure', which the model needs" in capsys.readouterr().err
+
+
+def read(path: Path, folder: Path, id_column: str = "") -> tuple[Chunk, ColumnsReader]:
+    reader = ColumnsReader(str(path), bundle.load(folder).manifest, id_column)
+    return reader.read(0, reader.rows), reader
+
+
+def test_codes_and_ids_are_text(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,open,pressure,color,leak\n007,true,1,,2\nNA,true,1,red,2\n")
+    chunk, _ = read(path, folder, "id")
+    assert chunk.ids == ["007", ""]
+    assert chunk.x[:, 1].tolist() == [3, 2]  # the fill, and red
+
+
+def test_bytes_of_parquet_are_text(folder: Path, tmp_path: Path) -> None:
+    columns = {"id": [b"a", None], "open": [True, False], "pressure": [1, 2], "leak": [1.0, 2.0]}
+    pq.write_table(pa.table(columns | {"color": [b"red", b""]}), tmp_path / "t.parquet")
+    chunk, _ = read(tmp_path / "t.parquet", folder, "id")
+    assert (chunk.ids, chunk.x[:, 1].tolist()) == (["a", ""], [2, 3])
+
+
+def test_an_empty_line_of_one_column_is_a_row(tmp_path: Path) -> None:
+    manifest = bundle.load(publish_table(tmp_path / "models")).manifest
+    one = dataclasses.replace(COLUMNS[0], fill=None)
+    x = dataclasses.replace(manifest.x, shape=Shape.parse([1]), columns=(one,))
+    path = tmp_path / "t.csv"
+    path.write_text("\npressure\n1\n\n2,3\n4\n")
+    reader = ColumnsReader(str(path), dataclasses.replace(manifest, x=x))
+    chunk = reader.read(0, reader.rows)
+    assert (chunk.rows.tolist(), chunk.x[:, 0].tolist()) == ([0, 3], [1, 4])
+    assert [(row.row, row.reason[:12]) for row in chunk.bad] == [
+        (1, "has a bad va"),
+        (2, "has 2 values"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("id,open,pressure,color,color,leak", "has two columns 'color'; give them different names"),
+        ("id,id,open,pressure,color,leak", "has two columns 'id'; give them different names"),
+        ("\xe9,open,pressure,color,leak", "columns are not UTF-8; save the file as UTF-8"),
+    ],
+    ids=["column", "id", "bytes"],
+)
+def test_names_that_are_none_are_refused(
+    folder: Path, tmp_path: Path, header: str, message: str
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(f"{header}\n{','.join('1' * (header.count(',') + 1))}\n".encode("latin-1"))
+    with pytest.raises(LatentdError, match=message):
+        read(path, folder, "id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ import pytest
 import torch
 from scipy import stats
 
+from latentd import bundle
 from latentd.columns import Column
-from latentd.training import data, table_columns
+from latentd.training import data, export, table_columns
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.mixed import normal_quantile
 from latentd.training.model import log_likelihood
 from latentd.training.table_file import Settings, read_table
-from tests.support.table_bundle import COLUMNS, X, table_model
+from tests.support.table_bundle import COLUMNS, X, publish_table, table_model
 
 CSV = "age,city,well\n30,Rome,true\n41.5,Bonn,false\n,Rome,true\n7,,true\n"
 
@@ -78,13 +80,34 @@ def test_columns_are_left_out_taken_as_codes_and_as_labels(tmp_path: Path) -> No
         ("a,\n1,2\n", "column 2 is called ''"),
         ("a,t\n1,2026-11-28\n", r"column 't' holds date32.* leave it out with --ignore-columns"),
         ("a,b\n1,\n2,\n", "column 'b' has no value"),
+        ("caf\xe9,b\n1,2\n", "the names of its columns are not UTF-8; save the file as UTF-8"),
         ("", "t.csv is empty"),
         ("a,b\n", "has no rows to learn from"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content.encode("latin-1"))
     with pytest.raises(TrainingError, match=message):
-        read_table(written(tmp_path, content), Settings())
+        read_table(path, Settings())
+
+
+def test_a_parquet_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({}), path)
+    with pytest.raises(TrainingError, match=r"t\.parquet has no columns"):
+        read_table(path, Settings())
+    pq.write_table(pa.table({"a": list(range(1000))}), path)
+    content = bytearray(path.read_bytes())
+    content[4:400] = bytes(byte ^ 0x5A for byte in content[4:400])
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"t\.parquet cannot be read as a Parquet file: \w+"):
+        read_table(path, Settings())
+
+
+def test_an_empty_line_of_one_column_is_a_missing_value(tmp_path: Path) -> None:
+    x = read_table(written(tmp_path, "\na\n1\n\n3\n"), Settings()).x
+    np.testing.assert_array_equal(x, [[1], [np.nan], [3]])
 
 
 def test_a_column_of_numbers_with_a_typo_is_not_learned_as_a_category(tmp_path: Path) -> None:
@@ -137,6 +160,42 @@ def test_rows_that_cannot_be_numbers_of_float32_are_refused() -> None:
     infinite = np.array([[0, 1e39], [0, np.inf]])
     with pytest.raises(TrainingError, match=r"infinite, or too large .* column 'x1' \(2\)"):
         table_columns.as_float32("t", infinite, columns)
+
+
+@pytest.mark.parametrize("values", [(1e31, 2e31), (-1e-33, 1e-33), (2e30, 2e30)])
+def test_columns_out_of_the_range_of_a_model_are_refused(values: tuple[float, float]) -> None:
+    x = torch.tensor([[1, values[0]], [2, values[1]]])
+    columns = [Column("a"), Column("b")]
+    with pytest.raises(TrainingError, match=r"deviation of column 'b' is out of the range"):
+        table_columns.measured(columns, x, Config(data="npz:x"), [])
+
+
+def test_a_tiny_constant_has_a_scale_that_float32_divides_by() -> None:
+    x = torch.full((2, 1), 1e-40)
+    (column,) = table_columns.measured([Column("a")], x, Config(data="npz:x"), [])
+    assert column.std == 1
+
+
+def test_columns_that_no_manifest_can_hold_are_refused() -> None:
+    many_levels = tuple(f"{number:0200d}" for number in range(255))
+    columns = [Column(f"c{number}", many_levels) for number in range(20)]
+    with pytest.raises(TrainingError, match=r"20 columns, which take .* 'c19'"):
+        table_columns.check_count("t", columns)
+    short = [Column(f"c{number}", tuple(map(str, range(255)))) for number in range(200)]
+    with pytest.raises(TrainingError, match=r"200 columns, which take"):
+        table_columns.check_count("t", short)
+    table_columns.check_count("t", [Column(f"x{n}", mean=1 / 3, std=1 / 7) for n in range(4096)])
+
+
+def test_an_evaluation_of_too_many_columns_is_left_out_of_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = bundle.load(publish_table(tmp_path)).manifest
+    assert export.fitted(manifest) is manifest
+    measured = {f"x{number}": {"explained": 1 / 3, "mean": [1 / 3] * 9} for number in range(4096)}
+    found = export.fitted(replace(manifest, evaluation={"nll": 1.0, "columns": measured}))
+    assert found.evaluation == {"nll": 1.0}
+    assert "evaluation.json has them" in capsys.readouterr().err
 
 
 def test_a_constant_column_is_kept_and_said() -> None:
@@ -261,3 +320,9 @@ def test_rows_of_another_table_are_those_of_the_models_columns(tmp_path: Path) -
     np.testing.assert_array_equal(rows, [[2, 30], [0, 41.5], [2, np.nan], [np.nan, 7]])
     with pytest.raises(TrainingError, match="t has no column 'pay', which the model needs"):
         table_columns.aligned("t", (Column("pay"),), found.columns, found.x)
+
+
+def test_vectors_of_another_width_than_the_models_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((50, 3), np.float32))
+    with pytest.raises(TrainingError, match=r"x.npy has 3 columns; this model takes 4"):
+        data.load(Config(data=f"npz:{tmp_path / 'x.npy'}"), known=COLUMNS)

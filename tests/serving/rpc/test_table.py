@@ -155,6 +155,8 @@ def test_a_table_with_a_bad_number_or_without_a_column_is_refused(client: Client
         info.to_rows({"open": [1], "pressure": [1], "color": [1]})
     with pytest.raises(InvalidArgument, match=r"row 0 .*column 'leak' holds 'much', not a number"):
         info.to_rows({"open": ["true"], "pressure": [1], "color": ["red"], "leak": ["much"]})
+    with pytest.raises(InvalidArgument, match="column 'color' has 2 values; expected one for each"):
+        info.to_rows({"open": ["true"], "pressure": [1], "color": ["red", "blue"], "leak": [1]})
 
 
 def test_data_frames_go_in_and_out(client: Client) -> None:
