@@ -107,6 +107,8 @@ class VAE(nn.Module):
     def output_shape(self) -> tuple[int, ...]:
         """What the decoder makes of a row at most: it decides how many rows fit into a batch."""
         shape = self.spec.shape
+        if self.units:
+            return tuple(self.units.used.shape)
         return (*shape, gru.BYTES) if self.spec.text else shape
 
     def target(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ def quantiles(
         return {}
     rows = dataset.train.x
     picked = torch.from_numpy(common.picked(len(rows)))
-    batch = max_batch_rows(dataset.spec.shape, _BATCH)
+    batch = max_batch_rows(model.output_shape, _BATCH)
     encode, decode, density = map(parity.session, (encoder, decoder, likelihood))
     errors, rates = [], []
     title = "scoring training rows"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latentd.columns import OTHER, Column
 from latentd.tables import to_csv, to_values
+from latentd.training.data import max_batch_rows
 from latentd.training.mixed import Mixed
 from latentd.training.model import Model, decoded
 
@@ -32,7 +33,8 @@ def draw(folder: Path, model: Model, x: Tensor, seed: int) -> list[Path]:
     columns = model.spec.columns
     mean, _ = model.encode(x[:_RECONSTRUCTIONS])
     rows = to_values(columns, x[:_RECONSTRUCTIONS].numpy())
-    again = to_values(columns, decoded(model, mean).numpy())
+    parts = torch.split(mean, max_batch_rows(model.output_shape, _RECONSTRUCTIONS))
+    again = to_values(columns, torch.cat([decoded(model, part) for part in parts]).numpy())
     pairs = {
         key: values
         for name in rows
@@ -54,7 +56,9 @@ def sampled(model: Model, count: int, seed: int) -> Tensor:
     z = torch.randn((count, *model.latent_shape), generator=noise)
     assert isinstance(model.likelihood, Mixed)
     choices = torch.rand((count, len(model.spec.columns)), generator=noise)
-    return model.likelihood.draw(model.decode(z), choices)
+    batch = max_batch_rows(model.output_shape, count)  # params may be 256 numbers of each column
+    parts = zip(torch.split(z, batch), torch.split(choices, batch), strict=True)
+    return torch.cat([model.likelihood.draw(model.decode(of_z), of_x) for of_z, of_x in parts])
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> Path:

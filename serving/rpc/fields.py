@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from latentd import capabilities, codec, images, latents
-from latentd.bundle import RowShapes
+from latentd.bundle import DataSpec, RowShapes
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
 from latentd.errors import InvalidArgument, PermissionDenied
@@ -37,7 +37,10 @@ _ABSOLUTE_PATH: Final = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+([^\s/'\"]*)")
 _ROW_INDEX_LIMIT: Final = 2**63  # exclusive
 _MAX_TEMPERATURE: Final = 10.0
 _QUICK: Final = 1 << 16
-"""Conversion of so many numbers to or from 16 bits takes less than half a millisecond."""
+"""Conversion of so many numbers to or from 16 bits takes less than half a millisecond, and so does
+a check of so many bytes of texts."""
+_FEW_TEXTS: Final = 256
+"""So many texts are read or written in less than half a millisecond."""
 
 
 def prior_samples(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> PriorSamples:
@@ -263,7 +266,8 @@ async def read_rows(
     rows: pb.Rows, model: ServedModel, field: str, max_rows: int = 0, contributions: bool = False
 ) -> tuple[codec.Array, Counts | None]:
     """x, checked, and how many values of each row lie outside the model's range. What takes
-    milliseconds is done in the thread pool: to decode PNG files, and to widen many floats.
+    milliseconds is done in the thread pool: to decode PNG files, to widen many floats, and to read
+    many texts.
 
     max_rows: 0: the model's. contributions: the response has those of each row
     """
@@ -271,7 +275,7 @@ async def read_rows(
     limit = max_rows or model.max_rows(shapes, contributions)
     hint = images.SAME_SIZE if model.manifest.axes else images.TRAINED_SIZE
     read = functools.partial(codec.read_rows, rows, shapes.x, limit, field, hint)
-    slow = rows.WhichOneof("content") == "png" or _is_slow(rows.tensor)
+    slow = rows.WhichOneof("content") == "png" or _are_slow(rows, shapes.x)
     return await run_in_executor(read) if slow else read()
 
 
@@ -284,7 +288,7 @@ async def read_rows_lenient(
     shapes = shapes_of_rows(rows, model, field)
     limit = model.max_rows(shapes, contributions)
     read = functools.partial(codec.decode_rows_lenient, rows, shapes.x, limit, field)
-    return await run_in_executor(read) if _is_slow(rows.tensor) else read()
+    return await run_in_executor(read) if _are_slow(rows, shapes.x) else read()
 
 
 def _read_files_lenient(
@@ -312,6 +316,12 @@ def _is_slow(tensor: pb.Tensor) -> bool:
     return codec.is_narrow(tensor) and len(tensor.data) > 2 * _QUICK
 
 
+def _are_slow(rows: pb.Rows, x: DataSpec) -> bool:
+    if x.is_text:
+        return len(rows.text.texts) > _FEW_TEXTS or len(rows.tensor.data) > _QUICK
+    return _is_slow(rows.tensor)
+
+
 async def narrowed(name: str, *arrays: codec.Array | None) -> list[Any]:
     """The arrays in the 16-bit format that the request asks for; None remains None. Raises
     InvalidArgument for a number that is too large for it."""
@@ -324,8 +334,8 @@ async def narrowed(name: str, *arrays: codec.Array | None) -> list[Any]:
 
 
 async def write_rows(values: codec.Array, form: pb.Format, response: WithRows) -> None:
-    """Fill the response's x. PNG files are compressed in the thread pool."""
-    if form == pb.FORMAT_PNG:
+    """Fill the response's x. PNG files and many texts are made in the thread pool."""
+    if form == pb.FORMAT_PNG or (form == pb.FORMAT_TEXT and len(values) > _FEW_TEXTS):
         await run_in_executor(codec.write_rows, values, form, response.x)
     else:
         codec.write_rows(values, form, response.x)

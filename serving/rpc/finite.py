@@ -2,7 +2,8 @@
 
 Bytes cannot hold NaN: where x is bytes, NaN in the decoder becomes some color. Its params still
 show it. They are checked if the decoder has them and NaN is likely: it computes in float16, or the
-latents are far from any data. A decoder of bytes without params cannot be checked.
+latents are far from any data. A decoder of bytes without params cannot be checked. NaN also becomes
+some level of a category: the params of rows with categories are always checked.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def needs_params(model: ServedModel, z: Latents) -> bool:
-    """Whether the params that are decoded from these latents must be checked, as x is bytes."""
+    """Whether the params that are decoded from these latents must be checked, as x hides NaN."""
     if model.checks_params:
         return True
     manifest = model.manifest

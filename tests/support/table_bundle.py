@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from latentd import bundle
 from latentd.bundle import Manifest, RowFormat
@@ -19,6 +20,8 @@ from latentd.training.data import RowSpec
 from latentd.training.model import VAE, build
 from latentd.training.networks import resolve_architecture
 
+Floats = NDArray[np.float32]
+
 LATENTS: Final = 3
 COLUMNS: Final = (
     Column("pressure", mean=101_325.0, std=250.0, fill=101_325.0, whole=True),
@@ -26,7 +29,7 @@ COLUMNS: Final = (
     Column("leak", mean=2e-6, std=5e-7),
     Column("open", levels=("false", "true")),
 )
-X: Final = np.array(
+X: Final[Floats] = np.array(
     [
         [101_325.0, 0, 2e-6, 1],
         [101_000.0, 2, 1e-6, 0],
@@ -48,18 +51,20 @@ def table_model(columns: tuple[Column, ...] = COLUMNS) -> VAE:
     return model
 
 
-def publish_table(root: Path, name: str = "table") -> Path:
-    """Publish it; returns the version's folder."""
-    model = table_model()
+def publish_table(
+    root: Path, name: str = "table", columns: tuple[Column, ...] = COLUMNS, x: Floats = X
+) -> Path:
+    """Publish it; returns the version's folder. x: rows of these columns."""
+    model = table_model(columns)
     files = {
         bundle.ENCODER: onnx_graphs.encoder(model, name),
         bundle.DECODER: onnx_graphs.decoder(model, name),
         bundle.LIKELIHOOD: onnx_graphs.likelihood(model, name),
-        bundle.GOLDEN: export.golden(model, torch.from_numpy(np.resize(X, (8, len(COLUMNS))))),
+        bundle.GOLDEN: export.golden(model, torch.from_numpy(np.resize(x, (8, len(columns))))),
     }
     manifest = Manifest(
         model=name,
-        x=RowFormat("vector", Shape.parse([len(COLUMNS)]), "float32", columns=COLUMNS),
+        x=RowFormat("vector", Shape.parse([len(columns)]), "float32", columns=columns),
         z=bundle.LatentFormat(Shape.parse([LATENTS])),
         likelihood=export.likelihood_format(model, "gaussian", files[bundle.LIKELIHOOD]),
         opset=20,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -39,3 +40,12 @@ def test_texts_of_similar_lengths_share_a_batch() -> None:
         return sum(int(lengths[batch].max()) * len(batch) for batch in torch.split(order, SIZE))
 
     assert read(draw(x, text=True)) < 1.1 * int(lengths.sum()) < read(draw(x, text=False))
+
+
+def test_lengths_are_counted_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = texts(70_000)
+    expected, sizes = draw(x, text=True), []
+    within = batch_order.within
+    monkeypatch.setattr(batch_order, "within", lambda x: (sizes.append(len(x)), within(x))[1])
+    assert torch.equal(draw(x, text=True), expected)
+    assert sizes == [65_536, 70_000 - 65_536]

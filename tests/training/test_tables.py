@@ -14,7 +14,7 @@ from scipy import stats
 
 from latentd import bundle
 from latentd.columns import Column
-from latentd.training import data, export, table_columns
+from latentd.training import data, export, table_columns, table_sheets
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.mixed import normal_quantile
@@ -150,6 +150,24 @@ def test_missing_values_become_the_mean_of_the_training_rows(
     filled = torch.cat([part.x[:, 0] for part in (dataset.train, dataset.validation, dataset.test)])
     assert (filled == age.fill).sum() == 1
     assert age.std == pytest.approx(float(train[train != age.fill].std(correction=0)), rel=1e-5)
+
+
+def test_batches_are_bounded_by_the_levels_of_the_largest_category(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = (*COLUMNS, Column("many", tuple(map(str, range(200)))))
+    model = table_model(columns)
+    with torch.no_grad():
+        params = model.decode(torch.zeros(1, *model.latent_shape))
+    assert model.output_shape == params.shape[1:] == (201, 5)
+    whole = table_sheets.sampled(model, 40, seed=1)
+    monkeypatch.setattr(data, "MAX_VALUES", 16 * 201 * 5)
+    sizes = []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: (sizes.append(len(z)), decode(z))[1])
+    in_parts = table_sheets.sampled(model, 40, seed=1)
+    assert sizes == [16, 16, 8]
+    np.testing.assert_allclose(in_parts, whole, rtol=1e-4)
 
 
 def test_rows_that_cannot_be_numbers_of_float32_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +148,16 @@ def test_a_table_becomes_rows_and_rows_become_a_table(client: Client) -> None:
     np.testing.assert_array_equal(info.to_rows(table), X)
     filled = whole | {"pressure": [None, 1, 1, 1], "color": ["blue", None, "red", "red"]}
     assert info.to_rows(filled)[:2].tolist() == [[101_325, 0, X[0, 2], 1], [1, 3, X[1, 2], 0]]
+
+
+def test_levels_that_would_hide_nan_are_not_returned(tmp_path: Path) -> None:
+    publish_table(tmp_path, columns=(COLUMNS[1], COLUMNS[3]), x=X[:, [1, 3]])
+    z = np.full((2, LATENTS), 0.5, np.float32)
+    z[1] = 3e38
+    with server_starter() as start, Client(start(tmp_path).target) as client:
+        assert client.decode(z[:1]).x.shape == (1, 2)
+        with pytest.raises(InvalidArgument, match="z: row 1 makes the model compute NaN"):
+            client.decode(z)
 
 
 def test_a_table_with_a_bad_number_or_without_a_column_is_refused(client: Client) -> None:

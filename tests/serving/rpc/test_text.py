@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from latentd.latents import NoiseRange
 from latentd.models import scoring
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
+from latentd.rpc import fields
 from latentd.texts import to_texts
 from latentd.training.model import VAE, decoded, text_decoder
 from tests.support.server import RunningServer, server_starter
@@ -325,6 +326,34 @@ def test_a_stream_reports_texts_that_are_too_long(stub: VaeServiceStub) -> None:
     assert [error.row for error in response.errors] == [1]
     assert "has 8 bytes in UTF-8; the limit is 7" in response.errors[0].description
     assert len(response.x.text.texts) == len(response.elbo) == 2
+
+
+def test_many_texts_are_read_and_written_in_the_thread_pool(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    async def run(function: Callable[..., Any], *args: Any) -> Any:
+        calls.append(function)
+        return function(*args)
+
+    def in_pool(call: Coroutine[Any, Any, Any]) -> bool:
+        calls.clear()
+        with pytest.raises(StopIteration):
+            call.send(None)
+        return bool(calls)
+
+    monkeypatch.setattr(fields, "run_in_executor", run)
+    monkeypatch.setattr(fields, "_QUICK", 4000)
+    (model,) = server.server.repository.models()
+    x = np.resize(X, (1000, LENGTH))
+    for rows, is_many in ((200, False), (1000, True)):
+        given = pb.Rows(text=pb.Texts(texts=to_texts(x[:rows])))
+        for read in (fields.read_rows, fields.read_rows_lenient):
+            assert in_pool(read(given, model, "x")) is is_many
+        write = fields.write_rows(x[:rows], pb.FORMAT_TEXT, pb.SampleResponse())
+        assert in_pool(write) is is_many
+    assert in_pool(fields.read_rows(pb.Rows(tensor=codec.to_tensor(x)), model, "x"))
 
 
 def test_uniform_numbers_are_uniform_and_belong_to_their_row() -> None:
