@@ -220,7 +220,9 @@ def _target(args: argparse.Namespace) -> _Target:
     server = _server(args)
     if server is not None:
         info = remote.get_model(server, args.model)
-        if args.batch_rows > info.limits.max_rows:
+        # How many rows fit into a message also bounds max_rows: batches are as small as that.
+        message = info.limits.max_message_bytes
+        if info.limits.max_rows < min(args.batch_rows, info.default.rows_in(message)):
             raise ConfigError(
                 f"--batch-rows {args.batch_rows}: {args.server} accepts at most "
                 f"{info.limits.max_rows} rows per message."
@@ -228,8 +230,11 @@ def _target(args: argparse.Namespace) -> _Target:
         by = info.served_by
         bundle_id = BundleId(by.model, by.version, by.digest)
         rest = info.unavailable, info.training_scores, info.threshold
-        # Of the floats in a response, one byte of x may bring several.
-        batch_bytes = min(BATCH_BYTES, info.limits.max_message_bytes // 16)
+        # Of the floats in a response, one byte of x may bring several. Categories bring as many
+        # for each column as the largest has levels, so the server's own limit counts too.
+        least = info.smallest  # of larger rows, fewer bytes belong to one byte of x
+        allowed = least.rows_in(message, args.contributions) * least.x.nbytes
+        batch_bytes = min(BATCH_BYTES, message // 16, allowed)
         return _Target(None, bundle_id, ModelRows.of(info), *rest, batch_bytes)
     loaded = load_bundle(Path(args.bundle))
     m = loaded.manifest

@@ -15,7 +15,9 @@ from PIL import Image
 
 from latentd.__main__ import main
 from latentd.client import Client
+from latentd.columns import Column
 from latentd.errors import Overloaded
+from tests.support.table_bundle import publish_table
 
 FLOATS = ("reconstruction_error", "kl", "elbo", "mean", "log_var")
 
@@ -61,6 +63,17 @@ def test_job_respects_the_servers_row_limit(jobs, npy, tmp_path, toy_bundles, st
     labels = {"method": "StreamReconstruct", "model": "toy", "code": "OK"}
     assert server.metric("latentd_requests_total", **labels) >= 5
     assert jobs.run(npy, tmp_path / "b", "--server", server.target, "--batch-rows", 9) == 78
+
+
+def test_batches_of_a_wide_table_fit_into_the_servers_messages(jobs, tmp_path, start_server):
+    levels = tuple(f"{number:03}" for number in range(255))
+    columns = tuple(Column(f"c{place}", levels) for place in range(10))  # 10 KiB of params a row
+    publish_table(tmp_path / "wide", "wide", columns, np.zeros((1, 10), np.float32))
+    np.save(tmp_path / "x.npy", np.zeros((128, 10), np.float32))
+    server = start_server(tmp_path / "wide", max_message_mib=1)
+    flags = ("--server", server.target, "--batch-rows", 128, "--shard-rows", 128)
+    assert jobs.run(tmp_path / "x.npy", tmp_path / "out", *flags, "--contributions") == 0
+    assert jobs.table(tmp_path / "out")["row"].to_pylist() == list(range(128))
 
 
 def test_draws_equal_those_of_the_bundle(jobs, npy, tmp_path, target):
