@@ -63,6 +63,7 @@ __all__ = [
     "GOLDEN",
     "LIKELIHOOD",
     "MANIFEST",
+    "MAX_MANIFEST_BYTES",
     "MODEL_NAME",
     "SCORES",
     "VERSION",

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, Threshold, Tile
-from latentd.manifest_schema import MAX_MANIFEST_BYTES
 from latentd.shapes import Axis, Shape
 from latentd.training import (
     checkpoint,
@@ -222,7 +221,7 @@ def _manifest(
 
 def fitted(manifest: Manifest) -> Manifest:
     """The manifest without the evaluation's columns if they would make it too large."""
-    if len(manifest.to_json()) <= MAX_MANIFEST_BYTES - _LATER:
+    if len(manifest.to_json()) <= bundle.MAX_MANIFEST_BYTES - _LATER:
         return manifest
     kept = {key: value for key, value in manifest.evaluation.items() if key != "columns"}
     if len(kept) < len(manifest.evaluation):
