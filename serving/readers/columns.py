@@ -108,7 +108,7 @@ def _read(path: str, file: Any, wanted: Iterable[str]) -> tuple[Any, dict[int, s
     name = files.printable(path)
     try:
         if not path.lower().endswith(CSV):
-            return pq.read_table(file), {}
+            return pq.ParquetFile(file).read(columns=list(wanted)), {}
         content = file.read()
         ragged: dict[int, str] = {}
 

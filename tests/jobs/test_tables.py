@@ -112,6 +112,17 @@ def test_a_parquet_table_gives_a_structured_array(
     np.testing.assert_allclose(found["elbo"], by_torch["elbo"], rtol=1e-4)
 
 
+def test_other_columns_of_a_parquet_table_are_not_read(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(to_values(COLUMNS, X) | {"note": ["a", "b", "c", "d"]}), path)
+    note = pq.ParquetFile(path).metadata.row_group(0).column(len(COLUMNS))
+    with path.open("r+b") as file:
+        file.seek(note.dictionary_page_offset)
+        file.write(b"\xff" * note.total_compressed_size)
+    reader = ColumnsReader(str(path), bundle.load(folder).manifest)
+    np.testing.assert_array_equal(reader.read(0, 4).x, X)
+
+
 def test_a_table_without_a_column_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
