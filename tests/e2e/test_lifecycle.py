@@ -129,8 +129,8 @@ def test_invalid_settings_are_reported(serve, toy_bundles, tmp_path, workers):
         }
         running = {said: serve(*flags, "--workers", workers) for said, flags in cases.items()}
         for said, process in running.items():
-            assert process.exit_status() == 78
-            log = "".join(process.log)
+            status, log = process.exit_status(), "".join(process.log)
+            assert status == 78, (said, log)
             assert said in log
             assert log.count("latentd: ") == 1, "said once, and not by each worker"
             assert "Traceback" not in log
