@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Final
 
 from latentd.errors import BundleError
@@ -46,24 +46,41 @@ def shared_folder(state: str) -> Iterator[Path | None]:
         yield None
         return
     for old in parent.glob(f"{_PREFIX}*"):
-        with suppress(OSError), _opened(old) as descriptor:
-            if not load_markers.is_locked(descriptor):
-                shutil.rmtree(old)
-    with (
-        TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True) as folder,
-        _opened(Path(folder)) as descriptor,
-    ):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield Path(folder)
+        with suppress(OSError):  # locked: its server runs
+            descriptor = _lock(old, fcntl.LOCK_NB)
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(descriptor)
+    folder, descriptor = _create(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
+def _create(parent: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds its lock.
+
+    Another server that starts now may remove it before it is locked; then a second one is made.
+    """
+    while True:
+        folder = Path(mkdtemp(prefix=_PREFIX, dir=parent))
+        with suppress(FileNotFoundError):
+            descriptor = _lock(folder)
+            if folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def _lock(folder: Path, flags: int = 0) -> int:
+    """Lock a folder until the descriptor is closed. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield descriptor
-    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+    except OSError:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 class TrialResults:
