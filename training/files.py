@@ -25,6 +25,20 @@ def open_plain(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_plain(path: Path, expected: str) -> bytes:
+    """The content of a plain file. expected: what --data names, said if the file is missing.
+
+    Raises TrainingError.
+    """
+    try:
+        with open_plain(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise TrainingError(f"{printable(path)} does not exist; {expected}.") from None
+    except OSError as error:
+        raise TrainingError(f"{printable(path)} cannot be read: {error.strerror}.") from None
+
+
 def require_memory(what: object, nbytes: int, advice: str) -> None:
     """Raise TrainingError if `nbytes`, as declared in a file's header, exceed half of the available
     memory. The limit is half because the split copies the rows once."""

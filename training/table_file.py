@@ -17,7 +17,7 @@ from latentd.tables import as_level
 from latentd.training.arrays import Array, Arrays
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
-from latentd.training.files import open_plain, printable, require_memory
+from latentd.training.files import printable, read_plain, require_memory
 from latentd.training.table_columns import check_count
 
 _PARQUET: Final = (".parquet", ".pq")
@@ -97,15 +97,7 @@ def _open(path: Path) -> Any:
             "--data table:FILE needs pyarrow: pip install 'latentd[train]' brings it."
         ) from None
     name, suffix = printable(path), path.suffix.lower()
-    try:
-        with open_plain(path) as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise TrainingError(
-            f"{name} does not exist; table:FILE names a CSV or Parquet file."
-        ) from None
-    except OSError as error:
-        raise TrainingError(f"{name} cannot be read: {error.strerror}.") from None
+    content = read_plain(path, "table:FILE names a CSV or Parquet file")
     require_memory(name, _MEMORY * len(content), "Use fewer rows, or a machine with more memory.")
     if not content.strip():
         raise TrainingError(f"{name} is empty; a CSV file begins with a line of column names.")

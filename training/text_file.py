@@ -10,7 +10,7 @@ from latentd.texts import to_rows
 from latentd.training.arrays import Arrays
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
-from latentd.training.files import open_plain, printable, require_memory
+from latentd.training.files import printable, read_plain, require_memory
 from latentd.training.settings import MAX_TEXT_LENGTH
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -64,15 +64,7 @@ def read_texts(path: Path, settings: Settings) -> Arrays:
 
 
 def _lines(path: Path) -> list[bytes]:
-    try:
-        with open_plain(path) as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise TrainingError(
-            f"{printable(path)} does not exist; text:FILE names a file with one text a line."
-        ) from None
-    except OSError as error:
-        raise TrainingError(f"{printable(path)} cannot be read: {error.strerror}.") from None
+    content = read_plain(path, "text:FILE names a file with one text a line")
     # Not splitlines: it also splits at characters that are part of a text.
     lines = content.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
     if not lines[-1]:
