@@ -29,7 +29,7 @@ _ITEM_BYTES: Final = {"uint8": 1, "float32": 4}
 class DataSpec:
     """One row of data of one size, as clients send and receive it."""
 
-    kind: str  # image | vector | audio | sequence
+    kind: str  # image | vector | audio | text
     shape: tuple[int, ...]  # of one row; as RowFormat.shape
     dtype: str  # uint8 | float32
     range: tuple[float, float]  # lowest and highest value; infinite: every finite number is valid
@@ -44,12 +44,12 @@ class DataSpec:
     @property
     def kinds(self) -> str:
         """What several rows are called."""
-        return {"audio": "audio", "sequence": "texts"}.get(self.kind) or f"{self.kind}s"
+        return {"audio": "audio", "text": "texts"}.get(self.kind) or f"{self.kind}s"
 
     @property
     def is_text(self) -> bool:
         """Whether rows are texts: bytes of UTF-8, then zeros."""
-        return self.kind == "sequence"
+        return self.kind == "text"
 
     @property
     def nbytes(self) -> int:
@@ -67,16 +67,21 @@ class DataSpec:
 class RowFormat:
     """Rows of data of every size that a model takes.
 
-    shape: height, width[, channels] of an image; samples, channels of audio; of a sequence one
+    shape: height, width[, channels] of an image; samples, channels of audio; of a text one
            number, the bytes of a text in UTF-8 and its end
     """
 
-    kind: str  # image | vector | audio | sequence
+    kind: str  # image | vector | audio | text
     shape: Shape
     dtype: str  # uint8 | float32
     range: tuple[float, float] = _UNBOUNDED  # as DataSpec.range
     sample_rate: int = 0  # of audio: samples in a second; 0: it is not audio
     columns: tuple[Column, ...] = ()  # of vectors in units of their own; (): x is scaled already
+
+    @property
+    def is_text(self) -> bool:
+        """As DataSpec.is_text."""
+        return self.kind == "text"
 
     @classmethod
     def of(cls, x: DataSpec) -> RowFormat:
@@ -230,12 +235,12 @@ class ModelDescription:
     @property
     def takes_choices(self) -> bool:
         """Whether the decoder also takes a choice for each element of x, which may draw it."""
-        return self.x.kind == "sequence" or bool(self.x.columns)
+        return self.x.is_text or bool(self.x.columns)
 
     @property
     def params_output(self) -> str:
         """The decoder's output from which scores are computed."""
-        return "log_likelihood" if self.x.kind == "sequence" else "params"
+        return "log_likelihood" if self.x.is_text else "params"
 
     @property
     def decoder_shape(self) -> Shape:
@@ -356,11 +361,11 @@ class Manifest(ModelDescription):
             reasons["score"] = "encodes each row to a point, so it defines no bound on log p(x)"
         elif self.prior is None:
             reasons["score"] = "has no prior, so it defines no bound on log p(x)"
-        if self.x.kind == "sequence":
+        if self.x.is_text:
             reasons["params"] = (
                 "decodes each byte given those before it, so no byte has parameters of its own"
             )
-        if self.x.kind == "sequence" and "score" not in reasons:
+        if self.x.is_text and "score" not in reasons:
             reasons["contributions"] = "computes log p(x | z) of a whole text, not of each byte"
         elif "score" not in reasons and self.likelihood and not self.likelihood.contributions:
             reasons["contributions"] = (

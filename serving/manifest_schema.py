@@ -25,7 +25,7 @@ rows are texts: their decoder computes it."""
 MAX_MANIFEST_BYTES: Final = 1 << 20
 
 MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
-KINDS: Final = ("image", "vector", "audio", "sequence")
+KINDS: Final = ("image", "vector", "audio", "text")
 KINDS_1: Final = ("image", "vector")
 """Those of format 1."""
 DTYPES: Final = ("uint8", "float32")
@@ -257,10 +257,10 @@ def check(manifest: Any, name: str = MANIFEST) -> None:
 def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]]:
     """Rules that depend on another key: the key, its value and the rule."""
     x = manifest["x"]
-    if x["kind"] == "sequence":
-        bytes_ = schema.Rule("uint8, as x.kind is sequence", "uint8".__eq__)
+    if x["kind"] == "text":
+        bytes_ = schema.Rule("uint8, as x.kind is text", "uint8".__eq__)
         yield "x.dtype", x["dtype"], bytes_
-        every = schema.Rule("[0, 255], as x.kind is sequence", lambda r: r and [*r] == [0, 255])
+        every = schema.Rule("[0, 255], as x.kind is text", lambda r: r and [*r] == [0, 255])
         yield "x.range", x["range"], every
     if x["kind"] == "audio":
         yield "x.dtype", x["dtype"], schema.Rule("float32, as x.kind is audio", "float32".__eq__)
@@ -279,8 +279,8 @@ def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]
     elif x["kind"] == "audio":
         lengths = "samples, channels, as x.kind is audio"
         yield "x.shape", x["shape"], schema.Rule(lengths, lambda shape: len(shape) == 2)
-    elif x["kind"] == "sequence":
-        lengths = "one number from 2, as x.kind is sequence"
+    elif x["kind"] == "text":
+        lengths = "one number from 2, as x.kind is text"
         fixed = schema.Rule(lengths, lambda s: len(s) == 1 and type(s[0]) is int and s[0] >= 2)
         yield "x.shape", x["shape"], fixed
     else:
@@ -401,7 +401,7 @@ def _format_2_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, sch
     unrated = schema.Rule(f"no such key, {because}", lambda rate: rate is None)
     yield "x.sample_rate", x.get("sample_rate"), rated if x["kind"] == "audio" else unrated
     yield "origin.kind", manifest["origin"].get("kind"), schema.one_of(*ORIGINS)
-    is_text = x["kind"] == "sequence"
+    is_text = x["kind"] == "text"
     if "columns" in x:
         flat = schema.Rule("one length, as x.columns is given", lambda shape: len(shape) == 1)
         yield "z.shape", z["shape"], flat

@@ -49,9 +49,9 @@ class RowSpec:
 
     @property
     def kind(self) -> str:
-        """image | vector | sequence"""
+        """image | vector | text"""
         if self.text:
-            return "sequence"
+            return "text"
         return "vector" if len(self.shape) == 1 else "image"
 
     @property

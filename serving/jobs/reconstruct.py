@@ -169,7 +169,7 @@ class LocalReconstructor:
         if self._wanted.draw and log_var is not None:
             z = _draw(chunk.rows, mean, log_var, self._wanted.seed)
         choices = self._choices(chunk)
-        if self._manifest.x.kind == "sequence":
+        if self._manifest.x.is_text:
             decoded = self._decode_texts(self._decoder, z, choices, chunk.x)
         else:
             rows = z if choices is None else np.concatenate((z, choices), axis=1)

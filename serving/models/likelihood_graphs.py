@@ -21,7 +21,7 @@ def load(bundle: Bundle) -> LikelihoodGraph | None:
     """The graph, ready to run; None if the model defines no likelihood, or if its rows are texts,
     whose decoder computes it. Raises BundleError."""
     m = bundle.manifest
-    if m.likelihood is None or m.x.kind == "sequence":
+    if m.likelihood is None or m.x.is_text:
         return None
     parameters = len(m.likelihood.parameters)
     if m.format > 1:

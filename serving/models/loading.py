@@ -282,7 +282,7 @@ def signatures(m: Manifest) -> tuple[Signature, Signature]:
     x, z = m.x.shape, m.z.shape
     encoder = Signature(("x", m.x.dtype, x), dict.fromkeys(m.encoder_outputs, ("float32", z)))
     decoded = {"x": (m.x.dtype, x)}
-    if m.x.kind == "sequence":
+    if m.x.is_text:
         decoded["log_likelihood"] = ("float32", Shape.parse([1]))
     if m.parameters:
         decoded["params"] = ("float32", Shape.parse([len(m.parameters), *x.json]))

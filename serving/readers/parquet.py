@@ -74,7 +74,7 @@ class TableReader:
                 self._parquet.schema_arrow,
                 column,
                 files.printable(path),
-                model.x.kind == "sequence",
+                model.x.is_text,
             )
             if id_column and id_column not in self._parquet.schema_arrow.names:
                 raise ConfigError(
@@ -171,7 +171,7 @@ class TableReader:
         else:
             ids = list(map(str, range(start, start + len(column))))
         column, missing = _values(column)
-        if self._model.x.kind == "sequence" and _is_text(column.type):
+        if self._model.x.is_text and _is_text(column.type):
             texts = [None if text is None else text.encode() for text in column.to_pylist()]
             return to_chunk(texts, ids, start, self._model.default.x)
         x = self._model.default.x

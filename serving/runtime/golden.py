@@ -151,7 +151,7 @@ def read(bundle: Bundle) -> GoldenVectors:
             f"{GOLDEN} has vectors at one size only, and the model has free axes. Export the model "
             "again.",
         )
-    is_text = m.x.kind == "sequence"
+    is_text = m.x.is_text
     tolerance, vectors = TOLERANCES[m.precision], GoldenVectors([], [], [])
     for arrays in sets:
         elements = math.prod(arrays["x"].shape[1:])
@@ -201,7 +201,7 @@ def _decoded(m: Manifest) -> tuple[str, ...]:
     """The arrays with as many rows as z."""
     if not m.likelihood:
         return ("decoded_x",)
-    if m.x.kind == "sequence":
+    if m.x.is_text:
         return ("decoded_x", _LOG_LIKELIHOOD)
     return ("decoded_x", "params", *((_LOG_LIKELIHOOD,) if m.format > 1 else ()))
 
@@ -224,7 +224,7 @@ def _check_headers(file: zipfile.ZipFile, m: Manifest, prefix: str) -> int:
         "z": ("float32", m.decoder_row(shapes)),
         "decoded_x": (shapes.x.dtype, shapes.x.shape),
         "params": ("float32", shapes.params or ()),
-        _LOG_LIKELIHOOD: ("float32", (1,)) if m.x.kind == "sequence" else ("float64", ()),
+        _LOG_LIKELIHOOD: ("float32", (1,)) if m.x.is_text else ("float64", ()),
     }
     rows, total = {}, 0
     for name, (found_shape, found_dtype) in found.items():

@@ -58,7 +58,7 @@ def text(document: dict[str, Any]) -> dict[str, Any]:
     """A whole manifest as that of a model of texts of at most 15 bytes."""
     files = {name: entry for name, entry in document["files"].items() if name != bundle.LIKELIHOOD}
     return document | {
-        "x": {"kind": "sequence", "shape": [16], "dtype": "uint8", "range": [0, 255]},
+        "x": {"kind": "text", "shape": [16], "dtype": "uint8", "range": [0, 255]},
         "z": {"shape": [4]},
         "likelihood": {
             "name": "categorical",
@@ -129,8 +129,8 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("preprocessing", "x" * 10_001, "preprocessing is 'x+...x+'; expected text of at most 10000"),
     ("precision", "int8", "precision is 'int8'; expected one of float32, float16"),
     ("x", [4, 4], r"x is \[4, 4\]; expected an object"),
-    ("x/kind", "text", "x.kind is 'text'; expected one of image, vector, audio, sequence"),
-    ("x/kind", "sequence", r"x.shape is .*; expected one number from 2, as x.kind is sequence"),
+    ("x/kind", "video", "x.kind is 'video'; expected one of image, vector, audio, text"),
+    ("x/kind", "text", r"x.shape is .*; expected one number from 2, as x.kind is text"),
     ("x/kind", "audio", "x.dtype is 'uint8'; expected float32, as x.kind is audio"),
     ("x/kind", "vector", r"x.shape is \['h', 'w', 3\]; expected one length, as x.kind is vector"),
     ("x/dtype", "float64", "x.dtype is 'float64'; expected one of uint8, float32"),
@@ -240,15 +240,15 @@ WRONG_OF_AUDIO: Final[list[tuple[str, Any, str]]] = [
 """The same, in the manifest of a model of audio."""
 
 WRONG_OF_TEXT: Final[list[tuple[str, Any, str]]] = [
-    ("x/dtype", "float32", "x.dtype is 'float32'; expected uint8, as x.kind is sequence"),
-    ("x/range", [0, 127], r"x.range is .*; expected \[0, 255\], as x.kind is sequence"),
-    ("x/range", None, r"x.range is null; expected \[0, 255\], as x.kind is sequence"),
-    ("x/shape", [1], r"x.shape is \[1\]; expected one number from 2, as x.kind is sequence"),
+    ("x/dtype", "float32", "x.dtype is 'float32'; expected uint8, as x.kind is text"),
+    ("x/range", [0, 127], r"x.range is .*; expected \[0, 255\], as x.kind is text"),
+    ("x/range", None, r"x.range is null; expected \[0, 255\], as x.kind is text"),
+    ("x/shape", [1], r"x.shape is \[1\]; expected one number from 2, as x.kind is text"),
     ("x/shape", [8, 8], r"x.shape is \[8, 8\]; expected one number from 2"),
-    ("z/shape", [2, 2], r"z.shape is \[2, 2\]; expected one length, as x.kind is sequence"),
-    ("likelihood", None, "likelihood is null; expected an object, as x.kind is sequence"),
+    ("z/shape", [2, 2], r"z.shape is \[2, 2\]; expected one length, as x.kind is text"),
+    ("likelihood", None, "likelihood is null; expected an object, as x.kind is text"),
     ("likelihood/parameters", ["logit"], "likelihood.parameters is .*; expected an empty list, as"),
-    ("likelihood/binary", True, "likelihood.binary is True; expected false, as x.kind is sequence"),
+    ("likelihood/binary", True, "likelihood.binary is True; expected false, as x.kind is text"),
     ("files/likelihood.onnx", {"sha256": "0" * 64, "bytes": 1}, "expected no such file, as x.kind"),
 ]
 """The same, in the manifest of a model of text."""

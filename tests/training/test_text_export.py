@@ -129,7 +129,7 @@ def test_a_run_on_text_is_exported(cli: Cli, tmp_path: Path) -> None:
     best = tmp_path / "run" / "best.pt"
     found = published(cli, best, tmp_path / "bundles")
     manifest = found.manifest
-    assert (manifest.x.kind, manifest.default.x.shape) == ("sequence", (7,))
+    assert (manifest.x.kind, manifest.default.x.shape) == ("text", (7,))
     assert manifest.likelihood == bundle.Likelihood("categorical", ())
     assert manifest.default.params is None
     assert "each byte depends" not in manifest.preprocessing

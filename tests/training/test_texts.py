@@ -99,7 +99,7 @@ def test_a_data_set_of_texts_has_their_form(tmp_path: Path) -> None:
     path = written(tmp_path, b"".join(b"%d\n" % number for number in range(100)))
     dataset = data.load(Config(data=f"text:{path}", text_length=8))
     assert (dataset.spec.kind, dataset.spec.shape, dataset.spec.dtype) == (
-        *("sequence", (8,), "uint8"),
+        *("text", (8,), "uint8"),
     )
     parts = (dataset.train, dataset.validation, dataset.test)
     assert {text for part in parts for text in to_texts(part.x)} == set(map(str, range(100)))

@@ -23,7 +23,7 @@ from latentd.shapes import Shape
 from latentd.texts import to_texts
 
 LATENT = LatentFormat(Shape.parse([2]))
-MODEL = ModelRows(RowFormat("sequence", Shape.parse([6]), "uint8", (0.0, 255.0)), LATENT)
+MODEL = ModelRows(RowFormat("text", Shape.parse([6]), "uint8", (0.0, 255.0)), LATENT)
 PICTURES = ModelRows(RowFormat("image", Shape.parse([4, 4]), "uint8", (0.0, 255.0)), LATENT)
 
 

@@ -78,7 +78,7 @@ def distortion(net: VAE, z: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def test_the_model_is_described(client: Client) -> None:
     info = client.get_model()
-    assert (info.default.x.kind, info.default.x.shape) == ("sequence", (LENGTH,))
+    assert (info.default.x.kind, info.default.x.shape) == ("text", (LENGTH,))
     assert "each byte given those before it" in info.unavailable["params"]
 
 
