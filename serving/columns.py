@@ -1,8 +1,8 @@
 """Columns of rows whose values have meanings of their own: what each is called, and how its values
 become numbers. Standard library only.
 
-A row is float32 with one number for each column. The number of a quantity is its value, in the
-data's own unit. The number of a category is the index of its level. All values that are no level
+A row is float32 with one number for each column. In a numeric column it is the value, in the data's
+own unit. In a categorical column it is the index of the value's level. All values that are no level
 share the index after the last level: these are values that training has not seen.
 """
 
@@ -26,27 +26,27 @@ _NAMED: Final = 40  # columns in a description
 class Column:
     """One column.
 
-    levels:    the values of a category, as text; (): the column is a quantity
-    mean, std: of a quantity's training rows. The graphs standardize by them
-    fill:      the number that stands for a missing value; None: a row that lacks it is refused
-    whole:     a quantity whose values in the data are whole numbers: tables get it rounded
+    levels:     the values of a categorical column, as text; (): the column is numeric
+    mean, std:  of a numeric column in the training rows. The graphs standardize by them
+    fill_value: the number that stands for a missing value; None: a row that lacks it is refused
+    is_integer: all values of a numeric column are integers in the data: tables get it rounded
     """
 
     name: str
     levels: tuple[str, ...] = ()
     mean: float = 0.0
     std: float = 1.0
-    fill: float | None = None
-    whole: bool = False
+    fill_value: float | None = None
+    is_integer: bool = False
 
     @property
-    def is_category(self) -> bool:
+    def is_categorical(self) -> bool:
         """Whether its numbers are indices of levels."""
         return bool(self.levels)
 
     @property
-    def choices(self) -> int:
-        """The levels of a category and OTHER; 0: it is a quantity."""
+    def cardinality(self) -> int:
+        """The number of levels of a categorical column and OTHER; 0: it is numeric."""
         return len(self.levels) + 1 if self.levels else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -54,27 +54,30 @@ class Column:
         of_kind: dict[str, Any] = (
             {"levels": list(self.levels)} if self.levels else {"mean": self.mean, "std": self.std}
         )
-        fill = {} if self.fill is None else {"fill": self.fill}
-        return {"name": self.name} | of_kind | fill | ({"whole": True} if self.whole else {})
+        found = {"name": self.name} | of_kind
+        if self.fill_value is not None:
+            found["fill_value"] = self.fill_value
+        return found | ({"is_integer": True} if self.is_integer else {})
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Column:
         """A column from a manifest that was checked."""
-        fill = raw.get("fill")
+        fill = raw.get("fill_value")
         return cls(
             raw["name"],
             tuple(raw.get("levels", ())),
             float(raw.get("mean", 0.0)),
             float(raw.get("std", 1.0)),
             None if fill is None else float(fill),
-            raw.get("whole", False),
+            raw.get("is_integer", False),
         )
 
 
 def describe(columns: Sequence[Column]) -> str:
-    """The names of columns, and how many values a category has."""
+    """The names of columns, and how many levels a categorical one has."""
     names = [
-        f"{c.name} ({len(c.levels)} values)" if c.is_category else c.name for c in columns[:_NAMED]
+        f"{c.name} ({len(c.levels)} values)" if c.is_categorical else c.name
+        for c in columns[:_NAMED]
     ]
     more = f" and {len(columns) - _NAMED} more" if len(columns) > _NAMED else ""
     return f"{', '.join(names)}{more}"
@@ -90,17 +93,17 @@ def are_valid(columns: Any) -> bool:
 
 
 def _is_column(raw: Mapping[str, Any]) -> bool:
-    keys = set(raw) - {"fill", "whole"}
-    fill = raw.get("fill", 0.0)
+    keys = set(raw) - {"fill_value", "is_integer"}
+    fill = raw.get("fill_value", 0.0)
     if not _is_name(raw.get("name")) or not _is_number(fill):
         return False
     if keys == {"name", "levels"}:
         levels = raw["levels"]
         if not isinstance(levels, list | tuple) or not 1 <= len(levels) <= MAX_LEVELS:
             return False
-        is_index = fill in range(len(levels) + 1) and "whole" not in raw
+        is_index = fill in range(len(levels) + 1) and "is_integer" not in raw
         return all(map(_is_name, levels)) and len(set(levels)) == len(levels) and is_index
-    if keys != {"name", "mean", "std"} or type(raw.get("whole", False)) is not bool:
+    if keys != {"name", "mean", "std"} or type(raw.get("is_integer", False)) is not bool:
         return False
     return _is_number(raw["mean"]) and _is_number(raw["std"]) and raw["std"] > 0
 

@@ -40,8 +40,8 @@ class Checked:
 
 
 def check(values: NDArray[Any], x: DataSpec) -> Checked:
-    """Check rows, shape (rows, *shape), of any dtype, against the range. A category's number must
-    be that of a level."""
+    """Check rows, shape (rows, *shape), of any dtype, against the range. The number in a
+    categorical column must be that of a level."""
     found = _check_range(values, x)
     for row, reason in _bad_levels(found.values, x).items():
         found.rejected.setdefault(row, reason)
@@ -78,15 +78,15 @@ def _bad_levels(values: NDArray[Any], x: DataSpec) -> dict[int, str]:
     """Why rows with a number that stands for no level are rejected, by row."""
     found: dict[int, str] = {}
     for place, column in enumerate(x.columns):
-        if column.is_category:
+        if column.is_categorical:
             numbers = values[:, place]
             with np.errstate(invalid="ignore"):  # infinity has no remainder
-                level = (numbers >= 0) & (numbers < column.choices) & (numbers % 1 == 0)
+                level = (numbers >= 0) & (numbers < column.cardinality) & (numbers % 1 == 0)
             for row in np.flatnonzero(~level).tolist():
-                last = column.choices - 1
+                last = column.cardinality - 1
                 found.setdefault(
                     row,
-                    f"holds {numbers[row]:g} in the category {column.name!r}; its values are sent "
+                    f"holds {numbers[row]:g} in column {column.name!r}; its values are sent "
                     f"as 0 to {last}, and {last} stands for all that GetModel does not list",
                 )
     return found

@@ -1,8 +1,8 @@
 """Tables as rows of numbers and back, as `columns` says: each column's values become float32.
 
 Values are what numpy, pandas and Arrow give: numbers, text, booleans, None. None, NaN and an empty
-text are missing values. A missing value becomes the column's `fill`. A boolean is the category
-"true" or "false", and a whole number used as a category is its digits. Bytes are text in UTF-8.
+text are missing values. A missing value becomes the column's `fill_value`. A boolean is the level
+"true" or "false", and an integer in a categorical column is its digits. Bytes are text in UTF-8.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _QUOTED: Final = 40  # characters of a value in a message
 
 
 def as_level(value: Any) -> str | None:
-    """A value of a category as the text of its level; None: it is missing."""
+    """A value of a categorical column as the text of its level; None: it is missing."""
     if value is None or value is np.ma.masked:
         return None
     if isinstance(value, bool | np.bool_):
@@ -71,16 +71,16 @@ def missing(columns: Sequence[Column], names: Iterable[str]) -> list[str]:
 
 
 def to_values(columns: Sequence[Column], rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Rows as columns of values, by name: float32 of quantities, rounded if the data has whole
-    numbers; text of categories."""
+    """Rows as columns of values, by name: float32 of numeric columns, rounded if the data has
+    integers; text of categorical ones."""
     found: dict[str, NDArray[Any]] = {}
     for place, column in enumerate(columns):
         numbers = np.asarray(rows)[:, place]
-        if column.is_category:
+        if column.is_categorical:
             names = np.array([*column.levels, OTHER])
             found[column.name] = names[np.clip(numbers, 0, len(names) - 1).astype(np.int64)]
         else:
-            rounded = np.rint(numbers) if column.whole else numbers
+            rounded = np.rint(numbers) if column.is_integer else numbers
             found[column.name] = rounded.astype(np.float32)
     return found
 
@@ -130,8 +130,8 @@ def _digits(number: np.float32) -> str:
 def _to_numbers(column: Column, values: Any) -> tuple[NDArray[np.float64], dict[int, str]]:
     """The numbers of a column; NaN where there is none, with the reason if the value is not
     missing."""
-    fill = np.nan if column.fill is None else column.fill
-    if column.is_category:
+    fill = np.nan if column.fill_value is None else column.fill_value
+    if column.is_categorical:
         index = {level: number for number, level in enumerate(column.levels)}
         other = len(column.levels)
         levels = [as_level(value) for value in values]

@@ -72,8 +72,8 @@ data:
               orientation says; transparency is laid on white; CMYK, palettes and other color
               spaces become RGB; 16 bits are scaled to 8; of several frames the first is read.
               Labels are the names of DIR's folders, where all pictures are in two or more.
-  table:FILE  a table, CSV or Parquet: columns of numbers, and categories (text, booleans). Missing
-              values end the command, or are replaced (--missing mean).
+  table:FILE  a table, CSV or Parquet: numeric columns, and categorical ones (text, booleans).
+              Missing values end the command, or are replaced (--missing mean).
   text:FILE   UTF-8, one text a line. A row is a text's bytes and zeros, --text-length of them.
               Empty and repeated lines are left out and counted; longer texts end the command, or
               are cut or skipped (--long-texts).

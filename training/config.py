@@ -118,8 +118,8 @@ class Config(Settings):
             ),
             (
                 self.is_table and self.likelihood != "gaussian",
-                f"--likelihood {self.likelihood} is not one of tables: their numbers have a "
-                "gaussian and their categories a categorical one; leave it out.",
+                f"--likelihood {self.likelihood} is not one of tables: numeric columns have a "
+                "gaussian and categorical ones a categorical one; leave it out.",
             ),
             (
                 self.std == "column" and not self._may_have_columns,

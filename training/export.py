@@ -352,8 +352,8 @@ def _preprocessing(spec: RowSpec) -> str:
         return "none: x is a text's bytes in UTF-8, then zeros, which the encoder reads as they are"
     if spec.columns:
         return (
-            "numbers are standardized by the mean and std of each column, and categories become "
-            "one-hot, inside the graphs; x goes in and comes out in the data's own units"
+            "numbers are standardized by the mean and std of each column, and categorical columns "
+            "become one-hot, inside the graphs; x goes in and comes out in the data's own units"
         )
     if spec.dtype == "uint8":
         return "x / 255 as float32 goes in, round(255 x) as uint8 comes out, inside the graphs"

@@ -1,8 +1,8 @@
-"""p(x|z) of rows with columns: a normal distribution for each quantity, categorical for each
-category, all in one row. The columns are independent given z.
+"""p(x|z) of rows with columns: normal for each numeric column, categorical for each other one, all
+in one row. The columns are independent given z.
 
-Quantities are in the data's own units, also in `params`, so -log p is that of a density in these
-units: the logarithm of each column's scale is part of it.
+Numeric columns are in the data's own units, also in `params`, so -log p is that of a density in
+these units: the logarithm of each column's scale is part of it.
 
 There is no Student-t. z and the learned scales already give heavy tails, and a distribution that
 expects outliers would score them as usual, which an anomaly must not be.
@@ -25,28 +25,29 @@ _NONE: Final = -1e4  # a logit of no probability; float16 has it
 _LOG_STD: Final = -0.7  # where a learned standard deviation starts: half of the column's own
 
 
-class Units(nn.Module):
-    """What the numbers of rows and the units of the nets mean: tensors that move with the model.
+class Features(nn.Module):
+    """The features of a row, which are what the nets see: tensors that move with the model.
 
-    A unit is a quantity, or a level of a category. width: the units of a row
+    A numeric column is one feature. A categorical column is one feature for each level, and one for
+    other values. width: the number of features
     """
 
-    mean: Tensor  # (columns,), as the next two: 0 and 1 of categories
+    mean: Tensor  # (columns,), as the next two: 0 and 1 of categorical columns
     std: Tensor
     log_std: Tensor
-    is_quantity: Tensor  # (columns,)
+    is_numeric: Tensor  # (columns,)
     last: Tensor  # (columns,): the number of the last level
-    source: Tensor  # (width,): the column of each unit
-    level: Tensor  # (width,): the number of each unit's level; -1: it is a quantity
-    slots: Tensor  # (parameters * columns,): the unit of each parameter; width: none
+    source: Tensor  # (width,): the column of each feature
+    level: Tensor  # (width,): the number of each feature's level; -1: it is a number
+    slots: Tensor  # (parameters * columns,): the feature of each parameter; width: none
     used: Tensor  # (parameters, columns): whether it has one
     numbers: Tensor  # (parameters, 1): 0, 1, 2, ...
 
     def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
-        widths = [column.choices or 1 for column in columns]
+        widths = [column.cardinality or 1 for column in columns]
         self.width = sum(widths)
-        self.has_categories = any(column.is_category for column in columns)
+        self.has_categorical = any(column.is_categorical for column in columns)
         count = max(2, *widths)
         slots = torch.full((count, len(columns)), self.width)
         sources: list[int] = []
@@ -54,13 +55,13 @@ class Units(nn.Module):
         for place, (column, width) in enumerate(zip(columns, widths, strict=True)):
             slots[:width, place] = torch.arange(len(sources), len(sources) + width)
             sources += [place] * width
-            levels += range(width) if column.is_category else [-1]
+            levels += range(width) if column.is_categorical else [-1]
         for name, tensor in {
             "mean": torch.tensor([column.mean for column in columns]),
             "std": torch.tensor([column.std for column in columns]),
             "log_std": torch.tensor([math.log(column.std) for column in columns]),
-            "is_quantity": torch.tensor([not column.is_category for column in columns]),
-            "last": torch.tensor([float(max(0, column.choices - 1)) for column in columns]),
+            "is_numeric": torch.tensor([not column.is_categorical for column in columns]),
+            "last": torch.tensor([float(max(0, column.cardinality - 1)) for column in columns]),
             "source": torch.tensor(sources),
             "level": torch.tensor(levels, dtype=torch.float32),
             "slots": slots.flatten(),
@@ -69,33 +70,33 @@ class Units(nn.Module):
         }.items():
             self.register_buffer(name, tensor, persistent=False)  # RowSpec has what makes them
 
-    def by_column(self, units: Tensor) -> Tensor:
-        """Numbers of units (rows, width) by parameter and column: (rows, parameters, columns)."""
-        padded = torch.cat((units, torch.zeros_like(units[:, :1])), dim=1)
+    def by_column(self, features: Tensor) -> Tensor:
+        """Numbers of features (rows, width) by parameter: (rows, parameters, columns)."""
+        padded = torch.cat((features, torch.zeros_like(features[:, :1])), dim=1)
         return padded.index_select(1, self.slots).view(-1, *self.used.shape)
 
 
 class Mixed:
     """Of rows (rows, columns): the input of the encoder, and a likelihood as in `likelihoods`.
 
-    The nets see the units: a quantity standardized, a category one-hot. They give as many numbers,
-    once for means and logits and, if --std is pixel, once more for the quantities' standard
-    deviations. params: (rows, parameters, columns). Of a quantity its mean and log standard
-    deviation; of a category the log probability of each level; then zeros.
+    The nets see features: numeric columns standardized, categorical ones one-hot. They give as many
+    numbers, once for means and logits and, if --std is pixel, once more for the standard deviations
+    of numeric columns. params: (rows, parameters, columns). Of a numeric column its mean and log
+    standard deviation; of a categorical one the log probability of each level; then zeros.
     """
 
     bounded = binary = False
 
     def __init__(self, config: Config, columns: Sequence[Column]) -> None:
-        self.units = Units(columns)
-        self.density = any(not column.is_category for column in columns)
+        self.features = Features(columns)
+        self.density = any(not column.is_categorical for column in columns)
         self.outputs = 2 if config.std == "pixel" and config.fixed_std is None else 1
-        count = len(self.units.numbers)
+        count = len(self.features.numbers)
         of_any = tuple(f"p{number}" for number in range(count))
-        self.parameters = of_any if self.units.has_categories else ("mean", "log_std")
-        # The net's standard deviations, or the model's own: of each unit, or one for all.
+        self.parameters = of_any if self.features.has_categorical else ("mean", "log_std")
+        # The net's standard deviations, or the model's own: of each feature, or one for all.
         self.shared = config.fixed_std is None and self.outputs == 1
-        own = self.units.width if config.std == "column" else 1
+        own = self.features.width if config.std == "column" else 1
         self.log_std_start = torch.full((own,), _LOG_STD)
         self.log_floor = math.log(config.least_column_std)
         self.log_fixed_std = None if config.fixed_std is None else math.log(config.fixed_std)
@@ -106,85 +107,85 @@ class Mixed:
 
     def inputs(self, x: Tensor) -> Tensor:
         """Rows (rows, columns) -> what the encoder sees: (rows, width)."""
-        units = self.units
-        standardized = ((x - units.mean) / units.std).index_select(1, units.source)
-        numbers = x.index_select(1, units.source)
-        return torch.where(units.level < 0, standardized, (numbers == units.level).float())
+        features = self.features
+        standardized = ((x - features.mean) / features.std).index_select(1, features.source)
+        numbers = x.index_select(1, features.source)
+        return torch.where(features.level < 0, standardized, (numbers == features.level).float())
 
     def params(self, raw: Tensor) -> Tensor:
         """The nets' outputs (rows, outputs, width), and the model's own log standard deviations
         (rows, 1, width) after them if `shared`, -> parameters."""
-        units = self.units
+        features = self.features
         first = raw[:, 0]
-        mean = units.by_column(first)[:, 0] * units.std + units.mean
-        log_std = self._log_std(raw) + units.log_std
-        if not units.has_categories:
+        mean = features.by_column(first)[:, 0] * features.std + features.mean
+        log_std = self._log_std(raw) + features.log_std
+        if not features.has_categorical:
             return torch.stack((mean, log_std), dim=1)
-        logits = torch.where(units.used, units.by_column(first), _NONE)
-        log_p = torch.where(units.used, logits.log_softmax(1), 0.0)
+        logits = torch.where(features.used, features.by_column(first), _NONE)
+        log_p = torch.where(features.used, logits.log_softmax(1), 0.0)
         rest = torch.zeros_like(log_p[:, 2:])
-        of_quantity = torch.cat((mean[:, None], log_std[:, None], rest), dim=1)
-        return torch.where(units.is_quantity, of_quantity, log_p)
+        of_numeric = torch.cat((mean[:, None], log_std[:, None], rest), dim=1)
+        return torch.where(features.is_numeric, of_numeric, log_p)
 
     def _log_std(self, raw: Tensor) -> Tensor:
         """In units of each column's standard deviation: (rows, columns)."""
-        units = self.units
+        features = self.features
         if self.log_fixed_std is not None:
-            return torch.full_like(units.by_column(raw[:, 0])[:, 0], self.log_fixed_std)
-        log_std = units.by_column(raw[:, 1])[:, 0]
+            return torch.full_like(features.by_column(raw[:, 0])[:, 0], self.log_fixed_std)
+        log_std = features.by_column(raw[:, 1])[:, 0]
         return self.log_floor + F.softplus(log_std - self.log_floor)
 
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         """-log p(x|z) of each column, in nats: (rows, columns)."""
-        units = self.units
-        # A category has no mean: numbers of it must not reach exp().
-        log_std = torch.where(units.is_quantity, params[:, 1], 0.0)
-        mean = torch.where(units.is_quantity, params[:, 0], x)
+        features = self.features
+        # A categorical column has no mean: numbers of it must not reach exp().
+        log_std = torch.where(features.is_numeric, params[:, 1], 0.0)
+        mean = torch.where(features.is_numeric, params[:, 0], x)
         squares = ((x - mean) * (-log_std).exp()).square()
         gaussian = 0.5 * squares + log_std + 0.5 * math.log(2 * math.pi)
-        if not units.has_categories:
+        if not features.has_categorical:
             return gaussian
-        chosen = x[:, None] == units.numbers
+        chosen = x[:, None] == features.numbers
         categorical = -torch.where(chosen, params, 0.0).sum(1)
-        return torch.where(units.is_quantity, gaussian, categorical)
+        return torch.where(features.is_numeric, gaussian, categorical)
 
     def nll(self, x: Tensor, params: Tensor) -> Tensor:
         """-log p(x|z) in nats, summed over each row: (rows,)."""
         return self.terms(x, params).sum(1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """The mean of each quantity and the likeliest level of each category: (rows, columns)."""
-        units = self.units
-        if not units.has_categories:
+        """The mean of each numeric column, the likeliest level of each categorical one."""
+        features = self.features
+        if not features.has_categorical:
             return params[:, 0]
-        log_p = torch.where(units.used, params, _NONE)
+        log_p = torch.where(features.used, params, _NONE)
         best = log_p == log_p.amax(1, keepdim=True)
-        first = torch.where(best, units.numbers, units.numbers[-1]).amin(1)
-        return torch.where(units.is_quantity, params[:, 0], first)
+        first = torch.where(best, features.numbers, features.numbers[-1]).amin(1)
+        return torch.where(features.is_numeric, params[:, 0], first)
 
     def draw(self, params: Tensor, choices: Tensor) -> Tensor:
         """x for choices (rows, columns): below 0 as `mean` gives it, from 0 to 1 the quantile of
         p(x|z) at that number, which draws x if the number is uniform."""
-        units = self.units
+        features = self.features
         uniform = choices.clamp(_SMALLEST, 1 - _SMALLEST)
         drawn = params[:, 0] + params[:, 1].clamp(max=80).exp() * normal_quantile(uniform)
-        if units.has_categories:
-            below = torch.where(units.used, params, _NONE).exp().cumsum(1) <= uniform[:, None]
-            number = torch.minimum(below.float().sum(1), units.last)
-            drawn = torch.where(units.is_quantity, drawn, number)
+        if features.has_categorical:
+            below = torch.where(features.used, params, _NONE).exp().cumsum(1) <= uniform[:, None]
+            number = torch.minimum(below.float().sum(1), features.last)
+            drawn = torch.where(features.is_numeric, drawn, number)
         return torch.where(choices < 0, self.mean(params), drawn)
 
     def margin(self, params: Tensor, choices: Tensor) -> Tensor:
-        """How near another level was, in probabilities: (rows, columns), 1 for quantities. With
-        other rounding, what was near may be chosen."""
-        units = self.units
-        if not units.has_categories:
+        """How near another level was, in probabilities: (rows, columns), 1 for numeric columns.
+        With other rounding, what was near may be chosen."""
+        features = self.features
+        if not features.has_categorical:
             return torch.ones_like(choices)
-        p = torch.where(units.used, params, _NONE).exp()
+        p = torch.where(features.used, params, _NONE).exp()
         ends = (p.cumsum(1) - choices.clamp(min=0)[:, None]).abs().amin(1)
         best = p.topk(2, dim=1).values
         margin = torch.where(choices < 0, best[:, 0] - best[:, 1], ends)
-        return torch.where(units.is_quantity, 1.0, margin)
+        return torch.where(features.is_numeric, 1.0, margin)
 
     def sure_choices(self, params: Tensor, choices: Tensor, seed: int) -> Tensor:
         """The choices, but others where another level was near: rounding decides nothing."""

@@ -62,8 +62,10 @@ class VAE(nn.Module):
         self.binarize = config.binarization == "dynamic"
         self.likelihood = likelihoods.of(config, spec.columns)
         mixed = self.likelihood if isinstance(self.likelihood, Mixed) else None
-        self.units = mixed.units if mixed else None  # a part of the model, so that it moves with it
-        shape = (mixed.units.width,) if mixed else spec.shape
+        self.features = (
+            mixed.features if mixed else None
+        )  # a part of the model, so that it moves with it
+        shape = (mixed.features.width,) if mixed else spec.shape
         self.encoder, self.decoder = networks.build(
             config, shape, 2 * config.latent_size, self.likelihood.outputs
         )
@@ -107,8 +109,8 @@ class VAE(nn.Module):
     def output_shape(self) -> tuple[int, ...]:
         """What the decoder makes of a row at most: it decides how many rows fit into a batch."""
         shape = self.spec.shape
-        if self.units:
-            return tuple(self.units.used.shape)
+        if self.features:
+            return tuple(self.features.used.shape)
         return (*shape, gru.BYTES) if self.spec.text else shape
 
     def target(self, x: Tensor, generator: torch.Generator) -> Tensor:

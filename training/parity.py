@@ -35,7 +35,7 @@ terms of both signs, so their sum may be near 0. The graph's params are PyTorch'
 ROWS: Final = 1000
 _VALUES: Final = 1 << 26  # of all rows together: images beyond 128x128 in color are fewer
 _BATCHES: Final = (1, 2, 3, ROWS)  # the last is smaller for large images
-_SURE: Final = 1e-5  # a category drawn by a number this near to another's may differ
+_SURE: Final = 1e-5  # a level drawn by a number this near to another's may differ
 _AT_OTHER_SIZES: Final = (1, 2)  # the batches there; the largest of them is the number of rows
 
 Size = tuple[int, int]
@@ -150,7 +150,7 @@ def _measure(
 
 class _Units:
     """How the decoder's outputs of a model are compared: as they are, or of rows with columns in
-    units of each column's standard deviation, where rounding decides no category.
+    units of each column's standard deviation, where rounding decides no level.
 
     choices: the decoder's input after z; None: it takes none. decoded: x. slack: of each column,
     the rounding of its numbers in these units
@@ -170,7 +170,7 @@ class _Units:
             self.slack = tables.rounding(self._columns)
 
     def comparable(self, name: str, values: Array) -> Array:
-        """x without unsure categories, or params."""
+        """x without unsure levels, or params."""
         found = tables.standardized(self._columns, values)
         return np.where(self._sure, found, 0) if name == "x" else found
 

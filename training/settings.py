@@ -60,8 +60,8 @@ class Settings:
     missing: str = _field(
         "fail",
         "missing values of table:FILE and of npz: vectors: fail, and count them by column; mean: "
-        "replace them by the column's mean in the training rows, of a category by the level that "
-        "stands for values not seen in training",
+        "replace them by the column's mean in the training rows, of a categorical column by the "
+        "level that stands for values not seen in training",
         choices=("fail", "mean"),
     )
     ignore_columns: str | None = _field(
@@ -69,8 +69,8 @@ class Settings:
     )
     categorical_columns: str | None = _field(
         None,
-        "of table:FILE: names, separated by commas, of columns of numbers that are codes of "
-        "categories. Text and booleans are categories anyway",
+        "of table:FILE: names, separated by commas, of columns of numbers that are codes. Text "
+        "and booleans are categorical anyway",
     )
     label_column: str | None = _field(
         None,

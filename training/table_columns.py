@@ -71,14 +71,14 @@ def as_float32(name: str, x: Array, columns: Sequence[Column]) -> Array:
 
 
 def check_precision(name: str, x: Array, columns: Sequence[Column]) -> None:
-    """Raise TrainingError if float32 cannot tell the values of a quantity apart."""
+    """Raise TrainingError if float32 cannot tell the values of a numeric column apart."""
     known = np.isfinite(x)
     counts = np.maximum(known.sum(0), 1)
     mean = np.where(known, x, 0).sum(0, np.float64) / counts
     std = np.sqrt(np.square(np.where(known, x - mean, 0)).sum(0) / counts)
     varies = std > 1e-12 * np.abs(mean)  # more than float64 rounds
-    quantities = np.array([not column.is_category for column in columns])
-    lost = quantities & varies & (np.abs(mean) > _MAX_RATIO * std)
+    numeric = np.array([not column.is_categorical for column in columns])
+    lost = numeric & varies & (np.abs(mean) > _MAX_RATIO * std)
     if lost.any():
         raise TrainingError(
             f"{name}: float32 loses the differences between the values of {_names(columns, lost)}, "
@@ -95,22 +95,22 @@ def measured(
     x = train.double().numpy()
     known = np.isfinite(x)
     counts = known.sum(0)
-    quantities = np.array([not column.is_category for column in columns])
-    if (empty := quantities & (counts == 0)).any():
+    numeric = np.array([not column.is_categorical for column in columns])
+    if (empty := numeric & (counts == 0)).any():
         raise TrainingError(
             f"{config.data}: no training row has a value of {_names(columns, empty)}. Leave it out "
             "with --ignore-columns."
         )
-    fill = config.missing == "mean"
+    fills = config.missing == "mean"
     total = np.where(known, x, 0).sum(0)
-    mean = np.where(quantities, total / np.maximum(counts, 1), 0)
+    mean = np.where(numeric, total / np.maximum(counts, 1), 0)
     deviation = np.where(known, x - mean, 0)
     std = np.sqrt(np.square(deviation).sum(0) / np.maximum(counts, 1))
-    std = np.where(quantities, std, 1)
+    std = np.where(numeric, std, 1)
     lowest, highest = (f(np.where(known, x, mean), axis=0) for f in (np.min, np.max))
-    constant = quantities & (lowest == highest)
+    constant = numeric & (lowest == highest)
     large = (np.abs(mean) > _LARGEST) | (std > _LARGEST)
-    if (wrong := quantities & (large | ~constant & (std < _SMALLEST))).any():
+    if (wrong := numeric & (large | ~constant & (std < _SMALLEST))).any():
         raise TrainingError(
             f"{config.data}: the mean or the standard deviation of {_names(columns, wrong)} is out "
             f"of the range of a model: {_LARGEST:g} is the limit, and {_SMALLEST:g} the least "
@@ -121,16 +121,18 @@ def measured(
             f"{config.data}: {_names(columns, constant)} has one value in all training rows. It is "
             "kept, so that another value is unusual; --ignore-columns leaves it out."
         )
-    whole = np.asarray(np.where(known, x % 1 == 0, True).all(0))
+    integers = np.asarray(np.where(known, x % 1 == 0, True).all(0))
     # A constant has no scale of its own: a change by its own size counts as one deviation.
     std = np.where(constant, np.where(np.abs(mean) < _SMALLEST, 1, np.abs(mean)), std)
     mean, std = (values.astype(np.float32).astype(np.float64) for values in (mean, std))
     found = tuple(
-        dataclasses.replace(column, fill=float(len(column.levels)) if fill else None)
-        if column.is_category
-        else dataclasses.replace(column, mean=m, std=s, fill=m if fill else None, whole=w)
+        dataclasses.replace(column, fill_value=float(len(column.levels)) if fills else None)
+        if column.is_categorical
+        else dataclasses.replace(
+            column, mean=m, std=s, fill_value=m if fills else None, is_integer=w
+        )
         for column, m, s, w in zip(
-            columns, mean.tolist(), std.tolist(), whole.tolist(), strict=True
+            columns, mean.tolist(), std.tolist(), integers.tolist(), strict=True
         )
     )
     check_count(config.data, found)
@@ -150,15 +152,15 @@ def check_missing(
             f"{what}. Use --missing mean, remove these rows, or leave columns out with "
             "--ignore-columns."
         )
-    of_categories = any(c.is_category and n for c, n in zip(columns, lacking, strict=True))
-    also = "; of a category, by the level of other values" * of_categories
+    of_categorical = any(c.is_categorical and n for c, n in zip(columns, lacking, strict=True))
+    also = "; of a categorical column, by the level of other values" * of_categorical
     notes.append(f"{what}. They are replaced by the column's mean in the training rows{also}.")
 
 
 def filled(columns: Sequence[Column], x: Tensor) -> Tensor:
     """Rows with each missing value replaced."""
-    fill = torch.tensor([0.0 if c.fill is None else c.fill for c in columns])
-    return torch.where(x.isnan(), fill, x)
+    values = torch.tensor([0.0 if c.fill_value is None else c.fill_value for c in columns])
+    return torch.where(x.isnan(), values, x)
 
 
 def aligned(name: str, known: Sequence[Column], found: Sequence[Column], x: Array) -> Array:
@@ -170,10 +172,13 @@ def aligned(name: str, known: Sequence[Column], found: Sequence[Column], x: Arra
     for place, column in enumerate(known):
         given = found[places[column.name]]
         values = x[:, places[column.name]]
-        if given.is_category != column.is_category:
-            kind = "categories" if column.is_category else "numbers"
-            raise TrainingError(f"{name}: column {column.name!r} must hold {kind}.")
-        if column.is_category:
+        if given.is_categorical != column.is_categorical:
+            kinds = "numeric", "categorical"
+            raise TrainingError(
+                f"{name}: column {column.name!r} is {kinds[given.is_categorical]}; the model was "
+                f"trained on a {kinds[column.is_categorical]} one."
+            )
+        if column.is_categorical:
             index = {level: number for number, level in enumerate(column.levels)}
             numbers = [index.get(level, len(column.levels)) for level in given.levels]
             table = np.array([*numbers, len(column.levels)], x.dtype)

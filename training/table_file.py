@@ -1,7 +1,8 @@
 """Reads tables, CSV and Parquet: each column becomes numbers, as `latentd.columns` says.
 
-A column of numbers is a quantity. Text and booleans are categories. Other kinds of values, such as
-times, are errors that name the column. In a file of one column, an empty line is a missing value.
+Columns of numbers are numeric. Those of text and booleans are categorical. Other kinds of values,
+such as times, are errors that name the column. In a file of one column, an empty line is a missing
+value.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _split(names: str | None) -> tuple[str, ...]:
 
 def read_table(path: Path, settings: Settings) -> Arrays:
     """Read a table. x: float64 (rows, columns), NaN where a value is missing. Its notes say which
-    columns are categories. Raises TrainingError, which names the column or the line at fault."""
+    columns are categorical. Raises TrainingError, which names the column or the line at fault."""
     name = printable(path)
     table = _open(path)
     names = table.column_names
@@ -68,10 +69,10 @@ def read_table(path: Path, settings: Settings) -> Arrays:
             continue
         values = table.column(column_name)
         is_chosen = column_name in settings.categorical_columns
-        if is_chosen or not _is_quantity(values.type):
-            column, found = _category(name, column_name, values, is_chosen)
+        if is_chosen or not _is_numeric(values.type):
+            column, found = _categorical_column(name, column_name, values, is_chosen)
         else:
-            column, found = Column(column_name), _quantity(values)
+            column, found = Column(column_name), _numeric_column(values)
         columns.append(column)
         numbers.append(found)
     if not columns:
@@ -173,23 +174,25 @@ def _check_names(name: str, names: list[str], settings: Settings) -> None:
                 )
 
 
-def _is_quantity(kind: Any) -> bool:
+def _is_numeric(kind: Any) -> bool:
     import pyarrow as pa
 
     types = pa.types
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
 
 
-def _quantity(values: Any) -> Array:
+def _numeric_column(values: Any) -> Array:
     import pyarrow as pa
 
     found = values.cast(pa.float64(), safe=False).to_numpy()
     return np.array(found, np.float64)
 
 
-def _category(name: str, column: str, values: Any, is_chosen: bool) -> tuple[Column, Array]:
-    """A category, its levels in order, and the index of each value's level. is_chosen: a flag says
-    that it is one."""
+def _categorical_column(
+    name: str, column: str, values: Any, is_chosen: bool
+) -> tuple[Column, Array]:
+    """A categorical column, its levels in order, and the index of each value's level. is_chosen: a
+    flag says that it is one."""
     texts = _texts(name, column, values)
     levels = sorted({text for text in texts if text is not None and text != OTHER})
     if not levels:
@@ -204,13 +207,13 @@ def _category(name: str, column: str, values: Any, is_chosen: bool) -> tuple[Col
             )
     if len(levels) > MAX_LEVELS:
         raise TrainingError(
-            f"{name}: the category {column!r} has {len(levels):,} different values; {MAX_LEVELS} "
+            f"{name}: column {column!r} has {len(levels):,} different values; {MAX_LEVELS} "
             "are the limit. Group its values, or leave the column out with --ignore-columns."
         )
     for level in levels:
         if not 1 <= len(level) <= MAX_NAME or not level.isprintable():
             raise TrainingError(
-                f"{name}: the category {column!r} has the value {level[:_SHOWN]!r}; values have 1 "
+                f"{name}: column {column!r} has the value {level[:_SHOWN]!r}; values have 1 "
                 f"to {MAX_NAME} printable characters."
             )
     index: dict[str | None, float] = {level: number for number, level in enumerate(levels)}
@@ -225,7 +228,7 @@ def _texts(name: str, column: str, values: Any) -> list[str | None]:
     if types.is_dictionary(kind):
         kind = kind.value_type
     plain = types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind)
-    if not (plain or types.is_null(kind) or _is_quantity(kind)):
+    if not (plain or types.is_null(kind) or _is_numeric(kind)):
         raise TrainingError(
             f"{name}: column {column!r} holds {kind}; numbers, text and booleans can be learned. "
             "Turn it into numbers, or leave it out with --ignore-columns."
@@ -235,19 +238,19 @@ def _texts(name: str, column: str, values: Any) -> list[str | None]:
 
 def _labels(name: str, column: str, values: Any) -> tuple[Array, tuple[str, ...]]:
     """The labels of the rows, which evaluation uses and training does not see."""
-    found, numbers = _category(name, column, values, is_chosen=True)
+    found, numbers = _categorical_column(name, column, values, is_chosen=True)
     if np.isnan(numbers).any():
         raise TrainingError(f"{name}: rows without a label in column {column!r} (--label-column).")
     return numbers.astype(np.int64), found.levels
 
 
 def _describe(name: str, columns: list[Column]) -> list[str]:
-    categories = [column for column in columns if column.is_category]
-    if not categories:
+    categorical = [column for column in columns if column.is_categorical]
+    if not categorical:
         return []
-    shown = ", ".join(f"{c.name!r} ({len(c.levels)} values)" for c in categories[:10])
-    more = f" and {len(categories) - 10} more" if len(categories) > 10 else ""
-    return [f"{name}: categories are {shown}{more}."]
+    shown = ", ".join(f"{c.name!r} ({len(c.levels)} values)" for c in categorical[:10])
+    more = f" and {len(categorical) - 10} more" if len(categorical) > 10 else ""
+    return [f"{name}: categorical columns are {shown}{more}."]
 
 
 def _is_number(text: str) -> bool:

@@ -22,7 +22,7 @@ _RECONSTRUCTIONS: Final = 200
 _SAMPLES: Final = 1000
 _SHOWN: Final = 40  # columns in the picture
 _ACROSS: Final = 5
-_BARS: Final = 12  # levels of a category, the commonest
+_BARS: Final = 12  # levels of a categorical column, the commonest
 _BINS: Final = 40
 _RANGE: Final = (0.5, 99.5)  # percent of the data: one outlier would leave one bar
 
@@ -84,7 +84,7 @@ def _picture(
         # A dollar sign would begin a formula.
         axes.set_title(column.name.replace("$", r"\$"), fontsize=9)
         axes.tick_params(labelsize=7)
-        (_bars if column.is_category else _histogram)(axes, column, *of_column)
+        (_bars if column.is_categorical else _histogram)(axes, column, *of_column)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
     more = f" (the first {_SHOWN} of {len(columns)} columns)" if len(columns) > _SHOWN else ""

@@ -90,9 +90,14 @@ def _shape(dims: Iterable[pb.Dim]) -> Shape:
 
 
 def _column(message: pb.Column) -> Column:
-    fill = message.fill if message.HasField("fill") else None
+    fill_value = message.fill_value if message.HasField("fill_value") else None
     return Column(
-        message.name, tuple(message.levels), message.mean, message.std, fill, message.whole
+        message.name,
+        tuple(message.levels),
+        message.mean,
+        message.std,
+        fill_value,
+        message.is_integer,
     )
 
 

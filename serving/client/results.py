@@ -95,7 +95,7 @@ class ModelInfo(ModelDescription):
         """A table as rows for the methods that take x: float32, rows x columns.
 
         table: a DataFrame, a structured array, or a mapping from names to columns. Values are in
-        the data's own units, and categories as in the training data. Other columns are ignored.
+        the data's own units, and levels as in the training data. Other columns are ignored.
         Raises InvalidArgument for a column or a value that is missing, or is of another kind.
         """
         columns = self._columns()

@@ -164,7 +164,7 @@ def _parquet(path: Path, x: DataSpec) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = ((c.name, pa.string() if c.is_category else pa.float32()) for c in x.columns)
+    kinds = ((c.name, pa.string() if c.is_categorical else pa.float32()) for c in x.columns)
     schema = pa.schema(list(kinds))
     with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
 

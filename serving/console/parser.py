@@ -273,7 +273,7 @@ def _add_draw_x(parser: argparse.ArgumentParser) -> None:
         "--draw-x",
         action="store_true",
         help="of texts: draw each byte, not the likeliest one; of tables: draw each value, so "
-        "that rows scatter as the data does, instead of its mean or likeliest category",
+        "that rows scatter as the data does, instead of its mean or likeliest level",
     )
 
 

@@ -230,8 +230,8 @@ def _target(args: argparse.Namespace) -> _Target:
         by = info.served_by
         bundle_id = BundleId(by.model, by.version, by.digest)
         rest = info.unavailable, info.training_scores, info.threshold
-        # Of the floats in a response, one byte of x may bring several. Categories bring as many
-        # for each column as the largest has levels, so the server's own limit counts too.
+        # Of the floats in a response, one byte of x may bring several. Categorical columns bring as
+        # many for each column as the largest has levels, so the server's own limit counts too.
         least = info.smallest  # of larger rows, fewer bytes belong to one byte of x
         allowed = least.rows_in(message, args.contributions) * least.x.nbytes
         batch_bytes = min(BATCH_BYTES, message // 16, allowed)

@@ -34,7 +34,7 @@ _SPARE: Final = 8  # extra rows, because some of the worst may be equal
 _SIDE: Final = 256  # of the images shown
 _POINTS: Final = 200  # of a line plot
 _SHOWN_DIFFERENCES: Final = 3  # numbers that are printed below a plot
-_OTHER_CATEGORY: Final = 3.0  # standard deviations at which another category is plotted
+_OTHER_LEVEL: Final = 3.0  # standard deviations at which another level is plotted
 
 Scale = tuple[float, float]
 """Nats at both ends of the heat maps' colors."""
@@ -194,9 +194,9 @@ def _html(
     if plan.x.columns:
         legend = (
             "Black: the row, each number less its column's mean, in standard deviations of the "
-            "training rows. Orange: its reconstruction, apart in a category only if it is another "
-            "one. Grey: two standard deviations. The last lines below are the columns that differ "
-            "most"
+            "training rows. Orange: its reconstruction, apart in a categorical column only if "
+            "it is another level. Grey: two standard deviations. The last lines below are the "
+            "columns that differ most"
         )
     parts = [
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>',
@@ -273,10 +273,10 @@ def _comparable(pair: _Pair, spec: DataSpec) -> tuple[NDArray[np.float64], NDArr
     x, reconstruction = (a.reshape(-1).astype(np.float64) for a in (pair.x, pair.reconstruction))
     if not spec.columns:
         return x, reconstruction
-    other = (x != reconstruction) * _OTHER_CATEGORY
+    other = (x != reconstruction) * _OTHER_LEVEL
     x, reconstruction = (tables.standardized(spec.columns, a[None])[0] for a in (x, reconstruction))
-    categories = np.array([column.is_category for column in spec.columns])
-    return np.where(categories, 0, x), np.where(categories, other, reconstruction)
+    categorical = np.array([column.is_categorical for column in spec.columns])
+    return np.where(categorical, 0, x), np.where(categorical, other, reconstruction)
 
 
 def _largest_differences(pair: _Pair, spec: DataSpec) -> str:
@@ -300,7 +300,7 @@ def _largest_differences(pair: _Pair, spec: DataSpec) -> str:
 
 
 def _value(value: Any) -> str:
-    """A number or a category for people."""
+    """A number or a level for people."""
     return value if isinstance(value, str) else f"{value:.5g}"
 
 

@@ -1,8 +1,8 @@
 """How each byte of a text, or each column of a row, is chosen: a part of what the decoder takes.
 
-A choice below 0 is the likeliest byte after those before it, the mean of a quantity, or the
-likeliest level of a category. From 0 to 1 it is a uniform number that draws the byte or the value.
-From 1 on, for texts only, the byte is that number less 1, whatever the model expects.
+A choice below 0 is the likeliest byte after those before it, the mean of a numeric column, or the
+likeliest level of a categorical one. From 0 to 1 it is a uniform number that draws the byte or the
+value. From 1 on, for texts only, the byte is that number less 1, whatever the model expects.
 """
 
 from __future__ import annotations

@@ -84,11 +84,11 @@ class ServedModel:
         self.manifest: Manifest = loaded.manifest
         self.digest = loaded.digest
         self.in_flight = InFlight()
-        # Bytes hide NaN, which is not rare in float16, and so do the levels of categories, whose
+        # Bytes hide NaN, which is not rare in float16, and so do categorical columns, whose
         # rows may be far from any data: only the params show it.
         x = self.manifest.x
         in_bytes = x.dtype == "uint8" and self.manifest.precision != "float32"
-        hidden = in_bytes or any(column.is_category for column in x.columns)
+        hidden = in_bytes or any(column.is_categorical for column in x.columns)
         self.checks_params = hidden and self.manifest.likelihood is not None
         self._settings = settings
 

@@ -204,20 +204,20 @@ class Threshold(_message.Message):
     def __init__(self, reconstruction_error: _Optional[float] = ..., percentile: _Optional[float] = ...) -> None: ...
 
 class Column(_message.Message):
-    __slots__ = ("name", "levels", "mean", "std", "fill", "whole")
+    __slots__ = ("name", "levels", "mean", "std", "fill_value", "is_integer")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
-    FILL_FIELD_NUMBER: _ClassVar[int]
-    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    FILL_VALUE_FIELD_NUMBER: _ClassVar[int]
+    IS_INTEGER_FIELD_NUMBER: _ClassVar[int]
     name: str
     levels: _containers.RepeatedScalarFieldContainer[str]
     mean: float
     std: float
-    fill: float
-    whole: bool
-    def __init__(self, name: _Optional[str] = ..., levels: _Optional[_Iterable[str]] = ..., mean: _Optional[float] = ..., std: _Optional[float] = ..., fill: _Optional[float] = ..., whole: _Optional[bool] = ...) -> None: ...
+    fill_value: float
+    is_integer: bool
+    def __init__(self, name: _Optional[str] = ..., levels: _Optional[_Iterable[str]] = ..., mean: _Optional[float] = ..., std: _Optional[float] = ..., fill_value: _Optional[float] = ..., is_integer: _Optional[bool] = ...) -> None: ...
 
 class Tile(_message.Message):
     __slots__ = ("graph", "size", "overlap", "exact", "max_abs_difference", "decibels")

@@ -154,7 +154,7 @@ def _values(column: Column, values: Any) -> Any:
     """An Arrow column as numbers with NaN for missing ones, or else as Python's values."""
     import pyarrow as pa
 
-    if not column.is_category:
+    if not column.is_categorical:
         try:
             return values.cast(pa.float64(), safe=False).to_numpy()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # not all of them are numbers

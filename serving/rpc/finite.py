@@ -3,7 +3,7 @@
 Bytes cannot hold NaN: where x is bytes, NaN in the decoder becomes some color. Its params still
 show it. They are checked if the decoder has them and NaN is likely: it computes in float16, or the
 latents are far from any data. A decoder of bytes without params cannot be checked. NaN also becomes
-some level of a category: the params of rows with categories are always checked.
+some level of a categorical column: the params of rows with categorical columns are always checked.
 """
 
 from __future__ import annotations

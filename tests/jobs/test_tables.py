@@ -67,7 +67,7 @@ def check(found: dict[str, list], by_torch: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(found["elbo"], by_torch["elbo"], rtol=1e-4)
     for column in COLUMNS:
         values, wanted = found[f"reconstruction.{column.name}"], by_torch[column.name]
-        if column.is_category:
+        if column.is_categorical:
             assert values == wanted.tolist()
         else:
             np.testing.assert_allclose(values, wanted, rtol=1e-5)
@@ -154,7 +154,7 @@ def test_bytes_of_parquet_are_text(folder: Path, tmp_path: Path) -> None:
 
 def test_an_empty_line_of_one_column_is_a_row(tmp_path: Path) -> None:
     manifest = bundle.load(publish_table(tmp_path / "models")).manifest
-    one = dataclasses.replace(COLUMNS[0], fill=None)
+    one = dataclasses.replace(COLUMNS[0], fill_value=None)
     x = dataclasses.replace(manifest.x, shape=Shape.parse([1]), columns=(one,))
     path = tmp_path / "t.csv"
     path.write_text("\npressure\n1\n\n2,3\n4\n")

@@ -111,8 +111,8 @@ def test_a_table_is_read_and_written(good):
     assert json.loads(manifest.to_json()) == document
     assert manifest.default.x.columns == manifest.x.columns
     pressure, color = manifest.x.columns
-    assert (pressure.mean, pressure.std, pressure.choices) == (101_325, 250, 0)
-    assert (color.levels, color.choices, color.fill) == (("blue", "red"), 3, 2)
+    assert (pressure.mean, pressure.std, pressure.cardinality) == (101_325, 250, 0)
+    assert (color.levels, color.cardinality, color.fill_value) == (("blue", "red"), 3, 2)
     assert manifest.decoder_row(manifest.default) == (6,)  # a latent, and a choice for each column
 
 

@@ -10,8 +10,8 @@ import pytest
 from latentd.columns import Column
 from latentd.tables import to_rows
 
-CODES = Column("a", ("0.5", "01", "1e-05", "x", "true"), fill=5.0)
-NUMBER = Column("a", fill=7.0)
+CODES = Column("a", ("0.5", "01", "1e-05", "x", "true"), fill_value=5.0)
+NUMBER = Column("a", fill_value=7.0)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ NUMBER = Column("a", fill=7.0)
         (NUMBER, np.ma.array(["1", "x"], mask=[False, True]), [1, 7]),
         (NUMBER, np.array(["NaT"], "M8[ns]"), [7]),
     ],
-    ids=["decimals", "empty", "bytes", "quantity", "masked-integers", "masked-text", "no-time"],
+    ids=["decimals", "empty", "bytes", "numeric", "masked-integers", "masked-text", "no-time"],
 )
 def test_values_become_numbers(column: Column, values: Any, expected: list[float]) -> None:
     rows, faults = to_rows([column], {"a": values}, len(values))

@@ -253,16 +253,22 @@ WRONG_OF_TEXT: Final[list[tuple[str, Any, str]]] = [
 ]
 """The same, in the manifest of a model of text."""
 
-COLUMN: Final = {"name": "pressure", "mean": 101325.0, "std": 250, "fill": 101325.0, "whole": True}
-CATEGORY: Final = {"name": "color", "levels": ["blue", "red"], "fill": 2}
+COLUMN: Final = {
+    "name": "pressure",
+    "mean": 101325.0,
+    "std": 250,
+    "fill_value": 101325.0,
+    "is_integer": True,
+}
+CATEGORICAL: Final = {"name": "color", "levels": ["blue", "red"], "fill_value": 2}
 
 
 def table(document: dict[str, Any]) -> dict[str, Any]:
-    """A whole manifest as that of a model of tables with a number and a category."""
+    """A whole manifest as that of a model of tables with a numeric and a categorical column."""
     x = {"kind": "vector", "shape": [2], "dtype": "float32", "range": None}
     likelihood = {"name": "mixed", "parameters": ["p0", "p1", "p2"], "bounded": False}
     return document | {
-        "x": x | {"columns": [COLUMN, CATEGORY]},
+        "x": x | {"columns": [COLUMN, CATEGORICAL]},
         "z": {"shape": [4]},
         "likelihood": likelihood | {"binary": False},
         "axes": {},
@@ -280,20 +286,20 @@ WRONG_OF_TABLE: Final[list[tuple[str, Any, str]]] = [
     ("x/columns", [COLUMN, COLUMN | {"name": ""}], "x.columns is"),
     ("x/columns", [COLUMN, COLUMN | {"name": "b", "std": 0}], "x.columns is"),
     ("x/columns", [COLUMN, COLUMN | {"name": "b", "mean": 1e31}], "x.columns is"),
-    ("x/columns", [COLUMN, CATEGORY | {"mean": 0, "std": 1}], "x.columns is"),
-    ("x/columns", [COLUMN, CATEGORY | {"whole": True}], "x.columns is"),
-    ("x/columns", [COLUMN | {"whole": 1}, CATEGORY], "x.columns is"),
-    ("x/columns", [COLUMN, CATEGORY | {"levels": []}], "x.columns is"),
-    ("x/columns", [COLUMN, CATEGORY | {"levels": ["a", "a"]}], "x.columns is"),
-    ("x/columns", [COLUMN, CATEGORY | {"unit": "m"}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORICAL | {"mean": 0, "std": 1}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORICAL | {"is_integer": True}], "x.columns is"),
+    ("x/columns", [COLUMN | {"is_integer": 1}, CATEGORICAL], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORICAL | {"levels": []}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORICAL | {"levels": ["a", "a"]}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORICAL | {"unit": "m"}], "x.columns is"),
 ]
 """The same, in the manifest of a model of tables."""
 
 WRONG_TABLES_TO_THE_CODE: Final[list[tuple[str, Any, str]]] = [
     ("x/shape", [3], r"x.shape is \[3\]; expected 2, one for each of x.columns"),
     ("x/columns", [COLUMN, COLUMN], "x.columns is"),
-    ("x/columns", [COLUMN, CATEGORY | {"fill": 3}], "x.columns is"),
-    ("x/columns", [COLUMN, CATEGORY | {"name": "a\nb"}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORICAL | {"fill_value": 3}], "x.columns is"),
+    ("x/columns", [COLUMN, CATEGORICAL | {"name": "a\nb"}], "x.columns is"),
 ]
 """Of these only the code knows that they are wrong."""
 

@@ -1,5 +1,5 @@
-"""A bundle of a model of tables whose weights are drawn: numbers of unequal scales, and two
-categories."""
+"""A bundle of a model of tables whose weights are drawn: numeric columns of unequal scales, and
+two categorical ones."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Floats = NDArray[np.float32]
 
 LATENTS: Final = 3
 COLUMNS: Final = (
-    Column("pressure", mean=101_325.0, std=250.0, fill=101_325.0, whole=True),
-    Column("color", levels=("blue", "green", "red"), fill=3.0),
+    Column("pressure", mean=101_325.0, std=250.0, fill_value=101_325.0, is_integer=True),
+    Column("color", levels=("blue", "green", "red"), fill_value=3.0),
     Column("leak", mean=2e-6, std=5e-7),
     Column("open", levels=("false", "true")),
 )

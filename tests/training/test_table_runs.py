@@ -73,8 +73,8 @@ def test_a_table_is_trained_evaluated_exported_served_and_scored(
     manifest = json.loads((models / "s" / "1" / "manifest.json").read_text())
     volts, pascal, state, alarm = manifest["x"]["columns"]
     assert (volts["name"], pascal["name"]) == ("volts", "pascal")
-    assert pascal["fill"] == pascal["mean"] == pytest.approx(1.04e5, rel=0.01)
-    assert (state["levels"], state["fill"]) == (["busy", "idle", "off"], 3)
+    assert pascal["fill_value"] == pascal["mean"] == pytest.approx(1.04e5, rel=0.01)
+    assert (state["levels"], state["fill_value"]) == (["busy", "idle", "off"], 3)
     assert alarm["levels"] == ["false", "true"]
     check_served(models, table, run, tmp_path)
 

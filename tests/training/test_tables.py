@@ -36,7 +36,7 @@ def many(tmp_path: Path, rows: int = 60) -> Path:
     return written(tmp_path, "\n".join(["age,city,pay", *lines, ",Rome,500"]))
 
 
-def test_numbers_are_quantities_and_text_and_booleans_are_categories(tmp_path: Path) -> None:
+def test_numbers_are_numeric_and_text_and_booleans_are_categorical(tmp_path: Path) -> None:
     found = read_table(written(tmp_path, CSV), Settings())
     names = [(column.name, column.levels) for column in found.columns]
     assert names == [("age", ()), ("city", ("Bonn", "Rome")), ("well", ("false", "true"))]
@@ -110,7 +110,7 @@ def test_an_empty_line_of_one_column_is_a_missing_value(tmp_path: Path) -> None:
     np.testing.assert_array_equal(x, [[1], [np.nan], [3]])
 
 
-def test_a_column_of_numbers_with_a_typo_is_not_learned_as_a_category(tmp_path: Path) -> None:
+def test_a_column_of_numbers_with_a_typo_is_not_learned_as_categorical(tmp_path: Path) -> None:
     path = written(tmp_path, "a\n1.5\n2\n3\n12o\n")
     with pytest.raises(TrainingError, match=r"but also '12o'\. .* --categorical-columns"):
         read_table(path, Settings())
@@ -120,7 +120,7 @@ def test_a_column_of_numbers_with_a_typo_is_not_learned_as_a_category(tmp_path: 
 
 def test_a_category_of_too_many_values_is_refused(tmp_path: Path) -> None:
     lines = [f"n{number}" for number in range(300)]
-    with pytest.raises(TrainingError, match="the category 'a' has 300 different values; 255 are"):
+    with pytest.raises(TrainingError, match="column 'a' has 300 different values; 255 are"):
         read_table(written(tmp_path, "a\n" + "\n".join(lines)), Settings())
 
 
@@ -144,15 +144,17 @@ def test_missing_values_become_the_mean_of_the_training_rows(
     )
     age, city, pay = dataset.columns
     train = dataset.train.x[:, 0].double()
-    assert age.fill == age.mean
-    assert city.fill == 2  # the level of other values
+    assert age.fill_value == age.mean
+    assert city.fill_value == 2  # the level of other values
     assert pay.mean == pytest.approx(float(dataset.train.x[:, 2].double().mean()), rel=1e-6)
     filled = torch.cat([part.x[:, 0] for part in (dataset.train, dataset.validation, dataset.test)])
-    assert (filled == age.fill).sum() == 1
-    assert age.std == pytest.approx(float(train[train != age.fill].std(correction=0)), rel=1e-5)
+    assert (filled == age.fill_value).sum() == 1
+    assert age.std == pytest.approx(
+        float(train[train != age.fill_value].std(correction=0)), rel=1e-5
+    )
 
 
-def test_batches_are_bounded_by_the_levels_of_the_largest_category(
+def test_batches_are_bounded_by_the_levels_of_the_largest_categorical_column(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     columns = (*COLUMNS, Column("many", tuple(map(str, range(200)))))
@@ -227,7 +229,7 @@ def test_a_constant_column_is_kept_and_said() -> None:
 def test_columns_of_whole_numbers_are_known() -> None:
     x = torch.tensor([[5.0, 1.0], [7.0, 2.5], [torch.nan, 3.0]])
     found = table_columns.measured([Column("a"), Column("b")], x, Config(data="npz:x"), [])
-    assert [column.whole for column in found] == [True, False]
+    assert [column.is_integer for column in found] == [True, False]
 
 
 @pytest.mark.parametrize("values", [np.float64, np.int64])
@@ -275,12 +277,12 @@ def test_log_p_is_that_of_a_density_in_the_units_of_the_data() -> None:
     p = params.double().numpy()
     expected = np.zeros(4)
     for place, column in enumerate(COLUMNS):
-        if column.is_category:
+        if column.is_categorical:
             levels = X[:, place].astype(int)
             expected += p[np.arange(4), levels, place]
-            chances = np.exp(p[:, : column.choices, place]).sum(1)
+            chances = np.exp(p[:, : column.cardinality, place]).sum(1)
             np.testing.assert_allclose(chances, 1, rtol=1e-5)
-            assert not p[:, column.choices :, place].any()
+            assert not p[:, column.cardinality :, place].any()
         else:
             normal = stats.norm(p[:, 0, place], np.exp(p[:, 1, place]))
             expected += normal.logpdf(X[:, place].astype(np.float64))
@@ -318,9 +320,9 @@ def test_draws_follow_p_of_x_given_z() -> None:
         x = model.likelihood.draw(params, uniform).double().numpy()  # type: ignore[attr-defined]
     p = params[0].double().numpy()
     for place, column in enumerate(COLUMNS):
-        if column.is_category:
-            shares = np.bincount(x[:, place].astype(int), minlength=column.choices) / count
-            np.testing.assert_allclose(shares, np.exp(p[: column.choices, place]), atol=0.015)
+        if column.is_categorical:
+            shares = np.bincount(x[:, place].astype(int), minlength=column.cardinality) / count
+            np.testing.assert_allclose(shares, np.exp(p[: column.cardinality, place]), atol=0.015)
         else:
             normal = stats.norm(p[0, place], np.exp(p[1, place]))
             assert stats.kstest(x[:, place], normal.cdf).pvalue > 1e-3

@@ -16,8 +16,9 @@ _SAMPLES: Final = 5000
 
 
 def measure_columns(loaded: LoadedRun, target: Tensor, mean: Tensor, seed: int) -> dict[str, Any]:
-    """Of each column, by name. Of a quantity: the share of its variance that the reconstruction
-    explains, and mean and standard deviation of test rows and of samples. Of a category: the share
+    """Of each column, by name. If it is numeric: the share of its variance that the reconstruction
+    explains, and mean and standard deviation of test rows and of samples. If it is
+    categorical: the share
     of rows reconstructed, and how far the levels' frequencies are from those of samples."""
     x = target.cpu().double().numpy()
     again = samples.decode(loaded.model, mean).double().numpy()
@@ -25,9 +26,9 @@ def measure_columns(loaded: LoadedRun, target: Tensor, mean: Tensor, seed: int) 
     found: dict[str, Any] = {}
     for place, column in enumerate(loaded.model.spec.columns):
         real, rebuilt, new = (rows[:, place] for rows in (x, again, drawn))
-        if column.is_category:
+        if column.is_categorical:
             shares = [
-                np.bincount(values.astype(np.int64), minlength=column.choices) / len(values)
+                np.bincount(values.astype(np.int64), minlength=column.cardinality) / len(values)
                 for values in (real, new)
             ]
             found[column.name] = {

@@ -92,7 +92,7 @@ class LoadedRun:
             return Meaning(
                 "density",
                 "density in the units of the columns' numbers, times the probability of the "
-                "categories: it may be below 0",
+                "levels: it may be below 0",
             )
         return meaning(self.saved.config, self.dataset.test.x)
 

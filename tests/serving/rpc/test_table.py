@@ -33,7 +33,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> None:
-    """Equal in units of each column's standard deviation, and as categories."""
+    """Equal in units of each column's standard deviation, and as levels."""
     np.testing.assert_allclose(
         standardized(COLUMNS, found), standardized(COLUMNS, expected), atol=1e-3
     )
@@ -89,7 +89,7 @@ def test_scores_are_those_of_a_density_in_the_datas_units(client: Client, net: V
     found = client.reconstruct(X, include_scores=True, include_contributions=True)
     np.testing.assert_allclose(found.reconstruction_error, error, rtol=1e-4)
     assert found.contributions is not None
-    assert found.contributions.shape == X.shape  # one for each column, also of categories
+    assert found.contributions.shape == X.shape  # one for each column, also categorical
     np.testing.assert_allclose(found.contributions.sum(1), error, rtol=1e-4)
     np.testing.assert_allclose(found.elbo, -error - kl, rtol=1e-4)
     assert found.values_outside_range is None  # no value is refused, and none is outside
@@ -104,9 +104,9 @@ def test_scores_are_those_of_a_density_in_the_datas_units(client: Client, net: V
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (4, "row 0 holds 4 in the category 'color'; its values are sent as 0 to 3"),
-        (0.5, "row 0 holds 0.5 in the category"),
-        (-1, "row 0 holds -1 in the category"),
+        (4, "row 0 holds 4 in column 'color'; its values are sent as 0 to 3"),
+        (0.5, "row 0 holds 0.5 in column"),
+        (-1, "row 0 holds -1 in column"),
         (np.nan, "row 0 holds NaN or infinity"),
     ],
 )
