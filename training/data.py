@@ -17,11 +17,11 @@ from torch import Tensor
 
 from latentd.columns import Column
 from latentd.training import likelihoods, table_columns
-from latentd.training.arrays import Array
 from latentd.training.config import Config
-from latentd.training.datasets import permutation, read
 from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
+from latentd.training.readers.arrays import Array
+from latentd.training.readers.sources import permutation, read
 
 MAX_VALUES: Final = 1 << 22
 """The maximum number of x's values in one batch outside training. It bounds memory."""
@@ -116,6 +116,7 @@ def load(config: Config, run: Path | None = None, known: tuple[Column, ...] = ()
     Raises TrainingError, which says what is wrong, in which row, and what to do.
     """
     source = read(config, run)
+    table_columns.check_count(config.data, source.columns)
     if known and source.columns:
         aligned = table_columns.aligned(config.data, known, source.columns, source.x)
         source = source._replace(x=aligned, columns=known)

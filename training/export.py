@@ -38,10 +38,10 @@ from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.fp16 import to_half
-from latentd.training.mixed import Mixed
+from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.model import AE, GREEDY, Model, log_likelihood, to_data
 from latentd.training.objective import describe_elbo
-from latentd.training.picture_cache import PictureCache
+from latentd.training.readers.picture_cache import PictureCache
 from latentd.training.text import export as text_export
 from latentd.training.tolerances import TOLERANCES
 
@@ -254,7 +254,7 @@ def _golden(model: Model, x: Tensor) -> dict[str, Any]:
     z = torch.cat((mean, prior))
     params = model.decode(z)
     decoded, inputs = to_data(model, params), z
-    if isinstance(model.likelihood, Mixed):
+    if isinstance(model.likelihood, MixedLikelihood):
         choices = params.new_full((len(z), *model.spec.shape), GREEDY)
         choices[len(x) :] = 0.5  # half of the rows are drawn
         choices = model.likelihood.sure_choices(params, choices, seed=1)
@@ -274,7 +274,7 @@ def _golden(model: Model, x: Tensor) -> dict[str, Any]:
 def likelihood_format(model: Model, name: str, graph: bytes | None) -> bundle.Likelihood:
     """What the manifest says of the model's likelihood. graph: likelihood.onnx, if it has one."""
     likelihood = model.likelihood
-    if isinstance(likelihood, Mixed) and likelihood.parameters != ("mean", "log_std"):
+    if isinstance(likelihood, MixedLikelihood) and likelihood.parameters != ("mean", "log_std"):
         name = "mixed"
     return bundle.Likelihood(
         name,

@@ -2,7 +2,7 @@
 
 Rows have the data's own form: uint8 in 0..255 or float32 in [0, 1]. Only this module scales them,
 so the exported graphs contain the scaling. Rows of text are bytes and are not scaled. Rows with
-columns are float32 in units of their own, which `mixed` scales.
+columns are float32 in units of their own, which `likelihoods.mixed` scales.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from torch import Tensor, nn
 from latentd.training import likelihoods, networks
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
+from latentd.training.likelihoods.likelihood import (
+    IndependentLikelihood,
+    Likelihood,
+    PixelLikelihood,
+)
+from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.linear_vae import LinearVAE
-from latentd.training.mixed import Mixed
 from latentd.training.networks import gru
 from latentd.training.networks.resnet import Decoder, Encoder
 
@@ -61,10 +66,9 @@ class VAE(nn.Module):
         self.stride = networks.stride(config)
         self.binarize = config.binarization == "dynamic"
         self.likelihood = likelihoods.of(config, spec.columns)
-        mixed = self.likelihood if isinstance(self.likelihood, Mixed) else None
-        self.features = (
-            mixed.features if mixed else None
-        )  # a part of the model, so that it moves with it
+        mixed = self.likelihood if isinstance(self.likelihood, MixedLikelihood) else None
+        # A part of the model, so that it moves with it.
+        self.features = mixed.features if mixed else None
         shape = (mixed.features.width,) if mixed else spec.shape
         self.encoder, self.decoder = networks.build(
             config, shape, 2 * config.latent_size, self.likelihood.outputs
@@ -87,7 +91,7 @@ class VAE(nn.Module):
         return mean, log_var.clamp(*LOG_VAR_RANGE)
 
     def _encoder_input(self, x: Tensor) -> Tensor:
-        if isinstance(self.likelihood, Mixed):
+        if isinstance(self.likelihood, MixedLikelihood):
             return self.likelihood.inputs(x)
         return x if self.spec.text else to_unit(x)
 
@@ -95,10 +99,11 @@ class VAE(nn.Module):
         """float32 (rows, *latent_shape) -> params of p(x|z): float32 (rows, parameters, *shape)."""
         raw = self.decoder(z).float()
         if self.linear:
+            assert isinstance(self.likelihood, PixelLikelihood), "the config is not resolved"
             raw = self.likelihood.around(raw, self.linear.decode(z), self.linear.std)
         if self.log_std is not None:
             raw = torch.cat((raw, self.log_std.expand_as(raw[:, :1])), dim=1)
-        return self.likelihood.params(raw)
+        return _independent(self.likelihood).params(raw)
 
     def distortion(self, z: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) of target rows (rows, *shape): (rows,) nats."""
@@ -220,8 +225,14 @@ def to_unit(x: Tensor) -> Tensor:
 
 def to_data(model: Model, params: Tensor) -> Tensor:
     """E[x|z] in the data's form: the inverse of `to_unit`. Bytes are rounded half to even."""
-    mean = model.likelihood.mean(params)
+    mean = _independent(model.likelihood).mean(params)
     return (mean * 255).round().to(torch.uint8) if model.spec.dtype == "uint8" else mean
+
+
+def _independent(likelihood: Likelihood) -> IndependentLikelihood:
+    """The likelihood of a model whose rows are not text. A text's bytes depend on one another."""
+    assert isinstance(likelihood, IndependentLikelihood), "texts are decoded by gru.Decoder"
+    return likelihood
 
 
 def encoder_of(model: Model) -> nn.Module:
@@ -247,7 +258,7 @@ def decoded(model: Model, z: Tensor) -> Tensor:
 
 def decoder_rows(model: Model, z: Tensor, choices: Tensor | None = None) -> Tensor:
     """Rows of decoder.onnx's input for latents (rows, *latent_shape). Rows with columns also take a
-    choice for each of them: see `mixed`. None: the mean, or the likeliest level."""
+    choice for each of them: see `MixedLikelihood.draw`. None: the mean, or the likeliest level."""
     if not model.spec.columns:
         return z
     if choices is None:

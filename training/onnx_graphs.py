@@ -18,8 +18,8 @@ from onnxscript import opset18
 from torch import Tensor, nn
 
 from latentd.training import graph_checks
-from latentd.training.likelihoods import Likelihood
-from latentd.training.mixed import Mixed
+from latentd.training.likelihoods.likelihood import Likelihood
+from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.model import AE, Model, decoder_rows, to_data, to_unit
 
 MAX_ROWS: Final = 1 << 16  # upper end of the batch dimension's range
@@ -70,7 +70,7 @@ class MixedDecoderGraph(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         params = self.model.decode(z[:, : self.latents])
-        assert isinstance(self.model.likelihood, Mixed)
+        assert isinstance(self.model.likelihood, MixedLikelihood)
         return self.model.likelihood.draw(params, z[:, self.latents :]), params
 
 

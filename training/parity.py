@@ -16,7 +16,7 @@ from torch import Tensor
 from latentd import tables
 from latentd.training.data import Dataset, max_batch_rows
 from latentd.training.errors import RunFailed
-from latentd.training.mixed import Mixed
+from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.model import (
     AE,
     GREEDY,
@@ -160,7 +160,7 @@ class _Units:
         self._columns = model.spec.columns
         self.choices: Tensor | None = None
         self.decoded, self.slack = to_data(model, params), np.zeros(1)
-        if isinstance(model.likelihood, Mixed):
+        if isinstance(model.likelihood, MixedLikelihood):
             generator = torch.Generator().manual_seed(1)
             choices = torch.rand((len(params), len(self._columns)), generator=generator)
             choices[::2] = GREEDY

@@ -22,9 +22,9 @@ from latentd.training import (
     figures,
     machine,
     networks,
-    start,
     threads,
     trackers,
+    warm_start,
 )
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
@@ -78,7 +78,7 @@ def train(
         else:
             run.fit_linear_path()
             if run.config.encoder_from:
-                run.start_from(start.encoder(run.config, dataset.spec))
+                run.start_from(warm_start.encoder(run.config, dataset.spec))
         _warn_of_few_steps(run)
         try:
             out.mkdir(parents=True, exist_ok=True)

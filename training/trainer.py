@@ -85,7 +85,7 @@ class Trainer:
                 model.load_state_dict(weights)
 
     def start_from(self, encoder: Mapping[str, Tensor]) -> None:
-        """Start a new run with the weights of a trained encoder: see latentd.training.start."""
+        """Start a new run with the weights of a trained encoder: see `warm_start`."""
         for model in (self.model, self.eval_model):
             encoder_of(model).load_state_dict(encoder)
 

@@ -15,7 +15,7 @@ from latentd.__main__ import main as latentd
 from latentd.client import Client
 from latentd.training.config import Config
 from latentd.training.data import Dataset, load
-from latentd.training.image_files import find
+from latentd.training.readers.image_files import find
 from tests.support import photographs
 from tests.support.photographs import Photographs
 

@@ -22,7 +22,7 @@ from latentd.errors import BadData, ConfigError
 from latentd.readers.files import open_file
 from latentd.readers.parquet import TableReader
 from latentd.readers.rows import check_signature, make_chunk
-from latentd.training.image_folder import Settings, read_pictures
+from latentd.training.readers.image_folder import Settings, read_pictures
 from tests.support.sized import takes
 
 BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))

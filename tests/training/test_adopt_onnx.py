@@ -20,7 +20,7 @@ from latentd import bundle
 from latentd.client import Client
 from latentd.training.__main__ import main
 from latentd.training.adopt import adoption
-from latentd.training.image_folder import Settings, read_pictures
+from latentd.training.readers.image_folder import Settings, read_pictures
 from tests.support.adoption import COMMON, FREE, KL, photographs, published, refuse, run
 from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
 

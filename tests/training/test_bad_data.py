@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentd.training.arrays import read_numpy
 from latentd.training.errors import TrainingError
+from latentd.training.readers.arrays import read_numpy
 
 BYTES = np.arange(40 * 6, dtype=np.uint8).reshape(40, 2, 3)
 FLOATS = np.linspace(0, 1, 40 * 5, dtype=np.float32).reshape(40, 5)

@@ -15,8 +15,8 @@ from latentd.training import machine
 from latentd.training.config import Config
 from latentd.training.data import load
 from latentd.training.errors import TrainingError
-from latentd.training.image_files import find
-from latentd.training.image_folder import Settings, read_pictures
+from latentd.training.readers.image_files import find
+from latentd.training.readers.image_folder import Settings, read_pictures
 from tests.support.runs import TINY, lines
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -10,7 +10,7 @@ import torch
 
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
-from latentd.training.likelihoods import DiscretizedLogistic, Gaussian
+from latentd.training.likelihoods.pixels import DiscretizedLogistic, Gaussian
 from latentd.training.model import VAE, build
 from latentd.training.networks import resolve_architecture
 

@@ -20,20 +20,24 @@ from latentd.readers.rows import Chunk
 from latentd.shapes import Shape
 from latentd.training import checkpoint
 from latentd.training.config import Config
-from latentd.training.likelihoods import LIKELIHOODS, Likelihood
+from latentd.training.likelihoods import LIKELIHOODS
+from latentd.training.likelihoods.likelihood import PixelLikelihood
 from latentd.training.model import gaussian_kl, log_likelihood
 from tests.support.exports import export, source, train
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
-class Laplace(Likelihood):
+class Laplace(PixelLikelihood):
     """params: median and log scale of each pixel."""
 
     outputs, parameters, bounded, density = 2, ("median", "log_scale"), False, True
 
     def params(self, raw: Tensor) -> Tensor:
         return raw
+
+    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return torch.stack((mean + std * raw[:, 0], std.log() + raw[:, 1]), dim=1)
 
     def terms(self, x: Tensor, params: Tensor) -> Tensor:
         median, log_scale = params[:, 0], params[:, 1]

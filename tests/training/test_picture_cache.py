@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from latentd.training import image_folder, picture_cache
 from latentd.training.config import Config
 from latentd.training.data import Dataset, load
 from latentd.training.errors import TrainingError
+from latentd.training.readers import image_folder, picture_cache
 from tests.support.processes import StartProcess
 from tests.support.runs import TINY
 
@@ -192,7 +192,7 @@ def test_two_processes_decode_once(
 ) -> None:
     code = f"""
 from pathlib import Path
-from latentd.training import image_folder
+from latentd.training.readers import image_folder
 from latentd.training.config import Config
 from latentd.training.data import load
 read = image_folder.read_picture

@@ -14,12 +14,13 @@ from scipy import stats
 
 from latentd import bundle
 from latentd.columns import Column
-from latentd.training import data, export, table_columns, table_sheets
+from latentd.training import data, export, table_columns
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
-from latentd.training.mixed import normal_quantile
+from latentd.training.likelihoods.normal_quantile import normal_quantile
 from latentd.training.model import log_likelihood
-from latentd.training.table_file import Settings, read_table
+from latentd.training.readers.table import Settings, read_table
+from latentd.training.sheets import table as table_sheets
 from tests.support.table_bundle import COLUMNS, X, publish_table, table_model
 
 CSV = "age,city,well\n30,Rome,true\n41.5,Bonn,false\n,Rome,true\n7,,true\n"

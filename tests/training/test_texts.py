@@ -10,7 +10,7 @@ from latentd.texts import to_rows, to_texts
 from latentd.training import data
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
-from latentd.training.text_file import Settings, read_texts
+from latentd.training.readers.text import Settings, read_texts
 
 
 def written(tmp_path: Path, content: bytes) -> Path:

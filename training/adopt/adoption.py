@@ -16,7 +16,7 @@ import onnx
 from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes, Threshold
 from latentd.shapes import Axis, Sizes
-from latentd.training import graph_checks, image_files, publication, quantiles, tiles
+from latentd.training import graph_checks, publication, quantiles, tiles
 from latentd.training.adopt import glue, net, real_rows, row_scores, sounds
 from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate, NetRange, Reference
@@ -29,7 +29,8 @@ from latentd.training.adopt.onnx_pair import OnnxPair
 from latentd.training.adopt.pictures import Pictures
 from latentd.training.adopt.source import Report, Route, Source
 from latentd.training.errors import TrainingError
-from latentd.training.picture import Bad, read_picture
+from latentd.training.readers import image_files
+from latentd.training.readers.picture import Bad, read_picture
 from latentd.training.tolerances import TOLERANCES
 
 Array = npt.NDArray[Any]

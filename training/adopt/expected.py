@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from latentd.bundle import Manifest, RowShapes
 from latentd.shapes import SizeError
-from latentd.training import arrays
 from latentd.training.errors import TrainingError
+from latentd.training.readers import arrays
 
 Array = npt.NDArray[Any]
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latentd.bundle import Manifest
-from latentd.training import arrays
 from latentd.training.errors import TrainingError
+from latentd.training.readers import arrays
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
-from latentd.training.table_sheets import sampled
+from latentd.training.sheets.table import sampled
 
 _SAMPLES: Final = 5000
 

@@ -9,10 +9,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from latentd.training import figures, table_sheets
+from latentd.training import sheets
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
-from latentd.training.text import sheets as text_sheets
 
 _POINTS: Final = 2000  # rows in the latent map
 _BARS: Final = 100  # dimensions shown, in descending order of KL
@@ -22,23 +21,20 @@ _COLUMNS: Final = 12
 def draw(folder: Path, loaded: LoadedRun, result: dict[str, Any]) -> list[Path]:
     """Write kl.png (not for an autoencoder), latent.png and samples.png into `folder`; of a model
     of text its sheets of text, and of rows with columns its tables, instead of samples.png."""
-    if loaded.dataset.text:
+    if loaded.dataset.text or loaded.dataset.columns:
         model = copy.deepcopy(loaded.model).cpu()
-        sheets = text_sheets.draw(folder, model, loaded.dataset.test.x, result["seed"])
-    elif loaded.dataset.columns:
-        model = copy.deepcopy(loaded.model).cpu()
-        sheets = table_sheets.draw(folder, model, loaded.dataset.test.x, result["seed"])
+        drawn = sheets.draw(folder, model, loaded.dataset.test.x, result["seed"])
     else:
         z = samples.prior(8 * _COLUMNS, result["latent"]["size"], result["seed"])
-        sheets = [folder / "samples.png"]
-        figures.grid(sheets[0], torch.split(samples.decode(loaded.model, z), _COLUMNS))
+        images = torch.split(samples.decode(loaded.model, z), _COLUMNS)
+        drawn = [sheets.images.grid(folder / "samples.png", images)]
     latent = folder / "latent.png"
     _latent(latent, loaded, result)
     if "kl" not in result["latent"]:
-        return [latent, *sheets]
+        return [latent, *drawn]
     kl = folder / "kl.png"
     _kl(kl, result["latent"])
-    return [kl, latent, *sheets]
+    return [kl, latent, *drawn]
 
 
 def _kl(path: Path, latent: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from latentd.training.device import resolve_device
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import weights_digest
 from latentd.training.model import Model
-from latentd.training.picture_cache import PictureCache
+from latentd.training.readers.picture_cache import PictureCache
 from latentd.training.train import BEST
 
 _ENCODED: Final = 1024  # maximum rows per batch: bounds memory, changes no result

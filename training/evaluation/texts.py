@@ -17,8 +17,8 @@ from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
 from latentd.training.model import text_decoder
 from latentd.training.networks.gru import within
+from latentd.training.sheets import text as text_sheets
 from latentd.training.text import parity as text_parity
-from latentd.training.text import sheets
 
 DECODES: Final = 1000  # from the prior
 _SHOWN: Final = 10
@@ -46,7 +46,7 @@ def measure_texts(loaded: LoadedRun, mean: Tensor, seed: int) -> dict[str, Any]:
         "drawn_distinct": len(set(drawn)),
         "drawn_new": sum(text not in known for text in drawn),
         "drawn": drawn[:_SHOWN],
-        "ways": sheets.ways(loaded.model, mean[:_WAYS]),
+        "ways": text_sheets.ways(loaded.model, mean[:_WAYS]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Models of text: the sheets of a run, and the graphs of a bundle and their parity.
+"""Models of text as a bundle: its graphs, their parity, and its golden vectors.
 
-`networks.gru` is the net. `text_file` reads rows. `latentd.texts` says how a text becomes a row.
+`networks.gru` is the net. `readers.text` reads rows. `latentd.texts` says how a text becomes a row.
 """

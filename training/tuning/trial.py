@@ -22,7 +22,7 @@ from latentd.training.errors import TrainingError, is_out_of_memory
 from latentd.training.evaluation.active_units import ACTIVE, LatentUnits, measure_units
 from latentd.training.evaluation.loaded_run import LoadedRun
 from latentd.training.evaluation.results_file import weights_digest
-from latentd.training.picture_cache import FOLDER as PICTURES
+from latentd.training.readers.picture_cache import FOLDER as PICTURES
 from latentd.training.signals import Stopped, StopRequest
 from latentd.training.train import BEST, LAST, train
 from latentd.training.tuning.study import MEASURED, Claimed, TrialStudy

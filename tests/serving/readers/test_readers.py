@@ -38,7 +38,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_both_halves_read_the_same_images(tmp_path: Path) -> None:
-    from latentd.training import image_files
+    from latentd.training.readers import image_files
 
     assert set(kinds.PICTURES) == set(image_files.SUFFIXES)
     root = touch(tmp_path, "a.PNG", "sub/b.gif", "c.pgm", "d.heic", "._a.png", ".hidden/e.png")
@@ -50,7 +50,7 @@ def test_both_halves_read_the_same_images(tmp_path: Path) -> None:
 
 
 def test_both_halves_convert_images_alike(tmp_path: Path) -> None:
-    from latentd.training.image_folder import Settings, read_pictures
+    from latentd.training.readers.image_folder import Settings, read_pictures
 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
     exif = Image.Exif()

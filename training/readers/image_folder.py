@@ -22,8 +22,8 @@ from latentd.training import machine
 from latentd.training.config import parse_size
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable, require_memory
-from latentd.training.image_files import SUFFIXES, Search, find
-from latentd.training.picture import (
+from latentd.training.readers.image_files import SUFFIXES, Search, find
+from latentd.training.readers.picture import (
     Bad,
     Header,
     Pixels,

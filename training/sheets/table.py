@@ -15,7 +15,7 @@ from torch import Tensor
 from latentd.columns import OTHER, Column
 from latentd.tables import to_csv, to_values
 from latentd.training.data import max_batch_rows
-from latentd.training.mixed import Mixed
+from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.model import Model, decoded
 
 _RECONSTRUCTIONS: Final = 200
@@ -54,7 +54,7 @@ def sampled(model: Model, count: int, seed: int) -> Tensor:
     """Rows (count, columns) drawn from p(x|z) for z drawn from the prior. model: on the CPU."""
     noise = torch.Generator().manual_seed(seed)
     z = torch.randn((count, *model.latent_shape), generator=noise)
-    assert isinstance(model.likelihood, Mixed)
+    assert isinstance(model.likelihood, MixedLikelihood)
     choices = torch.rand((count, len(model.spec.columns)), generator=noise)
     batch = max_batch_rows(model.output_shape, count)  # params may be 256 numbers of each column
     parts = zip(torch.split(z, batch), torch.split(choices, batch), strict=True)

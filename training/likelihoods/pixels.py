@@ -1,58 +1,21 @@
-"""p(x|z): its parameters from the decoder's outputs, its -log p(x|z), and its mean.
+"""The likelihoods of images, and of other rows of values in [0, 1]: Config.likelihood's choices.
 
-Every `params` is float32 (rows, parameters, *shape). Every x is float32 (rows, *shape), scaled to
-[0, 1].
-
-A likelihood is written once, here. To add one, write a class, add it to `LIKELIHOODS`, and add its
-name to Config.likelihood's choices. The class also makes its graph and its part of the manifest.
+To add one, write a class here, add it to `likelihoods.LIKELIHOODS`, and add its name to
+Config.likelihood's choices. The class also makes its graph and its part of the manifest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentd.columns import Column
-from latentd.training.config import Config
-from latentd.training.mixed import Mixed
-from latentd.training.networks.gru import BYTES, within
+from latentd.training.likelihoods.likelihood import PixelLikelihood
 
 
-class Likelihood(Protocol):
-    """The interface of a likelihood, and the base of each."""
-
-    outputs: int  # network outputs for each element of x
-    parameters: tuple[str, ...]  # the name of each parameter of an element of x
-    bounded: bool = True  # defined for x in [0, 1] only
-    density: bool = False  # p is a density, not a probability
-    shared: bool = False  # the model adds the last parameter, one learned number for all elements
-    binary: bool = False  # defined for 0 and 1: serving's Score moves each element to one of them
-
-    def params(self, raw: Tensor) -> Tensor:
-        """The network's unbounded outputs (rows, outputs, *shape) -> parameters."""
-
-    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """The network's outputs around this mean (rows, *shape) and standard deviation (): those of
-        0 give roughly these. Means are in units of the standard deviation."""
-
-    def terms(self, x: Tensor, params: Tensor) -> Tensor:
-        """-log p(x|z) in nats as terms to be summed over each row: (rows, ...). Training sums them
-        in float32, the graph that scores rows in float64."""
-
-    def mean(self, params: Tensor) -> Tensor:
-        """E[x|z] in [0, 1]: (rows, *shape)."""
-
-    def nll(self, x: Tensor, params: Tensor) -> Tensor:
-        """-log p(x|z) in nats, summed over each row: (rows,)."""
-        return self.terms(x, params).flatten(1).sum(1)
-
-
-class Bernoulli(Likelihood):
+class Bernoulli(PixelLikelihood):
     """params: one logit for each pixel. For grey x, -log p is a cross-entropy, not a likelihood."""
 
     outputs, parameters, binary = 1, ("logit",), True
@@ -70,7 +33,7 @@ class Bernoulli(Likelihood):
         return params[:, 0].sigmoid()
 
 
-class Gaussian(Likelihood):
+class Gaussian(PixelLikelihood):
     """params: mean and log standard deviation of each pixel. p is a density, so -log p may be
     negative.
 
@@ -106,7 +69,7 @@ class Gaussian(Likelihood):
         return params[:, 0].clamp(0, 1)
 
 
-class DiscretizedLogistic(Likelihood):
+class DiscretizedLogistic(PixelLikelihood):
     """params: mean and log scale of a logistic distribution for each pixel. Levels are 1/255 apart.
     A byte's probability is the mass between the midpoints to its neighbors; 0 and 255 include the
     tails. p is a probability, so -log p is never negative. Kingma et al. (2016), arXiv:1606.04934;
@@ -137,51 +100,7 @@ class DiscretizedLogistic(Likelihood):
         return params[:, 0].clamp(0, 1)
 
 
-class Categorical(Likelihood):
-    """Of text: each byte given those before it, up to the text's end and with it. So there are no
-    parameters of an element without the text itself: `gru.Decoder` gives logits (rows, length - 1,
-    256) for a text, and -log p(x|z) is the sum over its bytes.
-    """
-
-    outputs, parameters = BYTES, ()
-
-    def params(self, raw: Tensor) -> Tensor:
-        return raw
-
-    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        raise NotImplementedError("bytes of text have no mean")
-
-    def mean(self, params: Tensor) -> Tensor:
-        raise NotImplementedError("bytes of text have no mean")
-
-    def terms(self, x: Tensor, params: Tensor) -> Tensor:
-        """x: rows of bytes (rows, length). params: the decoder's logits for these texts."""
-        # The last byte of a row is always an end.
-        tokens = x[:, :-1].long().remainder(BYTES)
-        nll = F.cross_entropy(params.transpose(1, 2), tokens, reduction="none")
-        return nll * within(x)[:, :-1]
-
-
 def _with_log_floor(raw: Tensor, log_floor: float) -> Tensor:
     """Unchanged means, and log widths bent so that none is below `log_floor`."""
     mean, log_width = raw.chunk(2, dim=1)
     return torch.cat((mean, log_floor + F.softplus(log_width - log_floor)), dim=1)
-
-
-LIKELIHOODS: Final[dict[str, Callable[[Config], Likelihood]]] = {
-    "bernoulli": lambda config: Bernoulli(),
-    "gaussian": lambda config: Gaussian(
-        config.least_std, config.fixed_std, shared=config.std == "shared"
-    ),
-    "discretized-logistic": lambda config: DiscretizedLogistic(),
-}
-"""Those of rows whose elements are independent given z. Categorical is the one of text."""
-
-
-def of(config: Config, columns: Sequence[Column] = ()) -> Likelihood:
-    """The likelihood of a run. columns: of rows in units of their own."""
-    if columns:
-        return Mixed(config, columns)
-    if config.likelihood == "categorical":
-        return Categorical()
-    return LIKELIHOODS[config.likelihood](config)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from latentd.texts import to_rows
-from latentd.training.arrays import Arrays
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable, read_plain, require_memory
+from latentd.training.readers.arrays import Arrays
 from latentd.training.settings import MAX_TEXT_LENGTH
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"

@@ -22,9 +22,9 @@ import numpy as np
 
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable
-from latentd.training.image_folder import Allocate, Pictures
 from latentd.training.machine import format_bytes
-from latentd.training.picture import Pixels
+from latentd.training.readers.image_folder import Allocate, Pictures
+from latentd.training.readers.picture import Pixels
 
 FOLDER: Final = "pictures"
 _PIXELS: Final = "pixels.npy"

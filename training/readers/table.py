@@ -15,11 +15,10 @@ import numpy as np
 
 from latentd.columns import MAX_LEVELS, MAX_NAME, OTHER, Column
 from latentd.tables import as_level
-from latentd.training.arrays import Array, Arrays
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable, read_plain, require_memory
-from latentd.training.table_columns import check_count
+from latentd.training.readers.arrays import Array, Arrays
 
 _PARQUET: Final = (".parquet", ".pq")
 TABLES: Final = (".csv", ".tsv", *_PARQUET)
@@ -77,7 +76,6 @@ def read_table(path: Path, settings: Settings) -> Arrays:
         numbers.append(found)
     if not columns:
         raise TrainingError(f"{name} has no column to learn from; --ignore-columns names all.")
-    check_count(name, columns)
     notes += _describe(name, columns)
     return Arrays(
         np.stack(numbers, axis=1),

@@ -19,17 +19,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from latentd.training.arrays import Arrays, read_idx, read_numpy
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable
-from latentd.training.image_files import find
-from latentd.training.image_folder import Settings, read_pictures
-from latentd.training.picture_cache import PictureCache
-from latentd.training.table_file import TABLES, read_table
-from latentd.training.table_file import Settings as TableSettings
-from latentd.training.text_file import Settings as TextSettings
-from latentd.training.text_file import read_texts
+from latentd.training.readers.arrays import Arrays, read_idx, read_numpy
+from latentd.training.readers.image_files import find
+from latentd.training.readers.image_folder import Settings, read_pictures
+from latentd.training.readers.picture_cache import PictureCache
+from latentd.training.readers.table import TABLES, read_table
+from latentd.training.readers.table import Settings as TableSettings
+from latentd.training.readers.text import Settings as TextSettings
+from latentd.training.readers.text import read_texts
 
 SOURCE_FORMS: Final = (
     "digits, mnist-5k, idx:DIR, npz:FILE, npz:FILE:ARRAY, images:DIR, text:FILE or table:FILE"
@@ -141,7 +141,7 @@ def _either(folder: Path, name: str, dimensions: int) -> Path:
 
 
 def _npz(where: str, config: Config, run: Path | None) -> Arrays:
-    """FILE or FILE:ARRAY. See latentd.training.arrays."""
+    """FILE or FILE:ARRAY. See latentd.training.readers.arrays."""
     file, colon, key = where.rpartition(":")
     try:
         if colon and not Path(where).exists() and Path(file).exists():
@@ -152,7 +152,7 @@ def _npz(where: str, config: Config, run: Path | None) -> Arrays:
 
 
 def _images(where: str, config: Config, run: Path | None) -> Arrays:
-    """Every picture under a folder. See latentd.training.image_folder."""
+    """Every picture under a folder. See latentd.training.readers.image_folder."""
     folder = _folder(where, "images:DIR names a folder of pictures")
     settings = Settings(config.image_size, config.color, config.bad_images == "skip")
     found, order = find(folder), partial(permutation, config)
@@ -172,12 +172,12 @@ def _images(where: str, config: Config, run: Path | None) -> Arrays:
 
 
 def _text(where: str, config: Config, run: Path | None) -> Arrays:
-    """A file with one text a line. See latentd.training.text_file."""
+    """A file with one text a line. See latentd.training.readers.text."""
     return read_texts(Path(where), TextSettings.of(config))
 
 
 def _table(where: str, config: Config, run: Path | None) -> Arrays:
-    """A CSV or Parquet file. See latentd.training.table_file."""
+    """A CSV or Parquet file. See latentd.training.readers.table."""
     return read_table(Path(where), TableSettings.of(config))
 
 

@@ -20,9 +20,14 @@ from torch import Tensor, nn
 
 from latentd.columns import Column
 from latentd.training.config import Config
+from latentd.training.likelihoods.likelihood import IndependentLikelihood
+from latentd.training.likelihoods.normal_quantile import normal_quantile
 
 _NONE: Final = -1e4  # a logit of no probability; float16 has it
 _LOG_STD: Final = -0.7  # where a learned standard deviation starts: half of the column's own
+_SMALLEST: Final = 2.0**-24  # of a quantile, and of its distance to 1: both are finite numbers
+_SURE: Final = 1e-3  # the least margin of a choice that rounding cannot change
+_TRIES: Final = 64  # other choices that are drawn for an unsure one
 
 
 class Features(nn.Module):
@@ -76,8 +81,8 @@ class Features(nn.Module):
         return padded.index_select(1, self.slots).view(-1, *self.used.shape)
 
 
-class Mixed:
-    """Of rows (rows, columns): the input of the encoder, and a likelihood as in `likelihoods`.
+class MixedLikelihood(IndependentLikelihood):
+    """Of rows (rows, columns). It also makes the input of the encoder.
 
     The nets see features: numeric columns standardized, categorical ones one-hot. They give as many
     numbers, once for means and logits and, if --std is pixel, once more for the standard deviations
@@ -100,10 +105,6 @@ class Mixed:
         self.log_std_start = torch.full((own,), _LOG_STD)
         self.log_floor = math.log(config.least_column_std)
         self.log_fixed_std = None if config.fixed_std is None else math.log(config.fixed_std)
-
-    def around(self, raw: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """As Likelihood.around."""
-        raise NotImplementedError("only images have a linear path")
 
     def inputs(self, x: Tensor) -> Tensor:
         """Rows (rows, columns) -> what the encoder sees: (rows, width)."""
@@ -149,10 +150,6 @@ class Mixed:
         categorical = -torch.where(chosen, params, 0.0).sum(1)
         return torch.where(features.is_numeric, gaussian, categorical)
 
-    def nll(self, x: Tensor, params: Tensor) -> Tensor:
-        """-log p(x|z) in nats, summed over each row: (rows,)."""
-        return self.terms(x, params).sum(1)
-
     def mean(self, params: Tensor) -> Tensor:
         """The mean of each numeric column, the likeliest level of each categorical one."""
         features = self.features
@@ -195,34 +192,3 @@ class Mixed:
             drawn = torch.rand(choices.shape, generator=generator)
             choices = torch.where(unsure, drawn, choices)
         return choices
-
-
-_SMALLEST: Final = 2.0**-24
-_SURE: Final = 1e-3
-_TRIES: Final = 64
-
-# Giles (2010), "Approximating the erfinv function": relative error near 3e-7, in float32.
-_CENTER: Final = (
-    *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
-    *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
-)
-_TAIL: Final = (
-    *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
-    *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
-)
-
-
-def normal_quantile(uniform: Tensor) -> Tensor:
-    """The inverse of the normal distribution's function, of numbers between 0 and 1. ONNX has no
-    such operator."""
-    y = 2 * uniform - 1
-    w = -(4 * uniform * (1 - uniform)).log()
-    center, tail = _polynomial(_CENTER, w - 2.5), _polynomial(_TAIL, w.clamp(min=5).sqrt() - 3)
-    return math.sqrt(2) * y * torch.where(w < 5, center, tail)
-
-
-def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    result = coefficients[0] * x + coefficients[1]
-    for coefficient in coefficients[2:]:
-        result = result * x + coefficient
-    return result

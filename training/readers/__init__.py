@@ -1,0 +1,1 @@
+"""Read what --data names into arrays: files of numbers, images, texts and tables."""
