@@ -22,7 +22,7 @@ from latentd.errors import BadData, ConfigError
 from latentd.readers.files import open_file
 from latentd.readers.parquet import TableReader
 from latentd.readers.rows import check_signature, make_chunk
-from latentd.training.readers.image_folder import Settings, read_pictures
+from latentd.training.readers.image_folder import ImageOptions, read_pictures
 from tests.support.sized import takes
 
 BYTES = DataSpec("image", (4, 4), "uint8", (0, 255))
@@ -266,7 +266,7 @@ def test_images_are_resized_and_rotated_as_in_training(jobs, tmp_path, kind):
     exif[0x0112] = 6  # the camera was held sideways: rotate by 90 degrees
     for i, row in enumerate(large):
         Image.fromarray(row).save(folder / f"{i}.png", exif=exif if i == 2 else None)
-    wanted = read_pictures(folder, Settings("4x4")).pixels
+    wanted = read_pictures(folder, ImageOptions("4x4")).pixels
     source = folder
     if kind == "table":
         source = tmp_path / "x.parquet"

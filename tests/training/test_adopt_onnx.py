@@ -20,7 +20,7 @@ from latentd import bundle
 from latentd.client import Client
 from latentd.training.__main__ import main
 from latentd.training.adopt import adoption
-from latentd.training.readers.image_folder import Settings, read_pictures
+from latentd.training.readers.image_folder import ImageOptions, read_pictures
 from tests.support.adoption import COMMON, FREE, KL, photographs, published, refuse, run
 from tests.support.foreign_graphs import byte_pair, kl_pair, vector_pair
 
@@ -246,7 +246,7 @@ def test_pictures_of_the_owner_are_read_as_in_training(tmp_path):
     Image.fromarray(transparent).save(tmp_path / "a.png")
     sixteen_bits = np.arange(2000, dtype=np.uint16).reshape(40, 50) * 32
     Image.fromarray(sixteen_bits).save(tmp_path / "b.png")
-    expected = read_pictures(tmp_path, Settings(color="rgb")).pixels
+    expected = read_pictures(tmp_path, ImageOptions(color="rgb")).pixels
     np.testing.assert_array_equal(adoption._pictures(tmp_path), expected)
     assert (expected[0] == 255).all()
 

@@ -16,7 +16,7 @@ from latentd.training.config import Config
 from latentd.training.data import load
 from latentd.training.errors import TrainingError
 from latentd.training.readers.image_files import find
-from latentd.training.readers.image_folder import Settings, read_pictures
+from latentd.training.readers.image_folder import ImageOptions, read_pictures
 from tests.support.runs import TINY, lines
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -55,7 +55,7 @@ def test_used_and_skipped_files_are_counted(tmp_path: Path) -> None:
         "17 files found, 8 taken, 9 left out (3 hidden, 2 .heic, 1 without a suffix, 1 not plain "
         "files, 1 .txt, 1 links to folders read already); pictures of kind .heic are not read"
     )
-    pictures = read_pictures(folder, Settings())
+    pictures = read_pictures(folder, ImageOptions())
     assert pictures.pixels.shape == (8, 8, 9, 3)
     assert found.summary() in pictures.notes[0]
 
@@ -104,7 +104,7 @@ def test_all_bad_files_are_reported_together_and_can_be_skipped(cli: Cli, tmp_pa
 def test_folder_of_bad_files_only_is_rejected_even_when_skipping(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(TrainingError, match="1 of 1 files cannot be used"):
-        read_pictures(tmp_path, Settings(skip_bad=True))
+        read_pictures(tmp_path, ImageOptions(skip_bad=True))
 
 
 @pytest.mark.parametrize("damaged", [[0], [9], [8, 9], [0, 9], [1, 4, 8], list(range(9))])
@@ -115,7 +115,7 @@ def test_rows_of_damaged_images_are_filled(tmp_path: Path, damaged: list[int]) -
         if i in damaged:
             path.write_bytes(path.read_bytes()[:44])
     order = np.random.default_rng(0).permutation
-    pictures = read_pictures(tmp_path, Settings(skip_bad=True), order=order)
+    pictures = read_pictures(tmp_path, ImageOptions(skip_bad=True), order=order)
     shown = pictures.pixels[:, 0, 0, 0].tolist()
     assert (pictures.pixels == pictures.pixels[:, :1, :1]).all()
     assert sorted(shown) == [i for i in range(10) if i not in damaged]
@@ -140,7 +140,7 @@ def test_each_image_mode_is_converted(tmp_path: Path) -> None:
     for name, (image, _) in cases.items():
         image.save(tmp_path / name)
     np.testing.assert_array_equal(
-        read_pictures(tmp_path, Settings()).pixels,
+        read_pictures(tmp_path, ImageOptions()).pixels,
         np.stack([wanted for _, wanted in cases.values()]),
     )
     palette = Image.new("P", (9, 8), 1)
@@ -152,7 +152,7 @@ def test_each_image_mode_is_converted(tmp_path: Path) -> None:
     }
     for name, (image, _) in colored.items():
         image.save(tmp_path / name)
-    pictures = read_pictures(tmp_path, Settings())
+    pictures = read_pictures(tmp_path, ImageOptions())
     assert pictures.pixels.shape == (7, 8, 9, 3)  # one color image makes all of them color
     for pixels, (_, color) in zip(pictures.pixels[4:], colored.values(), strict=True):
         assert (pixels == color).all(), color
@@ -169,7 +169,7 @@ def test_only_orientation_is_read_from_exif(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "b.jpg", exif=srational_exif())
     with Image.open(tmp_path / "b.jpg") as image, pytest.raises(Exception, match="argument out"):
         ImageOps.exif_transpose(image)
-    pixels = read_pictures(tmp_path, Settings()).pixels
+    pixels = read_pictures(tmp_path, ImageOptions()).pixels
     assert pixels.shape == (2, 9, 8)
     np.testing.assert_array_equal(pixels[0], np.rot90(GREY, -1))
 
@@ -222,7 +222,7 @@ def test_images_larger_than_memory_are_rejected_before_reading(
         save(tmp_path / f"{i}.png")
     monkeypatch.setattr(machine, "memory", lambda: 6 * 8 * 9 * 3 - 2)
     with pytest.raises(TrainingError, match="at most half of the available memory"):
-        read_pictures(tmp_path, Settings())
+        read_pictures(tmp_path, ImageOptions())
 
 
 def test_image_of_too_many_pixels_is_a_bad_file(
@@ -231,4 +231,4 @@ def test_image_of_too_many_pixels_is_a_bad_file(
     save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # the image has 72: Pillow would only warn
     with pytest.raises(TrainingError, match="1 of more than 50 pixels"):
-        read_pictures(tmp_path, Settings())
+        read_pictures(tmp_path, ImageOptions())

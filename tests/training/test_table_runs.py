@@ -64,7 +64,7 @@ def test_a_table_is_trained_evaluated_exported_served_and_scored(
     assert "columns as the data has them, in their own units" in out
     result = json.loads((run / "evaluation.json").read_text())
     assert set(result["columns"]) == {"volts", "pascal", "state", "alarm"}
-    assert result["columns"]["pascal"]["std"][1] == pytest.approx(3300, rel=0.5)
+    assert result["columns"]["pascal"]["sample_std"] == pytest.approx(3300, rel=0.5)
 
     status, _, err = cli(
         "export", "--checkpoint", run / "best.pt", "--bundles", models, "--name", "s"

@@ -19,7 +19,7 @@ from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.likelihoods.normal_quantile import normal_quantile
 from latentd.training.model import log_likelihood
-from latentd.training.readers.table import Settings, read_table
+from latentd.training.readers.table import TableOptions, read_table
 from latentd.training.sheets import table as table_sheets
 from tests.support.table_bundle import COLUMNS, X, publish_table, table_model
 
@@ -38,7 +38,7 @@ def many(tmp_path: Path, rows: int = 60) -> Path:
 
 
 def test_numbers_are_numeric_and_text_and_booleans_are_categorical(tmp_path: Path) -> None:
-    found = read_table(written(tmp_path, CSV), Settings())
+    found = read_table(written(tmp_path, CSV), TableOptions())
     names = [(column.name, column.levels) for column in found.columns]
     assert names == [("age", ()), ("city", ("Bonn", "Rome")), ("well", ("false", "true"))]
     nan = np.nan
@@ -47,7 +47,7 @@ def test_numbers_are_numeric_and_text_and_booleans_are_categorical(tmp_path: Pat
 
 
 def test_parquet_and_tabs_give_the_same(tmp_path: Path) -> None:
-    expected = read_table(written(tmp_path, CSV), Settings())
+    expected = read_table(written(tmp_path, CSV), TableOptions())
     table = pa.table(
         {
             "age": [30, 41.5, None, 7],
@@ -57,14 +57,14 @@ def test_parquet_and_tabs_give_the_same(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "t.parquet")
     for path in (tmp_path / "t.parquet", written(tmp_path, CSV.replace(",", "\t"), "t.tsv")):
-        found = read_table(path, Settings())
+        found = read_table(path, TableOptions())
         assert found.columns == expected.columns
         np.testing.assert_array_equal(found.x, expected.x)
 
 
 def test_columns_are_left_out_taken_as_codes_and_as_labels(tmp_path: Path) -> None:
     path = written(tmp_path, "id,code,y\na,3,no\nb,7,yes\nc,3,no\n")
-    found = read_table(path, Settings(("id",), ("code",), "y"))
+    found = read_table(path, TableOptions(("id",), ("code",), "y"))
     assert found.columns == (Column("code", ("3", "7")),)
     assert found.x.tolist() == [[0], [1], [0]]
     assert found.y is not None
@@ -90,44 +90,44 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, content: str, message: 
     path = tmp_path / "t.csv"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(TrainingError, match=message):
-        read_table(path, Settings())
+        read_table(path, TableOptions())
 
 
 def test_a_parquet_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({}), path)
     with pytest.raises(TrainingError, match=r"t\.parquet has no columns"):
-        read_table(path, Settings())
+        read_table(path, TableOptions())
     pq.write_table(pa.table({"a": list(range(1000))}), path)
     content = bytearray(path.read_bytes())
     content[4:400] = bytes(byte ^ 0x5A for byte in content[4:400])
     path.write_bytes(content)
     with pytest.raises(TrainingError, match=r"t\.parquet cannot be read as a Parquet file: \w+"):
-        read_table(path, Settings())
+        read_table(path, TableOptions())
 
 
 def test_an_empty_line_of_one_column_is_a_missing_value(tmp_path: Path) -> None:
-    x = read_table(written(tmp_path, "\na\n1\n\n3\n"), Settings()).x
+    x = read_table(written(tmp_path, "\na\n1\n\n3\n"), TableOptions()).x
     np.testing.assert_array_equal(x, [[1], [np.nan], [3]])
 
 
 def test_a_column_of_numbers_with_a_typo_is_not_learned_as_categorical(tmp_path: Path) -> None:
     path = written(tmp_path, "a\n1.5\n2\n3\n12o\n")
     with pytest.raises(TrainingError, match=r"but also '12o'\. .* --categorical-columns"):
-        read_table(path, Settings())
-    (column,) = read_table(path, Settings(categorical_columns=("a",))).columns
+        read_table(path, TableOptions())
+    (column,) = read_table(path, TableOptions(categorical_columns=("a",))).columns
     assert column.levels == ("1.5", "12o", "2", "3")
 
 
 def test_a_category_of_too_many_values_is_refused(tmp_path: Path) -> None:
     lines = [f"n{number}" for number in range(300)]
     with pytest.raises(TrainingError, match="column 'a' has 300 different values; 255 are"):
-        read_table(written(tmp_path, "a\n" + "\n".join(lines)), Settings())
+        read_table(written(tmp_path, "a\n" + "\n".join(lines)), TableOptions())
 
 
 def test_a_flag_that_names_no_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"--ignore-columns: .* no column 'ages'; it has age"):
-        read_table(written(tmp_path, CSV), Settings(ignore_columns=("ages",)))
+        read_table(written(tmp_path, CSV), TableOptions(ignore_columns=("ages",)))
 
 
 def test_missing_values_are_refused_by_column_and_count(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_an_evaluation_of_too_many_columns_is_left_out_of_the_manifest(
 ) -> None:
     manifest = bundle.load(publish_table(tmp_path)).manifest
     assert export.fitted(manifest) is manifest
-    measured = {f"x{number}": {"explained": 1 / 3, "mean": [1 / 3] * 9} for number in range(4096)}
+    measured = {f"x{number}": {"r2": 1 / 3, "mean": [1 / 3] * 9} for number in range(4096)}
     found = export.fitted(replace(manifest, evaluation={"nll": 1.0, "columns": measured}))
     assert found.evaluation == {"nll": 1.0}
     assert "evaluation.json has them" in capsys.readouterr().err
@@ -336,7 +336,7 @@ def test_the_normal_quantile_is_that_of_scipy() -> None:
 
 def test_rows_of_another_table_are_those_of_the_models_columns(tmp_path: Path) -> None:
     known = (Column("city", ("Bonn", "Oslo")), Column("age"))
-    found = read_table(written(tmp_path, CSV), Settings())
+    found = read_table(written(tmp_path, CSV), TableOptions())
     rows = table_columns.aligned("t", known, found.columns, found.x)
     np.testing.assert_array_equal(rows, [[2, 30], [0, 41.5], [2, np.nan], [np.nan, 7]])
     with pytest.raises(TrainingError, match="t has no column 'pay', which the model needs"):

@@ -45,11 +45,11 @@ def test_an_evaluation_of_a_run_on_text(cli: Cli, tmp_path: Path) -> None:
     lines = words.read_text().splitlines()
     assert 9 * found["rows"] < texts["bytes"] <= (len(max(lines, key=len)) + 1) * found["rows"]
     assert texts["words"] == 3 * found["rows"]
-    assert math.isclose(texts["nll_of_byte"], bound["nll"] * found["rows"] / texts["bytes"])
-    assert math.isclose(texts["perplexity_of_byte"], 2 ** texts["bits_of_byte"])
+    assert math.isclose(texts["nll_per_byte"], bound["nll"] * found["rows"] / texts["bytes"])
+    assert math.isclose(texts["perplexity_per_byte"], 2 ** texts["bits_per_byte"])
     of_word = bound["nll"] * found["rows"] / (4 * found["rows"])
-    assert math.isclose(texts["perplexity_of_word"], math.exp(of_word))
-    assert 1 <= texts["greedy_distinct"] <= 1000
+    assert math.isclose(texts["perplexity_per_word"], math.exp(of_word))
+    assert 1 <= texts["distinct_greedy_decodes"] <= 1000
     assert found["latent"]["collapsed"]  # two epochs teach it nothing
     assert "COLLAPSED" in printed
     assert printed.count("between two test rows") == 4

@@ -10,7 +10,7 @@ from latentd.texts import to_rows, to_texts
 from latentd.training import data
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
-from latentd.training.readers.text import Settings, read_texts
+from latentd.training.readers.text import TextOptions, read_texts
 
 
 def written(tmp_path: Path, content: bytes) -> Path:
@@ -20,13 +20,13 @@ def written(tmp_path: Path, content: bytes) -> Path:
 
 
 def read(tmp_path: Path, content: bytes, **settings: object) -> tuple[list[str], tuple[str, ...]]:
-    found = read_texts(written(tmp_path, content), Settings(**settings))  # type: ignore[arg-type]
+    found = read_texts(written(tmp_path, content), TextOptions(**settings))  # type: ignore[arg-type]
     assert found.text
     return to_texts(found.x), found.notes
 
 
 def test_lines_are_rows_that_end_in_zeros(tmp_path: Path) -> None:
-    found = read_texts(written(tmp_path, "ab\nçé\n\n".encode()), Settings())
+    found = read_texts(written(tmp_path, "ab\nçé\n\n".encode()), TextOptions())
     assert found.x.tolist() == [[97, 98, 0, 0, 0], [195, 167, 195, 169, 0]]
     assert to_texts(found.x) == ["ab", "çé"]
 
@@ -88,7 +88,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, reaso
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(TrainingError, match=r"nowhere\.txt does not exist; text:FILE names"):
-        read_texts(Path("nowhere.txt"), Settings())
+        read_texts(Path("nowhere.txt"), TextOptions())
 
 
 def test_made_up_bytes_become_replacement_characters() -> None:

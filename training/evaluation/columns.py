@@ -17,9 +17,11 @@ _SAMPLES: Final = 5000
 
 def measure_columns(loaded: LoadedRun, target: Tensor, mean: Tensor, seed: int) -> dict[str, Any]:
     """Of each column, by name. If it is numeric: the share of its variance that the reconstruction
-    explains, and mean and standard deviation of test rows and of samples. If it is
-    categorical: the share
-    of rows reconstructed, and how far the levels' frequencies are from those of samples."""
+    explains, and mean and standard deviation of test rows and of samples. If it is categorical: the
+    share of rows reconstructed, and how far the levels' frequencies are from those of samples.
+
+    target: test rows (rows, columns), in the data's units. mean: their codes (rows, latents).
+    """
     x = target.cpu().double().numpy()
     again = samples.decode(loaded.model, mean).double().numpy()
     drawn = sampled(copy.deepcopy(loaded.model).cpu(), _SAMPLES, seed).double().numpy()
@@ -32,15 +34,17 @@ def measure_columns(loaded: LoadedRun, target: Tensor, mean: Tensor, seed: int) 
                 for values in (real, new)
             ]
             found[column.name] = {
-                "reconstructed": float((real == rebuilt).mean()),
+                "accuracy": float((real == rebuilt).mean()),
                 "total_variation": float(0.5 * np.abs(shares[0] - shares[1]).sum()),
             }
         else:
             variance = real.var()
             error = np.square(real - rebuilt).mean()
             found[column.name] = {
-                "explained": float(1 - error / variance) if variance else None,
-                "mean": [float(real.mean()), float(new.mean())],
-                "std": [float(real.std()), float(new.std())],
+                "r2": float(1 - error / variance) if variance else None,
+                "mean": float(real.mean()),
+                "std": float(real.std()),
+                "sample_mean": float(new.mean()),
+                "sample_std": float(new.std()),
             }
     return found

@@ -94,7 +94,7 @@ def evaluate(loaded: LoadedRun, options: Options) -> dict[str, Any]:
         collapse = None
         if is_text:
             texts = result["texts"]
-            distinct = texts["greedy_distinct"] / texts["decodes"]
+            distinct = texts["distinct_greedy_decodes"] / texts["decodes"]
             collapse = text_collapse(found, spread.mutual_information, distinct)
         result["latent"] = {
             "size": mean.shape[1],

@@ -15,7 +15,7 @@ def format_table(result: dict[str, Any]) -> str:
     """Format the contents of evaluation.json as lines of text."""
     lines = [
         (name, value, f"  {remark}" if remark else "")
-        for part in (_about, _bound, _columns, _texts, _latent, _aggregate, _labels, _ways)
+        for part in (_about, _bound, _columns, _texts, _latent, _aggregate, _labels, _samples)
         for name, value, remark in part(result)
     ]
     widest = max(len(value) for _, value, remark in lines if remark)
@@ -72,21 +72,21 @@ def _columns(result: dict[str, Any]) -> Iterator[Line]:
         if number == _COLUMNS:
             yield "", f"and {len(found) - _COLUMNS} more", "in evaluation.json"
             return
-        if "reconstructed" in column:
+        if "accuracy" in column:
             yield (
                 label,
                 name[:_NAME],
-                f"{column['reconstructed']:.1%} reconstructed; frequencies of samples differ by "
+                f"{column['accuracy']:.1%} reconstructed; frequencies of samples differ by "
                 f"{column['total_variation']:.1%}",
             )
             continue
-        explained = column["explained"]
-        share = "no variance" if explained is None else f"{explained:.1%} of variance explained"
-        (mean, new_mean), (std, new_std) = column["mean"], column["std"]
+        r2 = column["r2"]
+        share = "no variance" if r2 is None else f"{r2:.1%} of variance explained"
         yield (
             label,
             name[:_NAME],
-            f"{share}; {mean:.4g} ± {std:.4g}, samples {new_mean:.4g} ± {new_std:.4g}",
+            f"{share}; {column['mean']:.4g} ± {column['std']:.4g}, samples "
+            f"{column['sample_mean']:.4g} ± {column['sample_std']:.4g}",
         )
 
 
@@ -95,46 +95,46 @@ def _texts(result: dict[str, Any]) -> Iterator[Line]:
     if not found:
         return
     rows, decodes = result["rows"], found["decodes"]
-    if "nll_of_byte" in found:
+    if "nll_per_byte" in found:
         yield (
             "NLL of a byte",
-            f"{found['nll_of_byte']:.3f}",
-            f"nats ({found['bits_of_byte']:.3f} bits), ends included: {found['bytes'] / rows:.1f} "
-            f"bytes a text; the KL is {found['rate_of_byte']:.3f} of it",
+            f"{found['nll_per_byte']:.3f}",
+            f"nats ({found['bits_per_byte']:.3f} bits), ends included: {found['bytes'] / rows:.1f} "
+            f"bytes a text; the KL is {found['rate_per_byte']:.3f} of it",
         )
-        yield "perplexity of a byte", f"{found['perplexity_of_byte']:.2f}", "ends included"
+        yield "perplexity of a byte", f"{found['perplexity_per_byte']:.2f}", "ends included"
         if found["words"] >= 2 * rows:
             yield (
                 "perplexity of a word",
-                f"{found['perplexity_of_word']:,.1f}",
+                f"{found['perplexity_per_word']:,.1f}",
                 f"{found['words'] / rows:.1f} words a text, and its end",
             )
     yield (
         "reconstruction",
-        f"{found['bytes_reconstructed']:.1%}",
-        f"of bytes right, {found['reconstructed']:,} of {rows:,} texts exact, greedy, through the "
-        "mean",
+        f"{found['byte_accuracy']:.1%}",
+        f"of bytes right, {found['exact_reconstructions']:,} of {rows:,} texts exact, greedy, "
+        "through the mean",
     )
     yield (
         "greedy decodes",
-        f"{found['greedy_distinct']:,}",
+        f"{found['distinct_greedy_decodes']:,}",
         f"of {decodes:,} draws of the prior are distinct",
     )
     yield (
         "drawn texts",
-        f"{found['drawn_distinct']:,}",
-        f"of {decodes:,} are distinct, {found['drawn_new']:,} are no training rows",
+        f"{found['distinct_samples']:,}",
+        f"of {decodes:,} are distinct, {found['new_samples']:,} are no training rows",
     )
 
 
-def _ways(result: dict[str, Any]) -> Iterator[Line]:
+def _samples(result: dict[str, Any]) -> Iterator[Line]:
     found = result.get("texts")
     if not found:
         return
-    for number, text in enumerate(found["drawn"]):
+    for number, text in enumerate(found["samples"]):
         yield "drawn from the prior" if number == 0 else "", repr(text)[1:-1], ""
-    for way in found["ways"]:
-        for number, text in enumerate(way):
+    for texts in found["interpolations"]:
+        for number, text in enumerate(texts):
             yield "between two test rows" if number == 0 else "", repr(text)[1:-1], ""
 
 

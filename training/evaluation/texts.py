@@ -1,4 +1,4 @@
-"""What is measured of a model of text only: greedy decodes, made-up texts, ways between texts.
+"""What is measured of a model of text only: greedy decodes, samples and interpolations.
 
 An autoregressive decoder can have a good likelihood without z. Its greedy decodes of different z
 are then the same text, which no likelihood shows.
@@ -22,16 +22,19 @@ from latentd.training.text import parity as text_parity
 
 DECODES: Final = 1000  # from the prior
 _SHOWN: Final = 10
-_WAYS: Final = 8  # codes of test rows: four ways
+_INTERPOLATED: Final = 8  # codes of test rows, two by two
 
 
 @torch.inference_mode()
 def measure_texts(loaded: LoadedRun, mean: Tensor, seed: int) -> dict[str, Any]:
-    """mean: the codes of the first test rows, (rows, latents). Counts are of the texts shown."""
+    """Counts over the first test rows and over DECODES draws of the prior, and a few texts.
+
+    mean: the codes of those test rows, (rows, latents).
+    """
     x = loaded.dataset.test.x[: len(mean)]
     texts = to_texts(x)
     z = samples.prior(DECODES, mean.shape[1], seed)
-    greedy, drawn = to_texts(samples.decode(loaded.model, z)), _drawn(loaded, z, seed)
+    greedy, drawn = to_texts(samples.decode(loaded.model, z)), _sampled(loaded, z, seed)
     known = set(to_texts(loaded.dataset.train.x))
     again = samples.decode(loaded.model, mean)
     of_text = within(x)
@@ -39,14 +42,14 @@ def measure_texts(loaded: LoadedRun, mean: Tensor, seed: int) -> dict[str, Any]:
         # Each row's last byte is an end for certain, so it counts as no byte.
         "bytes": int(of_text[:, :-1].sum()),
         "words": sum(len(text.split()) for text in texts),
-        "reconstructed": sum(a == b for a, b in zip(to_texts(again), texts, strict=True)),
-        "bytes_reconstructed": float((again == x)[of_text].float().mean()),
+        "exact_reconstructions": sum(a == b for a, b in zip(to_texts(again), texts, strict=True)),
+        "byte_accuracy": float((again == x)[of_text].float().mean()),
         "decodes": DECODES,
-        "greedy_distinct": len(set(greedy)),
-        "drawn_distinct": len(set(drawn)),
-        "drawn_new": sum(text not in known for text in drawn),
-        "drawn": drawn[:_SHOWN],
-        "ways": text_sheets.ways(loaded.model, mean[:_WAYS]),
+        "distinct_greedy_decodes": len(set(greedy)),
+        "distinct_samples": len(set(drawn)),
+        "new_samples": sum(text not in known for text in drawn),
+        "samples": drawn[:_SHOWN],
+        "interpolations": text_sheets.interpolations(loaded.model, mean[:_INTERPOLATED]),
     }
 
 
@@ -55,16 +58,16 @@ def likelihoods(bound: dict[str, Any], found: dict[str, Any]) -> dict[str, float
     total, rows = bound["nll"] * bound["rows"], bound["rows"]
     nll = total / found["bytes"]
     return {
-        "nll_of_byte": nll,
-        "bits_of_byte": nll / math.log(2),
-        "rate_of_byte": bound["rate"] * rows / found["bytes"],
-        "perplexity_of_byte": math.exp(nll),
+        "nll_per_byte": nll,
+        "bits_per_byte": nll / math.log(2),
+        "rate_per_byte": bound["rate"] * rows / found["bytes"],
+        "perplexity_per_byte": math.exp(nll),
         # As papers have it: a sentence's end counts as a word.
-        "perplexity_of_word": math.exp(min(total / (found["words"] + rows), 700)),
+        "perplexity_per_word": math.exp(min(total / (found["words"] + rows), 700)),
     }
 
 
-def _drawn(loaded: LoadedRun, z: Tensor, seed: int) -> list[str]:
+def _sampled(loaded: LoadedRun, z: Tensor, seed: int) -> list[str]:
     """Texts drawn from p(x|z), one for each z."""
     x = torch.zeros((len(z), *loaded.model.spec.shape), dtype=torch.uint8)
     rows = text_parity.inputs(z, x, seed).drawn.to(loaded.device)

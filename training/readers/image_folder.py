@@ -49,7 +49,7 @@ Order = Callable[[int], npt.NDArray[np.int64]]
 """The number of rows -> a permutation of them."""
 
 
-class Settings(NamedTuple):
+class ImageOptions(NamedTuple):
     """How to read a folder.
 
     size:     "HEIGHTxWIDTH" to resize to; None keeps the pictures' sizes, which must be equal
@@ -82,7 +82,7 @@ def pixels_in_memory(shape: tuple[int, ...]) -> Pixels:
 
 def read_pictures(
     folder: Path,
-    settings: Settings,
+    options: ImageOptions,
     found: Search | None = None,
     order: Order = np.arange,
     allocate: Allocate = pixels_in_memory,
@@ -91,7 +91,7 @@ def read_pictures(
 
     found: the files of the folder, if `find` has found them already. Raises TrainingError for a
     folder without pictures, and for pictures of several sizes before it decodes any. Unless
-    settings.skip_bad, files that cannot be used raise one TrainingError that reports them all.
+    options.skip_bad, files that cannot be used raise one TrainingError that reports them all.
     """
     found = found or find(folder)
     where = f"images:{printable(folder)}"
@@ -100,7 +100,7 @@ def read_pictures(
             f"{printable(folder)} holds no pictures ({found.summary()}); they are known by "
             f"{', '.join(SUFFIXES)}."
         )
-    resized = parse_size(settings.size) if settings.size else None
+    resized = parse_size(options.size) if options.size else None
     with warnings_ignored():
         look = partial(read_header, turned=resized is None)
         headers = _each(look, found.paths, _THREADS, f"looking at {printable(folder)}")
@@ -109,7 +109,7 @@ def read_pictures(
         bad |= {p: h for p, h in zip(found.paths, headers, strict=True) if isinstance(h, Bad)}
         sizes = Counter((h.height, h.width) for h in good.values())
         colored = any(header.mode not in _GREY for header in good.values())
-        mode = "RGB" if settings.color == "rgb" or (settings.color == "auto" and colored) else "L"
+        mode = "RGB" if options.color == "rgb" or (options.color == "auto" and colored) else "L"
         shape = resized or max(sizes, key=lambda s: sizes[s], default=(0, 0))
         row = (*shape, 3) if mode == "RGB" else shape
         kept, pixels = list[Path](), np.empty((0, *row), np.uint8)
@@ -124,7 +124,7 @@ def read_pictures(
             bad |= damaged
             good = {path: header for path, header in good.items() if path not in damaged}
             kept, pixels = _without(damaged, kept, pixels)
-    faults = [] if settings.skip_bad and good else _faults(where, bad, len(good))
+    faults = [] if options.skip_bad and good else _faults(where, bad, len(good))
     if len(sizes) > 1 and not resized:
         faults.append(_of_several_sizes(where, good))
     if faults:

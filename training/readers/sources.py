@@ -24,12 +24,10 @@ from latentd.training.errors import TrainingError
 from latentd.training.files import printable
 from latentd.training.readers.arrays import Arrays, read_idx, read_numpy
 from latentd.training.readers.image_files import find
-from latentd.training.readers.image_folder import Settings, read_pictures
+from latentd.training.readers.image_folder import ImageOptions, read_pictures
 from latentd.training.readers.picture_cache import PictureCache
-from latentd.training.readers.table import TABLES, read_table
-from latentd.training.readers.table import Settings as TableSettings
-from latentd.training.readers.text import Settings as TextSettings
-from latentd.training.readers.text import read_texts
+from latentd.training.readers.table import TABLES, TableOptions, read_table
+from latentd.training.readers.text import TextOptions, read_texts
 
 SOURCE_FORMS: Final = (
     "digits, mnist-5k, idx:DIR, npz:FILE, npz:FILE:ARRAY, images:DIR, text:FILE or table:FILE"
@@ -154,13 +152,13 @@ def _npz(where: str, config: Config, run: Path | None) -> Arrays:
 def _images(where: str, config: Config, run: Path | None) -> Arrays:
     """Every picture under a folder. See latentd.training.readers.image_folder."""
     folder = _folder(where, "images:DIR names a folder of pictures")
-    settings = Settings(config.image_size, config.color, config.bad_images == "skip")
+    options = ImageOptions(config.image_size, config.color, config.bad_images == "skip")
     found, order = find(folder), partial(permutation, config)
     if run is None:
-        pictures = read_pictures(folder, settings, found, order)
+        pictures = read_pictures(folder, options, found, order)
     else:
-        make = partial(read_pictures, folder, settings, found, order)
-        key = json.dumps([found.digest(), *settings, config.seed])
+        make = partial(read_pictures, folder, options, found, order)
+        key = json.dumps([found.digest(), *options, config.seed])
         pictures = PictureCache(run).pictures(key, make)
     return Arrays(
         pictures.pixels,
@@ -173,12 +171,12 @@ def _images(where: str, config: Config, run: Path | None) -> Arrays:
 
 def _text(where: str, config: Config, run: Path | None) -> Arrays:
     """A file with one text a line. See latentd.training.readers.text."""
-    return read_texts(Path(where), TextSettings.of(config))
+    return read_texts(Path(where), TextOptions.of(config))
 
 
 def _table(where: str, config: Config, run: Path | None) -> Arrays:
     """A CSV or Parquet file. See latentd.training.readers.table."""
-    return read_table(Path(where), TableSettings.of(config))
+    return read_table(Path(where), TableOptions.of(config))
 
 
 def permutation(config: Config, rows: int) -> npt.NDArray[np.int64]:

@@ -28,7 +28,7 @@ _SHOWN: Final = 40  # characters of a value in a message
 _MEMORY: Final = 8  # times a file's bytes: Arrow's columns and the rows
 
 
-class Settings(NamedTuple):
+class TableOptions(NamedTuple):
     """Which columns are read, and how. The names are those of the flags."""
 
     ignore_columns: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
     label_column: str | None = None
 
     @classmethod
-    def of(cls, config: Config) -> Settings:
+    def of(cls, config: Config) -> TableOptions:
         """A run's own."""
         ignored, categorical = config.ignore_columns, config.categorical_columns
         return cls(_split(ignored), _split(categorical), config.label_column)
@@ -46,28 +46,28 @@ def _split(names: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
 
-def read_table(path: Path, settings: Settings) -> Arrays:
+def read_table(path: Path, options: TableOptions) -> Arrays:
     """Read a table. x: float64 (rows, columns), NaN where a value is missing. Its notes say which
     columns are categorical. Raises TrainingError, which names the column or the line at fault."""
     name = printable(path)
     table = _open(path)
     names = table.column_names
-    _check_names(name, names, settings)
+    _check_names(name, names, options)
     labels: Array | None = None
     classes: tuple[str, ...] = ()
     notes = [f"{name}: {table.num_rows:,} rows."]
-    if settings.label_column:
-        labels, classes = _labels(name, settings.label_column, table.column(settings.label_column))
+    if options.label_column:
+        labels, classes = _labels(name, options.label_column, table.column(options.label_column))
     columns: list[Column] = []
     numbers: list[Array] = []
     if not table.num_rows:
         raise TrainingError(f"{name} has no rows to learn from, only the names of its columns.")
-    left_out = {*settings.ignore_columns, settings.label_column}
+    left_out = {*options.ignore_columns, options.label_column}
     for column_name in names:
         if column_name in left_out:
             continue
         values = table.column(column_name)
-        is_chosen = column_name in settings.categorical_columns
+        is_chosen = column_name in options.categorical_columns
         if is_chosen or not _is_numeric(values.type):
             column, found = _categorical_column(name, column_name, values, is_chosen)
         else:
@@ -139,7 +139,7 @@ def _parse_csv(content: bytes, suffix: str, ignore_empty_lines: bool) -> Any:
     )
 
 
-def _check_names(name: str, names: list[str], settings: Settings) -> None:
+def _check_names(name: str, names: list[str], options: TableOptions) -> None:
     if not names:
         raise TrainingError(f"{name} has no columns.")
     repeated = [column for column, count in Counter(names).items() if count > 1]
@@ -161,9 +161,9 @@ def _check_names(name: str, names: list[str], settings: Settings) -> None:
                 f"has 1 to {MAX_NAME} printable characters."
             )
     for flag, given in (
-        ("--ignore-columns", settings.ignore_columns),
-        ("--categorical-columns", settings.categorical_columns),
-        ("--label-column", (settings.label_column,) if settings.label_column else ()),
+        ("--ignore-columns", options.ignore_columns),
+        ("--categorical-columns", options.categorical_columns),
+        ("--label-column", (options.label_column,) if options.label_column else ()),
     ):
         for column in given:
             if column not in names:

@@ -16,7 +16,7 @@ from latentd.training.settings import MAX_TEXT_LENGTH
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
-class Settings(NamedTuple):
+class TextOptions(NamedTuple):
     """Which lines become rows. The names are those of the flags."""
 
     text_length: int | None = None
@@ -24,12 +24,12 @@ class Settings(NamedTuple):
     keep_repeated: bool = False
 
     @classmethod
-    def of(cls, config: Config) -> Settings:
+    def of(cls, config: Config) -> TextOptions:
         """A run's own."""
         return cls(config.text_length, config.long_texts, config.keep_repeated)
 
 
-def read_texts(path: Path, settings: Settings) -> Arrays:
+def read_texts(path: Path, options: TextOptions) -> Arrays:
     """Read a file of UTF-8, one text a line. Its notes count the lines that are no rows, by reason.
 
     Raises TrainingError, which names the line at fault.
@@ -40,7 +40,7 @@ def read_texts(path: Path, settings: Settings) -> Arrays:
     notes = [f"{name}: {_count(len(lines), 'line')}."]
     if empty := len(lines) - len(texts):
         notes.append(f"{name}: {_count(empty, 'empty line')} left out.")
-    if settings.keep_repeated:
+    if options.keep_repeated:
         if repeated := len(texts) - len(set(texts)):
             notes.append(
                 f"{name}: {_count(repeated, 'line')} repeat an earlier one and are kept. Test rows "
@@ -54,7 +54,7 @@ def read_texts(path: Path, settings: Settings) -> Arrays:
                 "--keep-repeated keeps them."
             )
         texts = distinct
-    texts, length, long = _fitting(name, texts, settings)
+    texts, length, long = _fitting(name, texts, options)
     if long:
         notes.append(long)
     if not texts:
@@ -94,21 +94,21 @@ def _checked(name: str, lines: Iterable[bytes]) -> list[bytes]:
 
 
 def _fitting(
-    name: str, texts: list[bytes], settings: Settings
+    name: str, texts: list[bytes], options: TextOptions
 ) -> tuple[list[bytes], int, str | None]:
     """The texts that fit into a row, a row's length, and a note about the others."""
     longest = max(map(len, texts), default=1)
-    length = settings.text_length or min(longest + 1, MAX_TEXT_LENGTH)
+    length = options.text_length or min(longest + 1, MAX_TEXT_LENGTH)
     long = sum(len(text) >= length for text in texts)
     if not long:
         return texts, length, None
     limit = f"longer than {length - 1} bytes (the longest has {longest})"
-    if settings.long_texts == "fail":
+    if options.long_texts == "fail":
         raise TrainingError(
             f"{name}: {_count(long, 'text')} of {len(texts):,} are {limit}. Use --text-length "
             f"{longest + 1}, or --long-texts cut or skip."
         )
-    if settings.long_texts == "skip":
+    if options.long_texts == "skip":
         kept = [text for text in texts if len(text) < length]
         return kept, length, f"{name}: {_count(long, 'text')} left out that are {limit}."
     cut = [text if len(text) < length else _cut(text, length - 1) for text in texts]

@@ -14,7 +14,7 @@ from latentd.training.model import Model, decoded
 
 _RECONSTRUCTIONS: Final = 24
 _SAMPLES: Final = 48
-_WAYS: Final = 6  # from one text to another
+_INTERPOLATIONS: Final = 6
 _STEPS: Final = 8
 
 
@@ -29,26 +29,30 @@ def draw(folder: Path, model: Model, x: Tensor, seed: int) -> list[Path]:
     return [
         _write(folder / "reconstructions.txt", (f"{a}\t{b}" for a, b in pairs)),
         _write(folder / "samples.txt", to_texts(decoded(model, z))),
-        _write(folder / "interpolation.txt", _ways(ways(model, mean))),
+        _write(folder / "interpolation.txt", _separated(interpolations(model, mean))),
     ]
 
 
 @torch.no_grad()
-def ways(model: Model, mean: Tensor) -> list[list[str]]:
-    """The texts decoded on the straight ways between the first codes (rows, latents) and those
-    that follow them, two by two."""
+def interpolations(model: Model, mean: Tensor) -> list[list[str]]:
+    """The texts decoded on straight lines between pairs of codes: the first and the second, the
+    third and the fourth, and so on. mean: the codes (rows, latents)."""
     mean = mean.to(next(model.parameters()).device)
     steps = torch.linspace(0, 1, _STEPS, device=mean.device)[:, None]
     # A single row has no second row, so it is interpolated with itself.
     pairs = zip(mean[0::2], mean[1::2] if len(mean) > 1 else mean, strict=False)
-    return [to_texts(decoded(model, torch.lerp(a, b, steps)).cpu()) for a, b in list(pairs)[:_WAYS]]
+    return [
+        to_texts(decoded(model, torch.lerp(a, b, steps)).cpu())
+        for a, b in list(pairs)[:_INTERPOLATIONS]
+    ]
 
 
-def _ways(found: Iterable[list[str]]) -> Iterable[str]:
-    for number, way in enumerate(found):
+def _separated(groups: Iterable[list[str]]) -> Iterable[str]:
+    """The lines of all groups, with an empty line between groups."""
+    for number, lines in enumerate(groups):
         if number:
             yield ""
-        yield from way
+        yield from lines
 
 
 def _write(path: Path, lines: Iterable[str]) -> Path:

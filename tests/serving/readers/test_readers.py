@@ -50,7 +50,7 @@ def test_both_halves_read_the_same_images(tmp_path: Path) -> None:
 
 
 def test_both_halves_convert_images_alike(tmp_path: Path) -> None:
-    from latentd.training.readers.image_folder import Settings, read_pictures
+    from latentd.training.readers.image_folder import ImageOptions, read_pictures
 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
     exif = Image.Exif()
@@ -66,7 +66,7 @@ def test_both_halves_convert_images_alike(tmp_path: Path) -> None:
     }
     for name, image in made.items():
         image.save(tmp_path / name, exif=exif if name == "turned.jpg" else b"")
-    trained = read_pictures(tmp_path, Settings("4x5")).pixels
+    trained = read_pictures(tmp_path, ImageOptions("4x5")).pixels
     x = DataSpec("image", (4, 5, 3), "uint8", (0, 255))
     [source], _ = find(tmp_path)
     with closing(sources.open_source(source, takes(x), resize=True)) as reader:
