@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, Threshold, Tile
+from latentd.decoding import GREEDY
 from latentd.shapes import Axis, Shape
 from latentd.training import (
     checkpoint,
@@ -39,7 +40,7 @@ from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.fp16 import to_half
 from latentd.training.likelihoods.mixed import MixedLikelihood
-from latentd.training.model import AE, GREEDY, Model, log_likelihood, to_data
+from latentd.training.model import AE, Model, log_likelihood, to_data
 from latentd.training.objective import describe_elbo
 from latentd.training.readers.picture_cache import PictureCache
 from latentd.training.text import export as text_export

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from latentd.decoding import GREEDY
 from latentd.training import likelihoods, networks
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
@@ -34,10 +35,6 @@ POINT_LOG_VAR: Final = -100.0
 changes nothing, so a server that draws z gets the mean itself."""
 
 _LOG_STD: Final = -1.6  # where a shared standard deviation starts, without a linear path: 0.2
-
-
-GREEDY: Final = -1.0
-"""The choice of the mean, or of the likeliest level, of a column."""
 
 
 class Terms(NamedTuple):
@@ -252,7 +249,7 @@ def decoded(model: Model, z: Tensor) -> Tensor:
     byte after each before it."""
     if not model.spec.text:
         return to_data(model, model.decode(z))
-    greedy = z.new_full((len(z), *model.spec.shape), gru.GREEDY)
+    greedy = z.new_full((len(z), *model.spec.shape), GREEDY)
     return text_decoder(model).decode(torch.cat((z, greedy), dim=1)).x
 
 

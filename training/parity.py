@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from latentd import tables
+from latentd.decoding import GREEDY
 from latentd.training.data import Dataset, max_batch_rows
 from latentd.training.errors import RunFailed
 from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.model import (
     AE,
-    GREEDY,
     Model,
     decoder_rows,
     gaussian_kl,

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from latentd import bundle
 from latentd.bundle import SCORES, Bundle, RowShapes
 from latentd.codec import Array
+from latentd.decoding import Greedy, TeacherForced
 from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal, uniform
 from latentd.manifest import ModelDescription
 from latentd.models import likelihood_graphs, loading
-from latentd.models.choices import Given, Greedy
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize
 from latentd.ranges import Counts
@@ -191,7 +191,7 @@ class LocalReconstructor:
         elements = chunk.x.shape[1]
         if self._wanted.draw_x:
             return uniform(_noise(chunk.rows, self._wanted.seed), elements)
-        return Greedy(elements).rows(0, len(chunk.rows))
+        return Greedy(elements).choices(0, len(chunk.rows))
 
     def _decode_texts(
         self, decoder: Graph, z: Latents, choices: Floats | None, x: Array
@@ -201,8 +201,8 @@ class LocalReconstructor:
         if "x" in self._outputs and choices is not None:
             (decoded["x"],) = decoder.run(np.concatenate((z, choices), axis=1), ["x"])
         if "params" in self._outputs:
-            given = np.concatenate((z, Given(x).rows(0, len(z))), axis=1)
-            (decoded["params"],) = decoder.run(given, ["log_likelihood"])
+            forced = np.concatenate((z, TeacherForced(x).choices(0, len(z))), axis=1)
+            (decoded["params"],) = decoder.run(forced, ["log_likelihood"])
         return decoded
 
     def _without(self, chunk: Chunk, bad: NDArray[np.bool_], reason: str) -> Results:

@@ -25,10 +25,10 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future, run_in_executor
 from latentd.calls.in_flight import InFlight
 from latentd.codec import Array
+from latentd.decoding import DecodeAndScore, Decoding, Greedy, Sampled, TeacherForced
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
 from latentd.models import scoring
-from latentd.models.choices import Choices, Drawn, Given, Greedy, ThenGiven
 from latentd.models.loading import (
     LoadedModel,
     ProfiledGraph,
@@ -192,16 +192,16 @@ class ServedModel:
         *,
         params: bool = False,
         work: int = 0,
-        choices: Choices | None = None,
+        decoding: Decoding | None = None,
     ) -> Future[Outputs]:
         """For each latent of the source: x (rows, *shape), params if requested, and z itself.
 
-        choices: how texts and rows with columns are decoded; None: greedily
+        decoding: how texts and rows with columns are decoded; None: greedily
         """
-        if self.manifest.takes_choices and choices is None:
-            choices = Greedy(shapes.x.size)
+        if self.manifest.takes_choices and decoding is None:
+            decoding = Greedy(shapes.x.size)
         name = self.manifest.params_output
-        payload = DecodePayload(source, shapes.z, params, choices=choices, params_name=name)
+        payload = DecodePayload(source, shapes.z, params, decoding=decoding, params_name=name)
         nbytes = source.rows * shapes.z_size * 4
         _, scale = self._scale(shapes)
         return self.decoder.submit(
@@ -215,13 +215,13 @@ class ServedModel:
         scores: bool,
         caller: CallContext,
         work: int = 0,
-        choices: Drawn | Given | None = None,
+        decoding: Sampled | TeacherForced | None = None,
         contributions: bool = False,
     ) -> ReconstructionOutputs:
         """x -> x' from each row's mean, or from `draw` around it; scores on request.
 
-        choices: how texts and rows with columns are decoded; None: greedily. Given: only the scores
-                 of texts x are wanted
+        decoding: how texts and rows with columns are decoded; None: greedily. TeacherForced: only
+                  the scores of texts x are wanted
         contributions: also give them, with scores
         """
         mean, log_var = await self.encode(x, caller, work)
@@ -229,11 +229,13 @@ class ServedModel:
         shapes = self.manifest.shapes_of_x(x.shape[1:])
         needs_params = scores or self.checks_params
         decoded: Any
-        if scores and shapes.x.is_text and not isinstance(choices, Given):
-            decoded, params = await self._decode_and_score(x, source, shapes, caller, work, choices)
+        if scores and shapes.x.is_text and not isinstance(decoding, TeacherForced):
+            decoded, params = await self._decode_and_score(
+                x, source, shapes, caller, work, decoding
+            )
         else:
             decoded, params, _ = await self.decode(
-                source, shapes, caller, params=needs_params, work=work, choices=choices
+                source, shapes, caller, params=needs_params, work=work, decoding=decoding
             )
         if not scores:
             params = params if self.checks_params else None
@@ -256,17 +258,17 @@ class ServedModel:
         shapes: RowShapes,
         caller: CallContext,
         work: int,
-        choices: Drawn | None,
+        decoding: Sampled | None,
     ) -> tuple[Any, Any]:
         """What the latents of texts are decoded to, and log p(x | z) of the texts x themselves."""
         if isinstance(source, PosteriorSamples):
             z = await run_in_executor(source.latents)
         else:
             z = source.z[:]
-        both = ThenGiven(choices or Greedy(shapes.x.size), Given(x))
+        both = DecodeAndScore(decoding or Greedy(shapes.x.size), TeacherForced(x))
         twice = GivenLatents(np.concatenate((z, z)))
         decoded, params, _ = await self.decode(
-            twice, shapes, caller, params=True, work=2 * work, choices=both
+            twice, shapes, caller, params=True, work=2 * work, decoding=both
         )
         return decoded[: len(x)], params[len(x) :]
 
@@ -291,11 +293,11 @@ class ServedModel:
         mean, log_var = await self.encode(x, caller)
         source = PosteriorSamples(mean, log_var, draw, draws)
         scores = Scoring(x, source, self._likelihood())
-        choices: Choices | None = None
+        decoding: Decoding | None = None
         if self.manifest.takes_choices:
-            choices = Given(x) if shapes.x.is_text else Greedy(shapes.x.size)
+            decoding = TeacherForced(x) if shapes.x.is_text else Greedy(shapes.x.size)
         name = self.manifest.params_output
-        payload = DecodePayload(source, shapes.z, True, scores, choices, name)
+        payload = DecodePayload(source, shapes.z, True, scores, decoding, name)
         await self.decoder.submit(
             payload,
             rows,

@@ -20,10 +20,10 @@ import numpy as np
 from latentd.batching.entries import single_item_batch
 from latentd.batching.runner import Outputs
 from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, RowShapes
+from latentd.decoding import Greedy
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
 from latentd.models import likelihood_graphs, profile
-from latentd.models.choices import Greedy
 from latentd.models.payloads import DecodePayload, decode_batch, encode_batch
 from latentd.models.profile import MeasuredProfile, ModelProfile, SizeProfile, sizes_to_measure
 from latentd.models.sources import PriorSamples
@@ -120,8 +120,8 @@ def load_model(
 
     def decode(graph: Graph, shapes: RowShapes, rows: int) -> Outputs:
         source = PriorSamples(NoiseRange(seed=0, offset=0, rows=rows))
-        choices = Greedy(shapes.x.size) if m.takes_choices else None
-        payload = DecodePayload(source, shapes.z, params=False, choices=choices)
+        decoding = Greedy(shapes.x.size) if m.takes_choices else None
+        payload = DecodePayload(source, shapes.z, params=False, decoding=decoding)
         return decode_batch(graph, single_item_batch(payload, rows))
 
     try:

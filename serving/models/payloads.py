@@ -9,8 +9,8 @@ import numpy as np
 
 from latentd.batching.entries import BatchItem
 from latentd.batching.runner import Outputs
+from latentd.decoding import Decoding
 from latentd.models import sources
-from latentd.models.choices import Choices, decoder_rows
 from latentd.models.scoring import Scoring
 from latentd.models.sources import Source
 from latentd.runtime.engine import Graph
@@ -24,7 +24,7 @@ class DecodePayload:
     shape: tuple[int, ...]  # of one latent
     params: bool  # also return the parameters of p(x | z), not only its mean; of texts log p(x | z)
     scoring: Scoring | None = None  # receives params and z, which are then not returned
-    choices: Choices | None = None  # only if the decoder takes choices
+    decoding: Decoding | None = None  # only if the decoder takes choices
     params_name: str = "params"  # the output for `params`; of texts log_likelihood
 
 
@@ -41,7 +41,11 @@ def decode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
     params is log p(x | z): float32 (rows, 1)."""
     z = sources.materialize(batch, batch[0].payload.shape)
     first = batch[0].payload
-    rows = z if first.choices is None else decoder_rows(z, batch)
+    if first.decoding is None:
+        rows = z
+    else:
+        choices = [item.payload.decoding.choices(item.start, item.stop) for item in batch]
+        rows = np.concatenate((z, np.concatenate(choices)), axis=1)
     if any(item.payload.params for item in batch):
         x, params = graph.run(rows, ["x", first.params_name])
         start = 0

@@ -10,9 +10,9 @@ from latentd.bundle import RowShapes, Tile
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future, create_task, run_in_executor
 from latentd.codec import Array
+from latentd.decoding import Decoding, Sampled, TeacherForced
 from latentd.errors import InvalidArgument
 from latentd.latents import Latents, NoiseRange
-from latentd.models.choices import Choices, Drawn, Given
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.models.sources import GivenLatents, PriorSamples, Source
 from latentd.shapes import Shape
@@ -64,12 +64,14 @@ class TiledModel(ServedModel):
         *,
         params: bool = False,
         work: int = 0,
-        choices: Choices | None = None,
+        decoding: Decoding | None = None,
     ) -> Future[Outputs]:
         """As of ServedModel."""
         plan = self._plan("decoder", shapes)
         if plan is None:
-            return super().decode(source, shapes, caller, params=params, work=work, choices=choices)
+            return super().decode(
+                source, shapes, caller, params=params, work=work, decoding=decoding
+            )
         return create_task(self._decode(plan, source, shapes, caller, params, work))
 
     async def _decode(
@@ -101,7 +103,7 @@ class TiledModel(ServedModel):
         scores: bool,
         caller: CallContext,
         work: int = 0,
-        choices: Drawn | Given | None = None,
+        decoding: Sampled | TeacherForced | None = None,
         contributions: bool = False,
     ) -> ReconstructionOutputs:
         """As of ServedModel. Raises InvalidArgument for the scores of rows that fit into memory in
@@ -114,7 +116,7 @@ class TiledModel(ServedModel):
                 f"scores are computed of whole rows, and {reason[0]}",
                 f"Leave {field} out, or send smaller rows",
             )
-        return await super().reconstruct(x, draw, scores, caller, work, choices, contributions)
+        return await super().reconstruct(x, draw, scores, caller, work, decoding, contributions)
 
     def _plan(self, graph: str, shapes: RowShapes) -> TilePlan | None:
         """The parts in which a graph runs rows of this size; None: it runs them whole."""

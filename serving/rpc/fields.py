@@ -13,9 +13,9 @@ from latentd import capabilities, codec, images, latents
 from latentd.bundle import DataSpec, RowShapes
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
+from latentd.decoding import Sampled
 from latentd.errors import InvalidArgument, PermissionDenied
 from latentd.latents import POSTERIOR, Latents, NoiseRange
-from latentd.models.choices import Drawn
 from latentd.models.inference import ServedModel
 from latentd.models.sources import PriorSamples
 from latentd.models.tiled import TiledModel
@@ -61,7 +61,7 @@ def posterior_noise(
     return noise_range(seed(request), request.offset, rows, "offset", POSTERIOR)
 
 
-def drawn(
+def sampled(
     request: pb.DecodeRequest
     | pb.SampleRequest
     | pb.StreamSamplesRequest
@@ -69,8 +69,8 @@ def drawn(
     | pb.StreamReconstructRequest,
     model: ServedModel,
     noise: NoiseRange,
-) -> Drawn | None:
-    """How x is drawn if the request says draw_x; None: it is not. Raises InvalidArgument."""
+) -> Sampled | None:
+    """How x is decoded if the request says draw_x; None: it does not. Raises InvalidArgument."""
     if not request.draw_x:
         return None
     x = model.manifest.default.x
@@ -82,7 +82,7 @@ def drawn(
             "x is a mean",
             "Leave draw_x out",
         )
-    return Drawn(x.size, noise)
+    return Sampled(x.size, noise)
 
 
 def noise_range(

@@ -12,10 +12,10 @@ from latentd.batching.runner import Outputs
 from latentd.calls import coroutines
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
+from latentd.decoding import TeacherForced
 from latentd.errors import InvalidArgument
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
-from latentd.models.choices import Given
 from latentd.models.repository import Repository
 from latentd.models.sources import GivenLatents, PosteriorSamples, PriorSamples
 from latentd.pb import vae_pb2 as pb
@@ -97,9 +97,9 @@ class VaeService:
             fields.require_room(shapes, model, "z.shape", form, float_dtype)
         needs_params = wants_params or finite.needs_params(model, z)
         noise = fields.posterior_noise(request, len(z)) if request.draw_x else None
-        choices = fields.drawn(request, model, noise) if noise else None
+        decoding = fields.sampled(request, model, noise) if noise else None
         x, params, _ = await model.decode(
-            GivenLatents(z), shapes, context, params=needs_params, choices=choices
+            GivenLatents(z), shapes, context, params=needs_params, decoding=decoding
         )
         checked = (None if wants_params else x, params if needs_params else None)
         if (bad := finite.bad_row(*checked)) is not None:
@@ -138,9 +138,9 @@ class VaeService:
         float_dtype = codec.read_float_dtype(request.float_dtype)
         fields.require_room(shapes, model, "sizes", form, float_dtype)
         source = fields.prior_samples(request, request.count)
-        choices = fields.drawn(request, model, source.draw)
+        decoding = fields.sampled(request, model, source.draw)
         x, params, z = await model.decode(
-            source, shapes, context, params=model.checks_params, choices=choices
+            source, shapes, context, params=model.checks_params, decoding=decoding
         )
         checked = (x, params if model.checks_params else None)
         if finite.bad_row(*checked) is not None:
@@ -186,7 +186,7 @@ class VaeService:
                 context,
                 params=model.checks_params,
                 work=request.count,
-                choices=fields.drawn(request, model, noise),
+                decoding=fields.sampled(request, model, noise),
             )
 
         # One chunk is decoded while the previous one is being sent, and no more. Writing waits for
@@ -234,10 +234,10 @@ class VaeService:
         threshold = outliers.for_size(threshold, request, model, x)
         seeded = request.draw or request.draw_x
         random = fields.posterior_noise(request, len(x)) if seeded else None
-        choices = fields.drawn(request, model, random) if random else None
+        decoding = fields.sampled(request, model, random) if random else None
         noise = random if request.draw else None
         result = await model.reconstruct(
-            x, noise, wants_scores, context, choices=choices, contributions=wants_contributions
+            x, noise, wants_scores, context, decoding=decoding, contributions=wants_contributions
         )
         if (bad := finite.bad_row(*result)) is not None:
             self._nonfinite.add(model, encoder=result.encoded, decoder=result.decoded)
@@ -378,9 +378,10 @@ class VaeService:
         if threshold is None and not contributions:
             return response
         # The threshold is of scores at the mean, which have neither noise nor binary x.
-        choices = Given(x) if model.manifest.default.x.is_text else None  # only scores are wanted
+        is_text = model.manifest.default.x.is_text
+        decoding = TeacherForced(x) if is_text else None  # only scores are wanted
         rebuilt = await model.reconstruct(
-            x, None, True, context, choices=choices, contributions=contributions
+            x, None, True, context, decoding=decoding, contributions=contributions
         )
         if (bad := finite.bad_row(*rebuilt)) is not None:
             self._nonfinite.add(model, encoder=rebuilt.encoded, decoder=rebuilt.decoded)

@@ -11,8 +11,8 @@ from latentd import codec
 from latentd.batching.runner import EngineError
 from latentd.calls.context import CallContext
 from latentd.codec import Array
+from latentd.decoding import Sampled, TeacherForced
 from latentd.latents import POSTERIOR, NoiseRange
-from latentd.models.choices import Drawn, Given
 from latentd.models.inference import ReconstructionOutputs, ServedModel
 from latentd.pb import vae_pb2 as pb
 from latentd.rpc import fields, finite, outliers
@@ -46,7 +46,7 @@ class ReconstructStream:
         self._threshold = outliers.threshold(first, model, first.include_scores)
         self._draw, self._first = first.draw, first
         self._seed = fields.seed(first) if first.draw or first.draw_x else 0
-        fields.drawn(first, model, NoiseRange(self._seed, 0, 0, POSTERIOR))  # may be refused
+        fields.sampled(first, model, NoiseRange(self._seed, 0, 0, POSTERIOR))  # may be refused
         self._include_scores = first.include_scores
         self._include_latents = first.include_latents
         self._include_x = first.include_x or not first.HasField("include_x")
@@ -141,14 +141,14 @@ class ReconstructStream:
         """Run all rows. If the model fails, run each half alone, down to the rows that fail."""
         random = fields.noise_range(self._seed, offset, len(x), "offset", POSTERIOR)
         noise = random if self._draw else None
-        choices: Drawn | Given | None = fields.drawn(self._first, self._model, random)
+        decoding: Sampled | TeacherForced | None = fields.sampled(self._first, self._model, random)
         if not self._include_x and self._model.manifest.default.x.is_text:
-            choices = Given(x)  # nothing else is decoded
+            decoding = TeacherForced(x)  # nothing else is decoded
         try:
             scores = self._include_scores or self._contributions
             if self._include_x or scores:
                 result = await self._model.reconstruct(
-                    x, noise, scores, self._context, self._rows, choices, self._contributions
+                    x, noise, scores, self._context, self._rows, decoding, self._contributions
                 )
             else:
                 mean, log_var = await self._model.encode(x, self._context, work=self._rows)

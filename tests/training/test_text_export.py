@@ -103,9 +103,11 @@ def wrong(graph: bytes, name: str) -> bytes:
 def test_a_graph_that_decodes_otherwise_fails_parity(net: VAE, graph: bytes, name: str) -> None:
     rows = text_parity.inputs(latents(20), given(20), seed=1)
     with torch.no_grad():
-        expected = text_decoder(net).decode(rows.drawn)
-    with pytest.raises(RunFailed, match=r"texts \(drawn\) from ONNX Runtime have other bytes"):
-        text_parity.compare_texts("drawn", session(wrong(graph, name)), rows.drawn, expected, 20)
+        expected = text_decoder(net).decode(rows.sampled)
+    with pytest.raises(RunFailed, match=r"texts \(sampled\) from ONNX Runtime have other bytes"):
+        text_parity.compare_texts(
+            "sampled", session(wrong(graph, name)), rows.sampled, expected, 20
+        )
 
 
 def test_golden_rows_are_far_from_another_byte(net: VAE) -> None:
@@ -116,8 +118,8 @@ def test_golden_rows_are_far_from_another_byte(net: VAE) -> None:
     assert float(decoded.margin.min()) >= 1e-4
     assert np.array_equal(arrays["decoded_x"], decoded.x)
     choices = arrays["z"][:, LATENTS:]
-    greedy, drawn = (choices < 0).all(1), ((choices >= 0) & (choices < 1)).all(1)
-    assert greedy.sum() == drawn.sum() == ((choices >= 1).all(1)).sum() == 16
+    greedy, sampled = (choices < 0).all(1), ((choices >= 0) & (choices < 1)).all(1)
+    assert greedy.sum() == sampled.sum() == ((choices >= 1).all(1)).sum() == 16
 
 
 @pytest.mark.slow
@@ -134,13 +136,17 @@ def test_a_run_on_text_is_exported(cli: Cli, tmp_path: Path) -> None:
     assert manifest.default.params is None
     assert "each byte depends" not in manifest.preprocessing
     assert set(found.files) == {bundle.ENCODER, bundle.DECODER, bundle.GOLDEN}
-    assert manifest.parity["rows_with_other_bytes"] == {"greedy": 0, "drawn": 0, "given": 0}
+    assert manifest.parity["rows_with_other_bytes"] == {
+        "greedy": 0,
+        "sampled": 0,
+        "teacher_forced": 0,
+    }
     net = checkpoint.load(best).model()
     x = torch.from_numpy(to_rows([b"n1\xc3\xa9"], 7))
     mean = session(found.files[bundle.ENCODER]).run(["mean"], {"x": x.numpy()})[0]
     with torch.no_grad():
         np.testing.assert_allclose(mean, net.encode(x)[0], rtol=1e-4, atol=1e-5)
-        row = torch.cat((torch.from_numpy(mean), gru.given(x)), dim=1)
+        row = torch.cat((torch.from_numpy(mean), gru.teacher_forced(x)), dim=1)
         expected = -net.distortion(torch.from_numpy(mean), x)
     log_p = session(found.files[bundle.DECODER]).run(["log_likelihood"], {"z": row.numpy()})[0]
     np.testing.assert_allclose(log_p[:, 0], expected, rtol=1e-4, atol=1e-5)

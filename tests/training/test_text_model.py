@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from latentd.decoding import GREEDY
 from latentd.texts import to_rows
 from latentd.training import trainer
 from latentd.training.config import Config
@@ -69,10 +70,10 @@ def test_probabilities_of_all_short_texts_sum_to_one() -> None:
 
 
 @torch.no_grad()
-def test_given_bytes_get_the_likelihood_that_training_has() -> None:
+def test_forced_bytes_get_the_likelihood_that_training_has() -> None:
     net, x = model(3), torch.from_numpy(TEXTS)
     z = latents(len(x))
-    found = text_decoder(net).decode(torch.cat((z, gru.given(x)), dim=1))
+    found = text_decoder(net).decode(torch.cat((z, gru.teacher_forced(x)), dim=1))
     assert torch.equal(found.x, x)
     torch.testing.assert_close(found.log_p[:, 0], -net.distortion(z, x), atol=1e-5, rtol=1e-5)
 
@@ -113,8 +114,8 @@ def test_rows_of_a_batch_may_draw_decode_and_score() -> None:
     net, x = model(4), torch.from_numpy(TEXTS)
     z, decoder = latents(3), text_decoder(net)
     uniform = torch.full((1, LENGTH), 0.37)
-    greedy = torch.full((1, LENGTH), gru.GREEDY)
-    rows = torch.cat((z, torch.cat((greedy, uniform, gru.given(x[3:4])))), dim=1)
+    greedy = torch.full((1, LENGTH), GREEDY)
+    rows = torch.cat((z, torch.cat((greedy, uniform, gru.teacher_forced(x[3:4])))), dim=1)
     together = decoder.decode(rows)
     alone = [decoder.decode(row[None]).x for row in rows]
     assert torch.equal(together.x, torch.cat(alone))
@@ -129,7 +130,7 @@ def test_the_margin_is_small_where_another_byte_is_near() -> None:
     rows = torch.cat((z, torch.full((1, LENGTH), float(cumulated[40]) + 1e-5)), dim=1)
     assert 0 < float(text_decoder(net).decode(rows).margin) < 2e-5
     best, second = logits.topk(2).values
-    greedy = torch.cat((z, torch.full((1, LENGTH), gru.GREEDY)), dim=1)
+    greedy = torch.cat((z, torch.full((1, LENGTH), GREEDY)), dim=1)
     assert float(text_decoder(net).decode(greedy).margin) <= float(best - second) + 1e-6
 
 

@@ -70,5 +70,5 @@ def likelihoods(bound: dict[str, Any], found: dict[str, Any]) -> dict[str, float
 def _sampled(loaded: LoadedRun, z: Tensor, seed: int) -> list[str]:
     """Texts drawn from p(x|z), one for each z."""
     x = torch.zeros((len(z), *loaded.model.spec.shape), dtype=torch.uint8)
-    rows = text_parity.inputs(z, x, seed).drawn.to(loaded.device)
+    rows = text_parity.inputs(z, x, seed).sampled.to(loaded.device)
     return to_texts(text_decoder(loaded.model).decode(rows).x.cpu())

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentd.decoding import FORCED
 from latentd.training.config import Config
 
 BYTES: Final = 256
@@ -204,10 +205,6 @@ class Step(nn.Module):
         return torch.where(alive > 0, margin, torch.inf)
 
 
-GREEDY: Final = -1.0
-"""The choice of the likeliest byte."""
-
-
-def given(x: Tensor) -> Tensor:
-    """The choices of the bytes x (rows, length): float32."""
-    return x.float() + 1
+def teacher_forced(x: Tensor) -> Tensor:
+    """The choices that force the bytes x (rows, length): float32."""
+    return x.float() + FORCED

@@ -16,7 +16,7 @@ from latentd.training.model import AE, Model, text_decoder
 from latentd.training.text import graphs as text_graphs
 from latentd.training.text import parity as text_parity
 
-_GOLDEN_ROWS: Final = 16  # of each kind: encoded, decoded greedily, drawn, scored
+_GOLDEN_ROWS: Final = 16  # of each kind: encoded, decoded greedily, sampled, scored
 _CANDIDATES: Final = 512  # among which golden rows are chosen
 _GOLDEN_MARGIN: Final = 1e-4
 """The least margin of a golden row: a hundred times the rounding of other processors."""
@@ -59,9 +59,9 @@ def golden(model: Model, x: Tensor) -> bytes:
     generator = torch.Generator().manual_seed(0)
     prior = torch.randn((_CANDIDATES, *model.latent_shape), generator=generator)
     again = x[torch.arange(_CANDIDATES) % len(x)]
-    greedy, drawn, _ = text_parity.inputs(prior, again, seed=2)
-    given = text_parity.inputs(mean, few, seed=2).given
-    z = torch.cat((_clearest(model, greedy), _clearest(model, drawn), given))
+    greedy, sampled, _ = text_parity.inputs(prior, again, seed=2)
+    forced = text_parity.inputs(mean, few, seed=2).teacher_forced
+    z = torch.cat((_clearest(model, greedy), _clearest(model, sampled), forced))
     decoded = text_decoder(model).decode(z)
     tensors: dict[str, Tensor] = {
         "x": few,

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from latentd.decoding import GREEDY
 from latentd.training import parity
 from latentd.training.errors import RunFailed
 from latentd.training.model import AE, Model, gaussian_kl, text_decoder
@@ -31,17 +32,17 @@ class Inputs(NamedTuple):
     """Rows of decoder.onnx's input: float32 (rows, latents + length) each."""
 
     greedy: Tensor
-    drawn: Tensor
-    given: Tensor
+    sampled: Tensor
+    teacher_forced: Tensor
 
 
 def inputs(z: Tensor, x: Tensor, seed: int) -> Inputs:
-    """The same latents (rows, latents) with choices of each kind. x: the given bytes."""
+    """The same latents (rows, latents) with choices of each kind. x: the forced bytes."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.randint(0, _UNIFORM_STEPS, x.shape, generator=generator)
-    greedy = z.new_full(x.shape, gru.GREEDY)
+    greedy = z.new_full(x.shape, GREEDY)
     uniform = (steps.float() + 0.5) / _UNIFORM_STEPS
-    choices = (greedy, uniform, gru.given(x))
+    choices = (greedy, uniform, gru.teacher_forced(x))
     return Inputs(*(torch.cat((z, choice), dim=1) for choice in choices))
 
 
@@ -109,7 +110,7 @@ def scores(
     errors, rates = [], []
     for part in torch.split(x, batch):
         latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, part, batch).items()}
-        rows = torch.cat((latent["mean"], gru.given(part)), dim=1)
+        rows = torch.cat((latent["mean"], gru.teacher_forced(part)), dim=1)
         errors.append(-parity.run(decode, rows, batch)["log_likelihood"][:, 0].astype(np.float64))
         rates.append(gaussian_kl(latent["mean"], latent["log_var"]).double().numpy())
     return np.concatenate(errors), np.concatenate(rates)
