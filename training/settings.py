@@ -8,6 +8,9 @@ from typing import Any, Final
 
 from latentd.training import trackers
 
+CONVOLUTIONAL: Final = ("resnet", "ladder")
+"""The architectures for images. The others but gru flatten every row."""
+
 MAX_TEXT_LENGTH: Final = 64
 """Bytes of a text and its end, unless --text-length says it. Longer rows cost more and learn
 slowly, so they are a choice."""
@@ -20,7 +23,7 @@ def _field(default: Any, help: str, **allowed: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run, unchecked: see `config.Config`."""
+    """The settings of a run, unchecked: see `config.Config`, which checks them."""
 
     data: str = _field(
         "digits",
@@ -292,3 +295,22 @@ class Settings:
         min=0,
         below=1 << 10,
     )
+
+    @property
+    def is_text(self) -> bool:
+        """Whether rows are texts."""
+        return self.data.startswith("text:")
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows are those of a table."""
+        return self.data.startswith("table:")
+
+    @property
+    def may_have_columns(self) -> bool:
+        """Whether rows may be in units of their own: an array shows it when it is read."""
+        return self.data.startswith(("table:", "npz:"))
+
+    @property
+    def may_be_convolutional(self) -> bool:
+        return not (self.is_text or self.is_table) and self.architecture in ("auto", *CONVOLUTIONAL)

@@ -15,9 +15,10 @@ from typing import Final, NamedTuple
 
 from torch import nn
 
-from latentd.training.config import CONVOLUTIONAL, Config
+from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.networks import dense, gru, resnet
+from latentd.training.settings import CONVOLUTIONAL
 
 Shape = tuple[int, ...]
 
