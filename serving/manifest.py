@@ -238,8 +238,8 @@ class ModelDescription:
         return self.x.is_text or bool(self.x.columns)
 
     @property
-    def params_output(self) -> str:
-        """The decoder's output from which scores are computed."""
+    def score_output(self) -> str:
+        """The decoder's output from which scores are computed: params, or of texts log p(x | z)."""
         return "log_likelihood" if self.x.is_text else "params"
 
     @property

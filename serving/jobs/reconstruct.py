@@ -92,7 +92,7 @@ class LocalReconstructor:
         self._manifest, self._wanted = loaded.manifest, wanted
         self._encoded = loaded.manifest.encoder_outputs
         self._outputs = (["x"] if wanted.reconstruction != "none" else []) + (
-            ["params"] if wanted.scores else []
+            [loaded.manifest.score_output] if wanted.scores else []
         )
         self._encoder = engine.load(loaded.files[bundle.ENCODER], encoder_signature, threads=1)
         self._decoder: Graph | None = None
@@ -175,11 +175,11 @@ class LocalReconstructor:
             rows = z if choices is None else np.concatenate((z, choices), axis=1)
             decoded = dict(zip(self._outputs, self._decoder.run(rows, self._outputs), strict=True))
         if self._wanted.scores and log_var is not None:
-            params = decoded["params"]
-            scores = score_reconstructions(chunk.x, mean, log_var, params, self._likelihood)
+            score_output = decoded[self._manifest.score_output]
+            scores = score_reconstructions(chunk.x, mean, log_var, score_output, self._likelihood)
             columns |= {name: getattr(scores, name).astype(np.float32) for name in SCORES}
             if self._wanted.contributions and self._likelihood:
-                columns["contributions"] = self._likelihood.contributions(chunk.x, params)
+                columns["contributions"] = self._likelihood.contributions(chunk.x, score_output)
         if "x" in decoded:
             columns["x"] = decoded["x"]
         return columns
@@ -196,13 +196,13 @@ class LocalReconstructor:
     def _decode_texts(
         self, decoder: Graph, z: Latents, choices: Floats | None, x: Array
     ) -> dict[str, Array]:
-        """x: as it is chosen; params: log p of the rows themselves, (rows, 1)."""
+        """x: as it is chosen; log_likelihood: of the rows themselves, (rows, 1)."""
         decoded = {}
         if "x" in self._outputs and choices is not None:
             (decoded["x"],) = decoder.run(np.concatenate((z, choices), axis=1), ["x"])
-        if "params" in self._outputs:
+        if "log_likelihood" in self._outputs:
             forced = np.concatenate((z, TeacherForced(x).choices(0, len(z))), axis=1)
-            (decoded["params"],) = decoder.run(forced, ["log_likelihood"])
+            (decoded["log_likelihood"],) = decoder.run(forced, ["log_likelihood"])
         return decoded
 
     def _without(self, chunk: Chunk, bad: NDArray[np.bool_], reason: str) -> Results:

@@ -53,7 +53,7 @@ class ReconstructionOutputs:
     mean: Array  # float32, (rows, *shape of one latent)
     log_var: Array | None  # None: the posterior is a point
     scores: ScoreOutputs | None
-    params: Array | None = None  # only if the model `checks_params`
+    score_output: Array | None = None  # only if the model `checks_score_output`
     contributions: Array | None = None  # float32, (rows, *terms); with scores only
 
     def __iter__(self) -> Iterator[Array | None]:
@@ -70,7 +70,7 @@ class ReconstructionOutputs:
     def decoded(self) -> tuple[Array | None, ...]:
         """What the decoder computed, and the likelihood from that."""
         scores = (self.scores.elbo, self.scores.reconstruction_error) if self.scores else ()
-        return self.x, self.params, *scores
+        return self.x, self.score_output, *scores
 
 
 _MAX_SCALES: Final = 4096  # sizes whose costs are remembered
@@ -85,11 +85,11 @@ class ServedModel:
         self.digest = loaded.digest
         self.in_flight = InFlight()
         # Bytes hide NaN, which is not rare in float16, and so do categorical columns, whose
-        # rows may be far from any data: only the params show it.
+        # rows may be far from any data: only the score output shows it.
         x = self.manifest.x
         in_bytes = x.dtype == "uint8" and self.manifest.precision != "float32"
         hidden = in_bytes or any(column.is_categorical for column in x.columns)
-        self.checks_params = hidden and self.manifest.likelihood is not None
+        self.checks_score_output = hidden and self.manifest.likelihood is not None
         self._settings = settings
 
         def batcher(name: str, profiled: ProfiledGraph, run: RunFn) -> Batcher:
@@ -190,18 +190,19 @@ class ServedModel:
         shapes: RowShapes,
         caller: CallContext,
         *,
-        params: bool = False,
+        score_output: bool = False,
         work: int = 0,
         decoding: Decoding | None = None,
     ) -> Future[Outputs]:
-        """For each latent of the source: x (rows, *shape), params if requested, and z itself.
+        """For each latent of the source: x (rows, *shape), on request the score output (see
+        Manifest.score_output), and z itself.
 
         decoding: how texts and rows with columns are decoded; None: greedily
         """
         if self.manifest.takes_choices and decoding is None:
             decoding = Greedy(shapes.x.size)
-        name = self.manifest.params_output
-        payload = DecodePayload(source, shapes.z, params, decoding=decoding, params_name=name)
+        name = self.manifest.score_output if score_output else None
+        payload = DecodePayload(source, shapes.z, name, decoding=decoding)
         nbytes = source.rows * shapes.z_size * 4
         _, scale = self._scale(shapes)
         return self.decoder.submit(
@@ -227,28 +228,33 @@ class ServedModel:
         mean, log_var = await self.encode(x, caller, work)
         source = GivenLatents(mean) if draw is None else PosteriorSamples(mean, log_var, draw)
         shapes = self.manifest.shapes_of_x(x.shape[1:])
-        needs_params = scores or self.checks_params
+        wants_score_output = scores or self.checks_score_output
         decoded: Any
         if scores and shapes.x.is_text and not isinstance(decoding, TeacherForced):
-            decoded, params = await self._decode_and_score(
+            decoded, score_output = await self._decode_and_score(
                 x, source, shapes, caller, work, decoding
             )
         else:
-            decoded, params, _ = await self.decode(
-                source, shapes, caller, params=needs_params, work=work, decoding=decoding
+            decoded, score_output, _ = await self.decode(
+                source,
+                shapes,
+                caller,
+                score_output=wants_score_output,
+                work=work,
+                decoding=decoding,
             )
         if not scores:
-            params = params if self.checks_params else None
-            return ReconstructionOutputs(decoded, mean, log_var, None, params)
+            score_output = score_output if self.checks_score_output else None
+            return ReconstructionOutputs(decoded, mean, log_var, None, score_output)
         likelihood = self._likelihood()
         score = functools.partial(
-            scoring.score_reconstructions, x, mean, log_var, params, likelihood
+            scoring.score_reconstructions, x, mean, log_var, score_output, likelihood
         )
         result = ReconstructionOutputs(decoded, mean, log_var, await run_in_executor(score))
         if not contributions:
             return result
         assert likelihood is not None
-        terms = await run_in_executor(likelihood.contributions, x, params)
+        terms = await run_in_executor(likelihood.contributions, x, score_output)
         return dataclasses.replace(result, contributions=terms)
 
     async def _decode_and_score(
@@ -267,10 +273,10 @@ class ServedModel:
             z = source.z[:]
         both = DecodeAndScore(decoding or Greedy(shapes.x.size), TeacherForced(x))
         twice = GivenLatents(np.concatenate((z, z)))
-        decoded, params, _ = await self.decode(
-            twice, shapes, caller, params=True, work=2 * work, decoding=both
+        decoded, log_p, _ = await self.decode(
+            twice, shapes, caller, score_output=True, work=2 * work, decoding=both
         )
-        return decoded[: len(x)], params[len(x) :]
+        return decoded[: len(x)], log_p[len(x) :]
 
     async def score(
         self, x: Array, draws: int, draw: NoiseRange, caller: CallContext
@@ -296,8 +302,8 @@ class ServedModel:
         decoding: Decoding | None = None
         if self.manifest.takes_choices:
             decoding = TeacherForced(x) if shapes.x.is_text else Greedy(shapes.x.size)
-        name = self.manifest.params_output
-        payload = DecodePayload(source, shapes.z, True, scores, decoding, name)
+        name = self.manifest.score_output
+        payload = DecodePayload(source, shapes.z, name, scores, decoding)
         await self.decoder.submit(
             payload,
             rows,

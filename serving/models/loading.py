@@ -121,7 +121,7 @@ def load_model(
     def decode(graph: Graph, shapes: RowShapes, rows: int) -> Outputs:
         source = PriorSamples(NoiseRange(seed=0, offset=0, rows=rows))
         decoding = Greedy(shapes.x.size) if m.takes_choices else None
-        payload = DecodePayload(source, shapes.z, params=False, decoding=decoding)
+        payload = DecodePayload(source, shapes.z, score_output=None, decoding=decoding)
         return decode_batch(graph, single_item_batch(payload, rows))
 
     try:

@@ -22,10 +22,10 @@ class DecodePayload:
 
     source: Source
     shape: tuple[int, ...]  # of one latent
-    params: bool  # also return the parameters of p(x | z), not only its mean; of texts log p(x | z)
-    scoring: Scoring | None = None  # receives params and z, which are then not returned
+    # Also return this output, from which scores are computed; None: only x.
+    score_output: str | None
+    scoring: Scoring | None = None  # receives that output and z, which are then not returned
     decoding: Decoding | None = None  # only if the decoder takes choices
-    params_name: str = "params"  # the output for `params`; of texts log_likelihood
 
 
 def encode_batch(graph: Graph, outputs: Sequence[str], batch: Sequence[BatchItem]) -> Outputs:
@@ -37,8 +37,7 @@ def encode_batch(graph: Graph, outputs: Sequence[str], batch: Sequence[BatchItem
 
 
 def decode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
-    """x, params (None if no request wants them) and z of a batch of DecodePayloads. Of texts,
-    params is log p(x | z): float32 (rows, 1)."""
+    """x, the score output (None if no request wants it) and z of a batch of DecodePayloads."""
     z = sources.materialize(batch, batch[0].payload.shape)
     first = batch[0].payload
     if first.decoding is None:
@@ -46,13 +45,16 @@ def decode_batch(graph: Graph, batch: Sequence[BatchItem]) -> Outputs:
     else:
         choices = [item.payload.decoding.choices(item.start, item.stop) for item in batch]
         rows = np.concatenate((z, np.concatenate(choices)), axis=1)
-    if any(item.payload.params for item in batch):
-        x, params = graph.run(rows, ["x", first.params_name])
+    name = next((found for item in batch if (found := item.payload.score_output)), None)
+    if name:  # the same in all that have one
+        x, score_output = graph.run(rows, ["x", name])
         start = 0
         for item in batch:
             stop = start + item.rows
             if item.payload.scoring is not None:
-                item.payload.scoring.add(item.start, item.stop, z[start:stop], params[start:stop])
+                item.payload.scoring.add(
+                    item.start, item.stop, z[start:stop], score_output[start:stop]
+                )
             start = stop
-        return x, params, z
+        return x, score_output, z
     return *graph.run(rows, ["x"]), None, z

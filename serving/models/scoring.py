@@ -43,22 +43,22 @@ def score_reconstructions(
     x: NDArray[Any],
     mean: Latents,
     log_var: Latents,
-    params: NDArray[np.float32],
+    score_output: NDArray[np.float32],
     likelihood: LikelihoodGraph | None,
 ) -> ScoreOutputs:
-    """The scores of rows x, shape (rows, *shape), from the params decoded from one latent each.
-    likelihood: None: the params are log p(x | z) already."""
-    distortion = -_log_prob(x, params, likelihood)
+    """The scores of rows x, shape (rows, *shape), from the decoder's score output at one latent
+    each: the params of p(x | z), or with likelihood None log p(x | z) itself."""
+    distortion = -_log_prob(x, score_output, likelihood)
     kl = kl_to_standard_normal(mean, log_var)
     return ScoreOutputs(kl, -distortion - kl, reconstruction_error=distortion)
 
 
 def _log_prob(
-    x: NDArray[Any], params: NDArray[np.float32], likelihood: LikelihoodGraph | None
+    x: NDArray[Any], score_output: NDArray[np.float32], likelihood: LikelihoodGraph | None
 ) -> Nats:
     if likelihood is None:
-        return params[:, 0].astype(np.float64)
-    return likelihood.log_prob(x, params)
+        return score_output[:, 0].astype(np.float64)
+    return likelihood.log_prob(x, score_output)
 
 
 class Scoring:
@@ -71,10 +71,10 @@ class Scoring:
         self._log_weights = np.empty(source.rows)
         self._distortions = np.empty(source.rows)
 
-    def add(self, start: int, stop: int, z: Latents, params: NDArray[np.float32]) -> None:
-        """Score rows start..stop of the source: their z, and the params decoded from z."""
+    def add(self, start: int, stop: int, z: Latents, score_output: NDArray[np.float32]) -> None:
+        """Score rows start..stop of the source: their z, and the decoder's score output at z."""
         rows = self._source.encodings(start, stop)
-        distortion = -_log_prob(self._x[rows], params, self._likelihood)
+        distortion = -_log_prob(self._x[rows], score_output, self._likelihood)
         mean, log_var = self._source.mean[rows], self._source.log_var[rows]
         self._distortions[start:stop] = distortion
         self._log_weights[start:stop] = log_prior_ratio(z, mean, log_var) - distortion
@@ -109,13 +109,13 @@ def measure(likelihood: LikelihoodGraph | None, shapes: RowShapes) -> ScoringSec
     source = PosteriorSamples(mean, mean, NoiseRange(0, 0, 1, POSTERIOR), _MEASURED_DRAWS)
     scoring = Scoring(np.zeros((1, *shapes.x.shape), shapes.x.dtype), source, likelihood)
     scored = max(1, min(_MEASURED_DRAWS, _MEASURED_ELEMENTS // shapes.x.size))
-    params = np.zeros((scored, *of_decoder), np.float32)
+    score_output = np.zeros((scored, *of_decoder), np.float32)
     draws, likelihoods = [], []
     for _ in range(_REPEATS):
         started = time.perf_counter()
         z = source.latents()
         drawn = time.perf_counter()
-        scoring.add(0, scored, z[:scored], params)
+        scoring.add(0, scored, z[:scored], score_output)
         draws.append(drawn - started)
         likelihoods.append(time.perf_counter() - drawn)
     return ScoringSeconds(min(draws) / _MEASURED_DRAWS, min(likelihoods) / scored)

@@ -62,7 +62,7 @@ class TiledModel(ServedModel):
         shapes: RowShapes,
         caller: CallContext,
         *,
-        params: bool = False,
+        score_output: bool = False,
         work: int = 0,
         decoding: Decoding | None = None,
     ) -> Future[Outputs]:
@@ -70,9 +70,9 @@ class TiledModel(ServedModel):
         plan = self._plan("decoder", shapes)
         if plan is None:
             return super().decode(
-                source, shapes, caller, params=params, work=work, decoding=decoding
+                source, shapes, caller, score_output=score_output, work=work, decoding=decoding
             )
-        return create_task(self._decode(plan, source, shapes, caller, params, work))
+        return create_task(self._decode(plan, source, shapes, caller, score_output, work))
 
     async def _decode(
         self,
@@ -80,7 +80,7 @@ class TiledModel(ServedModel):
         source: Source,
         shapes: RowShapes,
         caller: CallContext,
-        params: bool,
+        score_output: bool,
         work: int,
     ) -> Outputs:
         self.used["decoder"] = self.manifest.tiles["decoder"]
@@ -89,11 +89,12 @@ class TiledModel(ServedModel):
         tiles = GivenLatents(plan.split(z, self.manifest.z.shape))
         tile_shapes = self.manifest.at(plan.size)
         x, values, _ = await super().decode(
-            tiles, tile_shapes, caller, params=params, work=work * plan.count
+            tiles, tile_shapes, caller, score_output=score_output, work=work * plan.count
         )
         x_shape = self.manifest.x.shape
         of_params = Shape.parse([len(self.manifest.parameters), *x_shape.json])
-        outputs = (x, values if params else None)  # others in the batches may have asked for them
+        # Others in the batches may have asked for the score output.
+        outputs = (x, values if score_output else None)
         return (*await run_in_executor(_assemble, plan, outputs, [x_shape, of_params]), z)
 
     async def reconstruct(

@@ -1,9 +1,10 @@
 """Responses hold finite numbers only: a request that makes the model compute others is rejected.
 
-Bytes cannot hold NaN: where x is bytes, NaN in the decoder becomes some color. Its params still
-show it. They are checked if the decoder has them and NaN is likely: it computes in float16, or the
-latents are far from any data. A decoder of bytes without params cannot be checked. NaN also becomes
-some level of a categorical column: the params of rows with categorical columns are always checked.
+Bytes cannot hold NaN: where x is bytes, NaN in the decoder becomes some color. The output
+from which scores are computed still shows it. It is checked if the decoder has one and NaN is
+likely: the decoder computes in float16, or the latents are far from any data. A decoder of bytes
+without a likelihood cannot be checked. NaN also becomes some level of a categorical column: the
+params of rows with categorical columns are always checked.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
     return finite
 
 
-def needs_params(model: ServedModel, z: Latents) -> bool:
-    """Whether the params that are decoded from these latents must be checked, as x hides NaN."""
-    if model.checks_params:
+def needs_score_output(model: ServedModel, z: Latents) -> bool:
+    """Whether the score output of these latents must be checked, as x hides NaN."""
+    if model.checks_score_output:
         return True
     manifest = model.manifest
     if manifest.x.dtype != "uint8" or manifest.likelihood is None:

@@ -95,17 +95,17 @@ class VaeService:
             raise InvalidArgument("format", "params cannot be returned as PNG", "Use FORMAT_RAW")
         if not wants_params:
             fields.require_room(shapes, model, "z.shape", form, float_dtype)
-        needs_params = wants_params or finite.needs_params(model, z)
+        needs_score_output = wants_params or finite.needs_score_output(model, z)
         noise = fields.posterior_noise(request, len(z)) if request.draw_x else None
         decoding = fields.sampled(request, model, noise) if noise else None
         x, params, _ = await model.decode(
-            GivenLatents(z), shapes, context, params=needs_params, decoding=decoding
+            GivenLatents(z), shapes, context, score_output=needs_score_output, decoding=decoding
         )
-        checked = (None if wants_params else x, params if needs_params else None)
+        checked = (None if wants_params else x, params if needs_score_output else None)
         if (bad := finite.bad_row(*checked)) is not None:
             self._nonfinite.add(model, decoder=checked)
             row = GivenLatents(z[bad : bad + 1])
-            alone = model.decode(row, shapes, context, params=needs_params)
+            alone = model.decode(row, shapes, context, score_output=needs_score_output)
             raise await finite.cause(bad, "z", alone)
         if float_dtype and wants_params:
             (params,) = await fields.narrowed(float_dtype, params)
@@ -139,10 +139,10 @@ class VaeService:
         fields.require_room(shapes, model, "sizes", form, float_dtype)
         source = fields.prior_samples(request, request.count)
         decoding = fields.sampled(request, model, source.draw)
-        x, params, z = await model.decode(
-            source, shapes, context, params=model.checks_params, decoding=decoding
+        x, score_output, z = await model.decode(
+            source, shapes, context, score_output=model.checks_score_output, decoding=decoding
         )
-        checked = (x, params if model.checks_params else None)
+        checked = (x, score_output if model.checks_score_output else None)
         if finite.bad_row(*checked) is not None:
             self._nonfinite.add(model, decoder=checked)
             raise finite.engine_error()
@@ -184,7 +184,7 @@ class VaeService:
                 samples,
                 shapes,
                 context,
-                params=model.checks_params,
+                score_output=model.checks_score_output,
                 work=request.count,
                 decoding=fields.sampled(request, model, noise),
             )
@@ -194,8 +194,8 @@ class VaeService:
         next_chunk = submit(0)
         for start in range(chunk, request.count + chunk, chunk):
             noise, outputs = next_chunk
-            x, params, z = await outputs
-            checked = (x, params if model.checks_params else None)
+            x, score_output, z = await outputs
+            checked = (x, score_output if model.checks_score_output else None)
             if finite.bad_row(*checked) is not None:
                 self._nonfinite.add(model, decoder=checked)
                 raise finite.engine_error()
@@ -315,12 +315,14 @@ class VaeService:
         straight = request.path == pb.INTERPOLATION_PATH_LERP
         path = (latents.lerp if straight else latents.slerp)(start, end, request.steps)
         path_is_finite = finite.bad_row(path) is None
-        needs_params = path_is_finite and finite.needs_params(model, path)
-        x, params, _ = await model.decode(GivenLatents(path), shapes, context, params=needs_params)
-        params = params if needs_params else None
-        if (bad := finite.bad_row(path, x, params)) is not None:
+        needs_score_output = path_is_finite and finite.needs_score_output(model, path)
+        x, score_output, _ = await model.decode(
+            GivenLatents(path), shapes, context, score_output=needs_score_output
+        )
+        score_output = score_output if needs_score_output else None
+        if (bad := finite.bad_row(path, x, score_output)) is not None:
             if path_is_finite:
-                self._nonfinite.add(model, decoder=(x, params))
+                self._nonfinite.add(model, decoder=(x, score_output))
             ends = (("start", request.start, start), ("end", request.end, end))
             given = [
                 (float(np.abs(z).max()), name)
@@ -331,7 +333,7 @@ class VaeService:
                 raise finite.engine_error()
             _, farthest = max(given)
             latent = GivenLatents(path[bad : bad + 1])
-            step = model.decode(latent, shapes, context, params=needs_params)
+            step = model.decode(latent, shapes, context, score_output=needs_score_output)
             raise await finite.cause(bad, farthest, step, "step")
         if float_dtype:
             x, path = await fields.narrowed(float_dtype, x, path if request.include_z else None)

@@ -72,7 +72,7 @@ class BoundModel:
         """Decode the latents that the decoder turns into these images."""
         z = x.reshape(len(x), -1) / np.float32(255)
         shapes = self.model.manifest.default
-        return self.model.decode(GivenLatents(z), shapes, CallContext(), params=params)
+        return self.model.decode(GivenLatents(z), shapes, CallContext(), score_output=params)
 
 
 def load_toy(toy_bundles: Path, settings: Settings) -> LoadedModel:
