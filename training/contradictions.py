@@ -24,11 +24,11 @@ def contradiction(settings: Settings) -> str | None:
         ),
         (
             settings.fixed_std is not None and settings.likelihood != "gaussian",
-            "--fixed-std is of --likelihood gaussian; leave it out.",
+            "--fixed-std applies only to --likelihood gaussian; leave it out.",
         ),
         (
             settings.std != "auto" and settings.likelihood != "gaussian",
-            "--std is of --likelihood gaussian; leave it out.",
+            "--std applies only to --likelihood gaussian; leave it out.",
         ),
         (
             settings.std == "shared" and settings.fixed_std is not None,
@@ -57,23 +57,24 @@ def contradiction(settings: Settings) -> str | None:
         ),
         (
             (settings.attention or settings.blocks > 1) and not settings.may_be_convolutional,
-            "--attention and --blocks are of --architecture resnet and ladder, not "
+            "--attention and --blocks apply only to --architecture resnet and ladder, not to "
             f"{settings.architecture}; leave them out.",
         ),
         (
             (settings.stochastic_layers or 1) > 1 and settings.architecture != "ladder",
-            "--stochastic-layers above 1 is of --architecture ladder; use that, or leave it out.",
+            "--stochastic-layers above 1 applies only to --architecture ladder; use that, or leave "
+            "it out.",
         ),
         (
             settings.linear_path == "pca"
             and not (settings.may_be_convolutional and settings.latents == "flat"),
-            "--linear-path pca is of --architecture resnet or ladder with --latents flat; "
-            "leave it out.",
+            "--linear-path pca applies only to --architecture resnet or ladder with --latents "
+            "flat; leave it out.",
         ),
         (
             not settings.is_text
             and (settings.text_length or settings.long_texts != "fail" or settings.keep_repeated),
-            "--text-length, --long-texts and --keep-repeated are of --data text:FILE; leave "
+            "--text-length, --long-texts and --keep-repeated apply only to --data text:FILE; leave "
             "them out.",
         ),
         (
@@ -82,17 +83,18 @@ def contradiction(settings: Settings) -> str | None:
         ),
         (
             not settings.is_text and (settings.architecture == "gru" or settings.token_dropout > 0),
-            "--architecture gru and --token-dropout are for --data text:FILE; leave them out.",
+            "--architecture gru and --token-dropout apply only to --data text:FILE; leave them "
+            "out.",
         ),
         (
             not settings.is_table
             and (settings.ignore_columns or settings.categorical_columns or settings.label_column),
-            "--ignore-columns, --categorical-columns and --label-column are of --data "
-            "table:FILE; leave them out.",
+            "--ignore-columns, --categorical-columns and --label-column apply only to "
+            "--data table:FILE; leave them out.",
         ),
         (
             not settings.may_have_columns and settings.missing != "fail",
-            "--missing is of --data table:FILE and npz:FILE; leave it out.",
+            "--missing applies only to --data table:FILE and npz:FILE; leave it out.",
         ),
         (
             settings.is_table and settings.architecture not in ("auto", "mlp", "iwae", "gated"),
@@ -100,16 +102,16 @@ def contradiction(settings: Settings) -> str | None:
         ),
         (
             settings.is_table and settings.likelihood != "gaussian",
-            f"--likelihood {settings.likelihood} is not one of tables: numeric columns have a "
+            f"--likelihood {settings.likelihood} does not apply to tables: numeric columns have a "
             "gaussian and categorical ones a categorical one; leave it out.",
         ),
         (
             settings.std == "column" and not settings.may_have_columns,
-            "--std column is of --data table:FILE and npz:FILE; leave it out.",
+            "--std column applies only to --data table:FILE and npz:FILE; leave it out.",
         ),
         (
             settings.is_text != (settings.likelihood == "categorical"),
-            "--likelihood categorical is that of --data text:FILE, and text has no other; "
+            "--likelihood categorical applies only to --data text:FILE, and text has no other; "
             "leave --likelihood out.",
         ),
         (

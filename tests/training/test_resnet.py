@@ -152,7 +152,10 @@ def test_attention_reads_every_position() -> None:
             "must be a multiple of 8",
         ),
         ({"architecture": "ladder", "depth": 1}, "--stochastic-layers 2 needs as many levels"),
-        ({"stochastic_layers": 2}, "--stochastic-layers above 1 is of --architecture ladder"),
+        (
+            {"stochastic_layers": 2},
+            "--stochastic-layers above 1 applies only to --architecture ladder",
+        ),
         ({"architecture": "mlp", "attention": True}, "--attention and --blocks are of"),
         ({"architecture": "mlp", "linear_path": "pca"}, "--linear-path pca is of"),
         ({"latents": "spatial", "linear_path": "pca"}, "--linear-path pca is of"),

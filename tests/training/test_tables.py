@@ -260,9 +260,18 @@ def test_vectors_within_rounding_of_0_to_1_are_taken_as_such(tmp_path: Path) -> 
         ({"architecture": "resnet"}, "--architecture resnet does not read tables; use mlp, iwae"),
         ({"likelihood": "bernoulli"}, "--likelihood bernoulli is not one of tables"),
         ({"latents": "spatial"}, "--latents spatial needs --architecture resnet"),
-        ({"data": "digits", "missing": "mean"}, "--missing is of --data table:FILE and npz:FILE"),
-        ({"data": "npz:a", "ignore_columns": "a"}, "--ignore-columns, .* are of --data table:FILE"),
-        ({"data": "digits", "std": "column"}, "--std column is of --data table:FILE and npz:FILE"),
+        (
+            {"data": "digits", "missing": "mean"},
+            "--missing applies only to --data table:FILE and npz:FILE",
+        ),
+        (
+            {"data": "npz:a", "ignore_columns": "a"},
+            "--ignore-columns, .* apply only to --data table:FILE",
+        ),
+        (
+            {"data": "digits", "std": "column"},
+            "--std column applies only to --data table:FILE and npz:FILE",
+        ),
     ],
 )
 def test_flags_that_tables_have_no_use_for_are_refused(settings: dict, message: str) -> None:

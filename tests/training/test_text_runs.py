@@ -114,7 +114,10 @@ def test_flags_that_are_not_for_text_are_refused(
         (("--text-length", 9), "--text-length, --long-texts and --keep-repeated are of"),
         (("--token-dropout", 0.1), "--architecture gru and --token-dropout are for"),
         (("--architecture", "gru"), "--architecture gru and --token-dropout are for"),
-        (("--likelihood", "categorical"), "--likelihood categorical is that of --data text:FILE"),
+        (
+            ("--likelihood", "categorical"),
+            "--likelihood categorical applies only to --data text:FILE",
+        ),
     ],
 )
 def test_flags_for_text_are_refused_for_other_rows(
