@@ -33,7 +33,7 @@ Cli = Callable[..., tuple[int, str, str]]
         (["--image-size", "32x32"], "--image-size resizes images:DIR only"),
         (["--binarization", "dynamic", "--likelihood", "gaussian"], "--binarization dynamic"),
         (["--binarization", "fixed"], "--binarization fixed"),
-        (["--fixed-std", "0.1", "--likelihood", "bernoulli"], "--fixed-std is of"),
+        (["--fixed-std", "0.1", "--likelihood", "bernoulli"], "--fixed-std applies only to"),
         (["--model", "ae", "--importance-samples", "5"], "--model ae has no KL"),
         (["--model", "ae", "--free-bits", "0.1"], "--model ae has no KL"),
         (

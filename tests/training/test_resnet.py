@@ -156,9 +156,9 @@ def test_attention_reads_every_position() -> None:
             {"stochastic_layers": 2},
             "--stochastic-layers above 1 applies only to --architecture ladder",
         ),
-        ({"architecture": "mlp", "attention": True}, "--attention and --blocks are of"),
-        ({"architecture": "mlp", "linear_path": "pca"}, "--linear-path pca is of"),
-        ({"latents": "spatial", "linear_path": "pca"}, "--linear-path pca is of"),
+        ({"architecture": "mlp", "attention": True}, "--attention and --blocks apply only to"),
+        ({"architecture": "mlp", "linear_path": "pca"}, "--linear-path pca applies only to"),
+        ({"latents": "spatial", "linear_path": "pca"}, "--linear-path pca applies only to"),
     ],
 )
 def test_unfitting_settings_are_rejected(settings: dict[str, object], words: str) -> None:

@@ -258,7 +258,7 @@ def test_vectors_within_rounding_of_0_to_1_are_taken_as_such(tmp_path: Path) -> 
     ("settings", "message"),
     [
         ({"architecture": "resnet"}, "--architecture resnet does not read tables; use mlp, iwae"),
-        ({"likelihood": "bernoulli"}, "--likelihood bernoulli is not one of tables"),
+        ({"likelihood": "bernoulli"}, "--likelihood bernoulli does not apply to tables"),
         ({"latents": "spatial"}, "--latents spatial needs --architecture resnet"),
         (
             {"data": "digits", "missing": "mean"},

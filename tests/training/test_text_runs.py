@@ -111,9 +111,9 @@ def test_flags_that_are_not_for_text_are_refused(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (("--text-length", 9), "--text-length, --long-texts and --keep-repeated are of"),
-        (("--token-dropout", 0.1), "--architecture gru and --token-dropout are for"),
-        (("--architecture", "gru"), "--architecture gru and --token-dropout are for"),
+        (("--text-length", 9), "--text-length, --long-texts and --keep-repeated apply only to"),
+        (("--token-dropout", 0.1), "--architecture gru and --token-dropout apply only to"),
+        (("--architecture", "gru"), "--architecture gru and --token-dropout apply only to"),
         (
             ("--likelihood", "categorical"),
             "--likelihood categorical applies only to --data text:FILE",
