@@ -1,29 +1,20 @@
-"""Export: checkpoint -> encoder.onnx, decoder.onnx -> parity check -> published bundle.
-
-This module is the only bridge to serving. `__main__` shares only the flag parser and the version.
-"""
+"""Export: checkpoint -> encoder.onnx, decoder.onnx, likelihood.onnx -> parity check -> bundle."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import onnx
 import torch
-from torch import Tensor
 
 from latentd import bundle
-from latentd.bundle import LatentFormat, Manifest, RowFormat, Threshold, Tile
-from latentd.decoding import GREEDY
-from latentd.shapes import Axis, Shape
+from latentd.bundle import Manifest, Threshold, Tile
+from latentd.shapes import Axis
 from latentd.training import (
     checkpoint,
     data,
-    graph_checks,
     networks,
     onnx_graphs,
     parity,
@@ -34,21 +25,15 @@ from latentd.training import (
     tiles,
 )
 from latentd.training.checkpoint import Checkpoint
-from latentd.training.data import RowSpec
-from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
-from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.fp16 import to_half
-from latentd.training.likelihoods.mixed import MixedLikelihood
-from latentd.training.model import AE, Model, log_likelihood, to_data
-from latentd.training.objective import describe_elbo
+from latentd.training.golden import golden_npz
+from latentd.training.manifest import manifest_of
 from latentd.training.readers.picture_cache import PictureCache
 from latentd.training.text import export as text_export
 from latentd.training.tolerances import TOLERANCES
 
-_LATER: Final = 1 << 14  # bytes of what a manifest gets after its evaluation: files, a threshold
 _GOLDEN_ROWS: Final = 16  # per kind: encoded rows, their means, draws from N(0, I)
-_FEW_GOLDEN_ROWS: Final = 2  # the same at other sizes than the trained one
 _USUAL_MAX_SIZE: Final = 1024
 _MAX_ATTENTION: Final = 64  # positions each way: attention needs 64 MiB for all pairs of them
 _LARGEST_MAX_SIZE: Final = 8192  # where an image with colors has almost the most values of a row
@@ -152,7 +137,7 @@ def _build(
             )
         files = text_export.files(model, name, parity.rows(dataset)[0])
         measured, scores = text_export.measure(model, files, dataset)
-        return _manifest(path, name, saved, model, files, measured, scores), files
+        return manifest_of(path, name, saved, model, files, measured, scores), files
     exported = to_half(model) if precision == "float16" else model
     encoder = onnx_graphs.encoder(exported, name)
     decoder = onnx_graphs.decoder(exported, name)
@@ -167,10 +152,10 @@ def _build(
         bundle.ENCODER: encoder,
         bundle.DECODER: decoder,
         bundle.LIKELIHOOD: likelihood,
-        bundle.GOLDEN: golden(model, rows[:_GOLDEN_ROWS], sizes[:2]),
+        bundle.GOLDEN: golden_npz(model, rows[:_GOLDEN_ROWS], sizes[:2]),
     }
     manifest = dataclasses.replace(
-        _manifest(path, name, saved, model, files, measured, scores),
+        manifest_of(path, name, saved, model, files, measured, scores),
         axes=axes,
         precision=precision,
     )
@@ -186,104 +171,6 @@ def _build(
         ),
     )
     return manifest, files
-
-
-def _manifest(
-    path: Path,
-    name: str,
-    saved: Checkpoint,
-    model: Model,
-    files: Mapping[str, bytes],
-    measured: dict[str, Any],
-    scores: dict[str, Any],
-) -> Manifest:
-    """The manifest of a model without free axes. measured, scores: `parity`, `training_scores`."""
-    manifest = Manifest(
-        model=name,
-        x=_row_format(model),
-        z=_latent_format(model),
-        likelihood=likelihood_format(model, saved.config.likelihood, files.get(bundle.LIKELIHOOD)),
-        posterior="gaussian" if saved.config.model == "vae" else "point",
-        prior="standard-normal" if saved.config.model == "vae" else None,
-        opset=graph_checks.opset(onnx.load_from_string(files[bundle.ENCODER])),
-        preprocessing=_preprocessing(saved.spec),
-        parity=measured,
-        training={
-            "config": dataclasses.asdict(saved.config),
-            "objective": describe_elbo(saved.config, saved.spec),
-            "split": saved.split,
-            "metrics": saved.history[-1] if saved.history else {},  # empty during the first epoch
-        },
-        evaluation=saved_evaluation(path, weights_digest(model)),
-        training_scores=scores,
-    )
-    return fitted(manifest)
-
-
-def fitted(manifest: Manifest) -> Manifest:
-    """The manifest without the evaluation's columns if they would make it too large."""
-    if len(manifest.to_json()) <= bundle.MAX_MANIFEST_BYTES - _LATER:
-        return manifest
-    kept = {key: value for key, value in manifest.evaluation.items() if key != "columns"}
-    if len(kept) < len(manifest.evaluation):
-        notice("The evaluation's columns are too many for the manifest: evaluation.json has them.")
-    return dataclasses.replace(manifest, evaluation=kept)
-
-
-def golden(model: Model, x: Tensor, sizes: Sequence[parity.Size] = ()) -> bytes:
-    """golden.npz: arrays of the rows x, and of a few rows at each of the other `sizes`, whose names
-    begin with "1.", "2." and so on."""
-    arrays = _golden(model, x)
-    for number, size in enumerate(sizes, 1):
-        more = _golden(model, parity.at_size(x[:_FEW_GOLDEN_ROWS], size))
-        arrays |= {f"{number}.{name}": array for name, array in more.items()}
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
-
-
-@torch.no_grad()
-def _golden(model: Model, x: Tensor) -> dict[str, Any]:
-    """x (n, *shape), mean, log_var (n, *latent_shape); z (2n, *latent_shape), decoded_x, params,
-    log_likelihood (2n,). With columns, choices follow each z.
-
-    z holds the means and as many draws from N(0, I). log_likelihood is of the rows of x, twice.
-    PyTorch computes all outputs. An autoencoder has no log_var.
-    """
-    mean, log_var = model.encode(x)
-    prior = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
-    z = torch.cat((mean, prior))
-    params = model.decode(z)
-    decoded, inputs = to_data(model, params), z
-    if isinstance(model.likelihood, MixedLikelihood):
-        choices = params.new_full((len(z), *model.spec.shape), GREEDY)
-        choices[len(x) :] = 0.5  # half of the rows are drawn
-        choices = model.likelihood.sure_choices(params, choices, seed=1)
-        decoded, inputs = model.likelihood.draw(params, choices), torch.cat((z, choices), dim=1)
-    tensors = {
-        "x": x,
-        "mean": mean,
-        **({} if isinstance(model, AE) else {"log_var": log_var}),
-        "z": inputs,
-        "decoded_x": decoded,
-        "params": params,
-        "log_likelihood": log_likelihood(model, torch.cat((x, x)), params),
-    }
-    return {key: tensor.numpy() for key, tensor in tensors.items()}
-
-
-def likelihood_format(model: Model, name: str, graph: bytes | None) -> bundle.Likelihood:
-    """What the manifest says of the model's likelihood. graph: likelihood.onnx, if it has one."""
-    likelihood = model.likelihood
-    if isinstance(likelihood, MixedLikelihood) and likelihood.parameters != ("mean", "log_std"):
-        name = "mixed"
-    return bundle.Likelihood(
-        name,
-        likelihood.parameters,
-        likelihood.bounded,
-        likelihood.binary,
-        None if graph is None else Shape.parse(onnx_graphs.dims_of_contributions(graph)),
-    )
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -331,31 +218,3 @@ def _dataset(path: Path, saved: Checkpoint, source: str | None) -> data.Dataset:
             f"{saved.spec.shape}."
         )
     return dataset
-
-
-def _row_format(model: Model) -> RowFormat:
-    spec = model.spec
-    sides = spec.shape[:2] if model.stride is None else ("h", "w")
-    shape = Shape.parse([*sides, *spec.shape[2:]])
-    if spec.columns:
-        return RowFormat(spec.kind, shape, spec.dtype, columns=spec.columns)
-    return RowFormat(spec.kind, shape, spec.dtype, (0.0, spec.highest))
-
-
-def _latent_format(model: Model) -> LatentFormat:
-    stride, (channels, *sides) = model.stride, model.latent_shape
-    free = sides if stride is None else (f"h/{stride}", f"w/{stride}")
-    return LatentFormat(Shape.parse([channels, *free]))
-
-
-def _preprocessing(spec: RowSpec) -> str:
-    if spec.text:
-        return "none: x is a text's bytes in UTF-8, then zeros, which the encoder reads as they are"
-    if spec.columns:
-        return (
-            "numbers are standardized by the mean and std of each column, and categorical columns "
-            "become one-hot, inside the graphs; x goes in and comes out in the data's own units"
-        )
-    if spec.dtype == "uint8":
-        return "x / 255 as float32 goes in, round(255 x) as uint8 comes out, inside the graphs"
-    return "none: x is float32 in [0, 1]"

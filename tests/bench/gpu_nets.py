@@ -12,10 +12,12 @@ from torch import Tensor
 from latentd import bundle
 from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
-from latentd.training import export, graph_checks, networks, onnx_graphs
+from latentd.training import graph_checks, networks, onnx_graphs
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
 from latentd.training.fp16 import to_half
+from latentd.training.golden import golden_npz
+from latentd.training.manifest import likelihood_format
 from latentd.training.model import Model, build
 
 
@@ -64,7 +66,7 @@ def publish(net: Net, root: Path, precision: str) -> Path:
         model=net.name,
         x=RowFormat.of(DataSpec("image", net.shape, "uint8", (0.0, 255.0))),
         z=LatentFormat(Shape.parse([net.latent_size])),
-        likelihood=export.likelihood_format(whole, "bernoulli", likelihood),
+        likelihood=likelihood_format(whole, "bernoulli", likelihood),
         opset=graph_checks.opset(onnx.load_from_string(encoder)),
         preprocessing="inside the graphs",
         parity={},
@@ -74,7 +76,7 @@ def publish(net: Net, root: Path, precision: str) -> Path:
         bundle.ENCODER: encoder,
         bundle.DECODER: onnx_graphs.decoder(exported, net.name),
         bundle.LIKELIHOOD: likelihood,
-        bundle.GOLDEN: export.golden(whole, rows),
+        bundle.GOLDEN: golden_npz(whole, rows),
     }
     return bundle.publish(root, manifest, files)
 

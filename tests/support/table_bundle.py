@@ -14,9 +14,11 @@ from latentd import bundle
 from latentd.bundle import Manifest, RowFormat
 from latentd.columns import Column
 from latentd.shapes import Shape
-from latentd.training import export, onnx_graphs
+from latentd.training import onnx_graphs
 from latentd.training.config import Config
 from latentd.training.data import RowSpec
+from latentd.training.golden import golden_npz
+from latentd.training.manifest import likelihood_format
 from latentd.training.model import VAE, build
 from latentd.training.networks import resolve_architecture
 
@@ -60,13 +62,13 @@ def publish_table(
         bundle.ENCODER: onnx_graphs.encoder(model, name),
         bundle.DECODER: onnx_graphs.decoder(model, name),
         bundle.LIKELIHOOD: onnx_graphs.likelihood(model, name),
-        bundle.GOLDEN: export.golden(model, torch.from_numpy(np.resize(x, (8, len(columns))))),
+        bundle.GOLDEN: golden_npz(model, torch.from_numpy(np.resize(x, (8, len(columns))))),
     }
     manifest = Manifest(
         model=name,
         x=RowFormat("vector", Shape.parse([len(columns)]), "float32", columns=columns),
         z=bundle.LatentFormat(Shape.parse([LATENTS])),
-        likelihood=export.likelihood_format(model, "gaussian", files[bundle.LIKELIHOOD]),
+        likelihood=likelihood_format(model, "gaussian", files[bundle.LIKELIHOOD]),
         opset=20,
         preprocessing="none",
         parity={},

@@ -14,10 +14,11 @@ from scipy import stats
 
 from latentd import bundle
 from latentd.columns import Column
-from latentd.training import data, export, table_columns
+from latentd.training import data, table_columns
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.likelihoods.normal_quantile import normal_quantile
+from latentd.training.manifest import fitted
 from latentd.training.model import log_likelihood
 from latentd.training.readers.table import TableOptions, read_table
 from latentd.training.sheets import table as table_sheets
@@ -212,9 +213,9 @@ def test_an_evaluation_of_too_many_columns_is_left_out_of_the_manifest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = bundle.load(publish_table(tmp_path)).manifest
-    assert export.fitted(manifest) is manifest
+    assert fitted(manifest) is manifest
     measured = {f"x{number}": {"r2": 1 / 3, "mean": [1 / 3] * 9} for number in range(4096)}
-    found = export.fitted(replace(manifest, evaluation={"nll": 1.0, "columns": measured}))
+    found = fitted(replace(manifest, evaluation={"nll": 1.0, "columns": measured}))
     assert found.evaluation == {"nll": 1.0}
     assert "evaluation.json has them" in capsys.readouterr().err
 
