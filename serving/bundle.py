@@ -34,16 +34,7 @@ from typing import Final
 
 from latentd import atomic
 from latentd.errors import BundleError
-from latentd.manifest import (
-    DataSpec,
-    LatentFormat,
-    Likelihood,
-    Manifest,
-    RowFormat,
-    RowShapes,
-    Threshold,
-    Tile,
-)
+from latentd.manifest import Likelihood, Manifest, Tile
 from latentd.manifest_schema import (
     DECODER,
     ENCODER,
@@ -55,6 +46,8 @@ from latentd.manifest_schema import (
     MODEL_NAME,
     SCORES,
 )
+from latentd.model_description import DataSpec, LatentFormat, RowFormat, RowShapes
+from latentd.thresholds import Threshold
 
 __all__ = [
     "DECODER",

@@ -24,7 +24,7 @@ from latentd.bundle import LatentFormat, RowFormat, Threshold, Tile
 from latentd.codec import Array
 from latentd.columns import Column
 from latentd.errors import InvalidArgument
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.shapes import Axis, Shape
 
 _NOTEBOOK_PIXELS: Final = 1 << 22

@@ -17,7 +17,7 @@ from latentd.client.arguments import DataPoint, LatentAnchor, LatentPoint, Sampl
 from latentd.codec import Array
 from latentd.console.groups import Group, by_size
 from latentd.errors import InvalidArgument
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.readers import files, kinds, sources
 from latentd.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
 from latentd.readers.rows import Chunk

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes
 from latentd.columns import Column
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.shapes import Axis, Shape
 
 if TYPE_CHECKING:  # importing the client is slow, and --help must be fast

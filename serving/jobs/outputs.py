@@ -45,6 +45,7 @@ from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Floats, Results, Rows
 from latentd.ranges import Counts
+from latentd.thresholds import are_outliers
 
 Flags = NDArray[np.bool_]
 
@@ -114,7 +115,7 @@ def _outliers(results: Results, plan: Plan) -> tuple[Flags, Flags] | None:
         return None
     default = (results.shapes == plan.x.shape).all(axis=1)
     known = default if given is None else np.ones(len(error), np.bool_)
-    return known & (error.astype(np.float64) > threshold), known
+    return known & are_outliers(error, threshold), known
 
 
 def count_outliers(results: Results, plan: Plan) -> int:

@@ -23,7 +23,7 @@ from latentd.errors import ConfigError
 from latentd.jobs.exit_codes import EngineBroken
 from latentd.jobs.plan import BATCH_BYTES, OutputSpec
 from latentd.latents import POSTERIOR, Latents, NoiseRange, standard_normal, uniform
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.models import likelihood_graphs, loading
 from latentd.models.scoring import score_reconstructions
 from latentd.models.sources import reparameterize

@@ -20,7 +20,7 @@ import numpy as np
 
 from latentd.codec import Array
 from latentd.errors import BadData, ConfigError
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.readers import files, kinds
 from latentd.readers.files import FileOpener
 from latentd.readers.rows import Chunk, check_signature, make_chunk

@@ -17,7 +17,7 @@ from latentd import tables
 from latentd.codec import Array
 from latentd.columns import Column
 from latentd.errors import BadData, ConfigError
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.readers import files
 from latentd.readers.files import FileOpener
 from latentd.readers.rows import BadRow, Chunk, make_chunk

@@ -17,7 +17,7 @@ from latentd import images
 from latentd.bundle import DataSpec, RowShapes
 from latentd.codec import Array
 from latentd.errors import BadData, ConfigError, InvalidArgument
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.readers import files
 from latentd.readers.files import FileOpener
 from latentd.readers.pictures import decode, find_shapes

@@ -12,7 +12,7 @@ import numpy as np
 from latentd import images
 from latentd.bundle import RowShapes
 from latentd.errors import InvalidArgument
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.readers import files, verified
 from latentd.readers.rows import BadRow, Chunk, check_same_size
 from latentd.shapes import SizeError

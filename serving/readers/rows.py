@@ -13,7 +13,7 @@ from latentd import ranges, texts
 from latentd.bundle import DataSpec, RowShapes
 from latentd.codec import Array
 from latentd.errors import ConfigError, InvalidArgument
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.ranges import Counts
 from latentd.shapes import Shape, SizeError
 

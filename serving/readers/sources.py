@@ -22,7 +22,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from latentd.errors import BadData, ConfigError
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.readers import files, kinds
 from latentd.readers.arrays import ArrayReader, file_and_key
 from latentd.readers.columns import CSV, ColumnsReader, has_columns

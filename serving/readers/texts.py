@@ -11,7 +11,7 @@ import numpy as np
 from latentd import texts
 from latentd.bundle import DataSpec
 from latentd.errors import BadData, ConfigError
-from latentd.manifest import ModelDescription
+from latentd.model_description import ModelDescription
 from latentd.readers import files
 from latentd.readers.files import FileOpener
 from latentd.readers.rows import BadRow, Chunk

@@ -12,6 +12,7 @@ from latentd.errors import InvalidArgument
 from latentd.models.inference import ServedModel
 from latentd.pb import vae_pb2 as pb
 from latentd.rpc import fields
+from latentd.thresholds import are_outliers
 
 _Request = pb.ReconstructRequest | pb.StreamReconstructRequest | pb.ScoreRequest
 _Response = pb.ReconstructResponse | pb.StreamReconstructResponse | pb.ScoreResponse
@@ -61,7 +62,7 @@ def write(
     of each row; contributions: None: not requested."""
     if threshold is not None:
         response.threshold = threshold
-        sent = error.astype(np.float32)  # what the caller can compare itself
-        response.is_outlier.extend((sent.astype(np.float64) > threshold).tolist())
+        sent = error.astype(np.float32)
+        response.is_outlier.extend(are_outliers(sent, threshold).tolist())
     if contributions is not None:
         codec.write_tensor(contributions, response.contributions)
