@@ -1,8 +1,8 @@
 """Defines manifest.json: what a model is, field by field.
 
 GetModel's response and the signatures of the graphs are made from it. `model_description` has the
-part that GetModel also tells, `manifest_schema` the valid values of each field. Standard library
-only.
+part that GetModel also tells, `manifest_schema` the valid values of each field, `manifest_rules`
+those that depend on other fields. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from latentd import manifest_schema, schema
+from latentd import manifest_rules, schema
 from latentd.columns import Column
 from latentd.errors import BundleError
 from latentd.manifest_schema import FORMAT, MANIFEST, MAX_MANIFEST_BYTES
@@ -155,7 +155,7 @@ class Manifest(ModelDescription):
 
     def check(self) -> None:
         """Raises BundleError(format) if from_json would reject it."""
-        manifest_schema.check(self._document())
+        manifest_rules.check(self._document())
 
     @classmethod
     def from_json(cls, data: bytes, name: str = MANIFEST) -> Manifest:
@@ -172,7 +172,7 @@ class Manifest(ModelDescription):
             raise BundleError("format", f"{name}: {error}") from None
         if isinstance(raw, dict) and raw.get("likelihood") == _BRITISH:
             raw["likelihood"] = "discretized-logistic"
-        manifest_schema.check(raw, name)
+        manifest_rules.check(raw, name)
         return cls(**(_from_format_1(raw) if raw["format"] == 1 else _from_format_2(raw)))
 
     def _document(self) -> dict[str, Any]:
