@@ -15,7 +15,7 @@ ServiceError if none of them fits. The client needs grpcio, numpy and pillow.
 """
 
 from latentd.client.arguments import DataPoint, LatentPoint, SampledPoint, Texts
-from latentd.client.calls import CLIENT_TIMEOUT
+from latentd.client.call import CLIENT_TIMEOUT
 from latentd.client.client import AsyncClient, Client
 from latentd.client.retry import ServiceError
 

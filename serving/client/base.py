@@ -10,7 +10,7 @@ from typing import Any, Final, Self, TypeVar
 import grpc
 
 from latentd import capabilities
-from latentd.client.calls import CLIENT_TIMEOUT, Call, ChunkedCall, set_model
+from latentd.client.call import CLIENT_TIMEOUT, Call, ChunkedCall, set_model
 from latentd.client.channel import MIB, Connection, parse_target
 from latentd.client.results import ModelInfo, ModelVersion, Samples
 from latentd.client.retry import Backoff, Throttle, from_rpc

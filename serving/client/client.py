@@ -23,7 +23,7 @@ import grpc.aio
 
 from latentd.client import calls, streams
 from latentd.client.base import BaseClient
-from latentd.client.calls import Call, ChunkedCall
+from latentd.client.call import Call, ChunkedCall
 from latentd.client.channel import methods
 from latentd.client.results import Samples, StreamedReconstruction
 from latentd.client.retry import Backoff
