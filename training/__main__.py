@@ -17,7 +17,7 @@ from latentd.flags import Parser
 from latentd.training.adopt import command as adoption
 from latentd.training.comparison import command as comparison
 from latentd.training.config import Config, flag
-from latentd.training.config_flags import add_flags, add_threshold
+from latentd.training.config_flags import add_flags, add_threshold, given_settings
 from latentd.training.errors import TrainingError, is_out_of_memory
 from latentd.training.evaluation import command as evaluation
 from latentd.training.runs import command as runs
@@ -141,11 +141,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from latentd.training.train import LAST, train
 
     out: Path = arguments.out
-    given = {
-        field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(Config)
-        if hasattr(arguments, field.name)
-    }
+    given = given_settings(arguments)
     config, saved = Config(**given), None
     if arguments.resume:
         saved = checkpoint.load(out / LAST)

@@ -7,9 +7,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.training.networks.gru import within
+from latentd.training.networks.gru import text_mask
 
-_AT_ONCE: Final = 65_536  # rows: `within` makes numbers of four bytes of each byte
+_AT_ONCE: Final = 65_536  # rows: `text_mask` makes numbers of four bytes of each byte
 _WINDOW: Final = 50  # batches: among so many, texts are sorted by length
 
 
@@ -24,7 +24,7 @@ def draw(x: Tensor, size: int, text: bool, generator: torch.Generator) -> Tensor
     batches = len(x) // size
     if not text or batches < 2:
         return order
-    lengths = torch.cat([within(part).sum(1).cpu() for part in torch.split(x, _AT_ONCE)])
+    lengths = torch.cat([text_mask(part).sum(1).cpu() for part in torch.split(x, _AT_ONCE)])
     whole, rest = order[: batches * size], order[batches * size :]
     windows = [window[lengths[window].argsort()] for window in torch.split(whole, _WINDOW * size)]
     whole = torch.cat(windows).view(batches, size)

@@ -37,6 +37,15 @@ def add_flags(parser: argparse.ArgumentParser, hidden_fields: Collection[str] = 
             )
 
 
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings whose flags were given, by their names in Config."""
+    return {
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(Config)
+        if hasattr(arguments, field.name)
+    }
+
+
 def to_flags(config: Config) -> list[str]:
     """The words of a command line that give this config. --data is always among them, other
     settings only if they differ from their defaults."""

@@ -47,6 +47,14 @@ class RowSpec:
         columns = (Column(**c | {"levels": tuple(c["levels"])}) for c in raw.get("columns", ()))
         return cls(**raw | {"shape": tuple(raw["shape"]), "columns": tuple(columns)})
 
+    def __str__(self) -> str:
+        """The form in words, for messages."""
+        if self.text:
+            return f"texts of up to {self.shape[0] - 1} bytes"
+        if self.columns:
+            return f"rows of {len(self.columns)} columns"
+        return f"{self.dtype} rows of shape {self.shape}"
+
     @property
     def kind(self) -> str:
         """image | vector | text"""
@@ -201,7 +209,7 @@ def max_batch_rows(shape: tuple[int, ...], limit: int) -> int:
     return max(1, min(limit, MAX_VALUES // math.prod(shape)))
 
 
-def to(dataset: Dataset, device: torch.device) -> Dataset:
+def to_device(dataset: Dataset, device: torch.device) -> Dataset:
     """The same data set with its tensors on `device`."""
 
     def move(rows: Rows) -> Rows:

@@ -213,8 +213,7 @@ def _dataset(path: Path, saved: Checkpoint, source: str | None) -> data.Dataset:
         ) from None
     if dataset.spec != saved.spec:
         raise TrainingError(
-            f"--data {source or saved.config.data} has rows {dataset.spec.dtype} "
-            f"{dataset.spec.shape}; this checkpoint was trained on {saved.spec.dtype} "
-            f"{saved.spec.shape}."
+            f"--data {source or saved.config.data} has {dataset.spec}; this checkpoint was trained "
+            f"on {saved.spec}."
         )
     return dataset

@@ -42,7 +42,7 @@ def read_plain(path: Path, expected: str) -> bytes:
 def require_memory(what: object, nbytes: int, advice: str) -> None:
     """Raise TrainingError if `nbytes`, as declared in a file's header, exceed half of the available
     memory. The limit is half because the split copies the rows once."""
-    available = machine.memory()
+    available = machine.available_memory()
     if nbytes > available // 2:
         raise TrainingError(
             f"{what} holds {machine.format_bytes(nbytes)} of values; at most half of the "

@@ -12,7 +12,7 @@ from typing import Final
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
-def cpus() -> int:
+def cpu_count() -> int:
     """The number of CPUs this process may use, by its affinity mask and its cgroups' quotas."""
     affinity = getattr(os, "sched_getaffinity", None)  # only Linux has it
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -25,7 +25,7 @@ def cpus() -> int:
     return max(1, count)
 
 
-def memory() -> int:
+def available_memory() -> int:
     """The bytes that this process can still allocate without swapping or being killed."""
     page = os.sysconf("SC_PAGE_SIZE")
     free = os.sysconf("SC_PHYS_PAGES") * page

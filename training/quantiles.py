@@ -14,7 +14,7 @@ ROWS: Final = 20_000  # limit, evenly picked: the 99.9th percentile then rests o
 LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
 
 
-def picked(count: int) -> npt.NDArray[np.int64]:
+def evenly_picked(count: int) -> npt.NDArray[np.int64]:
     """The numbers of the rows to score, of so many."""
     rows = min(ROWS, count)
     return np.arange(rows) * count // max(1, rows)
@@ -35,7 +35,7 @@ def error_at(scores: Mapping[str, Any], percentile: float) -> float:
     return float(np.interp(percentile, scores["levels"], scores["reconstruction_error"]))
 
 
-def of(error: npt.NDArray[np.float64], kl: npt.NDArray[np.float64]) -> dict[str, Any]:
+def score_quantiles(error: npt.NDArray[np.float64], kl: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Manifest.training_scores, at LEVELS percent.
 
     error, kl: the reconstruction error and the KL of each row, in nats

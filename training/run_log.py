@@ -34,7 +34,7 @@ def read(path: Path) -> RunLog:
                 if lines == 0:
                     header.update(_checked(line, "run", dict))
                 elif result:
-                    raise ValueError("comes after the figures of the test rows")
+                    raise ValueError("comes after the metrics of the test rows")
                 elif "epoch" in line:
                     epochs.append(_checked(line, "epoch", int))
                 else:
@@ -74,7 +74,7 @@ def new_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
         yield line
 
 
-def figures(line: dict[str, Any]) -> dict[str, float]:
+def metrics(line: dict[str, Any]) -> dict[str, float]:
     """The numbers of a line, without the epoch's own."""
     return {
         name: value

@@ -28,7 +28,7 @@ def quantiles(
     if isinstance(model, AE):
         return {}
     rows = dataset.train.x
-    picked = torch.from_numpy(common.picked(len(rows)))
+    picked = torch.from_numpy(common.evenly_picked(len(rows)))
     batch = max_batch_rows(model.output_shape, _BATCH)
     encode, decode, density = map(parity.session, (encoder, decoder, likelihood))
     errors, rates = [], []
@@ -40,4 +40,4 @@ def quantiles(
         params = torch.from_numpy(parity.run(decode, decoder_rows(model, mean), batch)["params"])
         errors.append(-parity.log_likelihood_of(density, x, params))
         rates.append(gaussian_kl(mean, log_var).double().numpy())
-    return common.of(np.concatenate(errors), np.concatenate(rates))
+    return common.score_quantiles(np.concatenate(errors), np.concatenate(rates))

@@ -34,7 +34,7 @@ def default() -> int:
     """torch's own number, limited to the CPUs that this process may use, because torch ignores
     quotas. OMP_NUM_THREADS overrides it."""
     own = torch.get_num_threads()
-    return own if from_environment() else min(own, machine.cpus())
+    return own if from_environment() else min(own, machine.cpu_count())
 
 
 def of_run(number: int) -> int:
@@ -44,7 +44,7 @@ def of_run(number: int) -> int:
     """
     if from_environment() or not number:
         return default()
-    return min(number, machine.cpus())
+    return min(number, machine.cpu_count())
 
 
 def from_environment() -> bool:
@@ -60,7 +60,7 @@ def measure(step: Callable[[], None]) -> Choice:
     step down. So the measure is a step's CPU time, divided by the number of threads.
     """
     began, times = time.perf_counter(), dict[int, float]()
-    number = machine.cpus()
+    number = machine.cpu_count()
     if number == 1:
         return Choice(1, "the only CPU")
     while True:

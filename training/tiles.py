@@ -17,7 +17,7 @@ import onnxruntime as ort
 from latentd.bundle import Manifest, Tile
 from latentd.shapes import Shape, Sizes
 from latentd.tiles import Span, TilePlan
-from latentd.training import arena
+from latentd.training.memory_arena import shrink_after_run
 from latentd.training.tolerances import Tolerance
 
 Array = npt.NDArray[Any]
@@ -293,5 +293,5 @@ def _load(graph: bytes, threads: int) -> Run:
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     input_name = session.get_inputs()[0].name
     names = [output.name for output in session.get_outputs()]
-    emptied = arena.emptied()
-    return lambda x: dict(zip(names, session.run(names, {input_name: x}, emptied), strict=True))
+    run_options = shrink_after_run()
+    return lambda x: dict(zip(names, session.run(names, {input_name: x}, run_options), strict=True))

@@ -78,7 +78,7 @@ def train(
         else:
             run.fit_linear_path()
             if run.config.encoder_from:
-                run.start_from(warm_start.encoder(run.config, dataset.spec))
+                run.load_encoder(warm_start.encoder(run.config, dataset.spec))
         _warn_of_few_steps(run)
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -243,16 +243,9 @@ def _resolve_threads(
     config: Config, dataset: Dataset, device: torch.device, saved: Checkpoint | None
 ) -> Choice:
     """The number of CPU threads. A resumed run keeps its own, because others round differently."""
-    cpus = machine.cpus()
-    if (
-        saved
-        and config.threads
-        and (config.threads, device.type)
-        == (
-            saved.config.threads,
-            saved.config.device,
-        )
-    ):
+    cpus = machine.cpu_count()
+    is_same = saved and (config.threads, device.type) == (saved.config.threads, saved.config.device)
+    if config.threads and is_same:
         if config.threads <= cpus:
             return Choice(config.threads, "the checkpoint")
         distributed.notice(
@@ -274,7 +267,7 @@ def _resolve_threads(
 
 
 def _threads_record(chosen: Choice) -> dict[str, Any]:
-    record = {"number": chosen.number, "cpus": machine.cpus(), "chosen_by": chosen.by}
+    record = {"number": chosen.number, "cpus": machine.cpu_count(), "chosen_by": chosen.by}
     return record | (
         {"step_milliseconds": dict(chosen.milliseconds)} if chosen.milliseconds else {}
     )
@@ -285,7 +278,7 @@ def _on_contention(run: Trainer, ratio: float) -> str:
     fewer = ", or resume with --threads 1." if count > 1 else "."
     return (
         f"Training waits for CPUs: steps take {ratio:.1f} times as long as they compute. Other "
-        f"work keeps it from the {machine.cpus()} CPUs (threads: {count}). Stop that{fewer}"
+        f"work keeps it from the {machine.cpu_count()} CPUs (threads: {count}). Stop that{fewer}"
     )
 
 

@@ -20,7 +20,7 @@ from latentd.training.data import Dataset
 from latentd.training.ema import EMA
 from latentd.training.errors import RunFailed, TrainingError
 from latentd.training.model import Model, Terms, build, encoder_of, normal
-from latentd.training.networks.gru import hide, shorten
+from latentd.training.networks.gru import drop_tokens, trim_padding
 from latentd.training.objective import objective
 from latentd.training.optimizer import Optimizer
 from latentd.training.threads import Contention
@@ -37,7 +37,7 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device, self.split = config, device, dataset.summary()
-        self.dataset = data.to(dataset, device)
+        self.dataset = data.to_device(dataset, device)
         self.model = build(config, dataset.spec).to(device)
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.forward, self.clip_and_check = self._forward, self._clip_and_check
@@ -84,7 +84,7 @@ class Trainer:
             for model in (self.model, self.eval_model):
                 model.load_state_dict(weights)
 
-    def start_from(self, encoder: Mapping[str, Tensor]) -> None:
+    def load_encoder(self, encoder: Mapping[str, Tensor]) -> None:
         """Start a new run with the weights of a trained encoder: see `warm_start`."""
         for model in (self.model, self.eval_model):
             encoder_of(model).load_state_dict(encoder)
@@ -127,10 +127,10 @@ class Trainer:
         x = augmentation.augment(x, config, self.noise)
         x = self.model.target(x, self.noise)
         if config.token_dropout:
-            x = hide(x, config.token_dropout, self.noise)
+            x = drop_tokens(x, config.token_dropout, self.noise)
         x = distributed.shard(x)
         if self.dataset.spec.text and self.device.type == "cpu":  # a GPU would wait for the length
-            x = shorten(x)
+            x = trim_padding(x)
         noise = distributed.shard(
             normal((config.importance_samples, rows, *self.model.latent_shape), self.noise), axis=1
         )

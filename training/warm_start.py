@@ -29,8 +29,8 @@ def encoder(config: Config, spec: RowSpec) -> dict[str, Tensor]:
     saved = checkpoint.load(path / _BEST if path.is_dir() else path)
     if saved.spec != spec:
         raise TrainingError(
-            f"--encoder-from {path}: its rows are {saved.spec.dtype} {saved.spec.shape}, and those "
-            f"of --data {config.data} are {spec.dtype} {spec.shape}. Both runs need the same form."
+            f"--encoder-from {path} was trained on {saved.spec}, and --data {config.data} has "
+            f"{spec}. Both runs need the same form."
         )
     for name in _DECISIVE:
         theirs, ours = getattr(saved.config, name), getattr(config, name)

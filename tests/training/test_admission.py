@@ -146,7 +146,7 @@ def test_sizes_that_were_not_run_are_told(monkeypatch):
 
 
 def test_a_size_may_take_too_much_time_or_memory(monkeypatch):
-    monkeypatch.setattr("latentd.training.machine.memory", lambda: 10**9)
+    monkeypatch.setattr("latentd.training.machine.available_memory", lambda: 10**9)
     assert _Cost(seconds=1.0, nbytes=10**8).too_much(growth=3) == ""
     assert _Cost(seconds=7.0, nbytes=0).too_much(growth=3) == "63 s"
     assert _Cost(seconds=0.0, nbytes=10**8).too_much(growth=4) == "1.6 GB"

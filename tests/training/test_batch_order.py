@@ -45,7 +45,7 @@ def test_texts_of_similar_lengths_share_a_batch() -> None:
 def test_lengths_are_counted_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     x = texts(70_000)
     expected, sizes = draw(x, text=True), []
-    within = batch_order.within
-    monkeypatch.setattr(batch_order, "within", lambda x: (sizes.append(len(x)), within(x))[1])
+    mask = batch_order.text_mask
+    monkeypatch.setattr(batch_order, "text_mask", lambda x: (sizes.append(len(x)), mask(x))[1])
     assert torch.equal(draw(x, text=True), expected)
     assert sizes == [65_536, 70_000 - 65_536]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from latentd.columns import Column
 from latentd.training.config import Config
 from latentd.training.data import Dataset, RowSpec, load
 
@@ -22,6 +23,17 @@ FLOATS = np.linspace(0, 1, 40 * 5, dtype=np.float32).reshape(40, 5)
 def everything(dataset: Dataset) -> list[bytes]:
     parts = (dataset.train.x, dataset.validation.x, dataset.test.x)
     return sorted(row.numpy().tobytes() for x in parts for row in x)
+
+
+def test_forms_of_rows_in_words_differ() -> None:
+    columns = (Column("a"), Column("b"))
+    specs = RowSpec((64,), "uint8"), RowSpec((64,), "uint8", text=True), RowSpec((2,), "float32")
+    assert [*map(str, (*specs, RowSpec((2,), "float32", columns=columns)))] == [
+        "uint8 rows of shape (64,)",
+        "texts of up to 63 bytes",
+        "float32 rows of shape (2,)",
+        "rows of 2 columns",
+    ]
 
 
 def test_digits_are_bytes_over_the_whole_range() -> None:

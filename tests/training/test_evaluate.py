@@ -257,7 +257,10 @@ def test_classifier_accepts_every_kind_of_row(shape: tuple[int, ...]) -> None:
     [
         (["{nowhere}"], "best.pt does not exist; `train` writes"),
         (["{nowhere}/last.pt"], "last.pt does not exist"),
-        (["{run}", "--data", "npz:{vectors}"], "this checkpoint was trained on uint8 (8, 8)"),
+        (
+            ["{run}", "--data", "npz:{vectors}"],
+            "this checkpoint was trained on uint8 rows of shape (8, 8)",
+        ),
         (["{run}", "--data", "npz:nowhere.npy"], "nowhere.npy does not exist"),
         (["{run}", "--importance-samples", "0"], "0: must be at least 1"),
         (["{run}", "--rows", "1"], "1 test row has no spread to measure"),

@@ -135,7 +135,10 @@ def test_images_are_trained_exported_and_served(
     [
         (["--name", "My Model"], "--name 'My Model': use 1 to 64"),
         (["--data", "npz:nowhere.npy"], "nowhere.npy does not exist"),
-        (["--data", "npz:{vectors}"], "this checkpoint was trained on uint8 (8, 8)"),
+        (
+            ["--data", "npz:{vectors}"],
+            "this checkpoint was trained on uint8 rows of shape (8, 8)",
+        ),
         (["--bundles", "{file}"], "cannot be written"),
         (["--bundles", "{root}/m"], "of one model or version. Did you mean {root}?"),
     ],

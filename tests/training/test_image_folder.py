@@ -220,7 +220,7 @@ def test_images_larger_than_memory_are_rejected_before_reading(
 ) -> None:
     for i in range(3):
         save(tmp_path / f"{i}.png")
-    monkeypatch.setattr(machine, "memory", lambda: 6 * 8 * 9 * 3 - 2)
+    monkeypatch.setattr(machine, "available_memory", lambda: 6 * 8 * 9 * 3 - 2)
     with pytest.raises(TrainingError, match="at most half of the available memory"):
         read_pictures(tmp_path, ImageOptions())
 

@@ -83,7 +83,7 @@ def test_greedy_decoding_takes_the_likeliest_byte_after_each() -> None:
     net, z = model(4), latents(50)
     x = decoded(net, z)
     logits = text_decoder(net)(z, x)
-    inside = gru.within(x)[:, :-1]
+    inside = gru.text_mask(x)[:, :-1]
     assert torch.equal(logits.argmax(2)[inside], x[:, :-1].long()[inside])
     assert (x[:, :-1][~inside] == 0).all()
     assert (x[:, -1] == 0).all()
@@ -136,10 +136,10 @@ def test_the_margin_is_small_where_another_byte_is_near() -> None:
 
 def test_a_hidden_byte_changes_what_the_decoder_sees_and_nothing_else() -> None:
     net, x = model(3), torch.from_numpy(TEXTS)
-    hidden = gru.hide(x, 0.999, torch.Generator().manual_seed(0))
+    hidden = gru.drop_tokens(x, 0.999, torch.Generator().manual_seed(0))
     assert torch.equal(hidden % 256, x.to(torch.int16))
     assert torch.equal(net.encode(x)[0], net.encode(hidden)[0])
-    assert torch.equal(gru.within(x), gru.within(hidden))
+    assert torch.equal(gru.text_mask(x), gru.text_mask(hidden))
     z = latents(len(x))
     assert torch.equal(
         net.distortion(z, x)[:1], net.distortion(z, hidden)[:1]
@@ -149,7 +149,7 @@ def test_a_hidden_byte_changes_what_the_decoder_sees_and_nothing_else() -> None:
 
 def test_the_fraction_of_hidden_bytes_is_the_one_asked_for() -> None:
     x = torch.zeros(500, 40, dtype=torch.uint8)
-    share = (gru.hide(x, 0.3, torch.Generator().manual_seed(0)) >= 256).float().mean()
+    share = (gru.drop_tokens(x, 0.3, torch.Generator().manual_seed(0)) >= 256).float().mean()
     assert abs(float(share) - 0.3) < 0.01
 
 
@@ -177,9 +177,9 @@ def test_validation_does_not_depend_on_the_rows_in_a_batch() -> None:
 @torch.no_grad()
 def test_what_follows_the_texts_changes_nothing() -> None:
     net, x = model(3), torch.from_numpy(to_rows([b"", b"a", b"bc", "é".encode()], LENGTH))
-    short = gru.shorten(x)
+    short = gru.trim_padding(x)
     assert short.shape[1] == 4, "two bytes, the end, and a column without logits"
     torch.testing.assert_close(net.encode(short), net.encode(x))
     z = latents(len(x))
     torch.testing.assert_close(net.distortion(z, short), net.distortion(z, x))
-    assert torch.equal(gru.shorten(torch.from_numpy(TEXTS)), torch.from_numpy(TEXTS))
+    assert torch.equal(gru.trim_padding(torch.from_numpy(TEXTS)), torch.from_numpy(TEXTS))

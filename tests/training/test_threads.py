@@ -56,7 +56,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_fewest_of_the_fastest_thread_counts_is_chosen(
     seconds: Callable[[int], float], chosen: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "cpus", lambda: 8)
+    monkeypatch.setattr(machine, "cpu_count", lambda: 8)
     before = torch.get_num_threads()
     choice = measure(lambda: clock.pass_by(seconds(torch.get_num_threads())))
     assert choice.number == chosen, choice
@@ -68,7 +68,7 @@ def test_large_net_is_not_measured_with_few_threads(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With few threads, it would take minutes."""
-    monkeypatch.setattr(machine, "cpus", lambda: 8)
+    monkeypatch.setattr(machine, "cpu_count", lambda: 8)
     assert list(measure(lambda: clock.pass_by(2.0, 2.0)).milliseconds) == [8]
 
 
@@ -76,7 +76,7 @@ def test_choice_is_logged_and_kept_and_changes_no_bit(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(machine, "cpus", lambda: 2)
+    monkeypatch.setattr(machine, "cpu_count", lambda: 2)
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     assert cli("train", "--out", parts, *TINY, "--epochs", 2)[0] == 0
     told = lines(parts)[0]["threads"]
@@ -98,11 +98,11 @@ def test_choice_is_logged_and_kept_and_changes_no_bit(
 def test_threads_are_chosen_again_when_there_are_fewer_cpus(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "cpus", lambda: 2)
+    monkeypatch.setattr(machine, "cpu_count", lambda: 2)
     status, _, err = cli("train", "--out", tmp_path / "run", *TINY, "--threads", 3)
     assert status == 0
     assert "--threads 3 is more than the" in err
-    monkeypatch.setattr(machine, "cpus", lambda: 1)
+    monkeypatch.setattr(machine, "cpu_count", lambda: 1)
     monkeypatch.delenv("OMP_NUM_THREADS")
     status, _, err = cli("train", "--out", tmp_path / "run", "--resume", "--epochs", 5)
     assert status == 0

@@ -49,8 +49,8 @@ def _local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(out: Path) -> set[tuple[str, int]]:
     """Every figure of log.jsonl and the epoch it is of."""
     _, *epochs, test = lines(out)
-    points = {(name, line["epoch"]) for line in epochs for name in run_log.figures(line)}
-    return points | {(name, test["best_epoch"]) for name in run_log.figures(test)}
+    points = {(name, line["epoch"]) for line in epochs for name in run_log.metrics(line)}
+    return points | {(name, test["best_epoch"]) for name in run_log.metrics(test)}
 
 
 def notices(err: str) -> list[str]:
@@ -103,7 +103,7 @@ def test_mlflow_has_each_point_once(cli: Cli, tmp_path: Path) -> None:
     ((run, name, status),) = rows(out.parent, "select run_uuid, name, status from runs")
     assert (run, name, status) == (known_run.load(out, "mlflow"), "run", "FINISHED")
     points = rows(out.parent, "select key, step, value from metrics")
-    first_end = {(name, 2) for name in run_log.figures(lines(out)[-1])}
+    first_end = {(name, 2) for name in run_log.metrics(lines(out)[-1])}
     assert sorted(point[:2] for point in points) == sorted(logged(out) | first_end)
     values = {point[:2]: point[2] for point in points}
     assert values["train_elbo", 3] == lines(out)[3]["train_elbo"]
@@ -147,7 +147,7 @@ def test_wandb_has_each_point_once_and_stays_offline(cli: Cli, tmp_path: Path) -
     ]
     assert [row["_step"] for row in history] == [1, 2, 3, 4]
     for row, line in zip(history, lines(out)[1:-1], strict=True):
-        assert row.items() >= run_log.figures(line).items()
+        assert row.items() >= run_log.metrics(line).items()
     settings = {u.key: json.loads(u.value_json) for c in found["config"] for u in c.update}
     assert settings["latent_size"] == 3
     assert settings["split"]["train"] == 1455
@@ -156,7 +156,7 @@ def test_wandb_has_each_point_once_and_stays_offline(cli: Cli, tmp_path: Path) -
         for content in found["summary"]
         for u in content.update
     }
-    assert summary.items() >= run_log.figures(lines(out)[-1]).items()
+    assert summary.items() >= run_log.metrics(lines(out)[-1]).items()
     images = {row.path.split("/")[-1].split("_")[0] for f in found["files"] for row in f.files}
     assert images >= {Path(name).stem for name in PICTURES}
     assert found["exit"][0].exit_code == 0

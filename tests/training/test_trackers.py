@@ -32,14 +32,14 @@ class Kept:
         self.calls.append(("open", header))
         return self
 
-    def epoch(self, number: int, figures: dict[str, float]) -> None:
+    def epoch(self, number: int, metrics: dict[str, float]) -> None:
         if number in self.fails_at:
             self.fails_at.remove(number)
             raise ConnectionError("no route")
-        self.calls.append(("epoch", number, figures))
+        self.calls.append(("epoch", number, metrics))
 
-    def result(self, epoch: int, figures: dict[str, float], pictures: list[Path]) -> None:
-        self.calls.append(("result", epoch, figures, [path.name for path in pictures]))
+    def result(self, epoch: int, metrics: dict[str, float], pictures: list[Path]) -> None:
+        self.calls.append(("result", epoch, metrics, [path.name for path in pictures]))
 
     def close(self, finished: bool) -> None:
         self.calls.append(("close", finished))

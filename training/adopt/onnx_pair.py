@@ -14,11 +14,11 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from latentd.training import arena
 from latentd.training.adopt import onnx_file
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.onnx_file import OnnxFile
 from latentd.training.errors import AdmissionError, TrainingError
+from latentd.training.memory_arena import shrink_after_run
 
 Array = npt.NDArray[Any]
 
@@ -60,7 +60,7 @@ class Graph:
         """The outputs for rows of the graph's own form. Raises AdmissionError."""
         try:
             inputs = {self.input: rows.astype(self.dtype)}
-            arrays = self.session.run(list(self.outputs), inputs, arena.emptied())
+            arrays = self.session.run(list(self.outputs), inputs, shrink_after_run())
         except Exception as error:  # the runtime's exceptions have no common class
             raise AdmissionError(
                 f"{self.name} cannot run {self.input} of shape {list(rows.shape)}, which the card "

@@ -23,7 +23,7 @@ def of(
 ) -> dict[str, Any]:
     """Manifest.training_scores, computed as in serving: by the graphs, through the mean."""
     encode, decode, density = Graph(encoder), Graph(decoder), DensityGraph(likelihood)
-    picked = rows[quantiles.picked(len(rows))]
+    picked = rows[quantiles.evenly_picked(len(rows))]
     batch = max(1, _BATCH_ELEMENTS // manifest.default.x.size)
     errors, kls = [], []
     for start in range(0, len(picked), batch):
@@ -31,7 +31,7 @@ def of(
         latent = encode.run(x)
         errors.append(-density.log_prob(x, decode.run(latent["mean"])["params"]))
         kls.append(_kl(latent["mean"].astype(np.float64), latent["log_var"].astype(np.float64)))
-    return quantiles.of(np.concatenate(errors), np.concatenate(kls))
+    return quantiles.score_quantiles(np.concatenate(errors), np.concatenate(kls))
 
 
 def summary(manifest: Manifest, rows: Array | None) -> str:

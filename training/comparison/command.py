@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
 from latentd.training.config import Config
-from latentd.training.config_flags import add_flags
+from latentd.training.config_flags import add_flags, given_settings
 from latentd.training.evaluation.command import positive_int
 
 _RESERVED: Final = ("model", "seed", "patience", "validate_every")
@@ -64,11 +63,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from latentd.training.comparison.trained_runs import prepare
     from latentd.training.errors import TrainingError
 
-    given = {
-        field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(Config)
-        if hasattr(arguments, field.name)
-    }
+    given = given_settings(arguments)
     for name in _RESERVED:
         if name in given:
             raise TrainingError(

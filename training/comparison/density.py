@@ -37,8 +37,8 @@ def _measure(runs: TrainedRuns, seed: int) -> Measurements:
         )
     ours, ood_rows = runs.dataset.test.x[:_ROWS], runs.ood.test.x[:_ROWS]
     vae, ae, back = (runs.open(run, seed) for run in ("vae", "ae", "ood"))
-    if vae.meaning().of == "nothing":
-        raise Skipped(f"There is no likelihood: {vae.meaning().words}.")
+    if vae.meaning().kind == "nothing":
+        raise Skipped(f"There is no likelihood: {vae.meaning().description}.")
     return {
         (_FORTH, VAE): auroc(_nll(vae, ours, seed), _nll(vae, ood_rows, seed)),
         (_FORTH, AE): auroc(_error(ae, ours, seed), _error(ae, ood_rows, seed)),

@@ -58,8 +58,8 @@ def prepare(plan: Plan) -> TrainedRuns:
         ood = data.load(_grey(plan.config.with_data(plan.ood_data)))
         if ood.spec != source.spec:
             raise TrainingError(
-                f"--ood-data {plan.ood_data} has rows {ood.spec.dtype} {ood.spec.shape} and --data "
-                f"{plan.config.data} {source.spec.dtype} {source.spec.shape}; they must match."
+                f"--ood-data {plan.ood_data} has {ood.spec} and --data {plan.config.data} "
+                f"{source.spec}; they must match."
             )
     row_counts = sizes(len(source.train))
     for row_count in row_counts:

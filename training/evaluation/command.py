@@ -71,6 +71,7 @@ def positive_int(text: str) -> int:
 
 
 def seed(text: str) -> int:
+    """The argparse type of a seed."""
     number = int(text)
     if not 0 <= number < 1 << 63:
         raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 2^63 - 1")

@@ -27,8 +27,8 @@ _ENCODED: Final = 1024  # maximum rows per batch: bounds memory, changes no resu
 class Meaning(NamedTuple):
     """The meaning of -log p(x|z): the quantity it is the logarithm of."""
 
-    of: str  # probability | density | nothing
-    words: str
+    kind: str  # probability | density | nothing
+    description: str
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ def _dataset(path: Path, saved: Checkpoint, source: str | None) -> Dataset:
         raise TrainingError(f"{error} Rows to evaluate on can be named with --data.") from None
     if dataset.spec != saved.spec:
         raise TrainingError(
-            f"--data {config.data} has rows {dataset.spec.dtype} {dataset.spec.shape}; this "
-            f"checkpoint was trained on {saved.spec.dtype} {saved.spec.shape}."
+            f"--data {config.data} has {dataset.spec}; this checkpoint was trained on {saved.spec}."
         )
     if source is None and dataset.digest != saved.split["digest"]:
         raise TrainingError(

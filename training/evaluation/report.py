@@ -66,14 +66,14 @@ def evaluate(loaded: LoadedRun, options: Options) -> dict[str, Any]:
         "part": "test",
         "rows": count,
         "pixels": loaded.pixels,
-        "likelihood": meaning.words,
+        "likelihood": meaning.description,
         "unit": "nats per example",
         "seed": seed,
     }
     is_text = loaded.dataset.text
     if is_text:
         result["texts"] = measure_texts(loaded, mean, seed)
-    if meaning.of != "nothing":
+    if meaning.kind != "nothing":
         draws = options.samples or (TEXT_SAMPLES if is_text else SAMPLES)
         estimate = estimate_likelihood(loaded.model, target, draws, seed, label="NLL of test rows")
         train_target = loaded.targets(train.x[: min(count, len(train))], seed)

@@ -16,7 +16,7 @@ from latentd.texts import to_texts
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.loaded_run import LoadedRun
 from latentd.training.model import text_decoder
-from latentd.training.networks.gru import within
+from latentd.training.networks.gru import text_mask
 from latentd.training.sheets import text as text_sheets
 from latentd.training.text import parity as text_parity
 
@@ -37,7 +37,7 @@ def measure_texts(loaded: LoadedRun, mean: Tensor, seed: int) -> dict[str, Any]:
     greedy, drawn = to_texts(samples.decode(loaded.model, z)), _sampled(loaded, z, seed)
     known = set(to_texts(loaded.dataset.train.x))
     again = samples.decode(loaded.model, mean)
-    of_text = within(x)
+    of_text = text_mask(x)
     return {
         # Each row's last byte is an end for certain, so it counts as no byte.
         "bytes": int(of_text[:, :-1].sum()),

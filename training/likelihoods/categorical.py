@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentd.training.likelihoods.likelihood import Likelihood
-from latentd.training.networks.gru import BYTES, within
+from latentd.training.networks.gru import BYTES, text_mask
 
 
 class Categorical(Likelihood):
@@ -22,4 +22,4 @@ class Categorical(Likelihood):
         # The last byte of a row is always an end.
         tokens = x[:, :-1].long().remainder(BYTES)
         nll = F.cross_entropy(params.transpose(1, 2), tokens, reduction="none")
-        return nll * within(x)[:, :-1]
+        return nll * text_mask(x)[:, :-1]

@@ -33,22 +33,22 @@ def build(
     )
 
 
-def hide(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+def drop_tokens(x: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     """Rows (rows, length) of bytes as int16, with BYTES added to this fraction of them: the
     decoder then predicts the next byte without having seen this one."""
     hidden = torch.rand(x.shape, generator=generator, device=x.device) < fraction
     return x.to(torch.int16) + hidden.to(torch.int16) * BYTES
 
 
-def within(x: Tensor) -> Tensor:
+def text_mask(x: Tensor) -> Tensor:
     """Which bytes of rows (rows, length) belong to their texts, the end included: bool."""
     return F.pad(x[:, :-1].int().remainder(BYTES) != 0, (1, 0), value=True)
 
 
-def shorten(x: Tensor) -> Tensor:
+def trim_padding(x: Tensor) -> Tensor:
     """Rows (rows, length) without the columns that belong to no text. One such column is kept,
     because the last byte of a row has no logits."""
-    longest = int(within(x).sum(1).max())
+    longest = int(text_mask(x).sum(1).max())
     return x[:, : longest + 1]
 
 
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
         self.out = nn.Linear(2 * hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        read = within(x)
+        read = text_mask(x)
         x = x.long().remainder(BYTES)
         # From the text's end: a bidirectional GRU would begin with the padding behind it.
         end = read.long().sum(1, keepdim=True) - 1

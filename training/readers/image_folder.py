@@ -191,7 +191,7 @@ def _each(work: Callable[[S], T], items: Sequence[S], threads: int, title: str) 
 def _threads(headers: Iterable[Header]) -> int:
     """How many threads can decode the largest picture at once in a quarter of available memory."""
     largest = max((header.height * header.width for header in headers), default=1)
-    return max(1, min(_THREADS, machine.memory() // 4 // (largest * _BYTES_A_PIXEL)))
+    return max(1, min(_THREADS, machine.available_memory() // 4 // (largest * _BYTES_A_PIXEL)))
 
 
 def _faults(where: str, bad: dict[Path, Bad], good: int) -> list[str]:

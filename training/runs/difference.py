@@ -1,4 +1,4 @@
-"""`latentd compare-runs`: what differs between runs, in settings, data, environment and figures."""
+"""`latentd compare-runs`: what differs between runs, in settings, data, environment and metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from latentd.training.config import Config
 from latentd.training.files import printable
-from latentd.training.runs.columns import in_columns, number
+from latentd.training.runs.aligned_text import in_columns, number
 from latentd.training.runs.recorded_run import RecordedRun
 
 Section = dict[str, list[Any]]  # the name of a value -> the value of each run
@@ -62,9 +62,9 @@ def environment(runs: Sequence[RecordedRun]) -> Section:
     )
 
 
-def figures(runs: Sequence[RecordedRun]) -> Section:
-    """The numbers of the runs."""
-    return _side_by_side([_figures(run) for run in runs])
+def metrics(runs: Sequence[RecordedRun]) -> Section:
+    """The metrics of the runs."""
+    return _side_by_side([_metrics(run) for run in runs])
 
 
 def differing(section: Section) -> Section:
@@ -77,7 +77,7 @@ def differing(section: Section) -> Section:
 
 
 def incomparable(runs: Sequence[RecordedRun]) -> str:
-    """Why figures in nats must not be compared. Empty: they may."""
+    """Why metrics in nats must not be compared. Empty: they may."""
     kinds = [run.log.header.get("elbo") for run in runs]
     if any(kind != kinds[0] for kind in kinds):
         each = "; ".join(f"{mark}: {kind}" for mark, kind in zip(_MARKS, kinds, strict=False))
@@ -105,7 +105,7 @@ def text(runs: Sequence[RecordedRun]) -> str:
         else:
             parts.append(f"{title}: the same")
     why = incomparable(runs)
-    parts.append(_figures_text(runs, marks, deltas=not why))
+    parts.append(_metrics_text(runs, marks, deltas=not why))
     if why:
         parts.append(f"{why} Their differences mean nothing and are left out.")
     elif differing({"digest": data(runs).get("digest", [None])}):
@@ -121,16 +121,16 @@ def record(runs: Sequence[RecordedRun]) -> dict[str, Any]:
         "settings": differing(settings(runs)),
         "data": differing(data(runs)),
         "environment": differing(environment(runs)),
-        "figures": figures(runs),
+        "metrics": metrics(runs),
         "incomparable": incomparable(runs) or None,
     }
 
 
-def _figures_text(runs: Sequence[RecordedRun], marks: str, deltas: bool) -> str:
-    head = ["figures", marks[0]]
+def _metrics_text(runs: Sequence[RecordedRun], marks: str, deltas: bool) -> str:
+    head = ["metrics", marks[0]]
     for mark in marks[1:]:
         head += [mark, f"{mark} - {marks[0]}"]
-    rows, section = [head], figures(runs)
+    rows, section = [head], metrics(runs)
     for names, comparable in ((_MEASURED, deltas), (_COUNTED, True)):
         for name, title in names.items():
             first, *others = section[name]
@@ -149,8 +149,8 @@ def _signed(delta: float) -> str:
     return text if delta <= 0 else f"+{text}"
 
 
-def _figures(run: RecordedRun) -> dict[str, Any]:
-    found: dict[str, Any] = run.figures()
+def _metrics(run: RecordedRun) -> dict[str, Any]:
+    found: dict[str, Any] = run.metrics()
     seconds, epochs = found["seconds"], found["epochs"]
     return found | {"seconds_an_epoch": seconds / epochs if seconds and epochs else None}
 

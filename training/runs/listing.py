@@ -10,7 +10,7 @@ from typing import Any, Final
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable
 from latentd.training.runs import recorded_run
-from latentd.training.runs.columns import in_columns, number
+from latentd.training.runs.aligned_text import in_columns, number
 from latentd.training.runs.recorded_run import RecordedRun
 
 _HEAD: Final = (
@@ -22,7 +22,7 @@ _LEFT: Final = (0, 1, 2, 3)  # the columns that are not numbers
 
 def _last_if_missing(name: str, sign: int) -> Callable[[RecordedRun], Any]:
     def key(run: RecordedRun) -> float:
-        value = run.figures()[name]
+        value = run.metrics()[name]
         return math.inf if value is None else sign * value
 
     return key
@@ -79,7 +79,7 @@ def record(run: RecordedRun) -> dict[str, Any]:
         "faults": list(run.faults),
         "data": run.settings.get("data"),
         "elbo": run.log.header.get("elbo"),
-        **run.figures(),
+        **run.metrics(),
         "split": run.log.header.get("split"),
         "settings": run.settings,
     }
@@ -99,12 +99,12 @@ def latents(settings: dict[str, Any]) -> str:
 
 
 def _kind(run: RecordedRun) -> str:
-    """What the figures of two runs must have in common before they are compared."""
+    """What the metrics of two runs must have in common before they are compared."""
     return f"{run.settings.get('data', '-')}: {run.log.header.get('elbo', '-')}"
 
 
 def _row(run: RecordedRun) -> tuple[str, ...]:
-    found = run.figures()
+    found = run.metrics()
     return (
         printable(run.folder),
         run.state,
@@ -122,7 +122,7 @@ def _row(run: RecordedRun) -> tuple[str, ...]:
 
 def nll(run: RecordedRun) -> str:
     """The NLL with its number of draws, and of rows if they are not all test rows."""
-    found = run.figures()
+    found = run.metrics()
     if found["nll"] is None:
         return "-"
     rows = found["nll_rows"]

@@ -56,8 +56,8 @@ class RecordedRun:
         validated = (line for line in self.log.epochs if "validation_elbo" in line)
         return max(validated, key=lambda line: float(line["validation_elbo"]), default={})
 
-    def figures(self) -> dict[str, float | None]:
-        """The numbers of the run. None: not measured."""
+    def metrics(self) -> dict[str, float | None]:
+        """The metrics of the run. None: not measured."""
         result, best, bound = self.log.result, self.best, _part(self.evaluation, "bound")
         return {
             "parameters": self.log.header.get("parameters"),

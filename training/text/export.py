@@ -43,8 +43,8 @@ def measure(
     if isinstance(model, AE):
         return measured, {}
     train = dataset.train.x
-    picked = train[torch.from_numpy(quantiles.picked(len(train)))]
-    return measured, quantiles.of(*text_parity.scores(model, *graphs, picked, _BATCH))
+    picked = train[torch.from_numpy(quantiles.evenly_picked(len(train)))]
+    return measured, quantiles.score_quantiles(*text_parity.scores(model, *graphs, picked, _BATCH))
 
 
 @torch.no_grad()

@@ -55,10 +55,10 @@ class _Follower:
             if self.tracker is None:
                 self.tracker = self.open_run(self.out, line)
             elif "epoch" in line:
-                self.tracker.epoch(line["epoch"], run_log.figures(line))
+                self.tracker.epoch(line["epoch"], run_log.metrics(line))
             else:
                 pictures = sorted(self.out.glob("*.png"))
-                self.tracker.result(line["best_epoch"], run_log.figures(line), pictures)
+                self.tracker.result(line["best_epoch"], run_log.metrics(line), pictures)
                 self.finished = True
 
     def end(self) -> None:

@@ -71,18 +71,18 @@ class Run:
             for name in found.data.metrics
         }
 
-    def epoch(self, number: int, figures: dict[str, float]) -> None:
+    def epoch(self, number: int, metrics: dict[str, float]) -> None:
         now = time.time_ns() // 1_000_000
         points = [
             Metric(name, float(value), now, number)
-            for name, value in figures.items()
+            for name, value in metrics.items()
             if number not in self.done.get(name, ())
         ]
         if points:
             self.client.log_batch(self.run, metrics=points)
 
-    def result(self, epoch: int, figures: dict[str, float], pictures: list[Path]) -> None:
-        self.epoch(epoch, figures)
+    def result(self, epoch: int, metrics: dict[str, float], pictures: list[Path]) -> None:
+        self.epoch(epoch, metrics)
         for path in pictures:
             self.client.log_artifact(self.run, str(path), "pictures")
 

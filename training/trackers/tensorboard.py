@@ -24,14 +24,14 @@ class Run:
         text = json.dumps(header, indent=2)
         self.events.add_text("header", "    " + text.replace("\n", "\n    "))  # Markdown: code
 
-    def epoch(self, number: int, figures: dict[str, float]) -> None:
+    def epoch(self, number: int, metrics: dict[str, float]) -> None:
         """Combine train_elbo and validation_elbo into one plot, elbo. Other terms do the same."""
-        for name, value in figures.items():
+        for name, value in metrics.items():
             part, _, term = name.partition("_")
             self.events.add_scalar(f"{term}/{part}" if part in _PARTS else name, value, number)
 
-    def result(self, epoch: int, figures: dict[str, float], pictures: list[Path]) -> None:
-        self.epoch(epoch, figures)
+    def result(self, epoch: int, metrics: dict[str, float], pictures: list[Path]) -> None:
+        self.epoch(epoch, metrics)
         for path in pictures:
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("RGB"))

@@ -15,11 +15,11 @@ class Tracker(Protocol):
         point that the tracker has may come twice. header: the first line of log.jsonl. out: an
         absolute path."""
 
-    def epoch(self, number: int, figures: dict[str, float]) -> None:
-        """Take an epoch's figures, under the names of log.jsonl."""
+    def epoch(self, number: int, metrics: dict[str, float]) -> None:
+        """Take an epoch's metrics, under the names of log.jsonl."""
 
-    def result(self, epoch: int, figures: dict[str, float], pictures: list[Path]) -> None:
-        """Take the figures of the test rows, and pictures. epoch: the one of the best weights."""
+    def result(self, epoch: int, metrics: dict[str, float], pictures: list[Path]) -> None:
+        """Take the metrics of the test rows, and pictures. epoch: the one of the best weights."""
 
     def close(self, finished: bool) -> None:
         """End the run, and wait until everything is kept. finished: False if it was stopped."""

@@ -41,13 +41,13 @@ class Run:
         )
         self.next, self.last = self.run.step, 0  # the server has the steps before `next`
 
-    def epoch(self, number: int, figures: dict[str, float]) -> None:
+    def epoch(self, number: int, metrics: dict[str, float]) -> None:
         self.last = number
         if number >= self.next:
-            self.run.log(figures, step=number)
+            self.run.log(metrics, step=number)
 
-    def result(self, epoch: int, figures: dict[str, float], pictures: list[Path]) -> None:
-        self.run.summary.update(figures)
+    def result(self, epoch: int, metrics: dict[str, float], pictures: list[Path]) -> None:
+        self.run.summary.update(metrics)
         if self.last >= self.next:
             images = {path.stem: wandb.Image(str(path)) for path in pictures}
             self.run.log(images, step=self.last)

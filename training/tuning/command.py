@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
 from latentd.training.config import Config
-from latentd.training.config_flags import add_flags
+from latentd.training.config_flags import add_flags, given_settings
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.command import positive_int
 
@@ -81,11 +80,7 @@ def _tune(arguments: argparse.Namespace) -> None:
         raise TrainingError(
             f"--budget must be a number of minutes above 0, not {arguments.budget}."
         )
-    given = {
-        field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(Config)
-        if hasattr(arguments, field.name)
-    }
+    given = given_settings(arguments)
     config = Config(**given)
     # Imported here because torch takes seconds to import and --help must be fast.
     from latentd.training.tuning.search import Plan, search

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from latentd.bundle import RowShapes
-from latentd.training import arena, machine
+from latentd.training import machine
 from latentd.training.adopt.candidate import Candidate
+from latentd.training.memory_arena import shrink_after_run
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -33,14 +34,14 @@ class Graph:
 
     def __init__(self, graph: bytes) -> None:
         self._session = _session(graph)
-        self._emptied = arena.emptied()
+        self._run_options = shrink_after_run()
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, rows: Array) -> dict[str, Array]:
         """All outputs for these rows. Raises GraphFailed."""
         try:
-            outputs = self._session.run(self._outputs, {self._input: rows}, self._emptied)
+            outputs = self._session.run(self._outputs, {self._input: rows}, self._run_options)
         except Exception as error:
             raise GraphFailed(f"fails: {_reason(error)}") from None
         return dict(zip(self._outputs, outputs, strict=True))
@@ -86,7 +87,7 @@ class Pair:
 
 def _session(graph: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = machine.cpus()
+    options.intra_op_num_threads = machine.cpu_count()
     options.log_severity_level = _SILENT
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

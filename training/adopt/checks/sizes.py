@@ -66,7 +66,7 @@ class _Cost(NamedTuple):
         seconds, nbytes = self.seconds * growth**2, int(self.nbytes * growth**2)
         if seconds > _MAX_SECONDS:
             return f"{seconds:.0f} s"
-        return machine.format_bytes(nbytes) if nbytes > machine.memory() else ""
+        return machine.format_bytes(nbytes) if nbytes > machine.available_memory() else ""
 
 
 def _usual(subject: Subject) -> list[Sizes]:
