@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.errors import TrainingError
 from latentd.training.files import open_plain, printable, require_memory
 from latentd.training.model import Model, build

@@ -1,15 +1,12 @@
-"""The data set: its rows are checked once, split by seed and held in memory as whole tensors."""
+"""Loads the data set: its rows are checked once and split by seed."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,101 +15,16 @@ from torch import Tensor
 from latentd.columns import Column
 from latentd.training import likelihoods, table_columns
 from latentd.training.config import Config
+from latentd.training.dataset import Dataset, Rows
 from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
-from latentd.training.readers.arrays import Array
+from latentd.training.readers.arrays import Array, Arrays
 from latentd.training.readers.sources import permutation, read
-
-MAX_VALUES: Final = 1 << 22
-"""The maximum number of x's values in one batch outside training. It bounds memory."""
 
 ROUNDING: Final = 1e-6
 """A float this far outside the range is moved to the bound, because scalers round."""
 
 _DARK: Final = 25  # if no byte is larger, the range is probably not 0..255
-
-
-@dataclass(frozen=True)
-class RowSpec:
-    """The form of one row. The model is built for it, and a bundle's clients send it."""
-
-    shape: tuple[int, ...]  # (height, width[, channels]) or (values,)
-    dtype: str  # uint8 (0..255) | float32 (0..1, or in units of their own if there are columns)
-    text: bool = False  # uint8 of shape (length,): see latentd.texts
-    columns: tuple[Column, ...] = ()  # of float32 of shape (columns,): see latentd.columns
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> RowSpec:
-        """The inverse of dataclasses.asdict."""
-        columns = (Column(**c | {"levels": tuple(c["levels"])}) for c in raw.get("columns", ()))
-        return cls(**raw | {"shape": tuple(raw["shape"]), "columns": tuple(columns)})
-
-    def __str__(self) -> str:
-        """The form in words, for messages."""
-        if self.text:
-            return f"texts of up to {self.shape[0] - 1} bytes"
-        if self.columns:
-            return f"rows of {len(self.columns)} columns"
-        return f"{self.dtype} rows of shape {self.shape}"
-
-    @property
-    def kind(self) -> str:
-        """image | vector | text"""
-        if self.text:
-            return "text"
-        return "vector" if len(self.shape) == 1 else "image"
-
-    @property
-    def highest(self) -> float:
-        """The largest value allowed; the smallest is 0."""
-        return 255.0 if self.dtype == "uint8" else 1.0
-
-    @property
-    def size(self) -> int:
-        """Values in one row."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One part of a data set. x: uint8 or float32 (rows, *shape); y: int64 (rows,) or None."""
-
-    x: Tensor
-    y: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Disjoint parts: train to learn from, validation to choose the best epoch, test to report."""
-
-    train: Rows
-    validation: Rows
-    test: Rows
-    own_test: bool  # the source has test rows; if False, they were drawn by seed
-    digest: str  # sha256 of x and the split: must match on resume
-    classes: tuple[str, ...] = ()  # the name of each label, if labels have names
-    text: bool = False  # whether the rows are texts
-    columns: tuple[Column, ...] = ()  # of rows in units of their own
-
-    @property
-    def spec(self) -> RowSpec:
-        x = self.train.x
-        dtype = str(x.dtype).removeprefix("torch.")
-        return RowSpec(tuple(x.shape[1:]), dtype, self.text, self.columns)
-
-    def summary(self) -> dict[str, Any]:
-        """The record of the split for the log, the checkpoint and the manifest."""
-        return {
-            "train": len(self.train),
-            "validation": len(self.validation),
-            "test": len(self.test),
-            "test_rows": "the source's own" if self.own_test else "drawn by seed",
-            "digest": self.digest,
-            **({"classes": list(self.classes)} if self.classes else {}),
-        }
 
 
 def load(config: Config, run: Path | None = None, known: tuple[Column, ...] = ()) -> Dataset:
@@ -123,28 +35,10 @@ def load(config: Config, run: Path | None = None, known: tuple[Column, ...] = ()
     Prints notes about the data to standard error: skipped files, values outside the range.
     Raises TrainingError, which says what is wrong, in which row, and what to do.
     """
-    source = read(config, run)
-    table_columns.check_count(config.data, source.columns)
-    if known and source.columns:
-        aligned = table_columns.aligned(config.data, known, source.columns, source.x)
-        source = source._replace(x=aligned, columns=known)
-    in_units = known and source.x.ndim == 2 and not source.text
-    if in_units and source.x.shape[1] != len(known):
-        raise TrainingError(
-            f"{config.data} has {source.x.shape[1]} columns; this model takes {len(known)}."
-        )
-    named = known if in_units else source.columns or table_columns.unnamed(config, source.x)
+    source, columns = _resolve_columns(config, read(config, run), known)
     notes = list(source.notes)
-    if named and not in_units:
-        if not source.columns:
-            low, high = np.nanmin(source.x), np.nanmax(source.x)
-            notes.append(
-                f"{config.data}: values lie in {low:.6g} to {high:.6g}, not in 0 to 1: they stay "
-                "as they are, and the model standardizes each column."
-            )
-        table_columns.check_precision(config.data, source.x, named)
-    x, y = _checked(config.data, source.x, source.y, columns=named)
-    if not (source.text or named):
+    x, y = _checked(config.data, source.x, source.y, columns=columns)
+    if not (source.text or columns):
         notes += _check_dark_bytes(config.data, x)
     if config.likelihood == "discretized-logistic" and x.dtype != torch.uint8:
         raise TrainingError(
@@ -154,35 +48,18 @@ def load(config: Config, run: Path | None = None, known: tuple[Column, ...] = ()
     if not source.permuted:
         order = torch.from_numpy(permutation(config, len(x)))
         x, y = x[order], None if y is None else y[order]
-    if source.x_test is not None:
-        # The strongest anomalies lie outside the training range.
-        beyond = None if likelihoods.of(config).bounded else notes
-        name = f"{config.data} (test rows)"
-        test = Rows(*_checked(name, source.x_test, source.y_test, beyond, named))
-        if test.x.shape[1:] != x.shape[1:] or test.x.dtype != x.dtype:
-            raise TrainingError(
-                f"{config.data}: test rows are {_format_rows(test.x)} and training rows "
-                f"{_format_rows(x)}; they must match."
-            )
-        held_out, own_test = 0, test.x
-    else:
-        held_out, own_test = round(config.test_fraction * len(x)), x[:0]
-        test = _part(x, y, 0, held_out)
-    validating = round(config.val_fraction * (len(x) - held_out))
-    validation = _part(x, y, held_out, held_out + validating)
-    train = _part(x, y, held_out + validating, len(x))
-    for name, part in (("train", train), ("validation", validation), ("test", test)):
-        if not len(part):
-            raise TrainingError(
-                f"{config.data} has {len(x)} rows, too few to split: none is left for {name}. "
-                "Add rows, or change --val-fraction or --test-fraction."
-            )
-    if named:
-        for name, values in ((config.data, x), (f"{config.data} (test rows)", own_test)):
-            table_columns.check_missing(name, named, values.numpy(), config, notes)
-        named = named if in_units else table_columns.measured(named, train.x, config, notes)
+    own_test = _own_test_rows(config, source, x, columns, notes)
+    train, validation, test = _split(config, x, y, own_test)
+    if columns:
+        table_columns.check_missing(config.data, columns, x.numpy(), config, notes)
+        if own_test:
+            name = f"{config.data} (test rows)"
+            table_columns.check_missing(name, columns, own_test.x.numpy(), config, notes)
+        if not known:
+            columns = table_columns.measured(columns, train.x, config, notes)
         train, validation, test = (
-            Rows(table_columns.filled(named, part.x), part.y) for part in (train, validation, test)
+            Rows(table_columns.filled(columns, part.x), part.y)
+            for part in (train, validation, test)
         )
     if config.binarization == "fixed":
         draws = torch.Generator().manual_seed(config.binarization_seed)
@@ -196,31 +73,77 @@ def load(config: Config, run: Path | None = None, known: tuple[Column, ...] = ()
         train,
         validation,
         test,
-        source.x_test is not None,
+        own_test is not None,
         digest.hexdigest(),
         source.classes,
         source.text,
-        named,
+        columns,
     )
 
 
-def max_batch_rows(shape: tuple[int, ...], limit: int) -> int:
-    """The number of rows of `shape` in one batch: `limit`, or fewer if the rows are large."""
-    return max(1, min(limit, MAX_VALUES // math.prod(shape)))
+def _resolve_columns(
+    config: Config, source: Arrays, known: tuple[Column, ...]
+) -> tuple[Arrays, tuple[Column, ...]]:
+    """The source with its columns in the order of `known`, and the columns: () if its rows have no
+    units of their own."""
+    table_columns.check_count(config.data, source.columns)
+    if known and source.columns:
+        aligned = table_columns.aligned(config.data, known, source.columns, source.x)
+        source = source._replace(x=aligned)
+    if known and source.x.ndim == 2 and not source.text:
+        if source.x.shape[1] != len(known):
+            raise TrainingError(
+                f"{config.data} has {source.x.shape[1]} columns; this model takes {len(known)}."
+            )
+        return source, known
+    columns = source.columns or table_columns.unnamed(config, source.x)
+    if columns and not source.columns:
+        low, high = np.nanmin(source.x), np.nanmax(source.x)
+        note = (
+            f"{config.data}: values lie in {low:.6g} to {high:.6g}, not in 0 to 1: they stay as "
+            "they are, and the model standardizes each column."
+        )
+        source = source._replace(notes=(*source.notes, note))
+    if columns:
+        table_columns.check_precision(config.data, source.x, columns)
+    return source, columns
 
 
-def to_device(dataset: Dataset, device: torch.device) -> Dataset:
-    """The same data set with its tensors on `device`."""
+def _own_test_rows(
+    config: Config, source: Arrays, x: Tensor, columns: Sequence[Column], notes: list[str]
+) -> Rows | None:
+    """The source's own test rows, checked like its other rows x; None: it has none."""
+    if source.x_test is None:
+        return None
+    # The strongest anomalies lie outside the training range.
+    beyond = None if likelihoods.of(config).bounded else notes
+    name = f"{config.data} (test rows)"
+    test = Rows(*_checked(name, source.x_test, source.y_test, beyond, columns))
+    if test.x.shape[1:] != x.shape[1:] or test.x.dtype != x.dtype:
+        raise TrainingError(
+            f"{config.data}: test rows are {_format_rows(test.x)} and training rows "
+            f"{_format_rows(x)}; they must match."
+        )
+    return test
 
-    def move(rows: Rows) -> Rows:
-        return Rows(rows.x.to(device), None if rows.y is None else rows.y.to(device))
 
-    return dataclasses.replace(
-        dataset,
-        train=move(dataset.train),
-        validation=move(dataset.validation),
-        test=move(dataset.test),
-    )
+def _split(
+    config: Config, x: Tensor, y: Tensor | None, own_test: Rows | None
+) -> tuple[Rows, Rows, Rows]:
+    """The training, validation and test rows among permuted rows. own_test: then none of these are
+    test rows."""
+    held_out = 0 if own_test else round(config.test_fraction * len(x))
+    validating = round(config.val_fraction * (len(x) - held_out))
+    test = own_test or _part(x, y, 0, held_out)
+    validation = _part(x, y, held_out, held_out + validating)
+    train = _part(x, y, held_out + validating, len(x))
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        if not len(part):
+            raise TrainingError(
+                f"{config.data} has {len(x)} rows, too few to split: none is left for {name}. "
+                "Add rows, or change --val-fraction or --test-fraction."
+            )
+    return train, validation, test
 
 
 def _binarize_fixed(rows: Rows, draws: torch.Generator) -> Rows:

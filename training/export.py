@@ -25,6 +25,7 @@ from latentd.training import (
     tiles,
 )
 from latentd.training.checkpoint import Checkpoint
+from latentd.training.dataset import Dataset
 from latentd.training.errors import TrainingError
 from latentd.training.fp16 import to_half
 from latentd.training.golden import golden_npz
@@ -123,7 +124,7 @@ def _build(
     path: Path,
     name: str,
     saved: Checkpoint,
-    dataset: data.Dataset,
+    dataset: Dataset,
     precision: str,
     axes: Mapping[str, Axis],
 ) -> tuple[Manifest, dict[str, bytes]]:
@@ -201,7 +202,7 @@ def _tile_report(tile: Tile) -> str:
     return f"{size}: {'exact' if tile.exact else f'approximate, {tile.decibels} dB'}"
 
 
-def _dataset(path: Path, saved: Checkpoint, source: str | None) -> data.Dataset:
+def _dataset(path: Path, saved: Checkpoint, source: str | None) -> Dataset:
     try:
         if source is None:
             dataset = data.load(saved.config, PictureCache.beside(path), saved.spec.columns)

@@ -14,7 +14,7 @@ from latentd.bundle import LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
 from latentd.training import graph_checks, onnx_graphs
 from latentd.training.checkpoint import Checkpoint
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.distributed import notice
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
 from latentd.training.likelihoods.mixed import MixedLikelihood

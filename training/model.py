@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentd.decoding import GREEDY
 from latentd.training import likelihoods, networks
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.likelihoods.likelihood import (
     IndependentLikelihood,
     Likelihood,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentd.training import distributed, likelihoods
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.model import AE, Model, PosteriorSamples, latent_kl
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from latentd import tables
 from latentd.decoding import GREEDY
-from latentd.training.data import Dataset, max_batch_rows
+from latentd.training.dataset import Dataset, max_batch_rows
 from latentd.training.errors import RunFailed
 from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.model import (

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from latentd.training import parity
 from latentd.training import quantiles as common
-from latentd.training.data import Dataset, max_batch_rows
+from latentd.training.dataset import Dataset, max_batch_rows
 from latentd.training.model import AE, Model, decoder_rows, gaussian_kl
 
 _BATCH: Final = 256

@@ -28,7 +28,7 @@ from latentd.training import (
 )
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
-from latentd.training.data import Dataset
+from latentd.training.dataset import Dataset
 from latentd.training.device import resolve_device, resolve_precision
 from latentd.training.errors import TrainingError
 from latentd.training.logger import RunLogger

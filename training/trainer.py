@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentd.training import augmentation, batch_order, data, distributed, schedules
+from latentd.training import augmentation, batch_order, distributed, schedules
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
 from latentd.training.cuda_graphs import CudaBackend, GraphedStep
-from latentd.training.data import Dataset
+from latentd.training.dataset import Dataset, max_batch_rows
 from latentd.training.ema import EMA
 from latentd.training.errors import RunFailed, TrainingError
 from latentd.training.model import Model, Terms, build, encoder_of, normal
@@ -37,7 +37,7 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device, self.split = config, device, dataset.summary()
-        self.dataset = data.to_device(dataset, device)
+        self.dataset = dataset.to(device)
         self.model = build(config, dataset.spec).to(device)
         self.ema = EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.forward, self.clip_and_check = self._forward, self._clip_and_check
@@ -292,7 +292,7 @@ def evaluate(model: Model, x: Tensor, seed: int) -> dict[str, float]:
     Every call uses the same noise, so epochs differ only by their weights.
     """
     noise = torch.Generator(x.device).manual_seed(seed)
-    parts = torch.split(x, data.max_batch_rows(model.output_shape, _EVAL_BATCH_ROWS))
+    parts = torch.split(x, max_batch_rows(model.output_shape, _EVAL_BATCH_ROWS))
     batches = [torch.stack(model(part, noise)) for part in parts]
     means = torch.cat(batches, dim=1).double().mean(1)
     return dict(zip(Terms._fields, means.tolist(), strict=True))

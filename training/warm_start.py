@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentd.training import checkpoint
 from latentd.training.config import Config, flag
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.errors import TrainingError
 from latentd.training.model import encoder_of
 

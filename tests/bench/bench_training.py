@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader
 
 from latentd.training import networks
 from latentd.training.config import Config
-from latentd.training.data import Dataset, Rows, load
+from latentd.training.data import load
+from latentd.training.dataset import Dataset, Rows
 from latentd.training.model import build
 from latentd.training.trainer import Trainer
 

@@ -14,7 +14,7 @@ from latentd.bundle import DataSpec, LatentFormat, Manifest, RowFormat
 from latentd.shapes import Shape
 from latentd.training import graph_checks, networks, onnx_graphs
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.fp16 import to_half
 from latentd.training.golden import golden_npz
 from latentd.training.manifest import likelihood_format

@@ -14,7 +14,8 @@ from latentd import bundle
 from latentd.__main__ import main as latentd
 from latentd.client import Client
 from latentd.training.config import Config
-from latentd.training.data import Dataset, load
+from latentd.training.data import load
+from latentd.training.dataset import Dataset
 from latentd.training.readers.image_files import find
 from tests.support import photographs
 from tests.support.photographs import Photographs

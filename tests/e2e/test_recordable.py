@@ -10,7 +10,7 @@ from latentd.runtime.engine import SessionFactory
 from latentd.runtime.provider import CUDA, Provider, unavailable_reason
 from latentd.training import networks, onnx_graphs
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.fp16 import to_half
 from latentd.training.model import build
 

@@ -16,7 +16,7 @@ from latentd.columns import Column
 from latentd.shapes import Shape
 from latentd.training import onnx_graphs
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.golden import golden_npz
 from latentd.training.manifest import likelihood_format
 from latentd.training.model import VAE, build

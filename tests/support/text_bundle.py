@@ -13,7 +13,7 @@ from latentd.bundle import LatentFormat, Likelihood, Manifest, RowFormat
 from latentd.shapes import Shape
 from latentd.texts import to_rows
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.model import VAE, build
 from latentd.training.networks import resolve_architecture
 from latentd.training.text import export as text_export

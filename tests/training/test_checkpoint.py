@@ -19,7 +19,7 @@ import torch
 from latentd.training import checkpoint
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.model import build
 from latentd.training.networks import resolve_architecture
 

@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from latentd.columns import Column
 from latentd.training.config import Config
-from latentd.training.data import Dataset, RowSpec, load
+from latentd.training.data import load
+from latentd.training.dataset import Dataset, RowSpec
 
 BYTES = np.arange(40 * 6, dtype=np.uint8).reshape(40, 2, 3)
 FLOATS = np.linspace(0, 1, 40 * 5, dtype=np.float32).reshape(40, 5)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from latentd.training import checkpoint, data
 from latentd.training.config import Config
+from latentd.training.dataset import Rows, RowSpec
 from latentd.training.evaluation.classifier import Classifier, load_classifier
 from latentd.training.evaluation.loaded_run import open_run
 from latentd.training.evaluation.results_file import saved_evaluation, weights_digest
@@ -233,7 +234,7 @@ def test_classifier_trains_in_few_steps_when_rows_are_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = data.load(Config())
-    few = data.Rows(dataset.train.x[:52], dataset.train.y[:52])
+    few = Rows(dataset.train.x[:52], dataset.train.y[:52])
     calls = []
     forward = Classifier.forward
     monkeypatch.setattr(
@@ -245,7 +246,7 @@ def test_classifier_trains_in_few_steps_when_rows_are_few(
 
 @pytest.mark.parametrize("shape", [(8, 9), (12, 10, 3), (30,), (4, 20)])
 def test_classifier_accepts_every_kind_of_row(shape: tuple[int, ...]) -> None:
-    judge = Classifier(data.RowSpec(shape, "uint8"), torch.tensor([3, 7, 9]))
+    judge = Classifier(RowSpec(shape, "uint8"), torch.tensor([3, 7, 9]))
     x = torch.randint(0, 256, (5, *shape), dtype=torch.uint8)
     assert judge.features(x).shape == (5, 64)
     torch.testing.assert_close(judge.probabilities(x).sum(1), torch.ones(5))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.errors import RunFailed
 from latentd.training.evaluation.likelihood import estimate_likelihood
 from latentd.training.likelihoods import LIKELIHOODS

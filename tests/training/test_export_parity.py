@@ -18,7 +18,7 @@ from latentd.runtime.provider import Provider
 from latentd.settings import Settings
 from latentd.shapes import Shape
 from latentd.training import checkpoint, onnx_graphs, parity
-from latentd.training.data import Dataset, Rows
+from latentd.training.dataset import Dataset, Rows
 from latentd.training.model import VAE, to_data
 from tests.support import bad_bundles
 from tests.support.exports import export, session, source, train

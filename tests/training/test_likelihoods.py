@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.likelihoods.pixels import DiscretizedLogistic, Gaussian
 from latentd.training.model import VAE, build
 from latentd.training.networks import resolve_architecture

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentd.training import linear_vae, networks
 from latentd.training.config import Config
-from latentd.training.data import Dataset, Rows, RowSpec
+from latentd.training.dataset import Dataset, Rows, RowSpec
 from latentd.training.linear_vae import LinearVAE
 from latentd.training.model import VAE, build
 from latentd.training.trainer import Trainer

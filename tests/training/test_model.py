@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.errors import TrainingError
 from latentd.training.likelihoods import LIKELIHOODS
 from latentd.training.model import (

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, Normal
 
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.model import PosteriorSamples, build, gaussian_kl, latent_kl, to_unit
 from latentd.training.networks import resolve_architecture
 from latentd.training.objective import (

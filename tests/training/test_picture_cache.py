@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from latentd.training.config import Config
-from latentd.training.data import Dataset, load
+from latentd.training.data import load
+from latentd.training.dataset import Dataset
 from latentd.training.errors import TrainingError
 from latentd.training.readers import image_folder, picture_cache
 from tests.support.processes import StartProcess

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from latentd.training import networks, onnx_graphs, parity
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.errors import TrainingError
 from latentd.training.fp16 import to_half
 from latentd.training.model import Model, build

@@ -8,7 +8,7 @@ import torch
 
 from latentd.training import graph_checks, networks, onnx_graphs, parity
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.errors import RunFailed, TrainingError
 from latentd.training.model import VAE, Model, build, gaussian_kl, to_data
 from latentd.training.objective import importance_weighted, kl_with_free_bits

@@ -12,6 +12,7 @@ import torch
 
 from latentd.training import checkpoint, data, networks
 from latentd.training.config import Config
+from latentd.training.dataset import MAX_VALUES
 from latentd.training.errors import RunFailed
 from latentd.training.model import Terms
 from latentd.training.trainer import Trainer, evaluate
@@ -114,7 +115,7 @@ def test_large_rows_are_evaluated_in_small_batches() -> None:
     model.output_shape = (300, 300)  # type: ignore[attr-defined]
     evaluate(model, torch.zeros(100, 300, 300, dtype=torch.uint8), seed=0)  # type: ignore[arg-type]
     assert sum(values) == 100 * 300 * 300
-    assert max(values) <= data.MAX_VALUES
+    assert max(values) <= MAX_VALUES
 
 
 def test_long_gradient_is_clipped() -> None:

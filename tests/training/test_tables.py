@@ -14,7 +14,7 @@ from scipy import stats
 
 from latentd import bundle
 from latentd.columns import Column
-from latentd.training import data, table_columns
+from latentd.training import data, dataset, table_columns
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.likelihoods.normal_quantile import normal_quantile
@@ -165,7 +165,7 @@ def test_batches_are_bounded_by_the_levels_of_the_largest_categorical_column(
         params = model.decode(torch.zeros(1, *model.latent_shape))
     assert model.output_shape == params.shape[1:] == (201, 5)
     whole = table_sheets.sampled(model, 40, seed=1)
-    monkeypatch.setattr(data, "MAX_VALUES", 16 * 201 * 5)
+    monkeypatch.setattr(dataset, "MAX_VALUES", 16 * 201 * 5)
     sizes = []
     decode = model.decode
     monkeypatch.setattr(model, "decode", lambda z: (sizes.append(len(z)), decode(z))[1])
@@ -303,7 +303,7 @@ def test_log_p_is_that_of_a_density_in_the_units_of_the_data() -> None:
 @pytest.mark.parametrize("settings", [{}, {"std": "pixel"}, {"std": "shared"}, {"fixed_std": 0.1}])
 def test_a_model_does_not_depend_on_the_units(settings: dict) -> None:
     """Rows in other units have the same latents, and a density that differs by the scale alone."""
-    from latentd.training.data import RowSpec
+    from latentd.training.dataset import RowSpec
     from latentd.training.model import build
     from latentd.training.networks import resolve_architecture
 

@@ -15,7 +15,7 @@ from latentd import bundle
 from latentd.texts import to_rows
 from latentd.training import checkpoint, graph_checks
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.errors import RunFailed
 from latentd.training.model import VAE, build, text_decoder
 from latentd.training.networks import gru, resolve_architecture

@@ -10,7 +10,7 @@ from latentd.decoding import GREEDY
 from latentd.texts import to_rows
 from latentd.training import trainer
 from latentd.training.config import Config
-from latentd.training.data import RowSpec
+from latentd.training.dataset import RowSpec
 from latentd.training.model import VAE, build, decoded, text_decoder
 from latentd.training.networks import gru, resolve_architecture
 

@@ -18,7 +18,7 @@ from latentd.training.comparison.hypothesis import (
     Spread,
 )
 from latentd.training.comparison.trained_runs import TrainedRuns
-from latentd.training.data import max_batch_rows
+from latentd.training.dataset import max_batch_rows
 from latentd.training.evaluation.loaded_run import LoadedRun
 
 _ROWS: Final = 5000  # maximum rows of each part

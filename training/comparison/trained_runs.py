@@ -16,7 +16,7 @@ import torch
 from latentd.training import checkpoint, data, networks, threads
 from latentd.training.comparison.plan import Plan, sizes
 from latentd.training.config import Config
-from latentd.training.data import Dataset
+from latentd.training.dataset import Dataset
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.classifier import Classifier, cache_folder, load_classifier
 from latentd.training.evaluation.loaded_run import LoadedRun, open_run

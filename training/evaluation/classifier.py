@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from latentd.training.data import Dataset, RowSpec
+from latentd.training.dataset import Dataset, RowSpec
 from latentd.training.model import to_unit
 
 FEATURES: Final = 64

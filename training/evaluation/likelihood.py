@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latentd.training.data import max_batch_rows
+from latentd.training.dataset import max_batch_rows
 from latentd.training.errors import RunFailed
 from latentd.training.model import Model, gaussian_kl
 

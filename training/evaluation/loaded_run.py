@@ -13,7 +13,7 @@ from torch import Tensor
 from latentd.training import checkpoint, data, likelihoods
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
-from latentd.training.data import Dataset
+from latentd.training.dataset import Dataset, max_batch_rows
 from latentd.training.device import resolve_device
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation.results_file import weights_digest
@@ -80,7 +80,7 @@ class LoadedRun:
     @torch.inference_mode()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mean, log_var: float32 (rows, latents) on the CPU, for target rows."""
-        batches = torch.split(x, data.max_batch_rows(x.shape[1:], _ENCODED))
+        batches = torch.split(x, max_batch_rows(x.shape[1:], _ENCODED))
         parts = [self.model.encode(batch.to(self.device)) for batch in batches]
         columns = (torch.cat(column) for column in zip(*parts, strict=True))
         mean, log_var = (column.flatten(1).cpu() for column in columns)

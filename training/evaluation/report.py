@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from latentd.training.data import Rows
+from latentd.training.dataset import Rows
 from latentd.training.errors import TrainingError
 from latentd.training.evaluation import samples
 from latentd.training.evaluation.active_units import ACTIVE, measure_units, text_collapse, verdict

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.training.data import max_batch_rows
+from latentd.training.dataset import max_batch_rows
 from latentd.training.evaluation.likelihood import AT_ONCE
 from latentd.training.model import Model, decoded
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentd.columns import OTHER, Column
 from latentd.tables import to_csv, to_values
-from latentd.training.data import max_batch_rows
+from latentd.training.dataset import max_batch_rows
 from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.model import Model, decoded
 

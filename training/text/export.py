@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentd import bundle
 from latentd.training import onnx_graphs, parity, quantiles
-from latentd.training.data import Dataset
+from latentd.training.dataset import Dataset
 from latentd.training.model import AE, Model, text_decoder
 from latentd.training.text import graphs as text_graphs
 from latentd.training.text import parity as text_parity

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from latentd.training import checkpoint, threads
 from latentd.training.checkpoint import Checkpoint
 from latentd.training.config import Config
-from latentd.training.data import Dataset
+from latentd.training.dataset import Dataset
 from latentd.training.errors import TrainingError, is_out_of_memory
 from latentd.training.evaluation.active_units import ACTIVE, LatentUnits, measure_units
 from latentd.training.evaluation.loaded_run import LoadedRun
