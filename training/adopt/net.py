@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from latentd.shapes import Axis, Shape
+from latentd.training.adopt import card_checks
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.density import Density
 from latentd.training.adopt.onnx_pair import OnnxPair
@@ -94,38 +95,22 @@ class Net:
         return np.broadcast_arrays(self.card.mean or (0.0,), self.card.std or (1.0,))
 
 
-def missing(card: Card, pair: OnnxPair) -> list[str]:
-    """The card's keys that neither the card nor the graphs answer."""
-    keys = []
-    if pair.axes:
-        keys += ["layout"] if card.layout is None else []
-        if len(pair.decoder.dims) > 2 and card.z_layout is None:
-            keys += ["z_layout"] if card.layout is None or card.is_channels_last else []
-        floats = pair.encoder.dtype != "uint8" or _gives_floats(pair)
-        if floats and card.range is None and card.mean is None:
-            keys.append("range (or mean and std)")
-        keys += [f"sizes.{axis}" for axis in pair.axes if axis not in card.sizes and card.layout]
-        keys += ["sample_rate"] if pair.kind == "audio" and card.sample_rate is None else []
-    names = ("posterior", "scale", "shift", "prior", "license", "source")
-    return keys + [name for name in names if getattr(card, name) is None]
-
-
 def describe(pair: OnnxPair, card: Card) -> tuple[Net, Card]:
     """The net of a pair, and the card with what the graphs add to it.
 
     Raises TrainingError, which lists all missing keys; AdmissionError if the graphs do not fit
     together.
     """
-    _check_kind(card, pair)
+    card_checks.check_kind(card, pair)
     facts = pair.facts(card)
     card = card.filled({k: v for k, v in facts.items() if k != "sizes"}, "the graphs say")
     card = dataclasses.replace(card, sizes=facts.get("sizes", card.sizes))
-    if keys := missing(card, pair):
+    if keys := card_checks.missing_keys(card, pair):
         raise TrainingError(
             f"The graphs do not say, and the card must: {', '.join(keys)}. "
             "`latentd adopt --card-template` explains each."
         )
-    _check_card(card, pair)
+    card_checks.check_card(card, pair)
     lengths = {name: _default(size) for name, size in card.sizes.items()}
     x_shape = _net_shape(pair, card, lengths)
     outputs = pair.encoder.run(np.zeros((2, *x_shape)))
@@ -151,45 +136,6 @@ def describe(pair: OnnxPair, card: Card) -> tuple[Net, Card]:
     )
     _check_channels(net)
     return net, card
-
-
-def _gives_floats(pair: OnnxPair) -> bool:
-    value = next(iter(pair.decoder.session.get_outputs()))
-    return bool(value.type != "tensor(uint8)")
-
-
-def _check_kind(card: Card, pair: OnnxPair) -> None:
-    """Keys that have no meaning for images, for audio or for vectors."""
-    what = f"{pair.encoder.name} takes {len(pair.encoder.dims)} axes, as for {pair.kind}"
-    for axis in card.sizes:
-        if axis not in pair.axes:
-            raise TrainingError(f"The card has sizes.{axis}, but {what}. Leave it out.")
-    for key in ("layout", "z_layout"):
-        layout = getattr(card, key)
-        if layout is not None and len(layout) != len(pair.encoder.dims):
-            raise TrainingError(f"The card says {key} = {layout!r}, but {what}. Correct it.")
-    if card.sample_rate is not None and pair.kind != "audio":
-        raise TrainingError(f"The card has sample_rate, but {what}. Leave it out.")
-
-
-def _check_card(card: Card, pair: OnnxPair) -> None:
-    """Keys that have no meaning for this pair."""
-    if pair.kind == "vector" and card.range is not None:
-        raise TrainingError(
-            "The card has range, which is of images; this x is a vector. Leave it out, or give "
-            "mean and std."
-        )
-    if pair.kind == "audio" and (pair.encoder.dtype == "uint8" or not _gives_floats(pair)):
-        raise TrainingError(
-            "A graph has audio as bytes; expected floats. Export both graphs with floats."
-        )
-    bytes_only = pair.encoder.dtype == "uint8" and not _gives_floats(pair)
-    if bytes_only and (card.range is not None or card.mean is not None):
-        raise TrainingError(
-            "The card has range, or mean and std, but both graphs have bytes. Leave these keys out."
-        )
-    if card.posterior == "point" and card.clip_log_var is not None:
-        raise TrainingError("The card has clip_log_var, but a point has no log-variance.")
 
 
 def _default(size: int | Mapping[str, int]) -> int:

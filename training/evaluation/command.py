@@ -30,7 +30,7 @@ examples:
 
 A plain autoencoder has no ELBO and no NLL; the cross-entropy of grey pixels is none either. Both
 are said, not shown. The NLL of --likelihood gaussian is of a density. Compare numbers only where
-data, split, pixels and S are the same: all four are printed.
+data, split, values and S are the same: all four are printed.
 """
 
 

@@ -49,8 +49,8 @@ class LoadedRun:
         return bool(self.dataset.digest == self.saved.split["digest"])
 
     @property
-    def pixels(self) -> str:
-        """A description of the evaluated pixels."""
+    def values(self) -> str:
+        """What the evaluated rows hold, in words."""
         config = self.saved.config
         if config.is_text:
             return "bytes of UTF-8, each text's end included"

@@ -65,7 +65,7 @@ def evaluate(loaded: LoadedRun, options: Options) -> dict[str, Any]:
         "split": loaded.dataset.summary(),
         "part": "test",
         "rows": count,
-        "pixels": loaded.pixels,
+        "values": loaded.values,
         "likelihood": meaning.description,
         "unit": "nats per example",
         "seed": seed,

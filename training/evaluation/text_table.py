@@ -33,7 +33,7 @@ def _about(result: dict[str, Any]) -> Iterator[Line]:
     yield "", f"{whole} {result['rows']:,} of {split['test']:,}", ""
     if not result["own_data"]:
         yield "", "NOT the rows or the split this model was trained on", ""
-    yield "pixels", result["pixels"], ""
+    yield "values", result["values"], ""
     yield "likelihood", result["likelihood"], ""
 
 
