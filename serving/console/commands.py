@@ -5,24 +5,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
-from latentd import images
-from latentd.bundle import RowShapes
 from latentd.client import Client
 from latentd.client.arguments import seed as chosen_seed
 from latentd.client.channel import CredentialFiles
-from latentd.client.results import ModelInfo, ModelVersion
-from latentd.codec import Array
-from latentd.console import groups, inputs, outliers, sizes, terminal
+from latentd.client.results import ModelInfo
+from latentd.console import groups, inputs, outliers, outputs, pictures, sizes, terminal
 from latentd.console.groups import Group
 from latentd.console.outputs import TABLES, OutputPath
 from latentd.errors import InvalidArgument, ModelNotFound
-from latentd.shapes import SizeError, format_lengths
+from latentd.shapes import format_lengths
 
 OUTPUT_KINDS: Final = ("png", "npz", "npy", "txt", "folder", "csv", "parquet")
 
@@ -66,7 +62,7 @@ def encode(args: argparse.Namespace) -> int:
         groups.check_one_size(found)
         parts = groups.call_each(
             found,
-            _pieces(info, info.shapes_of_x),
+            groups.pieces_of(info, info.shapes_of_x),
             lambda x, offset: client.encode(
                 x, draw=args.draw, seed=seed, offset=offset, tiling=args.tiling
             ),
@@ -76,12 +72,14 @@ def encode(args: argparse.Namespace) -> int:
         for name in ("mean", "log_var", "z")
         if getattr(parts[0], name) is not None
     }
-    outside = _outside(found, [(part.values_outside_range, len(part.mean)) for part in parts])
-    metadata = {"values_outside_range": outside, **_provenance(info.served_by, seed=seed)}
+    outside = groups.values_outside_range(
+        found, [(part.values_outside_range, len(part.mean)) for part in parts]
+    )
+    metadata = {"values_outside_range": outside, **outputs.provenance(info.served_by, seed=seed)}
     out.write_arrays(arrays | metadata)
     shape = format_lengths(arrays["mean"].shape[1:])
     what = f"{', '.join(arrays)} of {len(arrays['mean'])} rows, float32 {shape}"
-    terminal.print_result(what, _path(out), info.served_by, seed=seed)
+    terminal.print_result(what, outputs.path_of(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
     terminal.print_tiled(parts)
     return 0
@@ -89,7 +87,7 @@ def encode(args: argparse.Namespace) -> int:
 
 def decode(args: argparse.Namespace) -> int:
     """Decode latents."""
-    out = _output_path(args, OUTPUT_KINDS)
+    out = outputs.output_path(args.out, OUTPUT_KINDS)
     seed = chosen_seed(args.seed) if args.draw_x else None
     z = inputs.read_latents(args.latents)
     with _connect(args) as client:
@@ -99,20 +97,20 @@ def decode(args: argparse.Namespace) -> int:
             client.decode(
                 z[piece], draw_x=args.draw_x, seed=seed, offset=piece.start, tiling=args.tiling
             )
-            for piece in _pieces(info, info.shapes_of_z)(z)
+            for piece in groups.pieces_of(info, info.shapes_of_z)(z)
         ]
         x = np.concatenate([part.x for part in parts])
-    _write(out, x, info, {"seed": None if seed is None else np.uint64(seed)})
-    terminal.print_texts(info, _path(out), *parts)
+    outputs.write_rows(out, x, info, {"seed": None if seed is None else np.uint64(seed)})
+    terminal.print_texts(info, outputs.path_of(out), *parts)
     what = terminal.describe_rows(info, len(x), x.shape[1:])
-    terminal.print_result(what, _path(out), info.served_by, seed=seed)
+    terminal.print_result(what, outputs.path_of(out), info.served_by, seed=seed)
     terminal.print_tiled(parts)
     return 0
 
 
 def sample(args: argparse.Namespace) -> int:
     """Sample new rows in one call."""
-    out = _output_path(args, OUTPUT_KINDS)
+    out = outputs.output_path(args.out, OUTPUT_KINDS)
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
         result = client.sample(
@@ -126,11 +124,11 @@ def sample(args: argparse.Namespace) -> int:
             include_z=out is not None and out.kind == "npz",
         )
     metadata = {"z": result.z, "seed": np.uint64(result.seed), "temperature": args.temperature}
-    _write(out, result.x, info, metadata, first=result.offset)
-    terminal.print_texts(info, _path(out), result)
+    outputs.write_rows(out, result.x, info, metadata, first=result.offset)
+    terminal.print_texts(info, outputs.path_of(out), result)
     terminal.print_result(
         terminal.describe_rows(info, len(result), result.x.shape[1:]),
-        _path(out),
+        outputs.path_of(out),
         result.served_by,
         seed=result.seed,
         offset=result.offset,
@@ -155,7 +153,7 @@ def stream(args: argparse.Namespace) -> int:
             chunk_rows=args.chunk_rows,
             tiling=args.tiling,
         )
-        metadata = _provenance(
+        metadata = outputs.provenance(
             info.served_by, seed=seed, offset=args.offset, temperature=args.temperature
         )
         with (
@@ -166,14 +164,14 @@ def stream(args: argparse.Namespace) -> int:
                 write(chunk.x)
                 progress(len(chunk))
     what = terminal.describe_rows(info, args.count, info.default.x.shape)
-    terminal.print_result(what, _path(out), info.served_by, seed=seed, offset=args.offset)
+    terminal.print_result(what, outputs.path_of(out), info.served_by, seed=seed, offset=args.offset)
     terminal.print_tiled([chunk])
     return 0
 
 
 def reconstruct(args: argparse.Namespace) -> int:
     """Reconstruct x, with --scores in nats; an image shows each row above its reconstruction."""
-    out = _output_path(args, ("png", "npz", "txt", "csv", "parquet"))
+    out = outputs.output_path(args.out, ("png", "npz", "txt", "csv", "parquet"))
     seed = chosen_seed(args.seed) if args.draw or args.draw_x else None
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
@@ -183,7 +181,7 @@ def reconstruct(args: argparse.Namespace) -> int:
         outliers.check_flags(args, out, found)
         parts = groups.call_each(
             found,
-            _pieces(info, info.shapes_of_x, contributions=args.contributions),
+            groups.pieces_of(info, info.shapes_of_x, contributions=args.contributions),
             lambda x, offset: client.reconstruct(
                 x,
                 draw=args.draw,
@@ -201,12 +199,14 @@ def reconstruct(args: argparse.Namespace) -> int:
         for name in ("reconstruction_error", "kl", "elbo")
         if args.scores
     } | outliers.columns(found, parts)
-    outside = _outside(found, [(part.values_outside_range, len(part)) for part in parts])
+    outside = groups.values_outside_range(
+        found, [(part.values_outside_range, len(part)) for part in parts]
+    )
     if out is not None and out.kind == "png":
         lines = [[group.x for group in found], [part.x for part in parts]]
-        out.write(outliers.picture(found, lines, parts))
+        out.write(pictures.render(found, lines, outliers.contributions(parts)))
     elif out is not None and out.kind in ("txt", *TABLES):
-        _write(out, np.concatenate([part.x for part in parts]), info, {})
+        outputs.write_rows(out, np.concatenate([part.x for part in parts]), info, {})
     elif out is not None:
         arrays = {
             "x": found[0].x,
@@ -215,14 +215,14 @@ def reconstruct(args: argparse.Namespace) -> int:
             **outliers.arrays(parts),
             "values_outside_range": outside,
         }
-        out.write_arrays(arrays | _provenance(info.served_by, seed=seed))
-    terminal.print_texts(info, _path(out), *parts)
+        out.write_arrays(arrays | outputs.provenance(info.served_by, seed=seed))
+    terminal.print_texts(info, outputs.path_of(out), *parts)
     terminal.show_table(scores)
     outliers.print_outliers(info, found, parts)
     what = groups.describe(found)
     if info.default.x.is_text:  # which have one size
         what = terminal.describe_rows(info, len(found[0].x), info.default.x.shape)
-    terminal.print_result(what, _path(out), info.served_by, seed=seed)
+    terminal.print_result(what, outputs.path_of(out), info.served_by, seed=seed)
     terminal.print_outside_range(outside)
     terminal.print_tiled(parts)
     return 0
@@ -230,7 +230,7 @@ def reconstruct(args: argparse.Namespace) -> int:
 
 def interpolate(args: argparse.Namespace) -> int:
     """Interpolate from --start to --end."""
-    out = _output_path(args, OUTPUT_KINDS)
+    out = outputs.output_path(args.out, OUTPUT_KINDS)
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
         options = inputs.ReadOptions(args.resize, args.column)
@@ -243,10 +243,10 @@ def interpolate(args: argparse.Namespace) -> int:
             tiling=args.tiling,
             include_z=out is not None and out.kind == "npz",
         )
-    _write(out, result.x, info, {"z": result.z}, columns=args.steps)
-    terminal.print_texts(info, _path(out), result)
+    outputs.write_rows(out, result.x, info, {"z": result.z}, columns=args.steps)
+    terminal.print_texts(info, outputs.path_of(out), result)
     what = terminal.describe_rows(info, len(result), result.x.shape[1:])
-    terminal.print_result(what, _path(out), result.served_by)
+    terminal.print_result(what, outputs.path_of(out), result.served_by)
     terminal.print_tiled([result])
     return 0
 
@@ -254,7 +254,7 @@ def interpolate(args: argparse.Namespace) -> int:
 def score(args: argparse.Namespace) -> int:
     """Print ELBO and log-likelihood of each row, in nats, and which rows are outliers; an image
     shows each row above what its pixels contribute."""
-    out = _output_path(args, ("png", "npz"))
+    out = outputs.output_path(args.out, ("png", "npz"))
     if out is not None and out.kind == "png" and not args.contributions:
         raise InvalidArgument("--out", "a picture shows contributions", "Add --contributions")
     seed = chosen_seed(args.seed)
@@ -266,7 +266,7 @@ def score(args: argparse.Namespace) -> int:
         most = 64.0 / max(1, args.draws)
         parts = groups.call_each(
             found,
-            _pieces(info, info.shapes_of_x, most, args.contributions),
+            groups.pieces_of(info, info.shapes_of_x, most, args.contributions),
             lambda x, offset: client.score(
                 x,
                 draws=args.draws,
@@ -282,17 +282,21 @@ def score(args: argparse.Namespace) -> int:
     }
     scores |= outliers.errors(found, parts) | outliers.columns(found, parts)
     if out is not None and out.kind == "png":
-        out.write(outliers.picture(found, [[group.x for group in found]], parts))
+        out.write(
+            pictures.render(found, [[group.x for group in found]], outliers.contributions(parts))
+        )
     elif out is not None:
-        reproduced_by = _provenance(info.served_by, seed=seed, draws=parts[0].draws)
+        reproduced_by = outputs.provenance(info.served_by, seed=seed, draws=parts[0].draws)
         out.write_arrays(scores | outliers.arrays(parts) | reproduced_by)
     terminal.show_table(scores)
     outliers.print_outliers(info, found, parts)
     rows = sum(len(group.x) for group in found)
     what = f"{rows} rows, {parts[0].draws} draws each, in nats"
-    terminal.print_result(what, _path(out), info.served_by, seed=seed)
+    terminal.print_result(what, outputs.path_of(out), info.served_by, seed=seed)
     terminal.print_outside_range(
-        _outside(found, [(part.values_outside_range, len(part.elbo)) for part in parts])
+        groups.values_outside_range(
+            found, [(part.values_outside_range, len(part.elbo)) for part in parts]
+        )
     )
     return 0
 
@@ -345,77 +349,3 @@ def _read(args: argparse.Namespace, info: ModelInfo) -> list[Group]:
         raise InvalidArgument("--size", "files have sizes of their own", "Add --resize")
     options = inputs.ReadOptions(args.resize, args.column)
     return inputs.read_rows(args.files, args.rows, info, options)
-
-
-def _outside(found: Sequence[Group], parts: Sequence[tuple[Array | None, int]]) -> Array | None:
-    """The number of values of each row outside the model's range, from the counts and the number of
-    rows of each response; None: all are 0."""
-    if all(counts is None for counts, _ in parts):
-        return None
-    counts_of_rows = [
-        np.zeros(rows, np.uint32) if counts is None else counts for counts, rows in parts
-    ]
-    return groups.in_order(found, np.concatenate(counts_of_rows))
-
-
-def _pieces(
-    info: ModelInfo,
-    shapes_of: Callable[[Sequence[int]], RowShapes],
-    share: float = 1.0,
-    contributions: bool = False,
-) -> Callable[[Array], Iterator[slice]]:
-    """Returns what gives the ranges of rows that fit into one call, also the response.
-
-    shapes_of: the shapes of a row or of a latent with these lengths
-    share:     so many times the server's limit of rows
-    contributions: the response has those of each row
-    """
-    message = info.limits.max_message_bytes
-
-    def pieces(rows: Array) -> Iterator[slice]:
-        try:
-            shapes = shapes_of(rows.shape[1:])
-        except SizeError:
-            shapes = info.default  # the server reports the error
-        by_bytes = message // (2 * max(rows[0].nbytes, shapes.x.nbytes, 8 * shapes.z_size))
-        limit = min(info.limits.max_rows, shapes.rows_in(message, contributions))
-        step = max(1, min(limit, int(limit * share), by_bytes))
-        for start in range(0, len(rows), step):
-            yield slice(start, min(len(rows), start + step))
-
-    return pieces
-
-
-def _output_path(args: argparse.Namespace, kinds: tuple[str, ...]) -> OutputPath | None:
-    return OutputPath(args.out, kinds) if args.out else None
-
-
-def _path(out: OutputPath | None) -> Path | None:
-    return out.path if out else None
-
-
-def _write(
-    out: OutputPath | None,
-    x: Array,
-    info: ModelInfo,
-    metadata: dict[str, Any],
-    columns: int = 0,
-    first: int = 0,
-) -> None:
-    if out is None:
-        return
-    if out.kind == "png":
-        out.write(images.make_grid(x, columns))
-    elif out.kind == "npz":
-        out.write_arrays({"x": x, **metadata} | _provenance(info.served_by, offset=first))
-    else:
-        with out.rows(len(x), info.shapes_of_x(x.shape[1:]).x, first, {}) as write:
-            write(x)
-
-
-def _provenance(served_by: ModelVersion, **numbers: Any) -> dict[str, Any]:
-    """The values that reproduce an .npz, for storing in it."""
-    result = {name: number for name, number in numbers.items() if number is not None}
-    if "seed" in result:
-        result["seed"] = np.uint64(result["seed"])
-    return result | dataclasses.asdict(served_by)

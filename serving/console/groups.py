@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.bundle import RowShapes
+from latentd.client.results import ModelInfo
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
-from latentd.shapes import format_lengths
+from latentd.shapes import SizeError, format_lengths
 
 T = TypeVar("T")
 
@@ -77,24 +79,49 @@ def in_order(groups: Sequence[Group], values: Array) -> Array:
     return ordered
 
 
-def images_in_order(groups: Sequence[Group], parts: Sequence[Array]) -> Array:
-    """Images, which are given group by group, in the order of the rows. If they have several sizes,
-    white is added to the right and below."""
-    height, width = (max(part.shape[axis] for part in parts) for axis in (1, 2))
-    rows: Any = np.concatenate([_enlarged(part, height, width) for part in parts])
-    return in_order(groups, rows)
-
-
-def _enlarged(part: Array, height: int, width: int) -> Array:
-    if part.shape[1:3] == (height, width):
-        return part
-    enlarged = np.full((len(part), height, width, *part.shape[3:]), 255, part.dtype)
-    enlarged[:, : part.shape[1], : part.shape[2]] = part
-    return enlarged
-
-
 def describe(groups: Sequence[Group]) -> str:
     """Number, dtype and sizes of the rows."""
     rows, first = sum(len(group.x) for group in groups), groups[0].x
     sizes = format_lengths(first.shape[1:]) if len(groups) == 1 else f"in {len(groups)} sizes"
     return f"{rows} rows of {first.dtype} {sizes}"
+
+
+def values_outside_range(
+    groups: Sequence[Group], parts: Sequence[tuple[Array | None, int]]
+) -> Array | None:
+    """The number of values of each row outside the model's range, from the counts and the number of
+    rows of each response; None: all are 0."""
+    if all(counts is None for counts, _ in parts):
+        return None
+    counts_of_rows = [
+        np.zeros(rows, np.uint32) if counts is None else counts for counts, rows in parts
+    ]
+    return in_order(groups, np.concatenate(counts_of_rows))
+
+
+def pieces_of(
+    info: ModelInfo,
+    shapes_of: Callable[[Sequence[int]], RowShapes],
+    share: float = 1.0,
+    contributions: bool = False,
+) -> Callable[[Array], Iterator[slice]]:
+    """Returns what gives the ranges of rows that fit into one call, also the response.
+
+    shapes_of: the shapes of a row or of a latent with these lengths
+    share:     so many times the server's limit of rows
+    contributions: the response has those of each row
+    """
+    message = info.limits.max_message_bytes
+
+    def pieces(rows: Array) -> Iterator[slice]:
+        try:
+            shapes = shapes_of(rows.shape[1:])
+        except SizeError:
+            shapes = info.default  # the server reports the error
+        by_bytes = message // (2 * max(rows[0].nbytes, shapes.x.nbytes, 8 * shapes.z_size))
+        limit = min(info.limits.max_rows, shapes.rows_in(message, contributions))
+        step = max(1, min(limit, int(limit * share), by_bytes))
+        for start in range(0, len(rows), step):
+            yield slice(start, min(len(rows), start + step))
+
+    return pieces

@@ -1,4 +1,4 @@
-"""Which rows are outliers and why, for people: a line, heat maps, or the largest contributions."""
+"""Which rows are outliers and why, for people: a line, and the largest contributions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from latentd import images
 from latentd.client.results import ModelInfo, Reconstruction, Scores
 from latentd.codec import Array
 from latentd.console import groups
@@ -16,7 +15,6 @@ from latentd.console.groups import Group
 from latentd.console.outputs import OutputPath
 from latentd.errors import InvalidArgument
 
-COLUMNS: Final = 16  # of an image with several lines for each row
 _SHOWN: Final = 3  # contributions of a row that are printed
 _MAX_ROWS: Final = 32  # whose contributions are printed
 
@@ -61,9 +59,14 @@ def _rows(part: Reconstruction | Scores) -> int:
     return len(part.elbo)
 
 
+def contributions(parts: Parts) -> list[Array]:
+    """Those of each response, if they were requested."""
+    return [part.contributions for part in parts if part.contributions is not None]
+
+
 def arrays(parts: Parts) -> dict[str, Any]:
     """What an .npz holds beside the scores. All rows have one size."""
-    terms = [part.contributions for part in parts if part.contributions is not None]
+    terms = contributions(parts)
     return {
         "threshold": parts[0].threshold,
         "contributions": np.concatenate(terms) if terms else None,
@@ -87,8 +90,7 @@ def print_outliers(info: ModelInfo, found: Sequence[Group], parts: Parts) -> Non
             print(f"{other} rows of other sizes have no threshold; --threshold gives one.")
     if parts[0].contributions is None or info.default.x.kind == "image":
         return
-    rows = np.concatenate([part.contributions for part in parts if part.contributions is not None])
-    rows = groups.in_order(found, rows)
+    rows = groups.in_order(found, np.concatenate(contributions(parts)))
     picked = np.arange(len(rows)) if known is None or not known.any() else np.flatnonzero(known)
     print("Largest contributions to the reconstruction error, in nats:")
     for row in picked[:_MAX_ROWS].tolist():
@@ -106,30 +108,3 @@ def _largest(terms: Array, info: ModelInfo) -> str:
         places = (np.unravel_index(i, terms.shape) for i in range(flat.size))
         names = [f"[{', '.join(map(str, place))}]" for place in places]
     return ", ".join(f"{names[i]} {flat[i]:.2f}" for i in order)
-
-
-def picture(found: Sequence[Group], lines: Sequence[Sequence[Array]], parts: Parts) -> bytes:
-    """Rows of images as a PNG: each line of images above the next, such as x above x'. The last
-    line are heat maps of the contributions, if they were requested.
-
-    lines: of each line the images, group by group
-    """
-    pictures = [groups.images_in_order(found, line) for line in lines]
-    terms = [part.contributions for part in parts if part.contributions is not None]
-    if terms:
-        low, high = scale = images.heat_scale(terms)
-        heat = images.heat_maps(terms, scale)
-        pictures = [images.to_rgb(rows) for rows in pictures]
-        pictures.append(groups.images_in_order(found, heat))
-        print(f"Heat maps: from black, {low:.3g} nats a pixel, to yellow, {high:.3g} nats.")
-    return images.make_grid(_interleave(pictures), columns=min(len(pictures[0]), COLUMNS))
-
-
-def _interleave(pictures: Sequence[Array]) -> Array:
-    """Up to COLUMNS rows of the first, below them the same rows of the others, and so on."""
-    count, lines = len(pictures[0]), []
-    for start in range(0, count, COLUMNS):
-        for rows in (of_kind[start : start + COLUMNS] for of_kind in pictures):
-            blank = min(COLUMNS, count) - len(rows)
-            lines += [rows, np.full((blank, *rows.shape[1:]), 255, rows.dtype)]
-    return np.concatenate(lines)

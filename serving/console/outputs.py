@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 
 from latentd import atomic, images, tables, texts
 from latentd.bundle import DataSpec
+from latentd.client.results import ModelInfo, ModelVersion
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
 
@@ -123,6 +125,44 @@ class OutputPath:
     def _replacing(self) -> AbstractContextManager[Path]:
         """A temporary path that becomes `self.path`; not fsynced: the command can be repeated."""
         return atomic.replacing(self.path, durable=False)
+
+
+def output_path(out: str | None, kinds: tuple[str, ...]) -> OutputPath | None:
+    """The path of --out; None: it was not given."""
+    return OutputPath(out, kinds) if out else None
+
+
+def path_of(out: OutputPath | None) -> Path | None:
+    """The path of a command's output, if it has one."""
+    return out.path if out else None
+
+
+def write_rows(
+    out: OutputPath | None,
+    x: Array,
+    info: ModelInfo,
+    metadata: dict[str, Any],
+    columns: int = 0,
+    first: int = 0,
+) -> None:
+    """Write rows of x. metadata: other arrays of an .npz; first: the number of the first row."""
+    if out is None:
+        return
+    if out.kind == "png":
+        out.write(images.make_grid(x, columns))
+    elif out.kind == "npz":
+        out.write_arrays({"x": x, **metadata} | provenance(info.served_by, offset=first))
+    else:
+        with out.rows(len(x), info.shapes_of_x(x.shape[1:]).x, first, {}) as write:
+            write(x)
+
+
+def provenance(served_by: ModelVersion, **numbers: Any) -> dict[str, Any]:
+    """The values that reproduce an .npz, for storing in it."""
+    result = {name: number for name, number in numbers.items() if number is not None}
+    if "seed" in result:
+        result["seed"] = np.uint64(result["seed"])
+    return result | dataclasses.asdict(served_by)
 
 
 def _array(file: IO[bytes], count: int, x: DataSpec) -> Write:
