@@ -47,7 +47,7 @@ from latentd.manifest_schema import (
     SCORES,
 )
 from latentd.model_description import DataSpec, LatentFormat, RowFormat, RowShapes
-from latentd.thresholds import Threshold
+from latentd.outliers import Threshold
 
 __all__ = [
     "DECODER",

@@ -251,12 +251,12 @@ def _read_texts(
             values = values.copy()
             values[list(errors)] = 0
         return values, errors
-    given = rows.text.texts
-    check_rows(len(given), max_rows, f"{field}.text.texts")
+    check_rows(len(rows.text.texts), max_rows, f"{field}.text.texts")
+    given = [text.encode() for text in rows.text.texts]
     found = {row: texts.fault(text, x.size) for row, text in enumerate(given)}
     errors = {row: why for row, why in found.items() if why}
-    whole = [b"" if row in errors else text.encode() for row, text in enumerate(given)]
-    return texts.to_rows(whole, x.size), errors
+    fitting = [b"" if row in errors else text for row, text in enumerate(given)]
+    return texts.to_rows(fitting, x.size), errors
 
 
 def _content(rows: pb.Rows, x: DataSpec, field: str) -> str:

@@ -20,8 +20,8 @@ from latentd.columns import Column
 from latentd.errors import BundleError
 from latentd.manifest_schema import FORMAT, MANIFEST, MAX_MANIFEST_BYTES
 from latentd.model_description import UNBOUNDED, LatentFormat, ModelDescription, RowFormat
+from latentd.outliers import Threshold
 from latentd.shapes import Axis, Shape
-from latentd.thresholds import Threshold
 
 
 @dataclass(frozen=True)

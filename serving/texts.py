@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 _CONTROLS: Final = dict.fromkeys((*range(32), 127, *range(128, 160)), "\N{REPLACEMENT CHARACTER}")
 
+_LINE_BREAKS: Final = str.maketrans("\n\r", "\N{REPLACEMENT CHARACTER}" * 2)
+
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+"""What some programs write before UTF-8. It is no part of a text."""
+
 Rows = NDArray[np.uint8]
 """uint8, (texts, length)."""
 
@@ -30,19 +35,28 @@ def to_texts(rows: Any) -> list[str]:
     return [bytes(row).partition(b"\0")[0].decode("utf-8", "replace") for row in np.asarray(rows)]
 
 
+def one_line(text: str) -> str:
+    """The text as a line of a file: U+FFFD stands for line breaks, which a model may make up."""
+    return text.translate(_LINE_BREAKS)
+
+
 def printable(text: str) -> str:
     """The text on one line, for a terminal or a page: U+FFFD stands for characters on which these
     would act, such as an escape or the end of a line."""
     return text.translate(_CONTROLS)
 
 
-def fault(text: str, length: int) -> str | None:
-    """Why a text cannot be a row of so many bytes, in words that follow "row 3"; None: it can."""
-    data = text.encode("utf-8", "surrogatepass")
-    if b"\0" in data:
+def fault(text: bytes, length: int | None = None) -> str | None:
+    """Why bytes are no text that fits into a row of `length` bytes (None: of any length), in words
+    that follow "row 3"; None: they are."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return f"has other bytes than UTF-8, from byte {error.start} on"
+    if b"\0" in text:
         return "holds a NUL character, which ends a text"
-    if len(data) >= length:
-        return f"has {len(data):,} bytes in UTF-8; the limit is {length - 1:,}"
+    if length is not None and len(text) >= length:
+        return f"has {len(text):,} bytes in UTF-8; the limit is {length - 1:,}"
     return None
 
 

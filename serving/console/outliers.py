@@ -14,6 +14,7 @@ from latentd.console import groups
 from latentd.console.groups import Group
 from latentd.console.outputs import OutputPath
 from latentd.errors import InvalidArgument
+from latentd.outliers import largest_contributions
 
 _SHOWN: Final = 3  # contributions of a row that are printed
 _MAX_ROWS: Final = 32  # whose contributions are printed
@@ -94,17 +95,7 @@ def print_outliers(info: ModelInfo, found: Sequence[Group], parts: Parts) -> Non
     picked = np.arange(len(rows)) if known is None or not known.any() else np.flatnonzero(known)
     print("Largest contributions to the reconstruction error, in nats:")
     for row in picked[:_MAX_ROWS].tolist():
-        print(f"{row:6}  {_largest(rows[row], info)}")
+        largest = largest_contributions(rows[row], info.x.columns, _SHOWN)
+        print(f"{row:6}  {', '.join(f'{name} {nats:.2f}' for name, nats in largest)}")
     if len(picked) > _MAX_ROWS:
         print(f"... and of {len(picked) - _MAX_ROWS} other rows; --out FILE.npz writes all.")
-
-
-def _largest(terms: Array, info: ModelInfo) -> str:
-    """The largest terms of a row, each with its column's name or its place."""
-    flat = terms.reshape(-1).astype(np.float64)
-    order = np.argsort(-flat, kind="stable")[:_SHOWN].tolist()
-    names = [column.name for column in info.x.columns]
-    if len(names) != flat.size:
-        places = (np.unravel_index(i, terms.shape) for i in range(flat.size))
-        names = [f"[{', '.join(map(str, place))}]" for place in places]
-    return ", ".join(f"{names[i]} {flat[i]:.2f}" for i in order)

@@ -23,9 +23,6 @@ TABLES: Final = ("csv", "parquet")
 
 Write = Callable[[Array], None]
 
-_LINE_BREAKS: Final = str.maketrans("\n\r", "\N{REPLACEMENT CHARACTER}" * 2)
-"""A text is one line of a file, and a model may make these up."""
-
 
 class OutputPath:
     """The path of --out, checked before any work is done.
@@ -194,7 +191,7 @@ def _lines(file: IO[str]) -> Write:
     """Write each row of a model of text as a line."""
 
     def write(rows: Array) -> None:
-        file.writelines(f"{text.translate(_LINE_BREAKS)}\n" for text in texts.to_texts(rows))
+        file.writelines(f"{texts.one_line(text)}\n" for text in texts.to_texts(rows))
 
     return write
 

@@ -26,6 +26,7 @@ from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Reconstruct
 from latentd.jobs.store import ShardManifest
+from latentd.outliers import largest_contributions
 
 WORST: Final = 32
 EVENLY: Final = 32
@@ -308,10 +309,6 @@ def _largest_contributions(pair: _Pair, spec: DataSpec) -> str:
     """The elements that add most to the error, in nats; nothing if the job does not write them."""
     if pair.contributions is None:
         return ""
-    terms = pair.contributions.reshape(-1)
-    order = np.argsort(-terms, kind="stable")[:_SHOWN_DIFFERENCES].tolist()
-    names = [column.name for column in spec.columns]
-    if len(names) != terms.size:
-        names = [str(at) for at in range(terms.size)]
-    parts = ", ".join(f"{html.escape(names[i])} {terms[i]:,.1f}" for i in order)
+    largest = largest_contributions(pair.contributions, spec.columns, _SHOWN_DIFFERENCES)
+    parts = ", ".join(f"{html.escape(name)} {nats:,.1f}" for name, nats in largest)
     return f"<br>adds most to the error: {parts}"

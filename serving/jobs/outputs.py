@@ -44,8 +44,8 @@ from latentd.bundle import SCORES, RowShapes
 from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Floats, Results, Rows
+from latentd.outliers import are_outliers
 from latentd.ranges import Counts
-from latentd.thresholds import are_outliers
 
 Flags = NDArray[np.bool_]
 

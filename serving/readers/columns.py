@@ -8,12 +8,12 @@ a row without a value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
-from latentd import tables
+from latentd import csv_tables, tables
 from latentd.codec import Array
 from latentd.columns import Column
 from latentd.errors import BadData, ConfigError
@@ -21,9 +21,6 @@ from latentd.model_description import ModelDescription
 from latentd.readers import files
 from latentd.readers.files import FileOpener
 from latentd.readers.rows import BadRow, Chunk, make_chunk
-
-CSV: Final = (".csv", ".tsv")
-"""Suffixes of tables in text: with commas, with tabs."""
 
 
 class ColumnsReader:
@@ -97,47 +94,19 @@ def has_columns(path: str, model: ModelDescription) -> bool:
     return not tables.missing(model.x.columns, names)
 
 
-def _read(path: str, file: Any, wanted: Iterable[str]) -> tuple[Any, dict[int, str]]:
+def _read(path: str, file: Any, wanted: Collection[str]) -> tuple[Any, dict[int, str]]:
     """The file as an Arrow table, and why lines between its rows are no rows, by row."""
     try:
-        import pyarrow as pa
-        import pyarrow.csv as csv
         import pyarrow.parquet as pq
     except ImportError:
         raise ConfigError(f"{path} needs pyarrow: pip install 'latentd[jobs]'.") from None
     name = files.printable(path)
     try:
-        if not path.lower().endswith(CSV):
+        if not path.lower().endswith(csv_tables.SUFFIXES):
             return pq.ParquetFile(file).read(columns=list(wanted)), {}
-        content = file.read()
         ragged: dict[int, str] = {}
-
-        def skip(line: Any) -> str:
-            given, expected = line.actual_columns, line.expected_columns
-            ragged[line.number - 2] = f"has {given} values; the first line names {expected}"
-            return "skip"
-
-        def parsed(data: bytes, ignore_empty_lines: bool) -> Any:
-            ragged.clear()
-            return csv.read_csv(
-                pa.BufferReader(data),
-                read_options=csv.ReadOptions(use_threads=False),  # so that lines have numbers
-                parse_options=csv.ParseOptions(
-                    delimiter="\t" if path.lower().endswith(".tsv") else ",",
-                    newlines_in_values=True,
-                    ignore_empty_lines=ignore_empty_lines,
-                    invalid_row_handler=skip,
-                ),
-                # Text, so that one bad number makes one bad row.
-                convert_options=csv.ConvertOptions(
-                    strings_can_be_null=True, column_types=dict.fromkeys(wanted, pa.string())
-                ),
-            )
-
-        table = parsed(content, True)
-        if len(table.column_names) == 1:
-            table = parsed(content.lstrip(b"\r\n"), False)
-        return table, ragged
+        # Text, so that one bad number makes one bad row.
+        return csv_tables.parse(file.read(), path, wanted, ragged), ragged
     except UnicodeDecodeError:
         raise BadData(
             f"{name}: the names of its columns are not UTF-8; save the file as UTF-8."

@@ -21,11 +21,12 @@ from fnmatch import fnmatchcase
 from pathlib import PurePath
 from typing import Any, Final
 
+from latentd import csv_tables
 from latentd.errors import BadData, ConfigError
 from latentd.model_description import ModelDescription
 from latentd.readers import files, kinds
 from latentd.readers.arrays import ArrayReader, file_and_key
-from latentd.readers.columns import CSV, ColumnsReader, has_columns
+from latentd.readers.columns import ColumnsReader, has_columns
 from latentd.readers.kinds import Kind
 from latentd.readers.parquet import TableReader
 from latentd.readers.pictures import PictureReader
@@ -39,8 +40,8 @@ CLOSED: Final = "folders that cannot be opened"
 SPARK: Final = 'Parquet files or folders whose name starts with "_"'
 
 _TEXT: Final = ".txt"
-"""Read only where a file itself is named: in folders and globs such files are often notes. Files of
-the suffixes CSV are read if a path or a glob ends so: in folders they often hold labels."""
+"""Read only where a file itself is named: in folders and globs such files are often notes. CSV
+files are read if a path or a glob ends so: in folders they often hold labels."""
 
 _NAMED: Final = 6  # reasons in the sentence; the rest are added up, but not images
 
@@ -103,7 +104,7 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
     if list(matches.paths) == [path] and path.lower().endswith(_TEXT):
         own.taken += 1
         found = [Source("text", path)]
-    elif matches.paths and path.lower().endswith(CSV):
+    elif matches.paths and path.lower().endswith(csv_tables.SUFFIXES):
         own.taken += len(matches.paths)
         found = [Source("csv", each) for each in matches.paths]
     else:

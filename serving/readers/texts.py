@@ -17,7 +17,6 @@ from latentd.readers.files import FileOpener
 from latentd.readers.rows import BadRow, Chunk
 
 _BLOCK: Final = 1 << 20
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class TextReader:
@@ -52,7 +51,9 @@ class TextReader:
 
     def _find_lines(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Where each line begins, and where the last one ends."""
-        begin = len(_BYTE_ORDER_MARK) if self._file.read(3) == _BYTE_ORDER_MARK else 0
+        begin = len(texts.BYTE_ORDER_MARK)
+        if self._file.read(begin) != texts.BYTE_ORDER_MARK:
+            begin = 0
         self._file.seek(begin)
         starts, at = [np.array([begin], np.int64)], begin
         while block := self._file.read(_BLOCK):
@@ -67,19 +68,11 @@ def to_chunk(given: Sequence[bytes | None], ids: Sequence[str], start: int, x: D
     """Texts as a chunk of rows numbered from `start`. Those that the model cannot take are bad."""
     bad, good = [], []
     for row, text in enumerate(given):
-        if reason := _fault(text, x.size):
+        reason = "no value" if text is None else texts.fault(text, x.size)
+        if reason:
             bad.append(BadRow(start + row, ids[row], reason))
         else:
             good.append(row)
     values = texts.to_rows([given[row] or b"" for row in good], x.size)
     rows = np.array(good, np.int64) + start
     return Chunk(rows, [ids[row] for row in good], values, bad)
-
-
-def _fault(text: bytes | None, length: int) -> str | None:
-    if text is None:
-        return "no value"
-    try:
-        return texts.fault(text.decode(), length)
-    except UnicodeDecodeError as error:
-        return f"has other bytes than UTF-8, from byte {error.start} on"

@@ -10,9 +10,9 @@ from latentd import codec
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
 from latentd.models.inference import ServedModel
+from latentd.outliers import are_outliers
 from latentd.pb import vae_pb2 as pb
 from latentd.rpc import fields
-from latentd.thresholds import are_outliers
 
 _Request = pb.ReconstructRequest | pb.StreamReconstructRequest | pb.ScoreRequest
 _Response = pb.ReconstructResponse | pb.StreamReconstructResponse | pb.ScoreResponse

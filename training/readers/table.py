@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from latentd import csv_tables
 from latentd.columns import MAX_LEVELS, MAX_NAME, OTHER, Column
 from latentd.tables import as_level
 from latentd.training.config import Config
@@ -21,9 +22,8 @@ from latentd.training.files import printable, read_plain, require_memory
 from latentd.training.readers.arrays import Array, Arrays
 
 _PARQUET: Final = (".parquet", ".pq")
-TABLES: Final = (".csv", ".tsv", *_PARQUET)
+TABLES: Final = (*csv_tables.SUFFIXES, *_PARQUET)
 """The usual suffixes of tables."""
-_DELIMITERS: Final = {".tsv": "\t"}
 _SHOWN: Final = 40  # characters of a value in a message
 _MEMORY: Final = 8  # times a file's bytes: Arrow's columns and the rows
 
@@ -103,10 +103,7 @@ def _open(path: Path) -> Any:
     try:
         if suffix in _PARQUET:
             return pq.read_table(pa.BufferReader(content))
-        table = _parse_csv(content, suffix, ignore_empty_lines=True)
-        if len(table.column_names) == 1:
-            table = _parse_csv(content.lstrip(b"\r\n"), suffix, ignore_empty_lines=False)
-        return table
+        return csv_tables.parse(content, str(path))
     except UnicodeDecodeError:
         raise TrainingError(
             f"{name}: the names of its columns are not UTF-8; save the file as UTF-8."
@@ -120,23 +117,6 @@ def _open(path: Path) -> Any:
         raise TrainingError(
             f"{name} cannot be read as {kind}: {why}.{'' if is_parquet else advice}"
         ) from None
-
-
-def _parse_csv(content: bytes, suffix: str, ignore_empty_lines: bool) -> Any:
-    import pyarrow as pa
-    import pyarrow.csv
-
-    return pa.csv.read_csv(
-        pa.BufferReader(content),
-        # Kinds of values are inferred from one block, so it is the whole file.
-        read_options=pa.csv.ReadOptions(block_size=min(len(content) + 1, (1 << 31) - 1)),
-        parse_options=pa.csv.ParseOptions(
-            delimiter=_DELIMITERS.get(suffix, ","),
-            newlines_in_values=True,
-            ignore_empty_lines=ignore_empty_lines,
-        ),
-        convert_options=pa.csv.ConvertOptions(strings_can_be_null=True),
-    )
 
 
 def _check_names(name: str, names: list[str], options: TableOptions) -> None:

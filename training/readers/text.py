@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from latentd.texts import to_rows
+from latentd.texts import BYTE_ORDER_MARK, fault, to_rows
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable, read_plain, require_memory
 from latentd.training.readers.arrays import Arrays
 from latentd.training.settings import MAX_TEXT_LENGTH
-
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class TextOptions(NamedTuple):
@@ -66,7 +64,7 @@ def read_texts(path: Path, options: TextOptions) -> Arrays:
 def _lines(path: Path) -> list[bytes]:
     content = read_plain(path, "text:FILE names a file with one text a line")
     # Not splitlines: it also splits at characters that are part of a text.
-    lines = content.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix(b"\r") for line in lines]
@@ -76,19 +74,12 @@ def _checked(name: str, lines: Iterable[bytes]) -> list[bytes]:
     """The lines that are not empty."""
     texts = []
     for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
+        if reason := fault(line):
             raise TrainingError(
-                f"{name}: line {number} has other bytes than UTF-8, from byte "
-                f"{error.start} on. Save the file as UTF-8; iconv converts other files."
-            ) from None
-        if "\0" in text:
-            raise TrainingError(
-                f"{name}: line {number} holds a NUL character, which ends a text in a row. Remove "
-                "it, and check that this is a file of text."
+                f"{name}: line {number} {reason}. Remove the line, or save the file as text in "
+                "UTF-8; iconv converts other files."
             )
-        if text.strip():
+        if line.decode().strip():
             texts.append(line)
     return texts
 

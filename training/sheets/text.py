@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from latentd.texts import to_texts
+from latentd.texts import one_line, to_texts
 from latentd.training.model import Model, decoded
 
 _RECONSTRUCTIONS: Final = 24
@@ -56,8 +56,5 @@ def _separated(groups: Iterable[list[str]]) -> Iterable[str]:
 
 
 def _write(path: Path, lines: Iterable[str]) -> Path:
-    # A net may make up anything: a line of the sheet stays one line.
-    clean = (line.replace("\r", "\N{REPLACEMENT CHARACTER}") for line in lines)
-    clean = (line.replace("\n", "\N{REPLACEMENT CHARACTER}") for line in clean)
-    path.write_text("".join(f"{line}\n" for line in clean))
+    path.write_text("".join(f"{one_line(line)}\n" for line in lines))
     return path

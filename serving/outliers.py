@@ -1,9 +1,15 @@
-"""From which reconstruction error on a row is an outlier. Standard library only."""
+"""Which rows are outliers, by their reconstruction errors, and what contributes most to an error.
+
+Standard library only, but for the arrays that are given.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from latentd.columns import Column
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,3 +41,23 @@ def are_outliers(errors: NDArray[np.float32], threshold: float) -> NDArray[np.bo
     """
     exceeds: NDArray[np.bool_] = errors.astype("f8") > threshold
     return exceeds
+
+
+def largest_contributions(
+    terms: NDArray[np.float32], columns: Sequence[Column], count: int
+) -> list[tuple[str, float]]:
+    """The largest contributions to the error of a row, the largest first: the name of each one's
+    column, or its place as in "[3, 5]", and nats."""
+    flat = terms.reshape(-1).astype("f8")
+    order = (-flat).argsort(kind="stable")[:count].tolist()
+    named = len(columns) == flat.size
+    names = [columns[i].name if named else _place(i, terms.shape) for i in order]
+    return [(name, float(flat[i])) for name, i in zip(names, order, strict=True)]
+
+
+def _place(index: int, shape: Sequence[int]) -> str:
+    place: list[int] = []
+    for length in reversed(shape):
+        index, at = divmod(index, length)
+        place.insert(0, at)
+    return str(place)
