@@ -268,7 +268,7 @@ def _content(rows: pb.Rows, x: DataSpec, field: str) -> str:
         raise InvalidArgument(field, "missing", send)
     if (content == "text") > x.is_text or (content == "png" and x.is_text):
         sent = "texts" if content == "text" else "PNG files"
-        raise InvalidArgument(field, f"{sent} sent, and this model's rows are {x.kinds}", send)
+        raise InvalidArgument(field, f"{sent} sent, and this model's rows are {x.plural}", send)
     return str(content)
 
 
@@ -307,7 +307,7 @@ def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> pb.Form
         raise InvalidArgument(
             field, f"unknown enum value {value}", "Use FORMAT_RAW, FORMAT_PNG or FORMAT_TEXT"
         )
-    rows = f"this model's rows are {x.dtype} {x.kinds} of shape [{_format_shape(x.shape)}]"
+    rows = f"this model's rows are {x.dtype} {x.plural} of shape [{_format_shape(x.shape)}]"
     if value == pb.FORMAT_TEXT and not x.is_text:
         raise InvalidArgument(field, f"only texts can be text; {rows}", "Use FORMAT_RAW")
     if value == pb.FORMAT_PNG and not x.is_png_compatible:

@@ -37,7 +37,7 @@ class DataSpec:
         return math.prod(self.shape)
 
     @property
-    def kinds(self) -> str:
+    def plural(self) -> str:
         """What several rows are called."""
         return {"audio": "audio", "text": "texts"}.get(self.kind) or f"{self.kind}s"
 

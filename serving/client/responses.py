@@ -71,7 +71,7 @@ def read_model_info(message: pb.GetModelResponse) -> ModelInfo:
             GraphProfile(
                 graph.graph,
                 graph.max_batch_rows,
-                {c.rows: c.seconds for c in graph.costs},
+                {c.rows: c.seconds for c in graph.timings},
                 tuple(graph.x_shape),
             )
             for graph in message.profiles

@@ -127,7 +127,7 @@ class ModelInfo(ModelDescription):
     def _columns(self) -> tuple[Column, ...]:
         if not self.x.columns:
             raise InvalidArgument(
-                "table", f"rows of this model have no columns; they are {self.default.x.kinds}"
+                "table", f"rows of this model have no columns; they are {self.default.x.plural}"
             )
         return self.x.columns
 

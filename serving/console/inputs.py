@@ -58,7 +58,7 @@ def read_rows(
         print(f"{counts}.", file=sys.stderr)
     if any(source.kind == "picture" for source in found) and not x.is_png_compatible:
         shape = list(x.shape)
-        raise InvalidArgument("FILE", f"expected {x.kinds} of {x.dtype} {shape}, got images")
+        raise InvalidArgument("FILE", f"expected {x.plural} of {x.dtype} {shape}, got images")
     parts, total = [], 0
     sizes = [_size(source, model, options) for source in found]
     start, stop, _ = rows.indices(sum(sizes))

@@ -54,15 +54,15 @@ class OutputPath:
         data that is not text."""
         use = "Use a .txt, .npz or .npy path" if x.is_text else "Use a .npz or .npy path"
         if self.kind in ("png", "folder") and not x.is_png_compatible:
-            what = f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.kinds}"
+            what = f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.plural}"
             raise InvalidArgument("--out", what, use)
         if self.kind == "txt" and not x.is_text:
-            what = f"a .txt file needs texts; this model's rows are {x.dtype} {x.kinds}"
+            what = f"a .txt file needs texts; this model's rows are {x.dtype} {x.plural}"
             raise InvalidArgument("--out", what, use)
         if self.kind in TABLES and not x.columns:
             raise InvalidArgument(
                 "--out",
-                f"rows of this model have no columns; they are {x.kinds}",
+                f"rows of this model have no columns; they are {x.plural}",
                 use,
             )
         if self.kind == "parquet":

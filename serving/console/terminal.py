@@ -24,7 +24,7 @@ def show_model(info: ModelInfo) -> None:
     x, z = (format_lengths(rows.shape.json) for rows in (info.x, info.z))
     print(f"{info.served_by}, served: {', '.join(map(str, info.versions))}")
     rate = f" at {info.x.sample_rate} Hz" if info.x.sample_rate else ""
-    print(f"  {info.default.x.kinds}{rate}, created {info.created}")
+    print(f"  {info.default.x.plural}{rate}, created {info.created}")
     x_line = f"{info.x.dtype} {x}, {_range(info.x.range)}"
     if info.default.x.is_text:
         x_line = f"at most {info.default.x.size - 1} bytes of UTF-8, as {info.x.dtype} {x}"

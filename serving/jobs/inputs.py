@@ -23,11 +23,11 @@ from latentd.jobs.plan import Input, Plan
 from latentd.jobs.sizes import SizeFile
 from latentd.readers import files, sources, verified
 from latentd.readers.arrays import ArrayReader, file_and_key
-from latentd.readers.columns import ColumnsReader
-from latentd.readers.parquet import TableReader
+from latentd.readers.parquet import ParquetColumnReader
 from latentd.readers.pictures import Names, PictureReader, file_path, find_shapes
 from latentd.readers.rows import BadRow, Chunk, Reader, join
 from latentd.readers.sources import Counts, Source
+from latentd.readers.tables import TableReader
 from latentd.readers.texts import TextReader
 from latentd.readers.verified import DIGEST_BYTES, Digests, open_verified
 
@@ -99,7 +99,7 @@ def find_inputs(
             else:
                 raise ConfigError(
                     f"--input {files.printable(pattern)} has images; this model takes "
-                    f"{model.default.x.kinds} of {model.x.dtype} {model.x.shape}."
+                    f"{model.default.x.plural} of {model.x.dtype} {model.x.shape}."
                 )
     if not sum(one.entry.rows for one in described):
         raise ConfigError("--input has no rows.")
@@ -217,10 +217,10 @@ class RowReader:
                 return ArrayReader(entry.path, plan.data, opener)
             if entry.kind == "text":
                 return TextReader(entry.path, plan.data, opener)
-            if entry.kind == "columns":
-                return ColumnsReader(entry.path, plan.data, entry.id_column, opener)
+            if entry.kind == "table":
+                return TableReader(entry.path, plan.data, entry.id_column, opener)
             columns = entry.column, entry.id_column
-            return TableReader(entry.path, plan.data, *columns, plan.resize, opener)
+            return ParquetColumnReader(entry.path, plan.data, *columns, plan.resize, opener)
         if self._names is None:
             self._names = Names(self._folder / NAMES)
         all_names = self._names
@@ -239,7 +239,8 @@ class RowReader:
 class ReadOptions:
     """How inputs are read.
 
-    column, id_column: of tables, "": see TableReader; resize: images to the model's default size
+    column, id_column: of tables, "": see ParquetColumnReader; resize: images to the model's
+    default size
     """
 
     column: str = ""
@@ -303,16 +304,18 @@ def _describe_file(
     with closing(sources.open_source(source, model, *columns, options.resize)) as reader:
         entry = Input("array", source.path, reader.rows, size, "", stamp=stamp)
         row_sizes = _RowSizes(model.default.key)
-        if isinstance(reader, TableReader):
-            entry = replace(entry, kind="table", column=reader.column, id_column=options.id_column)
+        if isinstance(reader, ParquetColumnReader):
+            entry = replace(
+                entry, kind="parquet column", column=reader.column, id_column=options.id_column
+            )
             if before is not None and before.entry.column == reader.column:
                 row_sizes = _RowSizes.of(before)
             elif model.axes and not options.resize:
                 row_sizes = _RowSizes.find(reader.row_shapes(), model)
         elif isinstance(reader, TextReader):
             entry = replace(entry, kind="text")
-        elif isinstance(reader, ColumnsReader):
-            entry = replace(entry, kind="columns", id_column=options.id_column)
+        elif isinstance(reader, TableReader):
+            entry = replace(entry, kind="table", id_column=options.id_column)
         elif isinstance(reader, ArrayReader):
             row_sizes = _RowSizes(reader.shapes.key)
     if before is not None:

@@ -60,7 +60,7 @@ class BundleId:
 class Input:
     """One input: an array, a table, or a folder of images."""
 
-    kind: str  # array | table | columns | pictures | text
+    kind: str  # array | parquet column | table | pictures | text
     path: str  # to open; for pictures the folder, or "" if names are full paths
     rows: int
     bytes: int

@@ -337,12 +337,12 @@ def check_output_spec(
             raise ConfigError(f"{flag}: this model {unavailable[name]}.")
     if wanted.draw_x and not model.takes_choices:
         raise ConfigError(
-            f"--draw-x draws texts and rows with columns; this model's rows are {x.kinds}."
+            f"--draw-x draws texts and rows with columns; this model's rows are {x.plural}."
         )
     if wanted.reconstruction == "png" and not x.is_png_compatible:
         raise ConfigError("This model's data cannot be stored as PNG. Use --reconstruction raw.")
     if wanted.reconstruction == "text" and not x.is_text:
-        raise ConfigError(f"This model's rows are {x.kinds}, not texts. Use --reconstruction raw.")
+        raise ConfigError(f"This model's rows are {x.plural}, not texts. Use --reconstruction raw.")
     if wanted.reconstruction in ("png", "text") and wanted.format == "npy":
         what = {"png": "PNG", "text": "texts"}[wanted.reconstruction]
         raise ConfigError(f".npy cannot hold {what}. Use --reconstruction raw.")

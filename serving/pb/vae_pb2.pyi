@@ -298,16 +298,16 @@ class Limits(_message.Message):
     def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_draws: _Optional[int] = ...) -> None: ...
 
 class GraphProfile(_message.Message):
-    __slots__ = ("graph", "max_batch_rows", "costs", "x_shape")
+    __slots__ = ("graph", "max_batch_rows", "timings", "x_shape")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
-    COSTS_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     X_SHAPE_FIELD_NUMBER: _ClassVar[int]
     graph: str
     max_batch_rows: int
-    costs: _containers.RepeatedCompositeFieldContainer[BatchTiming]
+    timings: _containers.RepeatedCompositeFieldContainer[BatchTiming]
     x_shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, graph: _Optional[str] = ..., max_batch_rows: _Optional[int] = ..., costs: _Optional[_Iterable[_Union[BatchTiming, _Mapping]]] = ..., x_shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, graph: _Optional[str] = ..., max_batch_rows: _Optional[int] = ..., timings: _Optional[_Iterable[_Union[BatchTiming, _Mapping]]] = ..., x_shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BatchTiming(_message.Message):
     __slots__ = ("rows", "seconds")

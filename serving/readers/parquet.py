@@ -30,7 +30,7 @@ _NO_BYTES: Final = (
 )
 
 
-class TableReader:
+class ParquetColumnReader:
     """See rows.Reader.
 
     column:    column of the data; "": x, or the only suitable one

@@ -26,10 +26,10 @@ from latentd.errors import BadData, ConfigError
 from latentd.model_description import ModelDescription
 from latentd.readers import files, kinds
 from latentd.readers.arrays import ArrayReader, file_and_key
-from latentd.readers.columns import ColumnsReader, has_columns
 from latentd.readers.kinds import Kind
-from latentd.readers.parquet import TableReader
+from latentd.readers.parquet import ParquetColumnReader
 from latentd.readers.pictures import PictureReader
+from latentd.readers.tables import TableReader, has_columns
 from latentd.readers.texts import TextReader
 
 HIDDEN: Final = "hidden (the name starts with a dot)"
@@ -132,7 +132,7 @@ def open_source(
     column: str = "",
     id_column: str = "",
     resize: bool = False,
-) -> ArrayReader | ColumnsReader | TableReader | PictureReader | TextReader:
+) -> ArrayReader | TableReader | ParquetColumnReader | PictureReader | TextReader:
     """The source's reader. Raises ConfigError if its rows cannot be the model's, BadData."""
     if source.kind == "picture":
         names = source.names
@@ -142,9 +142,9 @@ def open_source(
     if source.kind == "csv" or (
         source.kind == "parquet" and not column and has_columns(source.path, model)
     ):
-        return ColumnsReader(source.path, model, id_column)
+        return TableReader(source.path, model, id_column)
     if source.kind == "parquet":
-        return TableReader(source.path, model, column, id_column, resize)
+        return ParquetColumnReader(source.path, model, column, id_column, resize)
     if source.kind == "text":
         return TextReader(source.path, model)
     return ArrayReader(source.path, model)

@@ -28,7 +28,7 @@ class TextReader:
         self._path, self._x = path, model.default.x
         if not self._x.is_text:
             raise ConfigError(
-                f"{files.printable(path)} holds texts; this model takes {self._x.kinds} of "
+                f"{files.printable(path)} holds texts; this model takes {self._x.plural} of "
                 f"{self._x.dtype} {model.x.shape}."
             )
         self._file = open_file(path)

@@ -48,7 +48,7 @@ def get_model(
             pb.GraphProfile(
                 graph=batcher.name,
                 max_batch_rows=profile.max_batch_rows(size.elements),
-                costs=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in size.timings],
+                timings=[pb.BatchTiming(rows=c.rows, seconds=c.seconds) for c in size.timings],
                 x_shape=size.x_shape,
             )
             for batcher, profile in model.batchers()

@@ -78,7 +78,7 @@ def sampled(
         name = model.manifest.model
         raise InvalidArgument(
             "draw_x",
-            f"only texts and rows with columns are drawn, and rows of {name} are {x.kinds}; their "
+            f"only texts and rows with columns are drawn, and rows of {name} are {x.plural}; their "
             "x is a mean",
             "Leave draw_x out",
         )

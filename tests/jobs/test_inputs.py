@@ -20,7 +20,7 @@ from PIL import Image
 from latentd.bundle import DataSpec
 from latentd.errors import BadData, ConfigError
 from latentd.readers.files import open_file
-from latentd.readers.parquet import TableReader
+from latentd.readers.parquet import ParquetColumnReader
 from latentd.readers.rows import check_signature, make_chunk
 from latentd.training.readers.image_folder import ImageOptions, read_pictures
 from tests.support.sized import takes
@@ -210,7 +210,7 @@ def test_arrays_of_other_dtypes_and_shapes_are_rejected(dtype, shape, x):
 
 def test_table_is_read_forward_and_backward(x, tmp_path):
     write_table(tmp_path / "x.parquet", x, "fixed_list")
-    reader = TableReader(str(tmp_path / "x.parquet"), takes(BYTES))
+    reader = ParquetColumnReader(str(tmp_path / "x.parquet"), takes(BYTES))
     for start, stop in [(0, 5), (5, 40), (80, 100), (33, 34), (0, 100), (99, 100)]:
         chunk = reader.read(start, stop)
         np.testing.assert_array_equal(chunk.x, x[start:stop])
@@ -233,7 +233,7 @@ def test_damaged_table_is_bad_data(x, tmp_path):
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     data[200:500] = bytes(300)
     (tmp_path / "x.parquet").write_bytes(data)
-    reader = TableReader(str(tmp_path / "x.parquet"), takes(BYTES))
+    reader = ParquetColumnReader(str(tmp_path / "x.parquet"), takes(BYTES))
     with pytest.raises(BadData, match="damaged"):
         reader.read(0, 100)
     reader.close()

@@ -16,8 +16,8 @@ import torch
 from latentd import bundle
 from latentd.__main__ import main
 from latentd.errors import LatentdError
-from latentd.readers.columns import ColumnsReader
 from latentd.readers.rows import Chunk
+from latentd.readers.tables import TableReader
 from latentd.shapes import Shape
 from latentd.tables import to_values
 from latentd.training.model import decoded, gaussian_kl
@@ -119,7 +119,7 @@ def test_other_columns_of_a_parquet_table_are_not_read(folder: Path, tmp_path: P
     with path.open("r+b") as file:
         file.seek(note.dictionary_page_offset)
         file.write(b"\xff" * note.total_compressed_size)
-    reader = ColumnsReader(str(path), bundle.load(folder).manifest)
+    reader = TableReader(str(path), bundle.load(folder).manifest)
     np.testing.assert_array_equal(reader.read(0, 4).x, X)
 
 
@@ -132,8 +132,8 @@ def test_a_table_without_a_column_is_refused(
     assert "t.csv has no column 'pressure', which the model needs" in capsys.readouterr().err
 
 
-def read(path: Path, folder: Path, id_column: str = "") -> tuple[Chunk, ColumnsReader]:
-    reader = ColumnsReader(str(path), bundle.load(folder).manifest, id_column)
+def read(path: Path, folder: Path, id_column: str = "") -> tuple[Chunk, TableReader]:
+    reader = TableReader(str(path), bundle.load(folder).manifest, id_column)
     return reader.read(0, reader.rows), reader
 
 
@@ -158,7 +158,7 @@ def test_an_empty_line_of_one_column_is_a_row(tmp_path: Path) -> None:
     x = dataclasses.replace(manifest.x, shape=Shape.parse([1]), columns=(one,))
     path = tmp_path / "t.csv"
     path.write_text("\npressure\n1\n\n2,3\n4\n")
-    reader = ColumnsReader(str(path), dataclasses.replace(manifest, x=x))
+    reader = TableReader(str(path), dataclasses.replace(manifest, x=x))
     chunk = reader.read(0, reader.rows)
     assert (chunk.rows.tolist(), chunk.x[:, 0].tolist()) == ([0, 3], [1, 4])
     assert [(row.row, row.reason[:12]) for row in chunk.bad] == [

@@ -66,12 +66,12 @@ def test_batch_size_and_threads_can_be_set(root, start_server, open_stub, caplog
         assert graph.max_batch_rows == 7
         message = f"{graph.graph}, toy version 1: batches of up to 7 rows, 2 thread(s); "
         (line,) = (r.getMessage() for r in caplog.records if message in r.getMessage())
-        assert line.partition("ms: ")[2].count(",") == len(graph.costs) - 1
+        assert line.partition("ms: ")[2].count(",") == len(graph.timings) - 1
 
 
 def test_profile_is_reused_for_same_graph_size(root, publish, server, stub):
     def costs() -> list[float]:
-        return [cost.seconds for cost in stub.GetModel(pb.GetModelRequest()).profiles[0].costs]
+        return [cost.seconds for cost in stub.GetModel(pb.GetModelRequest()).profiles[0].timings]
 
     first = costs()
     publish(root)

@@ -16,7 +16,7 @@ from latentd.errors import ConfigError
 from latentd.jobs.model_rows import ModelRows
 from latentd.readers import sources
 from latentd.readers.arrays import ArrayReader
-from latentd.readers.parquet import TableReader
+from latentd.readers.parquet import ParquetColumnReader
 from latentd.readers.rows import Chunk
 from latentd.readers.texts import TextReader
 from latentd.shapes import Shape
@@ -79,7 +79,7 @@ def test_an_empty_file_has_no_rows(lines: Callable[[bytes], TextReader]) -> None
 
 def test_a_column_of_strings_is_read(tmp_path: Path, opened: ExitStack) -> None:
     path = table(tmp_path, {"name": ["ab", None, "too long"], "n": [1, 2, 3]})
-    reader = opened.enter_context(closing(TableReader(path, MODEL, id_column="n")))
+    reader = opened.enter_context(closing(ParquetColumnReader(path, MODEL, id_column="n")))
     texts, rows, bad = found(reader.read(0, 3))
     assert (reader.column, texts, rows) == ("name", ["ab"], [0])
     assert bad == [(1, "no value"), (2, "has 8 bytes in UTF-8; the limit is 5")]
@@ -89,7 +89,7 @@ def test_categories_are_strings(tmp_path: Path, opened: ExitStack) -> None:
     path = str(tmp_path / "categories.parquet")
     names = pa.array(["ab", None, "ab", "c"]).dictionary_encode()
     pq.write_table(pa.table({"name": names}), path)
-    reader = opened.enter_context(closing(TableReader(path, MODEL)))
+    reader = opened.enter_context(closing(ParquetColumnReader(path, MODEL)))
     texts, rows, bad = found(reader.read(0, 4))
     assert (texts, rows, bad) == (["ab", "ab", "c"], [0, 2, 3], [(1, "no value")])
 
@@ -116,8 +116,8 @@ def test_an_array_of_bytes_that_are_no_texts_has_bad_rows(
 def test_of_several_columns_of_strings_one_must_be_named(tmp_path: Path, opened: ExitStack) -> None:
     path = table(tmp_path, {"a": ["x"], "b": ["y"]})
     with pytest.raises(ConfigError, match="Columns with strings: a, b"):
-        TableReader(path, MODEL)
-    reader = opened.enter_context(closing(TableReader(path, MODEL, "b")))
+        ParquetColumnReader(path, MODEL)
+    reader = opened.enter_context(closing(ParquetColumnReader(path, MODEL, "b")))
     assert to_texts(reader.read(0, 1).x) == ["y"]
 
 

@@ -50,7 +50,7 @@ def test_get_model_describes_the_model(stub, provider):
     assert model.provider == provider
     assert [graph.graph for graph in model.profiles] == ["encoder", "decoder"]
     for graph in model.profiles:
-        assert graph.max_batch_rows in [cost.rows for cost in graph.costs]
+        assert graph.max_batch_rows in [cost.rows for cost in graph.timings]
 
 
 def test_list_models_marks_the_default_and_the_newest(stub):

@@ -46,7 +46,7 @@ def check(subject: Subject) -> Finding:
     """Reconstruct pictures in each form, and compare the noise."""
     x = subject.manifest.default.x
     if x.kind != "image" or not math.isfinite(x.range[1] - x.range[0]):
-        return _not_judged(f"x holds {x.kinds}" if x.kind != "image" else "x has no range")
+        return _not_judged(f"x holds {x.plural}" if x.kind != "image" else "x has no range")
     try:
         graphs = (
             Graph(unrounded.encoder(subject.candidate.encoder)),

@@ -23,7 +23,7 @@ from latentd.readers.files import FileOpener
 from latentd.readers.rows import BadRow, Chunk, make_chunk
 
 
-class ColumnsReader:
+class TableReader:
     """See rows.Reader. id_column: column of the rows' names; "": the row numbers."""
 
     def __init__(
@@ -37,7 +37,7 @@ class ColumnsReader:
         columns = self._x.columns
         if not columns:
             raise ConfigError(
-                f"{name} is a table; this model takes {self._x.kinds} of {self._x.dtype} "
+                f"{name} is a table; this model takes {self._x.plural} of {self._x.dtype} "
                 f"{model.x.shape}."
             )
         with open_file(path) as file:
