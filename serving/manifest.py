@@ -96,7 +96,8 @@ class Manifest(ModelDescription):
     evaluation: dict[str, Any] = field(default_factory=dict)  # evaluation.json, if there was one
     precision: str = "float32"  # inside the graphs; inputs and outputs are float32 or bytes
     # How training rows score: rows, and for each of `levels` (percent, ascending) the quantile of
-    # each of SCORES, in nats. {}: unknown, as in older bundles and for models without scores.
+    # each of SCORES, in nats. With columns also `median_contributions`, one for each, unless the
+    # bundle is older. {}: unknown, as in older bundles and for models without scores.
     training_scores: dict[str, Any] = field(default_factory=dict)
     threshold: Threshold | None = None  # None: none was chosen
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> {sha256, bytes}

@@ -100,6 +100,12 @@ def _rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]
         )
         for name in SCORES:
             yield f"training_scores.{name}", scores[name], as_many
+        if medians := scores.get("median_contributions"):
+            number = len(x.get("columns", ()))
+            each = schema.Rule(
+                f"{number} numbers, one for each of x.columns", lambda v: len(v) == number
+            )
+            yield "training_scores.median_contributions", medians, each
 
 
 def _axis_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, schema.Rule]]:

@@ -119,7 +119,8 @@ _COMMON_OPTIONAL: Final[Mapping[str, schema.Check]] = {
     "training_scores": schema.EmptyOr(
         schema.Fields(
             {"rows": schema.integer(1, (1 << 32) - 1)}
-            | dict.fromkeys(("levels", *SCORES), _QUANTILES)
+            | dict.fromkeys(("levels", *SCORES), _QUANTILES),
+            {"median_contributions": schema.Rule("a list of finite numbers", _is_numbers)},
         )
     ),
 }

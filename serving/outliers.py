@@ -1,19 +1,26 @@
 """Which rows are outliers, by their reconstruction errors, and what contributes most to an error.
 
-Standard library only, but for the arrays that are given.
+A contribution is a negative log density in its column's own unit. One in a large unit adds many
+nats to every row, and one in a small unit takes some away. So columns are ranked by their excess:
+the contribution less the column's median among the training rows. Standard library only, but for
+the arrays that are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from latentd.columns import Column
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+MEDIANS: Final = "median_contributions"
+"""The columns' medians in Manifest.training_scores."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,28 @@ def are_outliers(errors: NDArray[np.float32], threshold: float) -> NDArray[np.bo
     return exceeds
 
 
+def excess(
+    contributions: NDArray[np.float32], training_scores: Mapping[str, Any]
+) -> NDArray[np.float32] | None:
+    """What exceeds the median of each column: contributions and result are (..., columns), in nats.
+    None: the medians are unknown."""
+    medians = training_scores.get(MEDIANS)
+    if medians is None:
+        return None
+    found: NDArray[np.float32] = (contributions - medians).astype("f4")
+    return found
+
+
 def largest_contributions(
-    terms: NDArray[np.float32], columns: Sequence[Column], count: int
-) -> list[tuple[str, float]]:
-    """The largest contributions to the error of a row, the largest first: the name of each one's
-    column, or its place as in "[3, 5]", and nats."""
+    terms: NDArray[Any], columns: Sequence[Column], count: int
+) -> list[tuple[int, str, float]]:
+    """The largest contributions to the error of a row, or the largest excess: the index of each,
+    the name of its column, or its place as in "[3, 5]", and nats. The largest is first."""
     flat = terms.reshape(-1).astype("f8")
     order = (-flat).argsort(kind="stable")[:count].tolist()
     named = len(columns) == flat.size
     names = [columns[i].name if named else _place(i, terms.shape) for i in order]
-    return [(name, float(flat[i])) for name, i in zip(names, order, strict=True)]
+    return [(i, name, float(flat[i])) for name, i in zip(names, order, strict=True)]
 
 
 def _place(index: int, shape: Sequence[int]) -> str:

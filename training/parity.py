@@ -198,7 +198,8 @@ def measure_likelihood(
         params = model.decode(model.encode(rows)[0])
         terms = model.likelihood.terms(to_unit(rows).double(), params.double()).flatten(1)
         expected, scale = -terms.sum(1).numpy(), terms.abs().sum(1).numpy()
-        difference = np.abs(log_likelihood_of(density, rows, params) - expected)
+        log_p, _ = log_likelihood_of(density, rows, params)
+        difference = np.abs(log_p - expected)
         if not (difference <= DENSITY_TOLERANCE * np.maximum(1, scale)).all():
             raise RunFailed(
                 f"Parity failed: log_likelihood of x {tuple(rows.shape[1:])} from ONNX Runtime "
@@ -216,10 +217,13 @@ def session(graph: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def log_likelihood_of(session: ort.InferenceSession, x: Tensor, params: Tensor) -> Array:
-    """likelihood.onnx on rows and their params: (rows,)."""
-    output: Array = session.run(["log_likelihood"], {"x": x.numpy(), "params": params.numpy()})[0]
-    return output
+def log_likelihood_of(
+    session: ort.InferenceSession, x: Tensor, params: Tensor
+) -> tuple[Array, Array]:
+    """likelihood.onnx on rows and their params: log_likelihood (rows,), contributions."""
+    outputs = ["log_likelihood", "contributions"]
+    log_p, terms = session.run(outputs, {"x": x.numpy(), "params": params.numpy()})
+    return log_p, terms
 
 
 def run(session: ort.InferenceSession, rows: Tensor, batch: int) -> dict[str, Array]:

@@ -35,11 +35,20 @@ def error_at(scores: Mapping[str, Any], percentile: float) -> float:
     return float(np.interp(percentile, scores["levels"], scores["reconstruction_error"]))
 
 
-def score_quantiles(error: npt.NDArray[np.float64], kl: npt.NDArray[np.float64]) -> dict[str, Any]:
+def score_quantiles(
+    error: npt.NDArray[np.float64],
+    kl: npt.NDArray[np.float64],
+    contributions: npt.NDArray[np.float32] | None = None,
+) -> dict[str, Any]:
     """Manifest.training_scores, at LEVELS percent.
 
-    error, kl: the reconstruction error and the KL of each row, in nats
+    error, kl: the reconstruction error and the KL of each row, in nats. contributions: of rows with
+    columns, what each column adds to the error, (rows, columns)
     """
     scores = {"reconstruction_error": error, "kl": kl, "elbo": -error - kl}
-    quantiles = {name: np.percentile(s, LEVELS).tolist() for name, s in scores.items()}
-    return {"rows": len(error), "levels": list(LEVELS)} | quantiles
+    found: dict[str, Any] = {"rows": len(error), "levels": list(LEVELS)}
+    found |= {name: np.percentile(s, LEVELS).tolist() for name, s in scores.items()}
+    if contributions is not None:
+        medians = np.median(contributions, axis=0).astype(np.float64)
+        found["median_contributions"] = [float(f"{median:.6g}") for median in medians]
+    return found

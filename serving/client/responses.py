@@ -25,6 +25,7 @@ from latentd.client.results import (
 )
 from latentd.codec import Array
 from latentd.columns import Column
+from latentd.outliers import MEDIANS
 from latentd.pb import vae_pb2 as pb
 from latentd.shapes import Axis, Dim, Shape
 
@@ -117,7 +118,9 @@ def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:
     if not message.rows:
         return {}
     lists = ("levels", "reconstruction_error", "kl", "elbo")
-    return {"rows": message.rows} | {name: list(getattr(message, name)) for name in lists}
+    found = {"rows": message.rows} | {name: list(getattr(message, name)) for name in lists}
+    medians = list(message.median_contributions)
+    return found | ({MEDIANS: medians} if medians else {})
 
 
 def read_listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:

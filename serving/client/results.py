@@ -25,6 +25,7 @@ from latentd.codec import Array
 from latentd.columns import Column
 from latentd.errors import InvalidArgument
 from latentd.model_description import ModelDescription
+from latentd.outliers import excess
 from latentd.shapes import Axis, Shape
 
 _NOTEBOOK_PIXELS: Final = 1 << 22
@@ -123,6 +124,24 @@ class ModelInfo(ModelDescription):
         import pandas as pd
 
         return pd.DataFrame(tables.to_values(self._columns(), rows))
+
+    def excess(self, contributions: Array) -> Array:
+        """What each column adds to its row's reconstruction_error beyond the column's median among
+        the training rows: float32, rows x columns, in nats. The largest ones tell which columns of
+        a row are unusual, whatever their units.
+
+        contributions: as `score` and `reconstruct` return them. Raises InvalidArgument if the
+        model has no columns, or its bundle no medians.
+        """
+        self._columns()
+        found = excess(contributions, self.training_scores)
+        if found is None:
+            raise InvalidArgument(
+                "contributions",
+                "the bundle has no medians to compare them with, as it is of an earlier release",
+                "Export it again",
+            )
+        return found
 
     def _columns(self) -> tuple[Column, ...]:
         if not self.x.columns:

@@ -178,7 +178,7 @@ def reconstruct(args: argparse.Namespace) -> int:
         found = _read(args, info)
         if out is not None and out.kind == "npz":
             groups.check_one_size(found)
-        outliers.check_flags(args, out, found)
+        outliers.check_flags(args, info, out, found)
         parts = groups.call_each(
             found,
             groups.pieces_of(info, info.shapes_of_x, contributions=args.contributions),
@@ -212,12 +212,12 @@ def reconstruct(args: argparse.Namespace) -> int:
             "x": found[0].x,
             "reconstruction": np.concatenate([part.x for part in parts]),
             **scores,
-            **outliers.arrays(parts),
+            **outliers.arrays(info, parts),
             "values_outside_range": outside,
         }
         out.write_arrays(arrays | outputs.provenance(info.served_by, seed=seed))
     terminal.print_texts(info, outputs.path_of(out), *parts)
-    terminal.show_table(scores)
+    terminal.show_table(scores, scores["is_outlier"] if args.outliers_only else None)
     outliers.print_outliers(info, found, parts)
     what = groups.describe(found)
     if info.default.x.is_text:  # which have one size
@@ -261,7 +261,7 @@ def score(args: argparse.Namespace) -> int:
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
         found = _read(args, info)
-        outliers.check_flags(args, out, found)
+        outliers.check_flags(args, info, out, found)
         # The server bounds rows x draws: max_rows * 64.
         most = 64.0 / max(1, args.draws)
         parts = groups.call_each(
@@ -287,8 +287,8 @@ def score(args: argparse.Namespace) -> int:
         )
     elif out is not None:
         reproduced_by = outputs.provenance(info.served_by, seed=seed, draws=parts[0].draws)
-        out.write_arrays(scores | outliers.arrays(parts) | reproduced_by)
-    terminal.show_table(scores)
+        out.write_arrays(scores | outliers.arrays(info, parts) | reproduced_by)
+    terminal.show_table(scores, scores["is_outlier"] if args.outliers_only else None)
     outliers.print_outliers(info, found, parts)
     rows = sum(len(group.x) for group in found)
     what = f"{rows} rows, {parts[0].draws} draws each, in nats"

@@ -14,7 +14,7 @@ from latentd.console import groups
 from latentd.console.groups import Group
 from latentd.console.outputs import OutputPath
 from latentd.errors import InvalidArgument
-from latentd.outliers import largest_contributions
+from latentd.outliers import excess, largest_contributions
 
 _SHOWN: Final = 3  # contributions of a row that are printed
 _MAX_ROWS: Final = 32  # whose contributions are printed
@@ -23,8 +23,16 @@ Parts = Sequence[Reconstruction] | Sequence[Scores]
 """The responses for all rows, in order."""
 
 
-def check_flags(args: argparse.Namespace, out: OutputPath | None, found: Sequence[Group]) -> None:
-    """Raise InvalidArgument if what the flags ask for cannot be written."""
+def check_flags(
+    args: argparse.Namespace, info: ModelInfo, out: OutputPath | None, found: Sequence[Group]
+) -> None:
+    """Raise InvalidArgument if what the flags ask for cannot be told or written."""
+    if args.outliers_only:
+        if not getattr(args, "scores", True):
+            raise InvalidArgument("--outliers-only", "needs scores", "Add --scores")
+        if args.threshold is None and info.threshold is None:
+            what = "neither the bundle nor the command has a threshold"
+            raise InvalidArgument("--outliers-only", what, "Add --threshold NATS")
     if not args.contributions:
         return
     if out is not None and out.kind == "npz":
@@ -65,12 +73,14 @@ def contributions(parts: Parts) -> list[Array]:
     return [part.contributions for part in parts if part.contributions is not None]
 
 
-def arrays(parts: Parts) -> dict[str, Any]:
+def arrays(info: ModelInfo, parts: Parts) -> dict[str, Any]:
     """What an .npz holds beside the scores. All rows have one size."""
     terms = contributions(parts)
+    rows = np.concatenate(terms) if terms else None
     return {
         "threshold": parts[0].threshold,
-        "contributions": np.concatenate(terms) if terms else None,
+        "contributions": rows,
+        "excess": None if rows is None else excess(rows, info.training_scores),
     }
 
 
@@ -93,9 +103,18 @@ def print_outliers(info: ModelInfo, found: Sequence[Group], parts: Parts) -> Non
         return
     rows = groups.in_order(found, np.concatenate(contributions(parts)))
     picked = np.arange(len(rows)) if known is None or not known.any() else np.flatnonzero(known)
-    print("Largest contributions to the reconstruction error, in nats:")
-    for row in picked[:_MAX_ROWS].tolist():
-        largest = largest_contributions(rows[row], info.x.columns, _SHOWN)
-        print(f"{row:6}  {', '.join(f'{name} {nats:.2f}' for name, nats in largest)}")
+    order = np.argsort(-rows.reshape(len(rows), -1).sum(axis=1)[picked], kind="stable")
+    ranked = excess(rows, info.training_scores)
+    if ranked is None:
+        print("Largest contributions to the reconstruction error, in nats, largest errors first:")
+    else:
+        print(
+            "Columns that add most to the reconstruction error beyond their median among the "
+            "training rows, in nats, largest errors first:"
+        )
+    for row in picked[order][:_MAX_ROWS].tolist():
+        terms = rows[row] if ranked is None else ranked[row]
+        largest = largest_contributions(terms, info.x.columns, _SHOWN)
+        print(f"{row:6}  {', '.join(f'{name} {nats:.2f}' for _, name, nats in largest)}")
     if len(picked) > _MAX_ROWS:
         print(f"... and of {len(picked) - _MAX_ROWS} other rows; --out FILE.npz writes all.")

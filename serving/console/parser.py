@@ -256,10 +256,14 @@ def _add_outliers(parser: argparse.ArgumentParser, needs: str = "") -> None:
         "outliers (the bundle's, if it has one)",
     )
     parser.add_argument(
+        "--outliers-only", action="store_true", help=f"{needs}print the lines of outliers only"
+    )
+    parser.add_argument(
         "--contributions",
         action="store_true",
         help="what each pixel or column adds to its row's reconstruction_error: as heat maps in a "
-        ".png, as an array in an .npz; of rows that are no images the largest are printed",
+        ".png, as arrays in an .npz (contributions, and of tables their excess over each column's "
+        "median among the training rows). Of rows that are no images the largest are printed",
     )
 
 

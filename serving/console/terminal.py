@@ -120,13 +120,17 @@ def _range(bounds: tuple[float, float]) -> str:
     return "any finite number" if math.inf in bounds else f"{low:g} to {high:g}"
 
 
-def show_table(columns: Mapping[str, Array]) -> None:
-    """Print one line for each row, and then the mean of each column."""
+def show_table(columns: Mapping[str, Array], shown: Array | None = None) -> None:
+    """Print one line for each row, and then the mean of each column over all rows.
+
+    shown: whether a row gets a line; None: every row does
+    """
     if not columns:
         return
     print(f"{'row':>6}" + "".join(f"{name:>22}" for name in columns))
     for row, values in enumerate(zip(*columns.values(), strict=True)):
-        print(f"{row:6}" + "".join(map(_cell, values)))
+        if shown is None or shown[row]:
+            print(f"{row:6}" + "".join(map(_cell, values)))
     print(f"{'mean':>6}" + "".join(f"{np.nanmean(values):22.3f}" for values in columns.values()))
 
 

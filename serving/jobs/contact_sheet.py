@@ -2,9 +2,10 @@
 
 It helps people judge whether the rows with bad scores are odd, or the model is. After the worst
 rows come rows picked evenly from the whole job, also with the largest errors first. Images are
-shown as images, texts as text, other rows as line plots with the numbers that differ most. Columns
-are plotted in units of their standard deviation, and named. Equal rows are shown once. The HTML
-file needs no other file.
+shown as images, texts as text, other rows as line plots with the numbers that differ most, or with
+contributions those that add most to the error. Columns are plotted in units of their standard
+deviation, and named. Outliers are marked. Equal rows are shown once. The HTML file needs no other
+file.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import html
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd import images, tables, texts
+from latentd import images, outliers, tables, texts
 from latentd.bundle import DataSpec
 from latentd.codec import Array
+from latentd.jobs import outputs
 from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Reconstruct
 from latentd.jobs.store import ShardManifest
-from latentd.outliers import largest_contributions
 
 WORST: Final = 32
 EVENLY: Final = 32
@@ -34,7 +35,7 @@ _COLUMNS: Final = 8  # pairs side by side in the PNG
 _SPARE: Final = 8  # extra rows, because some of the worst may be equal
 _SIDE: Final = 256  # of the images shown
 _POINTS: Final = 200  # of a line plot
-_SHOWN_DIFFERENCES: Final = 3  # numbers that are printed below a plot
+_SHOWN: Final = 3  # numbers that are printed below a plot
 _OTHER_LEVEL: Final = 3.0  # standard deviations at which another level is plotted
 
 Scale = tuple[float, float]
@@ -48,6 +49,7 @@ _STYLE: Final = (
     "vector-effect:non-scaling-stroke}.row{stroke:#222}.reconstruction{stroke:#e60}rect{fill:#eee}"
     "p.row,p.reconstruction{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}"
     "p.reconstruction{color:#a30}figcaption{font-size:12px;overflow-wrap:anywhere}"
+    ".outlier{outline:2px solid #c00;outline-offset:.2em}b{color:#c00}"
 )
 
 
@@ -61,6 +63,7 @@ class _Pair:
     x: Array
     reconstruction: Array
     contributions: Array | None = None  # nats
+    is_outlier: bool = False
     equal: int = 0  # other rows with the same score
 
     @property
@@ -76,7 +79,7 @@ def render(
     scores if the job has them."""
     top = _worst(manifests)
     even = {i * plan.rows // EVENLY for i in range(EVENLY)}
-    pairs = {pair.row: pair for pair in _pairs(sorted({*top, *even}), rows, reconstruct)}
+    pairs = {pair.row: pair for pair in _pairs(plan, sorted({*top, *even}), rows, reconstruct)}
     for row, equal in top.items():
         if row in pairs:
             pairs[row].equal = equal
@@ -88,7 +91,8 @@ def render(
     if not worst + others:
         return {}
     scale = _scale(plan, worst + others)
-    sheets = {"sheet.html": _html(plan, worst, others, scale)}
+    told = _outliers_line(plan, manifests, worst + others)
+    sheets = {"sheet.html": _html(plan, worst, others, scale, told)}
     if _is_image(plan.x):
         shown_pairs = [_pictures(pair, plan.x, scale) for pair in worst + others]
         pictures = [picture for of_pair in shown_pairs for picture in of_pair]
@@ -117,7 +121,9 @@ def _distinct(pairs: Sequence[_Pair]) -> list[_Pair]:
     return list(seen.values())
 
 
-def _pairs(wanted: Sequence[int], rows: RowReader, reconstruct: Reconstruct) -> Iterator[_Pair]:
+def _pairs(
+    plan: Plan, wanted: Sequence[int], rows: RowReader, reconstruct: Reconstruct
+) -> Iterator[_Pair]:
     for chunk in (chunk for row in wanted for chunk in rows.read(row, row + 1)):
         (results,) = reconstruct(iter([chunk]))  # alone: a server numbers the rows of a call
         if not len(results.rows) or results.x is None:
@@ -125,7 +131,22 @@ def _pairs(wanted: Sequence[int], rows: RowReader, reconstruct: Reconstruct) -> 
         errors = results.reconstruction_error
         error = None if errors is None else float(errors[0])
         terms = None if results.contributions is None else results.contributions[0]
-        yield _Pair(int(results.rows[0]), results.ids[0], error, chunk.x[0], results.x[0], terms)
+        outlier = outputs.count_outliers(results, plan) > 0
+        row, name = int(results.rows[0]), results.ids[0]
+        yield _Pair(row, name, error, chunk.x[0], results.x[0], terms, outlier)
+
+
+def _outliers_line(plan: Plan, manifests: Sequence[ShardManifest], pairs: Sequence[_Pair]) -> str:
+    """What the sheet says of outliers; "": there is no threshold."""
+    threshold = plan.threshold if plan.wanted.threshold is None else plan.wanted.threshold
+    if threshold is None:
+        return ""
+    shown = sum(pair.is_outlier for pair in pairs)
+    return (
+        f"{sum(m.outliers for m in manifests):,} of {plan.rows:,} rows are outliers: their "
+        f"reconstruction error exceeds {threshold:.6g} nats. {shown:,} of them are shown, in red "
+        "frames."
+    )
 
 
 def _is_image(x: DataSpec) -> bool:
@@ -175,7 +196,11 @@ def _framed(pictures: Sequence[images.Pixels]) -> images.Pixels:
 
 
 def _html(
-    plan: Plan, worst: Sequence[_Pair], others: Sequence[_Pair], scale: Scale | None
+    plan: Plan,
+    worst: Sequence[_Pair],
+    others: Sequence[_Pair],
+    scale: Scale | None,
+    told: str,
 ) -> bytes:
     title = f"{plan.bundle.model} version {plan.bundle.version}: {plan.rows:,} rows"
     legend = "Left: the row. Right: its reconstruction"
@@ -187,23 +212,24 @@ def _html(
         )
     if plan.x.is_text:
         legend = "Black: the text. Red: its reconstruction"
+    elif plan.x.columns:
+        legend = (
+            "Black: the row, each number less its column's mean, in standard deviations of the "
+            "training rows. Orange: its reconstruction; in a categorical column the lines part "
+            "where it is another level. Grey: two standard deviations. The last lines below are "
+            f"the columns {_listed(plan)}"
+        )
     elif not _is_image(plan.x):
         legend = (
             "Black: the row. Orange: its reconstruction. Grey: the model's range. The last lines "
-            "below are the numbers that differ most"
-        )
-    if plan.x.columns:
-        legend = (
-            "Black: the row, each number less its column's mean, in standard deviations of the "
-            "training rows. Orange: its reconstruction, apart in a categorical column only if "
-            "it is another level. Grey: two standard deviations. The last lines below are the "
-            "columns that differ most"
+            f"below are the numbers {_listed(plan)}"
         )
     parts = [
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>',
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
         f"<p>{legend}. The first line below is the row's name and its reconstruction error in "
         "nats. Of rows with the same score only one is shown.</p>",
+        *([f"<p>{told}</p>"] if told else []),
     ]
     largest = "Largest errors" if plan.shapes else "Largest errors per value"
     for heading, pairs in ((largest, worst), ("Picked evenly", others)):
@@ -224,14 +250,16 @@ def _figure(pair: _Pair, plan: Plan, scale: Scale | None) -> str:
     elif spec.is_text:
         shown, numbers = _lines(pair), ""
     else:
-        shown, numbers = _plot(pair, spec), _largest_differences(pair, spec)
-        numbers += _largest_contributions(pair, spec)
+        shown, numbers = _plot(pair, spec), _numbers(pair, plan)
     score = "" if pair.error is None else f": {pair.error:,.1f}"
     if pair.error is not None and plan.shapes is None:
         score += f", {pair.error_per_value:,.3g} per value"
     equal = f" (and {pair.equal:,} with the same score)" if pair.equal else ""
-    caption = f"{html.escape(pair.id)}{score}{equal}{numbers}"
-    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+    name, kind = html.escape(pair.id), ""
+    if pair.is_outlier:
+        name, kind = f"<b>{name}, outlier</b>", ' class="outlier"'
+    caption = f"{name}{score}{equal}{numbers}"
+    return f"<figure{kind}>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
 def _lines(pair: _Pair) -> str:
@@ -280,35 +308,39 @@ def _comparable(pair: _Pair, spec: DataSpec) -> tuple[NDArray[np.float64], NDArr
     return np.where(categorical, 0, x), np.where(categorical, other, reconstruction)
 
 
-def _largest_differences(pair: _Pair, spec: DataSpec) -> str:
-    """The elements that differ most: index or name, value in the row, value in its
-    reconstruction."""
-    x, reconstruction = _comparable(pair, spec)
-    order = np.argsort(-np.abs(x - reconstruction), kind="stable")[:_SHOWN_DIFFERENCES]
-    if spec.columns:
-        pairs = [tables.to_values(spec.columns, a[None]) for a in (pair.x, pair.reconstruction)]
-        names = [spec.columns[i].name for i in order.tolist()]
-        lines = ([name, *(_value(values[name][0]) for values in pairs)] for name in names)
-        return "".join(
-            f"<br>{html.escape(name)} {html.escape(value)}, reconstruction {html.escape(again)}"
-            for name, value, again in lines
-        )
-    places = (np.unravel_index(int(i), pair.x.shape) for i in order)
-    return "".join(
-        f"<br>[{', '.join(map(str, place))}] {x[i]:.4g}, reconstruction {reconstruction[i]:.4g}"
-        for i, place in zip(order.tolist(), places, strict=True)
-    )
+def _listed(plan: Plan) -> str:
+    """Which numbers are listed below a plot, in words."""
+    if not plan.wanted.contributions:
+        return "that differ most"
+    most = "that add most to the error, with their nats"
+    if outliers.MEDIANS in plan.training_scores:
+        most += ": beyond their median among the training rows"
+    return most
 
 
-def _value(value: Any) -> str:
-    """A number or a level for people."""
-    return value if isinstance(value, str) else f"{value:.5g}"
-
-
-def _largest_contributions(pair: _Pair, spec: DataSpec) -> str:
-    """The elements that add most to the error, in nats; nothing if the job does not write them."""
+def _numbers(pair: _Pair, plan: Plan) -> str:
+    """The elements that `_listed` tells: index or name, value in the row and in its reconstruction,
+    and nats if contributions are known."""
     if pair.contributions is None:
-        return ""
-    largest = largest_contributions(pair.contributions, spec.columns, _SHOWN_DIFFERENCES)
-    parts = ", ".join(f"{html.escape(name)} {nats:,.1f}" for name, nats in largest)
-    return f"<br>adds most to the error: {parts}"
+        x, again = _comparable(pair, plan.x)
+        ranked = np.abs(x - again).reshape(pair.x.shape)
+    else:
+        excess = outliers.excess(pair.contributions, plan.training_scores)
+        ranked = pair.contributions if excess is None else excess
+    lines = []
+    for at, name, value in outliers.largest_contributions(ranked, plan.x.columns, _SHOWN):
+        line = name
+        if ranked.shape == pair.x.shape:  # else several elements contribute together
+            x_at, again_at = (_value(row, plan.x, at) for row in (pair.x, pair.reconstruction))
+            line += f" {x_at}, reconstruction {again_at}"
+        lines.append(line + (f": {value:+,.1f}" if pair.contributions is not None else ""))
+    return "".join(f"<br>{html.escape(line)}" for line in lines)
+
+
+def _value(row: Array, spec: DataSpec, at: int) -> str:
+    """An element of a row for people: a number or a level."""
+    if not spec.columns:
+        return f"{row.reshape(-1)[at]:.4g}"
+    column = spec.columns[at]
+    (value,) = tables.to_values([column], row[None, at : at + 1])[column.name]
+    return value if isinstance(value, str) else f"{value:.5g}"

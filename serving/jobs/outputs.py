@@ -13,6 +13,9 @@ Parquet has these columns:
     contributions             list of float32 in C order, nats: what each element of x adds to
                               reconstruction_error; of a model with columns one column for each,
                               contributions.NAME
+    excess.NAME               float32, nats: contributions.NAME less its median among the training
+                              rows, if the bundle has it. The largest of a row are the columns that
+                              make it unusual
     contributions_shape       list of int32: the shape of contributions; if the model has free axes
     mean, log_var, z          lists in C order, float32; no log_var if the posterior is a point;
                               z, of encode jobs, may be float16
@@ -44,7 +47,8 @@ from latentd.bundle import SCORES, RowShapes
 from latentd.errors import ConfigError
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Floats, Results, Rows
-from latentd.outliers import are_outliers
+from latentd.outliers import MEDIANS, are_outliers
+from latentd.outliers import excess as excess_of
 from latentd.ranges import Counts
 
 Flags = NDArray[np.bool_]
@@ -98,6 +102,7 @@ def bytes_per_row(plan: Plan, shapes: RowShapes) -> int:
     latents = 8 * shapes.z_size if wanted.latents else 0
     z = np.dtype(wanted.z_dtype).itemsize * shapes.z_size if wanted.encode else 0
     terms = 4 * math.prod(shapes.contributions or ()) if wanted.contributions else 0
+    terms *= 2 if MEDIANS in plan.training_scores else 1  # with their excess
     return 16 + outside + x + scores + latents + z + terms
 
 
@@ -209,8 +214,13 @@ def _contributions(values: Rows, plan: Plan, free: bool) -> dict[str, Any]:
 
     names = [column.name for column in plan.x.columns]
     if isinstance(values, np.ndarray) and values.shape[1:] == (len(names),):
+        by_name = {"contributions": values}
+        if (excess := excess_of(values, plan.training_scores)) is not None:
+            by_name["excess"] = excess
         return {
-            f"contributions.{name}": pa.array(values[:, at].copy()) for at, name in enumerate(names)
+            f"{what}.{name}": pa.array(numbers[:, at].copy())
+            for what, numbers in by_name.items()
+            for at, name in enumerate(names)
         }
     found = {"contributions": _lists(values, free)}
     if free:
@@ -250,7 +260,11 @@ def _write_npy(results: Results, plan: Plan, file: BinaryIO) -> None:
     if found is not None and found[1].all():  # rows of an array have one size
         columns["is_outlier"] = found[0]
     if results.contributions is not None:
+        assert isinstance(results.contributions, np.ndarray)
         columns["contributions"] = results.contributions
+        excess = excess_of(results.contributions, plan.training_scores)
+        if excess is not None:
+            columns["excess"] = excess
     if results.x is not None:
         columns["reconstruction"] = results.x
         if plan.x.columns:

@@ -113,7 +113,8 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--contributions",
         action="store_true",
         help="write what each pixel or column adds to its row's reconstruction_error, and show it "
-        "in the contact sheet: why a row is odd",
+        "in the contact sheet: why a row is odd. Of tables also excess.NAME, what exceeds the "
+        "column's median among the training rows: rank columns by it, as their units differ",
     )
     columns.add_argument("--no-latents", action="store_true", help="omit mean and log_var")
     columns.add_argument(

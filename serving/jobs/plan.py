@@ -189,6 +189,7 @@ def _row_bytes(shapes: RowShapes, wanted: OutputSpec) -> int:
     """The bytes of a row's inputs and outputs."""
     copies = 1 if wanted.reconstruction == "none" else 2
     terms = 4 * math.prod(shapes.contributions or ()) if wanted.contributions else 0
+    terms *= 2 if shapes.x.columns else 1  # with their excess
     return shapes.x.nbytes * copies + 8 * shapes.z_size + terms
 
 

@@ -274,18 +274,20 @@ class Axis(_message.Message):
     def __init__(self, name: _Optional[str] = ..., multiple_of: _Optional[int] = ..., min: _Optional[int] = ..., max: _Optional[int] = ..., default: _Optional[int] = ...) -> None: ...
 
 class TrainingScores(_message.Message):
-    __slots__ = ("rows", "levels", "reconstruction_error", "kl", "elbo")
+    __slots__ = ("rows", "levels", "reconstruction_error", "kl", "elbo", "median_contributions")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
     KL_FIELD_NUMBER: _ClassVar[int]
     ELBO_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     rows: int
     levels: _containers.RepeatedScalarFieldContainer[float]
     reconstruction_error: _containers.RepeatedScalarFieldContainer[float]
     kl: _containers.RepeatedScalarFieldContainer[float]
     elbo: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, rows: _Optional[int] = ..., levels: _Optional[_Iterable[float]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ...) -> None: ...
+    median_contributions: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, rows: _Optional[int] = ..., levels: _Optional[_Iterable[float]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., elbo: _Optional[_Iterable[float]] = ..., median_contributions: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_rows", "max_message_bytes", "max_draws")

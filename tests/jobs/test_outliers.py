@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_contributions_are_written_and_shown(
     np.testing.assert_allclose(terms, np.logaddexp(0, unit) - unit * unit, rtol=1e-4)
     sheet = (tmp_path / "here" / "sheet.html").read_text()
     assert "what each pixel adds to the error" in sheet
-    assert sheet.count("<img") == 3 * sheet.count("<figure>")
+    assert sheet.count("<img") == 3 * sheet.count("<figure")
     server = ("--server", start_server(models).target, "--model", "toy", "--contributions")
     there = run(tmp_path / "x.npy", tmp_path / "there", *server)
     assert list(there) == list(here)
@@ -125,7 +126,42 @@ def test_columns_of_a_table_contribute_by_name(tmp_path: Path) -> None:
     found = run(tmp_path / "x.npy", tmp_path / "out", "--bundle", model, "--contributions")
     terms = np.stack([found[f"contributions.{column.name}"] for column in COLUMNS], axis=1)
     np.testing.assert_allclose(terms.sum(axis=1), found["reconstruction_error"], rtol=1e-4)
-    assert "adds most to the error: " in (tmp_path / "out" / "sheet.html").read_text()
+    assert "the columns that add most to the error, with their nats." in sheet_in(tmp_path / "out")
+    assert not [name for name in found if name.startswith("excess")]
+
+
+def sheet_in(out: Path) -> str:
+    return (out / "sheet.html").read_text()
+
+
+def test_columns_are_ranked_by_what_exceeds_their_median(
+    tmp_path: Path, start_server: StartServer
+) -> None:
+    """Without medians `pressure` adds most to each row, because its unit is large."""
+    np.save(tmp_path / "x.npy", X)
+    threshold = Threshold(99.0, -1e9)  # each row is an outlier
+    root = tmp_path / "models"
+    model = publish_table(root, medians=(1e5, -7.5, 0, 2), threshold=threshold)
+    here = run(tmp_path / "x.npy", tmp_path / "here", "--bundle", model, "--contributions")
+    for column, median in zip(COLUMNS, (1e5, -7.5, 0, 2), strict=True):
+        excess, terms = here[f"excess.{column.name}"], here[f"contributions.{column.name}"]
+        assert excess.dtype == np.float32
+        np.testing.assert_allclose(excess, terms - median, rtol=1e-5, atol=1e-3)
+    sheet = sheet_in(tmp_path / "here")
+    assert "to the error, with their nats: beyond their median among the training rows." in sheet
+    assert not re.search("<br>pressure", sheet)
+    color = re.escape(f"{here['excess.color'][0]:+,.1f}")
+    assert re.search(rf"<br>color blue, reconstruction \S+: {color}<br>", sheet)
+    assert "4 of 4 rows are outliers: their reconstruction error exceeds -1e+09 nats. 4 of" in sheet
+    assert sheet.count('<figure class="outlier">') == sheet.count(", outlier</b>: ") == 4
+    server = ("--server", start_server(root).target, "--contributions")
+    there = run(tmp_path / "x.npy", tmp_path / "there", *server)
+    assert list(there) == list(here)
+    np.testing.assert_allclose(there["excess.leak"], here["excess.leak"], rtol=1e-4)
+    words = ("--bundle", model, "--contributions", "--format", "npy", "--output", tmp_path / "npy")
+    assert main(list(map(str, ["batch", "--input", tmp_path / "x.npy", *FLAGS, *words]))) == 0
+    (shard,) = (tmp_path / "npy" / "shards").glob("*.npy")
+    np.testing.assert_array_equal(np.load(shard)["excess"][:, 2], here["excess.leak"])
 
 
 REFUSED = [

@@ -273,6 +273,7 @@ def table(document: dict[str, Any]) -> dict[str, Any]:
         "likelihood": likelihood | {"binary": False},
         "axes": {},
         "tiles": {},
+        "training_scores": document["training_scores"] | {"median_contributions": [12.5, -3]},
     }
 
 
@@ -292,6 +293,8 @@ WRONG_OF_TABLE: Final[list[tuple[str, Any, str]]] = [
     ("x/columns", [COLUMN, CATEGORICAL | {"levels": []}], "x.columns is"),
     ("x/columns", [COLUMN, CATEGORICAL | {"levels": ["a", "a"]}], "x.columns is"),
     ("x/columns", [COLUMN, CATEGORICAL | {"unit": "m"}], "x.columns is"),
+    ("training_scores/median_contributions", [], "expected a list of finite numbers"),
+    ("training_scores/median_contributions", ["1", 2], "expected a list of finite numbers"),
 ]
 """The same, in the manifest of a model of tables."""
 
@@ -300,6 +303,7 @@ WRONG_TABLES_TO_THE_CODE: Final[list[tuple[str, Any, str]]] = [
     ("x/columns", [COLUMN, COLUMN], "x.columns is"),
     ("x/columns", [COLUMN, CATEGORICAL | {"fill_value": 3}], "x.columns is"),
     ("x/columns", [COLUMN, CATEGORICAL | {"name": "a\nb"}], "x.columns is"),
+    ("training_scores/median_contributions", [1], "expected 2 numbers, one for each of x.columns"),
 ]
 """Of these only the code knows that they are wrong."""
 

@@ -3,15 +3,16 @@ two categorical ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from latentd import bundle
-from latentd.bundle import Manifest, RowFormat
+from latentd.bundle import Manifest, RowFormat, Threshold
 from latentd.columns import Column
 from latentd.shapes import Shape
 from latentd.training import onnx_graphs
@@ -54,9 +55,17 @@ def table_model(columns: tuple[Column, ...] = COLUMNS) -> VAE:
 
 
 def publish_table(
-    root: Path, name: str = "table", columns: tuple[Column, ...] = COLUMNS, x: Floats = X
+    root: Path,
+    name: str = "table",
+    columns: tuple[Column, ...] = COLUMNS,
+    x: Floats = X,
+    medians: Sequence[float] = (),
+    threshold: Threshold | None = None,
 ) -> Path:
-    """Publish it; returns the version's folder. x: rows of these columns."""
+    """Publish it; returns the version's folder.
+
+    x: rows of these columns; medians: of the columns' contributions; (): not in the manifest
+    """
     model = table_model(columns)
     files = {
         bundle.ENCODER: onnx_graphs.encoder(model, name),
@@ -64,6 +73,10 @@ def publish_table(
         bundle.LIKELIHOOD: onnx_graphs.likelihood(model, name),
         bundle.GOLDEN: golden_npz(model, torch.from_numpy(np.resize(x, (8, len(columns))))),
     }
+    scores: dict[str, Any] = {}
+    if medians:
+        scores = {"rows": 8, "levels": [0.0, 100.0], "median_contributions": list(medians)}
+        scores |= {score: [-100.0, 100.0] for score in bundle.SCORES}
     manifest = Manifest(
         model=name,
         x=RowFormat("vector", Shape.parse([len(columns)]), "float32", columns=columns),
@@ -72,5 +85,7 @@ def publish_table(
         opset=20,
         preprocessing="none",
         parity={},
+        training_scores=scores,
+        threshold=threshold,
     )
     return bundle.publish(root, manifest, files)

@@ -13,7 +13,7 @@ import torch
 
 from latentd.__main__ import main
 from latentd.client import Client
-from latentd.training import checkpoint
+from latentd.training import checkpoint, data
 from latentd.training.model import gaussian_kl
 from tests.support.server import server_starter
 from tests.training.conftest import Cli
@@ -71,12 +71,23 @@ def test_a_table_is_trained_evaluated_exported_served_and_scored(
     )
     assert status == 0, err
     manifest = json.loads((models / "s" / "1" / "manifest.json").read_text())
+    check_medians(run, manifest["training_scores"]["median_contributions"])
     volts, pascal, state, alarm = manifest["x"]["columns"]
     assert (volts["name"], pascal["name"]) == ("volts", "pascal")
     assert pascal["fill_value"] == pascal["mean"] == pytest.approx(1.04e5, rel=0.01)
     assert (state["levels"], state["fill_value"]) == (["busy", "idle", "off"], 3)
     assert alarm["levels"] == ["false", "true"]
     check_served(models, table, run, tmp_path)
+
+
+@torch.no_grad()
+def check_medians(run: Path, medians: list[float]) -> None:
+    """They are of what each column of the training rows adds to -log p(x | z)."""
+    saved = checkpoint.load(run / "best.pt")
+    model, x = saved.model(), data.load(saved.config, known=saved.spec.columns).train.x
+    terms = model.likelihood.terms(x, model.decode(model.encode(x)[0])).numpy()
+    assert terms[:, 1].mean() > 5 + terms[:, 0].mean()  # the unit of pressure is large
+    np.testing.assert_allclose(medians, np.median(terms, axis=0), rtol=1e-3, atol=1e-3)
 
 
 def check_served(models: Path, table: Path, run: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from latentd.bundle import Threshold
 from latentd.client import Client
 from latentd.client.results import ModelVersion, Scores
 from latentd.console import groups, outliers
+from latentd.errors import InvalidArgument
+from tests.support.table_bundle import COLUMNS, X, publish_table
 from tests.support.toy_bundle import PublishToy
 
 Run = Callable[..., tuple[int, str, str]]
@@ -26,6 +28,8 @@ def server(listener: str, tmp_path_factory: pytest.TempPathFactory, module_serve
     root = tmp_path_factory.mktemp("bundles")
     PublishToy()(root, contributions=True, threshold=Threshold(99.0, 8.0))
     PublishToy()(root, "old")
+    publish_table(root, medians=(0, 0, 0, 50), threshold=Threshold(99.0, 1e9))
+    publish_table(root, "old-table")
     return module_servers(root, listener=listener, default_model="toy")
 
 
@@ -70,6 +74,51 @@ def test_score_writes_contributions(
         for name in ("contributions", "is_outlier", "reconstruction_error", "elbo"):
             np.testing.assert_array_equal(kept[name], getattr(found, name))
         assert (kept["threshold"], kept["model"]) == (8.0, "toy")
+
+
+@pytest.fixture
+def table(run: Run) -> np.ndarray:
+    """Rows of a table in a file."""
+    np.save("t.npy", X)
+    return X
+
+
+def test_columns_are_ranked_by_what_exceeds_their_median(
+    done: Callable[..., str], server: Any, table: np.ndarray
+) -> None:
+    with Client(server.target, model="table") as of_table:
+        info, found = of_table.get_model(), of_table.score(table, include_contributions=True)
+    assert info.training_scores["median_contributions"] == [0, 0, 0, 50]
+    assert found.contributions is not None
+    excess = info.excess(found.contributions)
+    np.testing.assert_allclose(excess, found.contributions - np.array([0, 0, 0, 50]), atol=1e-4)
+    words = ("score", "t.npy", "--contributions", "--model")
+    said = done(*words, "table").splitlines()
+    start = said.index(
+        "Columns that add most to the reconstruction error beyond their median among the training "
+        "rows, in nats, largest errors first:"
+    )
+    listed = [line.split()[:3] for line in said[start + 1 : start + 1 + len(table)]]
+    order = np.argsort(-found.contributions.sum(axis=1))
+    assert [int(row) for row, _, _ in listed] == order.tolist()
+    names = [column.name for column in COLUMNS]
+    for row, name, value in listed:
+        assert name == names[int(excess[int(row)].argmax())]
+        assert float(value.rstrip(",")) == pytest.approx(excess[int(row)].max(), abs=0.01)
+    assert "Largest contributions to the reconstruction error, in" in done(*words, "old-table")
+    done(*words, "table", "--out", "why.npz")
+    with np.load("why.npz") as kept:
+        np.testing.assert_allclose(kept["excess"], excess, atol=1e-4)
+    with Client(server.target, model="old-table") as of_table:
+        old = of_table.get_model()
+    with pytest.raises(InvalidArgument, match=r"no medians to compare them with.*Export it again"):
+        old.excess(found.contributions)
+
+
+def test_only_the_lines_of_outliers_are_printed(done: Callable[..., str], x: np.ndarray) -> None:
+    said = done("score", "x.npy", "--outliers-only", "--threshold", "10").splitlines()
+    assert [line.split()[0] for line in said[:3]] == ["row", "0", "mean"]
+    assert said[3].startswith("1 of 3 rows are outliers")
 
 
 def test_picture_has_heat_maps_below_the_rows(
@@ -125,6 +174,8 @@ REFUSED = [
     (("score", "x.npy", "--out", "why.png"), "--out: a picture shows contributions"),
     (("score", "x.npy", "--contributions", "--model", "old"), "was exported without contributi"),
     (("reconstruct", "x.npy", "--threshold", "1"), "threshold: scores are compared with it, and"),
+    (("score", "x.npy", "--outliers-only", "--model", "old"), "command has a threshold. Add --thr"),
+    (("reconstruct", "x.npy", "--outliers-only"), "--outliers-only: needs scores. Add --scores"),
     (("score", "x.npy", "--out", "why.csv"), "--out: unsupported output why.csv"),
 ]
 
