@@ -14,11 +14,12 @@ from torch import Tensor
 
 from latentd.columns import Column
 from latentd.training import likelihoods, table_columns
+from latentd.training.array import Array
 from latentd.training.config import Config
 from latentd.training.dataset import Dataset, Rows
 from latentd.training.distributed import notice
 from latentd.training.errors import TrainingError
-from latentd.training.readers.arrays import Array, Arrays
+from latentd.training.readers.arrays import Arrays
 from latentd.training.readers.sources import permutation, read
 
 ROUNDING: Final = 1e-6

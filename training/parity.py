@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 import torch
 from torch import Tensor
 
 from latentd import tables
 from latentd.decoding import GREEDY
+from latentd.training.array import Array
 from latentd.training.dataset import Dataset, max_batch_rows
 from latentd.training.errors import RunFailed
 from latentd.training.likelihoods.mixed import MixedLikelihood
@@ -40,7 +40,6 @@ _AT_OTHER_SIZES: Final = (1, 2)  # the batches there; the largest of them is the
 
 Size = tuple[int, int]
 """Height and width of x."""
-Array = npt.NDArray[Any]
 
 
 def rows(dataset: Dataset) -> tuple[Tensor, dict[str, int]]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from latentd.columns import MAX_COLUMNS, Column
+from latentd.training.array import Array
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
-from latentd.training.readers.arrays import Array
 
 _ROUNDING: Final = 1e-6  # as in `data`: values this near 0..1 are in it
 _MAX_RATIO: Final = 1e5

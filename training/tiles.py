@@ -8,19 +8,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from latentd.bundle import Manifest, Tile
 from latentd.shapes import Shape, Sizes
 from latentd.tiles import Span, TilePlan
+from latentd.training.array import Array
 from latentd.training.memory_arena import shrink_after_run
 from latentd.training.tolerances import Tolerance
 
-Array = npt.NDArray[Any]
 Run = Callable[[Array], Mapping[str, Array]]
 """Runs a graph: rows in, all of its outputs by name."""
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from latentd import bundle
 from latentd.bundle import LatentFormat, Manifest, RowFormat, RowShapes, Threshold
 from latentd.shapes import Axis, Sizes
-from latentd.training import graph_checks, publication, quantiles, tiles
+from latentd.training import graph_checks, machine, publication, quantiles, tiles
 from latentd.training.adopt import glue, net, real_rows, row_scores, sounds
 from latentd.training.adopt.admission import admit
 from latentd.training.adopt.candidate import Candidate, NetRange, Reference
@@ -28,12 +26,12 @@ from latentd.training.adopt.net import Net
 from latentd.training.adopt.onnx_pair import OnnxPair
 from latentd.training.adopt.pictures import Pictures
 from latentd.training.adopt.source import Report, Route, Source
+from latentd.training.array import Array
 from latentd.training.errors import TrainingError
 from latentd.training.readers import image_files
 from latentd.training.readers.picture import Bad, read_picture
 from latentd.training.tolerances import TOLERANCES
 
-Array = npt.NDArray[Any]
 Rows = Callable[[Sequence[int], int], Array]
 """The shape of a row of x, and how many -> such rows."""
 
@@ -101,7 +99,7 @@ def adopt(
             decoding,
             rows(manifest.default.x.shape, 2),
             TOLERANCES[manifest.precision],
-            len(os.sched_getaffinity(0)),
+            machine.cpu_count(),
         )
         manifest = dataclasses.replace(manifest, tiles=found)
         report(f"tiles: {_tiles_in_words(manifest)}")

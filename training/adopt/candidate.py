@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
-
-import numpy.typing as npt
+from typing import NamedTuple, Protocol
 
 from latentd.bundle import Manifest
 from latentd.training.adopt.expected import Expected
-
-Array = npt.NDArray[Any]
+from latentd.training.array import Array
 
 
 class Reference(Protocol):

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.bundle import Manifest, RowShapes
 from latentd.shapes import SizeError
+from latentd.training.array import Array
 from latentd.training.errors import TrainingError
 from latentd.training.readers import arrays
-
-Array = npt.NDArray[Any]
 
 NAMES: Final = ("x", "mean", "log_var", "z", "decoded_x")
 _NEEDS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from latentd.training import machine
 from latentd.training.adopt import onnx_file
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.onnx_file import OnnxFile
+from latentd.training.array import Array
 from latentd.training.errors import AdmissionError, TrainingError
 from latentd.training.memory_arena import shrink_after_run
-
-Array = npt.NDArray[Any]
 
 DTYPES: Final[Mapping[int, str]] = {
     onnx.TensorProto.UINT8: "uint8",
@@ -207,7 +205,7 @@ def _graph(file: OnnxFile, given: str | None, key: str, outputs: Sequence[str]) 
 def session(file: OnnxFile) -> ort.InferenceSession:
     """A session for an owner's graph on the CPU. Raises TrainingError."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = machine.cpu_count()
     options.log_severity_level = 3  # warnings about the owner's graph are not ours to print
     try:
         return ort.InferenceSession(

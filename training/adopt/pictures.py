@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from latentd.training.array import Array
 from latentd.training.errors import AdmissionError
-
-Array = npt.NDArray[Any]
 
 _LUMA: Final = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.bundle import Manifest
+from latentd.training.array import Array
 from latentd.training.errors import TrainingError
 from latentd.training.readers import arrays
-
-Array = npt.NDArray[Any]
 
 _FEWEST: Final = 2
 

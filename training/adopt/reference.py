@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.training.adopt.card import Card
 from latentd.training.adopt.onnx_pair import OnnxPair
-
-Array = npt.NDArray[Any]
+from latentd.training.array import Array
 
 
 class NetReference:

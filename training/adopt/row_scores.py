@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.bundle import Manifest
 from latentd.training import quantiles
 from latentd.training.adopt.checks.graphs import DensityGraph, Graph
-
-Array = npt.NDArray[Any]
+from latentd.training.array import Array
 
 FEWEST: Final = 100
 """Rows that are too few for percentiles."""

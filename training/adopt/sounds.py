@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from latentd.training.array import Array
 
 _PARTIALS: Final = 6
 _PITCHES: Final = (60.0, 1500.0)  # the lowest and the highest of a note, in Hz

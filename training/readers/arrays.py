@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.columns import Column
+from latentd.training.array import Array
 from latentd.training.errors import TrainingError
 from latentd.training.files import open_plain, printable, require_memory
-
-Array = npt.NDArray[Any]
 
 _HEADER_BYTES: Final = 1 << 16  # limit of a .npy header; numpy writes 128
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")  # first bytes of an archive, and of an empty one

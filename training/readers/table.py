@@ -16,10 +16,11 @@ import numpy as np
 from latentd import csv_tables
 from latentd.columns import MAX_LEVELS, MAX_NAME, OTHER, Column
 from latentd.tables import as_level
+from latentd.training.array import Array
 from latentd.training.config import Config
 from latentd.training.errors import TrainingError
 from latentd.training.files import printable, read_plain, require_memory
-from latentd.training.readers.arrays import Array, Arrays
+from latentd.training.readers.arrays import Arrays
 
 _PARQUET: Final = (".parquet", ".pq")
 TABLES: Final = (*csv_tables.SUFFIXES, *_PARQUET)

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.training.adopt.candidate import NetRange
 from latentd.training.adopt.checks import unrounded
 from latentd.training.adopt.checks.finding import Finding
 from latentd.training.adopt.checks.graphs import Graph, GraphFailed
 from latentd.training.adopt.checks.subject import Subject, format_list
+from latentd.training.array import Array
 from latentd.training.errors import AdmissionError
-
-Array = npt.NDArray[Any]
 
 _ROWS: Final = 16
 _FEW_ROWS: Final = 4  # of models that only take large pictures

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.training.adopt.checks import formulas
 from latentd.training.adopt.checks.finding import Finding
 from latentd.training.adopt.checks.graphs import DensityGraph, Graph, GraphFailed
 from latentd.training.adopt.checks.subject import Subject, from_unit
+from latentd.training.array import Array
 from latentd.training.errors import AdmissionError
-
-Array = npt.NDArray[Any]
 
 _ROWS: Final = 8
 _ROUNDING: Final = 1e-5  # of the sum of the sizes of all terms

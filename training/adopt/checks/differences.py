@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from latentd.training.array import Array
 from latentd.training.tolerances import Tolerance
-
-Array = npt.NDArray[Any]
 
 
 class Difference(NamedTuple):

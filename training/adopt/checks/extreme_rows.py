@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.shapes import Sizes
 from latentd.training.adopt.checks.subject import Subject
-
-Array = npt.NDArray[Any]
+from latentd.training.array import Array
 
 SIGMAS: Final = 4.0
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.training.adopt.checks import extreme_rows, unrounded
 from latentd.training.adopt.checks.finding import Finding
 from latentd.training.adopt.checks.graphs import Graph, GraphFailed
 from latentd.training.adopt.checks.half import HalfValues
 from latentd.training.adopt.checks.subject import Subject
+from latentd.training.array import Array
 from latentd.training.errors import AdmissionError
 
-Array = npt.NDArray[Any]
 Run = Callable[[Array], dict[str, Array]]
 
 _ROWS: Final = 4

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from latentd.bundle import Likelihood
-
-Array = npt.NDArray[Any]
+from latentd.training.array import Array
 
 
 def log_prob(

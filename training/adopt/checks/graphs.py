@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from latentd.bundle import RowShapes
 from latentd.training import machine
 from latentd.training.adopt.candidate import Candidate
+from latentd.training.array import Array
 from latentd.training.memory_arena import shrink_after_run
 
-Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 
 _SILENT: Final = 4  # its log is not for users: every failure becomes an exception

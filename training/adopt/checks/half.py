@@ -6,17 +6,15 @@ is finite where a GPU's is not. Each value on its own shows the overflow.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.inliner
 from onnx import NodeProto, TensorProto
 
 from latentd.training.adopt.checks.graphs import Graph
-
-Array = npt.NDArray[Any]
+from latentd.training.array import Array
 
 _GIVING: Final = ("Constant", "ConstantOfShape", "Expand", "Where")
 """Operators whose values are in the graph, and may be infinite on purpose."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.shapes import Axis, Sizes
 from latentd.training import machine
@@ -15,9 +14,8 @@ from latentd.training.adopt.checks.finding import Finding
 from latentd.training.adopt.checks.graphs import GraphFailed
 from latentd.training.adopt.checks.memory import Peak
 from latentd.training.adopt.checks.subject import Subject, format_list, format_short, format_sizes
+from latentd.training.array import Array
 from latentd.training.errors import AdmissionError
-
-Array = npt.NDArray[Any]
 
 _MAX_ELEMENTS: Final = 1 << 20  # in a row of the usual sizes
 _MAX_SECONDS: Final = 60.0  # of one row of the largest size, of all CPUs together

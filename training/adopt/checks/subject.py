@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from latentd.shapes import Sizes
 from latentd.training.adopt import sounds
 from latentd.training.adopt.candidate import Candidate
 from latentd.training.adopt.checks.graphs import GraphFailed, Pair
 from latentd.training.adopt.pictures import Pictures
+from latentd.training.array import Array
 from latentd.training.errors import AdmissionError
-
-Array = npt.NDArray[Any]
 
 _CHEAP: Final = 1 << 14  # elements of x in one row
 _NOISE_OF_UNBOUNDED: Final = 4.0  # standard deviations, where x has no range

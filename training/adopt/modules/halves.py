@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from latentd.training.adopt.modules import returned
-
-Array = npt.NDArray[Any]
+from latentd.training.array import Array
 
 _MAX_WORDS: Final = 300  # characters
 _TWO_MODES: Final = (_NormBase, _DropoutNd)
