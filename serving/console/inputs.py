@@ -21,7 +21,7 @@ from latentd.model_description import ModelDescription
 from latentd.readers import files, kinds, sources
 from latentd.readers.arrays import MAX_WHOLE_BYTES, ArrayFile, file_and_key
 from latentd.readers.rows import Chunk
-from latentd.readers.sources import Counts, Source
+from latentd.readers.sources import FileCounts, Source
 from latentd.readers.texts import to_chunk
 from latentd.shapes import SizeError
 
@@ -49,7 +49,7 @@ def read_rows(
     files. Raises InvalidArgument, ConfigError or BadData with the file, and with the row if a row
     is at fault.
     """
-    counts, found, x = Counts(), [], model.default.x
+    counts, found, x = FileCounts(), [], model.default.x
     if x.is_text and all(pattern.startswith(_TEXT) for pattern in patterns):
         return [Group(np.arange(len(patterns)), _given_texts(patterns, x))]
     for pattern in patterns:

@@ -26,7 +26,7 @@ from latentd.readers.arrays import ArrayReader, file_and_key
 from latentd.readers.parquet import ParquetColumnReader
 from latentd.readers.pictures import Names, PictureReader, file_path, find_shapes
 from latentd.readers.rows import BadRow, Chunk, Reader, join
-from latentd.readers.sources import Counts, Source
+from latentd.readers.sources import FileCounts, Source
 from latentd.readers.tables import TableReader
 from latentd.readers.texts import TextReader
 from latentd.readers.verified import DIGEST_BYTES, Digests, open_verified
@@ -53,7 +53,7 @@ class FoundInputs:
     names: bytes
     sums: bytes
     sizes: bytes
-    counts: Counts
+    counts: FileCounts
 
     def files(self) -> dict[str, bytes]:
         """The files that are stored with the plan, by name."""
@@ -88,7 +88,7 @@ def find_inputs(
     """
     known_inputs = _read_known(known, folder, model, options)
     described: list[_Described] = []
-    names, counts = b"", Counts()
+    names, counts = b"", FileCounts()
     for pattern in patterns:
         for source in sources.find(pattern, counts, "--input"):
             if source.kind != "picture":

@@ -58,15 +58,15 @@ class BundleId:
 
 @dataclass(frozen=True)
 class Input:
-    """One input: an array, a table, or a folder of images."""
+    """One input: an array, a column of a Parquet file, a table, texts, or a folder of images."""
 
     kind: str  # array | parquet column | table | pictures | text
     path: str  # to open; for pictures the folder, or "" if names are full paths
     rows: int
     bytes: int
     sha256: str  # of the file; for pictures, of every name and every file's sha256
-    column: str = ""  # for a table
-    id_column: str = ""  # for a table
+    column: str = ""  # for a parquet column: its name
+    id_column: str = ""  # for a table and a parquet column
     names: str = ""  # for pictures: sha256 of their lines in plan.names
     size: tuple[int, ...] = ()  # of all its rows, the length of each free axis; (): the default
     sizes: str = ""  # if its rows have several sizes: sha256 of its part of plan.sizes

@@ -47,7 +47,7 @@ _NAMED: Final = 6  # reasons in the sentence; the rest are added up, but not ima
 
 
 @dataclass
-class Counts:
+class FileCounts:
     """Number of found files that are read, and of skipped files by reason."""
 
     taken: int = 0
@@ -88,7 +88,7 @@ class Source:
     names: Sequence[str] = ()
 
 
-def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
+def find(pattern: str, counts: FileCounts, flag: str = "") -> list[Source]:
     """What `pattern` names, added up in `counts`.
 
     flag: which brought the pattern, for the sentences. Raises ConfigError where it names nothing
@@ -97,7 +97,7 @@ def find(pattern: str, counts: Counts, flag: str = "") -> list[Source]:
     shown = f"{flag} {files.printable(pattern)}".strip()
     pattern = os.path.expanduser(pattern.removeprefix("file://"))
     path, key = file_and_key(pattern)
-    own = Counts()
+    own = FileCounts()
     matches = _remote(path, own) if files.is_remote(path) else _local(path, own, shown)
     if not matches.paths and not matches.folders:
         raise ConfigError(f"{shown}: no such file or folder.")
@@ -158,7 +158,7 @@ class _Matches:
     folders: Sequence[tuple[str, list[str]]] = ()
 
 
-def _by_kind(paths: Sequence[str], counts: Counts) -> list[Source]:
+def _by_kind(paths: Sequence[str], counts: FileCounts) -> list[Source]:
     """The sources of files that were named one by one or by a glob, of any kinds."""
     found, pictures = [], []
     for path in paths:
@@ -174,7 +174,7 @@ def _by_kind(paths: Sequence[str], counts: Counts) -> list[Source]:
     return found + ([Source("picture", "", pictures)] if pictures else [])
 
 
-def _in_folder(folder: str, names: Sequence[str], counts: Counts) -> list[Source]:
+def _in_folder(folder: str, names: Sequence[str], counts: FileCounts) -> list[Source]:
     """One kind of rows: images, else Parquet files, else arrays."""
     groups: dict[str, list[str]] = {"images": [], "Parquet files": [], "arrays": []}
     for name in names:
@@ -218,7 +218,7 @@ def _with_key(source: Source, key: str, shown: str) -> Source:
     return Source("npz", f"{source.path}:{key}")
 
 
-def _local(path: str, counts: Counts, shown: str) -> _Matches:
+def _local(path: str, counts: FileCounts, shown: str) -> _Matches:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -235,7 +235,7 @@ def _local(path: str, counts: Counts, shown: str) -> _Matches:
     return _Matches([path])
 
 
-def _matching(pattern: str, counts: Counts) -> _Matches:
+def _matching(pattern: str, counts: FileCounts) -> _Matches:
     """A glob's files, or its folders if it matches no file."""
     parts = PurePath(pattern).parts
     if "**" in parts:  # Python's glob would follow a cycle of links some forty times
@@ -254,7 +254,7 @@ def _matching(pattern: str, counts: Counts) -> _Matches:
     return _Matches(folders=[(folder, list(_below(folder, counts))) for folder in folders])
 
 
-def _matching_below(root: str, pattern: Sequence[str], counts: Counts) -> Iterator[str]:
+def _matching_below(root: str, pattern: Sequence[str], counts: FileCounts) -> Iterator[str]:
     for folder in sorted(glob.glob(root)) if root else [""]:
         for name in sorted(_below(folder, counts)):
             if _fits(PurePath(name).parts, pattern):
@@ -270,7 +270,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
-def _below(root: str, counts: Counts) -> Iterator[str]:
+def _below(root: str, counts: FileCounts) -> Iterator[str]:
     """The regular files below a folder, relative to it. Links are followed, and each folder is read
     once, so a cycle of links ends."""
     folders, linked = [""], list[str]()
@@ -306,7 +306,7 @@ def _below(root: str, counts: Counts) -> Iterator[str]:
                 counts.leave_out(NOT_PLAIN if os.path.exists(entry.path) else BROKEN)
 
 
-def _remote(url: str, counts: Counts) -> _Matches:
+def _remote(url: str, counts: FileCounts) -> _Matches:
     system, inside = files.remote_system(url)
     try:
         if glob.has_magic(inside):
@@ -333,7 +333,7 @@ def _remote(url: str, counts: Counts) -> _Matches:
 
 
 def _not_hidden(
-    paths: Iterable[str], counts: Counts, last_part_only: bool = False
+    paths: Iterable[str], counts: FileCounts, last_part_only: bool = False
 ) -> Iterator[str]:
     """The paths that are not hidden."""
     for path in paths:

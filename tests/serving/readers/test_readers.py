@@ -21,12 +21,12 @@ from latentd.bundle import DataSpec
 from latentd.errors import BadData, ConfigError
 from latentd.readers import files, kinds, sources
 from latentd.readers.arrays import ArrayFile
-from latentd.readers.sources import Counts, Source
+from latentd.readers.sources import FileCounts, Source
 from tests.support.sized import takes, takes_pictures
 
 
-def find(pattern: object) -> tuple[list[Source], Counts]:
-    counts = Counts()
+def find(pattern: object) -> tuple[list[Source], FileCounts]:
+    counts = FileCounts()
     return sources.find(str(pattern), counts), counts
 
 
@@ -123,7 +123,7 @@ def test_folder_follows_links_and_counts_every_file(tmp_path: Path) -> None:
         "arrays next to images": 1,
     }
     assert str(counts).startswith("16 files found, 5 taken, 11 left out: 1 .heic (")
-    assert str(Counts(2)) == "2 files found, 2 taken, none left out"
+    assert str(FileCounts(2)) == "2 files found, 2 taken, none left out"
 
 
 def test_recursive_glob_reads_each_folder_once(

@@ -124,7 +124,7 @@ def test_of_several_columns_of_strings_one_must_be_named(tmp_path: Path, opened:
 def test_a_model_of_pictures_takes_no_texts(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt"
     path.write_text("a\n")
-    (source,) = sources.find(str(path), sources.Counts())
+    (source,) = sources.find(str(path), sources.FileCounts())
     with pytest.raises(ConfigError, match="holds texts; this model takes images of uint8"):
         sources.open_source(source, PICTURES)
 
@@ -132,4 +132,4 @@ def test_a_model_of_pictures_takes_no_texts(tmp_path: Path) -> None:
 def test_in_a_folder_a_text_file_is_a_note(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("a\n")
     with pytest.raises(ConfigError, match="no supported files"):
-        sources.find(str(tmp_path), sources.Counts())
+        sources.find(str(tmp_path), sources.FileCounts())
