@@ -179,7 +179,7 @@ def read_rows(
         raise InvalidArgument(
             f"{field}.data", f"row {row} {reason}", "Scale the values like the training data"
         )
-    return checked.values, checked.out_of_range
+    return checked.values, checked.values_outside_range
 
 
 def decode_rows_lenient(
@@ -222,7 +222,7 @@ def decode_rows_lenient(
         values = values.copy()
         # A row of zeros, where no value is the lowest: infinity would spoil its batch.
         values[list(checked.rejected)] = x.range[0] if math.isfinite(x.range[0]) else 0
-    return values, checked.out_of_range, checked.rejected
+    return values, checked.values_outside_range, checked.rejected
 
 
 def _wide(values: Array, tensor: pb.Tensor, x: DataSpec) -> Array:

@@ -30,12 +30,12 @@ class Checked:
     """Rows that were checked.
 
     values:       in the shape and dtype given; a copy only if values were replaced by a bound
-    out_of_range: None: no value lies outside the range
+    values_outside_range: None: no value lies outside the range
     rejected:     why the model cannot take a row, by row; such rows are unchanged
     """
 
     values: NDArray[Any]
-    out_of_range: Counts | None
+    values_outside_range: Counts | None
     rejected: dict[int, str]
 
 

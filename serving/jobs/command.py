@@ -107,7 +107,7 @@ def _format_rate(progress: JobProgress, seconds: float) -> str:
 
 def _print_summary(plan: Plan, manifests: list[ShardManifest], folder: Path) -> None:
     bad = [row for m in manifests for row in m.quarantined]
-    outside = sum(m.outside for m in manifests)
+    outside = sum(m.rows_outside_range for m in manifests)
     threshold = plan.threshold if plan.wanted.threshold is None else plan.wanted.threshold
     print(
         f"{plan.rows - len(bad):,} of {plan.rows:,} rows in {plan.shards} shards under "

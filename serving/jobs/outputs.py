@@ -131,7 +131,7 @@ def count_outliers(results: Results, plan: Plan) -> int:
 
 def _numbers(results: Results, plan: Plan) -> dict[str, Rows | Counts]:
     """The requested numeric columns: values outside the range, scores, percentiles, latents."""
-    outside = {OUTSIDE: results.outside} if _counts_outside(plan) else {}
+    outside = {OUTSIDE: results.values_outside_range} if _counts_outside(plan) else {}
     columns = {name: getattr(results, name) for name in (*SCORES, *_LATENTS)}
     scores = {name: columns[name] for name in SCORES if columns[name] is not None}
     training = plan.training_scores

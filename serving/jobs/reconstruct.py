@@ -43,14 +43,14 @@ Rows = Array | list[Array]
 class Results:
     """The requested results of some rows, in order; None: not requested.
 
-    rows: their numbers; ids: their names; bad: rows without results; outside: number of values of
-    each row that lie outside the model's range; shapes: of each row, one line a row.
+    rows: their numbers; ids: their names; bad: rows without results; values_outside_range:
+    how many of each row; shapes: of each row, one line a row.
     """
 
     rows: NDArray[np.int64]
     ids: Sequence[str]
     bad: list[BadRow]
-    outside: Counts
+    values_outside_range: Counts
     shapes: NDArray[np.int64]
     reconstruction_error: Floats | None = None  # nats, (rows,)
     kl: Floats | None = None
@@ -112,7 +112,12 @@ class LocalReconstructor:
         if not len(chunk.rows):
             empty = empty_columns(self._wanted, self._manifest, self._manifest.default)
             return Results(
-                chunk.rows, [], chunk.bad, chunk.counts_outside, row_shapes(0, chunk.x), **empty
+                chunk.rows,
+                [],
+                chunk.bad,
+                chunk.counts_outside_range,
+                row_shapes(0, chunk.x),
+                **empty,
             )
         try:
             columns = self._columns(chunk)
@@ -131,7 +136,9 @@ class LocalReconstructor:
         if not finite.all():
             return self._without(chunk, ~finite, _not_finite(self._wanted))
         shapes = row_shapes(len(chunk.rows), chunk.x)
-        return Results(chunk.rows, chunk.ids, chunk.bad, chunk.counts_outside, shapes, **columns)
+        return Results(
+            chunk.rows, chunk.ids, chunk.bad, chunk.counts_outside_range, shapes, **columns
+        )
 
     def _check_golden(self, batch_rows: int = 0) -> None:
         """Raises BundleError if the graphs' outputs differ from the golden vectors."""
@@ -213,7 +220,7 @@ class LocalReconstructor:
         keep = np.flatnonzero(~bad).tolist()
         ids, all_bad = [chunk.ids[i] for i in keep], [*chunk.bad, *bad_rows]
         return self.run(
-            Chunk(chunk.rows[keep], ids, chunk.x[keep], all_bad, chunk.counts_outside[keep])
+            Chunk(chunk.rows[keep], ids, chunk.x[keep], all_bad, chunk.counts_outside_range[keep])
         )
 
 
@@ -260,7 +267,7 @@ def without_infinite(results: Results, wanted: OutputSpec) -> Results:
         results.rows[finite],
         ids,
         [*results.bad, *bad],
-        results.outside[finite],
+        results.values_outside_range[finite],
         results.shapes[finite],
         z=results.z[finite],
     )
@@ -352,7 +359,7 @@ def _part(chunk: Chunk, start: int, stop: int | None = None) -> Chunk:
     piece = slice(start, stop)
     bad = chunk.bad if start == 0 else []
     return Chunk(
-        chunk.rows[piece], chunk.ids[piece], chunk.x[piece], bad, chunk.counts_outside[piece]
+        chunk.rows[piece], chunk.ids[piece], chunk.x[piece], bad, chunk.counts_outside_range[piece]
     )
 
 

@@ -112,7 +112,7 @@ class RemoteReconstructor:
         bad = [*chunk.bad, *(BadRow(n, ids[n], why) for n, why in failed.items() if n in ids)]
         keep = np.isin(numbers[done], chunk.rows)
         rows = numbers[done][keep]
-        outside = chunk.counts_outside[np.isin(chunk.rows, rows)]
+        outside = chunk.counts_outside_range[np.isin(chunk.rows, rows)]
         shapes = row_shapes(len(rows), chunk.x)
         if not len(rows):
             empty = empty_columns(self._wanted, self._info, self._info.default)

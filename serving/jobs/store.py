@@ -50,7 +50,7 @@ class ShardManifest:
     stop: int
     rows: int  # written; rows + quarantined = stop - start
     quarantined: list[BadRow]
-    outside: int  # rows with values outside the range of the training data
+    rows_outside_range: int  # rows with values outside the range of the training data
     outliers: int  # rows whose reconstruction error exceeds the threshold
     worst: list[
         tuple[int, float, int]

@@ -84,7 +84,7 @@ def commit_shard(plan: Plan, shard: int, results: Results, store: Store) -> Shar
         stop=wanted.stop,
         rows=len(results.rows),
         quarantined=results.bad,
-        outside=int(np.count_nonzero(results.outside)),
+        rows_outside_range=int(np.count_nonzero(results.values_outside_range)),
         outliers=outputs.count_outliers(results, plan),
         worst=_worst(results),
         bytes=0,

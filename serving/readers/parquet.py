@@ -201,7 +201,7 @@ class ParquetColumnReader:
         numbers = np.array([start + i for i, _ in good], np.int64)
         bad += [BadRow(int(numbers[b.row]), b.id, b.reason) for b in chunk.bad]
         bad.sort(key=lambda b: b.row)
-        return Chunk(numbers[chunk.rows], chunk.ids, chunk.x, bad, chunk.outside)
+        return Chunk(numbers[chunk.rows], chunk.ids, chunk.x, bad, chunk.values_outside_range)
 
 
 def _values(column: Any) -> tuple[Any, str]:

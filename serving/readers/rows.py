@@ -36,19 +36,20 @@ class Chunk:
     ids:  a name for each row, for people and joins
     x:    in the model's dtype, (good, *shape)
     bad:  rows that are not in x
-    outside: number of values of each row of x outside the model's range; None: all are 0
+    values_outside_range: how many values of each row of x; None: all are 0
     """
 
     rows: NDArray[np.int64]
     ids: Sequence[str]
     x: Array
     bad: list[BadRow]
-    outside: Counts | None = None
+    values_outside_range: Counts | None = None
 
     @property
-    def counts_outside(self) -> Counts:
-        """`outside`, or zeros for None."""
-        return np.zeros(len(self.rows), np.uint32) if self.outside is None else self.outside
+    def counts_outside_range(self) -> Counts:
+        """`values_outside_range`, or zeros for None."""
+        found = self.values_outside_range
+        return np.zeros(len(self.rows), np.uint32) if found is None else found
 
 
 def join(chunks: Sequence[Chunk], x: DataSpec) -> Chunk:
@@ -73,7 +74,7 @@ def join(chunks: Sequence[Chunk], x: DataSpec) -> Chunk:
         [name for c in same for name in c.ids],
         np.concatenate([c.x for c in same] or [np.empty((0, *x.shape), x.dtype)]),
         sorted(bad, key=lambda row: row.row),
-        np.concatenate([c.counts_outside for c in same] or [np.empty(0, np.uint32)]),
+        np.concatenate([c.counts_outside_range for c in same] or [np.empty(0, np.uint32)]),
     )
 
 
@@ -151,10 +152,10 @@ def make_chunk(values: Array, ids: Sequence[str], start: int, x: DataSpec) -> Ch
     rejected = found.rejected | rejected
     rows, taken = np.arange(start, start + len(values)), found.values
     if not rejected:
-        return Chunk(rows, ids, taken.astype(x.dtype, copy=False), [], found.out_of_range)
+        return Chunk(rows, ids, taken.astype(x.dtype, copy=False), [], found.values_outside_range)
     bad = [BadRow(start + row, ids[row], why) for row, why in sorted(rejected.items())]
     good = np.ones(len(values), bool)
     good[list(rejected)] = False
     kept = [ids[row] for row in np.flatnonzero(good).tolist()]
-    outside = None if found.out_of_range is None else found.out_of_range[good]
+    outside = None if found.values_outside_range is None else found.values_outside_range[good]
     return Chunk(rows[good], kept, taken[good].astype(x.dtype, copy=False), bad, outside)

@@ -184,7 +184,7 @@ def test_model_of_all_numbers_counts_values_outside_its_range():
     values = np.array([[0, 1 + 2**-52, -1], [2, -3, 0], [0, 1 + 2**-20, 0], [np.inf, 2, 0]])
     chunk = make_chunk(values, ["a", "b", "c", "d"], 0, UNBOUNDED)
     assert chunk.rows.tolist() == [0, 1, 2]
-    assert chunk.counts_outside.tolist() == [0, 2, 0]
+    assert chunk.counts_outside_range.tolist() == [0, 2, 0]
     np.testing.assert_array_equal(chunk.x, np.array([[0, 1, -1], [2, -3, 0], [0, 1, 0]], "f4"))
     assert [row.reason for row in chunk.bad] == ["holds NaN or infinity"]
 

@@ -28,7 +28,7 @@ def test_value_within_rounding_of_a_bound_becomes_the_bound(dtype, x):
     checked = ranges.check(sent, x)
     assert checked.values.tolist() == [[1, 0.5], [1, 0]]
     assert checked.values.dtype == dtype
-    assert (checked.out_of_range, checked.rejected) == (None, {})
+    assert (checked.values_outside_range, checked.rejected) == (None, {})
     assert sent[0, 0] > 1, "the input is not changed"
 
 
@@ -37,14 +37,14 @@ def test_rounding_is_relative_to_the_width_of_the_range():
     values = np.array([[900.0009], [900.002], [-100.0009]])
     checked = ranges.check(values, wide)
     assert checked.values.tolist() == [[900], [900.002], [-100]]
-    assert checked.out_of_range.tolist() == [0, 1, 0]
+    assert checked.values_outside_range.tolist() == [0, 1, 0]
 
 
 def test_values_outside_the_range_are_counted_per_row():
     values = np.array([[0, 1], [1.165, -3], [0.5, 7]], np.float32)
     checked = ranges.check(values, UNBOUNDED)
     assert checked.values is values or np.array_equal(checked.values, values)
-    assert checked.out_of_range.tolist() == [0, 2, 1]
+    assert checked.values_outside_range.tolist() == [0, 2, 1]
     assert checked.rejected == {}
 
 
@@ -68,7 +68,11 @@ def test_all_finite_numbers_are_in_a_range_without_bounds():
     largest = np.finfo(np.float32).max
     values = np.array([[0, largest], [-largest, 1e-45]], np.float32)
     checked = ranges.check(values, dataclasses.replace(UNBOUNDED, range=(-np.inf, np.inf)))
-    assert (checked.values is values, checked.out_of_range, checked.rejected) == (True, None, {})
+    assert (checked.values is values, checked.values_outside_range, checked.rejected) == (
+        True,
+        None,
+        {},
+    )
 
 
 def test_values_in_the_range_are_not_copied():
@@ -157,4 +161,4 @@ def test_model_without_a_range_takes_every_finite_number(dtype):
     values = np.array([[1e38, -7], [np.inf, 0], [0, -np.inf], [np.nan, 0], [0, 0]], dtype)
     checked = ranges.check(values, unknown)
     assert checked.rejected == dict.fromkeys((1, 2, 3), "holds NaN or infinity")
-    assert ranges.check(values[:1], unknown).out_of_range is None
+    assert ranges.check(values[:1], unknown).values_outside_range is None
