@@ -87,6 +87,7 @@ class Dataset:
 
     @property
     def spec(self) -> RowSpec:
+        """The form of its rows."""
         x = self.train.x
         dtype = str(x.dtype).removeprefix("torch.")
         return RowSpec(tuple(x.shape[1:]), dtype, self.text, self.columns)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentd.decoding import GREEDY
 from latentd.training import parity
+from latentd.training.array import Array, to_npz
 from latentd.training.likelihoods.mixed import MixedLikelihood
 from latentd.training.model import AE, Model, log_likelihood, to_data
 
@@ -25,13 +24,11 @@ def golden_npz(model: Model, x: Tensor, sizes: Sequence[parity.Size] = ()) -> by
     for number, size in enumerate(sizes, 1):
         more = _vectors(model, parity.at_size(x[:_FEW_ROWS], size))
         arrays |= {f"{number}.{name}": array for name, array in more.items()}
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
+    return to_npz(arrays)
 
 
 @torch.no_grad()
-def _vectors(model: Model, x: Tensor) -> dict[str, Any]:
+def _vectors(model: Model, x: Tensor) -> dict[str, Array]:
     """x (n, *shape), mean, log_var (n, *latent_shape); z (2n, *latent_shape), decoded_x, params,
     log_likelihood (2n,). With columns, choices follow each z.
 

@@ -27,6 +27,7 @@ from latentd.training.model import (
     to_data,
     to_unit,
 )
+from latentd.training.onnx_session import cpu_session
 from latentd.training.tolerances import TOLERANCES, Tolerance
 
 DENSITY_TOLERANCE: Final = 1e-5
@@ -119,21 +120,21 @@ def _measure(
         mean.shape, generator=torch.Generator().manual_seed(0)
     )
     params = torch.cat([model.decode(part) for part in torch.split(z, max(batches))])
-    units = _Units(model, params)
-    eager = {"mean": mean, "log_var": log_var, "params": params, "x": units.decoded}
+    outputs = _Comparison(model, params)
+    eager = {"mean": mean, "log_var": log_var, "params": params, "x": outputs.decoded}
     if isinstance(model, AE):
         del eager["log_var"]
     elbo = _elbo(model, x, eager)
     max_errors, max_elbo_error = dict.fromkeys(eager, 0.0), 0.0
-    allowed = tolerance.delta_elbo * max(1.0, x[0].numel() / 1000) + units.slack.sum()
-    inputs = decoder_rows(model, z, units.choices)
+    allowed = tolerance.delta_elbo * max(1.0, x[0].numel() / 1000) + outputs.slack.sum()
+    inputs = decoder_rows(model, z, outputs.choices)
     for batch in batches:
         onnx = run(encode, x, batch) | run(decode, inputs, batch)
         for name, expected in eager.items():
             found, wanted = onnx[name], expected.numpy()
             if model.spec.columns and name in ("x", "params"):
-                found, wanted = units.comparable(name, found), units.comparable(name, wanted)
-            slack = units.slack if name in ("x", "params") else 0.0
+                found, wanted = outputs.comparable(name, found), outputs.comparable(name, wanted)
+            slack = outputs.slack if name in ("x", "params") else 0.0
             error = compare(name, found, wanted, batch, tolerance, slack)
             max_errors[name] = max(max_errors[name], error)
         tensors = {name: torch.from_numpy(array) for name, array in onnx.items()}
@@ -147,7 +148,7 @@ def _measure(
     return max_errors, max_elbo_error
 
 
-class _Units:
+class _Comparison:
     """How the decoder's outputs of a model are compared: as they are, or of rows with columns in
     units of each column's standard deviation, where rounding decides no level.
 
@@ -210,10 +211,8 @@ def measure_likelihood(
 
 
 def session(graph: bytes) -> ort.InferenceSession:
-    """A session for a graph on the CPU, as on a server without a GPU."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    """A session for a graph on the CPU, with as many threads as torch uses."""
+    return cpu_session(graph, torch.get_num_threads())
 
 
 def log_likelihood_of(

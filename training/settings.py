@@ -313,4 +313,5 @@ class Settings:
 
     @property
     def may_be_convolutional(self) -> bool:
+        """Whether the architecture is one for images, or may become one when rows are read."""
         return not (self.is_text or self.is_table) and self.architecture in ("auto", *CONVOLUTIONAL)

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
-import onnxruntime as ort
 
 from latentd.bundle import Manifest, Tile
 from latentd.shapes import Shape, Sizes
 from latentd.tiles import Span, TilePlan
 from latentd.training.array import Array
-from latentd.training.memory_arena import shrink_after_run
+from latentd.training.onnx_session import cpu_session, shrink_after_run
 from latentd.training.tolerances import Tolerance
 
 Run = Callable[[Array], Mapping[str, Array]]
@@ -287,9 +286,7 @@ def enlarged(row: Array, shape: tuple[int, ...], axes: list[int]) -> Array:
 
 
 def _load(graph: bytes, threads: int) -> Run:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = cpu_session(graph, threads)
     input_name = session.get_inputs()[0].name
     names = [output.name for output in session.get_outputs()]
     run_options = shrink_after_run()

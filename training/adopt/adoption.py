@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -26,7 +25,7 @@ from latentd.training.adopt.net import Net
 from latentd.training.adopt.onnx_pair import OnnxPair
 from latentd.training.adopt.pictures import Pictures
 from latentd.training.adopt.source import Report, Route, Source
-from latentd.training.array import Array
+from latentd.training.array import Array, to_npz
 from latentd.training.errors import TrainingError
 from latentd.training.readers import image_files
 from latentd.training.readers.picture import Bad, read_picture
@@ -242,14 +241,12 @@ def _golden(
     sizes are free."""
     density = None if likelihood is None else DensityGraph(likelihood)
     shapes = [manifest.default, *map(manifest.at, other_sizes(manifest.axes))]
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
     for number, at in enumerate(shapes):
         prefix, count = (f"{number}.", _FEW_GOLDEN_ROWS) if number else ("", _GOLDEN_ROWS)
         found = _golden_at(at, reference, rows, count, density)
         arrays |= {prefix + name: array for name, array in found.items()}
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
+    return to_npz(arrays)
 
 
 def _golden_at(

@@ -18,7 +18,7 @@ from latentd.training.adopt.card import Card
 from latentd.training.adopt.onnx_file import OnnxFile
 from latentd.training.array import Array
 from latentd.training.errors import AdmissionError, TrainingError
-from latentd.training.memory_arena import shrink_after_run
+from latentd.training.onnx_session import ERRORS, cpu_session, shrink_after_run
 
 DTYPES: Final[Mapping[int, str]] = {
     onnx.TensorProto.UINT8: "uint8",
@@ -204,13 +204,9 @@ def _graph(file: OnnxFile, given: str | None, key: str, outputs: Sequence[str]) 
 
 def session(file: OnnxFile) -> ort.InferenceSession:
     """A session for an owner's graph on the CPU. Raises TrainingError."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = machine.cpu_count()
-    options.log_severity_level = 3  # warnings about the owner's graph are not ours to print
-    try:
-        return ort.InferenceSession(
-            file.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+    graph = file.model.SerializeToString()
+    try:  # warnings about the owner's graph are not ours to print
+        return cpu_session(graph, machine.cpu_count(), ERRORS)
     except Exception as error:  # the runtime's exceptions have no common class
         raise TrainingError(f"ONNX Runtime cannot load {file.path}: {error}.") from None
 

@@ -10,8 +10,9 @@ from latentd.training.networks.gru import BYTES, text_mask
 
 
 class Categorical(Likelihood):
-    """Of text: each byte given those before it, up to the text's end and with it. So there are no
-    parameters of an element without the text itself: `gru.Decoder` gives logits (rows, length - 1,
+    """Of text: each byte given those before it, up to the text's end and with it.
+
+    A byte has no parameters without the text itself. `gru.Decoder` gives logits (rows, length - 1,
     256) for a text, and -log p(x|z) is the sum over its bytes.
     """
 

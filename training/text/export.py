@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentd import bundle
 from latentd.training import onnx_graphs, parity, quantiles
+from latentd.training.array import to_npz
 from latentd.training.dataset import Dataset
 from latentd.training.model import AE, Model, text_decoder
 from latentd.training.text import graphs as text_graphs
@@ -71,10 +70,7 @@ def golden(model: Model, x: Tensor) -> bytes:
         "decoded_x": decoded.x,
         "log_likelihood": decoded.log_p,
     }
-    file = io.BytesIO()
-    arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in tensors.items()}
-    np.savez(file, **arrays)
-    return file.getvalue()
+    return to_npz({key: tensor.numpy() for key, tensor in tensors.items()})
 
 
 def _clearest(model: Model, rows: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ from latentd.bundle import RowShapes
 from latentd.training import machine
 from latentd.training.adopt.candidate import Candidate
 from latentd.training.array import Array
-from latentd.training.memory_arena import shrink_after_run
+from latentd.training.onnx_session import SILENT, cpu_session, shrink_after_run
 
 Outputs = Mapping[str, Array]
 
-_SILENT: Final = 4  # its log is not for users: every failure becomes an exception
 _MAX_REASON: Final = 300
 _SOURCE: Final = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src\S* |\S*onnxruntime::\S+?\(.*?\) "
@@ -85,11 +84,8 @@ class Pair:
 
 
 def _session(graph: bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = machine.cpu_count()
-    options.log_severity_level = _SILENT
-    try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    try:  # its log is not for users: every failure becomes an exception
+        return cpu_session(graph, machine.cpu_count(), SILENT)
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise GraphFailed(f"cannot be loaded: {_reason(error)}") from None
 

@@ -20,6 +20,7 @@ class Peak:
 
     @property
     def nbytes(self) -> int:
+        """The peak so far, in bytes."""
         return _peak_bytes() - self._before
 
 
