@@ -180,3 +180,26 @@ def test_units_that_are_negative_for_all_inputs_still_learn() -> None:
     (mean.sum() + log_var.sum() + net.decode(mean).sum()).backward()
     still = [name for name, p in net.named_parameters() if p.grad is not None and not p.grad.any()]
     assert not still
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "ladder"])
+def test_every_weight_learns_from_a_silent_start(architecture: str) -> None:
+    """Outputs of 0 need one layer of zeros. With two in a row, neither has a gradient."""
+    net = model((16, 16), architecture=architecture, likelihood="gaussian").train()
+    net.encoder.silence()
+    net.decoder.silence()
+    x = noise(4, 16, 16).sigmoid()
+    for _ in range(3):  # the decoder's last layer learns first, then the encoder's, then the rest
+        net.zero_grad()
+        mean, log_var = net.encode(x)
+        z = mean + noise(*mean.shape) * (0.5 * log_var).exp()
+        loss = (mean.square() + log_var.exp() - log_var).sum() + (
+            net.decode(z)[:, 0] - x
+        ).square().sum()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=0.01)
+    nets = [*net.encoder.named_parameters(), *net.decoder.named_parameters()]
+    assert not [name for name, p in nets if p.grad is not None and not p.grad.any()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from latentd.training.config import Config
 
 Shape = tuple[int, ...]
 Layer = TypeVar("Layer", bound=nn.Module)
+
+
+LEAK: Final = 0.1  # the slope of an activation below 0
 
 
 class Level(NamedTuple):
@@ -68,7 +71,7 @@ class Encoder(nn.Module):
         self.heads = nn.ModuleList(
             _ToSpatial(level, size, part)
             if config.latents == "spatial"
-            else nn.Sequential(nn.Flatten(), nn.Linear(math.prod(level), size))
+            else nn.Sequential(nn.Flatten(), *_dense(math.prod(level), level, size))
             for part, level in enumerate(scales[: -layers - 1 : -1])
         )
 
@@ -85,7 +88,7 @@ class Encoder(nn.Module):
     def silence(self) -> None:
         """Make the outputs 0, until training changes them."""
         for head in self.heads:
-            _scale(head, 0)
+            _scale(head[-1] if isinstance(head, nn.Sequential) else head, 0)
 
 
 class Decoder(nn.Module):
@@ -99,7 +102,7 @@ class Decoder(nn.Module):
         self.entries = nn.ModuleList(
             _FromSpatial(level, self.size, part)
             if config.latents == "spatial"
-            else nn.Sequential(nn.Linear(self.size, math.prod(level)), nn.Unflatten(1, level))
+            else nn.Sequential(*_dense(self.size, level, math.prod(level)), nn.Unflatten(1, level))
             for part, level in enumerate(coarse)
         )
         self.blocks = nn.ModuleList(
@@ -135,6 +138,15 @@ class Decoder(nn.Module):
     def _cropped(self, h: Tensor, size: Shape) -> Tensor:
         """Without the row and the column that doubling adds to an odd side."""
         return h if self.spatial else h[:, :, : size[0], : size[1]]
+
+
+def _dense(before: int, level: Level, after: int) -> list[nn.Module]:
+    """Two dense layers between a flat z and features of a level, twice as wide as these.
+
+    The hidden one costs little, and lets all positions act together: convolutions reach only their
+    neighbors."""
+    hidden = 2 * level.channels
+    return [nn.Linear(before, hidden), nn.LeakyReLU(LEAK), nn.Linear(hidden, after)]
 
 
 class _ToSpatial(nn.Module):
@@ -176,7 +188,7 @@ def blocks(config: Config, level: Level, scales: list[Level]) -> nn.Sequential:
 
 def activate(h: Tensor) -> Tensor:
     """Leaky: after a step that is too long, a ReLU can be 0 for all inputs, and learns no more."""
-    return F.leaky_relu(h, 0.1)
+    return F.leaky_relu(h, LEAK)
 
 
 class Residual(nn.Module):
