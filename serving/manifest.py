@@ -200,7 +200,7 @@ class Manifest(ModelDescription):
             "format": FORMAT,
         }
         if self.threshold:
-            return document | {"threshold": dataclasses.asdict(self.threshold)}
+            return document | {"threshold": self.threshold.to_json()}
         del document["threshold"]
         return document
 
@@ -246,6 +246,11 @@ def _likelihood(raw: Mapping[str, Any]) -> Likelihood:
     return Likelihood(**(dict(raw) | parts))
 
 
+def _threshold(raw: Mapping[str, Any]) -> Threshold:
+    numbers = {name: float(raw[name]) for name in ("percentile", "reconstruction_error")}
+    return Threshold(**(dict(raw) | numbers))
+
+
 def _from_format_2(raw: Mapping[str, Any]) -> dict[str, Any]:
     x, z, likelihood, threshold = raw["x"], raw["z"], raw["likelihood"], raw.get("threshold")
     low, high = UNBOUNDED if x["range"] is None else _floats(x["range"])
@@ -266,5 +271,5 @@ def _from_format_2(raw: Mapping[str, Any]) -> dict[str, Any]:
             {name: Axis(name=name, **bounds) for name, bounds in raw["axes"].items()}
         ),
         "tiles": {graph: Tile(**tile) for graph, tile in raw.get("tiles", {}).items()},
-        "threshold": threshold and Threshold(**{key: float(n) for key, n in threshold.items()}),
+        "threshold": threshold and _threshold(threshold),
     }

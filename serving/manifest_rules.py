@@ -190,6 +190,10 @@ def _format_2_rules(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, sch
     rated = schema.Rule(f"a number, {because}", lambda rate: rate is not None)
     unrated = schema.Rule(f"no such key, {because}", lambda rate: rate is None)
     yield "x.sample_rate", x.get("sample_rate"), rated if x["kind"] == "audio" else unrated
+    if threshold := manifest.get("threshold"):
+        rows = threshold.get("validation_rows", 0)
+        part = schema.Rule(f"a number up to validation_rows, {rows}", lambda count: count <= rows)
+        yield "threshold.validation_outliers", threshold.get("validation_outliers", 0), part
     yield "origin.kind", manifest["origin"].get("kind"), schema.one_of(*ORIGINS)
     is_text = x["kind"] == "text"
     if "columns" in x:

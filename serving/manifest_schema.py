@@ -41,6 +41,7 @@ _FORMAT_1_LIKELIHOOD_NAMES: Final = ("bernoulli", "gaussian", "discretized-logis
 _MAX_VERSION: Final = 999_999_999
 MAX_ELEMENTS: Final = 1 << 28  # of one row
 _MAX_DIMS: Final = 6
+_MAX_ROWS: Final = (1 << 32) - 1
 _MAX_SAMPLE_RATE: Final = 1 << 24
 MAX_FLOAT: Final = 1e30
 """Of float32 data: differences and quotients of such numbers are finite in float32."""
@@ -118,8 +119,7 @@ _COMMON_OPTIONAL: Final[Mapping[str, schema.Check]] = {
     "precision": schema.one_of(*PRECISIONS),
     "training_scores": schema.EmptyOr(
         schema.Fields(
-            {"rows": schema.integer(1, (1 << 32) - 1)}
-            | dict.fromkeys(("levels", *SCORES), _QUANTILES),
+            {"rows": schema.integer(1, _MAX_ROWS)} | dict.fromkeys(("levels", *SCORES), _QUANTILES),
             {"median_contributions": schema.Rule("a list of finite numbers", _is_numbers)},
         )
     ),
@@ -213,7 +213,11 @@ _FORMAT_2: Final = schema.Fields(
                     lambda value: schema.is_number(value) and 0 <= value <= 100,
                 ),
                 "reconstruction_error": schema.Rule("a finite number", schema.is_number),
-            }
+            },
+            {
+                "validation_rows": schema.integer(1, _MAX_ROWS),
+                "validation_outliers": schema.integer(0, _MAX_ROWS),
+            },
         ),
     },
 )

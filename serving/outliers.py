@@ -29,15 +29,31 @@ class Threshold:
     the mean, is larger than this.
 
     percentile: so many percent of the training rows have a smaller one
+    validation_rows: held-out rows that were compared with it; 0: none were
+    validation_outliers: so many of them have a larger one
     """
 
     percentile: float
     reconstruction_error: float  # nats
+    validation_rows: int = 0
+    validation_outliers: int = 0
+
+    def to_json(self) -> dict[str, float | int]:
+        """As a manifest has it: without counts of validation rows if there were none."""
+        known = {"percentile": self.percentile, "reconstruction_error": self.reconstruction_error}
+        if not self.validation_rows:
+            return known
+        counts = ("validation_rows", "validation_outliers")
+        return known | {name: getattr(self, name) for name in counts}
 
     def __str__(self) -> str:
+        held_out = ""
+        if self.validation_rows:
+            share = 100 * self.validation_outliers / self.validation_rows
+            held_out = f" and by {share:.3g} % of {self.validation_rows:,} validation rows"
         return (
-            f"reconstruction_error above {self.reconstruction_error:.6g} nats, as of "
-            f"{100 - self.percentile:.6g} % of the training rows"
+            f"reconstruction_error above {self.reconstruction_error:.6g} nats, exceeded by "
+            f"{100 - self.percentile:.6g} % of the training rows{held_out}"
         )
 
 

@@ -66,6 +66,6 @@ def add_threshold(command: argparse.ArgumentParser) -> None:
         type=float,
         metavar="PERCENT",
         help="keep a threshold in the bundle: a row is an outlier if its reconstruction error, "
-        "-log p(x|z), exceeds those of so many percent of the training rows, such as 99. Responses "
-        "with scores then tell it; a call may name a threshold of its own [none]",
+        "-log p(x|z), exceeds those of so many percent of the training rows, such as 99 (at least "
+        "50). Responses with scores then tell it; a call may name a threshold of its own [none]",
     )

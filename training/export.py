@@ -72,10 +72,32 @@ def export(
     with threads.using(threads.of_run(saved.config.threads)):
         manifest, files = _build(path, name, saved, dataset, precision, axes)
     if threshold_percentile is not None:
-        error = quantiles.error_at(manifest.training_scores, threshold_percentile)
-        threshold = Threshold(threshold_percentile, error)
+        threshold = _threshold(threshold_percentile, saved, dataset, manifest, files)
         manifest = dataclasses.replace(manifest, threshold=threshold)
     return publication.publish(bundles, manifest, files)
+
+
+def _threshold(
+    percentile: float,
+    saved: Checkpoint,
+    dataset: Dataset,
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+) -> Threshold:
+    """The threshold at a percentile of the training rows, and how many validation rows exceed it:
+    the model was not fitted to them, so their share is what new rows will have."""
+    least = quantiles.error_at(manifest.training_scores, percentile)
+    x = dataset.validation.x
+    if not len(x):
+        return Threshold(percentile, least)
+    model, graphs = saved.model(), (files[bundle.ENCODER], files[bundle.DECODER])
+    with threads.using(threads.of_run(saved.config.threads)):
+        if saved.spec.text:
+            errors = text_export.errors(model, *graphs, x)
+        else:
+            likelihood = files[bundle.LIKELIHOOD]
+            errors = score_quantiles.scores(model, *graphs, likelihood, x, "validation rows").errors
+    return Threshold(percentile, least, len(errors), int((errors > least).sum()))
 
 
 def _axes(saved: Checkpoint, max_size: int | None) -> dict[str, Axis]:

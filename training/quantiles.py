@@ -11,6 +11,7 @@ import numpy.typing as npt
 from latentd.training.errors import TrainingError
 
 ROWS: Final = 20_000  # limit, evenly picked: the 99.9th percentile then rests on 20 rows
+_LEAST: Final = 50  # percent: with less, most rows would be outliers
 LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
 
 
@@ -21,12 +22,21 @@ def evenly_picked(count: int) -> npt.NDArray[np.int64]:
 
 
 def check_percentile(percentile: float | None) -> None:
-    """Raise TrainingError if it cannot be that of a threshold."""
-    if percentile is not None and not 0 < percentile <= 100:
-        raise TrainingError(
-            f"--threshold-percentile {percentile:g}: expected a number above 0 and at most 100, "
-            "such as 99."
+    """Raise TrainingError if it cannot be that of a threshold, or is a mistake: a fraction, or the
+    share of outliers."""
+    if percentile is None or _LEAST <= percentile <= 100:
+        return
+    meant = ""
+    if 0 < percentile < 100:
+        likely = 100 * percentile if 0.5 <= percentile < 1 else 100 - percentile
+        meant = (
+            f" {percentile:g} would make outliers of {100 - percentile:g} % of the training rows. "
+            f"Did you mean {likely:g}?"
         )
+    raise TrainingError(
+        f"--threshold-percentile {percentile:g}: expected a percentage from {_LEAST} to 100, such "
+        f"as 99.{meant}"
+    )
 
 
 def error_at(scores: Mapping[str, Any], percentile: float) -> float:

@@ -5,10 +5,12 @@ They are computed as in serving: by the exported graphs on ONNX Runtime, through
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from latentd.training import parity
@@ -19,7 +21,15 @@ from latentd.training.model import AE, Model, decoder_rows, gaussian_kl
 _BATCH: Final = 256
 
 
-@torch.no_grad()
+class Scores(NamedTuple):
+    """Of some rows, in nats: reconstruction error and KL (rows,), float64; of rows with columns
+    what each column adds to the error (rows, columns), float32."""
+
+    errors: npt.NDArray[np.float64]
+    kls: npt.NDArray[np.float64]
+    contributions: npt.NDArray[np.float32]
+
+
 def quantiles(
     model: Model, encoder: bytes, decoder: bytes, likelihood: bytes, dataset: Dataset
 ) -> dict[str, Any]:
@@ -28,24 +38,27 @@ def quantiles(
     likelihood."""
     if isinstance(model, AE):
         return {}
-    rows = dataset.train.x
+    x = dataset.train.x
+    errors, kls, contributions = scores(model, encoder, decoder, likelihood, x, "training rows")
+    return common.score_quantiles(errors, kls, contributions if dataset.spec.columns else None)
+
+
+@torch.no_grad()
+def scores(
+    model: Model, encoder: bytes, decoder: bytes, likelihood: bytes, rows: Tensor, what: str
+) -> Scores:
+    """The scores of rows, of many only some. what: the rows in words, for the progress bar."""
     picked = torch.from_numpy(common.evenly_picked(len(rows)))
     batch = max_batch_rows(model.output_shape, _BATCH)
     encode, decode, density = map(parity.session, (encoder, decoder, likelihood))
-    errors, rates, contributions = [], [], []
-    title = "scoring training rows"
+    parts = []
+    title = f"scoring {what}"
     for numbers in tqdm(torch.split(picked, batch), title, unit="batch", delay=2, disable=None):
         x = rows[numbers]
         latent = {name: torch.from_numpy(a) for name, a in parity.run(encode, x, batch).items()}
         mean, log_var = latent["mean"], latent["log_var"]
         params = torch.from_numpy(parity.run(decode, decoder_rows(model, mean), batch)["params"])
         log_p, terms = parity.log_likelihood_of(density, x, params)
-        errors.append(-log_p)
-        if dataset.spec.columns:
-            contributions.append(terms)
-        rates.append(gaussian_kl(mean, log_var).double().numpy())
-    return common.score_quantiles(
-        np.concatenate(errors),
-        np.concatenate(rates),
-        np.concatenate(contributions) if contributions else None,
-    )
+        kept = terms if model.spec.columns else terms[:, :0]  # of large images they are many
+        parts.append(Scores(-log_p, gaussian_kl(mean, log_var).double().numpy(), kept))
+    return Scores(*map(np.concatenate, zip(*parts, strict=True)))

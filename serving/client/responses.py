@@ -111,7 +111,8 @@ def _threshold(message: pb.GetModelResponse) -> Threshold | None:
     if not message.HasField("threshold"):
         return None
     chosen = message.threshold
-    return Threshold(chosen.percentile, chosen.reconstruction_error)
+    counts = chosen.validation_rows, chosen.validation_outliers
+    return Threshold(chosen.percentile, chosen.reconstruction_error, *counts)
 
 
 def _training_scores(message: pb.TrainingScores) -> dict[str, Any]:

@@ -196,12 +196,16 @@ class GetModelResponse(_message.Message):
     def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., kind: _Optional[str] = ..., x_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., x_dtype: _Optional[_Union[DataType, str]] = ..., x_min: _Optional[float] = ..., x_max: _Optional[float] = ..., x_bounded: _Optional[bool] = ..., z_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., z_scale: _Optional[_Iterable[float]] = ..., z_shift: _Optional[_Iterable[float]] = ..., axes: _Optional[_Iterable[_Union[Axis, _Mapping]]] = ..., posterior: _Optional[str] = ..., prior: _Optional[str] = ..., likelihood: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., unavailable: _Optional[_Mapping[str, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., provider: _Optional[str] = ..., versions: _Optional[_Iterable[int]] = ..., profiles: _Optional[_Iterable[_Union[GraphProfile, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., created: _Optional[str] = ..., training_scores: _Optional[_Union[TrainingScores, _Mapping]] = ..., tiles: _Optional[_Iterable[_Union[Tile, _Mapping]]] = ..., sample_rate: _Optional[int] = ..., threshold: _Optional[_Union[Threshold, _Mapping]] = ..., contributions_shape: _Optional[_Iterable[_Union[Dim, _Mapping]]] = ..., columns: _Optional[_Iterable[_Union[Column, _Mapping]]] = ...) -> None: ...
 
 class Threshold(_message.Message):
-    __slots__ = ("reconstruction_error", "percentile")
+    __slots__ = ("reconstruction_error", "percentile", "validation_rows", "validation_outliers")
     RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
     PERCENTILE_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_ROWS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_OUTLIERS_FIELD_NUMBER: _ClassVar[int]
     reconstruction_error: float
     percentile: float
-    def __init__(self, reconstruction_error: _Optional[float] = ..., percentile: _Optional[float] = ...) -> None: ...
+    validation_rows: int
+    validation_outliers: int
+    def __init__(self, reconstruction_error: _Optional[float] = ..., percentile: _Optional[float] = ..., validation_rows: _Optional[int] = ..., validation_outliers: _Optional[int] = ...) -> None: ...
 
 class Column(_message.Message):
     __slots__ = ("name", "levels", "mean", "std", "fill_value", "is_integer")

@@ -38,7 +38,12 @@ def whole(toy: dict[str, Any]) -> dict[str, Any]:
         "training": {"config": {"rate": 1e-3}},
         "evaluation": {"nll": 86.5},
         "training_scores": scores,
-        "threshold": {"percentile": 99.5, "reconstruction_error": 40},
+        "threshold": {
+            "percentile": 99.5,
+            "reconstruction_error": 40,
+            "validation_rows": 200,
+            "validation_outliers": 3,
+        },
     }
 
 
@@ -108,6 +113,8 @@ RIGHT: Final[list[tuple[str, Any]]] = [
     ("training_scores", {}),
     ("threshold/percentile", 100),
     ("threshold/reconstruction_error", -1.5),
+    ("threshold/validation_outliers", 200),
+    ("threshold", {"percentile": 0.5, "reconstruction_error": 40}),
     ("files/golden.npz/bytes", 1 << 40),
 ]
 """Values that are right in the whole manifest."""
@@ -214,6 +221,8 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("threshold", 99, "threshold is 99; expected an object"),
     ("threshold/percentile", 101, "threshold.percentile is 101; expected a number from 0 to 100"),
     ("threshold/reconstruction_error", None, "threshold.reconstruction_error is None; expected a"),
+    ("threshold/validation_rows", 0, "validation_rows is 0; expected an integer from 1"),
+    ("threshold/validation_outliers", -1, "validation_outliers is -1; expected an integer from 0"),
     ("threshold/elbo", 4, "threshold.elbo is unknown; expected percentile, reconstruction_error"),
     ("files", {}, "files.encoder.onnx is missing; expected an object"),
     ("files/golden.npz", None, "files.golden.npz is None; expected an object"),
@@ -346,6 +355,7 @@ WRONG_TO_THE_CODE: Final[list[tuple[str, Any, str]]] = [
     ),
     ("tiles/decoder/max_abs_difference", 0, "expected no such key, as tiles.decoder.exact is fals"),
     ("training_scores/levels", [1, 0], "scores.levels is .*; expected two or more ascending"),
+    ("threshold/validation_outliers", 201, "expected a number up to validation_rows, 200"),
     ("training_scores/kl", [1, 2, 3], "kl is .*; expected as many numbers as levels, 2"),
     ("training_scores/elbo", [0.0, float("nan")], "training_scores.elbo is"),
 ]

@@ -55,9 +55,14 @@ def test_quantiles_are_of_the_scores_that_serving_computes(
     threshold = ("--threshold-percentile", 97.25)
     loaded = exported(cli, tmp_path, "--likelihood", likelihood, of_export=threshold)
     scores = loaded.manifest.training_scores
-    x = data.load(Config(likelihood=likelihood)).train.x.numpy()
-    chunk = Chunk(np.arange(len(x)), [""] * len(x), x, [])
-    served = LocalReconstructor(loaded, OutputSpec(), "cpu").run(chunk)
+    rows = data.load(Config(likelihood=likelihood))
+    x, held_out = rows.train.x.numpy(), rows.validation.x.numpy()
+    served, of_held_out = (
+        LocalReconstructor(loaded, OutputSpec(), "cpu").run(
+            Chunk(np.arange(len(x)), [""] * len(x), x, [])
+        )
+        for x in (x, held_out)
+    )
     assert scores["rows"] == len(x)
     for name in bundle.SCORES:
         wanted = np.percentile(getattr(served, name).astype(np.float64), scores["levels"])
@@ -67,6 +72,9 @@ def test_quantiles_are_of_the_scores_that_serving_computes(
     assert chosen.percentile == 97.25
     beyond = np.mean(served.reconstruction_error > chosen.reconstruction_error)
     assert abs(beyond - 0.0275) < 0.005
+    outliers = int((of_held_out.reconstruction_error > chosen.reconstruction_error).sum())
+    assert 0 < outliers < len(held_out)
+    assert (chosen.validation_rows, chosen.validation_outliers) == (len(held_out), outliers)
 
 
 @pytest.mark.parametrize("damage", ["order", "length", "name", "nan", "words"])
@@ -90,12 +98,25 @@ def test_bundle_without_quantiles_loads() -> None:
     assert bundle.Manifest.from_json(json.dumps(manifest).encode()) == MANIFEST
 
 
-@pytest.mark.parametrize("percentile", ["0", "-1", "101", "nan"])
-def test_threshold_of_no_percentile_is_refused(cli: Cli, tmp_path: Path, percentile: str) -> None:
+@pytest.mark.parametrize(
+    ("percentile", "meant"),
+    [
+        ("0", "."),
+        ("-1", "."),
+        ("101", "."),
+        ("nan", "."),
+        ("0.99", ". 0.99 would make outliers of 99.01 % of the training rows. Did you mean 99?"),
+        ("1", ". 1 would make outliers of 99 % of the training rows. Did you mean 99?"),
+        ("5", ". 5 would make outliers of 95 % of the training rows. Did you mean 95?"),
+    ],
+)
+def test_threshold_of_no_percentile_is_refused(
+    cli: Cli, tmp_path: Path, percentile: str, meant: str
+) -> None:
     words = ("--checkpoint", tmp_path, "--bundles", tmp_path, "--name", "m")
     status, _, err = cli("export", *words, f"--threshold-percentile={percentile}")
     assert status == 2
-    assert "expected a number above 0 and at most 100, such as 99" in err
+    assert f"expected a percentage from 50 to 100, such as 99{meant}\n" in err
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def test_a_run_on_text_is_exported(cli: Cli, tmp_path: Path) -> None:
     tiny = ("--hidden-size", 8, "--latent-size", 4, "--epochs", 1, "--tracker", "none")
     assert cli("train", "--data", f"text:{words}", *tiny, "--out", tmp_path / "run")[0] == 0
     best = tmp_path / "run" / "best.pt"
-    found = published(cli, best, tmp_path / "bundles")
+    found = published(cli, best, tmp_path / "bundles", "--threshold-percentile", 99)
     manifest = found.manifest
     assert (manifest.x.kind, manifest.default.x.shape) == ("text", (7,))
     assert manifest.likelihood == bundle.Likelihood("categorical", ())
@@ -152,6 +152,8 @@ def test_a_run_on_text_is_exported(cli: Cli, tmp_path: Path) -> None:
     np.testing.assert_allclose(log_p[:, 0], expected, rtol=1e-4, atol=1e-5)
     quantiles = manifest.training_scores["reconstruction_error"]
     assert quantiles[0] > 0
+    assert manifest.threshold is not None
+    assert manifest.threshold.validation_rows == 11
 
 
 @pytest.mark.slow

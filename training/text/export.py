@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentd import bundle
 from latentd.training import onnx_graphs, parity, quantiles
-from latentd.training.array import to_npz
+from latentd.training.array import Array, to_npz
 from latentd.training.dataset import Dataset
 from latentd.training.model import AE, Model, text_decoder
 from latentd.training.text import graphs as text_graphs
@@ -41,9 +41,17 @@ def measure(
     measured = counts | text_parity.measure(model, *graphs, rows)
     if isinstance(model, AE):
         return measured, {}
-    train = dataset.train.x
-    picked = train[torch.from_numpy(quantiles.evenly_picked(len(train)))]
-    return measured, quantiles.score_quantiles(*text_parity.scores(model, *graphs, picked, _BATCH))
+    return measured, quantiles.score_quantiles(*_scores(model, *graphs, dataset.train.x))
+
+
+def errors(model: Model, encoder: bytes, decoder: bytes, x: Tensor) -> Array:
+    """The reconstruction error of rows in nats, of many only some."""
+    return _scores(model, encoder, decoder, x)[0]
+
+
+def _scores(model: Model, encoder: bytes, decoder: bytes, x: Tensor) -> tuple[Array, Array]:
+    picked = x[torch.from_numpy(quantiles.evenly_picked(len(x)))]
+    return text_parity.scores(model, encoder, decoder, picked, _BATCH)
 
 
 @torch.no_grad()

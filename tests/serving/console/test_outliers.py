@@ -26,7 +26,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def server(listener: str, tmp_path_factory: pytest.TempPathFactory, module_servers: Any) -> Any:
     root = tmp_path_factory.mktemp("bundles")
-    PublishToy()(root, contributions=True, threshold=Threshold(99.0, 8.0))
+    PublishToy()(root, contributions=True, threshold=Threshold(99.0, 8.0, 1800, 49))
     PublishToy()(root, "old")
     publish_table(root, medians=(0, 0, 0, 50), threshold=Threshold(99.0, 1e9))
     publish_table(root, "old-table")
@@ -43,9 +43,17 @@ def x(run: Run) -> np.ndarray:
 
 
 def test_model_tells_its_threshold(done: Callable[..., str]) -> None:
-    assert "threshold      reconstruction_error above 8 nats, as of 1 % of the" in done("model")
+    assert (
+        "threshold      reconstruction_error above 8 nats, exceeded by 1 % of the training rows "
+        "and by 2.72 % of 1,800 validation rows\n"
+    ) in done("model")
     told = json.loads(done("model", "--json"))
-    assert told["threshold"] == {"percentile": 99.0, "reconstruction_error": 8.0}
+    assert told["threshold"] == {
+        "percentile": 99.0,
+        "reconstruction_error": 8.0,
+        "validation_rows": 1800,
+        "validation_outliers": 49,
+    }
     assert told["contributions"] == [4, 4]
 
 
