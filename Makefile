@@ -28,7 +28,7 @@ MODELS ?= models
 	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz \
 	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
-	bench bench-training bench-decoders bench-sizes bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-gpu
+	bench bench-training bench-decoders bench-sizes bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-tables bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -187,6 +187,12 @@ count-jobs: install  ## a job of a million rows, killed many times: no row lost 
 
 bench-training: install  ## an epoch of the trainer compared with the textbook's loop
 	PYTHONPATH=. $(RUN)python tests/bench/bench_training.py
+
+bench-tables: install  ## outliers and synthetic rows of tables, next to PyOD's VAE, isolation forest and TVAE
+	test -d build/peers || $(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet pyod==3.6.7 ctgan==0.12.1 torch
+	build/peers/bin/python tests/bench/bench_outliers.py
+	build/peers/bin/python tests/bench/bench_synthetic_rows.py
 
 clean:  ## remove the environment and everything made by these targets
 	rm -rf $(VENV) demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
