@@ -124,7 +124,7 @@ def _print_summary(plan: Plan, manifests: list[ShardManifest], folder: Path) -> 
             f"scores are extreme: the column {outputs.OUTSIDE} counts these values."
         )
     if bad:
-        print(f"{quarantine.share(len(bad), plan.rows)} are quarantined. The reasons:")
+        print(f"{quarantine.share(len(bad), plan.rows)} are quarantined, because:")
         print(f"{quarantine.reasons(bad)}\nAll of them are in {folder / QUARANTINE}.")
     if (folder / "sheet.html").exists():
         print(f"Contact sheet: {folder}/sheet.html")

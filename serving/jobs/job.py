@@ -192,7 +192,7 @@ def _finish(
     if len(quarantined) > allowed:
         raise TooManyQuarantined(
             f"{quarantine.share(len(quarantined), plan.rows)} are quarantined; --max-quarantined "
-            f"{limit.text} allows {allowed:,}. The reasons:\n{quarantine.reasons(quarantined)}\n"
+            f"{limit.text} allows {allowed:,}. Reasons:\n{quarantine.reasons(quarantined)}\n"
             f"All of them are in {store.folder / QUARANTINE}. Only {SUCCESS} is missing: to accept "
             "these rows as missing, rerun the command with a higher --max-quarantined. No row "
             "runs again."

@@ -148,7 +148,7 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "training",
     )
 
-    tables = parser.add_argument_group("Parquet inputs")
+    tables = parser.add_argument_group("table inputs: CSV and Parquet")
     tables.add_argument(
         "--column", default="", help="column of the data (x, or the only suitable one)"
     )

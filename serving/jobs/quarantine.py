@@ -16,6 +16,7 @@ SHOWN: Final = 5
 
 _LIMIT: Final = re.compile(r"(\d+)|(\d+(?:\.\d+)?)%")
 _NUMBER: Final = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+_COLUMN: Final = re.compile(r"""(column (?:'[^']*'|"[^"]*"))""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +52,27 @@ def share(bad: int, rows: int) -> str:
 def reasons(bad: Iterable[BadRow]) -> str:
     """One line for each of the most frequent reasons: the count, the reason, the first row.
 
-    Reasons that differ only in numbers or in the row's name count as one.
+    Reasons that differ only in numbers or in the row's name count as one, but not those of
+    different columns.
     """
     groups: dict[str, list[BadRow]] = {}
     for row in bad:
-        general = _NUMBER.sub("0", row.reason.replace(row.id, "") if row.id else row.reason)
-        groups.setdefault(general, []).append(row)
+        groups.setdefault(_general(row), []).append(row)
     ranked = sorted(groups.values(), key=len, reverse=True)
     lines = [_line(rows) for rows in ranked[:SHOWN]]
     if len(ranked) > SHOWN:
         rest = sum(map(len, ranked[SHOWN:]))
         lines.append(f"  {rest:>9,}  for {len(ranked) - SHOWN} other reasons")
     return "\n".join(lines)
+
+
+def _general(row: BadRow) -> str:
+    """The reason without numbers and the row's name, but with the names of columns."""
+    parts = _COLUMN.split(row.reason)
+    for at in range(0, len(parts), 2):  # columns are between them
+        plain = parts[at].replace(row.id, "") if row.id else parts[at]
+        parts[at] = _NUMBER.sub("0", plain)
+    return "".join(parts)
 
 
 def _line(rows: Sequence[BadRow]) -> str:

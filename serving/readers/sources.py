@@ -109,6 +109,7 @@ def find(pattern: str, counts: FileCounts, flag: str = "") -> list[Source]:
         found = [Source("csv", each) for each in matches.paths]
     else:
         found = _by_kind(matches.paths, own)
+    named = [name for _, names in matches.folders for name in names]
     for folder, names in matches.folders:
         found += _in_folder(folder, sorted(names), own)
     if not found and not own.found:
@@ -116,6 +117,9 @@ def find(pattern: str, counts: FileCounts, flag: str = "") -> list[Source]:
     if not found and matches.paths:
         hint = kinds.hint(matches.paths[0])
         raise ConfigError(f"{shown}: unsupported file. {hint} {kinds.TAKEN}.")
+    if not found and any(name.lower().endswith(csv_tables.SUFFIXES) for name in named):
+        glob = f"{pattern.rstrip('/')}/*.csv"
+        raise ConfigError(f"{shown}: name the tables in the folder, as in '{glob}' (or .tsv).")
     if not found:
         raise ConfigError(f"{shown}: no supported files ({own}). {kinds.TAKEN}.")
     if key:

@@ -78,3 +78,13 @@ def test_reasons_are_counted_most_frequent_first():
     assert lines[0] == "          3  0.png: holds 0, outside 0 to 1 (such as: row 0, 0.png)"
     assert lines[1] == "          1  no value (first: row 9, 9)"
     assert lines[-1] == "          5  for 5 other reasons"
+
+
+def test_reasons_are_counted_for_each_column():
+    missing = [f"has a bad value: column 's0{i % 2}' is missing" for i in range(5)]
+    bad = [BadRow(i, str(i), reason) for i, reason in enumerate(missing)]
+    lines = reasons(bad).splitlines()
+    assert lines == [
+        "          3  has a bad value: column 's00' is missing (first: row 0, 0)",
+        "          2  has a bad value: column 's01' is missing (first: row 1, 1)",
+    ]

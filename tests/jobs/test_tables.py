@@ -183,3 +183,15 @@ def test_names_that_are_none_are_refused(
     path.write_bytes(f"{header}\n{','.join('1' * (header.count(',') + 1))}\n".encode("latin-1"))
     with pytest.raises(LatentdError, match=message):
         read(path, folder, "id")
+
+
+def test_a_folder_of_csv_files_is_refused_with_the_glob(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "days").mkdir()
+    (tmp_path / "days" / "1.csv").write_text("leak\n1\n")
+    job = ["batch", "--input", str(tmp_path / "days"), "--output", str(tmp_path / "out"), *FLAGS]
+    assert main([*job, "--bundle", str(folder)]) == 78
+    assert (
+        f"name the tables in the folder, as in '{tmp_path}/days/*.csv'" in capsys.readouterr().err
+    )

@@ -79,6 +79,7 @@ def test_columns_are_left_out_taken_as_codes_and_as_labels(tmp_path: Path) -> No
         ("a,b\n1,2\n3\n", "cannot be read as a CSV file: .*xpected 2 columns, got 1.* Each line"),
         ("1,2\n3,4\n", "the first line holds numbers, '1' first; it must name the columns"),
         ("a;b\n1;2\n", "has one column, 'a;b': it seems to be separated otherwise"),
+        ("a;b\n1,5;2,5\n", "line has ';': expected values separated by commas, and decimal points"),
         ("a,\n1,2\n", "column 2 is called ''"),
         ("a,t\n1,2026-11-28\n", r"column 't' holds date32.* leave it out with --ignore-columns"),
         ("a,b\n1,\n2,\n", "column 'b' has no value"),

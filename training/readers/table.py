@@ -115,6 +115,10 @@ def _open(path: Path) -> Any:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         why = first.removeprefix("CSV parse error: ").rstrip(".: ")
         advice = " Each line of a CSV file has a value for each column of its first line."
+        if b";" in content.splitlines()[0] and suffix not in _PARQUET:
+            advice = (
+                " The first line has ';': expected values separated by commas, and decimal points."
+            )
         raise TrainingError(
             f"{name} cannot be read as {kind}: {why}.{'' if is_parquet else advice}"
         ) from None
@@ -129,7 +133,7 @@ def _check_names(name: str, names: list[str], options: TableOptions) -> None:
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
         raise TrainingError(
             f"{name} has one column, {names[0][:_SHOWN]!r}: it seems to be separated otherwise. "
-            "Use commas, or the suffix .tsv for tabs."
+            "Use commas and decimal points, or the suffix .tsv for tabs."
         )
     if all(map(_is_number, names)):
         raise TrainingError(
