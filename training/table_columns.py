@@ -122,6 +122,11 @@ def measured(
             "kept, so that another value is unusual; --ignore-columns leaves it out."
         )
     integers = np.asarray(np.where(known, x % 1 == 0, True).all(0))
+    if (rounded := numeric & integers & ~constant).any():
+        notes.append(
+            f"{config.data}: {_names(columns, rounded)} has integers only, so tables that are "
+            "written later have it rounded to integers."
+        )
     # A constant has no scale of its own: a change by its own size counts as one deviation.
     std = np.where(constant, np.where(np.abs(mean) < _SMALLEST, 1, np.abs(mean)), std)
     mean, std = (values.astype(np.float32).astype(np.float64) for values in (mean, std))

@@ -277,8 +277,8 @@ def _on_contention(run: Trainer, ratio: float) -> str:
     count = run.config.threads
     fewer = ", or resume with --threads 1." if count > 1 else "."
     return (
-        f"Training waits for CPUs: steps take {ratio:.1f} times as long as they compute. Other "
-        f"work keeps it from the {machine.cpu_count()} CPUs (threads: {count}). Stop that{fewer}"
+        f"Training waits for CPUs: a step takes {ratio:.1f} times as long as it computes, because "
+        f"other work uses them ({machine.cpu_count()} CPUs, {count} threads). Stop it{fewer}"
     )
 
 

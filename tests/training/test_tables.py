@@ -231,7 +231,12 @@ def test_a_constant_column_is_kept_and_said() -> None:
 
 def test_columns_of_whole_numbers_are_known() -> None:
     x = torch.tensor([[5.0, 1.0], [7.0, 2.5], [torch.nan, 3.0]])
-    found = table_columns.measured([Column("a"), Column("b")], x, Config(data="npz:x"), [])
+    notes: list[str] = []
+    found = table_columns.measured([Column("a"), Column("b")], x, Config(data="npz:x"), notes)
+    assert notes == [
+        "npz:x: column 'a' has integers only, so tables that are written later have it rounded to "
+        "integers."
+    ]
     assert [column.is_integer for column in found] == [True, False]
 
 
