@@ -115,7 +115,7 @@ def main() -> None:
         sys.exit("h2load is not here: install Debian's nghttp2-client.")
     with tempfile.TemporaryDirectory() as folder:
         path = models.publish_spatial(Path(folder))
-        with processes.server(Path(folder), "--workers", "1") as server:
+        with processes.server(Path(folder)) as server:
             large_call_cpu(server, 1)
             shares, costs = [], []
             for number in range(args.rounds):

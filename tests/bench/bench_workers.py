@@ -38,8 +38,7 @@ async def measure(args: argparse.Namespace) -> None:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             models.publish(root, name)
             servers = {
-                n: stack.enter_context(processes.server(root, "--workers", str(n)))
-                for n in args.workers
+                n: stack.enter_context(processes.server(root, workers=n)) for n in args.workers
             }
             for work, (count, each) in WORKS.items():
                 rates: dict[int, list[float]] = {n: [] for n in servers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from typing import Self
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+_PORT = re.compile(r"[Ll]istening on [\d.]+:(\d+)|127.0.0.1:(\d+).*service is running")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -21,11 +23,15 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Process:
     """A child process with a gRPC port; `with` ends it. CPU and memory include its children."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], python: str = sys.executable, **environ: str) -> None:
         # To a file: a full pipe without a reader would block the process.
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT
+            [python, *command],
+            cwd=ROOT,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environ,
         )
         self._log_read = 0
         self.port = self._find_port()
@@ -46,9 +52,9 @@ class Process:
     def _find_port(self) -> int:
         while self._process.poll() is None:
             self._log.seek(0)
-            found = re.search(r"[Ll]istening on [\d.]+:(\d+)", self._log.read())
+            found = _PORT.search(self._log.read())
             if found:
-                return int(found[1])
+                return int(found[1] or found[2])
             time.sleep(0.05)
         self._log.seek(0)
         raise RuntimeError(self._log.read())
@@ -81,13 +87,22 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def server(bundles: Path, *flags: str) -> Process:
-    """`latentd serve` on free ports, with one worker unless the flags set another number."""
+def server(bundles: Path, *flags: str, workers: int | None = 1) -> Process:
+    """`latentd serve` on free ports. workers: None: as many as it starts without the flag."""
     ports = ("--port", "0", "--metrics-port", "0", "--lame-duck-seconds", "0")
-    command = ["-m", "latentd", "serve", "--bundles", str(bundles), "--workers", "1"]
-    return Process([*command, *ports, *flags])
+    some = ("--workers", str(workers)) if workers else ()
+    return Process(["-m", "latentd", "serve", "--bundles", str(bundles), *some, *ports, *flags])
 
 
 def echo(response_bytes: int) -> Process:
     """A bare grpc.aio server that answers every call with this many bytes."""
     return Process([str(HERE / "echo.py"), str(response_bytes)])
+
+
+def mosec(python: str, bundle: Path) -> Process:
+    """The graphs of a bundle behind mosec, run by the Python of an environment that has it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings = {"MOSEC_PORT": port, "MOSEC_ADDRESS": "127.0.0.1", "BENCH_BUNDLE": str(bundle)}
+    return Process([str(HERE / "mosec_server.py")], python, **settings)
