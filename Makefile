@@ -28,7 +28,7 @@ MODELS ?= models
 	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz \
 	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
-	bench bench-training bench-decoders bench-sizes bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-tables bench-gpu
+	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-tables bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -161,8 +161,15 @@ serve: install  ## serve MODELS until Ctrl-C
 bench-sizes: install  ## mixed image sizes at full load, compared with each size alone (needs h2load)
 	PYTHONPATH=. $(RUN)python tests/bench/bench_sizes.py
 
-bench: install  ## the server compared with a bare echo and a raw ONNX Runtime loop
-	PYTHONPATH=. $(RUN)python tests/bench/bench_serving.py
+bench: install build/mosec/bin/mosec  ## the server compared with a bare echo, a raw ONNX Runtime loop and mosec (needs h2load)
+	PYTHONPATH=. $(RUN)python tests/bench/bench_serving.py --mosec build/mosec/bin/python
+
+build/mosec/bin/mosec:
+	$(PYTHON) -m venv build/mosec
+	build/mosec/bin/python -m pip install --quiet --constraint deploy/constraints.txt mosec==0.9.8 onnxruntime numpy
+
+bench-overload: install  ## twice the load that the server can bear; memory over 200,000 calls
+	PYTHONPATH=. $(RUN)python tests/bench/bench_overload.py
 
 bench-workers: install  ## the same load on servers of one and of two workers
 	PYTHONPATH=. $(RUN)python tests/bench/bench_workers.py
