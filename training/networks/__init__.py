@@ -1,7 +1,8 @@
 """The nets between pixels and latents. They contain no probability.
 
-An encoder maps float32 (rows, *shape) in [0, 1] to (rows, outputs[, height, width]). A decoder
-maps (rows, *latent_shape) to unbounded float32 (rows, parameters, *shape). `gru` is for text: its
+An encoder maps float32 (rows, *shape) in [0, 1] to (rows, posterior[, height, width]): the
+means and log-variances of q(z|x). A decoder maps (rows, *latent_shape) to unbounded float32
+(rows, outputs, *shape), with `outputs` numbers for each element of x. `gru` is for text: its
 encoder takes bytes, and its decoder also takes the text, to predict each byte from those before
 it. To add an architecture, write a function like `dense.mlp`, add it to `NETWORKS`, and add its
 name to Config.architecture's choices.
@@ -133,10 +134,10 @@ def latent_multiple(config: Config) -> int:
 
 
 def build(
-    config: Config, shape: Shape, outputs: int, parameters: int
+    config: Config, shape: Shape, posterior: int, outputs: int
 ) -> tuple[nn.Module, nn.Module]:
     """The encoder and the decoder of a resolved config."""
-    return NETWORKS[config.architecture].build(config, shape, outputs, parameters)
+    return NETWORKS[config.architecture].build(config, shape, posterior, outputs)
 
 
 def latent_shape(config: Config, shape: Shape) -> Shape:

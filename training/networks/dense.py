@@ -14,20 +14,20 @@ Halves = tuple[nn.Module, nn.Module]  # the encoder and the decoder
 Layer = Callable[[int, int], list[nn.Module]]
 
 
-def mlp(config: Config, shape: tuple[int, ...], outputs: int, parameters: int) -> Halves:
+def mlp(config: Config, shape: tuple[int, ...], posterior: int, outputs: int) -> Halves:
     """Linear layers and ReLU."""
-    return _halves(config, shape, outputs, parameters, _relu)
+    return _halves(config, shape, posterior, outputs, _relu)
 
 
-def iwae(config: Config, shape: tuple[int, ...], outputs: int, parameters: int) -> Halves:
+def iwae(config: Config, shape: tuple[int, ...], posterior: int, outputs: int) -> Halves:
     """`mlp` with tanh: 784-200-200-50 in Burda, Grosse and Salakhutdinov (2016),
     arXiv:1509.00519."""
-    return _halves(config, shape, outputs, parameters, _tanh)
+    return _halves(config, shape, posterior, outputs, _tanh)
 
 
-def gated(config: Config, shape: tuple[int, ...], outputs: int, parameters: int) -> Halves:
+def gated(config: Config, shape: tuple[int, ...], posterior: int, outputs: int) -> Halves:
     """`mlp` with layers A(x) * sigmoid(B(x)): Tomczak and Welling (2018), arXiv:1705.07120."""
-    return _halves(config, shape, outputs, parameters, _gate)
+    return _halves(config, shape, posterior, outputs, _gate)
 
 
 def _relu(before: int, after: int) -> list[nn.Module]:
@@ -43,16 +43,16 @@ def _gate(before: int, after: int) -> list[nn.Module]:
 
 
 def _halves(
-    config: Config, shape: tuple[int, ...], outputs: int, parameters: int, layer: Layer
+    config: Config, shape: tuple[int, ...], posterior: int, outputs: int, layer: Layer
 ) -> Halves:
     hidden, depth = config.sizes
     widths = [hidden] * depth
     size = math.prod(shape)
     return (
-        nn.Sequential(nn.Flatten(), *_layers([size, *widths, outputs], layer)),
+        nn.Sequential(nn.Flatten(), *_layers([size, *widths, posterior], layer)),
         nn.Sequential(
-            *_layers([config.latent_size, *widths, parameters * size], layer),
-            nn.Unflatten(1, (parameters, *shape)),
+            *_layers([config.latent_size, *widths, outputs * size], layer),
+            nn.Unflatten(1, (outputs, *shape)),
         ),
     )
 

@@ -22,13 +22,13 @@ _EMBEDDING: Final = 4  # hidden units for each number of a byte's embedding
 
 
 def build(
-    config: Config, shape: tuple[int, ...], outputs: int, parameters: int
+    config: Config, shape: tuple[int, ...], posterior: int, outputs: int
 ) -> tuple[nn.Module, nn.Module]:
     """The encoder and the decoder of texts of shape (length,)."""
     hidden, _ = config.sizes
     (length,), embedding = shape, max(8, hidden // _EMBEDDING)
     return (
-        Encoder(hidden, embedding, outputs),
+        Encoder(hidden, embedding, posterior),
         Decoder(config.latent_size, hidden, embedding, length),
     )
 
@@ -53,14 +53,14 @@ def trim_padding(x: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Bytes (rows, length) -> (rows, outputs). What follows a text's end does not matter."""
+    """Bytes (rows, length) -> (rows, posterior). What follows a text's end does not matter."""
 
-    def __init__(self, hidden: int, embedding: int, outputs: int) -> None:
+    def __init__(self, hidden: int, embedding: int, posterior: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(BYTES, embedding)
         self.forwards = nn.GRU(embedding, hidden, batch_first=True)
         self.backwards = nn.GRU(embedding, hidden, batch_first=True)
-        self.out = nn.Linear(2 * hidden, outputs)
+        self.out = nn.Linear(2 * hidden, posterior)
 
     def forward(self, x: Tensor) -> Tensor:
         read = text_mask(x)

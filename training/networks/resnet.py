@@ -47,18 +47,18 @@ def levels(config: Config, shape: Shape) -> list[Level]:
 
 
 def build(
-    config: Config, shape: Shape, outputs: int, parameters: int
+    config: Config, shape: Shape, posterior: int, outputs: int
 ) -> tuple[nn.Module, nn.Module]:
     """The encoder and the decoder of images of `shape`."""
-    return Encoder(config, shape, outputs), Decoder(config, shape, parameters)
+    return Encoder(config, shape, posterior), Decoder(config, shape, outputs)
 
 
 class Encoder(nn.Module):
-    """(rows, *shape) -> (rows, outputs[, height, width]), outputs being means, then log-variances.
+    """(rows, *shape) -> (rows, posterior[, height, width]): means, then log-variances.
 
     Each part of z is computed at the level where it enters the decoder."""
 
-    def __init__(self, config: Config, shape: Shape, outputs: int) -> None:
+    def __init__(self, config: Config, shape: Shape, posterior: int) -> None:
         super().__init__()
         scales, layers = levels(config, shape), config.layers
         self.stem = nn.Conv2d(math.prod(shape[2:]), scales[0].channels, 5, stride=2, padding=2)
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
             for fine, coarse in pairwise(scales)
         )
         self.blocks = nn.ModuleList(blocks(config, level, scales) for level in scales)
-        size = outputs // layers
+        size = posterior // layers
         self.heads = nn.ModuleList(
             _ToSpatial(level, size, part)
             if config.latents == "spatial"
@@ -92,9 +92,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(rows, *latent_shape) -> (rows, parameters, *shape)."""
+    """(rows, *latent_shape) -> (rows, outputs, *shape)."""
 
-    def __init__(self, config: Config, shape: Shape, parameters: int) -> None:
+    def __init__(self, config: Config, shape: Shape, outputs: int) -> None:
         super().__init__()
         self.scales = levels(config, shape)[::-1]
         self.size = config.latent_size // config.layers  # of each part of z
@@ -112,9 +112,9 @@ class Decoder(nn.Module):
             Doubling(coarse.channels, fine.channels) for coarse, fine in pairwise(self.scales)
         )
         colors = math.prod(shape[2:])
-        self.last = Doubling(self.scales[-1].channels, parameters * colors)
+        self.last = Doubling(self.scales[-1].channels, outputs * colors)
         self.shape = shape
-        self.split = (parameters, colors) if len(shape) == 3 else (parameters,)
+        self.split = (outputs, colors) if len(shape) == 3 else (outputs,)
         self.spatial = config.latents == "spatial"
 
     def forward(self, z: Tensor) -> Tensor:
@@ -271,8 +271,8 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 def channels_last(h: Tensor, split: tuple[int, ...]) -> Tensor:
-    """(rows, channels, height, width) -> (rows, parameters, height, width[, colors]).
+    """(rows, channels, height, width) -> (rows, outputs, height, width[, colors]).
 
-    split: (parameters[, colors]), whose product is `channels`."""
+    split: (outputs[, colors]), whose product is `channels`."""
     pixels = h.unflatten(1, split)  # type: ignore[no-untyped-call]
     return pixels.movedim(2, -1) if len(split) == 2 else pixels  # type: ignore[no-any-return]
