@@ -63,13 +63,16 @@ def _sample(name: str, callers: Callers, images: int, path: str) -> Work:
     return Work(name, callers, images, h2load.SERVICE + "Sample", message, path, body)
 
 
-_RECONSTRUCT = pb.ReconstructRequest(x=codec.to_rows(IMAGE)).SerializeToString()
+def _reconstruct(callers: Callers) -> Work:
+    message = pb.ReconstructRequest(x=codec.to_rows(IMAGE)).SerializeToString()
+    method = h2load.SERVICE + "Reconstruct"
+    name, body = "Reconstruct 1 image", IMAGE.tobytes()
+    return Work(name, callers, 1, method, message, "/reconstruct", body)
+
+
 WORKS = (
     _sample("Sample 1 image", Callers(4, 16), 1, "/sample"),
-    Work(
-        *("Reconstruct 1 image", Callers(4, 16), 1),
-        *(h2load.SERVICE + "Reconstruct", _RECONSTRUCT, "/reconstruct", IMAGE.tobytes()),
-    ),
+    _reconstruct(Callers(4, 16)),
     _sample(f"Sample {IMAGES} images", Callers(4, 2), IMAGES, "/sample-many"),
     _sample("Sample 1 image", Callers(1, 1), 1, "/sample"),
 )
@@ -101,10 +104,10 @@ def calls(name: str, server: Process, work: Work, seconds: float) -> Load:
 
 
 def measure(
-    name: str, servers: dict[str, Process], engine: Callable[[float], float], seconds: float
+    servers: dict[str, Process], engine: Callable[[float], float], seconds: float
 ) -> dict[tuple[Work, str], tuple[float, float, float]]:
     """One round: images/s, CPU ms a call and median ms a call, of each work and server."""
-    found = {}
+    found: dict[tuple[Work, str], tuple[float, float, float]] = {}
     for work in WORKS:
         for kind, server in servers.items():
             if kind == ECHO and work.images > 1:
@@ -214,7 +217,7 @@ def main() -> None:
                 started[MOSEC] = processes.mosec(args.mosec, path)
             servers = {kind: stack.enter_context(server) for kind, server in started.items()}
             engine = engine_loop(path, cpus)
-            rounds = [measure(name, servers, engine, args.seconds) for _ in range(args.rounds)]
+            rounds = [measure(servers, engine, args.seconds) for _ in range(args.rounds)]
         rows = summary(name, rounds)
         show(rows)
         table += rows

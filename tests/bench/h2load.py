@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from grpc import insecure_channel
 
@@ -83,7 +83,8 @@ class Load:
 def grpc(port: int, path: str, message: bytes, callers: Callers, length: tuple[str, ...]) -> Load:
     """Calls of a unary method. Raises grpc.RpcError if the first call fails."""
     with insecure_channel(f"127.0.0.1:{port}") as channel:
-        channel.unary_unary(path)(message, timeout=30)  # type: ignore[attr-defined]
+        call: Any = channel.unary_unary(path)
+        call(message, timeout=30)
     body = b"\0" + len(message).to_bytes(4, "big") + message
     headers = ("-H", "content-type: application/grpc", "-H", "te: trailers")
     return Load(f"http://127.0.0.1:{port}{path}", body, callers, length, *headers)
