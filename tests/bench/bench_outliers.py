@@ -1,9 +1,10 @@
 """Outliers in tables: AUROC of latentd, of PyOD's VAE and of isolation forest.
 
-All train on the same rows and score the same test rows. Nobody sees a label; the training rows are
-normal ones, but of `blobs` one in twenty is an outlier. latentd runs by its commands, with the same
-flags for each table. PyOD's VAE runs with its defaults, and once more for as many epochs as
-latentd. PyOD and its PyTorch need an environment of their own: `make bench-tables` makes it.
+All methods train on the same rows and score the same test rows. No method sees a label. Training
+rows are normal ones, but one in twenty of those of `blobs` is an outlier. latentd runs by its
+commands, with the same flags for each table. PyOD's VAE runs with its defaults, and once more for
+as many epochs as latentd. PyOD and its PyTorch need an environment of their own: `make
+bench-tables` makes it.
 Usage: bench_outliers.py [--python .venv/bin/python] [--seeds 5] [--tables wine ...]
        [--out build/outliers] [-- flags of `latentd train`]
 A bundle in --out is used again: take another folder for other flags.
@@ -11,7 +12,6 @@ A bundle in --out is used again: take another folder for other flags.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import pandas as pd
 from pyod.models.vae import VAE
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
-from table_runs import Latentd
+from table_runs import Latentd, arguments
 from table_sets import OUTLIERS, Outliers
 
 Array = np.ndarray[Any, Any]
@@ -53,13 +53,7 @@ def peers_scores(rows: Outliers, seed: int) -> dict[str, Array]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--python", default=".venv/bin/python", help="latentd's (.venv/bin/python)")
-    parser.add_argument("--seeds", type=int, default=5, help="of splits and models (5)")
-    parser.add_argument("--tables", nargs="+", default=list(OUTLIERS), choices=OUTLIERS)
-    parser.add_argument("--out", type=Path, default=Path("build/outliers"))
-    parser.add_argument("flags", nargs="*", default=FLAGS, help="of latentd train")
-    args = parser.parse_args()
+    args = arguments(str(__doc__), OUTLIERS, 5, Path("build/outliers"), FLAGS)
     latentd = Latentd(args.python, args.out)
     sets = {
         (table, seed): OUTLIERS[table](seed) for seed in range(args.seeds) for table in args.tables

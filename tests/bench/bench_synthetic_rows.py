@@ -15,7 +15,6 @@ A bundle in --out is used again: take another folder for other flags.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from scipy.stats import ks_2samp
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
-from table_runs import Latentd
+from table_runs import Latentd, arguments
 from table_sets import MIXED
 
 FLAGS: Final = (
@@ -71,13 +70,7 @@ def figures(synthetic: pd.DataFrame, test: pd.DataFrame, seed: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--python", default=".venv/bin/python", help="latentd's (.venv/bin/python)")
-    parser.add_argument("--seeds", type=int, default=3, help="of splits and models (3)")
-    parser.add_argument("--tables", nargs="+", default=list(MIXED), choices=MIXED)
-    parser.add_argument("--out", type=Path, default=Path("build/synthetic"))
-    parser.add_argument("flags", nargs="*", default=FLAGS, help="of latentd train")
-    args = parser.parse_args()
+    args = arguments(str(__doc__), MIXED, 3, Path("build/synthetic"), FLAGS)
     latentd = Latentd(args.python, args.out)
     sets = {}
     for table in args.tables:

@@ -87,11 +87,14 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def server(bundles: Path, *flags: str, workers: int | None = 1) -> Process:
+def server(
+    bundles: Path, *flags: str, workers: int | None = 1, python: str = sys.executable
+) -> Process:
     """`latentd serve` on free ports. workers: None: as many as it starts without the flag."""
     ports = ("--port", "0", "--metrics-port", "0", "--lame-duck-seconds", "0")
     some = ("--workers", str(workers)) if workers else ()
-    return Process(["-m", "latentd", "serve", "--bundles", str(bundles), *some, *ports, *flags])
+    command = ["-m", "latentd", "serve", "--bundles", str(bundles), *some, *ports, *flags]
+    return Process(command, python)
 
 
 def echo(response_bytes: int) -> Process:

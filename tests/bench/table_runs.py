@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
-import re
 import subprocess
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+import processes
 
 Array = np.ndarray[Any, Any]
 
@@ -29,6 +28,19 @@ for line in sys.stdin:
 """
 
 
+def arguments(
+    description: str, tables: Collection[str], seeds: int, out: Path, flags: Sequence[str]
+) -> argparse.Namespace:
+    """The command line of a benchmark on tables. flags: the default ones of latentd train."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--python", default=".venv/bin/python", help="latentd's (.venv/bin/python)")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"of splits and models ({seeds})")
+    parser.add_argument("--tables", nargs="+", default=list(tables), choices=tables)
+    parser.add_argument("--out", type=Path, default=out, help=f"folder of runs and results ({out})")
+    parser.add_argument("flags", nargs="*", default=flags, help="of latentd train")
+    return parser.parse_args()
+
+
 class Latentd:
     """The commands, all in one process: importing takes longer than training on a small table.
 
@@ -37,7 +49,8 @@ class Latentd:
     """
 
     def __init__(self, python: str, folder: Path) -> None:
-        self.python = python
+        # Absolute, but not resolved: the file's place says which environment it is of.
+        self.python = str(Path(python).absolute())
         self.folder = folder.absolute()
         self._bundles = self.folder / "bundles"
         self._commands = subprocess.Popen(
@@ -58,28 +71,8 @@ class Latentd:
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
         """A server of all models; gives its address."""
-        places = ["--bundles", str(self._bundles), "--host", "127.0.0.1"]
-        ports = ["--port", "0", "--metrics-port", "0"]
-        with tempfile.TemporaryFile("w+") as log:
-            server = subprocess.Popen(
-                [self.python, "-m", "latentd", "serve", *places, *ports],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            try:
-                yield self._address(server, log)
-            finally:
-                server.terminate()
-                server.wait()
-
-    def _address(self, server: subprocess.Popen[bytes], log: Any) -> str:
-        while server.poll() is None:
-            log.seek(0)
-            if found := re.search(r"[Ll]istening on ([\d.]+:\d+)", log.read()):
-                return found[1]
-            time.sleep(0.2)
-        log.seek(0)
-        raise RuntimeError(log.read())
+        with processes.server(self._bundles, python=self.python) as server:
+            yield f"127.0.0.1:{server.port}"
 
     def scores(self, server: str, name: str, rows: pd.DataFrame) -> dict[str, Array]:
         """reconstruction_error, elbo and log_likelihood of each row, in nats."""
