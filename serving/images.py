@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from latentd import exif
 from latentd.bundle import DataSpec
 from latentd.errors import InvalidArgument
 
@@ -21,18 +22,6 @@ Pixels = NDArray[np.uint8]
 
 _ACCEPTED_MODES: Final = {"L": ("L", "1"), "RGB": ("RGB", "P", "L", "1")}
 """Pillow's modes that each kind of model accepts: its own, and those that convert without loss."""
-
-_ORIENTATION: Final = 0x0112  # EXIF's tag
-_TRANSPOSE: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SWAP_SIDES: Final = (5, 6, 7, 8)  # orientations that swap width and height
 
 _PNG_HEAD: Final = struct.Struct(">12s4sII")  # signature and length of IHDR, "IHDR", the sides
 _PNG_START: Final = (b"\x89PNG\r\n\x1a\n\0\0\0\r", b"IHDR")
@@ -68,7 +57,7 @@ def height_and_width(file: bytes | BinaryIO, field: str) -> tuple[int, int]:
     size = image.height, image.width
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
         return size  # Pillow would decode all pixels to look for EXIF behind them: it is rare there
-    return size[::-1] if _orientation(image) in _SWAP_SIDES else size
+    return size[::-1] if exif.orientation(image) in exif.SWAPS_SIDES else size
 
 
 def png_height_and_width(data: bytes, field: str) -> tuple[int, int]:
@@ -100,13 +89,13 @@ def decode_image(
     Raises InvalidArgument naming `field`, whatever Pillow raises.
     """
     kind, image = _kind(formats), _open(data, field, formats)
-    orientation = 1 if formats else _orientation(image)
+    orientation = 1 if formats else exif.orientation(image)
     if not resize:
         flag = "" if formats else "Pass --resize"
         _check_lossless(image, orientation, x, field, kind, flag, size_hint)
     try:
-        if orientation in _TRANSPOSE:
-            image = image.transpose(_TRANSPOSE[orientation])
+        if orientation in exif.UPRIGHT:
+            image = image.transpose(exif.UPRIGHT[orientation])
         image = _converted(image, "RGB" if x.shape[2:] == (3,) else "L")
         if resize:
             image = image.resize((x.shape[1], x.shape[0]), Image.Resampling.LANCZOS)
@@ -157,19 +146,6 @@ def _too_large(field: str) -> InvalidArgument:
     return InvalidArgument(field, f"more than {limit:,} pixels", "Use a smaller image")
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 (upright) if the EXIF is missing or damaged. Only the tag is
-    read: ImageOps.exif_transpose also rewrites the EXIF, which fails for that of some cameras."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns it as it reads the pixels
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except MemoryError:
-        raise
-    except Exception:
-        return 1
-
-
 def _check_lossless(
     image: Image.Image,
     orientation: int,
@@ -184,7 +160,7 @@ def _check_lossless(
     flag:      the option that would convert it, for the error message; "": there is none
     size_hint: what to do with an image of another size if there is no such option
     """
-    width, height = image.size[::-1] if orientation in _SWAP_SIDES else image.size
+    width, height = image.size[::-1] if orientation in exif.SWAPS_SIDES else image.size
     if (width, height) != (x.shape[1], x.shape[0]):
         raise InvalidArgument(
             field,

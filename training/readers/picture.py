@@ -16,24 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from latentd import exif
 from latentd.training.files import open_plain
 
 Pixels = npt.NDArray[np.uint8]
 
 _SIXTEEN_BITS: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # I: of 32, which must not use them
 _WITHOUT_RULE: Final = ("F", "LAB")  # floats have no known range; Pillow converts no LAB
-_TURN: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> the operation that turns the picture upright."""
-
-_ORIENTATION: Final = 0x0112
 
 
 class Bad(NamedTuple):
@@ -57,7 +46,7 @@ def read_header(path: Path, turned: bool) -> Header | Bad:
     try:
         with open_plain(path) as file, Image.open(file) as image:
             height, width = image.size[::-1]
-            if turned and _orientation(image) in (5, 6, 7, 8):
+            if turned and exif.orientation(image) in exif.SWAPS_SIDES:
                 height, width = width, height
             if image.mode in _WITHOUT_RULE:
                 return Bad(f"of mode {image.mode}, which has no rule")
@@ -72,7 +61,7 @@ def read_picture(
     """A picture read by the module's rules, in mode L or RGB. resized: height and width."""
     try:
         with open_plain(path) as file, Image.open(file) as opened:
-            turn = _TURN.get(_orientation(opened))
+            turn = exif.UPRIGHT.get(exif.orientation(opened))
             image: Image.Image = opened
             if image.mode in _SIXTEEN_BITS:
                 values = np.asarray(image)
@@ -91,17 +80,6 @@ def read_picture(
             return np.asarray(image)
     except Exception as error:  # as above
         return _fault(error)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. A damaged EXIF gives 1, upright. This reads only the tag,
-    because ImageOps rewrites the EXIF, which fails for some cameras."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns it as it reads the pixels
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # as above
-        return 1
 
 
 def _fault(error: Exception) -> Bad:
