@@ -63,7 +63,7 @@ sbom: $(VENV)/released  ## build/sbom.json: what is in the serving image (VARIAN
 demo: install  ## train on MNIST digits, export, serve, call every RPC, leave pictures in demo/
 	PATH="$(abspath $(RUN)):$$PATH" deploy/demo.sh demo
 
-test: install  ## unit and service tests, in under 3 minutes
+test: install  ## unit and service tests, in about 3 minutes
 	$(PYTEST) $(PARALLEL) -m '$(UNMARKED) and not e2e'
 
 test-e2e: install  ## the rest of test-all: whole commands, whole trainings, manifests
