@@ -42,14 +42,13 @@ class CallContext:
         self.header_bytes = 0
         self.cancelled = False
         self._pending: set[Future[Any]] = set()
-        self._on_done: Callable[[], None] | None = None
+        self._on_done: Callable[[CallContext], None] | None = None
 
     def on_cancel(self, future: Future[Any]) -> None:
         """Fail `future` with Cancelled when the call is cancelled or done; at once if it has been
         cancelled."""
-        for earlier in list(self._pending):
-            if earlier.done():  # a stream makes any number of them, each with the rows it brought
-                self._pending.discard(earlier)
+        if self._pending:  # a stream makes any number of them, each with the rows it brought
+            self._pending = {earlier for earlier in list(self._pending) if not earlier.done()}
         self._pending.add(future)
         if self.cancelled:
             future.set_exception(Cancelled())
@@ -60,15 +59,17 @@ class CallContext:
         for future in list(self._pending):
             future.set_exception(Cancelled())
 
-    def on_done(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the call has ended in any way. There is room for one callback."""
+    def on_done(self, callback: Callable[[CallContext], None]) -> None:
+        """Call `callback` with this context when the call has ended in any way. There is room for
+        one callback."""
         self._on_done = callback
 
     def finish(self) -> None:
         """The call has ended: cancel what it still waits for, and run the callback. Idempotent."""
-        for future in list(self._pending):
-            future.set_exception(Cancelled())
-        self._pending = set()
+        pending, self._pending = self._pending, set()
+        for future in list(pending):
+            if not future.done():
+                future.set_exception(Cancelled())
         callback, self._on_done = self._on_done, None
         if callback is not None:
-            callback()
+            callback(self)

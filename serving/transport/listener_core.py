@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -19,6 +19,7 @@ from latentd.batching import batcher
 from latentd.calls import coroutines
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Cancelled, Future
+from latentd.calls.in_flight import InFlight
 from latentd.transport import handlers
 from latentd.transport.handlers import Handler
 from latentd.transport.request_memory import PartialRequests
@@ -76,7 +77,7 @@ class CoreListener:
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         self._stopping = False
         self._stopped = threading.Event()
-        self._running = _RunningHandlers()
+        self._running = InFlight()
 
     def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         tls: tuple[Any, ...] = ()
@@ -101,7 +102,7 @@ class CoreListener:
             await asyncio.to_thread(self._stopped.wait)
         # The handler of a call that has ended may still compute. What it starts in a queue that has
         # shut down would abort the process.
-        if not await asyncio.to_thread(self._running.wait, MAX_HANDLER_SECONDS):
+        if not await asyncio.to_thread(self._running.drain, MAX_HANDLER_SECONDS):
             log.error("A handler has not returned; the listener's queue stays open.")
             return
         self._queue.shutdown()
@@ -112,22 +113,22 @@ class CoreListener:
     def _run(self) -> None:
         scheduled = batcher.enable_inline_execution()
         events_left = MAX_EVENTS_BEFORE_BATCH
-        kind = cygrpc.CompletionType
+        poll, queue_shutdown = self._queue.poll, cygrpc.CompletionType.queue_shutdown
         while True:
-            event = self._queue.poll(0 if scheduled else None)
-            no_event = event.completion_type in (kind.queue_timeout, kind.queue_shutdown)
+            event = poll(0 if scheduled else None)
+            tag = event.tag  # None: there was no event in time, or the queue has shut down
             try:
-                if scheduled and (no_event or events_left == 0):
+                if scheduled and (tag is None or events_left <= 0):
                     # The calls that have arrived meanwhile are the next batch.
                     events_left = MAX_EVENTS_BEFORE_BATCH
                     scheduled.pop(0).run_next()
-                if not no_event:
-                    events_left = max(events_left - 1, 0)
-                    event.tag(event)
+                if tag is not None:
+                    events_left -= 1
+                    tag(event)
+                elif event.completion_type == queue_shutdown and not scheduled:
+                    return
             except Exception:  # a bug of this server: it must not end all calls
                 log.exception("Unhandled error in the listener thread.")
-            if event.completion_type == kind.queue_shutdown and not scheduled:
-                return
 
     def _accept(self) -> None:
         self._server.request_call(self._queue, self._queue, self._on_call)
@@ -144,7 +145,8 @@ class CoreListener:
         rejected = handler.reject(context)
         if rejected is None:
             stream = _CoreStream(event.call, context, self._responses, self._requests)
-            coroutines.run_coroutine(self._running.count(stream.run(handler)))
+            self._running.add(stream)
+            coroutines.run_coroutine(stream.run(handler, self._running))
         else:
             # The whole call in one batch: cheap rejections leave time to serve the others.
             operations = (
@@ -156,32 +158,6 @@ class CoreListener:
 
     def _on_shutdown(self, event: Any) -> None:
         self._stopped.set()
-
-
-class _RunningHandlers:
-    """Counts the handlers that have not returned. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._number = 0
-        self._changed = threading.Condition()
-
-    async def count(self, running: Coroutine[Any, Any, None]) -> None:
-        self._add(1)
-        try:
-            await running
-        finally:
-            self._add(-1)
-
-    def _add(self, number: int) -> None:
-        with self._changed:
-            self._number += number
-            if not self._number:
-                self._changed.notify_all()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until none is left; False: some are left after so many seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._number, seconds)
 
 
 class _CoreStream:
@@ -199,17 +175,22 @@ class _CoreStream:
         self._call, self.context = call, context
         self._responses, self._requests = responses, requests
         self._metadata_sent = False
-        self._start_batch([cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)], self._on_close)
+        self._start_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
 
-    async def run(self, handler: Handler) -> None:
-        status = await handlers.finish(handler, self)
+    async def run(self, handler: Handler, running: InFlight) -> None:
+        """Run the handler and send its status. The call is in `running` until then."""
+        try:
+            self._end(await handlers.finish(handler, self))
+        finally:
+            running.remove(self)
+
+    def _end(self, status: Status) -> None:
         operations = self._initial_metadata()
         on_sent: Callable[[Any], None] = _ignore
         if status.message is not None:
-            operations.append(cygrpc.SendMessageOperation(status.message, _NO_FLAGS))
+            operations += (cygrpc.SendMessageOperation(status.message, _NO_FLAGS),)
             on_sent = self._reserve(UNARY_COPIES * len(status.message))
-        operations.append(_status_operation(status))
-        if not self._start_batch(operations, on_sent):
+        if not self._start_batch((*operations, _status_operation(status)), on_sent):
             on_sent(None)
 
     @property
@@ -225,7 +206,7 @@ class _CoreStream:
             self._requests.complete(number)
             future.set_result(event.batch_operations[0].message())
 
-        if not self._start_batch([cygrpc.ReceiveMessageOperation(_NO_FLAGS)], on_message):
+        if not self._start_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), on_message):
             self._requests.complete(number)
             future.set_exception(Cancelled())
         return future
@@ -241,9 +222,8 @@ class _CoreStream:
             else:
                 future.set_exception(Cancelled())
 
-        operations = self._initial_metadata()
-        operations.append(cygrpc.SendMessageOperation(message, _NO_FLAGS))
-        if not self._start_batch(operations, on_sent):
+        send = cygrpc.SendMessageOperation(message, _NO_FLAGS)
+        if not self._start_batch((*self._initial_metadata(), send), on_sent):
             release(None)
             future.set_exception(Cancelled())
         return future
@@ -256,16 +236,16 @@ class _CoreStream:
     def _drop(self) -> None:
         self._call.cancel(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], DROPPED)
 
-    def _initial_metadata(self) -> list[Any]:
+    def _initial_metadata(self) -> tuple[Any, ...]:
         """The operation that sends it, the first time; nothing after that."""
         if self._metadata_sent:
-            return []
+            return ()
         self._metadata_sent = True
-        return [cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)]
+        return (cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),)
 
-    def _start_batch(self, operations: list[Any], tag: Callable[[Any], None]) -> bool:
+    def _start_batch(self, operations: tuple[Any, ...], tag: Callable[[Any], None]) -> bool:
         """Start a batch of operations; `tag` gets its event. False: the call has ended."""
-        started: int = self._call.start_server_batch(tuple(operations), tag)
+        started: int = self._call.start_server_batch(operations, tag)
         return started == 0
 
     def _on_close(self, event: Any) -> None:
@@ -274,8 +254,9 @@ class _CoreStream:
 
 
 def _status_operation(status: Status) -> Any:
+    code: int = 0 if status.code is grpc.StatusCode.OK else status.code.value[0]
     return cygrpc.SendStatusFromServerOperation(
-        status.trailers, status.code.value[0], status.details.encode(), _NO_FLAGS
+        status.trailers, code, status.details.encode(), _NO_FLAGS
     )
 
 

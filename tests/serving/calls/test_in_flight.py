@@ -39,3 +39,32 @@ def test_call_releases_once_when_finished_twice():
     assert not in_flight.drain(timeout=0)
     other.finish()
     assert in_flight.drain(timeout=0)
+
+
+def test_calls_that_come_while_the_thing_closes_are_served_before_or_refused():
+    # `add` and `remove` take no lock: threads may change at any point.
+    for _ in range(200):
+        in_flight, start, drained = InFlight(), threading.Barrier(4), threading.Event()
+        served_late: list[bool] = []
+
+        def call(
+            in_flight: InFlight = in_flight,
+            start: threading.Barrier = start,
+            drained: threading.Event = drained,
+            served_late: list[bool] = served_late,
+        ) -> None:
+            start.wait(LONG)
+            for one in [object() for _ in range(20)]:
+                if in_flight.add(one):
+                    served_late.append(drained.is_set())
+                    in_flight.remove(one)
+
+        threads = [threading.Thread(target=call) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        start.wait(LONG)
+        assert in_flight.drain(LONG)
+        drained.set()
+        for thread in threads:
+            thread.join(LONG)
+        assert not any(served_late)
