@@ -33,7 +33,7 @@ class CallRecorder:
         self._method, self._metrics = method, metrics
         self._access_log, self._tracer = access_log, tracer
         self._seconds = metrics.request_seconds.labels(method)
-        self._requests: dict[tuple[str, grpc.StatusCode], Any] = {}  # counters by their labels
+        self._succeeded: dict[str, Any] = {}  # counters of calls that ended with OK, by model
 
     def start(self, stats: CallStats) -> None:
         """A call starts: its stats keep each batch's span if calls are traced."""
@@ -48,14 +48,16 @@ class CallRecorder:
         """
         seconds = time.monotonic() - started_at
         model, version = (served_by.model, served_by.version) if served_by is not None else ("", 0)
-        counter = self._requests.get((model, status.code))
+        ok = status.code is grpc.StatusCode.OK
+        counter = self._succeeded.get(model) if ok else None
         if counter is None:
             counter = self._metrics.requests.labels(self._method, model, status.code.name)
-            self._requests[model, status.code] = counter
+            if ok:
+                self._succeeded[model] = counter
         counter.inc()
         self._seconds.observe(seconds)
         rows, queued, ran = stats.totals()
-        if self._access_log == "all" or (self._access_log == "errors" and status.code.value[0]):
+        if self._access_log == "all" or (self._access_log == "errors" and not ok):
             self._log(stats, model, version, status.code.name, seconds)
         if self._tracer is not None:
             self._tracer.export_call(
