@@ -75,18 +75,19 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
             f"Send one of {', '.join(map(pb.DataType.Name, _DTYPES))}",
         )
     shape = tuple(tensor.shape)
-    if any(n < 0 for n in shape):
+    if min(shape, default=0) < 0:
         raise InvalidArgument(f"{field}.shape", f"{list(shape)} has a negative size")
     expected = math.prod(shape) * dtype.itemsize
-    if len(tensor.data) != expected:
+    data = tensor.data
+    if len(data) != expected:
         raise InvalidArgument(
             f"{field}.data",
             f"expected {expected} bytes for shape {list(shape)} and dtype {NAMES[tensor.dtype]}, "
-            f"got {len(tensor.data)}",
+            f"got {len(data)}",
             "Send the array in row-major order without padding",
         )
     try:
-        array: Array = np.frombuffer(tensor.data, dtype).reshape(shape)
+        array: Array = np.frombuffer(data, dtype).reshape(shape)
     except ValueError:  # an empty array may have lengths that no array can have
         raise InvalidArgument(f"{field}.shape", f"{list(shape)} is too large") from None
     return narrow_floats.widened(array) if data_type == pb.DATA_TYPE_BFLOAT16 else array
@@ -261,15 +262,17 @@ def _read_texts(
 
 def _content(rows: pb.Rows, x: DataSpec, field: str) -> str:
     """Which kind of rows a message holds: tensor, png or text. Raises InvalidArgument."""
-    content = rows.WhichOneof("content")
+    content: str | None = rows.WhichOneof("content")
+    if content == "tensor" or (content == "text" and x.is_text):
+        return content
+    if content == "png" and not x.is_text:
+        return content
     also = ", or PNG files" if x.is_png_compatible else ", or texts" if x.is_text else ""
     send = f"Send a tensor of {x.dtype} with shape [rows, {_format_shape(x.shape)}]{also}"
     if content is None:
         raise InvalidArgument(field, "missing", send)
-    if (content == "text") > x.is_text or (content == "png" and x.is_text):
-        sent = "texts" if content == "text" else "PNG files"
-        raise InvalidArgument(field, f"{sent} sent, and this model's rows are {x.plural}", send)
-    return str(content)
+    sent = "texts" if content == "text" else "PNG files"
+    raise InvalidArgument(field, f"{sent} sent, and this model's rows are {x.plural}", send)
 
 
 def write_rows(values: Array, form: pb.Format, into: pb.Rows) -> None:
@@ -329,7 +332,7 @@ def _check_signature(
             f"expected {dtype}, got {NAMES.get(tensor.dtype, 'none')}",
             "Send the data in the model's dtype; see GetModel",
         )
-    if len(tensor.shape) != len(row_shape) + 1 or tuple(tensor.shape[1:]) != tuple(row_shape):
+    if len(tensor.shape) != len(row_shape) + 1 or tensor.shape[1:] != list(row_shape):
         raise InvalidArgument(
             f"{field}.shape",
             f"expected [rows, {_format_shape(row_shape)}], got {list(tensor.shape)}",

@@ -11,12 +11,10 @@ and square roots are exact to IEEE 754 everywhere. The transform to normals uses
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +34,7 @@ _STEP: Final = np.float32(2.0**-23)
 _BLOCK: Final = 8  # normals from one Philox block: four words of 64 bits, two normals a word
 
 
-@dataclass(frozen=True, slots=True)
-class NoiseRange:
+class NoiseRange(NamedTuple):
     """`rows` rows of standard normal noise, not drawn yet."""
 
     seed: int  # 0 .. 2^64 - 1
@@ -74,7 +71,7 @@ def uniform(ranges: Sequence[NoiseRange], size: int) -> NDArray[np.float32]:
     to 1.
     """
     blocks = -(-size // _BLOCK)
-    streams = (dataclasses.replace(noise, stream=_UNIFORM | noise.stream) for noise in ranges)
+    streams = (noise._replace(stream=_UNIFORM | noise.stream) for noise in ranges)
     raw = np.concatenate([_philox_words(noise, blocks) for noise in streams])
     words = raw.view("<u4").reshape(-1, blocks * _BLOCK)[:, :size]
     numbers: NDArray[np.float32] = ((words >> 9).astype(np.float32) + np.float32(0.5)) * _STEP
@@ -86,12 +83,12 @@ class _Generator(threading.local):
 
     def __init__(self) -> None:
         self.philox = np.random.Philox(key=0)
-        self.counter = np.zeros(4, np.uint64)
-        self.key = np.zeros(2, np.uint64)
+        self.counter = [0, 0, 0, 0]  # words of 64 bits; the setter reads lists faster than arrays
+        self.key = [0, 0]
         self.state: Any = {
             "bit_generator": "Philox",
             "state": {"counter": self.counter, "key": self.key},
-            "buffer": np.zeros(4, np.uint64),
+            "buffer": [0, 0, 0, 0],
             "buffer_pos": 4,  # the buffer is used up: start with a new block
             "has_uint32": 0,
             "uinteger": 0,

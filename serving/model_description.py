@@ -31,7 +31,7 @@ class DataSpec:
     bounded: bool = True  # values outside the range are rejected
     columns: tuple[Column, ...] = ()  # as RowFormat.columns
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Elements in one row."""
         return math.prod(self.shape)
@@ -110,7 +110,7 @@ class RowShapes:
     params: tuple[int, ...] | None  # None: the model has no likelihood
     contributions: tuple[int, ...] | None = None  # None: the bundle cannot give them
 
-    @property
+    @functools.cached_property
     def z_size(self) -> int:
         """Numbers in one latent."""
         return math.prod(self.z)
@@ -157,7 +157,7 @@ class ModelDescription:
         """The names of the encoder's outputs: mean, and log_var if the posterior has one."""
         return ("mean", "log_var") if self.posterior == "gaussian" else ("mean",)
 
-    @property
+    @functools.cached_property
     def takes_choices(self) -> bool:
         """Whether the decoder also takes a choice for each element of x, which may draw it."""
         return self.x.is_text or bool(self.x.columns)

@@ -7,8 +7,7 @@ and counted, as such values make a row unusual. NaN and infinity are never accep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +24,7 @@ Counts = NDArray[np.uint32]
 """How many values of each row lie outside the range, shape (rows,)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(NamedTuple):
     """Rows that were checked.
 
     values:       in the shape and dtype given; a copy only if values were replaced by a bound
@@ -43,15 +41,17 @@ def check(values: NDArray[Any], x: DataSpec) -> Checked:
     """Check rows, shape (rows, *shape), of any dtype, against the range. The number in a
     categorical column must be that of a level."""
     found = _check_range(values, x)
+    if not x.columns:
+        return found
     for row, reason in _bad_levels(found.values, x).items():
         found.rejected.setdefault(row, reason)
     return found
 
 
 def _check_range(values: NDArray[Any], x: DataSpec) -> Checked:
-    low, high = max(x.range[0], _LOWEST), min(x.range[1], _HIGHEST)
-    if not values.size or (values.dtype == np.uint8 and (low, high) == (0, 255)):
+    if not values.size or (values.dtype.char == "B" and x.range == (0, 255)):
         return Checked(values, None, {})
+    low, high = max(x.range[0], _LOWEST), min(x.range[1], _HIGHEST)
     with np.errstate(invalid="ignore"):
         if values.min() >= low and values.max() <= high:  # false where there is NaN
             return Checked(values, None, {})

@@ -111,7 +111,8 @@ class Batcher:
         self._queue = queue
         self._runner = BatchRunner(name, run, metrics, clock, queue.batch_rows, self._on_success)
         self._clock, self._initializer = clock, initializer
-        self._changed = threading.Condition()  # guards the queue and the flags
+        self._lock = threading.RLock()  # guards the queue and the flags
+        self._changed = threading.Condition(self._lock)
         self._idle = 0  # how many of the batcher's own threads wait to be woken
         self._running = 0  # batches that run now, in any thread
         self._last_batch_end = -math.inf
@@ -191,15 +192,16 @@ class Batcher:
         before the last row has run, with EngineError when the engine fails on these rows. When the
         call is cancelled, the rows that have not run are dropped.
         """
-        entry = Entry(payload, rows, nbytes, context.deadline, context.background)
-        entry.work, entry.weight, entry.keep_outputs = work, weight, keep_outputs
-        entry.shape, entry.scale = shape, scale
+        entry = Entry(
+            *(payload, rows, nbytes, context.deadline, context.background),
+            *(work, weight, shape, scale, keep_outputs),
+        )
         future: Future[Outputs] = Future(lambda: self._cancel(entry))
         entry.future, entry.stats = future, context.stats
         now = self._clock()
         if context.deadline <= now:
             raise self._runner.expired("before the rows were queued")
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise Unavailable("The server is shutting down. Retry on another server.")
             try:
@@ -222,9 +224,11 @@ class Batcher:
         scale: int = 1,
     ) -> None:
         """Raise what `submit` would raise now: for calls that run other rows first."""
-        entry = Entry(None, rows, nbytes, context.deadline, context.background)
-        entry.weight, entry.shape, entry.scale = weight, shape, scale
-        with self._changed:
+        entry = Entry(
+            *(None, rows, nbytes, context.deadline, context.background),
+            *(0, weight, shape, scale),
+        )
+        with self._lock:
             try:
                 self._queue.check(entry, self._clock())
             except (Overloaded, DeadlineExceeded) as error:
@@ -239,7 +243,7 @@ class Batcher:
 
     def close(self) -> None:
         """Refuse new rows, run the rows that wait, then end the threads; blocks."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._wake_all()
         for thread in self._threads:
@@ -253,7 +257,7 @@ class Batcher:
     def run_next(self) -> bool:
         """Run the next batch in this thread, unless another thread is to run it. Returns whether
         more rows wait."""
-        with self._changed:
+        with self._lock:
             self._inline_scheduled = False
             if not self._can_run:
                 return False
@@ -267,7 +271,7 @@ class Batcher:
         for entry in expired:
             _detach_future(entry).set_exception(self._runner.expired())
         results = self._run_batch(batch)
-        with self._changed:
+        with self._lock:
             self._running, self._last_batch_end = self._running - 1, self._clock()
             waiting = self._queue.rows > 0
             if waiting:
@@ -278,6 +282,7 @@ class Batcher:
             if isinstance(result, Exception):
                 _detach_future(entry).set_exception(result)
             else:
+                result = _concat_parts(entry.parts) if entry.parts else result
                 _detach_future(entry).set_result(result)
         return waiting
 
@@ -319,7 +324,7 @@ class Batcher:
         else:
             ready.set_result(None)
         while True:
-            with self._changed:
+            with self._lock:
                 while self._inline_scheduled or not self._can_run:
                     if self._closing and not self._queue.rows and not self._running:
                         return
@@ -334,23 +339,25 @@ class Batcher:
             if item.start == 0:
                 item.entry.started_at = now
                 self._queue_seconds.observe(now - item.entry.queued_at)
-        results: list[Result] = []
         outcomes, ended_at = self._runner.run(batch), self._clock()
-        for item, outcome in outcomes:
-            entry = item.entry
-            if not isinstance(outcome, Exception) and item.rows < entry.rows:
-                with self._changed:
-                    entry.parts.append((item.start, outcome if entry.keep_outputs else ()))
-                    entry.rows_run += item.rows
-                    if entry.rows_run < entry.rows:
-                        continue
-                outcome = _concat_parts(entry.parts)
-            if self._finish(entry, ended_at):
-                results.append((entry, outcome))
-        return results
+        with self._lock:
+            return [
+                (item.entry, outcome)
+                for item, outcome in outcomes
+                if self._is_last(item, outcome) and self._finish(item.entry, ended_at)
+            ]
+
+    def _is_last(self, item: BatchItem, outcome: Outputs | Exception) -> bool:
+        """Whether the outcome ends its entry; otherwise keep it until the other rows have run."""
+        entry = item.entry
+        if item.rows == entry.rows or isinstance(outcome, Exception):
+            return True
+        entry.parts.append((item.start, outcome if entry.keep_outputs else ()))
+        entry.rows_run += item.rows
+        return entry.rows_run == entry.rows
 
     def _on_success(self, work: int, seconds: float) -> None:
-        with self._changed:
+        with self._lock:
             self._queue.observe(work, seconds)
 
     def _finish(self, entry: Entry, ended_at: float | None = None) -> bool:
@@ -358,7 +365,7 @@ class Batcher:
 
         ended_at: when its last row had run: recorded in the call's statistics.
         """
-        with self._changed:
+        with self._lock:
             was_waiting = self._queue.discard(entry)
             if was_waiting and ended_at is not None:
                 entry.stats.record(
@@ -367,7 +374,7 @@ class Batcher:
             return was_waiting
 
     def _oldest_age(self) -> float:
-        with self._changed:
+        with self._lock:
             oldest = self._queue.oldest()
         return 0.0 if oldest is None else self._clock() - oldest
 

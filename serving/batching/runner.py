@@ -101,7 +101,7 @@ class BatchRunner:
         start = 0
         for item in batch:
             stop = start + item.rows
-            outcomes.append((item, tuple(o if o is None else o[start:stop] for o in outputs)))
+            outcomes.append((item, tuple([o if o is None else o[start:stop] for o in outputs])))
             start = stop
         return outcomes
 
@@ -116,7 +116,7 @@ class BatchRunner:
         return wanted, [(item, self.expired()) for item in late]
 
     def _run_timed(self, batch: list[BatchItem]) -> Outputs:
-        rows = sum(item.rows for item in batch)
+        rows = sum([item.rows for item in batch])
         started_at, thread = time.perf_counter(), threading.get_ident()
         self._started_at[thread] = time.monotonic()
         try:
@@ -130,7 +130,7 @@ class BatchRunner:
             if output is not None and len(output) != rows:
                 raise EngineError(f"{rows} rows went in and {len(output)} came out.")
         self.failures = 0
-        self._on_success(sum(item.rows * item.entry.row_work for item in batch), seconds)
+        self._on_success(sum([item.rows * item.entry.row_work for item in batch]), seconds)
         self._run_seconds.observe(seconds)
         self._busy.inc(seconds)
         self._batch_rows.observe(rows)

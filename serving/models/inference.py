@@ -39,13 +39,14 @@ from latentd.models.payloads import DecodePayload, decode_batch, encode_batch
 from latentd.models.profile import MeasuredProfile
 from latentd.models.scoring import ScoreOutputs, Scoring
 from latentd.models.sources import GivenLatents, PosteriorSamples, Source
+from latentd.pb import vae_pb2 as pb
 from latentd.runtime import profiling
 from latentd.runtime.likelihood import LikelihoodGraph
 from latentd.settings import Settings
 from latentd.tiles import TiledRows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each call, and frozen ones are slower
 class ReconstructionOutputs:
     """x' of some rows, their encodings, and on request their scores."""
 
@@ -73,7 +74,7 @@ class ReconstructionOutputs:
         return self.x, self.score_output, *scores
 
 
-_MAX_SCALES: Final = 4096  # sizes whose costs are remembered
+_MAX_SIZES: Final = 4096  # whose costs and limits are remembered
 
 
 class ServedModel:
@@ -83,6 +84,10 @@ class ServedModel:
         self.loaded = loaded
         self.manifest: Manifest = loaded.manifest
         self.digest = loaded.digest
+        # A field of every response.
+        self.served_by = pb.ModelVersion(
+            model=self.manifest.model, version=self.manifest.version, digest=self.digest
+        )
         self.in_flight = InFlight()
         # Bytes hide NaN, which is not rare in float16, and so do categorical columns, whose
         # rows may be far from any data: only the score output shows it.
@@ -114,6 +119,7 @@ class ServedModel:
         decode = functools.partial(decode_batch, loaded.decoder.graph)
         self.max_elements = _max_elements(loaded, settings)
         self._scales: dict[tuple[int, ...], tuple[int, int]] = {(): (1, 1)}
+        self._max_rows: dict[tuple[tuple[int, ...], bool], int] = {}
         self.encoder = batcher("encoder", loaded.encoder, encode)
         self.decoder = batcher("decoder", loaded.decoder, decode)
         self._scoring_seconds = scoring.measure(loaded.likelihood, self.manifest.default)
@@ -121,8 +127,13 @@ class ServedModel:
     def max_rows(self, shapes: RowShapes, contributions: bool = False) -> int:
         """How many rows of this size a request may have: any response fits into one message.
         contributions: also one with contributions."""
-        message_bytes = self._settings.max_message_bytes
-        return min(self._settings.max_rows, shapes.rows_in(message_bytes, contributions))
+        limit = self._max_rows.get((shapes.key, contributions))
+        if limit is None:
+            in_message = shapes.rows_in(self._settings.max_message_bytes, contributions)
+            limit = min(self._settings.max_rows, in_message)
+            if len(self._max_rows) < _MAX_SIZES:
+                self._max_rows[shapes.key, contributions] = limit
+        return limit
 
     def too_large(self, shapes: RowShapes) -> tuple[str, str] | None:
         """Why a run of one row of this size would not fit into memory, and what to do; None: it
@@ -328,7 +339,7 @@ class ServedModel:
         if scales is None:
             profile, elements = self.loaded.profile, shapes.x.size
             scales = profile.encoder.scale(elements), profile.decoder.scale(elements)
-            if len(self._scales) < _MAX_SCALES:
+            if len(self._scales) < _MAX_SIZES:
                 self._scales[shapes.key] = scales
         return scales
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from latentd.models.sources import Source
 from latentd.runtime.engine import Graph
 
 
-@dataclass(frozen=True, slots=True)
-class DecodePayload:
+class DecodePayload(NamedTuple):
     """What a request to the decoder puts in its queue."""
 
     source: Source

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,7 @@ from latentd.latents import Latents, NoiseRange, standard_normal
 from latentd.tiles import TiledRows
 
 
-@dataclass(frozen=True, slots=True)
-class GivenLatents:
+class GivenLatents(NamedTuple):
     """Latents that the request contains."""
 
     z: Latents | TiledRows
@@ -29,8 +29,7 @@ class GivenLatents:
         return len(self.z)
 
 
-@dataclass(frozen=True, slots=True)
-class PriorSamples:
+class PriorSamples(NamedTuple):
     """z = temperature * eps: what Sample decodes."""
 
     draw: NoiseRange

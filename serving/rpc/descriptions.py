@@ -21,7 +21,7 @@ def get_model(
     manifest = model.manifest
     x, likelihood, threshold = manifest.x, manifest.likelihood, manifest.threshold
     return pb.GetModelResponse(
-        served_by=fields.served_by(model),
+        served_by=model.served_by,
         kind=x.kind,
         x_shape=_dims(x.shape),
         x_dtype=codec.DATA_TYPES[x.dtype],
@@ -74,7 +74,7 @@ def list_models(repository: Repository, root: Path) -> pb.ListModelsResponse:
     newest = {model.manifest.model: model for model in models}  # ascending: the last one wins
     ready = [
         pb.ListedModel(
-            version=fields.served_by(model),
+            version=model.served_by,
             state=pb.MODEL_STATE_READY,
             newest=model is newest[model.manifest.model],
             default=model.manifest.model == repository.default,

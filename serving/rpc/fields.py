@@ -125,13 +125,6 @@ def without_folders(reason: str, root: Path) -> str:
     return _ABSOLUTE_PATH.sub(r"\1", reason)
 
 
-def served_by(model: ServedModel) -> pb.ModelVersion:
-    """The model and version that answers, a field of every response."""
-    return pb.ModelVersion(
-        model=model.manifest.model, version=model.manifest.version, digest=model.digest
-    )
-
-
 def with_tiling(model: ServedModel, tiling: pb.Tiling) -> ServedModel:
     """The model, as this call runs it. Raises InvalidArgument."""
     if tiling == pb.TILING_UNSPECIFIED:

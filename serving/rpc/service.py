@@ -69,7 +69,7 @@ class VaeService:
             raise await finite.cause(bad, "x", model.encode(x[bad : bad + 1], context))
         if float_dtype:
             mean, log_var, z = await fields.narrowed(float_dtype, mean, log_var, z)
-        response = pb.EncodeResponse(served_by=fields.served_by(model), tiled=fields.tiled(model))
+        response = pb.EncodeResponse(served_by=model.served_by, tiled=fields.tiled(model))
         codec.write_tensor(mean, response.mean)
         if log_var is not None:
             codec.write_tensor(log_var, response.log_var)
@@ -112,7 +112,7 @@ class VaeService:
         elif float_dtype:
             (x,) = await fields.narrowed(float_dtype, x)
         response = pb.DecodeResponse(
-            served_by=fields.served_by(model),
+            served_by=model.served_by,
             tiled=fields.tiled(model),
             seed=noise.seed if noise else 0,
         )
@@ -149,7 +149,7 @@ class VaeService:
         if float_dtype:
             x, z = await fields.narrowed(float_dtype, x, z if request.include_z else None)
         response = pb.SampleResponse(
-            served_by=fields.served_by(model),
+            served_by=model.served_by,
             seed=source.draw.seed,
             offset=request.offset,
             tiled=fields.tiled(model),
@@ -204,7 +204,7 @@ class VaeService:
             if float_dtype:
                 x, z = await fields.narrowed(float_dtype, x, z if request.include_z else None)
             response = pb.StreamSamplesResponse(
-                served_by=fields.served_by(model),
+                served_by=model.served_by,
                 seed=noise.seed,
                 offset=noise.offset,
                 tiled=fields.tiled(model),
@@ -249,7 +249,7 @@ class VaeService:
         if float_dtype:
             rebuilt, contributions = await fields.narrowed(float_dtype, rebuilt, contributions)
         response = pb.ReconstructResponse(
-            served_by=fields.served_by(model),
+            served_by=model.served_by,
             seed=random.seed if random else 0,
             tiled=fields.tiled(model),
         )
@@ -337,9 +337,7 @@ class VaeService:
             raise await finite.cause(bad, farthest, step, "step")
         if float_dtype:
             x, path = await fields.narrowed(float_dtype, x, path if request.include_z else None)
-        response = pb.InterpolateResponse(
-            served_by=fields.served_by(model), tiled=fields.tiled(model)
-        )
+        response = pb.InterpolateResponse(served_by=model.served_by, tiled=fields.tiled(model))
         await fields.write_rows(x, form, response)
         if request.include_z:
             codec.write_tensor(path, response.z)
@@ -369,7 +367,7 @@ class VaeService:
             row = model.score(x[bad : bad + 1], draws, noise.slice(bad, bad + 1), context)
             raise await finite.cause(bad, "x", row)
         response = pb.ScoreResponse(
-            served_by=fields.served_by(model),
+            served_by=model.served_by,
             elbo=scores.elbo,
             log_likelihood=scores.log_likelihood,
             kl=scores.kl,

@@ -75,7 +75,7 @@ class ReconstructStream:
                     errors.setdefault(part.start + row, reason)
         results = [part.result for part in parts if part.result is not None]
         response = pb.StreamReconstructResponse(
-            served_by=fields.served_by(self._model),
+            served_by=self._model.served_by,
             offset=request.offset,
             seed=self._seed,
             errors=[pb.RowError(row=r, description=errors[r]) for r in sorted(errors)],
