@@ -108,43 +108,53 @@ def _philox_words(noise: NoiseRange, blocks: int) -> NDArray[np.uint64]:
     return words.astype("<u8", copy=False)
 
 
-# Wichura (1988), "Algorithm AS 241: The percentage points of the normal distribution", PPND7:
-# relative error about 1e-7, the precision of float32. Evaluated in float64.
-_CENTER: Final = 0.425
-_A: Final = (5.9109374720e01, 1.5929113202e02, 5.0434271938e01, 3.3871327179e00)
-_B: Final = (6.7187563600e01, 7.8757757664e01, 1.7895169469e01, 1.0)
-_C: Final = (1.7023821103e-01, 1.3067284816e00, 2.7568153900e00, 1.4234372777e00)
-_D: Final = (1.2021132975e-01, 7.3700164250e-01, 1.0)
-_E: Final = (1.7337203997e-02, 4.2868294337e-01, 3.0812263860e00, 6.6579051150e00)
-_F: Final = (1.2258202635e-02, 2.4197894225e-01, 1.0)
+def _coefficients(*polynomials: tuple[float, ...]) -> tuple[NDArray[np.float64], ...]:
+    """Of polynomials of one degree: for each power, the highest first, (polynomials, 1)."""
+    return tuple(np.array(polynomials).T[:, :, None])
 
 
-def _inverse_normal_cdf(uniform: NDArray[np.uint32]) -> Latents:
-    """The inverse normal distribution function at (uniform + 1/2) / 2^32: within +-6.4."""
-    q = (uniform.astype(np.float64) + (0.5 - 2.0**31)) * 2.0**-32  # exact; -1/2 < q < 1/2
-    r = _CENTER * _CENTER - q * q
-    tail = r < 0
-    z = q * (_polynomial(_A, r) / _polynomial(_B, r))
-    q = q[tail]
-    if q.size:
-        r = np.sqrt(-_log(0.5 - np.abs(q)))
-        near, far = r - 1.6, r - 5.0
-        size = np.where(
-            r <= 5.0,
-            _polynomial(_C, near) / _polynomial(_D, near),
-            _polynomial(_E, far) / _polynomial(_F, far),
-        )
-        z[tail] = np.copysign(size, q)
-    return z.astype(np.float32)
-
-
-def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Horner's scheme, highest power first."""
+def _polynomials(
+    coefficients: tuple[NDArray[np.float64], ...], x: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Several polynomials of x, (n,), by Horner's scheme: (polynomials, n). They are computed
+    together, as a call of numpy costs more than the few numbers of one row."""
     result = coefficients[0] * x + coefficients[1]
     for coefficient in coefficients[2:]:
         result *= x
         result += coefficient
     return result
+
+
+# Wichura (1988), "Algorithm AS 241: The percentage points of the normal distribution", PPND7:
+# relative error about 1e-7, the precision of float32. Evaluated in float64. Its third pair of
+# polynomials is for probabilities below 1e-11, which numbers of 32 bits do not have.
+_CENTER: Final = 0.425
+_CENTRAL: Final = _coefficients(
+    (5.9109374720e01, 1.5929113202e02, 5.0434271938e01, 3.3871327179e00),
+    (6.7187563600e01, 7.8757757664e01, 1.7895169469e01, 1.0),
+)
+_TAIL: Final = _coefficients(
+    (1.7023821103e-01, 1.3067284816e00, 2.7568153900e00, 1.4234372777e00),
+    (0.0, 1.2021132975e-01, 7.3700164250e-01, 1.0),
+)
+
+
+def _inverse_normal_cdf(uniform: NDArray[np.uint32]) -> Latents:
+    """The inverse normal distribution function at (uniform + 1/2) / 2^32: within +-6.4."""
+    q = (uniform.ravel().astype(np.float64) + (0.5 - 2.0**31)) * 2.0**-32  # exact; |q| < 1/2
+    r = _CENTER * _CENTER - q * q
+    numerator, denominator = _polynomials(_CENTRAL, r)
+    z = q * (numerator / denominator)
+    tail = np.flatnonzero(r < 0)
+    if tail.size:
+        q = q[tail]
+        numerator, denominator = _polynomials(_TAIL, np.sqrt(-_log(0.5 - np.abs(q))) - 1.6)
+        z[tail] = np.copysign(numerator / denominator, q)
+    result: Latents = z.astype(np.float32).reshape(uniform.shape)
+    return result
+
+
+_ARTANH: Final = _coefficients((1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3, 1.0))
 
 
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -156,7 +166,7 @@ def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     low = mantissa < 0.7071067811865476  # bring the mantissa to [sqrt(1/2), sqrt(2))
     mantissa[low] *= 2.0
     t = (mantissa - 1.0) / (mantissa + 1.0)
-    series = _polynomial((1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3, 1.0), t * t)
+    (series,) = _polynomials(_ARTANH, t * t)
     result: NDArray[np.float64] = (exponent - low) * 0.6931471805599453 + 2.0 * t * series
     return result
 
