@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,6 +41,9 @@ PIXELS = models.SHAPE[0] * models.SHAPE[1]
 IMAGES = 64  # of a call that asks for many
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, *models.SHAPE), np.uint8)
 DEFAULT, ONE_WORKER, MOSEC, ECHO, ENGINE = "latentd", "one worker", "mosec", "echo", "engine"
+ECHO_AND_ENGINE = "echo + engine"  # what one call takes at least: the way there, and one run
+ALONE = Callers(1, 1)
+_LATENTS = np.random.default_rng(0).normal(size=(4096, models.LATENT)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ WORKS = (
     _sample("Sample 1 image", Callers(4, 16), 1, "/sample"),
     _reconstruct(Callers(4, 16)),
     _sample(f"Sample {IMAGES} images", Callers(4, 2), IMAGES, "/sample-many"),
-    _sample("Sample 1 image", Callers(1, 1), 1, "/sample"),
+    _sample("Sample 1 image", ALONE, 1, "/sample"),
 )
 
 
@@ -103,8 +105,51 @@ def calls(name: str, server: Process, work: Work, seconds: float) -> Load:
     return h2load.grpc(server.port, method, work.message, work.callers, length)
 
 
+class Engine:
+    """The decoder in plain loops: without a server."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        loaded = bundle.load(path)
+        _, signature = loading.signatures(loaded.manifest)
+        self._graphs = [
+            SessionFactory(Provider("cpu")).load(loaded.files[bundle.DECODER], signature, threads=1)
+            for _ in range(threads)
+        ]
+        self._batch_rows = profiling.choose_batch_size(
+            profiling.measure(self._run, PIXELS, 0.05), 0.05
+        )
+
+    def _run(self, rows: int, graph: int = 0) -> object:
+        return self._graphs[graph].run(_LATENTS[:rows], ["x"])
+
+    def rate(self, seconds: float) -> float:
+        """Images a second of a loop in each thread, at the best batch."""
+        images = [0] * len(self._graphs)
+        end = time.perf_counter() + seconds
+
+        def loop(graph: int) -> None:
+            while time.perf_counter() < end:
+                self._run(self._batch_rows, graph)
+                images[graph] += self._batch_rows
+
+        loops = [threading.Thread(target=loop, args=(graph,)) for graph in range(len(images))]
+        for thread in loops:
+            thread.start()
+        for thread in loops:
+            thread.join()
+        return sum(images) / seconds
+
+    def median_ms(self, seconds: float) -> float:
+        """Of a run of one row."""
+        runs, end = [], time.perf_counter() + seconds
+        while (started := time.perf_counter()) < end:
+            self._run(1)
+            runs.append(time.perf_counter() - started)
+        return statistics.median(runs) * 1e3
+
+
 def measure(
-    servers: dict[str, Process], engine: Callable[[float], float], seconds: float
+    servers: dict[str, Process], engine: Engine, seconds: float
 ) -> dict[tuple[Work, str], tuple[float, float, float]]:
     """One round: images/s, CPU ms a call and median ms a call, of each work and server."""
     found: dict[tuple[Work, str], tuple[float, float, float]] = {}
@@ -118,42 +163,11 @@ def measure(
             cpu = (server.cpu_seconds() - before) * share / (result.rate * seconds)
             found[work, kind] = result.rate * work.images, cpu * 1e3, result.median * 1e3
         if work.images > 1:
-            found[work, ENGINE] = engine(seconds), 0.0, 0.0
+            found[work, ENGINE] = engine.rate(seconds), 0.0, 0.0
+        elif work.callers == ALONE:
+            p50 = found[work, ECHO][2] + engine.median_ms(seconds)
+            found[work, ECHO_AND_ENGINE] = 1e3 / p50, 0.0, p50
     return found
-
-
-def engine_loop(path: Path, threads: int) -> Callable[[float], float]:
-    """Images a second of the decoder in plain loops, one in each thread, at its best batch."""
-    loaded = bundle.load(path)
-    _, signature = loading.signatures(loaded.manifest)
-    graphs = [
-        SessionFactory(Provider("cpu")).load(loaded.files[bundle.DECODER], signature, threads=1)
-        for _ in range(threads)
-    ]
-
-    def run(rows: int) -> object:
-        return graphs[0].run(np.zeros((rows, models.LATENT), np.float32), ["x"])
-
-    rows = profiling.choose_batch_size(profiling.measure(run, PIXELS, 0.05), 0.05)
-    z = np.random.default_rng(0).normal(size=(rows, models.LATENT)).astype(np.float32)
-
-    def measured(seconds: float) -> float:
-        images = [0] * threads
-        end = time.perf_counter() + seconds
-
-        def loop(number: int) -> None:
-            while time.perf_counter() < end:
-                graphs[number].run(z, ["x"])
-                images[number] += rows
-
-        loops = [threading.Thread(target=loop, args=(number,)) for number in range(threads)]
-        for thread in loops:
-            thread.start()
-        for thread in loops:
-            thread.join()
-        return sum(images) / seconds
-
-    return measured
 
 
 def summary(
@@ -162,7 +176,7 @@ def summary(
     """The medians of the rounds."""
     table = []
     for work, kind in rounds[0]:
-        column = 2 if work.callers == Callers(1, 1) else 0
+        column = 2 if work.callers == ALONE else 0
         values = [found[work, kind] for found in rounds]
         ratios = [found[work, kind][column] / found[work, DEFAULT][column] for found in rounds]
         rate, cpu, p50 = (statistics.median(of) for of in zip(*values, strict=True))
@@ -184,8 +198,8 @@ def show(table: list[Measured]) -> None:
         for row in rows:
             cost = f"{row.cpu_ms:8.3f} ms of CPU a call {row.p50_ms:8.2f} ms p50"
             print(
-                f"  {row.server:12} {row.rate:10,.0f} images/s  {row.ratio:5.2f} of latentd's"
-                f"{'' if row.server == ENGINE else cost}",
+                f"  {row.server:13} {row.rate:10,.0f} images/s  {row.ratio:5.2f} of latentd's"
+                f"{'' if row.server in (ENGINE, ECHO_AND_ENGINE) else cost}",
                 flush=True,
             )
 
@@ -216,7 +230,7 @@ def main() -> None:
             if args.mosec:
                 started[MOSEC] = processes.mosec(args.mosec, path)
             servers = {kind: stack.enter_context(server) for kind, server in started.items()}
-            engine = engine_loop(path, cpus)
+            engine = Engine(path, cpus)
             rounds = [measure(servers, engine, args.seconds) for _ in range(args.rounds)]
         rows = summary(name, rounds)
         show(rows)
