@@ -108,16 +108,47 @@ def _philox_words(noise: NoiseRange, blocks: int) -> NDArray[np.uint64]:
     return words.astype("<u8", copy=False)
 
 
-def _coefficients(*polynomials: tuple[float, ...]) -> tuple[NDArray[np.float64], ...]:
-    """Of polynomials of one degree: for each power, the highest first, (polynomials, 1)."""
-    return tuple(np.array(polynomials).T[:, :, None])
+# Wichura (1988), "Algorithm AS 241: The percentage points of the normal distribution", PPND7:
+# relative error about 1e-7, the precision of float32. Evaluated in float64. Its third pair of
+# polynomials is for probabilities below 1e-11, which numbers of 32 bits do not have.
+_CENTER: Final = 0.425
+_A: Final = (5.9109374720e01, 1.5929113202e02, 5.0434271938e01, 3.3871327179e00)
+_B: Final = (6.7187563600e01, 7.8757757664e01, 1.7895169469e01, 1.0)
+_C: Final = (1.7023821103e-01, 1.3067284816e00, 2.7568153900e00, 1.4234372777e00)
+_D: Final = (1.2021132975e-01, 7.3700164250e-01, 1.0)
+_A_AND_B: Final = tuple(np.transpose([_A, _B])[:, :, None])  # two polynomials by one numpy call
+
+_FEW: Final = 8
+"""So many numbers take less time one by one than in numpy."""
 
 
-def _polynomials(
-    coefficients: tuple[NDArray[np.float64], ...], x: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Several polynomials of x, (n,), by Horner's scheme: (polynomials, n). They are computed
-    together, as a call of numpy costs more than the few numbers of one row."""
+def _inverse_normal_cdf(uniform: NDArray[np.uint32]) -> Latents:
+    """The inverse normal distribution function at (uniform + 1/2) / 2^32: within +-6.4."""
+    q = (uniform.ravel().astype(np.float64) + (0.5 - 2.0**31)) * 2.0**-32  # exact; |q| < 1/2
+    r = _CENTER * _CENTER - q * q
+    numerator, denominator = _polynomial(_A_AND_B, r)
+    z = q * (numerator / denominator)
+    tail = np.flatnonzero(r < 0)
+    if tail.size > _FEW:
+        z[tail] = _tail_quantile(q[tail], np)
+    elif tail.size:
+        z[tail] = [_tail_quantile(one, math) for one in q[tail].tolist()]
+    result: Latents = z.astype(np.float32).reshape(uniform.shape)
+    return result
+
+
+def _tail_quantile(q: Any, xp: Any) -> Any:
+    """The inverse normal distribution function at q + 1/2 in the tails, |q| > 0.425.
+
+    xp: numpy, of an array; or math, of a number. Both compute the same bits: all that is used here
+        is exact to IEEE 754.
+    """
+    r = xp.sqrt(-_log(0.5 - abs(q), xp)) - 1.6
+    return xp.copysign(_polynomial(_C, r) / _polynomial(_D, r), q)
+
+
+def _polynomial(coefficients: tuple[Any, ...], x: Any) -> Any:
+    """Horner's scheme, highest power first; of a number or an array."""
     result = coefficients[0] * x + coefficients[1]
     for coefficient in coefficients[2:]:
         result *= x
@@ -125,50 +156,17 @@ def _polynomials(
     return result
 
 
-# Wichura (1988), "Algorithm AS 241: The percentage points of the normal distribution", PPND7:
-# relative error about 1e-7, the precision of float32. Evaluated in float64. Its third pair of
-# polynomials is for probabilities below 1e-11, which numbers of 32 bits do not have.
-_CENTER: Final = 0.425
-_CENTRAL: Final = _coefficients(
-    (5.9109374720e01, 1.5929113202e02, 5.0434271938e01, 3.3871327179e00),
-    (6.7187563600e01, 7.8757757664e01, 1.7895169469e01, 1.0),
-)
-_TAIL: Final = _coefficients(
-    (1.7023821103e-01, 1.3067284816e00, 2.7568153900e00, 1.4234372777e00),
-    (0.0, 1.2021132975e-01, 7.3700164250e-01, 1.0),
-)
-
-
-def _inverse_normal_cdf(uniform: NDArray[np.uint32]) -> Latents:
-    """The inverse normal distribution function at (uniform + 1/2) / 2^32: within +-6.4."""
-    q = (uniform.ravel().astype(np.float64) + (0.5 - 2.0**31)) * 2.0**-32  # exact; |q| < 1/2
-    r = _CENTER * _CENTER - q * q
-    numerator, denominator = _polynomials(_CENTRAL, r)
-    z = q * (numerator / denominator)
-    tail = np.flatnonzero(r < 0)
-    if tail.size:
-        q = q[tail]
-        numerator, denominator = _polynomials(_TAIL, np.sqrt(-_log(0.5 - np.abs(q))) - 1.6)
-        z[tail] = np.copysign(numerator / denominator, q)
-    result: Latents = z.astype(np.float32).reshape(uniform.shape)
-    return result
-
-
-_ARTANH: Final = _coefficients((1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3, 1.0))
-
-
-def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _log(x: Any, xp: Any) -> Any:
     """Natural logarithm by exact operations: log x = e log 2 + 2 artanh((m - 1) / (m + 1)).
 
-    Its error is about 1e-11, far below the transform's own 1e-7.
+    Its error is about 1e-11, far below the transform's own 1e-7. xp: as of _tail_quantile
     """
-    mantissa, exponent = np.frexp(x)
-    low = mantissa < 0.7071067811865476  # bring the mantissa to [sqrt(1/2), sqrt(2))
-    mantissa[low] *= 2.0
+    mantissa, exponent = xp.frexp(x)
+    low = mantissa < 0.7071067811865476
+    mantissa = mantissa * (1.0 + low)  # bring the mantissa to [sqrt(1/2), sqrt(2))
     t = (mantissa - 1.0) / (mantissa + 1.0)
-    (series,) = _polynomials(_ARTANH, t * t)
-    result: NDArray[np.float64] = (exponent - low) * 0.6931471805599453 + 2.0 * t * series
-    return result
+    series = _polynomial((1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3, 1.0), t * t)
+    return (exponent - low) * 0.6931471805599453 + 2.0 * t * series
 
 
 def lerp(start: Latents, end: Latents, steps: int) -> Latents:
