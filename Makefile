@@ -171,7 +171,7 @@ build/mosec/bin/mosec:
 bench-overload: install  ## twice the load that the server can bear; memory over 200,000 calls
 	PYTHONPATH=. $(RUN)python tests/bench/bench_overload.py
 
-bench-workers: install  ## the same load on servers of one and of two workers
+bench-workers: install  ## the same load on servers of one and of two workers (needs h2load)
 	PYTHONPATH=. $(RUN)python tests/bench/bench_workers.py
 
 bench-watching: install  ## what statistics, a log line and a span add to a call

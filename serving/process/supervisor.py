@@ -1,7 +1,7 @@
 """Starts several workers that share a port, restarts those that die, and stops them together.
 
 This process serves only the metrics. It starts no gRPC, because a process with gRPC's threads must
-not start others. The kernel distributes connections among the workers (SO_REUSEPORT); a connection
+not start others. The kernel distributes connections among the workers (`reuseport`); a connection
 stays with its worker.
 """
 

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from latentd import logs
 from latentd.errors import EXIT_CONFIG, ConfigError
-from latentd.process import worker_metrics
+from latentd.process import reuseport, worker_metrics
 from latentd.process.server import Server, run
 from latentd.settings import Settings
 
@@ -50,6 +50,7 @@ EXIT_HUNG: Final = 70  # EX_SOFTWARE
 class Worker(Server):
     """A server without a metrics port, whose health is that of all workers.
 
+    number: among the workers of its supervisor, from 1 on.
     is_replacement: it replaces a worker that died. It opens the port only when it can serve:
     clients must not reach a process that loads while others are ready.
     """
@@ -59,12 +60,14 @@ class Worker(Server):
     def __init__(
         self,
         settings: Settings,
+        number: int,
         pipe: Connection[Any, Any],
         metrics_pipe: Connection[Any, Any],
         is_replacement: bool,
         trial_results: Path | None,
     ) -> None:
         super().__init__(settings, trial_results)
+        self._number = number
         self._pipe, self._metrics_pipe, self._is_replacement = pipe, metrics_pipe, is_replacement
         self._load_granted = asyncio.Event()
 
@@ -87,6 +90,13 @@ class Worker(Server):
             await self._open_port()
         self._start_accepting()
         self._announce()
+
+    async def _open_port(self) -> None:
+        await super()._open_port()
+        # Every worker: the program is lost when the last socket of the port closes.
+        problem = reuseport.take_turns(self.port, self.settings.workers)
+        if problem and self._number == 1 and not self._is_replacement:
+            log.info("A hash gives connections to workers, unevenly if few: %s.", problem)
 
     def _start_metrics(self) -> None:
         # In a thread: the event loop may be late, and must not wait for the supervisor.
@@ -133,7 +143,7 @@ def main(
     for this worker's metrics. trial_results: as Repository takes it."""
     logs.configure(settings.log_level, settings.log_format, number)
     try:
-        run(Worker(settings, pipe, metrics_pipe, is_replacement, trial_results))
+        run(Worker(settings, number, pipe, metrics_pipe, is_replacement, trial_results))
     except ConfigError as error:
         with suppress(OSError):  # the supervisor has exited
             pipe.send(StartFailure(str(error)))

@@ -6,8 +6,9 @@ import os
 import re
 import select
 import signal
+import socket
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -42,6 +43,55 @@ def worker_pids(process) -> list[int]:
 
 def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def shares(target: str, pids: list[int], number: int) -> list[int]:
+    """How many of so many new connections each process gets."""
+    host, _, port = target.rpartition(":")
+    with ExitStack() as opened:
+        ends = []
+        for _ in range(number):
+            client = opened.enter_context(socket.create_connection((host, int(port))))
+            assert client.recv(9)  # HTTP/2 settings: it was accepted
+            ends.append((f"{int(port):04X}", f"{client.getsockname()[1]:04X}"))
+        inodes: set[str] = set()
+        while len(inodes) < number:  # a table that changes while it is read may miss some
+            inodes |= server_sockets(ends)
+        return [len(inodes & open_sockets(pid)) for pid in pids]
+
+
+def server_sockets(ends: list[tuple[str, str]]) -> set[str]:
+    """The server's sockets of connections between these local and remote ports."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, remote, *rest = line.split()
+            if (local.rpartition(":")[2], remote.rpartition(":")[2]) in ends:
+                found.add(f"socket:[{rest[6]}]")
+    return found
+
+
+def open_sockets(pid: int) -> set[str]:
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(link))
+    return found
+
+
+def test_connections_are_given_in_turns_also_after_a_restart(pair):
+    target, _ = pair.ready()
+    reasons = [line for line in pair.log if "A hash gives connections" in line]
+    if reasons:
+        pytest.skip(reasons[0])
+    killed, left = worker_pids(pair)
+    for _ in range(8):  # a hash would do so too now and then
+        assert shares(target, [killed, left], 4) == [2, 2]
+    os.kill(killed, signal.SIGKILL)
+    while len(pids := worker_pids(pair)) < 3:
+        pair.answer()
+    for _ in range(8):
+        assert shares(target, [pids[-1], left], 4) == [2, 2]
 
 
 def test_calls_are_distributed_and_counted_together(pair):

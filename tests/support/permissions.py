@@ -1,19 +1,29 @@
-"""Files that this process may not read, also where it is root, who may read everything."""
+"""What a process may not do, also where it is root, who may do everything."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 _VERSION = 0x20080522
-_OVERRIDES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+_OVERRIDES = 1, 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+_BPF = 21, 39  # CAP_SYS_ADMIN and CAP_BPF
+
+
+def enforced() -> AbstractContextManager[None]:
+    """While inside, this thread and those that it starts are bound by files' permissions."""
+    return _without(*_OVERRIDES)
+
+
+def without_bpf() -> AbstractContextManager[None]:
+    """While inside, this thread and those that it starts may not load eBPF programs."""
+    return _without(*_BPF)
 
 
 @contextmanager
-def enforced() -> Iterator[None]:
-    """While inside, this thread and those that it starts are bound by files' permissions."""
+def _without(*capabilities: int) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
@@ -26,11 +36,12 @@ def enforced() -> Iterator[None]:
             raise OSError(ctypes.get_errno(), "capset")
 
     call(libc.capget)
-    before = sets[0]
-    sets[0] &= ~_OVERRIDES
+    before = list(sets)
+    for capability in capabilities:
+        sets[3 * (capability // 32)] &= ~(1 << capability % 32)
     call(libc.capset)
     try:
         yield
     finally:
-        sets[0] = before
+        sets[:] = before
         call(libc.capset)
