@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -186,7 +187,11 @@ class _GraphLoader:
             with _closed_on_failure(graph):
                 run_rows = functools.partial(run, graph, smallest)
                 if profiling.profile_still_valid(
-                    run_rows, previous.timings, previous.batch_rows, IDLE_RATIO
+                    run_rows,
+                    previous.timings,
+                    previous.batch_rows,
+                    IDLE_RATIO,
+                    self._clock(previous.threads),
                 ):
                     reused = dataclasses.replace(previous, file_bytes=file_bytes)
                     return ProfiledGraph(graph, golden, reused)
@@ -200,6 +205,10 @@ class _GraphLoader:
     def _session(self, file: str, signature: Signature, threads: int) -> Graph:
         with profiling.throttled(self._idle_ratio):
             return self._engine.load(self._bundle.files[file], signature, threads)
+
+    def _clock(self, threads: int) -> profiling.Clock:
+        """What times a graph's runs on so many threads."""
+        return time.thread_time if self._engine.on_cpu and threads == 1 else time.perf_counter
 
     def _row_bytes(self, shapes: RowShapes) -> int:
         row_bytes = shapes.x.nbytes + shapes.z_size * 4
@@ -224,6 +233,7 @@ class _GraphLoader:
                     max_seconds,
                     self._idle_ratio,
                     max_bytes,
+                    self._clock(threads),
                 )
 
         threads = settings.intra_op_threads or 1

@@ -162,6 +162,7 @@ def measure(
     max_seconds: float,
     idle_ratio: float,
     max_bytes: int = 0,
+    clock: profiling.Clock = time.perf_counter,
 ) -> list[SizeProfile]:
     """Time batches at each of these sizes, ascending, while a row takes a reasonable time.
 
@@ -179,7 +180,7 @@ def measure(
 
         # The batch size is chosen at the smallest size; of the others only the costs are needed.
         longest = max_seconds if index == 0 else max_seconds * profiling.SHORT
-        timings = profiling.measure(run_rows, row_bytes(shapes), longest, idle_ratio)
+        timings = profiling.measure(run_rows, row_bytes(shapes), longest, idle_ratio, clock)
         profiles.append(SizeProfile(shapes.x.shape, shapes.x.size, timings, nbytes))
     return profiles
 

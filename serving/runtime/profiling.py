@@ -20,6 +20,9 @@ it saves, and receiving calls and sending responses needs the CPUs."""
 MAX_DRIFT: Final = 4.0
 """A known profile stays valid while a batch takes at most so many times what it says: a machine
 that serves meanwhile is not quiet, and a new measurement would disturb it more."""
+Clock = Callable[[], float]
+"""Seconds of wall time, or of this thread's CPU time if the whole run is its own: what else the
+machine does then costs a batch nothing."""
 _RUNS: Final = 5
 _MAX_BYTES: Final = 256 << 20  # of input and output in one batch
 
@@ -45,7 +48,11 @@ def throttled(idle_ratio: float) -> Iterator[None]:
 
 
 def measure(
-    run: Callable[[int], object], row_bytes: int, max_seconds: float, idle_ratio: float = 0.0
+    run: Callable[[int], object],
+    row_bytes: int,
+    max_seconds: float,
+    idle_ratio: float = 0.0,
+    clock: Clock = time.perf_counter,
 ) -> list[BatchTiming]:
     """Time `run`, which runs a batch of so many rows, for 1, 2, 4, ... rows, until one batch takes
     longer than `max_seconds`.
@@ -55,7 +62,7 @@ def measure(
     timings: list[BatchTiming] = []
     rows = 1
     while rows <= 4096 and (rows == 1 or rows * row_bytes <= _MAX_BYTES):
-        timings.append(_time(run, rows, idle_ratio))
+        timings.append(_time(run, rows, idle_ratio, clock))
         if timings[-1].seconds > max_seconds:
             break
         rows *= 2
@@ -63,7 +70,11 @@ def measure(
 
 
 def profile_still_valid(
-    run: Callable[[int], object], timings: Sequence[BatchTiming], rows: int, idle_ratio: float
+    run: Callable[[int], object],
+    timings: Sequence[BatchTiming],
+    rows: int,
+    idle_ratio: float,
+    clock: Clock = time.perf_counter,
 ) -> bool:
     """Whether the timings of another graph hold for `run`, judged by one row.
 
@@ -72,17 +83,17 @@ def profile_still_valid(
     """
     with throttled(idle_ratio):
         run(rows)
-    return _time(run, 1, idle_ratio).seconds <= MAX_DRIFT * timings[0].seconds
+    return _time(run, 1, idle_ratio, clock).seconds <= MAX_DRIFT * timings[0].seconds
 
 
-def _time(run: Callable[[int], object], rows: int, idle_ratio: float) -> BatchTiming:
+def _time(run: Callable[[int], object], rows: int, idle_ratio: float, clock: Clock) -> BatchTiming:
     run(rows)  # the first run of a shape allocates
     times = []
     for _ in range(_RUNS):
         with throttled(idle_ratio):
-            start = time.perf_counter()
+            start = clock()
             run(rows)
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
     return BatchTiming(rows, min(times))
 
 

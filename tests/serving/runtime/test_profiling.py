@@ -51,6 +51,12 @@ def test_measure_doubles_the_rows_up_to_the_byte_limit():
     assert set(ran) == {1, 2, 4}
 
 
+def test_batches_are_timed_by_the_clock_that_is_given():
+    ran: list[int] = []
+    timings = measure(ran.append, row_bytes=64 << 20, max_seconds=10, clock=lambda: sum(ran))
+    assert timings == timings_of(1, 2, 4)
+
+
 def test_known_profile_is_checked_on_one_row_and_warms_the_largest_batch():
     ran: list[int] = []
     assert profile_still_valid(ran.append, timings_of(0.1, 0.2, 0.4, 0.8), rows=8, idle_ratio=0)
