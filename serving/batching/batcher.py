@@ -282,8 +282,12 @@ class Batcher:
             if isinstance(result, Exception):
                 _detach_future(entry).set_exception(result)
             else:
-                result = _concat_parts(entry.parts) if entry.parts else result
-                _detach_future(entry).set_result(result)
+                try:
+                    result = _concat_parts(entry.parts) if entry.parts else result
+                except Exception as error:  # no memory: it must end neither thread nor other calls
+                    _detach_future(entry).set_exception(error)
+                else:
+                    _detach_future(entry).set_result(result)
         return waiting
 
     @property

@@ -47,8 +47,9 @@ class CallContext:
     def on_cancel(self, future: Future[Any]) -> None:
         """Fail `future` with Cancelled when the call is cancelled or done; at once if it has been
         cancelled."""
-        if self._pending:  # a stream makes any number of them, each with the rows it brought
-            self._pending = {earlier for earlier in list(self._pending) if not earlier.done()}
+        pending = self._pending  # changed in place: another thread may add to it meanwhile
+        if pending:  # a stream makes any number of them, each with the rows it brought
+            pending.difference_update([earlier for earlier in list(pending) if earlier.done()])
         self._pending.add(future)
         if self.cancelled:
             future.set_exception(Cancelled())

@@ -28,6 +28,8 @@ class InFlight:
 
     def add(self, call: Hashable) -> bool:
         """Keep the call until it is removed. Returns False after `drain`: the thing is closing."""
+        if call in self._calls:
+            return True  # its end removes it once
         self._calls.add(call)
         if self._closed:  # looked at last: `drain` either sees this call or is seen here
             self.remove(call)

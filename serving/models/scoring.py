@@ -112,10 +112,10 @@ def measure(likelihood: LikelihoodGraph | None, shapes: RowShapes) -> ScoringSec
     score_output = np.zeros((scored, *of_decoder), np.float32)
     draws, likelihoods = [], []
     for _ in range(_REPEATS):
-        started = time.thread_time()
+        started = time.perf_counter()
         z = source.latents()
-        drawn = time.thread_time()
+        drawn = time.perf_counter()
         scoring.add(0, scored, z[:scored], score_output)
         draws.append(drawn - started)
-        likelihoods.append(time.thread_time() - drawn)
+        likelihoods.append(time.perf_counter() - drawn)
     return ScoringSeconds(min(draws) / _MEASURED_DRAWS, min(likelihoods) / scored)

@@ -64,9 +64,9 @@ def _permitted() -> bool:
     """Whether this thread has a right that loading a program needs."""
     try:
         status = Path("/proc/thread-self/status").read_text()
-    except OSError:
+        return bool(int(status.partition("CapEff:")[2].split()[0], 16) & _RIGHTS)
+    except (OSError, IndexError):  # no /proc, or one that tells less
         return False
-    return bool(int(status.partition("CapEff:")[2].split()[0], 16) & _RIGHTS)
 
 
 def _listening(port: int) -> list[socket.socket]:
@@ -77,7 +77,12 @@ def _listening(port: int) -> list[socket.socket]:
         # Other threads open and close files meanwhile, and gRPC its sockets.
         with suppress(OSError):
             if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                one = socket.socket(fileno=os.dup(int(name)))
+                copy = os.dup(int(name))
+                try:
+                    one = socket.socket(fileno=copy)
+                except OSError:  # it is another file's now
+                    os.close(copy)
+                    continue
                 if _listens(one, port):
                     found.append(one)
                 else:

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from latentd.batching import batcher
 from latentd.batching.batcher import Batcher, enable_inline_execution
 from latentd.batching.runner import EngineError
 from latentd.calls.context import CallContext
@@ -26,6 +27,19 @@ def test_rows_share_a_batch_when_queued_while_the_engine_is_busy(h):
 def test_large_request_is_concatenated_in_order(h):
     assert rows_of(h.submit(*range(20, 37))) == [2 * n for n in range(20, 37)]
     assert [len(batch) for batch in h.engine.batches] == [4, 4, 4, 4, 1]
+
+
+def test_request_whose_result_finds_no_memory_fails_alone(h, monkeypatch):
+    def concatenate(parts: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(batcher, "_concat_parts", concatenate)
+    first, large, small = h.hold(), h.submit(*range(20, 26)), h.submit(1)
+    h.release()
+    assert (rows_of(first), rows_of(small)) == ([0], [2])
+    with pytest.raises(MemoryError):
+        rows_of(large)
+    assert rows_of(h.submit(2)) == [4], "its thread still runs"
 
 
 def test_failing_request_fails_alone(h):

@@ -107,6 +107,26 @@ def test_finish_cancels_only_futures_that_are_not_done():
     assert cancelled == ["pending"]
 
 
+def test_future_that_another_thread_adds_meanwhile_is_cancelled_too():
+    context, second = CallContext(), Future[None]()
+
+    class Slow(Future[None]):
+        asked = False
+
+        def done(self) -> bool:  # another thread may run here
+            if not Slow.asked:
+                Slow.asked = True
+                thread = threading.Thread(target=context.on_cancel, args=(second,))
+                thread.start()
+                thread.join()
+            return super().done()
+
+    context.on_cancel(Slow())
+    context.on_cancel(Future())
+    context.cancel()
+    assert second.done()
+
+
 def test_long_call_keeps_no_reference_to_earlier_results():
     class Rows:
         pass

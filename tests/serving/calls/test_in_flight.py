@@ -41,6 +41,14 @@ def test_call_releases_once_when_finished_twice():
     assert in_flight.drain(timeout=0)
 
 
+def test_call_that_is_in_flight_stays_so_when_it_asks_again_while_the_thing_closes():
+    in_flight, context = InFlight(), CallContext()
+    assert in_flight.acquire(context)
+    assert not in_flight.drain(timeout=0)
+    assert in_flight.acquire(context)
+    assert not in_flight.drain(timeout=0)
+
+
 def test_calls_that_come_while_the_thing_closes_are_served_before_or_refused():
     # `add` and `remove` take no lock: threads may change at any point.
     for _ in range(200):

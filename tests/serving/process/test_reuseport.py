@@ -153,3 +153,13 @@ def test_other_platforms_are_left_as_they_are(listen, monkeypatch, system, machi
     assert reuseport.take_turns(one.getsockname()[1], 2) == expected
     with pytest.raises(FileNotFoundError):
         one.setsockopt(socket.SOL_SOCKET, DETACH, 0)
+
+
+def test_number_that_becomes_a_file_meanwhile_leaks_nothing(monkeypatch, tmp_path):
+    real = os.readlink
+    with (tmp_path / "file").open("w") as file:
+        path = f"/proc/self/fd/{file.fileno()}"
+        monkeypatch.setattr(os, "readlink", lambda p: "socket:[1]" if p == path else real(p))
+        before = len(os.listdir("/proc/self/fd"))
+        assert not reuseport._listening(1)
+        assert len(os.listdir("/proc/self/fd")) == before
