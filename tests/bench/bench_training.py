@@ -175,7 +175,7 @@ def main() -> None:
             table.append(line)
             took = line["seconds_per_60000_rows"]
             print(
-                f"{line['net']:6} {line['way']:38} {line['ratio']:5.2f}  <= {REACH}  "
+                f"{line['architecture']:6} {line['way']:38} {line['ratio']:5.2f}  <= {REACH}  "
                 f"{'met ' if line['met'] else 'MISS'}  CPU {line['cpu_ratio']:.2f}  "
                 f"{took[line['way']]:.1f} s and {took['textbook']:.1f} s for 60,000 rows"
             )
