@@ -51,6 +51,7 @@ class BatchRunner:
         self._name, self._run, self._clock = name, run, clock
         self._max_rows, self._on_success = batch_rows, on_success
         self._started_at: dict[int, float] = {}  # by thread, on time.monotonic's clock
+        self._lock = threading.Lock()  # guards the next one
         self._ended_at = 0.0  # the last run's end, on time.perf_counter's clock
         self.failures = 0  # runs that raised since the last success
         self._run_seconds = metrics.compute_duration.labels(name)
@@ -123,9 +124,10 @@ class BatchRunner:
             outputs = self._run(batch)
         finally:
             del self._started_at[thread]
-        ended_at = time.perf_counter()
-        # While another thread's run occupied the device, this one waited: that time does not count.
-        seconds, self._ended_at = ended_at - max(started_at, self._ended_at), ended_at
+        with self._lock:  # with a time taken before, another thread's run may have ended later
+            ended_at = time.perf_counter()
+            # While another thread's run occupied the device, this one waited: that does not count.
+            seconds, self._ended_at = ended_at - max(started_at, self._ended_at), ended_at
         for output in outputs:
             if output is not None and len(output) != rows:
                 raise EngineError(f"{rows} rows went in and {len(output)} came out.")

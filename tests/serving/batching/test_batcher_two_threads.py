@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from latentd.batching.batcher import Batcher
-from latentd.batching.entries import BatchItem
+from latentd.batching.entries import BatchItem, single_item_batch
 from latentd.batching.rowqueue import RowQueue
-from latentd.batching.runner import EngineError
+from latentd.batching.runner import BatchRunner, EngineError
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.metrics import Metrics
@@ -213,3 +213,27 @@ def test_close_runs_waiting_rows_in_both_threads(h):
         h.end(row)
     h.batcher.close()
     assert [rows_of(future)[0] for future in futures] == [200, 400, 600, 800, 1000]
+
+
+def test_time_of_a_run_is_counted_once_when_another_ends_at_the_same_moment(monkeypatch):
+    """The second thread ends its run, as far as it can, just after the first has read the clock."""
+    ended: list[float] = []
+    runner = BatchRunner(
+        *("test", lambda batch: (np.zeros((1, 1)),), Metrics(CollectorRegistry())),
+        *(time.monotonic, 1, lambda work, seconds: ended.append(seconds)),
+    )
+    other = threading.Thread(target=lambda: runner.run(single_item_batch(None, 1)))
+    clock, reads = time.perf_counter, itertools.count()
+
+    def perf_counter() -> float:
+        now = clock()
+        if threading.current_thread() is not other and next(reads) == 1:  # the end of its run
+            other.start()
+            other.join(0.2)  # it waits for this thread, unless both may account at once
+        return now
+
+    monkeypatch.setattr(time, "perf_counter", perf_counter)
+    assert not isinstance(runner.run(single_item_batch(None, 1))[0][1], Exception)
+    other.join(LONG)
+    assert len(ended) == 2
+    assert min(ended) >= 0.0
