@@ -263,9 +263,7 @@ def _read_texts(
 def _content(rows: pb.Rows, x: DataSpec, field: str) -> str:
     """Which kind of rows a message holds: tensor, png or text. Raises InvalidArgument."""
     content: str | None = rows.WhichOneof("content")
-    if content == "tensor" or (content == "text" and x.is_text):
-        return content
-    if content == "png" and not x.is_text:
+    if content and (content == "tensor" or (content == "text") == x.is_text):
         return content
     also = ", or PNG files" if x.is_png_compatible else ", or texts" if x.is_text else ""
     send = f"Send a tensor of {x.dtype} with shape [rows, {_format_shape(x.shape)}]{also}"

@@ -33,7 +33,9 @@ MAX_OBSERVED: Final = 1024
 class Histogram(prometheus_client.Histogram):
     """A histogram that adds up its observations in bulk: when many wait, and at each scrape.
 
-    So an observation costs a call an append. Thread-safe.
+    So an observation costs a call an append. Thread-safe. It uses names that prometheus-client does
+    not publish (_metric_init, _child_samples, _upper_bounds, _buckets, _sum); its tests show if
+    they change.
     """
 
     def _metric_init(self) -> None:

@@ -192,10 +192,9 @@ class Batcher:
         before the last row has run, with EngineError when the engine fails on these rows. When the
         call is cancelled, the rows that have not run are dropped.
         """
-        entry = Entry(
-            *(payload, rows, nbytes, context.deadline, context.background),
-            *(work, weight, shape, scale, keep_outputs),
-        )
+        entry = Entry(payload, rows, nbytes, context.deadline, context.background)
+        entry.work, entry.weight, entry.keep_outputs = work, weight, keep_outputs
+        entry.shape, entry.scale = shape, scale
         future: Future[Outputs] = Future(lambda: self._cancel(entry))
         entry.future, entry.stats = future, context.stats
         now = self._clock()
@@ -224,10 +223,8 @@ class Batcher:
         scale: int = 1,
     ) -> None:
         """Raise what `submit` would raise now: for calls that run other rows first."""
-        entry = Entry(
-            *(None, rows, nbytes, context.deadline, context.background),
-            *(0, weight, shape, scale),
-        )
+        entry = Entry(None, rows, nbytes, context.deadline, context.background)
+        entry.weight, entry.shape, entry.scale = weight, shape, scale
         with self._lock:
             try:
                 self._queue.check(entry, self._clock())

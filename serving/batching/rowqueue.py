@@ -368,7 +368,6 @@ class RowQueue:
             batch.append(BatchItem(entry, entry.payload, entry.rows_taken, stop))
             self._remove(shape, entry, rows)
             entry.rows_taken = stop
-            entry.rows_waiting -= rows
             taken += rows * entry.row_work
             if not entry.rows_waiting:
                 entries.popleft()
