@@ -9,7 +9,7 @@ UNMARKED := not slow and not gpu and not fake_cuda and not data
 TEST_PROCESSES ?= $(shell expr $$(nproc || echo 2) + 1)
 PARALLEL := -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
 FAKE_CUDA := $(RUN)python tests/support/fake_cuda.py
-PROTOC := $(RUN)python -m grpc_tools.protoc -Ilatentd/pb=protos/vae/v1 --python_out=build/packages --pyi_out=build/packages --grpc_python_out=build/packages protos/vae/v1/vae.proto
+PROTOC := $(RUN)python -m grpc_tools.protoc --python_out=build/packages --pyi_out=build/packages
 BUF    ?= buf
 FUZZ_SECONDS ?= 30
 VARIANT ?= cpu
@@ -131,7 +131,10 @@ build/packages:
 	ln -s $(abspath training) $@/latentd/training
 
 protos: install build/packages  ## generate serving/pb from protos/
-	$(PROTOC)
+	$(PROTOC) --grpc_python_out=build/packages -Ilatentd/pb=protos/vae/v1 protos/vae/v1/vae.proto
+	$(PROTOC) -Ilatentd/pb=protos/inference protos/inference/open_inference.proto
+	# In a pool of its own: a process may hold these messages and those of KServe's or Triton's client.
+	sed -i 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' serving/pb/open_inference_pb2.py
 
 likelihoods: install  ## write the graphs in serving/models/format_1 again
 	$(RUN)python -m latentd.training.format_1 serving/models/format_1
@@ -139,9 +142,9 @@ likelihoods: install  ## write the graphs in serving/models/format_1 again
 protos-check: protos  ## fail if serving/pb is not what protos/ generates
 	git diff --exit-code -- serving/pb
 
-protos-lint:  ## buf's STANDARD rules (get it with: npm install @bufbuild/buf)
+protos-lint:  ## buf's STANDARD rules for our own contract (get it with: npm install @bufbuild/buf)
 	@command -v $(BUF) >/dev/null || { echo "buf is not here: npm install @bufbuild/buf, then make protos-lint BUF=node_modules/.bin/buf"; exit 1; }
-	$(BUF) lint protos
+	$(BUF) lint protos --path protos/vae
 
 train: install  ## train a VAE on DATA into OUT
 	$(RUN)latentd train --data $(DATA) --out $(OUT)

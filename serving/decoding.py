@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd import latents
-from latentd.latents import NoiseRange
+from latentd.latents import Noise
 
 GREEDY: Final = -1.0
 FORCED: Final = 1.0
@@ -41,7 +41,7 @@ class Sampled:
     """Sampled by uniform numbers: those of the noise that decides, or would decide, z."""
 
     length: int
-    noise: NoiseRange
+    noise: Noise
 
     def choices(self, start: int, stop: int) -> Choices:
         """As Greedy.choices."""

@@ -38,7 +38,7 @@ class NoiseRange(NamedTuple):
     """`rows` rows of standard normal noise, not drawn yet."""
 
     seed: int  # 0 .. 2^64 - 1
-    offset: int  # index of the first row; offset + rows <= 2^63
+    offset: int  # index of the first row; offset + rows <= 2^64
     rows: int
     stream: int = PRIOR
 
@@ -49,7 +49,32 @@ class NoiseRange(NamedTuple):
         return NoiseRange(self.seed, self.offset + start, stop - start, self.stream)
 
 
-def standard_normal(ranges: Sequence[NoiseRange], shape: tuple[int, ...]) -> Latents:
+class NoiseRows(NamedTuple):
+    """Rows of standard normal noise, each with its own seed and index, not drawn yet."""
+
+    seeds: NDArray[np.uint64]  # (rows,)
+    indices: NDArray[np.uint64]  # (rows,)
+    stream: int = PRIOR
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.seeds)
+
+    def slice(self, start: int, stop: int) -> NoiseRows:
+        """As NoiseRange.slice."""
+        return NoiseRows(self.seeds[start:stop], self.indices[start:stop], self.stream)
+
+    def ranges(self) -> list[NoiseRange]:
+        """The same rows, each as a range."""
+        rows = zip(self.seeds.tolist(), self.indices.tolist(), strict=True)
+        return [NoiseRange(seed, index, 1, self.stream) for seed, index in rows]
+
+
+Noise = NoiseRange | NoiseRows
+
+
+def standard_normal(ranges: Sequence[Noise], shape: tuple[int, ...]) -> Latents:
     """The noise of all `ranges`, one below the other, in one vectorized pass.
 
     Returns float32 of shape (sum of rows, *shape). A row's numbers depend on its range and on how
@@ -63,7 +88,7 @@ def standard_normal(ranges: Sequence[NoiseRange], shape: tuple[int, ...]) -> Lat
     return _inverse_normal_cdf(uniform).reshape(-1, *shape)
 
 
-def uniform(ranges: Sequence[NoiseRange], size: int) -> NDArray[np.float32]:
+def uniform(ranges: Sequence[Noise], size: int) -> NDArray[np.float32]:
     """Uniform numbers between 0 and 1, never either, of all `ranges`: float32 (sum of rows, size).
 
     They are from streams of their own, so a row's latent and its uniform numbers are independent.
@@ -98,7 +123,9 @@ class _Generator(threading.local):
 _generator: Final = _Generator()
 
 
-def _philox_words(noise: NoiseRange, blocks: int) -> NDArray[np.uint64]:
+def _philox_words(noise: Noise, blocks: int) -> NDArray[np.uint64]:
+    if isinstance(noise, NoiseRows):
+        return np.concatenate([_philox_words(row, blocks) for row in noise.ranges()])
     generator = _generator
     first = noise.offset * blocks
     generator.counter[0], generator.counter[1] = first & 0xFFFF_FFFF_FFFF_FFFF, first >> 64

@@ -8,6 +8,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Final
 
+from latentd.pb.vae_pb2 import ModelVersion
+
 REQUEST_ID: Final = "x-request-id"
 HEADERS: Final = frozenset((REQUEST_ID, "traceparent", "tracestate"))
 """The headers that the statistics keep: the call's request id, and W3C's trace context."""
@@ -36,14 +38,16 @@ class CallStats:
 
     request_id: the client's, if it sent a safe one; otherwise generated here
     context:    the client's trace context, by the names of W3C's headers; None: it sent none
+    served_by:  the model that answers, as the server names it; None: none was found or is needed
     spans:      the first MAX_SPANS, if a list was set to keep them in; None: not kept
     """
 
-    __slots__ = ("_graphs", "context", "request_id", "spans")
+    __slots__ = ("_graphs", "context", "request_id", "served_by", "spans")
 
     def __init__(self) -> None:
         self.request_id = f"{_process}{next(_numbers):x}"
         self.context: dict[str, str] | None = None
+        self.served_by: ModelVersion | None = None
         self.spans: list[BatchSpan] | None = None
         self._graphs: dict[str, list[Any]] = {}  # rows, seconds queued, seconds run
 

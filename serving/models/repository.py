@@ -121,7 +121,12 @@ class Repository:
         while True:
             model = self._find(name, version)
             if model.in_flight.acquire(caller):
+                caller.stats.served_by = model.served_by
                 return model  # else it was replaced after `_find`, which now finds another
+
+    def peek(self, name: str, version: int) -> ServedModel:
+        """The model that `find` would return. It may be unloaded at any time: for descriptions."""
+        return self._find(name, version)
 
     def versions(self, name: str) -> list[int]:
         """The versions of one model that are served, ascending."""

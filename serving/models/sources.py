@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.batching.entries import BatchItem
-from latentd.latents import Latents, NoiseRange, standard_normal
+from latentd.latents import Latents, Noise, NoiseRange, standard_normal
 from latentd.tiles import TiledRows
 
 
@@ -32,7 +32,7 @@ class GivenLatents(NamedTuple):
 class PriorSamples(NamedTuple):
     """z = temperature * eps: what Sample decodes."""
 
-    draw: NoiseRange
+    draw: Noise
     temperature: float = 1.0
 
     @property
@@ -103,7 +103,7 @@ def materialize(batch: Sequence[BatchItem], shape: tuple[int, ...]) -> Latents:
         # A batch of Sample calls only: faster than item by item.
         parts = [item.payload.source.draw.slice(item.start, item.stop) for item in batch]
         return _scale(standard_normal(parts, shape), batch)
-    draws: list[NoiseRange] = []
+    draws: list[Noise] = []
     for item in batch:
         if isinstance(item.payload.source, PriorSamples):
             draws.append(item.payload.source.draw.slice(item.start, item.stop))

@@ -26,6 +26,7 @@ from latentd.metrics import Metrics
 from latentd.models.poller import Poller
 from latentd.models.repository import Repository
 from latentd.models.watchdog import EngineWatchdog
+from latentd.open_inference.service import OpenInferenceService
 from latentd.process.metrics_server import expose
 from latentd.rpc.service import VaeService
 from latentd.runtime.engine import SessionFactory
@@ -34,16 +35,16 @@ from latentd.transport import handlers, listener, reflection, tracing
 from latentd.transport.admission import AdmissionController
 from latentd.transport.auth import TokenStore, require_scope, require_token
 from latentd.transport.call_recorder import CallRecorder
-from latentd.transport.health import Health
+from latentd.transport.health import LIVENESS, READINESS, Health
 from latentd.transport.request_memory import PartialRequests
 from latentd.transport.response_memory import PendingResponses
 from latentd.transport.tls import Certificates
 
 log = logging.getLogger(__name__)
 
-HEALTH_NAMES: Final = ("", handlers.SERVICE, "readiness")
-"""Services that report NOT_SERVING while the server accepts no work. `liveness` reports only that
-the event loop runs."""
+SERVICES: Final = (handlers.VAE, handlers.OPEN_INFERENCE)
+HEALTH_NAMES: Final = ("", READINESS, *(service.full_name for service in SERVICES))
+"""Service names that report NOT_SERVING while the server accepts no work."""
 
 _HANDSHAKE_MS: Final = 10_000
 _IDLE_MS: Final = 300_000
@@ -184,14 +185,13 @@ class Server:
             listener.create_listener, settings.listener, options, responses, requests
         )
         self._health = Health()
-        self._health.set("liveness", True)
         self._open_handlers = self._health.handlers()
         if settings.reflection:
-            reflection_handlers = reflection.handlers([handlers.SERVICE])
+            reflection_handlers = reflection.handlers(SERVICES)
             if self._tokens is not None:
                 reflection_handlers = require_token(reflection_handlers, self._tokens, self.metrics)
             self._open_handlers |= reflection_handlers
-        self.listener.handlers = self._open_handlers | handlers.not_ready()
+        self.listener.handlers = self._open_handlers | handlers.not_ready(*SERVICES)
         self._set_health(False)
 
     async def _open_port(self) -> None:
@@ -212,7 +212,14 @@ class Server:
         def recorder(method: str) -> CallRecorder:
             return CallRecorder(method, self.metrics, self.settings.access_log, self._tracer)
 
-        methods = handlers.handlers(service, admission, self.metrics, recorder)
+        open_inference = OpenInferenceService(service, self.repository, self.settings)
+        methods = {
+            path: handler
+            for described, implementation in zip(SERVICES, (service, open_inference), strict=True)
+            for path, handler in handlers.handlers(
+                described, implementation, admission, self.metrics, recorder
+            ).items()
+        }
         if self._tokens is not None:
             methods = require_scope(methods, self._tokens, self.metrics)
         self.listener.handlers = self._open_handlers | methods
@@ -252,7 +259,7 @@ class Server:
         # A liveness probe then restarts the process.
         self._healthy = False
         self._set_health(self._accepting)
-        self._health.set("liveness", False)
+        self._health.set(LIVENESS, False)
 
     def _announce(self) -> None:
         # Last: from now on clients send calls.

@@ -15,9 +15,8 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import run_in_executor
 from latentd.decoding import Sampled
 from latentd.errors import InvalidArgument, PermissionDenied
-from latentd.latents import POSTERIOR, Latents, NoiseRange
+from latentd.latents import POSTERIOR, Latents, Noise, NoiseRange
 from latentd.models.inference import ServedModel
-from latentd.models.sources import PriorSamples
 from latentd.models.tiled import TiledModel
 from latentd.pb import vae_pb2 as pb
 from latentd.ranges import Counts
@@ -43,14 +42,19 @@ _FEW_TEXTS: Final = 256
 """So many texts are read or written in less than half a millisecond."""
 
 
-def prior_samples(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> PriorSamples:
-    """The latents that Sample decodes: `rows` rows from the request's offset on."""
-    temperature = request.temperature if request.HasField("temperature") else 1.0
+def prior_noise(request: pb.SampleRequest | pb.StreamSamplesRequest, rows: int) -> NoiseRange:
+    """The noise of samples from the prior: `rows` rows from the request's offset on."""
+    return noise_range(seed(request), request.offset, rows, "offset")
+
+
+def temperature(request: pb.SampleRequest | pb.StreamSamplesRequest) -> float:
+    """The standard deviation of the latents. Raises InvalidArgument."""
+    temperature: float = request.temperature if request.HasField("temperature") else 1.0
     if not 0.0 <= temperature <= _MAX_TEMPERATURE:
         raise InvalidArgument(
             "temperature", f"must be between 0 and {_MAX_TEMPERATURE:g}, got {temperature:g}"
         )
-    return PriorSamples(noise_range(seed(request), request.offset, rows, "offset"), temperature)
+    return temperature
 
 
 def posterior_noise(
@@ -68,7 +72,7 @@ def sampled(
     | pb.ReconstructRequest
     | pb.StreamReconstructRequest,
     model: ServedModel,
-    noise: NoiseRange,
+    noise: Noise,
 ) -> Sampled | None:
     """How x is decoded if the request says draw_x; None: it does not. Raises InvalidArgument."""
     if not request.draw_x:

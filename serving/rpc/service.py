@@ -14,7 +14,7 @@ from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
 from latentd.decoding import TeacherForced
 from latentd.errors import InvalidArgument
-from latentd.latents import NoiseRange
+from latentd.latents import Noise, NoiseRange
 from latentd.metrics import Metrics
 from latentd.models.repository import Repository
 from latentd.models.sources import GivenLatents, PosteriorSamples, PriorSamples
@@ -122,7 +122,10 @@ class VaeService:
             await fields.write_rows(x, form, response)
         return response
 
-    async def sample(self, request: pb.SampleRequest, context: CallContext) -> pb.SampleResponse:
+    async def sample(
+        self, request: pb.SampleRequest, context: CallContext, noise: Noise | None = None
+    ) -> pb.SampleResponse:
+        """noise: the rows to sample, `count` of them, in place of the request's seed and offset."""
         served = self._repository.find(request.model, request.version, context)
         model = fields.with_tiling(served, request.tiling)
         fields.require(model, "sample", "model")
@@ -137,8 +140,9 @@ class VaeService:
         form = codec.read_format(request.format, shapes.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
         fields.require_room(shapes, model, "sizes", form, float_dtype)
-        source = fields.prior_samples(request, request.count)
-        decoding = fields.sampled(request, model, source.draw)
+        noise = noise or fields.prior_noise(request, request.count)
+        source = PriorSamples(noise, fields.temperature(request))
+        decoding = fields.sampled(request, model, noise)
         x, score_output, z = await model.decode(
             source, shapes, context, score_output=model.checks_score_output, decoding=decoding
         )
@@ -150,10 +154,10 @@ class VaeService:
             x, z = await fields.narrowed(float_dtype, x, z if request.include_z else None)
         response = pb.SampleResponse(
             served_by=model.served_by,
-            seed=source.draw.seed,
-            offset=request.offset,
             tiled=fields.tiled(model),
         )
+        if isinstance(noise, NoiseRange):
+            response.seed, response.offset = noise.seed, noise.offset
         await fields.write_rows(x, form, response)
         if request.include_z:
             codec.write_tensor(z, response.z)
@@ -175,11 +179,12 @@ class VaeService:
         form = codec.read_format(request.format, shapes.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
         fields.require_room(shapes, model, "sizes", form, float_dtype)
-        source = fields.prior_samples(request, request.count)
+        all_noise = fields.prior_noise(request, request.count)
+        temperature = fields.temperature(request)
 
         def submit(start: int) -> tuple[NoiseRange, Future[Outputs]]:
-            noise = source.draw.slice(start, min(start + chunk, request.count))
-            samples = PriorSamples(noise, source.temperature)
+            noise = all_noise.slice(start, min(start + chunk, request.count))
+            samples = PriorSamples(noise, temperature)
             return noise, model.decode(
                 samples,
                 shapes,

@@ -2,13 +2,13 @@
 
 Rows can be so cheap to run that receiving a call is most of its cost. Under overload, a server that
 reads each call only to reject it has little time left for the calls it could answer. So a call is
-rejected by its deadline alone if the batcher of its first graph predicts too long a wait.
+rejected by its deadline alone if every batcher that it may enter first predicts too long a wait.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from latentd.batching.rowqueue import WAIT_SAFETY_FACTOR
@@ -39,14 +39,14 @@ class AdmissionController:
         self._rejected = 0
         self.lead_seconds = 0.0
 
-    def excess_wait(self, graph: str, deadline: float) -> float | None:
+    def excess_wait(self, graphs: Collection[str], deadline: float) -> float | None:
         """The predicted wait in seconds, if it exceeds the deadline; None: read the call.
 
-        graph:    the wait is that of the least busy batcher for a graph of this name
+        graphs:   the wait is that of the least busy batcher for graphs of these names
         deadline: on time.monotonic's clock
         """
         now = self._clock()
-        min_wait = self._min_wait(graph, now)
+        min_wait = self._min_wait(graphs, now)
         seconds = self.lead_seconds + min_wait * WAIT_SAFETY_FACTOR
         if not min_wait or now + seconds <= deadline:
             return None
@@ -57,19 +57,19 @@ class AdmissionController:
         """A call that was read has been admitted by its batcher."""
         self.lead_seconds *= _SHRINK
 
-    def on_rejected(self, graph: str, deadline: float) -> None:
-        """A call that was read has been rejected by a batcher for this graph."""
+    def on_rejected(self, graphs: Collection[str], deadline: float) -> None:
+        """A call that was read has been rejected by a batcher for one of these graphs."""
         now = self._clock()
         # Only if every other batcher would have rejected it too.
-        if now + self._min_wait(graph, now) * WAIT_SAFETY_FACTOR > deadline:
+        if now + self._min_wait(graphs, now) * WAIT_SAFETY_FACTOR > deadline:
             self.lead_seconds = min(self.lead_seconds * _GROW + _MIN_LEAD_STEP, _MAX_LEAD)
 
-    def _min_wait(self, graph: str, now: float) -> float:
-        """The shortest wait of the batchers in use for this graph; 0.0: none is in use."""
+    def _min_wait(self, graphs: Collection[str], now: float) -> float:
+        """The shortest wait of the batchers in use for these graphs; 0.0: none is in use."""
         waits = (
             batcher.min_wait
             for model in self._repository.models()
             for batcher, _ in model.batchers()
-            if batcher.name == graph and now - batcher.last_batch_end < _ACTIVE_SECONDS
+            if batcher.name in graphs and now - batcher.last_batch_end < _ACTIVE_SECONDS
         )
         return min(waits, default=0.0)

@@ -84,7 +84,7 @@ class TokenStore:
 def require_scope(
     handlers: Mapping[str, Handler], tokens: TokenStore, metrics: Metrics
 ) -> dict[str, Handler]:
-    """Wrap handlers of the contract's methods: each rejects a call whose token lacks the method's
+    """Wrap handlers of methods in METHODS: each rejects a call whose token lacks the method's
     scope, before it reads the call. Raises KeyError for a method that is not in METHODS."""
     return {
         path: _with_token(path, inner, METHODS[_method_name(path)].scope, tokens, metrics)

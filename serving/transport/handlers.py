@@ -13,22 +13,25 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Cancelled, Future
 from latentd.calls.stats import HEADERS
 from latentd.errors import InvalidArgument, Overloaded
 from latentd.metrics import Metrics
-from latentd.pb import vae_pb2 as pb
-from latentd.rpc.methods import METHODS
-from latentd.rpc.service import VaeService
+from latentd.pb import open_inference_pb2, vae_pb2
+from latentd.rpc.methods import METHODS, PROBE
 from latentd.transport.admission import AdmissionController
 from latentd.transport.call_recorder import CallRecorder
 from latentd.transport.messages import parse
 from latentd.transport.status import Metadata, Status, overloaded, status
 
-SERVICE: Final = pb.DESCRIPTOR.services_by_name["VaeService"].full_name
+VAE: Final = vae_pb2.DESCRIPTOR.services_by_name["VaeService"]
+OPEN_INFERENCE: Final = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SERVICE: Final = VAE.full_name
 PRIORITY: Final = "latentd-priority"
 BACKGROUND: Final = "background"
 
@@ -88,22 +91,26 @@ Streaming = Callable[[Any, CallContext], AsyncIterator[Message]]
 
 
 def handlers(
-    service: VaeService,
+    service: ServiceDescriptor,
+    implementation: object,
     admission: AdmissionController,
     metrics: Metrics,
     recorder: Callable[[str], CallRecorder],
 ) -> dict[str, Handler]:
-    """The handler of each method of the contract, by path.
+    """The handler of each method of a service but its probes, by path.
 
-    recorder: makes the recorder of a method, by the method's name
+    implementation: has a method for each, with its name in snake case
+    recorder:       makes the recorder of a method, by the method's name
     Raises KeyError for a method that is not in METHODS.
     """
     table: dict[str, Handler] = {}
-    for method in pb.DESCRIPTOR.services_by_name["VaeService"].methods:
-        request = getattr(pb, method.input_type.name)
+    for method in _methods(service):
+        request = GetMessageClass(method.input_type)
         call = _Method(method.name, request, admission, metrics, recorder(method.name))
-        implementation = getattr(service, _snake_case(method.name))
-        table[f"/{SERVICE}/{method.name}"] = Handler(call.run(method, implementation), call.reject)
+        answer = getattr(implementation, _snake_case(method.name))
+        table[f"/{service.full_name}/{method.name}"] = Handler(
+            call.run(method, answer), call.reject
+        )
     return table
 
 
@@ -117,14 +124,21 @@ async def finish(handler: Handler, stream: CallStream) -> Status:
         stream.context.finish()
 
 
-def not_ready() -> dict[str, Handler]:
-    """Handlers for the contract's methods until the models are loaded: all answer UNAVAILABLE."""
+def not_ready(*services: ServiceDescriptor) -> dict[str, Handler]:
+    """Handlers for the same methods until the models are loaded: all answer UNAVAILABLE."""
 
     async def handle(stream: CallStream) -> Status:
         return Status(grpc.StatusCode.UNAVAILABLE, "The server is loading its models.")
 
-    methods = pb.DESCRIPTOR.services_by_name["VaeService"].methods
-    return {f"/{SERVICE}/{method.name}": Handler(handle) for method in methods}
+    return {
+        f"/{service.full_name}/{method.name}": Handler(handle)
+        for service in services
+        for method in _methods(service)
+    }
+
+
+def _methods(service: ServiceDescriptor) -> list[Any]:
+    return [method for method in service.methods if METHODS[method.name] is not PROBE]
 
 
 class _Method:
@@ -140,8 +154,9 @@ class _Method:
     ) -> None:
         self._name, self._request, self._metrics = name, request, metrics
         self._admission, self._recorder = admission, recorder
-        self._graph = METHODS[name].first_graph
-        if self._graph:
+        self._graphs = METHODS[name].first_graphs
+        if self._graphs:
+            self._shed = metrics.shed.labels(" or ".join(self._graphs), "admission")
             self._exhausted = metrics.requests.labels(name, "", "RESOURCE_EXHAUSTED")
 
     def reject(self, context: CallContext) -> Status | None:
@@ -149,12 +164,12 @@ class _Method:
         if context.header_bytes > MAX_METADATA_BYTES:
             self._metrics.requests.labels(self._name, "", "RESOURCE_EXHAUSTED").inc()
             return _TOO_MANY_HEADERS
-        if not self._graph or context.deadline == math.inf:
+        if not self._graphs or context.deadline == math.inf:
             return None
-        wait = self._admission.excess_wait(self._graph, context.deadline)
+        wait = self._admission.excess_wait(self._graphs, context.deadline)
         if wait is None:
             return None
-        self._metrics.shed.labels(self._graph, "admission").inc()
+        self._shed.inc()
         self._exhausted.inc()
         return overloaded(math.ceil(wait * 100) / 100)
 
@@ -173,13 +188,13 @@ class _Method:
                 started_at = time.monotonic()  # a call counts from when its message is complete
                 request = self._parse(message, context)
                 response = await method(request, context)
-                served_by = _served_by(response)
+                served_by = context.stats.served_by
                 ended = Status(message=response.SerializeToString())
                 self._admission.on_admitted()
             except (Exception, Cancelled) as error:
                 ended = status(error, self._name, context.stats.request_id)
-                if isinstance(error, Overloaded) and self._graph:
-                    self._admission.on_rejected(self._graph, context.deadline)
+                if isinstance(error, Overloaded) and self._graphs:
+                    self._admission.on_rejected(self._graphs, context.deadline)
             return self._recorder.finish(context.stats, started_at, served_by, ended)
 
         return handle
@@ -220,7 +235,7 @@ class _Method:
         response: Message | None
         try:
             async for response in responses:
-                served_by = served_by or _served_by(response)
+                served_by = stats.served_by
                 await stream.write(response.SerializeToString())
                 response = None  # free it now: the next one may take long
         except (Exception, Cancelled) as error:
@@ -253,12 +268,6 @@ def call_context(metadata: Metadata, seconds_left: float) -> CallContext:
         elif key in HEADERS:
             context.stats.set_header(key, value)
     return context
-
-
-def _served_by(response: Any) -> pb.ModelVersion | None:
-    """The model that answered, for the metric's labels. They never come from the request, where
-    their number would be unbounded."""
-    return getattr(response, "served_by", None)
 
 
 def _snake_case(name: str) -> str:

@@ -1,4 +1,5 @@
-"""grpc.health.v1: the serving status, for probes and for clients that balance load."""
+"""grpc.health.v1, and the probes of the Open Inference Protocol: the serving status, for probes and
+for clients that balance load."""
 
 from __future__ import annotations
 
@@ -13,11 +14,22 @@ from grpc_health.v1 import health_pb2
 
 from latentd.calls.coroutines import Future
 from latentd.errors import Overloaded, Unavailable
+from latentd.pb.open_inference_pb2 import (
+    ServerLiveRequest,
+    ServerLiveResponse,
+    ServerReadyRequest,
+    ServerReadyResponse,
+)
 from latentd.transport import messages
-from latentd.transport.handlers import CallStream, Handler
+from latentd.transport.handlers import OPEN_INFERENCE, CallStream, Handler
 from latentd.transport.status import Status
 
 Response = health_pb2.HealthCheckResponse
+
+LIVENESS: Final = "liveness"
+"""The service name whose status says that the event loop runs."""
+READINESS: Final = "readiness"
+"""The service name whose status says that the server accepts work."""
 
 MAX_WATCHES: Final = 4096
 """Each takes about 20 KB of memory as long as its connection lasts."""
@@ -30,7 +42,7 @@ class Health:
     """The status of each service name, and the calls that watch it."""
 
     def __init__(self) -> None:
-        self._serving: dict[str, bool] = {}
+        self._serving: dict[str, bool] = {LIVENESS: True, READINESS: False}
         self._lock = threading.Lock()
         self._watchers: set[Future[None]] = set()
         self._watches: Counter[str] = Counter()  # by the client's address and port
@@ -53,12 +65,24 @@ class Health:
             watcher.set_result(None)
 
     def handlers(self) -> dict[str, Handler]:
-        """The service's methods by path."""
-        service = "/grpc.health.v1.Health/"
+        """The methods by path."""
+        health, open_inference = "/grpc.health.v1.Health/", f"/{OPEN_INFERENCE.full_name}/"
         return {
-            f"{service}Check": Handler(self._check),
-            f"{service}Watch": Handler(self._watch),
+            f"{health}Check": Handler(self._check),
+            f"{health}Watch": Handler(self._watch),
+            f"{open_inference}ServerLive": Handler(self._live),
+            f"{open_inference}ServerReady": Handler(self._ready),
         }
+
+    async def _live(self, stream: CallStream) -> Status:
+        messages.parse(ServerLiveRequest, await stream.read(small=True) or b"", messages.SMALL)
+        response = ServerLiveResponse(live=self._serving[LIVENESS])
+        return Status(message=response.SerializeToString())
+
+    async def _ready(self, stream: CallStream) -> Status:
+        messages.parse(ServerReadyRequest, await stream.read(small=True) or b"", messages.SMALL)
+        response = ServerReadyResponse(ready=self._serving[READINESS])
+        return Status(message=response.SerializeToString())
 
     async def _check(self, stream: CallStream) -> Status:
         name = await _service_name(stream)

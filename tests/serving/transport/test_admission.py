@@ -35,8 +35,8 @@ class Overload:
             SimpleNamespace(models=lambda: models), lambda: self.now
         )
 
-    def rejects(self, seconds_left: float, graph: str = DECODER) -> bool:
-        return self.admission.excess_wait(graph, self.now + seconds_left) is not None
+    def rejects(self, seconds_left: float, *graphs: str) -> bool:
+        return self.admission.excess_wait(graphs or (DECODER,), self.now + seconds_left) is not None
 
 
 def test_call_is_rejected_when_the_wait_exceeds_its_deadline():
@@ -58,6 +58,14 @@ def test_busy_batcher_rejects_no_call_for_another_graph():
     assert not overload.rejects(0.05, "encoder")
 
 
+def test_call_that_may_enter_any_graph_is_rejected_when_the_least_busy_one_is_too_busy():
+    overload = Overload(0.1, 0.01)
+    overload.batchers[1].name = "encoder"
+    assert not overload.rejects(0.05, "encoder", DECODER)
+    overload.batchers[1].min_wait = 0.1
+    assert overload.rejects(0.05, "encoder", DECODER)
+
+
 def test_one_call_in_sixteen_is_read_nevertheless():
     overload = Overload(0.1)
     assert [overload.rejects(0.05) for _ in range(32)].count(False) == 2
@@ -66,7 +74,7 @@ def test_one_call_in_sixteen_is_read_nevertheless():
 def test_idle_batcher_admits_every_call_whatever_was_learned():
     overload = Overload(0.1)
     for _ in range(1000):
-        overload.admission.on_rejected(DECODER, overload.now)
+        overload.admission.on_rejected((DECODER,), overload.now)
     overload.batchers[0].min_wait = 0.0
     assert not overload.rejects(0.0001)
 
@@ -75,7 +83,7 @@ def test_lead_grows_with_rejected_calls_and_shrinks_with_admitted_ones():
     overload = Overload(0.1)
     assert not overload.rejects(0.15)
     for _ in range(100):
-        overload.admission.on_rejected(DECODER, overload.now)
+        overload.admission.on_rejected((DECODER,), overload.now)
     assert overload.rejects(0.15)
     for _ in range(1000):
         overload.admission.on_admitted()
@@ -85,9 +93,8 @@ def test_lead_grows_with_rejected_calls_and_shrinks_with_admitted_ones():
 def test_lead_stays_when_only_a_large_request_is_rejected():
     overload = Overload(0.1)
     for _ in range(100):
-        overload.admission.on_rejected(
-            DECODER, overload.now + 10
-        )  # a small one would have been admitted
+        # A small one would have been admitted.
+        overload.admission.on_rejected((DECODER,), overload.now + 10)
     assert overload.admission.lead_seconds == 0
 
 
@@ -135,8 +142,8 @@ def test_call_is_rejected_with_retry_info_before_its_message_is_sent(rejecting):
     [("Sample", "decoder"), ("Encode", "encoder"), ("Reconstruct", "encoder")],
 )
 def test_rejected_call_is_counted_and_gets_retry_info(server, monkeypatch, method, graph):
-    def excess_wait(self, first_graph: str, deadline: float) -> float | None:
-        return 0.25 if first_graph == graph else None
+    def excess_wait(self, first_graphs: tuple[str, ...], deadline: float) -> float | None:
+        return 0.25 if first_graphs == (graph,) else None
 
     monkeypatch.setattr(AdmissionController, "excess_wait", excess_wait)
     shed = {"graph": graph, "reason": "admission"}

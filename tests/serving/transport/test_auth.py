@@ -15,7 +15,8 @@ from latentd.__main__ import main
 from latentd.errors import ConfigError, PermissionDenied, Unauthenticated
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
-from latentd.rpc.methods import METHODS, SCOPES, of_scope
+from latentd.rpc.methods import ANY, METHODS, SCOPES, of_scope
+from latentd.transport import handlers
 from latentd.transport.auth import TokenStore
 from latentd.transport.tokens import new_token
 
@@ -108,9 +109,13 @@ def test_interpolate_needs_infer_when_an_anchor_is_data(start_server, toy_bundle
             assert status_code(interpolate, request(*ends), both) is Codes.OK
 
 
-def test_method_table_has_every_method_of_the_contract():
-    assert set(METHODS) == {method.name for method in CONTRACT.methods}
-    assert {method.scope for method in METHODS.values()} == set(SCOPES)
+def test_method_table_has_every_method_of_both_contracts():
+    assert set(METHODS) == {
+        method.name
+        for service in (handlers.VAE, handlers.OPEN_INFERENCE)
+        for method in service.methods
+    }
+    assert {method.scope for method in METHODS.values()} == {*SCOPES, ANY}
 
 
 @pytest.mark.parametrize("name", METHODS)

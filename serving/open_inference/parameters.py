@@ -1,0 +1,132 @@
+"""Parameters of a request: those of the protocol, and fields of vae.v1's request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from latentd.calls.context import CallContext
+from latentd.errors import InvalidArgument
+from latentd.open_inference.operations import Operation
+from latentd.open_inference.tensors import DATATYPES
+from latentd.pb.open_inference_pb2 import InferParameter
+from latentd.pb.vae_pb2 import DataType
+
+Parameters = Mapping[str, InferParameter]
+Value = bool | int | float | str
+
+SIZES: Final = "sizes."
+"""Before the name of a free axis."""
+
+_REFUSED: Final = {
+    "shared_memory_region": "this server does not share memory with its clients",
+    "shared_memory_byte_size": "this server does not share memory with its clients",
+    "shared_memory_offset": "this server does not share memory with its clients",
+    "binary_data": "it is a parameter of the protocol over HTTP",
+    "binary_data_size": "it is a parameter of the protocol over HTTP",
+    "binary_data_output": "it is a parameter of the protocol over HTTP",
+    "classification": "the operations of a VAE do not classify",
+}
+"""Reserved names that a request may not have, and why."""
+_SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
+_WITHOUT_EFFECT: Final = ("triton_enable_empty_final_response",)  # there is one response, the final
+_PROTOCOL: Final = frozenset((*_REFUSED, *_SEQUENCE, *_WITHOUT_EFFECT, "timeout", "priority"))
+_NANOSECONDS: Final = 1000  # in a microsecond, the unit of `timeout`
+_INTEGERS: Final = (
+    FieldDescriptor.TYPE_UINT32,
+    FieldDescriptor.TYPE_UINT64,
+)
+_FLOATS: Final = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
+
+
+def apply(
+    parameters: Parameters, operation: Operation, request: Message, context: CallContext
+) -> None:
+    """Set the fields of vae.v1's request that parameters name, and what concerns the call itself:
+    its deadline and priority. Raises InvalidArgument."""
+    for name, parameter in parameters.items():
+        field = f'parameters["{name}"]'
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is None:
+            raise InvalidArgument(field, "has no value")
+        value: Value = getattr(parameter, choice)
+        if name in _PROTOCOL:
+            _apply_to_call(name, value, field, context)
+        elif name.startswith(SIZES) and "sizes" in operation.parameters:
+            _set_size(request, name.removeprefix(SIZES), value, field)
+        elif name in operation.parameters and name != "sizes":
+            _set(request, name, value, field)
+        else:
+            known = [f"{SIZES}AXIS" if one == "sizes" else one for one in operation.parameters]
+            raise InvalidArgument(
+                field,
+                "unknown parameter",
+                f"This operation has: {', '.join((*known, 'timeout', 'priority'))}",
+            )
+
+
+def _apply_to_call(name: str, value: Value, field: str, context: CallContext) -> None:
+    if reason := _REFUSED.get(name):
+        raise InvalidArgument(field, f"not supported: {reason}", "Leave it out")
+    if name in _SEQUENCE:
+        if value:
+            what = "not supported: requests do not depend on each other"
+            raise InvalidArgument(field, what, "Leave sequences out")
+    elif name == "timeout":
+        microseconds = _integer(value, field)
+        if microseconds:
+            context.deadline = min(context.deadline, time.monotonic() + microseconds / 1e6)
+    elif name == "priority":
+        context.background = context.background or _integer(value, field) > 1
+
+
+def _set_size(request: Any, axis: str, value: Value, field: str) -> None:
+    length = _integer(value, field)
+    try:
+        request.sizes[axis] = length
+    except ValueError:
+        raise InvalidArgument(field, f"{length} is too large") from None
+
+
+def _set(request: Message, name: str, value: Value, field: str) -> None:
+    """Set one field of the request."""
+    described = request.DESCRIPTOR.fields_by_name[name]
+    if described.type == FieldDescriptor.TYPE_BOOL:
+        if not isinstance(value, bool):
+            raise InvalidArgument(field, f"expected a bool, got {value!r}")
+    elif described.type == FieldDescriptor.TYPE_ENUM:
+        value = _enum_number(described.enum_type, value, field)
+    elif described.type in _FLOATS:
+        if isinstance(value, bool | str):
+            raise InvalidArgument(field, f"expected a number, got {value!r}")
+    else:
+        value = _integer(value, field)
+    try:
+        setattr(request, name, value)
+    except ValueError:
+        raise InvalidArgument(field, f"{value} is too large") from None
+
+
+def _integer(value: Value, field: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidArgument(field, f"expected an integer of 0 or more, got {value!r}")
+    return value
+
+
+def _enum_number(enum: Any, value: Value, field: str) -> int:
+    """The number of an enum's value by its name, without the enum's prefix and in any case: png.
+    Data types have the protocol's names."""
+    if enum is DataType.DESCRIPTOR:
+        names: Mapping[str, int] = DATATYPES
+    else:
+        prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
+        names = {one.name.removeprefix(prefix): one.number for one in enum.values[1:]}
+    number = names.get(value.upper()) if isinstance(value, str) else None
+    if number is None:
+        expected = ", ".join(names if enum is DataType.DESCRIPTOR else map(str.lower, names))
+        raise InvalidArgument(field, f"expected one of {expected}, got {value!r}")
+    return number
