@@ -67,6 +67,12 @@ class Settings:
     metrics_port: int = _setting(
         9464, "Port for Prometheus metrics over HTTP. 0: any free port.", max=_MAX_PORT
     )
+    http_port: int | None = _setting(
+        None,
+        "Port for HTTP: samples as pictures, diffusers' remote VAE, the Open Inference Protocol. "
+        "0: any free port. Empty: no HTTP.",
+        max=_MAX_PORT,
+    )
     reflection: bool = _setting(True, "Let tools such as grpcurl list the services.")
 
     tls_cert: str = _setting("", "PEM file of the server's certificate chain; with it, TLS.")
@@ -190,7 +196,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each field, with default None: `load_settings` sees which were given."""
     for field in dataclasses.fields(Settings):
         choices = "|".join(field.metadata["choices"])
-        default = f" Default: {field.default}." if field.default != "" else ""
+        default = f" Default: {field.default}." if field.default not in ("", None) else ""
         parser.add_argument(
             _flag(field.name),
             metavar=choices or field.name.rpartition("_")[2].upper(),
@@ -234,8 +240,10 @@ def _variable(name: str) -> str:
     return "LATENTD_" + name.upper()
 
 
-def _parse(source: str, text: str, kind: type, metadata: Mapping[str, Any]) -> Any:
+def _parse(source: str, text: str, kind: Any, metadata: Mapping[str, Any]) -> Any:
     """The text as the field's type, checked; `source` is the flag or variable it came from."""
+    if kind == int | None:
+        return _parse(source, text, int, metadata) if text else None
     if kind is bool:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if text.lower() not in words:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -39,6 +39,9 @@ from latentd.transport.health import LIVENESS, READINESS, Health
 from latentd.transport.request_memory import PartialRequests
 from latentd.transport.response_memory import PendingResponses
 from latentd.transport.tls import Certificates
+
+if TYPE_CHECKING:
+    from latentd.http.listener import HttpListener
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,8 @@ class Server:
         self.metrics = Metrics(CollectorRegistry())
         self.port = 0  # known once bound
         self.metrics_port = 0
+        self.http_port: int | None = None  # None: no HTTP
+        self._http: HttpListener | None = None
         self._stop = asyncio.Event()
         self._graceful = True  # SIGTERM gives clients time to notice; Ctrl-C does not
         self._accepting = False
@@ -127,11 +132,14 @@ class Server:
         self._tokens = TokenStore(Path(settings.tokens)) if settings.tokens else None
         self._credentials: grpc.ServerCredentials | None = None
         if settings.tls_cert:
-            client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
-            files = Certificates(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
-            self._credentials = files.credentials()
+            self._credentials = self._certificates().credentials()
         elif self._tokens and settings.host not in ("127.0.0.1", "::1", "localhost"):
             log.warning("Bearer tokens are sent in plain text. Set --tls-cert and --tls-key.")
+
+    def _certificates(self) -> Certificates:
+        settings = self.settings
+        client_ca = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+        return Certificates(Path(settings.tls_cert), Path(settings.tls_key), client_ca)
 
     def _choose_engine(self) -> None:
         # Before the port opens: without the requested CUDA the server must not start.
@@ -184,6 +192,8 @@ class Server:
         self.listener = await asyncio.to_thread(
             listener.create_listener, settings.listener, options, responses, requests
         )
+        if settings.http_port is not None:
+            self._make_http(requests, responses)
         self._health = Health()
         self._open_handlers = self._health.handlers()
         if settings.reflection:
@@ -194,6 +204,22 @@ class Server:
         self.listener.handlers = self._open_handlers | handlers.not_ready(*SERVICES)
         self._set_health(False)
 
+    def _make_http(self, requests: PartialRequests, responses: PendingResponses) -> None:
+        # Imported here: a server without the flag loads none of it.
+        from latentd.http.app import create_app
+        from latentd.http.calls import Calls
+        from latentd.http.listener import HttpListener
+
+        settings = self.settings
+        calls = Calls(
+            lambda: self.listener.handlers, requests, responses, settings.max_message_bytes
+        )
+        self._http = HttpListener(
+            create_app(calls, self.repository),
+            settings.max_connections,
+            self._certificates() if settings.tls_cert else None,
+        )
+
     async def _open_port(self) -> None:
         # Before the models load, for health checks: probes must tell loading from dead. Other calls
         # get UNAVAILABLE until `_load_models` is done.
@@ -202,7 +228,20 @@ class Server:
         if not self.port:
             raise port_in_use(settings.host, settings.port)
         await self.listener.start()
-        self._exit_stack.push_async_callback(self.listener.stop, settings.drain_seconds)
+        if self._http and settings.http_port is not None:
+            self.http_port = self._http.bind(settings.host, settings.http_port, self.shares_port)
+            if not self.http_port:
+                raise port_in_use(settings.host, settings.http_port, "--http-port")
+            self._http.start()
+        self._exit_stack.push_async_callback(self._close_ports)
+
+    async def _close_ports(self) -> None:
+        # Both at a time: their calls in flight have the same time to finish.
+        grace = self.settings.drain_seconds
+        stops = [self.listener.stop(grace)]
+        if self._http:
+            stops.append(self._http.stop(grace))
+        await asyncio.gather(*stops)
 
     async def _load_models(self) -> None:
         await self.repository.load()
@@ -264,7 +303,7 @@ class Server:
     def _announce(self) -> None:
         # Last: from now on clients send calls.
         self._set_health(True)
-        announce(self.settings.host, self.port, self.metrics_port)
+        announce(self.settings.host, self.port, self.metrics_port, self.http_port)
 
     async def _stop_accepting(self) -> None:
         # Clients that watch health go to other servers; the calls they still send are served.
@@ -322,15 +361,17 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def port_in_use(host: str, port: int) -> ConfigError:
+def port_in_use(host: str, port: int, flag: str = "--port") -> ConfigError:
     """The error for a port that cannot be opened."""
     return ConfigError(
         f"Cannot listen on {address(host, port)}: address in use or not available. "
-        "Choose another with --port (0: any free port) or --host."
+        f"Choose another with {flag} (0: any free port) or --host."
     )
 
 
-def announce(host: str, port: int, metrics_port: int) -> None:
+def announce(host: str, port: int, metrics_port: int, http_port: int | None) -> None:
     """Log where clients and Prometheus find the server."""
+    if http_port is not None:
+        log.info("HTTP on port %d; /docs lists what is there.", http_port)
     grpc, http = address(host, port), address(host, metrics_port)
     log.info("Listening on %s, metrics on http://%s/metrics.", grpc, http)

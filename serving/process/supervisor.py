@@ -86,7 +86,7 @@ class Supervisor:
             self._metrics_port, close = expose(registry, settings.host, settings.metrics_port)
             stack.callback(close)
             self._poll_metrics(stack)
-            self._reserve_port(stack)
+            self._reserve_ports(stack)
             for number in range(1, settings.workers + 1):
                 if not self._stopping:  # starting many takes long; a signal must end it
                     self._start(number)
@@ -116,9 +116,18 @@ class Supervisor:
         target = self._metrics.poll
         threading.Thread(target=target, args=(stopping,), name="metrics", daemon=True).start()
 
-    def _reserve_port(self, stack: ExitStack) -> None:
-        """Bind the port without listening: workers share it, other programs cannot."""
-        host, port = self._settings.host, self._settings.port
+    def _reserve_ports(self, stack: ExitStack) -> None:
+        settings = self._settings
+        port = self._reserve(stack, settings.port, "--port")
+        http_port = settings.http_port
+        if http_port is not None:
+            http_port = self._reserve(stack, http_port, "--http-port")
+        self._settings = replace(settings, port=port, http_port=http_port)
+
+    def _reserve(self, stack: ExitStack, port: int, flag: str) -> int:
+        """Bind a port without listening: workers share it, other programs cannot. Returns its
+        number."""
+        host = self._settings.host
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             with socket.socket(family) as alone:
@@ -129,8 +138,8 @@ class Supervisor:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((address[0], port, *address[2:]))
         except OSError:
-            raise port_in_use(host, port) from None
-        self._settings = replace(self._settings, port=port)
+            raise port_in_use(host, port, flag) from None
+        return port
 
     def _start(self, number: int) -> _Worker:
         parent_conn, child_conn = self._context.Pipe()
@@ -195,7 +204,8 @@ class Supervisor:
             if not self._announced and all(w.healthy for w in self._workers):
                 self._announced = True
                 # Last, when every worker reports healthy: from now on clients send calls.
-                announce(self._settings.host, self._settings.port, self._metrics_port)
+                settings = self._settings
+                announce(settings.host, settings.port, self._metrics_port, settings.http_port)
         return True
 
     def _grant_load_slot(self) -> None:

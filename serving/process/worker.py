@@ -95,6 +95,8 @@ class Worker(Server):
         await super()._open_port()
         # Every worker: the program is lost when the last socket of the port closes.
         problem = reuseport.take_turns(self.port, self.settings.workers)
+        if self.http_port is not None:
+            reuseport.take_turns(self.http_port, self.settings.workers)
         if problem and self._number == 1 and not self._is_replacement:
             log.info("A hash gives connections to workers, unevenly if few: %s.", problem)
 

@@ -127,11 +127,13 @@ async def finish(handler: Handler, stream: CallStream) -> Status:
 def not_ready(*services: ServiceDescriptor) -> dict[str, Handler]:
     """Handlers for the same methods until the models are loaded: all answer UNAVAILABLE."""
 
+    loading = Status(grpc.StatusCode.UNAVAILABLE, "The server is loading its models.")
+
     async def handle(stream: CallStream) -> Status:
-        return Status(grpc.StatusCode.UNAVAILABLE, "The server is loading its models.")
+        return loading
 
     return {
-        f"/{service.full_name}/{method.name}": Handler(handle)
+        f"/{service.full_name}/{method.name}": Handler(handle, lambda _: loading)
         for service in services
         for method in _methods(service)
     }

@@ -30,7 +30,7 @@ class Certificates:
         self._files = [file for file in (certificate, key, client_ca) if file]
         try:
             self._last_stats = self._stats()
-            self._current = self._read()
+            self._current, self._context = self._read()
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"Cannot load TLS files: {self._problem(error)}.") from None
 
@@ -42,13 +42,18 @@ class Certificates:
             require_client_authentication=self._client_ca is not None,
         )
 
+    def context(self) -> ssl.SSLContext:
+        """The same for a connection of Python's own TLS, by the files as they are now."""
+        self._reload_if_changed()
+        return self._context
+
     def _reload_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
         """The new configuration; None: unchanged. A thread of gRPC's calls it at each handshake."""
         try:
             stats = self._stats()
             if stats == self._last_stats:
                 return None
-            self._current = self._read()
+            self._current, self._context = self._read()
             if self._stats() != stats:
                 return None  # replaced while being read: the next handshake checks again
         except (OSError, ssl.SSLError) as error:
@@ -67,15 +72,17 @@ class Certificates:
         stats = [file.stat() for file in self._files]
         return tuple((s.st_mtime_ns, s.st_ino, s.st_size) for s in stats)
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
-        # Checked here: if they do not match, gRPC only closes connections, without a message.
+    def _read(self) -> tuple[grpc.ServerCertificateConfiguration, ssl.SSLContext]:
+        # The context also checks them: if they do not match, gRPC only closes connections, without
+        # a message.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._certificate, self._key)
         if self._client_ca:
             context.load_verify_locations(self._client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
         pair = (self._key.read_bytes(), self._certificate.read_bytes())
         authority = self._client_ca.read_bytes() if self._client_ca else None
-        return grpc.ssl_server_certificate_configuration([pair], authority)
+        return grpc.ssl_server_certificate_configuration([pair], authority), context
 
     def _problem(self, error: OSError | ssl.SSLError) -> str:
         if isinstance(error, FileNotFoundError):

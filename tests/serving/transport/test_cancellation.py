@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import grpc
 import numpy as np
 import pytest
 
 from latentd import codec
-from latentd.batching.entries import BatchItem
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.runtime.provider import CUDA
+from tests.support.gate import Gate
 
 ROWS = 4  # of a call, and of a full batch
 SECONDS = 120  # timeout of every wait
@@ -24,34 +23,6 @@ MAX_CALLS = 5000  # until the server must have noticed a cancellation
 def _one_thread(provider):
     if provider == CUDA:
         pytest.skip("these counts need batchers with one thread; on a GPU they have two")
-
-
-class Gate:
-    """Holds each batch of a batcher until `open` lets it run. Counts the rows that ran."""
-
-    def __init__(self, graph) -> None:
-        self._run, self._runner = graph._runner._run, graph._runner
-        self._started, self._permits = threading.Semaphore(0), threading.Semaphore(0)
-        self.rows = 0
-        self._runner._run = self._wait
-        # So slow a graph is not run inline, in the listener thread.
-        graph._queue.batch_seconds = 0.02
-
-    def _wait(self, batch: Sequence[BatchItem]):
-        self._started.release()
-        assert self._permits.acquire(timeout=SECONDS)
-        self.rows += sum(item.rows for item in batch)
-        return self._run(batch)
-
-    def wait_for_batch(self) -> None:
-        assert self._started.acquire(timeout=SECONDS)
-
-    def open(self, batches: int = 1000) -> None:
-        self._permits.release(batches)
-
-    def remove(self) -> None:
-        self.open()
-        self._runner._run = self._run
 
 
 @pytest.fixture(params=["core", "aio"])

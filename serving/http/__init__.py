@@ -1,0 +1,1 @@
+"""The HTTP port: each request becomes a call of a gRPC method and runs through its handler."""
