@@ -13,7 +13,7 @@ HINTS: Final = {
     "score": "Use a model with a prior, a gaussian posterior and a likelihood",
     "params": "Use DECODE_OUTPUT_X",
     "contributions": "Leave include_contributions out",
-    "png": "Use FORMAT_RAW",
+    "images": "Use FORMAT_RAW",
     "tiles": "Leave tiling out",
 }
 """What to do instead, by the capability that a model lacks."""

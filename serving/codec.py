@@ -30,6 +30,12 @@ DATA_TYPES: Final[dict[str, pb.DataType]] = {
     "float16": pb.DATA_TYPE_FLOAT16,
     "bfloat16": pb.DATA_TYPE_BFLOAT16,
 }
+IMAGE_FORMATS: Final[dict[int, str]] = {
+    pb.FORMAT_PNG: "PNG",
+    pb.FORMAT_JPEG: "JPEG",
+    pb.FORMAT_WEBP: "WEBP",
+}
+"""The formats that are image files, and Pillow's names of them."""
 NAMES: Final = {data_type: name for name, data_type in DATA_TYPES.items()}
 _DATA_TYPE_OF_CHAR: Final = {
     "B": pb.DATA_TYPE_UINT8,
@@ -161,7 +167,7 @@ def read_rows(
     """x, checked: the model's dtype and shape, 1 to max_rows rows. Also how many values of each row
     lie outside the model's range; None: no value does.
 
-    hint: what to do with a PNG file of another size
+    hint: what to do with an image file of another size
     """
     if x.is_text:
         values, errors = _read_texts(rows, x, max_rows, field)
@@ -169,9 +175,10 @@ def read_rows(
             what = f"{field}.text.texts" if _content(rows, x, field) == "text" else field
             raise InvalidArgument(f"{what}[{row}]", reason, "See x_shape in GetModel")
         return values, None
-    if _content(rows, x, field) == "png":
-        check_rows(len(rows.png.files), max_rows, f"{field}.png.files")
-        return images.decode_pngs(rows.png.files, x, f"{field}.png.files", hint), None
+    if _content(rows, x, field) == "images":
+        check_fit(rows.images, f"{field}.images.fit")
+        check_rows(len(rows.images.files), max_rows, f"{field}.images.files")
+        return images.decode_files(rows.images.files, x, f"{field}.images.files", hint), None
     field = f"{field}.tensor"
     narrow = _check_signature(rows.tensor, x.dtype, x.shape, max_rows, field)
     values = from_tensor(rows.tensor, field)
@@ -181,6 +188,18 @@ def read_rows(
             f"{field}.data", f"row {row} {reason}", "Scale the values like the training data"
         )
     return checked.values, checked.values_outside_range
+
+
+def check_fit(message: pb.Images, field: str) -> None:
+    """Raises InvalidArgument for a fit that is not implemented."""
+    if message.fit not in (pb.FIT_UNSPECIFIED, pb.FIT_REFUSE):
+        known = message.fit in pb.Fit.values()
+        given = (
+            f"{pb.Fit.Name(message.fit)} is not implemented yet"
+            if known
+            else (f"unknown enum value {message.fit}")
+        )
+        raise InvalidArgument(field, given, "Use FIT_REFUSE")
 
 
 def decode_rows_lenient(
@@ -195,17 +214,18 @@ def decode_rows_lenient(
     value. Also returns why each bad row cannot be used, by row. Raises InvalidArgument for faults
     of the whole message.
 
-    bad: PNG files that are known to be bad, by row
+    bad: image files that are known to be bad, by row
     """
     if x.is_text:
         values, errors = _read_texts(rows, x, max_rows, field)
         return values, None, errors
     errors = dict(bad)
-    if _content(rows, x, field) == "png":
-        files = rows.png.files
-        check_rows(len(files), max_rows, f"{field}.png.files")
-        if not x.is_png_compatible:
-            raise InvalidArgument(field, images.NOT_PNG, "Send a tensor")
+    if _content(rows, x, field) == "images":
+        check_fit(rows.images, f"{field}.images.fit")
+        files = rows.images.files
+        check_rows(len(files), max_rows, f"{field}.images.files")
+        if not x.is_8bit_image:
+            raise InvalidArgument(field, images.NO_IMAGES, "Send a tensor")
         pixels = np.zeros((len(files), *x.shape), np.uint8)
         for row, file in enumerate(files):
             if row in errors:
@@ -261,42 +281,42 @@ def _read_texts(
 
 
 def _content(rows: pb.Rows, x: DataSpec, field: str) -> str:
-    """Which kind of rows a message holds: tensor, png or text. Raises InvalidArgument."""
+    """Which kind of rows a message holds: tensor, images or text. Raises InvalidArgument."""
     content: str | None = rows.WhichOneof("content")
     if content and (content == "tensor" or (content == "text") == x.is_text):
         return content
-    also = ", or PNG files" if x.is_png_compatible else ", or texts" if x.is_text else ""
+    also = ", or image files" if x.is_8bit_image else ", or texts" if x.is_text else ""
     send = f"Send a tensor of {x.dtype} with shape [rows, {_format_shape(x.shape)}]{also}"
     if content is None:
         raise InvalidArgument(field, "missing", send)
-    sent = "texts" if content == "text" else "PNG files"
+    sent = "texts" if content == "text" else "image files"
     raise InvalidArgument(field, f"{sent} sent, and this model's rows are {x.plural}", send)
 
 
 def write_rows(values: Array, form: pb.Format, into: pb.Rows) -> None:
-    """Fill a message with x: a tensor, one PNG per row, or texts. Filling in place avoids a copy of
-    the pixels for each level of nesting."""
-    if form == pb.FORMAT_PNG:
-        into.png.files.extend(images.encode_pngs(values))
+    """Fill a message with x: a tensor, one image file per row, or texts. Filling in place avoids a
+    copy of the pixels for each level of nesting."""
+    if form in IMAGE_FORMATS:
+        into.images.files.extend(images.encode_files(values, IMAGE_FORMATS[form]))
     elif form == pb.FORMAT_TEXT:
         into.text.texts.extend(texts.to_texts(values))
     else:
         write_tensor(values, into.tensor)
 
 
-def to_rows(values: Array, png: bool = False) -> pb.Rows:
+def to_rows(values: Array, form: pb.Format = pb.FORMAT_RAW) -> pb.Rows:
     """x as a new message."""
     rows = pb.Rows()
-    write_rows(values, pb.FORMAT_PNG if png else pb.FORMAT_RAW, rows)
+    write_rows(values, form, rows)
     return rows
 
 
 def from_rows(rows: pb.Rows) -> Array | list[bytes] | list[str]:
-    """The rows of a response: an array, the PNG files unchanged, or texts."""
+    """The rows of a response: an array, the image files unchanged, or texts."""
     if rows.WhichOneof("content") == "text":
         return list(rows.text.texts)
-    if rows.WhichOneof("content") == "png":
-        return list(rows.png.files)
+    if rows.WhichOneof("content") == "images":
+        return list(rows.images.files)
     return from_tensor(rows.tensor)
 
 
@@ -306,15 +326,14 @@ def read_format(value: pb.Format, x: DataSpec, field: str = "format") -> pb.Form
         return pb.FORMAT_RAW
     if value not in pb.Format.values():
         raise InvalidArgument(
-            field, f"unknown enum value {value}", "Use FORMAT_RAW, FORMAT_PNG or FORMAT_TEXT"
+            field, f"unknown enum value {value}", f"Use {', '.join(pb.Format.keys()[1:])}"
         )
     rows = f"this model's rows are {x.dtype} {x.plural} of shape [{_format_shape(x.shape)}]"
     if value == pb.FORMAT_TEXT and not x.is_text:
         raise InvalidArgument(field, f"only texts can be text; {rows}", "Use FORMAT_RAW")
-    if value == pb.FORMAT_PNG and not x.is_png_compatible:
-        raise InvalidArgument(
-            field, f"PNG holds 8-bit gray or RGB images; {rows}", "Use FORMAT_RAW"
-        )
+    if value in IMAGE_FORMATS and not x.is_8bit_image:
+        what = f"{IMAGE_FORMATS[value]} holds 8-bit gray or RGB images; {rows}"
+        raise InvalidArgument(field, what, "Use FORMAT_RAW")
     return value
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,16 +22,24 @@ Pixels = NDArray[np.uint8]
 _ACCEPTED_MODES: Final = {"L": ("L", "1"), "RGB": ("RGB", "P", "L", "1")}
 """Pillow's modes that each kind of model accepts: its own, and those that convert without loss."""
 
-_PNG_HEAD: Final = struct.Struct(">12s4sII")  # signature and length of IHDR, "IHDR", the sides
-_PNG_START: Final = (b"\x89PNG\r\n\x1a\n\0\0\0\r", b"IHDR")
+FORMATS: Final = ("PNG", "JPEG", "WEBP")
+"""Pillow's names of the formats of the files in requests and responses."""
 
+_SAVED: Final[dict[str, dict[str, Any]]] = {
+    "PNG": {"compress_level": 1},  # small images: speed matters more than size
+    "JPEG": {"quality": 90, "subsampling": "4:4:4"},
+    "WEBP": {"quality": 90},
+}
+"""How files of each format are written; vae.proto states the qualities."""
+
+_DAMAGED: Final = "damaged image file: its pixels cannot be read"
 _GRID_SIDE: Final = 1024  # pixels
-NOT_PNG: Final = "this model's data is not 8-bit images"
+NO_IMAGES: Final = "this model's data is not 8-bit images"
 TRAINED_SIZE: Final = "Resize it like the training images"
 SAME_SIZE: Final = "All files of a request must have one size: send each size in its own request"
 
 
-def decode_pngs(
+def decode_files(
     files: Sequence[bytes], x: DataSpec, field: str, size_hint: str = TRAINED_SIZE
 ) -> Pixels:
     """uint8 of shape (len(files), *x.shape). Raises InvalidArgument naming the file's index.
@@ -40,59 +47,49 @@ def decode_pngs(
     The header is checked before pixels are decoded, so a small file cannot make the server allocate
     a large image.
     """
-    if not x.is_png_compatible:
-        raise InvalidArgument(field, NOT_PNG, "Send a tensor")
+    if not x.is_8bit_image:
+        raise InvalidArgument(field, NO_IMAGES, "Send a tensor")
     rows = np.empty((len(files), *x.shape), np.uint8)
     for index, data in enumerate(files):
         rows[index] = decode_image(data, x, f"{field}[{index}]", size_hint=size_hint)
     return rows
 
 
-def height_and_width(file: bytes | BinaryIO, field: str) -> tuple[int, int]:
-    """Of an image file of any format, by its header, after the rotation that decode_image applies.
+def height_and_width(
+    file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None = None
+) -> tuple[int, int]:
+    """Of an image file, by its header, after the rotation that decode_image applies.
 
-    Raises InvalidArgument naming `field`.
+    formats: as of decode_image. Raises InvalidArgument naming `field`.
     """
-    image = _open(file, field, None)
+    image = _open(file, field, formats)
     size = image.height, image.width
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
         return size  # Pillow would decode all pixels to look for EXIF behind them: it is rare there
     return size[::-1] if exif.orientation(image) in exif.SWAPS_SIDES else size
 
 
-def png_height_and_width(data: bytes, field: str) -> tuple[int, int]:
-    """As height_and_width, of PNG only: two numbers at a fixed place, whatever the file holds.
-
-    Decoding reports other faults of the file. Raises InvalidArgument naming `field`.
-    """
-    if len(data) < _PNG_HEAD.size or _PNG_HEAD.unpack_from(data)[:2] != _PNG_START:
-        raise InvalidArgument(field, "not a readable PNG file")
-    width, height = _PNG_HEAD.unpack_from(data)[2:]
-    return height, width
-
-
 def decode_image(
     data: bytes,
     x: DataSpec,
     field: str,
-    formats: tuple[str, ...] | None = ("PNG",),
+    formats: tuple[str, ...] | None = FORMATS,
     resize: bool = False,
     size_hint: str = TRAINED_SIZE,
 ) -> Pixels:
-    """uint8 of x.shape from one image file; x must be `is_png_compatible`. Of several frames, the
+    """uint8 of x.shape from one image file; x must be `is_8bit_image`. Of several frames, the
     first is used.
 
-    formats: Pillow's names of the accepted formats; None: all that Pillow knows, rotated by their
-             EXIF orientation
+    formats: Pillow's names of the accepted formats; None: all that Pillow knows
     resize:  convert and resize the image to the model's, as training does
     size_hint: what to do with an image of another size, unless all formats are accepted
     Raises InvalidArgument naming `field`, whatever Pillow raises.
     """
-    kind, image = _kind(formats), _open(data, field, formats)
-    orientation = 1 if formats else exif.orientation(image)
+    image = _open(data, field, formats)
+    orientation = _orientation(image, data, field)
     if not resize:
         flag = "" if formats else "Pass --resize"
-        _check_lossless(image, orientation, x, field, kind, flag, size_hint)
+        _check_lossless(image, orientation, x, field, flag, size_hint)
     try:
         if orientation in exif.UPRIGHT:
             image = image.transpose(exif.UPRIGHT[orientation])
@@ -105,7 +102,7 @@ def decode_image(
     except InvalidArgument as error:
         raise InvalidArgument(field, error.what, error.hint) from None
     except Exception:  # as above
-        raise InvalidArgument(field, f"damaged {kind} file: its pixels cannot be read") from None
+        raise InvalidArgument(field, _DAMAGED) from None
     return pixels.reshape(x.shape)
 
 
@@ -118,10 +115,6 @@ def pillow_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def _kind(formats: tuple[str, ...] | None) -> str:
-    return formats[0] if formats and len(formats) == 1 else "image"
-
-
 def _open(file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None) -> Image.Image:
     """Read the header. Raises InvalidArgument."""
     opened = io.BytesIO(file) if isinstance(file, bytes) else file
@@ -132,7 +125,9 @@ def _open(file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None) -
     except Image.DecompressionBombError:
         raise _too_large(field) from None
     except Exception:  # on a bad file Pillow may raise any exception
-        raise InvalidArgument(field, f"not a readable {_kind(formats)} file") from None
+        raise InvalidArgument(
+            field, f"not a readable {'PNG, JPEG or WebP' if formats else 'image'} file"
+        ) from None
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise _too_large(field)
     return image
@@ -146,12 +141,29 @@ def _too_large(field: str) -> InvalidArgument:
     return InvalidArgument(field, f"more than {limit:,} pixels", "Use a smaller image")
 
 
+_PNG_EXIF: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""What a PNG holds somewhere if it has an orientation."""
+
+
+def _orientation(image: Image.Image, data: bytes, field: str) -> int:
+    """As exif.orientation. The pixels of a PNG are decoded only if it may have one behind them."""
+    if image.format == "PNG":
+        if not any(word in data for word in _PNG_EXIF):
+            return 1
+        try:
+            image.load()
+        except MemoryError:
+            raise
+        except Exception:
+            raise InvalidArgument(field, _DAMAGED) from None
+    return exif.orientation(image)
+
+
 def _check_lossless(
     image: Image.Image,
     orientation: int,
     x: DataSpec,
     field: str,
-    kind: str,
     flag: str,
     size_hint: str,
 ) -> None:
@@ -174,8 +186,7 @@ def _check_lossless(
         transparent = " with transparency" if image.has_transparency_data else ""
         raise InvalidArgument(
             field,
-            f"expected {'an' if kind == 'image' else 'a'} {kind} of mode {mode}, got mode "
-            f"{image.mode}{transparent}",
+            f"expected an image of mode {mode}, got mode {image.mode}{transparent}",
             f"{flag} to convert it"
             if flag
             else f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'gray'} without alpha",
@@ -207,14 +218,12 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         raise InvalidArgument("", what, "Save it as RGB") from None
 
 
-def encode_pngs(rows: Iterable[Pixels]) -> list[bytes]:
-    """One PNG per row of uint8, each (height, width[, 1 or 3])."""
+def encode_files(rows: Iterable[Pixels], form: str = "PNG") -> list[bytes]:
+    """One file per row of uint8, each (height, width[, 1 or 3]). form: one of FORMATS."""
     files = []
     for row in rows:
         file = io.BytesIO()
-        _image(row).save(
-            file, "PNG", compress_level=1
-        )  # small images: speed matters more than size
+        _image(row).save(file, form, **_SAVED[form])
         files.append(file.getvalue())
     return files
 

@@ -144,8 +144,8 @@ class Manifest(ModelDescription):
             reasons["contributions"] = (
                 "was exported without contributions, by an earlier release; export it again"
             )
-        if not self.default.x.is_png_compatible:
-            reasons["png"] = "has data that is not 8-bit images, gray or RGB"
+        if not self.default.x.is_8bit_image:
+            reasons["images"] = "has data that is not 8-bit images, gray or RGB"
         if self.axes and not self.tiles:
             reasons["tiles"] = "was made without a measurement of tiles"
         return MappingProxyType(reasons)

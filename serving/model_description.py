@@ -52,7 +52,7 @@ class DataSpec:
         return self.size * _ITEM_BYTES[self.dtype]
 
     @property
-    def is_png_compatible(self) -> bool:
+    def is_8bit_image(self) -> bool:
         """Whether rows can be sent as PNG files: 8-bit images, gray or RGB."""
         channels = self.shape[2:] or (1,)
         return self.kind == "image" and self.dtype == "uint8" and channels in ((1,), (3,))

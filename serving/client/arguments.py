@@ -20,9 +20,16 @@ from latentd.pb import vae_pb2 as pb
 FLOAT_DTYPES: Final = ("float32", "float16", "bfloat16")
 """What a response can hold. numpy has no bfloat16: such numbers become float32 in the result."""
 
-PngFile: TypeAlias = bytes | str | os.PathLike[str]
-"""A PNG file: its bytes, or its path."""
+ImageFile: TypeAlias = bytes | str | os.PathLike[str]
+"""A PNG, JPEG or WebP file: its bytes, or its path."""
 
+FORMATS: Final = {
+    "": pb.FORMAT_RAW,
+    "png": pb.FORMAT_PNG,
+    "jpeg": pb.FORMAT_JPEG,
+    "webp": pb.FORMAT_WEBP,
+}
+"""How rows are sent back: as an array, or as an image file for each row."""
 
 TILINGS: Final = {
     "": pb.TILING_UNSPECIFIED,
@@ -39,21 +46,22 @@ class SupportsArray(Protocol):
 
 
 class Texts(list[str]):
-    """Rows for a model of text: Texts(["one", "two"]). In a plain list, strings name PNG files."""
+    """Rows for a model of text: Texts(["one", "two"]). In a plain list, strings name
+    image files."""
 
 
-Data: TypeAlias = Array | SupportsArray | Sequence[PngFile]
-"""Rows of data: an array whose first axis is the rows, or PNG files, one for each row. All rows of
-a call have one size. For a model of text: Texts. Where a model takes floats, a float16 array is
+Data: TypeAlias = Array | SupportsArray | Sequence[ImageFile]
+"""Rows of data: an array whose first axis is the rows, or image files, one for each row. All rows
+of a call have one size. For a model of text: Texts. Where a model takes floats, a float16 array is
 sent as it is."""
 
 
 @dataclass(frozen=True)
 class DataPoint:
-    """One end of an interpolation, as data: one row (an array of x_shape), one PNG file, or
+    """One end of an interpolation, as data: one row (an array of x_shape), one image file, or
     Texts([text])."""
 
-    x: Array | SupportsArray | PngFile | Texts
+    x: Array | SupportsArray | ImageFile | Texts
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,12 @@ def version(version: int) -> int:
     return check_uint("version", version, 32)
 
 
-def image_format(as_png: bool) -> pb.Format:
-    """The format of the rows in the response."""
-    return pb.FORMAT_PNG if as_png else pb.FORMAT_RAW
+def image_format(name: str) -> pb.Format:
+    """The format of the rows in the response. Raises InvalidArgument."""
+    if name not in FORMATS:
+        known = ", ".join(f'"{each}"' for each in FORMATS if each)
+        raise InvalidArgument("format", f"unknown format {name!r}", f"Use one of {known}")
+    return FORMATS[name]
 
 
 def float_dtype(name: str) -> pb.DataType:
@@ -127,7 +138,7 @@ def tiling(name: str) -> pb.Tiling:
 
 
 def rows(x: Data, field: str = "x") -> pb.Rows:
-    """x as an array, or its PNG files. Raises InvalidArgument, OSError for an unreadable file."""
+    """x as an array, or its image files. Raises InvalidArgument, OSError for an unreadable file."""
     if isinstance(x, bytes | str | os.PathLike):
         raise InvalidArgument(field, "expected a list of files, got one file", "Wrap it in [ ]")
     if isinstance(x, Texts):
@@ -140,17 +151,17 @@ def rows(x: Data, field: str = "x") -> pb.Rows:
             field,
             f"unsupported type {type(given).__name__}",
             "Pass one array of all rows (of an image, numpy.asarray(image)[None]), or a list of "
-            "PNG files (paths or bytes)",
+            "image files (paths or bytes)",
         )
-    files = [_png(file, f"{field}[{index}]") for index, file in enumerate(given)]
-    return pb.Rows(png=pb.PngImages(files=files))
+    files = [_file(file, f"{field}[{index}]") for index, file in enumerate(given)]
+    return pb.Rows(images=pb.Images(files=files))
 
 
 def count(x: pb.Rows) -> int:
     """How many rows there are."""
     content = x.WhichOneof("content")
-    if content == "png":
-        return len(x.png.files)
+    if content == "images":
+        return len(x.images.files)
     if content == "text":
         return len(x.text.texts)
     return x.tensor.shape[0] if x.tensor.shape else 0
@@ -184,19 +195,19 @@ def to_array(x: Any, field: str) -> Array:
         ) from None
 
 
-def _png(file: Any, field: str) -> bytes:
+def _file(file: Any, field: str) -> bytes:
     if isinstance(file, bytes):
         return file
     if isinstance(file, str | os.PathLike):
         try:
             return Path(file).read_bytes()
         except FileNotFoundError as error:
-            error.add_note("A string names a PNG file. For a model of text, pass Texts([...]).")
+            error.add_note("A string names an image file. For a model of text, pass Texts([...]).")
             raise
     raise InvalidArgument(
         field,
         f"unsupported type {type(file).__name__}",
-        "Pass one array of all rows, or a list of PNG files (paths or bytes)",
+        "Pass one array of all rows, or a list of image files (paths or bytes)",
     )
 
 
@@ -237,7 +248,7 @@ def latent_anchor(point: LatentAnchor, field: str) -> pb.LatentAnchor:
                 return pb.LatentAnchor(x=rows(x, f"{field}.x"))
             if is_array(x):
                 return pb.LatentAnchor(x=rows(to_array(x, f"{field}.x")[None], f"{field}.x"))
-            return pb.LatentAnchor(x=pb.Rows(png=pb.PngImages(files=[_png(x, f"{field}.x")])))
+            return pb.LatentAnchor(x=pb.Rows(images=pb.Images(files=[_file(x, f"{field}.x")])))
         case LatentPoint(z):
             return pb.LatentAnchor(z=latents(to_array(z, f"{field}.z")[None], f"{field}.z"))
         case SampledPoint(seed, index):

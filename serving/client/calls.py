@@ -82,7 +82,7 @@ def decode(
     draw_x: bool = False,
     seed: int | None = None,
     offset: int = 0,
-    as_png: bool = False,
+    format: str = "",
     float_dtype: str = "float32",
     tiling: str = "",
     model: str = "",
@@ -102,13 +102,13 @@ def decode(
         output=output,
         draw_x=draw_x,
         offset=arguments.check_uint("offset", offset, 63),
-        format=arguments.image_format(as_png),
+        format=arguments.image_format(format),
         float_dtype=arguments.float_dtype(float_dtype),
         tiling=arguments.tiling(tiling),
     )
     if draw_x:
         request.seed = arguments.seed(seed)
-    needs = _needs(params=params, png=as_png, tiling=tiling)
+    needs = _needs(params=params, images=bool(format), tiling=tiling)
     return Call("Decode", request, responses.read_decoding, timeout, needs)
 
 
@@ -119,7 +119,7 @@ def sample(
     offset: int = 0,
     temperature: float = 1.0,
     draw_x: bool = False,
-    as_png: bool = False,
+    format: str = "",
     include_z: bool = False,
     sizes: Mapping[str, int] | None = None,
     float_dtype: str = "float32",
@@ -144,13 +144,13 @@ def sample(
         offset=arguments.check_uint("offset", offset, 63),
         temperature=temperature,
         draw_x=draw_x,
-        format=arguments.image_format(as_png),
+        format=arguments.image_format(format),
         include_z=include_z,
         sizes=arguments.sizes(sizes),
         float_dtype=arguments.float_dtype(float_dtype),
         tiling=arguments.tiling(tiling),
     )
-    needs = _needs(sample=True, png=as_png, tiling=tiling)
+    needs = _needs(sample=True, images=bool(format), tiling=tiling)
     return Call("Sample", request, responses.read_samples, timeout, needs)
 
 
@@ -161,7 +161,7 @@ def stream_samples(
     offset: int = 0,
     temperature: float = 1.0,
     draw_x: bool = False,
-    as_png: bool = False,
+    format: str = "",
     include_z: bool = False,
     chunk_rows: int = 0,
     sizes: Mapping[str, int] | None = None,
@@ -187,14 +187,14 @@ def stream_samples(
         offset=arguments.check_uint("offset", offset, 63),
         temperature=temperature,
         draw_x=draw_x,
-        format=arguments.image_format(as_png),
+        format=arguments.image_format(format),
         include_z=include_z,
         chunk_rows=arguments.check_uint("chunk_rows", chunk_rows, 32),
         sizes=arguments.sizes(sizes),
         float_dtype=arguments.float_dtype(float_dtype),
         tiling=arguments.tiling(tiling),
     )
-    needs = _needs(sample=True, png=as_png, tiling=tiling)
+    needs = _needs(sample=True, images=bool(format), tiling=tiling)
     return Call("StreamSamples", request, responses.read_samples, timeout, needs)
 
 
@@ -208,7 +208,7 @@ def reconstruct(
     include_scores: bool = False,
     threshold: float | None = None,
     include_contributions: bool = False,
-    as_png: bool = False,
+    format: str = "",
     float_dtype: str = "float32",
     tiling: str = "",
     model: str = "",
@@ -230,7 +230,7 @@ def reconstruct(
         draw=draw,
         draw_x=draw_x,
         offset=arguments.check_uint("offset", offset, 63),
-        format=arguments.image_format(as_png),
+        format=arguments.image_format(format),
         include_scores=include_scores,
         threshold=threshold,
         include_contributions=include_contributions,
@@ -242,7 +242,7 @@ def reconstruct(
     needs = _needs(
         draw=draw,
         include_scores=include_scores,
-        png=as_png,
+        images=bool(format),
         tiling=tiling,
         include_contributions=include_contributions,
     )
@@ -303,7 +303,7 @@ def interpolate(
     *,
     steps: int = 9,
     path: str = "slerp",
-    as_png: bool = False,
+    format: str = "",
     include_z: bool = False,
     sizes: Mapping[str, int] | None = None,
     float_dtype: str = "float32",
@@ -327,7 +327,7 @@ def interpolate(
         end=arguments.latent_anchor(end, "end"),
         steps=arguments.check_uint("steps", steps, 32),
         path=paths[path],
-        format=arguments.image_format(as_png),
+        format=arguments.image_format(format),
         include_z=include_z,
         sizes=arguments.sizes(sizes),
         float_dtype=arguments.float_dtype(float_dtype),
@@ -335,7 +335,7 @@ def interpolate(
     )
     anchors = (("start", start), ("end", end))
     sampled = [f"{name}.sample" for name, point in anchors if isinstance(point, SampledPoint)]
-    needs = (*(("sample", field) for field in sampled), *_needs(png=as_png, tiling=tiling))
+    needs = (*(("sample", field) for field in sampled), *_needs(images=bool(format), tiling=tiling))
     return Call("Interpolate", request, responses.read_interpolation, timeout, needs)
 
 
@@ -387,7 +387,7 @@ _FIELDS: Final = {
     "include_scores": ("score", "include_scores"),
     "draw": ("draw", "draw"),
     "params": ("params", "output"),
-    "png": ("png", "format"),
+    "images": ("images", "format"),
     "tiling": ("tiles", "tiling"),
     "include_contributions": ("contributions", "include_contributions"),
 }

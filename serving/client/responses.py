@@ -248,7 +248,7 @@ def _rows(rows: pb.Rows) -> tuple[Array | None, list[bytes]]:
     """The fields of `Rows`."""
     if rows.WhichOneof("content") == "tensor":
         return codec.from_tensor(rows.tensor, "x.tensor"), []
-    return None, list(rows.png.files)
+    return None, list(rows.images.files)
 
 
 def _tensor_or_empty(rows: pb.Rows) -> Array:

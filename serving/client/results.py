@@ -80,7 +80,9 @@ class ModelInfo(ModelDescription):
     prior: str  # standard-normal; "": none
     likelihood: str  # the name of p(x | z); "": none
     parameters: tuple[str, ...]  # the name of each parameter of p(x | z)
-    unavailable: Mapping[str, str]  # sample, draw, score, contributions, params, png, tiles -> why
+    unavailable: Mapping[
+        str, str
+    ]  # sample, draw, score, contributions, params, images, tiles -> why
     limits: Limits
     provider: str
     versions: list[int]  # all served versions, ascending
@@ -167,23 +169,23 @@ class ListedModel:
 class Rows:
     """Rows of data in a response. A notebook shows them as one image."""
 
-    tensor: Array | None  # None if the call requested PNG files or params
-    png: list[bytes]  # one file for each row; only with as_png=True
+    tensor: Array | None  # None if the call requested image files or params
+    files: list[bytes]  # one for each row; only with format="png", "jpeg" or "webp"
 
     @functools.cached_property
     def x(self) -> Array:
-        """The rows in the model's dtype, rows x x_shape; decoded from the PNG files, if any.
+        """The rows in the model's dtype, rows x x_shape; decoded from the files, if any.
 
-        PNG files of a grey model have no channel axis: x is then rows x height x width. Raises
+        Files of a grey model have no channel axis: x is then rows x height x width. Raises
         AttributeError if the call requested params instead of x.
         """
         if self.tensor is not None:
             return self.tensor
-        if not self.png:
+        if not self.files:
             raise AttributeError(
                 f"this {type(self).__name__} has params and no x: call without params=True to get x"
             )
-        return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in self.png])
+        return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in self.files])
 
     @functools.cached_property
     def texts(self) -> list[str]:
@@ -194,10 +196,10 @@ class Rows:
         return texts.to_texts(self.x)
 
     def __len__(self) -> int:
-        if self.tensor is None and not self.png:
+        if self.tensor is None and not self.files:
             params = getattr(self, "params", None)
             return 0 if params is None else len(params)
-        return len(self.png) if self.tensor is None else len(self.tensor)
+        return len(self.files) if self.tensor is None else len(self.tensor)
 
     def grid(self, columns: int = 0) -> Image.Image:
         """All rows in one image, `columns` wide (0: square). Raises TypeError if the rows are not
@@ -227,13 +229,13 @@ class Rows:
 
     def _are_images(self) -> bool:
         if self.tensor is None:
-            return bool(self.png)
+            return bool(self.files)
         shape = self.tensor.shape[1:]
         return self.tensor.dtype == np.uint8 and (len(shape) == 2 or shape[2:] in ((1,), (3,)))
 
     def _description(self) -> str:
         if self.tensor is None:
-            return "PNG" if self.png else "params"
+            return "image files" if self.files else "params"
         return f"{self.tensor.dtype} {'x'.join(map(str, self.tensor.shape[1:]))}"
 
 

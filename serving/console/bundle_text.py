@@ -15,7 +15,7 @@ from latentd.shapes import format_lengths
 _WIDTH: Final = 100
 _MAX_LINES: Final = 6  # of one fact; --json has all of it
 _LABEL: Final = 17  # columns
-_CAPABILITIES: Final = ("sample", "draw", "score", "params", "png")
+_CAPABILITIES: Final = ("sample", "draw", "score", "params", "images")
 _CONFIG: Final = ("data", "model", "architecture", "seed")
 _LEVELS: Final = (5, 50, 95)  # percent
 _LONGEST: Final = 8  # numbers of a list that are printed

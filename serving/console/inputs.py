@@ -56,7 +56,7 @@ def read_rows(
         found += sources.find(pattern, counts)
     if counts.found != len(patterns):
         print(f"{counts}.", file=sys.stderr)
-    if any(source.kind == "picture" for source in found) and not x.is_png_compatible:
+    if any(source.kind == "picture" for source in found) and not x.is_8bit_image:
         shape = list(x.shape)
         raise InvalidArgument("FILE", f"expected {x.plural} of {x.dtype} {shape}, got images")
     parts, total = [], 0

@@ -53,7 +53,7 @@ class OutputPath:
         """Raise InvalidArgument for PNG output of data that is not 8-bit images, and for lines of
         data that is not text."""
         use = "Use a .txt, .npz or .npy path" if x.is_text else "Use a .npz or .npy path"
-        if self.kind in ("png", "folder") and not x.is_png_compatible:
+        if self.kind in ("png", "folder") and not x.is_8bit_image:
             what = f"PNG needs 8-bit images; this model's rows are {x.dtype} {x.plural}"
             raise InvalidArgument("--out", what, use)
         if self.kind == "txt" and not x.is_text:
@@ -219,7 +219,7 @@ def _folder(folder: Path, first: int, count: int) -> Write:
 
     def write(rows: Array) -> None:
         nonlocal row
-        for png in images.encode_pngs(rows):
+        for png in images.encode_files(rows):
             (folder / f"{row:0{digits}d}.png").write_bytes(png)
             row += 1
 

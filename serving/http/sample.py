@@ -110,7 +110,7 @@ def _require(manifest: Manifest, suffix: str) -> None:
     """Raises InvalidArgument if the model's rows cannot be files of this kind."""
     x = manifest.default.x
     fits: Mapping[str, bool] = {
-        "png": x.is_png_compatible,
+        "png": x.is_8bit_image,
         "txt": x.is_text,
         "csv": bool(x.columns),
     }
@@ -124,7 +124,7 @@ def _require(manifest: Manifest, suffix: str) -> None:
 
 
 def _png(rows: codec.Array, manifest: Manifest, columns: int) -> bytes:
-    return images.encode_pngs(rows)[0] if len(rows) == 1 else images.make_grid(rows, columns)
+    return images.encode_files(rows)[0] if len(rows) == 1 else images.make_grid(rows, columns)
 
 
 def _txt(rows: codec.Array, manifest: Manifest, columns: int) -> bytes:

@@ -244,7 +244,7 @@ def _figure(pair: _Pair, plan: Plan, scale: Scale | None) -> str:
     if _is_image(spec):
         shown = "".join(
             f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-            for png in images.encode_pngs(_pictures(pair, spec, scale))
+            for png in images.encode_files(_pictures(pair, spec, scale))
         )
         numbers = ""
     elif spec.is_text:

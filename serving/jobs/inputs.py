@@ -93,7 +93,7 @@ def find_inputs(
         for source in sources.find(pattern, counts, "--input"):
             if source.kind != "picture":
                 described.append(_describe_file(source, model, options, known_inputs))
-            elif model.default.x.is_png_compatible:
+            elif model.default.x.is_8bit_image:
                 described.append(_describe_pictures(source, model, options, known_inputs))
                 names += Names.to_bytes(source.names)
             else:

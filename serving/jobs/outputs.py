@@ -204,7 +204,7 @@ def _reconstructions(x: Rows, form: str) -> Any:
 
     if form == "text":
         return pa.array(texts.to_texts(x), "string")
-    files = images.encode_pngs(x) if form == "png" else [row.tobytes() for row in x]
+    files = images.encode_files(x) if form == "png" else [row.tobytes() for row in x]
     return pa.array(files, "binary")
 
 

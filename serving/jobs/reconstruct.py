@@ -346,7 +346,7 @@ def check_output_spec(
         raise ConfigError(
             f"--draw-x draws texts and rows with columns; this model's rows are {x.plural}."
         )
-    if wanted.reconstruction == "png" and not x.is_png_compatible:
+    if wanted.reconstruction == "png" and not x.is_8bit_image:
         raise ConfigError("This model's data cannot be stored as PNG. Use --reconstruction raw.")
     if wanted.reconstruction == "text" and not x.is_text:
         raise ConfigError(f"This model's rows are {x.plural}, not texts. Use --reconstruction raw.")

@@ -32,7 +32,7 @@ EXTENSIONS: Final = ("model_configuration", "model_repository", "statistics")
 """Triton's names of what this server has beyond the protocol's core."""
 
 _REQUEST_FIELDS: Final = (
-    (re.compile(r"^x\.(png\.files|text\.texts|tensor)"), "x"),
+    (re.compile(r"^x\.(images\.files|text\.texts|tensor)"), "x"),
     (re.compile(r"^([xz])\.data$"), r"\1"),
     (re.compile(r"^([xz])\.dtype$"), r"\1.datatype"),
     (re.compile(r'^sizes\["(.*)"\]$'), r"sizes.\1"),

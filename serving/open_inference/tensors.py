@@ -144,7 +144,7 @@ class Input(NamedTuple):
         elif is_text:
             into.text.texts.extend(self._texts(max_rows))
         else:
-            into.png.files.extend(self.elements(max_rows))
+            into.images.files.extend(self.elements(max_rows))
 
     def _texts(self, max_rows: int) -> list[str]:
         texts = []
@@ -219,7 +219,7 @@ def of_rows(rows: pb.Rows) -> Values:
     if content == "text":
         elements = [text.encode() for text in rows.text.texts]
     else:
-        elements = list(rows.png.files)
+        elements = list(rows.images.files)
     parts = [part for one in elements for part in (len(one).to_bytes(_LENGTH_BYTES, "little"), one)]
     return Values(BYTES, (len(elements), 1), b"".join(parts))
 

@@ -15,12 +15,21 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_FLOAT16: _ClassVar[DataType]
     DATA_TYPE_BFLOAT16: _ClassVar[DataType]
 
+class Fit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FIT_UNSPECIFIED: _ClassVar[Fit]
+    FIT_REFUSE: _ClassVar[Fit]
+    FIT_RESIZE: _ClassVar[Fit]
+    FIT_CROP: _ClassVar[Fit]
+
 class Format(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FORMAT_UNSPECIFIED: _ClassVar[Format]
     FORMAT_RAW: _ClassVar[Format]
     FORMAT_PNG: _ClassVar[Format]
     FORMAT_TEXT: _ClassVar[Format]
+    FORMAT_JPEG: _ClassVar[Format]
+    FORMAT_WEBP: _ClassVar[Format]
 
 class Tiling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -57,10 +66,16 @@ DATA_TYPE_UINT8: DataType
 DATA_TYPE_FLOAT32: DataType
 DATA_TYPE_FLOAT16: DataType
 DATA_TYPE_BFLOAT16: DataType
+FIT_UNSPECIFIED: Fit
+FIT_REFUSE: Fit
+FIT_RESIZE: Fit
+FIT_CROP: Fit
 FORMAT_UNSPECIFIED: Format
 FORMAT_RAW: Format
 FORMAT_PNG: Format
 FORMAT_TEXT: Format
+FORMAT_JPEG: Format
+FORMAT_WEBP: Format
 TILING_UNSPECIFIED: Tiling
 TILING_WHEN_NEEDED: Tiling
 TILING_ALWAYS: Tiling
@@ -88,11 +103,13 @@ class Tensor(_message.Message):
     data: bytes
     def __init__(self, dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
-class PngImages(_message.Message):
-    __slots__ = ("files",)
+class Images(_message.Message):
+    __slots__ = ("files", "fit")
     FILES_FIELD_NUMBER: _ClassVar[int]
+    FIT_FIELD_NUMBER: _ClassVar[int]
     files: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, files: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    fit: Fit
+    def __init__(self, files: _Optional[_Iterable[bytes]] = ..., fit: _Optional[_Union[Fit, str]] = ...) -> None: ...
 
 class Texts(_message.Message):
     __slots__ = ("texts",)
@@ -101,14 +118,14 @@ class Texts(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Rows(_message.Message):
-    __slots__ = ("tensor", "png", "text")
+    __slots__ = ("tensor", "images", "text")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
-    PNG_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     tensor: Tensor
-    png: PngImages
+    images: Images
     text: Texts
-    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., png: _Optional[_Union[PngImages, _Mapping]] = ..., text: _Optional[_Union[Texts, _Mapping]] = ...) -> None: ...
+    def __init__(self, tensor: _Optional[_Union[Tensor, _Mapping]] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., text: _Optional[_Union[Texts, _Mapping]] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
     __slots__ = ("model", "version", "digest")

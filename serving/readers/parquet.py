@@ -298,7 +298,7 @@ def _row(value: Any, model: ModelDescription, resize: bool) -> Array:
     if isinstance(value, bytes):
         if len(value) == x.nbytes:
             return np.frombuffer(value, x.dtype).reshape(x.shape)
-        if x.is_png_compatible:
+        if x.is_8bit_image:
             with images.pillow_warnings_ignored():
                 return decode(value, model, resize)
         raise InvalidArgument("x", f"expected {x.nbytes} bytes for a row, got {len(value)}")

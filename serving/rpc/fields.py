@@ -170,14 +170,16 @@ def _fitting(shapes: RowShapes, model: ServedModel, field: str) -> RowShapes:
 def require_room(
     shapes: RowShapes, model: ServedModel, field: str, form: pb.Format, float_dtype: str
 ) -> None:
-    """Raise InvalidArgument if one row is larger than a message, before it is computed. How large a
-    PNG file will be is not known.
+    """Raise InvalidArgument if one row is larger than a message, before it is computed. How large
+    an image file will be is not known.
 
     float_dtype: the 16-bit format that the request asks for, or ""
     """
     narrow = bool(float_dtype) and shapes.x.dtype == "float32"
     reason = (
-        None if form == pb.FORMAT_PNG else model.beyond_message(shapes.x.nbytes // (1 + narrow))
+        None
+        if form in codec.IMAGE_FORMATS
+        else model.beyond_message(shapes.x.nbytes // (1 + narrow))
     )
     if reason:
         raise InvalidArgument(field, *reason)
@@ -193,8 +195,8 @@ def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> RowShapes:
         field = f"{field}.tensor.shape"
         lengths = _lengths_of_row(rows.tensor, manifest.x.shape, field)
         return _shapes_of_x(lengths, model, field)
-    if content == "png" and rows.png.files and manifest.default.x.is_png_compatible:
-        return _shapes_of_file(rows.png.files[0], model, f"{field}.png.files[0]")
+    if content == "images" and rows.images.files and manifest.default.x.is_8bit_image:
+        return _shapes_of_file(rows.images.files[0], model, f"{field}.images.files[0]")
     return manifest.default  # reading the rows reports the error
 
 
@@ -213,7 +215,9 @@ def _lengths_of_row(tensor: pb.Tensor, row: Shape, field: str) -> tuple[int, ...
 
 def _shapes_of_file(file: bytes, model: ServedModel, field: str) -> RowShapes:
     channels = model.manifest.default.x.shape[2:]
-    return _shapes_of_x((*images.png_height_and_width(file, field), *channels), model, field)
+    return _shapes_of_x(
+        (*images.height_and_width(file, field, images.FORMATS), *channels), model, field
+    )
 
 
 def _shapes_of_x(lengths: tuple[int, ...], model: ServedModel, field: str) -> RowShapes:
@@ -263,8 +267,8 @@ async def read_rows(
     rows: pb.Rows, model: ServedModel, field: str, max_rows: int = 0, contributions: bool = False
 ) -> tuple[codec.Array, Counts | None]:
     """x, checked, and how many values of each row lie outside the model's range. What takes
-    milliseconds is done in the thread pool: to decode PNG files, to widen many floats, and to read
-    many texts.
+    milliseconds is done in the thread pool: to decode image files, to widen many floats, and to
+    read many texts.
 
     max_rows: 0: the model's. contributions: the response has those of each row
     """
@@ -272,7 +276,7 @@ async def read_rows(
     limit = max_rows or model.max_rows(shapes, contributions)
     hint = images.SAME_SIZE if model.manifest.axes else images.TRAINED_SIZE
     read = functools.partial(codec.read_rows, rows, shapes.x, limit, field, hint)
-    slow = rows.WhichOneof("content") == "png" or _are_slow(rows, shapes.x)
+    slow = rows.WhichOneof("content") == "images" or _are_slow(rows, shapes.x)
     return await run_in_executor(read) if slow else read()
 
 
@@ -280,7 +284,7 @@ async def read_rows_lenient(
     rows: pb.Rows, model: ServedModel, field: str, contributions: bool = False
 ) -> tuple[codec.Array, Counts | None, dict[int, str]]:
     """As read_rows, but a bad row does not reject the message; see codec.decode_rows_lenient."""
-    if rows.WhichOneof("content") == "png":
+    if rows.WhichOneof("content") == "images":
         return await run_in_executor(_read_files_lenient, rows, model, field, contributions)
     shapes = shapes_of_rows(rows, model, field)
     limit = model.max_rows(shapes, contributions)
@@ -293,13 +297,13 @@ def _read_files_lenient(
 ) -> tuple[codec.Array, Counts | None, dict[int, str]]:
     """The size is that of the first file whose size the model takes."""
     manifest, bad = model.manifest, dict[int, str]()
-    if not manifest.axes or not manifest.default.x.is_png_compatible:
+    if not manifest.axes or not manifest.default.x.is_8bit_image:
         limit = model.max_rows(manifest.default, contributions)
         return codec.decode_rows_lenient(rows, manifest.default.x, limit, field)
     limit = model.max_rows(manifest.smallest, contributions)
-    codec.check_rows(len(rows.png.files), limit, f"{field}.png.files")
+    codec.check_rows(len(rows.images.files), limit, f"{field}.images.files")
     shapes = manifest.default
-    for index, file in enumerate(rows.png.files):
+    for index, file in enumerate(rows.images.files):
         try:
             shapes = _shapes_of_file(file, model, "")
             break
@@ -331,8 +335,8 @@ async def narrowed(name: str, *arrays: codec.Array | None) -> list[Any]:
 
 
 async def write_rows(values: codec.Array, form: pb.Format, response: WithRows) -> None:
-    """Fill the response's x. PNG files and many texts are made in the thread pool."""
-    if form == pb.FORMAT_PNG or (form == pb.FORMAT_TEXT and len(values) > _FEW_TEXTS):
+    """Fill the response's x. Image files and many texts are made in the thread pool."""
+    if form in codec.IMAGE_FORMATS or (form == pb.FORMAT_TEXT and len(values) > _FEW_TEXTS):
         await run_in_executor(codec.write_rows, values, form, response.x)
     else:
         codec.write_rows(values, form, response.x)

@@ -92,7 +92,9 @@ class VaeService:
         if request.output not in pb.DecodeOutput.values():
             raise InvalidArgument("output", f"unknown enum value {request.output}")
         if wants_params and form != pb.FORMAT_RAW:
-            raise InvalidArgument("format", "params cannot be returned as PNG", "Use FORMAT_RAW")
+            raise InvalidArgument(
+                "format", "params cannot be returned as image files", "Use FORMAT_RAW"
+            )
         if not wants_params:
             fields.require_room(shapes, model, "z.shape", form, float_dtype)
         needs_score_output = wants_params or finite.needs_score_output(model, z)

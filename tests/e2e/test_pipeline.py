@@ -100,5 +100,5 @@ def test_reflection_client_gets_an_image(digits_server):
     run = subprocess.run(
         [*command, "-d", json.dumps(request), url], capture_output=True, text=True, check=True
     )
-    (png,) = json.loads(run.stdout)["x"]["png"]["files"]
+    (png,) = json.loads(run.stdout)["x"]["images"]["files"]
     assert png.startswith("iVBORw0KGgo")  # the PNG signature in base64

@@ -50,7 +50,7 @@ def test_image_is_decoded_or_rejected(request):
     @given(st.one_of(files, mutated(png(4, 4, "L")).map(with_checksums)))
     def property_(file: bytes) -> None:
         try:
-            array = images.decode_pngs([file], TOY, "x")
+            array = images.decode_files([file], TOY, "x")
         except InvalidArgument as error:
             field = error.field
         else:

@@ -100,7 +100,7 @@ def test_audio_is_read_and_written(good):
     assert json.loads(manifest.to_json()) == document
     assert manifest.x == RowFormat("audio", Shape.parse(["t", 2]), "float32", (-1.0, 1.0), 44100)
     assert (manifest.default.x.shape, manifest.default.z) == ((64, 2), (4, 8))
-    assert sorted(manifest.unavailable) == ["contributions", "png", "tiles"]
+    assert sorted(manifest.unavailable) == ["contributions", "images", "tiles"]
     with pytest.raises(SizeError, match=r"t is 100; expected a multiple of 8 .* length is 104."):
         manifest.shapes_of_x((100, 2))
 
@@ -150,8 +150,8 @@ def test_rows_of_other_sizes_are_refused(good, lengths, said):
         ({"posterior": "point"}, ["draw", "score"]),
         ({"posterior": "point", "prior": None}, ["draw", "sample", "score"]),
         ({"likelihood": None}, ["params", "score"]),
-        ({"x": {"shape": ["h", "w", 4]}}, ["png"]),
-        ({"x": {"dtype": "float32"}}, ["png"]),
+        ({"x": {"shape": ["h", "w", 4]}}, ["images"]),
+        ({"x": {"dtype": "float32"}}, ["images"]),
         ({"likelihood": {}}, ["contributions"]),
     ],
 )

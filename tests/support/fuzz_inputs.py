@@ -81,7 +81,7 @@ tensors = st.builds(
 rows = st.one_of(
     st.builds(pb.Rows),
     st.builds(pb.Rows, tensor=tensors),
-    st.builds(pb.Rows, png=st.builds(pb.PngImages, files=st.lists(files, max_size=3))),
+    st.builds(pb.Rows, images=st.builds(pb.Images, files=st.lists(files, max_size=3))),
     st.builds(pb.Rows, text=st.builds(pb.Texts, texts=st.lists(st.text(max_size=20), max_size=3))),
 )
 anchors = st.one_of(
@@ -104,7 +104,7 @@ fields = {
     "temperature": st.floats(width=32),
     "model": st.sampled_from(["", "toy", "spatial", "missing", "../toy", "x" * 5000, "\0"]),
     "version": st.integers(0, 3),
-    "format": st.integers(0, 4),
+    "format": st.integers(0, 6),
     "float_dtype": st.integers(0, 6),
     "sizes": st.dictionaries(
         st.sampled_from(["", "h", "w", "x" * 5000]),

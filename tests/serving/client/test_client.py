@@ -140,7 +140,7 @@ def test_interpolate_ends_at_its_anchors(client: Client) -> None:
     way = client.interpolate(SampledPoint(7, 3), SampledPoint(8), steps=2, include_z=True)
     assert way.z is not None
     np.testing.assert_array_equal(way.z[:1], standard_normal([NoiseRange(7, 3, 1)], (16,)))
-    (png,) = images.encode_pngs(x[None])
+    (png,) = images.encode_files(x[None])
     way = client.interpolate(DataPoint(png), DataPoint(x), steps=2)
     np.testing.assert_array_equal(way.x[0], x)
 
@@ -155,17 +155,17 @@ def test_score_is_reproduced_by_its_seed(client: Client) -> None:
 
 def test_png_is_sent_as_bytes_or_paths(client: Client, tmp_path: Path) -> None:
     x = pixels(3)
-    files = images.encode_pngs(x)
+    files = images.encode_files(x)
     path = tmp_path / "one.png"
     path.write_bytes(files[1])
     encoding = client.encode([files[0], path, str(path)])
     np.testing.assert_array_equal(encoding.mean, client.encode(x[[0, 1, 1]]).mean)
-    back = client.reconstruct(files, as_png=True)
+    back = client.reconstruct(files, format="png")
     np.testing.assert_array_equal(
-        images.decode_pngs(back.png, client.get_model().default.x, "x"), x
+        images.decode_files(back.files, client.get_model().default.x, "x"), x
     )
     np.testing.assert_array_equal(back.x, x)
-    assert len(client.sample(3, as_png=True)) == 3
+    assert len(client.sample(3, format="png")) == 3
 
 
 def test_async_client_equals_the_blocking_one(server: Any, client: Client) -> None:
@@ -322,7 +322,7 @@ def test_notebook_shows_rows_as_one_image(client: Client) -> None:
     assert png is not None
     assert png.startswith(b"\x89PNG")
     assert samples.grid(columns=9).width > 8 * samples.grid(columns=1).width
-    same = client.sample(9, seed=7, as_png=True)
+    same = client.sample(9, seed=7, format="png")
     assert same._repr_png_() == png
     assert repr(samples) == (
         "Samples(9 rows of uint8 4x4, seed=7, offset=0, "

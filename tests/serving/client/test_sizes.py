@@ -65,8 +65,8 @@ def test_every_call_takes_rows_of_every_size(client: Client, height: int, width:
     assert encoding.z.shape == (3, *z_shape(height, width))
     np.testing.assert_array_equal(client.decode(encoding.mean).x, x)
     np.testing.assert_array_equal(client.reconstruct(x).x, x)
-    files = images.encode_pngs(x)
-    np.testing.assert_array_equal(client.reconstruct(files, as_png=True).x, x)
+    files = images.encode_files(x)
+    np.testing.assert_array_equal(client.reconstruct(files, format="png").x, x)
     sizes = {"h": height, "w": width}
     samples = client.sample(3, seed=7, offset=2, sizes=sizes, include_z=True)
     assert samples.z is not None
@@ -108,13 +108,13 @@ def test_chunks_of_a_stream_may_differ_in_size(client: Client) -> None:
 
 
 def test_files_of_a_stream_that_do_not_fit_are_listed(client: Client) -> None:
-    good, other = images.encode_pngs(blocks(1, 96, 160))[0], images.encode_pngs(blocks(1, 64, 64))
-    wrong = images.encode_pngs(np.zeros((1, 20, 32, 3), np.uint8))[0]
+    good, other = images.encode_files(blocks(1, 96, 160))[0], images.encode_files(blocks(1, 64, 64))
+    wrong = images.encode_files(np.zeros((1, 20, 32, 3), np.uint8))[0]
     chunk: Any = [b"no image", wrong, good, other[0], good]
     (answer,) = client.stream_reconstruct([chunk])
     assert answer.x.shape == (2, 96, 160, 3)
     assert list(answer.errors) == [0, 1, 3]
-    assert "not a readable PNG" in answer.errors[0]
+    assert "not a readable PNG, JPEG or WebP" in answer.errors[0]
     assert "h is 20; expected a multiple of 8 from 16 to 256" in answer.errors[1]
     assert "expected 160 x 96 pixels (width x height), got 64 x 64" in answer.errors[3]
     (answer,) = client.stream_reconstruct([chunk[:2]])
@@ -167,10 +167,10 @@ def test_files_of_a_stream_that_do_not_fit_are_listed(client: Client) -> None:
         ),
         (
             lambda client: client.encode(
-                images.encode_pngs(blocks(2, 48, 32)) + images.encode_pngs(blocks(1, 32, 32))
+                images.encode_files(blocks(2, 48, 32)) + images.encode_files(blocks(1, 32, 32))
             ),
-            "x.png.files[2]: expected 32 x 48 pixels (width x height), got 32 x 32. All files of a "
-            "request must have one size: send each size in its own request.",
+            "x.images.files[2]: expected 32 x 48 pixels (width x height), got 32 x 32. All files "
+            "of a request must have one size: send each size in its own request.",
         ),
         (
             lambda client: client.interpolate(

@@ -50,7 +50,7 @@ def test_bundle_of_a_trained_model_is_described(show):
         "x image, uint8 8 x 8, 0 to 255; other values are refused",
         "z float32 4 posterior gaussian prior standard-normal",
         "likelihood bernoulli (logit); Score moves each element of x to an end of its range",
-        "can encode, decode, reconstruct, interpolate, sample, draw, score, params, png",
+        "can encode, decode, reconstruct, interpolate, sample, draw, score, params, images",
         "graphs float32 inside, opset 20",
         "origin trained training data digits; model vae; architecture mlp; seed 1",
         "epoch 5; validation elbo -29.774",
@@ -74,7 +74,7 @@ def test_free_axes_origin_and_tiles_are_described(toy_bundles):
         "x image, uint8 h x w x 3, 0 to 255;",
         "z float32 4 x h/8 x w/8; scale 0.18215; shift 0, 0.5, -1, 0.002",
         "axis h a multiple of 8 from 16 to 512, by default 64 axis w a multiple of 8",
-        "params, png, tiles",
+        "params, images, tiles",
         "origin adopted; source example/vae parity",
         "parity other sizes 16 x 24, 512 x 512; history (100 values)",
         "encoder tiles size (h ",
@@ -87,7 +87,7 @@ def test_what_a_model_lacks_is_explained(show, publish_toy, tmp_path):
     publish_toy(tmp_path, posterior="point")
     status, text, _ = show(tmp_path / "toy")
     assert status == 0
-    assert "can encode, decode, reconstruct, interpolate, params, png" in spaced(text)
+    assert "can encode, decode, reconstruct, interpolate, params, images" in spaced(text)
     assert "no sample the model has no prior, so there is no distribution" in spaced(text)
     assert "no score the model encodes each row to a point, so it" in spaced(text)
 

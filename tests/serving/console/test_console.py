@@ -130,7 +130,7 @@ def test_many_rows_are_sent_in_several_calls(done: Callable[..., str], client: C
 
 def test_reconstruct_writes_rows_above_reconstructions(done: Callable[..., str]) -> None:
     x = pixels(18)  # two lines of them
-    for row, png in enumerate(images.encode_pngs(x)):
+    for row, png in enumerate(images.encode_files(x)):
         Path(f"{row:02d}.png").write_bytes(png)
     files = [f"{row:02d}.png" for row in range(18)]
     said = done("reconstruct", *files, "--out", "both.png", "--scores")
@@ -147,7 +147,7 @@ def test_interpolate_accepts_files_seeds_and_latents(
     done: Callable[..., str], client: Client
 ) -> None:
     x = pixels(1)
-    Path("one.png").write_bytes(images.encode_pngs(x)[0])
+    Path("one.png").write_bytes(images.encode_files(x)[0])
     np.save("z.npy", np.full(16, 0.5, np.float32))
     done("interpolate", "--start", "one.png", "--end", "seed:7@3", "--steps", "5", "--out", "w.npy")
     way = np.load("w.npy")

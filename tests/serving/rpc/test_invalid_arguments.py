@@ -65,7 +65,7 @@ def png(width: int, height: int, mode: int = 0, body: bytes | None = None) -> by
 
 
 def pngs(*files: bytes) -> pb.Rows:
-    return pb.Rows(png=pb.PngImages(files=files))
+    return pb.Rows(images=pb.Images(files=files))
 
 
 START, END = (
@@ -105,28 +105,28 @@ BAD = {
         pb.ReconstructRequest(x=image(data=bytes(17))),
         "x.tensor.data",
     ),
-    "not a PNG": ("Encode", pb.EncodeRequest(x=pngs(b"GIF89a")), "x.png.files[0]"),
+    "not a PNG": ("Encode", pb.EncodeRequest(x=pngs(b"GIF89a")), "x.images.files[0]"),
     "the second PNG of the wrong size": (
         "Encode",
         pb.EncodeRequest(x=pngs(png(4, 4), png(5, 4))),
-        "x.png.files[1]",
+        "x.images.files[1]",
     ),
     "a PNG that claims a gigapixel": (
         "Encode",
         pb.EncodeRequest(x=pngs(png(65500, 65500))),
-        "x.png.files[0]",
+        "x.images.files[0]",
     ),
     "a color PNG for a gray model": (
         "Encode",
         pb.EncodeRequest(x=pngs(png(4, 4, mode=2))),
-        "x.png.files[0]",
+        "x.images.files[0]",
     ),
     "a PNG with damaged pixels": (
         "Encode",
         pb.EncodeRequest(x=pngs(png(4, 4, body=b"not zlib"))),
-        "x.png.files[0]",
+        "x.images.files[0]",
     ),
-    "an empty list of PNGs": ("Encode", pb.EncodeRequest(x=pngs()), "x.png.files"),
+    "an empty list of PNGs": ("Encode", pb.EncodeRequest(x=pngs()), "x.images.files"),
     "no latents": ("Decode", pb.DecodeRequest(), "z"),
     "NaN": ("Decode", pb.DecodeRequest(z=latent(0, math.nan)), "z.data"),
     "infinity": ("Decode", pb.DecodeRequest(z=latent(math.inf)), "z.data"),

@@ -117,9 +117,9 @@ def test_reconstruct_with_draw_is_repeatable_by_its_seed(stub):
 
 def test_gray_png_is_accepted_and_returned(stub):
     x = images(3)
-    png = codec.to_rows(x, png=True)
+    png = codec.to_rows(x, pb.FORMAT_PNG)
     response = stub.Reconstruct(pb.ReconstructRequest(x=png, format=pb.FORMAT_PNG))
-    assert list(response.x.png.files) == list(png.png.files)
+    assert list(response.x.images.files) == list(png.images.files)
 
 
 @pytest.mark.parametrize("path", [pb.INTERPOLATION_PATH_LERP, pb.INTERPOLATION_PATH_SLERP])

@@ -78,13 +78,13 @@ def test_noise_depends_on_the_row_and_not_on_the_message(stub, x):
 
 
 def test_bad_rows_are_listed_and_do_not_end_the_stream(stub, x):
-    files = images.encode_pngs(x[:6])
-    files[1], files[4] = b"not an image", images.encode_pngs(np.zeros((1, 5, 4), np.uint8))[0]
-    bad = pb.StreamReconstructRequest(x=pb.Rows(png=pb.PngImages(files=files)), include_scores=True)
+    files = images.encode_files(x[:6])
+    files[1], files[4] = b"not an image", images.encode_files(np.zeros((1, 5, 4), np.uint8))[0]
+    bad = pb.StreamReconstructRequest(x=pb.Rows(images=pb.Images(files=files)), include_scores=True)
     after = pb.StreamReconstructRequest(x=codec.to_rows(x[6:9]), offset=6)
     first, second = stub.StreamReconstruct(iter([bad, after]))
     assert [error.row for error in first.errors] == [1, 4]
-    assert "not a readable PNG" in first.errors[0].description
+    assert "not a readable PNG, JPEG or WebP" in first.errors[0].description
     assert "got 4 x 5" in first.errors[1].description
     np.testing.assert_array_equal(codec.from_tensor(first.x.tensor), x[[0, 2, 3, 5]])
     assert len(first.elbo) == 4

@@ -306,7 +306,7 @@ def test_texts_travel_as_text(stub: VaeServiceStub, client: Client) -> None:
         (pb.Rows(text=pb.Texts(texts=["a", "abcdefgh"])), r"x.text.texts\[1\]: has 8 bytes .* 7"),
         (pb.Rows(text=pb.Texts(texts=["a\0b"])), r"x.text.texts\[0\]: holds a NUL character"),
         (pb.Rows(text=pb.Texts()), "x.text.texts: 0 rows sent"),
-        (pb.Rows(png=pb.PngImages(files=[b""])), "x: PNG files sent, and this model's rows are"),
+        (pb.Rows(images=pb.Images(files=[b""])), "x: image files sent, and this model's rows are"),
         (pb.Rows(), "x: missing. Send a tensor of uint8 .*, or texts"),
         (rows_of([[97, 0, 0, 98, 0, 0, 0, 0]]), r"x\[0\]: has bytes after its end, the first 0"),
         (rows_of([[97] * 8]), r"x\[0\]: has no end: its last byte must be 0"),

@@ -39,7 +39,7 @@ def call_everything(stub: VaeServiceStub) -> set[grpc.StatusCode]:
         lambda: stub.Score(pb.ScoreRequest(x=X)),
         lambda: stub.Interpolate(pb.InterpolateRequest(start=anchor, end=anchor, steps=3)),
         lambda: stub.Encode(pb.EncodeRequest(x=wrong)),
-        lambda: stub.Encode(pb.EncodeRequest(x=pb.Rows(png=pb.PngImages(files=[SECRET])))),
+        lambda: stub.Encode(pb.EncodeRequest(x=pb.Rows(images=pb.Images(files=[SECRET])))),
         lambda: stub.Encode(pb.EncodeRequest(x=X), timeout=1e-6),
     ]
     codes = set()
