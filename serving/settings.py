@@ -65,7 +65,9 @@ class Settings:
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 or :: for every interface.")
     port: int = _setting(50051, "Port for gRPC. 0: any free port; see the log.", max=_MAX_PORT)
     metrics_port: int = _setting(
-        9464, "Port for Prometheus metrics over HTTP. 0: any free port.", max=_MAX_PORT
+        9464,
+        "Port for Prometheus metrics and for probes, over HTTP. 0: any free port.",
+        max=_MAX_PORT,
     )
     http_port: int | None = _setting(
         None,

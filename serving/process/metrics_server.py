@@ -1,4 +1,4 @@
-"""Serves the metrics over HTTP for Prometheus.
+"""Serves the metrics over HTTP for Prometheus, and health for probes.
 
 The port asks for no token, so any client may connect. Therefore a connection lasts a few seconds at
 most, a request has few bytes, and of too many connections the oldest is closed.
@@ -12,18 +12,26 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from latentd.errors import ConfigError
+from latentd.transport.health import LIVENESS, READINESS, STARTUP
 
 log = logging.getLogger(__name__)
 
+HEALTH_PATHS: Final = {
+    "/livez": LIVENESS,
+    "/readyz": READINESS,
+    "/startupz": STARTUP,
+}
+"""The service of grpc.health.v1 whose status each path tells."""
 MAX_CONNECTION_SECONDS: Final = 10.0
 """How long a connection may last; a scrape takes milliseconds."""
 MAX_CONNECTIONS: Final = 32
@@ -32,10 +40,15 @@ MAX_REQUEST_BYTES: Final = 16_384
 _POLL_SECONDS: Final = 0.5  # between checks of the connections' age
 
 
-def expose(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Callable[[], None]]:
-    """Start to serve; returns the port and a function that stops it. Raises ConfigError."""
+def expose(
+    registry: CollectorRegistry, is_serving: Callable[[str], bool], host: str, port: int
+) -> tuple[int, Callable[[], None]]:
+    """Start to serve; returns the port and a function that stops it. Raises ConfigError.
+
+    is_serving: whether a service of HEALTH_PATHS serves; called in threads of the connections.
+    """
     try:
-        http = _MetricsServer(host, port, registry)
+        http = _MetricsServer(host, port, _app(registry, is_serving))
     except socket.gaierror as error:
         raise ConfigError(
             f"--host {host} cannot be resolved: {error.strerror}. Set an address of this machine, "
@@ -56,6 +69,26 @@ def expose(registry: CollectorRegistry, host: str, port: int) -> tuple[int, Call
         http.server_close()
 
     return http.server_port, close
+
+
+def _app(registry: CollectorRegistry, is_serving: Callable[[str], bool]) -> WSGIApplication:
+    metrics: WSGIApplication = make_wsgi_app(registry)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            return metrics(environ, start_response)
+        if path not in HEALTH_PATHS:
+            # A probe whose path is mistyped must fail.
+            status, text = "404 Not Found", f"Try /metrics, {', '.join(HEALTH_PATHS)}."
+        elif is_serving(HEALTH_PATHS[path]):
+            status, text = "200 OK", "SERVING"
+        else:
+            status, text = "503 Service Unavailable", "NOT_SERVING"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    return app
 
 
 class _Request(WSGIRequestHandler):
@@ -100,13 +133,13 @@ class _MetricsServer(ThreadingMixIn, WSGIServer):
     block_on_close = False  # clients cannot keep the process from exiting
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+    def __init__(self, host: str, port: int, app: WSGIApplication) -> None:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, *_, address = infos[0]
         self._changed, self._active = threading.Condition(), 0
         self._open: dict[socket.socket, float] = {}  # and since when, the oldest first
         super().__init__(address, _Request)  # type: ignore[arg-type]  # IPv6 has four parts
-        self.set_app(make_wsgi_app(registry))
+        self.set_app(app)
 
     # In the server's thread.
 

@@ -27,6 +27,7 @@ from latentd.models.poller import Poller
 from latentd.models.repository import Repository
 from latentd.models.watchdog import EngineWatchdog
 from latentd.open_inference.service import OpenInferenceService
+from latentd.process.heartbeat import Heartbeat
 from latentd.process.metrics_server import expose
 from latentd.rpc.service import VaeService
 from latentd.runtime.engine import SessionFactory
@@ -35,7 +36,7 @@ from latentd.transport import handlers, listener, reflection, tracing
 from latentd.transport.admission import AdmissionController
 from latentd.transport.auth import TokenStore, require_scope, require_token
 from latentd.transport.call_recorder import CallRecorder
-from latentd.transport.health import LIVENESS, READINESS, Health
+from latentd.transport.health import LIVENESS, READINESS, STARTUP, Health
 from latentd.transport.request_memory import PartialRequests
 from latentd.transport.response_memory import PendingResponses
 from latentd.transport.tls import Certificates
@@ -71,6 +72,8 @@ class Server:
         self.metrics_port = 0
         self.http_port: int | None = None  # None: no HTTP
         self._http: HttpListener | None = None
+        self._heartbeat = Heartbeat()
+        self._health = Health()
         self._stop = asyncio.Event()
         self._graceful = True  # SIGTERM gives clients time to notice; Ctrl-C does not
         self._accepting = False
@@ -120,10 +123,15 @@ class Server:
         self._graceful = self._graceful and graceful
         self._stop.set()
 
+    def is_serving(self, service: str) -> bool:
+        """Whether a service of grpc.health.v1 serves; callable from any thread. In a process that
+        makes no progress none does: a gRPC health check would get no response."""
+        return self._heartbeat.is_recent() and self._health.is_serving(service)
+
     def _start_metrics(self) -> None:
         # First, so that metrics are available while the models load and when loading fails.
-        page = expose(self.metrics.registry, self.settings.host, self.settings.metrics_port)
-        self.metrics_port, close = page
+        host, port = self.settings.host, self.settings.metrics_port
+        self.metrics_port, close = expose(self.metrics.registry, self.is_serving, host, port)
         self._exit_stack.push_async_callback(asyncio.to_thread, close)
 
     def _read_secrets(self) -> None:
@@ -194,7 +202,7 @@ class Server:
         )
         if settings.http_port is not None:
             self._make_http(requests, responses)
-        self._health = Health()
+        self._heartbeat.listener = self.listener
         self._open_handlers = self._health.handlers()
         if settings.reflection:
             reflection_handlers = reflection.handlers(SERVICES)
@@ -317,6 +325,8 @@ class Server:
     def _set_health(self, serving: bool) -> None:
         """Report whether the server accepts work; NOT_SERVING while a model is broken."""
         self._accepting = serving
+        if serving:
+            self._health.set(STARTUP, True)
         for name in HEALTH_NAMES:
             self._health.set(name, serving and self._healthy)
 
@@ -326,6 +336,7 @@ class Server:
                 due = time.perf_counter() + _LAG_POLL_SECONDS
                 await asyncio.sleep(_LAG_POLL_SECONDS)
                 self.metrics.loop_lag.set(max(0.0, time.perf_counter() - due))
+                self._heartbeat.beat()
 
         self._exit_stack.callback(asyncio.create_task(watch()).cancel)
 

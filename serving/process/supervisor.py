@@ -1,8 +1,8 @@
 """Starts several workers that share a port, restarts those that die, and stops them together.
 
-This process serves only the metrics. It starts no gRPC, because a process with gRPC's threads must
-not start others. The kernel distributes connections among the workers (`reuseport`); a connection
-stays with its worker.
+This process serves only metrics and health, over HTTP. It starts no gRPC, because a process with
+gRPC's threads must not start others. The kernel distributes connections among the workers
+(`reuseport`); a connection stays with its worker.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from latentd.process.metrics_server import expose
 from latentd.process.server import announce, port_in_use
 from latentd.process.worker_metrics import WorkerMetrics
 from latentd.settings import Settings
+from latentd.transport.health import READINESS, STARTUP
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,9 @@ class Supervisor:
             self._restarts_metric = restarts(registry)
             registry.register(self._metrics)
             settings = self._settings
-            self._metrics_port, close = expose(registry, settings.host, settings.metrics_port)
+            self._metrics_port, close = expose(
+                registry, self.is_serving, settings.host, settings.metrics_port
+            )
             stack.callback(close)
             self._poll_metrics(stack)
             self._reserve_ports(stack)
@@ -96,6 +99,14 @@ class Supervisor:
         if self._start_failure:
             raise self._start_failure
         return self._exit
+
+    def is_serving(self, service: str) -> bool:
+        """Whether a service of grpc.health.v1 serves in all workers; callable from any thread."""
+        if service == STARTUP:  # also while workers are replaced
+            return self._announced
+        if service == READINESS and self._stopping:
+            return False
+        return self._metrics.is_serving(service)
 
     def _listen_to_signals(self, stack: ExitStack) -> None:
         wakeup, self._signal_conn = socket.socketpair()

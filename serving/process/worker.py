@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,8 +27,10 @@ from typing import Any, Final
 from latentd import logs
 from latentd.errors import EXIT_CONFIG, ConfigError
 from latentd.process import reuseport, worker_metrics
+from latentd.process.metrics_server import HEALTH_PATHS
 from latentd.process.server import Server, run
 from latentd.settings import Settings
+from latentd.transport.health import LIVENESS
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +105,14 @@ class Worker(Server):
 
     def _start_metrics(self) -> None:
         # In a thread: the event loop may be late, and must not wait for the supervisor.
-        args = (self._metrics_pipe, self.metrics)
+        args = (self._metrics_pipe, self.metrics, self._health_by_service)
         target = worker_metrics.respond
         threading.Thread(target=target, args=args, name="metrics", daemon=True).start()
+
+    def _health_by_service(self) -> Mapping[str, bool]:
+        # A replacement that loads has no port, so no client reaches it: it has no say in readiness.
+        services = HEALTH_PATHS.values() if self.port else (LIVENESS,)
+        return {service: self.is_serving(service) for service in services}
 
     def _announce(self) -> None:
         self._pipe.send(READY)
@@ -142,7 +150,7 @@ def main(
     trial_results: Path | None,
 ) -> None:
     """Run a worker process until it stops. pipe: as above. metrics_pipe: on it the supervisor asks
-    for this worker's metrics. trial_results: as Repository takes it."""
+    for this worker's metrics and health. trial_results: as Repository takes it."""
     logs.configure(settings.log_level, settings.log_format, number)
     try:
         run(Worker(settings, number, pipe, metrics_pipe, is_replacement, trial_results))

@@ -1,4 +1,4 @@
-"""Combines the metrics of several workers: the supervisor asks each worker and adds them up.
+"""Combines metrics and health of several workers: the supervisor asks each worker for its own.
 
 Every worker counts in its own memory, and a thread of it responds over a pipe. There are no files
 that another program could delete or that killed processes would leave.
@@ -17,6 +17,8 @@ from typing import Any, Final
 from prometheus_client import Metric
 
 from latentd.metrics import Metrics, MultiprocessMode
+from latentd.process.heartbeat import MAX_SILENT_SECONDS
+from latentd.transport.health import LIVENESS
 
 POLL_SECONDS: Final = 1.0
 """How often the supervisor asks without a scrape: a worker that dies loses at most this much."""
@@ -29,18 +31,21 @@ _COMBINE: Final[Mapping[MultiprocessMode, Callable[[float, float], float]]] = {
 }
 
 
-def respond(pipe: Connection[Any, Any], metrics: Metrics) -> None:
-    """Send the metrics whenever the supervisor asks, until it exits; for a thread."""
+def respond(
+    pipe: Connection[Any, Any], metrics: Metrics, health: Callable[[], Mapping[str, bool]]
+) -> None:
+    """Send metrics and health whenever the supervisor asks, until it exits; for a thread."""
     try:
         while True:
             pipe.recv()
-            pipe.send((list(metrics.registry.collect()), metrics.multiprocess_modes))
+            page = list(metrics.registry.collect())
+            pipe.send((page, metrics.multiprocess_modes, health()))
     except (EOFError, OSError):
         return
 
 
 class WorkerMetrics:
-    """The metrics of all workers, as a collector for prometheus-client's registry.
+    """The metrics of all workers, as a collector for prometheus-client's registry; their health.
 
     Counters and histograms of workers that died stay included; their gauges do not.
     """
@@ -64,6 +69,21 @@ class WorkerMetrics:
         while not stopping.wait(POLL_SECONDS):
             with self._ask_lock:
                 self._ask()
+
+    def is_serving(self, service: str) -> bool:
+        """Whether all workers that report on a service say that it serves, and at least one does.
+
+        A worker that once responded and no longer does serves nothing. For `liveness` no worker
+        need have responded: they may be starting.
+        """
+        # Without the lock the last responses must do; they are hardly older than POLL_SECONDS.
+        if self._ask_lock.acquire(timeout=_RESPONSE_SECONDS):
+            try:
+                self._ask()
+            finally:
+                self._ask_lock.release()
+        words = [word for one in list(self._workers) if (word := one.says(service)) is not None]
+        return all(words) and (bool(words) or service == LIVENESS)
 
     def collect(self) -> Iterable[Metric]:
         """The metrics now; of a worker that does not respond in time, its last ones."""
@@ -97,6 +117,17 @@ class _Worker:
     waiting: bool = False  # for its response
     metrics: list[Metric] = field(default_factory=list)
     modes: Mapping[str, MultiprocessMode] = field(default_factory=dict)
+    health: Mapping[str, bool] = field(default_factory=dict)
+    responded: float = 0.0  # when it did last
+
+    def says(self, service: str) -> bool | None:
+        """Whether the service serves, as this worker last said; None: it has not said so far. One
+        that has stopped responding serves nothing, whatever it said."""
+        if self.dead or not self.health:
+            return None
+        if self.waiting and time.monotonic() - self.responded > MAX_SILENT_SECONDS:
+            return False
+        return self.health.get(service)
 
     def ask(self) -> bool:
         """Ask for the metrics; returns whether a response is expected."""
@@ -115,9 +146,10 @@ class _Worker:
         """Read the response that has arrived."""
         self.waiting = False
         try:
-            self.metrics, self.modes = self.pipe.recv()
+            self.metrics, self.modes, self.health = self.pipe.recv()
         except (EOFError, OSError):
             return
+        self.responded = time.monotonic()
 
 
 _SampleKey = tuple[str, tuple[tuple[str, str], ...]]  # name and labels

@@ -27,9 +27,11 @@ from latentd.transport.status import Status
 Response = health_pb2.HealthCheckResponse
 
 LIVENESS: Final = "liveness"
-"""The service name whose status says that the event loop runs."""
+"""The service name whose status says that the server makes progress."""
 READINESS: Final = "readiness"
 """The service name whose status says that the server accepts work."""
+STARTUP: Final = "startup"
+"""The service name whose status says that the server has once accepted work."""
 
 MAX_WATCHES: Final = 4096
 """Each takes about 20 KB of memory as long as its connection lasts."""
@@ -42,7 +44,7 @@ class Health:
     """The status of each service name, and the calls that watch it."""
 
     def __init__(self) -> None:
-        self._serving: dict[str, bool] = {LIVENESS: True, READINESS: False}
+        self._serving: dict[str, bool] = {LIVENESS: True, READINESS: False, STARTUP: False}
         self._lock = threading.Lock()
         self._watchers: set[Future[None]] = set()
         self._watches: Counter[str] = Counter()  # by the client's address and port
@@ -55,6 +57,10 @@ class Health:
             watchers, self._watchers = self._watchers, set()
         for watcher in watchers:
             watcher.set_result(None)
+
+    def is_serving(self, service: str) -> bool:
+        """Whether a service serves; one that was never set does not."""
+        return self._serving.get(service, False)
 
     def close(self) -> None:
         """End the watches: they do not end by themselves, so a drain would wait for them."""

@@ -32,9 +32,11 @@ class Listener(Protocol):
     """What the server needs of either listener.
 
     handlers: by path; may be replaced at any time, for the calls that arrive after it.
+    turns: odd while the listener's own thread handles an event, higher with each; 0: no thread.
     """
 
     handlers: Mapping[str, Handler]
+    turns: int
 
     def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Open a port, with TLS if credentials are given; returns its number, 0 on failure."""

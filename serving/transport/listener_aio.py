@@ -39,6 +39,8 @@ def _worth_logging(record: logging.LogRecord) -> bool:
 class AioListener(grpc.GenericRpcHandler):
     """See listener.Listener."""
 
+    turns = 0
+
     def __init__(
         self,
         handlers: Mapping[str, Handler],

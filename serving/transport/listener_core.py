@@ -75,6 +75,7 @@ class CoreListener:
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+        self.turns = 0
         self._stopping = False
         self._stopped = threading.Event()
         self._running = InFlight()
@@ -116,6 +117,7 @@ class CoreListener:
         poll, queue_shutdown = self._queue.poll, cygrpc.CompletionType.queue_shutdown
         while True:
             event = poll(0 if scheduled else None)
+            self.turns += 1
             tag = event.tag  # None: there was no event in time, or the queue has shut down
             try:
                 if scheduled and (tag is None or events_left <= 0):
@@ -129,6 +131,8 @@ class CoreListener:
                     return
             except Exception:  # a bug of this server: it must not end all calls
                 log.exception("Unhandled error in the listener thread.")
+            finally:
+                self.turns += 1
 
     def _accept(self) -> None:
         self._server.request_call(self._queue, self._queue, self._on_call)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
 import pytest
 
 from latentd import settings
-from latentd.console.parser import add_client_parser
+from latentd.process.metrics_server import HEALTH_PATHS
 from latentd.process.server import HEALTH_NAMES
-from latentd.transport.health import Health
 from tests.support.manifests import chosen, container, environment, one, pod_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +33,7 @@ def test_ports_match_the_server(build, overlay):
     assert grpc["appProtocol"] == "kubernetes.io/h2c"
     for name, probe in container(documents).items():
         if name.endswith("Probe"):
-            assert probe["grpc"]["port"] == server.port, name
+            assert ports[probe["httpGet"]["port"]] == server.metrics_port, name
     policy = one(documents, "NetworkPolicy", "server")["spec"]
     allowed = [p["port"] for rule in policy["ingress"] for p in rule["ports"]]
     assert allowed == [server.port, server.metrics_port]
@@ -65,19 +63,15 @@ def test_selectors_match_the_pods(build, overlay):
 
 def test_probes_use_existing_health_services(build, overlay):
     probes = {n: p for n, p in container(build(overlay)).items() if n.endswith("Probe")}
-    asked = {name: probe["grpc"]["service"] for name, probe in probes.items()}
+    asked = {name: HEALTH_PATHS[probe["httpGet"]["path"]] for name, probe in probes.items()}
     assert asked == {
-        "startupProbe": "readiness",
+        "startupProbe": "startup",
         "readinessProbe": "readiness",
         "livenessProbe": "liveness",
     }
-    # readiness turns with the server's state; liveness must not, or a drain would be shot.
+    # readiness turns with the server's state; the others must not, or a drain would be shot.
     assert "readiness" in HEALTH_NAMES
-    assert "liveness" not in HEALTH_NAMES
-    assert Health().handlers().keys() >= {
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/Watch",
-    }
+    assert not {"liveness", "startup"} & set(HEALTH_NAMES)
 
 
 def test_grace_period_covers_a_stop(build, overlay):
@@ -158,18 +152,6 @@ def test_tls_files_are_mounted(build, overlay):
     files = [server.tls_cert, server.tls_key, server.tls_client_ca, server.tokens]
     for file in map(Path, files):
         assert "secret" in volumes[mounts[str(file.parent)]], file
-    parser = argparse.ArgumentParser()
-    add_client_parser(parser.add_subparsers())
-    services = []
-    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        program, *command = container(documents)[name]["exec"]["command"]
-        args = parser.parse_args(command)
-        assert (program, args.call) == ("latentd", "health")
-        assert args.server == f"localhost:{server.port}"
-        given = [args.tls_cert, args.tls_key, args.tls_ca]
-        assert given == [server.tls_cert, server.tls_key, server.tls_client_ca]
-        services.append(args.service)
-    assert services == ["readiness", "readiness", "liveness"]
 
 
 @pytest.mark.parametrize("component", ["autoscaling", "autoscaling-keda"])

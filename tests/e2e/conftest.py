@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,7 +24,7 @@ from latentd import bundle
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from tests.support.processes import StartProcess, process_starter
-from tests.support.slow_engine import slow_graph
+from tests.support.slow_engine import SLOW, slow_graph
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120  # only broken code makes a test wait so long
@@ -142,6 +145,8 @@ def server_processes() -> Iterator[Serve]:
 
         yield serve
         for process in started:
+            with suppress(ProcessLookupError):  # a worker whose run hangs outlives its supervisor
+                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
 
 
@@ -169,6 +174,23 @@ def publish_slow(publish_toy, toy_bundles) -> Callable[..., Path]:
         return publish_toy(root, decoder_onnx=slow_graph(decoder, rounds), **replaced)
 
     return publish
+
+
+@pytest.fixture
+def slow_golden(toy_bundles) -> bytes:
+    """Golden vectors whose latents make each batch slow."""
+    (golden_npz,) = toy_bundles.glob(f"toy/*/{bundle.GOLDEN}")
+    with np.load(golden_npz) as file:
+        golden = dict(file)
+    golden["z"] = np.repeat(SLOW, len(golden["z"]), axis=0)
+    golden["decoded_x"] = np.full_like(golden["decoded_x"], 255)
+    golden["params"] = golden["z"].reshape(golden["params"].shape)
+    logits = golden["params"][:, 0].astype(np.float64)
+    x = np.resize(golden["x"], logits.shape) / 255
+    golden["log_likelihood"] = (x * logits - np.logaddexp(0, logits)).sum(axis=(1, 2))
+    data = io.BytesIO()
+    np.savez(data, **golden)
+    return data.getvalue()
 
 
 @pytest.fixture(scope="module", params=["core", "aio"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import signal
 
 import grpc
-import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from latentd import bundle, codec
+from latentd import codec
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from tests.support.server import free_port
@@ -20,23 +18,6 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ROUNDS = 500_000  # of a run that takes half a second or more
 CALLS = 6  # one is run, the others wait
-
-
-@pytest.fixture
-def slow_golden(toy_bundles) -> bytes:
-    """Golden vectors whose latents make each batch slow."""
-    (golden_npz,) = toy_bundles.glob(f"toy/*/{bundle.GOLDEN}")
-    with np.load(golden_npz) as file:
-        golden = dict(file)
-    golden["z"] = np.repeat(SLOW, len(golden["z"]), axis=0)
-    golden["decoded_x"] = np.full_like(golden["decoded_x"], 255)
-    golden["params"] = golden["z"].reshape(golden["params"].shape)
-    logits = golden["params"][:, 0].astype(np.float64)
-    x = np.resize(golden["x"], logits.shape) / 255
-    golden["log_likelihood"] = (x * logits - np.logaddexp(0, logits)).sum(axis=(1, 2))
-    data = io.BytesIO()
-    np.savez(data, **golden)
-    return data.getvalue()
 
 
 def impatient_channel(port: int) -> grpc.Channel:

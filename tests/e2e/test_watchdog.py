@@ -89,9 +89,12 @@ def test_broken_engine_fails_readiness_until_it_recovers(server, monkeypatch):
                 stub.Sample(pb.SampleRequest(count=1))
             assert failed.value.code() is grpc.StatusCode.INTERNAL
         assert next(watch).status == NOT_SERVING
+        assert server.server.is_serving("liveness")
+        assert not server.server.is_serving("readiness")
         assert server.metric("latentd_engine_faults", kind="broken") == 1
         broken.clear()
         assert next(watch).status == SERVING
+        assert server.server.is_serving("readiness")
         watch.cancel()
         assert stub.Sample(pb.SampleRequest(count=1)).x.tensor.data
         assert server.metric("latentd_engine_faults", kind="broken") == 0
