@@ -228,8 +228,8 @@ def encode_files(rows: Iterable[Pixels], form: str = "PNG") -> list[bytes]:
     return files
 
 
-def make_grid(rows: Pixels, columns: int = 0) -> bytes:
-    """All rows in one PNG with `columns` columns (0: square), enlarged by a whole factor to about
+def make_grid(rows: Pixels, columns: int = 0, form: str = "PNG") -> bytes:
+    """All rows in one file with `columns` columns (0: square), enlarged by a whole factor to about
     a thousand pixels."""
     count, height, width = rows.shape[:3]
     columns = min(count, columns or math.ceil(math.sqrt(count)))
@@ -245,7 +245,7 @@ def make_grid(rows: Pixels, columns: int = 0) -> bytes:
     scale = max(1, round(_GRID_SIDE / max(image.size)))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, form, **({} if form == "PNG" else _SAVED[form]))  # a grid compresses well
     return file.getvalue()
 
 

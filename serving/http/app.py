@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from latentd.http import responses
+from latentd.calls.stats import REQUEST_ID, CallStats
+from latentd.http import adapters, remote_vae, responses
+from latentd.http.adapters import Adapter
 from latentd.http.calls import Calls, Failed
 from latentd.http.health import SERVICES, Health
 from latentd.http.sample import Samples
@@ -31,8 +33,19 @@ def create_app(calls: Calls, repository: Repository) -> Starlette:
     calls: runs requests as calls of gRPC methods
     repository: what adapters must know of a model before they make the call
     """
+
+    def _adapted(kind: Callable[[Request, Repository], Adapter]) -> Endpoint:
+        async def adapt(request: Request) -> Response:
+            return await adapters.run(kind(request, repository), request, calls)
+
+        return adapt
+
     routes = [
         *(Route(f"/v2/health/{kind}", _answer(Health(calls, kind))) for kind in SERVICES),
+        *(
+            Route(f"/vae/{{name}}/{name}", _answer(_adapted(kind)), methods=["POST"])
+            for name, kind in (("decode", remote_vae.Decode), ("encode", remote_vae.Encode))
+        ),
         Route("/sample/{name}.{suffix}", _answer(Samples(calls, repository))),
     ]
     return Starlette(
@@ -51,8 +64,10 @@ def _answer(endpoint: Endpoint) -> Endpoint:
         except Failed as failed:
             return responses.error(failed.status, failed.headers, failed.http_status)
         except Exception as error:
-            request_id = request.headers.get("x-request-id", "")[:128]
-            return responses.error(status(error, request.url.path, request_id), {})
+            stats = CallStats()  # it makes a request id, unless the client sent one
+            stats.set_header(REQUEST_ID, request.headers.get(REQUEST_ID, ""))
+            ended = status(error, request.url.path, stats.request_id)
+            return responses.error(ended, {REQUEST_ID: stats.request_id})
 
     return answer
 

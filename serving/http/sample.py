@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import functools
 import hashlib
 import io
 import secrets
@@ -110,7 +111,7 @@ def _require(manifest: Manifest, suffix: str) -> None:
     """Raises InvalidArgument if the model's rows cannot be files of this kind."""
     x = manifest.default.x
     fits: Mapping[str, bool] = {
-        "png": x.is_8bit_image,
+        **dict.fromkeys(("png", "jpg", "webp"), x.is_8bit_image),
         "txt": x.is_text,
         "csv": bool(x.columns),
     }
@@ -123,8 +124,10 @@ def _require(manifest: Manifest, suffix: str) -> None:
         )
 
 
-def _png(rows: codec.Array, manifest: Manifest, columns: int) -> bytes:
-    return images.encode_files(rows)[0] if len(rows) == 1 else images.make_grid(rows, columns)
+def _picture(form: str, rows: codec.Array, manifest: Manifest, columns: int) -> bytes:
+    if len(rows) == 1:
+        return images.encode_files(rows, form)[0]
+    return images.make_grid(rows, columns, form)
 
 
 def _txt(rows: codec.Array, manifest: Manifest, columns: int) -> bytes:
@@ -139,7 +142,9 @@ def _csv(rows: codec.Array, manifest: Manifest, columns: int) -> bytes:
 
 
 FORMATS: Final = {
-    "png": Format("image/png", _png),
+    "png": Format("image/png", functools.partial(_picture, "PNG")),
+    "jpg": Format("image/jpeg", functools.partial(_picture, "JPEG")),
+    "webp": Format("image/webp", functools.partial(_picture, "WEBP")),
     "txt": Format("text/plain; charset=utf-8", _txt),
     "csv": Format("text/csv; charset=utf-8", _csv),
 }

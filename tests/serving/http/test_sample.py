@@ -39,6 +39,20 @@ def test_several_pictures_are_a_grid(server):
     assert answer.body != request(server, "/sample/toy.png?seed=7&count=6").body
 
 
+@pytest.mark.parametrize(
+    ("suffix", "kind", "media_type"),
+    [("jpg", "JPEG", "image/jpeg"), ("webp", "WEBP", "image/webp")],
+)
+@pytest.mark.parametrize("count", [1, 6])
+def test_pictures_in_other_formats(server, suffix, kind, media_type, count):
+    answer = request(server, f"/sample/toy.{suffix}?seed=7&count={count}")
+    same = request(server, f"/sample/toy.png?seed=7&count={count}")
+    assert answer.headers["content-type"] == media_type
+    assert Image.open(io.BytesIO(answer.body)).format == kind
+    assert Image.open(io.BytesIO(answer.body)).size == Image.open(io.BytesIO(same.body)).size
+    assert answer.headers["etag"] != same.headers["etag"]
+
+
 def test_without_a_seed_the_answer_names_a_link_to_the_same_bytes(server):
     one = request(server, "/sample/toy.png?count=4")
     assert one.headers["cache-control"] == "no-store"
@@ -111,7 +125,7 @@ def test_texts_are_lines(start_server, tmp_path):
         ("/sample/toy.png?temperature=11", 400, "temperature: "),
         ("/sample/toy.png?cuont=3", 400, "the model has no free axis 'cuont'"),
         ("/sample/toy.txt", 400, "this model's rows are uint8 images, which .txt cannot hold"),
-        ("/sample/toy.gif", 400, "unknown kind of file .gif. Use .png"),
+        ("/sample/toy.gif", 400, "unknown kind of file .gif. Use .png, .jpg"),
         ("/sample/other.png", 404, "Model 'other' is not served; served models: toy."),
         ("/sample/toy.png?version=9", 404, "toy version 9 is not served"),
         ("/sample/toy.png?draw_x=maybe", 400, "draw_x: 'maybe' is neither true nor false"),
