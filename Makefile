@@ -28,7 +28,7 @@ MODELS ?= models
 	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz \
 	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
-	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-watching bench-workers bench-jobs count-jobs bench-tables bench-gpu
+	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-faces bench-watching bench-workers bench-jobs count-jobs bench-tables bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,11 +66,16 @@ demo: install  ## train on MNIST digits, export, serve, call every RPC, leave pi
 test: install  ## unit and service tests, in about 3 minutes
 	$(PYTEST) $(PARALLEL) -m '$(UNMARKED) and not e2e'
 
-test-e2e: install  ## the rest of test-all: whole commands, whole trainings, manifests
+test-e2e: install build/clients/installed  ## the rest of test-all: whole commands, whole trainings, manifests
 	$(PYTEST) $(PARALLEL) -m '$(UNMARKED) and e2e'
 
-test-all: install  ## all tests that need nothing but this repository
+test-all: install build/clients/installed  ## all tests that need nothing but this repository
 	$(PYTEST) $(PARALLEL) -m '$(UNMARKED)'
+
+build/clients/installed: tests/e2e/clients/requirements.txt
+	rm -rf build/clients && $(PYTHON) -m venv build/clients
+	build/clients/bin/python -m pip install --quiet --requirement $<
+	@touch $@
 
 test-slow: install  ## the tests that take longer
 	$(PYTEST) -m slow --timeout 1200
@@ -160,6 +165,9 @@ export: install  ## publish OUT's best checkpoint as the next version of NAME in
 
 serve: install  ## serve MODELS until Ctrl-C
 	$(RUN)latentd serve --bundles $(MODELS)
+
+bench-faces: install  ## what a call costs by vae.v1 and by the Open Inference Protocol (needs h2load)
+	PYTHONPATH=. $(RUN)python tests/bench/bench_faces.py
 
 bench-sizes: install  ## mixed image sizes at full load, compared with each size alone (needs h2load)
 	PYTHONPATH=. $(RUN)python tests/bench/bench_sizes.py

@@ -10,8 +10,8 @@ from latentd.manifest import Manifest
 from latentd.models.inference import ServedModel
 from latentd.models.repository import Repository
 from latentd.open_inference import operations
+from latentd.open_inference.datatypes import BYTES, NAMES
 from latentd.open_inference.operations import SEPARATOR, Operation
-from latentd.open_inference.tensors import BYTES, NAMES
 from latentd.pb import open_inference_pb2 as pb
 from latentd.pb import vae_pb2
 from latentd.rpc import descriptions

@@ -28,13 +28,13 @@ class Output:
 
     name:       of the field of the response
     sets:       fields of the request that ask for it
-    needs:      the capability without which a model cannot give it; see `unavailable` in GetModel
+    needs:      capabilities without which a model cannot give it; see `unavailable` in GetModel
     on_request: a request without outputs does not get it
     """
 
     name: str
     sets: Mapping[str, Any] = field(default_factory=dict)
-    needs: str = ""
+    needs: tuple[str, ...] = ()
     on_request: bool = False
 
 
@@ -46,8 +46,9 @@ class Operation:
     method:     of vae.v1
     request:    that method's
     inputs:     names of the inputs, all of which a request has
-    outputs:    in the order in which a request without outputs gets them
+    outputs:    by their names, in the order in which a request without outputs gets them
     parameters: names of the parameters; "sizes" stands for sizes.AXIS, one for each free axis
+    reports:    fields of the response that are parameters of the protocol's
     needs:      the capability without which a model does not have the operation
     """
 
@@ -55,8 +56,9 @@ class Operation:
     method: str
     request: type[Message]
     inputs: tuple[str, ...]
-    outputs: tuple[Output, ...]
+    outputs: Mapping[str, Output]
     parameters: tuple[str, ...]
+    reports: tuple[str, ...]
     needs: str = ""
 
     @property
@@ -67,13 +69,21 @@ class Operation:
     def default_outputs(self, model: ServedModel) -> list[Output]:
         """What a request without outputs gets of this model."""
         unavailable = model.manifest.unavailable
-        return [o for o in self.outputs if not o.on_request and o.needs not in unavailable]
+        return [
+            output
+            for output in self.outputs.values()
+            if not output.on_request and unavailable.keys().isdisjoint(output.needs)
+        ]
+
+
+def _by_name(*outputs: Output) -> Mapping[str, Output]:
+    return {output.name: output for output in outputs}
 
 
 _SCORES: Final = {"include_scores": True}
 _OUTSIDE: Final = Output("values_outside_range", on_request=True)
 _CONTRIBUTIONS: Final = Output(
-    "contributions", {"include_contributions": True}, "contributions", on_request=True
+    "contributions", {"include_contributions": True}, ("score", "contributions"), on_request=True
 )
 
 _TABLE: Final = (
@@ -82,36 +92,38 @@ _TABLE: Final = (
         "Encode",
         pb.EncodeRequest,
         ("x",),
-        (
+        _by_name(
             Output("mean"),
-            Output("log_var", needs="draw"),
-            Output("z", {"draw": True}, "draw", on_request=True),
+            Output("log_var", needs=("draw",)),
+            Output("z", {"draw": True}, ("draw",), on_request=True),
             _OUTSIDE,
         ),
         ("seed", "offset", "float_dtype", "tiling"),
+        ("seed", "tiled"),
     ),
     Operation(
         "decode",
         "Decode",
         pb.DecodeRequest,
         ("z",),
-        (
+        _by_name(
             Output("x"),
-            Output("params", {"output": pb.DECODE_OUTPUT_PARAMS}, "params", on_request=True),
+            Output("params", {"output": pb.DECODE_OUTPUT_PARAMS}, ("params",), on_request=True),
         ),
         ("format", "float_dtype", "tiling", "draw_x", "seed", "offset"),
+        ("seed", "tiled"),
     ),
     Operation(
         "reconstruct",
         "Reconstruct",
         pb.ReconstructRequest,
         ("x",),
-        (
+        _by_name(
             Output("x"),
-            Output("reconstruction_error", _SCORES, "score"),
-            Output("kl", _SCORES, "score"),
-            Output("elbo", _SCORES, "score"),
-            Output("is_outlier", _SCORES, "score", on_request=True),
+            Output("reconstruction_error", _SCORES, ("score",)),
+            Output("kl", _SCORES, ("score",)),
+            Output("elbo", _SCORES, ("score",)),
+            Output("is_outlier", _SCORES, ("score",), on_request=True),
             _CONTRIBUTIONS,
             _OUTSIDE,
         ),
@@ -119,13 +131,14 @@ _TABLE: Final = (
             *("draw", "seed", "offset", "format"),
             *("float_dtype", "tiling", "draw_x", "threshold"),
         ),
+        ("seed", "tiled", "threshold"),
     ),
     Operation(
         "score",
         "Score",
         pb.ScoreRequest,
         ("x",),
-        (
+        _by_name(
             Output("elbo"),
             Output("log_likelihood"),
             Output("kl"),
@@ -135,6 +148,7 @@ _TABLE: Final = (
             _OUTSIDE,
         ),
         ("draws", "seed", "offset", "threshold"),
+        ("seed", "draws", "threshold"),
         needs="score",
     ),
     Operation(
@@ -142,8 +156,9 @@ _TABLE: Final = (
         "Sample",
         pb.SampleRequest,
         ("seed", "index"),
-        (Output("x"), Output("z", {"include_z": True}, on_request=True)),
+        _by_name(Output("x"), Output("z", {"include_z": True}, on_request=True)),
         ("temperature", "format", "sizes", "float_dtype", "tiling", "draw_x"),
+        ("tiled",),
         needs="sample",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,8 +12,8 @@ from google.protobuf.message import Message
 
 from latentd.calls.context import CallContext
 from latentd.errors import InvalidArgument
+from latentd.open_inference.datatypes import DATATYPES
 from latentd.open_inference.operations import Operation
-from latentd.open_inference.tensors import DATATYPES
 from latentd.pb.open_inference_pb2 import InferParameter
 from latentd.pb.vae_pb2 import DataType
 
@@ -26,20 +27,14 @@ _REFUSED: Final = {
     "shared_memory_region": "this server does not share memory with its clients",
     "shared_memory_byte_size": "this server does not share memory with its clients",
     "shared_memory_offset": "this server does not share memory with its clients",
-    "binary_data": "it is a parameter of the protocol over HTTP",
-    "binary_data_size": "it is a parameter of the protocol over HTTP",
-    "binary_data_output": "it is a parameter of the protocol over HTTP",
     "classification": "the operations of a VAE do not classify",
 }
 """Reserved names that a request may not have, and why."""
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
-_WITHOUT_EFFECT: Final = ("triton_enable_empty_final_response",)  # there is one response, the final
+_WITHOUT_EFFECT: Final = ("triton_enable_empty_final_response", "binary_data_output")
+"""There is one response, the final one, and its contents are raw."""
 _PROTOCOL: Final = frozenset((*_REFUSED, *_SEQUENCE, *_WITHOUT_EFFECT, "timeout", "priority"))
-_NANOSECONDS: Final = 1000  # in a microsecond, the unit of `timeout`
-_INTEGERS: Final = (
-    FieldDescriptor.TYPE_UINT32,
-    FieldDescriptor.TYPE_UINT64,
-)
+_DIGITS: Final = re.compile("[0-9]{1,20}")
 _FLOATS: Final = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
 
 
@@ -67,6 +62,32 @@ def apply(
                 "unknown parameter",
                 f"This operation has: {', '.join((*known, 'timeout', 'priority'))}",
             )
+
+
+def check_of_input(parameters: Parameters, field: str, raw_bytes: int) -> None:
+    """Check the parameters of an input. The protocol over HTTP has one, which KServe's client also
+    sends over gRPC: the number of bytes of its raw contents. Raises InvalidArgument.
+
+    raw_bytes: the number that it must be
+    """
+    _check_of_tensor(parameters, field, "binary_data_size")
+    for parameter in parameters.values():
+        if (size := parameter.int64_param) != raw_bytes:
+            what = f"{raw_bytes} bytes of raw contents sent, and binary_data_size is {size}"
+            raise InvalidArgument(field, what)
+
+
+def check_of_output(parameters: Parameters, field: str) -> None:
+    """Check the parameters of a requested output. Whether its contents shall be raw has no effect:
+    they are. Raises InvalidArgument."""
+    _check_of_tensor(parameters, field, "binary_data")
+
+
+def _check_of_tensor(parameters: Parameters, field: str, allowed: str) -> None:
+    for name in parameters:
+        if name != allowed:
+            reason = _REFUSED.get(name, "unknown parameter")
+            raise InvalidArgument(f'{field}.parameters["{name}"]', reason, "Leave it out")
 
 
 def _apply_to_call(name: str, value: Value, field: str, context: CallContext) -> None:
@@ -112,6 +133,9 @@ def _set(request: Message, name: str, value: Value, field: str) -> None:
 
 
 def _integer(value: Value, field: str) -> int:
+    """A number, or its digits: clients have no parameter for one of 2^63 or more."""
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidArgument(field, f"expected an integer of 0 or more, got {value!r}")
     return value

@@ -219,7 +219,7 @@ def _outputs(
     """The requested outputs, in that order. Raises InvalidArgument."""
     if not request.outputs:
         return operation.default_outputs(model)
-    known = {output.name: output for output in operation.outputs}
+    known = operation.outputs
     found: dict[str, Output] = {}
     for requested in request.outputs:
         name, field = requested.name, f'outputs["{requested.name}"]'
@@ -227,10 +227,9 @@ def _outputs(
             what = "requested twice" if name in found else "this operation has no such output"
             raise InvalidArgument(field, what, f"Its outputs are: {', '.join(known)}")
         if requested.parameters:
-            refused = ", ".join(sorted(requested.parameters))
-            raise InvalidArgument(field, f"parameters of outputs are not supported: {refused}")
-        if known[name].needs:
-            fields.require(model, known[name].needs, field)
+            parameters.check_of_output(requested.parameters, field)
+        for capability in known[name].needs:
+            fields.require(model, capability, field)
         found[name] = known[name]
     if "params" in found and len(found) > 1:
         raise InvalidArgument(
@@ -258,16 +257,18 @@ def _response(
     served_by = answer.served_by
     model = served_by.model
     if SEPARATOR in request.model_name:
-        model = f"{model}{SEPARATOR}{operation.name}"
+        model += SEPARATOR + operation.name
     response = pb.ModelInferResponse(
         model_name=model, model_version=str(served_by.version), id=request.id
     )
+    described, contents = response.outputs, response.raw_output_contents
     for output in outputs:
-        values = _values(output.name, answer, rows)
-        described = response.outputs.add(name=output.name, datatype=values.datatype)
-        described.shape.extend(values.shape)
-        response.raw_output_contents.append(values.data)
-    _add_parameters(answer, response)
+        datatype, shape, data = _values(output.name, answer, rows)
+        described.add(name=output.name, datatype=datatype).shape.extend(shape)
+        contents.append(data)
+    response.parameters["digest"].string_param = served_by.digest
+    for name in operation.reports:
+        _report(name, answer, response)
     return response
 
 
@@ -289,21 +290,22 @@ def _values(name: str, answer: Any, rows: int) -> Values:
     return tensors.of_numbers(value, "BOOL" if name == "is_outlier" else "FP32")
 
 
-def _add_parameters(answer: Any, response: pb.ModelInferResponse) -> None:
-    """What the response says about all of its rows: fields of vae.v1's response by their names."""
-    into = response.parameters
-    into["digest"].string_param = answer.served_by.digest
-    if seed := answer.seed if hasattr(answer, "seed") else 0:
-        if seed < 2**63:
-            into["seed"].int64_param = seed
-        else:
-            into["seed"].uint64_param = seed
-    if draws := getattr(answer, "draws", 0):
-        into["draws"].int64_param = draws
-    if tiled := getattr(answer, "tiled", 0):
-        into["tiled"].string_param = vae_pb2.Tiled.Name(tiled).removeprefix("TILED_").lower()
-    if hasattr(answer, "threshold") and answer.HasField("threshold"):
-        into["threshold"].double_param = answer.threshold
+def _report(name: str, answer: Any, response: pb.ModelInferResponse) -> None:
+    """Add a parameter about all rows of the response, if vae.v1's response has it: an int64 or a
+    string, as KServe's client fails on others."""
+    value = getattr(answer, name)
+    if name == "threshold":
+        if answer.HasField(name):
+            response.parameters[name].string_param = repr(value)
+    elif not value:
+        return
+    elif name == "tiled":
+        tiled = vae_pb2.Tiled.Name(value).removeprefix("TILED_").lower()
+        response.parameters[name].string_param = tiled
+    elif value < 2**63:
+        response.parameters[name].int64_param = value
+    else:
+        response.parameters[name].string_param = str(value)
 
 
 def _field(field: str) -> str:

@@ -10,29 +10,14 @@ import numpy as np
 
 from latentd.codec import Array
 from latentd.errors import InvalidArgument
+from latentd.open_inference import parameters
+from latentd.open_inference.datatypes import BYTES, DATATYPES, INTEGERS, NAMES, NUMBERS, TYPED
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.open_inference_pb2 import ModelInferRequest
 
-DATATYPES: Final[dict[str, pb.DataType]] = {
-    "UINT8": pb.DATA_TYPE_UINT8,
-    "FP32": pb.DATA_TYPE_FLOAT32,
-    "FP16": pb.DATA_TYPE_FLOAT16,
-    "BF16": pb.DATA_TYPE_BFLOAT16,
-}
-"""The datatypes of x and z, as vae.v1 has them."""
-NAMES: Final = {data_type: name for name, data_type in DATATYPES.items()}
-BYTES: Final = "BYTES"
-
-_INTEGERS: Final = {"UINT64": "<u8", "INT64": "<i8"}
-"""The datatypes of seeds and row indices."""
-_TYPED: Final = {
-    "UINT8": ("uint_contents", "u1"),
-    "FP32": ("fp32_contents", "<f4"),
-    "UINT64": ("uint64_contents", "<u8"),
-    "INT64": ("int64_contents", "<i8"),
-}
-"""The field of typed contents, and numpy's name of what it holds."""
+_MAX_UINT8: Final = 255
 _LENGTH_BYTES: Final = 4
+_MAX_DIMENSIONS: Final = 16  # more than any row has; their product takes long
 
 
 class Input(NamedTuple):
@@ -51,24 +36,26 @@ class Input(NamedTuple):
         """The elements of a tensor as raw contents. Raises InvalidArgument."""
         if self.raw is not None:
             return self.raw
-        if self.datatype not in _TYPED:
+        if self.datatype not in TYPED:
             raise InvalidArgument(
                 self.name,
                 f"{self.datatype} has no typed contents",
                 "Send it in raw_input_contents",
             )
-        name, dtype = _TYPED[self.datatype]
+        name, dtype = TYPED[self.datatype]
         elements = getattr(self.contents, name)
         self._check_count(len(elements), f"contents.{name}")
-        try:
-            return np.array(elements, dtype).tobytes()
-        except OverflowError:
-            what = f"contents.{name} holds a number beyond {self.datatype}"
-            raise InvalidArgument(self.name, what) from None
+        values = np.array(elements, dtype)
+        if self.datatype != "UINT8":
+            return values.tobytes()
+        if values.max(initial=0) > _MAX_UINT8:
+            what = f"contents.{name} holds {values.max()}, beyond UINT8"
+            raise InvalidArgument(self.name, what)
+        return values.astype(np.uint8).tobytes()
 
     def integers(self, max_rows: int) -> Array:
         """uint64 of shape (rows,). Raises InvalidArgument."""
-        dtype = _INTEGERS.get(self.datatype)
+        dtype = INTEGERS.get(self.datatype)
         if dtype is None:
             raise self._wrong_datatype("UINT64")
         rows = self._rows(max_rows)
@@ -160,42 +147,44 @@ class Input(NamedTuple):
 
 def read_inputs(request: ModelInferRequest, expected: tuple[str, ...]) -> list[Input]:
     """The inputs with the expected names, in their order. Raises InvalidArgument."""
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
+    tensors, raw = request.inputs, request.raw_input_contents
+    if raw and len(raw) != len(tensors):
         raise InvalidArgument(
             "raw_input_contents",
-            f"{len(raw)} contents sent for {len(request.inputs)} inputs",
+            f"{len(raw)} contents sent for {len(tensors)} inputs",
             "Send one for each of the inputs, or typed contents for all of them",
         )
     found: dict[str, Input] = {}
-    for index, tensor in enumerate(request.inputs):
+    for index, tensor in enumerate(tensors):
         name = tensor.name
+        if len(tensor.shape) > _MAX_DIMENSIONS:
+            raise InvalidArgument(f"{name}.shape", f"{len(tensor.shape)} lengths sent, too many")
         if name not in expected or name in found:
             what = "sent twice" if name in found else "this operation has no such input"
-            hint = f"The inputs of {request.model_name} are: {', '.join(expected)}"
-            raise InvalidArgument(f'inputs["{name}"]', what, hint)
+            raise _wrong_input(name, what, request, expected)
         if tensor.parameters:
-            refused = ", ".join(sorted(tensor.parameters))
-            hint = "Send the contents in the request" if "shared_memory" in refused else ""
-            raise InvalidArgument(name, f"parameters of inputs are not supported: {refused}", hint)
-        if raw and tensor.HasField("contents"):
+            parameters.check_of_input(tensor.parameters, name, len(raw[index]) if raw else 0)
+        if not raw:
+            found[name] = Input(name, tensor.datatype, tensor.shape, None, tensor.contents)
+        elif tensor.HasField("contents"):
             raise InvalidArgument(
                 name,
                 "has typed contents, and the request has raw_input_contents",
                 "Send one or the other for all inputs",
             )
-        contents = None if raw else tensor.contents
-        found[name] = Input(
-            name, tensor.datatype, tensor.shape, raw[index] if raw else None, contents
-        )
+        else:
+            found[name] = Input(name, tensor.datatype, tensor.shape, raw[index], None)
     for name in expected:
         if name not in found:
-            raise InvalidArgument(
-                f'inputs["{name}"]',
-                "missing",
-                f"The inputs of {request.model_name} are: {', '.join(expected)}",
-            )
+            raise _wrong_input(name, "missing", request, expected)
     return [found[name] for name in expected]
+
+
+def _wrong_input(
+    name: str, what: str, request: ModelInferRequest, expected: tuple[str, ...]
+) -> InvalidArgument:
+    hint = f"The inputs of {request.model_name} are: {', '.join(expected)}"
+    return InvalidArgument(f'inputs["{name}"]', what, hint)
 
 
 class Values(NamedTuple):
@@ -226,8 +215,5 @@ def of_rows(rows: pb.Rows) -> Values:
 
 def of_numbers(numbers: Sequence[Any], datatype: str) -> Values:
     """One number for each row."""
-    data = np.array(numbers, _NUMBERS[datatype]).tobytes()
+    data = np.array(numbers, NUMBERS[datatype]).tobytes()
     return Values(datatype, (len(numbers), 1), data)
-
-
-_NUMBERS: Final = {"FP32": "<f4", "UINT32": "<u4", "BOOL": "?"}

@@ -107,8 +107,9 @@ def seed(
     | pb.ScoreRequest
     | pb.DecodeRequest,
 ) -> int:
-    """The request's seed, or a random one, which the response returns."""
-    return request.seed if request.HasField("seed") else secrets.randbits(64)
+    """The request's seed, or a random one, which the response returns. That one fits into the
+    signed integers of other protocols and languages."""
+    return request.seed if request.HasField("seed") else secrets.randbits(63)
 
 
 def require_scope(context: CallContext, scope: str, field: str, content: str) -> None:
