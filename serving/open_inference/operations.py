@@ -1,7 +1,7 @@
 """The operations of a model, in one table. To the protocol each is a model of its own: NAME:encode.
 
 One rule makes the table short. An output is the field of vae.v1's response with its name. A
-parameter is the field of vae.v1's request with its name.
+parameter is the field of vae.v1's request with its name. SIZES and FIT are inside of fields.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ SEPARATOR: Final = ":"
 """Between the name of a model and that of an operation: names of models have none."""
 DEFAULT: Final = "decode"
 """The operation of a name without one."""
+SIZES: Final = "sizes"
+"""A parameter for each entry of that field."""
+FIT: Final = "fit"
+"""A parameter that is a field of x.images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Operation:
     request:    that method's
     inputs:     names of the inputs, all of which a request has
     outputs:    by their names, in the order in which a request without outputs gets them
-    parameters: names of the parameters; "sizes" stands for sizes.AXIS, one for each free axis
+    parameters: names of the parameters; SIZES stands for sizes.AXIS, one for each free axis
     reports:    fields of the response that are parameters of the protocol's
     needs:      the capability without which a model does not have the operation
     """
@@ -98,7 +102,7 @@ _TABLE: Final = (
             Output("z", {"draw": True}, ("draw",), on_request=True),
             _OUTSIDE,
         ),
-        ("seed", "offset", "float_dtype", "tiling"),
+        ("seed", "offset", "float_dtype", "tiling", FIT),
         ("seed", "tiled"),
     ),
     Operation(
@@ -129,7 +133,7 @@ _TABLE: Final = (
         ),
         (
             *("draw", "seed", "offset", "format"),
-            *("float_dtype", "tiling", "draw_x", "threshold"),
+            *("float_dtype", "tiling", "draw_x", "threshold", FIT),
         ),
         ("seed", "tiled", "threshold"),
     ),
@@ -147,7 +151,7 @@ _TABLE: Final = (
             _CONTRIBUTIONS,
             _OUTSIDE,
         ),
-        ("draws", "seed", "offset", "threshold"),
+        ("draws", "seed", "offset", "threshold", FIT),
         ("seed", "draws", "threshold"),
         needs="score",
     ),
@@ -157,7 +161,7 @@ _TABLE: Final = (
         pb.SampleRequest,
         ("seed", "index"),
         _by_name(Output("x"), Output("z", {"include_z": True}, on_request=True)),
-        ("temperature", "format", "sizes", "float_dtype", "tiling", "draw_x"),
+        ("temperature", "format", SIZES, "float_dtype", "tiling", "draw_x"),
         ("tiled",),
         needs="sample",
     ),

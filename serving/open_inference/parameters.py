@@ -13,15 +13,12 @@ from google.protobuf.message import Message
 from latentd.calls.context import CallContext
 from latentd.errors import InvalidArgument
 from latentd.open_inference.datatypes import DATATYPES
-from latentd.open_inference.operations import Operation
+from latentd.open_inference.operations import FIT, SIZES, Operation
 from latentd.pb.open_inference_pb2 import InferParameter
 from latentd.pb.vae_pb2 import DataType
 
 Parameters = Mapping[str, InferParameter]
 Value = bool | int | float | str
-
-SIZES: Final = "sizes."
-"""Before the name of a free axis."""
 
 _REFUSED: Final = {
     "shared_memory_region": "this server does not share memory with its clients",
@@ -38,9 +35,7 @@ _DIGITS: Final = re.compile("[0-9]{1,20}")
 _FLOATS: Final = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE)
 
 
-def apply(
-    parameters: Parameters, operation: Operation, request: Message, context: CallContext
-) -> None:
+def apply(parameters: Parameters, operation: Operation, request: Any, context: CallContext) -> None:
     """Set the fields of vae.v1's request that parameters name, and what concerns the call itself:
     its deadline and priority. Raises InvalidArgument."""
     for name, parameter in parameters.items():
@@ -51,12 +46,12 @@ def apply(
         value: Value = getattr(parameter, choice)
         if name in _PROTOCOL:
             _apply_to_call(name, value, field, context)
-        elif name.startswith(SIZES) and "sizes" in operation.parameters:
-            _set_size(request, name.removeprefix(SIZES), value, field)
-        elif name in operation.parameters and name != "sizes":
-            _set(request, name, value, field)
+        elif name.startswith(f"{SIZES}.") and SIZES in operation.parameters:
+            _set_size(request, name.removeprefix(f"{SIZES}."), value, field)
+        elif name in operation.parameters and name != SIZES:
+            _set(request.x.images if name == FIT else request, name, value, field)
         else:
-            known = [f"{SIZES}AXIS" if one == "sizes" else one for one in operation.parameters]
+            known = [f"{SIZES}.AXIS" if one == SIZES else one for one in operation.parameters]
             raise InvalidArgument(
                 field,
                 "unknown parameter",

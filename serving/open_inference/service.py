@@ -33,6 +33,7 @@ EXTENSIONS: Final = ("model_configuration", "model_repository", "statistics")
 
 _REQUEST_FIELDS: Final = (
     (re.compile(r"^x\.(images\.files|text\.texts|tensor)"), "x"),
+    (re.compile(r"^x\.images\.fit$"), "fit"),
     (re.compile(r"^([xz])\.data$"), r"\1"),
     (re.compile(r"^([xz])\.dtype$"), r"\1.datatype"),
     (re.compile(r'^sizes\["(.*)"\]$'), r"sizes.\1"),

@@ -12,6 +12,7 @@ from latentd.codec import Array
 from latentd.errors import InvalidArgument
 from latentd.open_inference import parameters
 from latentd.open_inference.datatypes import BYTES, DATATYPES, INTEGERS, NAMES, NUMBERS, TYPED
+from latentd.open_inference.operations import FIT
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.open_inference_pb2 import ModelInferRequest
 
@@ -126,12 +127,15 @@ class Input(NamedTuple):
     def write_rows(self, into: pb.Rows, is_text: bool, max_rows: int) -> None:
         """Fill x: a tensor; or BYTES, a text or the file of an image a row. Raises
         InvalidArgument."""
-        if self.datatype != BYTES:
-            self.write_tensor(into.tensor)
-        elif is_text:
+        if self.datatype == BYTES and not is_text:
+            into.images.files.extend(self.elements(max_rows))
+        elif into.HasField("images"):  # a parameter has set a field of it
+            what = f"is for image files, and {self.name} holds none"
+            raise InvalidArgument(f'parameters["{FIT}"]', what, "Leave it out")
+        elif self.datatype == BYTES:
             into.text.texts.extend(self._texts(max_rows))
         else:
-            into.images.files.extend(self.elements(max_rows))
+            self.write_tensor(into.tensor)
 
     def _texts(self, max_rows: int) -> list[str]:
         texts = []

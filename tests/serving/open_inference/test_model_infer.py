@@ -165,9 +165,13 @@ def test_signed_integers_are_seeds_too(oip):
 
 
 def test_images_go_and_come_as_files(oip):
-    files = images.encode_pngs(X)
-    found = oip.infer("toy:reconstruct", {"x": ("BYTES", files)}, "x", format="png")
-    assert found["x"] == files
+    files = images.encode_files(X, "PNG")
+    for fit in ({}, {"fit": "refuse"}):
+        asked = {"x": ("BYTES", files)}
+        assert oip.infer("toy:reconstruct", asked, "x", format="png", **fit)["x"] == files
+    for name, start in {"jpeg": b"\xff\xd8", "webp": b"RIFF"}.items():
+        found = oip.infer("toy:reconstruct", asked, "x", format=name)["x"]
+        assert all(file.startswith(start) for file in found)
 
 
 def test_free_axes_are_parameters(oip, vae):

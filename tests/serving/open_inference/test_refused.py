@@ -90,7 +90,8 @@ def test_value_of_a_parameter_is_refused(oip, parameter, value, said):
 
 
 @pytest.mark.parametrize(
-    ("parameter", "value"), [("draw", 1), ("threshold", "3"), ("format", "gif")]
+    ("parameter", "value"),
+    [("draw", 1), ("threshold", "3"), ("format", "gif"), ("fit", "refuse"), ("fit", "squeeze")],
 )
 def test_type_of_a_parameter_is_refused(oip, parameter, value):
     request = infer_request("toy:reconstruct", {"x": ("UINT8", X)}, **{parameter: value})
