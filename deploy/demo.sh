@@ -34,8 +34,8 @@ run latentd train "${names[@]}" --out "$out/names" >"$out/names.log"
 tail -n 1 "$out/names.log"
 
 say "Export them: two ONNX graphs each, checked against PyTorch, published as bundles"
-run latentd export --checkpoint "$out/digits/best.pt" --bundles "$out/models" --name digits
-run latentd export --checkpoint "$out/names/best.pt" --bundles "$out/models" --name names
+run latentd export --checkpoint "$out/digits/best.pt" --bundles "$out/models" --name digits --map-rows 2000
+run latentd export --checkpoint "$out/names/best.pt" --bundles "$out/models" --name names --map-rows 2000
 
 say "Serve them"
 printf '\033[2m$ %s\033[0m\n' "latentd serve --bundles $out/models --default-model digits --port $port &"
@@ -63,6 +63,7 @@ client decode "$out/latents.npz" --out "$out/decoded.png"
 client reconstruct "$test" --scores --out "$out/reconstructions.png"
 client interpolate --start seed:7@1 --end seed:7@11 --steps 12 --out "$out/interpolation.png"
 client score "$test" --rows 0:4 --draws 64
+client map --out "$out/map.png"
 
 say "Invent twenty names, and walk from one name to another"
 client sample --model names --count 20 --seed 7

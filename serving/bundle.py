@@ -7,6 +7,7 @@
         likelihood.onnx x, params -> log_likelihood; only if there is a likelihood. Of texts
                         decoder.onnx computes it: z, choices -> x, log_likelihood
         golden.npz      inputs, and the outputs that they must give
+        map.npz         optional: some training rows in latent space; see latentd.latent_map
 
 A version is a positive integer and immutable. `publish` writes to a temporary folder and renames
 it. `load` checks every byte and returns the bytes that it checked. It reads only the files that the
@@ -42,7 +43,9 @@ from latentd.manifest_schema import (
     GOLDEN,
     LIKELIHOOD,
     MANIFEST,
+    MAP,
     MAX_MANIFEST_BYTES,
+    MAX_MAP_BYTES,
     MODEL_NAME,
     SCORES,
 )
@@ -56,7 +59,9 @@ __all__ = [
     "GOLDEN",
     "LIKELIHOOD",
     "MANIFEST",
+    "MAP",
     "MAX_MANIFEST_BYTES",
+    "MAX_MAP_BYTES",
     "MODEL_NAME",
     "SCORES",
     "VERSION",

@@ -15,6 +15,7 @@ HINTS: Final = {
     "contributions": "Leave include_contributions out",
     "images": "Use FORMAT_RAW",
     "tiles": "Leave tiling out",
+    "map": "Export it again with --map-rows 2000",
 }
 """What to do instead, by the capability that a model lacks."""
 

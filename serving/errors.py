@@ -89,7 +89,7 @@ class BundleError(LatentdError):
     """A bundle cannot be served: files are missing, altered or invalid, or its load fails.
 
     reason: one word for the metric label (missing, unreadable, checksum, format, external,
-        signature, golden, engine, pin; of a load: timeout, memory, crash).
+        signature, golden, map, engine, pin; of a load: timeout, memory, crash).
     """
 
     def __init__(self, reason: str, what: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from latentd import manifest_rules, schema
 from latentd.columns import Column
 from latentd.errors import BundleError
-from latentd.manifest_schema import FORMAT, MANIFEST, MAX_MANIFEST_BYTES
+from latentd.manifest_schema import FORMAT, MANIFEST, MAP, MAX_MANIFEST_BYTES
 from latentd.model_description import UNBOUNDED, LatentFormat, ModelDescription, RowFormat
 from latentd.outliers import Threshold
 from latentd.shapes import Axis, Shape
@@ -148,6 +148,8 @@ class Manifest(ModelDescription):
             reasons["images"] = "has data that is not 8-bit images, gray or RGB"
         if self.axes and not self.tiles:
             reasons["tiles"] = "was made without a measurement of tiles"
+        if MAP not in self.files:
+            reasons["map"] = "keeps no training rows: its bundle was made without --map-rows"
         return MappingProxyType(reasons)
 
     def to_json(self) -> bytes:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -20,9 +21,11 @@ ENCODER: Final = "encoder.onnx"
 DECODER: Final = "decoder.onnx"
 LIKELIHOOD: Final = "likelihood.onnx"
 GOLDEN: Final = "golden.npz"
+MAP: Final = "map.npz"
 FILES: Final = (ENCODER, DECODER, GOLDEN)
 """The files of every bundle. One with a likelihood also has LIKELIHOOD, since format 2, unless its
-rows are texts: their decoder computes it."""
+rows are texts: their decoder computes it. MAP is optional, since format 2."""
+MAX_MAP_BYTES: Final = 16 << 20
 MAX_MANIFEST_BYTES: Final = 1 << 20
 
 MODEL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
@@ -97,6 +100,9 @@ _FILE: Final = schema.Fields(
         "sha256": schema.pattern(re.compile("[0-9a-f]{64}"), "64 hexadecimal digits in lower case"),
         "bytes": schema.integer(0, 1 << 40),
     }
+)
+_MAP_FILE: Final = dataclasses.replace(
+    _FILE, required={**_FILE.required, "bytes": schema.integer(0, MAX_MAP_BYTES)}
 )
 _QUANTILES: Final = schema.Rule("two or more ascending numbers", _is_ascending)
 _RANGE: Final = schema.Rule("the lowest and the highest value, both finite", _is_range)
@@ -201,7 +207,7 @@ _FORMAT_2: Final = schema.Fields(
             )
         ),
         "origin": schema.Tree(),
-        "files": schema.Fields(dict.fromkeys(FILES, _FILE), {LIKELIHOOD: _FILE}),
+        "files": schema.Fields(dict.fromkeys(FILES, _FILE), {LIKELIHOOD: _FILE, MAP: _MAP_FILE}),
     },
     {
         **_COMMON_OPTIONAL,

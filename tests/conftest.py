@@ -47,6 +47,7 @@ E2E = (
         f"training/test_{name}.py"
         for name in (
             "likelihood_graphs",
+            "map_export",
             "picture_cache",
             "resume_on_other_device",
             "score_quantiles",

@@ -183,6 +183,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.precision,
         arguments.max_size,
         arguments.threshold_percentile,
+        arguments.map_rows,
     )
     print(json.dumps(report(folder), indent=2))
 
@@ -242,6 +243,15 @@ def _parser() -> argparse.ArgumentParser:
         "pixels [1024, or the trained size; with --attention 64 * 2^depth at most]",
     )
     add_threshold(command)
+    command.add_argument(
+        "--map-rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep a map of N training rows in the bundle, which GetMap returns: their latents, "
+        "scores and labels, with small pictures of images, and texts or vectors as they are. Do so "
+        "only if callers may see training data [0: none]",
+    )
     command.set_defaults(run=_export, after=lambda _: "Nothing was published.")
 
     adoption.add(commands)

@@ -15,6 +15,7 @@ from latentd.shapes import Axis
 from latentd.training import (
     checkpoint,
     data,
+    latent_map,
     networks,
     onnx_graphs,
     parity,
@@ -48,6 +49,7 @@ def export(
     precision: str = "float32",
     max_size: int | None = None,
     threshold_percentile: float | None = None,
+    map_rows: int = 0,
 ) -> Path:
     """Publish the checkpoint `path` as the next version of model `name` under `bundles`.
 
@@ -55,12 +57,13 @@ def export(
     precision: float32 or float16 for the graphs' nets. max_size: the largest height and width that
     the bundle takes, of a model with spatial latents; None: 1024, less with attention, or the
     trained size if that is larger. threshold_percentile: of the training rows' reconstruction
-    errors: rows with a larger error are outliers. Returns the folder of the version. Raises
-    TrainingError, and RunFailed if a graph and PyTorch compute different results. On an error,
-    nothing is published.
+    errors: rows with a larger error are outliers. map_rows: how many training rows the bundle keeps
+    for GetMap; 0: none. Returns the folder of the version. Raises TrainingError, and RunFailed if a
+    graph and PyTorch compute different results. On an error, nothing is published.
     """
     publication.check(bundles, name)
     quantiles.check_percentile(threshold_percentile)
+    latent_map.check_rows(map_rows)
     saved = checkpoint.load(path)
     if threshold_percentile is not None and saved.config.model == "ae":
         raise TrainingError(
@@ -74,6 +77,10 @@ def export(
     if threshold_percentile is not None:
         threshold = _threshold(threshold_percentile, saved, dataset, manifest, files)
         manifest = dataclasses.replace(manifest, threshold=threshold)
+    if map_rows:
+        with threads.using(threads.of_run(saved.config.threads)):
+            made = latent_map.make(saved.model(), manifest, files, dataset, map_rows)
+        files = files | {bundle.MAP: made}
     return publication.publish(bundles, manifest, files)
 
 
@@ -213,6 +220,7 @@ def report(folder: Path) -> dict[str, Any]:
         if manifest.training_scores
         else "none: an autoencoder's rows have no likelihood",
         "threshold": str(manifest.threshold or "none; --threshold-percentile keeps one"),
+        "map": _map_report(folder, manifest),
         "evaluation": "of these weights, in the manifest"
         if manifest.evaluation
         else "none of these weights; `evaluate` before `export` records one",
@@ -222,6 +230,13 @@ def report(folder: Path) -> dict[str, Any]:
 def _tile_report(tile: Tile) -> str:
     size = ", ".join(f"{name} {length}" for name, length in tile.size.items())
     return f"{size}: {'exact' if tile.exact else f'approximate, {tile.decibels} dB'}"
+
+
+def _map_report(folder: Path, manifest: Manifest) -> str:
+    if bundle.MAP not in manifest.files:
+        return "none; --map-rows keeps one"
+    rows = latent_map.rows_in(folder, manifest)
+    return f"of {rows} training rows, which GetMap returns"
 
 
 def _dataset(path: Path, saved: Checkpoint, source: str | None) -> Dataset:

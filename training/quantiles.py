@@ -15,9 +15,9 @@ _LEAST: Final = 50  # percent: with less, most rows would be outliers
 LEVELS: Final = (0.0, 0.1, 0.5, *map(float, range(1, 100)), 99.5, 99.9, 100.0)
 
 
-def evenly_picked(count: int) -> npt.NDArray[np.int64]:
-    """The numbers of the rows to score, of so many."""
-    rows = min(ROWS, count)
+def evenly_picked(count: int, limit: int = ROWS) -> npt.NDArray[np.int64]:
+    """The numbers of at most `limit` rows, of so many."""
+    rows = min(limit, count)
     return np.arange(rows) * count // max(1, rows)
 
 

@@ -42,6 +42,15 @@ def list_models(*, timeout: Timeout = CLIENT_TIMEOUT) -> Call[list[results.Liste
     return Call("ListModels", pb.ListModelsRequest(), responses.read_listed_models, timeout)
 
 
+def get_map(
+    *, model: str = "", version: int = 0, timeout: Timeout = CLIENT_TIMEOUT
+) -> Call[results.LatentMap]:
+    """Some training rows in latent space, if the bundle was exported with --map-rows; otherwise
+    raises InvalidArgument."""
+    request = pb.GetMapRequest(model=model, version=arguments.version(version))
+    return Call("GetMap", request, responses.read_map, timeout, _needs(map=True))
+
+
 def encode(
     x: Data,
     *,
@@ -384,6 +393,7 @@ def health(service: str = "", *, timeout: Timeout = CLIENT_TIMEOUT) -> Call[str]
 _FIELDS: Final = {
     "sample": ("sample", "model"),
     "score": ("score", "model"),
+    "map": ("map", "model"),
     "include_scores": ("score", "include_scores"),
     "draw": ("draw", "draw"),
     "params": ("params", "output"),

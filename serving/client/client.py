@@ -111,6 +111,7 @@ class Client(BaseClient):
 
     get_model = _blocking(calls.get_model)
     list_models = _blocking(calls.list_models)
+    get_map = _blocking(calls.get_map)
     encode = _blocking(calls.encode)
     decode = _blocking(calls.decode)
     sample = _blocking(calls.sample)
@@ -197,6 +198,7 @@ class AsyncClient(BaseClient):
 
     get_model = _awaiting(calls.get_model)
     list_models = _awaiting(calls.list_models)
+    get_map = _awaiting(calls.get_map)
     encode = _awaiting(calls.encode)
     decode = _awaiting(calls.decode)
     sample = _awaiting(calls.sample)

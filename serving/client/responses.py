@@ -14,6 +14,7 @@ from latentd.client.results import (
     Encoding,
     GraphProfile,
     Interpolation,
+    LatentMap,
     Limits,
     ListedModel,
     ModelInfo,
@@ -137,6 +138,30 @@ def read_listed_models(message: pb.ListModelsResponse) -> list[ListedModel]:
         )
         for model in message.models
     ]
+
+
+def read_map(message: pb.GetMapResponse) -> LatentMap:
+    """Read GetMap's response."""
+    center = codec.from_tensor(message.center, "center")
+    is_vector = message.x.WhichOneof("content") == "tensor"
+    return LatentMap(
+        codec.from_tensor(message.mean, "mean"),
+        codec.from_tensor(message.components, "components"),
+        center,
+        codec.from_tensor(message.position, "position"),
+        (message.explained_variance[0], message.explained_variance[1]),
+        _optional_tensor(message.HasField("unit_kl"), message.unit_kl, "unit_kl"),
+        np.fromiter(message.active, np.bool_).reshape(center.shape),
+        list(message.classes),
+        np.fromiter(message.label, np.uint32) if message.label else None,
+        _floats(message.reconstruction_error) if message.reconstruction_error else None,
+        _floats(message.kl) if message.kl else None,
+        message.sprites,
+        (message.sprite_height, message.sprite_width),
+        _optional_tensor(is_vector, message.x.tensor, "x.tensor"),
+        list(message.x.text.texts),
+        read_version(message.served_by),
+    )
 
 
 def read_encoding(message: pb.EncodeResponse) -> Encoding:

@@ -80,9 +80,7 @@ class ModelInfo(ModelDescription):
     prior: str  # standard-normal; "": none
     likelihood: str  # the name of p(x | z); "": none
     parameters: tuple[str, ...]  # the name of each parameter of p(x | z)
-    unavailable: Mapping[
-        str, str
-    ]  # sample, draw, score, contributions, params, images, tiles -> why
+    unavailable: Mapping[str, str]  # sample, draw, score, contributions, params, images, ... -> why
     limits: Limits
     provider: str
     versions: list[int]  # all served versions, ascending
@@ -163,6 +161,56 @@ class ListedModel:
     newest: bool
     default: bool
     loading_since: str = ""  # UTC, ISO 8601
+
+
+@dataclass(frozen=True, repr=False)
+class LatentMap:
+    """Training rows in latent space. Element j of each array is of the same row; z_shape is the
+    shape of one latent at the default sizes."""
+
+    mean: Array  # float32, rows x z_shape; of large spatial latents rows x channels
+    components: Array  # float32, 2 x z_shape: the principal components of the means
+    center: Array  # float32, z_shape: the mean of the means
+    position: Array  # float32, rows x 2: along the components
+    explained_variance: tuple[float, float]  # the share of each component
+    unit_kl: Array | None  # float32, z_shape, nats; None: the posterior is a point
+    active: Array  # bool, z_shape: the variance of the mean exceeds 0.01
+    classes: list[str]  # the names of labels; []: the data has none
+    label: Array | None  # uint32, rows: index of classes
+    reconstruction_error: Array | None  # float32, rows, nats; None: the model has no scores
+    kl: Array | None  # float32, rows, nats
+    sprites: bytes  # of images: one WebP file; see thumbnails
+    sprite_shape: tuple[int, int]  # height and width of each
+    x: Array | None  # of vectors: rows x x_shape
+    texts: list[str]  # of a model of text
+    served_by: ModelVersion
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def __repr__(self) -> str:
+        """The number of rows, and what is known of them."""
+        given = ("classes", "reconstruction_error", "sprites", "x", "texts")
+        values = {name: getattr(self, name) for name in given}
+        known = [name for name, value in values.items() if value is not None and len(value)]
+        return f"LatentMap({len(self)} rows with {', '.join(known)}, {self.served_by})"
+
+    def at(self, position: Any) -> Array:
+        """The latents at positions (..., 2) of the map: float32 (..., *z_shape)."""
+        flat = np.asarray(position, np.float32) @ self.components.reshape(2, -1)
+        latents: Array = self.center + flat.reshape(*flat.shape[:-1], *self.center.shape)
+        return latents
+
+    @functools.cached_property
+    def thumbnails(self) -> Array:
+        """The images, at most 32 pixels a side: uint8, rows x height x width x 3. Raises TypeError
+        if the rows are not images."""
+        if not self.sprites:
+            raise TypeError("the rows of this map are not images; see x and texts")
+        sheet = np.asarray(Image.open(io.BytesIO(self.sprites)).convert("RGB"))
+        height, width = self.sprite_shape
+        lines = sheet.reshape(-1, height, sheet.shape[1] // width, width, 3)
+        return lines.swapaxes(1, 2).reshape(-1, height, width, 3)[: len(self)]
 
 
 @dataclass(frozen=True, repr=False)

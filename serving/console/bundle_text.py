@@ -15,7 +15,7 @@ from latentd.shapes import format_lengths
 _WIDTH: Final = 100
 _MAX_LINES: Final = 6  # of one fact; --json has all of it
 _LABEL: Final = 17  # columns
-_CAPABILITIES: Final = ("sample", "draw", "score", "params", "images")
+_CAPABILITIES: Final = ("sample", "draw", "score", "params", "images", "map")
 _CONFIG: Final = ("data", "model", "architecture", "seed")
 _LEVELS: Final = (5, 50, 95)  # percent
 _LONGEST: Final = 8  # numbers of a list that are printed
@@ -62,6 +62,8 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "can", ", ".join(("encode", "decode", "reconstruct", "interpolate", *able))
     for name, reason in missing.items():
         yield f"no {name}", f"the model {reason}"
+    if "map" not in missing:
+        yield "map", "holds training rows, which GetMap returns to callers with the scope infer"
     yield "preprocessing", manifest.preprocessing
     yield "graphs", f"{manifest.precision} inside, opset {manifest.opset}"
 

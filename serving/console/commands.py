@@ -14,7 +14,7 @@ from latentd.client import Client
 from latentd.client.arguments import seed as chosen_seed
 from latentd.client.channel import CredentialFiles
 from latentd.client.results import ModelInfo
-from latentd.console import groups, inputs, outliers, outputs, pictures, sizes, terminal
+from latentd.console import groups, inputs, outliers, outputs, pictures, scatter, sizes, terminal
 from latentd.console.groups import Group
 from latentd.console.outputs import TABLES, OutputPath
 from latentd.errors import InvalidArgument, ModelNotFound
@@ -49,6 +49,25 @@ def models(args: argparse.Namespace) -> int:
         print("  ".join([str(entry.version), entry.state, *marks, entry.reason or since]).rstrip())
     if not listed:
         print("No models.")
+    return 0
+
+
+def draw_map(args: argparse.Namespace) -> int:
+    """Draw the map of the bundle's training rows, or write its arrays."""
+    out = OutputPath(args.out, ("png", "npz"))
+    with _connect(args) as client:
+        found = client.get_map()
+    if out.kind == "png":
+        out.write(scatter.draw(found))
+    else:
+        arrays = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+        arrays["sprites"] = np.frombuffer(found.sprites, np.uint8)
+        del arrays["served_by"]
+        out.write_arrays(arrays | outputs.provenance(found.served_by))
+    shares = " and ".join(f"{share:.0%}" for share in found.explained_variance)
+    active = f"{np.count_nonzero(found.active)} of {found.active.size} units active"
+    what = f"{len(found)} training rows, {active}; the components explain {shares} of the variance"
+    terminal.print_result(what, outputs.path_of(out), found.served_by)
     return 0
 
 
@@ -313,10 +332,14 @@ def health(args: argparse.Namespace) -> int:
 
 
 CALLS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
-    call.__name__: call
-    for call in (
-        *(model, models, encode, decode, sample, stream, reconstruct, interpolate, score, health),
-    )
+    "map": draw_map,
+    **{
+        call.__name__: call
+        for call in (
+            *(model, models, encode, decode, sample, stream, reconstruct, interpolate, score),
+            health,
+        )
+    },
 }
 
 

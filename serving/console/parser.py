@@ -56,6 +56,18 @@ def add_client_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     model.add_argument("--json", action="store_true", help="print JSON")
     models = _add(calls, "models", "list the models and versions that the server found")
     models.add_argument("--json", action="store_true", help="print JSON")
+    drawn = _add(
+        calls,
+        "map",
+        "draw training rows in latent space, if the bundle keeps some (export --map-rows)",
+        "map --out map.png",
+    )
+    drawn.add_argument(
+        "--out",
+        required=True,
+        help=".png: the rows along the two principal components of their means, colored by label, "
+        "or else by reconstruction error; .npz: all arrays",
+    )
     _add_with_files(calls)
     _add_with_latents(calls)
     health = _add(calls, "health", "print the server's health; status 0 if SERVING, else 1")

@@ -12,11 +12,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from latentd import ranges
+from latentd import latent_map, ranges
 from latentd.batching.batcher import Batcher
 from latentd.batching.rowqueue import RowQueue
 from latentd.batching.runner import Outputs, RunFn
@@ -26,6 +27,8 @@ from latentd.calls.coroutines import Future, run_in_executor
 from latentd.calls.in_flight import InFlight
 from latentd.codec import Array
 from latentd.decoding import DecodeAndScore, Decoding, Greedy, Sampled, TeacherForced
+from latentd.errors import BundleError, Unavailable
+from latentd.latent_map import LatentMap
 from latentd.latents import NoiseRange
 from latentd.metrics import Metrics
 from latentd.models import scoring
@@ -159,6 +162,15 @@ class ServedModel:
             f"a row of {nbytes:,} bytes is larger than a message; the limit is {limit:,} bytes",
             "Use a smaller size, or raise --max-message-mib",
         )
+
+    def read_map(self) -> LatentMap:
+        """The map of training rows, read from the bundle's folder; blocks. Only if the bundle has
+        one. Raises Unavailable."""
+        m = self.manifest
+        try:
+            return latent_map.load(Path(self._settings.bundles) / m.model / str(m.version), m)
+        except BundleError as error:  # its files were changed or removed after it was loaded
+            raise Unavailable(f"{m.model} version {m.version}: {error}") from error
 
     def wait_until_ready(self) -> None:
         """Block until both batchers are ready. Raises BundleError if one fails to start."""

@@ -18,9 +18,10 @@ from typing import Final
 
 import numpy as np
 
+from latentd import latent_map
 from latentd.batching.entries import single_item_batch
 from latentd.batching.runner import Outputs
-from latentd.bundle import DECODER, ENCODER, Bundle, Manifest, RowShapes
+from latentd.bundle import DECODER, ENCODER, MAP, Bundle, Manifest, RowShapes
 from latentd.decoding import Greedy
 from latentd.errors import BundleError, ConfigError
 from latentd.latents import NoiseRange
@@ -110,6 +111,8 @@ def load_model(
     m = bundle.manifest
     encoder_signature, decoder_signature = signatures(m)
     encoder_golden, decoder_golden, density_golden = golden.read(bundle)
+    if MAP in bundle.files:
+        latent_map.read(bundle.files[MAP], m)  # only checked: GetMap reads the file again
     likelihood = likelihood_graphs.load(bundle)
     if likelihood:
         for vectors in density_golden:

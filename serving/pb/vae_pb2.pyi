@@ -366,6 +366,50 @@ class ListedModel(_message.Message):
     loading_since: str
     def __init__(self, version: _Optional[_Union[ModelVersion, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., newest: _Optional[bool] = ..., default: _Optional[bool] = ..., loading_since: _Optional[str] = ...) -> None: ...
 
+class GetMapRequest(_message.Message):
+    __slots__ = ("model", "version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class GetMapResponse(_message.Message):
+    __slots__ = ("served_by", "mean", "components", "center", "position", "explained_variance", "unit_kl", "active", "classes", "label", "reconstruction_error", "kl", "sprites", "sprite_height", "sprite_width", "x")
+    SERVED_BY_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    CENTER_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    EXPLAINED_VARIANCE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_KL_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    SPRITES_FIELD_NUMBER: _ClassVar[int]
+    SPRITE_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SPRITE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    X_FIELD_NUMBER: _ClassVar[int]
+    served_by: ModelVersion
+    mean: Tensor
+    components: Tensor
+    center: Tensor
+    position: Tensor
+    explained_variance: _containers.RepeatedScalarFieldContainer[float]
+    unit_kl: Tensor
+    active: _containers.RepeatedScalarFieldContainer[bool]
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    label: _containers.RepeatedScalarFieldContainer[int]
+    reconstruction_error: _containers.RepeatedScalarFieldContainer[float]
+    kl: _containers.RepeatedScalarFieldContainer[float]
+    sprites: bytes
+    sprite_height: int
+    sprite_width: int
+    x: Rows
+    def __init__(self, served_by: _Optional[_Union[ModelVersion, _Mapping]] = ..., mean: _Optional[_Union[Tensor, _Mapping]] = ..., components: _Optional[_Union[Tensor, _Mapping]] = ..., center: _Optional[_Union[Tensor, _Mapping]] = ..., position: _Optional[_Union[Tensor, _Mapping]] = ..., explained_variance: _Optional[_Iterable[float]] = ..., unit_kl: _Optional[_Union[Tensor, _Mapping]] = ..., active: _Optional[_Iterable[bool]] = ..., classes: _Optional[_Iterable[str]] = ..., label: _Optional[_Iterable[int]] = ..., reconstruction_error: _Optional[_Iterable[float]] = ..., kl: _Optional[_Iterable[float]] = ..., sprites: _Optional[bytes] = ..., sprite_height: _Optional[int] = ..., sprite_width: _Optional[int] = ..., x: _Optional[_Union[Rows, _Mapping]] = ...) -> None: ...
+
 class EncodeRequest(_message.Message):
     __slots__ = ("model", "version", "x", "draw", "seed", "offset", "float_dtype", "tiling")
     MODEL_FIELD_NUMBER: _ClassVar[int]

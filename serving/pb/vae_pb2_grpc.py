@@ -44,6 +44,11 @@ class VaeServiceStub:
                 request_serializer=latentd_dot_pb_dot_vae__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=latentd_dot_pb_dot_vae__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetMap = channel.unary_unary(
+                '/vae.v1.VaeService/GetMap',
+                request_serializer=latentd_dot_pb_dot_vae__pb2.GetMapRequest.SerializeToString,
+                response_deserializer=latentd_dot_pb_dot_vae__pb2.GetMapResponse.FromString,
+                _registered_method=True)
         self.Encode = channel.unary_unary(
                 '/vae.v1.VaeService/Encode',
                 request_serializer=latentd_dot_pb_dot_vae__pb2.EncodeRequest.SerializeToString,
@@ -99,6 +104,15 @@ class VaeServiceServicer:
     def ListModels(self, request, context):
         """Lists every model and version that the server found: those that serve, those that were
         rejected, with the reason, and those that are loading, with the time they started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMap(self, request, context):
+        """The map that the bundle keeps of some of its training rows: where they lie in latent space, and what
+        they look like. Only of bundles that were exported with --map-rows. A response has up to 16 MiB;
+        gRPC's clients receive 4 MiB by default.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,6 +191,11 @@ def add_VaeServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=latentd_dot_pb_dot_vae__pb2.ListModelsRequest.FromString,
                     response_serializer=latentd_dot_pb_dot_vae__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMap,
+                    request_deserializer=latentd_dot_pb_dot_vae__pb2.GetMapRequest.FromString,
+                    response_serializer=latentd_dot_pb_dot_vae__pb2.GetMapResponse.SerializeToString,
             ),
             'Encode': grpc.unary_unary_rpc_method_handler(
                     servicer.Encode,
@@ -273,6 +292,33 @@ class VaeService:
             '/vae.v1.VaeService/ListModels',
             latentd_dot_pb_dot_vae__pb2.ListModelsRequest.SerializeToString,
             latentd_dot_pb_dot_vae__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vae.v1.VaeService/GetMap',
+            latentd_dot_pb_dot_vae__pb2.GetMapRequest.SerializeToString,
+            latentd_dot_pb_dot_vae__pb2.GetMapResponse.FromString,
             options,
             channel_credentials,
             insecure,

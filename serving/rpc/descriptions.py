@@ -1,4 +1,4 @@
-"""What GetModel and ListModels respond."""
+"""What GetModel, ListModels and GetMap respond."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from latentd import codec
+from latentd.bundle import MAP
+from latentd.errors import InvalidArgument
 from latentd.models.inference import ServedModel
 from latentd.models.repository import Repository
 from latentd.pb import vae_pb2 as pb
@@ -98,6 +100,38 @@ def list_models(repository: Repository, root: Path) -> pb.ListModelsResponse:
         for load in repository.loading()
     ]
     return pb.ListModelsResponse(models=ready + rejected + loading)
+
+
+def get_map(model: ServedModel, settings: Settings) -> pb.GetMapResponse:
+    """The map of training rows that the bundle has; reads its file. Raises InvalidArgument if it is
+    larger than a message, and Unavailable."""
+    nbytes = model.manifest.files[MAP]["bytes"]
+    if nbytes > settings.max_message_bytes:
+        raise InvalidArgument(
+            "model",
+            f"its map of {nbytes:,} bytes is larger than a message; the limit is "
+            f"{settings.max_message_bytes:,} bytes",
+            "Raise --max-message-mib",
+        )
+    found = model.read_map()
+    response = pb.GetMapResponse(
+        served_by=model.served_by,
+        explained_variance=found.explained_variance,
+        active=found.active.ravel().tolist(),
+    )
+    for name in ("mean", "components", "center", "position", "unit_kl"):
+        if (array := getattr(found, name)) is not None:
+            codec.write_tensor(array, getattr(response, name))
+    for name in ("classes", "label", "reconstruction_error", "kl"):
+        if (array := getattr(found, name)) is not None:
+            getattr(response, name).extend(array.tolist())
+    if found.sprites is not None and found.sprite_shape is not None:
+        response.sprites = found.sprites.tobytes()
+        response.sprite_height, response.sprite_width = found.sprite_shape.tolist()
+    if found.x is not None:
+        is_text = model.manifest.x.is_text
+        codec.write_rows(found.x, pb.FORMAT_TEXT if is_text else pb.FORMAT_RAW, response.x)
+    return response
 
 
 def _dims(shape: Shape) -> list[pb.Dim]:

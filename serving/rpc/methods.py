@@ -15,7 +15,7 @@ MODELS: Final = "models"
 GENERATE: Final = "generate"
 """The scope for generating new data."""
 INFER: Final = "infer"
-"""The scope for sending data x, in any method."""
+"""The scope for data x: sent in any method, or kept of the training rows."""
 SCOPES: Final = (MODELS, GENERATE, INFER)
 ANY: Final = ""
 """Any known token, whatever its scopes."""
@@ -56,6 +56,7 @@ _RECONSTRUCT: Final = Method(INFER, (ENCODER, DECODER))
 METHODS: Final[dict[str, Method]] = {
     "GetModel": Method(MODELS),
     "ListModels": Method(MODELS),
+    "GetMap": Method(INFER),  # it returns training rows
     "Encode": Method(INFER, (ENCODER,)),
     "Decode": _SAMPLE,
     "Sample": _SAMPLE,

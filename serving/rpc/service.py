@@ -11,7 +11,7 @@ from latentd import codec, latents
 from latentd.batching.runner import Outputs
 from latentd.calls import coroutines
 from latentd.calls.context import CallContext
-from latentd.calls.coroutines import Future
+from latentd.calls.coroutines import Future, run_in_executor
 from latentd.decoding import TeacherForced
 from latentd.errors import InvalidArgument
 from latentd.latents import Noise, NoiseRange
@@ -53,6 +53,11 @@ class VaeService:
         self, request: pb.ListModelsRequest, context: CallContext
     ) -> pb.ListModelsResponse:
         return descriptions.list_models(self._repository, Path(self._settings.bundles))
+
+    async def get_map(self, request: pb.GetMapRequest, context: CallContext) -> pb.GetMapResponse:
+        model = self._repository.find(request.model, request.version, context)
+        fields.require(model, "map", "model")
+        return await run_in_executor(descriptions.get_map, model, self._settings)
 
     async def encode(self, request: pb.EncodeRequest, context: CallContext) -> pb.EncodeResponse:
         served = self._repository.find(request.model, request.version, context)

@@ -252,12 +252,13 @@ def test_format_1_is_read_as_format_2():
     assert digits.likelihood == LIKELIHOODS["bernoulli"]
     assert digits.default.x == DataSpec("image", (8, 8), "uint8", (0.0, 255.0))
     assert (digits.default.z, digits.default.params) == ((4,), (1, 8, 8))
-    assert (digits.axes, list(digits.unavailable)) == ({}, ["contributions"])
+    assert (digits.axes, sorted(digits.unavailable)) == ({}, ["contributions", "map"])
+    assert "its bundle was made without --map-rows" in digits.unavailable["map"]
     assert digits.training_scores["rows"] == 1455
     # An autoencoder of format 1 keeps its prior: it always could be sampled.
     assert (points.posterior, points.prior) == ("point", "standard-normal")
     assert points.default.params == (2, 8, 8)
-    assert sorted(points.unavailable) == ["draw", "score"]
+    assert sorted(points.unavailable) == ["draw", "map", "score"]
 
 
 def test_older_manifest_of_format_1_is_read():

@@ -30,7 +30,7 @@ def whole(toy: dict[str, Any]) -> dict[str, Any]:
         "x": toy["x"] | {"shape": ["h", "w", 3]},
         "z": {"shape": [4, "h/8", "w/8"], "scale": [0.18215], "shift": [0, 0.5, -1, 2e-3]},
         "axes": {"h": axis, "w": dict(axis)},
-        "files": toy["files"] | {bundle.LIKELIHOOD: file},
+        "files": toy["files"] | {bundle.LIKELIHOOD: file, bundle.MAP: dict(file)},
         "tiles": {
             "encoder": tile | {"exact": True, "max_abs_difference": 1e-6},
             "decoder": tile | {"exact": False, "decibels": 38.5},
@@ -116,6 +116,7 @@ RIGHT: Final[list[tuple[str, Any]]] = [
     ("threshold/validation_outliers", 200),
     ("threshold", {"percentile": 0.5, "reconstruction_error": 40}),
     ("files/golden.npz/bytes", 1 << 40),
+    ("files/map.npz/bytes", 1 << 24),
 ]
 """Values that are right in the whole manifest."""
 
@@ -232,6 +233,7 @@ WRONG: Final[list[tuple[str, Any, str]]] = [
     ("files/golden.npz/sha256", "A" * 64, "sha256 is"),
     ("files/golden.npz/bytes", -1, "bytes is -1; expected an integer from 0"),
     ("files/golden.npz/bytes", 1.5, "bytes is 1.5"),
+    ("files/map.npz/bytes", (1 << 24) + 1, "expected an integer from 0 to 16777216"),
     ("extra", 1, "extra is unknown; expected format, model, version"),
 ]
 """Values that are wrong in the whole manifest: the key, the value, and what the message says."""
@@ -376,6 +378,7 @@ WRONG_IN_FORMAT_1: Final[list[tuple[str, Any, str]]] = [
     ("x/range", None, "x.range is None; expected the lowest and the highest"),
     ("x/dtype", "float64", "x.dtype is 'float64'; expected one of uint8, float32"),
     ("files/likelihood.onnx", {}, "files.likelihood.onnx is unknown; expected encoder.onnx"),
+    ("files/map.npz", {}, "files.map.npz is unknown; expected encoder.onnx"),
     ("axes", {}, "axes is unknown; expected format, model, version"),
     ("prior", None, "prior is unknown; expected"),
 ]

@@ -51,7 +51,7 @@ def test_model_info_has_the_shapes_of_every_size(client: Client) -> None:
     assert (shapes.x.shape, shapes.z) == ((96, 160, 3), (4, 12, 20))
     assert (info.z.scale, info.z.shift) == ((1.0,), (0.0,))
     assert {name: axis.max for name, axis in info.axes.items()} == {"h": 256, "w": 256}
-    assert set(info.unavailable) == {"params", "score", "tiles"}
+    assert set(info.unavailable) == {"map", "params", "score", "tiles"}
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

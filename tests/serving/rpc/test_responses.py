@@ -293,7 +293,7 @@ def test_autoencoder_encodes_to_points(autoencoder):
     np.testing.assert_array_equal(codec.from_rows(path.x)[[0, 2]], x)
     model = autoencoder.GetModel(pb.GetModelRequest())
     assert (model.posterior, model.prior) == ("point", "")
-    assert sorted(model.unavailable) == ["draw", "sample", "score"]
+    assert sorted(model.unavailable) == ["draw", "map", "sample", "score"]
 
 
 _NO_PRIOR = "plain has no prior, so there is no distribution to sample latents from. Use Decode"
