@@ -11,14 +11,16 @@ import threading
 
 import grpc
 import pytest
+from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
 
 from latentd.calls import coroutines
 from latentd.calls.context import CallContext
 from latentd.calls.coroutines import Future
-from latentd.pb import vae_pb2 as pb
 from latentd.transport import handlers
+from latentd.transport.handlers import OPEN_INFERENCE, VAE
+from tests.support.fuzz_infer import open_inference_requests
 from tests.support.fuzz_inputs import mutant, mutated, requests
 from tests.support.fuzz_loop import TRIED, once, run_repeatedly
 
@@ -32,9 +34,10 @@ REJECTIONS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNIMPLEMENTED,  # it starts like a compressed message
     grpc.StatusCode.CANCELLED,  # by the test, after MAX_CHUNKS
+    grpc.StatusCode.DEADLINE_EXCEEDED,  # of ModelInfer's parameter timeout
 }
 
-METHODS = {m.name: m for m in pb.DESCRIPTOR.services_by_name["VaeService"].methods}
+METHODS = {m.name: m for service in (VAE, OPEN_INFERENCE) for m in service.methods}
 
 
 class Call:
@@ -45,7 +48,7 @@ class Call:
         self._data: bytes | None = data
         self.written: list[bytes] = []
 
-    def read(self) -> Future[bytes | None]:
+    def read(self, small: bool = False) -> Future[bytes | None]:
         future: Future[bytes | None] = Future()
         future.set_result(self._data)
         self._data = None  # the client has sent its last
@@ -77,7 +80,7 @@ def check(name: str, handler: handlers.Handler, data: bytes) -> None:
     """Assert that the call succeeds, or fails with an error of the client and a short message."""
     status, call = make_call(handler, data)
     if status.code is grpc.StatusCode.OK:
-        answer = getattr(pb, METHODS[name].output_type.name)
+        answer = GetMessageClass(METHODS[name].output_type)
         for message in call.written if status.message is None else [status.message]:
             answer.FromString(message)
     else:
@@ -88,13 +91,16 @@ def check(name: str, handler: handlers.Handler, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_any_request_succeeds_or_is_rejected(running, request, name):
-    handler = running.server.listener.handlers[f"/{handlers.SERVICE}/{name}"]
-    kind = getattr(pb, METHODS[name].input_type.name)
+    service = METHODS[name].containing_service
+    handler = running.server.listener.handlers[f"/{service.full_name}/{name}"]
+    valid = (requests if service is VAE else open_inference_requests)(
+        GetMessageClass(METHODS[name].input_type)
+    )
 
     inputs: list[bytes] = []
 
     @once
-    @given(st.one_of(st.binary(max_size=200), requests(kind), requests(kind).flatmap(mutated)))
+    @given(st.one_of(st.binary(max_size=200), valid, valid.flatmap(mutated)))
     def property_(data: bytes) -> None:
         inputs.append(data)
         check(name, handler, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from typing import Any
 
 from google.protobuf.message import Message
 from hypothesis import strategies as st
@@ -125,7 +126,9 @@ fields = {
 }
 
 
-def requests(kind: type[Message]) -> st.SearchStrategy[bytes]:
+def requests(
+    kind: type[Message], fields: dict[str, st.SearchStrategy[Any]] = fields
+) -> st.SearchStrategy[bytes]:
     """Messages whose fields are valid or invalid. A field without a strategy in `fields` fails."""
     known = {field.name: fields[field.name] for field in kind.DESCRIPTOR.fields}
     built = st.fixed_dictionaries({}, optional=known).map(lambda given: kind(**given))
