@@ -22,6 +22,7 @@ class Content:
     body: bytes
     media_type: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
 
 
 class Adapter(Protocol):
@@ -45,4 +46,6 @@ async def run(adapter: Adapter, request: Request, calls: Calls) -> Response:
     response = await calls.call(adapter.method, request).run(adapter.message)
     content = await asyncio.to_thread(adapter.content, response.message)
     headers = {**response.headers, **content.headers}
-    return CountedResponse(calls.responses, content.body, headers, content.media_type)
+    return CountedResponse(
+        calls.responses, content.body, headers, content.media_type, content.status
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from latentd.calls.stats import REQUEST_ID, CallStats
-from latentd.http import adapters, remote_vae, responses
+from latentd.http import adapters, openapi, remote_vae, responses
+from latentd.http import open_inference as oip
 from latentd.http.adapters import Adapter
 from latentd.http.calls import Calls, Failed
 from latentd.http.health import SERVICES, Health
@@ -23,6 +24,15 @@ from latentd.models.repository import Repository
 from latentd.transport.status import status
 
 log = logging.getLogger(__name__)
+
+_OF_MODELS: Final[tuple[tuple[str, Callable[[Request], Adapter], list[str]], ...]] = (
+    ("", oip.METADATA, ["GET"]),
+    ("/config", oip.CONFIG, ["GET"]),
+    ("/stats", oip.STATISTICS, ["GET"]),
+    ("/ready", oip.READY, ["GET"]),
+    ("/infer", oip.Infer, ["POST"]),
+)
+"""Below a model of the Open Inference Protocol, or one of its versions."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -35,16 +45,26 @@ def create_app(calls: Calls, repository: Repository) -> Starlette:
     """
 
     def _adapted(kind: Callable[[Request, Repository], Adapter]) -> Endpoint:
-        async def adapt(request: Request) -> Response:
-            return await adapters.run(kind(request, repository), request, calls)
-
-        return adapt
+        return _adapt(lambda request: kind(request, repository), calls)
 
     routes = [
         *(Route(f"/v2/health/{kind}", _answer(Health(calls, kind))) for kind in SERVICES),
         *(
             Route(f"/vae/{{name}}/{name}", _answer(_adapted(kind)), methods=["POST"])
             for name, kind in (("decode", remote_vae.Decode), ("encode", remote_vae.Encode))
+        ),
+        Route("/", _to_docs),
+        Route("/docs", _static(openapi.page(), "text/html; charset=utf-8", openapi.POLICY)),
+        Route("/openapi.json", _static(openapi.document(), "application/json")),
+        Route("/v2", _answer(_adapt(oip.SERVER, calls))),
+        Route("/v2/models/stats", _answer(_adapt(oip.STATISTICS, calls))),
+        Route("/v2/repository/index", _answer(_adapt(oip.INDEX, calls)), methods=["POST"]),
+        *(
+            Route(
+                f"/v2/models/{{name}}{version}{path}", _answer(_adapt(kind, calls)), methods=verbs
+            )
+            for version in ("", "/versions/{version}")
+            for path, kind, verbs in _OF_MODELS
         ),
         Route("/sample/{name}.{suffix}", _answer(Samples(calls, repository))),
     ]
@@ -53,6 +73,26 @@ def create_app(calls: Calls, repository: Repository) -> Starlette:
         middleware=[Middleware(responses.CommonHeaders)],
         exception_handlers={HTTPException: _no_route},
     )
+
+
+def _static(body: bytes, media_type: str, policy: str = "default-src 'none'") -> Endpoint:
+    """A file that needs no token. policy: its Content-Security-Policy"""
+
+    async def give(request: Request) -> Response:
+        return Response(body, 200, {"content-security-policy": policy}, media_type)
+
+    return give
+
+
+async def _to_docs(request: Request) -> Response:
+    return Response(status_code=307, headers={"location": "docs"})
+
+
+def _adapt(adapter: Callable[[Request], Adapter], calls: Calls) -> Endpoint:
+    async def adapt(request: Request) -> Response:
+        return await adapters.run(adapter(request), request, calls)
+
+    return adapt
 
 
 def _answer(endpoint: Endpoint) -> Endpoint:

@@ -66,8 +66,9 @@ class CountedResponse(Response):
         body: bytes,
         headers: Mapping[str, str],
         media_type: str,
+        status: int = 200,
     ) -> None:
-        super().__init__(body, 200, headers, media_type)
+        super().__init__(body, status, headers, media_type)
         self._responses = responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +79,13 @@ class CountedResponse(Response):
 
         number = self._responses.reserve(STREAM_COPIES // 2 * len(self.body), drop)
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
             # In parts: each waits until the client has taken the one before it.
             for start in range(0, max(1, len(self.body)), _CHUNK):
                 part = self.body[start : start + _CHUNK]

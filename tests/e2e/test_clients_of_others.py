@@ -36,6 +36,15 @@ def test_client_works_unchanged(start_server, start_process, toy_bundles, script
     assert process.returncode == 0, output
 
 
+def test_tritons_client_over_http_works_unchanged(start_server, start_process, toy_bundles):
+    server = start_server(toy_bundles, http_port=0)
+    script = Path(__file__).parent / "clients" / "triton_http.py"
+    command = [PYTHON, "-W", "ignore", script, f"127.0.0.1:{server.server.http_port}"]
+    process = start_process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output
+
+
 @pytest.mark.filterwarnings("ignore:Protobuf gencode version")
 def test_server_and_the_stubs_of_kserve_live_in_one_process(start_server, toy_bundles):
     """Both define inference.ModelInferRequest, of which one pool of descriptors takes one."""
