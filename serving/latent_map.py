@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -30,6 +31,7 @@ MAX_ROWS: Final = 20_000
 SPRITE_SIDE: Final = 32  # pixels at most
 _WHOLE_LATENT: Final = 1024  # numbers: of larger latents with several axes, means are of channels
 _QUALITY: Final = 80  # of WebP: a seventh of a PNG's bytes for photographs
+_WEBP: Final = struct.Struct("<4s4x8s4x3x3sHH")  # to the width and height of its VP8 frame
 _MAX_UNPACKED: Final = 4 * MAX_MAP_BYTES
 
 
@@ -206,14 +208,18 @@ def _check(found: LatentMap, manifest: Manifest) -> None:
 
 
 def _check_sprites(file: NDArray[np.uint8], shape: NDArray[np.int64], rows: int) -> None:
-    """Check the header of the sprite sheet; its pixels are not unpacked."""
+    """Check the header of the sprite sheet. Pillow is not used: its plugins would stay in the
+    memory of a server that is never asked for a map."""
     height, width = shape.tolist()
     if not (1 <= height <= SPRITE_SIDE and 1 <= width <= SPRITE_SIDE):
         raise ValueError(f"sprites are {height} x {width}; expected 1 to {SPRITE_SIDE} pixels")
     if file.ndim != 1 or file.dtype != np.uint8:
         raise ValueError(f"sprites has dtype {file.dtype}; expected the bytes of a file")
-    with Image.open(io.BytesIO(file.tobytes()), formats=("WEBP",)) as sheet:
-        found = sheet.size
+    header = file[: _WEBP.size].tobytes().ljust(_WEBP.size, b"\0")
+    riff, kind, start, *sides = _WEBP.unpack(header)
+    if (riff, kind, start) != (b"RIFF", b"WEBPVP8 ", b"\x9d\x01\x2a"):
+        raise ValueError("sprites is not a lossy WebP file")
+    found = (sides[0] & 0x3FFF, sides[1] & 0x3FFF)  # the upper two bits are for display
     columns = math.ceil(math.sqrt(rows))
     size = (columns * width, -(-rows // columns) * height)
     if found != size:

@@ -63,7 +63,7 @@ def test_labels_scores_and_pictures_may_be_missing() -> None:
         ({"label": np.full(7, -1, np.int32)}, "a label has no name in classes"),
         ({"classes": np.arange(3)}, "classes has dtype int64; expected text"),
         ({"classes": np.array(["a", "\ud800"])}, "surrogates not allowed"),
-        ({"sprites": np.zeros(9, np.uint8)}, "cannot identify image file"),
+        ({"sprites": np.zeros(9, np.uint8)}, "sprites is not a lossy WebP file"),
         ({"sprites": np.zeros((3, 3), np.uint8)}, "expected the bytes of a file"),
         ({"sprite_shape": np.array([4, 5])}, "the sprites' sheet has (12, 12) pixels"),
         ({"sprite_shape": np.array([64, 64])}, "sprites are 64 x 64; expected 1 to 32 pixels"),
