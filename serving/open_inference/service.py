@@ -178,7 +178,7 @@ class OpenInferenceService:
             what = f"{len(indices)} rows sent, and seed has {len(seeds)}"
             raise InvalidArgument("index", what, "Send one of each for every row")
         asked.count = len(seeds)
-        if _is_range(seeds, indices):
+        if len(seeds) == 1 or _is_range(seeds, indices):
             return NoiseRange(int(seeds[0]), int(indices[0]), len(seeds))
         return NoiseRows(seeds, indices)
 
@@ -223,15 +223,17 @@ def _outputs(
     known = operation.outputs
     found: dict[str, Output] = {}
     for requested in request.outputs:
-        name, field = requested.name, f'outputs["{requested.name}"]'
-        if name not in known or name in found:
-            what = "requested twice" if name in found else "this operation has no such output"
-            raise InvalidArgument(field, what, f"Its outputs are: {', '.join(known)}")
+        name = requested.name
+        output = known.get(name)
+        if output is None or name in found:
+            what = "requested twice" if output else "this operation has no such output"
+            hint = f"Its outputs are: {', '.join(known)}"
+            raise InvalidArgument(f'outputs["{name}"]', what, hint)
         if requested.parameters:
-            parameters.check_of_output(requested.parameters, field)
-        for capability in known[name].needs:
-            fields.require(model, capability, field)
-        found[name] = known[name]
+            parameters.check_of_output(requested.parameters, f'outputs["{name}"]')
+        for capability in output.needs:
+            fields.require(model, capability, f'outputs["{name}"]')
+        found[name] = output
     if "params" in found and len(found) > 1:
         raise InvalidArgument(
             'outputs["params"]', "is not computed together with x", "Send a request for each"
@@ -241,10 +243,7 @@ def _outputs(
 
 def _is_range(seeds: Array, indices: Array) -> bool:
     """Whether the rows have one seed, and indices that follow each other."""
-    rows = len(seeds)
-    if rows == 1:
-        return True
-    wraps = int(indices[0]) + rows > 2**64
+    wraps = int(indices[0]) + len(seeds) > 2**64
     return not wraps and bool((seeds == seeds[0]).all() and (np.diff(indices) == 1).all())
 
 
@@ -265,7 +264,7 @@ def _response(
     described, contents = response.outputs, response.raw_output_contents
     for output in outputs:
         datatype, shape, data = _values(output.name, answer, rows)
-        described.add(name=output.name, datatype=datatype).shape.extend(shape)
+        described.add(name=output.name, datatype=datatype, shape=shape)
         contents.append(data)
     response.parameters["digest"].string_param = served_by.digest
     for name in operation.reports:

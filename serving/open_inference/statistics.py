@@ -36,7 +36,9 @@ class Statistics:
         """
         rows, queued, ran = stats.totals()
         with self._lock:
-            counts = self._counts.setdefault(key, _Counts())
+            counts = self._counts.get(key)
+            if counts is None:
+                counts = self._counts[key] = _Counts()
             counts.last_at = time.time()
             if not ok:
                 counts.failed += 1

@@ -90,15 +90,16 @@ class Input(NamedTuple):
 
     def _rows(self, max_rows: int) -> int:
         """The number of rows of a tensor with one element a row."""
-        shape = list(self.shape)
-        if len(shape) not in (1, 2) or shape[1:] not in ([], [1]):
-            raise InvalidArgument(f"{self.name}.shape", f"expected [rows, 1], got {shape}")
-        if not 1 <= shape[0] <= max_rows:
+        shape, axes = self.shape, len(self.shape)
+        if axes != 1 and (axes != 2 or shape[1] != 1):
+            raise InvalidArgument(f"{self.name}.shape", f"expected [rows, 1], got {list(shape)}")
+        rows = shape[0]
+        if not 1 <= rows <= max_rows:
             raise InvalidArgument(
                 f"{self.name}.shape",
-                f"{shape[0]} rows sent; the limit is 1 to {max_rows} per request",
+                f"{rows} rows sent; the limit is 1 to {max_rows} per request",
             )
-        return shape[0]
+        return rows
 
     def _check_count(self, count: int, field: str) -> None:
         expected = math.prod(self.shape)
@@ -151,7 +152,7 @@ class Input(NamedTuple):
 
 def read_inputs(request: ModelInferRequest, expected: tuple[str, ...]) -> list[Input]:
     """The inputs with the expected names, in their order. Raises InvalidArgument."""
-    tensors, raw = request.inputs, request.raw_input_contents
+    tensors, raw = request.inputs, list(request.raw_input_contents)
     if raw and len(raw) != len(tensors):
         raise InvalidArgument(
             "raw_input_contents",
