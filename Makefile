@@ -13,6 +13,7 @@ PROTOC := $(RUN)python -m grpc_tools.protoc --python_out=build/packages --pyi_ou
 BUF    ?= buf
 FUZZ_SECONDS ?= 30
 VARIANT ?= cpu
+BASE   ?= docker.io/library/python:3.11-slim-bookworm
 
 # The package sets this itself, but some benchmarks import ONNX Runtime before it.
 export ORT_DISABLE_TELEMETRY ?= 1
@@ -25,7 +26,7 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo clean \
-	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-faults fuzz \
+	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-images test-faults fuzz \
 	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
 	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-faces bench-watching bench-workers bench-jobs count-jobs bench-tables bench-gpu
@@ -103,6 +104,10 @@ test-operate: install  ## images, manifests, alerts, dashboard (needs kubectl an
 	@# Beside the environment: kserve needs an older protobuf. Only its models' files are read.
 	test -d build/kserve || $(RUN)python -m pip install --quiet --no-deps --no-compile --target build/kserve kserve==0.21.0 kubernetes==33.1.0
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
+
+test-images: install  ## build the images of serving and jobs by podman, and run them (BASE=..., BUILD_FLAGS=...)
+	@command -v podman >/dev/null || { echo "podman is not here. On Debian: apt-get install podman runc crun conmon netavark catatonit containernetworking-plugins"; exit 1; }
+	LATENTD_BASE=$(BASE) LATENTD_BUILD_FLAGS="$(BUILD_FLAGS)" $(PYTEST) tests/deploy/test_containers.py --timeout 1200
 
 validate: test-operate audit-manifests  ## test-operate and audit-manifests
 
