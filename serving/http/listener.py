@@ -162,6 +162,17 @@ class Connection(H11Protocol):
         else:
             self._stop_timer()
 
+    def send_400_response(self, msg: str) -> None:
+        """What follows is not HTTP. A request in progress ends: its response could not be sent."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.abort()
+                return
+        super().send_400_response(msg)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self.app_state = {}

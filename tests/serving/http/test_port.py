@@ -132,6 +132,16 @@ def test_an_endless_header_ends_the_connection(server):
     assert request(server, GOOD).status == 200
 
 
+def test_nonsense_after_a_request_ends_it_without_an_error_in_the_log(server, gate, caplog):
+    head = b"POST /v2/models/toy/infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    with connected(port(server)) as connection:
+        connection.sendall(head + b"2\r\n{}\r\nnonsense\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+    gate.open()
+    assert request(server, GOOD).status == 200
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
 @pytest.mark.parametrize(
     "sent", [b"", b"GET", b"GET / HTTP/1.1\r\nhost: x\r\n", b"GET / HTTP/1.1\r\nhost: x\r\na: b"]
 )
