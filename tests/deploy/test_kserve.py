@@ -105,7 +105,11 @@ def test_runtime_matches_the_server(documents, container, flags):
     server = settings.load_settings(flags, {"LATENTD_HOST": "0.0.0.0"})
     assert server.bundles == "/mnt/models"
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"h2c": server.port, "metrics": server.metrics_port}
+    assert ports == {
+        "h2c": server.port,
+        "http": server.http_port,
+        "metrics": server.metrics_port,
+    }
     assert next(iter(ports)) == "h2c", "the first one gets the Service's port 80"
     annotations = documents["ServingRuntime"]["spec"]["annotations"]
     assert annotations["prometheus.kserve.io/port"] == str(server.metrics_port)
@@ -124,7 +128,8 @@ def test_runtime_serves_a_folder_as_kserve_mounts_it(
     here = {"bundles": mounted, "workers": 1, "lame_duck_seconds": 0}
     given = {name: value for name, value in flags.items() if hasattr(settings.Settings, name)}
     given = {name: value for name, value in given.items() if value is not None} | here
-    server = start_server(**given, port=0, metrics_port=0)
+    given.pop("http_port")
+    server = start_server(**given, port=0, metrics_port=0, http_port=0)
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         probe = container[name]["httpGet"]
         assert probe["port"] == 9464
@@ -132,6 +137,9 @@ def test_runtime_serves_a_folder_as_kserve_mounts_it(
         url = f"http://127.0.0.1:{server.server.metrics_port}{probe['path']}"
         with urllib.request.urlopen(url, timeout=60) as response:
             assert response.status == 200
+    v2 = f"http://127.0.0.1:{server.server.http_port}/v2/models/toy/ready"
+    with urllib.request.urlopen(v2, timeout=60) as response:
+        assert response.status == 200
     with grpc.insecure_channel(server.target) as channel:
         ready = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelReady",
