@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
-UNMARKED := not slow and not gpu and not fake_cuda and not data
+UNMARKED := not slow and not gpu and not fake_cuda and not data and not browser
 # Much of a test is waiting, so one process more than there are CPUs, each with whole files of tests.
 TEST_PROCESSES ?= $(shell expr $$(nproc || echo 2) + 1)
 PARALLEL := -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
@@ -25,11 +25,11 @@ OUT    ?= runs/$(NAME)
 MODELS ?= models
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock lock-check sbom demo clean \
-	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-images test-faults fuzz \
+.PHONY: help install lock lock-check sbom demo explore clean \
+	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-images test-explorer test-faults fuzz \
 	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
-	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-faces bench-watching bench-workers bench-jobs count-jobs bench-tables bench-gpu
+	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-faces bench-watching bench-workers bench-jobs count-jobs bench-tables bench-explorer bench-gpu
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ sbom: $(VENV)/released  ## build/sbom.json: what is in the serving image (VARIAN
 
 demo: install  ## train on MNIST digits, export, serve, call every RPC, leave pictures in demo/
 	PATH="$(abspath $(RUN)):$$PATH" deploy/demo.sh demo
+
+explore: install  ## the demo's models in the browser; it stops when you press Enter
+	test -d demo/models || PATH="$(abspath $(RUN)):$$PATH" deploy/demo.sh demo
+	PATH="$(abspath $(RUN)):$$PATH" deploy/explore.sh demo/models
 
 test: install  ## unit and service tests, in about 3 minutes
 	$(PYTEST) $(PARALLEL) -m '$(UNMARKED) and not e2e'
@@ -98,6 +102,13 @@ test-faults: install  ## servers killed, flooded, fed with nonsense: tests/FAULT
 
 fuzz: install  ## arbitrary bytes for every method and the port, FUZZ_SECONDS for each test
 	LATENTD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0
+
+$(VENV)/browser: $(VENV)/installed
+	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[browser]'
+	@touch $@
+
+test-explorer: $(VENV)/browser  ## the explorer in a real Chromium (needs Debian's chromium)
+	$(PYTEST) $(PARALLEL) -m browser tests/explorer
 
 test-operate: install  ## images, manifests, alerts, dashboard (needs kubectl and Debian's prometheus, nginx, haproxy)
 	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[operate]'
@@ -203,6 +214,9 @@ bench-swaps: install  ## latency while new versions are swapped in under load
 
 bench-jobs: install  ## batch jobs compared with a raw ONNX Runtime loop
 	PYTHONPATH=. $(RUN)python tests/bench/bench_jobs.py
+
+bench-explorer: $(VENV)/browser  ## from the pointer's move to the pixels, on BUNDLES (needs Debian's chromium)
+	PYTHONPATH=. $(RUN)python tests/bench/bench_explorer.py --bundles $(or $(BUNDLES),demo/models)
 
 bench-gpu: install  ## engine, server and trainer on a GPU compared with PyTorch; a table in build/GPU.md
 	PYTHONPATH=. $(RUN)python tests/bench/bench_gpu.py

@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: deploy/demo.sh FOLDER}
 port=${DEMO_PORT:-50961}
+http_port=${DEMO_HTTP_PORT:-50962}
 # Chosen for samples that a person takes for digits, in about a minute of training on two cores.
 digits=(
     --data mnist-5k --architecture gated --latent-size 12 --likelihood bernoulli --binarization dynamic
@@ -38,8 +39,8 @@ run latentd export --checkpoint "$out/digits/best.pt" --bundles "$out/models" --
 run latentd export --checkpoint "$out/names/best.pt" --bundles "$out/models" --name names --map-rows 2000
 
 say "Serve them"
-printf '\033[2m$ %s\033[0m\n' "latentd serve --bundles $out/models --default-model digits --port $port &"
-latentd serve --bundles "$out/models" --default-model digits --port "$port" --metrics-port 0 2>"$out/server.log" &
+printf '\033[2m$ %s\033[0m\n' "latentd serve --bundles $out/models --default-model digits --port $port --http-port $http_port &"
+latentd serve --bundles "$out/models" --default-model digits --port "$port" --http-port "$http_port" --metrics-port 0 2>"$out/server.log" &
 server=$!
 stop() {
     kill -TERM "$server" 2>/dev/null || true
@@ -64,6 +65,13 @@ client reconstruct "$test" --scores --out "$out/reconstructions.png"
 client interpolate --start seed:7@1 --end seed:7@11 --steps 12 --out "$out/interpolation.png"
 client score "$test" --rows 0:4 --draws 64
 client map --out "$out/map.png"
+
+say "The same over HTTP, for browsers and curl"
+page="http://localhost:$http_port"
+if command -v curl >/dev/null; then
+    run curl -sf "$page/sample/digits.png?seed=7&count=16" -o "$out/samples_over_http.png"
+fi
+echo "The explorer is at $page/explore/digits while this server runs; make explore serves it again."
 
 say "Invent twenty names, and walk from one name to another"
 client sample --model names --count 20 --seed 7

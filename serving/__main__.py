@@ -17,6 +17,7 @@ from latentd import __version__
 from latentd.console.bundle_command import add_bundle_parser
 from latentd.console.parser import add_client_parser
 from latentd.errors import EXIT_CONFIG
+from latentd.explorer.command import add_explore_parser
 from latentd.flags import Parser
 from latentd.jobs.parser import add_batch_parser
 from latentd.process.cli import add_plan_parser, add_serve_parser
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bundle_parser(commands)
     add_serve_parser(commands)
     add_client_parser(commands)
+    add_explore_parser(commands)
     add_batch_parser(commands)
     add_plan_parser(commands)
     add_token_parser(commands)

@@ -75,6 +75,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(path) for path in paths):
             item.add_marker("e2e")
+        if item.path.is_relative_to(Path(__file__).parent / "explorer"):
+            item.add_marker("browser")
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from latentd.calls.stats import REQUEST_ID, CallStats
+from latentd.explorer import connect, pages
 from latentd.http import adapters, openapi, remote_vae, responses
 from latentd.http import open_inference as oip
 from latentd.http.adapters import Adapter
 from latentd.http.calls import Calls, Failed
+from latentd.http.connect import OwnCaller
 from latentd.http.health import SERVICES, Health
 from latentd.http.sample import Samples
 from latentd.models.repository import Repository
@@ -37,17 +39,20 @@ _OF_MODELS: Final[tuple[tuple[str, Callable[[Request], Adapter], list[str]], ...
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(calls: Calls, repository: Repository) -> Starlette:
+def create_app(calls: Calls, repository: Repository, grpc_target: Callable[[], str]) -> Starlette:
     """The ASGI application.
 
     calls: runs requests as calls of gRPC methods
     repository: what adapters must know of a model before they make the call
+    grpc_target: see explorer.pages
     """
 
     def _adapted(kind: Callable[[Request, Repository], Adapter]) -> Endpoint:
         return _adapt(lambda request: kind(request, repository), calls)
 
     routes = [
+        *pages.routes(grpc_target),
+        Route(connect.PATH, _answer(_connect(calls)), methods=["POST"]),
         *(Route(f"/v2/health/{kind}", _answer(Health(calls, kind))) for kind in SERVICES),
         *(
             Route(f"/vae/{{name}}/{name}", _answer(_adapted(kind)), methods=["POST"])
@@ -93,6 +98,15 @@ def _adapt(adapter: Callable[[Request], Adapter], calls: Calls) -> Endpoint:
         return await adapters.run(adapter(request), request, calls)
 
     return adapt
+
+
+def _connect(calls: Calls) -> Endpoint:
+    endpoint = connect.endpoint(OwnCaller(calls))
+
+    async def answer(request: Request) -> Response:
+        return responses.counted(await endpoint(request), calls.responses)
+
+    return answer
 
 
 def _answer(endpoint: Endpoint) -> Endpoint:

@@ -79,13 +79,16 @@ class Calls:
         self._handlers, self.requests, self.responses = handlers, requests, responses
         self.max_bytes = max_bytes
 
-    def call(self, path: str, request: Request) -> Call:
+    def call(self, path: str, request: Request, seconds: float = math.inf) -> Call:
         """A call of the method with this path. Raises Failed if it is rejected: for its token, or
-        because its deadline cannot be met."""
+        because its deadline cannot be met.
+
+        seconds: until its deadline, unless its header names an earlier one
+        """
         handler = self._handlers().get(path)
         if handler is None:
             raise Failed(Status(grpc.StatusCode.UNIMPLEMENTED, f"{path} is not served."))
-        call = Call(handler, request, self)
+        call = Call(handler, request, self, seconds)
         rejected = handler.reject(call.context)
         if rejected is not None:
             raise Failed(rejected, call.headers(rejected))
@@ -95,9 +98,9 @@ class Calls:
 class Call:
     """One call, a CallStream of its only message."""
 
-    def __init__(self, handler: Handler, request: Request, calls: Calls) -> None:
+    def __init__(self, handler: Handler, request: Request, calls: Calls, seconds: float) -> None:
         metadata = tuple(request.headers.items())
-        self._timeout = _timeout(request.headers.get(DEADLINE))
+        self._timeout = min(seconds, _timeout(request.headers.get(DEADLINE)))
         self.context = handlers.call_context(metadata, self._timeout)
         client = request.client
         self.peer = f"http:{client.host}:{client.port}" if client else "http:"

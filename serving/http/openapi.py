@@ -111,6 +111,14 @@ ROUTES: Final = (
     Route(
         "/v2/repository/index", "post", "Every version of every model.", takes="application/json"
     ),
+    Route(
+        "/vae.v1.VaeService/{method}",
+        "post",
+        "Any unary method of vae.v1, as the Connect protocol defines it: JSON or protobuf.",
+        takes="application/json",
+        gives=("application/json", "application/proto"),
+    ),
+    Route("/explore/{name}", "get", "The explorer: a latent space to walk.", gives=("text/html",)),
     Route("/openapi.json", "get", "This list for programs."),
     Route("/docs", "get", "This page.", gives=("text/html",)),
 )

@@ -95,6 +95,19 @@ class CountedResponse(Response):
             self._responses.release(number)
 
 
+def counted(response: Response, responses: PendingResponses) -> Response:
+    """The response; a successful one as a CountedResponse."""
+    if response.status_code != 200:
+        return response
+    names = ("content-type", "content-length")
+    headers = {key: value for key, value in response.headers.items() if key not in names}
+    kind = response.headers["content-type"]
+    return CountedResponse(responses, bytes(response.body), headers, kind)
+
+
+_COMMON: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+
+
 class CommonHeaders:
     """Adds to every response: the date, what keeps browsers from guessing its type, and, unless the
     response says otherwise, that nobody stores it."""
@@ -106,10 +119,13 @@ class CommonHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = list(message["headers"])
-                headers.append((b"date", email.utils.formatdate(usegmt=True).encode()))
-                headers.append((b"x-content-type-options", b"nosniff"))
-                if not any(name == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
+                present = {name for name, _ in headers}
+                date = email.utils.formatdate(usegmt=True).encode()
+                headers += [
+                    (name, value)
+                    for name, value in ((b"date", date), *_COMMON)
+                    if name not in present
+                ]
                 message = {**message, "headers": headers}
             await send(message)
 

@@ -223,7 +223,7 @@ class Server:
             lambda: self.listener.handlers, requests, responses, settings.max_message_bytes
         )
         self._http = HttpListener(
-            create_app(calls, self.repository),
+            create_app(calls, self.repository, lambda: f":{self.port}"),
             settings.max_connections,
             self._certificates() if settings.tls_cert else None,
         )

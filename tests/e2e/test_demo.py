@@ -23,6 +23,7 @@ def test_demo_calls_every_method_and_leaves_pictures(tmp_path):
     environment = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "DEMO_PORT": str(free_port()),
+        "DEMO_HTTP_PORT": str(free_port()),
         "DEMO_EPOCHS": "1",
     }
     out = tmp_path / "demo"
@@ -32,6 +33,7 @@ def test_demo_calls_every_method_and_leaves_pictures(tmp_path):
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr
     for call in ("sample", "stream", "encode", "decode", "reconstruct", "interpolate", "score"):
         assert f"latentd client {call} " in run.stdout
+    assert "/explore/digits while this server runs" in run.stdout
     listed = [Path(line) for line in run.stdout.splitlines() if line.endswith(".png")]
     assert {path.parent for path in listed} == {out, out / "digits", out / "names"}
     for path in listed:

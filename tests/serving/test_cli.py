@@ -61,6 +61,7 @@ COMMANDS = [
     "bundle",
     "serve",
     "client",
+    "explore",
     "batch",
     "plan",
     "token",

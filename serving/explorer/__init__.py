@@ -1,0 +1,1 @@
+"""The explorer: a page that shows a model's latent space, and the calls that it makes."""
