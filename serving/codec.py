@@ -36,6 +36,12 @@ IMAGE_FORMATS: Final[dict[int, str]] = {
     pb.FORMAT_WEBP: "WEBP",
 }
 """The formats that are image files, and Pillow's names of them."""
+_FITS: Final[dict[int, str]] = {
+    pb.FIT_UNSPECIFIED: "refuse",
+    pb.FIT_REFUSE: "refuse",
+    pb.FIT_RESIZE: "resize",
+    pb.FIT_CROP: "crop",
+}
 NAMES: Final = {data_type: name for name, data_type in DATA_TYPES.items()}
 _DATA_TYPE_OF_CHAR: Final = {
     "B": pb.DATA_TYPE_UINT8,
@@ -161,14 +167,9 @@ def read_latents(tensor: pb.Tensor, shape: tuple[int, ...], max_rows: int, field
     return z
 
 
-def read_rows(
-    rows: pb.Rows, x: DataSpec, max_rows: int, field: str, hint: str = images.TRAINED_SIZE
-) -> tuple[Array, Counts | None]:
+def read_rows(rows: pb.Rows, x: DataSpec, max_rows: int, field: str) -> tuple[Array, Counts | None]:
     """x, checked: the model's dtype and shape, 1 to max_rows rows. Also how many values of each row
-    lie outside the model's range; None: no value does.
-
-    hint: what to do with an image file of another size
-    """
+    lie outside the model's range; None: no value does."""
     if x.is_text:
         values, errors = _read_texts(rows, x, max_rows, field)
         for row, reason in errors.items():
@@ -176,9 +177,8 @@ def read_rows(
             raise InvalidArgument(f"{what}[{row}]", reason, "See x_shape in GetModel")
         return values, None
     if _content(rows, x, field) == "images":
-        check_fit(rows.images, f"{field}.images.fit")
-        check_rows(len(rows.images.files), max_rows, f"{field}.images.files")
-        return images.decode_files(rows.images.files, x, f"{field}.images.files", hint), None
+        fit = _check_images(rows.images, x, max_rows, f"{field}.images")
+        return images.decode_files(rows.images.files, x, f"{field}.images.files", fit), None
     field = f"{field}.tensor"
     narrow = _check_signature(rows.tensor, x.dtype, x.shape, max_rows, field)
     values = from_tensor(rows.tensor, field)
@@ -190,16 +190,23 @@ def read_rows(
     return checked.values, checked.values_outside_range
 
 
-def check_fit(message: pb.Images, field: str) -> None:
-    """Raises InvalidArgument for a fit that is not implemented."""
-    if message.fit not in (pb.FIT_UNSPECIFIED, pb.FIT_REFUSE):
-        known = message.fit in pb.Fit.values()
-        given = (
-            f"{pb.Fit.Name(message.fit)} is not implemented yet"
-            if known
-            else (f"unknown enum value {message.fit}")
-        )
-        raise InvalidArgument(field, given, "Use FIT_REFUSE")
+def read_fit(files: pb.Images, field: str) -> str:
+    """One of pixels.FITS. Raises InvalidArgument."""
+    if files.fit not in _FITS:
+        known = ", ".join(pb.Fit.keys()[1:])
+        raise InvalidArgument(field, f"unknown enum value {files.fit}", f"Use one of {known}")
+    return _FITS[files.fit]
+
+
+def _check_images(files: pb.Images, x: DataSpec, max_rows: int, field: str) -> str:
+    """The files' fit. Raises InvalidArgument for what needs no look at a file's pixels."""
+    if not x.is_8bit_image:
+        raise InvalidArgument(field, images.NO_IMAGES, "Send a tensor")
+    fit = read_fit(files, f"{field}.fit")
+    check_rows(len(files.files), max_rows, f"{field}.files")
+    if fit != "refuse":
+        images.check_pixels(files.files, f"{field}.files")
+    return fit
 
 
 def decode_rows_lenient(
@@ -207,7 +214,6 @@ def decode_rows_lenient(
     x: DataSpec,
     max_rows: int,
     field: str,
-    hint: str = images.TRAINED_SIZE,
     bad: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[Array, Counts | None, dict[int, str]]:
     """As read_rows, but a bad row does not reject the message: it is filled with the range's lowest
@@ -221,17 +227,13 @@ def decode_rows_lenient(
         return values, None, errors
     errors = dict(bad)
     if _content(rows, x, field) == "images":
-        check_fit(rows.images, f"{field}.images.fit")
-        files = rows.images.files
-        check_rows(len(files), max_rows, f"{field}.images.files")
-        if not x.is_8bit_image:
-            raise InvalidArgument(field, images.NO_IMAGES, "Send a tensor")
+        files, fit = rows.images.files, _check_images(rows.images, x, max_rows, f"{field}.images")
         pixels = np.zeros((len(files), *x.shape), np.uint8)
         for row, file in enumerate(files):
             if row in errors:
                 continue
             try:
-                pixels[row] = images.decode_image(file, x, field, size_hint=hint)
+                pixels[row] = images.decode_image(file, x, field, fit)
             except InvalidArgument as error:
                 errors[row] = error.reason
         return pixels, None, errors

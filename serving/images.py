@@ -1,23 +1,25 @@
-"""Image files to pixel rows and back, and grids of images for display."""
+"""Image files to pixel rows and back; latentd.pixels has the rules of their conversion."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import struct
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
-from latentd import exif
+from latentd import pixels
 from latentd.bundle import DataSpec
 from latentd.errors import InvalidArgument
-
-Pixels = NDArray[np.uint8]
+from latentd.pixels import Pixels
 
 _ACCEPTED_MODES: Final = {"L": ("L", "1"), "RGB": ("RGB", "P", "L", "1")}
 """Pillow's modes that each kind of model accepts: its own, and those that convert without loss."""
@@ -35,75 +37,132 @@ _SAVED: Final[dict[str, dict[str, Any]]] = {
 _DAMAGED: Final = "damaged image file: its pixels cannot be read"
 _GRID_SIDE: Final = 1024  # pixels
 NO_IMAGES: Final = "this model's data is not 8-bit images"
-TRAINED_SIZE: Final = "Resize it like the training images"
-SAME_SIZE: Final = "All files of a request must have one size: send each size in its own request"
+FIT_OF_REQUEST: Final = "Use FIT_RESIZE or FIT_CROP"
+FIT_OF_COMMAND: Final = "Pass --fit resize or --fit crop"
+
+_PNG_START: Final = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_SIDES: Final = struct.Struct(f">{len(_PNG_START)}xII")
+_PNG_EXIF: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""A PNG with an orientation holds one of these, before its pixels or behind them."""
+
+_SCAN: Final = b"\xff\xda"
+_MAX_SCANS: Final = 100
+"""Of a JPEG. Real ones have about ten; each of a few bytes can cost as much as all pixels."""
+
+_MAX_PIXELS_OF_ALL: Final = 1 << 30
+_SMALL: Final = 1 << 20  # pixels
 
 
-def decode_files(
-    files: Sequence[bytes], x: DataSpec, field: str, size_hint: str = TRAINED_SIZE
-) -> Pixels:
-    """uint8 of shape (len(files), *x.shape). Raises InvalidArgument naming the file's index.
+class _Room:
+    """Lets threads decode large images of so many pixels in all; others wait. Pillow needs up to 16
+    bytes for each."""
 
-    The header is checked before pixels are decoded, so a small file cannot make the server allocate
-    a large image.
+    def __init__(self, pixels: int) -> None:
+        self._size = self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, image: Image.Image) -> Iterator[None]:
+        needed = min(image.width * image.height, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= needed)
+            self._free -= needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += needed
+                self._changed.notify_all()
+
+
+_ROOM: Final = _Room(Image.MAX_IMAGE_PIXELS or 0)
+
+
+def _room(image: Image.Image) -> AbstractContextManager[None]:
+    return _ROOM.take(image) if image.width * image.height > _SMALL else nullcontext()
+
+
+def decode_files(files: Sequence[bytes], x: DataSpec, field: str, fit: str = "refuse") -> Pixels:
+    """uint8 of shape (len(files), *x.shape). fit: see decode_image.
+
+    Raises InvalidArgument naming the file's index.
     """
-    if not x.is_8bit_image:
-        raise InvalidArgument(field, NO_IMAGES, "Send a tensor")
     rows = np.empty((len(files), *x.shape), np.uint8)
     for index, data in enumerate(files):
-        rows[index] = decode_image(data, x, f"{field}[{index}]", size_hint=size_hint)
+        rows[index] = decode_image(data, x, f"{field}[{index}]", fit)
     return rows
+
+
+def check_pixels(files: Sequence[bytes], field: str) -> None:
+    """Raise InvalidArgument if the files of a request have more pixels in all than are decoded: for
+    files of any size, as decoding so many takes about ten seconds. Faulty files do not count."""
+    total = 0
+    for index, data in enumerate(files):
+        with contextlib.suppress(InvalidArgument):
+            height, width = _png_size(data) or _open(data, field, FORMATS).size
+            total += height * width
+        if total > _MAX_PIXELS_OF_ALL:
+            what = f"the first {index + 1} files have more than {_MAX_PIXELS_OF_ALL:,} pixels"
+            raise InvalidArgument(field, what, "Send the files in several requests")
 
 
 def height_and_width(
     file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None = None
 ) -> tuple[int, int]:
-    """Of an image file, by its header, after the rotation that decode_image applies.
+    """Of an image file, after it is turned. Its header tells them, but for a PNG whose EXIF stands
+    behind its pixels: of bytes these are decoded, of a file that EXIF is ignored.
 
     formats: as of decode_image. Raises InvalidArgument naming `field`.
     """
+    if isinstance(file, bytes) and (size := _png_size(file)):
+        return size
     image = _open(file, field, formats)
-    size = image.height, image.width
-    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & set(image.info):
-        return size  # Pillow would decode all pixels to look for EXIF behind them: it is rare there
-    return size[::-1] if exif.orientation(image) in exif.SWAPS_SIDES else size
+    if isinstance(file, bytes):
+        turn = _orientation(image, file, field)
+    else:
+        turn = pixels.orientation(image) if pixels.is_orientation_known(image) else 1
+    sides = (image.width, image.height)
+    return sides if turn in pixels.SWAPS_SIDES else sides[::-1]
 
 
 def decode_image(
     data: bytes,
     x: DataSpec,
     field: str,
+    fit: str = "refuse",
     formats: tuple[str, ...] | None = FORMATS,
-    resize: bool = False,
-    size_hint: str = TRAINED_SIZE,
+    how: str = FIT_OF_REQUEST,
 ) -> Pixels:
     """uint8 of x.shape from one image file; x must be `is_8bit_image`. Of several frames, the
-    first is used.
+    first is used. The header is checked before pixels are decoded.
 
+    fit:     one of pixels.FITS
     formats: Pillow's names of the accepted formats; None: all that Pillow knows
-    resize:  convert and resize the image to the model's, as training does
-    size_hint: what to do with an image of another size, unless all formats are accepted
+    how:     what to do about a file that does not fit, for the error
     Raises InvalidArgument naming `field`, whatever Pillow raises.
     """
-    image = _open(data, field, formats)
-    orientation = _orientation(image, data, field)
-    if not resize:
-        flag = "" if formats else "Pass --resize"
-        _check_lossless(image, orientation, x, field, flag, size_hint)
+    image, mode = _open(data, field, formats), "RGB" if x.shape[2:] == (3,) else "L"
+    size = x.shape[0], x.shape[1]
+    if fit == "refuse":
+        _check_header(image, size, field, how)
+    turn = _orientation(image, data, field)
+    if fit == "refuse":
+        _check_lossless(image, turn, size, mode, field, how)
     try:
-        if orientation in exif.UPRIGHT:
-            image = image.transpose(exif.UPRIGHT[orientation])
-        image = _converted(image, "RGB" if x.shape[2:] == (3,) else "L")
-        if resize:
-            image = image.resize((x.shape[1], x.shape[0]), Image.Resampling.LANCZOS)
-        pixels: Pixels = np.asarray(image)
+        with _room(image):
+            wanted = None if fit == "refuse" else size
+            return pixels.to_pixels(image, mode, wanted, fit == "crop", turn).reshape(x.shape)
     except MemoryError:
         raise
-    except InvalidArgument as error:
-        raise InvalidArgument(field, error.what, error.hint) from None
-    except Exception:  # as above
+    except pixels.NoRuleError as error:
+        raise InvalidArgument(field, str(error), "Save it as RGB with 8 bits") from None
+    except Exception:  # on a bad file Pillow may raise any exception
         raise InvalidArgument(field, _DAMAGED) from None
-    return pixels.reshape(x.shape)
+
+
+def ignore_pillow_warnings() -> None:
+    """As pillow_warnings_ignored, for good: for a process whose threads decode files of others."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager
@@ -115,25 +174,26 @@ def pillow_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def _open(file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None) -> Image.Image:
+def _open(
+    file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None
+) -> ImageFile.ImageFile:
     """Read the header. Raises InvalidArgument."""
     opened = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
-        image: Image.Image = Image.open(opened, formats=formats)
+        image = Image.open(opened, formats=formats)
     except MemoryError:
         raise
     except Image.DecompressionBombError:
         raise _too_large(field) from None
     except Exception:  # on a bad file Pillow may raise any exception
-        raise InvalidArgument(
-            field, f"not a readable {'PNG, JPEG or WebP' if formats else 'image'} file"
-        ) from None
+        kind = "PNG, JPEG or WebP" if formats else "image"
+        raise InvalidArgument(field, f"not a readable {kind} file") from None
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise _too_large(field)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    if is_jpeg and isinstance(file, bytes) and file.count(_SCAN) > _MAX_SCANS:
+        raise InvalidArgument(field, f"a JPEG of more than {_MAX_SCANS} scans", "Save it again")
     return image
-
-
-_FLOATS: Final = ("floating-point pixels (mode F)", "Save it with 8 bits")
 
 
 def _too_large(field: str) -> InvalidArgument:
@@ -141,81 +201,62 @@ def _too_large(field: str) -> InvalidArgument:
     return InvalidArgument(field, f"more than {limit:,} pixels", "Use a smaller image")
 
 
-_PNG_EXIF: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""What a PNG holds somewhere if it has an orientation."""
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a PNG without EXIF; None: any other file, or too large a PNG."""
+    if not data.startswith(_PNG_START) or len(data) < _PNG_SIDES.size or _may_be_turned(data):
+        return None
+    width, height = _PNG_SIDES.unpack_from(data)
+    return (height, width) if width * height <= (Image.MAX_IMAGE_PIXELS or math.inf) else None
+
+
+def _may_be_turned(png: bytes) -> bool:
+    return any(word in png for word in _PNG_EXIF)
 
 
 def _orientation(image: Image.Image, data: bytes, field: str) -> int:
-    """As exif.orientation. The pixels of a PNG are decoded only if it may have one behind them."""
-    if image.format == "PNG":
-        if not any(word in data for word in _PNG_EXIF):
-            return 1
-        try:
-            image.load()
-        except MemoryError:
-            raise
-        except Exception:
-            raise InvalidArgument(field, _DAMAGED) from None
-    return exif.orientation(image)
+    """As pixels.orientation, but pixels are decoded only of a PNG that may have EXIF behind them.
+    Raises InvalidArgument if they are damaged."""
+    if image.format == "PNG" and not _may_be_turned(data):
+        return 1
+    try:
+        with nullcontext() if pixels.is_orientation_known(image) else _room(image):
+            return pixels.orientation(image)
+    except MemoryError:
+        raise
+    except Exception:
+        raise InvalidArgument(field, _DAMAGED) from None
+
+
+def _check_header(image: ImageFile.ImageFile, size: tuple[int, int], field: str, how: str) -> None:
+    """Raise InvalidArgument for what needs no pixels: other sides, in either order, and 16 bits."""
+    if sorted(image.size) == sorted(size):
+        if ";16" in repr(image.tile):  # the mode tells it of gray images only
+            raise InvalidArgument(field, "16 bits per channel", f"{how} to convert it")
+        return
+    turn = pixels.orientation(image) if pixels.is_orientation_known(image) else 1
+    raise _wrong_size(image, turn, size, field, how)
+
+
+def _wrong_size(
+    image: Image.Image, turn: int, size: tuple[int, int], field: str, how: str
+) -> InvalidArgument:
+    width, height = image.size[::-1] if turn in pixels.SWAPS_SIDES else image.size
+    what = f"expected {size[1]} x {size[0]} pixels (width x height), got {width} x {height}"
+    return InvalidArgument(field, what, f"{how} to resize it")
 
 
 def _check_lossless(
-    image: Image.Image,
-    orientation: int,
-    x: DataSpec,
-    field: str,
-    flag: str,
-    size_hint: str,
+    image: Image.Image, turn: int, size: tuple[int, int], mode: str, field: str, how: str
 ) -> None:
-    """Raise InvalidArgument unless the image converts to the model's size and mode without loss.
-
-    flag:      the option that would convert it, for the error message; "": there is none
-    size_hint: what to do with an image of another size if there is no such option
-    """
-    width, height = image.size[::-1] if orientation in exif.SWAPS_SIDES else image.size
-    if (width, height) != (x.shape[1], x.shape[0]):
-        raise InvalidArgument(
-            field,
-            f"expected {x.shape[1]} x {x.shape[0]} pixels (width x height), got {width} x {height}",
-            f"{flag} to resize it" if flag else size_hint,
-        )
+    """Raise InvalidArgument unless the image becomes pixels of this size and mode without loss."""
+    if (image.size if turn in pixels.SWAPS_SIDES else image.size[::-1]) != size:
+        raise _wrong_size(image, turn, size, field, how)
     if image.mode == "F":
-        raise InvalidArgument(field, *_FLOATS)  # no option converts it
-    mode = "RGB" if x.shape[2:] == (3,) else "L"
+        return  # no fit converts it, as the conversion says
     if image.mode not in _ACCEPTED_MODES[mode] or image.has_transparency_data:
         transparent = " with transparency" if image.has_transparency_data else ""
-        raise InvalidArgument(
-            field,
-            f"expected an image of mode {mode}, got mode {image.mode}{transparent}",
-            f"{flag} to convert it"
-            if flag
-            else f"Convert it to 8-bit {'RGB' if mode == 'RGB' else 'gray'} without alpha",
-        )
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB, converted as training does: transparency becomes white, 16 bits
-    are scaled to 8, and Pillow converts all else. Raises InvalidArgument for pixels without a
-    defined range."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image)
-        if wide.min() < 0 or wide.max() > 0xFFFF:
-            raise InvalidArgument("", "32-bit pixels", "Save it with 8 bits")
-        image = Image.fromarray(((wide.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise InvalidArgument("", *_FLOATS)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer)
-    if image.mode == mode:
-        return image
-    image.load()  # raises if the file is damaged
-    try:
-        return image.convert(mode)
-    except ValueError:
-        what = f"mode {image.mode}, which Pillow cannot convert to {mode}"
-        raise InvalidArgument("", what, "Save it as RGB") from None
+        what = f"expected an image of mode {mode}, got mode {image.mode}{transparent}"
+        raise InvalidArgument(field, what, f"{how} to convert it")
 
 
 def encode_files(rows: Iterable[Pixels], form: str = "PNG") -> list[bytes]:

@@ -199,6 +199,13 @@ class ModelDescription:
             return self.default
         return self.at(self.x.shape.sizes_of(lengths))
 
+    def shapes_near(self, lengths: Sequence[int]) -> RowShapes:
+        """The rows at the size nearest to these lengths of x, one for each of its dimensions. Fixed
+        lengths stay."""
+        pairs = zip(self.x.shape.dims, lengths, strict=True)
+        sizes = {dim.axis: self.axes[dim.axis].nearest(length) for dim, length in pairs if dim.axis}
+        return self.at(sizes)
+
     def shapes_of_z(self, lengths: Sequence[int]) -> RowShapes:
         """The rows at the size of a latent with these lengths. Raises SizeError."""
         if tuple(lengths) == self.default.z:

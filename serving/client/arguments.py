@@ -31,6 +31,14 @@ FORMATS: Final = {
 }
 """How rows are sent back: as an array, or as an image file for each row."""
 
+FITS: Final = {
+    "": pb.FIT_UNSPECIFIED,
+    "refuse": pb.FIT_REFUSE,
+    "resize": pb.FIT_RESIZE,
+    "crop": pb.FIT_CROP,
+}
+"""What is done with image files of another size or other colors than the model's."""
+
 TILINGS: Final = {
     "": pb.TILING_UNSPECIFIED,
     "when-needed": pb.TILING_WHEN_NEEDED,
@@ -59,9 +67,10 @@ sent as it is."""
 @dataclass(frozen=True)
 class DataPoint:
     """One end of an interpolation, as data: one row (an array of x_shape), one image file, or
-    Texts([text])."""
+    Texts([text]). fit: of an image file, as of `encode`."""
 
     x: Array | SupportsArray | ImageFile | Texts
+    fit: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,8 +146,14 @@ def tiling(name: str) -> pb.Tiling:
     return TILINGS[name]
 
 
-def rows(x: Data, field: str = "x") -> pb.Rows:
-    """x as an array, or its image files. Raises InvalidArgument, OSError for an unreadable file."""
+def rows(x: Data, field: str = "x", fit: str = "") -> pb.Rows:
+    """x as an array, or its image files and what is done with those of another size. Raises
+    InvalidArgument, OSError for an unreadable file."""
+    if fit not in FITS:
+        known = ", ".join(f'"{each}"' for each in FITS if each)
+        raise InvalidArgument("fit", f"unknown value {fit!r}", f"Use one of {known}")
+    if fit and (isinstance(x, Texts) or is_array(x)):
+        raise InvalidArgument("fit", "only image files are made to fit", "Leave it out")
     if isinstance(x, bytes | str | os.PathLike):
         raise InvalidArgument(field, "expected a list of files, got one file", "Wrap it in [ ]")
     if isinstance(x, Texts):
@@ -154,7 +169,7 @@ def rows(x: Data, field: str = "x") -> pb.Rows:
             "image files (paths or bytes)",
         )
     files = [_file(file, f"{field}[{index}]") for index, file in enumerate(given)]
-    return pb.Rows(images=pb.Images(files=files))
+    return pb.Rows(images=pb.Images(files=files, fit=FITS[fit]))
 
 
 def count(x: pb.Rows) -> int:
@@ -243,12 +258,12 @@ def _wire_dtype(x: Array, field: str) -> Array:
 def latent_anchor(point: LatentAnchor, field: str) -> pb.LatentAnchor:
     """One end of an interpolation. Raises InvalidArgument for any other type."""
     match point:
-        case DataPoint(x):
+        case DataPoint(x, fit):
             if isinstance(x, Texts):
-                return pb.LatentAnchor(x=rows(x, f"{field}.x"))
+                return pb.LatentAnchor(x=rows(x, f"{field}.x", fit))
             if is_array(x):
-                return pb.LatentAnchor(x=rows(to_array(x, f"{field}.x")[None], f"{field}.x"))
-            return pb.LatentAnchor(x=pb.Rows(images=pb.Images(files=[_file(x, f"{field}.x")])))
+                return pb.LatentAnchor(x=rows(to_array(x, f"{field}.x")[None], f"{field}.x", fit))
+            return pb.LatentAnchor(x=rows([_file(x, f"{field}.x")], f"{field}.x", fit))
         case LatentPoint(z):
             return pb.LatentAnchor(z=latents(to_array(z, f"{field}.z")[None], f"{field}.z"))
         case SampledPoint(seed, index):

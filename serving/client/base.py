@@ -134,7 +134,7 @@ class BaseClient(ABC):
 
     def _pending_chunks(self, call: ChunkedCall[Any]) -> PendingChunks:
         self._prepare(call)
-        return PendingChunks(call.request, call.in_flight)
+        return PendingChunks(call.request, call.in_flight, call.fit)
 
     def _missing_samples(self, call: Call[Samples]) -> ResumableSamples:
         return ResumableSamples(call.request, self._seconds(call), self._connection.max_attempts)

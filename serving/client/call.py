@@ -51,6 +51,7 @@ class ChunkedCall(Generic[Chunks]):
     in_flight: int
     timeout: float | None
     needs: Needs = ()
+    fit: str = ""  # of image files
 
 
 def set_model(request: Message, model: str, version: int) -> None:

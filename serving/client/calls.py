@@ -12,6 +12,9 @@ of one latent: get_model().at(sizes).z.
 `float_dtype` is the format in which floats are sent back: "float32", or "float16" and "bfloat16"
 for half the bytes. Results then hold float16 arrays. numpy has no bfloat16, so these numbers come
 back as float32 arrays. Bytes remain bytes.
+
+`format` "png", "jpeg" or "webp" asks for an image file for each row: the result's `files`, which
+its `x` decodes. `fit` is what is done with image files that are sent: see encode.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ def get_map(
 def encode(
     x: Data,
     *,
+    fit: str = "",
     draw: bool = False,
     seed: int | None = None,
     offset: int = 0,
@@ -65,6 +69,8 @@ def encode(
 ) -> Call[results.Encoding]:
     """x -> mean and log_var of its latent distribution; with `draw` also a z drawn from it.
 
+    fit: of image files of another size or other colors than the model's: "refuse" (also ""),
+    "resize" or "crop"; vae.proto, Fit, tells what each does.
     Row j uses the noise of row offset + j of `seed` (None: the client chooses a seed).
     tiling: run large rows in tiles, "when-needed" (whole, they do not fit into memory) or "always";
     ModelInfo.tiles tells what that costs. The result's `tiled` tells how they were run.
@@ -72,7 +78,7 @@ def encode(
     request = pb.EncodeRequest(
         model=model,
         version=arguments.version(version),
-        x=arguments.rows(x),
+        x=arguments.rows(x, fit=fit),
         draw=draw,
         offset=arguments.check_uint("offset", offset, 63),
         float_dtype=arguments.float_dtype(float_dtype),
@@ -210,6 +216,7 @@ def stream_samples(
 def reconstruct(
     x: Data,
     *,
+    fit: str = "",
     draw: bool = False,
     draw_x: bool = False,
     seed: int | None = None,
@@ -235,7 +242,7 @@ def reconstruct(
     request = pb.ReconstructRequest(
         model=model,
         version=arguments.version(version),
-        x=arguments.rows(x),
+        x=arguments.rows(x, fit=fit),
         draw=draw,
         draw_x=draw_x,
         offset=arguments.check_uint("offset", offset, 63),
@@ -261,6 +268,7 @@ def reconstruct(
 def stream_reconstruct(
     chunks: Chunks,
     *,
+    fit: str = "",
     draw: bool = False,
     draw_x: bool = False,
     seed: int | None = None,
@@ -303,7 +311,7 @@ def stream_reconstruct(
     needs = _needs(
         draw=draw, include_scores=include_scores, include_contributions=include_contributions
     )
-    return ChunkedCall(request, chunks, in_flight, timeout, needs)
+    return ChunkedCall(request, chunks, in_flight, timeout, needs, fit)
 
 
 def interpolate(
@@ -351,6 +359,7 @@ def interpolate(
 def score(
     x: Data,
     *,
+    fit: str = "",
     draws: int = 0,
     seed: int | None = None,
     offset: int = 0,
@@ -370,7 +379,7 @@ def score(
     request = pb.ScoreRequest(
         model=model,
         version=arguments.version(version),
-        x=arguments.rows(x),
+        x=arguments.rows(x, fit=fit),
         draws=arguments.check_uint("draws", draws, 32),
         seed=arguments.seed(seed),
         offset=arguments.check_uint("offset", offset, 63),

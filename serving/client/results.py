@@ -224,7 +224,8 @@ class Rows:
     def x(self) -> Array:
         """The rows in the model's dtype, rows x x_shape; decoded from the files, if any.
 
-        Files of a grey model have no channel axis: x is then rows x height x width. Raises
+        Files of a grey model have no channel axis: x is then rows x height x width. WebP has no
+        grey: x is then RGB. Raises
         AttributeError if the call requested params instead of x.
         """
         if self.tensor is not None:

@@ -96,9 +96,11 @@ class PendingChunks:
 
     options:   the options that the stream's first message carries
     in_flight: maximum number of pending chunks
+    fit:       of image files
     """
 
-    def __init__(self, options: pb.StreamReconstructRequest, in_flight: int) -> None:
+    def __init__(self, options: pb.StreamReconstructRequest, in_flight: int, fit: str = "") -> None:
+        self._fit = fit
         self._options, self._offset, self._in_flight = options, options.offset, in_flight
         self._chunks: deque[pb.StreamReconstructRequest] = deque()
         self._exhausted = self._started = False
@@ -124,7 +126,8 @@ class PendingChunks:
         if chunk is None:
             self._exhausted = True
             return None
-        request = pb.StreamReconstructRequest(x=arguments.rows(chunk), offset=self._offset)
+        rows = arguments.rows(chunk, fit=self._fit)
+        request = pb.StreamReconstructRequest(x=rows, offset=self._offset)
         self._offset += arguments.count(request.x)
         self._chunks.append(request)
         return self._with_options(request)

@@ -252,7 +252,7 @@ def interpolate(args: argparse.Namespace) -> int:
     out = outputs.output_path(args.out, OUTPUT_KINDS)
     with _connect(args) as client:
         info, client = _pin(client, out, args.size)
-        options = inputs.ReadOptions(args.resize, args.column)
+        options = inputs.ReadOptions(args.fit, args.column)
         result = client.interpolate(
             inputs.read_point(args.start, info, "--start", options),
             inputs.read_point(args.end, info, "--end", options),
@@ -368,7 +368,9 @@ def _pin(client: Client, out: OutputPath | None = None, size: str = "") -> tuple
 
 
 def _read(args: argparse.Namespace, info: ModelInfo) -> list[Group]:
-    if args.size and not args.resize:
-        raise InvalidArgument("--size", "files have sizes of their own", "Add --resize")
-    options = inputs.ReadOptions(args.resize, args.column)
+    if args.size and args.fit == "refuse":
+        raise InvalidArgument(
+            "--size", "files have sizes of their own", "Add --fit resize or --fit crop"
+        )
+    options = inputs.ReadOptions(args.fit, args.column)
     return inputs.read_rows(args.files, args.rows, info, options)

@@ -50,7 +50,7 @@ def check_one_size(groups: Sequence[Group]) -> None:
         raise InvalidArgument(
             "FILE",
             f"the rows have several sizes ({', '.join(named)}{more}), and one array holds one size",
-            "Name the files of one size, or pass --resize",
+            "Name the files of one size, or pass --fit resize",
         )
 
 

@@ -32,10 +32,10 @@ _TEXT: Final = "text:"
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How files are read. resize: convert images to the model's colors and size; column: of a
-    Parquet file, "": x, or the only suitable one."""
+    """How files are read. fit: of images, one of pixels.FITS; column: of a Parquet file, "": x,
+    or the only suitable one."""
 
-    resize: bool = False
+    fit: str = "refuse"
     column: str = ""
 
 
@@ -149,8 +149,10 @@ def _read(
     source: Source, start: int, stop: int, model: ModelDescription, options: ReadOptions
 ) -> list[Array]:
     """Rows start..stop in parts that each have one size."""
-    opened = sources.open_source(source, model, options.column, resize=options.resize)
-    one_size = not model.axes or options.resize or source.kind not in ("picture", "parquet")
+    opened = sources.open_source(source, model, options.column, fit=options.fit)
+    one_size = (
+        not model.axes or options.fit != "refuse" or source.kind not in ("picture", "parquet")
+    )
     step = stop - start if one_size else 1  # a reader gives rows of one size at a time
     with closing(opened) as reader:
         chunks: list[Chunk] = [

@@ -46,7 +46,7 @@ def add_client_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
   latentd client sample --count 16 --seed 7 --out grid.png
   latentd client sample --model photos --size 96x160 --out photo.png
   latentd client encode digits.npz --rows 0:100 --out latents.npz
-  latentd client reconstruct photo.jpg --resize --out side_by_side.png
+  latentd client reconstruct photo.jpg --fit resize --out side_by_side.png
   latentd client interpolate --start seed:7 --end photo.png --steps 9 --out path.png
   latentd client stream --model names --count 1000 --draw-x --out names.txt
   latentd client CALL --help""",
@@ -182,7 +182,7 @@ def _add_with_latents(calls: Subparsers[argparse.ArgumentParser]) -> None:
             "z:FILE.npy (one latent); text:WORDS, for a model of text",
         )
     _add_reading(interpolate)
-    _add_size(interpolate, "of ends that are samples, and with --resize of files;")
+    _add_size(interpolate, "of ends that are samples, and with --fit of files;")
     _add_tiling(interpolate)
     interpolate.add_argument("--steps", type=int, default=9, help="including both ends (9)")
     interpolate.add_argument("--path", choices=("slerp", "lerp"), default="slerp")
@@ -226,14 +226,17 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--rows", type=_rows, default=slice(None), metavar="FROM:TO", help="only these rows"
     )
     _add_reading(parser)
-    _add_size(parser, "with --resize:")
+    _add_size(parser, "with --fit:")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--resize",
-        action="store_true",
-        help="convert images to the model's colors and size, as --image-size does in training",
+        "--fit",
+        choices=("refuse", "resize", "crop"),
+        default="refuse",
+        help="images of another size or other colors than the model's: refuse them; or convert "
+        "them and resize them, as --image-size does in training; or crop them to its shape first "
+        "(refuse)",
     )
     parser.add_argument(
         "--column", default="", help="of Parquet files (x, or the only suitable one)"

@@ -256,7 +256,7 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
     """The requested plan, and the inputs that it is made of."""
     wanted = _output_spec(args, target)
     check_output_spec(wanted, target.unavailable, target.data)
-    options = ReadOptions(args.column, args.id_column, args.resize)
+    options = ReadOptions(args.column, args.id_column, args.fit)
     known = job.known_plan(folder)
     found = inputs.find_inputs(args.input, target.data, options, known, folder)
     print(f"--input: {found.counts}.", flush=True)
@@ -266,7 +266,7 @@ def _plan(args: argparse.Namespace, target: _Target, folder: Path) -> tuple[Plan
         inputs=found.inputs,
         wanted=wanted,
         batch_rows=max(1, args.batch_rows),
-        resize=args.resize,
+        fit=args.fit,
         batch_bytes=target.batch_bytes,
         training_scores=target.training_scores if wanted.scores else {},
         threshold=_threshold(wanted, target),

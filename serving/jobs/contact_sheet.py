@@ -28,6 +28,7 @@ from latentd.jobs.inputs import RowReader
 from latentd.jobs.plan import Plan
 from latentd.jobs.reconstruct import Reconstruct
 from latentd.jobs.store import ShardManifest
+from latentd.pixels import Pixels
 
 WORST: Final = 32
 EVENLY: Final = 32
@@ -153,12 +154,12 @@ def _is_image(x: DataSpec) -> bool:
     return x.kind == "image" and x.shape[2:] in ((), (1,), (3,))
 
 
-def _pixels(x: Array, spec: DataSpec) -> images.Pixels:
+def _pixels(x: Array, spec: DataSpec) -> Pixels:
     """The row as an image of at most _SIDE x _SIDE pixels."""
     if spec.dtype == "uint8":
         return images.shrunk(x, _SIDE)
     low, high = _range(spec, x)
-    scaled: images.Pixels = np.rint((x - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+    scaled: Pixels = np.rint((x - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
     return images.shrunk(scaled, _SIDE)
 
 
@@ -168,7 +169,7 @@ def _scale(plan: Plan, pairs: Sequence[_Pair]) -> Scale | None:
     return images.heat_scale(terms) if terms and _is_image(plan.x) else None
 
 
-def _pictures(pair: _Pair, spec: DataSpec, scale: Scale | None) -> list[images.Pixels]:
+def _pictures(pair: _Pair, spec: DataSpec, scale: Scale | None) -> list[Pixels]:
     """The row, its reconstruction, and with a scale the heat map of its contributions."""
     both = [_pixels(x, spec) for x in (pair.x, pair.reconstruction)]
     if scale is None or pair.contributions is None:
@@ -186,7 +187,7 @@ def _range(spec: DataSpec, *rows: Array) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def _framed(pictures: Sequence[images.Pixels]) -> images.Pixels:
+def _framed(pictures: Sequence[Pixels]) -> Pixels:
     """All pictures in one array, each at the top left of a white frame of the largest size."""
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
     framed = np.full((len(pictures), height, width, *pictures[0].shape[2:]), 255, np.uint8)

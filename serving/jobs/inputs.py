@@ -220,7 +220,7 @@ class RowReader:
             if entry.kind == "table":
                 return TableReader(entry.path, plan.data, entry.id_column, opener)
             columns = entry.column, entry.id_column
-            return ParquetColumnReader(entry.path, plan.data, *columns, plan.resize, opener)
+            return ParquetColumnReader(entry.path, plan.data, *columns, plan.fit, opener)
         if self._names is None:
             self._names = Names(self._folder / NAMES)
         all_names = self._names
@@ -230,7 +230,7 @@ class RowReader:
             lambda start, stop: all_names.read(before + start, before + stop),
             entry.rows,
             plan.data,
-            plan.resize,
+            plan.fit,
             digest,
         )
 
@@ -239,13 +239,13 @@ class RowReader:
 class ReadOptions:
     """How inputs are read.
 
-    column, id_column: of tables, "": see ParquetColumnReader; resize: images to the model's
-    default size
+    column, id_column: of tables, "": see ParquetColumnReader; fit: of images to the model's default
+    size, one of pixels.FITS
     """
 
     column: str = ""
     id_column: str = ""
-    resize: bool = False
+    fit: str = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +264,7 @@ _Known = dict[tuple[str, str], _Described]
 def _read_known(known: Plan | None, folder: Path, model: ModelRows, options: ReadOptions) -> _Known:
     if known is None or not (folder / SUMS).exists():
         return {}
-    if model.axes and (known.data, known.resize) != (model, options.resize):
+    if model.axes and (known.data, known.fit) != (model, options.fit):
         return {}  # rows have other sizes
     has_sizes = any(entry.sizes for entry in known.inputs)
     if has_sizes and not (folder / SIZES).exists():
@@ -301,7 +301,7 @@ def _describe_file(
     size, stamp = files.size_and_stamp(path)
     before = known.get((source.path, stamp))
     columns = options.column, options.id_column
-    with closing(sources.open_source(source, model, *columns, options.resize)) as reader:
+    with closing(sources.open_source(source, model, *columns, options.fit)) as reader:
         entry = Input("array", source.path, reader.rows, size, "", stamp=stamp)
         row_sizes = _RowSizes(model.default.key)
         if isinstance(reader, ParquetColumnReader):
@@ -310,7 +310,7 @@ def _describe_file(
             )
             if before is not None and before.entry.column == reader.column:
                 row_sizes = _RowSizes.of(before)
-            elif model.axes and not options.resize:
+            elif model.axes and options.fit == "refuse":
                 row_sizes = _RowSizes.find(reader.row_shapes(), model)
         elif isinstance(reader, TextReader):
             entry = replace(entry, kind="text")
@@ -337,7 +337,7 @@ def _describe_pictures(
     if before is not None:
         whole, digests, row_sizes = before.entry.sha256, before.digests, _RowSizes.of(before)
     else:
-        of_each = model if model.axes and not options.resize else None
+        of_each = model if model.axes and options.fit == "refuse" else None
         whole, digests, shapes = _sum_pictures(folder, names, of_each)
         row_sizes = _RowSizes.find(shapes, model) if of_each else _RowSizes(model.default.key)
     entry = Input("pictures", folder, len(names), size, whole, names=names_sum, stamp=stamp)
@@ -394,7 +394,7 @@ def _sum_pictures(
 def _shapes_of(file: BinaryIO, model: ModelRows) -> RowShapes | None:
     try:
         with images.pillow_warnings_ignored():
-            return find_shapes(file, model, resize=False)
+            return find_shapes(file, model, "refuse")
     except InvalidArgument:
         return None
 

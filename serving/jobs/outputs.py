@@ -67,7 +67,7 @@ def check(plan: Plan) -> None:
     if plan.wanted.format == "npy" and plan.shapes is None:
         raise ConfigError(
             "--format npy: an array has rows of one size, and --input has rows of several. Use "
-            "--format parquet, or --resize."
+            "--format parquet, or --fit resize."
         )
     if plan.wanted.format == "parquet":
         try:

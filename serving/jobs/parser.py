@@ -142,10 +142,12 @@ def add_batch_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
     add = parser.add_argument_group("image inputs").add_argument
     add(
-        "--resize",
-        action="store_true",
-        help="convert images to the model's colors and default size, as --image-size does in "
-        "training",
+        "--fit",
+        choices=("refuse", "resize", "crop"),
+        default="refuse",
+        help="images of another size or other colors than the model's: refuse them; or convert "
+        "them and resize them to its default size, as --image-size does in training; or crop them "
+        "to its shape first (refuse)",
     )
 
     tables = parser.add_argument_group("table inputs: CSV and Parquet")

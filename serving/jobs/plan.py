@@ -19,7 +19,7 @@ from latentd.bundle import DataSpec, RowShapes
 from latentd.errors import ConfigError
 from latentd.jobs.model_rows import ModelRows
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 SHARD_ROWS: Final = 16384
 SHARD_BYTES: Final = 64 << 20  # of input and output held in memory at once
 BATCH_ROWS: Final = 128  # fixed: the last bits of results depend on the batch size
@@ -85,7 +85,7 @@ class Plan:
     shard_ends: tuple[int, ...] = ()  # if rows have several sizes: the row after each shard's last
     batch_rows: int = BATCH_ROWS  # the maximum
     batch_bytes: int = BATCH_BYTES  # the maximum of x in a batch of several rows
-    resize: bool = False  # images to the model's default size, as training does
+    fit: str = "refuse"  # of images to the model's default size, one of pixels.FITS
     training_scores: dict[str, Any] = dataclasses.field(default_factory=dict)  # the manifest's
     threshold: float | None = None  # the manifest's, of rows of the default size
     # Number of files read, and skipped by reason; not part of the digest.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from prometheus_client import CollectorRegistry
 
+from latentd import images
 from latentd.errors import ConfigError
 from latentd.metrics import Metrics
 from latentd.models.poller import Poller
@@ -99,6 +100,7 @@ class Server:
 
     async def start(self) -> None:
         """Take every step up to SERVING."""
+        images.ignore_pillow_warnings()  # clients' files must not fill the log
         self._start_metrics()
         self._measure_loop_lag()
         self._read_secrets()

@@ -43,14 +43,14 @@ class ParquetColumnReader:
         model: ModelDescription,
         column: str = "",
         id_column: str = "",
-        resize: bool = False,
+        fit: str = "refuse",
         open_file: FileOpener = files.open_file,
     ) -> None:
         try:
             import pyarrow.parquet as pq
         except ImportError:
             raise ConfigError(f"{path} needs pyarrow: pip install 'latentd[jobs]'.") from None
-        self._path, self._model, self._resize = path, model, resize
+        self._path, self._model, self._fit = path, model, fit
         self._file = open_file(path)
         try:
             # Without a buffer Arrow would read a whole row group at once.
@@ -102,7 +102,7 @@ class ParquetColumnReader:
         """Of each row, in order; None: the row has no size that the model takes. Only image files
         are looked at: all other rows have the default size. Raises BadData."""
         at, default = 0, self._model.default
-        if self._resize or not self._model.axes or not self._may_be_images():
+        if self._fit != "refuse" or not self._model.axes or not self._may_be_images():
             yield from itertools.repeat(default, self.rows)
             return
         while at < self.rows:
@@ -113,7 +113,7 @@ class ParquetColumnReader:
                 try:
                     with images.pillow_warnings_ignored():
                         is_raw = data is None or len(data) == default.x.nbytes
-                        found = default if is_raw else find_shapes(data, self._model, False)
+                        found = default if is_raw else find_shapes(data, self._model, self._fit)
                 except InvalidArgument:
                     yield None
                 else:
@@ -184,7 +184,7 @@ class ParquetColumnReader:
             try:
                 if not value.is_valid:
                     raise InvalidArgument("x", missing)
-                row = _row(value.as_py(), self._model, self._resize)
+                row = _row(value.as_py(), self._model, self._fit)
                 check_same_size(row.shape, good[0][1].shape if good else row.shape)
                 good.append((index, row))
             except InvalidArgument as error:
@@ -292,7 +292,7 @@ def _same_numbers(kind: Any, x: DataSpec) -> bool:
     return bool(pa.types.is_uint8(kind) if x.dtype == "uint8" else pa.types.is_floating(kind))
 
 
-def _row(value: Any, model: ModelDescription, resize: bool) -> Array:
+def _row(value: Any, model: ModelDescription, fit: str) -> Array:
     """One row from a value of a column. Raises InvalidArgument with the reason."""
     x = model.default.x
     if isinstance(value, bytes):
@@ -300,7 +300,7 @@ def _row(value: Any, model: ModelDescription, resize: bool) -> Array:
             return np.frombuffer(value, x.dtype).reshape(x.shape)
         if x.is_8bit_image:
             with images.pillow_warnings_ignored():
-                return decode(value, model, resize)
+                return decode(value, model, fit)
         raise InvalidArgument("x", f"expected {x.nbytes} bytes for a row, got {len(value)}")
     try:
         numbers = np.array(value, np.float64).reshape(-1)

@@ -13,6 +13,7 @@ from latentd import images
 from latentd.bundle import RowShapes
 from latentd.errors import InvalidArgument
 from latentd.model_description import ModelDescription
+from latentd.pixels import Pixels
 from latentd.readers import files, verified
 from latentd.readers.rows import BadRow, Chunk, check_same_size
 from latentd.shapes import SizeError
@@ -53,28 +54,28 @@ def file_path(folder: str, name: str) -> str:
     return files.join(folder, name) if folder else name
 
 
-def find_shapes(file: bytes | BinaryIO, model: ModelDescription, resize: bool) -> RowShapes:
+def find_shapes(file: bytes | BinaryIO, model: ModelDescription, fit: str) -> RowShapes:
     """The shapes of the row that an image file gives, by its header. Raises InvalidArgument if the
-    model does not take its size."""
-    if resize or not model.axes:
+    model does not take its size. fit: one of pixels.FITS"""
+    if fit != "refuse" or not model.axes:
         return model.default
     height, width = images.height_and_width(file, "x")
     try:
         return model.shapes_of_x((height, width, *model.default.x.shape[2:]))
     except SizeError as error:
         default = model.default.x.shape
-        resize_hint = (
-            f"Pass --resize to bring every picture to {default[1]} x {default[0]} pixels "
+        other = (
+            f"{images.FIT_OF_COMMAND} to bring every picture to {default[1]} x {default[0]} pixels "
             "(width x height)"
         )
-        hint = f"{error.hint}. {resize_hint}" if error.hint else resize_hint
+        hint = f"{error.hint}. {other}" if error.hint else other
         raise InvalidArgument("x", error.what, hint) from None
 
 
-def decode(data: bytes, model: ModelDescription, resize: bool) -> images.Pixels:
+def decode(data: bytes, model: ModelDescription, fit: str) -> Pixels:
     """The row that an image file gives. Raises InvalidArgument."""
-    x = find_shapes(data, model, resize).x
-    return images.decode_image(data, x, "x", None, resize)
+    x = find_shapes(data, model, fit).x
+    return images.decode_image(data, x, "x", fit, None, images.FIT_OF_COMMAND)
 
 
 class PictureReader:
@@ -82,6 +83,7 @@ class PictureReader:
     whatever error reading it raises.
 
     names: returns the names start..stop, relative to the folder; rows: number of names
+    fit: one of pixels.FITS
     digest: returns the sha256 that a row's file must have; None: no check
     """
 
@@ -91,15 +93,15 @@ class PictureReader:
         names: Callable[[int, int], Sequence[str]],
         rows: int,
         model: ModelDescription,
-        resize: bool,
+        fit: str,
         digest: Callable[[int], bytes] | None = None,
     ) -> None:
         self._folder, self._names, self.rows, self._model = folder, names, rows, model
-        self._resize, self._digest = resize, digest
+        self._fit, self._digest = fit, digest
 
     def read(self, start: int, stop: int) -> Chunk:
         names = self._names(start, stop)
-        pixels: list[images.Pixels] = []
+        pixels: list[Pixels] = []
         good: list[int] = []
         bad: list[BadRow] = []
         for row, name in enumerate(names, start):
@@ -124,7 +126,7 @@ class PictureReader:
     def close(self) -> None:
         """Does nothing: the owner of `names` closes them."""
 
-    def _read_image(self, row: int, name: str) -> images.Pixels:
+    def _read_image(self, row: int, name: str) -> Pixels:
         with files.open_file(file_path(self._folder, name)) as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
@@ -133,4 +135,4 @@ class PictureReader:
             )
         if self._digest is not None:
             verified.check_digest(data, self._digest(row))
-        return decode(data, self._model, self._resize)
+        return decode(data, self._model, self._fit)

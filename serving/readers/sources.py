@@ -135,20 +135,20 @@ def open_source(
     model: ModelDescription,
     column: str = "",
     id_column: str = "",
-    resize: bool = False,
+    fit: str = "refuse",
 ) -> ArrayReader | TableReader | ParquetColumnReader | PictureReader | TextReader:
     """The source's reader. Raises ConfigError if its rows cannot be the model's, BadData."""
     if source.kind == "picture":
         names = source.names
         return PictureReader(
-            source.path, lambda start, stop: names[start:stop], len(names), model, resize
+            source.path, lambda start, stop: names[start:stop], len(names), model, fit
         )
     if source.kind == "csv" or (
         source.kind == "parquet" and not column and has_columns(source.path, model)
     ):
         return TableReader(source.path, model, id_column)
     if source.kind == "parquet":
-        return ParquetColumnReader(source.path, model, column, id_column, resize)
+        return ParquetColumnReader(source.path, model, column, id_column, fit)
     if source.kind == "text":
         return TextReader(source.path, model)
     return ArrayReader(source.path, model)

@@ -13,14 +13,14 @@ from latentd.rpc import fields, finite
 from latentd.rpc.methods import INFER
 
 
-def common_shapes(model: ServedModel, request: pb.InterpolateRequest) -> RowShapes:
+async def common_shapes(model: ServedModel, request: pb.InterpolateRequest) -> RowShapes:
     """The rows at the size of both ends. Raises InvalidArgument."""
     named = fields.shapes_at(request.sizes, model)
     found = {"sizes": named} if request.sizes else {}
     for field, anchor in (("start", request.start), ("end", request.end)):
         kind = anchor.WhichOneof("point")
         if kind == "x":
-            found[field] = fields.shapes_of_rows(anchor.x, model, f"{field}.x")
+            found[field] = await fields.shapes_of_rows(anchor.x, model, f"{field}.x")
         elif kind == "z":
             found[field] = fields.shapes_of_latents(anchor.z, model, f"{field}.z")
         elif kind == "sample":

@@ -186,18 +186,21 @@ def require_room(
         raise InvalidArgument(field, *reason)
 
 
-def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> RowShapes:
-    """The rows at the size of the rows sent. Raises InvalidArgument."""
+async def shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> RowShapes:
+    """The rows at the size of the rows sent. Raises InvalidArgument. Files are looked at in the
+    thread pool."""
+    if rows.WhichOneof("content") == "images" and model.manifest.axes:
+        return await run_in_executor(_shapes_of_files, rows.images, model, f"{field}.images")
+    return _shapes_of_rows(rows, model, field)
+
+
+def _shapes_of_rows(rows: pb.Rows, model: ServedModel, field: str) -> RowShapes:
+    """As shapes_of_rows, of rows that are not files."""
     manifest = model.manifest
-    if not manifest.axes:
-        return manifest.default
-    content = rows.WhichOneof("content")
-    if content == "tensor" and len(rows.tensor.shape) > 1:
+    if manifest.axes and rows.WhichOneof("content") == "tensor" and len(rows.tensor.shape) > 1:
         field = f"{field}.tensor.shape"
         lengths = _lengths_of_row(rows.tensor, manifest.x.shape, field)
         return _shapes_of_x(lengths, model, field)
-    if content == "images" and rows.images.files and manifest.default.x.is_8bit_image:
-        return _shapes_of_file(rows.images.files[0], model, f"{field}.images.files[0]")
     return manifest.default  # reading the rows reports the error
 
 
@@ -214,11 +217,25 @@ def _lengths_of_row(tensor: pb.Tensor, row: Shape, field: str) -> tuple[int, ...
     return tuple(tensor.shape[1:])
 
 
-def _shapes_of_file(file: bytes, model: ServedModel, field: str) -> RowShapes:
+def _shapes_of_files(files: pb.Images, model: ServedModel, field: str) -> RowShapes:
+    """The rows at the size of the first file."""
+    if not (model.manifest.axes and files.files and model.manifest.default.x.is_8bit_image):
+        return model.manifest.default  # reading the rows reports the error
+    fit = codec.read_fit(files, f"{field}.fit")
+    return _shapes_of_file(files.files[0], fit, model, f"{field}.files[0]")
+
+
+def _shapes_of_file(file: bytes, fit: str, model: ServedModel, field: str) -> RowShapes:
+    """The rows at a file's size or, if files are made to fit, at the nearest one."""
     channels = model.manifest.default.x.shape[2:]
-    return _shapes_of_x(
-        (*images.height_and_width(file, field, images.FORMATS), *channels), model, field
-    )
+    lengths = (*images.height_and_width(file, field, images.FORMATS), *channels)
+    if fit != "refuse":
+        return _fitting(model.manifest.shapes_near(lengths), model, field)
+    try:
+        return _shapes_of_x(lengths, model, field)
+    except InvalidArgument as error:
+        hint = f"{error.hint}. {images.FIT_OF_REQUEST}" if error.hint else images.FIT_OF_REQUEST
+        raise InvalidArgument(field, error.what, hint) from None
 
 
 def _shapes_of_x(lengths: tuple[int, ...], model: ServedModel, field: str) -> RowShapes:
@@ -273,11 +290,17 @@ async def read_rows(
 
     max_rows: 0: the model's. contributions: the response has those of each row
     """
-    shapes = shapes_of_rows(rows, model, field)
-    limit = max_rows or model.max_rows(shapes, contributions)
-    hint = images.SAME_SIZE if model.manifest.axes else images.TRAINED_SIZE
-    read = functools.partial(codec.read_rows, rows, shapes.x, limit, field, hint)
-    slow = rows.WhichOneof("content") == "images" or _are_slow(rows, shapes.x)
+    of_files = rows.WhichOneof("content") == "images"
+
+    def read() -> tuple[codec.Array, Counts | None]:
+        if of_files:
+            shapes = _shapes_of_files(rows.images, model, f"{field}.images")
+        else:
+            shapes = _shapes_of_rows(rows, model, field)
+        limit = max_rows or model.max_rows(shapes, contributions)
+        return codec.read_rows(rows, shapes.x, limit, field)
+
+    slow = of_files or _are_slow(rows, model.manifest.default.x)
     return await run_in_executor(read) if slow else read()
 
 
@@ -287,7 +310,7 @@ async def read_rows_lenient(
     """As read_rows, but a bad row does not reject the message; see codec.decode_rows_lenient."""
     if rows.WhichOneof("content") == "images":
         return await run_in_executor(_read_files_lenient, rows, model, field, contributions)
-    shapes = shapes_of_rows(rows, model, field)
+    shapes = _shapes_of_rows(rows, model, field)
     limit = model.max_rows(shapes, contributions)
     read = functools.partial(codec.decode_rows_lenient, rows, shapes.x, limit, field)
     return await run_in_executor(read) if _are_slow(rows, shapes.x) else read()
@@ -296,22 +319,23 @@ async def read_rows_lenient(
 def _read_files_lenient(
     rows: pb.Rows, model: ServedModel, field: str, contributions: bool
 ) -> tuple[codec.Array, Counts | None, dict[int, str]]:
-    """The size is that of the first file whose size the model takes."""
+    """The size is that of the first file whose size the model takes; if files are made to fit, of
+    the first that can be read."""
     manifest, bad = model.manifest, dict[int, str]()
     if not manifest.axes or not manifest.default.x.is_8bit_image:
         limit = model.max_rows(manifest.default, contributions)
         return codec.decode_rows_lenient(rows, manifest.default.x, limit, field)
     limit = model.max_rows(manifest.smallest, contributions)
     codec.check_rows(len(rows.images.files), limit, f"{field}.images.files")
-    shapes = manifest.default
+    shapes, fit = manifest.default, codec.read_fit(rows.images, f"{field}.images.fit")
     for index, file in enumerate(rows.images.files):
         try:
-            shapes = _shapes_of_file(file, model, "")
+            shapes = _shapes_of_file(file, fit, model, "")
             break
         except InvalidArgument as error:
             bad[index] = error.reason
     limit = model.max_rows(shapes, contributions)
-    return codec.decode_rows_lenient(rows, shapes.x, limit, field, images.SAME_SIZE, bad)
+    return codec.decode_rows_lenient(rows, shapes.x, limit, field, bad)
 
 
 def _is_slow(tensor: pb.Tensor) -> bool:

@@ -309,7 +309,7 @@ class VaeService:
             raise InvalidArgument("path", f"unknown enum value {request.path}")
         form = codec.read_format(request.format, model.manifest.default.x)
         float_dtype = codec.read_float_dtype(request.float_dtype)
-        shapes = anchors.common_shapes(model, request)
+        shapes = await anchors.common_shapes(model, request)
         fields.require_room(shapes, model, "sizes", form, float_dtype)
         max_rows = model.max_rows(shapes)
         if not 2 <= request.steps <= max_rows:

@@ -142,7 +142,7 @@ def test_client_sends_a_file_of_the_folder(target, made, tmp_path, capsys):
     """As it is: of another size, stored sideways, in the colors of printers."""
     paths = list(made.upright)
     out = tmp_path / "out.png"
-    arguments = ["client", "reconstruct", *map(str, (paths[2], paths[6 * 11])), "--resize"]
+    arguments = ["client", "reconstruct", *map(str, (paths[2], paths[6 * 11])), "--fit", "resize"]
     assert latentd([*arguments, "--server", target, "--out", str(out), "--scores"]) == 0
     assert re.search(r"elbo|ELBO", capsys.readouterr().out)
     with Image.open(out) as sheet:

@@ -12,7 +12,8 @@ from latentd import codec, images
 from latentd.bundle import DataSpec
 from latentd.errors import InvalidArgument
 from latentd.pb import vae_pb2 as pb
-from tests.support.fuzz_inputs import files, mutated, png, tensors
+from latentd.pixels import FITS
+from tests.support.fuzz_inputs import files, image, mutated, tensors
 from tests.support.fuzz_loop import once, run_repeatedly
 
 TOY = DataSpec("image", (4, 4), "uint8", (0.0, 255.0))
@@ -47,10 +48,10 @@ def test_image_is_decoded_or_rejected(request):
         return out
 
     @once
-    @given(st.one_of(files, mutated(png(4, 4, "L")).map(with_checksums)))
-    def property_(file: bytes) -> None:
+    @given(st.one_of(files, mutated(image(4, 4, "L")).map(with_checksums)), st.sampled_from(FITS))
+    def property_(file: bytes, fit: str) -> None:
         try:
-            array = images.decode_files([file], TOY, "x")
+            array = images.decode_files([file], TOY, "x", fit)
         except InvalidArgument as error:
             field = error.field
         else:

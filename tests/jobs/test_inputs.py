@@ -272,7 +272,7 @@ def test_images_are_resized_and_rotated_as_in_training(jobs, tmp_path, kind):
         source = tmp_path / "x.parquet"
         files = [(folder / f"{i}.png").read_bytes() for i in range(3)]
         pq.write_table(pa.table({"x": pa.array(files, pa.binary())}), source)
-    flags = ("--resize", "--reconstruction", "raw")
+    flags = ("--fit", "resize", "--reconstruction", "raw")
     assert jobs.run(source, tmp_path / "out", *flags) == 0
     made = jobs.table(tmp_path / "out")["reconstruction"].to_pylist()
     pixels = np.frombuffer(b"".join(made), np.uint8)

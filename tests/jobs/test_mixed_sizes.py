@@ -87,11 +87,11 @@ def test_each_picture_is_taken_at_its_size(spatial, tmp_path):
     assert set(reasons) == {"010.png", "020.png", "030.png"}
     assert reasons["020.png"] == (
         "h is 30; expected a multiple of 8 from 16 to 256. The nearest valid length is 32. "
-        "Pass --resize to bring every picture to 32 x 32 pixels (width x height)"
+        "Pass --fit resize or --fit crop to bring every picture to 32 x 32 pixels (width x height)"
     )
     assert reasons["030.png"].startswith(
         "h is 264; expected a multiple of 8 from 16 to 256. w is 33; expected a multiple of 8 from "
-        "16 to 256. The nearest valid lengths are h 256 and w 32. Pass --resize"
+        "16 to 256. The nearest valid lengths are h 256 and w 32. Pass --fit"
     )
     assert (tmp_path / "out" / "sheet.png").exists()
 
@@ -186,7 +186,7 @@ def test_changed_picture_changes_no_other_row(spatial, tmp_path):
 def test_resize_gives_the_default_size(spatial, tmp_path):
     folder = write_pictures(tmp_path / "in", random_rows(20))
     Image.fromarray(np.zeros((30, 33, 3), np.uint8)).save(folder / "003.png")
-    assert spatial.run(folder, tmp_path / "out", "--resize") == 0
+    assert spatial.run(folder, tmp_path / "out", "--fit", "resize") == 0
     table = spatial.table(tmp_path / "out")
     assert table["z_shape"].to_pylist() == [[4, 4, 4]] * 20
     assert not (tmp_path / "out" / "plan.sizes").exists()
@@ -195,8 +195,8 @@ def test_resize_gives_the_default_size(spatial, tmp_path):
 def test_rerun_with_resize_names_the_option(spatial, tmp_path, capsys):
     folder = write_pictures(tmp_path / "in", random_rows(20))
     assert spatial.run(folder, tmp_path / "out", "--shard-rows", 0) == 0
-    assert spatial.run(folder, tmp_path / "out", "--shard-rows", 0, "--resize") == 78
-    assert "different settings (resize False -> True). Rerun" in capsys.readouterr().err
+    assert spatial.run(folder, tmp_path / "out", "--shard-rows", 0, "--fit", "resize") == 78
+    assert "different settings (fit refuse -> resize). Rerun" in capsys.readouterr().err
     Image.fromarray(blocks(1, 16, 16)[0]).save(folder / "020.png")
     assert spatial.run(folder, tmp_path / "out", "--shard-rows", 0) == 78
     said = f"different settings (inputs added, removed or changed: {folder}). Rerun"

@@ -36,8 +36,8 @@ def unwritable_exif() -> bytes:
     return b"Exif\0\0" + header + struct.pack("<ii", -1, 0)
 
 
-def read(data: bytes, x: DataSpec, resize: bool = False) -> np.ndarray:
-    return images.decode_image(data, x, "photo", None, resize)
+def read(data: bytes, x: DataSpec, fit: str = "refuse") -> np.ndarray:
+    return images.decode_image(data, x, "photo", fit, None, images.FIT_OF_COMMAND)
 
 
 def test_image_is_rotated_when_pillow_cannot_rewrite_its_exif() -> None:
@@ -111,31 +111,30 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_resize_converts_every_mode(mode: str) -> None:
+def test_fit_converts_every_mode(mode: str) -> None:
     data, gray, color = MODES[mode]
-    assert (read(data, GRAY, resize=True) == gray).all()
-    assert (read(data, COLOR, resize=True) == color).all()
+    assert (read(data, GRAY, fit="resize") == gray).all()
+    assert (read(data, COLOR, fit="resize") == color).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "palette", "CMYK", "16 bits"])
-def test_error_names_resize_when_it_is_missing(mode: str) -> None:
-    with pytest.raises(
-        InvalidArgument, match=r"expected .* of mode L, got .* Pass --resize to convert it"
-    ):
+def test_error_names_fit_when_it_is_missing(mode: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
         read(MODES[mode][0], GRAY)
+    assert "Pass --fit resize or --fit crop to convert it" in str(refused.value)
 
 
 def test_floating_point_image_is_rejected() -> None:
     data = encoded(Image.new("F", (4, 4), 0.5), "TIFF")
     with pytest.raises(InvalidArgument, match=r"photo: floating-point pixels \(mode F\)"):
-        read(data, GRAY, resize=True)
+        read(data, GRAY, fit="resize")
 
 
 def test_transparency_is_never_dropped_silently() -> None:
     palette = MODES["palette"][0]
     with pytest.raises(InvalidArgument, match="of mode RGB, got mode P with transparency"):
         read(palette, COLOR)
-    with pytest.raises(InvalidArgument, match="8-bit RGB without alpha"):
+    with pytest.raises(InvalidArgument, match="Use FIT_RESIZE or FIT_CROP to convert it"):
         images.decode_files([palette], COLOR, "x")
 
 
@@ -147,17 +146,17 @@ def test_image_of_too_many_pixels_is_rejected(monkeypatch: pytest.MonkeyPatch) -
             images.pillow_warnings_ignored(),
             pytest.raises(InvalidArgument, match=f"photo: more than {limit:,} pixels"),
         ):
-            read(data, GRAY, resize=True)
+            read(data, GRAY, fit="resize")
 
 
-@pytest.mark.parametrize("resize", [False, True])
-def test_floating_point_pixels_are_never_told_to_resize(resize):
+@pytest.mark.parametrize("fit", ["refuse", "resize", "crop"])
+def test_floating_point_pixels_are_never_told_to_resize(fit):
     file = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.float32)).save(file, "TIFF")
     x = DataSpec("image", (4, 4), "uint8", (0, 255))
     with pytest.raises(InvalidArgument, match=r"floating-point pixels .* 8 bits") as rejected:
-        images.decode_image(file.getvalue(), x, "file", formats=None, resize=resize)
-    assert "--resize" not in str(rejected.value)
+        images.decode_image(file.getvalue(), x, "file", fit, formats=None)
+    assert "FIT_" not in str(rejected.value)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

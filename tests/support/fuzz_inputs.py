@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 from PIL import Image
 
+from latentd.images import FORMATS
 from latentd.pb import vae_pb2 as pb
 
 # Numbers at limits, where sizes overflow and ranges end.
@@ -17,9 +18,11 @@ edges = st.sampled_from([0, 1, 2, 3, 15, 16, 17, 255, 4096, 2**31 - 1, 2**31, 2*
 wide = st.one_of(edges, st.sampled_from([2**63 - 1, 2**63, 2**64 - 1]), st.integers(0, 2**64 - 1))
 
 
-def png(width: int, height: int, mode: str) -> bytes:
+def image(width: int, height: int, mode: str, form: str = "PNG") -> bytes:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the tag of the orientation
     file = io.BytesIO()
-    Image.new(mode, (width, height)).save(file, "PNG")
+    Image.new(mode, (width, height)).save(file, form, exif=turned)
     return file.getvalue()
 
 
@@ -62,10 +65,10 @@ def mutant(whole: bytes, chance: random.Random) -> bytes:
 
 files = st.one_of(
     st.binary(max_size=64),
-    st.sampled_from([png(4, 4, "L"), png(4, 4, "RGB"), png(5, 4, "L"), png(4, 4, "P")]),
-    st.sampled_from([png(24, 16, "RGB"), png(32, 16, "RGB"), png(20, 16, "RGB")]),
-    mutated(png(4, 4, "L")),
-    mutated(png(24, 16, "RGB")),
+    st.sampled_from([image(4, 4, "L"), image(4, 4, "RGB"), image(5, 4, "L"), image(4, 4, "P")]),
+    st.sampled_from([image(24, 16, "RGB"), image(32, 16, "RGB"), image(20, 16, "RGB")]),
+    *(mutated(image(*size, "L", form)) for size in [(4, 4), (16, 24)] for form in FORMATS),
+    *(mutated(image(24, 16, mode)) for mode in ("RGBA", "I;16")),
 )
 tensors = st.builds(
     pb.Tensor,
@@ -79,10 +82,11 @@ tensors = st.builds(
         st.binary(max_size=80),
     ),
 )
+image_files = st.builds(pb.Images, files=st.lists(files, max_size=3), fit=st.integers(0, 4))
 rows = st.one_of(
     st.builds(pb.Rows),
     st.builds(pb.Rows, tensor=tensors),
-    st.builds(pb.Rows, images=st.builds(pb.Images, files=st.lists(files, max_size=3))),
+    st.builds(pb.Rows, images=image_files),
     st.builds(pb.Rows, text=st.builds(pb.Texts, texts=st.lists(st.text(max_size=20), max_size=3))),
 )
 anchors = st.one_of(

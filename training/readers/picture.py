@@ -1,8 +1,4 @@
-"""Reads one picture, by the same rules as serving.
-
-The EXIF orientation is applied. Transparency is blended onto white. 16-bit values are scaled to 8
-bits. CMYK, palette and other color spaces become RGB, or grey if that is asked for.
-"""
+"""Reads one picture; latentd.pixels has the rules."""
 
 from __future__ import annotations
 
@@ -12,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from latentd import exif
+from latentd import pixels
 from latentd.training.files import open_plain
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = pixels.Pixels
 
-_SIXTEEN_BITS: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # I: of 32, which must not use them
 _WITHOUT_RULE: Final = ("F", "LAB")  # floats have no known range; Pillow converts no LAB
 
 
@@ -46,7 +39,7 @@ def read_header(path: Path, turned: bool) -> Header | Bad:
     try:
         with open_plain(path) as file, Image.open(file) as image:
             height, width = image.size[::-1]
-            if turned and exif.orientation(image) in exif.SWAPS_SIDES:
+            if turned and _is_on_its_side(image):
                 height, width = width, height
             if image.mode in _WITHOUT_RULE:
                 return Bad(f"of mode {image.mode}, which has no rule")
@@ -55,29 +48,22 @@ def read_header(path: Path, turned: bool) -> Header | Bad:
         return _fault(error)
 
 
-def read_picture(
-    path: Path, mode: str = "RGB", resized: tuple[int, int] | None = None
-) -> Pixels | Bad:
-    """A picture read by the module's rules, in mode L or RGB. resized: height and width."""
+def _is_on_its_side(image: Image.Image) -> bool:
     try:
-        with open_plain(path) as file, Image.open(file) as opened:
-            turn = exif.UPRIGHT.get(exif.orientation(opened))
-            image: Image.Image = opened
-            if image.mode in _SIXTEEN_BITS:
-                values = np.asarray(image)
-                if values.min() < 0 or values.max() > 0xFFFF:
-                    return Bad("of 32-bit values, which have no rule")
-                image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-            elif image.has_transparency_data:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            image = image.convert(mode)
-            if turn is not None:
-                image = image.transpose(turn)
-            if resized:
-                image = image.resize(resized[::-1], Image.Resampling.LANCZOS)
-            return np.asarray(image)
+        return pixels.orientation(image) in pixels.SWAPS_SIDES
+    except Exception:  # damaged, which reading the picture reports
+        return False
+
+
+def read_picture(
+    path: Path, mode: str = "RGB", size: tuple[int, int] | None = None, crop: bool = False
+) -> Pixels | Bad:
+    """A picture in mode L or RGB; size and crop: as of pixels.to_pixels."""
+    try:
+        with open_plain(path) as file, Image.open(file) as image:
+            return pixels.to_pixels(image, mode, size, crop)
+    except pixels.NoRuleError as error:
+        return Bad(f"of {error}, which have no rule")
     except Exception as error:  # as above
         return _fault(error)
 

@@ -169,8 +169,8 @@ def test_files_of_a_stream_that_do_not_fit_are_listed(client: Client) -> None:
             lambda client: client.encode(
                 images.encode_files(blocks(2, 48, 32)) + images.encode_files(blocks(1, 32, 32))
             ),
-            "x.images.files[2]: expected 32 x 48 pixels (width x height), got 32 x 32. All files "
-            "of a request must have one size: send each size in its own request.",
+            "x.images.files[2]: expected 32 x 48 pixels (width x height), got 32 x 32. Use "
+            "FIT_RESIZE or FIT_CROP to resize it.",
         ),
         (
             lambda client: client.interpolate(

@@ -292,13 +292,23 @@ def test_resize_accepts_a_photo(done: Callable[..., str], run: Run) -> None:
     status, _, err = run("encode", "photo.jpg", "--out", "z.npz")
     assert status == 2
     assert "photo.jpg: expected 4 x 4 pixels (width x height), got 7 x 9" in err
-    assert "Pass --resize to resize it" in err
-    done("reconstruct", "photo.jpg", "--resize", "--out", "back.npz")
+    assert "Pass --fit resize or --fit crop to resize it" in err
+    done("reconstruct", "photo.jpg", "--fit", "resize", "--out", "back.npz")
     with Image.open("photo.jpg") as image:
         wanted = image.convert("L").resize((4, 4), Image.Resampling.LANCZOS)
     with np.load("back.npz") as arrays:
         np.testing.assert_array_equal(arrays["x"][0], np.asarray(wanted))
-    done("interpolate", "--start", "photo.jpg", "--end", "seed:1", "--resize", "--out", "path.npy")
+    done(
+        "interpolate",
+        "--start",
+        "photo.jpg",
+        "--end",
+        "seed:1",
+        "--fit",
+        "resize",
+        "--out",
+        "path.npy",
+    )
 
 
 def test_reads_every_kind_of_file_that_jobs_read(

@@ -86,7 +86,7 @@ def test_size_of_interpolations(done: Done, client: Client) -> None:
     (row,) = write_pictures([(96, 160)])
     done(*words, "--start", "mixed/0.png")  # its size is that of the sample too
     np.testing.assert_array_equal(np.load("way.npy")[0], row)
-    done(*words, "--start", "mixed/0.png", "--size", "32x64", "--resize")
+    done(*words, "--start", "mixed/0.png", "--size", "32x64", "--fit", "resize")
     assert np.load("way.npy").shape == (3, 32, 64, 3)
     np.save("z.npy", encoded(row[None])[0])  # one latent, without an axis of rows
     done(*words, "--start", "z:z.npy")
@@ -148,8 +148,8 @@ def test_several_sizes_do_not_fit_into_one_array(run: Run, words: str) -> None:
     status, _, err = run(*words.split())
     assert status == 2
     assert "FILE: the rows have several sizes (2 of 32 x 64 x 3, 2 of 96 x 160 x 3, 1 of " in err
-    assert "Name the files of one size, or pass --resize." in err
-    status, said, _ = run(*words.split(), "--resize", "--size", "48x48")
+    assert "Name the files of one size, or pass --fit resize." in err
+    status, said, _ = run(*words.split(), "--fit", "resize", "--size", "48x48")
     assert status == 0
     assert ("48 x 48 x 3" if "reconstruct" in words else "4 x 6 x 6") in said
 

@@ -69,7 +69,7 @@ def test_both_halves_convert_images_alike(tmp_path: Path) -> None:
     trained = read_pictures(tmp_path, ImageOptions("4x5")).pixels
     x = DataSpec("image", (4, 5, 3), "uint8", (0, 255))
     [source], _ = find(tmp_path)
-    with closing(sources.open_source(source, takes(x), resize=True)) as reader:
+    with closing(sources.open_source(source, takes(x), fit="resize")) as reader:
         np.testing.assert_array_equal(reader.read(0, len(made)).x, trained)
 
 
@@ -299,7 +299,7 @@ def test_model_with_free_axes_reads_pictures_of_each_size(tmp_path: Path) -> Non
         both = reader.read(0, 2)
     assert bad.reason == (
         "h is 37; expected a multiple of 4 from 4 to 32. The nearest valid length is 32. "
-        "Pass --resize to bring every picture to 8 x 8 pixels (width x height)"
+        "Pass --fit resize or --fit crop to bring every picture to 8 x 8 pixels (width x height)"
     )
     assert both.rows.tolist() == [0]
     assert "has shape [4, 32, 3], but the first row has [8, 8, 3]" in both.bad[0].reason
@@ -309,7 +309,7 @@ def test_free_axes_with_resize_give_the_default_size(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 8, 37)
     picture(tmp_path / "b.png", 32, 4)
     [source], _ = find(tmp_path)
-    with closing(sources.open_source(source, takes_pictures(), resize=True)) as reader:
+    with closing(sources.open_source(source, takes_pictures(), fit="resize")) as reader:
         assert reader.read(0, 2).x.shape == (2, 8, 8, 3)
 
 
