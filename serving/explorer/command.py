@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
+from contextlib import suppress
 from typing import Any, Final
 
 from latentd.errors import EXIT_CONFIG, ConfigError
 
 SERVER: Final = "localhost:50051"
 _PORT: Final = 8050
+_MAX_PORT: Final = 65535
 _ANY: Final = ("0.0.0.0", "::")  # noqa: S104  (compared, not bound)
 
 
@@ -44,6 +46,8 @@ def _run(args: argparse.Namespace) -> int:
     from latentd.explorer import connect, forward, pages
 
     try:
+        if not 0 <= args.port <= _MAX_PORT:
+            raise ConfigError(f"--port {args.port}: must be from 0 to {_MAX_PORT}.")
         credentials: dict[str, Any] = CredentialFiles(args.tls_ca, "", "", args.token_file).read()
         caller = forward.Forwarder(args.server, **credentials)
     except ConfigError as error:
@@ -66,5 +70,6 @@ def _run(args: argparse.Namespace) -> int:
     page = f"http://{args.host}:{port}/explore/"
     print(f"Explore {args.server} at {page} (Ctrl-C stops)", flush=True)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
-    uvicorn.Server(config).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # uvicorn has stopped by then, and raises it again
+        uvicorn.Server(config).run(sockets=[listening])
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -172,3 +173,16 @@ def test_command_says_what_it_cannot_do(tmp_path):
     (tmp_path / "token").write_text("secret")
     assert "in plain text" in said("--server", "far:1", "--token-file", tmp_path / "token")
     assert "--host 203.0.113.1 --port 0: cannot listen" in said("--host", "203.0.113.1")
+    assert "--port 99999: must be from 0 to 65535." in said("--port", "99999")
+
+
+def test_command_is_stopped_by_ctrl_c_without_a_word():
+    command = (Path(sys.executable).parent / "latentd", "explore", "--port", "0")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with running(command, text=True, **pipes) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" at ")[1].split()[0]
+        with urllib.request.urlopen(address):  # it serves, so it handles signals
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
