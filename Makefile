@@ -26,7 +26,7 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo explore clean \
-	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-images test-explorer test-faults fuzz \
+	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-images test-compose test-explorer test-faults fuzz \
 	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
 	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-faces bench-watching bench-workers bench-jobs count-jobs bench-tables bench-explorer bench-gpu
@@ -119,6 +119,10 @@ test-operate: install  ## images, manifests, alerts, dashboard (needs kubectl an
 test-images: install  ## build the images of serving and jobs by podman, and run them (BASE=..., BUILD_FLAGS=...)
 	@command -v podman >/dev/null || { echo "podman is not here. On Debian: apt-get install podman runc crun conmon netavark catatonit containernetworking-plugins"; exit 1; }
 	LATENTD_BASE=$(BASE) LATENTD_BUILD_FLAGS="$(BUILD_FLAGS)" $(PYTEST) tests/deploy/test_containers.py --timeout 1200
+
+test-compose: install  ## compose.yaml run by podman-compose (LATENTD_IMAGE=..., PROMETHEUS_IMAGE=...: images that are here)
+	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt podman-compose
+	PATH=$(VENV)/bin:$$PATH LATENTD_IMAGE=$(LATENTD_IMAGE) PROMETHEUS_IMAGE=$(PROMETHEUS_IMAGE) $(PYTEST) tests/deploy/test_compose.py
 
 validate: test-operate audit-manifests  ## test-operate and audit-manifests
 
