@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,25 @@ def test_rows_are_colored_by_what_is_chosen(tab, site):
     tab.get_by_label("Color by").select_option("error")
     assert tab.locator(".legend").inner_text() == "blue 10.0 nats, red 20.0 nats"
     tab.wait_for_url("**color=error*")
+
+
+def test_labels_are_text_and_those_left_out_are_counted(tab, start_server, tmp_path, publish_toy):
+    classes = np.array([f"<img src=x onerror=alert({i})>" for i in range(200)])
+    label = np.arange(200, dtype=np.int32)
+    rows = {
+        name: np.resize(value, (200, *value.shape[1:]))
+        for name in ("mean", "position", "reconstruction_error", "kl")
+        if (value := getattr(toy_map(), name)) is not None
+    }
+    latent_map = dataclasses.replace(
+        toy_map(), classes=classes, label=label, sprites=None, sprite_shape=None, **rows
+    )
+    publish_toy(tmp_path, map_npz=latent_map.to_npz())
+    server = start_server(tmp_path, http_port=0)
+    visit(tab, f"http://127.0.0.1:{server.server.http_port}/explore/toy#view=map")
+    legend = tab.locator(".legend")
+    assert legend.locator("img").count() == 0
+    assert legend.inner_text().endswith("and 170 more")
 
 
 def test_active_units_come_by_kl_and_collapsed_ones_are_folded_away(tab, site):

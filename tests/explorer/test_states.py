@@ -14,6 +14,7 @@ from latentd import bundle
 from latentd.client import Client
 from latentd.transport.tokens import new_token
 from tests.support.explorer import current, name_of, picture, visit, wait_shown
+from tests.support.latent_maps import toy_map
 from tests.support.server import RunningServer, free_port
 from tests.support.slow_engine import SLOW, slow_graph
 from tests.support.toy_bundle import PublishToy, toy_files
@@ -131,12 +132,44 @@ def test_points_of_nowhere_are_refused_in_words(tab, start_server, root):
     for here, said in (
         ("z:AAAA", "The address holds a point of another model."),
         ("here", "The address names no point: here"),
+        ("z:***", "The address holds a point that is not base64url."),
+        ("7:0:hot", "The address names no point: 7:0:hot"),
         ("row:5", "names a row that this model's map does not have"),
     ):
         tab.goto("about:blank")
         tab.goto(f"{site_of(server)}toy#here={here}")
         tab.locator("#notice:not([hidden])").wait_for()
         assert said in tab.locator("#notice").inner_text()
+
+
+def test_nonsense_in_the_address_is_named_and_left_out(tab, start_server, root):
+    server = start_server(root, http_port=0)
+    nonsense = "seed=abc&count=1e9&steps=-1&path=NO&axes=q&temperature=hot&version=x"
+    visit(tab, f"{site_of(server)}toy#view=samples&{nonsense}")
+    tab.locator("#view .wall button").first.wait_for()
+    for one in nonsense.split("&"):
+        assert f"The address says {one}; the page cannot use it." in tab.inner_text("#notice")
+
+
+def test_token_without_the_scope_of_the_map_sees_the_rest(tab, start_server, tmp_path, publish_toy):
+    publish_toy(tmp_path / "bundles", map_npz=toy_map().to_npz())
+    token, line = new_token("page", ["models", "generate"])
+    (tmp_path / "tokens").write_text(line)
+    server = start_server(tmp_path / "bundles", http_port=0, tokens=tmp_path / "tokens")
+    tab.goto(f"{site_of(server)}toy#here={name_of(Z)}")
+    tab.locator("#token input").fill(token)
+    tab.get_by_role("button", name="Use it").click()
+    wait_shown(tab, Z)
+    assert 'Scope "infer" required' in tab.locator("#view .hint").inner_text()
+
+
+def test_refusal_is_told_until_the_call_succeeds(tab, start_server, root):
+    server = start_server(root, http_port=0)
+    visit(tab, f"{site_of(server)}toy#view=samples&temperature=99")
+    tab.get_by_text("temperature: must be between 0 and 10").wait_for()
+    tab.get_by_label("Temperature").fill("0.5")
+    tab.locator("#view .wall button").first.wait_for()
+    tab.locator("#notice[hidden]").wait_for(state="attached")
 
 
 def test_busy_server_is_told_and_asked_again(tab, start_server, tmp_path, publish_toy):

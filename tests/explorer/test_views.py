@@ -234,6 +234,23 @@ def test_region_of_a_is_pasted_into_every_channel(tab, site, server):
     tab.wait_for_url(lambda url: address_of(tab).get("here") == name_of(here.ravel()))
 
 
+def test_region_beyond_the_latent_ends_at_its_edge(tab, site):
+    visit(tab, f"{site}spatial#view=spatial")
+    tab.get_by_label("Right").fill("99")
+    tab.get_by_label("Right").press("Tab")
+    tab.get_by_text("Region: columns 0 to 4, rows 0 to 4.").wait_for()
+
+
+def test_focus_stays_on_the_control_that_was_used(tab, site):
+    visit(tab, f"{site}toy#view=paths")
+    tab.get_by_role("button", name="Straight line (lerp)").focus()
+    tab.keyboard.press("Enter")
+    tab.locator("button[aria-pressed=true]:focus", has_text="lerp").wait_for()
+    tab.get_by_role("tab", name="Samples").focus()
+    tab.keyboard.press("Enter")
+    tab.locator("#tab-samples[aria-selected=true]:focus").wait_for()
+
+
 def test_texts_are_typed_and_sampled(tab, site):
     visit(tab, f"{site}text#view=samples&count=3")
     tab.locator("#view .wall output").nth(2).wait_for()

@@ -14,6 +14,10 @@ import {units} from "./view-units.js";
 
 const VIEWS = {map, units, paths, own, samples, spatial};
 const DEFAULTS = {view: "map", here: "7:0", a: "", b: "", seed: "7", count: "48", temperature: "1", steps: "9", path: "SLERP", axes: "", color: "label", version: ""};
+const ALLOWED = {
+  seed: /^\d{1,20}$/, count: /^[1-9]\d{0,5}$/, temperature: /^\d{1,2}(\.\d+)?$/, steps: /^\d{1,4}$/, path: /^(SLERP|LERP)$/,
+  axes: /^(components|units)?$/, color: /^(label|error|kl)$/, version: /^\d{0,9}$/,
+};  // a view and points have checks of their own
 const $ = (id) => document.getElementById(id);
 
 class App {
@@ -35,12 +39,14 @@ class App {
   /** Read the address and show what it says. */
   async #open() {
     clearTimeout(this.#writing);
-    this.state = {...DEFAULTS, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1)))};
+    const said = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+    const wrong = Object.keys(ALLOWED).filter((key) => key in said && !ALLOWED[key].test(said[key]));
+    this.state = {...DEFAULTS, ...said, ...Object.fromEntries(wrong.map((key) => [key, DEFAULTS[key]]))};
     try {
       await this.#loadModel();
       this.z = await resolve(this.state.here, this.model);
       this.#mount();
-      this.notice("");
+      this.notice(wrong.map((key) => `The address says ${key}=${said[key]}; the page cannot use it.`).join(" "));
     } catch (error) { this.#fail(error); }
   }
 
@@ -57,6 +63,8 @@ class App {
 
   #mount() {
     this.#view?.unmount?.();
+    const controls = () => [...$("tabs").children, ...$("view").querySelectorAll(".bar :is(button, input, select)")];
+    const focused = controls().indexOf(document.activeElement);
     const available = Object.entries(VIEWS).filter(([, view]) => view.suits(this.model));
     if (!available.some(([key]) => key === this.state.view)) this.state.view = "map";
     $("tabs").replaceChildren(...available.map(([key, view], i) => make("button", {
@@ -67,6 +75,7 @@ class App {
     $("here").replaceChildren(this.#panel());
     $("view").replaceChildren();
     this.#view = VIEWS[this.state.view].mount($("view"), this);
+    controls()[focused]?.focus();  // its successor: who uses the keyboard stays where they were
     return this.refresh();
   }
 
@@ -126,6 +135,7 @@ class App {
     clearTimeout(this.#writing);
     Object.assign(this.state, changes);
     history.pushState(null, "", this.#hash());
+    this.notice("");
     return this.#mount();
   }
 
@@ -147,8 +157,9 @@ class App {
     else this.notice(error.message);
   }
 
-  #showOutcome({ok, seconds, servedBy, error}) {
+  #showOutcome({ok, method, seconds, servedBy, error}) {
     if (ok) {
+      if (method === this.#refused) { this.#refused = ""; this.notice(""); }
       $("status").textContent = `ready, ${Math.round(seconds * 1000)} ms`;
       if (this.#trouble) { this.#trouble = false; this.notice(""); if (this.model) this.refresh(); }
       if (servedBy && this.model && servedBy.model === this.model.name && servedBy.digest !== this.model.digest && !this.state.version) this.#onSwap(servedBy);
@@ -157,6 +168,7 @@ class App {
     const again = {gone: "The server is gone. Trying again.", unavailable: "The server is loading or stopping. Trying again.",
       resource_exhausted: "The server is busy. Move again in a moment.", deadline_exceeded: "The server is busy: it did not answer in 20 seconds."}[error.code];
     this.#trouble = Boolean(again);
+    this.#refused = again ? "" : method;
     $("status").textContent = again ?? "refused";
     this.notice(again ?? error.message);
     if (["gone", "unavailable"].includes(error.code)) this.#poll();
@@ -164,6 +176,7 @@ class App {
     if (error.code === "resource_exhausted") setTimeout(() => this.refresh(), 1000 * Math.max(error.retryAfter, 0.5));
   }
 
+  #refused = "";  // the method whose refusal the notice tells
   #trouble = false;  // the last call failed in a way that passes
   #polling = 0;
 
@@ -189,7 +202,7 @@ class App {
   }
 
   #onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT|TEXTAREA|DIALOG/.test(event.target.tagName)) return;
+    if (!this.z || event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT|TEXTAREA|DIALOG/.test(event.target.tagName)) return;
     const tab = $("tabs").children[Number(event.key) - 1];
     if (tab) tab.click();
     if (event.key === "a" || event.key === "b") { this.set({[event.key]: nameOf(this.z)}); this.pins(); this.#view?.onPin?.(); }

@@ -10,7 +10,10 @@ export class Model {
     const model = new Model(info);
     if (!model.lacks("map")) {
       try { model.map = readMap(await call("GetMap", model.named), model); }
-      catch (error) { if (error.code !== "unimplemented") throw error; }  // an older server
+      catch (error) {
+        if (!["unimplemented", "permission_denied"].includes(error.code)) throw error;
+        model.mapRefusal = error.code === "permission_denied" ? error.message : "the server is older than maps";
+      }
     }
     return model;
   }
@@ -32,6 +35,7 @@ export class Model {
     this.columns = info.columns ?? [];
     this.sampleRate = info.sampleRate ?? 0;
     this.map = null;
+    this.mapRefusal = this.lacks("map") ?? "it keeps none";  // why there is no map
     const pictures = this.kind === "image" && !this.lacks("images") && !this.lacks("png");
     this.format = pictures ? "FORMAT_PNG" : this.kind === "text" ? "FORMAT_TEXT" : "FORMAT_RAW";
     this.isPicture = pictures;
@@ -53,11 +57,11 @@ export class Model {
   }
 
   /** Decode latents; returns rows as `show` draws them. */
-  async decode(latents, signal) {
+  async decode(latents) {
     const rows = [];
     for (let at = 0; at < latents.length; at += this.maxRows) {
       const part = latents.slice(at, at + this.maxRows);
-      const response = await call("Decode", {...this.named, z: toTensor(part, this.z), format: this.format}, signal);
+      const response = await call("Decode", {...this.named, z: toTensor(part, this.z), format: this.format});
       rows.push(...readRows(response.x));
     }
     return rows;

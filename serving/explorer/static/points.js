@@ -9,17 +9,18 @@ import {fromBase64, toBase64} from "./rpc.js";
 /** The latent that a name stands for, a Float32Array. Throws Error if it is no point of the model. */
 export async function resolve(name, model) {
   if (name.startsWith("z:")) {
+    if (!/^z:[\w-]*$/.test(name)) throw new Error("The address holds a point that is not base64url.");
     const bytes = fromBase64(name.slice(2).replaceAll("-", "+").replaceAll("_", "/"));
     if (bytes.length !== 4 * model.size) throw new Error("The address holds a point of another model.");
     return new Float32Array(bytes.buffer);
   }
   if (name.startsWith("row:")) {
-    const row = Number(name.slice(4));
-    if (!model.map?.complete || !(row in model.map.means)) throw new Error("The address names a row that this model's map does not have.");
-    return Float32Array.from(model.map.means[row]);
+    const row = name.slice(4);
+    if (!model.map?.complete || !/^\d+$/.test(row) || !(Number(row) in model.map.means)) throw new Error("The address names a row that this model's map does not have.");
+    return Float32Array.from(model.map.means[Number(row)]);
   }
-  const [seed, index = "0", temperature = "1"] = name.split(":");
-  if (!/^\d+$/.test(seed + index)) throw new Error(`The address names no point: ${name}`);
+  const [, seed, index = "0", temperature = "1"] = /^(\d+)(?::(\d+)(?::(\d+(?:\.\d+)?))?)?$/.exec(name) ?? [];
+  if (!seed) throw new Error(`The address names no point: ${name}`);
   if (model.lacks("sample")) return new Float32Array(model.size);
   return (await model.sample(seed, index, 1, Number(temperature))).z[0];
 }

@@ -13,15 +13,16 @@ let asking = null;
 export const hasToken = () => Boolean(token);
 const listeners = new Set();
 
-/** Tell `listener` of each call's end: {ok, code, message, seconds, servedBy}. */
+/** Tell `listener` of each call's end: {ok, method, seconds, servedBy, error}. */
 export function onCall(listener) { listeners.add(listener); }
 
 function report(outcome) { for (const listener of listeners) listener(outcome); }
 
-/** Call a method; returns the response as JSON. Throws RpcError; AbortError if the signal says so. */
-export async function call(method, request, signal) {
+/** Call a method; returns the response as JSON. Throws RpcError. */
+export async function call(method, request) {
   for (;;) {
     const started = performance.now();
+    const used = token;
     let response, body;
     try {
       response = await fetch(`/vae.v1.VaeService/${method}`, {
@@ -34,23 +35,22 @@ export async function call(method, request, signal) {
           ...(token && {authorization: `Bearer ${token}`}),
         },
         body: JSON.stringify(request),
-        signal,
       });
       body = await response.json().catch(() => ({}));
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
+    } catch {
       const gone = new RpcError("gone", "The server does not answer.", 2);
-      report({ok: false, error: gone});
+      report({ok: false, method, error: gone});
       throw gone;
     }
     if (response.ok) {
-      report({ok: true, seconds: (performance.now() - started) / 1000, servedBy: body.servedBy});
+      report({ok: true, method, seconds: (performance.now() - started) / 1000, servedBy: body.servedBy});
       return body;
     }
-    if (response.status === 401 && await askToken()) continue;
+    if (response.status === 401 && (used !== token || await askToken())) continue;  // another call may have asked meanwhile
     const error = new RpcError(body.code ?? (response.status === 404 ? "unimplemented" : "unknown"), body.message ?? response.statusText,
       Number(response.headers.get("retry-after")) || 0);
-    if (error.code !== "unimplemented") report({ok: false, error});  // an older server may lack a method
+    // Without a map the page works: an older server lacks it, a token may not allow it.
+    if (error.code !== "unimplemented" && !(method === "GetMap" && error.code === "permission_denied")) report({ok: false, method, error});
     throw error;
   }
 }

@@ -3,6 +3,7 @@
 import {color, extent, make, save} from "./show.js";
 
 const PALETTE = ["#3b7dd8", "#d8622f", "#2e9e6b", "#b8468c", "#8a6d1f", "#6c58c9", "#1f9aa8", "#c23b3b", "#6b8e23", "#77808f"];
+const LEGEND = 30;  // labels
 const STEP = 0.04;  // of the map's width, for each press of an arrow key
 
 export const map = {
@@ -46,7 +47,7 @@ class MapView {
       ...(model.map ? [option("components", "principal components", chosen)] : []), option("units", "the two units of most KL", chosen));
     const choices = [["label", "label", model.map?.labels.length], ["error", "reconstruction error", model.map?.error.length], ["kl", "KL", model.map?.kl.length]].filter(([, , has]) => has);
     this.color = (choices.find(([value]) => value === state.color) ?? choices[0])?.[0];
-    const colors = make("select", {onchange: () => { this.color = colors.value; app.set({color: this.color}); this.draw(); }},
+    const colors = make("select", {onchange: () => { this.color = colors.value; app.set({color: this.color}); this.colors = this.#colors(); this.draw(); }},
       ...choices.map(([value, text]) => option(value, text, this.color)));
     this.legend = make("div", {className: "legend"});
     element.append(
@@ -55,8 +56,9 @@ class MapView {
       make("div", {id: "map"}, this.canvas), this.legend,
       make("p", {className: "hint", textContent: model.map
         ? `${model.map.count.toLocaleString("en")} training rows. The model decodes the point under the pointer. Click keeps it.`
-        : `This model has no map of training rows (${model.lacks("map") ?? "it keeps none"}). The square shows -4 to 4 of both coordinates.`}));
+        : `There is no map of training rows (${model.mapRefusal}). The square shows -4 to 4 of both coordinates.`}));
     this.points = this.axes.positions;
+    this.colors = this.#colors();
     this.#fit();
     this.held = false;
     this.canvas.addEventListener("pointermove", (event) => { if (!this.held || event.buttons) this.#point(event); });
@@ -111,11 +113,12 @@ class MapView {
     }
     const names = [...new Set(map.labels)].sort((a, b) => a.localeCompare(b, "en", {numeric: true}));
     const of = new Map(names.map((name, i) => [name, PALETTE[i % PALETTE.length]]));
-    this.legend.replaceChildren(...names.slice(0, 30).map((name) => {
+    const more = names.length - LEGEND;
+    this.legend.replaceChildren(...names.slice(0, LEGEND).map((name) => {
       const dot = make("i");
       dot.style.background = of.get(name);
       return make("span", {}, dot, name);
-    }));
+    }), more > 0 ? `and ${more} more` : "");
     return map.labels.map((name) => of.get(name));
   }
 
@@ -128,11 +131,10 @@ class MapView {
     pen.scale(ratio, ratio);
     const x = (u) => (u - this.u[0]) / (this.u[1] - this.u[0]) * canvas.clientWidth;
     const y = (v) => (this.v[1] - v) / (this.v[1] - this.v[0]) * canvas.clientHeight;
-    const colors = this.#colors();
     const radius = Math.max(1.6, Math.min(4, canvas.clientWidth / 300));
     pen.globalAlpha = 0.65;
     this.points.forEach(([u, v], i) => {
-      pen.fillStyle = colors[i] ?? PALETTE[0];
+      pen.fillStyle = this.colors[i] ?? PALETTE[0];
       pen.beginPath();
       pen.arc(x(u), y(v), radius, 0, 7);
       pen.fill();

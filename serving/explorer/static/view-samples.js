@@ -18,7 +18,7 @@ class SamplesView {
       const input = make("input", {type: "number", value: state[key], ...properties, onchange: () => { if (input.reportValidity()) { app.set({[key]: input.value}); this.load(); } }});
       return input;
     };
-    this.seed = make("input", {type: "text", inputMode: "numeric", pattern: "[0-9]{1,19}", size: 12, value: state.seed, onchange: () => {
+    this.seed = make("input", {type: "text", inputMode: "numeric", pattern: "[0-9]{1,20}", size: 12, value: state.seed, onchange: () => {
       if (this.seed.reportValidity()) { app.set({seed: this.seed.value}); this.load(); }
     }});
     const said = make("output", {textContent: state.temperature});

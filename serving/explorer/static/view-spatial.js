@@ -16,7 +16,10 @@ class SpatialView {
     this.region = [0, 0, this.width, this.height];  // left, top, right, bottom
     const paste = (end) => make("button", {type: "button", textContent: `Paste the region of ${end.toUpperCase()} here`, onclick: () => this.#paste(end)});
     this.said = make("span", {className: "hint", role: "status"});
-    const number = (i, text, most) => make("label", {}, text, make("input", {type: "number", min: 0, max: most, value: this.region[i], onchange: (event) => { this.region[i] = Number(event.target.value); this.draw(); }}));
+    const number = (i, text, most) => make("label", {}, text, make("input", {type: "number", min: 0, max: most, value: this.region[i], onchange: (event) => {
+      this.region[i] = Math.min(most, Math.max(0, Math.round(Number(event.target.value)) || 0));
+      this.draw();
+    }}));
     this.fields = make("div", {className: "bar"}, number(0, "Left ", this.width), number(1, "Top ", this.height), number(2, "Right ", this.width), number(3, "Bottom ", this.height));
     this.grid = make("div", {className: "channels"});
     element.append(make("div", {className: "bar"}, paste("a"), paste("b"), this.said), this.fields, this.grid,
