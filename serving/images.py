@@ -42,8 +42,9 @@ FIT_OF_COMMAND: Final = "Pass --fit resize or --fit crop"
 
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _PNG_SIDES: Final = struct.Struct(f">{len(_PNG_START)}xII")
-_PNG_EXIF: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""A PNG with an orientation holds one of these, before its pixels or behind them."""
+_PNG_CHUNK: Final = struct.Struct(">I4s")  # the length of its content, and its kind
+_PNG_EXIF: Final = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""How chunks of text begin that hold EXIF or what may replace it."""
 
 _SCAN: Final = b"\xff\xda"
 _MAX_SCANS: Final = 100
@@ -210,7 +211,14 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _may_be_turned(png: bytes) -> bool:
-    return any(word in png for word in _PNG_EXIF)
+    """Whether a chunk of the PNG, before its pixels or behind them, can hold an orientation."""
+    at = 8  # behind the signature
+    while at + _PNG_CHUNK.size <= len(png):
+        length, kind = _PNG_CHUNK.unpack_from(png, at)
+        if kind == b"eXIf" or png.startswith(_PNG_EXIF, at + _PNG_CHUNK.size):
+            return True
+        at += length + 12
+    return False
 
 
 def _orientation(image: Image.Image, data: bytes, field: str) -> int:
@@ -229,8 +237,9 @@ def _orientation(image: Image.Image, data: bytes, field: str) -> int:
 
 def _check_header(image: ImageFile.ImageFile, size: tuple[int, int], field: str, how: str) -> None:
     """Raise InvalidArgument for what needs no pixels: other sides, in either order, and 16 bits."""
-    if sorted(image.size) == sorted(size):
-        if ";16" in repr(image.tile):  # the mode tells it of gray images only
+    if image.size in (size, size[::-1]):
+        # The mode tells it of gray images only. A tile is codec, place, offset, arguments.
+        if image.tile and ";16" in str(image.tile[0][3]):
             raise InvalidArgument(field, "16 bits per channel", f"{how} to convert it")
         return
     turn = pixels.orientation(image) if pixels.is_orientation_known(image) else 1

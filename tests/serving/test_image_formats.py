@@ -115,6 +115,27 @@ def test_exif_behind_the_pixels_of_a_png_is_applied(tmp_path: Path, fit: str) ->
         images.decode_files([late], wrong, "x")
 
 
+@pytest.mark.parametrize("kind", [b"iTXt", b"zTXt"])
+def test_orientation_in_text_behind_the_pixels_of_a_png_is_applied(
+    tmp_path: Path, kind: bytes
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    hexadecimal = f"\nexif\n  0\n{exif.tobytes().hex()}\n".encode()
+    body = {
+        b"iTXt": b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>',
+        b"zTXt": b"Raw profile type exif\0\0" + zlib.compress(hexadecimal),
+    }[kind]
+    png = file_of(picture("L"), "PNG")
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    late = png[:-12] + chunk + png[-12:]
+    (tmp_path / "late.png").write_bytes(late)
+    assert images.height_and_width(late, "x") == (12, 8)
+    x = DataSpec("image", (12, 8), "uint8", (0, 255))
+    (got,) = images.decode_files([late], x, "x")
+    np.testing.assert_array_equal(got, read_picture(tmp_path / "late.png", "L"))
+
+
 def test_damaged_pixels_before_late_exif_are_not_black() -> None:
     late = with_late_exif(file_of(picture("L"), "PNG", 3))
     at = late.index(b"IDAT") + 4
