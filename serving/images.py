@@ -40,8 +40,7 @@ NO_IMAGES: Final = "this model's data is not 8-bit images"
 FIT_OF_REQUEST: Final = "Use FIT_RESIZE or FIT_CROP"
 FIT_OF_COMMAND: Final = "Pass --fit resize or --fit crop"
 
-_PNG_START: Final = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_PNG_SIDES: Final = struct.Struct(f">{len(_PNG_START)}xII")
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNK: Final = struct.Struct(">I4s")  # the length of its content, and its kind
 _PNG_EXIF: Final = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 """How chunks of text begin that hold EXIF or what may replace it."""
@@ -50,12 +49,15 @@ _SCAN: Final = b"\xff\xda"
 _MAX_SCANS: Final = 100
 """Of a JPEG. Real ones have about ten; each of a few bytes can cost as much as all pixels."""
 
-_MAX_PIXELS_OF_ALL: Final = 1 << 30
-_SMALL: Final = 1 << 20  # pixels
+_MAX_PIXELS_OF_ALL: Final = 1 << 28
+"""Of the files of a request. Decoding so many takes 3 to 30 seconds, by the format."""
+
+LARGE: Final = 1 << 20
+"""Decoding so many pixels takes 10 to 100 ms."""
 
 
 class _Room:
-    """Lets threads decode large images of so many pixels in all; others wait. Pillow needs up to 16
+    """Lets threads decode large images of so many pixels in all; others wait. Pillow needs up to 20
     bytes for each."""
 
     def __init__(self, pixels: int) -> None:
@@ -80,7 +82,7 @@ _ROOM: Final = _Room(Image.MAX_IMAGE_PIXELS or 0)
 
 
 def _room(image: Image.Image) -> AbstractContextManager[None]:
-    return _ROOM.take(image) if image.width * image.height > _SMALL else nullcontext()
+    return _ROOM.take(image) if image.width * image.height > LARGE else nullcontext()
 
 
 def decode_files(files: Sequence[bytes], x: DataSpec, field: str, fit: str = "refuse") -> Pixels:
@@ -94,36 +96,29 @@ def decode_files(files: Sequence[bytes], x: DataSpec, field: str, fit: str = "re
     return rows
 
 
-def check_pixels(files: Sequence[bytes], field: str) -> None:
-    """Raise InvalidArgument if the files of a request have more pixels in all than are decoded: for
-    files of any size, as decoding so many takes about ten seconds. Faulty files do not count."""
+def count_pixels(files: Sequence[bytes], field: str) -> int:
+    """The pixels of all files of a request that are made to fit, by their headers. Unreadable files
+    do not count. Raises InvalidArgument if there are more than are decoded."""
     total = 0
     for index, data in enumerate(files):
         with contextlib.suppress(InvalidArgument):
-            height, width = _png_size(data) or _open(data, field, FORMATS).size
-            total += height * width
+            image = _open(data, field, FORMATS)
+            total += image.width * image.height
         if total > _MAX_PIXELS_OF_ALL:
             what = f"the first {index + 1} files have more than {_MAX_PIXELS_OF_ALL:,} pixels"
             raise InvalidArgument(field, what, "Send the files in several requests")
+    return total
 
 
 def height_and_width(
     file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None = None
 ) -> tuple[int, int]:
-    """Of an image file, after it is turned. Its header tells them, but for a PNG whose EXIF stands
-    behind its pixels: of bytes these are decoded, of a file that EXIF is ignored.
+    """Of an image file, after it is turned, by its header. Of a PNG that is not in memory, EXIF
+    behind the pixels is ignored: it is rare there.
 
     formats: as of decode_image. Raises InvalidArgument naming `field`.
     """
-    if isinstance(file, bytes) and (size := _png_size(file)):
-        return size
-    image = _open(file, field, formats)
-    if isinstance(file, bytes):
-        turn = _orientation(image, file, field)
-    else:
-        turn = pixels.orientation(image) if pixels.is_orientation_known(image) else 1
-    sides = (image.width, image.height)
-    return sides if turn in pixels.SWAPS_SIDES else sides[::-1]
+    return _upright(image := _open(file, field, formats), pixels.orientation(image, True))
 
 
 def decode_image(
@@ -144,9 +139,7 @@ def decode_image(
     """
     image, mode = _open(data, field, formats), "RGB" if x.shape[2:] == (3,) else "L"
     size = x.shape[0], x.shape[1]
-    if fit == "refuse":
-        _check_header(image, size, field, how)
-    turn = _orientation(image, data, field)
+    turn = pixels.orientation(image, header_only=True)
     if fit == "refuse":
         _check_lossless(image, turn, size, mode, field, how)
     try:
@@ -179,7 +172,7 @@ def _open(
     file: bytes | BinaryIO, field: str, formats: tuple[str, ...] | None
 ) -> ImageFile.ImageFile:
     """Read the header. Raises InvalidArgument."""
-    opened = io.BytesIO(file) if isinstance(file, bytes) else file
+    opened = io.BytesIO(_with_exif_first(file)) if isinstance(file, bytes) else file
     try:
         image = Image.open(opened, formats=formats)
     except MemoryError:
@@ -202,66 +195,46 @@ def _too_large(field: str) -> InvalidArgument:
     return InvalidArgument(field, f"more than {limit:,} pixels", "Use a smaller image")
 
 
-def _png_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a PNG without EXIF; None: any other file, or too large a PNG."""
-    if not data.startswith(_PNG_START) or len(data) < _PNG_SIDES.size or _may_be_turned(data):
-        return None
-    width, height = _PNG_SIDES.unpack_from(data)
-    return (height, width) if width * height <= (Image.MAX_IMAGE_PIXELS or math.inf) else None
+def _with_exif_first(file: bytes) -> bytes:
+    """The file. Of a PNG, what tells its orientation behind its pixels is repeated before them: so
+    Pillow need not decode them to look for it."""
+    if not file.startswith(_PNG_SIGNATURE):
+        return file
+    at, first_pixels, late = len(_PNG_SIGNATURE), 0, []
+    while at + _PNG_CHUNK.size <= len(file):
+        length, kind = _PNG_CHUNK.unpack_from(file, at)
+        end = at + length + 12
+        if kind == b"IDAT":
+            first_pixels = first_pixels or at
+        elif first_pixels and (kind == b"eXIf" or file.startswith(_PNG_EXIF, at + _PNG_CHUNK.size)):
+            late.append(file[at:end])
+        at = end
+    return b"".join((file[:first_pixels], *late, file[first_pixels:])) if late else file
 
 
-def _may_be_turned(png: bytes) -> bool:
-    """Whether a chunk of the PNG, before its pixels or behind them, can hold an orientation."""
-    at = 8  # behind the signature
-    while at + _PNG_CHUNK.size <= len(png):
-        length, kind = _PNG_CHUNK.unpack_from(png, at)
-        if kind == b"eXIf" or png.startswith(_PNG_EXIF, at + _PNG_CHUNK.size):
-            return True
-        at += length + 12
-    return False
-
-
-def _orientation(image: Image.Image, data: bytes, field: str) -> int:
-    """As pixels.orientation, but pixels are decoded only of a PNG that may have EXIF behind them.
-    Raises InvalidArgument if they are damaged."""
-    if image.format == "PNG" and not _may_be_turned(data):
-        return 1
-    try:
-        with nullcontext() if pixels.is_orientation_known(image) else _room(image):
-            return pixels.orientation(image)
-    except MemoryError:
-        raise
-    except Exception:
-        raise InvalidArgument(field, _DAMAGED) from None
-
-
-def _check_header(image: ImageFile.ImageFile, size: tuple[int, int], field: str, how: str) -> None:
-    """Raise InvalidArgument for what needs no pixels: other sides, in either order, and 16 bits."""
-    if image.size in (size, size[::-1]):
-        # The mode tells it of gray images only. A tile is codec, place, offset, arguments.
-        if image.tile and ";16" in str(image.tile[0][3]):
-            raise InvalidArgument(field, "16 bits per channel", f"{how} to convert it")
-        return
-    turn = pixels.orientation(image) if pixels.is_orientation_known(image) else 1
-    raise _wrong_size(image, turn, size, field, how)
-
-
-def _wrong_size(
-    image: Image.Image, turn: int, size: tuple[int, int], field: str, how: str
-) -> InvalidArgument:
-    width, height = image.size[::-1] if turn in pixels.SWAPS_SIDES else image.size
-    what = f"expected {size[1]} x {size[0]} pixels (width x height), got {width} x {height}"
-    return InvalidArgument(field, what, f"{how} to resize it")
+def _upright(image: Image.Image, turn: int) -> tuple[int, int]:
+    """Height and width after it is turned."""
+    return image.size if turn in pixels.SWAPS_SIDES else (image.height, image.width)
 
 
 def _check_lossless(
-    image: Image.Image, turn: int, size: tuple[int, int], mode: str, field: str, how: str
+    image: ImageFile.ImageFile,
+    turn: int,
+    size: tuple[int, int],
+    mode: str,
+    field: str,
+    how: str,
 ) -> None:
     """Raise InvalidArgument unless the image becomes pixels of this size and mode without loss."""
-    if (image.size if turn in pixels.SWAPS_SIDES else image.size[::-1]) != size:
-        raise _wrong_size(image, turn, size, field, how)
+    height, width = _upright(image, turn)
+    if (height, width) != size:
+        what = f"expected {size[1]} x {size[0]} pixels (width x height), got {width} x {height}"
+        raise InvalidArgument(field, what, f"{how} to resize it")
     if image.mode == "F":
         return  # no fit converts it, as the conversion says
+    # The mode tells it of gray images only. A tile is codec, place, offset, arguments.
+    if image.tile and ";16" in str(image.tile[0][3]):
+        raise InvalidArgument(field, "16 bits per channel", f"{how} to convert it")
     if image.mode not in _ACCEPTED_MODES[mode] or image.has_transparency_data:
         transparent = " with transparency" if image.has_transparency_data else ""
         what = f"expected an image of mode {mode}, got mode {image.mode}{transparent}"

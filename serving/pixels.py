@@ -33,6 +33,9 @@ _UPRIGHT: Final = {
 """EXIF orientation -> the operation that turns the picture upright. 1 is upright already."""
 
 _TAG: Final = 0x0112
+_HOLDERS: Final = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+"""What an image's info has if there may be an orientation."""
+
 _SIXTEEN_BITS: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # I: of 32, which must not use them
 
 
@@ -40,24 +43,22 @@ class NoRuleError(ValueError):
     """Pixels that have no conversion to 8 bits; the message names them."""
 
 
-def is_orientation_known(image: Image.Image) -> bool:
-    """Whether `orientation` needs the header only. A PNG without EXIF there may have it behind its
-    pixels."""
-    return image.format != "PNG" or not {"exif", "Raw profile type exif"}.isdisjoint(image.info)
-
-
-def orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image, header_only: bool = False) -> int:
     """The EXIF orientation, 1 to 8; 1 if the EXIF is missing or damaged.
 
-    Raises what Pillow raises if the pixels must be decoded and are damaged. Only the tag is read:
+    header_only: do not decode a PNG's pixels to look for EXIF behind them
+    Raises what Pillow raises if the pixels are damaged. Only the tag is read:
     ImageOps.exif_transpose also rewrites the EXIF, which fails for that of some cameras.
     """
     if image.format == "TIFF":
         return 1  # Pillow turns it as it reads the pixels
-    if not is_orientation_known(image):
-        image.load()  # getexif would do it, and its error would be lost below
+    if image.format == "PNG" and not header_only:
+        image.load()
+    if _HOLDERS.isdisjoint(image.info):
+        return 1
     try:
-        return int(image.getexif().get(_TAG, 1))
+        # PNG's own getexif would decode the pixels, and hide that they are damaged.
+        return int(Image.Image.getexif(image).get(_TAG, 1))
     except MemoryError:
         raise
     except Exception:  # a foreign file can make Pillow raise anything
@@ -90,7 +91,7 @@ def to_pixels(
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    image.load()  # raises if the file is damaged; `convert` may hide it
+    image.load()  # if the file is damaged, it raises here and not in `convert`
     if image.mode in _SIXTEEN_BITS:
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 0xFFFF:

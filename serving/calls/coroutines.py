@@ -15,6 +15,7 @@ The names are those of asyncio and concurrent.futures.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -135,11 +136,24 @@ class _Task:
 
 
 _executor: Final = ThreadPoolExecutor(thread_name_prefix="offload")
+_long_executor: Final = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="long-offload")
 
 
 def run_in_executor(function: Callable[..., T], *args: Any) -> Future[T]:
     """Run `function` in the thread pool: for work of milliseconds that no batcher does, so that no
     other call waits for it. The coroutine that awaits the future continues in the pool's thread."""
+    return _submit(_executor, function, args)
+
+
+def run_long_in_executor(function: Callable[..., T], *args: Any) -> Future[T]:
+    """As run_in_executor, in a pool of its own: for work of seconds, for which that of milliseconds
+    must not wait."""
+    return _submit(_long_executor, function, args)
+
+
+def _submit(
+    executor: ThreadPoolExecutor, function: Callable[..., T], args: tuple[Any, ...]
+) -> Future[T]:
     future: Future[T] = Future()
 
     def run() -> None:
@@ -150,5 +164,5 @@ def run_in_executor(function: Callable[..., T], *args: Any) -> Future[T]:
         else:
             future.set_result(result)
 
-    _executor.submit(run)
+    executor.submit(run)
     return future

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from latentd import capabilities, codec, images, latents
 from latentd.bundle import DataSpec, RowShapes
 from latentd.calls.context import CallContext
-from latentd.calls.coroutines import run_in_executor
+from latentd.calls.coroutines import Future, run_in_executor, run_long_in_executor
 from latentd.decoding import Sampled
 from latentd.errors import InvalidArgument, PermissionDenied
 from latentd.latents import POSTERIOR, Latents, Noise, NoiseRange
@@ -300,8 +300,11 @@ async def read_rows(
         limit = max_rows or model.max_rows(shapes, contributions)
         return codec.read_rows(rows, shapes.x, limit, field)
 
-    slow = of_files or _are_slow(rows, model.manifest.default.x)
-    return await run_in_executor(read) if slow else read()
+    if of_files:
+        run = await _executor_of(rows.images, model, f"{field}.images")
+        found: tuple[codec.Array, Counts | None] = await run(read)
+        return found
+    return await run_in_executor(read) if _are_slow(rows, model.manifest.default.x) else read()
 
 
 async def read_rows_lenient(
@@ -309,11 +312,27 @@ async def read_rows_lenient(
 ) -> tuple[codec.Array, Counts | None, dict[int, str]]:
     """As read_rows, but a bad row does not reject the message; see codec.decode_rows_lenient."""
     if rows.WhichOneof("content") == "images":
-        return await run_in_executor(_read_files_lenient, rows, model, field, contributions)
+        run = await _executor_of(rows.images, model, f"{field}.images")
+        lenient: tuple[codec.Array, Counts | None, dict[int, str]]
+        lenient = await run(_read_files_lenient, rows, model, field, contributions)
+        return lenient
     shapes = _shapes_of_rows(rows, model, field)
     limit = model.max_rows(shapes, contributions)
     read = functools.partial(codec.decode_rows_lenient, rows, shapes.x, limit, field)
     return await run_in_executor(read) if _are_slow(rows, shapes.x) else read()
+
+
+async def _executor_of(
+    files: pb.Images, model: ServedModel, field: str
+) -> Callable[..., Future[Any]]:
+    """Where files are read: those of many pixels apart, so that no other work waits for them. Files
+    that are not made to fit have as many as rows of the model. Raises InvalidArgument."""
+    if codec.read_fit(files, f"{field}.fit") == "refuse":
+        return run_in_executor
+    most = model.max_rows(model.manifest.smallest)
+    codec.check_rows(len(files.files), most, f"{field}.files")  # before headers are read
+    count = await run_in_executor(images.count_pixels, files.files, f"{field}.files")
+    return run_long_in_executor if count > images.LARGE else run_in_executor
 
 
 def _read_files_lenient(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from latentd import images
 from latentd.bundle import DataSpec
@@ -136,6 +136,12 @@ def test_orientation_in_text_behind_the_pixels_of_a_png_is_applied(
     np.testing.assert_array_equal(got, read_picture(tmp_path / "late.png", "L"))
 
 
+def test_size_of_a_png_with_late_exif_needs_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = with_late_exif(file_of(picture("L"), "PNG", 6))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert images.height_and_width(late, "x") == (12, 8)
+
+
 def test_damaged_pixels_before_late_exif_are_not_black() -> None:
     late = with_late_exif(file_of(picture("L"), "PNG", 3))
     at = late.index(b"IDAT") + 4
@@ -201,18 +207,18 @@ def test_other_formats_are_refused_and_the_accepted_named(form: str) -> None:
 def test_bomb_is_refused_by_its_header(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = file_of(Image.new("RGB", (40, 40)), form)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
-    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("pixels are decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
     with images.pillow_warnings_ignored(), pytest.raises(InvalidArgument, match="1,500 pixels"):
         images.decode_files([data], SPECS["RGB"], "x", "crop")
 
 
 def test_files_of_a_request_have_a_limit_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [file_of(picture("RGB"), form) for form in MODES] + [b"no file"]
-    images.check_pixels(files, "x")
+    assert images.count_pixels(files, "x") == 3 * 12 * 8
     monkeypatch.setattr(images, "_MAX_PIXELS_OF_ALL", 2 * 12 * 8)
-    images.check_pixels(files[:2], "x")
+    images.count_pixels(files[:2], "x")
     with pytest.raises(InvalidArgument, match="x: the first 3 files have more than 192 pixels"):
-        images.check_pixels(files, "x")
+        images.count_pixels(files, "x")
 
 
 def test_jpeg_of_many_scans_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,23 @@ def test_fit_is_checked(client: Client, server: Any, photo: Path) -> None:
         call = VaeServiceStub(channel).Encode
         with pytest.raises(grpc.RpcError, match=r"x\.images\.fit: unknown enum value 9"):
             call(pb.EncodeRequest(x=rows))
+
+
+def test_other_calls_do_not_wait_for_large_files(server: Any) -> None:
+    large = io.BytesIO()
+    Image.new("RGB", (1500, 1000)).save(large, "JPEG")
+    request = pb.EncodeRequest(
+        x=pb.Rows(images=pb.Images(files=[large.getvalue()], fit=pb.FIT_RESIZE))
+    )
+    pool = (os.cpu_count() or 1) + 4  # of the threads that other work has, at most 32
+    with grpc.insecure_channel(server.target) as channel:
+        stub = VaeServiceStub(channel)
+        with images._ROOM.take(Image.new("L", (9400, 9500))):  # none is left
+            waiting = [stub.Encode.future(request, timeout=60) for _ in range(2 * pool)]
+            x = pb.Rows(images=pb.Images(files=images.encode_files(blocks(1, 32, 32))))
+            stub.Reconstruct(pb.ReconstructRequest(x=x, format=pb.FORMAT_PNG), timeout=30)
+            assert not any(call.done() for call in waiting)
+        assert {call.result().mean.shape[0] for call in waiting} == {1}
 
 
 @pytest.mark.parametrize("form", FORMS)
