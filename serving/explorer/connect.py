@@ -103,6 +103,8 @@ async def _call(method: Any, call: Caller, request: Request) -> Response:
     timeout = request.headers.get("connect-timeout-ms", "")
     if timeout and not re.fullmatch(r"[0-9]{1,10}", timeout):
         return _error(_invalid("connect-timeout-ms", "must be an integer of 1 to 10 digits"))
+    if timeout and not int(timeout):  # gRPC may still answer a call that has no time at all
+        return _error(Answer("DEADLINE_EXCEEDED", "connect-timeout-ms is 0."))
     request_type: type[Message] = getattr(pb, method.input_type.name)
     response_type: type[Message] = getattr(pb, method.output_type.name)
 

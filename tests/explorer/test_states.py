@@ -175,7 +175,8 @@ def test_refusal_is_told_until_the_call_succeeds(tab, start_server, root):
 def test_busy_server_is_told_and_asked_again(tab, start_server, tmp_path, publish_toy):
     decoder = slow_graph(toy_files()[bundle.DECODER], 3_000_000)
     publish_toy(tmp_path, decoder_onnx=decoder)
-    server = start_server(tmp_path, http_port=0, queue_rows=1, max_batch_rows=1)
+    # aio: a batcher's thread runs every batch, and calls that arrive meanwhile wait.
+    server = start_server(tmp_path, http_port=0, queue_rows=1, max_batch_rows=1, listener="aio")
     visit(tab, f"{site_of(server)}toy#view=units&here={name_of(Z)}")
     tab.locator('.unit[data-unit="2"] img').first.wait_for()
     with Client(server.target, attempts=1) as client, ThreadPoolExecutor(2) as others:
@@ -190,3 +191,17 @@ def test_busy_server_is_told_and_asked_again(tab, start_server, tmp_path, publis
     z = Z.copy()
     z[0] = 0.25
     wait_shown(tab, z)
+
+
+def test_back_and_forward_show_what_was_there_and_read_the_model_once(tab, start_server, root):
+    server = start_server(root, http_port=0)
+    visit(tab, f"{site_of(server)}toy#view=map&here={name_of(Z)}")
+    for view in ("units", "samples", "paths"):
+        tab.locator(f"#tab-{view}").click()
+    for view in ("samples", "units"):
+        tab.go_back()
+        tab.locator(f"#tab-{view}[aria-selected=true]").wait_for()
+    tab.go_forward()
+    tab.locator("#tab-samples[aria-selected=true]").wait_for()
+    np.testing.assert_array_equal(current(tab), Z)
+    assert server.calls("GetModel") == 1

@@ -229,6 +229,7 @@ def test_region_of_a_is_pasted_into_every_channel(tab, site, server):
         tab.get_by_label(label).fill(str(value))
         tab.get_by_label(label).press("Tab")
     tab.get_by_role("button", name="Paste the region of A here").click()
+    tab.wait_for_url("**region=1%2C0%2C3%2C2**")
     here[:, 0:2, 1:3] = 1
     wait_shown(tab, here.ravel())
     tab.wait_for_url(lambda url: address_of(tab).get("here") == name_of(here.ravel()))
@@ -310,6 +311,16 @@ def test_number_keys_choose_a_view(tab, site):
     visit(tab, f"{site}toy")
     tab.keyboard.press("2")
     tab.locator("#tab-units[aria-selected=true]").wait_for()
+
+
+def test_arrow_keys_move_between_tabs(tab, site):
+    visit(tab, f"{site}toy")
+    tab.locator("#tab-map").focus()
+    tab.keyboard.press("ArrowRight")
+    tab.locator("#tab-units[aria-selected=true]:focus").wait_for()
+    tab.keyboard.press("ArrowLeft")
+    tab.keyboard.press("ArrowLeft")
+    tab.locator("#tab-samples[aria-selected=true]:focus").wait_for()
 
 
 def test_touch_moves_the_point(browser, site):

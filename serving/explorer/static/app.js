@@ -13,11 +13,15 @@ import {spatial} from "./view-spatial.js";
 import {units} from "./view-units.js";
 
 const VIEWS = {map, units, paths, own, samples, spatial};
-const DEFAULTS = {view: "map", here: "7:0", a: "", b: "", seed: "7", count: "48", temperature: "1", steps: "9", path: "SLERP", axes: "", color: "label", version: ""};
+const DEFAULTS = {view: "map", here: "7:0", a: "", b: "", seed: "7", count: "48", temperature: "1", steps: "9", path: "SLERP", axes: "", color: "label", region: "", version: ""};
 const ALLOWED = {
   seed: /^\d{1,20}$/, count: /^[1-9]\d{0,5}$/, temperature: /^\d{1,2}(\.\d+)?$/, steps: /^\d{1,4}$/, path: /^(SLERP|LERP)$/,
-  axes: /^(components|units)?$/, color: /^(label|error|kl)$/, version: /^\d{0,9}$/,
+  axes: /^(components|units)?$/, color: /^(label|error|kl)$/, region: /^(\d{1,5}(,\d{1,5}){3})?$/, version: /^\d{0,9}$/,
 };  // a view and points have checks of their own
+const PASSING = {
+  gone: "The server is gone. Trying again.", unavailable: "The server is loading or stopping. Trying again.",
+  resource_exhausted: "The server is busy. Trying again.", deadline_exceeded: "The server is busy: it did not answer in 20 seconds. Trying again.",
+};  // what is said of errors that pass, by their codes
 const $ = (id) => document.getElementById(id);
 
 class App {
@@ -31,24 +35,31 @@ class App {
   async start() {
     onCall((outcome) => this.#showOutcome(outcome));
     addEventListener("hashchange", () => this.#open());
+    $("tabs").addEventListener("keydown", (event) => this.#onTabKey(event));
     addEventListener("keydown", (event) => this.#onKey(event));
     $("model").addEventListener("change", () => { location.href = `${encodeURIComponent($("model").value)}`; });
     await this.#open();
   }
 
-  /** Read the address and show what it says. */
-  async #open() {
+  #opening = new Latest();
+
+  /** Read the address and show what it says: the newest only, if somebody goes back and forth. */
+  #open() { return this.#opening.run(() => this.#read()); }
+
+  async #read() {
     clearTimeout(this.#writing);
     const said = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
     const wrong = Object.keys(ALLOWED).filter((key) => key in said && !ALLOWED[key].test(said[key]));
     this.state = {...DEFAULTS, ...said, ...Object.fromEntries(wrong.map((key) => [key, DEFAULTS[key]]))};
     try {
-      await this.#loadModel();
+      if (this.#loaded !== this.state.version) await this.#loadModel();
       this.z = await resolve(this.state.here, this.model);
       this.#mount();
       this.notice(wrong.map((key) => `The address says ${key}=${said[key]}; the page cannot use it.`).join(" "));
     } catch (error) { this.#fail(error); }
   }
+
+  #loaded = null;  // the version that the address named when the model was read
 
   async #loadModel() {
     const wanted = decodeURIComponent(location.pathname.split("/").at(-1));
@@ -59,6 +70,7 @@ class App {
     const {models = []} = await call("ListModels", {});
     const names = [...new Set([this.model.name, ...models.filter((one) => one.state === "MODEL_STATE_READY").map((one) => one.version.model)])].sort();
     $("model").replaceChildren(...names.map((name) => make("option", {value: name, textContent: name, selected: name === this.model.name})));
+    this.#loaded = this.state.version;
   }
 
   #mount() {
@@ -153,7 +165,7 @@ class App {
 
   #fail(error) {
     if (!(error instanceof RpcError)) { this.notice(error.message); return; }
-    if (error.code === "gone" || error.code === "unavailable") setTimeout(() => this.#open(), 2000);
+    if (PASSING[error.code]) setTimeout(() => this.#open(), 1000 * Math.max(error.retryAfter, 1));
     else this.notice(error.message);
   }
 
@@ -161,19 +173,18 @@ class App {
     if (ok) {
       if (method === this.#refused) { this.#refused = ""; this.notice(""); }
       $("status").textContent = `ready, ${Math.round(seconds * 1000)} ms`;
-      if (this.#trouble) { this.#trouble = false; this.notice(""); if (this.model) this.refresh(); }
+      if (this.#trouble) { this.#trouble = false; this.notice(""); if (this.z) this.refresh(); }
       if (servedBy && this.model && servedBy.model === this.model.name && servedBy.digest !== this.model.digest && !this.state.version) this.#onSwap(servedBy);
       return;
     }
-    const again = {gone: "The server is gone. Trying again.", unavailable: "The server is loading or stopping. Trying again.",
-      resource_exhausted: "The server is busy. Move again in a moment.", deadline_exceeded: "The server is busy: it did not answer in 20 seconds."}[error.code];
+    const again = PASSING[error.code];
     this.#trouble = Boolean(again);
     this.#refused = again ? "" : method;
     $("status").textContent = again ?? "refused";
     this.notice(again ?? error.message);
     if (["gone", "unavailable"].includes(error.code)) this.#poll();
     else if (error.code === "not_found" && this.model && !this.state.version) this.#onSwap(null);
-    if (error.code === "resource_exhausted") setTimeout(() => this.refresh(), 1000 * Math.max(error.retryAfter, 0.5));
+    else if (again && this.z) setTimeout(() => this.refresh(), 1000 * Math.max(error.retryAfter, 0.5));
   }
 
   #refused = "";  // the method whose refusal the notice tells
@@ -199,6 +210,15 @@ class App {
       this.#mount();
       this.notice(`The server now serves version ${this.model.version}; it was ${before}.`);
     } catch (error) { this.#fail(error); } finally { this.#swapping = false; }
+  }
+
+  #onTabKey(event) {
+    const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+    if (!step) return;
+    const tabs = [...$("tabs").children];
+    const next = (tabs.indexOf(document.activeElement) + step + tabs.length) % tabs.length;
+    tabs[next].click();
+    $("tabs").children[next].focus();
   }
 
   #onKey(event) {

@@ -44,7 +44,7 @@ class MapView {
     this.canvas = make("canvas", {tabIndex: 0, role: "application", "aria-label": "Map of the latent space. Arrow keys move the current point."});
     const option = (value, text, now) => make("option", {value, textContent: text, selected: value === now});
     const axes = make("select", {onchange: () => app.go({axes: axes.value})},
-      ...(model.map ? [option("components", "principal components", chosen)] : []), option("units", "the two units of most KL", chosen));
+      ...(model.map ? [option("components", "principal components", chosen)] : []), option("units", model.map ? "the two units of most KL" : "the first two units", chosen));
     const choices = [["label", "label", model.map?.labels.length], ["error", "reconstruction error", model.map?.error.length], ["kl", "KL", model.map?.kl.length]].filter(([, , has]) => has);
     this.color = (choices.find(([value]) => value === state.color) ?? choices[0])?.[0];
     const colors = make("select", {onchange: () => { this.color = colors.value; app.set({color: this.color}); this.colors = this.#colors(); this.draw(); }},

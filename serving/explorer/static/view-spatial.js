@@ -13,12 +13,14 @@ class SpatialView {
   constructor(element, app) {
     this.app = app;
     [this.channels, this.height, this.width] = app.model.z;
-    this.region = [0, 0, this.width, this.height];  // left, top, right, bottom
+    const said = app.state.region.split(",").map(Number);
+    this.region = said.length === 4 ? said : [0, 0, this.width, this.height];  // left, top, right, bottom
+    this.#clamp();
     const paste = (end) => make("button", {type: "button", textContent: `Paste the region of ${end.toUpperCase()} here`, onclick: () => this.#paste(end)});
     this.said = make("span", {className: "hint", role: "status"});
     const number = (i, text, most) => make("label", {}, text, make("input", {type: "number", min: 0, max: most, value: this.region[i], onchange: (event) => {
-      this.region[i] = Math.min(most, Math.max(0, Math.round(Number(event.target.value)) || 0));
-      this.draw();
+      this.region[i] = Math.max(0, Math.round(Number(event.target.value)) || 0);
+      this.#chosen();
     }}));
     this.fields = make("div", {className: "bar"}, number(0, "Left ", this.width), number(1, "Top ", this.height), number(2, "Right ", this.width), number(3, "Bottom ", this.height));
     this.grid = make("div", {className: "channels"});
@@ -28,6 +30,17 @@ class SpatialView {
   }
 
   onMove() { this.draw(); }
+
+  #clamp() {
+    const most = [this.width, this.height, this.width, this.height];
+    this.region = this.region.map((edge, i) => Math.min(edge, most[i]));
+  }
+
+  #chosen() {
+    this.#clamp();
+    this.app.set({region: this.region.join(",")});
+    this.draw();
+  }
 
   draw() {
     const area = this.width * this.height;
@@ -57,7 +70,7 @@ class SpatialView {
       if (!start) return;
       const end = cell(event);
       this.region = [Math.min(start[0], end[0]), Math.min(start[1], end[1]), Math.max(start[0], end[0]) + 1, Math.max(start[1], end[1]) + 1];
-      this.draw();
+      this.#chosen();
     });
   }
 
