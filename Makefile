@@ -108,7 +108,7 @@ $(VENV)/browser: $(VENV)/installed
 	@touch $@
 
 test-explorer: $(VENV)/browser  ## the explorer in a real Chromium (needs Debian's chromium)
-	$(PYTEST) $(PARALLEL) -m browser tests/explorer
+	$(PYTEST) -n 2 --dist loadfile -m browser tests/explorer
 
 test-operate: install  ## images, manifests, alerts, dashboard (needs kubectl and Debian's prometheus, nginx, haproxy)
 	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[operate]'
