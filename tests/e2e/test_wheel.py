@@ -114,7 +114,7 @@ def test_wheel_holds_every_module(wheel):
     for folder, package in PACKAGES.items():
         for path in (ROOT / folder).rglob("*"):
             if (
-                path.suffix in (".json", ".onnx", ".py", ".pyi", ".typed")
+                path.suffix in (".css", ".html", ".js", ".json", ".onnx", ".py", ".pyi", ".typed")
                 and "__pycache__" not in path.parts
             ):
                 expected.add(f"{package}/{path.relative_to(ROOT / folder)}")

@@ -124,7 +124,7 @@ def test_plan_of_an_older_release_is_rejected(jobs, npy, tmp_path, capsys):
     plan = tmp_path / "out" / "plan.json"
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"format": 2}))
     assert jobs.run(npy, tmp_path / "out") == 78
-    assert "plan.json has format 2; this release reads 3" in capsys.readouterr().err
+    assert "plan.json has format 2; this release reads 4" in capsys.readouterr().err
 
 
 def test_other_bundle_is_rejected(jobs, npy, tmp_path, publish_toy, capsys):

@@ -106,7 +106,7 @@ def check_errors(client: InferenceServerClient) -> None:
     assert "sequence_id" in code(client.infer, "toy:encode", images, sequence_id=3)
     shared = InferInput("x", X.shape, "UINT8")
     shared.set_shared_memory("region", X.nbytes)
-    assert "shared_memory_region" in code(client.infer, "toy:encode", [shared])
+    assert "does not share memory" in code(client.infer, "toy:encode", [shared])
     assert "DEADLINE_EXCEEDED" in code(client.infer, "toy:encode", images, timeout=1)
     slow = inputs(x=("UINT8", np.zeros((256, 4, 4), np.uint8)))
     late = code(client.infer, "toy:score", slow, parameters={"draws": 1024}, client_timeout=0.02)
