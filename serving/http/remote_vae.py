@@ -79,12 +79,22 @@ class Scaling:
     def to_published(self, z: Array, manifest: Manifest) -> Array:
         """The latents of vae.v1, float32."""
         scale, shift = _constants(manifest)
-        return _float32(((z.astype(np.float64) / self._scale + self._shift) - shift) * scale)
+        with np.errstate(all="ignore"):  # Decode refuses infinity
+            z = ((z.astype(np.float64) / self._scale + self._shift) - shift) * scale
+        return _float32(z)
 
     def from_published(self, z: Array, manifest: Manifest) -> Array:
-        """The client's latents, float32."""
+        """The client's latents, float32. Raises InvalidArgument."""
         scale, shift = _constants(manifest)
-        return _float32(((z.astype(np.float64) / scale + shift) - self._shift) * self._scale)
+        with np.errstate(all="ignore"):
+            z = _float32(((z.astype(np.float64) / scale + shift) - self._shift) * self._scale)
+        if not np.isfinite(z).all():
+            raise InvalidArgument(
+                "scaling_factor, shift_factor",
+                "the latents scaled by them are beyond float32",
+                "Send the constants of the model",
+            )
+        return z
 
 
 class Decode:
@@ -204,7 +214,7 @@ def _constants(manifest: Manifest) -> tuple[Array, Array]:
 
 
 def _float32(values: Array) -> Array:
-    with np.errstate(over="ignore"):  # infinity is refused by who reads it
+    with np.errstate(over="ignore"):
         found: Array = values.astype(np.float32)
     return found
 
