@@ -36,6 +36,7 @@ _SAVED: Final[dict[str, dict[str, Any]]] = {
 
 _DAMAGED: Final = "damaged image file: its pixels cannot be read"
 _GRID_SIDE: Final = 1024  # pixels
+_MAX_SIDE: Final = {"JPEG": 65_500, "WEBP": 16_383}  # pixels, of a file
 NO_IMAGES: Final = "this model's data is not 8-bit images"
 FIT_OF_REQUEST: Final = "Use FIT_RESIZE or FIT_CROP"
 FIT_OF_COMMAND: Final = "Pass --fit resize or --fit crop"
@@ -253,14 +254,20 @@ def encode_files(rows: Iterable[Pixels], form: str = "PNG") -> list[bytes]:
 
 def make_grid(rows: Pixels, columns: int = 0, form: str = "PNG") -> bytes:
     """All rows in one file with `columns` columns (0: square), enlarged by a whole factor to about
-    a thousand pixels."""
+    a thousand pixels. Raises InvalidArgument if a file of this form cannot be so large."""
     count, height, width = rows.shape[:3]
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     lines = -(-count // columns)
     gap = 1 + max(height, width) // 16
-    canvas = np.full(
-        (lines * (height + gap) - gap, columns * (width + gap) - gap, *rows.shape[3:]), 255, "u1"
-    )
+    sides = lines * (height + gap) - gap, columns * (width + gap) - gap
+    if max(sides) > _MAX_SIDE.get(form, math.inf):
+        raise InvalidArgument(
+            "columns",
+            f"a grid of {lines} x {columns} pictures has {sides[1]} x {sides[0]} pixels; "
+            f"{form} takes {_MAX_SIDE[form]} a side",
+            "Ask for fewer pictures, another number of columns, or PNG",
+        )
+    canvas = np.full((*sides, *rows.shape[3:]), 255, "u1")
     for index, row in enumerate(rows):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = row

@@ -128,6 +128,7 @@ def test_texts_are_lines(start_server, tmp_path):
         ("/sample/toy.gif", 400, "unknown kind of file .gif. Use .png, .jpg"),
         ("/sample/other.png", 404, "Model 'other' is not served; served models: toy."),
         ("/sample/toy.png?version=9", 404, "toy version 9 is not served"),
+        ("/sample/toy.webp?count=4096&columns=1", 400, "WEBP takes 16383 a side"),
         ("/sample/toy.png?draw_x=maybe", 400, "draw_x: 'maybe' is neither true nor false"),
     ],
 )
