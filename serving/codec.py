@@ -56,6 +56,8 @@ _DTYPES: Final[dict[int, np.dtype[Any]]] = {
     pb.DATA_TYPE_BFLOAT16: np.dtype("<u2"),
 }
 _NARROW: Final = (pb.DATA_TYPE_FLOAT16, pb.DATA_TYPE_BFLOAT16)
+MAX_DIMENSIONS: Final = 16
+"""More than any tensor has. The product of a million lengths would hold the GIL for minutes."""
 
 
 def write_tensor(array: Array, into: pb.Tensor) -> None:
@@ -87,6 +89,8 @@ def from_tensor(tensor: pb.Tensor, field: str = "tensor") -> Array:
             f"Send one of {', '.join(map(pb.DataType.Name, _DTYPES))}",
         )
     shape = tuple(tensor.shape)
+    if len(shape) > MAX_DIMENSIONS:
+        raise InvalidArgument(f"{field}.shape", f"{len(shape)} lengths sent, too many")
     if min(shape, default=0) < 0:
         raise InvalidArgument(f"{field}.shape", f"{list(shape)} has a negative size")
     expected = math.prod(shape) * dtype.itemsize

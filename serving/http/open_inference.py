@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 
 from latentd import narrow_floats
-from latentd.codec import Array
+from latentd.codec import MAX_DIMENSIONS, Array
 from latentd.errors import InvalidArgument
 from latentd.http.adapters import Content
 from latentd.http.queries import Query
@@ -165,6 +165,8 @@ class Infer:
         shape = _list(given.get("shape"), f"{field}.shape")
         if not all(type(n) is int and 0 <= n < 2**63 for n in shape):
             raise InvalidArgument(f"{field}.shape", f"expected lengths, got {_short(shape)}")
+        if len(shape) > MAX_DIMENSIONS:
+            raise InvalidArgument(f"{field}.shape", f"{len(shape)} lengths sent, too many")
         tensor = request.inputs.add(name=name, datatype=datatype)
         tensor.shape.extend(shape)
         _set_parameters(parameters, tensor.parameters, f"{field}.parameters")
@@ -221,7 +223,7 @@ def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
     """The JSON of a body, and the binary tensors after it. Raises InvalidArgument."""
     if length is None:
         header = len(body)
-    elif length.isascii() and length.isdecimal() and int(length[:20]) <= len(body):
+    elif length.isascii() and length.isdecimal() and len(length) <= 20 and int(length) <= len(body):
         header = int(length)
     else:
         what = f"expected a number up to the {len(body)} bytes of the body, got {length[:40]!r}"
@@ -252,6 +254,7 @@ def _only(given: Any, known: tuple[str, ...], field: str) -> None:
     """Raises InvalidArgument unless it is an object with no other keys."""
     _mapping(given, field or "body")
     for key in given.keys() - set(known):
+        _text(key, field or "body")
         name = f"{field}.{key}" if field else key
         raise InvalidArgument(name[:100], "unknown field", f"Known are: {', '.join(known)}")
 

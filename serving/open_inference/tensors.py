@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from latentd.codec import Array
+from latentd.codec import MAX_DIMENSIONS, Array
 from latentd.errors import InvalidArgument
 from latentd.open_inference import parameters
 from latentd.open_inference.datatypes import BYTES, DATATYPES, INTEGERS, NAMES, NUMBERS, TYPED
@@ -18,7 +18,6 @@ from latentd.pb.open_inference_pb2 import ModelInferRequest
 
 _MAX_UINT8: Final = 255
 _LENGTH_BYTES: Final = 4
-_MAX_DIMENSIONS: Final = 16  # more than any row has; their product takes long
 
 
 class Input(NamedTuple):
@@ -162,7 +161,7 @@ def read_inputs(request: ModelInferRequest, expected: tuple[str, ...]) -> list[I
     found: dict[str, Input] = {}
     for index, tensor in enumerate(tensors):
         name = tensor.name
-        if len(tensor.shape) > _MAX_DIMENSIONS:
+        if len(tensor.shape) > MAX_DIMENSIONS:
             raise InvalidArgument(f"{name}.shape", f"{len(tensor.shape)} lengths sent, too many")
         if name not in expected or name in found:
             what = "sent twice" if name in found else "this operation has no such input"

@@ -152,6 +152,8 @@ def test_descriptions(server):
         (b'{"inputs": {}}', "inputs: expected a list"),
         (b'{"inputs": [], "x": 1}', "x: unknown field"),
         (b'{"inputs": [1]}', "inputs: expected an object"),
+        (b'{"\\ud800": 1}', "body: expected a string of Unicode"),
+        (b'{"inputs": [{"\\ud800": 1}]}', "inputs: expected a string of Unicode"),
         (b'{"id": "\\ud800"}', "id: expected a string of Unicode"),
         (b'{"parameters": {"seed": []}}', "parameters.seed: expected a boolean"),
         (b'{"parameters": {"seed": 1e999}}', "parameters.seed: expected a boolean"),
@@ -176,6 +178,7 @@ def test_bodies_that_are_no_request(server, body, words):
         ({"data": [[1], 2]}, "lists and elements side by side"),
         ({"data": 7}, "expected a list"),
         ({"shape": [-1]}, "expected lengths"),
+        ({"shape": [2**62] * 300}, 'inputs["x"].shape: 300 lengths sent, too many'),
         ({"shape": None}, "expected a list"),
         ({"datatype": "FP64"}, "no 'FP64' in JSON"),
         ({"datatype": "BF16"}, "no 'BF16' in JSON"),
@@ -200,7 +203,7 @@ def test_binary_sizes_that_are_wrong(server, size):
     assert "binary_data_size is" in answer.error or "1 bytes are left" in answer.error
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "99999", "9" * 40])
+@pytest.mark.parametrize("length", ["x", "-1", "99999", "9" * 40, "0" * 20 + "9", "0" * 5000])
 def test_header_lengths_that_are_wrong(server, length):
     answer = infer(server, "toy", b"{}", Inference_Header_Content_Length=length)
     assert answer.status == 400
