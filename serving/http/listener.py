@@ -68,8 +68,10 @@ class HttpListener:
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self._socket = socket.socket(family)
-            option = socket.SO_REUSEPORT if shares_port else socket.SO_REUSEADDR
-            self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
+            # Connections of a server that has ended linger for a minute; it may start again.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shares_port:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # Connections inherit these.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)

@@ -13,7 +13,9 @@ import pytest
 
 from latentd.client import Client
 from latentd.http import calls, listener
+from latentd.process.server import Server
 from tests.support.gate import Gate
+from tests.support.server import free_port
 from tests.support.web import answer, connected, port, read_all, request
 
 GOOD = "/sample/toy.png?seed=7"
@@ -175,6 +177,21 @@ def test_more_connections_than_allowed_are_closed_and_calls_go_on(start_server, 
             assert len(client.sample(1)) == 1
     while request(server, GOOD).status != 200:  # those connections are free again
         pass
+
+
+@pytest.mark.parametrize("shares_port", [False, True])
+def test_a_server_starts_again_on_its_port(start_server, toy_bundles, monkeypatch, shares_port):
+    number = free_port()
+    with monkeypatch.context() as worker:
+        worker.setattr(Server, "shares_port", shares_port)
+        server = start_server(toy_bundles, http_port=number)
+    with connected(number) as connection:
+        connection.sendall(HTTP_GET)
+        assert connection.recv(1)
+        server.stop()  # it closes the connection first, which then lingers
+        read_all(connection)
+    # Alone, as a supervisor too first binds the port.
+    assert request(start_server(toy_bundles, http_port=number), GOOD).status == 200
 
 
 def test_header_names_of_calls_are_bounded(server):
