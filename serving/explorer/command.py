@@ -55,19 +55,21 @@ def _run(args: argparse.Namespace) -> int:
         return EXIT_CONFIG
     calls = Route(connect.PATH, connect.endpoint(caller), methods=["POST"])
     routes = [*pages.routes(lambda: args.server), calls]
-    local = ["localhost", "127.0.0.1", "[::1]", args.host]
+    local = ["localhost", "127.0.0.1", "::1", "[::1]", args.host]
     # Another host's page must not reach the server, or use the token, by a name of its own.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["*"] if args.host in _ANY else local)
     app = Starlette(routes=routes, middleware=[hosts])
     try:
         # Bound here, so that the address is known and open before it is printed.
-        listening = socket.create_server((args.host, args.port))
+        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+        listening = socket.create_server((args.host, args.port), family=family)
     except OSError as error:
         where = f"--host {args.host} --port {args.port}"
         print(f"latentd: {where}: cannot listen: {error.strerror}.", file=sys.stderr)
         return EXIT_CONFIG
     port = listening.getsockname()[1]
-    page = f"http://{args.host}:{port}/explore/"
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    page = f"http://{host}:{port}/explore/"
     print(f"Explore {args.server} at {page} (Ctrl-C stops)", flush=True)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
     with suppress(KeyboardInterrupt):  # uvicorn has stopped by then, and raises it again

@@ -73,11 +73,14 @@ def create_app(calls: Calls, repository: Repository, grpc_target: Callable[[], s
         ),
         Route("/sample/{name}.{suffix}", _answer(Samples(calls, repository))),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(responses.CommonHeaders)],
         exception_handlers={HTTPException: _no_route},
     )
+    # Its redirect would name the host and the scheme by what the client sent.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _static(body: bytes, media_type: str, policy: str = "default-src 'none'") -> Endpoint:

@@ -158,7 +158,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         # Bytes that are not of a request in progress: of the next one's headers, or of a body that
-        # nobody reads, because the request was answered before its end.
+        # is not read, because the request was answered before its end.
         if self.cycle is None or self.cycle.response_complete:
             self._start_timer()
         else:

@@ -1,4 +1,4 @@
-"""The parameters of a URL's query: each is read once, and one that nobody reads is an error."""
+"""The parameters of a URL's query: each is read once, and one that is not read is an error."""
 
 from __future__ import annotations
 

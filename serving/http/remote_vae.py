@@ -177,6 +177,8 @@ class Encode:
         self._scaling = Scaling(query, of_model=query.boolean("do_scaling"))
         draw = query.choice("sample_mode", _SAMPLE_MODES, "argmax") == "sample"
         has_seed, seed = query.given("seed"), query.integer("seed", 0, most=2**64 - 1)
+        if has_seed and not draw:
+            raise InvalidArgument("seed", "nothing is drawn", "Send sample_mode=sample with it")
         version = query.integer("version", 0)
         query.finish()
         model = self._repository.peek(self._request.path_params["name"], version)

@@ -12,22 +12,9 @@ import grpc
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from latentd.explorer.connect import http_status_of
 from latentd.transport.response_memory import STREAM_COPIES, PendingResponses
 from latentd.transport.status import Status
-
-HTTP_STATUSES: Final = {
-    grpc.StatusCode.OK: 200,
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-}
-"""As google/rpc/code.proto maps them; every other is 500."""
 
 _CHUNK: Final = 64 << 10
 _PUSHBACK: Final = "grpc-retry-pushback-ms"
@@ -44,7 +31,7 @@ def error(status: Status, headers: Mapping[str, str], http_status: int = 0) -> R
     for name, value in status.trailers:
         if name == _PUSHBACK and int(value) >= 0:
             found["retry-after"] = str(math.ceil(int(value) / 1000))
-    code = http_status or HTTP_STATUSES.get(status.code, 500)
+    code = http_status or http_status_of(status.code.name)
     return json_response({"error": status.details}, found, code)
 
 
@@ -109,8 +96,8 @@ _COMMON: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"
 
 
 class CommonHeaders:
-    """Adds to every response: the date, what keeps browsers from guessing its type, and, unless the
-    response says otherwise, that nobody stores it."""
+    """Adds to every response: the date, what keeps browsers from guessing its type, and that it is
+    not to be stored, unless the response says otherwise."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -100,7 +100,7 @@ def test_grafana_gets_the_shipped_dashboard(services):
 
 
 def get(url: str) -> bytes:
-    """What is answered; nothing while nobody listens."""
+    """What is answered; nothing until something listens."""
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             return response.read()

@@ -18,6 +18,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from latentd.client import Client
+from latentd.explorer import connect
 from latentd.pb import vae_pb2 as pb
 from latentd.transport.tokens import new_token
 from tests.support.processes import running
@@ -115,6 +116,16 @@ def test_bodies_that_are_no_request_are_refused(address, body, said):
     assert said in error["message"]
 
 
+def test_json_is_bounded_and_protobuf_is_not(address):
+    large = b'{"model": "%s"}' % (b"a" * connect.MAX_JSON)
+    status, _, body = post(address, "GetModel", large)
+    assert (status, json.loads(body)["code"]) == (400, "invalid_argument")
+    assert json.loads(body)["message"].endswith("Send application/proto.")
+    message = pb.GetModelRequest(model="a" * connect.MAX_JSON).SerializeToString()
+    headers = {"content-type": "application/proto"}
+    assert post(address, "GetModel", message, headers)[0] == 404
+
+
 def test_other_content_types_are_refused(address):
     status, headers, body = post(address, "Sample", b"{}", {"content-type": "text/plain"})
     assert status == 415
@@ -160,6 +171,16 @@ def test_other_host_names_are_refused(http_server):
         address = process.stdout.readline().split(" at ")[1].split("/explore/")[0]
         assert post(address, "Sample", b'{"count": 1}', JSON | {"host": "evil.example"})[0] == 400
         assert post(address, "Sample", b'{"count": 1}', JSON | {"host": "localhost"})[0] == 200
+
+
+def test_page_listens_on_ipv6(http_server):
+    command = (Path(sys.executable).parent / "latentd", "explore", "--server", http_server.target)
+    flags = ("--host", "::1", "--port", "0")
+    with running([*command, *flags], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" at ")[1].split("/explore/")[0]
+        assert address.startswith("http://[::1]:")
+        assert post(address, "Sample", b'{"count": 1}')[0] == 200
 
 
 def test_command_says_what_it_cannot_do(tmp_path):

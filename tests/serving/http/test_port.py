@@ -202,3 +202,8 @@ def test_header_names_of_calls_are_bounded(server):
 def test_timeouts_are_what_the_documentation_says():
     assert (listener.HANDSHAKE_SECONDS, listener.REQUEST_SECONDS) == (10, 10)
     assert (listener.IDLE_SECONDS, calls.BODY_SECONDS) == (75, 300)
+
+
+def test_slash_too_many_is_not_redirected_to_the_host_of_the_client(server):
+    found = request(server, "/v2/", host="evil.example")
+    assert (found.status, "location" in found.headers) == (404, False)

@@ -35,3 +35,9 @@ def test_shape_of_many_lengths_is_refused(server):
     shape = "&".join(["shape=2147483647"] * 900)
     found = request(server, f"/vae/spatial/encode?{shape}", b"x")
     assert (found.status, found.error) == (400, "body.shape: 900 lengths sent, too many.")
+
+
+def test_seed_without_a_draw_is_refused(server):
+    found = request(server, "/vae/spatial/encode?seed=7", b"x")
+    assert (found.status, found.error.split(":")[0]) == (400, "seed")
+    assert "sample_mode=sample" in found.error
