@@ -147,7 +147,11 @@ class Supervisor:
                 port = alone.getsockname()[1]
             held = stack.enter_context(socket.socket(family))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # Connections of a server of one process, which has just ended, linger on the port.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.bind((address[0], port, *address[2:]))
+            # From now on it would let others listen on the port.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError:
             raise port_in_use(host, port, flag) from None
         return port

@@ -19,6 +19,7 @@ from latentd import settings
 from latentd.pb import vae_pb2 as pb
 from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from latentd.process.supervisor import Supervisor
+from tests.support.server import free_port
 
 SECONDS = 120
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -230,6 +231,23 @@ def test_second_server_cannot_share_the_port(pair, serve, toy_bundles):
         second = serve("--bundles", str(toy_bundles), "--port", port, "--workers", workers)
         assert second.exit_status() == 78
         assert "address in use" in "".join(second.log)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_server_starts_again_where_connections_linger(serve, toy_bundles, workers):
+    ports = [str(free_port()), str(free_port())]
+    flags = ("--bundles", str(toy_bundles), "--port", ports[0], "--http-port", ports[1])
+    first = serve(*flags, "--workers", workers, "--lame-duck-seconds", "0")
+    first.ready()
+    with ExitStack() as opened:
+        for port in ports:
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", int(port))))
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(1)
+        first.signal(signal.SIGTERM)  # it closes the connections first, so that they linger
+        assert first.exit_status() == 0
+        target, _ = serve(*flags, "--workers", "2").ready()
+        assert target == f"127.0.0.1:{ports[0]}"
 
 
 def test_stop_while_starting_workers(toy_bundles, monkeypatch):
