@@ -39,8 +39,10 @@ class Query:
 
     def number(self, name: str) -> float | None:
         text = self.text(name)
+        if not text:
+            return None
         try:
-            return float(text) if text else None
+            return float(text.replace("_", "?"))  # Python would read 1_0 as 10
         except ValueError:
             raise InvalidArgument(name, f"{text[:40]!r} is not a number") from None
 

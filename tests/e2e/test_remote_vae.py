@@ -226,6 +226,7 @@ def test_encode_draws_on_request(served):
         ("shape=1&scaling_factor=0", b"", 400, "scaling_factor: "),
         ("shape=1&scaling_factor=inf", b"", 400, "scaling_factor: "),
         ("shape=1&scaling_factor=x", b"", 400, "scaling_factor: 'x' is not a number"),
+        ("shape=1&scaling_factor=1_0", b"", 400, "scaling_factor: '1_0' is not a number"),
         ("shape=1&shift_factor=1", b"", 400, "shift_factor: given alone"),
         ("shape=1&scaling=1", b"", 400, "scaling: unknown parameter"),
         ("shape=1&shape=16&shape=16", bytes(1024), 400, "Send height and width, in pixels"),
