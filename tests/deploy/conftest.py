@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -20,30 +21,52 @@ Documents = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def build() -> Callable[..., Documents]:
-    """Build an overlay with components, both by name; gives the documents."""
+def kustomize() -> Callable[..., Documents]:
+    """Build kustomizations, by the names of their folders; gives the first one's documents.
+
+    A path that begins with latentd/ is one of this repository, as in the README.
+    """
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl, which has kustomize in it, is not here")
     yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make install brings it")
 
     @functools.cache
-    def built(overlay: str, components: tuple[str, ...]) -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            up = os.path.relpath(K8S, folder)  # kustomize takes no absolute paths
-            kustomization = {
-                "apiVersion": "kustomize.config.k8s.io/v1beta1",
-                "kind": "Kustomization",
-                "resources": [f"{up}/overlays/{overlay}"],
-                "components": [f"{up}/components/{name}" for name in components],
-            }
-            Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-            ran = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
+    def built(text: str) -> str:
+        folders: dict[str, dict[str, Any]] = json.loads(text)
+        with tempfile.TemporaryDirectory() as root:
+            for name, kustomization in folders.items():
+                folder = Path(root, name)
+                folder.mkdir()
+                up = os.path.relpath(ROOT, folder)  # kustomize takes no absolute paths
+                content = json.dumps(kustomization).replace('"latentd/', f'"{up}/')
+                (folder / "kustomization.yaml").write_text(content)
+            command = [kubectl, "kustomize", Path(root, next(iter(folders)))]
+            ran = subprocess.run(command, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
+    def documents(**folders: dict[str, Any]) -> Documents:
+        return list(yaml.safe_load_all(built(json.dumps(folders))))
+
+    return documents
+
+
+def with_components(overlay: str, components: Iterable[str] = (), **more: Any) -> dict[str, Any]:
+    """The README's kustomization: an overlay with components, both by name."""
+    return {
+        "resources": [f"latentd/deploy/k8s/overlays/{overlay}"],
+        "components": [f"latentd/deploy/k8s/components/{name}" for name in components],
+        "transformers": ["latentd/deploy/k8s/instance"],
+    } | more
+
+
+@pytest.fixture(scope="session")
+def build(kustomize: Callable[..., Documents]) -> Callable[..., Documents]:
+    """Build an overlay with components, both by name; gives the documents."""
+
     def documents(overlay: str, components: Iterable[str] = ()) -> Documents:
-        return list(yaml.safe_load_all(built(overlay, tuple(components))))
+        return kustomize(it=with_components(overlay, components))
 
     return documents
 
@@ -56,9 +79,19 @@ def overlay(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def rules() -> dict[str, Any]:
-    """The PrometheusRule's own content: what promtool calls a rule file."""
+    """The shared PrometheusRule's own content: what promtool calls a rule file."""
+    return content("alerts/rules.yaml")
+
+
+@pytest.fixture(scope="session")
+def all_rules(rules: dict[str, Any]) -> dict[str, Any]:
+    """The shared rules and those of an instance."""
+    return {"groups": rules["groups"] + content("components/monitoring/rules.yaml")["groups"]}
+
+
+def content(name: str) -> dict[str, Any]:
     yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make install brings it")
-    document = yaml.safe_load((K8S / "components/monitoring/rules.yaml").read_text())
+    document = yaml.safe_load((K8S / name).read_text())
     assert document["kind"] == "PrometheusRule"
     spec: dict[str, Any] = document["spec"]
     return spec

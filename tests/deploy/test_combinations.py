@@ -54,6 +54,10 @@ def test_every_combination_builds_and_is_valid(build, overlay):
     validate([d for components in COMBINATIONS for d in build(overlay, components)])
 
 
+def test_alerts_build_and_are_valid(kustomize):
+    validate(kustomize(it={"resources": ["latentd/deploy/k8s/alerts"]}))
+
+
 def test_every_folder_has_a_readme():
     for folder in (*COMPONENTS.iterdir(), *(ROOT / "deploy/k8s/overlays").iterdir()):
         assert len((folder / "README.md").read_text().splitlines()) >= 3, folder

@@ -33,13 +33,14 @@ def unfit(document: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def custom(build) -> list[dict[str, Any]]:
+def custom(build, kustomize) -> list[dict[str, Any]]:
     documents = build("cpu", ["monitoring", "autoscaling-keda"])
+    documents += kustomize(it={"resources": ["latentd/deploy/k8s/alerts"]})
     return [d for d in documents if d["kind"] in MODELS]
 
 
 def test_custom_resources_are_valid(custom):
-    assert sorted(document["kind"] for document in custom) == sorted(MODELS)
+    assert sorted(d["kind"] for d in custom) == sorted([*MODELS, "PrometheusRule"])
     for document in custom:
         assert unfit(document) == ""
 

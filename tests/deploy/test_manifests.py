@@ -34,7 +34,7 @@ def test_ports_match_the_server(build, overlay):
     for name, probe in container(documents).items():
         if name.endswith("Probe"):
             assert ports[probe["httpGet"]["port"]] == server.metrics_port, name
-    policy = one(documents, "NetworkPolicy", "server")["spec"]
+    policy = one(documents, "NetworkPolicy")["spec"]
     allowed = [p["port"] for rule in policy["ingress"] for p in rule["ports"]]
     assert allowed == [server.port, server.metrics_port]
     endpoint = one(documents, "ServiceMonitor")["spec"]["endpoints"][0]
@@ -42,23 +42,11 @@ def test_ports_match_the_server(build, overlay):
     assert server.host == "0.0.0.0"
 
 
-def test_selectors_match_the_pods(build, overlay):
-    documents = build(overlay, ["network-policy", "monitoring"])
+def test_kind_of_machine_is_a_label_of_its_metrics(build, overlay):
+    documents = build(overlay, ["monitoring"])
     labels = one(documents, "Deployment")["spec"]["template"]["metadata"]["labels"]
-    spread = pod_of(documents)["topologySpreadConstraints"]
-    selectors = [
-        one(documents, "Deployment")["spec"]["selector"]["matchLabels"],
-        one(documents, "Service")["spec"]["selector"],
-        one(documents, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        one(documents, "NetworkPolicy", "server")["spec"]["podSelector"]["matchLabels"],
-        *(s["labelSelector"]["matchLabels"] for s in spread),
-    ]
-    assert all(selector.items() <= labels.items() for selector in selectors)
-    monitor = one(documents, "ServiceMonitor")["spec"]
-    wanted = monitor["selector"]["matchLabels"].items()
-    assert wanted <= one(documents, "Service")["metadata"]["labels"].items()
     assert labels["accelerator"] == overlay
-    assert monitor["podTargetLabels"] == ["accelerator"]
+    assert one(documents, "ServiceMonitor")["spec"]["podTargetLabels"] == ["accelerator"]
 
 
 def test_probes_use_existing_health_services(build, overlay):
@@ -119,7 +107,9 @@ def test_pods_are_confined(build, overlay):
             mounts = {m["mountPath"]: m["name"] for m in each["volumeMounts"]}
             volume = next(v for v in pod["volumes"] if v["name"] == mounts["/tmp"])
             assert "sizeLimit" in volume["emptyDir"]
-    labels = one(documents, "Namespace")["metadata"]["labels"]
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make install brings it")
+    namespace = yaml.safe_load((ROOT / "deploy/k8s/namespace.yaml").read_text())
+    labels = namespace["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
@@ -159,7 +149,8 @@ def test_manifests_with_autoscaler_set_no_replicas(build, overlay, component):
     documents = build(overlay, [component])
     assert "replicas" not in one(documents, "Deployment")["spec"]
     kind = "ScaledObject" if component.endswith("keda") else "HorizontalPodAutoscaler"
-    assert one(documents, kind)["spec"]["scaleTargetRef"]["name"] == "latentd"
+    target = one(documents, kind)["spec"]["scaleTargetRef"]
+    assert target["name"] == one(documents, "Deployment")["metadata"]["name"]
 
 
 def test_autoscalers_have_the_same_targets(build):

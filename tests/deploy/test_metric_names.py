@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from latentd.metrics import Metrics, restarts
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPONENTS = ROOT / "deploy/k8s/components"
+K8S = ROOT / "deploy/k8s"
+COMPONENTS = K8S / "components"
 
 
 def counted():
@@ -28,8 +29,8 @@ def counted():
 
 def test_queried_metrics_exist():
     sources = [
-        COMPONENTS / "monitoring/rules.yaml",
-        COMPONENTS / "monitoring/dashboard.json",
+        K8S / "alerts/rules.yaml",
+        K8S / "alerts/dashboard.json",
         COMPONENTS / "autoscaling/autoscaler.yaml",
         COMPONENTS / "autoscaling/adapter-rules.yaml",
         COMPONENTS / "autoscaling-keda/scaledobject.yaml",
@@ -47,15 +48,15 @@ def test_queried_records_exist(rules):
     made = {
         rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule
     }
-    texts = [json.dumps(rules), (COMPONENTS / "monitoring/dashboard.json").read_text()]
+    texts = [json.dumps(rules), (K8S / "alerts/dashboard.json").read_text()]
     asked = {name for text in texts for name in re.findall(r"\blatentd:[a-z0-9_:]+\b", text)}
     assert asked == made
 
 
-def test_alerts_have_a_runbook(rules):
+def test_alerts_have_a_runbook(all_rules):
     readme = (ROOT / "deploy/README.md").read_text()
     headings = {h.lower() for h in re.findall(r"^#+ (\w+)$", readme, re.M)}
-    alerts = [r for group in rules["groups"] for r in group["rules"] if "alert" in r]
+    alerts = [r for group in all_rules["groups"] for r in group["rules"] if "alert" in r]
     assert len(alerts) >= 7
     for alert in alerts:
         page = alert["annotations"]["runbook"]

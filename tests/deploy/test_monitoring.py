@@ -25,15 +25,15 @@ COMPONENTS = ROOT / "deploy/k8s/components"
 ALERTS = Path(__file__).with_name("alerts.yaml")
 
 
-def test_rules_are_valid(rules, tmp_path):
-    path = write_rules(tmp_path, rules)
+def test_rules_are_valid(all_rules, tmp_path):
+    path = write_rules(tmp_path, all_rules)
     subprocess.run([tool("promtool"), "check", "rules", path], check=True)
 
 
-def test_alerts_fire_when_they_should(rules, tmp_path):
-    alerts = {r["alert"] for g in rules["groups"] for r in g["rules"] if "alert" in r}
+def test_alerts_fire_when_they_should(all_rules, tmp_path):
+    alerts = {r["alert"] for g in all_rules["groups"] for r in g["rules"] if "alert" in r}
     assert set(re.findall(r"- name: (\w+)", ALERTS.read_text())) == alerts
-    write_rules(tmp_path, rules)
+    write_rules(tmp_path, all_rules)
     shutil.copy(ALERTS, tmp_path)
     ran = subprocess.run(
         [tool("promtool"), "test", "rules", tmp_path / ALERTS.name], capture_output=True, text=True

@@ -6,8 +6,9 @@ from latentd import settings
 
 
 def one(documents, kind, name="latentd"):
-    """The one document of this kind whose name begins so."""
-    found = [d for d in documents if d["kind"] == kind and d["metadata"]["name"].startswith(name)]
+    """The one document of this kind whose name begins so, after any prefix."""
+    kinds = [d for d in documents if d["kind"] == kind]
+    found = [d for d in kinds if f"-{name}" in f"-{d['metadata']['name']}"]
     assert len(found) == 1, f"{len(found)} {kind} named {name}"
     return found[0]
 

@@ -29,10 +29,10 @@ from latentd.pb.vae_pb2_grpc import VaeServiceStub
 from tests.support.processes import StartProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-DASHBOARD = ROOT / "deploy/k8s/components/monitoring/dashboard.json"
+DASHBOARD = ROOT / "deploy/k8s/alerts/dashboard.json"
 SECONDS = 120.0
 
-VARIABLES = {"$namespace": "latentd", "$pod": ".*", "$__rate_interval": "15s"}
+VARIABLES = {"$namespace": "latentd", "$job": "latentd", "$pod": ".*", "$__rate_interval": "15s"}
 _numbers = itertools.count(1)
 
 
