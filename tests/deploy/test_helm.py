@@ -1,0 +1,367 @@
+"""The Helm chart renders what kustomize builds."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.conftest import with_components
+from tests.support.helm import (
+    ARCHIVE,
+    CHART,
+    SHA256,
+    Documents,
+    Values,
+    run_helm,
+    template,
+    with_archive,
+)
+from tests.support.manifests import one, pod_of
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make install brings it")
+
+K8S = Path(__file__).resolve().parents[2] / "deploy/k8s"
+INSTANCE_LABELS = ("app.kubernetes.io/name", "app.kubernetes.io/instance")
+IMAGE = f"registry.example.com/latentd-bundles@sha256:{'0' * 64}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Values of the chart, and the kustomization that means the same."""
+
+    values: Values
+    overlay: str = "cpu"
+    components: tuple[str, ...] = ()
+    literals: tuple[str, ...] = ()
+    """Settings."""
+    more: Values = field(default_factory=dict)
+    """Further keys of the kustomization."""
+    release: str = "latentd"
+
+    @property
+    def kustomization(self) -> Values:
+        bundles = [f"BUNDLES_URL={ARCHIVE['url']}", f"BUNDLES_SHA256={SHA256}"]
+        literals = {"latentd-bundles": bundles, "latentd-settings": list(self.literals)}
+        generated = [
+            {"name": name, "namespace": "latentd", "behavior": "merge", "literals": lines}
+            for name, lines in literals.items()
+        ]
+        return with_components(
+            self.overlay, self.components, configMapGenerator=generated, **self.more
+        )
+
+
+def patched(*operations: Values, kind: str = "Deployment") -> Values:
+    return {"target": {"kind": kind}, "patch": yaml.safe_dump(list(operations))}
+
+
+def added(path: str, value: Any) -> Values:
+    return {"op": "add", "path": path, "value": value}
+
+
+POD = "/spec/template/spec"
+SERVER = f"{POD}/containers/0"
+ZONES = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}]
+AFFINITY = {
+    "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": ZONES}}
+}
+COLLECTOR = {
+    "to": [{"namespaceSelector": {"matchLabels": {"name": "tracing"}}}],
+    "ports": [{"protocol": "TCP", "port": 4317}],
+}
+EVERYTHING = Case(
+    {
+        "image": {"repository": "mirror.example.com/latentd", "digest": f"sha256:{SHA256}"},
+        "imagePullSecrets": [{"name": "mirror"}],
+        "bundles": {"archive": ARCHIVE},
+        "settings": {"LATENTD_QUEUE_ROWS": 10_000_000, "LATENTD_INTRA_OP_THREADS": 0},
+        "extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "digits"}],
+        "extraVolumes": [{"name": "authority", "configMap": {"name": "authority"}}],
+        "extraVolumeMounts": [{"name": "authority", "mountPath": "/etc/ssl/certs"}],
+        "http": {"enabled": True},
+        "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "4Gi"}},
+        "terminationGracePeriodSeconds": 60,
+        "startupProbe": {"failureThreshold": 120},
+        "runtimeClassName": "kata",
+        "priorityClassName": "serving",
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"key": "serving", "operator": "Exists"}],
+        "affinity": AFFINITY,
+        "commonLabels": {"team": "vision"},
+        "commonAnnotations": {"owner": "vision@example.com"},
+        "podLabels": {"tier": "front"},
+        "podAnnotations": {"example.com/mesh": "off"},
+        "service": {"annotations": {"example.com/name": "digits"}},
+        "serviceAccount": {"annotations": {"example.com/role": "reader"}},
+        "podDisruptionBudget": {"maxUnavailable": "25%"},
+        "autoscaling": {"enabled": True},
+        "monitoring": {"enabled": True},
+        "networkPolicy": {"enabled": True, "extraEgress": [COLLECTOR]},
+        "tls": {"enabled": True},
+        "tokens": {"enabled": True},
+    },
+    components=("autoscaling", "monitoring", "network-policy", "tls"),
+    literals=(
+        "LATENTD_HTTP_PORT=8080",
+        "LATENTD_QUEUE_ROWS=10000000",
+        "LATENTD_INTRA_OP_THREADS=0",
+    ),
+    more={
+        "images": [
+            {
+                "name": "registry.example.com/latentd",
+                "newName": "mirror.example.com/latentd",
+                "digest": f"sha256:{SHA256}",
+            }
+        ],
+        "labels": [{"pairs": {"team": "vision"}, "includeTemplates": True}],
+        "commonAnnotations": {"owner": "vision@example.com"},
+        "patches": [
+            patched(
+                added(f"{POD}/imagePullSecrets", [{"name": "mirror"}]),
+                added(f"{POD}/runtimeClassName", "kata"),
+                added(f"{POD}/priorityClassName", "serving"),
+                added(f"{POD}/nodeSelector", {"disk": "ssd"}),
+                added(f"{POD}/tolerations", [{"key": "serving", "operator": "Exists"}]),
+                added(f"{POD}/affinity", AFFINITY),
+                added(f"{POD}/terminationGracePeriodSeconds", 60),
+                added(
+                    f"{POD}/volumes/-", {"name": "authority", "configMap": {"name": "authority"}}
+                ),
+                added(f"{SERVER}/env", [{"name": "OTEL_SERVICE_NAME", "value": "digits"}]),
+                added(
+                    f"{SERVER}/volumeMounts/-", {"name": "authority", "mountPath": "/etc/ssl/certs"}
+                ),
+                added(f"{SERVER}/ports/1", {"name": "http", "containerPort": 8080}),
+                added(f"{SERVER}/startupProbe/failureThreshold", 120),
+                added(f"{SERVER}/resources/requests/cpu", "4"),
+                added(f"{SERVER}/resources/limits/memory", "4Gi"),
+                added("/spec/template/metadata/labels/tier", "front"),
+                added("/spec/template/metadata/annotations", {"example.com/mesh": "off"}),
+            ),
+            patched(
+                added(
+                    "/spec/ports/1",
+                    {"name": "http", "port": 8080, "targetPort": "http", "appProtocol": "https"},
+                ),
+                added("/metadata/annotations", {"example.com/name": "digits"}),
+                kind="Service",
+            ),
+            patched(
+                added("/metadata/annotations", {"example.com/role": "reader"}),
+                kind="ServiceAccount",
+            ),
+            patched(added("/spec/maxUnavailable", "25%"), kind="PodDisruptionBudget"),
+            patched(
+                added("/spec/ingress/0/ports/-", {"protocol": "TCP", "port": 8080}),
+                added("/spec/egress/-", COLLECTOR),
+                kind="NetworkPolicy",
+            ),
+        ],
+    },
+)
+
+CASES = {
+    "cpu": Case({}),
+    "gpu": Case(
+        {
+            "accelerator": "gpu",
+            "presets": {"gpu": {"resources": {"limits": {"nvidia.com/gpu": None}}}},
+            "resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}},
+            "runtimeClassName": "nvidia",
+        },
+        overlay="gpu",
+        release="gpu-latentd",
+        more={
+            "patches": [
+                patched(
+                    {"op": "remove", "path": f"{SERVER}/resources/limits/nvidia.com~1gpu"},
+                    added(f"{SERVER}/resources/limits/nvidia.com~1mig-1g.10gb", 1),
+                    added(f"{POD}/runtimeClassName", "nvidia"),
+                )
+            ]
+        },
+    ),
+    "gpu, as it is": Case({"accelerator": "gpu"}, overlay="gpu", release="gpu-latentd"),
+    "bundles in an image": Case(
+        {"bundles": {"source": "image", "image": {"reference": IMAGE}}},
+        components=("bundles-image",),
+    ),
+    "bundles in a volume": Case({"bundles": {"source": "volume"}}, components=("bundles-volume",)),
+    "autoscaling": Case({"autoscaling": {"enabled": True}}, components=("autoscaling",)),
+    "autoscaling by KEDA": Case(
+        {"autoscaling": {"enabled": True, "kind": "ScaledObject"}},
+        components=("autoscaling-keda",),
+    ),
+    "monitoring": Case({"monitoring": {"enabled": True}}, components=("monitoring",)),
+    "network policy": Case({"networkPolicy": {"enabled": True}}, components=("network-policy",)),
+    "tls and tokens": Case(
+        {"tls": {"enabled": True}, "tokens": {"enabled": True}}, components=("tls",)
+    ),
+    "everything": EVERYTHING,
+    "second release": Case(
+        {
+            "autoscaling": {"enabled": True, "kind": "ScaledObject"},
+            "monitoring": {"enabled": True},
+            "networkPolicy": {"enabled": True},
+        },
+        components=("autoscaling-keda", "monitoring", "network-policy"),
+        more={"namePrefix": "blue-"},
+        release="blue-latentd",
+    ),
+}
+
+
+# What may differ, and nothing else may:
+HELMS = re.compile(r"helm\.sh/|checksum/|app\.kubernetes\.io/(version|managed-by)$")
+"""Labels and annotations of helm's own. A checksum rolls the pods, as a name with a hash does."""
+KUSTOMIZES = re.compile(r"checkov\.io/")
+"""Annotations for the linter that `make audit-manifests` runs over what kustomize builds."""
+HASH = re.compile(r"(latentd-(?:settings|bundles))-[a-z0-9]{10}$")
+"""The end that kustomize gives the names of ConfigMaps."""
+
+
+def normal(node: Any) -> Any:
+    """The document without what may differ."""
+    if isinstance(node, str):
+        return HASH.sub(r"\1", node)
+    if isinstance(node, list):
+        return [normal(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {key: normal(value) for key, value in node.items()}
+    for name in {"labels", "annotations"} & kept.keys():
+        pairs = kept.pop(name).items()
+        pairs = {k: v for k, v in pairs if not HELMS.match(k) and not KUSTOMIZES.match(k)}
+        if pairs:
+            kept[name] = pairs
+    for name in {"volumes", "volumeMounts"} & kept.keys():  # they have no order
+        kept[name] = sorted(kept[name], key=lambda item: item["name"])
+    # What a label must be, in the form that kustomize does not add its own labels to.
+    for item in kept.pop("matchExpressions", []):
+        if item["operator"] == "In" and len(item["values"]) == 1:
+            kept.setdefault("matchLabels", {})[item["key"]] = item["values"][0]
+        else:
+            kept.setdefault("matchExpressions", []).append(item)
+    # kustomize leaves a list empty whose items are deleted.
+    return {key: value for key, value in kept.items() if value != []}
+
+
+def used(documents: Documents) -> Documents:
+    """Without ConfigMaps that no pod mounts: kustomize cannot take back what a base generates."""
+    mounted = str([d for d in documents if d["kind"] == "Deployment"])
+    return [d for d in documents if d["kind"] != "ConfigMap" or d["metadata"]["name"] in mounted]
+
+
+def of_no_instance(document: Values) -> Values:
+    """Without the labels that helm gives also to what is made apart in kustomize."""
+    for name in INSTANCE_LABELS:
+        del document["metadata"]["labels"][name]
+    return document
+
+
+def lines(documents: Iterable[Values]) -> list[str]:
+    """The documents as text, in one order."""
+    texts = [
+        f"# {document['kind']} {document['metadata']['name']}\n" + yaml.safe_dump(document)
+        for document in map(normal, documents)
+    ]
+    return "---\n".join(sorted(texts)).splitlines()
+
+
+def compare(built: Iterable[Values], rendered: Iterable[Values]) -> None:
+    """Fail with what differs."""
+    differences = difflib.unified_diff(
+        lines(built), lines(rendered), "kustomize", "helm", "", "", 8, ""
+    )
+    if text := "\n".join(differences):
+        pytest.fail(text, pytrace=False)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_chart_renders_what_kustomize_builds(kustomize, case):
+    built = kustomize(it=case.kustomization)
+    compare(used(built), template(with_archive(case.values), case.release))
+
+
+def test_shared_alerts_are_those_of_kustomize(kustomize):
+    without = template(with_archive({}))
+    rendered = template(with_archive({"alerts": {"enabled": True}}))
+    shared = [d for d in rendered if d["metadata"]["namespace"] == "monitoring"]
+    compare(without, [d for d in rendered if d not in shared])
+    compare(kustomize(it={"resources": ["latentd/deploy/k8s/alerts"]}), map(of_no_instance, shared))
+
+
+def test_claim_is_that_of_kustomize_and_survives_the_release():
+    documents = template({"bundles": {"source": "volume", "volume": {"create": True}}})
+    claim = one(documents, "PersistentVolumeClaim")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    models = next(v for v in pod_of(documents)["volumes"] if v["name"] == "models")
+    assert models["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    written = yaml.safe_load((K8S / "components/bundles-volume/claim.yaml").read_text())
+    written["metadata"]["namespace"] = "latentd"
+    compare([written], [of_no_instance(claim)])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_chart_is_lint_free(case):
+    ran = run_helm("lint", "--strict", CHART, values=with_archive(case.values))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def selectors(node: Any) -> list[dict[str, str]]:
+    """Every selector in the document that is meant for pods of its own release."""
+    if isinstance(node, list):
+        return list(itertools.chain.from_iterable(map(selectors, node)))
+    if not isinstance(node, dict):
+        return []
+    found = [node["matchLabels"]] if "app.kubernetes.io/name" in node.get("matchLabels", {}) else []
+    if node.get("kind") == "Service":
+        found.append(node["spec"]["selector"])
+    return found + [each for value in node.values() for each in selectors(value)]
+
+
+def test_two_releases_share_a_namespace():
+    values = with_archive(CASES["second release"].values)
+    first, second = template(values, "latentd"), template(values, "blue")
+    names = [{(d["kind"], d["metadata"]["name"]) for d in release} for release in (first, second)]
+    assert not names[0] & names[1]
+    assert ("Deployment", "blue-latentd") in names[1]
+    labels = one(first, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert len(selectors(first)) == len(selectors(second)) >= 6
+    assert all(wanted.items() <= labels.items() for wanted in selectors(first))
+    assert not any(wanted.items() <= labels.items() for wanted in selectors(second))
+
+
+def test_changed_setting_replaces_the_pods():
+    def pods(values: Values) -> Values:
+        return one(template(with_archive(values)), "Deployment")["spec"]["template"]
+
+    before = pods({})
+    assert pods({"replicas": 3, "podDisruptionBudget": {"enabled": False}}) == before
+    assert pods({"settings": {"LATENTD_KEEP_VERSIONS": 3}}) != before
+    assert pods({"bundles": {"archive": {**ARCHIVE, "sha256": "0" * 64}}}) != before
+
+
+@pytest.mark.parametrize("name", ["digits", "latentd", "my-latentd"])
+def test_resources_are_named_after_the_release(name):
+    documents = template(with_archive({}), name)
+    expected = name if "latentd" in name else f"{name}-latentd"
+    assert {
+        d["metadata"]["name"].removesuffix("-settings").removesuffix("-bundles") for d in documents
+    } == {expected}
+
+
+def test_packaged_chart_needs_no_repository(tmp_path):
+    ran = run_helm("package", CHART, "--destination", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (packaged,) = tmp_path.iterdir()
+    values = with_archive({**EVERYTHING.values, "alerts": {"enabled": True}})
+    assert template(values, chart=packaged) == template(values)
