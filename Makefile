@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 RUN    := $(VENV)/bin/
 PYTEST := $(RUN)python -m pytest
-UNMARKED := not slow and not gpu and not fake_cuda and not data and not browser
+UNMARKED := not slow and not gpu and not fake_cuda and not data and not browser and not network
 # Much of a test is waiting, so one process more than there are CPUs, each with whole files of tests.
 TEST_PROCESSES ?= $(shell expr $$(nproc || echo 2) + 1)
 PARALLEL := -n $(TEST_PROCESSES) --maxprocesses 8 --dist loadfile
@@ -26,7 +26,7 @@ MODELS ?= models
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock lock-check sbom demo explore clean \
-	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-images test-compose test-explorer test-faults fuzz \
+	test test-e2e test-all test-slow test-data test-gpu test-fake-cuda test-operate test-images test-compose test-explorer test-faults test-network fuzz \
 	draw-dashboard chart audit-manifests validate lint format typecheck protos protos-check protos-lint likelihoods \
 	train export serve evaluate compare \
 	bench bench-overload bench-training bench-decoders bench-sizes bench-swaps bench-faces bench-watching bench-workers bench-jobs count-jobs bench-tables bench-explorer bench-gpu
@@ -99,6 +99,11 @@ test-fake-cuda: install  ## serving's tests on ONNX Runtime's CUDA provider with
 
 test-faults: install  ## servers killed, flooded, fed with nonsense: tests/FAULTS.md, the long ones too
 	$(PYTEST) tests/e2e tests/serving tests/fuzz -m 'not gpu and not fake_cuda and not data' --timeout 1200
+
+test-network: install  ## networks that break, in namespaces of their own (needs root or user namespaces, and /dev/net/tun)
+	@# Where that fails, unshare says why and the tests are skipped.
+	own="unshare $$([ $$(id -u) = 0 ] || echo --map-root-user) --net"; $$own true || own=; \
+	    $$own $(PYTEST) -m network tests/network --timeout 600
 
 fuzz: install  ## arbitrary bytes for every method and the port, FUZZ_SECONDS for each test
 	LATENTD_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0

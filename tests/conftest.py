@@ -75,8 +75,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(path) for path in paths):
             item.add_marker("e2e")
-        if item.path.is_relative_to(Path(__file__).parent / "explorer"):
-            item.add_marker("browser")
+        for folder, marker in (("explorer", "browser"), ("network", "network")):
+            if item.path.is_relative_to(Path(__file__).parent / folder):
+                item.add_marker(marker)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Self, TypeVar
@@ -12,10 +13,10 @@ import grpc
 from latentd import capabilities
 from latentd.client.call import CLIENT_TIMEOUT, Call, ChunkedCall, set_model
 from latentd.client.channel import MIB, Connection, parse_target
-from latentd.client.results import ModelInfo, ModelVersion, Samples
-from latentd.client.retry import Backoff, Throttle, from_rpc
-from latentd.client.streams import PendingChunks, ResumableSamples
-from latentd.errors import ConfigError, LatentdError, Overloaded
+from latentd.client.results import ModelInfo, ModelVersion
+from latentd.client.retry import Backoff, Contact, RetryPolicy, from_rpc
+from latentd.client.streams import PendingChunks
+from latentd.errors import ConfigError, LatentdError
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class BaseClient(ABC):
         credentials: grpc.ChannelCredentials | None = None,
         token: str = "",
         attempts: int = 4,
+        reconnect_timeout: float | None = 600.0,
         healthy_only: bool = True,
         max_message_bytes: int = 64 * MIB,
     ) -> None:
@@ -51,7 +53,11 @@ class BaseClient(ABC):
                       server until its deadline.
         credentials:  grpc.ssl_channel_credentials(...) for TLS; None: no TLS.
         token:        bearer token; without TLS only to this machine.
-        attempts:     maximum for each call if servers are unavailable or overloaded, 1 to 5.
+        attempts:     maximum for each call, 1 to 5, if servers are overloaded, or if none has ever
+                      answered this client: its address may be wrong. Servers that have answered
+                      and are lost are waited for until the call's deadline. 1: never try again.
+        reconnect_timeout: seconds that a call without a deadline, such as a stream, waits for lost
+                      servers, since its last response; None: for ever.
         healthy_only: skip servers whose health check is not SERVING.
         max_message_bytes: of a request or a response.
 
@@ -66,12 +72,17 @@ class BaseClient(ABC):
             healthy_only,
             max_message_bytes,
         )
-        if timeout is not None and not timeout > 0:
-            raise ConfigError(f"timeout={timeout}: must be positive, or None for no limit.")
+        for name, seconds in (("timeout", timeout), ("reconnect_timeout", reconnect_timeout)):
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"{name}={seconds}: must be positive, or None for no limit.")
         self._timeout, self._model, self._version = timeout, model, version
         self._unavailable: dict[tuple[str, int], Mapping[str, str]] = {}
         self._metadata = self._connection.metadata
-        self._throttle = Throttle()
+        self._policy = RetryPolicy(
+            attempts,
+            math.inf if reconnect_timeout is None else reconnect_timeout,
+            Contact(self._connection.target),
+        )
         self._open()
 
     @abstractmethod
@@ -121,23 +132,12 @@ class BaseClient(ABC):
         failure.__cause__ = error
         return failure
 
-    def _backoff(self, call: Call[Any]) -> Backoff:
-        return Backoff(self._seconds(call), self._connection.max_attempts)
-
-    def _wait_after(self, error: grpc.RpcError, backoff: Backoff) -> float:
-        """Seconds until the next attempt of a unary call. Raises `error`'s LatentdError if there is
-        none. Only Overloaded is retried here: gRPC itself has already retried UNAVAILABLE."""
-        failure = self._to_error(error)
-        if not isinstance(failure, Overloaded) or not self._throttle.failed():
-            raise failure
-        return backoff.wait_after(failure)
+    def _backoff(self, timeout: float | None, patient: bool = False) -> Backoff:
+        return Backoff(self._policy, timeout, patient)
 
     def _pending_chunks(self, call: ChunkedCall[Any]) -> PendingChunks:
         self._prepare(call)
         return PendingChunks(call.request, call.in_flight, call.fit)
-
-    def _missing_samples(self, call: Call[Samples]) -> ResumableSamples:
-        return ResumableSamples(call.request, self._seconds(call), self._connection.max_attempts)
 
     def _seconds(self, call: Call[Any]) -> float | None:
         seconds = self._timeout if call.timeout is CLIENT_TIMEOUT else call.timeout

@@ -69,16 +69,18 @@ class Connection:
             ("grpc.max_receive_message_length", self.max_message_bytes),
             # gRPC does not retry a larger request; the default is 256 KiB.
             ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),
-            # A frozen or disconnected server sends no reset. After these 5 s gRPC retries its
-            # calls elsewhere. Without the ping timeout gRPC waits for its default, a minute.
+            # A frozen or disconnected server sends no reset. After these 5 s gRPC ends its calls,
+            # and they are tried again. Without the ping timeout gRPC waits a minute.
             ("grpc.keepalive_time_ms", 2_000),
             ("grpc.keepalive_timeout_ms", 3_000),
             ("grpc.http2.ping_timeout_ms", 3_000),
             ("grpc.http2.max_pings_without_data", 0),
-            # The client reconnects to a restarted server within seconds.
+            # The client reconnects within about a second after a restart or a repair.
             ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 200),
-            ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            # Despite its name: what a connection may take to open. Far servers need several round
+            # trips, for TCP, TLS and HTTP/2. The default, 20 s, would tell late of a silent one.
+            ("grpc.min_reconnect_backoff_ms", 5_000),
             # By default gRPC uses the proxy for this machine's own addresses too.
             ("grpc.enable_http_proxy", int(not is_loopback(self.target))),
         ]
@@ -103,26 +105,20 @@ class Connection:
     def _service_config(self) -> dict[str, Any]:
         calls: dict[str, Any] = {"name": [{"service": SERVICE.full_name}]}
         if self.max_attempts > 1:
-            # Safe: every RPC only computes. The clients retry RESOURCE_EXHAUSTED themselves, and
-            # only if the server says when. gRPC would also retry a message that is too large.
+            # A server whose gRPC (1.85) is full sends CANCELLED before latentd sees the call. Only
+            # gRPC can tell this from a call that the client itself has cancelled. All other
+            # retries are the clients' own: see `retry`.
             calls["retryPolicy"] = {
                 "maxAttempts": self.max_attempts,
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                # CANCELLED: a server whose gRPC (1.85) is full sends it before latentd sees a call.
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+                "retryableStatusCodes": ["CANCELLED"],
             }
-        # `streams` resumes streams at any row; gRPC's retries would come on top.
-        streams = [
-            {"service": SERVICE.full_name, "method": method.name}
-            for method in SERVICE.methods
-            if method.server_streaming
-        ]
         config: dict[str, Any] = {
             # Use every address of the name, and not only the first that answers.
             "loadBalancingConfig": [{"round_robin": {}}],
-            "methodConfig": [calls, {"name": streams}],
+            "methodConfig": [calls],
             "retryThrottling": {
                 "maxTokens": retry.MAX_TOKENS,
                 "tokenRatio": retry.TOKENS_PER_SUCCESS,

@@ -26,7 +26,7 @@ from latentd.client.base import BaseClient
 from latentd.client.call import Call, ChunkedCall
 from latentd.client.channel import methods
 from latentd.client.results import Samples, StreamedReconstruction
-from latentd.client.retry import Backoff
+from latentd.client.streams import ResumableSamples
 from latentd.codec import Array
 
 T = TypeVar("T")
@@ -147,23 +147,25 @@ class Client(BaseClient):
 
     def _call(self, call: Call[T]) -> T:
         self._prepare(call)
-        backoff = self._backoff(call)
+        backoff = self._backoff(self._seconds(call))
         while True:
             try:
                 response = self._send(call, backoff.remaining())
             except grpc.RpcError as error:
-                time.sleep(self._wait_after(error, backoff))
+                time.sleep(backoff.wait_after(self._to_error(error)))
             else:
-                self._throttle.succeeded()
+                backoff.answered()
                 return self._read(call, response)
 
     def _stream(self, call: Call[Samples]) -> SampleChunks:
         self._prepare(call)
-        missing = self._missing_samples(call)
+        backoff = self._backoff(self._seconds(call))
+        missing = ResumableSamples(call.request)
         while not missing.done:
-            responses = self._send(call, missing.remaining())
+            responses = self._send(call, backoff.remaining())
             try:
                 for response in responses:
+                    backoff.answered()
                     yield missing.accept(call.read(response))
                 failure = missing.check_end()
             except grpc.RpcError as error:
@@ -171,13 +173,13 @@ class Client(BaseClient):
             finally:
                 responses.cancel()  # also if the caller stops iterating: the server stops too
             if failure is not None and not missing.done:
-                time.sleep(missing.wait_after(failure))
+                time.sleep(backoff.wait_after(failure))
 
     def _stream_chunks(self, call: ChunkedCall[Iterable[Array]]) -> Reconstructions:
         return streams.reconstruct_blocking(
             call.chunks,
             self._pending_chunks(call),
-            Backoff(call.timeout, self._connection.max_attempts, self._connection.background),
+            self._backoff(call.timeout, patient=self._connection.background),
             lambda requests, seconds: self._methods["StreamReconstruct"](
                 requests, timeout=seconds, metadata=self._metadata
             ),
@@ -241,26 +243,28 @@ class AsyncClient(BaseClient):
 
     async def _call(self, call: Call[T]) -> T:
         self._prepare(call)
-        backoff = self._backoff(call)
+        backoff = self._backoff(self._seconds(call))
         while True:
             pending = self._send(call, backoff.remaining())
             try:
                 response = await pending
             except grpc.RpcError as error:
-                await asyncio.sleep(self._wait_after(error, backoff))
+                await asyncio.sleep(backoff.wait_after(self._to_error(error)))
             else:
-                self._throttle.succeeded()
+                backoff.answered()
                 return self._read(call, response)
             finally:
                 pending.cancel()  # if this task was cancelled, the server stops too
 
     async def _stream(self, call: Call[Samples]) -> AsyncSampleChunks:
         self._prepare(call)
-        missing = self._missing_samples(call)
+        backoff = self._backoff(self._seconds(call))
+        missing = ResumableSamples(call.request)
         while not missing.done:
-            responses = self._send(call, missing.remaining())
+            responses = self._send(call, backoff.remaining())
             try:
                 async for response in responses:
+                    backoff.answered()
                     yield missing.accept(call.read(response))
                 failure = missing.check_end()
             except grpc.RpcError as error:
@@ -268,7 +272,7 @@ class AsyncClient(BaseClient):
             finally:
                 responses.cancel()  # also if the caller stops iterating: the server stops too
             if failure is not None and not missing.done:
-                await asyncio.sleep(missing.wait_after(failure))
+                await asyncio.sleep(backoff.wait_after(failure))
 
     def _stream_chunks(
         self, call: ChunkedCall[Iterable[Array] | AsyncIterable[Array]]
@@ -276,7 +280,7 @@ class AsyncClient(BaseClient):
         return streams.reconstruct_async(
             call.chunks,
             self._pending_chunks(call),
-            Backoff(call.timeout, self._connection.max_attempts, self._connection.background),
+            self._backoff(call.timeout, patient=self._connection.background),
             lambda seconds: self._methods["StreamReconstruct"](
                 timeout=seconds, metadata=self._metadata
             ),

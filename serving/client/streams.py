@@ -37,21 +37,14 @@ class ResumableSamples:
     request: asks for these rows; send it first, and again after each failure.
     """
 
-    def __init__(
-        self, request: pb.StreamSamplesRequest, timeout: float | None, max_attempts: int
-    ) -> None:
+    def __init__(self, request: pb.StreamSamplesRequest) -> None:
         self.request = request
-        self._backoff = Backoff(timeout, max_attempts)
         self._digest = ""
 
     @property
     def done(self) -> bool:
         """Whether all rows were received."""
         return self.request.count == 0
-
-    def remaining(self) -> float | None:
-        """See Backoff."""
-        return self._backoff.remaining()
 
     def accept(self, chunk: Samples) -> Samples:
         """Count the rows of `chunk` and return it. Raises ServiceError if another was expected."""
@@ -77,12 +70,7 @@ class ResumableSamples:
         request.model, request.version = chunk.served_by.model, chunk.served_by.version
         request.offset += len(chunk)
         request.count -= len(chunk)
-        self._backoff.progress()
         return chunk
-
-    def wait_after(self, error: LatentdError) -> float:
-        """See Backoff."""
-        return self._backoff.wait_after(error)
 
     def check_end(self) -> LatentdError | None:
         """The error of a stream that ended without one: None, or that rows are missing."""
@@ -185,8 +173,9 @@ def reconstruct_blocking(
                         requests.put(added)
                 if not pending.pending:
                     return
-                yield pending.accept(next(responses))
-                backoff.progress()
+                response = next(responses)
+                backoff.answered()
+                yield pending.accept(response)
         except StopIteration:
             failure: LatentdError = Unavailable(_ENDED)
         except grpc.RpcError as error:
@@ -222,8 +211,8 @@ async def reconstruct_async(
                 response = await call.read()
                 if response is grpc.aio.EOF:
                     raise _Ended
+                backoff.answered()
                 yield pending.accept(response)
-                backoff.progress()
         except _Ended:
             failure: LatentdError = Unavailable(_ENDED)
         except grpc.RpcError as error:

@@ -6,6 +6,7 @@ Exit status: 0 done; 1 the server failed or is unreachable; 2 invalid input; 130
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from typing import Final
@@ -311,6 +312,9 @@ def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from latentd.console import commands
 
+    # The client's warnings, such as what it waits for, on a line that progress has left.
+    clear = "\r\033[K" if sys.stderr.isatty() else ""
+    logging.basicConfig(format=f"{clear}latentd: %(message)s")
     source = "--server"
     if args.server is None and (server := os.environ.get(_VARIABLE)) is not None:
         args.server, source = server, _VARIABLE
