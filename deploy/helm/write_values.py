@@ -21,10 +21,8 @@ import yaml
 from latentd.settings import Settings
 
 CHART = Path(__file__).parent / "latentd"
-OWN = {"bundles", "host", "port", "metrics_port", "http_port"} | {
-    "tls_cert", "tls_key", "tls_client_ca", "tokens"
-}  # fmt: skip
-"""Settings that the templates make: a value that differed would contradict a port or a mount."""
+OWN = set(re.findall(r'"(LATENTD_\w+)"', (CHART / "templates/_helpers.tpl").read_text()))
+"""Settings that the templates make: another value would contradict a port or a mount."""
 
 _LINE = re.compile(r"( *)(?:# (?P<comment>.+)|(?P<key>[A-Za-z0-9]+):.*)?$")
 
@@ -66,15 +64,16 @@ def _settings() -> Iterator[tuple[str, dict[str, Any]]]:
     types = get_type_hints(Settings)
     names = {int: "integer", float: "number", bool: "boolean", str: "string"}
     for field in dataclasses.fields(Settings):
-        if field.name in OWN:
+        name = f"LATENTD_{field.name.upper()}"
+        if name in OWN:
             continue
-        one: dict[str, Any] = {"description": field.metadata["help"]}
-        one["type"] = names[types[field.name]]
-        if choices := field.metadata["choices"]:
-            one["enum"] = list(choices)
-        if one["type"] in ("integer", "number"):
-            one["minimum"] = field.metadata["min"]
-        yield "LATENTD_" + field.name.upper(), one
+        setting: dict[str, Any] = {"description": field.metadata["help"]}
+        setting["type"] = names[types[field.name]]
+        if field.metadata["choices"]:
+            setting["enum"] = list(field.metadata["choices"])
+        if setting["type"] in ("integer", "number"):
+            setting["minimum"] = field.metadata["min"]
+        yield name, setting
 
 
 def table(described: dict[str, str], values: dict[str, Any]) -> str:

@@ -310,9 +310,9 @@ def test_claim_is_that_of_kustomize_and_survives_the_release():
     compare([written], [of_no_instance(claim)])
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_chart_is_lint_free(case):
-    ran = run_helm("lint", "--strict", CHART, values=with_archive(case.values))
+@pytest.mark.parametrize("values", [{}, EVERYTHING.values], ids=["default", "everything"])
+def test_lint_finds_nothing(values):
+    ran = run_helm("lint", "--strict", CHART, values=with_archive(values))
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

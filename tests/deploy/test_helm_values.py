@@ -17,6 +17,7 @@ from latentd import settings
 from tests.support.helm import (
     CHART,
     ROOT,
+    SHA256,
     Values,
     run_helm,
     template,
@@ -25,6 +26,8 @@ from tests.support.helm import (
 from tests.support.manifests import chosen, environment, pod_of
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make install brings it")
+
+README = (CHART / "README.md").read_text()
 
 
 def test_server_accepts_every_setting_of_the_schema():
@@ -115,8 +118,15 @@ def test_values_are_described_everywhere(tmp_path):
     assert not undescribed(schema["definitions"]["settings"])
 
 
+def test_values_of_the_readme_work():
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
+    values = yaml.safe_load(re.sub(r"(sha256: ?)\.\.\.", rf"\g<1>{SHA256}", block))
+    image = pod_of(template(values))["containers"][0]["image"]
+    assert image == f"YOUR/latentd@sha256:{SHA256}"
+
+
 def test_commands_of_the_readme_work():
-    text = (CHART / "README.md").read_text().replace("\\\n", " ")
+    text = README.replace("\\\n", " ")
     commands = [
         shlex.split(line) for line in re.findall(r"^helm (?:install|upgrade) .+", text, re.M)
     ]
