@@ -205,6 +205,26 @@ CASES = {
     "tls and tokens": Case(
         {"tls": {"enabled": True}, "tokens": {"enabled": True}}, components=("tls",)
     ),
+    "certificate": Case(
+        {
+            "tls": {
+                "enabled": True,
+                "certificate": {"enabled": True, "issuerRef": {"name": "private-ca"}},
+            },
+            "tokens": {"enabled": True},
+        },
+        components=("tls", "certificate"),
+    ),
+    "gateway": Case(
+        {
+            "grpcRoute": {
+                "enabled": True,
+                "parentRefs": [{"name": "gateway", "namespace": "gateway"}],
+                "hostnames": ["latentd.example.com"],
+            }
+        },
+        components=("gateway",),
+    ),
     "everything": EVERYTHING,
     "second release": Case(
         {
@@ -283,6 +303,12 @@ def compare(built: Iterable[Values], rendered: Iterable[Values]) -> None:
     )
     if text := "\n".join(differences):
         pytest.fail(text, pytrace=False)
+
+
+def test_every_component_is_compared():
+    compared = {name for case in CASES.values() for name in case.components}
+    jobs = {"batch-job", "training-job"}  # they run once, so they are no part of a release
+    assert compared | jobs == {folder.name for folder in (K8S / "components").iterdir()}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

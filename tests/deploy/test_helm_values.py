@@ -75,6 +75,11 @@ REFUSED = {
     "no digest": ({"bundles": {"archive": {"url": "https://a/b.tar"}}}, "bundles.archive.sha256"),
     "half a digest": ({"bundles": {"archive": {"sha256": "9f86"}}}, "sha256"),
     "no image of bundles": ({"bundles": {"source": "image"}}, "bundles.image.reference"),
+    "no issuer": (
+        with_archive({"tls": {"enabled": True, "certificate": {"enabled": True}}}),
+        "tls.certificate.issuerRef.name",
+    ),
+    "no gateway": (with_archive({"grpcRoute": {"enabled": True}}), "grpcRoute.parentRefs"),
     "name that no alert finds": ({"fullnameOverride": "digits"}, "fullnameOverride"),
     "too little time to stop": (
         with_archive({"settings": {"LATENTD_DRAIN_SECONDS": 120}}),

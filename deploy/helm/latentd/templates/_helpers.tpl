@@ -46,6 +46,10 @@ annotations:
 {{- .Values.serviceAccount.name | default $made -}}
 {{- end }}
 
+{{- define "latentd.tlsSecretName" -}}
+{{- .Values.tls.secretName | default (print (include "latentd.fullname" .) "-tls") -}}
+{{- end }}
+
 {{- define "latentd.preset" -}}
 {{- index .Values.presets .Values.accelerator | toYaml -}}
 {{- end }}
