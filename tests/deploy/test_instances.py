@@ -293,3 +293,18 @@ def test_every_page_says_to_make_the_namespace_first():
             assert (
                 "kubectl apply -f deploy/k8s/namespace.yaml" in page.read_text().partition(text)[0]
             )
+
+
+def test_label_that_prometheus_selects_by_can_be_set(kustomize):
+    page = (K8S / "alerts/README.md").read_text()
+    labels = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])["labels"]
+    for named, release in (([], "kube-prometheus-stack"), (labels, "YOUR-RELEASE")):
+        documents = kustomize(it=with_components("cpu", ["monitoring"], labels=named))
+        documents += kustomize(it={"resources": ["latentd/deploy/k8s/alerts"], "labels": named})
+        watched = [d for d in documents if d["kind"] in ("ServiceMonitor", "PrometheusRule")]
+        assert [d["metadata"]["labels"]["release"] for d in watched] == [release] * 3
+        assert one(documents, "Deployment")["spec"]["selector"]["matchLabels"].keys() == {
+            NAME,
+            INSTANCE,
+            COMPONENT,
+        }

@@ -53,6 +53,25 @@ def test_queried_records_exist(rules):
     assert asked == made
 
 
+def test_rules_keep_instances_apart(rules):
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        grouped = re.findall(r"\b(?:by|on) \(([^)]+)\)", rule["expr"])
+        assert all(labels.startswith("namespace, job") for labels in grouped), rule
+        aggregated = re.search(r"\b(?:sum|max|min|avg|count)\b", rule["expr"])
+        assert grouped or not aggregated, rule
+
+
+def test_dashboard_keeps_instances_apart():
+    dashboard = json.loads((K8S / "alerts/dashboard.json").read_text())
+    chosen = [each["name"] for each in dashboard["templating"]["list"]]
+    assert chosen == ["source", "namespace", "job", "pod"]
+    for panel in dashboard["panels"]:
+        for query in (target["expr"] for target in panel["targets"]):
+            metrics = re.findall(r"\b(?:latentd[:_][\w:]+|up)\b", query)
+            apart = re.findall(r'\{namespace="\$namespace", job="\$job"', query)
+            assert query == "latentd:objective:p99_seconds" or len(apart) == len(metrics), query
+
+
 def test_alerts_have_a_runbook(all_rules):
     readme = (ROOT / "deploy/README.md").read_text()
     headings = {h.lower() for h in re.findall(r"^#+ (\w+)$", readme, re.M)}
