@@ -136,9 +136,9 @@ build/helm/helm:
 chart: install  ## the descriptions of the Helm chart's values, from values.yaml into its schema and README
 	$(RUN)python deploy/helm/write_values.py
 
-test-images: install  ## build the images of serving and jobs by podman, and run them (BASE=..., BUILD_FLAGS=...)
+test-images: install  ## build the images by podman, run them, and walk the runbook with them (BASE=..., BUILD_FLAGS=...)
 	@command -v podman >/dev/null || { echo "podman is not here. On Debian: apt-get install podman runc crun conmon netavark catatonit containernetworking-plugins"; exit 1; }
-	LATENTD_BASE=$(BASE) LATENTD_BUILD_FLAGS="$(BUILD_FLAGS)" $(PYTEST) tests/deploy/test_containers.py --timeout 1200
+	LATENTD_BASE=$(BASE) LATENTD_BUILD_FLAGS="$(BUILD_FLAGS)" $(PYTEST) tests/deploy/test_containers.py tests/deploy/test_runbook.py --timeout 1200
 
 test-compose: install  ## compose.yaml run by podman-compose (LATENTD_IMAGE=..., PROMETHEUS_IMAGE=...: images that are here)
 	$(RUN)python -m pip install --quiet --constraint deploy/constraints.txt podman-compose

@@ -8,11 +8,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.latent_maps import toy_map
+from tests.support.names import Names
+from tests.support.toy_bundle import PublishToy
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "deploy/k8s"
@@ -87,6 +91,31 @@ def rules() -> dict[str, Any]:
 def all_rules(rules: dict[str, Any]) -> dict[str, Any]:
     """The shared rules and those of an instance."""
     return {"groups": rules["groups"] + content("components/monitoring/rules.yaml")["groups"]}
+
+
+@pytest.fixture
+def names() -> Iterator[Names]:
+    server = Names()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def models(publish_toy: PublishToy) -> Iterator[Path]:
+    """Bundles that any user can read."""
+    # Not under pytest's own folder, into which no other user can look.
+    root = Path(tempfile.mkdtemp(prefix="latentd-models-"))
+    publish_toy(root, map_npz=toy_map().to_npz())
+    let_read(root)
+    yield root
+    shutil.rmtree(root)
+
+
+def let_read(root: Path) -> None:
+    """Any user may read the folder and all in it."""
+    for path in (root, *root.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def content(name: str) -> dict[str, Any]:

@@ -4,8 +4,6 @@ a name, as a headless Service gives them, and by proxies that speak gRPC."""
 from __future__ import annotations
 
 import shutil
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,50 +15,11 @@ import grpc
 import pytest
 
 from latentd.client import Client
+from tests.support.names import Names
 from tests.support.server import free_port
 
 CALLS = 400
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-
-
-class Names:
-    """A DNS server that gives every name the same addresses, which may be changed."""
-
-    def __init__(self) -> None:
-        self.addresses = ADDRESSES[:1]
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        self._thread = threading.Thread(target=self._answer)
-        self._thread.start()
-
-    def _answer(self) -> None:
-        while True:
-            query, asker = self._socket.recvfrom(512)
-            if not query:
-                return
-            end = query.index(b"\0", 12) + 5  # of the question: a name, a type and a class
-            is_a = query[end - 4 : end - 2] == b"\0\x01"
-            records = [
-                # The name of offset 12, type A, class IN, no time to live, four bytes.
-                struct.pack(">HHHIH", 0xC00C, 1, 1, 0, 4) + socket.inet_aton(address)
-                for address in self.addresses
-                if is_a
-            ]
-            header = query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(records), 0, 0)
-            self._socket.sendto(header + query[12:end] + b"".join(records), asker)
-
-    def close(self) -> None:
-        self._socket.sendto(b"", ("127.0.0.1", self.port))
-        self._thread.join()
-        self._socket.close()
-
-
-@pytest.fixture
-def names() -> Iterator[Names]:
-    server = Names()
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -2,100 +2,41 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
-import shutil
-import subprocess
-import tempfile
 import tomllib
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from latentd.client import Client, DataPoint
 from latentd.pb import vae_pb2 as pb
+from tests.support import podman as engine
+from tests.support.podman import (
+    BASE,
+    DOCKER,
+    ROOT,
+    Pod,
+    build_image,
+    inspect,
+    podman,
+    running,
+)
 from tests.support.server import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCKER = ROOT / "deploy/docker"
-BASE = os.environ.get("LATENTD_BASE", "")
-BUILD_FLAGS = shlex.split(os.environ.get("LATENTD_BUILD_FLAGS", ""))
 OTHER_USER = "54321:54321"
 MAX_MB = {"serving": 240, "jobs": 210}
 """What each may add to what it is built from, in millions of bytes."""
 SECONDS = 180  # only broken code makes a test wait so long
 
-if not BASE or shutil.which("podman") is None:
-    pytest.skip("make test-images runs these", allow_module_level=True)
-
-
-def podman(*command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    ran = subprocess.run(["podman", *map(str, command)], capture_output=True, text=True)
-    assert not check or ran.returncode == 0, ran.stderr
-    return ran
-
-
-def inspect(image: str) -> dict:
-    return json.loads(podman("image", "inspect", image).stdout)[0]
-
-
-def build_image(target: str, tag: str, base: str = BASE) -> subprocess.CompletedProcess[str]:
-    flags = ["--format=docker", f"--build-arg=BASE={base}", f"--target={target}", f"--tag={tag}"]
-    return podman("build", *BUILD_FLAGS, *flags, "-f", DOCKER / "Dockerfile", ROOT, check=False)
+engine.require()
 
 
 @pytest.fixture(scope="module")
 def images() -> dict[str, str]:
     """The images of this working tree, by target."""
-    tags = {target: f"localhost/latentd-test:{target}" for target in MAX_MB}
-    for target, tag in tags.items():
-        built = build_image(target, tag)
-        assert built.returncode == 0, built.stderr
-    return tags
-
-
-@pytest.fixture
-def models(publish_toy) -> Iterator[Path]:
-    """Bundles that any user can read."""
-    # Not under pytest's own folder, into which no other user can look.
-    root = Path(tempfile.mkdtemp(prefix="latentd-models-"))
-    publish_toy(root)
-    for path in (root, *root.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    yield root
-    shutil.rmtree(root)
-
-
-@contextmanager
-def running(*command: object) -> Iterator[str]:
-    """The name of a container, which has printed that it listens; it is removed at the end."""
-    name = f"latentd-test-{os.getpid()}-{free_port()}"
-    try:
-        podman("run", "--detach", "--name", name, *command)
-        wait_for(name, "Listening on")
-        yield name
-    finally:
-        podman("rm", "--force", "--time", 0, name, check=False)
-
-
-def wait_for(name: str, text: str) -> None:
-    with subprocess.Popen(
-        ["podman", "logs", "--follow", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as logs:
-        assert logs.stdout is not None
-        lines = []
-        for line in logs.stdout:
-            lines.append(line.decode())
-            if text in lines[-1]:
-                logs.terminate()
-                return
-    pytest.fail("".join(lines))
+    return {target: engine.image(target) for target in MAX_MB}
 
 
 def readme_command() -> list[str]:
@@ -114,6 +55,7 @@ def call_every_method(server: str) -> None:
     with Client(server, timeout=SECONDS) as client:
         called["ListModels"] = client.list_models()
         called["GetModel"] = client.get_model()
+        called["GetMap"] = client.get_map()
         called["Encode"] = encoded = client.encode(x)
         called["Decode"] = client.decode(encoded.mean)
         called["Sample"] = client.sample(2, seed=7)
@@ -141,8 +83,7 @@ def test_readme_command_serves_and_stops(images, models, user):
         assert podman("exec", name, "touch", "/opt/latentd/x", check=False).returncode
         podman("healthcheck", "run", name)
         podman("stop", "--time", SECONDS, name)
-        state = json.loads(podman("inspect", name).stdout)[0]["State"]
-        assert state["ExitCode"] == 0
+        assert engine.state(name)["ExitCode"] == 0
         logs = podman("logs", name)
         assert "Stopped." in logs.stdout + logs.stderr
 
@@ -214,36 +155,7 @@ def test_jobs_image_runs_a_job(images, models, tmp_path):
     assert (work / "out/_SUCCESS").exists()
 
 
-def pod(documents, models: Path, image: str) -> str:
-    """The manifests as podman can play them: the bundles from a folder of this machine."""
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not here: make install brings it")
-    kept = [d for d in documents if d["kind"] in ("ConfigMap", "Deployment")]
-    for document in kept:
-        document["metadata"].pop("namespace")
-        if document["kind"] == "Deployment":
-            document["spec"]["replicas"] = 1
-            spec = document["spec"]["template"]["spec"]
-            spec.pop("initContainers", None)  # it would fetch the bundles
-            spec["volumes"] = [
-                {"name": "models", "hostPath": {"path": str(models)}},
-                {"name": "tmp", "emptyDir": {}},
-            ]
-            (container,) = spec["containers"]
-            container["image"] = image
-            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                container.pop(probe)  # podman would run curl in the container
-            container["ports"][0]["hostPort"] = free_port()
-    return yaml.safe_dump_all(kept)
-
-
 def test_pod_of_the_manifests_serves(build, images, models, tmp_path):
-    text = pod(build("cpu", ["bundles-volume"]), models, images["serving"])
-    file = tmp_path / "pod.yaml"
-    file.write_text(text)
-    port = re.findall(r"hostPort: (\d+)", text)[0]
-    try:
-        played = podman("kube", "play", file).stdout
-        wait_for(played.partition("Container:")[2].strip(), "Listening on")
-        call_every_method(f"127.0.0.1:{port}")
-    finally:
-        podman("kube", "down", file, check=False)
+    documents = build("cpu", ["bundles-volume"])
+    with Pod(documents, images["serving"], {"models": models}, tmp_path) as pod:
+        call_every_method(pod.target)
