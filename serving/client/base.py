@@ -38,6 +38,7 @@ class BaseClient(ABC):
         credentials: grpc.ChannelCredentials | None = None,
         token: str = "",
         attempts: int = 4,
+        wait_for_ready: bool = False,
         reconnect_timeout: float | None = 600.0,
         healthy_only: bool = True,
         max_message_bytes: int = 64 * MIB,
@@ -56,6 +57,7 @@ class BaseClient(ABC):
         attempts:     maximum for each call, 1 to 5, if servers are overloaded, or if none has ever
                       answered this client: its address may be wrong. Servers that have answered
                       and are lost are waited for until the call's deadline. 1: never try again.
+        wait_for_ready: the address is right: wait as long for servers that have never answered.
         reconnect_timeout: seconds that a call without a deadline, such as a stream, waits for lost
                       servers, since its last response; None: for ever.
         healthy_only: skip servers whose health check is not SERVING.
@@ -81,7 +83,7 @@ class BaseClient(ABC):
         self._policy = RetryPolicy(
             attempts,
             math.inf if reconnect_timeout is None else reconnect_timeout,
-            Contact(self._connection.target),
+            Contact(self._connection.target, wait_for_ready),
         )
         self._open()
 

@@ -69,11 +69,15 @@ class Connection:
             ("grpc.max_receive_message_length", self.max_message_bytes),
             # gRPC does not retry a larger request; the default is 256 KiB.
             ("grpc.per_rpc_retry_buffer_size", self.max_message_bytes),
-            # A frozen or disconnected server sends no reset. After these 5 s gRPC ends its calls,
-            # and they are tried again. Without the ping timeout gRPC waits a minute.
+            # A network that is cut sends no reset. On Linux the keepalive's timeout is TCP's user
+            # timeout too, so 3 s after the ping that gets no ACK gRPC ends the connection's calls,
+            # and they are tried again.
             ("grpc.keepalive_time_ms", 2_000),
             ("grpc.keepalive_timeout_ms", 3_000),
-            ("grpc.http2.ping_timeout_ms", 3_000),
+            # Nor does a frozen server, whose machine still sends ACKs. Its answer to the ping may
+            # take long otherwise, too: on a slow link it waits behind the rows. The default is a
+            # minute.
+            ("grpc.http2.ping_timeout_ms", 10_000),
             ("grpc.http2.max_pings_without_data", 0),
             # The client reconnects within about a second after a restart or a repair.
             ("grpc.initial_reconnect_backoff_ms", 200),

@@ -145,11 +145,12 @@ class Throttle:
 class Contact:
     """Whether a client's servers answer, as its calls have shown. The log says when none does.
 
-    made: whether a server has ever answered: then the address is right, and waiting makes sense
+    made: whether a server has ever answered: then the address is right, and waiting makes sense;
+          from the start, if the caller knows that
     """
 
-    def __init__(self, target: str) -> None:
-        self.made = False
+    def __init__(self, target: str, made: bool = False) -> None:
+        self.made = made
         self._target = target
         self._lock = threading.Lock()
         self._lost_at: float | None = None  # None: the last call was answered

@@ -36,9 +36,15 @@ class RemoteServer:
     target: str  # host:port
     files: CredentialFiles
 
-    def client(self, model: str = "") -> Client:
-        """Raises ConfigError."""
-        return Client(self.target, model=model, background=True, **self.files.read())
+    def client(self, model: str = "", wait_for_ready: bool = False) -> Client:
+        """wait_for_ready: it has answered before. Raises ConfigError."""
+        return Client(
+            self.target,
+            model=model,
+            background=True,
+            wait_for_ready=wait_for_ready,
+            **self.files.read(),
+        )
 
 
 def get_model(server: RemoteServer, model: str) -> ModelInfo:
@@ -55,8 +61,9 @@ class RemoteReconstructor:
         self._wanted, self._digest = wanted, bundle.digest
         self.consecutive = wanted.draw or wanted.draw_x  # a stream numbers its rows without gaps
         version = ModelVersion(bundle.model, bundle.version, bundle.digest)
-        self._client = server.client().with_version(version)
-        self._info = self._client.get_model()
+        # The plan was made with this server's answer: a worker that starts in an outage waits.
+        self._client = server.client(wait_for_ready=True).with_version(version)
+        self._info = self._client.get_model(timeout=None)
 
     def __call__(self, chunks: Iterator[Chunk]) -> Iterator[Results]:
         """See reconstruct.Reconstruct. With a draw, the chunks must be consecutive. Raises

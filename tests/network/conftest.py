@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from latentd.client import Client
 from tests.support.network import Host, Link, missing, raise_loopback
@@ -45,6 +47,19 @@ class Site:
             health = health_pb2_grpc.HealthStub(channel)
             watch = health.Watch(request, timeout=SECONDS, wait_for_ready=True)
             assert any(change.status == health_pb2.HealthCheckResponse.SERVING for change in watch)
+
+    def ended(self, method: str, code: str) -> float:
+        """How many calls have ended with a status, as the server counts them; read on its host."""
+        url = f"http://{self.link.address}:9464/metrics"
+        read = f"from urllib.request import urlopen; print(urlopen({url!r}).read().decode())"
+        command = [*self.host.run, sys.executable, "-c", read]
+        page = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        families = text_string_to_metric_families(page)
+        samples = (sample for family in families for sample in family.samples)
+        ours = (s for s in samples if s.name == "latentd_requests_total")
+        return sum(
+            s.value for s in ours if (s.labels["method"], s.labels["code"]) == (method, code)
+        )
 
     def kill(self) -> None:
         """Kill the server; its host stays and refuses connections."""

@@ -177,6 +177,29 @@ def test_calls_reach_a_far_server(site, undisturbed):
     assert stream_samples(site.target, lambda: None).tobytes() == undisturbed[2].tobytes()
 
 
+def test_large_messages_arrive_over_a_slow_link(site, client):
+    # 1 Mbit/s: the answers to gRPC's pings wait behind 4 s of rows.
+    wanted = client.encode(X[:4096]).mean
+    site.link.rate = 125_000
+    with Client(site.target, timeout=SECONDS, attempts=1) as impatient:
+        np.testing.assert_array_equal(impatient.encode(X[:4096]).mean, wanted)
+
+
+def test_server_forgets_a_stream_whose_client_is_unreachable(site, record_property):
+    with Client(site.target) as client:
+        before = site.ended("StreamSamples", "CANCELLED")
+        stream = client.stream_samples(ROWS, seed=7, chunk_rows=CHUNK)
+        first = next(stream).x
+        site.link.cut()
+        began = time.monotonic()
+        while site.ended("StreamSamples", "CANCELLED") == before:
+            assert time.monotonic() - began < SECONDS, "the server keeps the stream"
+        record_property("figures", f"after {time.monotonic() - began:.0f} s")
+        site.link.repair()
+        got = np.concatenate([first, *(chunk.x for chunk in stream)])
+    np.testing.assert_array_equal(got, stream_samples(site.target, lambda: None))
+
+
 def test_silent_address_fails_at_first_contact(site):
     with site.link.cut_for(40), Client(site.target, timeout=SECONDS) as client:
         with pytest.raises(Unavailable, match=site.target):

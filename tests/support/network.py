@@ -74,6 +74,7 @@ class _Direction:
     def __init__(self, source: int, sink: int) -> None:
         self.source, self._sink = source, sink
         self.lost = False
+        self.delivered = 0  # bytes
         self._waiting: list[tuple[float, int, bytes]] = []
         self._bytes = self._count = 0
         self._sent_at = 0.0  # when the last of them will have been sent
@@ -99,6 +100,7 @@ class _Direction:
             self._bytes -= len(packet)
             if not self.lost:
                 os.write(self._sink, packet)
+                self.delivered += len(packet)
         return 60.0
 
 
