@@ -85,6 +85,9 @@ class Connection:
             # Despite its name: what a connection may take to open. Far servers need several round
             # trips, for TCP, TLS and HTTP/2. The default, 20 s, would tell late of a silent one.
             ("grpc.min_reconnect_backoff_ms", 5_000),
+            # A server that comes back at another address, such as a pod, is found this soon after a
+            # failure. The default, 30 s, may be all the time that a call has.
+            ("grpc.dns_min_time_between_resolutions_ms", 5_000),
             # By default gRPC uses the proxy for this machine's own addresses too.
             ("grpc.enable_http_proxy", int(not is_loopback(self.target))),
         ]

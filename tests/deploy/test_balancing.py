@@ -68,7 +68,7 @@ def test_client_balances_over_the_addresses_of_a_name(start_servers, names, coun
 
 
 AGE = 2.0  # seconds of a connection
-ANEW = 30.0  # between two looks of a gRPC client at the names, at the least
+ANEW = 5.0  # between two looks of a gRPC client at the names, at the least
 PATIENCE = 2 * (AGE + ANEW)  # until a new server is given up
 
 

@@ -25,10 +25,10 @@ SECONDS = 120  # only broken code makes a test wait so long
 class Site:
     """A server on a host of its own, and the link to it."""
 
-    def __init__(self, number: int, bundles: Path, log: Path, stack: ExitStack) -> None:
+    def __init__(self, bundles: Path, log: Path, stack: ExitStack) -> None:
         self.host, self._bundles, self._log = Host(), bundles, log
         stack.callback(self.host.close)
-        self.link = Link(self.host, number)
+        self.link = Link(self.host)
         stack.callback(self.link.close)
         self.target = f"{self.link.address}:{PORT}"
         self._servers = stack.enter_context(ExitStack())
@@ -76,7 +76,7 @@ def _namespace() -> None:
 @contextmanager
 def sites(bundles: Path, folder: Path, count: int) -> Iterator[list[Site]]:
     with ExitStack() as stack:
-        yield [Site(n, bundles, folder / f"server{n}.log", stack) for n in range(1, count + 1)]
+        yield [Site(bundles, folder / f"server{n}.log", stack) for n in range(count)]
 
 
 @pytest.fixture(scope="module")

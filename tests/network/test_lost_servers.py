@@ -10,6 +10,8 @@ import pytest
 
 from latentd.client import Client
 from latentd.errors import Unavailable
+from tests.network.conftest import PORT
+from tests.support.names import Names
 
 ROWS, CHUNK = 50_000, 64
 
@@ -60,6 +62,19 @@ def test_restarted_server_is_waited_for(site):
             rows = np.concatenate([first, *rest.result()])
         same = client.stream_samples(ROWS, seed=7, chunk_rows=CHUNK)
         np.testing.assert_array_equal(rows, np.concatenate([chunk.x for chunk in same]))
+
+
+def test_server_is_found_at_its_new_address(pair):
+    names = Names()
+    names.addresses = [pair[0].link.address]
+    try:
+        with Client(f"dns://127.0.0.1:{names.port}/latentd.svc:{PORT}", timeout=30) as client:
+            wanted = client.sample(2, seed=7).x
+            pair[0].link.cut()
+            names.addresses = [pair[1].link.address]
+            assert client.sample(2, seed=7).x.tobytes() == wanted.tobytes()
+    finally:
+        names.close()
 
 
 def test_address_where_nothing_listens_fails_at_first_contact(site):

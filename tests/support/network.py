@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import heapq
+import itertools
 import os
 import random
 import select
@@ -109,10 +110,13 @@ class Link:
 
     delay, jitter: seconds, added to each packet of both directions; packets keep their order.
     rate:          bytes a second in each direction
-    address:       of the host; packets to `addresses` of it are routed to it too
+    address:       of the host
     """
 
-    def __init__(self, host: Host, number: int) -> None:
+    _numbers = itertools.count(1)
+
+    def __init__(self, host: Host) -> None:
+        number = next(self._numbers)
         self.delay, self.jitter, self.rate = 0.0, 0.0, float("inf")
         here, self.address = f"10.99.{number}.1", f"10.99.{number}.2"
         near, far = f"near{number}", f"far{number}"
