@@ -240,8 +240,8 @@ CASES = {
 
 
 # What may differ, and nothing else may:
-HELMS = re.compile(r"helm\.sh/|checksum/|app\.kubernetes\.io/(version|managed-by)$")
-"""Labels and annotations of helm's own. A checksum rolls the pods, as a name with a hash does."""
+HELMS = re.compile(r"helm\.sh/|app\.kubernetes\.io/(version|managed-by)$")
+"""Labels and annotations of helm's own."""
 KUSTOMIZES = re.compile(r"checkov\.io/")
 """Annotations for the linter that `make audit-manifests` runs over what kustomize builds."""
 HASH = re.compile(r"(latentd-(?:settings|bundles))-[a-z0-9]{10}$")
@@ -272,6 +272,22 @@ def normal(node: Any) -> Any:
             kept.setdefault("matchExpressions", []).append(item)
     # kustomize leaves a list empty whose items are deleted.
     return {key: value for key, value in kept.items() if value != []}
+
+
+def resolved(documents: Documents) -> Documents:
+    """With the variables of ConfigMaps in the pod, where the chart has them."""
+    maps = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
+    pod = pod_of(documents)
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        given = container.setdefault("env", [])
+        for source in container.pop("envFrom", []):
+            data = maps[source["configMapRef"]["name"]]
+            given += [{"name": name, "value": value} for name, value in data.items()]
+        for item in given:
+            if key := item.pop("valueFrom", {}).get("configMapKeyRef"):
+                item["value"] = maps[key["name"]].pop(key["key"])
+        given.sort(key=lambda item: item["name"])
+    return documents
 
 
 def used(documents: Documents) -> Documents:
@@ -314,7 +330,8 @@ def test_every_component_is_compared():
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_chart_renders_what_kustomize_builds(kustomize, case):
     built = kustomize(it=case.kustomization)
-    compare(used(built), template(with_archive(case.values), case.release))
+    rendered = template(with_archive(case.values), case.release)
+    compare(used(resolved(built)), resolved(rendered))
 
 
 def test_shared_alerts_are_those_of_kustomize(kustomize):
@@ -376,13 +393,25 @@ def test_changed_setting_replaces_the_pods():
     assert pods({"bundles": {"archive": {**ARCHIVE, "sha256": "0" * 64}}}) != before
 
 
+def test_old_pods_read_nothing_that_an_upgrade_changes():
+    """They restart during a rollout, and come back after `kubectl rollout undo`."""
+
+    def config_maps(values: Values) -> dict[str, Values]:
+        documents = template(with_archive(values))
+        return {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
+
+    upgrade = {
+        "settings": {"LATENTD_KEEP_VERSIONS": 3},
+        "bundles": {"archive": {**ARCHIVE, "sha256": "0" * 64}},
+    }
+    assert config_maps({}) == config_maps(upgrade)
+
+
 @pytest.mark.parametrize("name", ["digits", "latentd", "my-latentd"])
 def test_resources_are_named_after_the_release(name):
     documents = template(with_archive({}), name)
     expected = name if "latentd" in name else f"{name}-latentd"
-    assert {
-        d["metadata"]["name"].removesuffix("-settings").removesuffix("-bundles") for d in documents
-    } == {expected}
+    assert {d["metadata"]["name"].removesuffix("-bundles") for d in documents} == {expected}
 
 
 def test_packaged_chart_needs_no_repository(tmp_path):

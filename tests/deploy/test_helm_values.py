@@ -58,6 +58,12 @@ def test_values_make_the_other_settings():
     assert chosen(template(values)).tls_client_ca == ""
 
 
+def test_settings_of_any_characters_arrive():
+    value = 'a="b", c: #\n$(HOME) \\ {{ d }} é$$'
+    told = environment(template(with_archive({"settings": {"OTEL_RESOURCE_ATTRIBUTES": value}})))
+    assert told["OTEL_RESOURCE_ATTRIBUTES"].replace("$$", "$") == value  # as Kubernetes does
+
+
 def test_openshift_chooses_the_user():
     names = ("runAsUser", "runAsGroup", "fsGroup")
     values = {"podSecurityContext": dict.fromkeys(names)}
@@ -69,6 +75,11 @@ REFUSED = {
     "misspelled value": ({"replica": 3}, "replica"),
     "misspelled setting": ({"settings": {"LATENTD_QUEUE_ROW": 1}}, "LATENTD_QUEUE_ROW"),
     "setting of the chart": ({"settings": {"LATENTD_PORT": 1}}, "LATENTD_PORT"),
+    "variable of the chart": (
+        with_archive({"extraEnv": [{"name": "LATENTD_PORT", "value": "1"}]}),
+        "extraEnv: the chart sets LATENTD_PORT itself",
+    ),
+    "variable without a name": (with_archive({"extraEnv": [{"nme": "A", "value": "1"}]}), "name"),
     "setting of another type": ({"settings": {"LATENTD_QUEUE_ROWS": "many"}}, "LATENTD_QUEUE_ROWS"),
     "unknown accelerator": ({"accelerator": "tpu"}, "accelerator"),
     "no archive": ({"bundles": {"archive": {"url": ""}}}, "bundles.archive.url"),

@@ -22,9 +22,11 @@ def container(documents):
 
 
 def environment(documents):
-    """What the server's container is told: the ConfigMap it names."""
-    reference = container(documents)["envFrom"][0]["configMapRef"]["name"]
-    return one(documents, "ConfigMap", reference)["data"]
+    """What the server's container is told: by the ConfigMap that it names, or itself."""
+    told = {}
+    for source in container(documents).get("envFrom", []):
+        told |= one(documents, "ConfigMap", source["configMapRef"]["name"])["data"]
+    return told | {item["name"]: item["value"] for item in container(documents).get("env", [])}
 
 
 def chosen(documents):

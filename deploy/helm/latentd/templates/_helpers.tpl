@@ -87,11 +87,3 @@ annotations:
 {{- end -}}
 {{- toYaml $all -}}
 {{- end }}
-
-{{/* What the init container reads. */}}
-{{- define "latentd.bundles" -}}
-BUNDLES_URL: {{ required "bundles.archive.url is empty: set it to where pods fetch the archive, or set bundles.source to image or volume" .Values.bundles.archive.url | quote }}
-BUNDLES_SHA256: {{ required "bundles.archive.sha256 is empty: set it to what sha256sum prints for the archive" .Values.bundles.archive.sha256 | quote }}
-fetch_bundles.py: |
-  {{- .Files.Get "files/fetch_bundles.py" | nindent 2 }}
-{{- end }}
