@@ -242,8 +242,8 @@ CASES = {
 # What may differ, and nothing else may:
 HELMS = re.compile(r"helm\.sh/|app\.kubernetes\.io/(version|managed-by)$")
 """Labels and annotations of helm's own."""
-KUSTOMIZES = re.compile(r"checkov\.io/")
-"""Annotations for the linter that `make audit-manifests` runs over what kustomize builds."""
+KUSTOMIZES = re.compile(r"checkov\.io/|latentd/certificate$")
+"""Annotations for the linter that `make audit-manifests` runs, and for deploy/k8s/instance."""
 HASH = re.compile(r"(latentd-(?:settings|bundles))-[a-z0-9]{10}$")
 """The end that kustomize gives the names of ConfigMaps."""
 

@@ -42,7 +42,7 @@ CASES = {
     "overlays with components": {
         "both": {"resources": ["../cpu", "../gpu"]},
         "cpu": with_components("cpu", SERVER),
-        "gpu": with_components("gpu", [*ADAPTER, "batch-job", "training-job"]),
+        "gpu": with_components("gpu", [*ADAPTER, "certificate", "tls", "batch-job", "training-job"]),
     },
     "prefix": {"it": with_components("gpu", ALL, namePrefix="blue-")},
     "namespace": {"it": with_components("cpu", ALL, namespace="staging")},
@@ -50,6 +50,11 @@ CASES = {
         "both": {"resources": ["../blue", "../green"]},
         "blue": with_components("cpu", ALL, namePrefix="blue-"),
         "green": with_components("cpu", ALL, namePrefix="green-"),
+    },
+    "one of two with a certificate": {
+        "both": {"resources": ["../blue", "../green"]},
+        "blue": with_components("cpu", ["tls", "certificate"], namePrefix="blue-"),
+        "green": with_components("cpu", ["tls"], namePrefix="green-"),
     },
     "two namespaces": {
         "both": {"resources": ["../production", "../staging"]},
