@@ -414,6 +414,22 @@ def test_resources_are_named_after_the_release(name):
     assert {d["metadata"]["name"].removesuffix("-bundles") for d in documents} == {expected}
 
 
+def test_own_labels_and_annotations_go_before_common_ones():
+    common = {"release": "common", "owner": "common"}
+    values = {
+        "commonLabels": common,
+        "commonAnnotations": common,
+        "podLabels": {"owner": "pod"},
+        "podAnnotations": {"owner": "pod"},
+        "monitoring": {"enabled": True},
+    }
+    documents = template(with_archive(values))
+    pod = one(documents, "Deployment")["spec"]["template"]["metadata"]
+    assert pod["labels"]["owner"] == pod["annotations"]["owner"] == "pod"
+    watched = one(documents, "ServiceMonitor")["metadata"]["labels"]
+    assert (watched["release"], watched["owner"]) == ("kube-prometheus-stack", "common")
+
+
 def test_packaged_chart_needs_no_repository(tmp_path):
     ran = run_helm("package", CHART, "--destination", tmp_path)
     assert ran.returncode == 0, ran.stderr

@@ -80,6 +80,19 @@ REFUSED = {
         "extraEnv: the chart sets LATENTD_PORT itself",
     ),
     "variable without a name": (with_archive({"extraEnv": [{"nme": "A", "value": "1"}]}), "name"),
+    "label of a selector": (
+        with_archive({"commonLabels": {"app.kubernetes.io/instance": "a"}}),
+        "app.kubernetes.io/instance",
+    ),
+    "label that an alert reads": (with_archive({"podLabels": {"accelerator": "a"}}), "accelerator"),
+    "no label of clients": (
+        with_archive({"networkPolicy": {"clientLabels": {"latentd-client": None}}}),
+        "clientLabels",
+    ),
+    "certificate without TLS": (
+        with_archive({"tls": {"certificate": {"enabled": True, "issuerRef": {"name": "a"}}}}),
+        "tls.certificate.enabled is true and tls.enabled is not",
+    ),
     "setting of another type": ({"settings": {"LATENTD_QUEUE_ROWS": "many"}}, "LATENTD_QUEUE_ROWS"),
     "unknown accelerator": ({"accelerator": "tpu"}, "accelerator"),
     "no archive": ({"bundles": {"archive": {"url": ""}}}, "bundles.archive.url"),

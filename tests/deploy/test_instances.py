@@ -42,7 +42,9 @@ CASES = {
     "overlays with components": {
         "both": {"resources": ["../cpu", "../gpu"]},
         "cpu": with_components("cpu", SERVER),
-        "gpu": with_components("gpu", [*ADAPTER, "certificate", "tls", "batch-job", "training-job"]),
+        "gpu": with_components(
+            "gpu", [*ADAPTER, "certificate", "tls", "batch-job", "training-job"]
+        ),
     },
     "prefix": {"it": with_components("gpu", ALL, namePrefix="blue-")},
     "namespace": {"it": with_components("cpu", ALL, namespace="staging")},

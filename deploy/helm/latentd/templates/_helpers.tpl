@@ -30,10 +30,8 @@ labels:
   app.kubernetes.io/instance: {{ $.Release.Name }}
   app.kubernetes.io/version: {{ $.Chart.AppVersion | quote }}
   app.kubernetes.io/managed-by: {{ $.Release.Service }}
-  {{- range list .labels $.Values.commonLabels }}
-  {{- with . }}
+  {{- with merge (dict) (.labels | default dict) $.Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
-  {{- end }}
   {{- end }}
 {{- with merge (dict) (.annotations | default dict) $.Values.commonAnnotations }}
 annotations:
