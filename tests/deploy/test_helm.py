@@ -430,6 +430,15 @@ def test_own_labels_and_annotations_go_before_common_ones():
     assert (watched["release"], watched["owner"]) == ("kube-prometheus-stack", "common")
 
 
+@pytest.mark.parametrize("release", ["digits.v2", "2-digits"])
+def test_release_that_cannot_name_a_service_is_refused(release):
+    ran = run_helm("template", release, CHART, values=with_archive({}))
+    assert ran.returncode != 0
+    assert f"{release}-latentd cannot be a Service's name" in ran.stderr
+    documents = template(with_archive({"fullnameOverride": "digits-latentd"}), release)
+    assert one(documents, "Service")["metadata"]["name"] == "digits-latentd"
+
+
 def test_packaged_chart_needs_no_repository(tmp_path):
     ran = run_helm("package", CHART, "--destination", tmp_path)
     assert ran.returncode == 0, ran.stderr
