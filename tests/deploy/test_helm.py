@@ -107,9 +107,8 @@ EVERYTHING = Case(
         "tls": {"enabled": True},
         "tokens": {"enabled": True},
     },
-    components=("autoscaling", "monitoring", "network-policy", "tls"),
+    components=("autoscaling", "http", "monitoring", "network-policy", "tls"),
     literals=(
-        "LATENTD_HTTP_PORT=8080",
         "LATENTD_QUEUE_ROWS=10000000",
         "LATENTD_INTRA_OP_THREADS=0",
     ),
@@ -139,7 +138,6 @@ EVERYTHING = Case(
                 added(
                     f"{SERVER}/volumeMounts/-", {"name": "authority", "mountPath": "/etc/ssl/certs"}
                 ),
-                added(f"{SERVER}/ports/1", {"name": "http", "containerPort": 8080}),
                 added(f"{SERVER}/startupProbe/failureThreshold", 120),
                 added(f"{SERVER}/resources/requests/cpu", "4"),
                 added(f"{SERVER}/resources/limits/memory", "4Gi"),
@@ -147,10 +145,6 @@ EVERYTHING = Case(
                 added("/spec/template/metadata/annotations", {"example.com/mesh": "off"}),
             ),
             patched(
-                added(
-                    "/spec/ports/1",
-                    {"name": "http", "port": 8080, "targetPort": "http", "appProtocol": "https"},
-                ),
                 added("/metadata/annotations", {"example.com/name": "digits"}),
                 kind="Service",
             ),
@@ -160,7 +154,6 @@ EVERYTHING = Case(
             ),
             patched(added("/spec/maxUnavailable", "25%"), kind="PodDisruptionBudget"),
             patched(
-                added("/spec/ingress/0/ports/-", {"protocol": "TCP", "port": 8080}),
                 added("/spec/egress/-", COLLECTOR),
                 kind="NetworkPolicy",
             ),

@@ -22,9 +22,9 @@ def test_every_variable_is_a_valid_setting(build, overlay):
 
 
 def test_ports_match_the_server(build, overlay):
-    documents = build(overlay, ["network-policy", "monitoring"])
+    documents = build(overlay, ["http", "network-policy", "monitoring"])
     server = chosen(documents)
-    ports = {"grpc": server.port, "metrics": server.metrics_port}
+    ports = {"grpc": server.port, "http": server.http_port, "metrics": server.metrics_port}
     assert {p["name"]: p["containerPort"] for p in container(documents)["ports"]} == ports
     service = one(documents, "Service")["spec"]
     assert service["clusterIP"] == "None"
@@ -36,7 +36,7 @@ def test_ports_match_the_server(build, overlay):
             assert ports[probe["httpGet"]["port"]] == server.metrics_port, name
     policy = one(documents, "NetworkPolicy")["spec"]
     allowed = [p["port"] for rule in policy["ingress"] for p in rule["ports"]]
-    assert allowed == [server.port, server.metrics_port]
+    assert allowed == [server.port, server.http_port, server.metrics_port]
     endpoint = one(documents, "ServiceMonitor")["spec"]["endpoints"][0]
     assert endpoint["port"] in {p["name"] for p in service["ports"]}
     assert server.host == "0.0.0.0"
