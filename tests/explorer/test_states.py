@@ -98,10 +98,12 @@ def test_new_version_is_noticed_and_shown(tab, start_server, root, publish_toy):
     publish_toy(root, levels=100)
     server.scan()
     tab.locator('.unit[data-unit="0"] input').fill("0.25")
-    tab.get_by_text("The server now serves version 2; it was 1.").wait_for()
+    told = tab.get_by_text("The server now serves version 2; it was 1.")
+    told.wait_for()
     assert tab.locator("#version").inner_text() == "version 2"
     z = current(tab)
     np.testing.assert_array_equal(picture(tab), np.rint(100 * z).reshape(4, 4))
+    assert told.is_visible()  # the answers that came meanwhile did not take it away
 
 
 def test_address_with_a_version_stays_with_it(tab, start_server, root, publish_toy):

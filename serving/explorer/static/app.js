@@ -171,9 +171,9 @@ class App {
 
   #showOutcome({ok, method, seconds, servedBy, error}) {
     if (ok) {
-      if (method === this.#refused) { this.#refused = ""; this.notice(""); }
+      if (method === this.#refused) { this.#refused = ""; this.#withdraw(); }
       $("status").textContent = `ready, ${Math.round(seconds * 1000)} ms`;
-      if (this.#trouble) { this.#trouble = false; this.notice(""); if (this.z) this.refresh(); }
+      if (this.#trouble) { this.#trouble = false; this.#withdraw(); if (this.z) this.refresh(); }
       if (servedBy && this.model && servedBy.model === this.model.name && servedBy.digest !== this.model.digest && !this.state.version) this.#onSwap(servedBy);
       return;
     }
@@ -181,13 +181,18 @@ class App {
     this.#trouble = Boolean(again);
     this.#refused = again ? "" : method;
     $("status").textContent = again ?? "refused";
-    this.notice(again ?? error.message);
+    this.#complaint = again ?? error.message;
+    this.notice(this.#complaint);
     if (["gone", "unavailable"].includes(error.code)) this.#poll();
     else if (error.code === "not_found" && this.model && !this.state.version) this.#onSwap(null);
     else if (again && this.z) setTimeout(() => this.refresh(), 1000 * Math.max(error.retryAfter, 0.5));
   }
 
-  #refused = "";  // the method whose refusal the notice tells
+  /** Take back what was said of a failed call, and nothing else that has been said since. */
+  #withdraw() { if ($("notice").textContent === this.#complaint) this.notice(""); }
+
+  #complaint = "";  // what the notice said of the last call that failed
+  #refused = "";  // the method whose refusal that was
   #trouble = false;  // the last call failed in a way that passes
   #polling = 0;
 
