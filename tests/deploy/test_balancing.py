@@ -68,8 +68,8 @@ def test_client_balances_over_the_addresses_of_a_name(start_servers, names, coun
 
 
 AGE = 2.0  # seconds of a connection
-ANEW = 5.0  # between two looks of a gRPC client at the names, at the least
-PATIENCE = 2 * (AGE + ANEW)  # until a new server is given up
+RESOLVE_SECONDS = 5.0  # the least time between two DNS look-ups of a client
+PATIENCE = 2 * (AGE + RESOLVE_SECONDS)  # until a new server is given up
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def metric(pod: Pod, name: str, **labels: str) -> float:
 
 
 def until(done: Callable[[], bool]) -> None:
-    """Look again and again, for what reports to nobody."""
+    """Poll a state that sends no event."""
     pause = threading.Event()
     for _ in range(SECONDS * 5):
         if done():

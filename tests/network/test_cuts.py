@@ -204,4 +204,4 @@ def test_silent_address_fails_at_first_contact(site):
     with site.link.cut_for(40), Client(site.target, timeout=SECONDS) as client:
         with pytest.raises(Unavailable, match=site.target):
             client.sample(1)
-        assert site.link.up.lost, "the address may be wrong: nobody waits for it until the deadline"
+        assert site.link.up.lost, "the client gave up before its deadline: the address may be wrong"

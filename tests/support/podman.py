@@ -92,8 +92,8 @@ def wait_for(name: str, text: str) -> str:
 class Pod:
     """A server's pod of built manifests, played by podman on this machine.
 
-    It has no probes, for podman would run curl in the container, and no init container: whoever
-    makes it gives a folder for each of its volumes. Used with `with`, it is removed at the end.
+    The test gives a folder for each volume, so there is no init container. There are no probes:
+    podman would run curl in the container. Used with `with`, the pod is removed at the end.
     """
 
     def __init__(
