@@ -264,7 +264,7 @@ def worker_main(config: WorkerConfig, shards: list[int], parent: Connection) -> 
     at the end if it failed. It exits if its parent has exited."""
     exit_on_sigterm()
     logging.getLogger("latentd").setLevel(logging.ERROR)  # the parent process logs
-    logging.getLogger("latentd.client").setLevel(logging.WARNING)  # but knows no server
+    logging.getLogger("latentd.client").setLevel(logging.WARNING)  # a lost server
     failure: Failure | None = None
     report = ProgressThrottle(parent.send)
     try:
